@@ -1,0 +1,103 @@
+"""Lint the contract and generate service/topwork/v1; ``--check`` only says whether it is fresh.
+
+buf reads a descriptor set that protoc compiled, because googleapis-common-protos ships
+operations.proto under another file name and buf cannot be told so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import grpc_tools
+from grpc_tools import protoc
+
+PROTO = Path(__file__).parent
+PACKAGE = Path("topwork/v1")
+TARGET = PROTO.parent / "service" / PACKAGE
+SOURCES = sorted(str(path.relative_to(PROTO)) for path in (PROTO / PACKAGE).glob("*.proto"))
+MARK = '"""Generated from proto/topwork/v1 by `make proto`; never edited."""\n'
+
+
+def compile_protos(work: Path, *outputs: str) -> None:
+    """Run protoc on the contract with ``outputs`` as its flags."""
+    shipped = Path(sysconfig.get_path("purelib")) / "google"
+    includes = work / "includes" / "google"
+    for package in ("api", "rpc", "longrunning"):
+        shutil.copytree(shipped / package, includes / package, dirs_exist_ok=True)
+    shutil.copy(
+        includes / "longrunning" / "operations_proto.proto",
+        includes / "longrunning" / "operations.proto",
+    )
+    well_known = resources.files(grpc_tools) / "_proto"
+    command = ["protoc", f"-I{PROTO}", f"-I{includes.parent}", f"-I{well_known}", *outputs]
+    if protoc.main(command + SOURCES) != 0:
+        sys.exit("protoc failed")
+
+
+def lint(work: Path) -> None:
+    """Run buf's rules over the contract; exits when one is broken."""
+    image = work / "image.binpb"
+    compile_protos(
+        work, f"--descriptor_set_out={image}", "--include_imports", "--include_source_info"
+    )
+    paths = [flag for source in SOURCES for flag in ("--path", source)]
+    config = str(PROTO / "buf.yaml")
+    buf = Path(sysconfig.get_path("scripts")) / "buf"
+    done = subprocess.run([buf, "lint", str(image), "--config", config, *paths], check=False)
+    if done.returncode:
+        sys.exit("buf lint failed")
+
+
+def generate(work: Path) -> Path:
+    """Generate the Python modules and return the directory that holds them."""
+    out = work / "out"
+    out.mkdir()
+    compile_protos(
+        work,
+        f"--python_out={out}",
+        f"--grpc_python_out={out}",
+        f"--mypy_out={out}",
+        f"--mypy_grpc_out={out}",
+    )
+    package = out / PACKAGE
+    (package / "__init__.py").write_text(MARK)
+    return package
+
+
+def main() -> None:
+    """Regenerate, or with ``--check`` fail when that would change a file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if not fresh")
+    check = parser.parse_args().check
+    with TemporaryDirectory() as directory:
+        work = Path(directory)
+        lint(work)
+        fresh = generate(work)
+        names = sorted(path.name for path in fresh.iterdir())
+        if not check:
+            shutil.rmtree(TARGET, ignore_errors=True)
+            shutil.copytree(fresh, TARGET)
+            print(json.dumps({"generated": names}))
+            return
+        kept = sorted(path.name for path in TARGET.iterdir() if path.is_file())
+        stale = [
+            name
+            for name in names
+            if name in kept and not filecmp.cmp(fresh / name, TARGET / name, shallow=False)
+        ]
+        stale += sorted(set(names) ^ set(kept))
+        if stale:
+            sys.exit(f"not fresh, run `make proto`: {', '.join(stale)}")
+
+
+if __name__ == "__main__":
+    main()

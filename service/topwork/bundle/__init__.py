@@ -1,0 +1,1 @@
+"""The contract between trainer and server: what a bundle is, on disk and in numbers."""

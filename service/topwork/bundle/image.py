@@ -1,0 +1,119 @@
+"""How an image's bytes become the backbone's input: the one path, in training and in serving."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from topwork.bundle.limits import DEFAULT_LIMITS, Limits
+from topwork.bundle.preprocess import PreprocessSpec
+from topwork.errors import ImageError
+
+Pixels = NDArray[np.uint8]
+"""One preprocessed image: uint8 (crop, crop, 3), RGB."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's decoders are seen to raise on damaged files, beside OSError.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError,
+            OverflowError, struct.error)  # fmt: skip
+
+
+def preprocess(content: bytes, spec: PreprocessSpec, *, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+    """Return the pixels of an encoded image as ``spec`` says.
+
+    The first frame of an animation; upright by its EXIF orientation; transparency on white;
+    greyscale and CMYK become RGB; 16-bit samples keep their upper 8 bits; ICC profiles are ignored.
+    Raises ImageError if the bytes are empty, too long, no known format, damaged or cut off, or if
+    the image has too many pixels (seen before it is decoded).
+    """
+    if not content:
+        raise ImageError("the image is empty (0 bytes)")
+    if len(content) > limits.max_image_bytes:
+        raise ImageError(
+            f"the image is {_mib(len(content))}; the limit is {_mib(limits.max_image_bytes)}",
+            reason="IMAGE_TOO_LARGE",
+        )
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _check_size(image.width * image.height, f"{image.width} x {image.height}", limits)
+            return _preprocess(image, spec)
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"the image ({len(content)} bytes) is none of {', '.join(FORMATS)}"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels(str(error), limits) from None
+    except _DAMAGED as error:
+        raise ImageError(f"the image is damaged or cut off: {error}") from error
+
+
+def pixel_digest(pixels: Pixels) -> str:
+    """Return the image digest: sha256 of the preprocessed pixels, in hexadecimal.
+
+    Files that differ only in what the backbone never sees (container, metadata) share it.
+    """
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def _preprocess(image: Image.Image, spec: PreprocessSpec) -> Pixels:
+    # JPEG only: decode at 1/2, 1/4 or 1/8 of the size where that is still large enough.
+    image.draft(None, (spec.resize, spec.resize))
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    rgb = _to_rgb(image)
+    # Crop, then scale: the picture of scale-then-crop for half the work. The box is symmetric, so
+    # turning the small result equals turning the large source.
+    side = min(rgb.size) * spec.crop / spec.resize
+    left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+    small = rgb.resize(
+        (spec.crop, spec.crop),
+        _FILTERS[spec.interpolation],
+        box=(left, top, left + side, top + side),
+        reducing_gap=3.0,
+    )
+    if orientation in _UPRIGHT:
+        small = small.transpose(_UPRIGHT[orientation])
+    return np.asarray(small, dtype=np.uint8)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError("the image has floating-point samples; 8 or 16 bits are supported")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow's own conversion would clip everything above 255 to white.
+        deep = np.clip(np.asarray(image), 0, 65_535)
+        image = Image.fromarray((deep >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+    return image.convert("RGB")
+
+
+def _check_size(pixels: int, size: str, limits: Limits) -> None:
+    if pixels > limits.max_image_pixels:
+        raise _too_many_pixels(f"the image is {size} = {pixels} pixels", limits)
+
+
+def _too_many_pixels(found: str, limits: Limits) -> ImageError:
+    return ImageError(
+        f"{found}; the limit is {limits.max_image_pixels} pixels", reason="IMAGE_TOO_LARGE"
+    )
+
+
+def _mib(length: int) -> str:
+    return f"{length / 2**20:.1f} MiB"

@@ -1,0 +1,118 @@
+"""From exemplars to a head and an honest account of it: what fit and AddClass have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.bundle.exemplars import FOLDS, Exemplars
+from topwork.bundle.head import Head, normalise, softmax
+from topwork.bundle.metrics import Metrics, evaluate
+from topwork.bundle.solver import balanced_weights, solve
+
+STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+"""The inverse regularisations (C) that cross-validation chooses from."""
+
+GRID_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """A head, and how good it is on images that it did not see."""
+
+    head: Head
+    metrics: Metrics
+
+
+def learn(exemplars: Exemplars, *, seed: int) -> Learned:
+    """Return the head of these exemplars: a function of the set and ``seed``, and of nothing else.
+
+    Cold start, fixed order, fixed algorithm: a class that was added later leaves no other trace
+    than one that was there from the start. Strength and temperature are chosen by cross-validation,
+    anew at every call.
+    """
+    features = normalise(exemplars.embeddings)
+    targets = exemplars.targets
+    balance = balanced_weights(targets, len(exemplars.labels))
+    logits = _out_of_fold_logits(features, exemplars, exemplars.folds(seed))  # (S, N, C)
+    temperatures = [_temperature(one, targets, balance) for one in logits]
+    losses = [
+        float(balance @ _losses(one / temperature, targets))
+        for one, temperature in zip(logits, temperatures, strict=True)
+    ]
+    best = int(np.argmin(losses))
+    solution = solve(
+        features,
+        targets,
+        len(exemplars.labels),
+        sample_weights=balance[None],
+        strengths=np.array([STRENGTHS[best]]),
+    )
+    return Learned(
+        head=Head(
+            weights=solution.weights[0].astype(np.float32),
+            bias=solution.bias[0].astype(np.float32),
+            temperature=temperatures[best],
+            strength=STRENGTHS[best],
+        ),
+        metrics=evaluate(
+            targets, softmax(logits[best] / temperatures[best]), exemplars.labels, folds=FOLDS
+        ),
+    )
+
+
+def _out_of_fold_logits(
+    features: NDArray[np.float32], exemplars: Exemplars, folds: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return logits (S, N, C) a strength; each row by a head that saw no row of its fold."""
+    targets, classes = exemplars.targets, len(exemplars.labels)
+    per_fold = np.zeros((FOLDS, len(targets)), dtype=np.float32)
+    for fold in range(FOLDS):
+        rows = np.flatnonzero(folds != fold)
+        per_fold[fold, rows] = balanced_weights(targets[rows], classes)
+    solution = solve(
+        features,
+        targets,
+        classes,
+        sample_weights=np.tile(per_fold, (len(STRENGTHS), 1)),
+        strengths=np.repeat(STRENGTHS, FOLDS),
+        tolerance=GRID_TOLERANCE,
+        dtype=np.float32,
+    )
+    logits = np.empty((len(STRENGTHS), len(targets), classes), dtype=np.float32)
+    for problem in range(len(STRENGTHS) * FOLDS):
+        strength, fold = divmod(problem, FOLDS)
+        rows = np.flatnonzero(folds == fold)
+        logits[strength, rows] = (
+            features[rows] @ solution.weights[problem].T + solution.bias[problem]
+        )
+    return logits
+
+
+def _temperature(
+    logits: NDArray[np.float32], targets: NDArray[np.int64], weights: NDArray[np.float64]
+) -> float:
+    """Return the temperature of least weighted log loss (Guo et al., ICML 2017), 1/20 to 20.
+
+    Newton steps on the inverse temperature a, in which the loss is convex: its derivatives are the
+    mean and the variance of the logits under the model, less the logit of the target.
+    """
+    inverse = 1.0
+    right = logits[np.arange(len(targets)), targets]
+    for _ in range(20):
+        p = softmax(np.asarray(inverse * logits, dtype=np.float32))
+        mean = (p * logits).sum(axis=1)
+        slope = float(weights @ (mean - right))
+        curvature = float(weights @ ((p * np.square(logits)).sum(axis=1) - np.square(mean)))
+        step = -slope / max(curvature * inverse, 1e-12)
+        inverse = float(np.clip(inverse * np.exp(np.clip(step, -1, 1)), 1 / 20, 20))
+    return 1 / inverse
+
+
+def _losses(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return each row's negative log probability of its target, (N,)."""
+    top = logits.max(axis=1)
+    total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+    return np.asarray(total - logits[np.arange(len(targets)), targets])

@@ -1,0 +1,93 @@
+"""What a bundle says of itself, and its JSON form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from topwork.bundle.preprocess import PreprocessSpec
+from topwork.errors import Corrupt
+
+T = TypeVar("T")
+
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+"""A sha256 in hexadecimal; checked when read, since it becomes part of a path."""
+
+SCHEMA = 1
+"""Version of the JSON forms; a reader refuses a newer one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneInfo:
+    """backbone.json: what a backbone is and where it came from."""
+
+    name: str
+    """Such as ``efficientnet_lite0``."""
+    identity: str
+    """What its export depends on; where it is equal, the export is used again."""
+    digest: Digest
+    """sha256 of backbone.onnx."""
+    preprocess: PreprocessSpec
+    width: int
+    """D, the embedding's width."""
+    precision: Literal["fp32", "int8"]
+    licence: str
+    source: str
+    """Where the weights came from."""
+    weights_digest: Digest
+    """sha256 of the weights file."""
+    parity_error: float
+    """Largest difference between torch and ONNX Runtime in the parity check."""
+    versions: dict[str, str]
+    """Software that made it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """manifest.json: one revision. It names all that it refers to by sha256."""
+
+    model: str
+    revision: int
+    parent: int
+    """The revision that it was made from; 0 when it was made by a fit."""
+    labels: tuple[str, ...]
+    """Sorted by code point; class index = position."""
+    backbone: Digest
+    backbone_info: Digest
+    """sha256 of backbone.json."""
+    head: Digest
+    metrics: Digest
+    exemplars: tuple[Digest, ...]
+    """The shards, in the order in which they came."""
+    data_digest: Digest
+    """See ``Exemplars.data_digest``."""
+    images: int
+    """Exemplars in all."""
+    seed: int
+    """Seed of the folds; a child revision keeps its parent's."""
+    strength: float
+    """The head's inverse regularisation (C), chosen by cross-validation."""
+    temperature: float
+    """What logits were divided by, chosen by cross-validation; the exported head has it inside."""
+    operation: str
+    """The operation that made it; empty when it was made by a fit."""
+    created: datetime
+    versions: dict[str, str]
+    """Software that made it."""
+    schema: int = SCHEMA
+
+
+def to_json(value: object) -> bytes:
+    """Return a dataclass of this package as indented JSON with keys in field order."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+
+def from_json(content: bytes, kind: type[T], *, name: str) -> T:
+    """Return the ``kind`` that ``to_json`` wrote. Raises Corrupt, with ``name``, if it is none."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise Corrupt(f"{name} cannot be used: {error}") from error

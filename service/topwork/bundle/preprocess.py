@@ -1,0 +1,30 @@
+"""Which data says how an image's bytes become the backbone's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessSpec:
+    """The preprocess spec: decode to upright RGB, scale the short side, crop the centre.
+
+    The result is uint8 (crop, crop, 3), RGB. Scaling to the backbone's value range is no part of
+    it: that stands in the backbone's graph. Raises ValueError when the numbers make no sense.
+    """
+
+    resize: int
+    """Length in pixels that the short side is scaled to."""
+    crop: int
+    """Side in pixels of the central square that is kept; at most ``resize``."""
+    interpolation: Interpolation = "bicubic"
+    """Filter of the scaling, with antialiasing."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.resize:
+            raise ValueError(f"crop {self.crop} must lie between 1 and resize {self.resize}")
+        if self.interpolation not in get_args(Interpolation):
+            raise ValueError(f"unknown interpolation {self.interpolation!r}")

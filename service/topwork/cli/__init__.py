@@ -1,0 +1,33 @@
+"""The ``topwork`` command: the only reader of argv and environment."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from rich.console import Console
+
+import topwork
+from topwork.cli.ask import classify, describe, models
+from topwork.cli.serve import serve
+from topwork.cli.teach import add_class
+from topwork.errors import TopworkError
+
+
+@click.group(context_settings={"auto_envvar_prefix": "TOPWORK", "show_default": True})
+@click.version_option(topwork.__version__)
+def cli() -> None:
+    """Serve image classifiers, ask them, and teach them new classes while they serve."""
+
+
+for command in (serve, classify, add_class, models, describe):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; an expected error is one line on standard error and exit status 1."""
+    try:
+        cli()
+    except TopworkError as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,30 @@
+"""What a server needs to know. Only the command line fills it in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from topwork.bundle.limits import DEFAULT_LIMITS, Limits
+from topwork.engine.backend import Provider
+from topwork.logs import Format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """The settings of ``topwork serve``; each is an option of the same name."""
+
+    repository: Path
+    address: str = "127.0.0.1:50051"
+    """HOST:PORT; port 0 takes a free one."""
+    provider: Provider = "auto"
+    cores: int = 1
+    """Threads that decode, and threads that run the backbone on CPU."""
+    queue_limit: int = 512
+    """Images in the server at a time, over all callers; more are refused."""
+    most_seconds: float = 60.0
+    """What a Classify call may take at most, whatever deadline its caller set."""
+    grace_seconds: float = 10.0
+    """How long calls in flight may go on after SIGTERM."""
+    log_format: Format = "text"
+    limits: Limits = DEFAULT_LIMITS

@@ -1,0 +1,1 @@
+"""What the server does, with no word about how it is reached: no grpc, no protobuf here."""

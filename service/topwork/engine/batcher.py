@@ -1,0 +1,101 @@
+"""The queue before one backbone: gives each image to a free runner, its answer to its caller."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.bundle.image import Pixels
+
+Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""(N, H, W, 3) uint8 -> (N, D) float32, rows in input order. Called in runners' threads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """One image's embedding, and what it cost."""
+
+    embedding: NDArray[np.float32]
+    """(D,)"""
+    waited: float
+    """Seconds in the queue."""
+    computed: float
+    """Seconds of the backbone: this image's share of its micro-batch."""
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    pixels: Pixels
+    answer: asyncio.Future[Embedded]
+    since: float
+
+
+class Batcher:
+    """Runs up to ``runners`` micro-batches at once, each of up to ``max_batch`` waiting images.
+
+    All state belongs to one event loop; runners see only arrays. An entry whose caller has gone
+    (cancelled, or past its deadline) is dropped before it costs compute. Its bound is the caller's:
+    who submits holds a permit.
+    """
+
+    def __init__(self, embed: Embed, executor: Executor, *, runners: int, max_batch: int) -> None:
+        self._embed = embed
+        self._executor = executor
+        self._free = runners
+        self._max_batch = max_batch
+        self._waiting: deque[_Entry] = deque()
+
+    async def submit(self, pixels: Pixels) -> Embedded:
+        """Return the embedding of one preprocessed image. Raises what the backbone raised."""
+        answer: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Entry(pixels, answer, time.perf_counter()))
+        self._dispatch()
+        return await answer
+
+    def _dispatch(self) -> None:
+        while self._free and (batch := self._next_batch()):
+            self._free -= 1
+            running = asyncio.get_running_loop().run_in_executor(
+                self._executor, self._run, [entry.pixels for entry in batch]
+            )
+            running.add_done_callback(partial(self._finish, batch))
+
+    def _next_batch(self) -> list[_Entry]:
+        batch: list[_Entry] = []
+        while self._waiting and len(batch) < self._max_batch:
+            entry = self._waiting.popleft()
+            if not entry.answer.done():
+                batch.append(entry)
+        return batch
+
+    def _run(self, images: list[Pixels]) -> tuple[NDArray[np.float32], float, float]:
+        start = time.perf_counter()
+        embeddings = self._embed(np.stack(images))
+        return embeddings, start, (time.perf_counter() - start) / len(images)
+
+    def _finish(
+        self,
+        batch: list[_Entry],
+        done: asyncio.Future[tuple[NDArray[np.float32], float, float]],
+    ) -> None:
+        self._free += 1
+        error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        for row, entry in enumerate(batch):
+            if entry.answer.done():
+                continue
+            if error is not None:
+                entry.answer.set_exception(error)
+                continue
+            embeddings, start, computed = done.result()
+            entry.answer.set_result(
+                Embedded(embedding=embeddings[row], waited=start - entry.since, computed=computed)
+            )
+        self._dispatch()

@@ -1,0 +1,189 @@
+"""Classify: from encoded images to predictions, all of one revision."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.bundle.image import Pixels, preprocess
+from topwork.bundle.limits import Limits
+from topwork.engine.batcher import Embedded
+from topwork.engine.registry import Registry, Snapshot
+from topwork.errors import DeadlinePassed, ImageError, InvalidInput, Overloaded
+
+DEFAULT_TOP_K = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """A label and its calibrated probability, 0..1."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds of each stage; see topwork.v1.Timings."""
+
+    decode: float
+    queue: float
+    backbone: float
+    head: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classified:
+    """The answer to one request."""
+
+    revision: int
+    results: tuple[tuple[Prediction, ...] | ImageError, ...]
+    """One an image, in request order; the most probable prediction first."""
+    timings: Timings
+
+
+class Classifier:
+    """Answers Classify requests. At most ``queue_limit`` images are in it at a time."""
+
+    def __init__(self, registry: Registry, *, limits: Limits, cores: int, queue_limit: int) -> None:
+        self._registry = registry
+        self._limits = limits
+        self._cores = cores
+        self._queue_limit = queue_limit
+        self._admitted = 0
+        self._image_seconds = 0.01  # of one core; follows what is measured
+        self._decoders: ThreadPoolExecutor | None = None
+
+    def start(self) -> None:
+        """Start the decoding threads."""
+        self._decoders = ThreadPoolExecutor(self._cores, thread_name_prefix="decode")
+
+    def close(self) -> None:
+        """Stop them."""
+        if self._decoders is not None:
+            self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    async def classify(
+        self,
+        model: str,
+        images: Sequence[bytes],
+        *,
+        revision: int = 0,
+        top_k: int = 0,
+        budget: float | None = None,
+    ) -> Classified:
+        """Return the predictions for encoded ``images``, within ``budget`` seconds.
+
+        ``revision`` 0 is the serving one, ``top_k`` 0 is DEFAULT_TOP_K. Raises NotFound,
+        InvalidInput, Overloaded, DeadlinePassed; an unreadable image is an ImageError in the
+        results.
+        """
+        start = time.perf_counter()
+        self._check(images, revision, top_k)
+        snapshot = await self._registry.snapshot(model, revision)
+        self._admit(len(images))
+        try:
+            async with asyncio.timeout(budget):
+                return await self._answer(snapshot, images, top_k or DEFAULT_TOP_K, start)
+        except TimeoutError:
+            raise DeadlinePassed(
+                f"{len(images)} images were not classified within {budget:.3f} s"
+            ) from None
+        finally:
+            self._admitted -= len(images)
+
+    def _check(self, images: Sequence[bytes], revision: int, top_k: int) -> None:
+        most = self._limits.max_images_per_request
+        if not images:
+            raise InvalidInput("the request has no image", field="images")
+        if len(images) > most:
+            raise InvalidInput(
+                f"the request has {len(images)} images; the limit is {most}",
+                field="images",
+                reason="TOO_MANY_IMAGES",
+            )
+        for name, value in (("revision", revision), ("top_k", top_k)):
+            if value < 0:
+                raise InvalidInput(f"{name} is {value}; it must not be negative", field=name)
+
+    def _admit(self, images: int) -> None:
+        # A request larger than the whole queue is let in when it is alone: it could never be else.
+        if self._admitted and self._admitted + images > self._queue_limit:
+            raise Overloaded(
+                f"{self._admitted} images are queued, {images} more would pass the limit of "
+                f"{self._queue_limit}",
+                retry_after=max(0.01, self._admitted * self._image_seconds / self._cores),
+            )
+        self._admitted += images
+
+    async def _answer(
+        self, snapshot: Snapshot, images: Sequence[bytes], top_k: int, start: float
+    ) -> Classified:
+        loop = asyncio.get_running_loop()
+        spec = snapshot.backbone.info.preprocess
+        decode_seconds = 0.0
+
+        def decode(content: bytes) -> tuple[Pixels, float]:
+            began = time.perf_counter()
+            return preprocess(content, spec, limits=self._limits), time.perf_counter() - began
+
+        async def embed(index: int) -> Embedded | ImageError:
+            nonlocal decode_seconds
+            try:
+                pixels, seconds = await loop.run_in_executor(self._decoders, decode, images[index])
+            except ImageError as error:
+                return ImageError(str(error), field=f"images[{index}]", reason=error.reason)
+            decode_seconds += seconds
+            return await snapshot.backbone.batcher.submit(pixels)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(embed(index)) for index in range(len(images))]
+        embedded = [task.result() for task in tasks]
+        good = [one for one in embedded if isinstance(one, Embedded)]
+        before_head = time.perf_counter()
+        probabilities = iter(await self._head(snapshot, good))
+        end = time.perf_counter()
+        backbone_seconds = sum(one.computed for one in good)
+        if good:
+            seconds = (decode_seconds + backbone_seconds) / len(good)
+            self._image_seconds += 0.1 * (seconds - self._image_seconds)
+        return Classified(
+            revision=snapshot.manifest.revision,
+            results=tuple(
+                one
+                if isinstance(one, ImageError)
+                else _predictions(next(probabilities), snapshot.manifest.labels, top_k)
+                for one in embedded
+            ),
+            timings=Timings(
+                decode=decode_seconds,
+                queue=max((one.waited for one in good), default=0.0),
+                backbone=backbone_seconds,
+                head=end - before_head,
+                total=end - start,
+            ),
+        )
+
+    async def _head(self, snapshot: Snapshot, good: Sequence[Embedded]) -> NDArray[np.float32]:
+        """Return probabilities (len(good), C)."""
+        if not good:
+            return np.empty((0, len(snapshot.manifest.labels)), dtype=np.float32)
+        embeddings = np.stack([one.embedding for one in good])
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, snapshot.head.run, embeddings)
+
+
+def _predictions(
+    probabilities: NDArray[np.float32], labels: tuple[str, ...], top_k: int
+) -> tuple[Prediction, ...]:
+    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    return tuple(
+        Prediction(label=labels[index], probability=float(probabilities[index])) for index in order
+    )

@@ -1,0 +1,127 @@
+"""How a class is added: embed the new images, re-solve the head on all exemplars, publish.
+
+Each function is idempotent, so that a step that was cut off can be run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from topwork.bundle.limits import DEFAULT_LIMITS, Limits
+from topwork.bundle.manifest import BackboneInfo, Manifest
+from topwork.bundle.store import Repository
+from topwork.engine.backend import Session, open_session
+from topwork.engine.embed import Source, embed
+from topwork.engine.jobs import AddClassJob, SkippedUpload
+from topwork.engine.solve import solve
+from topwork.errors import AlreadyExists, NotReady
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewExemplars:
+    """The exemplars of a new class: the digest of their shard, and what was left out."""
+
+    shard: str
+    images: int
+    skipped: tuple[SkippedUpload, ...]
+
+
+class Trainer:
+    """Adds classes to the models of one repository. Keeps loaded backbones for the next time."""
+
+    def __init__(
+        self, repository: Repository, *, cores: int, limits: Limits = DEFAULT_LIMITS
+    ) -> None:
+        self._repository = repository
+        self._cores = cores
+        self._limits = limits
+        self._sessions: dict[str, Session] = {}
+
+    def embed(self, job: AddClassJob, on_image: Callable[[int, int], None]) -> NewExemplars:
+        """Embed the uploads with the serving revision's backbone and store their exemplars.
+
+        ``on_image`` is called with images done and in all. Raises NotReady if fewer than the
+        minimum are usable; its message names the skipped ones.
+        """
+        manifest = self._repository.manifest(job.model, self._repository.serving(job.model))
+        info = self._repository.backbone(manifest)
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            on_image(done, len(job.uploads))
+
+        exemplars, skipped = embed(
+            [
+                Source(
+                    name=upload.name,
+                    label=job.label,
+                    read=lambda digest=upload.digest: self._repository.image(digest),  # type: ignore[misc]  # mypy cannot infer a lambda's default
+                )
+                for upload in job.uploads
+            ],
+            self._session(manifest, info),
+            info.preprocess,
+            cores=self._cores,
+            limits=self._limits,
+            on_image=count,
+        )
+        all_skipped = job.refused + tuple(
+            SkippedUpload(name=one.name, reason=one.reason, message=one.message) for one in skipped
+        )
+        usable = len(exemplars) if exemplars is not None else 0
+        if exemplars is None or usable < self._limits.min_images_per_label:
+            raise NotReady(
+                _too_few(job, usable, all_skipped, self._limits), reason="TOO_FEW_IMAGES"
+            )
+        return NewExemplars(
+            shard=self._repository.put_exemplars(exemplars), images=usable, skipped=all_skipped
+        )
+
+    def solve(self, job: AddClassJob, shard: str, operation: str) -> Manifest:
+        """Solve and publish the revision with the new class; it does not serve yet.
+
+        Raises AlreadyExists if the model has the label by now.
+        """
+        published = self._repository.find(job.model, lambda one: one.operation == operation)
+        if published is not None:
+            return published
+        parent = self._repository.manifest(job.model, self._repository.serving(job.model))
+        if job.label in parent.labels:
+            raise AlreadyExists(
+                f"model {job.model!r} has a label {job.label!r} already",
+                kind="label",
+                resource=job.label,
+                reason="LABEL_EXISTS",
+            )
+        return solve(
+            self._repository,
+            model=job.model,
+            backbone=parent.backbone,
+            shards=(*parent.exemplars, shard),
+            seed=parent.seed,
+            parent=parent.revision,
+            operation=operation,
+        )
+
+    def _session(self, manifest: Manifest, info: BackboneInfo) -> Session:
+        if info.digest not in self._sessions:
+            self._sessions[info.digest] = open_session(
+                self._repository.backbone_model(manifest.backbone), output="embedding"
+            )
+        return self._sessions[info.digest]
+
+
+def _too_few(
+    job: AddClassJob, usable: int, skipped: tuple[SkippedUpload, ...], limits: Limits
+) -> str:
+    text = (
+        f"label {job.label!r} has {usable} usable images; "
+        f"at least {limits.min_images_per_label} are needed"
+    )
+    if skipped:
+        named = "; ".join(f"{one.name}: {one.message}" for one in skipped[:5])
+        text += f" ({len(skipped)} skipped: {named}{'; ...' if len(skipped) > 5 else ''})"
+    return text

@@ -1,0 +1,76 @@
+"""Keeps one worker process alive beside the server."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+
+import structlog
+
+from topwork.engine import worker
+
+log = structlog.get_logger(__name__)
+
+RESTART_SECONDS = 1.0
+"""Pause before a worker that died is started again."""
+
+
+class Supervisor:
+    """Starts a worker, and another one whenever it dies.
+
+    Spawned, never forked: grpc and ONNX Runtime hold threads that a fork would not copy. The pipe
+    between the two ends with this process, however that ends, and the worker with the pipe.
+    """
+
+    def __init__(self, config: worker.WorkerConfig) -> None:
+        self._config = config
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the first worker. Operations wait in the queue until it is ready."""
+        self._spawn()
+        self._task = asyncio.create_task(self._supervise(), name="supervisor")
+
+    async def aclose(self) -> None:
+        """End the worker; an operation that it was running goes on when the next one starts."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._process is not None:
+            await asyncio.to_thread(self._process.join, 5.0)
+            self._process.kill()
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id."""
+        return self._process.pid if self._process is not None else None
+
+    def _spawn(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        child_end, self._pipe = context.Pipe(duplex=False)
+        # Not a daemon of multiprocessing's: those are killed at exit, this one ends by its pipe.
+        self._process = context.Process(
+            target=worker.run, args=(self._config, child_end), name="topwork-worker"
+        )
+        self._process.start()
+        child_end.close()
+
+    async def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            assert self._process is not None, "start() spawned it"
+            died = asyncio.Event()
+            loop.add_reader(self._process.sentinel, died.set)
+            try:
+                await died.wait()
+            finally:
+                loop.remove_reader(self._process.sentinel)
+            log.error("worker died", exit_code=self._process.exitcode)
+            await asyncio.sleep(RESTART_SECONDS)
+            self._spawn()

@@ -1,0 +1,164 @@
+"""The worker: a process beside the serving one that runs the operations.
+
+It may be killed at any moment: when it starts again under the same executor id it repeats only the
+step that was cut off, and steps are idempotent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import structlog
+from dbos import DBOS, DBOSPortableJSONSerializer
+
+from topwork import logs
+from topwork.bundle.limits import Limits
+from topwork.bundle.store import Repository
+from topwork.engine import operations
+from topwork.engine.jobs import (
+    AddClassJob,
+    AddClassResult,
+    Failure,
+    Outcome,
+    Progress,
+    Stage,
+    StageSeconds,
+)
+from topwork.engine.operations import from_json, to_json
+from topwork.engine.retrain import NewExemplars, Trainer
+from topwork.errors import TopworkError
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 0.05
+"""How often the queue is looked at: the most that it adds to an operation."""
+
+PROGRESS_SECONDS = 0.1
+"""Least time between two progress events of a stage; each is a database write."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """What a worker needs to know; crosses the process boundary."""
+
+    root: Path
+    url: str
+    cores: int
+    limits: Limits
+    log_format: logs.Format
+
+
+def run(config: WorkerConfig, parent: Connection) -> None:
+    """Run operations until the parent closes its end of the pipe ``parent``, or dies.
+
+    One worker a repository and host at a time: a second one waits for the first to end.
+    """
+    logs.configure(config.log_format)
+    os.nice(10)  # requests come first: retraining takes what they leave
+    lock = (config.root / "worker.lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    repository = Repository(config.root)
+    for path in repository.sweep():
+        log.info("swept", path=str(path))
+    DBOS(
+        config={
+            "name": operations.APPLICATION,
+            "system_database_url": config.url,
+            "executor_id": "worker",
+            "application_version": operations.APPLICATION_VERSION,
+            "serializer": DBOSPortableJSONSerializer(),
+            "log_level": "WARNING",
+        }
+    )
+    _define(repository, Trainer(repository, cores=config.cores, limits=config.limits))
+    DBOS.launch()
+    DBOS.register_queue(
+        operations.QUEUE, partition_concurrency=1, polling_interval_sec=POLL_SECONDS
+    )
+    log.info("worker ready", repository=str(config.root))
+    with contextlib.suppress(EOFError):
+        parent.recv_bytes()
+    os._exit(0)  # whatever runs now is repeated by the next worker
+
+
+def _define(repository: Repository, trainer: Trainer) -> None:
+    """Register the workflow and its steps with DBOS. Each step's result is stored when it ends."""
+
+    @DBOS.step()
+    def embed(job: Any) -> Any:
+        report = _Reporter("embedding")
+        return to_json(trainer.embed(from_json(job, AddClassJob), report))
+
+    @DBOS.step()
+    def solve(job: Any, shard: str) -> int:
+        _set_progress(Progress(stage="solving"))
+        workflow = DBOS.workflow_id
+        assert workflow is not None, "a step runs in a workflow"
+        return trainer.solve(from_json(job, AddClassJob), shard, workflow).revision
+
+    @DBOS.step()
+    def serve(job: Any, revision: int) -> None:
+        _set_progress(Progress(stage="publishing"))
+        repository.set_serving(from_json(job, AddClassJob).model, revision)
+
+    @DBOS.workflow(name=operations.ADD_CLASS)
+    def add_class(data: Any) -> Any:
+        job = from_json(data, AddClassJob)
+        started = time.time()
+        try:
+            new = from_json(embed(data), NewExemplars)
+            embedded = time.time()
+            revision = solve(data, new.shard)
+            solved = time.time()
+            serve(data, revision)
+        except TopworkError as error:
+            log.warning("operation failed", id=DBOS.workflow_id, error=str(error))
+            failure = Failure(kind=type(error).__name__, reason=error.reason, message=str(error))
+            return to_json(Outcome(failure=failure))
+        manifest = repository.manifest(job.model, revision)
+        metrics = repository.metrics(manifest)
+        parent = repository.manifest(job.model, manifest.parent)
+        seconds = StageSeconds(
+            queued=started - job.accepted,
+            embedding=embedded - started,
+            solving=solved - embedded,
+            publishing=time.time() - solved,
+        )
+        result = AddClassResult(
+            revision=revision,
+            images_used=new.images,
+            skipped=new.skipped,
+            old_labels_accuracy_before=repository.metrics(parent).accuracy,
+            old_labels_accuracy_after=metrics.accuracy_on(parent.labels),
+            new_label_recall=next(
+                one.recall for one in metrics.per_label if one.label == job.label
+            ),
+            seconds=seconds,
+        )
+        log.info("class added", model=job.model, label=job.label, revision=revision)
+        return to_json(Outcome(result=result))
+
+
+class _Reporter:
+    """Turns counts into progress events, the last one always, the others not too often."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage: Stage = stage
+        self._next = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now >= self._next or done == total:
+            self._next = now + PROGRESS_SECONDS
+            _set_progress(Progress(stage=self._stage, done=done, total=total))
+
+
+def _set_progress(progress: Progress) -> None:
+    DBOS.set_event(operations.PROGRESS, to_json(progress))

@@ -1,0 +1,104 @@
+"""What happens around every call: the error table and one access line."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+
+from topwork.errors import TopworkError
+from topwork.rpc import status as statuses
+
+log = structlog.get_logger("topwork.access")
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """One interceptor for all calls, since stacks of several break each other."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Return the handler of a call, wrapped."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(("/topwork.v1.", "/google.longrunning.")):
+            return handler  # health and reflection follow their own rules
+        kind = ("stream" if handler.request_streaming else "unary") + (
+            "_stream" if handler.response_streaming else "_unary"
+        )
+        wrap = _wrap_stream if handler.response_streaming else _wrap_unary
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        wrapped: Handler = make(
+            wrap(getattr(handler, kind), method),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+        return wrapped
+
+
+def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Any]:
+    async def call(request: Any, context: Context) -> Any:
+        async with _Call(method, context):
+            return await behaviour(request, context)
+
+    return call
+
+
+def _wrap_stream(behaviour: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., Any]:
+    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+        async with _Call(method, context):
+            async for response in behaviour(request, context):
+                yield response
+
+    return call
+
+
+class _Call:
+    """The frame of one call: turns errors into statuses, then logs one line."""
+
+    def __init__(self, method: str, context: Context) -> None:
+        self._method = method
+        self._context = context
+        self._start = 0.0
+
+    async def __aenter__(self) -> None:
+        self._start = time.perf_counter()
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        fields: dict[str, Any] = {}
+        status = None
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            code = grpc.StatusCode.CANCELLED
+        elif isinstance(error, TopworkError):
+            status = statuses.from_error(error)
+            fields = {"reason": error.reason, "error": str(error)}
+        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+            log.error("unexpected error", method=self._method, exc_info=error)
+            status = statuses.internal()
+        else:
+            code = grpc.StatusCode.OK
+        if status is not None:
+            code = _CODES[status.code]
+        log.info(
+            "call",
+            method=self._method,
+            code=code.name,
+            milliseconds=round((time.perf_counter() - self._start) * 1e3, 2),
+            peer=self._context.peer(),
+            **fields,
+        )
+        if status is not None:
+            await self._context.abort(
+                code, status.message, ((statuses.DETAILS_KEY, status.SerializeToString()),)
+            )

@@ -1,0 +1,145 @@
+"""The server process: puts the parts together, starts them in order and stops them in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import grpc
+import structlog
+from google.longrunning import operations_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from topwork.bundle.store import Repository
+from topwork.config import ServeConfig
+from topwork.engine.classifier import Classifier
+from topwork.engine.operations import Operations, database_url
+from topwork.engine.registry import Registry
+from topwork.engine.supervisor import Supervisor
+from topwork.engine.worker import WorkerConfig
+from topwork.errors import Unavailable
+from topwork.rpc.interceptor import Interceptor
+from topwork.rpc.servicers import (
+    ClassifierServicer,
+    ModelServicer,
+    OperationsServicer,
+    OperationViews,
+)
+from topwork.rpc.uploads import Uploads
+from topwork.v1 import (
+    classifier_service_pb2,
+    classifier_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+
+log = structlog.get_logger(__name__)
+
+SERVICES = (
+    classifier_service_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name,
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    "google.longrunning.Operations",
+)
+
+
+class Server:
+    """Everything that one serving process holds."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        limits = config.limits
+        url = database_url(config.repository)
+        repository = Repository(config.repository)
+        self._config = config
+        self._operations = Operations(url)
+        self._registry = Registry(repository, provider=config.provider, cores=config.cores)
+        self._classifier = Classifier(
+            self._registry, limits=limits, cores=config.cores, queue_limit=config.queue_limit
+        )
+        self._supervisor = Supervisor(
+            WorkerConfig(
+                root=config.repository,
+                url=url,
+                cores=config.cores,
+                limits=limits,
+                log_format=config.log_format,
+            )
+        )
+        views = OperationViews(self._operations, self._registry)
+        uploads = Uploads(repository, self._registry, self._operations, limits)
+        self._classifier_servicer = ClassifierServicer(
+            self._classifier, most_seconds=config.most_seconds
+        )
+        self._model_servicer = ModelServicer(repository, self._registry, views, uploads, limits)
+        self._operations_servicer = OperationsServicer(views)
+        self._grpc: grpc.aio.Server | None = None
+        self._health = health.aio.HealthServicer()
+
+    async def start(self) -> int:
+        """Load and warm everything, then open the port and return its number.
+
+        Raises Unavailable if the port cannot be had, NotReady if the provider cannot.
+        """
+        await self._operations.start()
+        self._supervisor.start()
+        await self._registry.start()
+        self._classifier.start()
+        self._grpc = self._make_grpc_server()
+        try:
+            port = self._grpc.add_insecure_port(self._config.address)
+        except RuntimeError as error:
+            raise Unavailable(f"cannot listen on {self._config.address!r}: {error}") from error
+        await self._grpc.start()
+        for service in ("", *SERVICES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        log.info("ready", port=port, models=self._registry.models())
+        return port
+
+    async def aclose(self) -> None:
+        """Say NOT_SERVING, let calls in flight end within the grace, then close what they used."""
+        if self._grpc is not None:
+            await self._health.enter_graceful_shutdown()
+            await self._grpc.stop(self._config.grace_seconds)
+        self._classifier.close()
+        await self._registry.aclose()
+        await self._supervisor.aclose()
+        await self._operations.aclose()
+
+    def _make_grpc_server(self) -> grpc.aio.Server:
+        most = self._config.limits.max_message_bytes
+        server = grpc.aio.server(
+            interceptors=[Interceptor()],
+            options=[
+                ("grpc.max_receive_message_length", most),
+                ("grpc.max_send_message_length", most),
+                # A second server on the port is an error, not a silent half of the traffic.
+                ("grpc.so_reuseport", 0),
+                # The default answers a client's keepalive pings with GOAWAY.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+        )
+        classifier_service_pb2_grpc.add_ClassifierServiceServicer_to_server(
+            self._classifier_servicer, server
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(self._model_servicer, server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(self._operations_servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        return server
+
+
+async def serve(config: ServeConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then stop gracefully."""
+    server = Server(config)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    try:
+        await server.start()
+        await stopping.wait()
+        log.info("stopping")
+    finally:
+        await server.aclose()

@@ -1,0 +1,28 @@
+"""Fixtures that several tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from support import tiny
+
+from topwork.bundle.store import Repository
+
+PHOTOS = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Repository:
+    """Return a repository with a small model called ``colours``."""
+    return tiny.repository(tmp_path / "repository")
+
+
+@pytest.fixture(scope="session")
+def flower_photos() -> Path:
+    """Return the folder of real flower photos; tests that need it are skipped where it is not."""
+    folder = Path(os.environ.get("TOPWORK_FLOWER_PHOTOS", PHOTOS / "flower_photos"))
+    if not folder.is_dir():
+        pytest.skip(f"the real photos are not at {folder} (set TOPWORK_FLOWER_PHOTOS)")
+    return folder

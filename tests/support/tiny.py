@@ -1,0 +1,99 @@
+"""A repository whose backbone is tiny: it averages 4 x 4 patches of a 16 x 16 image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from support.pictures import pictures
+from topwork.bundle.exemplars import Exemplars
+from topwork.bundle.files import sha256
+from topwork.bundle.manifest import BackboneInfo, Manifest
+from topwork.bundle.preprocess import PreprocessSpec
+from topwork.bundle.store import Repository
+from topwork.engine.backend import open_session
+from topwork.engine.embed import Source, embed
+from topwork.engine.solve import solve
+
+SPEC = PreprocessSpec(resize=16, crop=16)
+WIDTH = 48
+
+
+def backbone_model() -> bytes:
+    """Return the tiny backbone: uint8 (N, 16, 16, 3) -> float32 (N, 48)."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["means"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Reshape", ["means", "shape"], ["embedding"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 16, 16, 3])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", WIDTH])],
+        [numpy_helper.from_array(np.array([-1, WIDTH], dtype=np.int64), "shape")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)
+
+
+def backbone_info(model: bytes) -> BackboneInfo:
+    """Return what the tiny backbone says of itself."""
+    return BackboneInfo(
+        name="tiny",
+        identity="tiny:1",
+        digest=sha256(model),
+        preprocess=SPEC,
+        width=WIDTH,
+        precision="fp32",
+        licence="Apache-2.0",
+        source="tests",
+        weights_digest=sha256(b""),
+        parity_error=0.0,
+        versions={},
+    )
+
+
+def embed_pictures(images: Mapping[str, Sequence[bytes]]) -> Exemplars:
+    """Return the exemplars of encoded images by label."""
+    sources = [
+        Source(name=f"{label}-{index}", label=label, read=lambda content=content: content)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+        for label, contents in images.items()
+        for index, content in enumerate(contents)
+    ]
+    session = open_session(backbone_model(), output="embedding")
+    exemplars, skipped = embed(sources, session, SPEC, cores=2)
+    assert exemplars is not None
+    assert not skipped
+    return exemplars
+
+
+def publish(repository: Repository, model: str, exemplars: Exemplars, *, seed: int = 0) -> Manifest:
+    """Publish a revision that was fitted on ``exemplars``, and let it serve."""
+    backbone = backbone_model()
+    info = backbone_info(backbone)
+    repository.put_backbone(backbone, info)
+    manifest = solve(
+        repository,
+        model=model,
+        backbone=info.digest,
+        shards=[repository.put_exemplars(exemplars)],
+        seed=seed,
+    )
+    repository.set_serving(model, manifest.revision)
+    return manifest
+
+
+def repository(
+    root: Path, *, labels: Sequence[str] = ("amber", "blue", "crimson", "green")
+) -> Repository:
+    """Return a new repository with a model ``colours`` fitted on 20 pictures of each label."""
+    made = Repository(root)
+    publish(made, "colours", embed_pictures({label: pictures(label, 20) for label in labels}))
+    return made

@@ -1,0 +1,212 @@
+"""The story from end to end, told through the two commands as a user would type them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from topwork.errors import InvalidInput, Unavailable
+from topwork_trainer.data import scan
+
+IMAGES_PER_LABEL = 100
+"""Rendered pictures of each kind."""
+
+HELD_OUT_EVERY = 4
+"""Every fourth photo of a class is kept for judging and never learnt from."""
+
+START_SECONDS = 60.0
+"""How long the server may take to get ready."""
+
+Row = dict[str, Any]
+
+
+def tell(data: Path | None, *, new: str | None, work: Path | None, console: Console) -> None:
+    """Fit all classes but ``new``, serve, classify, add ``new``, classify, and print a table.
+
+    Raises InvalidInput if the data does not suit.
+    """
+    with tempfile.TemporaryDirectory(prefix="topwork-demo-") as temporary:
+        _tell(data, new, work or Path(temporary), console)
+
+
+def _tell(data: Path | None, new: str | None, work: Path, console: Console) -> None:
+    if data is None:
+        data = work / "photos"
+        _step(console, "Render five kinds of flowers (drawn pictures, no photos)")
+        _command("topwork_trainer", "demo-data", data, "--images-per-label", IMAGES_PER_LABEL)
+    train, held_out = work / "train", work / "held-out"
+    labels = _split(data.absolute(), train, held_out)
+    new = new or labels[-1]
+    old = [label for label in labels if label != new]
+    if len(old) != len(labels) - 1 or len(old) < 2:
+        raise InvalidInput(
+            f"{new!r} must be one of at least three classes, which are: {', '.join(labels)}",
+            field="new",
+        )
+    repository = work / "repository"
+
+    _step(console, f"Train on {len(old)} classes: {', '.join(old)}")
+    fit = ("fit", train, "--repository", repository, "--json")
+    _command("topwork_trainer", *fit, "--model", "demo", "--classes", ",".join(old))
+    with _server(repository, work / "server.log") as address:
+        ask = _Asker(address, held_out)
+        _step(console, "Classify photos that were held out")
+        before = ask("demo", labels)
+        _step(console, f"Teach the running server a new class: {new}")
+        (added,) = _command(
+            "topwork", "add-class", "--address", address, "--model", "demo", "--label", new,
+            "--json", train / new,
+        )  # fmt: skip
+        _step(console, "Classify the same photos again")
+        after = ask("demo", labels)
+        _step(console, f"For comparison, train on all {len(labels)} classes from the images")
+        (retrained,) = _command("topwork_trainer", *fit, "--model", "retrained")
+        _wait_for_model(address, "retrained")
+        joint = ask("retrained", labels)
+    console.print(_table(old, new, before, after, joint, added, retrained))
+    console.print(
+        f"Largest difference in probability between the grafted model and the full retrain: "
+        f"{_largest_difference(after, joint):.1e}",
+        highlight=False,
+    )
+
+
+def _split(data: Path, train: Path, held_out: Path) -> list[str]:
+    """Link every fourth file of a class below ``held_out``, the others below ``train``."""
+    position: dict[str, int] = {}
+    for source in scan(data):
+        index = position[source.label] = position.get(source.label, -1) + 1
+        target = held_out if index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else train
+        link = target / source.label / f"{index:05d}{Path(source.name).suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(data / source.name)
+    return sorted(position)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    """Classifies the held-out photos and returns what was said, by label."""
+
+    address: str
+    held_out: Path
+
+    def __call__(self, model: str, labels: Sequence[str]) -> dict[str, list[Row]]:
+        photos = ("--address", self.address, "--model", model, "--top-k", 1000, "--json")
+        return {
+            label: _command("topwork", "classify", *photos, self.held_out / label, check=False)
+            for label in labels
+        }
+
+
+def _accuracy(said: dict[str, list[Row]], labels: Sequence[str]) -> float:
+    """Return the share of right answers among the readable photos of ``labels``."""
+    answers = [
+        row["predictions"][0]["label"] == label
+        for label in labels
+        for row in said[label]
+        if row["error"] is None
+    ]
+    return float(sum(answers) / max(1, len(answers)))
+
+
+def _largest_difference(one: dict[str, list[Row]], other: dict[str, list[Row]]) -> float:
+    def table(row: Row) -> dict[str, float]:
+        return {each["label"]: float(each["probability"]) for each in row["predictions"]}
+
+    return max(
+        abs(table(mine)[label] - probability)
+        for key in one
+        for mine, theirs in zip(one[key], other[key], strict=True)
+        for label, probability in table(theirs).items()
+    )
+
+
+def _table(
+    old: Sequence[str],
+    new: str,
+    before: dict[str, list[Row]],
+    after: dict[str, list[Row]],
+    joint: dict[str, list[Row]],
+    added: Row,
+    retrained: Row,
+) -> Table:
+    photos = sum(len(rows) for rows in before.values())
+    table = Table("", "before", "after AddClass", "full retrain", title=f"{photos} held-out photos")
+    everything = (before, after, joint)
+    table.add_row(
+        f"accuracy on the {len(old)} old classes",
+        *(f"{_accuracy(said, old):.3f}" for said in everything),
+    )
+    table.add_row(f"recall of {new}", *(f"{_accuracy(said, [new]):.3f}" for said in everything))
+    table.add_row(
+        "seconds until it serves",
+        "",
+        f"{added['seconds']['total']:.2f}",
+        f"{retrained['seconds']['total']:.2f}",
+    )
+    return table
+
+
+@contextmanager
+def _server(repository: Path, log: Path) -> Iterator[str]:
+    """Run ``topwork serve`` and yield its address."""
+    command = [
+        sys.executable, "-m", "topwork.cli", "serve", "--repository", str(repository),
+        "--address", "127.0.0.1:0", "--log-format", "json",
+    ]  # fmt: skip
+    with log.open("w") as file, subprocess.Popen(command, stderr=file) as process:
+        try:
+            yield f"127.0.0.1:{_port(process, log)}"
+        finally:
+            process.terminate()
+
+
+def _port(process: subprocess.Popen[bytes], log: Path) -> int:
+    """Return the port that the server listens on. Raises Unavailable if it does not start."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        for line in log.read_text().splitlines():
+            if line.startswith("{") and line.endswith("}"):
+                fields = json.loads(line)
+                if fields.get("event") == "ready":
+                    return int(fields["port"])
+        time.sleep(0.05)
+    raise Unavailable(f"the server did not get ready; its log:\n{log.read_text()}")
+
+
+def _wait_for_model(address: str, model: str) -> None:
+    """Return when the server serves ``model``, which it finds by itself."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if any(
+            row["model"] == model
+            for row in _command("topwork", "models", "--address", address, "--json")
+        ):
+            return
+    raise Unavailable(f"the server did not take up model {model!r}")
+
+
+def _command(package: str, *arguments: object, check: bool = True) -> list[Row]:
+    """Run ``topwork`` or ``topwork-train`` and return its JSON lines."""
+    command = [sys.executable, "-m", f"{package}.cli", *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if check and done.returncode:
+        raise Unavailable(f"exit status {done.returncode} of {shlex.join(command)}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _step(console: Console, text: str) -> None:
+    console.print(f"\n[bold]{text}[/]", highlight=False)

@@ -1,0 +1,158 @@
+"""How a backbone in torch becomes one ONNX graph that computes the same. Imports torch."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+
+from topwork.errors import TopworkError
+from topwork_trainer.backbones import TorchBackbone
+
+OPSET = 18
+"""The one that torch's exporter writes itself; it converts to others. ONNX Runtime has it since 1.14."""
+IR_VERSION = 8
+"""The one that came with opset 18; a newer one would only shut out runtimes (onnxruntime #20559)."""
+
+Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Maps images (N, crop, crop, 3), RGB, to embeddings (N, D)."""
+
+
+class ExportError(TopworkError):
+    """The backbone cannot be exported, or ONNX Runtime computes something else than torch."""
+
+    reason = "EXPORT_FAILED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """How far apart torch and ONNX Runtime were, on the same images."""
+
+    images: int
+    max_abs_difference: float
+    """Of one element of an embedding."""
+    min_cosine: float
+    """Of the two embeddings of one image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedBackbone:
+    """A backbone's ONNX graph and the proof that it computes what torch does."""
+
+    onnx: bytes
+    """Input ``image`` uint8 (N, crop, crop, 3), RGB; output ``embedding`` float32 (N, D)."""
+    parity: Parity
+
+
+class EmbeddingModel(nn.Module):
+    """Maps images uint8 (N, crop, crop, 3), RGB, to embeddings float32 (N, D)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: TorchBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone.module
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalise as the backbone wants it, after the cheaper transposition of single bytes."""
+        pixels = image.permute(0, 3, 1, 2).float()
+        embedding: Tensor = self.backbone((pixels - self.mean) / self.std)
+        return embedding
+
+
+def export(backbone: TorchBackbone, *, open_session: Callable[[bytes], Embed]) -> ExportedBackbone:
+    """Return the ONNX graph of ``backbone``, checked against torch in ``open_session(graph)``.
+
+    Puts the module into eval mode. Raises ExportError if torch cannot export it for any number of
+    images, or if the check fails.
+    """
+    model = EmbeddingModel(backbone).eval()
+    onnx = _to_onnx(model, backbone)
+    images = structured_images(backbone.spec.crop)
+    # Batches of 1, 3 and 8: a graph that is tied to its example's batch size fails here.
+    batches = (images[:1], images[1:4], images)
+    with torch.inference_mode():
+        expected = np.concatenate([model(torch.from_numpy(batch)).numpy() for batch in batches])
+    embed = open_session(onnx)
+    actual = np.concatenate([embed(batch) for batch in batches])
+    return ExportedBackbone(onnx=onnx, parity=check_parity(expected, actual))
+
+
+def check_parity(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> Parity:
+    """Compare embeddings (N, D) from torch with those from ONNX Runtime on the same images.
+
+    Three things must hold, or ExportError is raised: no element differs by more than 1e-4 of the
+    largest (float32 on CPU stays within 4e-6), no cosine is below 0.99999, and a random head
+    chooses the same class of 1,000 for every image.
+    """
+    if expected.shape != actual.shape:
+        raise ExportError(f"ONNX Runtime gives {actual.shape} where torch gives {expected.shape}")
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
+    difference = float(np.abs(a - b).max())
+    limit = 1e-4 * float(np.abs(a).max())
+    cosines = np.sum(a * b, axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    cosine = float(cosines.min())
+    head = np.random.default_rng(0).standard_normal((a.shape[1], 1000))
+    changed = int(np.sum((a @ head).argmax(axis=1) != (b @ head).argmax(axis=1)))
+    # Said as what must hold, so that NaN is refused.
+    if not (difference <= limit and cosine >= 0.99999 and changed == 0):
+        raise ExportError(
+            f"ONNX Runtime disagrees with torch on {len(a)} images: an element differs by"
+            f" {difference:.3g} (limit {limit:.3g}), a cosine is {cosine:.6f} (limit 0.99999),"
+            f" {changed} images change class"
+        )
+    return Parity(images=len(a), max_abs_difference=difference, min_cosine=cosine)
+
+
+def structured_images(side: int) -> NDArray[np.uint8]:
+    """Return images (8, side, side, 3): black, white, three of soft and three of hard stripes.
+
+    Noise would prove less: it averages out, while graphs differ at edges, borders and extremes.
+    """
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:side, :side][..., None] / side
+    cycles_y, cycles_x, phase = rng.uniform(-16, 16, (3, 8, 1, 1, 3))
+    waves = np.sin(2 * np.pi * (cycles_y * y + cycles_x * x + phase))
+    waves[0], waves[1], waves[5:] = -1, 1, np.sign(waves[5:])
+    images: NDArray[np.uint8] = (127.5 + 127.5 * waves).astype(np.uint8)
+    return images
+
+
+def _to_onnx(model: EmbeddingModel, backbone: TorchBackbone) -> bytes:
+    if sum(weight.nbytes for weight in model.state_dict().values()) >= 2**31:
+        raise ExportError(f"{backbone.name} is larger than the 2 GiB that one ONNX file can hold")
+    example = torch.zeros(2, backbone.spec.crop, backbone.spec.crop, 3, dtype=torch.uint8)
+    shapes = ({0: torch.export.Dim("batch")},)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about the use of its own internals
+            # In two steps: torch.onnx.export alone would take a batch of 2 for good, if it must.
+            traced = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+            program = torch.onnx.export(
+                traced,
+                input_names=["image"],
+                output_names=["embedding"],
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # torch's exporters raise nearly every kind
+        reason = textwrap.shorten(str(error), 500, placeholder=" ...")
+        raise ExportError(f"torch cannot export {backbone.name}: {reason}") from error
+    assert program is not None, "torch.onnx.export(dynamo=True) returns a program"
+    # Stack traces and file names of this machine: the same backbone should have the same digest.
+    ClearMetadataAndDocStringPass()(program.model)
+    program.model.ir_version = IR_VERSION
+    return program.model_proto.SerializeToString(deterministic=True)

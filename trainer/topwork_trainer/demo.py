@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from topwork.errors import InvalidInput, Unavailable
+from topwork.errors import InvalidInput
+from topwork_trainer import commands
+from topwork_trainer.commands import Row
 from topwork_trainer.data import scan
 
 IMAGES_PER_LABEL = 100
@@ -25,11 +20,6 @@ IMAGES_PER_LABEL = 100
 
 HELD_OUT_EVERY = 4
 """Every fourth photo of a class is kept for judging and never learnt from."""
-
-START_SECONDS = 60.0
-"""How long the server may take to get ready."""
-
-Row = dict[str, Any]
 
 
 def tell(data: Path | None, *, new: str | None, work: Path | None, console: Console) -> None:
@@ -45,7 +35,7 @@ def _tell(data: Path | None, new: str | None, work: Path, console: Console) -> N
     if data is None:
         data = work / "photos"
         _step(console, "Render five kinds of flowers (drawn pictures, no photos)")
-        _command("topwork_trainer", "demo-data", data, "--images-per-label", IMAGES_PER_LABEL)
+        commands.run("topwork_trainer", "demo-data", data, "--images-per-label", IMAGES_PER_LABEL)
     train, held_out = work / "train", work / "held-out"
     labels = _split(data.absolute(), train, held_out)
     new = new or labels[-1]
@@ -59,21 +49,22 @@ def _tell(data: Path | None, new: str | None, work: Path, console: Console) -> N
 
     _step(console, f"Train on {len(old)} classes: {', '.join(old)}")
     fit = ("fit", train, "--repository", repository, "--json")
-    _command("topwork_trainer", *fit, "--model", "demo", "--classes", ",".join(old))
-    with _server(repository, work / "server.log") as address:
+    commands.run("topwork_trainer", *fit, "--model", "demo", "--classes", ",".join(old))
+    with commands.serving(repository, work / "server.log") as served:
+        address = served.address
         ask = _Asker(address, held_out)
         _step(console, "Classify photos that were held out")
         before = ask("demo", labels)
         _step(console, f"Teach the running server a new class: {new}")
-        (added,) = _command(
+        (added,) = commands.run(
             "topwork", "add-class", "--address", address, "--model", "demo", "--label", new,
             "--json", train / new,
         )  # fmt: skip
         _step(console, "Classify the same photos again")
         after = ask("demo", labels)
         _step(console, f"For comparison, train on all {len(labels)} classes from the images")
-        (retrained,) = _command("topwork_trainer", *fit, "--model", "retrained")
-        _wait_for_model(address, "retrained")
+        (retrained,) = commands.run("topwork_trainer", *fit, "--model", "retrained")
+        commands.wait_for_model(address, "retrained")
         joint = ask("retrained", labels)
     console.print(_table(old, new, before, after, joint, added, retrained))
     console.print(
@@ -106,7 +97,7 @@ class _Asker:
     def __call__(self, model: str, labels: Sequence[str]) -> dict[str, list[Row]]:
         photos = ("--address", self.address, "--model", model, "--top-k", 1000, "--json")
         return {
-            label: _command("topwork", "classify", *photos, self.held_out / label, check=False)
+            label: commands.run("topwork", "classify", *photos, self.held_out / label, check=False)
             for label in labels
         }
 
@@ -158,54 +149,6 @@ def _table(
         f"{retrained['seconds']['total']:.2f}",
     )
     return table
-
-
-@contextmanager
-def _server(repository: Path, log: Path) -> Iterator[str]:
-    """Run ``topwork serve`` and yield its address."""
-    command = [
-        sys.executable, "-m", "topwork.cli", "serve", "--repository", str(repository),
-        "--address", "127.0.0.1:0", "--log-format", "json",
-    ]  # fmt: skip
-    with log.open("w") as file, subprocess.Popen(command, stderr=file) as process:
-        try:
-            yield f"127.0.0.1:{_port(process, log)}"
-        finally:
-            process.terminate()
-
-
-def _port(process: subprocess.Popen[bytes], log: Path) -> int:
-    """Return the port that the server listens on. Raises Unavailable if it does not start."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        for line in log.read_text().splitlines():
-            if line.startswith("{") and line.endswith("}"):
-                fields = json.loads(line)
-                if fields.get("event") == "ready":
-                    return int(fields["port"])
-        time.sleep(0.05)
-    raise Unavailable(f"the server did not get ready; its log:\n{log.read_text()}")
-
-
-def _wait_for_model(address: str, model: str) -> None:
-    """Return when the server serves ``model``, which it finds by itself."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if any(
-            row["model"] == model
-            for row in _command("topwork", "models", "--address", address, "--json")
-        ):
-            return
-    raise Unavailable(f"the server did not take up model {model!r}")
-
-
-def _command(package: str, *arguments: object, check: bool = True) -> list[Row]:
-    """Run ``topwork`` or ``topwork-train`` and return its JSON lines."""
-    command = [sys.executable, "-m", f"{package}.cli", *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if check and done.returncode:
-        raise Unavailable(f"exit status {done.returncode} of {shlex.join(command)}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def _step(console: Console, text: str) -> None:

@@ -8,8 +8,7 @@ and inverse regularisation C_b: over W and c, with logits z_i = W x_i + c,
 The problems share the features and differ in strength and weights (a fold is a weight of 0), so
 one iteration for all of them together is two matrix products.
 
-Shapes: B problems, C classes, N rows, D features, K = D + 1 columns, of which the last is constant
-and makes the bias.
+Shapes: B problems, C classes, N rows, D features, K = D + 1 columns: the last one makes the bias.
 """
 
 from __future__ import annotations
@@ -25,10 +24,14 @@ _MEMORY = 10
 """Steps that L-BFGS remembers."""
 
 _ARMIJO = 1e-4
-"""Share of the promised decrease that a step must bring (Nocedal & Wright, section 3.1)."""
+"""Share of the promised decrease that a step must bring."""
+
+_BIAS = 0.2
+"""Length of the bias column, beside a centred row's: about a leading principal axis. A length of 1
+would make the bias curve far more than all else does, and double the iterations."""
 
 _ABSENT = -30.0
-"""Bias of a class without weight in a problem, where the optimum is at minus infinity."""
+"""Bias of a class without weight in a problem; its optimum would be minus infinity."""
 
 _NUMBERS = 2**27
 """Numbers in memory at once, about; a larger batch is solved in parts."""
@@ -70,45 +73,42 @@ def solve(
     A problem stops when its Newton decrement sqrt(g' H^-1 g) (Boyd & Vandenberghe, Convex
     Optimization, section 9.5.1; H as L-BFGS knows it) is at most ``tolerance``. In words: when its
     logits are, in the mean square over rows and classes, about that far from the optimum's.
-    float32 is good for a tolerance of 1e-3 and half the time.
+    float32 is good for a tolerance of 1e-3, in half the time.
 
     A cold start and a fixed order: the same input gives the same bytes. A class without weight in a
     problem gets weights 0 there, and a probability of practically 0. Raises ValueError.
     """
     mass = _class_mass(features, targets, classes, sample_weights, strengths)
-    # The bias absorbs any shift of the features, so this changes no optimum; but it takes away the
-    # largest eigenvalue by far: half the squared length of non-negative embeddings is their mean.
+    # The bias absorbs any shift of the features, so centring changes no optimum. But it takes away
+    # the largest eigenvalue by far: half the squared length of non-negative rows is their mean.
     centre = features.mean(axis=0, dtype=np.float64)
     x = np.ones((len(features), len(centre) + 1), dtype=dtype)
-    np.subtract(features, centre, out=x[:, :-1], casting="same_kind")
+    x[:, :-1] = features - centre
+    unit = _BIAS * (float(np.linalg.norm(x[:, :-1])) / len(x) ** 0.5 or 1.0)
+    x[:, -1] = unit
 
-    batch, rows, columns = len(strengths), *x.shape
-    theta = np.zeros((batch, classes, columns), dtype=dtype)
-    theta[..., -1] = np.where(mass > 0, 0, _ABSENT)
-    iterations = np.zeros(batch, dtype=np.int64)
-    decrement = np.zeros(batch, dtype=dtype)
-    total = mass.sum(axis=1)
-    part = max(1, _NUMBERS // (classes * (5 * rows + 2 * _MEMORY * columns)))
-    for start in range(0, batch, part):
-        some = slice(start, start + part)
-        ridge = np.ones((len(total[some]), 1, columns)) / (total * strengths)[some, None, None]
-        ridge[..., -1] = 0
+    batch, total = len(strengths), mass.sum(axis=1, keepdims=True)  # (B, 1)
+    ridge = np.repeat(1 / (total * strengths[:, None]), x.shape[1], axis=1)
+    ridge[:, -1] = 0
+    theta = np.zeros((batch, classes, x.shape[1]), dtype=dtype)
+    theta[..., -1] = np.where(mass > 0, 0, _ABSENT / unit)
+    iterations, decrement = np.zeros(batch, dtype=np.int64), np.zeros(batch)
+
+    size = max(1, _NUMBERS // (classes * (5 * x.shape[0] + 2 * _MEMORY * x.shape[1])))
+    for start in range(0, batch, size):
+        part = slice(start, start + size)
         problems = _Problems(
             x=x,
             targets=targets,
-            weights=(sample_weights[some] / total[some, None]).astype(dtype),
-            ridge=ridge.astype(dtype),
+            weights=(sample_weights[part] / total[part]).astype(dtype),
+            ridge=ridge[part, None].astype(dtype),
         )
-        theta[some], iterations[some], decrement[some] = _minimise(
-            problems, theta[some], tolerance, max_iterations
+        theta[part], iterations[part], decrement[part] = _minimise(
+            problems, theta[part], tolerance, max_iterations
         )
     weights = theta[..., :-1]
-    return Solution(
-        weights=weights,
-        bias=theta[..., -1] - weights @ centre.astype(dtype),
-        iterations=iterations,
-        decrement=decrement,
-    )
+    bias = (theta[..., -1] * unit - weights @ centre).astype(dtype)
+    return Solution(weights=weights, bias=bias, iterations=iterations, decrement=decrement)
 
 
 def _class_mass(
@@ -142,15 +142,23 @@ def _class_mass(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Problems:
-    """Problems divided by strength and total weight: a mean loss plus a small ridge."""
+    """The objectives, each divided by strength and total weight: a mean loss plus a small ridge.
 
-    x: Floats  # (N, K)
-    targets: NDArray[np.int64]  # (N,)
-    weights: Floats  # (B, N), rows sum to 1
-    ridge: Floats  # (B, 1, K), the last column is 0
+    Numbers that a problem has one of, such as the objective, are (B, 1, 1) here and below.
+    """
 
-    def keep(self, those: NDArray[np.bool_]) -> _Problems:
-        return replace(self, weights=self.weights[those], ridge=self.ridge[those])
+    x: Floats
+    """(N, K)"""
+    targets: NDArray[np.int64]
+    """(N,)"""
+    weights: Floats
+    """(B, N), every row sums to 1."""
+    ridge: Floats
+    """(B, 1, K), 0 in the last column: the bias is free."""
+
+    def those(self, mask: NDArray[np.bool_]) -> _Problems:
+        """Return the problems where ``mask`` (B,) is true."""
+        return replace(self, weights=self.weights[mask], ridge=self.ridge[mask])
 
     def logits(self, theta: Floats) -> Floats:
         """Return (B, C, N) for theta (B, C, K)."""
@@ -158,95 +166,91 @@ class _Problems:
         return (theta.reshape(-1, columns) @ self.x.T).reshape(batch, classes, -1)
 
     def objective(self, theta: Floats, logits: Floats) -> tuple[Floats, Floats]:
-        """Return the objectives (B,); turn logits (B, C, N) into probabilities, in place."""
+        """Return the objectives and probabilities (B, C, N); these take the logits' memory."""
         logits -= logits.max(axis=1, keepdims=True)
         right = logits[:, self.targets, np.arange(len(self.targets))]
-        np.exp(logits, out=logits)
-        total = logits.sum(axis=1)
-        logits /= total[:, None]
-        loss = np.log(total) - right
-        return _dot(self.weights, loss) + _dot(self.ridge * theta, theta) / 2, logits
+        p = np.exp(logits, out=logits)
+        total = p.sum(axis=1)
+        p /= total[:, None]
+        return _dot(self.weights, np.log(total) - right) + _dot(self.ridge * theta, theta) / 2, p
 
-    def gradient(self, theta: Floats, probabilities: Floats) -> Floats:
-        """Return (B, C, K); use up the probabilities (B, C, N)."""
-        residual = probabilities
-        residual *= self.weights[:, None]
-        residual[:, self.targets, np.arange(len(self.targets))] -= self.weights
-        batch, classes, rows = residual.shape
-        product = residual.reshape(-1, rows) @ self.x
-        return product.reshape(batch, classes, -1) + self.ridge * theta
+    def gradient(self, theta: Floats, p: Floats) -> Floats:
+        """Return the gradients (B, C, K); the probabilities (B, C, N) are used up."""
+        p *= self.weights[:, None]
+        p[:, self.targets, np.arange(len(self.targets))] -= self.weights
+        product = p.reshape(-1, len(self.targets)) @ self.x
+        return product.reshape(theta.shape) + self.ridge * theta
 
-    def curvature(self, probabilities: Floats) -> Floats:
-        """Return (B, 1, K), about the diagonal of the Hessian, alike for all classes.
-
-        The Hessian's diagonal is sum_i s_i p_ic (1 - p_ic) x_ij^2 + ridge_j. This takes the means
-        of p (1 - p) and of x^2 apart, so that it costs no matrix product.
-        """
-        variance = 1 - np.einsum("bcn,bcn->bn", probabilities, probabilities)
-        mean = _dot(self.weights, variance) / probabilities.shape[1]
-        floor = np.finfo(mean.dtype).eps
-        return np.maximum(mean, floor)[:, None, None] * (self.x * self.x).mean(axis=0) + self.ridge
+    def steepest(self) -> Floats:
+        """Return a bound of the Hessian's eigenvalues: Boehning's, ||x_i||^2 / 2, plus the ridge."""
+        return np.square(self.x).sum(axis=1).max() / 2 + self.ridge.max(axis=2, keepdims=True)
 
 
-def _minimise(problems, theta, tolerance, max_iterations):
-    """Run L-BFGS from theta (B, C, K); return the end's theta, iterations (B,), decrement (B,)."""
-    rows = len(problems.targets)
-    end, live = theta.copy(), np.arange(len(theta))
+def _minimise(
+    problems: _Problems, theta: Floats, tolerance: float, max_iterations: int
+) -> tuple[Floats, NDArray[np.int64], Floats]:
+    """Return theta (B, C, K) after L-BFGS, iterations (B,) and decrements (B,).
+
+    Nocedal & Wright, Numerical Optimization, algorithm 7.5 with backtracking (3.1). Logits are
+    linear in theta, so the search along a direction costs no matrix product.
+    """
+    solved, live = theta.copy(), np.arange(len(theta))
     iterations, decrement = np.zeros(len(theta), dtype=np.int64), np.zeros(len(theta))
-    logits = np.repeat(theta[..., -1:], rows, axis=2)
-    value, probabilities = problems.objective(theta, logits.copy())
-    curvature = problems.curvature(probabilities)
-    gradient = problems.gradient(theta, probabilities)
-    pairs = []
+    logits = problems.logits(theta)
+    value, p = problems.objective(theta, logits.copy())
+    gradient = problems.gradient(theta, p)
+    pairs: list[tuple[Floats, Floats, Floats]] = []
+    floor = 1 / problems.steepest()
+    scale = floor
     for iteration in range(max_iterations + 1):
-        direction = _newton_like(gradient, pairs, curvature)
+        direction = -_times_inverse_hessian(gradient, pairs, scale)
         slope = _dot(gradient, direction)
-        end[live], iterations[live], decrement[live] = theta, iteration, np.sqrt(abs(slope))
-        going = -slope > tolerance**2
+        solved[live], iterations[live] = theta, iteration
+        decrement[live] = np.sqrt(abs(slope)).ravel()
+        going = (-slope > tolerance**2).ravel()
         if not going.any():
             break
         if not going.all():
-            problems = problems.keep(going)
-            live, theta, logits, value, gradient, direction, slope = (
-                a[going] for a in (live, theta, logits, value, gradient, direction, slope)
+            problems, live = problems.those(going), live[going]
+            theta, logits, value = theta[going], logits[going], value[going]
+            gradient, direction, slope, floor = (
+                one[going] for one in (gradient, direction, slope, floor)
             )
-            pairs = [(s[going], y[going], sy[going]) for s, y, sy in pairs]
+            pairs = [(s[going], y[going], rho[going]) for s, y, rho in pairs]
+
         change = problems.logits(direction)
-        step = np.ones_like(slope)[:, None, None]
-        slack = 8 * np.finfo(theta.dtype).eps * abs(value)
+        step = np.ones_like(slope)
+        enough = value + 8 * np.finfo(value.dtype).eps * abs(value)  # rounding is no increase
         while True:
-            trial, probabilities = problems.objective(
-                theta + step * direction, logits + step * change
-            )
-            short = trial > value + slack + _ARMIJO * step[:, 0, 0] * slope
+            trial, p = problems.objective(theta + step * direction, logits + step * change)
+            short = trial > enough + _ARMIJO * step * slope
             if not short.any():
                 break
             step[short] /= 2
-        theta = theta + step * direction
-        logits += step * change
-        value = trial
-        curvature = problems.curvature(probabilities)
-        before, gradient = gradient, problems.gradient(theta, probabilities)
-        s, y = step * direction, gradient - before
-        pairs = [*pairs, (s, y, _dot(s, y))][-_MEMORY:]
-    return end, iterations, decrement
+        move, before = step * direction, gradient
+        theta, logits, value = theta + move, logits + step * change, trial
+        gradient = problems.gradient(theta, p)
+        turn = gradient - before
+        # A gradient turns by no more than the bound allows; what rounding adds must not count.
+        scale = np.maximum(_dot(move, turn) / _dot(turn, turn), floor)
+        pairs = [*pairs, (move, turn, 1 / (scale * _dot(turn, turn)))][-_MEMORY:]
+    return solved, iterations, decrement
 
 
-def _newton_like(gradient, pairs, curvature):
-    q = -gradient
-    alphas = []
-    for s, y, sy in reversed(pairs):
-        alphas.append((_dot(s, q) / sy)[:, None, None])
-        q -= alphas[-1] * y
-    if pairs:
-        _, y, sy = pairs[-1]
-        q *= (sy / _dot(y / curvature, y))[:, None, None]
-    q /= curvature
-    for s, y, sy in pairs:
-        q += (alphas.pop() - (_dot(y, q) / sy)[:, None, None]) * s
-    return q
+def _times_inverse_hessian(
+    gradient: Floats, pairs: list[tuple[Floats, Floats, Floats]], scale: Floats
+) -> Floats:
+    """Return H^-1 g (B, C, K) as the pairs (s, y, 1 / s'y) tell it: Nocedal & Wright, algorithm 7.4."""
+    result, alphas = gradient.copy(), []
+    for s, y, rho in reversed(pairs):
+        alphas.append(rho * _dot(s, result))
+        result -= alphas[-1] * y
+    result *= scale
+    for s, y, rho in pairs:
+        result += (alphas.pop() - rho * _dot(y, result)) * s
+    return result
 
 
 def _dot(a: Floats, b: Floats) -> Floats:
-    """Return the inner products (B,) of a and b, shaped alike (B, ...)."""
-    return (a.reshape(len(a), 1, -1) @ b.reshape(len(b), -1, 1))[:, 0, 0]
+    """Return the inner products (B, 1, 1) of a and b, both (B, ...)."""
+    return a.reshape(len(a), 1, -1) @ b.reshape(len(b), -1, 1)

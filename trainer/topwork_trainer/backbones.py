@@ -210,9 +210,9 @@ def _download(name: str, url: str) -> Path:
 
     file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
         digest = file.stem.rpartition("-")[2]
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), digest, progress=sys.stderr.isatty())
         except (OSError, RuntimeError) as error:  # RuntimeError: the file has another digest
             raise NotFound(
@@ -236,8 +236,8 @@ def _fill(plan: _Plan, file: Path, *, name: str) -> None:
         state: object = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch's readers raise on a file of another kind
         raise _unusable(file, "torch cannot read it as plain tensors") from error
-    if not isinstance(state, dict):
-        raise _unusable(file, f"it holds a {type(state).__name__}, not a state dict")
+    if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
+        raise _unusable(file, "it is not a state dict")
     for key in [key for key in state if key.startswith(plan.unused)]:
         del state[key]  # in place, because a state dict carries its format's version along
     for key in [key for key in state if _OLD_DENSENET.search(key)]:

@@ -47,6 +47,8 @@ def run(package: str, *arguments: object, check: bool = True) -> list[Row]:
 def serving(repository: Path, log: Path, *options: object) -> Iterator[Serving]:
     """Run ``topwork serve`` on a free port, its log in the file ``log``, for the block's time.
 
+    The block starts when it is ready to classify and to learn.
+
     Raises Unavailable if it does not get ready.
     """
     command = [sys.executable, "-m", "topwork.cli", "serve", "--repository", str(repository)]
@@ -73,10 +75,9 @@ def wait_for_model(address: str, model: str) -> None:
 def _port(process: subprocess.Popen[bytes], log: Path) -> int:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        for line in log.read_text().splitlines():
-            if line.startswith("{") and line.endswith("}"):
-                fields = json.loads(line)
-                if fields.get("event") == "ready":
-                    return int(fields["port"])
+        lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
+        events = {fields["event"]: fields for fields in map(json.loads, lines)}
+        if "ready" in events and "worker ready" in events:
+            return int(events["ready"]["port"])
         time.sleep(0.05)
     raise Unavailable(f"the server did not get ready; its log:\n{log.read_text()}")

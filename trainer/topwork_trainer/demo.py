@@ -37,7 +37,7 @@ def _tell(data: Path | None, new: str | None, work: Path, console: Console) -> N
         _step(console, "Render five kinds of flowers (drawn pictures, no photos)")
         commands.run("topwork_trainer", "demo-data", data, "--images-per-label", IMAGES_PER_LABEL)
     train, held_out = work / "train", work / "held-out"
-    labels = _split(data.absolute(), train, held_out)
+    labels = split(data.absolute(), train, held_out)
     new = new or labels[-1]
     old = [label for label in labels if label != new]
     if len(old) != len(labels) - 1 or len(old) < 2:
@@ -74,8 +74,11 @@ def _tell(data: Path | None, new: str | None, work: Path, console: Console) -> N
     )
 
 
-def _split(data: Path, train: Path, held_out: Path) -> list[str]:
-    """Link every fourth file of a class below ``held_out``, the others below ``train``."""
+def split(data: Path, train: Path, held_out: Path) -> list[str]:
+    """Link every fourth file of a class below ``held_out``, the others below ``train``.
+
+    Returns the labels, sorted. Raises InvalidInput if ``data`` does not suit.
+    """
     position: dict[str, int] = {}
     for source in scan(data):
         index = position[source.label] = position.get(source.label, -1) + 1

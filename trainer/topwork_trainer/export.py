@@ -17,9 +17,9 @@ from topwork.errors import TopworkError
 from topwork_trainer.backbones import TorchBackbone
 
 OPSET = 18
-"""The one that torch's exporter writes itself; it converts to others. ONNX Runtime has it since 1.14."""
+"""What torch's exporter writes; others it converts to. ONNX Runtime runs it since 1.14."""
 IR_VERSION = 8
-"""The one that came with opset 18; a newer one would only shut out runtimes (onnxruntime #20559)."""
+"""The one of opset 18; a newer one would only shut out runtimes (onnxruntime #20559)."""
 
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Maps images (N, crop, crop, 3), RGB, to embeddings (N, D)."""
@@ -132,20 +132,20 @@ def _to_onnx(model: EmbeddingModel, backbone: TorchBackbone) -> bytes:
     if sum(weight.nbytes for weight in model.state_dict().values()) >= 2**31:
         raise ExportError(f"{backbone.name} is larger than the 2 GiB that one ONNX file can hold")
     example = torch.zeros(2, backbone.spec.crop, backbone.spec.crop, 3, dtype=torch.uint8)
-    shapes = ({0: torch.export.Dim("batch")},)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about the use of its own internals
-            # In two steps: torch.onnx.export alone would take a batch of 2 for good, if it must.
-            traced = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+            # In two steps: torch.onnx.export alone may fix the batch size at the example's 2.
+            dynamic = ({0: torch.export.Dim("batch")},)
+            traced = torch.export.export(model, (example,), dynamic_shapes=dynamic, strict=False)
             program = torch.onnx.export(
                 traced,
                 input_names=["image"],
                 output_names=["embedding"],
+                dynamic_shapes=({0: "batch"},),  # only names it
                 opset_version=OPSET,
                 dynamo=True,
                 optimize=True,
-                external_data=False,
                 verbose=False,
             )
     except Exception as error:  # torch's exporters raise nearly every kind

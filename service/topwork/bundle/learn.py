@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from topwork.bundle.exemplars import FOLDS, Exemplars
 from topwork.bundle.head import Head, normalise, softmax
@@ -18,6 +19,11 @@ STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 GRID_TOLERANCE = 1e-2
 
 
+# One BLAS thread: the result then depends on no core count, and on a machine that is busy serving
+# two threads that wait for each other took 4.5 s where one took 0.9 s.
+_one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
     """A head, and how good it is on images that it did not see."""
@@ -26,6 +32,7 @@ class Learned:
     metrics: Metrics
 
 
+@_one_blas_thread
 def learn(exemplars: Exemplars, *, seed: int) -> Learned:
     """Return the head of these exemplars: a function of the set and ``seed``, and of nothing else.
 

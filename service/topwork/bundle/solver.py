@@ -201,13 +201,13 @@ def _minimise(
     gradient = problems.gradient(theta, p)
     pairs: list[tuple[Floats, Floats, Floats]] = []
     floor = 1 / problems.steepest()
-    scale = floor
+    scale, sound = floor, np.ones_like(value, dtype=bool)
     for iteration in range(max_iterations + 1):
         direction = -_times_inverse_hessian(gradient, pairs, scale)
         slope = _dot(gradient, direction)
         solved[live], iterations[live] = theta, iteration
         decrement[live] = np.sqrt(abs(slope)).ravel()
-        going = (-slope > tolerance**2).ravel()
+        going = (sound & (-slope > tolerance**2)).ravel()
         if not going.any():
             break
         if not going.all():
@@ -231,9 +231,11 @@ def _minimise(
         theta, logits, value = theta + move, logits + step * change, trial
         gradient = problems.gradient(theta, p)
         turn = gradient - before
-        # A gradient turns by no more than the bound allows; what rounding adds must not count.
-        scale = np.maximum(_dot(move, turn) / _dot(turn, turn), floor)
-        pairs = [*pairs, (move, turn, 1 / (scale * _dot(turn, turn)))][-_MEMORY:]
+        bend, length = _dot(move, turn), np.maximum(_dot(turn, turn), 1e-30)
+        # Of a convex function's gradient this is true, unless only rounding still moves it.
+        sound = bend > floor * length / 2
+        scale = np.where(sound, bend, floor) / np.where(sound, length, 1)
+        pairs = [*pairs, (move, turn, sound / np.where(sound, bend, 1))][-_MEMORY:]
     return solved, iterations, decrement
 
 

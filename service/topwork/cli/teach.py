@@ -42,14 +42,16 @@ def add_class(
     files = photo_files(photos)
     if not files:
         raise InvalidInput(f"there is no file below {', '.join(map(str, photos))}", field="photos")
+    unreadable: list[str] = []
     start = time.perf_counter()
     with Client(address) as client, _progress_bar() as bar:
         upload = bar.add_task("uploading", total=len(files))
-        accepted = client.add_class(
-            model, label, _read(files, lambda: bar.advance(upload)), request_id=request_id
-        )
+        photos_read = _read(files, unreadable, lambda: bar.advance(upload))
+        accepted = client.add_class(model, label, photos_read, request_id=request_id)
         finished = _follow(client, accepted, bar)
     seconds = time.perf_counter() - start
+    for text in unreadable:
+        click.echo(f"left out {text}", err=True)
     try:
         response = result(finished)
     except CallFailed as error:
@@ -62,9 +64,17 @@ def add_class(
         show.added(Console(), label, response, seconds)
 
 
-def _read(files: Sequence[Path], on_file: Callable[[], None]) -> Iterator[tuple[str, bytes]]:
+def _read(
+    files: Sequence[Path], unreadable: list[str], on_file: Callable[[], None]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of each file; those that cannot be read are said in ``unreadable``."""
     for path in files:
-        yield str(path), path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            unreadable.append(f"{path}: the file cannot be read: {error.strerror}")
+        else:
+            yield str(path), content
         on_file()
 
 

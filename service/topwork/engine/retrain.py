@@ -20,9 +20,12 @@ from topwork.errors import AlreadyExists, NotReady
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewExemplars:
-    """The exemplars of a new class: the digest of their shard, and what was left out."""
+    """The exemplars of a new class, and what was left out."""
 
     shard: str
+    """Digest of their shard."""
+    backbone: str
+    """Digest of the backbone that embedded them."""
     images: int
     skipped: tuple[SkippedUpload, ...]
 
@@ -77,13 +80,17 @@ class Trainer:
                 _too_few(job, usable, all_skipped, self._limits), reason="TOO_FEW_IMAGES"
             )
         return NewExemplars(
-            shard=self._repository.put_exemplars(exemplars), images=usable, skipped=all_skipped
+            shard=self._repository.put_exemplars(exemplars),
+            backbone=info.digest,
+            images=usable,
+            skipped=all_skipped,
         )
 
-    def solve(self, job: AddClassJob, shard: str, operation: str) -> Manifest:
+    def solve(self, job: AddClassJob, new: NewExemplars, operation: str) -> Manifest:
         """Solve and publish the revision with the new class; it does not serve yet.
 
-        Raises AlreadyExists if the model has the label by now.
+        Raises AlreadyExists if the model has the label by now, NotReady if a fit gave it another
+        backbone meanwhile.
         """
         published = self._repository.find(job.model, lambda one: one.operation == operation)
         if published is not None:
@@ -96,11 +103,16 @@ class Trainer:
                 resource=job.label,
                 reason="LABEL_EXISTS",
             )
+        if parent.backbone != new.backbone:
+            raise NotReady(
+                f"model {job.model!r} was fitted on another backbone meanwhile; call again",
+                reason="BACKBONE_CHANGED",
+            )
         return solve(
             self._repository,
             model=job.model,
             backbone=parent.backbone,
-            shards=(*parent.exemplars, shard),
+            shards=(*parent.exemplars, new.shard),
             seed=parent.seed,
             parent=parent.revision,
             operation=operation,

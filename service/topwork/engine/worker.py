@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -60,8 +61,9 @@ def run(config: WorkerConfig, parent: Connection) -> None:
 
     One worker a repository and host at a time: a second one waits for the first to end.
     """
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     logs.configure(config.log_format)
-    os.nice(10)  # requests come first: retraining takes what they leave
+    os.nice(5)  # requests come first, but they cannot starve retraining
     lock = (config.root / "worker.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     repository = Repository(config.root)
@@ -83,7 +85,11 @@ def run(config: WorkerConfig, parent: Connection) -> None:
         operations.QUEUE, partition_concurrency=1, polling_interval_sec=POLL_SECONDS
     )
     log.info("worker ready", repository=str(config.root))
-    with contextlib.suppress(EOFError):
+    threading.Event().wait()
+
+
+def _exit_with(parent: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
         parent.recv_bytes()
     os._exit(0)  # whatever runs now is repeated by the next worker
 
@@ -97,11 +103,12 @@ def _define(repository: Repository, trainer: Trainer) -> None:
         return to_json(trainer.embed(from_json(job, AddClassJob), report))
 
     @DBOS.step()
-    def solve(job: Any, shard: str) -> int:
+    def solve(job: Any, new: Any) -> int:
         _set_progress(Progress(stage="solving"))
         workflow = DBOS.workflow_id
         assert workflow is not None, "a step runs in a workflow"
-        return trainer.solve(from_json(job, AddClassJob), shard, workflow).revision
+        added = from_json(new, NewExemplars)
+        return trainer.solve(from_json(job, AddClassJob), added, workflow).revision
 
     @DBOS.step()
     def serve(job: Any, revision: int) -> None:
@@ -113,10 +120,11 @@ def _define(repository: Repository, trainer: Trainer) -> None:
         job = from_json(data, AddClassJob)
         started = time.time()
         try:
-            new = from_json(embed(data), NewExemplars)
-            embedded = time.time()
-            revision = solve(data, new.shard)
-            solved = time.time()
+            embedded = embed(data)
+            new = from_json(embedded, NewExemplars)
+            embedded_at = time.time()
+            revision = solve(data, embedded)
+            solved_at = time.time()
             serve(data, revision)
         except TopworkError as error:
             log.warning("operation failed", id=DBOS.workflow_id, error=str(error))
@@ -127,9 +135,9 @@ def _define(repository: Repository, trainer: Trainer) -> None:
         parent = repository.manifest(job.model, manifest.parent)
         seconds = StageSeconds(
             queued=started - job.accepted,
-            embedding=embedded - started,
-            solving=solved - embedded,
-            publishing=time.time() - solved,
+            embedding=embedded_at - started,
+            solving=solved_at - embedded_at,
+            publishing=time.time() - solved_at,
         )
         result = AddClassResult(
             revision=revision,

@@ -1,0 +1,36 @@
+"""Fixtures of the tests that run the real commands on the real backbone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from topwork.bundle.store import Repository
+from topwork_trainer import commands
+from topwork_trainer.backbones import DEFAULT
+from topwork_trainer.fit import prepare_backbone
+
+
+@pytest.fixture(scope="session")
+def new_repository(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Return a maker of repositories that hold the default backbone, exported once."""
+    root = tmp_path_factory.mktemp("exported")
+    prepare_backbone(Repository(root), DEFAULT, None)
+
+    def make() -> Path:
+        repository = tmp_path_factory.mktemp("repository")
+        shutil.copytree(root / "backbones", repository / "backbones")
+        return repository
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 5 x 32 rendered flowers."""
+    folder = tmp_path_factory.mktemp("rendered")
+    commands.run("topwork_trainer", "demo-data", folder, "--images-per-label", 32, "--seed", 7)
+    return folder

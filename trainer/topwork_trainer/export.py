@@ -135,7 +135,7 @@ def _to_onnx(model: EmbeddingModel, backbone: TorchBackbone) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about the use of its own internals
-            # In two steps: torch.onnx.export alone may fix the batch size at the example's 2.
+            # In two steps: torch.onnx.export alone does not say why a model cannot be traced.
             dynamic = ({0: torch.export.Dim("batch")},)
             traced = torch.export.export(model, (example,), dynamic_shapes=dynamic, strict=False)
             program = torch.onnx.export(

@@ -19,11 +19,6 @@ STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 GRID_TOLERANCE = 1e-2
 
 
-# One BLAS thread: the result then depends on no core count, and on a machine that is busy serving
-# two threads that wait for each other took 4.5 s where one took 0.9 s.
-_one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
     """A head, and how good it is on images that it did not see."""
@@ -32,7 +27,6 @@ class Learned:
     metrics: Metrics
 
 
-@_one_blas_thread
 def learn(exemplars: Exemplars, *, seed: int) -> Learned:
     """Return the head of these exemplars: a function of the set and ``seed``, and of nothing else.
 
@@ -40,6 +34,13 @@ def learn(exemplars: Exemplars, *, seed: int) -> Learned:
     than one that was there from the start. Strength and temperature are chosen by cross-validation,
     anew at every call.
     """
+    # One BLAS thread: the result then depends on no core count, and on a machine that is busy serving
+    # two threads that wait for each other took 4.5 s where one took 0.9 s.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _learn(exemplars, seed)
+
+
+def _learn(exemplars: Exemplars, seed: int) -> Learned:
     features = normalise(exemplars.embeddings)
     targets = exemplars.targets
     balance = balanced_weights(targets, len(exemplars.labels))

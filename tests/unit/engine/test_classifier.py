@@ -188,7 +188,7 @@ def test_only_bad_images_is_an_answer_too(repository: Repository) -> None:
 
 def test_an_image_beyond_the_limits_is_its_own_error(repository: Repository) -> None:
     """An image with too many bytes or pixels is refused alone, with the value and the limit."""
-    limits = replace(DEFAULT_LIMITS, max_image_bytes=5_000, max_image_pixels=2_000)
+    limits = replace(DEFAULT_LIMITS, max_image_bytes=7_000, max_image_pixels=2_000)
     images = [PHOTOS["blue"], picture("blue", 0, size=(60, 50)), picture("blue", 0, size=(50, 41))]
 
     async def scenario() -> Classified:

@@ -1,0 +1,243 @@
+"""Operations are kept from the moment they are accepted, whether or not a worker runs."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from topwork.engine.jobs import AddClassJob, Upload
+from topwork.engine.operations import Operations, database_url, new_request_id
+from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a database; no worker ever looks at it."""
+    return tmp_path_factory.mktemp("operations")
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    """Yield the event loop that the operations belong to."""
+    with asyncio.Runner() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def operations(root: Path, runner: asyncio.Runner) -> Iterator[Operations]:
+    """Yield connected operations."""
+    made = Operations(database_url(root))
+    runner.run(made.start())
+    yield made
+    runner.run(made.aclose())
+
+
+def job(label: str = "violet", model: str = "colours") -> AddClassJob:
+    """Return a job that no worker will do."""
+    uploads = (Upload(name="a photo", digest="0" * 64),)
+    return AddClassJob(model=model, label=label, uploads=uploads, accepted=time.time())
+
+
+def new_id() -> str:
+    """Return a request id that nobody used."""
+    return str(uuid.uuid4())
+
+
+def test_the_same_id_is_the_same_operation(operations: Operations, runner: asyncio.Runner) -> None:
+    """Many calls at once with one id are one operation."""
+    request_id = new_id()
+
+    async def scenario() -> tuple[set[str], int]:
+        calls = (operations.add_class(job(), request_id) for _ in range(5))
+        made = await asyncio.gather(*calls)
+        listed = await operations.list(offset=0, limit=1000)
+        return {one.id for one in made}, sum(one.id == request_id for one in listed)
+
+    assert runner.run(scenario()) == ({request_id}, 1)
+
+
+@pytest.mark.parametrize(("label", "model"), [("indigo", "colours"), ("violet", "others")])
+def test_an_id_is_not_used_for_something_else(
+    operations: Operations, runner: asyncio.Runner, label: str, model: str
+) -> None:
+    """An id that was used for another label or model is AlreadyExists; the first stays."""
+    request_id = new_id()
+
+    async def scenario() -> str:
+        await operations.add_class(job(), request_id)
+        with pytest.raises(AlreadyExists, match=f"'violet' to 'colours', not '{label}'") as caught:
+            await operations.add_class(job(label, model), request_id)
+        assert caught.value.reason == "REQUEST_ID_REUSED"
+        return (await operations.get(request_id)).label
+
+    assert runner.run(scenario()) == "violet"
+
+
+def test_one_id_with_two_labels_at_once_is_one_operation(
+    operations: Operations, runner: asyncio.Runner
+) -> None:
+    """Of calls that race with one id and different labels one wins, the others are told so."""
+    request_id = new_id()
+
+    async def scenario() -> list[object]:
+        labels = [f"label-{number}" for number in range(5)]
+        calls = (operations.add_class(job(label), request_id) for label in labels)
+        return list(await asyncio.gather(*calls, return_exceptions=True))
+
+    ends = runner.run(scenario())
+    assert sum(isinstance(end, AlreadyExists) for end in ends) == 4
+
+
+def test_an_unknown_operation_is_not_found(operations: Operations, runner: asyncio.Runner) -> None:
+    """Get, cancel, delete, wait and watch of what is not there are NotFound, and name it."""
+
+    async def watched() -> None:
+        async for _ in operations.watch("nothing"):
+            pass
+
+    for call in (
+        operations.get("nothing"),
+        operations.cancel("nothing"),
+        operations.delete("nothing"),
+        operations.wait("nothing", 1.0),
+        watched(),
+    ):
+        with pytest.raises(NotFound) as caught:
+            runner.run(call)
+        assert caught.value.resource == "operations/nothing"
+
+
+def test_an_accepted_operation_waits(operations: Operations, runner: asyncio.Runner) -> None:
+    """Before a worker takes it up an operation is queued, and says what it is about."""
+    before = time.time()
+    made = runner.run(operations.add_class(job("indigo"), new_id()))
+    assert (made.model, made.label, made.progress.stage) == ("colours", "indigo", "queued")
+    assert made.outcome is None
+    assert before - 1 <= made.created.timestamp() <= time.time() + 1
+
+
+def test_pages_hold_every_operation_once_oldest_first(
+    operations: Operations, runner: asyncio.Runner
+) -> None:
+    """Pages of any size, put together, are the whole list in the order of acceptance."""
+
+    async def scenario() -> None:
+        made = [(await operations.add_class(job(), new_id())).id for _ in range(7)]
+        whole = [one.id for one in await operations.list(offset=0, limit=1000)]
+        assert whole[-7:] == made
+        for size in (1, 3, 1000):
+            paged: list[str] = []
+            while page := await operations.list(offset=len(paged), limit=size):
+                paged += [one.id for one in page]
+            assert paged == whole
+
+    runner.run(scenario())
+
+
+def test_waiting_ends_with_its_time(operations: Operations, runner: asyncio.Runner) -> None:
+    """Waiting for an operation that does not end returns its state when the time is over."""
+
+    async def scenario() -> None:
+        made = await operations.add_class(job(), new_id())
+        for seconds in (0.1, 0.0):
+            assert await operations.wait(made.id, seconds) == made
+
+    runner.run(scenario())
+
+
+def test_a_cancelled_operation_is_finished(operations: Operations, runner: asyncio.Runner) -> None:
+    """Cancelling ends a waiting operation and whoever watches it, once and for all."""
+
+    async def scenario() -> None:
+        made = await operations.add_class(job(), new_id())
+        seen = asyncio.Event()
+        states = []
+
+        async def watch() -> None:
+            async for state in operations.watch(made.id):
+                states.append(state)
+                seen.set()
+
+        watching = asyncio.create_task(watch())
+        await seen.wait()
+        await operations.cancel(made.id)
+        await operations.cancel(made.id)
+        await asyncio.wait_for(watching, 60)
+        first, last = states
+        assert first.outcome is None
+        assert last == await operations.get(made.id)
+        assert last.progress.stage == "done"
+        assert last.outcome is not None
+        assert last.outcome.failure is not None
+        assert last.outcome.failure.kind == "Cancelled"
+
+    runner.run(scenario())
+
+
+def test_only_a_finished_operation_is_forgotten(
+    operations: Operations, runner: asyncio.Runner
+) -> None:
+    """Deleting is NotReady before the end; after it the operation is gone."""
+
+    async def scenario() -> None:
+        made = await operations.add_class(job(), new_id())
+        with pytest.raises(NotReady, match="cancel it first"):
+            await operations.delete(made.id)
+        await operations.cancel(made.id)
+        await operations.delete(made.id)
+        with pytest.raises(NotFound):
+            await operations.get(made.id)
+
+    runner.run(scenario())
+
+
+def test_operations_outlive_the_process(
+    root: Path, operations: Operations, runner: asyncio.Runner
+) -> None:
+    """Whoever connects to the database later finds what was accepted before."""
+
+    async def scenario() -> None:
+        made = await operations.add_class(job("indigo"), new_id())
+        later = Operations(database_url(root))
+        await later.start()
+        try:
+            assert await later.get(made.id) == made
+        finally:
+            await later.aclose()
+
+    runner.run(scenario())
+
+
+def test_nothing_stored_is_a_pickle(
+    root: Path, operations: Operations, runner: asyncio.Runner
+) -> None:
+    """What a reader of the database has to decode is JSON: it cannot run code."""
+    made = runner.run(operations.add_class(job("indigo"), new_id()))
+    with sqlite3.connect(root / "operations.sqlite") as database:
+        ((inputs, serialization),) = database.execute(
+            "SELECT inputs, serialization FROM workflow_status WHERE workflow_uuid = ?", (made.id,)
+        )
+    database.close()
+    assert "indigo" in inputs
+    assert serialization == "portable_json"
+
+
+@pytest.mark.parametrize("given", ["1", "violet", "5c2e9d46-1d5c-4a7b-9a52", "../../etc"])
+def test_a_request_id_is_a_uuid(given: str) -> None:
+    """An id that is no UUID is InvalidInput, and names the field."""
+    with pytest.raises(InvalidInput, match="is no UUID") as caught:
+        new_request_id(given)
+    assert caught.value.field == "config.request_id"
+
+
+def test_a_request_id_has_one_spelling() -> None:
+    """The same UUID in capitals is the same id; without one each call has its own."""
+    given = "5C2E9D46-1D5C-4A7B-9A52-3F0A1B2C3D4E"
+    assert new_request_id(given) == new_request_id(given.lower()) == given.lower()
+    assert new_request_id("") != new_request_id("")

@@ -1,0 +1,58 @@
+"""The trainer's command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from topwork_trainer.cli import cli, main
+
+
+def test_help_needs_no_torch() -> None:
+    """Command line, fit and catalogue import no torch: only an export does."""
+    code = (
+        "import sys; import topwork_trainer.cli, topwork_trainer.fit, topwork_trainer.backbones\n"
+        "found = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(sorted(found & {'torch', 'torchvision'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_expected_error_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An expected error is said on standard error, without a traceback, with exit status 1."""
+    arguments = ["fit", tmp_path / "none", "--model", "m", "--repository", tmp_path / "r"]
+    monkeypatch.setattr(sys, "argv", ["topwork-train", *map(str, arguments)])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    error = capsys.readouterr().err
+    assert "is not a folder" in error
+    assert "Traceback" not in error
+
+
+def test_demo_data_says_that_it_is_rendered(tmp_path: Path) -> None:
+    """Nobody can take the rendered flowers for photos."""
+    done = CliRunner().invoke(cli, ["demo-data", str(tmp_path / "d"), "--images-per-label", "1"])
+    assert done.exit_code == 0
+    assert "rendered" in done.output
+    assert "no photos" in done.output
+    assert len(list((tmp_path / "d").glob("*/*.jpg"))) == 5
+
+
+def test_demo_wants_three_classes(tmp_path: Path) -> None:
+    """The demo says which classes there are when the one to add is none of them."""
+    for label in ("a", "b", "c"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for index in range(5):
+            (tmp_path / "data" / label / f"{index}.jpg").write_bytes(b"")
+    done = CliRunner().invoke(
+        cli, ["demo", str(tmp_path / "data"), "--new", "z", "--work", str(tmp_path / "work")]
+    )
+    assert "'z' must be one of at least three classes, which are: a, b, c" in str(done.exception)
+    assert done.exit_code == 1

@@ -117,12 +117,15 @@ def prepare_backbone(repository: Repository, name: str, weights: Path | None) ->
         if info.identity == identity:
             return info
     try:
+        import torch
+
         from topwork_trainer import export
     except ImportError as error:
         raise InvalidInput(
             f"exporting backbone {name!r} needs torch: pip install 'topwork[train]' ({error})",
             field="backbone",
         ) from error
+    torch.set_num_threads(available_cores())  # torch, too, counts the host's
     backbone = backbones.load(name, weights=weights)
     exported = export.export(
         backbone, open_session=lambda model: open_session(model, output="embedding").run

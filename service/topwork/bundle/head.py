@@ -9,9 +9,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-OPSET = 17
+OPSET = 18
 IR_VERSION = 8
-"""What ONNX Runtime 1.13 and later read; onnx itself would write a newer one than some read."""
+"""As in the exported backbones, so that the two can be merged; ONNX Runtime 1.14 reads them."""
 
 _TINY = 1e-12
 
@@ -67,13 +67,14 @@ def to_onnx(head: Head) -> bytes:
         "weights": head.weights * scale,
         "bias": head.bias * scale,
         "tiny": np.array(_TINY, dtype=np.float32),
+        "axis": np.array([1], dtype=np.int64),
     }
     nodes = [
         helper.make_node("Sign", ["embedding"], ["sign"]),
         helper.make_node("Abs", ["embedding"], ["magnitude"]),
         helper.make_node("Sqrt", ["magnitude"], ["root"]),
         helper.make_node("Mul", ["sign", "root"], ["rooted"]),
-        helper.make_node("ReduceL2", ["rooted"], ["raw_length"], axes=[1], keepdims=1),
+        helper.make_node("ReduceL2", ["rooted", "axis"], ["raw_length"], keepdims=1),
         helper.make_node("Max", ["raw_length", "tiny"], ["length"]),
         helper.make_node("Div", ["rooted", "length"], ["features"]),
         helper.make_node("Gemm", ["features", "weights", "bias"], ["logits"], transB=1),

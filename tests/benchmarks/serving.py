@@ -41,7 +41,8 @@ def main() -> None:
         if len(sys.argv) < 2:
             commands.run("topwork_trainer", "demo-data", data, "--images-per-label", 40)
         repository = work / "repository"
-        commands.run("topwork_trainer", "fit", data, "--model", "bench", "--repository", repository)
+        fit = ("fit", data, "--model", "bench", "--repository", repository, "--json")
+        commands.run("topwork_trainer", *fit)
         photos = [path.read_bytes() for path in sorted(data.glob("*/*.jpg"))[::7]]
         with commands.serving(repository, work / "log") as served:
             rows = [

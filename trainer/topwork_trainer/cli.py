@@ -93,14 +93,15 @@ def list_backbones() -> None:
 def demo_data(directory: Path, images_per_label: int, seed: int) -> None:
     """Render photos of five kinds of flowers into DIRECTORY. They are drawn, not taken."""
     from topwork_trainer import render
+    from topwork_trainer.flowers import LABELS
 
-    total = images_per_label * len(render.LABELS)
+    total = images_per_label * len(LABELS)
     with _bar("rendering", total) as advance:
         render.write_dataset(
             directory, images_per_label=images_per_label, seed=seed, on_done=advance
         )
     Console(stderr=True).print(
-        f"{total} rendered pictures of {len(render.LABELS)} kinds of flowers in {directory} "
+        f"{total} rendered pictures of {len(LABELS)} kinds of flowers in {directory} "
         "(drawn by a program: no photos)",
         highlight=False,
     )

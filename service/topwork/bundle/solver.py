@@ -84,7 +84,8 @@ def solve(
     centre = features.mean(axis=0, dtype=np.float64)
     x = np.empty((len(features), len(centre) + 1), dtype=dtype)
     x[:, :-1] = features - centre
-    x[:, -1] = unit = _BIAS * (float(np.linalg.norm(x[:, :-1])) / len(x) ** 0.5 or 1.0)
+    unit = _BIAS * (float(np.linalg.norm(x[:, :-1])) / len(x) ** 0.5 or 1.0)
+    x[:, -1] = unit
 
     batch, total = len(strengths), mass.sum(axis=1, keepdims=True)  # (B, 1)
     ridge = np.repeat(1 / (total * strengths[:, None]), x.shape[1], axis=1)
@@ -133,7 +134,7 @@ def _class_mass(
         raise ValueError(f"targets are {targets.min()} to {targets.max()}; classes: {classes}")
     if sample_weights.min() < 0 or strengths.min() <= 0:
         raise ValueError("sample_weights must be >= 0 and strengths > 0")
-    mass = np.stack([np.bincount(targets, one, minlength=classes) for one in sample_weights])
+    mass = sample_weights @ np.eye(classes)[targets]
     if not mass.any(axis=1).all():
         raise ValueError(f"sample_weights of problem {mass.any(axis=1).argmin()} are all 0")
     return mass
@@ -154,10 +155,6 @@ class _Problems:
     """(B, N); every row sums to 1."""
     ridge: Floats
     """(B, 1, K); 0 in the last column, since the bias is free."""
-
-    def those(self, mask: NDArray[np.bool_]) -> _Problems:
-        """Return the problems where ``mask`` (B,) is true."""
-        return replace(self, weights=self.weights[mask], ridge=self.ridge[mask])
 
     def logits(self, theta: Floats) -> Floats:
         """Return (B, C, N) for theta (B, C, K)."""
@@ -180,15 +177,11 @@ class _Problems:
         product = p.reshape(-1, len(self.targets)) @ self.x
         return product.reshape(theta.shape) + self.ridge * theta
 
-    def steepest(self) -> Floats:
-        """Return a bound of the Hessian's eigenvalues: Boehning's, ||x_i||^2 / 2, plus the ridge."""
-        return np.square(self.x).sum(axis=1).max() / 2 + self.ridge.max(axis=2, keepdims=True)
-
 
 def _minimise(
     problems: _Problems, theta: Floats, tolerance: float, max_iterations: int
 ) -> tuple[Floats, NDArray[np.int64], Floats]:
-    """Return the optimal theta (B, C, K), iterations (B,) and decrements (B,), from theta.
+    """Return the optimal theta (B, C, K), the iterations (B,) and the decrements (B,).
 
     Nocedal & Wright, Numerical Optimization, algorithm 7.5 with backtracking (algorithm 3.1). As
     logits are linear in theta, the search along a direction takes no matrix product.
@@ -198,36 +191,64 @@ def _minimise(
     logits = problems.logits(theta)
     value, p = problems.objective(theta, logits.copy())
     gradient = problems.gradient(theta, p)
-    pairs: list[_Pair] = []
-    scale = shortest = 1 / problems.steepest()
-    sound = np.ones_like(value, dtype=bool)
+    pairs: list[tuple[Floats, Floats, Floats]] = []
+    # No eigenvalue of the Hessian is above this (Boehning, Multinomial logistic regression
+    # algorithm, 1992).
+    steepest = np.square(problems.x).sum(axis=1).max() / 2 + problems.ridge[..., :1]
+    scale = 1 / steepest
     for iteration in range(max_iterations + 1):
-        direction = -_times_inverse_hessian(gradient, pairs, scale)
+        direction = -_inverse_hessian_times(gradient, pairs, scale)
         slope = _dot(gradient, direction)
         solved[live], iterations[live] = theta, iteration
         decrement[live] = np.sqrt(abs(slope)).ravel()
-        going = (sound & (-slope > tolerance**2)).ravel()
+        going = (-slope > tolerance**2).ravel()
         if not going.any():
             break
         if not going.all():
-            problems, live, pairs = problems.those(going), live[going], [
-                (s[going], y[going], rho[going]) for s, y, rho in pairs
-            ]
-            theta, logits, value, gradient, direction, slope, shortest = (
-                a[going] for a in (theta, logits, value, gradient, direction, slope, shortest)
+            live, weights, ridge = live[going], problems.weights[going], problems.ridge[going]
+            problems = replace(problems, weights=weights, ridge=ridge)
+            pairs = [(s[going], y[going], rho[going]) for s, y, rho in pairs]
+            theta, logits, value, gradient, direction, slope, steepest = (
+                a[going] for a in (theta, logits, value, gradient, direction, slope, steepest)
             )
-
         change = problems.logits(direction)
         step = np.ones_like(slope)
-        least = value + 8 * np.finfo(value.dtype).eps * abs(value)  # rounding is no increase
+        slack = 8 * np.finfo(value.dtype).eps * abs(value)  # rounding
         while True:
             trial, p = problems.objective(theta + step * direction, logits + step * change)
-            short = trial > least + _ARMIJO * step * slope
+            short = trial > value + _ARMIJO * step * slope + slack
             if not short.any():
                 break
             step[short] /= 2
-        move, before = step * direction, gradient
-        theta, logits, value = theta + move, logits + step * change, trial
+        s, before = step * direction, gradient
+        theta, logits, value = theta + s, logits + step * change, trial
         gradient = problems.gradient(theta, p)
-        ...
+        y = gradient - before
+        # Convexity promises s'y >= y'y / steepest. Half of it must be there, whatever rounding does.
+        yy = np.maximum(_dot(y, y), 1e-30)
+        sy = np.maximum(_dot(s, y), yy / steepest / 2)
+        scale = sy / yy
+        pairs = [*pairs, (s, y, 1 / sy)][-_MEMORY:]
     return solved, iterations, decrement
+
+
+def _inverse_hessian_times(
+    gradient: Floats, pairs: list[tuple[Floats, Floats, Floats]], scale: Floats
+) -> Floats:
+    """Return H^-1 g (B, C, K), as the pairs (s, y, 1 / s'y), oldest first, and the scale tell it.
+
+    Nocedal & Wright, algorithm 7.4.
+    """
+    result, alphas = gradient.copy(), []
+    for s, y, rho in reversed(pairs):
+        alphas.append(rho * _dot(s, result))
+        result -= alphas[-1] * y
+    result *= scale
+    for s, y, rho in pairs:
+        result += (alphas.pop() - rho * _dot(y, result)) * s
+    return result
+
+
+def _dot(a: Floats, b: Floats) -> Floats:
+    """Return the inner products (B, 1, 1) of a and b, both (B, ...)."""
+    return a.reshape(len(a), 1, -1) @ b.reshape(len(b), -1, 1)

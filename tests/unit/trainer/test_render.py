@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from topwork_trainer import render as module
-from topwork_trainer.render import LABELS, render, write_dataset
+from topwork_trainer.flowers import LABELS
+from topwork_trainer.render import render, write_dataset
 
 
 def encoded(picture: Image.Image) -> bytes:

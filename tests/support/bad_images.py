@@ -1,0 +1,144 @@
+"""Files that are no pictures, pictures that decoders get wrong, and pictures that are too large."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from support.pictures import encode
+
+KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""The formats that Topwork reads."""
+
+STORED_AS = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""How a camera turns the upright picture before it stores it under an EXIF orientation."""
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Return a picture whose red rises to the right and whose green rises to the bottom."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, width)
+    pixels[..., 1] = np.linspace(0, 255, height)[:, None]
+    return Image.fromarray(pixels)
+
+
+def plain(colour: tuple[int, int, int], size: tuple[int, int] = (24, 20)) -> Image.Image:
+    """Return a picture of one colour."""
+    return Image.new("RGB", size, colour)
+
+
+def turned(upright: Image.Image, orientation: int, kind: str) -> bytes:
+    """Return the file of a camera that was held so: turned pixels, and EXIF that says how."""
+    transpose = STORED_AS[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exact = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    stored = upright if transpose is None else upright.transpose(transpose)
+    return encode(stored, kind, exif=exif, **exact.get(kind, {}))
+
+
+def unreadable() -> dict[str, bytes]:
+    """Return files that no decoder can make a picture of, by what is wrong with them."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    half = {kind: (whole := encode(noise, kind))[: len(whole) // 2] for kind in KINDS}
+    png = bytearray(encode(noise))
+    png[len(png) // 2] ^= 0xFF
+    return {
+        "empty": b"",
+        "text": b"these are no pixels\n" * 20,
+        "PDF": b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n%%EOF\n",
+        "HTML": b"<!doctype html><html><body>404 Not Found</body></html>",
+        "SVG": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+        "a JPEG's first bytes": b"\xff\xd8\xff",
+        "a corrupt PNG": bytes(png),
+        **{f"half a {kind}": content for kind, content in half.items()},
+    }
+
+
+def bombs(width: int, height: int) -> dict[str, bytes]:
+    """Return small files that claim to be ``width`` x ``height`` pixels, by format."""
+    small = plain((1, 2, 3))
+    other = plain((9, 8, 7))
+
+    jpeg = bytearray(encode(small, "JPEG"))
+    frame = jpeg.index(b"\xff\xc0\x00\x11\x08")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    gif = bytearray(encode(small, "GIF"))
+    gif[6:10] = struct.pack("<HH", width, height)
+    bmp = bytearray(encode(small, "BMP"))
+    bmp[18:26] = struct.pack("<ii", width, height)
+    webp = bytearray(encode(small, "WEBP", save_all=True, append_images=[other]))
+    canvas = webp.index(b"VP8X") + 12
+    webp[canvas : canvas + 3] = (width - 1).to_bytes(3, "little")
+    webp[canvas + 3 : canvas + 6] = (height - 1).to_bytes(3, "little")
+    return {
+        "JPEG": bytes(jpeg),
+        "PNG": grey_png(b"", width=width, height=height, depth=1),
+        "WEBP": bytes(webp),
+        "GIF": bytes(gif),
+        "BMP": bytes(bmp),
+        "TIFF": grey_tiff(b"\0" * 16, width=width, height=height, depth=8),
+    }
+
+
+def grey_png(samples: bytes, *, width: int, height: int, depth: int, extra: bytes = b"") -> bytes:
+    """Return a greyscale PNG of packed samples, rows from the top; ``extra`` are chunks."""
+    stride = len(samples) // height
+    rows = b"".join(
+        b"\0" + samples[row * stride :][:stride] for row in range(height if stride else 0)
+    )
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            png_chunk(b"IHDR", header),
+            extra,
+            png_chunk(b"IDAT", zlib.compress(rows)),
+            png_chunk(b"IEND", b""),
+        ]
+    )
+
+
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    """Return one chunk of a PNG."""
+    checksum = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + checksum
+
+
+def grey_tiff(
+    samples: bytes, *, width: int, height: int, depth: int, big_endian: bool = False
+) -> bytes:
+    """Return an uncompressed greyscale TIFF of packed samples, rows from the top."""
+    order = ">" if big_endian else "<"
+    longs = {256: width, 257: height, 273: 0, 278: height, 279: len(samples)}
+    shorts = {258: depth, 259: 1, 262: 1, 277: 1}
+    start = 8 + 2 + 12 * (len(longs) + len(shorts)) + 4
+    longs[273] = start
+    entries = [
+        struct.pack(order + "HHII", tag, 4, 1, longs[tag])
+        if tag in longs
+        else struct.pack(order + "HHIHH", tag, 3, 1, shorts[tag], 0)
+        for tag in sorted({*longs, *shorts})
+    ]
+    return b"".join(
+        [
+            b"MM\0*" if big_endian else b"II*\0",
+            struct.pack(order + "IH", 8, len(entries)),
+            *entries,
+            struct.pack(order + "I", 0),
+            samples,
+        ]
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,7 +45,10 @@ def turned(upright: Image.Image, orientation: int, kind: str) -> bytes:
     transpose = STORED_AS[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    exact = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    exact: dict[str, dict[str, Any]] = {
+        "JPEG": {"quality": 100, "subsampling": 0},
+        "WEBP": {"lossless": True},
+    }
     stored = upright if transpose is None else upright.transpose(transpose)
     return encode(stored, kind, exif=exif, **exact.get(kind, {}))
 

@@ -1,50 +1,65 @@
 """Servers in processes of their own, as users run them, and what their logs say.
 
-``python -m support.servers JSON`` serves with settings that the command line does not offer.
+``python -m support.servers JSON`` serves with settings that the command line does not offer: other
+limits, no worker, or a worker that dies where a test wants it to.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import grpc
+from google.longrunning import operations_pb2
+from google.rpc import error_details_pb2
 
 from topwork import logs
 from topwork.bundle.limits import Limits
 from topwork.config import ServeConfig
-from topwork.rpc import server
+from topwork.engine.supervisor import Supervisor
+from topwork.rpc import client, server
+from topwork.rpc.client import CallFailed
 
 T = TypeVar("T")
+Teach = Callable[..., operations_pb2.Operation]
+"""(model, label, (name, image) pairs, *, request_id) -> the finished operation."""
 
 TESTS = Path(__file__).parents[1]
+DEATHS = "TOPWORK_TEST_DEATHS"
 PATIENCE = 60.0
-"""Seconds after which what a test waits for will not come; nothing waits so long when all is well."""
+"""Seconds after which what a test waits for will not come; when all is well it came long ago."""
 
 
 class Running:
     """A server process and its log, read as it is written."""
 
-    def __init__(self, command: list[str], repository: Path) -> None:
+    def __init__(
+        self, command: list[str], repository: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.repository = repository
         self._news = threading.Condition()
-        self._facts: list[dict[str, Any]] = []
+        self.facts: list[dict[str, Any]] = []
         self._text: list[str] = []
         self._ended = False
+        path = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(TESTS)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), **(environment or {})},
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -58,7 +73,7 @@ class Running:
         """Return the ``count``-th log line about ``event``, waiting for it."""
 
         def found() -> list[dict[str, Any]]:
-            return [fact for fact in self._facts if fact.get("event") == event]
+            return [fact for fact in self.facts if fact.get("event") == event]
 
         with self._news:
             self._news.wait_for(lambda: len(found()) >= count or self._ended, PATIENCE)
@@ -109,7 +124,7 @@ class Running:
             with self._news:
                 self._text.append(line)
                 with contextlib.suppress(json.JSONDecodeError):
-                    self._facts.append(json.loads(line))
+                    self.facts.append(json.loads(line))
                 self._news.notify_all()
         with self._news:
             self._ended = True
@@ -118,14 +133,29 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    repository: Path, *, limits: dict[str, int] | None = None, **settings: Any
+    repository: Path,
+    *,
+    limits: dict[str, int] | None = None,
+    worker: bool = True,
+    deaths: Sequence[str] = (),
+    **settings: Any,
 ) -> Iterator[Running]:
-    """Run a server on a free port of the loopback; yield it when it is ready, worker and all."""
-    given = json.dumps({"repository": str(repository), "limits": limits or {}, **settings})
-    started = Running([sys.executable, "-m", "support.servers", given], repository)
+    """Run a server on a free port of the loopback; yield it when it is ready, worker and all.
+
+    Without a ``worker`` operations are accepted and wait. The worker dies, once each, right after
+    its first call of each of ``deaths``, such as ``topwork.bundle.store:Repository.publish``.
+    ``settings`` are those of ServeConfig.
+    """
+    given = {"repository": str(repository), "limits": limits or {}, "worker": worker, **settings}
+    started = Running(
+        [sys.executable, "-m", "support.servers", json.dumps(given)],
+        repository,
+        {DEATHS: json.dumps([str(repository), *deaths])},
+    )
     try:
         started.fact("ready")
-        started.fact("worker ready")
+        if worker:
+            started.fact("worker ready")
         yield started
     finally:
         started.close()
@@ -151,9 +181,33 @@ def eventually(look: Callable[[], T | None]) -> T:
     return found
 
 
+def failure(call: Callable[[], object]) -> CallFailed:
+    """Return the error that ``call``, of the client or of a stub, ends with; there must be one."""
+    try:
+        call()
+    except CallFailed as error:
+        return error
+    except grpc.RpcError as error:
+        return client._failed(error)
+    raise AssertionError("the call went well")
+
+
+def fields(error: CallFailed) -> list[str]:
+    """Return the fields that an error's BadRequest names."""
+    bad = error_details_pb2.BadRequest()
+    return [
+        violation.field
+        for detail in error.status.details
+        if detail.Unpack(bad)
+        for violation in bad.field_violations
+    ]
+
+
 def main() -> None:
     """Serve as the JSON in argv says."""
     given = json.loads(sys.argv[1])
+    if not given.pop("worker"):
+        Supervisor.start = _start_none  # type: ignore[method-assign]  # there shall be no worker
     config = ServeConfig(
         **{
             "address": "127.0.0.1:0",
@@ -169,5 +223,34 @@ def main() -> None:
     asyncio.run(server.serve(config))
 
 
+def arrange_deaths() -> None:
+    """Let this process die, once a repository, right after the calls that a test named."""
+    repository, *deaths = json.loads(os.environ.get(DEATHS, '[""]'))
+    for number, death in enumerate(deaths):
+        module, _, path = death.partition(":")
+        owner_path, _, name = path.rpartition(".")
+        owner = pkgutil.resolve_name(f"{module}:{owner_path}" if owner_path else module)
+        mark = Path(repository) / f"death-{number}"
+        setattr(owner, name, _dying(getattr(owner, name), mark))
+
+
+def _start_none(self: Supervisor) -> None:
+    """Stand in for Supervisor.start."""
+
+
+def _dying(call: Callable[..., Any], mark: Path) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        result = call(*args, **kwargs)
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return called
+
+
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":  # in a worker: multiprocessing imports its parent's main module
+    arrange_deaths()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -126,15 +125,31 @@ def from_bytes(shard: bytes) -> Exemplars:
     """Return the exemplars of a shard. Raises Corrupt if it is none."""
     try:
         with np.load(io.BytesIO(shard), allow_pickle=False) as arrays:
-            return Exemplars(
+            loaded = Exemplars(
                 embeddings=arrays["embeddings"],
                 digests=arrays["digests"],
                 fingerprints=arrays["fingerprints"],
                 targets=arrays["targets"],
                 labels=tuple(str(label) for label in arrays["labels"]),
             )
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile and NumPy raise many classes on damaged files
         raise Corrupt(f"a shard of exemplars cannot be read: {error}") from error
+    rows, width = loaded.embeddings.shape[0], loaded.embeddings.shape[-1]
+    for name, dtype, shape in (
+        ("embeddings", "float32", (rows, width)),
+        ("digests", "uint8", (rows, 32)),
+        ("fingerprints", "uint8", (rows, 32)),
+        ("targets", "int64", (rows,)),
+    ):
+        array = getattr(loaded, name)
+        if (array.dtype.name, array.shape) != (dtype, shape):
+            raise Corrupt(
+                f"a shard of exemplars has {name} of {array.dtype} {array.shape}, "
+                f"not {dtype} {shape}"
+            )
+    if ((loaded.targets < 0) | (loaded.targets >= len(loaded.labels))).any():
+        raise Corrupt(f"a shard of exemplars has targets outside its {len(loaded.labels)} labels")
+    return loaded
 
 
 def fingerprint(pixels: Pixels) -> NDArray[np.uint8]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -64,8 +66,10 @@ def new_directory(path: Path) -> Iterator[Path]:
         sync_directory(temporary)
         try:
             temporary.rename(path)
-        except OSError as error:  # ENOTEMPTY: rename(2) replaces empty directories only
-            raise FileExistsError(str(path)) from error
+        except OSError as error:  # rename(2) replaces empty directories only
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise FileExistsError(str(path)) from error
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_directory(path.parent)
@@ -74,13 +78,16 @@ def new_directory(path: Path) -> Iterator[Path]:
 def sweep(directory: Path) -> list[Path]:
     """Delete what crashed writers left right below ``directory`` and return the paths."""
     old = time.time() - ABANDONED_AFTER
-    left = [path for path in directory.glob(f"{TEMPORARY}*") if path.stat().st_mtime < old]
-    for path in left:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    return left
+    swept = []
+    for path in sorted(directory.glob(f"{TEMPORARY}*")):
+        with contextlib.suppress(FileNotFoundError):  # somebody else sweeps, too
+            if path.stat().st_mtime < old:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+                swept.append(path)
+    return swept
 
 
 def sync_directory(directory: Path) -> None:

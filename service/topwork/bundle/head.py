@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -14,6 +15,8 @@ IR_VERSION = 8
 """As in the exported backbones, so that the two can be merged; ONNX Runtime 1.14 reads them."""
 
 _TINY = 1e-12
+
+F = TypeVar("F", np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +52,11 @@ def normalise(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(features / np.maximum(length, np.float32(_TINY)), dtype=np.float32)
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the softmax over the last axis."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
+def softmax(logits: NDArray[F]) -> NDArray[F]:
+    """Return the softmax over the last axis, in the type of ``logits``."""
+    shifted: NDArray[F] = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shifted /= shifted.sum(axis=-1, keepdims=True)
+    return shifted
 
 
 def to_onnx(head: Head) -> bytes:

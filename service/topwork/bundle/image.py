@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Pillow warns of damaged metadata, with texts as varied as the damage: each would stay in memory.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 # What Pillow's decoders are seen to raise on damaged files, beside OSError.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError,
             OverflowError, struct.error)  # fmt: skip
@@ -73,8 +77,8 @@ def pixel_digest(pixels: Pixels) -> str:
 def _preprocess(image: Image.Image, spec: PreprocessSpec) -> Pixels:
     # JPEG only: decode at 1/2, 1/4 or 1/8 of the size where that is still large enough.
     image.draft(None, (spec.resize, spec.resize))
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
     rgb = _to_rgb(image)
+    orientation = _orientation(image)
     # Crop, then scale: the picture of scale-then-crop for half the work. The box is symmetric, so
     # turning the small result equals turning the large source.
     side = min(rgb.size) * spec.crop / spec.resize
@@ -90,13 +94,24 @@ def _preprocess(image: Image.Image, spec: PreprocessSpec) -> Pixels:
     return np.asarray(small, dtype=np.uint8)
 
 
+def _orientation(image: Image.Image) -> int:
+    """Return how a loaded image still has to be turned; a TIFF was turned when it was loaded."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGED:
+        return 1  # damaged metadata spoils no picture
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ImageError("the image has floating-point samples; 8 or 16 bits are supported")
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow's own conversion would clip everything above 255 to white.
         deep = np.clip(np.asarray(image), 0, 65_535)
-        image = Image.fromarray((deep >> 8).astype(np.uint8))
+        grey = (deep >> 8).astype(np.uint8)
+        if "transparency" in image.info:
+            grey[deep == image.info["transparency"]] = 255
+        image = Image.fromarray(grey)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.new("RGBA", layer.size, "white")

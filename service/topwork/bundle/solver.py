@@ -34,7 +34,7 @@ _ABSENT = -30.0
 """Bias of a class without weight in a problem; its optimum would be minus infinity."""
 
 _NUMBERS = 2**27
-"""Numbers in memory at once, about; a larger batch is solved in parts."""
+"""Numbers held at once, about; a larger batch is solved in parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +71,13 @@ def solve(
     """Return the optima for features (N, D), classes (N,), weights (B, N) and strengths C (B,).
 
     A problem stops when its Newton decrement sqrt(g' H^-1 g) (Boyd & Vandenberghe, Convex
-    Optimization, section 9.5.1; H as L-BFGS knows it) is at most ``tolerance``. In words: when its
-    logits are, in the mean square over rows and classes, about that far from the optimum's.
-    float32 takes half the time and is good for tolerances down to 1e-6.
+    Optimization, section 9.5.1; H as L-BFGS knows it) is at most ``tolerance``: its logits are then
+    about that far from the optimum's, in the mean square over rows. float32 takes half the time
+    and is good for tolerances down to 1e-5.
 
     A cold start and a fixed order: the same input gives the same bytes. A class without weight in a
-    problem gets weights 0 there, and a probability of practically 0. Raises ValueError.
+    problem gets weights 0 there, and a probability of practically 0; where no class has any, all
+    are equally probable. Raises ValueError.
     """
     mass = _class_mass(features, targets, classes, sample_weights, strengths)
     # The bias absorbs any shift of the features, so centring changes no optimum. But it takes away
@@ -88,6 +89,7 @@ def solve(
     x[:, -1] = unit
 
     batch, total = len(strengths), mass.sum(axis=1, keepdims=True)  # (B, 1)
+    total[total == 0] = 1
     ridge = np.repeat(1 / (total * strengths[:, None]), x.shape[1], axis=1)
     ridge[:, -1] = 0
     theta = np.zeros((batch, classes, x.shape[1]), dtype=dtype)
@@ -134,10 +136,7 @@ def _class_mass(
         raise ValueError(f"targets are {targets.min()} to {targets.max()}; classes: {classes}")
     if sample_weights.min() < 0 or strengths.min() <= 0:
         raise ValueError("sample_weights must be >= 0 and strengths > 0")
-    mass = sample_weights @ np.eye(classes)[targets]
-    if not mass.any(axis=1).all():
-        raise ValueError(f"sample_weights of problem {mass.any(axis=1).argmin()} are all 0")
-    return mass
+    return np.asarray(sample_weights @ np.eye(classes)[targets])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,22 +185,21 @@ def _minimise(
     Nocedal & Wright, Numerical Optimization, algorithm 7.5 with backtracking (algorithm 3.1). As
     logits are linear in theta, the search along a direction takes no matrix product.
     """
-    solved, live = theta.copy(), np.arange(len(theta))
-    iterations, decrement = np.zeros(len(theta), dtype=np.int64), np.zeros(len(theta))
+    solved, live, decrement = theta.copy(), np.arange(len(theta)), np.zeros(len(theta))
+    iterations = np.zeros(len(theta), dtype=np.int64)
     logits = problems.logits(theta)
     value, p = problems.objective(theta, logits.copy())
     gradient = problems.gradient(theta, p)
     pairs: list[tuple[Floats, Floats, Floats]] = []
-    # No eigenvalue of the Hessian is above this (Boehning, Multinomial logistic regression
-    # algorithm, 1992).
+    # No eigenvalue of the Hessian is above this (Boehning 1992, AISM 44).
     steepest = np.square(problems.x).sum(axis=1).max() / 2 + problems.ridge[..., :1]
-    scale = 1 / steepest
+    scale, sound = 1 / steepest, np.ones_like(value, dtype=bool)
     for iteration in range(max_iterations + 1):
         direction = -_inverse_hessian_times(gradient, pairs, scale)
         slope = _dot(gradient, direction)
         solved[live], iterations[live] = theta, iteration
         decrement[live] = np.sqrt(abs(slope)).ravel()
-        going = (-slope > tolerance**2).ravel()
+        going = (sound & (-slope > tolerance**2)).ravel()
         if not going.any():
             break
         if not going.all():
@@ -213,7 +211,7 @@ def _minimise(
             )
         change = problems.logits(direction)
         step = np.ones_like(slope)
-        slack = 8 * np.finfo(value.dtype).eps * abs(value)  # rounding
+        slack = 8 * np.finfo(value.dtype).eps * abs(value)  # an increase as small is rounding
         while True:
             trial, p = problems.objective(theta + step * direction, logits + step * change)
             short = trial > value + _ARMIJO * step * slope + slack
@@ -224,21 +222,18 @@ def _minimise(
         theta, logits, value = theta + s, logits + step * change, trial
         gradient = problems.gradient(theta, p)
         y = gradient - before
-        # Convexity promises s'y >= y'y / steepest. Half of it must be there, whatever rounding does.
-        yy = np.maximum(_dot(y, y), 1e-30)
-        sy = np.maximum(_dot(s, y), yy / steepest / 2)
-        scale = sy / yy
-        pairs = [*pairs, (s, y, 1 / sy)][-_MEMORY:]
+        sy, yy = _dot(s, y), np.maximum(_dot(y, y), 1e-30)
+        # Convexity promises sy >= yy / steepest. Without even half of it, all is rounding: stop.
+        sound = sy > yy / steepest / 2
+        scale = np.where(sound, sy / yy, 1 / steepest)
+        pairs = [*pairs, (s, y, sound / np.where(sound, sy, 1))][-_MEMORY:]
     return solved, iterations, decrement
 
 
 def _inverse_hessian_times(
     gradient: Floats, pairs: list[tuple[Floats, Floats, Floats]], scale: Floats
 ) -> Floats:
-    """Return H^-1 g (B, C, K), as the pairs (s, y, 1 / s'y), oldest first, and the scale tell it.
-
-    Nocedal & Wright, algorithm 7.4.
-    """
+    """Return H^-1 g (B, C, K) by Nocedal & Wright's algorithm 7.4: pairs (s, y, 1 / s'y)."""
     result, alphas = gradient.copy(), []
     for s, y, rho in reversed(pairs):
         alphas.append(rho * _dot(s, result))

@@ -1,0 +1,121 @@
+"""The published contract and the server agree."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from google.longrunning import operations_pb2
+from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from support import servers, tiny
+from support.servers import Running
+
+from topwork.rpc.server import SERVICES
+from topwork.rpc.servicers import ClassifierServicer, ModelServicer, OperationsServicer
+from topwork.v1 import classifier_service_pb2, model_service_pb2
+
+SERVICERS: dict[str, type] = {
+    "topwork.v1.ClassifierService": ClassifierServicer,
+    "topwork.v1.ModelService": ModelServicer,
+    "google.longrunning.Operations": OperationsServicer,
+}
+METHODS: list[MethodDescriptor] = [
+    method
+    for module in (classifier_service_pb2, model_service_pb2, operations_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Yield a server whose operations nobody does."""
+    repository = tiny.repository(tmp_path_factory.mktemp("contract") / "repository")
+    with servers.running(repository.root, worker=False) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def channel(server: Running) -> Iterator[grpc.Channel]:
+    """Yield a channel to it."""
+    with grpc.insecure_channel(server.address) as made:
+        yield made
+
+
+def test_every_service_has_a_servicer() -> None:
+    """The services of the descriptors, of the servicers, and those that are announced are equal."""
+    described = {method.containing_service.full_name for method in METHODS}
+    assert described == set(SERVICERS) == set(SERVICES)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.full_name)
+def test_every_rpc_is_implemented(method: MethodDescriptor) -> None:
+    """Each rpc of a service is a method of its servicer's own, streaming where the rpc does."""
+    implementation = vars(SERVICERS[method.containing_service.full_name]).get(method.name)
+    assert implementation is not None
+    assert inspect.isasyncgenfunction(implementation) == method.server_streaming
+    assert inspect.iscoroutinefunction(implementation) == (not method.server_streaming)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.full_name)
+def test_every_rpc_can_be_called(channel: grpc.Channel, method: MethodDescriptor) -> None:
+    """An empty request gets an answer or the reason why not, never an unexpected error."""
+    kind = ("stream" if method.client_streaming else "unary") + (
+        "_stream" if method.server_streaming else "_unary"
+    )
+    call = getattr(channel, kind)(
+        f"/{method.containing_service.full_name}/{method.name}",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=GetMessageClass(method.output_type).FromString,
+    )
+    request = GetMessageClass(method.input_type)()
+    begin = call if method.server_streaming else call.future
+    begun = begin(iter([request]) if method.client_streaming else request, timeout=30)
+    lists = method.name.startswith("List")
+    assert begun.code() is (grpc.StatusCode.OK if lists else grpc.StatusCode.INVALID_ARGUMENT)
+
+
+def test_reflection_lists_every_service(channel: grpc.Channel) -> None:
+    """Tools such as grpcurl find all services, health and reflection among them."""
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    (answer,) = stub.ServerReflectionInfo(iter([request]))
+    listed = {one.name for one in answer.list_services_response.service}
+    others = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert listed == set(SERVICES) | others
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_reflection_describes_every_service(channel: grpc.Channel, service: str) -> None:
+    """Reflection gives the file that a service is defined in."""
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=service)
+    (answer,) = stub.ServerReflectionInfo(iter([request]))
+    files = [
+        descriptor_pb2.FileDescriptorProto.FromString(one)
+        for one in answer.file_descriptor_response.file_descriptor_proto
+    ]
+    assert service in {f"{file.package}.{one.name}" for file in files for one in file.service}
+
+
+@pytest.mark.parametrize("service", ["", *SERVICES])
+def test_health_is_serving(channel: grpc.Channel, service: str) -> None:
+    """The process and each service are SERVING."""
+    stub = health_pb2_grpc.HealthStub(channel)
+    answer = stub.Check(health_pb2.HealthCheckRequest(service=service))
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_the_health_of_what_is_not_there_is_not_found(channel: grpc.Channel) -> None:
+    """A misspelt service is NOT_FOUND, not silently well."""
+    stub = health_pb2_grpc.HealthStub(channel)
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Check(health_pb2.HealthCheckRequest(service="topwork.v1.Classifier"))
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND

@@ -1,0 +1,118 @@
+"""One running server for most tests; each that changes a model has a model of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import grpc
+import pytest
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from support import servers, tiny
+from support.pictures import pictures
+from support.servers import Running, Teach
+
+from topwork.bundle.exemplars import Exemplars
+from topwork.bundle.store import Repository
+from topwork.rpc.client import CallFailed, Client
+from topwork.v1 import model_service_pb2_grpc as model_grpc
+
+LIMITS = {
+    "max_images_per_request": 16,
+    "max_image_bytes": 2**20,
+    "max_message_bytes": 4 * 2**20,
+    "max_images_per_upload": 400,
+    "max_labels": 7,
+}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Yield a server with a worker; its model ``colours`` stays as it is."""
+    repository = tiny.repository(tmp_path_factory.mktemp("server") / "repository")
+    with servers.running(repository.root, limits=LIMITS) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Yield a server whose operations wait for ever, and whose queue is short."""
+    repository = tiny.repository(tmp_path_factory.mktemp("idle") / "repository")
+    with servers.running(repository.root, worker=False, queue_limit=8) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def client(server: Running) -> Iterator[Client]:
+    """Yield a client of the server."""
+    with Client(server.address) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def channel(server: Running) -> Iterator[grpc.Channel]:
+    """Yield a bare channel to the server, for what the client would not send."""
+    with grpc.insecure_channel(
+        server.address, options=[("grpc.max_send_message_length", -1)]
+    ) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def models(channel: grpc.Channel) -> model_grpc.ModelServiceStub:
+    """Return the bare ModelService."""
+    return model_grpc.ModelServiceStub(channel)
+
+
+@pytest.fixture(scope="session")
+def operations(channel: grpc.Channel) -> operations_pb2_grpc.OperationsStub:
+    """Return the server's operations."""
+    return operations_pb2_grpc.OperationsStub(channel)
+
+
+@pytest.fixture(scope="session")
+def four_colours() -> Exemplars:
+    """Return the exemplars of four labels, 20 pictures each."""
+    labels = ("amber", "blue", "crimson", "green")
+    return tiny.embed_pictures({label: pictures(label, 20) for label in labels})
+
+
+@pytest.fixture(scope="session")
+def serve(server: Running, client: Client) -> Callable[[Exemplars], str]:
+    """Return what publishes a new model and returns its name once it is served."""
+    numbers = itertools.count(1)
+
+    def publish(exemplars: Exemplars) -> str:
+        model = f"model-{next(numbers)}"
+        tiny.publish(Repository(server.repository), model, exemplars)
+
+        def served() -> bool:
+            try:
+                return bool(client.model(model).name)
+            except CallFailed:
+                return False
+
+        servers.eventually(served)
+        return model
+
+    return publish
+
+
+@pytest.fixture
+def model(serve: Callable[[Exemplars], str], four_colours: Exemplars) -> str:
+    """Return the name of a new model with four labels."""
+    return serve(four_colours)
+
+
+@pytest.fixture(scope="session")
+def teach(client: Client) -> Teach:
+    """Return what adds a class and returns the finished operation."""
+
+    def add_class(
+        model: str, label: str, images: Sequence[tuple[str, bytes]], *, request_id: str = ""
+    ) -> operations_pb2.Operation:
+        accepted = client.add_class(model, label, images, request_id=request_id)
+        *_, finished = client.watch(accepted.name)
+        return finished
+
+    return add_class

@@ -1,0 +1,81 @@
+"""Metrics are those of the textbook, and their intervals are honest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sklearn import metrics as oracle
+
+from topwork.bundle.metrics import evaluate, wilson_interval
+
+LABELS = ("a", "b", "c", "d")
+SEEDED = settings(derandomize=True, database=None, deadline=None)
+
+
+@settings(SEEDED, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 200), st.sampled_from(["float32", "float64"]))
+def test_metrics_are_those_of_scikit_learn(seed: int, images: int, dtype: str) -> None:
+    """Confusion, accuracy, precision, recall and log loss are scikit-learn's, for any answers."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, 3, images)  # so the fourth label has no image, but answers
+    probabilities = rng.dirichlet([0.4, 0.3, 0.2, 0.1], images).clip(1e-6)
+    probabilities = (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(dtype)
+    called = probabilities.argmax(axis=1)
+    index = list(range(4))
+
+    found = evaluate(targets, probabilities, LABELS, folds=5)
+
+    assert (found.images, found.folds) == (images, 5)
+    assert np.array_equal(found.confusion, oracle.confusion_matrix(targets, called, labels=index))
+    assert found.accuracy == pytest.approx(oracle.accuracy_score(targets, called))
+    precision, recall, _, support = oracle.precision_recall_fscore_support(
+        targets, called, labels=index, zero_division=0
+    )
+    assert [one.label for one in found.per_label] == list(LABELS)
+    assert [one.images for one in found.per_label] == support.tolist()
+    assert [one.precision for one in found.per_label] == pytest.approx(precision.tolist())
+    assert [one.recall for one in found.per_label] == pytest.approx(recall.tolist())
+    chosen = probabilities[np.arange(images), targets].astype(float)
+    assert found.log_loss == pytest.approx(-np.log(chosen).mean(), rel=1e-9)
+    assert (found.accuracy_low, found.accuracy_high) == wilson_interval(
+        int((called == targets).sum()), images
+    )
+
+
+def test_a_probability_of_zero_is_a_finite_loss() -> None:
+    """An image whose label was given probability 0 costs much, not infinitely much."""
+    found = evaluate(np.array([0]), np.array([[0.0, 1.0]]), ("a", "b"), folds=5)
+    assert 100 < found.log_loss < 1_000
+
+
+def test_accuracy_on_some_labels_leaves_all_answers_possible() -> None:
+    """Images of the labels asked for count as wrong also when a label not asked for was called."""
+    targets = np.array([0, 0, 0, 1, 2, 2])
+    called = np.array([0, 0, 2, 2, 2, 1])
+    found = evaluate(targets, np.eye(3)[called], ("a", "b", "c"), folds=5)
+    assert found.accuracy_on(("a", "b")) == pytest.approx(2 / 4)
+    assert found.accuracy_on(("a", "b", "c")) == pytest.approx(found.accuracy)
+    assert found.accuracy_on(("unknown",)) == 0.0
+
+
+@settings(SEEDED, max_examples=100)
+@given(st.integers(1, 5_000), st.floats(0, 1))
+def test_the_interval_is_wilsons(trials: int, share: float) -> None:
+    """The interval is scipy's Wilson interval, and has the share in it."""
+    successes = round(trials * share)
+    want = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    low, high = wilson_interval(successes, trials)
+    assert (low, high) == pytest.approx((want.low, want.high), abs=1e-7)
+    assert 0 <= low <= successes / trials + 1e-12
+    assert successes / trials - 1e-12 <= high <= 1
+
+
+def test_the_interval_ends_where_shares_do() -> None:
+    """None of 10 has the lower end 0, all of 10 the upper end 1; the others are the known ones."""
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson_interval(0, 10)[0] == pytest.approx(0, abs=1e-12)
+    assert wilson_interval(10, 10)[1] == pytest.approx(1, abs=1e-12)

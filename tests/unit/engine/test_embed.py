@@ -1,0 +1,249 @@
+"""Every source becomes an exemplar or is named with the reason why not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support import tiny
+from support.bad_images import bombs, unreadable
+from support.pictures import picture, pictures
+
+from topwork.bundle.exemplars import Exemplars, fingerprint, to_bytes
+from topwork.bundle.image import pixel_digest, preprocess
+from topwork.bundle.limits import DEFAULT_LIMITS, Limits
+from topwork.engine import embed as module
+from topwork.engine.backend import Session, open_session
+from topwork.engine.embed import Skipped, Source, embed
+from topwork.errors import ImageError
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    """Return the tiny backbone, loaded."""
+    return open_session(tiny.backbone_model(), output="embedding")
+
+
+def source(content: bytes, name: str = "photo", label: str = "amber") -> Source:
+    """Return a source that is in memory."""
+    return Source(name=name, label=label, read=lambda: content)
+
+
+def sources(label: str, count: int, *, start: int = 0) -> list[Source]:
+    """Return different pictures of one label."""
+    return [
+        source(content, f"{label}-{index}", label)
+        for index, content in enumerate(pictures(label, count, start=start), start)
+    ]
+
+
+def run(
+    given: list[Source],
+    session: Session,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    on_image: Callable[[], None] = lambda: None,
+) -> tuple[Exemplars | None, list[Skipped]]:
+    """Embed with two threads."""
+    return embed(given, session, tiny.SPEC, cores=2, limits=limits, on_image=on_image)
+
+
+def test_an_exemplar_is_what_serving_would_compute(session: Session) -> None:
+    """Embedding, digest and fingerprint are those of the image's own pixels."""
+    content = picture("blue", 3)
+    pixels = preprocess(content, tiny.SPEC)
+    made, skipped = run([*sources("amber", 9), source(content, label="blue")], session)
+    assert made is not None
+    assert not skipped
+    (row,) = np.flatnonzero(made.targets == made.labels.index("blue"))
+    assert made.digests[row].tobytes().hex() == pixel_digest(pixels)
+    assert (made.fingerprints[row] == fingerprint(pixels)).all()
+    assert made.embeddings[row].tobytes() == session.run(pixels[None])[0].tobytes()
+
+
+def test_bad_files_are_named_and_the_rest_goes_on(session: Session) -> None:
+    """Each unreadable file is skipped by name, label and reason, in the order given."""
+    bad = [source(content, name, "green") for name, content in unreadable().items()]
+    good = sources("green", len(bad))
+    mixed = [one for pair in zip(bad, good, strict=True) for one in pair]
+    made, skipped = run(mixed, session)
+    assert made is not None
+    assert len(made) == len(good)
+    assert [one.name for one in skipped] == list(unreadable())
+    assert {one.label for one in skipped} == {"green"}
+    assert {one.reason for one in skipped} == {"IMAGE_UNREADABLE"}
+    assert all(one.message for one in skipped)
+
+
+def test_limits_are_kept_and_said(session: Session) -> None:
+    """Files with too many bytes or pixels are skipped as such, with value and limit."""
+    large, bomb = source(bytes(3 * 2**20), "large"), source(bombs(9_000, 9_000)["JPEG"], "bomb")
+    limits = Limits(max_image_bytes=2**20)
+    made, skipped = run([large, bomb, *sources("amber", 1)], session, limits=limits)
+    assert made is not None
+    assert [(one.name, one.reason) for one in skipped] == [
+        ("large", "IMAGE_TOO_LARGE"),
+        ("bomb", "IMAGE_TOO_LARGE"),
+    ]
+    assert "3.0 MiB; the limit is 1.0 MiB" in skipped[0].message
+    assert "81000000 pixels; the limit is 50000000" in skipped[1].message
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(13, "Permission denied"), "IMAGE_UNREADABLE"),
+        (ImageError("it is behind a link", reason="IMAGE_TOO_LARGE"), "IMAGE_TOO_LARGE"),
+    ],
+)
+def test_files_that_cannot_be_opened_are_named(
+    error: Exception, reason: str, session: Session
+) -> None:
+    """What reading a source raises becomes the reason for which it is skipped."""
+
+    def read() -> bytes:
+        raise error
+
+    made, skipped = run([Source(name="it", label="a", read=read)], session)
+    assert made is None
+    assert [(one.name, one.reason) for one in skipped] == [("it", reason)]
+    assert str(error) in skipped[0].message
+
+
+def test_what_is_no_image_error_stops_it(session: Session) -> None:
+    """A bug is not mistaken for a bad image."""
+
+    def read() -> bytes:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run([Source(name="it", label="a", read=read)], session)
+
+
+def test_duplicates_are_named_with_the_first(session: Session) -> None:
+    """Same pixels under one label count once and the later one is skipped, not so under two."""
+    content = picture("amber", 0)
+    given = [
+        source(content, "first"),
+        source(content, "second"),
+        source(content, "under another label", "blue"),
+        *sources("amber", 3, start=1),
+        source(content, "third"),
+    ]
+    made, skipped = run(given, session)
+    assert made is not None
+    assert made.counts().tolist() == [4, 1]
+    assert [(one.name, one.label, one.reason) for one in skipped] == [
+        ("second", "amber", "DUPLICATE"),
+        ("third", "amber", "DUPLICATE"),
+    ]
+    assert all("first" in one.message for one in skipped)
+
+
+@pytest.mark.xfail(strict=True, reason="DEFECT: duplicates are told by the identity of their names")
+def test_duplicates_of_one_name_are_named(session: Session) -> None:
+    """Of two equal images that bear the same name, the later one is skipped like any other."""
+    made, skipped = run([source(picture("amber", 0), "IMG_1.jpg")] * 2, session)
+    assert made is not None
+    assert len(made) == 1
+    assert [(one.name, one.reason) for one in skipped] == [("IMG_1.jpg", "DUPLICATE")]
+
+
+def test_the_order_of_sources_does_not_matter(session: Session) -> None:
+    """Sources in any order, in any number of chunks and threads, give a shard of equal bytes."""
+    given = [one for label in ("amber", "blue", "green") for one in sources(label, 50)]
+    want, _ = run(given, session)
+    assert want is not None
+    for seed, cores in enumerate((1, 2, 5)):
+        order = np.random.default_rng(seed).permutation(len(given))
+        found, _ = embed([given[index] for index in order], session, tiny.SPEC, cores=cores)
+        assert found is not None
+        assert to_bytes(found) == to_bytes(want)
+
+
+def test_progress_is_told_once_an_image_in_the_callers_thread(session: Session) -> None:
+    """on_image is called for used, bad and duplicate images alike, where embed was called."""
+    given = [*sources("amber", 150), source(b"bad"), *sources("amber", 1)]
+    threads: list[threading.Thread] = []
+    run(given, session, on_image=lambda: threads.append(threading.current_thread()))
+    assert len(threads) == len(given)
+    assert set(threads) == {threading.current_thread()}
+
+
+def test_progress_can_stop_it(session: Session) -> None:
+    """What on_image raises, such as a cancellation, comes out, and little more is read."""
+    read: list[int] = []
+
+    def counted(index: int) -> Source:
+        def content() -> bytes:
+            read.append(index)
+            return picture("amber", index)
+
+        return Source(name=str(index), label="amber", read=content)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run([counted(index) for index in range(500)], session, on_image=stop)
+    assert len(read) <= 2 * module.CHUNK
+
+
+def test_no_sources_are_no_exemplars(session: Session) -> None:
+    """A generator that yields nothing gives None and nothing skipped."""
+    called: list[None] = []
+    found = embed(
+        (one for one in list[Source]()),
+        session,
+        tiny.SPEC,
+        cores=2,
+        on_image=lambda: called.append(None),
+    )
+    assert found == (None, [])
+    assert not called
+
+
+def test_memory_is_bounded_by_chunks(session: Session) -> None:
+    """Sources are taken from their generator as they are needed, not all at once."""
+    taken: list[int] = []
+    ahead: list[int] = []
+
+    def generate() -> Iterator[Source]:
+        for index in range(300):
+            taken.append(index)
+            yield source(b"bad", str(index))
+
+    done: list[None] = []
+
+    def on_image() -> None:
+        done.append(None)
+        ahead.append(len(taken) - len(done))
+
+    embed(generate(), session, tiny.SPEC, cores=1, on_image=on_image)
+    assert len(done) == 300
+    assert max(ahead) <= module.CHUNK
+
+
+class Fake:
+    """A backbone that notes the batches it is given."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, ...]] = []
+
+    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return one number an image."""
+        self.batches.append(batch.shape)
+        return batch.reshape(len(batch), -1)[:, :1].astype(np.float32)
+
+
+def test_images_are_embedded_alone() -> None:
+    """Each image is a batch of its own, so that its embedding depends on no neighbour."""
+    fake = Fake()
+    made, _ = run(sources("amber", 5), fake)  # type: ignore[arg-type]  # all that is used of a session
+    assert made is not None
+    assert fake.batches == [(1, 16, 16, 3)] * 5
+    assert all(one.tobytes() != other.tobytes() for one, other in pairwise(made.digests))

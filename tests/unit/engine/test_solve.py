@@ -1,0 +1,119 @@
+"""Solving publishes a revision that says how it was made, and serves nothing yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import tiny
+from support.pictures import pictures
+
+from topwork.bundle.exemplars import Exemplars, merge
+from topwork.bundle.head import to_onnx
+from topwork.bundle.learn import learn
+from topwork.bundle.manifest import Manifest
+from topwork.bundle.store import Repository
+from topwork.engine.backend import open_session, software_versions
+from topwork.engine.solve import solve
+from topwork.errors import Corrupt, NotFound
+
+SEED = 3
+BACKBONE = tiny.backbone_info(tiny.backbone_model())
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[Exemplars]:
+    """Return exemplars of three labels in two parts."""
+    old = tiny.embed_pictures({label: pictures(label, 12) for label in ("green", "amber")})
+    return [old, tiny.embed_pictures({"blue": pictures("blue", 8)})]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """Return a repository with nothing but the tiny backbone."""
+    made = Repository(tmp_path)
+    made.put_backbone(tiny.backbone_model(), BACKBONE)
+    return made
+
+
+def solved(repository: Repository, shards: list[str], *, parent: int = 0) -> Manifest:
+    """Solve on stored shards."""
+    return solve(
+        repository,
+        model="colours",
+        backbone=BACKBONE.digest,
+        shards=shards,
+        seed=SEED,
+        parent=parent,
+        operation="an operation" if parent else "",
+    )
+
+
+def test_the_revision_says_how_it_was_made(repository: Repository, parts: list[Exemplars]) -> None:
+    """The manifest names data, seed, labels, backbone, parent, operation and software."""
+    shards = [repository.put_exemplars(part) for part in parts]
+    solved(repository, shards[:1])
+    manifest = solved(repository, shards, parent=1)
+    both = merge(parts)
+    learned = learn(both, seed=SEED)
+    assert manifest == repository.manifest("colours", 2)
+    assert (manifest.parent, manifest.operation, manifest.seed) == (1, "an operation", SEED)
+    assert manifest.labels == ("amber", "blue", "green")
+    assert manifest.exemplars == tuple(shards)
+    assert (manifest.images, manifest.data_digest) == (32, both.data_digest())
+    assert (manifest.strength, manifest.temperature) == (
+        learned.head.strength,
+        learned.head.temperature,
+    )
+    assert manifest.versions == software_versions()
+    assert repository.backbone(manifest) == BACKBONE
+    assert repository.metrics(manifest) == learned.metrics
+
+
+def test_the_head_is_the_one_that_was_learnt(
+    repository: Repository, parts: list[Exemplars]
+) -> None:
+    """The published graph is that of the head of all exemplars, and answers like it."""
+    manifest = solved(repository, [repository.put_exemplars(part) for part in parts])
+    both = merge(parts)
+    head = learn(both, seed=SEED).head
+    assert repository.head(manifest) == to_onnx(head)
+    session = open_session(repository.head(manifest), output="probabilities")
+    np.testing.assert_allclose(
+        session.run(both.embeddings), head.probabilities(both.embeddings), atol=1e-6
+    )
+
+
+def test_shards_make_no_difference(repository: Repository, parts: list[Exemplars]) -> None:
+    """The same exemplars in one shard, or in two in any order, give the same head and metrics."""
+    one = [repository.put_exemplars(merge(parts))]
+    two = [repository.put_exemplars(part) for part in parts]
+    found = [solved(repository, shards) for shards in (one, two, two[::-1])]
+    assert len({manifest.head for manifest in found}) == 1
+    assert len({manifest.metrics for manifest in found}) == 1
+    assert len({manifest.data_digest for manifest in found}) == 1
+
+
+def test_nothing_serves_yet(repository: Repository, parts: list[Exemplars]) -> None:
+    """The first revision is published and does not serve; numbers go on from it."""
+    shards = [repository.put_exemplars(parts[0])]
+    assert [solved(repository, shards).revision for _ in range(2)] == [1, 2]
+    assert repository.models() == []
+    with pytest.raises(NotFound):
+        repository.serving("colours")
+
+
+@pytest.mark.parametrize("missing", ["exemplars", "backbones"])
+def test_what_is_missing_is_corrupt(missing: str, tmp_path: Path, parts: list[Exemplars]) -> None:
+    """Without its shard or its backbone nothing is published, and the file is named."""
+    repository = Repository(tmp_path)
+    if missing == "exemplars":
+        repository.put_backbone(tiny.backbone_model(), BACKBONE)
+        shard = "0" * 64
+    else:
+        shard = repository.put_exemplars(parts[0])
+    with pytest.raises(Corrupt, match=f"{missing}/.* is missing"):
+        solved(repository, [shard])
+    with pytest.raises(NotFound):
+        repository.revisions("colours")

@@ -255,7 +255,7 @@ def upload_of(case: str) -> list[model_pb.AddClassRequest]:
         ],
         "no UUID": [model_pb.AddClassRequest(config=config("colours", request_id="7"))],
         "no model": [model_pb.AddClassRequest(config=model_pb.AddClassConfig(label="violet"))],
-        "too many": [first, *[model_pb.AddClassRequest(images=images(VIOLETS[:1] * 100))] * 4],
+        "one too many": [first, model_pb.AddClassRequest(images=images(VIOLETS[:1] * 389))],
     }[case]
 
 
@@ -270,7 +270,7 @@ def upload_of(case: str) -> list[model_pb.AddClassRequest]:
         ("no images in two", "images"),
         ("no UUID", "config.request_id"),
         ("no model", "config.model"),
-        ("too many", "images"),
+        ("one too many", "images"),
     ],
 )
 def test_a_wrong_upload_is_told_what_is_wrong(
@@ -365,20 +365,19 @@ def test_serving_never_stops(server: Running, client: Client, model: str) -> Non
     """While classes are added no request fails, and each answer has the labels of its revision."""
     labels: dict[int, list[str]] = {1: LABELS}
     answers: list[tuple[int, list[str], str]] = []
+    photo = picture("green", 60)
     stop = threading.Event()
 
-    def ask(number: int) -> None:
+    def ask() -> None:
         with Client(server.address) as own:
-            for index in range(1_000_000):
-                if stop.is_set():
-                    return
-                answer = own.classify(model, [picture("green", 1000 * number + index)], top_k=10)
+            while not stop.is_set():
+                answer = own.classify(model, [photo], top_k=10)
                 predictions = answer.results[0].classification.predictions
                 known = sorted(one.label for one in predictions)
                 answers.append((answer.revision, known, predictions[0].label))
 
     with ThreadPoolExecutor(4) as pool:
-        callers = [pool.submit(ask, number) for number in range(4)]
+        callers = [pool.submit(ask) for _ in range(4)]
         try:
             for label, upload in (("violet", VIOLETS), ("indigo", named("blue", 8, start=70))):
                 *_, finished = client.watch(client.add_class(model, label, upload).name)

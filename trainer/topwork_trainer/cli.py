@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -139,7 +140,9 @@ def main() -> None:
     try:
         cli()
     except TopworkError as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            "[red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True
+        )
         sys.exit(1)
 
 
@@ -171,11 +174,15 @@ def _json(fitted: Fitted) -> dict[str, object]:
 def _show(console: Console, fitted: Fitted) -> None:
     metrics, manifest = fitted.metrics, fitted.manifest
     table = Table(
-        "label", "images", "precision", "recall", *(f"called {one}" for one in manifest.labels[:12])
+        "label",
+        "images",
+        "precision",
+        "recall",
+        *(f"called {escape(one)}" for one in manifest.labels[:12]),
     )
     for one, row in zip(metrics.per_label, metrics.confusion, strict=True):
         table.add_row(
-            one.label,
+            escape(one.label),
             str(one.images),
             f"{one.precision:.3f}",
             f"{one.recall:.3f}",

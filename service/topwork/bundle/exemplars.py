@@ -134,7 +134,7 @@ def from_bytes(shard: bytes) -> Exemplars:
             )
     except Exception as error:  # zipfile and NumPy raise many classes on damaged files
         raise Corrupt(f"a shard of exemplars cannot be read: {error}") from error
-    rows, width = loaded.embeddings.shape[0], loaded.embeddings.shape[-1]
+    rows, width = (*loaded.embeddings.shape, 0, 0)[:2]
     for name, dtype, shape in (
         ("embeddings", "float32", (rows, width)),
         ("digests", "uint8", (rows, 32)),

@@ -13,7 +13,7 @@ from topwork.errors import Corrupt
 
 T = TypeVar("T")
 
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """A sha256 in hexadecimal; checked when read, since it becomes part of a path."""
 
 SCHEMA = 1
@@ -89,5 +89,5 @@ def from_json(content: bytes, kind: type[T], *, name: str) -> T:
     """Return the ``kind`` that ``to_json`` wrote. Raises Corrupt, with ``name``, if it is none."""
     try:
         return msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"{name} cannot be used: {error}") from error

@@ -16,7 +16,7 @@ def check_model(model: str, *, field: str = "model") -> str:
 
     Raises InvalidInput unless it is 1 to 63 of ``a-z 0-9 . _ -``, a letter or digit at both ends.
     """
-    if not _MODEL.fullmatch(model):
+    if not is_model(model):
         raise InvalidInput(
             f"model name {model[:80]!r} must be 1 to 63 of a-z 0-9 . _ - "
             "with a letter or digit at both ends",
@@ -24,6 +24,11 @@ def check_model(model: str, *, field: str = "model") -> str:
             reason="MODEL_NAME_INVALID",
         )
     return model
+
+
+def is_model(name: str) -> bool:
+    """Return whether ``check_model`` would take it."""
+    return _MODEL.fullmatch(name) is not None
 
 
 def check_label(label: str, *, limits: Limits = DEFAULT_LIMITS, field: str = "label") -> str:

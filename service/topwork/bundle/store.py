@@ -11,6 +11,7 @@ Everything is immutable but serving.json. Every file is checked against its sha2
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from topwork.bundle import files
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.manifest import SCHEMA, BackboneInfo, Manifest, from_json, to_json
 from topwork.bundle.metrics import Metrics
-from topwork.bundle.names import check_model
+from topwork.bundle.names import check_model, is_model
 from topwork.errors import Corrupt
 
 _REVISION = re.compile(r"[1-9][0-9]{0,17}")
@@ -100,8 +101,12 @@ class Repository:
     # Models
 
     def models(self) -> list[str]:
-        """Return the names of all models that have a serving revision, sorted."""
-        return sorted(path.parent.name for path in (self.root / "models").glob("*/serving.json"))
+        """Return the names of all models that have a serving revision, sorted.
+
+        A folder whose name is no model's, such as a copy made by hand, is left out.
+        """
+        names = (path.parent.name for path in (self.root / "models").glob("*/serving.json"))
+        return sorted(name for name in names if is_model(name))
 
     def revisions(self, model: str) -> list[int]:
         """Return the numbers of all published revisions, oldest first. Raises NotFound."""
@@ -174,11 +179,15 @@ class Repository:
             return manifest
 
     def find(self, model: str, matches: Callable[[Manifest], bool]) -> Manifest | None:
-        """Return the newest published revision that ``matches``, if there is one."""
+        """Return the newest published revision that ``matches``, if there is one.
+
+        Revisions that cannot be read are passed over.
+        """
         for revision in reversed(self.revisions(model)):
-            manifest = self.manifest(model, revision)
-            if matches(manifest):
-                return manifest
+            with contextlib.suppress(Corrupt):
+                manifest = self.manifest(model, revision)
+                if matches(manifest):
+                    return manifest
         return None
 
     def sweep(self) -> list[Path]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 import click
-from rich.console import Console
 
 import topwork
+from topwork.cli import show
 from topwork.cli.ask import classify, describe, models
 from topwork.cli.serve import serve
 from topwork.cli.teach import add_class
@@ -29,5 +29,5 @@ def main() -> None:
     try:
         cli()
     except TopworkError as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        show.error(error)
         sys.exit(1)

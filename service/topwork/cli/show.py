@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from topwork.v1 import model_service_pb2 as model_pb
+
+
+def error(problem: Exception) -> None:
+    """Print an expected error as one line on standard error."""
+    Console(stderr=True).print(
+        "[red]error:[/]", escape(str(problem)), highlight=False, soft_wrap=True
+    )
 
 
 def accuracy(metrics: model_pb.Metrics) -> str:
@@ -45,7 +53,9 @@ def per_label(metrics: model_pb.Metrics) -> Table:
     """Return a table of images, precision and recall of each label."""
     table = Table("label", "images", "precision", "recall")
     for one in metrics.per_label:
-        table.add_row(one.label, str(one.images), f"{one.precision:.3f}", f"{one.recall:.3f}")
+        table.add_row(
+            escape(one.label), str(one.images), f"{one.precision:.3f}", f"{one.recall:.3f}"
+        )
     return table
 
 
@@ -54,14 +64,16 @@ def added(
 ) -> None:
     """Print what AddClass did, before and after; ``seconds`` from the call to the new revision."""
     revision, comparison = response.revision, response.comparison
-    table = Table("", "before", "after", title=f"{label} added: revision {revision.revision}")
+    table = Table(
+        "", "before", "after", title=f"{escape(label)} added: revision {revision.revision}"
+    )
     table.add_row("labels", str(len(revision.labels) - 1), str(len(revision.labels)))
     table.add_row(
         "accuracy on the old labels",
         f"{comparison.old_labels_accuracy_before:.3f}",
         f"{comparison.old_labels_accuracy_after:.3f}",
     )
-    table.add_row(f"recall of {label}", "-", f"{comparison.new_label_recall:.3f}")
+    table.add_row(f"recall of {escape(label)}", "-", f"{comparison.new_label_recall:.3f}")
     table.add_row("accuracy on all labels", "-", accuracy(revision.metrics))
     console.print(table)
     times = response.stage_times

@@ -6,8 +6,11 @@ import platform
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
+from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
 import topwork
 from topwork.errors import Corrupt, NotReady
@@ -35,6 +38,10 @@ class Session:
         """Whether the graph runs on a GPU."""
         return bool(self._session.get_providers()[0] == _CUDA[0])
 
+    def outputs(self) -> list[str]:
+        """Return the names of the graph's outputs."""
+        return [output.name for output in self._session.get_outputs()]
+
     def run(self, batch: NDArray[S]) -> NDArray[np.float32]:
         """Return the output float32 (N, ...) for a batch (N, ...), rows in input order."""
         (result,) = self._session.run([self._output], {self._input.name: batch})
@@ -48,8 +55,10 @@ def open_session(
 
     ``threads`` is the number of threads that one run uses on CPU; spinning is off, since it burns
     the core that another run could use. ``auto`` takes CUDA where it works. Raises NotReady if CUDA
-    is asked for and does not work, Corrupt if the graph cannot be loaded.
+    is asked for and does not work, Corrupt if the graph cannot be loaded, lacks the output, or keeps
+    tensors in other files (which no checksum covers).
     """
+    _refuse_external_data(model)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -62,6 +71,8 @@ def open_session(
         session = Session(ort.InferenceSession(model, options, providers=providers), output)
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise Corrupt(f"ONNX Runtime cannot load the graph: {error}") from error
+    if output not in session.outputs():
+        raise Corrupt(f"the graph has no output {output!r}; it has {', '.join(session.outputs())}")
     if provider == "cuda" and not session.on_cuda:
         raise NotReady(
             "provider 'cuda' was asked for, but ONNX Runtime has no working CUDA execution "
@@ -69,6 +80,16 @@ def open_session(
             reason="PROVIDER_UNAVAILABLE",
         )
     return session
+
+
+def _refuse_external_data(model: bytes) -> None:
+    try:
+        tensors = _get_all_tensors(onnx.load_model_from_string(model))
+        external = [tensor.name for tensor in tensors if uses_external_data(tensor)]
+    except DecodeError as error:
+        raise Corrupt(f"this is no ONNX graph: {error}") from error
+    if external:
+        raise Corrupt(f"the graph keeps tensor {external[0]!r} in another file; one file is wanted")
 
 
 def software_versions() -> dict[str, str]:

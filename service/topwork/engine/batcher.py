@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.bundle.image import Pixels
+from topwork.errors import Unavailable
 
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """(N, H, W, 3) uint8 -> (N, D) float32, rows in input order. Called in runners' threads."""
@@ -63,10 +64,15 @@ class Batcher:
     def _dispatch(self) -> None:
         while self._free and (batch := self._next_batch()):
             self._free -= 1
-            running = asyncio.get_running_loop().run_in_executor(
-                self._executor, self._run, [entry.pixels for entry in batch]
-            )
-            running.add_done_callback(partial(self._finish, batch))
+            try:
+                running = asyncio.get_running_loop().run_in_executor(
+                    self._executor, self._run, [entry.pixels for entry in batch]
+                )
+            except RuntimeError:  # the executor is shut down
+                self._free += 1
+                _fail(batch, Unavailable("the server is stopping"))
+            else:
+                running.add_done_callback(partial(self._finish, batch))
 
     def _next_batch(self) -> list[_Entry]:
         batch: list[_Entry] = []
@@ -79,6 +85,8 @@ class Batcher:
     def _run(self, images: list[Pixels]) -> tuple[NDArray[np.float32], float, float]:
         start = time.perf_counter()
         embeddings = self._embed(np.stack(images))
+        if len(embeddings) != len(images):
+            raise ValueError(f"the backbone gave {len(embeddings)} rows for {len(images)} images")
         return embeddings, start, (time.perf_counter() - start) / len(images)
 
     def _finish(
@@ -87,15 +95,21 @@ class Batcher:
         done: asyncio.Future[tuple[NDArray[np.float32], float, float]],
     ) -> None:
         self._free += 1
-        error = asyncio.CancelledError() if done.cancelled() else done.exception()
-        for row, entry in enumerate(batch):
-            if entry.answer.done():
-                continue
-            if error is not None:
-                entry.answer.set_exception(error)
-                continue
+        if done.cancelled():  # by the executor's shutdown, before it ran
+            _fail(batch, Unavailable("the server is stopping"))
+        elif (error := done.exception()) is not None:
+            _fail(batch, error)
+        else:
             embeddings, start, computed = done.result()
-            entry.answer.set_result(
-                Embedded(embedding=embeddings[row], waited=start - entry.since, computed=computed)
-            )
+            for row, entry in enumerate(batch):
+                if not entry.answer.done():
+                    waited = start - entry.since
+                    answer = Embedded(embedding=embeddings[row], waited=waited, computed=computed)
+                    entry.answer.set_result(answer)
         self._dispatch()
+
+
+def _fail(batch: list[_Entry], error: BaseException) -> None:
+    for entry in batch:
+        if not entry.answer.done():
+            entry.answer.set_exception(error)

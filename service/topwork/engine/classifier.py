@@ -87,10 +87,10 @@ class Classifier:
         """
         start = time.perf_counter()
         self._check(images, revision, top_k)
-        snapshot = await self._registry.snapshot(model, revision)
         self._admit(len(images))
         try:
             async with asyncio.timeout(budget):
+                snapshot = await self._registry.snapshot(model, revision)
                 return await self._answer(snapshot, images, top_k or DEFAULT_TOP_K, start)
         except TimeoutError:
             raise DeadlinePassed(

@@ -25,13 +25,13 @@ def _quota(cgroup: Path) -> float:
         quota, period = (cgroup / "cpu.max").read_text().split()
         if quota != "max":
             return int(quota) / int(period)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         pass
     try:
         quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text()
         period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text()
         if int(quota) > 0:
             return int(quota) / int(period)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         pass
     return 1_000_000.0

@@ -83,10 +83,11 @@ def embed(
                     skipped.append(found)
                     continue
                 source = found.source
-                earlier = first.setdefault((found.digest, source.label), source.name)
-                if earlier is not source.name:
-                    skipped.append(_skipped(source, "DUPLICATE", f"same pixels as {earlier}"))
+                key = (found.digest, source.label)
+                if key in first:
+                    skipped.append(_skipped(source, "DUPLICATE", f"same pixels as {first[key]}"))
                 else:
+                    first[key] = source.name
                     rows.append(found)
     if not rows:
         return None, skipped

@@ -16,7 +16,7 @@ from topwork.bundle.metrics import Metrics
 from topwork.bundle.store import Repository
 from topwork.engine.backend import Provider, Session, open_session
 from topwork.engine.batcher import Batcher
-from topwork.errors import NotFound, TopworkError
+from topwork.errors import NotFound
 
 log = structlog.get_logger(__name__)
 
@@ -97,13 +97,13 @@ class Registry:
         key = (model, revision)
         if key not in self._others:
             async with self._lock:
-                loaded = await asyncio.to_thread(self._load, model, revision)
-                self._others[key] = loaded
-            while len(self._others) > KEPT_REVISIONS:
-                self._others.popitem(last=False)
-            return loaded
+                if key not in self._others:  # nobody loaded it while this one waited
+                    self._others[key] = await asyncio.to_thread(self._load, model, revision)
+        found = self._others[key]
         self._others.move_to_end(key)
-        return self._others[key]
+        while len(self._others) > KEPT_REVISIONS:
+            self._others.popitem(last=False)
+        return found
 
     async def refresh(self) -> None:
         """Swap in every revision that serves now and is not in memory yet.
@@ -116,8 +116,8 @@ class Registry:
                     continue
                 try:
                     snapshot = await asyncio.to_thread(self._load_serving, model)
-                except TopworkError as error:
-                    log.error("revision cannot be loaded", model=model, error=str(error))
+                except Exception as error:  # whatever it is, the other models go on
+                    log.error("revision cannot be loaded", model=model, error=repr(error))
                 else:
                     self._serving[model] = snapshot
                     log.info("serving", model=model, revision=snapshot.manifest.revision)

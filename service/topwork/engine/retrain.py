@@ -118,6 +118,18 @@ class Trainer:
             operation=operation,
         )
 
+    def serve(self, model: str, revision: int) -> None:
+        """Let ``revision`` serve. Raises NotReady if meanwhile another one than its parent does."""
+        manifest = self._repository.manifest(model, revision)
+        serving = self._repository.serving(model)
+        if serving not in {manifest.parent, revision}:
+            raise NotReady(
+                f"model {model!r} serves revision {serving} by now, which knows nothing of revision "
+                f"{revision}, made from {manifest.parent}; call again",
+                reason="MODEL_CHANGED",
+            )
+        self._repository.set_serving(model, revision)
+
     def _session(self, manifest: Manifest, info: BackboneInfo) -> Session:
         if info.digest not in self._sessions:
             self._sessions[info.digest] = open_session(

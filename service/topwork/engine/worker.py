@@ -11,6 +11,7 @@ import fcntl
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -95,52 +96,42 @@ def _exit_with(parent: Connection) -> None:
 
 
 def _define(repository: Repository, trainer: Trainer) -> None:
-    """Register the workflow and its steps with DBOS. Each step's result is stored when it ends."""
+    """Register the workflow and its steps with DBOS. What a step gave is stored when it ends."""
 
-    @DBOS.step()
-    def embed(job: Any) -> Any:
-        report = _Reporter("embedding")
-        return to_json(trainer.embed(from_json(job, AddClassJob), report))
+    def embed(job: Any) -> NewExemplars:
+        return trainer.embed(from_json(job, AddClassJob), _Reporter("embedding"))
 
-    @DBOS.step()
     def solve(job: Any, new: Any) -> int:
         _set_progress(Progress(stage="solving"))
-        workflow = DBOS.workflow_id
-        assert workflow is not None, "a step runs in a workflow"
+        operation = DBOS.workflow_id
+        assert operation is not None, "a step runs in a workflow"
         added = from_json(new, NewExemplars)
-        return trainer.solve(from_json(job, AddClassJob), added, workflow).revision
+        return trainer.solve(from_json(job, AddClassJob), added, operation).revision
 
-    @DBOS.step()
     def serve(job: Any, revision: int) -> None:
         _set_progress(Progress(stage="publishing"))
-        repository.set_serving(from_json(job, AddClassJob).model, revision)
+        trainer.serve(from_json(job, AddClassJob).model, revision)
+
+    embed_step, solve_step, serve_step = _step(embed), _step(solve), _step(serve)
 
     @DBOS.workflow(name=operations.ADD_CLASS)
     def add_class(data: Any) -> Any:
         job = from_json(data, AddClassJob)
-        started = time.time()
         try:
-            embedded = embed(data)
-            new = from_json(embedded, NewExemplars)
-            embedded_at = time.time()
-            revision = solve(data, embedded)
-            solved_at = time.time()
-            serve(data, revision)
-        except TopworkError as error:
-            log.warning("operation failed", id=DBOS.workflow_id, error=str(error))
-            failure = Failure(kind=type(error).__name__, reason=error.reason, message=str(error))
-            return to_json(Outcome(failure=failure))
-        manifest = repository.manifest(job.model, revision)
+            embedded = embed_step(data)
+            solved = solve_step(data, embedded.value)
+            served = serve_step(data, solved.value)
+        except _StepFailed as failed:
+            log.warning("operation failed", id=DBOS.workflow_id, error=failed.failure.message)
+            return to_json(Outcome(failure=failed.failure))
+        new, manifest = (
+            from_json(embedded.value, NewExemplars),
+            repository.manifest(job.model, solved.value),
+        )
         metrics = repository.metrics(manifest)
         parent = repository.manifest(job.model, manifest.parent)
-        seconds = StageSeconds(
-            queued=started - job.accepted,
-            embedding=embedded_at - started,
-            solving=solved_at - embedded_at,
-            publishing=time.time() - solved_at,
-        )
         result = AddClassResult(
-            revision=revision,
+            revision=manifest.revision,
             images_used=new.images,
             skipped=new.skipped,
             old_labels_accuracy_before=repository.metrics(parent).accuracy,
@@ -148,10 +139,57 @@ def _define(repository: Repository, trainer: Trainer) -> None:
             new_label_recall=next(
                 one.recall for one in metrics.per_label if one.label == job.label
             ),
-            seconds=seconds,
+            seconds=StageSeconds(
+                queued=embedded.started - job.accepted,
+                embedding=embedded.seconds,
+                solving=solved.seconds,
+                publishing=served.seconds,
+            ),
         )
-        log.info("class added", model=job.model, label=job.label, revision=revision)
+        log.info("class added", model=job.model, label=job.label, revision=manifest.revision)
         return to_json(Outcome(result=result))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StepDone:
+    """What a step gave; this is what DBOS stores, so that a repeated workflow sees the same."""
+
+    value: Any = None
+    failure: Failure | None = None
+    started: float
+    """Seconds since 1970."""
+    seconds: float
+
+
+class _StepFailed(Exception):
+    """A step ended with an expected error."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def _step(work: Callable[..., Any]) -> Callable[..., _StepDone]:
+    """Make ``work`` a step. Its expected errors are stored as values: DBOS forgets their class."""
+
+    @DBOS.step(name=work.__name__)
+    def run_step(*arguments: Any) -> Any:
+        started = time.time()
+        value = failure = None
+        try:
+            value = to_json(work(*arguments))
+        except TopworkError as error:
+            failure = Failure(kind=type(error).__name__, reason=error.reason, message=str(error))
+        seconds = time.time() - started
+        return to_json(_StepDone(value=value, failure=failure, started=started, seconds=seconds))
+
+    def call(*arguments: Any) -> _StepDone:
+        done = from_json(run_step(*arguments), _StepDone)
+        if done.failure is not None:
+            raise _StepFailed(done.failure)
+        return done
+
+    return call
 
 
 class _Reporter:

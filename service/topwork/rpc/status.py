@@ -16,6 +16,9 @@ DOMAIN = "topwork"
 DETAILS_KEY = "grpc-status-details-bin"
 """The trailer that carries a google.rpc.Status."""
 
+LONGEST_TEXT = 1000
+"""Characters of a message. gRPC drops trailers beyond 16 KB, and an error carries several texts."""
+
 CODES: dict[type[errors.TopworkError], int] = {
     errors.InvalidInput: code_pb2.INVALID_ARGUMENT,
     errors.NotFound: code_pb2.NOT_FOUND,
@@ -40,15 +43,15 @@ def from_error(error: errors.TopworkError) -> status_pb2.Status:
     details: list[Message] = [_error_info(error.reason)]
     if isinstance(error, errors.InvalidInput):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=str(error)
+            field=_short(error.field), description=_short(str(error))
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, errors.NotFound | errors.AlreadyExists):
         details.append(
             error_details_pb2.ResourceInfo(
                 resource_type=f"topwork.v1/{error.kind}",
-                resource_name=error.resource,
-                description=str(error),
+                resource_name=_short(error.resource),
+                description=_short(str(error)),
             )
         )
     if isinstance(error, errors.Overloaded):
@@ -98,10 +101,15 @@ def _error_info(reason: str) -> error_details_pb2.ErrorInfo:
     return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
 
 
+def _short(text: str) -> str:
+    """Return the beginning of a text: with a client's long value in it, gRPC would drop it all."""
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
+
+
 def _status(code: int, message: str, details: list[Message]) -> status_pb2.Status:
     packed = []
     for detail in details:
         any_detail = Any()
         any_detail.Pack(detail)
         packed.append(any_detail)
-    return status_pb2.Status(code=code, message=message, details=packed)
+    return status_pb2.Status(code=code, message=_short(message), details=packed)

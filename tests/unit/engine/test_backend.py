@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +16,7 @@ from onnx import TensorProto, helper
 from support import tiny
 
 import topwork
-from topwork.engine.backend import open_session, software_versions
+from topwork.engine.backend import Provider, open_session, software_versions
 from topwork.errors import Corrupt, NotReady
 
 
@@ -128,6 +130,37 @@ def test_auto_without_cuda_is_the_cpu() -> None:
     session = open_session(tiny.backbone_model(), output="embedding", provider="auto")
     assert not session.on_cuda
     np.testing.assert_allclose(session.run(images(2)), patches(images(2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("provider", "asked"),
+    [
+        ("cpu", ["CPUExecutionProvider"]),
+        ("auto", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        ("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+    ],
+)
+def test_a_session_is_asked_for_what_was_said(
+    provider: Provider, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA is asked for only if it may be used; threads are as many as said, and never spin."""
+    load = ort.InferenceSession
+    found: list[tuple[ort.SessionOptions, list[Any]]] = []
+
+    def noted(model: bytes, options: ort.SessionOptions, *, providers: list[Any]) -> Any:
+        found.append((options, providers))
+        return load(model, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", noted)
+    with contextlib.suppress(NotReady):  # there is no CUDA here
+        open_session(tiny.backbone_model(), output="embedding", provider=provider, threads=3)
+    ((options, providers),) = found
+    assert [one if isinstance(one, str) else one[0] for one in providers] == asked
+    assert options.intra_op_num_threads == 3
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    if provider != "cpu":
+        assert providers[0][1] == {"cudnn_conv_algo_search": "HEURISTIC"}
 
 
 def test_manifests_say_what_computed() -> None:

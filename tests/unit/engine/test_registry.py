@@ -87,7 +87,11 @@ def test_a_swap_never_mixes_two_revisions(colours: Repository) -> None:
                 colours.set_serving("colours", 1 + turn % 2)
                 await registry.refresh()
                 answered = len(answers)
-                await until(lambda answered=answered: len(answers) > answered)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+                await until(
+                    lambda before=answered: (  # type: ignore[misc]  # mypy cannot infer a lambda's default
+                        len(answers) > before or any(one.done() for one in callers)
+                    )
+                )
             swapping = False
             await asyncio.gather(*callers)
             classifier.close()

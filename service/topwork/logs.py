@@ -38,4 +38,12 @@ def configure(log_format: Format) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
-    logging.getLogger("dbos").setLevel(logging.WARNING)  # it tells every migration of its schema
+    adopt("dbos")
+
+
+def adopt(library: str) -> None:
+    """Let a library's warnings and errors go the way of all others, not by handlers of its own."""
+    logger = logging.getLogger(library)
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.WARNING)

@@ -176,9 +176,6 @@ def test_a_failed_label_can_be_tried_again(teach: Teach, model: str) -> None:
     assert result(teach(model, "violet", VIOLETS)).revision.revision == 2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: Trainer.solve reads the manifests of all revisions there are"
-)
 def test_a_damaged_old_revision_does_not_keep_a_model_from_learning(
     server: Running, teach: Teach, model: str
 ) -> None:
@@ -352,12 +349,30 @@ def test_two_classes_at_once_both_land(client: Client, model: str) -> None:
     assert client.model(model).serving_revision == second
 
 
+@pytest.mark.xfail(
+    strict=True, reason="defect: SQLite's created_at counts seconds; within one the id decides"
+)
+def test_classes_are_learnt_in_the_order_of_their_arrival(
+    client: Client, serve: Callable[[Exemplars], str]
+) -> None:
+    """Uploads for one model are done in the order in which they were accepted."""
+    model = serve(tiny.embed_pictures({"a": pictures("amber", 5), "b": pictures("blue", 5)}))
+    accepted = [
+        client.add_class(
+            model, f"label-{number}", VIOLETS[:6], request_id=str(uuid.UUID(int=2**64 - number))
+        )
+        for number in range(5)
+    ]
+    finished = [list(client.watch(one.name))[-1] for one in accepted]
+    assert [result(one).revision.revision for one in finished] == [2, 3, 4, 5, 6]
+
+
 def test_one_label_twice_at_once_lands_once(client: Client, model: str) -> None:
     """Of two uploads of one label one is learnt; the other operation ends with ALREADY_EXISTS."""
     accepted = [client.add_class(model, "violet", VIOLETS[:half]) for half in (6, 12)]
     finished = [list(client.watch(one.name))[-1] for one in accepted]
-    assert [one.HasField("error") for one in finished] == [False, True]
-    assert finished[1].error.code == code_pb2.ALREADY_EXISTS
+    codes = sorted(one.error.code for one in finished)
+    assert codes == [code_pb2.OK, code_pb2.ALREADY_EXISTS]
     assert list(client.model(model).revisions) == [1, 2]
 
 

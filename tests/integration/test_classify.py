@@ -157,7 +157,6 @@ def test_a_model_that_is_not_there(
     assert failure(lambda: models.GetModel(model_pb.GetModelRequest(name=name))).code == code
 
 
-@pytest.mark.xfail(strict=True, reason="defect: an error's trailers are not bounded")
 def test_a_very_long_name_is_not_found(client: Client) -> None:
     """The length of a wrong name does not change the answer."""
     assert failure(lambda: client.model("x" * 20_000)).code in {"NOT_FOUND", "INVALID_ARGUMENT"}

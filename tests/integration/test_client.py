@@ -270,7 +270,6 @@ def test_a_call_that_fails_is_one_line(topwork: Command, arguments: tuple[str, .
     assert "Traceback" not in errors
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the text of an error is read as rich's markup")
 @pytest.mark.parametrize("name", ["[/x]", "[bold]"])
 def test_an_error_is_printed_as_it_is(topwork: Command, name: str) -> None:
     """Brackets in a message are brackets."""
@@ -384,10 +383,7 @@ def test_add_class_that_fails_is_told(topwork: Command, model: str, tmp_path: Pa
     "label",
     [
         "violet",
-        pytest.param(
-            "[/b] violet",
-            marks=pytest.mark.xfail(strict=True, reason="defect: labels are read as rich's markup"),
-        ),
+        "[/b] violet",
     ],
 )
 def test_add_class_for_people(topwork: Command, model: str, tmp_path: Path, label: str) -> None:

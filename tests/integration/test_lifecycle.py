@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -28,7 +29,7 @@ DEATHS = (
     "topwork.bundle.store:Repository.put_exemplars",
     "topwork.bundle.store:Repository.publish",
     "topwork.bundle.store:Repository.set_serving",
-    "topwork.engine.worker:Failure",
+    "topwork.engine.worker:log.warning",  # "operation failed"
 )
 
 
@@ -51,9 +52,6 @@ def test_a_worker_that_dies_between_any_two_steps_adds_the_class_once(mortal: Ru
         assert client.classify("colours", [picture("violet", 60)]).revision == 2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: a step's stored error comes back as another class when replayed"
-)
 def test_a_worker_that_dies_keeps_the_reason_of_a_failure(mortal: Running) -> None:
     """An operation that fails has its own error also when the worker dies while it says so."""
     with Client(mortal.address) as client:
@@ -204,5 +202,8 @@ def test_a_second_server_leaves_no_orphan(colours: Repository) -> None:
 
 def waits_for_lock(pid: int) -> bool:
     """Return whether a process has the workers' lock file open."""
-    links = (path.readlink() for path in Path(f"/proc/{pid}/fd").iterdir())
-    return any(link.name == "worker.lock" for link in links)
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if path.readlink().name == "worker.lock":
+                return True
+    return False

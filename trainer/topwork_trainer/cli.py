@@ -44,7 +44,12 @@ def cli() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="State dict to use instead of the backbone's published weights.",
 )
-@click.option("--seed", default=0, help="Seed of the cross-validation's folds.")
+@click.option(
+    "--seed",
+    default=0,
+    type=click.IntRange(0, 2**31 - 1),
+    help="Seed of the cross-validation's folds.",
+)
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
 def fit(
     data: Path,
@@ -90,7 +95,7 @@ def list_backbones() -> None:
 @cli.command("demo-data")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--images-per-label", default=120, type=click.IntRange(min=1))
-@click.option("--seed", default=0)
+@click.option("--seed", default=0, type=click.IntRange(0, 2**31 - 1))
 def demo_data(directory: Path, images_per_label: int, seed: int) -> None:
     """Render photos of five kinds of flowers into DIRECTORY. They are drawn, not taken."""
     from topwork_trainer import render

@@ -143,8 +143,13 @@ def prepare_backbone(repository: Repository, name: str, weights: Path | None) ->
         parity_error=exported.parity.max_abs_difference,
         versions=software_versions(),
     )
-    repository.put_backbone(exported.onnx, info)
-    return info
+    stored = repository.put_backbone(exported.onnx, info)
+    if stored.preprocess != info.preprocess:
+        raise export.ExportError(
+            f"the repository has this graph with other preprocessing, {stored.preprocess}; "
+            "use another repository"
+        )
+    return stored
 
 
 class _Stopwatch:

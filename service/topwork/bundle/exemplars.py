@@ -166,19 +166,13 @@ def _near_duplicates(fingerprints: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return for each row the smallest row that a chain of near-duplicates connects it with."""
     bits = np.unpackbits(fingerprints, axis=1).astype(np.float32)  # (n, 256)
     ones = bits.sum(axis=1)
-    pairs = []
-    for start in range(0, len(bits), 1024):  # bounds the (rows, n) matrix
-        block = slice(start, start + 1024)
-        differing = ones[block, None] + ones[None, :] - 2 * (bits[block] @ bits.T)
-        rows, others = np.nonzero(differing <= NEAR_DUPLICATE_BITS)
-        pairs.append(np.stack([rows + start, others]))
     group = np.arange(len(bits))
-    if not pairs:
-        return group
-    rows, others = np.concatenate(pairs, axis=1)
-    while True:
+    while True:  # once more than the longest chain has links: nearly always twice
         lower = group.copy()
-        np.minimum.at(lower, rows, group[others])
+        for start in range(0, len(bits), 1024):  # bounds the (rows, n) matrix
+            block = slice(start, start + 1024)
+            differing = ones[block, None] + ones[None, :] - 2 * (bits[block] @ bits.T)
+            lower[block] = np.where(differing <= NEAR_DUPLICATE_BITS, group, len(bits)).min(axis=1)
         if (lower == group).all():
             return group
         group = lower

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import struct
 import warnings
 
@@ -29,6 +30,11 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+MOST_SCANS = 30
+"""Scans that a JPEG of the largest size may have; smaller ones may have more."""
+
+_FAX = {"group3", "group4", "tiff_ccitt"}
+
 # Pillow warns of damaged metadata, with texts as varied as the damage: each would stay in memory.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -54,7 +60,7 @@ def preprocess(content: bytes, spec: PreprocessSpec, *, limits: Limits = DEFAULT
         )
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _check_size(image.width * image.height, f"{image.width} x {image.height}", limits)
+            _check_work(image, content, limits)
             return _preprocess(image, spec)
     except UnidentifiedImageError:
         raise ImageError(
@@ -119,9 +125,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_size(pixels: int, size: str, limits: Limits) -> None:
+def _check_work(image: Image.Image, content: bytes, limits: Limits) -> None:
+    """Raise ImageError for what would cost too much to decode, before it is."""
+    pixels = image.width * image.height
     if pixels > limits.max_image_pixels:
+        size = f"{image.width} x {image.height}"
         raise _too_many_pixels(f"the image is {size} = {pixels} pixels", limits)
+    if image.format == "JPEG":
+        # A progressive scan may cost no bytes, but always a pass over the whole picture.
+        scans = content.count(b"\xff\xda")
+        if scans * pixels > MOST_SCANS * limits.max_image_pixels:
+            raise _too_many_pixels(f"the image has {scans} scans of {pixels} pixels", limits)
+    if image.info.get("compression") in _FAX:
+        raise ImageError("the image is a fax (CCITT), whose damage libtiff cannot tell")
 
 
 def _too_many_pixels(found: str, limits: Limits) -> ImageError:
@@ -131,4 +147,4 @@ def _too_many_pixels(found: str, limits: Limits) -> ImageError:
 
 
 def _mib(length: int) -> str:
-    return f"{length / 2**20:.1f} MiB"
+    return f"{math.ceil(length * 10 / 2**20) / 10:.1f} MiB"  # up: what is over looks so

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,13 +36,7 @@ def learn(exemplars: Exemplars, *, seed: int) -> Learned:
     than one that was there from the start. Strength and temperature are chosen by cross-validation,
     anew at every call.
     """
-    # One BLAS thread: the result then depends on no core count, and on a busy machine two threads
-    # that wait for each other took 4.5 s where one took 0.9 s.
-    with threadpool_limits(limits=1, user_api="blas"):
-        return _learn(exemplars, seed)
-
-
-def _learn(exemplars: Exemplars, seed: int) -> Learned:
+    _use_one_blas_thread()
     features = normalise(exemplars.embeddings)
     targets = exemplars.targets
     balance = balanced_weights(targets, len(exemplars.labels))
@@ -74,6 +69,16 @@ def _learn(exemplars: Exemplars, seed: int) -> Learned:
             targets, softmax(logits[best] / temperatures[best]), exemplars.labels, folds=FOLDS
         ),
     )
+
+
+@functools.cache
+def _use_one_blas_thread() -> None:
+    """Limit this process to one BLAS thread, for good: solves may run side by side.
+
+    The result then depends on no core count, and on a busy machine two threads that wait for each
+    other took 4.5 s where one took 0.9 s.
+    """
+    threadpool_limits(limits=1, user_api="blas")
 
 
 def _out_of_fold_logits(

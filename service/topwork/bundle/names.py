@@ -10,6 +10,10 @@ from topwork.errors import InvalidInput
 
 _MODEL = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
+_REFUSED = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_JOINERS = "\u200c\u200d"
+"""The only invisible characters that words and emoji need."""
+
 
 def check_model(model: str, *, field: str = "model") -> str:
     """Return ``model``, which is a directory's name in the repository.
@@ -34,8 +38,8 @@ def is_model(name: str) -> bool:
 def check_label(label: str, *, limits: Limits = DEFAULT_LIMITS, field: str = "label") -> str:
     """Return ``label`` in Unicode's composed form (NFC), in which labels are compared.
 
-    Raises InvalidInput if it is empty or too long, has a control character or an unassigned one,
-    or white space at an end.
+    Raises InvalidInput if it is empty or too long, has a control character, a line break or an
+    unassigned character, or white space at an end.
     """
     label = unicodedata.normalize("NFC", label)
     if not label:
@@ -47,7 +51,9 @@ def check_label(label: str, *, limits: Limits = DEFAULT_LIMITS, field: str = "la
             field=field,
             reason="LABEL_INVALID",
         )
-    if label != label.strip() or any(unicodedata.category(char)[0] == "C" for char in label):
+    if label != label.strip() or any(
+        unicodedata.category(char) in _REFUSED and char not in _JOINERS for char in label
+    ):
         raise InvalidInput(
             f"label {label!r} has a control character, or white space at an end",
             field=field,

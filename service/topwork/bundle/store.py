@@ -42,17 +42,16 @@ class Repository:
 
     # Backbones
 
-    def put_backbone(self, model: bytes, info: BackboneInfo) -> None:
-        """Store an ONNX backbone; one that is there already stays as it is."""
+    def put_backbone(self, model: bytes, info: BackboneInfo) -> BackboneInfo:
+        """Store an ONNX backbone and return what is stored: one that is there stays as it is."""
         target = self.root / "backbones" / info.digest
-        if target.exists():
-            return
-        try:
-            with files.new_directory(target) as directory:
+        if not target.exists():
+            # Another writer may store the same bytes first.
+            with contextlib.suppress(FileExistsError), files.new_directory(target) as directory:
                 (directory / "backbone.onnx").write_bytes(model)
                 (directory / "backbone.json").write_bytes(to_json(info))
-        except FileExistsError:
-            pass  # another writer stored the same bytes first
+        path = self._backbone_info(info.digest)
+        return from_json(_read(path), BackboneInfo, name=str(path))
 
     def backbone(self, manifest: Manifest) -> BackboneInfo:
         """Return what a revision's backbone is. Raises Corrupt if it was changed or is missing."""
@@ -120,10 +119,18 @@ class Repository:
         path = files.existing(self.serving_file(model), kind="model", name=f"models/{model}")
         return from_json(_read(path), _Serving, name=str(path)).revision
 
-    def set_serving(self, model: str, revision: int) -> None:
-        """Let ``revision`` serve, atomically. Raises NotFound if it was never published."""
+    def set_serving(self, model: str, revision: int, *, parent: int | None = None) -> int:
+        """Let ``revision`` serve, atomically, and return the number of the one that serves then.
+
+        With ``parent`` that is only done while ``parent`` serves; else the one that does goes on.
+        Raises NotFound if it was never published.
+        """
         self.manifest(model, revision)
-        files.write_file(self.serving_file(model), to_json(_Serving(revision=revision)))
+        with files.locked(self._model(model) / ".lock"):
+            if parent is not None and (serving := self.serving(model)) != parent:
+                return serving
+            files.write_file(self.serving_file(model), to_json(_Serving(revision=revision)))
+        return revision
 
     def serving_file(self, model: str) -> Path:
         """Return the path of the one mutable file, for those who watch it."""

@@ -13,8 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 from topwork.cli import show
-from topwork.cli.options import address, json_output, model_option, photo_files
-from topwork.rpc.client import MESSAGE_BYTES, Client
+from topwork.cli.options import (
+    address,
+    connected,
+    json_output,
+    model_option,
+    photo_files,
+    read_photo,
+)
+from topwork.errors import ImageError
+from topwork.rpc.client import MESSAGE_BYTES
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 IMAGES_A_REQUEST = 16
@@ -42,7 +50,7 @@ def classify(
     """
     failed = False
     console = Console()
-    with Client(address) as client:
+    with connected(address) as client:
         for batch in _batches(photo_files(images)):
             contents = [content for _, content in batch if isinstance(content, bytes)]
             answer = (
@@ -71,7 +79,7 @@ def classify(
 def models(address: str, as_json: bool) -> None:
     """List the models of a server."""
     table = Table("model", "revision", "labels", "images", "accuracy (95 % interval)", "backbone")
-    with Client(address) as client:
+    with connected(address) as client:
         for model in client.models():
             revision = model.serving_revision
             if as_json:
@@ -95,7 +103,7 @@ def models(address: str, as_json: bool) -> None:
 @click.argument("model")
 def describe(address: str, as_json: bool, model: str) -> None:
     """Show a model: labels with their precision and recall, revisions, backbone, limits."""
-    with Client(address) as client:
+    with connected(address) as client:
         found = client.model(model)
     if as_json:
         print(json.dumps(show.model_json(found)))
@@ -109,9 +117,9 @@ def _batches(files: Sequence[Path]) -> Iterator[list[tuple[Path, bytes | str]]]:
     length = 0
     for path in files:
         try:
-            content: bytes | str = path.read_bytes()
-        except OSError as error:
-            content = f"the file cannot be read: {error.strerror}"
+            content: bytes | str = read_photo(path)
+        except ImageError as error:
+            content = str(error)
         if batch and (len(batch) == IMAGES_A_REQUEST or length + len(content) > MESSAGE_BYTES):
             yield batch
             batch, length = [], 0

@@ -13,8 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from topwork.cli import show
-from topwork.cli.options import address, json_output, model_option, photo_files
-from topwork.errors import InvalidInput
+from topwork.cli.options import (
+    address,
+    connected,
+    json_output,
+    model_option,
+    photo_files,
+    read_photo,
+)
+from topwork.errors import ImageError, InvalidInput
 from topwork.rpc.client import CallFailed, Client, progress, result
 from topwork.v1 import model_service_pb2 as model_pb
 
@@ -44,10 +51,11 @@ def add_class(
         raise InvalidInput(f"there is no file below {', '.join(map(str, photos))}", field="photos")
     unreadable: list[str] = []
     start = time.perf_counter()
-    with Client(address) as client, _progress_bar() as bar:
+    with connected(address) as client, _progress_bar() as bar:
         upload = bar.add_task("uploading", total=len(files))
         photos_read = _read(files, unreadable, lambda: bar.advance(upload))
         accepted = client.add_class(model, label, photos_read, request_id=request_id)
+        bar.console.print(f"accepted as {accepted.name}", highlight=False)
         finished = _follow(client, accepted, bar)
     seconds = time.perf_counter() - start
     for text in unreadable:
@@ -70,9 +78,9 @@ def _read(
     """Yield name and content of each file; those that cannot be read are said in ``unreadable``."""
     for path in files:
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            unreadable.append(f"{path}: the file cannot be read: {error.strerror}")
+            content = read_photo(path)
+        except ImageError as error:
+            unreadable.append(f"{path}: {error}")
         else:
             yield str(path), content
         on_file()

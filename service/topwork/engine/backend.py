@@ -55,8 +55,8 @@ def open_session(
 
     ``threads`` is the number of threads that one run uses on CPU; spinning is off, since it burns
     the core that another run could use. ``auto`` takes CUDA where it works. Raises NotReady if CUDA
-    is asked for and does not work, Corrupt if the graph cannot be loaded, lacks the output, or keeps
-    tensors in other files (which no checksum covers).
+    is asked for and does not work, Corrupt if the graph cannot be loaded, lacks the output, or
+    keeps tensors in other files (which no checksum covers).
     """
     _refuse_external_data(model)
     options = ort.SessionOptions()
@@ -74,12 +74,22 @@ def open_session(
     if output not in session.outputs():
         raise Corrupt(f"the graph has no output {output!r}; it has {', '.join(session.outputs())}")
     if provider == "cuda" and not session.on_cuda:
-        raise NotReady(
-            "provider 'cuda' was asked for, but ONNX Runtime has no working CUDA execution "
-            f"provider here (it has {', '.join(ort.get_available_providers())})",
-            reason="PROVIDER_UNAVAILABLE",
-        )
+        raise _no_cuda()
     return session
+
+
+def check_provider(provider: Provider) -> None:
+    """Raise NotReady if ``provider`` is CUDA and this ONNX Runtime was built without it."""
+    if provider == "cuda" and _CUDA[0] not in ort.get_available_providers():
+        raise _no_cuda()
+
+
+def _no_cuda() -> NotReady:
+    return NotReady(
+        "provider 'cuda' was asked for, but ONNX Runtime has no working CUDA execution "
+        f"provider here (it has {', '.join(ort.get_available_providers())})",
+        reason="PROVIDER_UNAVAILABLE",
+    )
 
 
 def _refuse_external_data(model: bytes) -> None:
@@ -87,9 +97,9 @@ def _refuse_external_data(model: bytes) -> None:
         tensors = _get_all_tensors(onnx.load_model_from_string(model))
         external = [tensor.name for tensor in tensors if uses_external_data(tensor)]
     except DecodeError as error:
-        raise Corrupt(f"this is no ONNX graph: {error}") from error
+        raise Corrupt(f"ONNX Runtime cannot load the graph: {error}") from error
     if external:
-        raise Corrupt(f"the graph keeps tensor {external[0]!r} in another file; one file is wanted")
+        raise Corrupt(f"the graph keeps tensor {external[0]!r} as external data; one file is wanted")
 
 
 def software_versions() -> dict[str, str]:

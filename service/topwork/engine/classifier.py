@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from topwork.bundle.image import Pixels, preprocess
 from topwork.bundle.limits import Limits
@@ -60,15 +59,18 @@ class Classifier:
         self._admitted = 0
         self._image_seconds = 0.01  # of one core; follows what is measured
         self._decoders: ThreadPoolExecutor | None = None
+        self._heads: ThreadPoolExecutor | None = None
 
     def start(self) -> None:
-        """Start the decoding threads."""
+        """Start the threads: one a core for decoding, one for heads, which need not queue there."""
         self._decoders = ThreadPoolExecutor(self._cores, thread_name_prefix="decode")
+        self._heads = ThreadPoolExecutor(1, thread_name_prefix="head")
 
     def close(self) -> None:
         """Stop them."""
-        if self._decoders is not None:
-            self._decoders.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._decoders, self._heads):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     async def classify(
         self,
@@ -148,7 +150,7 @@ class Classifier:
         embedded = [task.result() for task in tasks]
         good = [one for one in embedded if isinstance(one, Embedded)]
         before_head = time.perf_counter()
-        probabilities = iter(await self._head(snapshot, good))
+        said = iter(await loop.run_in_executor(self._heads, _say, snapshot, good, top_k))
         end = time.perf_counter()
         backbone_seconds = sum(one.computed for one in good)
         if good:
@@ -156,12 +158,7 @@ class Classifier:
             self._image_seconds += 0.1 * (seconds - self._image_seconds)
         return Classified(
             revision=snapshot.manifest.revision,
-            results=tuple(
-                one
-                if isinstance(one, ImageError)
-                else _predictions(next(probabilities), snapshot.manifest.labels, top_k)
-                for one in embedded
-            ),
+            results=tuple(one if isinstance(one, ImageError) else next(said) for one in embedded),
             timings=Timings(
                 decode=decode_seconds,
                 queue=max((one.waited for one in good), default=0.0),
@@ -171,19 +168,17 @@ class Classifier:
             ),
         )
 
-    async def _head(self, snapshot: Snapshot, good: Sequence[Embedded]) -> NDArray[np.float32]:
-        """Return probabilities (len(good), C)."""
-        if not good:
-            return np.empty((0, len(snapshot.manifest.labels)), dtype=np.float32)
-        embeddings = np.stack([one.embedding for one in good])
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, snapshot.head.run, embeddings)
 
-
-def _predictions(
-    probabilities: NDArray[np.float32], labels: tuple[str, ...], top_k: int
-) -> tuple[Prediction, ...]:
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return tuple(
-        Prediction(label=labels[index], probability=float(probabilities[index])) for index in order
-    )
+def _say(
+    snapshot: Snapshot, embedded: Sequence[Embedded], top_k: int
+) -> list[tuple[Prediction, ...]]:
+    """Return the ``top_k`` predictions of each image; equal ones in label order."""
+    if not embedded:
+        return []
+    probabilities = snapshot.head.run(np.stack([one.embedding for one in embedded]))  # (N, C)
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    labels = snapshot.manifest.labels
+    return [
+        tuple(Prediction(label=labels[index], probability=float(row[index])) for index in best)
+        for row, best in zip(probabilities, order.tolist(), strict=True)
+    ]

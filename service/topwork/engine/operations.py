@@ -24,8 +24,8 @@ from dbos import (
     run_dbos_database_migrations,
 )
 
-from topwork.engine.jobs import AddClassJob, Failure, Outcome, Progress
-from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady
+from topwork.engine.jobs import AddClassJob, AddClassResult, Failure, Outcome, Progress
+from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady, Unavailable
 
 QUEUE = "changes"
 """Partitioned by model: one model's changes run one at a time, different models' side by side."""
@@ -36,6 +36,9 @@ APPLICATION_VERSION = "1"
 """Of the stored steps. A worker takes up only operations of its own; raise it when steps change."""
 
 PROGRESS = "progress"
+RESULT = "result"
+"""Events of an operation: how far it is, and the result once its revision serves."""
+
 WATCH_SECONDS = 0.05
 """How often a watched operation is looked at."""
 
@@ -62,6 +65,7 @@ class Operations:
     def __init__(self, url: str) -> None:
         self._url = url
         self._client: DBOSClient | None = None
+        self._closing = False
 
     async def start(self) -> None:
         """Create the schema if it is missing, and connect."""
@@ -122,7 +126,10 @@ class Operations:
         await self._connected.delete_workflow_async(identifier)
 
     async def watch(self, identifier: str) -> AsyncIterator[Operation]:
-        """Yield an operation's state at once, then at each change, last when finished."""
+        """Yield an operation's state at once, then at each change, last when finished.
+
+        Raises NotFound, or Unavailable when the server stops meanwhile.
+        """
         last = None
         while True:
             operation = await self.get(identifier)
@@ -131,7 +138,13 @@ class Operations:
             if operation.outcome is not None:
                 return
             last = operation
+            if self._closing:
+                raise Unavailable("the server is stopping; watch again")
             await asyncio.sleep(WATCH_SECONDS)
+
+    def end_watches(self) -> None:
+        """Let everybody who watches or waits for an operation end with Unavailable."""
+        self._closing = True
 
     async def wait(self, identifier: str, seconds: float | None) -> Operation:
         """Return an operation when it is finished or after ``seconds``, whichever is first."""
@@ -150,6 +163,10 @@ class Operations:
     async def _operation(self, status: WorkflowStatus) -> Operation:
         attributes = status.attributes or {}
         outcome = _outcome(status) if status.status in _FINISHED else None
+        if status.status == "CANCELLED":
+            served = await self._connected.get_event_async(status.workflow_id, RESULT, 0)
+            if served is not None:  # the cancel came too late
+                outcome = Outcome(result=from_json(served, AddClassResult))
         progress = Progress(stage="queued" if outcome is None else "done")
         if status.status == "PENDING":
             event = await self._connected.get_event_async(status.workflow_id, PROGRESS, 0)

@@ -14,9 +14,9 @@ import structlog
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.store import Repository
-from topwork.engine.backend import Provider, Session, open_session
+from topwork.engine.backend import Provider, Session, check_provider, open_session
 from topwork.engine.batcher import Batcher
-from topwork.errors import NotFound
+from topwork.errors import Corrupt, NotFound, NotReady
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +64,11 @@ class Registry:
         self._watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Load and warm all serving revisions, then watch for new ones."""
+        """Load and warm all serving revisions, then watch for new ones.
+
+        Raises NotReady if the provider that was asked for does not work.
+        """
+        check_provider(self._provider)
         self._runners = ThreadPoolExecutor(self._cores, thread_name_prefix="backbone")
         await self.refresh()
         self._watcher = asyncio.create_task(self._watch(), name="registry")
@@ -88,6 +92,10 @@ class Registry:
         except KeyError:
             name = f"models/{model}"
             raise NotFound(f"there is no model {name!r}", kind="model", resource=name) from None
+
+    def knows(self, model: str, revision: int) -> bool:
+        """Return whether ``revision`` or a later one serves here."""
+        return model in self._serving and self._serving[model].manifest.revision >= revision
 
     async def snapshot(self, model: str, revision: int) -> Snapshot:
         """Return a revision's snapshot, loaded if it is not the serving one. Raises NotFound."""
@@ -116,6 +124,9 @@ class Registry:
                     continue
                 try:
                     snapshot = await asyncio.to_thread(self._load_serving, model)
+                except NotReady:
+                    if self._watcher is None:  # at the start: the provider does not work
+                        raise
                 except Exception as error:  # whatever it is, the other models go on
                     log.error("revision cannot be loaded", model=model, error=repr(error))
                 else:
@@ -150,7 +161,12 @@ class Registry:
             backbone=self._backbone(manifest),
             head=open_session(self._repository.head(manifest), output="probabilities"),
         )
-        snapshot.head.run(np.zeros((1, snapshot.backbone.info.width), dtype=np.float32))
+        answer = snapshot.head.run(np.zeros((1, snapshot.backbone.info.width), dtype=np.float32))
+        if answer.shape != (1, len(manifest.labels)):
+            raise Corrupt(
+                f"the head of {model} revision {revision} gives {answer.shape[-1]} probabilities "
+                f"for {len(manifest.labels)} labels"
+            )
         return snapshot
 
     def _backbone(self, manifest: Manifest) -> Backbone:

@@ -13,7 +13,7 @@ from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.store import Repository
 from topwork.engine.backend import Session, open_session
 from topwork.engine.embed import Source, embed
-from topwork.engine.jobs import AddClassJob, SkippedUpload
+from topwork.engine.jobs import AddClassJob, AddClassResult, SkippedUpload, StageSeconds
 from topwork.engine.solve import solve
 from topwork.errors import AlreadyExists, NotReady
 
@@ -86,13 +86,32 @@ class Trainer:
             skipped=all_skipped,
         )
 
+    def result(self, job: AddClassJob, new: NewExemplars, manifest: Manifest) -> AddClassResult:
+        """Return what the published revision ``manifest`` is, beside its parent; seconds are 0."""
+        metrics = self._repository.metrics(manifest)
+        parent = self._repository.manifest(job.model, manifest.parent)
+        return AddClassResult(
+            revision=manifest.revision,
+            images_used=new.images,
+            skipped=new.skipped,
+            old_labels_accuracy_before=self._repository.metrics(parent).accuracy,
+            old_labels_accuracy_after=metrics.accuracy_on(parent.labels),
+            new_label_recall=next(
+                one.recall for one in metrics.per_label if one.label == job.label
+            ),
+            seconds=StageSeconds(),
+        )
+
     def solve(self, job: AddClassJob, new: NewExemplars, operation: str) -> Manifest:
         """Solve and publish the revision with the new class; it does not serve yet.
 
         Raises AlreadyExists if the model has the label by now, NotReady if a fit gave it another
         backbone meanwhile.
         """
-        published = self._repository.find(job.model, lambda one: one.operation == operation)
+        # The shard, too: an id whose operation was deleted may come again with other images.
+        published = self._repository.find(
+            job.model, lambda one: one.operation == operation and new.shard in one.exemplars
+        )
         if published is not None:
             return published
         parent = self._repository.manifest(job.model, self._repository.serving(job.model))
@@ -103,6 +122,8 @@ class Trainer:
                 resource=job.label,
                 reason="LABEL_EXISTS",
             )
+        if len(parent.labels) >= self._limits.max_labels:
+            raise too_many_labels(job.model, len(parent.labels), self._limits)
         if parent.backbone != new.backbone:
             raise NotReady(
                 f"model {job.model!r} was fitted on another backbone meanwhile; call again",
@@ -121,14 +142,13 @@ class Trainer:
     def serve(self, model: str, revision: int) -> None:
         """Let ``revision`` serve. Raises NotReady if meanwhile another one than its parent does."""
         manifest = self._repository.manifest(model, revision)
-        serving = self._repository.serving(model)
-        if serving not in {manifest.parent, revision}:
+        serving = self._repository.set_serving(model, revision, parent=manifest.parent)
+        if serving != revision:
             raise NotReady(
-                f"model {model!r} serves revision {serving} by now, which knows nothing of revision "
-                f"{revision}, made from {manifest.parent}; call again",
+                f"model {model!r} serves revision {serving} by now, and revision {revision} was "
+                f"made from {manifest.parent}; call again",
                 reason="MODEL_CHANGED",
             )
-        self._repository.set_serving(model, revision)
 
     def _session(self, manifest: Manifest, info: BackboneInfo) -> Session:
         if info.digest not in self._sessions:
@@ -136,6 +156,14 @@ class Trainer:
                 self._repository.backbone_model(manifest.backbone), output="embedding"
             )
         return self._sessions[info.digest]
+
+
+def too_many_labels(model: str, labels: int, limits: Limits) -> NotReady:
+    """Return the error of a model that may not have another label."""
+    return NotReady(
+        f"model {model!r} has {labels} labels; the limit is {limits.max_labels}",
+        reason="TOO_MANY_LABELS",
+    )
 
 
 def _too_few(

@@ -72,5 +72,14 @@ class Supervisor:
             finally:
                 loop.remove_reader(self._process.sentinel)
             log.error("worker died", exit_code=self._process.exitcode)
+            await self._respawn()
+
+    async def _respawn(self) -> None:
+        while True:
             await asyncio.sleep(RESTART_SECONDS)
-            self._spawn()
+            try:
+                self._spawn()
+            except OSError as error:  # no memory or no processes left, for now
+                log.error("worker cannot be started", error=str(error))
+            else:
+                return

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,9 @@ def run(config: WorkerConfig, parent: Connection) -> None:
 
     One worker a repository and host at a time: a second one waits for the first to end.
     """
+    # Signals to the process group are for the server; this process ends with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     logs.configure(config.log_format)
     os.nice(5)  # requests come first, but they cannot starve retraining
@@ -80,10 +84,14 @@ def run(config: WorkerConfig, parent: Connection) -> None:
             "log_level": "WARNING",
         }
     )
-    _define(repository, Trainer(repository, cores=config.cores, limits=config.limits))
+    logs.adopt("dbos")
+    _define(Trainer(repository, cores=config.cores, limits=config.limits))
     DBOS.launch()
     DBOS.register_queue(
-        operations.QUEUE, partition_concurrency=1, polling_interval_sec=POLL_SECONDS
+        operations.QUEUE,
+        partition_concurrency=1,
+        worker_concurrency=config.cores,
+        polling_interval_sec=POLL_SECONDS,
     )
     log.info("worker ready", repository=str(config.root))
     threading.Event().wait()
@@ -95,22 +103,24 @@ def _exit_with(parent: Connection) -> None:
     os._exit(0)  # whatever runs now is repeated by the next worker
 
 
-def _define(repository: Repository, trainer: Trainer) -> None:
+def _define(trainer: Trainer) -> None:
     """Register the workflow and its steps with DBOS. What a step gave is stored when it ends."""
 
     def embed(job: Any) -> NewExemplars:
         return trainer.embed(from_json(job, AddClassJob), _Reporter("embedding"))
 
-    def solve(job: Any, new: Any) -> int:
+    def solve(job: Any, new: Any) -> AddClassResult:
         _set_progress(Progress(stage="solving"))
         operation = DBOS.workflow_id
         assert operation is not None, "a step runs in a workflow"
-        added = from_json(new, NewExemplars)
-        return trainer.solve(from_json(job, AddClassJob), added, operation).revision
+        asked, added = from_json(job, AddClassJob), from_json(new, NewExemplars)
+        return trainer.result(asked, added, trainer.solve(asked, added, operation))
 
-    def serve(job: Any, revision: int) -> None:
+    def serve(job: Any, data: Any) -> None:
         _set_progress(Progress(stage="publishing"))
-        trainer.serve(from_json(job, AddClassJob).model, revision)
+        trainer.serve(from_json(job, AddClassJob).model, from_json(data, AddClassResult).revision)
+        # A cancel that comes now comes too late, and this is how the server knows.
+        DBOS.set_event(operations.RESULT, data)
 
     embed_step, solve_step, serve_step = _step(embed), _step(solve), _step(serve)
 
@@ -120,34 +130,19 @@ def _define(repository: Repository, trainer: Trainer) -> None:
         try:
             embedded = embed_step(data)
             solved = solve_step(data, embedded.value)
-            served = serve_step(data, solved.value)
-        except _StepFailed as failed:
-            log.warning("operation failed", id=DBOS.workflow_id, error=failed.failure.message)
-            return to_json(Outcome(failure=failed.failure))
-        new, manifest = (
-            from_json(embedded.value, NewExemplars),
-            repository.manifest(job.model, solved.value),
-        )
-        metrics = repository.metrics(manifest)
-        parent = repository.manifest(job.model, manifest.parent)
-        result = AddClassResult(
-            revision=manifest.revision,
-            images_used=new.images,
-            skipped=new.skipped,
-            old_labels_accuracy_before=repository.metrics(parent).accuracy,
-            old_labels_accuracy_after=metrics.accuracy_on(parent.labels),
-            new_label_recall=next(
-                one.recall for one in metrics.per_label if one.label == job.label
-            ),
-            seconds=StageSeconds(
+            seconds = StageSeconds(
                 queued=embedded.started - job.accepted,
                 embedding=embedded.seconds,
                 solving=solved.seconds,
-                publishing=served.seconds,
-            ),
-        )
-        log.info("class added", model=job.model, label=job.label, revision=manifest.revision)
-        return to_json(Outcome(result=result))
+            )
+            result = replace(from_json(solved.value, AddClassResult), seconds=seconds)
+            served = serve_step(data, to_json(result))
+        except _StepFailed as failed:
+            log.warning("operation failed", id=DBOS.workflow_id, error=failed.failure.message)
+            return to_json(Outcome(failure=failed.failure))
+        log.info("class added", model=job.model, label=job.label, revision=result.revision)
+        seconds = replace(seconds, publishing=served.seconds)
+        return to_json(Outcome(result=replace(result, seconds=seconds)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +175,10 @@ def _step(work: Callable[..., Any]) -> Callable[..., _StepDone]:
             value = to_json(work(*arguments))
         except TopworkError as error:
             failure = Failure(kind=type(error).__name__, reason=error.reason, message=str(error))
+        except OSError as error:  # such as a full disk
+            log.exception("repository cannot be used", id=DBOS.workflow_id)
+            text = f"the repository cannot be used: {error.strerror}"
+            failure = Failure(kind="Unavailable", reason="STORAGE", message=text)
         seconds = time.time() - started
         return to_json(_StepDone(value=value, failure=failure, started=started, seconds=seconds))
 

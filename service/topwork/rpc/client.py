@@ -54,6 +54,7 @@ class Client:
     """A blocking client of one server. Safe to use from several threads."""
 
     def __init__(self, address: str) -> None:
+        self._address = address
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._classifier = classify_grpc.ClassifierServiceStub(self._channel)
         self._models = model_grpc.ModelServiceStub(self._channel)
@@ -72,6 +73,14 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Return when the server can be reached. Raises CallFailed if it cannot in ``seconds``."""
+        try:
+            grpc.channel_ready_future(self._channel).result(timeout=seconds)
+        except grpc.FutureTimeoutError:
+            text = f"no server answers at {self._address} within {seconds:g} s"
+            raise CallFailed(status_pb2.Status(code=code_pb2.UNAVAILABLE, message=text)) from None
 
     def classify(
         self,

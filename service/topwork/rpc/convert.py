@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 
 from google.longrunning import operations_pb2
@@ -9,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from topwork.bundle.limits import Limits
-from topwork.bundle.manifest import Manifest
+from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.engine.classifier import Classified, Prediction
 from topwork.engine.jobs import AddClassResult, Stage
@@ -19,6 +20,16 @@ from topwork.errors import ImageError, InvalidInput
 from topwork.rpc import status as statuses
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import model_service_pb2 as model_pb
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A revision as it is stored."""
+
+    manifest: Manifest
+    metrics: Metrics
+    backbone: BackboneInfo
+
 
 STAGES: dict[Stage, model_pb.AddClassStage.ValueType] = {
     "queued": model_pb.ADD_CLASS_STAGE_QUEUED,
@@ -61,7 +72,9 @@ def to_model(snapshot: Snapshot, revisions: list[int], limits: Limits) -> model_
     """Return a model by its serving snapshot."""
     return model_pb.Model(
         name=f"models/{snapshot.manifest.model}",
-        serving_revision=to_revision(snapshot),
+        serving_revision=to_revision(
+            Published(snapshot.manifest, snapshot.metrics, snapshot.backbone.info)
+        ),
         revisions=revisions,
         limits=model_pb.Limits(
             max_images_per_request=limits.max_images_per_request,
@@ -76,9 +89,9 @@ def to_model(snapshot: Snapshot, revisions: list[int], limits: Limits) -> model_
     )
 
 
-def to_revision(snapshot: Snapshot) -> model_pb.Revision:
-    """Return a snapshot's revision."""
-    manifest, info = snapshot.manifest, snapshot.backbone.info
+def to_revision(published: Published) -> model_pb.Revision:
+    """Return a published revision."""
+    manifest, info = published.manifest, published.backbone
     return model_pb.Revision(
         name=_revision_name(manifest),
         revision=manifest.revision,
@@ -94,13 +107,13 @@ def to_revision(snapshot: Snapshot) -> model_pb.Revision:
                 interpolation=info.preprocess.interpolation,
             ),
         ),
-        metrics=_metrics(snapshot.metrics),
+        metrics=_metrics(published.metrics),
         create_time=_timestamp(manifest.created),
     )
 
 
-def to_operation(operation: Operation, published: Snapshot | None) -> operations_pb2.Operation:
-    """Return an operation; ``published`` is the snapshot of its revision once it succeeded."""
+def to_operation(operation: Operation, published: Published | None) -> operations_pb2.Operation:
+    """Return an operation; ``published`` is its revision, None while or where there is none."""
     message = operations_pb2.Operation(
         name=f"operations/{operation.id}", done=operation.outcome is not None
     )
@@ -117,8 +130,14 @@ def to_operation(operation: Operation, published: Snapshot | None) -> operations
     outcome = operation.outcome
     if outcome is not None and outcome.failure is not None:
         message.error.CopyFrom(statuses.from_failure(outcome.failure))
-    elif outcome is not None and outcome.result is not None and published is not None:
-        message.response.Pack(_add_class_response(outcome.result, published))
+    elif outcome is not None and outcome.result is not None:
+        revision = model_pb.Revision(
+            name=f"models/{operation.model}/revisions/{outcome.result.revision}",
+            revision=outcome.result.revision,
+        )
+        if published is not None:
+            revision = to_revision(published)
+        message.response.Pack(_add_class_response(outcome.result, revision))
     return message
 
 
@@ -135,10 +154,12 @@ def _result(result: tuple[Prediction, ...] | ImageError) -> classify_pb.ImageRes
     )
 
 
-def _add_class_response(result: AddClassResult, published: Snapshot) -> model_pb.AddClassResponse:
+def _add_class_response(
+    result: AddClassResult, revision: model_pb.Revision
+) -> model_pb.AddClassResponse:
     seconds = result.seconds
     return model_pb.AddClassResponse(
-        revision=to_revision(published),
+        revision=revision,
         images_used=result.images_used,
         skipped_images=[
             model_pb.SkippedImage(

@@ -65,7 +65,7 @@ class Server:
                 log_format=config.log_format,
             )
         )
-        views = OperationViews(self._operations, self._registry)
+        views = OperationViews(repository, self._registry, self._operations)
         uploads = Uploads(repository, self._registry, self._operations, limits)
         self._classifier_servicer = ClassifierServicer(
             self._classifier, most_seconds=config.most_seconds
@@ -89,9 +89,9 @@ class Server:
             port = self._grpc.add_insecure_port(self._config.address)
         except RuntimeError as error:
             raise Unavailable(f"cannot listen on {self._config.address!r}: {error}") from error
-        await self._grpc.start()
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self._grpc.start()
         log.info("ready", port=port, models=self._registry.models())
         return port
 
@@ -99,6 +99,7 @@ class Server:
         """Say NOT_SERVING, let calls in flight end within the grace, then close what they used."""
         if self._grpc is not None:
             await self._health.enter_graceful_shutdown()
+            self._operations.end_watches()
             await self._grpc.stop(self._config.grace_seconds)
         self._classifier.close()
         await self._registry.aclose()
@@ -117,6 +118,8 @@ class Server:
                 # The default answers a client's keepalive pings with GOAWAY.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # A client that vanished does not hold its streams for ever.
+                ("grpc.keepalive_time_ms", 60_000),
             ],
         )
         classifier_service_pb2_grpc.add_ClassifierServiceServicer_to_server(

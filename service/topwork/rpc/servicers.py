@@ -15,7 +15,7 @@ from topwork.bundle.store import Repository
 from topwork.engine.classifier import Classifier
 from topwork.engine.operations import Operation, Operations
 from topwork.engine.registry import Registry
-from topwork.errors import InvalidInput
+from topwork.errors import Corrupt, InvalidInput, NotFound
 from topwork.rpc import convert
 from topwork.rpc.uploads import Uploads
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -55,19 +55,30 @@ class ClassifierServicer(classify_grpc.ClassifierServiceServicer):
 class OperationViews:
     """Operations as messages. A success is told only once this process serves its revision."""
 
-    def __init__(self, operations: Operations, registry: Registry) -> None:
-        self.operations = operations
+    def __init__(self, repository: Repository, registry: Registry, operations: Operations) -> None:
+        self._repository = repository
         self._registry = registry
+        self.operations = operations
 
     async def message(self, operation: Operation) -> operations_pb2.Operation:
         """Return ``operation`` as a message."""
         result = operation.outcome.result if operation.outcome is not None else None
         if result is None:
             return convert.to_operation(operation, None)
-        if self._registry.serving(operation.model).manifest.revision < result.revision:
+        if not self._registry.knows(operation.model, result.revision):
             await self._registry.refresh()
-        snapshot = await self._registry.snapshot(operation.model, result.revision)
-        return convert.to_operation(operation, snapshot)
+        published = await asyncio.to_thread(self._published, operation.model, result.revision)
+        return convert.to_operation(operation, published)
+
+    def _published(self, model: str, revision: int) -> convert.Published | None:
+        """Return a revision, or None if it was removed or damaged since."""
+        try:
+            manifest = self._repository.manifest(model, revision)
+            return convert.Published(
+                manifest, self._repository.metrics(manifest), self._repository.backbone(manifest)
+            )
+        except (NotFound, Corrupt):
+            return None
 
 
 class ModelServicer(model_grpc.ModelServiceServicer):

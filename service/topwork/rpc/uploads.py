@@ -12,9 +12,13 @@ from topwork.bundle.store import Repository
 from topwork.engine.jobs import AddClassJob, SkippedUpload, Upload
 from topwork.engine.operations import Operation, Operations, check_same, new_request_id
 from topwork.engine.registry import Registry
-from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady
+from topwork.engine.retrain import too_many_labels
+from topwork.errors import AlreadyExists, DeadlinePassed, InvalidInput, NotFound, Unavailable
 from topwork.rpc.convert import resource_id
 from topwork.v1 import model_service_pb2 as model_pb
+
+SILENCE_SECONDS = 60.0
+"""How long an upload may send nothing."""
 
 
 class Uploads:
@@ -34,7 +38,7 @@ class Uploads:
         A request id that is known returns its operation at once, whatever images follow. Raises
         InvalidInput, NotFound, AlreadyExists, NotReady.
         """
-        first = await anext(requests, None)
+        first = await _next(requests)
         if first is None or not first.HasField("config"):
             raise InvalidInput("the first message has no config", field="config")
         model = resource_id(first.config.model, collection="models", field="config.model")
@@ -56,10 +60,7 @@ class Uploads:
                 reason="LABEL_EXISTS",
             )
         if len(labels) >= self._limits.max_labels:
-            raise NotReady(
-                f"model {model!r} has {len(labels)} labels; the limit is {self._limits.max_labels}",
-                reason="TOO_MANY_LABELS",
-            )
+            raise too_many_labels(model, len(labels), self._limits)
         uploads, refused = await self._store(first, requests)
         job = AddClassJob(
             model=model, label=label, uploads=uploads, refused=refused, accepted=time.time()
@@ -90,9 +91,14 @@ class Uploads:
                     )
                     refused.append(SkippedUpload(name=name, reason="IMAGE_TOO_LARGE", message=text))
                     continue
-                digest = await asyncio.to_thread(self._repository.put_image, content)
+                try:
+                    digest = await asyncio.to_thread(self._repository.put_image, content)
+                except OSError as error:  # such as a full disk
+                    raise Unavailable(
+                        f"{name} cannot be stored: {error.strerror}", reason="STORAGE"
+                    ) from error
                 uploads.append(Upload(name=name, digest=digest))
-            following = await anext(requests, None)
+            following = await _next(requests)
             if following is None:
                 break
             message = following
@@ -101,3 +107,16 @@ class Uploads:
         if not uploads and not refused:
             raise InvalidInput("the upload has no image", field="images")
         return tuple(uploads), tuple(refused)
+
+
+async def _next(
+    requests: AsyncIterator[model_pb.AddClassRequest],
+) -> model_pb.AddClassRequest | None:
+    """Return the next message, None after the last. Raises DeadlinePassed if none comes."""
+    try:
+        async with asyncio.timeout(SILENCE_SECONDS):
+            return await anext(requests, None)
+    except TimeoutError:
+        raise DeadlinePassed(
+            f"the upload was silent for {SILENCE_SECONDS:.0f} s", reason="UPLOAD_SILENT"
+        ) from None

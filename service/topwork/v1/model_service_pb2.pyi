@@ -321,7 +321,7 @@ Global___Limits: typing_extensions.TypeAlias = Limits
 @typing.final
 class Metrics(google.protobuf.message.Message):
     """Quality by k-fold cross-validation on the exemplars: no image is judged by a head that saw it or
-    a near-duplicate of it.
+    a near-duplicate of it under the same label.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -90,7 +90,9 @@ class ModelServiceServicer(object):
         model run one at a time, in the order of their arrival.
 
         Fails with NOT_FOUND (model), ALREADY_EXISTS (the label, or the request id with another label),
-        INVALID_ARGUMENT (label, request id, no images, too many images). An image that is too large or
+        INVALID_ARGUMENT (label, request id, no images, too many images), FAILED_PRECONDITION (as many
+        labels as a model may have), DEADLINE_EXCEEDED (nothing was sent for a minute), UNAVAILABLE (the
+        disk is full). An image that is too large or
         unreadable fails alone: it is named in the result. When fewer than
         `Limits.min_images_per_label` are usable the operation fails with FAILED_PRECONDITION and the
         serving revision stays.

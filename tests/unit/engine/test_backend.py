@@ -92,7 +92,6 @@ def with_external_data(location: str) -> bytes:
     return model.SerializeToString()
 
 
-@pytest.mark.xfail(strict=True, reason="DEFECT: ONNX Runtime reads the file, nobody refuses it")
 def test_external_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph whose weights stand in a file that no digest covers is Corrupt."""
     monkeypatch.chdir(tmp_path)
@@ -101,9 +100,6 @@ def test_external_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         open_session(with_external_data("weights.bin"), output="y")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="DEFECT: an output that is not there is seen at the first run"
-)
 def test_an_output_that_is_not_there_is_corrupt() -> None:
     """A graph without the output that is asked for is Corrupt when it is loaded."""
     with pytest.raises(Corrupt, match="nonsense"):

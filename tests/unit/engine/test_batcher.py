@@ -251,7 +251,6 @@ def test_those_who_wait_share_the_next_run() -> None:
     assert batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
-@pytest.mark.xfail(strict=True, reason="defect: Batcher._finish trusts the number of rows")
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_a_backbone_that_loses_rows_fails_its_callers(rows: int) -> None:
     """A run that does not give one row an image is an error for its callers, and theirs alone."""
@@ -274,9 +273,6 @@ def test_a_backbone_that_loses_rows_fails_its_callers(rows: int) -> None:
     assert asyncio.run(scenario()) == ["answer", "error", "error", "answer"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: what run_in_executor raises loses a batch and a runner"
-)
 def test_a_closed_executor_leaves_nobody_waiting() -> None:
     """When the runners' threads are closed, those who still wait get an error."""
 

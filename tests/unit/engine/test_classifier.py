@@ -342,9 +342,6 @@ def test_a_spent_budget_ends_the_request(repository: Repository) -> None:
     assert asyncio.run(scenario()) <= 2 + 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: Classifier.classify loads a revision outside its budget"
-)
 def test_the_budget_covers_the_loading_of_an_old_revision(
     colours: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:

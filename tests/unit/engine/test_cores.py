@@ -75,7 +75,6 @@ def test_garbage_of_version_1_is_no_quota(tmp_path: Path) -> None:
     assert available_cores(cgroup=v1(tmp_path, "none", "100000")) == 8
 
 
-@pytest.mark.xfail(strict=True, reason="DEFECT: ZeroDivisionError is not caught")
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_period_of_zero_is_no_quota(version: int, tmp_path: Path) -> None:
     """A period of 0, which means nothing, is as if there were no quota."""

@@ -144,7 +144,6 @@ def test_duplicates_are_named_with_the_first(session: Session) -> None:
     assert all("first" in one.message for one in skipped)
 
 
-@pytest.mark.xfail(strict=True, reason="DEFECT: duplicates are told by the identity of their names")
 def test_duplicates_of_one_name_are_named(session: Session) -> None:
     """Of two equal images that bear the same name, the later one is skipped like any other."""
     made, skipped = run([source(picture("amber", 0), "IMG_1.jpg")] * 2, session)

@@ -188,7 +188,6 @@ def a_copied_folder(repository: Repository) -> None:
     shutil.copytree(models / "colours", models / "colours (copy)")
 
 
-@pytest.mark.xfail(strict=True, reason="defect: only OSError is caught, so the watcher dies")
 @pytest.mark.parametrize("trouble", [a_head_of_another_width, a_copied_folder])
 def test_nothing_in_the_repository_stops_the_watching(
     colours: Repository, trouble: Callable[[Repository], None]
@@ -209,9 +208,6 @@ def test_nothing_in_the_repository_stops_the_watching(
     assert asyncio.run(scenario())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: one model that raises keeps the server from starting"
-)
 @pytest.mark.parametrize("trouble", [a_head_of_another_width, a_copied_folder])
 def test_one_bad_model_does_not_keep_the_others_from_serving(
     colours: Repository, trouble: Callable[[Repository], None]
@@ -243,7 +239,6 @@ def test_old_revisions_can_be_asked_for(colours: Repository) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.xfail(strict=True, reason="defect: each of those who wait for the lock loads again")
 def test_a_revision_that_many_ask_for_is_loaded_once(
     colours: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,13 +180,14 @@ def test_a_finished_operation_has_its_response(snapshot: Snapshot) -> None:
         # A clock that was set back between two readings must not break the message.
         seconds=StageSeconds(queued=-1.0, embedding=1.5, solving=2.5, publishing=0.5),
     )
+    published = convert.Published(snapshot.manifest, snapshot.metrics, snapshot.backbone.info)
     message = convert.to_operation(
-        operation(Progress(stage="done"), Outcome(result=result)), snapshot
+        operation(Progress(stage="done"), Outcome(result=result)), published
     )
     response = model_pb.AddClassResponse()
     assert message.done
     assert message.response.Unpack(response)
-    assert response.revision == convert.to_revision(snapshot)
+    assert response.revision == convert.to_revision(published)
     assert response.images_used == 19
     (left_out,) = response.skipped_images
     assert (left_out.display_name, left_out.error.message) == ("b.jpg", "same pixels as a.jpg")

@@ -12,6 +12,7 @@ install: $(INSTALLED)  ## Make .venv with everything in it
 
 # torch first and by its pin: asked for together with others, pip may take a build with CUDA.
 $(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def test_generated_code_is_fresh() -> None:
     """Generating again would change no byte."""
+    pytest.importorskip("grpc_tools", reason="grpcio-tools 1.71 has no build for this Python")
     generate = Path(__file__).parents[2] / "proto" / "generate.py"
     done = subprocess.run(
         [sys.executable, generate, "--check"], capture_output=True, text=True, check=False

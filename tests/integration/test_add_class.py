@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from google.rpc import code_pb2, error_details_pb2
@@ -14,8 +16,14 @@ from support.pictures import picture, pictures
 from support.servers import Running, Teach, failure, fields
 
 from topwork.bundle.exemplars import Exemplars
+from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.store import Repository
-from topwork.rpc.client import Client, result
+from topwork.engine.operations import Operations, database_url
+from topwork.engine.registry import Registry
+from topwork.errors import DeadlinePassed
+from topwork.rpc import uploads
+from topwork.rpc.client import CallFailed, Client, result
+from topwork.rpc.uploads import Uploads
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 
@@ -83,7 +91,7 @@ def test_how_an_upload_is_cut_and_ordered_does_not_matter(
     four_colours: Exemplars,
 ) -> None:
     """In one message, one image a message, backwards, or fitted from the start: the same head."""
-    uploads: list[Callable[[str], Iterator[model_pb.AddClassRequest]]] = [
+    ways: list[Callable[[str], Iterator[model_pb.AddClassRequest]]] = [
         lambda model: iter(
             [model_pb.AddClassRequest(config=config(model), images=images(VIOLETS))]
         ),
@@ -96,7 +104,7 @@ def test_how_an_upload_is_cut_and_ordered_does_not_matter(
     ]
     repository = Repository(server.repository)
     heads = set()
-    for upload in uploads:
+    for upload in ways:
         model = serve(four_colours)
         *_, finished = client.watch(models.AddClass(upload(model)).name)
         assert result(finished).images_used == 12
@@ -306,6 +314,45 @@ def test_a_model_has_room_for_so_many_labels(
     assert "7 labels; the limit is 7" in str(error)
 
 
+def test_the_last_room_for_a_label_is_given_once(
+    client: Client, serve: Callable[[Exemplars], str]
+) -> None:
+    """Of two uploads at once for a model with room for one label one is learnt, one is not."""
+    model = serve(tiny.embed_pictures({f"{n}": pictures("blue", 5, start=5 * n) for n in range(6)}))
+
+    def add(label: str) -> int:
+        try:
+            accepted = client.add_class(model, label, VIOLETS)
+        except CallFailed as error:
+            return int(error.status.code)
+        *_, finished = client.watch(accepted.name)
+        return int(finished.error.code)
+
+    with ThreadPoolExecutor(2) as pool:
+        codes = sorted(pool.map(add, ["violet", "indigo"]))
+    assert codes == [code_pb2.OK, code_pb2.FAILED_PRECONDITION]
+    assert len(client.model(model).serving_revision.labels) == 7
+
+
+def test_a_silent_upload_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that opens an upload and sends nothing does not hold it for ever."""
+    monkeypatch.setattr(uploads, "SILENCE_SECONDS", 0.05)
+    repository = Repository(tmp_path)
+    receiving = Uploads(
+        repository,
+        Registry(repository, provider="cpu", cores=1),
+        Operations(database_url(tmp_path)),
+        DEFAULT_LIMITS,
+    )
+
+    async def silent() -> AsyncIterator[model_pb.AddClassRequest]:
+        await asyncio.Event().wait()
+        yield model_pb.AddClassRequest()
+
+    with pytest.raises(DeadlinePassed, match="was silent for"):
+        asyncio.run(receiving.receive(silent()))
+
+
 def test_a_repeated_call_is_the_same_operation(client: Client, model: str) -> None:
     """Calls with one request id, at once and later, are one operation and one new revision."""
     request_id = str(uuid.uuid4())
@@ -334,9 +381,9 @@ def test_a_request_id_is_for_one_label(client: Client, teach: Teach, model: str)
 
 def test_two_classes_at_once_both_land(client: Client, model: str) -> None:
     """Two uploads for one model at once are done in turn: the second revision has both labels."""
-    uploads = {"violet": VIOLETS, "indigo": named("blue", 8, start=70)}
+    classes = {"violet": VIOLETS, "indigo": named("blue", 8, start=70)}
     with ThreadPoolExecutor(2) as pool:
-        accepted = list(pool.map(lambda one: client.add_class(model, *one), uploads.items()))
+        accepted = list(pool.map(lambda one: client.add_class(model, *one), classes.items()))
     revisions = []
     for operation in accepted:
         *_, finished = client.watch(operation.name)
@@ -345,13 +392,10 @@ def test_two_classes_at_once_both_land(client: Client, model: str) -> None:
     assert (first.revision, first.parent_revision) == (2, 1)
     assert (second.revision, second.parent_revision) == (3, 2)
     assert len(first.labels) == 5
-    assert list(second.labels) == sorted([*LABELS, *uploads])
+    assert list(second.labels) == sorted([*LABELS, *classes])
     assert client.model(model).serving_revision == second
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: SQLite's created_at counts seconds; within one the id decides"
-)
 def test_classes_are_learnt_in_the_order_of_their_arrival(
     client: Client, serve: Callable[[Exemplars], str]
 ) -> None:

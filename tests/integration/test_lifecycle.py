@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.rpc import code_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import servers, tiny
@@ -115,6 +116,24 @@ def refused(client: Client) -> bool:
     except CallFailed as error:
         return bool(error.code == "UNAVAILABLE")
     return False
+
+
+def test_who_watches_does_not_hold_the_server(colours: Repository) -> None:
+    """On SIGTERM all who watch or wait for an operation are told to come again; status 0."""
+    with (
+        servers.running(colours.root, grace_seconds=servers.PATIENCE, worker=False) as server,
+        grpc.insecure_channel(server.address) as channel,
+        Client(server.address) as client,
+    ):
+        accepted = client.add_class("colours", "violet", VIOLETS)
+        watched = client.watch(accepted.name)
+        assert not next(watched).done
+        waited = operations_pb2_grpc.OperationsStub(channel).WaitOperation.future(
+            operations_pb2.WaitOperationRequest(name=accepted.name)
+        )
+        assert server.stop() == 0
+        assert failure(lambda: list(watched)).code == "UNAVAILABLE"
+        assert failure(waited.result).code == "UNAVAILABLE"
 
 
 def test_the_grace_is_an_end_too(colours: Repository) -> None:

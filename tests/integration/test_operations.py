@@ -236,7 +236,6 @@ def test_an_operation_that_is_not_there(
     assert failure(calls[call]).code == code
 
 
-@pytest.mark.xfail(strict=True, reason="defect: one revision that is gone fails the whole listing")
 def test_a_revision_that_is_gone_does_not_hide_the_operations(
     server: Running, teach: Teach, model: str
 ) -> None:

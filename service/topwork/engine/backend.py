@@ -99,7 +99,7 @@ def _refuse_external_data(model: bytes) -> None:
     except DecodeError as error:
         raise Corrupt(f"ONNX Runtime cannot load the graph: {error}") from error
     if external:
-        raise Corrupt(f"the graph keeps tensor {external[0]!r} as external data; one file is wanted")
+        raise Corrupt(f"the graph keeps tensor {external[0]!r} as external data, in another file")
 
 
 def software_versions() -> dict[str, str]:

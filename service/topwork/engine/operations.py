@@ -86,6 +86,9 @@ class Operations:
             "workflow_name": ADD_CLASS,
             "workflow_id": request_id,
             "queue_partition_key": job.model,
+            # On SQLite DBOS orders by whole seconds. Milliseconds wrap every 24 days, when two
+            # changes may swap places: harmless, since heads do not depend on the order.
+            "priority": int(job.accepted * 1000) % 2**31 or 1,
             "app_version": APPLICATION_VERSION,
             "attributes": {"model": job.model, "label": job.label},
         }

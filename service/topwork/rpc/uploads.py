@@ -71,42 +71,48 @@ class Uploads:
         self, message: model_pb.AddClassRequest, requests: AsyncIterator[model_pb.AddClassRequest]
     ) -> tuple[tuple[Upload, ...], tuple[SkippedUpload, ...]]:
         """Return the stored images and those that were refused for their length."""
-        uploads: list[Upload] = []
-        refused: list[SkippedUpload] = []
+        stored: list[Upload | SkippedUpload] = []
         while True:
-            for image in message.images:
-                position = len(uploads) + len(refused)
-                if position == self._limits.max_images_per_upload:
-                    raise InvalidInput(
-                        f"the upload has more than {position} images, which is the limit",
-                        field="images",
-                        reason="TOO_MANY_IMAGES",
+            most = self._limits.max_images_per_upload
+            if len(stored) + len(message.images) > most:
+                raise InvalidInput(
+                    f"the upload has more than {most} images, which is the limit",
+                    field="images",
+                    reason="TOO_MANY_IMAGES",
+                )
+            # Side by side: each waits for the disk, which syncs several at the price of one.
+            stored += await asyncio.gather(
+                *(
+                    self._store_one(
+                        image.display_name[:500] or f"images[{position}]", image.content
                     )
-                name = image.display_name[:500] or f"images[{position}]"
-                content = image.content  # each access copies it
-                if len(content) > self._limits.max_image_bytes:
-                    text = (
-                        f"the image is {len(content)} bytes; "
-                        f"the limit is {self._limits.max_image_bytes}"
-                    )
-                    refused.append(SkippedUpload(name=name, reason="IMAGE_TOO_LARGE", message=text))
-                    continue
-                try:
-                    digest = await asyncio.to_thread(self._repository.put_image, content)
-                except OSError as error:  # such as a full disk
-                    raise Unavailable(
-                        f"{name} cannot be stored: {error.strerror}", reason="STORAGE"
-                    ) from error
-                uploads.append(Upload(name=name, digest=digest))
+                    for position, image in enumerate(message.images, len(stored))
+                )
+            )
             following = await _next(requests)
             if following is None:
                 break
             message = following
             if message.HasField("config"):
                 raise InvalidInput("only the first message may have a config", field="config")
-        if not uploads and not refused:
+        if not stored:
             raise InvalidInput("the upload has no image", field="images")
-        return tuple(uploads), tuple(refused)
+        return (
+            tuple(one for one in stored if isinstance(one, Upload)),
+            tuple(one for one in stored if isinstance(one, SkippedUpload)),
+        )
+
+    async def _store_one(self, name: str, content: bytes) -> Upload | SkippedUpload:
+        if len(content) > self._limits.max_image_bytes:
+            text = f"the image is {len(content)} bytes; the limit is {self._limits.max_image_bytes}"
+            return SkippedUpload(name=name, reason="IMAGE_TOO_LARGE", message=text)
+        try:
+            digest = await asyncio.to_thread(self._repository.put_image, content)
+        except OSError as error:  # such as a full disk
+            raise Unavailable(
+                f"{name} cannot be stored: {error.strerror}", reason="STORAGE"
+            ) from error
+        return Upload(name=name, digest=digest)
 
 
 async def _next(

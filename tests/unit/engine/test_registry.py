@@ -171,6 +171,34 @@ def test_a_damaged_revision_leaves_the_old_one_serving(
     assert (line["event"], line["model"]) == ("revision cannot be loaded", "colours")
 
 
+@pytest.mark.xfail(strict=True, reason="defect: what failed once is marked as seen")
+def test_a_moment_without_the_repository_is_only_a_moment(
+    colours: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A revision whose files could not be read for a moment is served when they can be again."""
+
+    async def scenario() -> None:
+        async with started(colours) as registry:
+            load = registry._load_serving
+            failed = asyncio.Event()
+            loop = asyncio.get_running_loop()
+
+            def unsteady(model: str) -> Any:
+                if not failed.is_set():
+                    loop.call_soon_threadsafe(failed.set)
+                    raise OSError(116, "Stale file handle")
+                return load(model)
+
+            monkeypatch.setattr(registry, "_load_serving", unsteady)
+            number = again(colours)
+            await asyncio.wait_for(failed.wait(), 60)
+            for _ in range(3):
+                await registry.refresh()
+            assert registry.serving("colours").manifest.revision == number
+
+    asyncio.run(scenario())
+
+
 def a_head_of_another_width(repository: Repository) -> None:
     """Serve a revision whose files are whole but do not fit its backbone."""
     head = Head(

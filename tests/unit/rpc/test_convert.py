@@ -168,7 +168,7 @@ def test_a_failed_operation_has_its_error() -> None:
 
 
 def test_a_finished_operation_has_its_response(snapshot: Snapshot) -> None:
-    """An operation that succeeded has its revision, the comparison and what was left out."""
+    """A success has its revision (its name, once that was removed) and all that came of it."""
     skipped = SkippedUpload(name="b.jpg", reason="DUPLICATE", message="same pixels as a.jpg")
     result = AddClassResult(
         revision=1,

@@ -98,7 +98,6 @@ def test_blocking_and_asyncio_agree(client: Client, server: Running, model: str)
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="defect: AsyncClient has no wait_until_ready")
 def test_both_clients_have_the_same_methods() -> None:
     """What the blocking client can do, the one for asyncio can."""
     blocking, for_asyncio = (

@@ -62,6 +62,21 @@ def test_a_worker_that_dies_keeps_the_reason_of_a_failure(mortal: Running) -> No
         assert "'junk' has 0 usable images" in finished.error.message
 
 
+def test_a_cancel_that_comes_too_late_changes_nothing(colours: Repository) -> None:
+    """An operation that is cancelled when its revision serves already is a success."""
+    deaths = ["topwork.engine.worker:log.info=class added"]
+    with servers.running(colours.root, deaths=deaths) as server, Client(server.address) as client:
+        accepted = client.add_class("colours", "violet", VIOLETS)
+        server.fact("worker died")
+        with grpc.insecure_channel(server.address) as channel:
+            operations_pb2_grpc.OperationsStub(channel).CancelOperation(
+                operations_pb2.CancelOperationRequest(name=accepted.name)
+            )
+        *_, finished = client.watch(accepted.name)
+        assert result(finished).revision.revision == 2
+        assert client.model("colours").serving_revision.revision == 2
+
+
 @pytest.mark.parametrize("end", [Running.kill, Running.stop])
 def test_an_acknowledged_upload_outlives_the_server(colours: Repository, end: object) -> None:
     """A server that is killed or stopped right after it accepted an upload learns it later."""

@@ -143,8 +143,9 @@ def running(
     """Run a server on a free port of the loopback; yield it when it is ready, worker and all.
 
     Without a ``worker`` operations are accepted and wait. The worker dies, once each, right after
-    its first call of each of ``deaths``, such as ``topwork.bundle.store:Repository.publish``.
-    ``settings`` are those of ServeConfig.
+    its first call of each of ``deaths``, such as ``topwork.bundle.store:Repository.publish``, or
+    ``topwork.engine.worker:log.info=class added``: called with this. ``settings`` are those of
+    ServeConfig.
     """
     given = {"repository": str(repository), "limits": limits or {}, "worker": worker, **settings}
     started = Running(
@@ -227,22 +228,23 @@ def arrange_deaths() -> None:
     """Let this process die, once a repository, right after the calls that a test named."""
     repository, *deaths = json.loads(os.environ.get(DEATHS, '[""]'))
     for number, death in enumerate(deaths):
-        module, _, path = death.partition(":")
+        where, _, argument = death.partition("=")
+        module, _, path = where.partition(":")
         owner_path, _, name = path.rpartition(".")
         owner = pkgutil.resolve_name(f"{module}:{owner_path}" if owner_path else module)
         mark = Path(repository) / f"death-{number}"
-        setattr(owner, name, _dying(getattr(owner, name), mark))
+        setattr(owner, name, _dying(getattr(owner, name), argument, mark))
 
 
 def _start_none(self: Supervisor) -> None:
     """Stand in for Supervisor.start."""
 
 
-def _dying(call: Callable[..., Any], mark: Path) -> Callable[..., Any]:
+def _dying(call: Callable[..., Any], argument: str, mark: Path) -> Callable[..., Any]:
     @functools.wraps(call)
     def called(*args: Any, **kwargs: Any) -> Any:
         result = call(*args, **kwargs)
-        if not mark.exists():
+        if not mark.exists() and (not argument or argument in args):
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return result

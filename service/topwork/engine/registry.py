@@ -127,6 +127,9 @@ class Registry:
                 except NotReady:
                     if self._watcher is None:  # at the start: the provider does not work
                         raise
+                except OSError as error:  # a file system that is away for a moment: look again
+                    log.warning("repository cannot be read", model=model, error=str(error))
+                    continue
                 except Exception as error:  # whatever it is, the other models go on
                     log.error("revision cannot be loaded", model=model, error=repr(error))
                 else:

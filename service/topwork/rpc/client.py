@@ -9,6 +9,7 @@ roses
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator
 from types import TracebackType
@@ -79,8 +80,7 @@ class Client:
         try:
             grpc.channel_ready_future(self._channel).result(timeout=seconds)
         except grpc.FutureTimeoutError:
-            text = f"no server answers at {self._address} within {seconds:g} s"
-            raise CallFailed(status_pb2.Status(code=code_pb2.UNAVAILABLE, message=text)) from None
+            raise _unreachable(self._address, seconds) from None
 
     def classify(
         self,
@@ -156,6 +156,7 @@ class AsyncClient:
     """The same for asyncio; belongs to the event loop that it was made in."""
 
     def __init__(self, address: str) -> None:
+        self._address = address
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._classifier: classify_grpc.ClassifierServiceAsyncStub = (
             classify_grpc.ClassifierServiceStub(self._channel)
@@ -176,6 +177,14 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Close the connection."""
         await self._channel.close()
+
+    async def wait_until_ready(self, seconds: float) -> None:
+        """See Client.wait_until_ready."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._channel.channel_ready()
+        except TimeoutError:
+            raise _unreachable(self._address, seconds) from None
 
     async def classify(
         self,
@@ -282,6 +291,11 @@ def _add_class_requests(
         request.images.add(content=content, display_name=name)
         length += len(content)
     yield request
+
+
+def _unreachable(address: str, seconds: float) -> CallFailed:
+    text = f"no server answers at {address} within {seconds:g} s"
+    return CallFailed(status_pb2.Status(code=code_pb2.UNAVAILABLE, message=text))
 
 
 def _failed(error: grpc.RpcError) -> CallFailed:

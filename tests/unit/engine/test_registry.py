@@ -171,7 +171,6 @@ def test_a_damaged_revision_leaves_the_old_one_serving(
     assert (line["event"], line["model"]) == ("revision cannot be loaded", "colours")
 
 
-@pytest.mark.xfail(strict=True, reason="defect: what failed once is marked as seen")
 def test_a_moment_without_the_repository_is_only_a_moment(
     colours: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:

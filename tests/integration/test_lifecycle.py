@@ -64,7 +64,7 @@ def test_a_worker_that_dies_keeps_the_reason_of_a_failure(mortal: Running) -> No
 
 def test_a_cancel_that_comes_too_late_changes_nothing(colours: Repository) -> None:
     """An operation that is cancelled when its revision serves already is a success."""
-    deaths = ["topwork.engine.worker:log.info=class added"]
+    deaths = ["topwork.engine.worker:DBOS.set_event=result"]
     with servers.running(colours.root, deaths=deaths) as server, Client(server.address) as client:
         accepted = client.add_class("colours", "violet", VIOLETS)
         server.fact("worker died")

@@ -144,7 +144,7 @@ def running(
 
     Without a ``worker`` operations are accepted and wait. The worker dies, once each, right after
     its first call of each of ``deaths``, such as ``topwork.bundle.store:Repository.publish``, or
-    ``topwork.engine.worker:log.info=class added``: called with this. ``settings`` are those of
+    ``topwork.engine.worker:DBOS.set_event=result``: called with this. ``settings`` are those of
     ServeConfig.
     """
     given = {"repository": str(repository), "limits": limits or {}, "worker": worker, **settings}

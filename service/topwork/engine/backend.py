@@ -8,7 +8,6 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
@@ -96,7 +95,7 @@ def _refuse_external_data(model: bytes) -> None:
     try:
         tensors = _get_all_tensors(onnx.load_model_from_string(model))
         external = [tensor.name for tensor in tensors if uses_external_data(tensor)]
-    except DecodeError as error:
+    except Exception as error:  # protobuf's, which this package does not know
         raise Corrupt(f"ONNX Runtime cannot load the graph: {error}") from error
     if external:
         raise Corrupt(f"the graph keeps tensor {external[0]!r} as external data, in another file")

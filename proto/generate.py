@@ -22,6 +22,7 @@ from grpc_tools import protoc
 
 PROTO = Path(__file__).parent
 PACKAGE = Path("topwork/v1")
+SCRIPTS = Path(sysconfig.get_path("scripts"))
 TARGET = PROTO.parent / "service" / PACKAGE
 SOURCES = sorted(str(path.relative_to(PROTO)) for path in (PROTO / PACKAGE).glob("*.proto"))
 MARK = '"""Generated from proto/topwork/v1 by `make proto`; never edited."""\n'
@@ -51,8 +52,9 @@ def lint(work: Path) -> None:
     )
     paths = [flag for source in SOURCES for flag in ("--path", source)]
     config = str(PROTO / "buf.yaml")
-    buf = Path(sysconfig.get_path("scripts")) / "buf"
-    done = subprocess.run([buf, "lint", str(image), "--config", config, *paths], check=False)
+    done = subprocess.run(
+        [SCRIPTS / "buf", "lint", str(image), "--config", config, *paths], check=False
+    )
     if done.returncode:
         sys.exit("buf lint failed")
 
@@ -65,8 +67,10 @@ def generate(work: Path) -> Path:
         work,
         f"--python_out={out}",
         f"--grpc_python_out={out}",
-        f"--mypy_out={out}",
-        f"--mypy_grpc_out={out}",
+        f"--plugin=protoc-gen-mypy={SCRIPTS / 'protoc-gen-mypy'}",
+        f"--plugin=protoc-gen-mypy_grpc={SCRIPTS / 'protoc-gen-mypy_grpc'}",
+        f"--mypy_out=quiet:{out}",
+        f"--mypy_grpc_out=quiet:{out}",
     )
     package = out / PACKAGE
     (package / "__init__.py").write_text(MARK)

@@ -29,7 +29,7 @@ from topwork import logs
 from topwork.bundle.limits import Limits
 from topwork.config import ServeConfig
 from topwork.engine.supervisor import Supervisor
-from topwork.rpc import client, server
+from topwork.rpc import calls, server
 from topwork.rpc.client import CallFailed
 
 T = TypeVar("T")
@@ -189,7 +189,7 @@ def failure(call: Callable[[], object]) -> CallFailed:
     except CallFailed as error:
         return error
     except grpc.RpcError as error:
-        return client._failed(error)
+        return calls.failed(error)
     raise AssertionError("the call went well")
 
 

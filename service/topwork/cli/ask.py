@@ -22,7 +22,7 @@ from topwork.cli.options import (
     read_photo,
 )
 from topwork.errors import ImageError
-from topwork.rpc.client import MESSAGE_BYTES
+from topwork.rpc.calls import MESSAGE_BYTES
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 IMAGES_A_REQUEST = 16

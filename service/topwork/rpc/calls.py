@@ -1,0 +1,80 @@
+"""What both clients send, and how they read what failed."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+
+import grpc
+from google.rpc import code_pb2, status_pb2
+
+from topwork.bundle.limits import DEFAULT_LIMITS
+from topwork.errors import TopworkError
+from topwork.rpc import status as statuses
+from topwork.v1 import classifier_service_pb2 as classify_pb
+from topwork.v1 import model_service_pb2 as model_pb
+
+MESSAGE_BYTES = 2 * 2**20
+"""Images are sent in messages of about this size; a larger image has its own."""
+
+OPTIONS = [
+    ("grpc.max_receive_message_length", DEFAULT_LIMITS.max_message_bytes),
+    ("grpc.max_send_message_length", DEFAULT_LIMITS.max_message_bytes),
+]
+
+
+class CallFailed(TopworkError):
+    """A call or an operation ended with an error; the attributes say which.
+
+    ``code`` is the name of a google.rpc.Code such as NOT_FOUND, ``reason`` the stable identifier in
+    ErrorInfo, ``retry_after`` the seconds after which a retry makes sense (0: not said), ``status``
+    all that the server said.
+    """
+
+    def __init__(self, status: status_pb2.Status) -> None:
+        self.code = code_pb2.Code.Name(status.code)
+        self.retry_after = statuses.retry_after(status)
+        self.status = status
+        super().__init__(status.message, reason=statuses.reason(status) or self.code)
+
+
+def classify_request(
+    model: str, images: Iterable[bytes], revision: int, top_k: int
+) -> classify_pb.ClassifyRequest:
+    """Return the request of a Classify call."""
+    return classify_pb.ClassifyRequest(
+        model=f"models/{model}", images=images, revision=revision, top_k=top_k
+    )
+
+
+def add_class_requests(
+    model: str, label: str, images: Iterable[tuple[str, bytes]], request_id: str
+) -> Iterator[model_pb.AddClassRequest]:
+    """Yield the messages of an AddClass call."""
+    config = model_pb.AddClassConfig(
+        model=f"models/{model}", label=label, request_id=request_id or str(uuid.uuid4())
+    )
+    request = model_pb.AddClassRequest(config=config)
+    length = 0
+    for name, content in images:
+        if length and length + len(content) > MESSAGE_BYTES:
+            yield request
+            request, length = model_pb.AddClassRequest(), 0
+        request.images.add(content=content, display_name=name)
+        length += len(content)
+    yield request
+
+
+def unreachable(address: str, seconds: float) -> CallFailed:
+    """Return the error of a server that cannot be reached."""
+    text = f"no server answers at {address} within {seconds:g} s"
+    return CallFailed(status_pb2.Status(code=code_pb2.UNAVAILABLE, message=text))
+
+
+def failed(error: grpc.RpcError) -> CallFailed:
+    """Return the error of a call that failed, blocking or not."""
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError), "grpc raises nothing else"
+    for key, value in error.trailing_metadata() or ():
+        if key == statuses.DETAILS_KEY:
+            return CallFailed(status_pb2.Status.FromString(value))
+    return CallFailed(status_pb2.Status(code=error.code().value[0], message=error.details() or ""))

@@ -33,10 +33,15 @@ def read_verified(path: Path, digest: str) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise Corrupt(f"{path} is missing") from None
+        raise Corrupt(f"{shown(path)} is missing") from None
     if sha256(content) != digest:
-        raise Corrupt(f"{path} has sha256 {sha256(content)}, not {digest}: it was changed")
+        raise Corrupt(f"{shown(path)} has sha256 {sha256(content)}, not {digest}: it was changed")
     return content
+
+
+def shown(path: Path) -> str:
+    """Return the end of a path, for messages: clients need not know where a repository lies."""
+    return "/".join(path.parts[-4:])
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -51,13 +51,13 @@ class Repository:
                 (directory / "backbone.onnx").write_bytes(model)
                 (directory / "backbone.json").write_bytes(to_json(info))
         path = self._backbone_info(info.digest)
-        return from_json(_read(path), BackboneInfo, name=str(path))
+        return from_json(_read(path), BackboneInfo, name=files.shown(path))
 
     def backbone(self, manifest: Manifest) -> BackboneInfo:
         """Return what a revision's backbone is. Raises Corrupt if it was changed or is missing."""
         path = self._backbone_info(manifest.backbone)
         content = files.read_verified(path, manifest.backbone_info)
-        return from_json(content, BackboneInfo, name=str(path))
+        return from_json(content, BackboneInfo, name=files.shown(path))
 
     def backbone_info_digest(self, digest: str) -> str:
         """Return the sha256 of a stored backbone's backbone.json, for a new manifest."""
@@ -70,7 +70,7 @@ class Repository:
     def backbones(self) -> list[BackboneInfo]:
         """Return all stored backbones, in the order of their digests."""
         paths = sorted((self.root / "backbones").glob("[0-9a-f]*/backbone.json"))
-        return [from_json(_read(path), BackboneInfo, name=str(path)) for path in paths]
+        return [from_json(_read(path), BackboneInfo, name=files.shown(path)) for path in paths]
 
     # Exemplars and images
 
@@ -117,7 +117,7 @@ class Repository:
     def serving(self, model: str) -> int:
         """Return the number of the revision that serves. Raises NotFound."""
         path = files.existing(self.serving_file(model), kind="model", name=f"models/{model}")
-        return from_json(_read(path), _Serving, name=str(path)).revision
+        return from_json(_read(path), _Serving, name=files.shown(path)).revision
 
     def set_serving(self, model: str, revision: int, *, parent: int | None = None) -> int:
         """Let ``revision`` serve, atomically, and return the number of the one that serves then.
@@ -143,11 +143,15 @@ class Repository:
             kind="revision",
             name=f"models/{model}/revisions/{revision}",
         )
-        manifest = from_json(_read(path), Manifest, name=str(path))
+        manifest = from_json(_read(path), Manifest, name=files.shown(path))
         if manifest.schema > SCHEMA:
-            raise Corrupt(f"{path} has schema {manifest.schema}; this software reads {SCHEMA}")
+            raise Corrupt(
+                f"{files.shown(path)} has schema {manifest.schema}; this software reads {SCHEMA}"
+            )
         if (manifest.model, manifest.revision) != (model, revision):
-            raise Corrupt(f"{path} is of {manifest.model} revision {manifest.revision}")
+            raise Corrupt(
+                f"{files.shown(path)} is of {manifest.model} revision {manifest.revision}"
+            )
         return manifest
 
     def head(self, manifest: Manifest) -> bytes:
@@ -157,7 +161,9 @@ class Repository:
     def metrics(self, manifest: Manifest) -> Metrics:
         """Return a revision's metrics. Raises Corrupt."""
         path = self._revision(manifest) / "metrics.json"
-        return from_json(files.read_verified(path, manifest.metrics), Metrics, name=str(path))
+        return from_json(
+            files.read_verified(path, manifest.metrics), Metrics, name=files.shown(path)
+        )
 
     def publish(self, draft: Manifest, *, head: bytes, metrics: Metrics) -> Manifest:
         """Publish the next revision of ``draft.model`` and return its manifest.
@@ -224,4 +230,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise Corrupt(f"{path} is missing") from None
+        raise Corrupt(f"{files.shown(path)} is missing") from None

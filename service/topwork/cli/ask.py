@@ -21,7 +21,7 @@ from topwork.cli.options import (
     photo_files,
     read_photo,
 )
-from topwork.errors import ImageError
+from topwork.errors import ImageError, InvalidInput
 from topwork.rpc.calls import MESSAGE_BYTES
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
@@ -48,10 +48,13 @@ def classify(
     With --json, one object a line: image, revision, predictions, error. Exit status 1 if an image
     could not be classified.
     """
+    files = photo_files(images)
+    if not files:
+        raise InvalidInput(f"there is no file below {', '.join(map(str, images))}", field="images")
     failed = False
     console = Console()
     with connected(address) as client:
-        for batch in _batches(photo_files(images)):
+        for batch in _batches(files):
             contents = [content for _, content in batch if isinstance(content, bytes)]
             answer = (
                 client.classify(model, contents, revision=revision, top_k=top_k)

@@ -94,6 +94,8 @@ class Classifier:
             async with asyncio.timeout(budget):
                 snapshot = await self._registry.snapshot(model, revision)
                 return await self._answer(snapshot, images, top_k or DEFAULT_TOP_K, start)
+        except ExceptionGroup as group:  # one image's failure, which is no fault of the image
+            raise group.exceptions[0] from group
         except TimeoutError:
             raise DeadlinePassed(
                 f"{len(images)} images were not classified within {budget:.3f} s"

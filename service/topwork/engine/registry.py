@@ -124,13 +124,12 @@ class Registry:
                     continue
                 try:
                     snapshot = await asyncio.to_thread(self._load_serving, model)
-                except NotReady:
-                    if self._watcher is None:  # at the start: the provider does not work
-                        raise
                 except OSError as error:  # a file system that is away for a moment: look again
                     log.warning("repository cannot be read", model=model, error=str(error))
                     continue
                 except Exception as error:  # whatever it is, the other models go on
+                    if isinstance(error, NotReady) and self._watcher is None:
+                        raise  # at the start: the provider does not work
                     log.error("revision cannot be loaded", model=model, error=repr(error))
                 else:
                     self._serving[model] = snapshot

@@ -100,13 +100,14 @@ class Client:
 
     def watch(self, operation: str) -> Iterator[operations_pb2.Operation]:
         """Yield the states of ``operation`` (its name) until it is finished. Raises CallFailed."""
+        call = self._models.WatchOperation(model_pb.WatchOperationRequest(name=operation))
         try:
-            for response in self._models.WatchOperation(
-                model_pb.WatchOperationRequest(name=operation)
-            ):
+            for response in call:
                 yield response.operation
         except grpc.RpcError as error:
             raise calls.failed(error) from error
+        finally:
+            call.cancel()  # for those who stop looking before the end
 
     def model(self, model: str) -> model_pb.Model:
         """Return a model. Raises CallFailed."""
@@ -197,13 +198,14 @@ class AsyncClient:
 
     async def watch(self, operation: str) -> AsyncIterator[operations_pb2.Operation]:
         """See Client.watch."""
+        call = self._models.WatchOperation(model_pb.WatchOperationRequest(name=operation))
         try:
-            async for response in self._models.WatchOperation(
-                model_pb.WatchOperationRequest(name=operation)
-            ):
+            async for response in call:
                 yield response.operation
         except grpc.RpcError as error:
             raise calls.failed(error) from error
+        finally:
+            call.cancel()
 
     async def model(self, model: str) -> model_pb.Model:
         """See Client.model."""

@@ -417,9 +417,8 @@ def test_a_broken_backbone_costs_no_permit(repository: Repository) -> None:
     async def scenario() -> None:
         async with desk(repository, queue_limit=4) as asked:
             asked.gate.broken = True
-            with pytest.raises(ExceptionGroup) as caught:
+            with pytest.raises(ArithmeticError):
                 await asked.ask(4)
-            assert caught.group_contains(ArithmeticError)
             asked.gate.broken = False
             await asked.check_permits(4)
 

@@ -30,6 +30,12 @@ from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady, Unav
 QUEUE = "changes"
 """Partitioned by model: one model's changes run one at a time, different models' side by side."""
 
+WORKER_CONCURRENCY = 2
+"""Models that one worker changes at a time: bounds its memory."""
+
+POLL_SECONDS = 0.05
+"""How often a worker looks at the queue: the most that this adds to an operation."""
+
 ADD_CLASS = "add_class"
 APPLICATION = "topwork"
 APPLICATION_VERSION = "1"
@@ -230,12 +236,20 @@ def _connect(url: str) -> DBOSClient:
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     run_dbos_database_migrations(url)
-    return DBOSClient(
+    client = DBOSClient(
         system_database_url=url,
         application_name=APPLICATION,
         # The default pickles; what is read here must never be able to run code.
         serializer=DBOSPortableJSONSerializer(),
     )
+    # Before a worker starts: it looks for new queues only once a second.
+    client.register_queue(
+        QUEUE,
+        partition_concurrency=1,
+        worker_concurrency=WORKER_CONCURRENCY,
+        polling_interval_sec=POLL_SECONDS,
+    )
+    return client
 
 
 def _outcome(status: WorkflowStatus) -> Outcome:

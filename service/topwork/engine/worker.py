@@ -40,9 +40,6 @@ from topwork.errors import TopworkError
 
 log = structlog.get_logger(__name__)
 
-POLL_SECONDS = 0.05
-"""How often the queue is looked at: the most that it adds to an operation."""
-
 PROGRESS_SECONDS = 0.1
 """Least time between two progress events of a stage; each is a database write."""
 
@@ -87,12 +84,6 @@ def run(config: WorkerConfig, parent: Connection) -> None:
     logs.adopt("dbos")
     _define(Trainer(repository, cores=config.cores, limits=config.limits))
     DBOS.launch()
-    DBOS.register_queue(
-        operations.QUEUE,
-        partition_concurrency=1,
-        worker_concurrency=config.cores,
-        polling_interval_sec=POLL_SECONDS,
-    )
     log.info("worker ready", repository=str(config.root))
     threading.Event().wait()
 

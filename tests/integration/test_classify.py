@@ -7,7 +7,8 @@ from collections.abc import Callable
 import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
-from support.pictures import picture
+from PIL import Image
+from support.pictures import encode, picture
 from support.servers import Running, failure, fields
 
 from topwork.bundle.exemplars import Exemplars
@@ -128,7 +129,8 @@ def test_a_large_message_within_the_limit_is_taken(client: Client) -> None:
 
 def test_a_deadline_that_passes_ends_the_call(client: Client) -> None:
     """A call whose time is over before it is answered is DEADLINE_EXCEEDED."""
-    error = failure(lambda: client.classify("colours", [PHOTO], timeout=1e-6))
+    large = encode(Image.new("RGB", (4000, 4000)))  # takes far longer to decode, sixteen times
+    error = failure(lambda: client.classify("colours", [large] * 16, timeout=0.01))
     assert error.code == "DEADLINE_EXCEEDED"
 
 

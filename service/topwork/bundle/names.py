@@ -38,8 +38,8 @@ def is_model(name: str) -> bool:
 def check_label(label: str, *, limits: Limits = DEFAULT_LIMITS, field: str = "label") -> str:
     """Return ``label`` in Unicode's composed form (NFC), in which labels are compared.
 
-    Raises InvalidInput if it is empty or too long, has a control character, a line break or an
-    unassigned character, or white space at an end.
+    Raises InvalidInput if it is empty or too long, has a control character or another
+    invisible one (but joiners), an unassigned one, or white space at an end.
     """
     label = unicodedata.normalize("NFC", label)
     if not label:
@@ -55,7 +55,8 @@ def check_label(label: str, *, limits: Limits = DEFAULT_LIMITS, field: str = "la
         unicodedata.category(char) in _REFUSED and char not in _JOINERS for char in label
     ):
         raise InvalidInput(
-            f"label {label!r} has a control character, or white space at an end",
+            f"label {label!r} has a control character or another invisible one, "
+            "or white space at an end",
             field=field,
             reason="LABEL_INVALID",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -66,9 +67,9 @@ class StepExecutor(Executor):
             value = fn(*args, **kwargs)
         except Exception as error:
             raised = error
-            tell = lambda: future.set_exception(raised)  # noqa: E731
+            tell = partial(future.set_exception, raised)
         else:
-            tell = lambda: future.set_result(value)  # noqa: E731
+            tell = partial(future.set_result, value)
         self.running.append(tell)
         return future
 

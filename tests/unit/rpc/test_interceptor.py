@@ -47,28 +47,28 @@ class Fake(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServiceServi
         finally:
             self.left.set()
 
-    async def GetModel(self, request: Any, context: Any) -> model_pb.Model:  # noqa: N802
+    async def GetModel(self, request: Any, context: Any) -> model_pb.Model:
         """Is not asked for."""
         raise NotImplementedError
 
-    async def ListModels(self, request: Any, context: Any) -> model_pb.ListModelsResponse:  # noqa: N802
+    async def ListModels(self, request: Any, context: Any) -> model_pb.ListModelsResponse:
         """Is not asked for."""
         raise NotImplementedError
 
-    async def Classify(self, request: Any, context: Any) -> classify_pb.ClassifyResponse:  # noqa: N802, ARG002
+    async def Classify(self, request: Any, context: Any) -> classify_pb.ClassifyResponse:
         """Answer one with one."""
         await self.act()
         return classify_pb.ClassifyResponse(revision=3)
 
-    async def AddClass(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802, ARG002
+    async def AddClass(self, request_iterator: Any, context: Any) -> Any:
         """Answer many with one."""
         await self.act()
         return operations_pb2.Operation(name="operations/x")
 
-    async def WatchOperation(  # noqa: N802
+    async def WatchOperation(
         self,
-        request: Any,  # noqa: ARG002
-        context: Any,  # noqa: ARG002
+        request: Any,
+        context: Any,
     ) -> AsyncIterator[model_pb.WatchOperationResponse]:
         """Answer one with many: one answer comes before whatever happens."""
         operation = operations_pb2.Operation(name="operations/x")

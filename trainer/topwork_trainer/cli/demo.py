@@ -1,0 +1,58 @@
+"""The commands ``demo``, ``demo-data`` and ``fetch``: something to learn from, and the story."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from topwork_trainer.cli import progress
+
+
+@click.command("demo-data")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--images-per-label", default=120, type=click.IntRange(min=1))
+@click.option("--seed", default=0, type=click.IntRange(0, 2**31 - 1))
+def demo_data(directory: Path, images_per_label: int, seed: int) -> None:
+    """Render photos of five kinds of flowers into DIRECTORY. They are drawn, not taken."""
+    from topwork_trainer import render
+    from topwork_trainer.flowers import LABELS
+
+    total = images_per_label * len(LABELS)
+    with progress.bar("rendering", total) as advance:
+        render.write_dataset(
+            directory, images_per_label=images_per_label, seed=seed, on_done=advance
+        )
+    Console(stderr=True).print(
+        f"{total} rendered pictures of {len(LABELS)} kinds of flowers in {directory} "
+        "(drawn by a program: no photos)",
+        highlight=False,
+    )
+
+
+@click.command()
+@click.argument("name")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+def fetch(name: str, directory: Path) -> None:
+    """Download real photos: NAME is flower_photos or flowers102."""
+    from topwork_trainer import fetch as fetching
+
+    photos = fetching.fetch(name, directory)
+    Console(stderr=True).print(f"{photos} photos in {directory}", highlight=False)
+
+
+@click.command()
+@click.argument("data", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option("--new", help="The class that AddClass adds. Default: the alphabetically last.")
+@click.option(
+    "--work", type=click.Path(file_okay=False, path_type=Path), help="Default: a temporary folder."
+)
+def demo(data: Path | None, new: str | None, work: Path | None) -> None:
+    """Tell the whole story: fit all classes but one, serve, classify, add the last, classify.
+
+    On the photos in DATA, a folder with a folder for each class; without it on rendered flowers.
+    """
+    from topwork_trainer import demo as story
+
+    story.tell(data, new=new, work=work, console=Console())

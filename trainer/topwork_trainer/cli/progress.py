@@ -1,0 +1,61 @@
+"""How far a command is, shown on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from topwork_trainer.fit import OnProgress
+
+
+@contextmanager
+def stages() -> Iterator[OnProgress]:
+    """Yield a progress callback that shows one bar a stage."""
+    tasks: dict[str, TaskID] = {}
+    with _progress() as progress:
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    _complete(progress, task)
+                tasks[stage] = progress.add_task(stage, total=total or None)
+            progress.update(tasks[stage], completed=done)
+
+        yield update
+        for task in tasks.values():
+            _complete(progress, task)
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """Yield a function that advances one bar by one."""
+    with _progress() as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda: progress.advance(task)
+
+
+def _complete(bar: Progress, task: TaskID) -> None:
+    for one in bar.tasks:
+        if one.id == task and not one.finished:
+            total = one.total or 1
+            bar.update(one.id, total=total, completed=total)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )

@@ -6,23 +6,16 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from topwork.bundle.image import Pixels
+from topwork.bundle.duplicates import near_duplicates
 from topwork.errors import Corrupt
 
 FOLDS = 5
 """Folds of the cross-validation."""
-
-NEAR_DUPLICATE_BITS = 20
-"""Fingerprints of one label that differ in at most so many of 256 bits are of one photo.
-
-Measured: in 2,000 photos of flowers the pairs up to 18 bits were double uploads and the next at 25
-neighbours of a series; of 300 X-rays, all alike to the eye, no two came below 23.
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +32,12 @@ class Exemplars:
     """(N,), class index: position in ``labels``."""
     labels: tuple[str, ...]
     """The labels, sorted by code point."""
+    seen: NDArray[np.bool_]
+    """(N,), whether the backbone was fine-tuned on the image: then it proves nothing of a head."""
+    names: tuple[str, ...]
+    """N names, for those who read reports; empty where none is known."""
+    thumbnails: tuple[bytes, ...]
+    """N small JPEG files, for the same; empty where there is none."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -55,7 +54,7 @@ class Exemplars:
         return digest.hexdigest()
 
     def folds(self, seed: int) -> NDArray[np.int64]:
-        """Return each exemplar's fold, (N,), 0 to FOLDS - 1.
+        """Return each exemplar's fold, (N,), 0 to FOLDS - 1; -1 where it was ``seen``.
 
         It is a hash of ``seed`` and the smallest image digest among the near-duplicates of the same
         label. So a photo that was uploaded twice cannot leak from one fold to another, and adding
@@ -64,11 +63,10 @@ class Exemplars:
         representative = np.arange(len(self))
         for target in range(len(self.labels)):
             rows = np.flatnonzero(self.targets == target)
-            representative[rows] = rows[_near_duplicates(self.fingerprints[rows])]
+            representative[rows] = rows[near_duplicates(self.fingerprints[rows])]
         prefix = seed.to_bytes(8, "big", signed=True)
-        return np.array(
-            [_fold(prefix + self.digests[row].tobytes()) for row in representative], dtype=np.int64
-        )
+        folds = [_fold(prefix + self.digests[row].tobytes()) for row in representative]
+        return np.where(self.seen, -1, np.array(folds, dtype=np.int64))
 
 
 def make(
@@ -76,13 +74,24 @@ def make(
     digests: NDArray[np.uint8],
     fingerprints: NDArray[np.uint8],
     row_labels: Sequence[str],
+    *,
+    seen: NDArray[np.bool_] | None = None,
+    names: Sequence[str] | None = None,
+    thumbnails: Sequence[bytes] | None = None,
 ) -> Exemplars:
-    """Return exemplars from N rows in any order: sorted, the second of equal ones dropped."""
+    """Return exemplars from N rows in any order: sorted, all but one of equal ones dropped.
+
+    Of equal ones that which was ``seen`` is kept, then the one whose name comes first.
+    """
+    rows = len(row_labels)
+    seen = np.zeros(rows, dtype=bool) if seen is None else seen
+    names = names or [""] * rows
+    thumbnails = thumbnails or [b""] * rows
     labels = tuple(sorted(set(row_labels)))
     position = {label: index for index, label in enumerate(labels)}
     targets = np.array([position[label] for label in row_labels], dtype=np.int64)
     words = digests.view(">u8")  # (N, 4): compares like the hexadecimal digest
-    order = np.lexsort((targets, *words.T[::-1]))
+    order = np.lexsort((np.array(names), ~seen, targets, *words.T[::-1]))
     keys = np.column_stack([words[order], targets[order]])
     first = np.ones(len(order), dtype=bool)
     first[1:] = (keys[1:] != keys[:-1]).any(axis=1)
@@ -93,6 +102,9 @@ def make(
         fingerprints=fingerprints[kept],
         targets=targets[kept],
         labels=labels,
+        seen=seen[kept],
+        names=tuple(names[row] for row in kept),
+        thumbnails=tuple(thumbnails[row] for row in kept),
     )
 
 
@@ -103,6 +115,9 @@ def merge(parts: Sequence[Exemplars]) -> Exemplars:
         np.concatenate([part.digests for part in parts]),
         np.concatenate([part.fingerprints for part in parts]),
         [part.labels[target] for part in parts for target in part.targets],
+        seen=np.concatenate([part.seen for part in parts]),
+        names=[name for part in parts for name in part.names],
+        thumbnails=[thumbnail for part in parts for thumbnail in part.thumbnails],
     )
 
 
@@ -117,6 +132,10 @@ def to_bytes(exemplars: Exemplars) -> bytes:
         fingerprints=exemplars.fingerprints,
         targets=exemplars.targets,
         labels=np.array(exemplars.labels, dtype=np.str_),
+        seen=exemplars.seen,
+        names=np.array(exemplars.names, dtype=np.str_),
+        thumbnails=np.frombuffer(b"".join(exemplars.thumbnails), dtype=np.uint8),
+        thumbnail_ends=np.cumsum([len(one) for one in exemplars.thumbnails], dtype=np.int64),
     )
     return buffer.getvalue()
 
@@ -125,12 +144,17 @@ def from_bytes(shard: bytes) -> Exemplars:
     """Return the exemplars of a shard. Raises Corrupt if it is none."""
     try:
         with np.load(io.BytesIO(shard), allow_pickle=False) as arrays:
+            jpegs = arrays["thumbnails"].tobytes()
+            ends = arrays["thumbnail_ends"].tolist()
             loaded = Exemplars(
                 embeddings=arrays["embeddings"],
                 digests=arrays["digests"],
                 fingerprints=arrays["fingerprints"],
                 targets=arrays["targets"],
-                labels=tuple(str(label) for label in arrays["labels"]),
+                labels=tuple(arrays["labels"].tolist()),
+                seen=arrays["seen"],
+                names=tuple(arrays["names"].tolist()),
+                thumbnails=tuple(jpegs[a:b] for a, b in pairwise([0, *ends])),
             )
     except Exception as error:  # zipfile and NumPy raise many classes on damaged files
         raise Corrupt(f"a shard of exemplars cannot be read: {error}") from error
@@ -140,6 +164,7 @@ def from_bytes(shard: bytes) -> Exemplars:
         ("digests", "uint8", (rows, 32)),
         ("fingerprints", "uint8", (rows, 32)),
         ("targets", "int64", (rows,)),
+        ("seen", "bool", (rows,)),
     ):
         array = getattr(loaded, name)
         if (array.dtype.name, array.shape) != (dtype, shape):
@@ -147,35 +172,11 @@ def from_bytes(shard: bytes) -> Exemplars:
                 f"a shard of exemplars has {name} of {array.dtype} {array.shape}, "
                 f"not {dtype} {shape}"
             )
+    if len(loaded.names) != rows or len(loaded.thumbnails) != rows:
+        raise Corrupt(f"a shard of exemplars has not a name and a thumbnail for each of {rows}")
     if ((loaded.targets < 0) | (loaded.targets >= len(loaded.labels))).any():
         raise Corrupt(f"a shard of exemplars has targets outside its {len(loaded.labels)} labels")
     return loaded
-
-
-def fingerprint(pixels: Pixels) -> NDArray[np.uint8]:
-    """Return 256 bits (32 bytes): where brightness rises from left to right in a 16 x 17 grid.
-
-    Scaling, recompression and small changes of light flip a few of them (the "difference hash").
-    """
-    grey = Image.fromarray(pixels).convert("L").resize((17, 16), Image.Resampling.BOX)
-    grid = np.asarray(grey, dtype=np.int16)
-    return np.packbits(grid[:, 1:] > grid[:, :-1])
-
-
-def _near_duplicates(fingerprints: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return for each row the smallest row that a chain of near-duplicates connects it with."""
-    bits = np.unpackbits(fingerprints, axis=1).astype(np.float32)  # (n, 256)
-    ones = bits.sum(axis=1)
-    group = np.arange(len(bits))
-    while True:  # once more than the longest chain has links: nearly always twice
-        lower = group.copy()
-        for start in range(0, len(bits), 1024):  # bounds the (rows, n) matrix
-            block = slice(start, start + 1024)
-            differing = ones[block, None] + ones[None, :] - 2 * (bits[block] @ bits.T)
-            lower[block] = np.where(differing <= NEAR_DUPLICATE_BITS, group, len(bits)).min(axis=1)
-        if (lower == group).all():
-            return group
-        group = lower
 
 
 def _fold(key: bytes) -> int:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+BINS = 15
+"""Bins of the calibration error, as in Guo et al."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelMetrics:
@@ -20,6 +23,52 @@ class LabelMetrics:
     """Share of the images called so that are so; 0 when none was called so."""
     recall: float
     """Share of the images that are so that were called so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReliabilityBin:
+    """The images whose highest probability lies in (low, high]."""
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    """Mean of their highest probabilities; 0 without images."""
+    accuracy: float
+    """Share of them whose most probable label is right; 0 without images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """How well a label is told from the known ones by a head that never saw it."""
+
+    label: str
+    auroc: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownMetrics:
+    """How well images of no known label are recognised, by leaving out each label in turn."""
+
+    auroc: float
+    """Chance that an image of a left-out label looks less known than one of a known label."""
+    false_reject_rate: float
+    """Share of known images, unseen by the head, that are called unknown."""
+    detection_rate: float
+    """Share of images of left-out labels that are called unknown."""
+    per_label: tuple[LeftOut, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A head that was tried, by cross-validation on the same folds as all others."""
+
+    head: str
+    normalisation: str
+    strength: float
+    accuracy: float
+    log_loss: float
+    chosen: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +89,14 @@ class Metrics:
     """In label order."""
     confusion: tuple[tuple[int, ...], ...]
     """confusion[i][j] counts images of label i that were called j."""
+    ece: float
+    """Expected calibration error (Guo et al., ICML 2017) over the bins of ``reliability``."""
+    reliability: tuple[ReliabilityBin, ...]
+    """BINS bins of equal width, lowest first."""
+    unknown: UnknownMetrics | None = None
+    """None where the model cannot tell what is unknown to it."""
+    candidates: tuple[Candidate, ...] = ()
+    """The heads that were tried, the chosen one among them."""
 
     def accuracy_on(self, labels: tuple[str, ...]) -> float:
         """Return the accuracy on the images of ``labels``, all labels being possible answers."""
@@ -62,6 +119,7 @@ def evaluate(
     right = np.diag(confusion)
     low, high = wilson_interval(int(right.sum()), len(targets))
     chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
+    reliability = _reliability(probabilities.max(axis=1), called == targets)
     return Metrics(
         images=len(targets),
         folds=folds,
@@ -79,6 +137,29 @@ def evaluate(
             for row, label in enumerate(labels)
         ),
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+        ece=sum(one.images * abs(one.confidence - one.accuracy) for one in reliability)
+        / len(targets),
+        reliability=reliability,
+    )
+
+
+def _reliability(
+    confidence: NDArray[np.floating], right: NDArray[np.bool_]
+) -> tuple[ReliabilityBin, ...]:
+    bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    images = np.bincount(bins, minlength=BINS)
+    some = np.maximum(images, 1)
+    confidences = np.bincount(bins, weights=confidence, minlength=BINS) / some
+    accuracies = np.bincount(bins, weights=right, minlength=BINS) / some
+    return tuple(
+        ReliabilityBin(
+            low=index / BINS,
+            high=(index + 1) / BINS,
+            images=int(images[index]),
+            confidence=float(confidences[index]),
+            accuracy=float(accuracies[index]),
+        )
+        for index in range(BINS)
     )
 
 

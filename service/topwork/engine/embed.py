@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.bundle import exemplars
-from topwork.bundle.exemplars import Exemplars, fingerprint
+from topwork.bundle.duplicates import fingerprint
+from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.image import pixel_digest, preprocess
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.preprocess import PreprocessSpec
+from topwork.bundle.thumbnail import thumbnail
 from topwork.engine.backend import Session
 from topwork.errors import ImageError
 
@@ -70,6 +72,7 @@ def embed(
             bytes.fromhex(pixel_digest(pixels)),
             fingerprint(pixels),
             session.run(pixels[None])[0],
+            thumbnail(pixels),
         )
 
     rows: list[_Row] = []
@@ -96,6 +99,8 @@ def embed(
         np.frombuffer(b"".join(row.digest for row in rows), dtype=np.uint8).reshape(-1, 32),
         np.stack([row.fingerprint for row in rows]),
         [row.source.label for row in rows],
+        names=[row.source.name for row in rows],
+        thumbnails=[row.thumbnail for row in rows],
     )
     return made, skipped
 
@@ -106,6 +111,7 @@ class _Row:
     digest: bytes
     fingerprint: NDArray[np.uint8]
     embedding: NDArray[np.float32]
+    thumbnail: bytes
 
 
 def _skipped(source: Source, reason: str, message: str) -> Skipped:

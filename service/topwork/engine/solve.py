@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from topwork.bundle import head as heads
-from topwork.bundle.learn import learn
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
 from topwork.engine.backend import software_versions
+from topwork.learning.learn import learn
 
 
 def solve(

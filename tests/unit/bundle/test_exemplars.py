@@ -17,11 +17,10 @@ from PIL import Image
 from support.bad_images import gradient
 from support.pictures import encode
 
+from topwork.bundle.duplicates import NEAR_DUPLICATE_BITS, fingerprint
 from topwork.bundle.exemplars import (
     FOLDS,
-    NEAR_DUPLICATE_BITS,
     Exemplars,
-    fingerprint,
     from_bytes,
     make,
     merge,
@@ -322,7 +321,7 @@ WHOLE = to_bytes(exemplars(numbered(3)))
         pytest.param(b"no shard at all", id="garbage"),
         pytest.param(WHOLE[: len(WHOLE) // 2], id="cut off"),
         pytest.param(WHOLE.replace(b"targets", b"tarrets"), id="an array is missing"),
-        pytest.param(flipped(len(WHOLE) // 2), id="a byte was changed"),
+        pytest.param(flipped(WHOLE.index(b"NUMPY") + 150), id="a byte was changed"),
         pytest.param(b"", id="empty"),
         pytest.param(saved(np.zeros(3)), id="no archive"),
         pytest.param(flipped(WHOLE.index(b"PK\1\2") + 8, bit=1), id="encrypted"),
@@ -331,6 +330,8 @@ WHOLE = to_bytes(exemplars(numbered(3)))
         pytest.param(archive(targets=np.zeros(2, np.int64)), id="few targets"),
         pytest.param(archive(targets=np.full(3, 9)), id="unknown class"),
         pytest.param(archive(digests=np.zeros((3, 32))), id="digests as floats"),
+        pytest.param(archive(names=np.array(["a", "b"])), id="few names"),
+        pytest.param(archive(thumbnail_ends=np.array([4])), id="few thumbnails"),
     ],
 )
 def test_what_is_no_shard_is_corrupt(content: bytes) -> None:

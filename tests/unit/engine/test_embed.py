@@ -13,7 +13,8 @@ from support import tiny
 from support.bad_images import bombs, unreadable
 from support.pictures import picture, pictures
 
-from topwork.bundle.exemplars import Exemplars, fingerprint, to_bytes
+from topwork.bundle.duplicates import fingerprint
+from topwork.bundle.exemplars import Exemplars, to_bytes
 from topwork.bundle.image import pixel_digest, preprocess
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.engine import embed as module

@@ -11,12 +11,12 @@ from support.pictures import pictures
 
 from topwork.bundle.exemplars import Exemplars, merge
 from topwork.bundle.head import to_onnx
-from topwork.bundle.learn import learn
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
 from topwork.engine.backend import open_session, software_versions
 from topwork.engine.solve import solve
 from topwork.errors import Corrupt, NotFound
+from topwork.learning.learn import learn
 
 SEED = 3
 BACKBONE = tiny.backbone_info(tiny.backbone_model())

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.class_weight import compute_sample_weight
 
-from topwork.bundle import solver
-from topwork.bundle.solver import Solution, balanced_weights, solve
+from topwork.learning import logistic
+from topwork.learning.logistic import Solution, balanced_weights, solve
 
 Floats = NDArray[np.floating]
 
@@ -80,7 +80,7 @@ def test_grid_equals_its_problems() -> None:
     batch = solve(features, targets, CLASSES, sample_weights=weights, strengths=strengths)
     assert len(set(batch.iterations)) > 1  # some finish early, and must stand still from then on
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(solver, "_NUMBERS", 4 * CLASSES * (5 * ROWS + 20 * (WIDTH + 1)))
+        patch.setattr(logistic, "_NUMBERS", 4 * CLASSES * (5 * ROWS + 20 * (WIDTH + 1)))
         parts = solve(features, targets, CLASSES, sample_weights=weights, strengths=strengths)
     for problem in range(len(strengths)):
         one = slice(problem, problem + 1)

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from topwork.bundle.exemplars import FOLDS, Exemplars
 from topwork.bundle.head import Head, normalise, softmax
 from topwork.bundle.metrics import Metrics, evaluate
-from topwork.bundle.solver import balanced_weights, solve
+from topwork.learning.logistic import balanced_weights, solve
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """The inverse regularisations (C) that cross-validation chooses from."""
@@ -22,11 +22,22 @@ GRID_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """J exemplars, each judged by a head that saw no image of its fold."""
+
+    rows: NDArray[np.int64]
+    """(J,), which exemplars: all that the backbone was not fine-tuned on."""
+    probabilities: NDArray[np.float32]
+    """(J, C), calibrated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
     """A head, and how good it is on images that it did not see."""
 
     head: Head
     metrics: Metrics
+    judged: Judged
 
 
 def learn(exemplars: Exemplars, *, seed: int) -> Learned:
@@ -58,6 +69,7 @@ def learn(exemplars: Exemplars, *, seed: int) -> Learned:
         sample_weights=balance[None],
         strengths=np.array([STRENGTHS[best]]),
     )
+    probabilities = softmax(logits[best] / temperatures[best])
     return Learned(
         head=Head(
             weights=solution.weights[0].astype(np.float32),
@@ -65,9 +77,8 @@ def learn(exemplars: Exemplars, *, seed: int) -> Learned:
             temperature=temperatures[best],
             strength=STRENGTHS[best],
         ),
-        metrics=evaluate(
-            targets, softmax(logits[best] / temperatures[best]), exemplars.labels, folds=FOLDS
-        ),
+        metrics=evaluate(targets, probabilities, exemplars.labels, folds=FOLDS),
+        judged=Judged(rows=np.arange(len(targets)), probabilities=probabilities),
     )
 
 

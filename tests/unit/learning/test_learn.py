@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 
 from topwork.bundle.exemplars import FOLDS, Exemplars, from_bytes, make, merge, to_bytes
 from topwork.bundle.head import Head, normalise, to_onnx
-from topwork.bundle.learn import STRENGTHS, _temperature, learn
-from topwork.bundle.solver import balanced_weights
+from topwork.learning.learn import STRENGTHS, _temperature, learn
+from topwork.learning.logistic import balanced_weights
 
 SEEDED = settings(derandomize=True, database=None, deadline=None)
 WIDTH = 24

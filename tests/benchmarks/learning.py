@@ -26,7 +26,7 @@ def main() -> None:
             commands.run("topwork_trainer", "demo-data", data)
         labels = sorted(path.name for path in data.iterdir() if path.is_dir())
         repository = work / "repository"
-        fit = ("fit", data, "--repository", repository, "--json")
+        fit = ("fit", data, "--repository", repository, "--no-cache", "--json")
         old = ",".join(labels[:-1])
         (first,) = commands.run("topwork_trainer", *fit, "--model", "grafted", "--classes", old)
         with commands.serving(repository, work / "log") as served:

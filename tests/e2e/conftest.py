@@ -10,15 +10,15 @@ import pytest
 
 from topwork.bundle.store import Repository
 from topwork_trainer import commands
-from topwork_trainer.backbones import DEFAULT
-from topwork_trainer.fit import prepare_backbone
+from topwork_trainer.backbones import DEFAULT, Choice
+from topwork_trainer.prepare import prepare_backbone
 
 
 @pytest.fixture(scope="session")
 def new_repository(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     """Return a maker of repositories that hold the default backbone, exported once."""
     root = tmp_path_factory.mktemp("exported")
-    prepare_backbone(Repository(root), DEFAULT, None)
+    prepare_backbone(Repository(root), Choice(name=DEFAULT))
 
     def make() -> Path:
         repository = tmp_path_factory.mktemp("repository")

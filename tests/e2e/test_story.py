@@ -32,7 +32,7 @@ class Story:
 def _tell(photos: Path, repository: Path, work: Path) -> Story:
     train, held_out = work / "train", work / "held-out"
     assert split(photos, train, held_out) == LABELS
-    fit = ("fit", train, "--repository", repository, "--json")
+    fit = ("fit", train, "--repository", repository, "--no-cache", "--json")
     old = ",".join(LABELS[:-1])
     (fitted,) = commands.run("topwork_trainer", *fit, "--model", "flowers", "--classes", old)
     with commands.serving(repository, work / "log") as served:

@@ -26,7 +26,10 @@ from topwork.rpc.client import AsyncClient, CallFailed, Client, progress, result
 LABELS = ["amber", "blue", "crimson", "green"]
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 
-METRICS = {"images", "folds", "accuracy", "accuracy_low", "accuracy_high", "log_loss", "per_class"}
+METRICS = {
+    "images", "folds", "accuracy", "accuracy_low", "accuracy_high", "log_loss", "ece", "unknown",
+    "per_class",
+}  # fmt: skip
 COMPARISON = {"old_labels_accuracy_before", "old_labels_accuracy_after", "new_label_recall"}
 
 Command = Callable[..., tuple[int, str, str]]
@@ -205,12 +208,14 @@ def test_what_is_no_finished_operation_has_no_result(idle: Running) -> None:
 
 
 def test_classify_tells_each_image(topwork: Command, tmp_path: Path) -> None:
-    """`classify --json` has one object a file: image, revision, predictions, error."""
+    """`classify --json` has one object a file, with all that is documented."""
     folder = written(tmp_path / "photos", [(f"{one}.png", picture(one, 45)) for one in LABELS])
     status, output, _ = topwork("classify", "--model", "colours", "--json", "--top-k", 2, folder)
     assert status == 0
     answers = rows(output)
-    assert [set(one) for one in answers] == [{"image", "revision", "predictions", "error"}] * 4
+    keys = {"image", "revision", "predictions", "unknown_probability", "is_unknown", "error"}
+    assert [set(one) for one in answers] == [keys] * 4
+    assert all(0 <= one["unknown_probability"] <= 1 for one in answers)
     assert [one["image"] for one in answers] == [str(folder / f"{one}.png") for one in LABELS]
     assert {one["revision"] for one in answers} == {1}
     assert {one["error"] for one in answers} == {None}
@@ -427,6 +432,7 @@ def test_models_and_describe_tell_the_same(topwork: Command) -> None:
         "labels",
         "backbone",
         "preprocess",
+        "head",
         "metrics",
         "limits",
     }

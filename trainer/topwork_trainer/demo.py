@@ -48,7 +48,7 @@ def _tell(data: Path | None, new: str | None, work: Path, console: Console) -> N
     repository = work / "repository"
 
     _step(console, f"Train on {len(old)} classes: {', '.join(old)}")
-    fit = ("fit", train, "--repository", repository, "--json")
+    fit = ("fit", train, "--repository", repository, "--no-cache", "--json")
     commands.run("topwork_trainer", *fit, "--model", "demo", "--classes", ",".join(old))
     with commands.serving(repository, work / "server.log") as served:
         address = served.address

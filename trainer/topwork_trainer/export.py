@@ -60,13 +60,22 @@ class EmbeddingModel(nn.Module):
     def __init__(self, backbone: TorchBackbone) -> None:
         super().__init__()
         self.backbone = backbone.module
+        self.views = backbone.views
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalise as the backbone wants it, after the cheaper transposition of single bytes."""
+        """Normalise as the backbone wants it, after the cheaper moves of single bytes.
+
+        Both views go through as one batch of 2 N. As two branches they took up to 7 % longer in
+        ONNX Runtime, and the exporter left the batch norms of both beside their convolutions.
+        """
+        if self.views == 2:
+            image = torch.cat([image, image.flip(2)])
         pixels = image.permute(0, 3, 1, 2).float()
         embedding: Tensor = self.backbone((pixels - self.mean) / self.std)
+        if self.views == 2:
+            embedding = embedding.view(2, -1, embedding.shape[1]).mean(0)
         return embedding
 
 

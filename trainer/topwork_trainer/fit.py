@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from topwork.bundle.files import sha256
-from topwork.bundle.limits import DEFAULT_LIMITS
+from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model
+from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
-from topwork.engine.backend import open_session, software_versions
 from topwork.engine.cores import available_cores
-from topwork.engine.embed import Skipped, embed
-from topwork.engine.solve import solve
-from topwork.errors import InvalidInput
+from topwork.engine.embed import Skipped
+from topwork.engine.solve import publish
+from topwork.learning.audit import audit_exemplars
+from topwork.report.content import Making, RankedBackbone
 from topwork_trainer import backbones
-from topwork_trainer.data import check_counts, scan
+from topwork_trainer.audit import audit_files, require_clean
+from topwork_trainer.backbones import Choice
+from topwork_trainer.bench import Attempt, Bench, OnProgress
+from topwork_trainer.cache import EmbeddingCache
+from topwork_trainer.data import scan
+from topwork_trainer.prepare import prepare_backbone
+from topwork_trainer.rank import explain, select
+from topwork_trainer.shrink import shrink
 
-OnProgress = Callable[[str, int, int], None]
-"""Called with a stage (backbone, embed, solve, publish), units done and in all (0: one step)."""
+AUTO = "auto"
+Precision = Literal["fp32", "int8", "auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +43,28 @@ class FitConfig:
     repository: Path
     classes: Sequence[str] | None = None
     backbone: str = backbones.DEFAULT
+    """A name, or ``auto``: the one that suits the photos best."""
     weights: Path | None = None
+    image_size: int | Literal["auto"] | None = None
+    """Side in pixels of the input; None: the backbone's own."""
+    views: int | Literal["auto"] = 1
+    recipe: Recipe = Recipe()  # noqa: RUF009 # frozen, so it can be shared
+    unfreeze: str = "none"
+    """``none``, ``last:N`` (stages, counted from the top) or ``all``."""
+    epochs: int | None = None
+    """Of fine-tuning; None: the default."""
+    mirror: bool = True
+    """Whether a mirrored photo shows the same class: fine-tuning then sees both."""
+    publish: Literal["better", "finetuned"] = "better"
+    """Whether a fine-tuned backbone that is not better is published all the same."""
+    precision: Precision = "fp32"
     seed: int = 0
+    strict: bool = False
+    """Refuse to train on photos that the audit has errors or warnings about."""
+    cache: Path | None = None
+    """Directory of embeddings that were made before."""
+    command: str = "topwork_trainer.fit"
+    """What to call this fit in its report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,123 +74,160 @@ class Fitted:
     manifest: Manifest
     backbone: BackboneInfo
     metrics: Metrics
-    skipped: list[Skipped]
+    skipped: Sequence[Skipped]
+    findings: Sequence[Finding]
+    notes: Sequence[str]
+    """What was tried and decided, a sentence each."""
+    report: Path
     seconds: dict[str, float]
     """Of each stage, and ``total``."""
 
 
 def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
-    """Train a head on a frozen backbone and let it serve as the next revision of the model.
+    """Train a head, and the backbone if asked to, and let it serve as the model's next revision.
 
-    The backbone is exported once a repository and used again after that. Unusable images are left
-    out and returned. Raises InvalidInput for what cannot be learnt from; nothing is published then.
+    The backbone is exported once a repository and used again after that. Unusable photos are left
+    out and returned. Raises InvalidInput for what cannot be learnt from, Diverged when fine-tuning
+    fails; nothing is published then.
     """
     check_model(config.model)
     sources = scan(config.data, classes=config.classes)
     repository = Repository(config.repository)
-    watch = _Stopwatch()
-
-    on_progress("backbone", 0, 0)
-    info = prepare_backbone(repository, config.backbone, config.weights)
-    watch.lap("backbone")
-
-    done = 0
-
-    def count() -> None:
-        nonlocal done
-        done += 1
-        on_progress("embed", done, len(sources))
-
-    cores = available_cores()
-    session = open_session(repository.backbone_model(info.digest), output="embedding")
-    exemplars, skipped = embed(sources, session, info.preprocess, cores=cores, on_image=count)
-    labels = sorted({source.label for source in sources})
-    counts = Counter(dict.fromkeys(labels, 0))
-    if exemplars is not None:
-        counts.update(dict(zip(exemplars.labels, exemplars.counts().tolist(), strict=True)))
-    check_counts(counts, labels, kind="usable images", limits=DEFAULT_LIMITS)
-    assert exemplars is not None, "check_counts refused an empty set"
-    watch.lap("embed")
-
-    on_progress("solve", 0, 0)
-    manifest = solve(
+    watch = _Stopwatch(on_progress)
+    with EmbeddingCache(config.cache) if config.cache else contextlib.nullcontext() as cache:
+        bench = Bench(
+            repository=repository,
+            sources=sources,
+            recipe=config.recipe,
+            seed=config.seed,
+            cores=available_cores(),
+            cache=cache,
+            on_progress=watch,
+        )
+        choice, ranked = _choose(config, bench)
+        watch("backbone", 0, 0)
+        attempt = bench.attempt(prepare_backbone(repository, choice))
+        files = audit_files(config.data, sources, attempt.skipped, attempt.backbone.preprocess)
+        seen = audit_exemplars(attempt.exemplars, attempt.learned.judged, seed=config.seed)
+        if config.strict:
+            require_clean([*files, *seen])
+        notes = [explain(ranked)] if ranked else []
+        checkpoint = config.repository / "checkpoints" / f"{config.model}.pt"
+        if config.unfreeze != "none":
+            attempt = _thawed(config, bench, attempt, choice, checkpoint, notes)
+        gate = None
+        if config.precision != "fp32":
+            int8, gate = shrink(bench, attempt)
+            notes.append(gate.why)
+            if gate.taken or config.precision == "int8":
+                attempt = int8
+    watch("publish", 0, 0)
+    manifest = publish(
         repository,
+        attempt.exemplars,
+        attempt.learned,
         model=config.model,
-        backbone=info.digest,
-        shards=[repository.put_exemplars(exemplars)],
+        backbone=attempt.backbone.digest,
+        shards=[repository.put_exemplars(attempt.exemplars)],
         seed=config.seed,
+        recipe=config.recipe,
+        precision_gate=gate,
+        making=Making(
+            command=config.command,
+            findings=(*files, *seen),
+            backbones=tuple(ranked),
+            notes=tuple(notes),
+        ),
     )
-    watch.lap("solve")
-
-    on_progress("publish", 0, 0)
     repository.set_serving(config.model, manifest.revision)
-    watch.lap("publish")
+    checkpoint.unlink(missing_ok=True)
     return Fitted(
         manifest=manifest,
-        backbone=info,
-        metrics=repository.metrics(manifest),
-        skipped=skipped,
+        backbone=attempt.backbone,
+        metrics=attempt.learned.metrics,
+        skipped=attempt.skipped,
+        findings=[*files, *seen],
+        notes=notes,
+        report=repository.report_file(manifest),
         seconds=watch.seconds(),
     )
 
 
-def prepare_backbone(repository: Repository, name: str, weights: Path | None) -> BackboneInfo:
-    """Return the stored export of a backbone, exporting it first if the repository has none.
-
-    Only an export needs torch. Raises InvalidInput for an unknown name or unusable weights,
-    NotFound for weights that cannot be had, ExportError for a failed parity check.
-    """
-    identity = backbones.identity(name, weights)
-    for info in repository.backbones():
-        if info.identity == identity:
-            return info
-    try:
-        import torch
-
-        from topwork_trainer import export
-    except ImportError as error:
-        raise InvalidInput(
-            f"exporting backbone {name!r} needs torch: pip install 'topwork[train]' ({error})",
-            field="backbone",
-        ) from error
-    torch.set_num_threads(available_cores())  # torch, too, counts the host's
-    backbone = backbones.load(name, weights=weights)
-    exported = export.export(
-        backbone, open_session=lambda model: open_session(model, output="embedding").run
-    )
-    info = BackboneInfo(
-        name=name,
-        identity=identity,
-        digest=sha256(exported.onnx),
-        preprocess=backbone.spec,
-        width=backbone.width,
-        precision="fp32",
-        licence=backbone.licence,
-        source=backbone.source,
-        weights_digest=backbone.weights_sha256,
-        parity_error=exported.parity.max_abs_difference,
-        versions=software_versions(),
-    )
-    stored = repository.put_backbone(exported.onnx, info)
-    if stored.preprocess != info.preprocess:
-        raise export.ExportError(
-            f"the repository has this graph with other preprocessing, {stored.preprocess}; "
-            "use another repository"
+def _choose(config: FitConfig, bench: Bench) -> tuple[Choice, Sequence[RankedBackbone]]:
+    """Return the backbone to take, and what was tried to find it."""
+    if AUTO not in {config.backbone, config.image_size, config.views}:
+        assert not isinstance(config.image_size, str)
+        assert not isinstance(config.views, str)
+        choice = Choice(
+            name=config.backbone,
+            weights=config.weights,
+            image_size=config.image_size,
+            views=config.views,
         )
-    return stored
+        return choice, []
+    return select(
+        bench,
+        name=None if config.backbone == AUTO else config.backbone,
+        weights=config.weights,
+        image_size=config.image_size,
+        views=config.views,
+    )
+
+
+def _thawed(
+    config: FitConfig,
+    bench: Bench,
+    frozen: Attempt,
+    choice: Choice,
+    checkpoint: Path,
+    notes: list[str],
+) -> Attempt:
+    """Return the attempt with the fine-tuned backbone, or ``frozen`` where that is not better."""
+    from topwork_trainer.thaw import thaw
+
+    tuned, difference = thaw(
+        bench,
+        frozen,
+        choice,
+        unfreeze=config.unfreeze,
+        epochs=config.epochs,
+        mirror=config.mirror,
+        checkpoint=checkpoint,
+    )
+    found = f"fine-tuning ({config.unfreeze}) gains {difference}, none of which it was tuned on"
+    if difference.low > 0:
+        notes.append(f"{found}: the fine-tuned backbone is taken")
+        return tuned
+    if config.publish == "finetuned":
+        notes.append(f"{found}: not beyond chance, but taken as asked for")
+        return tuned
+    notes.append(f"{found}: not beyond chance, so the frozen backbone is taken")
+    return frozen
 
 
 class _Stopwatch:
-    """Seconds of each stage, in the order of the laps."""
+    """Seconds of each stage, told from the progress that it passes on."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
         self._start = self._last = time.perf_counter()
+        self._stage = ""
         self._laps: dict[str, float] = {}
 
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self._laps[stage] = now - self._last
-        self._last = now
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            if self._stage:
+                self._lap()
+            else:
+                self._start = self._last = time.perf_counter()
+            self._stage = stage
+        self._on_progress(stage, done, total)
 
     def seconds(self) -> dict[str, float]:
+        self._lap()
         return {**self._laps, "total": self._last - self._start}
+
+    def _lap(self) -> None:
+        now = time.perf_counter()
+        self._laps[self._stage] = self._laps.get(self._stage, 0.0) + now - self._last
+        self._last = now

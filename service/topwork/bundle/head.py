@@ -1,55 +1,148 @@
-"""The head: from an embedding to calibrated probabilities, in NumPy and as ONNX."""
+"""The head: from an embedding to calibrated probabilities, in NumPy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
-OPSET = 18
-IR_VERSION = 8
-"""As in the exported backbones, so that the two can be merged; ONNX Runtime 1.14 reads them."""
+from topwork.bundle.features import Normaliser
 
-_TINY = 1e-12
-
+Floats = NDArray[np.float32]
 F = TypeVar("F", np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """Multinomial logistic regression on normalised embeddings."""
+class Support:
+    """M known features, seen in a few directions, and how far others are from them.
 
-    weights: NDArray[np.float32]
-    """(C, D)"""
-    bias: NDArray[np.float32]
+    |x - p|^2 = |x|^2 + |p|^2 - 2 x'p, all seen from the centre. The points lie in the directions,
+    but |x| is the whole length: so what points in no known direction is far from all.
+    """
+
+    centre: Floats
+    """(D,)"""
+    projection: Floats
+    """(D, Q), orthogonal columns of length 1. Its values and the points' fit into 16 bits."""
+    points: Floats
+    """(M, Q)"""
+
+    def __getitem__(self, points: NDArray[np.int64]) -> Support:
+        """Return the support of some points."""
+        return replace(self, points=self.points[points])
+
+    def distances(self, features: Floats) -> Floats:
+        """Return squared distances (N, M) between features (N, D) and all points."""
+        centred = features - self.centre
+        found = (centred @ self.projection * np.float32(-2)) @ self.points.T
+        found += np.square(self.points).sum(axis=1)
+        found += np.square(centred).sum(axis=1)[:, None]
+        return np.maximum(found, 0, out=found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """Similarities to all points of a support: exp(-gamma * squared distance)."""
+
+    support: Support
+    gamma: float
+
+    def __call__(self, features: Floats) -> Floats:
+        """Return similarities (N, M) for features (N, D)."""
+        return np.asarray(np.exp(np.float32(-self.gamma) * self.support.distances(features)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fourier:
+    """M waves in random directions (Rahimi and Recht, NeurIPS 2007)."""
+
+    projection: Floats
+    """(D, M)"""
+    phase: Floats
+    """(M,)"""
+
+    def __call__(self, features: Floats) -> Floats:
+        """Return waves (N, M), of mean square 1 / M, for features (N, D)."""
+        waves = np.cos(features @ self.projection + self.phase)
+        return np.asarray(waves * np.float32(np.sqrt(2 / len(self.phase))), dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer:
+    """Scores of all classes: linear in the features, or in an expansion of them."""
+
+    weights: Floats
+    """(C, M); M is D without an expansion."""
+    bias: Floats
     """(C,)"""
+    expansion: Kernel | Fourier | None = None
+
+    def __call__(self, features: Floats) -> Floats:
+        """Return scores (N, C) for features (N, D)."""
+        return self.linear(features if self.expansion is None else self.expansion(features))
+
+    def linear(self, expanded: Floats) -> Floats:
+        """Return scores (N, C) for what the features were expanded to, (N, M)."""
+        return np.asarray(expanded @ self.weights.T + self.bias, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unknown:
+    """How likely an image is of no known class: from its highest logit and its nearest neighbour.
+
+    A logistic regression on the two: logits tell what lies between known classes, neighbours what
+    lies far from all.
+    """
+
+    support: Support
+    bias: float
+    logit_weight: float
+    """At most 0: of the highest calibrated logit."""
+    logit_limit: float
+    """A higher one says no more: far away a linear head is boundlessly sure."""
+    distance_weight: float
+    """At least 0: of the squared distance to the nearest point."""
+    threshold: float
+    """From this probability on an image is called unknown."""
+
+    def probabilities(self, logits: Floats, distances: Floats) -> Floats:
+        """Return (N,) for calibrated logits (N, C) and nearest squared distances (N,)."""
+        highest = np.minimum(logits.max(axis=1), np.float32(self.logit_limit))
+        score = (
+            np.float32(self.logit_weight) * highest
+            + np.float32(self.distance_weight) * distances
+            + np.float32(self.bias)
+        )
+        return np.asarray(1 / (1 + np.exp(-np.maximum(score, np.float32(-80)))), dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """All that a revision adds to its backbone."""
+
+    normaliser: Normaliser
+    scorer: Scorer
     temperature: float
-    """What the logits are divided by."""
-    strength: float
-    """The inverse regularisation (C) that it was solved with."""
+    """What the scores are divided by to become logits."""
+    unknown: Unknown | None = None
+    """None where no such thing could be learnt."""
 
-    def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    def logits(self, embeddings: Floats) -> Floats:
         """Return calibrated logits (N, C) for embeddings (N, D), rows in input order."""
-        scale = np.float32(1 / self.temperature)
-        return (normalise(embeddings) @ self.weights.T + self.bias) * scale
+        return self.scorer(self.normaliser(embeddings)) * np.float32(1 / self.temperature)
 
-    def probabilities(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    def probabilities(self, embeddings: Floats) -> Floats:
         """Return probabilities (N, C) for embeddings (N, D): what the exported graph gives."""
         return softmax(self.logits(embeddings))
 
-
-def normalise(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return features (N, D) of unit length: the signed square root, then L2.
-
-    The square root tames the few large entries of a pooled embedding (Perronnin et al., ECCV 2010).
-    """
-    features = np.sign(embeddings) * np.sqrt(np.abs(embeddings))
-    length = np.sqrt(np.square(features).sum(axis=1, keepdims=True))
-    return np.asarray(features / np.maximum(length, np.float32(_TINY)), dtype=np.float32)
+    def unknown_probabilities(self, embeddings: Floats) -> Floats:
+        """Return (N,) for embeddings (N, D); what cannot be told is 0."""
+        if self.unknown is None:
+            return np.zeros(len(embeddings), dtype=np.float32)
+        nearest = self.unknown.support.distances(self.normaliser(embeddings)).min(axis=1)
+        return self.unknown.probabilities(self.logits(embeddings), nearest)
 
 
 def softmax(logits: NDArray[F]) -> NDArray[F]:
@@ -57,45 +150,3 @@ def softmax(logits: NDArray[F]) -> NDArray[F]:
     shifted: NDArray[F] = np.exp(logits - logits.max(axis=-1, keepdims=True))
     shifted /= shifted.sum(axis=-1, keepdims=True)
     return shifted
-
-
-def to_onnx(head: Head) -> bytes:
-    """Return the head as an ONNX graph; equal heads give equal bytes.
-
-    Input ``embedding`` float32 (N, D); outputs ``logits`` and ``probabilities`` float32 (N, C),
-    both calibrated. The normalisation is inside.
-    """
-    classes, width = head.weights.shape
-    scale = np.float32(1 / head.temperature)
-    constants = {
-        "weights": head.weights * scale,
-        "bias": head.bias * scale,
-        "tiny": np.array(_TINY, dtype=np.float32),
-        "axis": np.array([1], dtype=np.int64),
-    }
-    nodes = [
-        helper.make_node("Sign", ["embedding"], ["sign"]),
-        helper.make_node("Abs", ["embedding"], ["magnitude"]),
-        helper.make_node("Sqrt", ["magnitude"], ["root"]),
-        helper.make_node("Mul", ["sign", "root"], ["rooted"]),
-        helper.make_node("ReduceL2", ["rooted", "axis"], ["raw_length"], keepdims=1),
-        helper.make_node("Max", ["raw_length", "tiny"], ["length"]),
-        helper.make_node("Div", ["rooted", "length"], ["features"]),
-        helper.make_node("Gemm", ["features", "weights", "bias"], ["logits"], transB=1),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "head",
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", width])],
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", classes])
-            for name in ("logits", "probabilities")
-        ],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)

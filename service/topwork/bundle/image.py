@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from topwork.bundle import dicom, grey
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import ImageError
@@ -33,6 +34,7 @@ _UPRIGHT = {
 MOST_SCANS = 30
 """Scans that a JPEG of the largest size may have; smaller ones may have more."""
 
+_TIFF = (b"II*\0", b"MM\0*")
 _FAX = {"group3", "group4", "tiff_ccitt"}
 
 # Pillow warns of damaged metadata, with texts as varied as the damage: each would stay in memory.
@@ -47,9 +49,10 @@ def preprocess(content: bytes, spec: PreprocessSpec, *, limits: Limits = DEFAULT
     """Return the pixels of an encoded image as ``spec`` says.
 
     The first frame of an animation; upright by its EXIF orientation; transparency on white;
-    greyscale and CMYK become RGB; 16-bit samples keep their upper 8 bits; ICC profiles are ignored.
-    Raises ImageError if the bytes are empty, too long, no known format, damaged or cut off, or if
-    the image has too many pixels (seen before it is decoded).
+    greyscale and CMYK become RGB; deep greyscale keeps the upper 8 bits of its sample depth, deep
+    colours of their 16; DICOM is shown in its first window; ICC profiles are ignored. Raises
+    ImageError if the bytes are empty, too long, no known format, damaged or cut off, or if the
+    image has too many pixels (seen before it is decoded).
     """
     if not content:
         raise ImageError("the image is empty (0 bytes)")
@@ -58,13 +61,20 @@ def preprocess(content: bytes, spec: PreprocessSpec, *, limits: Limits = DEFAULT
             f"the image is {_mib(len(content))}; the limit is {_mib(limits.max_image_bytes)}",
             reason="IMAGE_TOO_LARGE",
         )
+    if dicom.is_dicom(content):
+        return _preprocess_dicom(content, spec, limits)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_work(image, content, limits)
             return _preprocess(image, spec)
     except UnidentifiedImageError:
+        if content.startswith(_TIFF):
+            raise ImageError(
+                "the image is a damaged TIFF, or one of samples that cannot be read; "
+                "1, 8 and 16 bits can be"
+            ) from None
         raise ImageError(
-            f"the image ({len(content)} bytes) is none of {', '.join(FORMATS)}"
+            f"the image ({len(content)} bytes) is none of {', '.join(FORMATS)}, DICOM"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many_pixels(str(error), limits) from None
@@ -85,19 +95,30 @@ def _preprocess(image: Image.Image, spec: PreprocessSpec) -> Pixels:
     image.draft(None, (spec.resize, spec.resize))
     rgb = _to_rgb(image)
     orientation = _orientation(image)
+    small = _crop_and_scale(rgb, spec)
+    if orientation in _UPRIGHT:
+        small = small.transpose(_UPRIGHT[orientation])
+    return np.asarray(small, dtype=np.uint8)
+
+
+def _preprocess_dicom(content: bytes, spec: PreprocessSpec, limits: Limits) -> Pixels:
+    # A frame of the largest size has 1 to 3 bytes a pixel, or 2 where it is deep greyscale.
+    frame = dicom.open_frame(content, most_bytes=4 * limits.max_image_pixels)
+    _check_size(frame.width, frame.height, limits)
+    return np.asarray(_crop_and_scale(dicom.decode(frame).convert("RGB"), spec), dtype=np.uint8)
+
+
+def _crop_and_scale(rgb: Image.Image, spec: PreprocessSpec) -> Image.Image:
     # Crop, then scale: the picture of scale-then-crop for half the work. The box is symmetric, so
     # turning the small result equals turning the large source.
     side = min(rgb.size) * spec.crop / spec.resize
     left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
-    small = rgb.resize(
+    return rgb.resize(
         (spec.crop, spec.crop),
         _FILTERS[spec.interpolation],
         box=(left, top, left + side, top + side),
         reducing_gap=3.0,
     )
-    if orientation in _UPRIGHT:
-        small = small.transpose(_UPRIGHT[orientation])
-    return np.asarray(small, dtype=np.uint8)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -111,13 +132,8 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ImageError("the image has floating-point samples; 8 or 16 bits are supported")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow's own conversion would clip everything above 255 to white.
-        deep = np.clip(np.asarray(image), 0, 65_535)
-        grey = (deep >> 8).astype(np.uint8)
-        if "transparency" in image.info:
-            grey[deep == image.info["transparency"]] = 255
-        image = Image.fromarray(grey)
+    if grey.is_deep(image):
+        image = grey.to_eight_bits(image)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.new("RGBA", layer.size, "white")
@@ -128,9 +144,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _check_work(image: Image.Image, content: bytes, limits: Limits) -> None:
     """Raise ImageError for what would cost too much to decode, before it is."""
     pixels = image.width * image.height
-    if pixels > limits.max_image_pixels:
-        size = f"{image.width} x {image.height}"
-        raise _too_many_pixels(f"the image is {size} = {pixels} pixels", limits)
+    _check_size(image.width, image.height, limits)
     if image.format == "JPEG":
         # A progressive scan may cost no bytes, but always a pass over the whole picture.
         scans = content.count(b"\xff\xda")
@@ -138,6 +152,12 @@ def _check_work(image: Image.Image, content: bytes, limits: Limits) -> None:
             raise _too_many_pixels(f"the image has {scans} scans of {pixels} pixels", limits)
     if image.info.get("compression") in _FAX:
         raise ImageError("the image is a fax (CCITT), whose damage libtiff cannot tell")
+
+
+def _check_size(width: int, height: int, limits: Limits) -> None:
+    pixels = width * height
+    if pixels > limits.max_image_pixels:
+        raise _too_many_pixels(f"the image is {width} x {height} = {pixels} pixels", limits)
 
 
 def _too_many_pixels(found: str, limits: Limits) -> ImageError:

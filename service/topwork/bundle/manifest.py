@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from topwork.bundle.preprocess import PreprocessSpec
+from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.errors import Corrupt
 
 T = TypeVar("T")
@@ -16,7 +17,7 @@ T = TypeVar("T")
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """A sha256 in hexadecimal; checked when read, since it becomes part of a path."""
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the JSON forms; a reader refuses a newer one."""
 
 
@@ -46,6 +47,36 @@ class BackboneInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenHead:
+    """What cross-validation chose; all of it is inside the exported head."""
+
+    kind: HeadKind
+    normalisation: Normalisation
+    strength: float
+    """The inverse regularisation."""
+    temperature: float
+    """What scores were divided by to become calibrated logits."""
+    unknown_threshold: float | None
+    """From this on an image's unknown probability makes it unknown; None: the head has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionGate:
+    """Whether an int8 backbone was taken, and why, on the machine that fitted it."""
+
+    taken: bool
+    loss_points: float
+    """Percentage points of accuracy that int8 loses; negative where it wins."""
+    loss_low: float
+    """Lower end of the paired 95 % interval of ``loss_points``."""
+    loss_high: float
+    """Upper end of the same."""
+    speed_ratio: float
+    """Times as fast as fp32, on the machine that asked."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """manifest.json: one revision. It names all that it refers to by sha256."""
 
@@ -60,6 +91,7 @@ class Manifest:
     """sha256 of backbone.json."""
     head: Digest
     metrics: Digest
+    report: Digest
     exemplars: tuple[Digest, ...]
     """The shards, in the order in which they came."""
     data_digest: Digest
@@ -68,10 +100,11 @@ class Manifest:
     """Exemplars in all."""
     seed: int
     """Seed of the folds; a child revision keeps its parent's."""
-    strength: float
-    """The head's inverse regularisation (C), chosen by cross-validation."""
-    temperature: float
-    """What logits were divided by, chosen by cross-validation; the exported head has it inside."""
+    recipe: Recipe
+    """What the head was to be chosen from; a child revision keeps its parent's."""
+    chosen: ChosenHead
+    precision_gate: PrecisionGate | None
+    """What int8 costs and gains; None where it was not tried, and in all revisions but a fit's."""
     operation: str
     """The operation that made it; empty when it was made by a fit."""
     created: datetime

@@ -3,7 +3,7 @@
     backbones/<sha256>/backbone.onnx, backbone.json
     exemplars/<sha256>.npz
     images/<sha256>
-    models/<model>/<revision>/manifest.json, head.onnx, metrics.json
+    models/<model>/<revision>/manifest.json, head.onnx, metrics.json, report.html
     models/<model>/serving.json
 
 Everything is immutable but serving.json. Every file is checked against its sha256 when it is read.
@@ -165,11 +165,27 @@ class Repository:
             files.read_verified(path, manifest.metrics), Metrics, name=files.shown(path)
         )
 
-    def publish(self, draft: Manifest, *, head: bytes, metrics: Metrics) -> Manifest:
+    def report(self, manifest: Manifest) -> bytes:
+        """Return a revision's report.html. Raises Corrupt."""
+        return files.read_verified(self.report_file(manifest), manifest.report)
+
+    def report_file(self, manifest: Manifest) -> Path:
+        """Return the path of a revision's report.html, for those who open it in a browser."""
+        return self._revision(manifest) / "report.html"
+
+    def publish(
+        self,
+        draft: Manifest,
+        *,
+        head: bytes,
+        metrics: Metrics,
+        report: Callable[[Manifest], bytes],
+    ) -> Manifest:
         """Publish the next revision of ``draft.model`` and return its manifest.
 
-        Revision, digests of head and metrics, and time of ``draft`` are filled in here. A crash
-        leaves the whole revision or none. It does not serve yet: see ``set_serving``.
+        Revision, digests of the files, and time of ``draft`` are filled in here; ``report`` is
+        called with the manifest but for the report's own digest. A crash leaves the whole revision
+        or none. It does not serve yet: see ``set_serving``.
         """
         parent = self._model(draft.model)
         parent.mkdir(parents=True, exist_ok=True)
@@ -182,10 +198,13 @@ class Repository:
                 metrics=files.sha256(metrics_json),
                 created=datetime.now(UTC),
             )
+            page = report(manifest)
+            manifest = replace(manifest, report=files.sha256(page))
             try:
                 with files.new_directory(parent / str(manifest.revision)) as directory:
                     (directory / "head.onnx").write_bytes(head)
                     (directory / "metrics.json").write_bytes(metrics_json)
+                    (directory / "report.html").write_bytes(page)
                     (directory / "manifest.json").write_bytes(to_json(manifest))
             except FileExistsError:
                 continue  # another writer took the number

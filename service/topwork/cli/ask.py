@@ -45,8 +45,8 @@ def classify(
 ) -> None:
     """Say what is on IMAGES (files, or directories of them).
 
-    With --json, one object a line: image, revision, predictions, error. Exit status 1 if an image
-    could not be classified.
+    With --json, one object a line: image, revision, predictions, unknown_probability, is_unknown,
+    error. Exit status 1 if an image could not be classified.
     """
     files = photo_files(images)
     if not files:
@@ -142,16 +142,28 @@ def _row(path: Path, revision: int, result: classify_pb.ImageResult) -> dict[str
             {"label": one.label, "probability": one.probability}
             for one in result.classification.predictions
         ],
+        "unknown_probability": result.classification.unknown_probability
+        if result.classification.HasField("unknown_probability")
+        else None,
+        "is_unknown": result.classification.is_unknown,
         "error": None,
     }
 
 
 def _failure(path: Path, revision: int | None, message: str) -> dict[str, Any]:
-    return {"image": str(path), "revision": revision, "predictions": [], "error": message}
+    return {
+        "image": str(path),
+        "revision": revision,
+        "predictions": [],
+        "unknown_probability": None,
+        "is_unknown": False,
+        "error": message,
+    }
 
 
 def _line(row: dict[str, Any]) -> str:
     if row["error"] is not None:
         return f"{row['image']}: error: {row['error']}"
     said = "  ".join(f"{one['label']} {one['probability']:.3f}" for one in row["predictions"])
-    return f"{row['image']}: {said}"
+    doubt = f"  (unknown {row['unknown_probability']:.3f})" if row["is_unknown"] else ""
+    return f"{row['image']}: {said}{doubt}"

@@ -38,7 +38,14 @@ def model(console: Console, found: model_pb.Model) -> None:
             "preprocessing",
             f"short side to {spec.resize}, central {spec.crop} x {spec.crop}, {spec.interpolation}",
         ),
+        (
+            "head",
+            f"{revision.head.kind} on {revision.head.normalisation}, strength "
+            f"{revision.head.strength:g}, temperature {revision.head.temperature:.3f}",
+        ),
         ("accuracy", f"{accuracy(revision.metrics)}, {revision.metrics.folds}-fold"),
+        ("calibration error", f"{revision.metrics.expected_calibration_error:.3f}"),
+        ("unknown images", unknown(revision.metrics)),
         (
             "limits",
             f"a request {limits.max_images_per_request} images, an image "
@@ -47,6 +54,17 @@ def model(console: Console, found: model_pb.Model) -> None:
     ):
         facts.add_row(name, value)
     console.print(facts, per_label(revision.metrics))
+
+
+def unknown(metrics: model_pb.Metrics) -> str:
+    """Return how well images of no known label are recognised."""
+    if not metrics.HasField("unknown"):
+        return "cannot be told"
+    found = metrics.unknown
+    return (
+        f"AUROC {found.auroc:.3f}; {found.detection_rate:.0%} recognised at "
+        f"{found.false_reject_rate:.0%} false alarms"
+    )
 
 
 def per_label(metrics: model_pb.Metrics) -> Table:
@@ -135,6 +153,13 @@ def model_json(found: model_pb.Model) -> dict[str, Any]:
             "name": revision.backbone.name,
             "digest": revision.backbone.digest,
             "width": revision.backbone.width,
+            "precision": revision.backbone.precision,
+        },
+        "head": {
+            "kind": revision.head.kind,
+            "normalisation": revision.head.normalisation,
+            "strength": revision.head.strength,
+            "temperature": revision.head.temperature,
         },
         "preprocess": {
             "resize": spec.resize,
@@ -155,6 +180,10 @@ def metrics_json(metrics: model_pb.Metrics) -> dict[str, Any]:
         "accuracy_low": metrics.accuracy_low,
         "accuracy_high": metrics.accuracy_high,
         "log_loss": metrics.log_loss,
+        "ece": metrics.expected_calibration_error,
+        "unknown": None
+        if not metrics.HasField("unknown")
+        else {field.name: value for field, value in metrics.unknown.ListFields()},
         "per_class": {
             one.label: {"images": one.images, "precision": one.precision, "recall": one.recall}
             for one in metrics.per_label

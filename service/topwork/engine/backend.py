@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -43,8 +44,13 @@ class Session:
 
     def run(self, batch: NDArray[S]) -> NDArray[np.float32]:
         """Return the output float32 (N, ...) for a batch (N, ...), rows in input order."""
-        (result,) = self._session.run([self._output], {self._input.name: batch})
-        return np.asarray(result, dtype=np.float32)
+        (result,) = self.run_outputs(batch, (self._output,))
+        return result
+
+    def run_outputs(self, batch: NDArray[S], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Return the named outputs, float32 (N, ...) each, for a batch (N, ...)."""
+        results = self._session.run(list(outputs), {self._input.name: batch})
+        return [np.asarray(result, dtype=np.float32) for result in results]
 
 
 def open_session(
@@ -63,6 +69,8 @@ def open_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without VNNI, int8 products would saturate: other embeddings than the head was learnt on.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     providers: list[Any] = ["CPUExecutionProvider"]
     if provider != "cpu" and _CUDA[0] in ort.get_available_providers():
         providers.insert(0, _CUDA)

@@ -28,6 +28,18 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What is on one image."""
+
+    predictions: tuple[Prediction, ...]
+    """The most probable one first."""
+    unknown_probability: float | None
+    """How likely the image is of no label that the model knows, 0..1; None: it cannot tell."""
+    is_unknown: bool
+    """Whether that is above the model's own threshold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """Seconds of each stage; see topwork.v1.Timings."""
 
@@ -43,8 +55,8 @@ class Classified:
     """The answer to one request."""
 
     revision: int
-    results: tuple[tuple[Prediction, ...] | ImageError, ...]
-    """One an image, in request order; the most probable prediction first."""
+    results: tuple[Answer | ImageError, ...]
+    """One an image, in request order."""
     timings: Timings
 
 
@@ -171,16 +183,26 @@ class Classifier:
         )
 
 
-def _say(
-    snapshot: Snapshot, embedded: Sequence[Embedded], top_k: int
-) -> list[tuple[Prediction, ...]]:
-    """Return the ``top_k`` predictions of each image; equal ones in label order."""
+def _say(snapshot: Snapshot, embedded: Sequence[Embedded], top_k: int) -> list[Answer]:
+    """Return the answer for each image: ``top_k`` predictions, equal ones in label order."""
     if not embedded:
         return []
-    probabilities = snapshot.head.run(np.stack([one.embedding for one in embedded]))  # (N, C)
+    embeddings = np.stack([one.embedding for one in embedded])
+    labels, threshold = snapshot.manifest.labels, snapshot.manifest.chosen.unknown_threshold
+    if threshold is None:
+        probabilities = snapshot.head.run(embeddings)  # (N, C)
+        unknown: list[float | None] = [None] * len(embedded)
+    else:
+        probabilities, said = snapshot.head.run_outputs(embeddings, ("probabilities", "unknown"))
+        unknown = said.tolist()
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
-    labels = snapshot.manifest.labels
     return [
-        tuple(Prediction(label=labels[index], probability=float(row[index])) for index in best)
-        for row, best in zip(probabilities, order.tolist(), strict=True)
+        Answer(
+            predictions=tuple(
+                Prediction(label=labels[index], probability=float(row[index])) for index in best
+            ),
+            unknown_probability=strange,
+            is_unknown=strange is not None and threshold is not None and strange >= threshold,
+        )
+        for row, best, strange in zip(probabilities, order.tolist(), unknown, strict=True)
     ]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +23,7 @@ from topwork.bundle.thumbnail import thumbnail
 from topwork.engine.backend import Session
 from topwork.errors import ImageError
 
-CHUNK = 64
+WINDOW = 16
 """Images in flight a core: bounds memory while the threads never run dry."""
 
 
@@ -45,6 +49,29 @@ class Skipped:
     message: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one image's bytes become."""
+
+    digest: bytes
+    """32 bytes, the image digest."""
+    fingerprint: NDArray[np.uint8]
+    """(32,)"""
+    embedding: NDArray[np.float32]
+    """(D,)"""
+    thumbnail: bytes
+
+
+class Cache(Protocol):
+    """Rows made before, of one backbone and one preprocess spec; used by several threads."""
+
+    def get(self, content: bytes) -> Row | None:
+        """Return the row of the file whose sha256 (32 bytes) is ``content``, if it is there."""
+
+    def put(self, content: bytes, row: Row) -> None:
+        """Keep that row, or leave it."""
+
+
 def embed(
     sources: Iterable[Source],
     session: Session,
@@ -52,77 +79,89 @@ def embed(
     *,
     cores: int,
     limits: Limits = DEFAULT_LIMITS,
+    cache: Cache | None = None,
     on_image: Callable[[], None] = lambda: None,
 ) -> tuple[Exemplars | None, list[Skipped]]:
     """Return the exemplars of all usable images (None if there are none), and the skipped ones.
 
     ``on_image`` is called once an image, usable or not, in the calling thread. An image is embedded
-    alone, as in serving on CPU, so its embedding does not depend on its neighbours.
+    alone, as in serving on CPU, so its embedding does not depend on its neighbours. What ``cache``
+    has is taken from there, without another look at ``limits``.
     """
 
-    def one(source: Source) -> _Row | Skipped:
+    def one(source: Source) -> Row | Skipped:
         try:
-            pixels = preprocess(source.read(), spec, limits=limits)
+            content = source.read()
+            if cache is None:
+                return _row(content, session, spec, limits)
+            key = hashlib.sha256(content).digest()
+            row = cache.get(key)
+            if row is None:
+                row = _row(content, session, spec, limits)
+                cache.put(key, row)
+            return row
         except ImageError as error:
             return _skipped(source, error.reason, str(error))
         except OSError as error:
             return _skipped(source, ImageError.reason, f"the file cannot be read: {error}")
-        return _Row(
-            source,
-            bytes.fromhex(pixel_digest(pixels)),
-            fingerprint(pixels),
-            session.run(pixels[None])[0],
-            thumbnail(pixels),
-        )
 
-    rows: list[_Row] = []
+    used: list[Source] = []
+    rows: list[Row] = []
     skipped: list[Skipped] = []
     first: dict[tuple[bytes, str], str] = {}
-    with ThreadPoolExecutor(cores) as pool:
-        for source_batch in _chunks(sources, CHUNK * cores):
-            for found in pool.map(one, source_batch):
-                on_image()
-                if isinstance(found, Skipped):
-                    skipped.append(found)
-                    continue
-                source = found.source
-                key = (found.digest, source.label)
-                if key in first:
-                    skipped.append(_skipped(source, "DUPLICATE", f"same pixels as {first[key]}"))
-                else:
-                    first[key] = source.name
-                    rows.append(found)
+    with closing(_in_order(one, sources, cores)) as results:
+        for source, found in results:
+            on_image()
+            if isinstance(found, Skipped):
+                skipped.append(found)
+                continue
+            key = (found.digest, source.label)
+            if key in first:
+                skipped.append(_skipped(source, "DUPLICATE", f"same pixels as {first[key]}"))
+            else:
+                first[key] = source.name
+                used.append(source)
+                rows.append(found)
     if not rows:
         return None, skipped
     made = exemplars.make(
         np.stack([row.embedding for row in rows]),
         np.frombuffer(b"".join(row.digest for row in rows), dtype=np.uint8).reshape(-1, 32),
         np.stack([row.fingerprint for row in rows]),
-        [row.source.label for row in rows],
-        names=[row.source.name for row in rows],
+        [source.label for source in used],
+        names=[source.name for source in used],
         thumbnails=[row.thumbnail for row in rows],
     )
     return made, skipped
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    source: Source
-    digest: bytes
-    fingerprint: NDArray[np.uint8]
-    embedding: NDArray[np.float32]
-    thumbnail: bytes
+def _row(content: bytes, session: Session, spec: PreprocessSpec, limits: Limits) -> Row:
+    pixels = preprocess(content, spec, limits=limits)
+    return Row(
+        digest=bytes.fromhex(pixel_digest(pixels)),
+        fingerprint=fingerprint(pixels),
+        embedding=session.run(pixels[None])[0],
+        thumbnail=thumbnail(pixels),
+    )
 
 
 def _skipped(source: Source, reason: str, message: str) -> Skipped:
     return Skipped(name=source.name, label=source.label, reason=reason, message=message)
 
 
-def _chunks(sources: Iterable[Source], size: int) -> Iterable[list[Source]]:
-    chunk: list[Source] = []
-    for source in sources:
-        chunk.append(source)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    yield chunk
+def _in_order(
+    work: Callable[[Source], Row | Skipped], sources: Iterable[Source], cores: int
+) -> Generator[tuple[Source, Row | Skipped], None, None]:
+    """Yield every source with what ``work`` makes of it, in order, WINDOW a core in flight."""
+    pool = ThreadPoolExecutor(cores)
+    waiting: deque[tuple[Source, Future[Row | Skipped]]] = deque()
+    try:
+        for source in sources:
+            waiting.append((source, pool.submit(work, source)))
+            if len(waiting) == WINDOW * cores:
+                oldest, future = waiting.popleft()
+                yield oldest, future.result()
+        for oldest, future in waiting:
+            yield oldest, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -157,13 +157,16 @@ class Registry:
 
     def _load(self, model: str, revision: int) -> Snapshot:
         manifest = self._repository.manifest(model, revision)
+        head = open_session(self._repository.head(manifest), output="probabilities")
         snapshot = Snapshot(
             manifest=manifest,
             metrics=self._repository.metrics(manifest),
             backbone=self._backbone(manifest),
-            head=open_session(self._repository.head(manifest), output="probabilities"),
+            head=head,
         )
         answer = snapshot.head.run(np.zeros((1, snapshot.backbone.info.width), dtype=np.float32))
+        if manifest.chosen.unknown_threshold is not None and "unknown" not in head.outputs():
+            raise Corrupt(f"the head of {model} revision {revision} cannot tell the unknown")
         if answer.shape != (1, len(manifest.labels)):
             raise Corrupt(
                 f"the head of {model} revision {revision} gives {answer.shape[-1]} probabilities "

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from topwork.bundle.findings import Finding
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.store import Repository
@@ -16,6 +17,7 @@ from topwork.engine.embed import Source, embed
 from topwork.engine.jobs import AddClassJob, AddClassResult, SkippedUpload, StageSeconds
 from topwork.engine.solve import solve
 from topwork.errors import AlreadyExists, NotReady
+from topwork.report.content import Making
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +137,14 @@ class Trainer:
             backbone=parent.backbone,
             shards=(*parent.exemplars, new.shard),
             seed=parent.seed,
+            recipe=parent.recipe,
+            making=Making(
+                command=f"AddClass {job.label!r} ({new.images} images), operation {operation}",
+                findings=tuple(_finding(job.label, one) for one in new.skipped),
+            ),
             parent=parent.revision,
             operation=operation,
+            threads=self._cores,
         )
 
     def serve(self, model: str, revision: int) -> None:
@@ -163,6 +171,17 @@ def too_many_labels(model: str, labels: int, limits: Limits) -> NotReady:
     return NotReady(
         f"model {model!r} has {labels} labels; the limit is {limits.max_labels}",
         reason="TOO_MANY_LABELS",
+    )
+
+
+def _finding(label: str, skipped: SkippedUpload) -> Finding:
+    duplicate = skipped.reason == "DUPLICATE"
+    return Finding(
+        kind="exact_duplicate" if duplicate else "unreadable",
+        severity="note" if duplicate else "error",
+        message=f"{skipped.name} was left out: {skipped.message}",
+        images=(skipped.name,),
+        labels=(label,),
     )
 
 

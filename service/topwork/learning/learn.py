@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from topwork.bundle.exemplars import FOLDS, Exemplars
-from topwork.bundle.head import Head, normalise, softmax
-from topwork.bundle.metrics import Metrics, evaluate
-from topwork.learning.logistic import balanced_weights, solve
+from topwork.bundle.features import Normaliser
+from topwork.bundle.features import make as make_normaliser
+from topwork.bundle.head import Head
+from topwork.bundle.metrics import Candidate, Metrics, evaluate
+from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.errors import Corrupt, NotReady
+from topwork.learning.families import FAMILIES, KERNEL_ROWS
+from topwork.learning.judging import Judge, Trial
+from topwork.learning.unknown import learn_unknown
 
-STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-"""The inverse regularisations (C) that cross-validation chooses from."""
+NORMALISATIONS: tuple[Normalisation, ...] = ("sqrt_l2", "l2", "standardise")
+"""What ``auto`` tries, in the order in which the first of equally good ones is taken.
 
-GRID_TOLERANCE = 1e-3
-"""Of the cross-validation's solves; 1e-2 moved log losses by more than strengths differ in it."""
+``none`` was never better than ``l2``, on photos and X-rays, and worse at knowing the unknown.
+"""
+
+SCREENING = 30.0
+"""The strength of the logistic regressions that normalisations are compared by."""
+
+SCREENED = 1_000
+"""Judged rows that are enough for that: as many folds are judged as have them."""
+
+LARGEST = 1e15
+"""The largest value of an embedding, whose square still fits into float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,50 +52,110 @@ class Learned:
     """A head, and how good it is on images that it did not see."""
 
     head: Head
+    kind: HeadKind
+    strength: float
+    """The inverse regularisation that was chosen."""
     metrics: Metrics
     judged: Judged
 
 
-def learn(exemplars: Exemplars, *, seed: int) -> Learned:
-    """Return the head of these exemplars: a function of the set and ``seed``, and of nothing else.
+def learn(
+    exemplars: Exemplars, *, seed: int, recipe: Recipe | None = None, threads: int = 1
+) -> Learned:
+    """Return the head of these exemplars: a function of the set, ``seed`` and ``recipe`` alone.
 
     Cold start, fixed order, fixed algorithm: a class that was added later leaves no other trace
-    than one that was there from the start. Strength and temperature are chosen by cross-validation,
-    anew at every call.
+    than one that was there from the start. What the recipe leaves open (kind of head and
+    normalisation), strength, temperature and what counts as unknown are chosen by cross-validation,
+    anew at every call. ``threads`` changes how long it takes and nothing else. Raises Corrupt if
+    an embedding is not finite, NotReady if all were seen or are too many for the recipe's head.
     """
+    _check(exemplars)
     _use_one_blas_thread()
-    features = normalise(exemplars.embeddings)
-    targets = exemplars.targets
-    balance = balanced_weights(targets, len(exemplars.labels))
-    folds = exemplars.folds(seed)
-    logits = _out_of_fold_logits(features, exemplars, folds)  # (S, N, C)
-    # A row whose class no other fold has is judged, but teaches nothing about certainty.
-    group = targets * FOLDS + folds
-    weights = balance * (np.bincount(group)[group] < exemplars.counts()[targets])
-    temperatures = [_temperature(one, targets, weights) for one in logits]
-    losses = [
-        float(weights @ _losses(one / temperature, targets))
-        for one, temperature in zip(logits, temperatures, strict=True)
-    ]
-    best = int(np.argmin(losses))
-    solution = solve(
-        features,
-        targets,
-        len(exemplars.labels),
-        sample_weights=balance[None],
-        strengths=np.array([STRENGTHS[best]]),
+    recipe = recipe or Recipe()
+    judge = Judge(exemplars=exemplars, folds=exemplars.folds(seed))
+    with ThreadPoolExecutor(threads) as pool:
+        kinds = NORMALISATIONS if recipe.normalisation == "auto" else (recipe.normalisation,)
+        normalisers = [make_normaliser(kind, exemplars.embeddings) for kind in kinds]
+        task, normaliser = judge.task(normalisers[0]), normalisers[0]
+        if len(kinds) > 1:
+            few = judge.shortened(SCREENED)
+            screened = few.best(list(pool.map(lambda one: _screen(few, one), normalisers)))
+            task, normaliser = screened.task, screened.normaliser
+        heads = _heads(len(exemplars)) if recipe.head == "auto" else (recipe.head,)
+        trials = list(
+            pool.map(
+                lambda kind: judge.trials(task, normaliser, kind, FAMILIES[kind].strengths), heads
+            )
+        )
+    best = judge.best(trials)
+    everything = np.ones((1, len(exemplars)), dtype=bool)
+    ((scorer,),) = FAMILIES[best.kind].solve(task, everything, [best.strength], final=True)
+    told = learn_unknown(
+        task,
+        FAMILIES[best.kind],
+        best.strength,
+        labels=exemplars.labels,
+        folds=judge.folds,
+        highest=best.scores.max(axis=1),
+        temperature=best.temperature,
     )
-    probabilities = softmax(logits[best] / temperatures[best])
+    unknown, unknown_metrics = told or (None, None)
+    probabilities = best.probabilities()
+    metrics = evaluate(judge.targets, probabilities, exemplars.labels, folds=FOLDS)
     return Learned(
         head=Head(
-            weights=solution.weights[0].astype(np.float32),
-            bias=solution.bias[0].astype(np.float32),
-            temperature=temperatures[best],
-            strength=STRENGTHS[best],
+            normaliser=normaliser, scorer=scorer, temperature=best.temperature, unknown=unknown
         ),
-        metrics=evaluate(targets, probabilities, exemplars.labels, folds=FOLDS),
-        judged=Judged(rows=np.arange(len(targets)), probabilities=probabilities),
+        kind=best.kind,
+        strength=best.strength,
+        metrics=replace(
+            metrics,
+            unknown=unknown_metrics,
+            candidates=tuple(
+                Candidate(
+                    head=trial.kind,
+                    normalisation=normaliser.kind,
+                    strength=trial.strength,
+                    accuracy=judge.accuracy(trial),
+                    log_loss=judge.loss(trial),
+                    chosen=trial is best,
+                )
+                for group in trials
+                for trial in group
+            ),
+        ),
+        judged=Judged(rows=judge.rows, probabilities=probabilities),
     )
+
+
+def _screen(judge: Judge, normaliser: Normaliser) -> list[Trial]:
+    return judge.trials(judge.task(normaliser), normaliser, "logistic", (SCREENING,))
+
+
+def _heads(rows: int) -> tuple[HeadKind, ...]:
+    """Return the heads that ``auto`` tries: those that are linear first, being cheap to serve.
+
+    Of those, logistic regression was best on new photos after fits on 5 to 60 photos a class.
+    """
+    linear: tuple[HeadKind, ...] = ("logistic", "ridge", "nearest_mean")
+    return (*linear, "kernel") if rows <= KERNEL_ROWS else linear
+
+
+def _check(exemplars: Exemplars) -> None:
+    odd = ~(np.abs(exemplars.embeddings) <= LARGEST).all(axis=1)  # which NaN is, too
+    if odd.any():
+        row = int(odd.argmax())
+        raise Corrupt(
+            f"{np.count_nonzero(odd)} of {len(exemplars)} embeddings have values that are not "
+            f"finite or beyond {LARGEST:g}, first that of {exemplars.names[row]!r} "
+            f"({exemplars.labels[exemplars.targets[row]]}): the backbone is broken"
+        )
+    if exemplars.seen.all():
+        raise NotReady(
+            f"the backbone was fine-tuned on all {len(exemplars)} images; keep some to judge by",
+            reason="NOTHING_TO_JUDGE",
+        )
 
 
 @functools.cache
@@ -90,63 +166,3 @@ def _use_one_blas_thread() -> None:
     other took 4.5 s where one took 0.9 s.
     """
     threadpool_limits(limits=1, user_api="blas")
-
-
-def _out_of_fold_logits(
-    features: NDArray[np.float32], exemplars: Exemplars, folds: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Return logits (S, N, C) a strength; each row by a head that saw no row of its fold."""
-    targets, classes = exemplars.targets, len(exemplars.labels)
-    per_fold = np.zeros((FOLDS, len(targets)), dtype=np.float32)
-    for fold in range(FOLDS):
-        rows = np.flatnonzero(folds != fold)
-        per_fold[fold, rows] = balanced_weights(targets[rows], classes)
-    solution = solve(
-        features,
-        targets,
-        classes,
-        sample_weights=np.tile(per_fold, (len(STRENGTHS), 1)),
-        strengths=np.repeat(STRENGTHS, FOLDS),
-        tolerance=GRID_TOLERANCE,
-        dtype=np.float32,
-    )
-    logits = np.empty((len(STRENGTHS), len(targets), classes), dtype=np.float32)
-    for problem in range(len(STRENGTHS) * FOLDS):
-        strength, fold = divmod(problem, FOLDS)
-        rows = np.flatnonzero(folds == fold)
-        logits[strength, rows] = (
-            features[rows] @ solution.weights[problem].T + solution.bias[problem]
-        )
-    return logits
-
-
-def _temperature(
-    logits: NDArray[np.float32], targets: NDArray[np.int64], weights: NDArray[np.float64]
-) -> float:
-    """Return the temperature of least weighted log loss (Guo et al., ICML 2017), 1/20 to 20.
-
-    A class with n images aims at (n + 1) / (n + 2) rather than at certainty (Platt, 1999): without
-    that a few images, all told apart, would end in boundless confidence. The loss is convex in the
-    inverse temperature, on which these are Newton steps: its derivatives are the logits' mean under
-    the model, less the aim, and their variance.
-    """
-    z = logits.astype(np.float64)
-    right = z[np.arange(len(targets)), targets]
-    doubt = 1 / (np.bincount(targets)[targets] + 2)
-    aim = (1 - doubt) * right + doubt * (z.sum(axis=1) - right) / max(1, z.shape[1] - 1)
-    inverse = 1.0
-    for _ in range(20):
-        p = softmax(inverse * z)
-        mean = (p * z).sum(axis=1)
-        slope = float(weights @ (mean - aim))
-        curvature = float(weights @ (p * np.square(z - mean[:, None])).sum(axis=1))
-        step = -slope / max(curvature * inverse, 1e-12)
-        inverse = float(np.clip(inverse * np.exp(np.clip(step, -1, 1)), 1 / 20, 20))
-    return 1 / inverse
-
-
-def _losses(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return each row's negative log probability of its target, (N,)."""
-    top = logits.max(axis=1)
-    total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
-    return np.asarray(total - logits[np.arange(len(targets)), targets])

@@ -51,12 +51,6 @@ class Solution:
     """(B,), estimated distance from the optimum: at most ``tolerance`` where converged."""
 
 
-def balanced_weights(targets: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """Return weights (N,) of mean 1 whose sum is the same for every class that has rows."""
-    counts = np.bincount(targets, minlength=classes)
-    return np.asarray(len(targets) / (np.count_nonzero(counts) * counts[targets]))
-
-
 def solve(
     features: Floats,
     targets: NDArray[np.int64],

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from topwork.bundle.limits import Limits
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
-from topwork.engine.classifier import Classified, Prediction
+from topwork.engine.classifier import Answer, Classified
 from topwork.engine.jobs import AddClassResult, Stage
 from topwork.engine.operations import Operation
 from topwork.engine.registry import Snapshot
@@ -101,6 +101,7 @@ def to_revision(published: Published) -> model_pb.Revision:
             name=info.name,
             digest=info.digest,
             width=info.width,
+            precision=info.precision,
             preprocess=model_pb.PreprocessSpec(
                 resize=info.preprocess.resize,
                 crop=info.preprocess.crop,
@@ -109,6 +110,13 @@ def to_revision(published: Published) -> model_pb.Revision:
         ),
         metrics=_metrics(published.metrics),
         create_time=_timestamp(manifest.created),
+        head=model_pb.Head(
+            kind=manifest.chosen.kind,
+            normalisation=manifest.chosen.normalisation,
+            strength=manifest.chosen.strength,
+            temperature=manifest.chosen.temperature,
+            unknown_threshold=manifest.chosen.unknown_threshold,
+        ),
     )
 
 
@@ -141,15 +149,17 @@ def to_operation(operation: Operation, published: Published | None) -> operation
     return message
 
 
-def _result(result: tuple[Prediction, ...] | ImageError) -> classify_pb.ImageResult:
+def _result(result: Answer | ImageError) -> classify_pb.ImageResult:
     if isinstance(result, ImageError):
         return classify_pb.ImageResult(error=statuses.from_error(result))
     return classify_pb.ImageResult(
         classification=classify_pb.Classification(
             predictions=[
                 classify_pb.Prediction(label=one.label, probability=one.probability)
-                for one in result
-            ]
+                for one in result.predictions
+            ],
+            unknown_probability=result.unknown_probability,
+            is_unknown=None if result.unknown_probability is None else result.is_unknown,
         )
     )
 
@@ -196,6 +206,14 @@ def _metrics(metrics: Metrics) -> model_pb.Metrics:
             for one in metrics.per_label
         ],
         confusion=[count for row in metrics.confusion for count in row],
+        expected_calibration_error=metrics.ece,
+        unknown=None
+        if metrics.unknown is None
+        else model_pb.UnknownMetrics(
+            auroc=metrics.unknown.auroc,
+            false_reject_rate=metrics.unknown.false_reject_rate,
+            detection_rate=metrics.unknown.detection_rate,
+        ),
     )
 
 

@@ -122,6 +122,17 @@ class Classification(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PREDICTIONS_FIELD_NUMBER: builtins.int
+    UNKNOWN_PROBABILITY_FIELD_NUMBER: builtins.int
+    IS_UNKNOWN_FIELD_NUMBER: builtins.int
+    unknown_probability: builtins.float
+    """How probable it is that the image shows none of the model's labels, 0..1, if known and unknown
+    images came equally often. The predictions are what it would be if it were one of them.
+    Unset: the model cannot tell.
+    """
+    is_unknown: builtins.bool
+    """Whether that is above the model's own threshold, which about 5 % of images with known labels
+    pass too. Unset: the model cannot tell.
+    """
     @property
     def predictions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Prediction]:
         """The `top_k` most probable labels, the most probable first; equal ones in label order."""
@@ -130,8 +141,15 @@ class Classification(google.protobuf.message.Message):
         self,
         *,
         predictions: collections.abc.Iterable[Global___Prediction] | None = ...,
+        unknown_probability: builtins.float | None = ...,
+        is_unknown: builtins.bool | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["predictions", b"predictions"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_is_unknown", b"_is_unknown", "_unknown_probability", b"_unknown_probability", "is_unknown", b"is_unknown", "unknown_probability", b"unknown_probability"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_is_unknown", b"_is_unknown", "_unknown_probability", b"_unknown_probability", "is_unknown", b"is_unknown", "predictions", b"predictions", "unknown_probability", b"unknown_probability"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_is_unknown", b"_is_unknown"]) -> typing.Literal["is_unknown"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_unknown_probability", b"_unknown_probability"]) -> typing.Literal["unknown_probability"] | None: ...
 
 Global___Classification: typing_extensions.TypeAlias = Classification
 

@@ -173,6 +173,7 @@ class Revision(google.protobuf.message.Message):
     BACKBONE_FIELD_NUMBER: builtins.int
     METRICS_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    HEAD_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `models/{model}/revisions/{revision}`."""
     revision: builtins.int
@@ -195,6 +196,10 @@ class Revision(google.protobuf.message.Message):
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was published."""
 
+    @property
+    def head(self) -> Global___Head:
+        """Its head."""
+
     def __init__(
         self,
         *,
@@ -205,11 +210,48 @@ class Revision(google.protobuf.message.Message):
         backbone: Global___Backbone | None = ...,
         metrics: Global___Metrics | None = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        head: Global___Head | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["backbone", b"backbone", "create_time", b"create_time", "metrics", b"metrics"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["backbone", b"backbone", "create_time", b"create_time", "labels", b"labels", "metrics", b"metrics", "name", b"name", "parent_revision", b"parent_revision", "revision", b"revision"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["backbone", b"backbone", "create_time", b"create_time", "head", b"head", "metrics", b"metrics"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["backbone", b"backbone", "create_time", b"create_time", "head", b"head", "labels", b"labels", "metrics", b"metrics", "name", b"name", "parent_revision", b"parent_revision", "revision", b"revision"]) -> None: ...
 
 Global___Revision: typing_extensions.TypeAlias = Revision
+
+@typing.final
+class Head(google.protobuf.message.Message):
+    """The small trainable part, as cross-validation chose it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    NORMALISATION_FIELD_NUMBER: builtins.int
+    STRENGTH_FIELD_NUMBER: builtins.int
+    TEMPERATURE_FIELD_NUMBER: builtins.int
+    UNKNOWN_THRESHOLD_FIELD_NUMBER: builtins.int
+    kind: builtins.str
+    """`nearest_mean`, `ridge`, `logistic`, `kernel` or `fourier`."""
+    normalisation: builtins.str
+    """What happens to embeddings first: `none`, `l2`, `sqrt_l2` or `standardise`."""
+    strength: builtins.float
+    """Inverse regularisation."""
+    temperature: builtins.float
+    """What scores are divided by to give calibrated logits."""
+    unknown_threshold: builtins.float
+    """From this unknown probability on an image is called unknown. Unset: the head cannot tell."""
+    def __init__(
+        self,
+        *,
+        kind: builtins.str = ...,
+        normalisation: builtins.str = ...,
+        strength: builtins.float = ...,
+        temperature: builtins.float = ...,
+        unknown_threshold: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_unknown_threshold", b"_unknown_threshold", "unknown_threshold", b"unknown_threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_unknown_threshold", b"_unknown_threshold", "kind", b"kind", "normalisation", b"normalisation", "strength", b"strength", "temperature", b"temperature", "unknown_threshold", b"unknown_threshold"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_unknown_threshold", b"_unknown_threshold"]) -> typing.Literal["unknown_threshold"] | None: ...
+
+Global___Head: typing_extensions.TypeAlias = Head
 
 @typing.final
 class Backbone(google.protobuf.message.Message):
@@ -221,12 +263,15 @@ class Backbone(google.protobuf.message.Message):
     DIGEST_FIELD_NUMBER: builtins.int
     WIDTH_FIELD_NUMBER: builtins.int
     PREPROCESS_FIELD_NUMBER: builtins.int
+    PRECISION_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Such as `efficientnet_lite0`."""
     digest: builtins.str
     """sha256 of the ONNX file, 64 hexadecimal digits."""
     width: builtins.int
     """Width of its embedding."""
+    precision: builtins.str
+    """`fp32` or `int8`."""
     @property
     def preprocess(self) -> Global___PreprocessSpec:
         """How an image's bytes become its input."""
@@ -238,9 +283,10 @@ class Backbone(google.protobuf.message.Message):
         digest: builtins.str = ...,
         width: builtins.int = ...,
         preprocess: Global___PreprocessSpec | None = ...,
+        precision: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["preprocess", b"preprocess"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "name", b"name", "preprocess", b"preprocess", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "name", b"name", "precision", b"precision", "preprocess", b"preprocess", "width", b"width"]) -> None: ...
 
 Global___Backbone: typing_extensions.TypeAlias = Backbone
 
@@ -334,6 +380,8 @@ class Metrics(google.protobuf.message.Message):
     LOG_LOSS_FIELD_NUMBER: builtins.int
     PER_LABEL_FIELD_NUMBER: builtins.int
     CONFUSION_FIELD_NUMBER: builtins.int
+    EXPECTED_CALIBRATION_ERROR_FIELD_NUMBER: builtins.int
+    UNKNOWN_FIELD_NUMBER: builtins.int
     images: builtins.int
     """Images judged."""
     folds: builtins.int
@@ -346,6 +394,8 @@ class Metrics(google.protobuf.message.Message):
     """Upper end of the same."""
     log_loss: builtins.float
     """Mean negative log probability (nats) of the right label, after calibration."""
+    expected_calibration_error: builtins.float
+    """How far probabilities are from the truth on average, 0..1, over 15 bins of equal width."""
     @property
     def per_label(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LabelMetrics]:
         """One entry a label, in label order."""
@@ -353,6 +403,10 @@ class Metrics(google.protobuf.message.Message):
     @property
     def confusion(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Confusion matrix, row by row: entry i * labels + j counts images of label i that were called j."""
+
+    @property
+    def unknown(self) -> Global___UnknownMetrics:
+        """How well images of no known label are recognised. Unset: the model cannot tell."""
 
     def __init__(
         self,
@@ -365,10 +419,39 @@ class Metrics(google.protobuf.message.Message):
         log_loss: builtins.float = ...,
         per_label: collections.abc.Iterable[Global___LabelMetrics] | None = ...,
         confusion: collections.abc.Iterable[builtins.int] | None = ...,
+        expected_calibration_error: builtins.float = ...,
+        unknown: Global___UnknownMetrics | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "confusion", b"confusion", "folds", b"folds", "images", b"images", "log_loss", b"log_loss", "per_label", b"per_label"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["unknown", b"unknown"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "confusion", b"confusion", "expected_calibration_error", b"expected_calibration_error", "folds", b"folds", "images", b"images", "log_loss", b"log_loss", "per_label", b"per_label", "unknown", b"unknown"]) -> None: ...
 
 Global___Metrics: typing_extensions.TypeAlias = Metrics
+
+@typing.final
+class UnknownMetrics(google.protobuf.message.Message):
+    """How well images of no known label are recognised, by leaving out each label in turn."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AUROC_FIELD_NUMBER: builtins.int
+    FALSE_REJECT_RATE_FIELD_NUMBER: builtins.int
+    DETECTION_RATE_FIELD_NUMBER: builtins.int
+    auroc: builtins.float
+    """Chance that an image of a left-out label looks less known than one of a known label."""
+    false_reject_rate: builtins.float
+    """Share of images with known labels that are called unknown."""
+    detection_rate: builtins.float
+    """Share of images of left-out labels that are called unknown."""
+    def __init__(
+        self,
+        *,
+        auroc: builtins.float = ...,
+        false_reject_rate: builtins.float = ...,
+        detection_rate: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["auroc", b"auroc", "detection_rate", b"detection_rate", "false_reject_rate", b"false_reject_rate"]) -> None: ...
+
+Global___UnknownMetrics: typing_extensions.TypeAlias = UnknownMetrics
 
 @typing.final
 class LabelMetrics(google.protobuf.message.Message):

@@ -1,76 +1,65 @@
-"""The exported graph and NumPy agree on what a head says."""
+"""A head's logits, probabilities and unknowns are what their formulas say."""
 
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+from sklearn.metrics.pairwise import rbf_kernel
 
-from topwork.bundle.head import IR_VERSION, OPSET, Head, normalise, softmax, to_onnx
-from topwork.engine.backend import Session, open_session
+from topwork.bundle.features import make
+from topwork.bundle.head import Fourier, Head, Kernel, Scorer, Support, Unknown, softmax
 
-SEEDED = settings(derandomize=True, database=None, deadline=None)
+Floats = NDArray[np.float32]
 WIDTH = 64
+
+
+def embeddings(rows: int = 200, *, seed: int = 1) -> Floats:
+    """Return embeddings of both signs, some entries exactly 0."""
+    found = np.random.default_rng(seed).normal(0, 1, (rows, WIDTH))
+    found[:, ::7] = 0
+    return found.astype(np.float32)
 
 
 def head(classes: int = 5, *, seed: int = 0, temperature: float = 0.7) -> Head:
     """Return a head whose logits are about as large as those of fitted ones."""
     rng = np.random.default_rng(seed)
     return Head(
-        weights=rng.normal(0, 1, (classes, WIDTH)).astype(np.float32),
-        bias=rng.normal(0, 1, classes).astype(np.float32),
+        normaliser=make("sqrt_l2", embeddings()),
+        scorer=Scorer(
+            weights=rng.normal(0, 1, (classes, WIDTH)).astype(np.float32),
+            bias=rng.normal(0, 1, classes).astype(np.float32),
+        ),
         temperature=temperature,
-        strength=10.0,
     )
 
 
-def embeddings(rows: int = 200, *, seed: int = 1, scale: float = 1.0) -> NDArray[np.float32]:
-    """Return embeddings of both signs, some entries exactly 0."""
-    found = np.random.default_rng(seed).normal(0, scale, (rows, WIDTH))
-    found[:, ::7] = 0
-    return found.astype(np.float32)
-
-
-def sessions(one: Head) -> tuple[Session, Session]:
-    """Return the exported graph by its two outputs."""
-    graph = to_onnx(one)
-    return open_session(graph, output="logits"), open_session(graph, output="probabilities")
-
-
-@pytest.mark.parametrize("classes", [1, 2, 5, 100])
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
-def test_the_graph_gives_what_numpy_gives(classes: int, scale: float) -> None:
-    """ONNX Runtime's logits and probabilities are NumPy's, at any scale of the embeddings."""
-    one, rows = head(classes), embeddings(scale=scale)
-    logits, probabilities = sessions(one)
-    np.testing.assert_allclose(logits.run(rows), one.logits(rows), atol=1e-5)
-    np.testing.assert_allclose(probabilities.run(rows), one.probabilities(rows), atol=1e-6)
-    assert one.probabilities(rows).argmax(axis=1).tolist() == (
-        probabilities.run(rows).argmax(axis=1).tolist()
+def support(points: int = 30, directions: int = WIDTH) -> Support:
+    """Return a support on the first axes, its points in those alone."""
+    rng = np.random.default_rng(3)
+    return Support(
+        centre=rng.normal(0, 0.3, WIDTH).astype(np.float32),
+        projection=np.eye(WIDTH, directions, dtype=np.float32),
+        points=rng.normal(0, 0.1, (points, directions)).astype(np.float32),
     )
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
 def test_rows_sum_to_one(temperature: float) -> None:
-    """Probabilities are not negative and sum to 1 an image, at all temperatures, in both."""
-    one = head(temperature=temperature)
-    rows = embeddings()
-    for found in (one.probabilities(rows), sessions(one)[1].run(rows)):
-        assert found.dtype == np.float32
-        assert (found >= 0).all()
-        np.testing.assert_allclose(found.sum(axis=1, dtype=np.float64), 1, atol=1e-6)
+    """Probabilities are not negative and sum to 1 an image, at all temperatures."""
+    found = head(temperature=temperature).probabilities(embeddings())
+    assert found.dtype == np.float32
+    assert (found >= 0).all()
+    np.testing.assert_allclose(found.sum(axis=1, dtype=np.float64), 1, atol=1e-6)
 
 
 def test_an_embedding_of_zeros_is_answered() -> None:
-    """Zeros, which have no direction, give the answer of the bias alone, in both."""
+    """Zeros, which have no direction, give the answer of the bias alone."""
     one = head()
     zeros = np.zeros((2, WIDTH), dtype=np.float32)
-    want = softmax((one.bias / np.float32(one.temperature))[None].repeat(2, axis=0))
+    want = softmax((one.scorer.bias / np.float32(one.temperature))[None].repeat(2, axis=0))
     np.testing.assert_allclose(one.probabilities(zeros), want, atol=1e-6)
-    np.testing.assert_allclose(sessions(one)[1].run(zeros), want, atol=1e-6)
 
 
 def test_the_temperature_divides_the_logits() -> None:
@@ -78,61 +67,105 @@ def test_the_temperature_divides_the_logits() -> None:
     rows = embeddings()
     cool, warm = head(temperature=0.5), head(temperature=1.0)
     np.testing.assert_allclose(cool.logits(rows), 2 * warm.logits(rows), rtol=1e-6)
-    np.testing.assert_allclose(
-        warm.logits(rows), normalise(rows) @ warm.weights.T + warm.bias, rtol=1e-6
-    )
-
-
-def test_logits_are_those_behind_the_probabilities() -> None:
-    """The softmax of the logits is the probabilities, in the graph too."""
-    rows = embeddings()
-    logits, probabilities = sessions(head())
-    np.testing.assert_allclose(softmax(logits.run(rows)), probabilities.run(rows), atol=1e-6)
-
-
-def test_an_image_is_judged_alone() -> None:
-    """A row's answer does not depend on its neighbours, in number or kind."""
-    _, probabilities = sessions(head())
-    rows = embeddings(9)
-    alone = np.concatenate([probabilities.run(rows[index : index + 1]) for index in range(9)])
-    np.testing.assert_allclose(probabilities.run(rows), alone, atol=1e-6)
-    assert probabilities.run(rows[:0]).shape == (0, 5)
-
-
-def test_equal_heads_give_equal_bytes() -> None:
-    """The file depends on the head only, so that its digest names it."""
-    assert to_onnx(head(seed=3)) == to_onnx(head(seed=3))
-    assert to_onnx(head(seed=3)) != to_onnx(head(seed=4))
-    assert to_onnx(head(temperature=0.7)) != to_onnx(head(temperature=0.8))
-
-
-def test_the_file_is_for_runtimes_that_people_have() -> None:
-    """The graph has the operator set and IR version that old runtimes read, and is one file."""
-    model = onnx.load_model_from_string(to_onnx(head()))
-    assert model.ir_version == IR_VERSION <= 8
-    assert [(one.domain, one.version) for one in model.opset_import] == [("", OPSET)]
-    assert all(not one.external_data for one in model.graph.initializer)
-
-
-@settings(SEEDED, max_examples=100)
-@given(st.integers(0, 2**32 - 1), st.floats(1e-10, 1e10), st.integers(1, 20))
-def test_features_are_of_unit_length(seed: int, scale: float, rows: int) -> None:
-    """Rows have length 1 at any scale, keep their signs, and do not depend on the scale."""
-    plain = embeddings(rows, seed=seed)
-    features = normalise(plain * np.float32(scale))
-    assert features.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
-    assert (np.sign(features) == np.sign(plain)).all()
-    np.testing.assert_allclose(features, normalise(plain), atol=1e-5)
-
-
-def test_features_are_signed_square_roots() -> None:
-    """Entries become their roots with their signs before the length is made 1."""
-    found = normalise(np.array([[16.0, -9.0, 0.0]], dtype=np.float32))
-    np.testing.assert_allclose(found, [[4 / 5, -3 / 5, 0.0]], rtol=1e-6)
+    features = warm.normaliser(rows)
+    want = features @ warm.scorer.weights.T + warm.scorer.bias
+    np.testing.assert_allclose(warm.logits(rows), want, rtol=1e-6)
 
 
 def test_softmax_of_large_logits_is_finite() -> None:
     """Logits of any size give finite probabilities."""
     found = softmax(np.array([[1e4, 0.0], [-1e4, -1e4]], dtype=np.float32))
     assert found.tolist() == [[1.0, 0.0], [0.5, 0.5]]
+
+
+@pytest.mark.parametrize("directions", [8, WIDTH])
+def test_distances_are_those_to_the_points(directions: int) -> None:
+    """They are squared Euclidean distances, with what lies in none of the directions."""
+    known, features = support(directions=directions), embeddings(20) / np.float32(8)
+    points = known.centre + known.points @ known.projection.T
+    want = cdist(features, points, "sqeuclidean")
+    np.testing.assert_allclose(known.distances(features), want, atol=1e-5)
+
+
+def test_a_point_is_at_no_distance_from_itself() -> None:
+    """Rounding gives no negative distances."""
+    known = support()
+    itself = known.centre + known.points @ known.projection.T
+    found = known.distances(itself).diagonal()
+    assert (found >= 0).all()
+    assert found.max() < 1e-5
+
+
+def test_some_points_are_a_support() -> None:
+    """The support of some points has their distances, in the order asked for."""
+    known, features = support(), embeddings(20)
+    some = np.array([7, 2, 9])
+    np.testing.assert_allclose(
+        known[some].distances(features), known.distances(features)[:, some], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0])
+def test_similarities_are_scikit_learns(gamma: float) -> None:
+    """A kernel is scikit-learn's RBF kernel to the points."""
+    known, features = support(), embeddings(20) / np.float32(8)
+    points = known.centre + known.points @ known.projection.T
+    want = rbf_kernel(features, points, gamma=gamma)
+    np.testing.assert_allclose(Kernel(support=known, gamma=gamma)(features), want, atol=1e-5)
+
+
+def test_waves_have_the_size_that_they_say() -> None:
+    """The mean square of 2,000 waves is 1 / 2,000."""
+    rng = np.random.default_rng(0)
+    waves = Fourier(
+        projection=rng.normal(0, 1.4, (WIDTH, 2000)).astype(np.float32),
+        phase=rng.uniform(0, 2 * np.pi, 2000).astype(np.float32),
+    )
+    found = waves(embeddings(50))
+    assert found.shape == (50, 2000)
+    assert np.square(found).sum(axis=1) == pytest.approx(1, abs=0.1)
+
+
+# The unknown
+
+
+def unknown(**changes: float) -> Unknown:
+    """Return what tells the unknown, with weights of the usual signs."""
+    values = {
+        "bias": 0.5,
+        "logit_weight": -0.5,
+        "logit_limit": 4.0,
+        "distance_weight": 3.0,
+        "threshold": 0.8,
+    }
+    return Unknown(support=support(), **(values | changes))
+
+
+def test_the_unknown_is_a_logistic_regression() -> None:
+    """It is the sigmoid of the bias, the highest logit and the nearest distance, weighed."""
+    logits = np.array([[1.0, 2.0], [3.0, -1.0]], dtype=np.float32)
+    distances = np.array([0.1, 0.4], dtype=np.float32)
+    score = 0.5 - 0.5 * np.array([2.0, 3.0]) + 3 * distances
+    found = unknown().probabilities(logits, distances)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-score)), rtol=1e-6)
+
+
+def test_certainty_beyond_the_limit_says_no_more() -> None:
+    """A logit of a million is as known as one at the limit, so distance decides far away."""
+    logits = np.array([[4.0, 0.0], [1e6, 0.0]], dtype=np.float32)
+    near, far = (np.full(2, d, dtype=np.float32) for d in (0.1, 10.0))
+    assert np.ptp(unknown().probabilities(logits, near)) == 0
+    assert unknown().probabilities(logits, far).min() > 0.99
+
+
+def test_extremes_of_the_unknown_are_finite() -> None:
+    """Any logit and any distance give a probability, and no overflow."""
+    one = unknown(logit_limit=1e30)
+    logits = np.array([[1e20], [-1e20], [0.0]], dtype=np.float32)
+    found = one.probabilities(logits, np.array([0.0, 0.0, 1e30], dtype=np.float32))
+    np.testing.assert_allclose(found, [0, 1, 1], atol=1e-6)
+
+
+def test_a_head_that_cannot_tell_says_zero() -> None:
+    """Without what tells the unknown every image is known."""
+    assert head().unknown_probabilities(embeddings(3)).tolist() == [0, 0, 0]

@@ -192,6 +192,120 @@ def test_deep_greyscale_keeps_its_upper_bits(kind: str) -> None:
     assert close(pixels.mean(), 127, within=3)
 
 
+@pytest.mark.parametrize(
+    ("highest", "bits"),
+    [(1, 8), (255, 8), (256, 10), (1_023, 10), (1_024, 12), (4_095, 12), (4_096, 14),
+     (16_383, 14), (16_384, 16), (65_535, 16)],
+)  # fmt: skip
+def test_the_depth_is_the_smallest_that_holds_the_samples(highest: int, bits: int) -> None:
+    """Samples of 10, 12 or 14 bits in a container of 16 keep the upper 8 of those bits."""
+    samples = np.linspace(0, highest, 480).astype(np.uint16)
+    upper = (samples >> (bits - 8)).astype(np.uint8).reshape(20, 24)
+    want = preprocess(encode(Image.fromarray(upper)), SPEC)
+    for content in (
+        grey_png(samples.astype(">u2").tobytes(), width=24, height=20, depth=16),
+        grey_tiff(samples.astype("<u2").tobytes(), width=24, height=20, depth=16),
+        grey_tiff(samples.astype(">u2").tobytes(), width=24, height=20, depth=16, big_endian=True),
+        encode(Image.fromarray(samples.astype(np.int32).reshape(20, 24)), "TIFF"),
+    ):
+        assert (preprocess(content, SPEC) == want).all()
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+@pytest.mark.parametrize(
+    ("lowest", "highest", "lift", "bits"),
+    [
+        (-1_024, 3_071, 1_024, 12),  # Hounsfield units
+        (-1_000, 400, 1_024, 12),
+        (-2_000, 3_071, 2_048, 14),
+        (0, 4_095, 0, 12),
+        (-1, 254, 1, 8),
+        (-32_768, 32_767, 32_768, 16),
+    ],
+)
+def test_signed_samples_do_not_wrap_around(
+    lowest: int, highest: int, lift: int, bits: int, *, big_endian: bool
+) -> None:
+    """Samples below 0 are lifted by a power of two, and then are as others of that depth."""
+    samples = np.linspace(lowest, highest, 480).round().astype(int)
+    order = ">" if big_endian else "<"
+    content = grey_tiff(
+        samples.astype(order + "i2").tobytes(),
+        width=24,
+        height=20,
+        depth=16,
+        signed=True,
+        big_endian=big_endian,
+    )
+    upper = ((samples + lift) >> (bits - 8)).astype(np.uint8).reshape(20, 24)
+    want = preprocess(encode(Image.fromarray(upper)), SPEC)
+    assert (preprocess(content, SPEC) == want).all()
+
+
+def test_signed_bytes_do_not_wrap_around() -> None:
+    """A TIFF of signed samples of 8 bits is black at its lowest, not in the middle."""
+    samples = np.linspace(-128, 127, 480).round().astype(np.int8)
+    content = grey_tiff(samples.tobytes(), width=24, height=20, depth=8, signed=True)
+    upper = (samples.astype(int) + 128).astype(np.uint8).reshape(20, 24)
+    assert (preprocess(content, SPEC) == preprocess(encode(Image.fromarray(upper)), SPEC)).all()
+
+
+def test_swapped_signed_samples_are_refused() -> None:
+    """A compressed big-endian TIFF of signed samples, which Pillow gets wrong, is an error."""
+    samples = np.linspace(-1_024, 3_071, 480).astype(">i2").tobytes()
+    content = grey_tiff(
+        samples, width=24, height=20, depth=16, signed=True, big_endian=True, deflated=True
+    )
+    with pytest.raises(ImageError, match="compressed big-endian TIFF of signed samples"):
+        preprocess(content, SPEC)
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize("depth", [1, 8, 12, 16])
+def test_where_white_is_zero_it_is_white(depth: int, *, deflated: bool) -> None:
+    """A TIFF whose lowest sample is white comes out as its opposite, black at the lowest."""
+    if depth == 1:
+        samples = np.random.default_rng(0).integers(0, 256, 60, dtype=np.uint8).tobytes()
+    else:
+        dtype = "u1" if depth == 8 else "<u2"
+        samples = np.linspace(0, 2**depth - 1, 480).astype(dtype).tobytes()
+    options: dict[str, Any] = {
+        "width": 24,
+        "height": 20,
+        "depth": 16 if depth == 12 else depth,
+        "deflated": deflated,
+    }
+    black_is_zero = preprocess(grey_tiff(samples, **options), SPEC)
+    white_is_zero = preprocess(grey_tiff(samples, **options, white_is_zero=True), SPEC)
+    assert black_is_zero.std() > 30
+    assert close(white_is_zero, 255 - black_is_zero.astype(int), within=1)
+
+
+def test_twelve_packed_bits_are_read() -> None:
+    """A TIFF that packs two samples of 12 bits into 3 bytes is known to have that depth."""
+    samples = np.linspace(0, 800, 480).astype(int).reshape(-1, 2)
+    packed = (samples[:, 0] << 12 | samples[:, 1]).astype(">u4").view(np.uint8).reshape(-1, 4)
+    content = grey_tiff(packed[:, 1:].tobytes(), width=24, height=20, depth=12)
+    upper = (samples >> 4).astype(np.uint8).reshape(20, 24)
+    assert (preprocess(content, SPEC) == preprocess(encode(Image.fromarray(upper)), SPEC)).all()
+
+
+@pytest.mark.parametrize("options", [{"big_endian": True}, {"white_is_zero": True}])
+def test_packed_bits_that_pillow_refuses_are_told(options: dict[str, Any]) -> None:
+    """Kinds of 12-bit TIFF that cannot be read say that the samples are the reason."""
+    content = grey_tiff(bytes(720), width=24, height=20, depth=12, **options)
+    with pytest.raises(ImageError, match="samples that cannot be read; 1, 8 and 16 bits can be"):
+        preprocess(content, SPEC)
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(0, 65_536), (-1, 65_535), (-70_000, 9)])
+def test_samples_beyond_16_bits_are_refused(lowest: int, highest: int) -> None:
+    """Samples of 32 bits whose range nobody knows are refused with the range that they have."""
+    samples = np.linspace(lowest, highest, 480).round().astype(np.int32).reshape(20, 24)
+    with pytest.raises(ImageError, match=f"samples from {lowest} to {highest}; 16 bits"):
+        preprocess(encode(Image.fromarray(samples), "TIFF"), SPEC)
+
+
 def test_deep_colours_keep_their_upper_bits() -> None:
     """A PNG with 16 bits a colour gives its upper 8 bits."""
     rgb = struct.pack(">HHH", 0x4000, 0x8000, 0xC0FF) * 4
@@ -242,6 +356,20 @@ def test_transparent_deep_grey_lies_on_white() -> None:
         extra=png_chunk(b"tRNS", struct.pack(">H", 0x4000)),
     )
     assert close(preprocess(content, SPEC), (255, 255, 255))
+
+
+def test_a_transparent_sample_sets_no_depth() -> None:
+    """A transparent sample that is brighter than all others leaves them their contrast."""
+    content = grey_png(
+        struct.pack(">16H", *[0x0800] * 15, 0xFFFF),
+        width=4,
+        height=4,
+        depth=16,
+        extra=png_chunk(b"tRNS", struct.pack(">H", 0xFFFF)),
+    )
+    pixels = preprocess(content, PreprocessSpec(resize=4, crop=4))
+    assert close(pixels[:3], 0x80)
+    assert close(pixels[3, 3], 255)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5_000), (5_000, 1), (2, 3), (300, 17)])
@@ -423,6 +551,14 @@ def valid() -> dict[str, bytes]:
         "palette BMP": encode(rgb.quantize(16), "BMP"),
         "TIFF": encode(rgb, "TIFF", exif=exif),
         "16-bit TIFF": DEEP["TIFF"](),
+        "signed TIFF": grey_tiff(
+            np.arange(-480, 480, 2).astype("<i2").tobytes(),
+            width=24,
+            height=20,
+            depth=16,
+            signed=True,
+        ),
+        "12-bit TIFF": grey_tiff(bytes(range(240)) * 3, width=24, height=20, depth=12),
         "LZW TIFF": encode(rgb, "TIFF", compression="tiff_lzw"),
     }
 

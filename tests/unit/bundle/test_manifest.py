@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from topwork.bundle.manifest import BackboneInfo, Manifest, from_json, to_json
+from topwork.bundle.manifest import (
+    BackboneInfo,
+    ChosenHead,
+    Manifest,
+    PrecisionGate,
+    from_json,
+    to_json,
+)
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.preprocess import PreprocessSpec
+from topwork.bundle.recipe import Recipe
 from topwork.errors import Corrupt
 
 A, B = "a" * 64, "0123456789abcdef" * 4
@@ -38,12 +46,22 @@ MANIFEST = Manifest(
     backbone_info=B,
     head=B,
     metrics=A,
+    report=B,
     exemplars=(A, B),
     data_digest=A,
     images=2_000,
     seed=-3,
-    strength=10.0,
-    temperature=1 / 3,
+    recipe=Recipe(head="auto", normalisation="l2"),
+    chosen=ChosenHead(
+        kind="ridge",
+        normalisation="l2",
+        strength=10.0,
+        temperature=1 / 3,
+        unknown_threshold=0.75,
+    ),
+    precision_gate=PrecisionGate(
+        taken=True, loss_points=0.25, loss_low=-0.5, loss_high=1.0, speed_ratio=2.0, why="fast"
+    ),
     operation="operations/7",
     created=datetime(2026, 11, 23, 21, 3, 4, 567_890, tzinfo=UTC),
     versions={"topwork": "0.1.0"},

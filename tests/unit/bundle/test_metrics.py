@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,15 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn import metrics as oracle
 
-from topwork.bundle.metrics import evaluate, wilson_interval
+from topwork.bundle.manifest import from_json, to_json
+from topwork.bundle.metrics import (
+    Candidate,
+    LeftOut,
+    Metrics,
+    UnknownMetrics,
+    evaluate,
+    wilson_interval,
+)
 
 LABELS = ("a", "b", "c", "d")
 SEEDED = settings(derandomize=True, database=None, deadline=None)
@@ -59,6 +69,60 @@ def test_accuracy_on_some_labels_leaves_all_answers_possible() -> None:
     assert found.accuracy_on(("a", "b")) == pytest.approx(2 / 4)
     assert found.accuracy_on(("a", "b", "c")) == pytest.approx(found.accuracy)
     assert found.accuracy_on(("unknown",)) == 0.0
+
+
+def test_the_calibration_error_is_that_of_a_sum_by_hand() -> None:
+    """Bins of a fifteenth, their upper end in them: |confidence - accuracy|, weighed by images."""
+    highest = np.array([10 / 15, 0.62, 0.9, 0.95, 1.0])  # bins 9, 9, 13, 14, 14
+    probabilities = np.column_stack([highest, 1 - highest])
+    targets = np.array([0, 1, 0, 0, 1])  # right, wrong, right, right, wrong
+    found = evaluate(targets, probabilities, ("a", "b"), folds=5)
+    first = 2 * abs((10 / 15 + 0.62) / 2 - 1 / 2)
+    assert found.ece == pytest.approx((first + abs(0.9 - 1) + 2 * abs(0.975 - 1 / 2)) / 5)
+    assert [one.images for one in found.reliability] == [0] * 9 + [2, 0, 0, 0, 1, 2]
+    assert found.reliability[9].accuracy == 0.5
+    assert found.reliability[9].confidence == pytest.approx((10 / 15 + 0.62) / 2)
+    assert (found.reliability[0].low, found.reliability[14].high) == (0, 1)
+
+
+@settings(SEEDED, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 200))
+def test_the_bins_hold_every_image_once(seed: int, images: int) -> None:
+    """They count all images, and their shares make the accuracy."""
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet([0.4, 0.3, 0.2, 0.1], images).astype(np.float32)
+    found = evaluate(rng.integers(0, 4, images), probabilities, LABELS, folds=5)
+    assert sum(one.images for one in found.reliability) == images
+    right = sum(one.images * one.accuracy for one in found.reliability)
+    assert right / images == pytest.approx(found.accuracy)
+    assert all(
+        one.low < one.confidence <= one.high + 1e-6 for one in found.reliability if one.images
+    )
+
+
+def test_metrics_survive_their_file() -> None:
+    """What was learnt of a head is the same after it was written and read, types too."""
+    rng = np.random.default_rng(0)
+    found = replace(
+        evaluate(rng.integers(0, 4, 20), rng.dirichlet([1.0] * 4, 20), LABELS, folds=5),
+        unknown=UnknownMetrics(
+            auroc=0.9,
+            false_reject_rate=0.05,
+            detection_rate=0.4,
+            per_label=(LeftOut(label="a", auroc=0.8),),
+        ),
+        candidates=(
+            Candidate(
+                head="ridge",
+                normalisation="l2",
+                strength=2.0,
+                accuracy=0.9,
+                log_loss=0.3,
+                chosen=True,
+            ),
+        ),
+    )
+    assert from_json(to_json(found), Metrics, name="metrics.json") == found
 
 
 @settings(SEEDED, max_examples=100)

@@ -21,8 +21,9 @@ from support import tiny
 
 from topwork.bundle.exemplars import Exemplars, make, to_bytes
 from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
-from topwork.bundle.manifest import Manifest, to_json
+from topwork.bundle.manifest import ChosenHead, Manifest, to_json
 from topwork.bundle.metrics import Metrics, evaluate
+from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound
 
@@ -59,18 +60,31 @@ def repository(tmp_path: Path) -> Repository:
         backbone_info=made.backbone_info_digest(info.digest),
         head="",
         metrics="",
+        report="",
         exemplars=(made.put_exemplars(exemplars("b", 1)), made.put_exemplars(exemplars("a", 2))),
         data_digest=sha256(b""),
         images=4,
         seed=0,
-        strength=1.0,
-        temperature=1.0,
+        recipe=Recipe(),
+        chosen=ChosenHead(
+            kind="logistic",
+            normalisation="l2",
+            strength=1.0,
+            temperature=1.0,
+            unknown_threshold=None,
+        ),
+        precision_gate=None,
         operation="",
         created=datetime(2000, 1, 1, tzinfo=UTC),
         versions={},
     )
-    made.set_serving("m", made.publish(draft, head=HEAD, metrics=metrics()).revision)
+    made.set_serving("m", made.publish(draft, head=HEAD, metrics=metrics(), report=page).revision)
     return made
+
+
+def page(manifest: Manifest) -> bytes:
+    """Return what stands for a report."""
+    return f"revision {manifest.revision}".encode()
 
 
 def first(repository: Repository) -> Manifest:
@@ -80,7 +94,7 @@ def first(repository: Repository) -> Manifest:
 
 def again(repository: Repository, head: bytes = HEAD) -> Manifest:
     """Publish the next revision of ``m``."""
-    return repository.publish(first(repository), head=head, metrics=metrics())
+    return repository.publish(first(repository), head=head, metrics=metrics(), report=page)
 
 
 def edit(repository: Repository, **changes: Any) -> None:
@@ -121,7 +135,10 @@ def test_publishing_fills_in_what_only_it_knows(repository: Repository) -> None:
     """Revision, digests and time are set by publish; all else is the draft's."""
     before = datetime.now(UTC)
     manifest = repository.publish(
-        replace(first(repository), parent=1, operation="o"), head=b"other", metrics=metrics(6)
+        replace(first(repository), parent=1, operation="o"),
+        head=b"other",
+        metrics=metrics(6),
+        report=page,
     )
     assert manifest.revision == 2
     assert manifest.head == sha256(b"other")
@@ -164,7 +181,7 @@ def test_the_newest_match_is_found(repository: Repository) -> None:
     """find() returns the newest revision that matches, or None."""
     for operation in ("x", "y", "x", "z"):
         draft = replace(first(repository), operation=operation)
-        repository.publish(draft, head=HEAD, metrics=metrics())
+        repository.publish(draft, head=HEAD, metrics=metrics(), report=page)
     found = repository.find("m", lambda manifest: manifest.operation == "x")
     assert found is not None
     assert found.revision == 4
@@ -199,7 +216,7 @@ def test_racing_writers_get_different_numbers(repository: Repository) -> None:
 
     def publish(writer: int) -> Manifest:
         return Racing(repository.root, barrier).publish(
-            draft, head=f"head {writer}".encode(), metrics=metrics(writer + 2)
+            draft, head=f"head {writer}".encode(), metrics=metrics(writer + 2), report=page
         )
 
     with ThreadPoolExecutor(writers) as pool:
@@ -336,7 +353,7 @@ def test_harmed_files_are_corrupt_by_name(file: str, harm: str, repository: Repo
         {"head": "../../../etc/passwd"},
         {"exemplars": ["x"]},
         {"backbone": ".."},
-        {"schema": 2},
+        {"schema": 3},
         {"revision": 2},
         {"model": "other"},
         {"labels": None},
@@ -354,8 +371,8 @@ def test_a_manifest_that_cannot_be_is_corrupt(
 
 def test_a_newer_schema_is_said(repository: Repository) -> None:
     """Software that is too old says which schema it found and which it reads."""
-    edit(repository, schema=2)
-    with pytest.raises(Corrupt, match="schema 2; this software reads 1"):
+    edit(repository, schema=3)
+    with pytest.raises(Corrupt, match="schema 3; this software reads 2"):
         first(repository)
 
 
@@ -406,7 +423,9 @@ def test_a_broken_pointer_is_corrupt(content: bytes, repository: Repository) -> 
 def test_models_are_those_that_serve(repository: Repository) -> None:
     """A model counts from the moment when a revision of it serves; names are sorted."""
     for name in ("z", "b"):
-        repository.publish(replace(first(repository), model=name), head=HEAD, metrics=metrics())
+        repository.publish(
+            replace(first(repository), model=name), head=HEAD, metrics=metrics(), report=page
+        )
     assert repository.models() == ["m"]
     with pytest.raises(NotFound, match="models/b"):
         repository.serving("b")
@@ -434,7 +453,7 @@ BY_NAME: dict[str, Callable[[Repository, str], object]] = {
     "find": lambda it, name: it.find(name, lambda _manifest: True),
     "head": lambda it, name: it.head(replace(first(it), model=name)),
     "publish": lambda it, name: it.publish(
-        replace(first(it), model=name), head=HEAD, metrics=metrics()
+        replace(first(it), model=name), head=HEAD, metrics=metrics(), report=page
     ),
 }
 

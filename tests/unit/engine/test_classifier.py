@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from support import tiny
 from support.pictures import picture, pictures
 
-from topwork.bundle.head import Head, to_onnx
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.store import Repository
 from topwork.engine.batcher import Batcher
-from topwork.engine.classifier import Classified, Classifier, Prediction
+from topwork.engine.classifier import Answer, Classified, Classifier
 from topwork.engine.registry import Registry
 from topwork.errors import (
     DeadlinePassed,
@@ -151,10 +150,10 @@ def runner() -> Iterator[asyncio.Runner]:
         yield made
 
 
-def best(result: tuple[Prediction, ...] | ImageError) -> str:
+def best(result: Answer | ImageError) -> str:
     """Return the most probable label."""
     assert not isinstance(result, ImageError)
-    return result[0].label
+    return result.predictions[0].label
 
 
 def test_bad_images_are_their_own_error_and_the_others_keep_their_places(
@@ -227,15 +226,13 @@ def test_batch_result_is_single_result(repository: Repository, max_batch: int) -
         loop.run(entered.__aexit__(None, None, None))
 
 
-def same(
-    left: tuple[Prediction, ...] | ImageError, right: tuple[Prediction, ...] | ImageError
-) -> bool:
+def same(left: Answer | ImageError, right: Answer | ImageError) -> bool:
     """Return whether two results are the same but for the last bits of a product's order."""
     assert not isinstance(left, ImageError)
     assert not isinstance(right, ImageError)
-    there = {one.label: one.probability for one in right}
-    return left[0].label == right[0].label and {
-        one.label: one.probability for one in left
+    there = {one.label: one.probability for one in right.predictions}
+    return left.predictions[0].label == right.predictions[0].label and {
+        one.label: one.probability for one in left.predictions
     } == pytest.approx(there, abs=1e-6)
 
 
@@ -252,8 +249,8 @@ def test_top_k(tmp_path: Path, top_k: int, given_back: int) -> None:
 
     (result,) = asyncio.run(scenario()).results
     assert not isinstance(result, ImageError)
-    probabilities = [one.probability for one in result]
-    assert len({one.label for one in result}) == len(result) == given_back
+    probabilities = [one.probability for one in result.predictions]
+    assert len({one.label for one in result.predictions}) == len(result.predictions) == given_back
     assert probabilities == sorted(probabilities, reverse=True)
     if given_back == 6:
         assert sum(probabilities) == pytest.approx(1, abs=1e-6)
@@ -262,13 +259,11 @@ def test_top_k(tmp_path: Path, top_k: int, given_back: int) -> None:
 def test_equal_probabilities_come_in_label_order(colours: Repository) -> None:
     """Labels that are equally probable are in the order of the labels."""
     manifest = colours.manifest("colours", 1)
-    flat = Head(
-        weights=np.zeros((4, tiny.WIDTH), dtype=np.float32),
-        bias=np.array([0, 1, 0, 1], dtype=np.float32),
-        temperature=1.0,
-        strength=1.0,
+    head = tiny.linear_head(
+        np.zeros((4, tiny.WIDTH), dtype=np.float32), np.array([0, 1, 0, 1], dtype=np.float32)
     )
-    made = colours.publish(manifest, head=to_onnx(flat), metrics=colours.metrics(manifest))
+    cannot_tell = replace(manifest, chosen=replace(manifest.chosen, unknown_threshold=None))
+    made = tiny.publish_copy(colours, cannot_tell, head=head)
     colours.set_serving("colours", made.revision)
 
     async def scenario() -> Classified:
@@ -277,7 +272,7 @@ def test_equal_probabilities_come_in_label_order(colours: Repository) -> None:
 
     (result,) = asyncio.run(scenario()).results
     assert not isinstance(result, ImageError)
-    assert [one.label for one in result] == ["blue", "green", "amber", "crimson"]
+    assert [one.label for one in result.predictions] == ["blue", "green", "amber", "crimson"]
 
 
 @pytest.mark.parametrize(
@@ -348,7 +343,7 @@ def test_the_budget_covers_the_loading_of_an_old_revision(
     """A request for a revision that takes long to load ends with its budget as any other."""
     loading = threading.Event()
     manifest = colours.manifest("colours", 1)
-    colours.publish(manifest, head=colours.head(manifest), metrics=colours.metrics(manifest))
+    tiny.publish_copy(colours, manifest)
 
     async def scenario() -> bool:
         async with desk(colours) as asked:

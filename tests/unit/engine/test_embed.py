@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from itertools import pairwise
 
 import numpy as np
@@ -19,7 +20,7 @@ from topwork.bundle.image import pixel_digest, preprocess
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.engine import embed as module
 from topwork.engine.backend import Session, open_session
-from topwork.engine.embed import Skipped, Source, embed
+from topwork.engine.embed import Row, Skipped, Source, embed
 from topwork.errors import ImageError
 
 
@@ -190,7 +191,7 @@ def test_progress_can_stop_it(session: Session) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run([counted(index) for index in range(500)], session, on_image=stop)
-    assert len(read) <= 2 * module.CHUNK
+    assert len(read) <= 2 * module.WINDOW + 2
 
 
 def test_no_sources_are_no_exemplars(session: Session) -> None:
@@ -207,7 +208,7 @@ def test_no_sources_are_no_exemplars(session: Session) -> None:
     assert not called
 
 
-def test_memory_is_bounded_by_chunks(session: Session) -> None:
+def test_memory_is_bounded(session: Session) -> None:
     """Sources are taken from their generator as they are needed, not all at once."""
     taken: list[int] = []
     ahead: list[int] = []
@@ -225,7 +226,66 @@ def test_memory_is_bounded_by_chunks(session: Session) -> None:
 
     embed(generate(), session, tiny.SPEC, cores=1, on_image=on_image)
     assert len(done) == 300
-    assert max(ahead) <= module.CHUNK
+    assert max(ahead) <= module.WINDOW
+
+
+def test_slow_image_holds_up_only_itself(session: Session) -> None:
+    """While one image takes its time, the others in flight are embedded."""
+    given = sources("amber", 2 * module.WINDOW + 30)
+    later = threading.Event()
+    slow, last = 20, 20 + 2 * module.WINDOW - 2
+
+    def wait() -> bytes:
+        assert later.wait(30)
+        return picture("blue", 0)
+
+    def tell() -> bytes:
+        later.set()
+        return picture("blue", 1)
+
+    given[slow] = Source(name="slow", label="blue", read=wait)
+    given[last] = Source(name="last", label="blue", read=tell)
+    made, skipped = run(given, session)
+    assert made is not None
+    assert made.counts().tolist() == [len(given) - 2, 2]
+    assert not skipped
+
+
+class Kept:
+    """A cache in memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, Row] = {}
+
+    def get(self, content: bytes) -> Row | None:
+        """Return what was put."""
+        return self.rows.get(content)
+
+    def put(self, content: bytes, row: Row) -> None:
+        """Keep it."""
+        self.rows[content] = row
+
+
+def test_cache_is_asked_by_content(session: Session) -> None:
+    """A row is found by the file's sha256, whatever the name and label, and nothing is computed."""
+    cache, fake = Kept(), Fake()
+    first, _ = embed(sources("amber", 5), session, tiny.SPEC, cores=2, cache=cache)
+    assert cache.rows.keys() == {sha256(one).digest() for one in pictures("amber", 5)}
+    renamed = [source(one, f"copy-{at}", "blue") for at, one in enumerate(pictures("amber", 5))]
+    second, _ = embed(renamed, fake, tiny.SPEC, cores=2, cache=cache)  # type: ignore[arg-type]  # all that is used of a session
+    assert first is not None
+    assert second is not None
+    assert second.embeddings.tobytes() == first.embeddings.tobytes()
+    assert (second.labels, fake.batches) == (("blue",), [])
+
+
+def test_bad_images_are_not_cached(session: Session) -> None:
+    """What could not be used is looked at again next time, and named again."""
+    cache = Kept()
+    for _ in range(2):
+        _, skipped = embed([source(b"bad")], session, tiny.SPEC, cores=1, cache=cache)
+        assert [one.reason for one in skipped] == ["IMAGE_UNREADABLE"]
+    assert not cache.rows
 
 
 class Fake:

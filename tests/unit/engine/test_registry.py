@@ -16,10 +16,9 @@ from structlog.testing import capture_logs
 from support import tiny
 from support.pictures import picture, pictures
 
-from topwork.bundle.head import Head, to_onnx
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.store import Repository
-from topwork.engine.classifier import Classifier
+from topwork.engine.classifier import Answer, Classifier
 from topwork.engine.registry import Registry
 from topwork.errors import Corrupt, NotFound
 
@@ -48,9 +47,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def again(repository: Repository, *, serve: bool = True, head: bytes | None = None) -> int:
     """Publish a copy of revision 1, with another head if one is given, and return its number."""
     first = repository.manifest("colours", 1)
-    made = repository.publish(
-        first, head=head or repository.head(first), metrics=repository.metrics(first)
-    )
+    made = tiny.publish_copy(repository, first, head=head)
     if serve:
         repository.set_serving("colours", made.revision)
     return made.revision
@@ -77,10 +74,9 @@ def test_a_swap_never_mixes_two_revisions(colours: Repository) -> None:
                 while swapping:
                     found = await classifier.classify("colours", [picture("green", 50)] * 2)
                     for result in found.results:
-                        assert isinstance(result, tuple)
-                        answers.append(
-                            (found.revision, {one.label for one in result}, result[0].label)
-                        )
+                        assert isinstance(result, Answer)
+                        said = [one.label for one in result.predictions]
+                        answers.append((found.revision, {*said}, said[0]))
 
             callers = [asyncio.create_task(ask()) for _ in range(4)]
             for turn in range(30):
@@ -200,13 +196,8 @@ def test_a_moment_without_the_repository_is_only_a_moment(
 
 def a_head_of_another_width(repository: Repository) -> None:
     """Serve a revision whose files are whole but do not fit its backbone."""
-    head = Head(
-        weights=np.zeros((4, 7), dtype=np.float32),
-        bias=np.zeros(4, dtype=np.float32),
-        temperature=1.0,
-        strength=1.0,
-    )
-    again(repository, head=to_onnx(head))
+    zeros = np.zeros((4, 7), dtype=np.float32)
+    again(repository, head=tiny.linear_head(zeros, zeros[:, 0]))
 
 
 def a_copied_folder(repository: Repository) -> None:

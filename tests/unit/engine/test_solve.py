@@ -10,13 +10,14 @@ from support import tiny
 from support.pictures import pictures
 
 from topwork.bundle.exemplars import Exemplars, merge
-from topwork.bundle.head import to_onnx
-from topwork.bundle.manifest import Manifest
+from topwork.bundle.head_graph import to_onnx
+from topwork.bundle.manifest import ChosenHead, Manifest
 from topwork.bundle.store import Repository
 from topwork.engine.backend import open_session, software_versions
 from topwork.engine.solve import solve
 from topwork.errors import Corrupt, NotFound
 from topwork.learning.learn import learn
+from topwork.report.content import Making
 
 SEED = 3
 BACKBONE = tiny.backbone_info(tiny.backbone_model())
@@ -45,6 +46,8 @@ def solved(repository: Repository, shards: list[str], *, parent: int = 0) -> Man
         backbone=BACKBONE.digest,
         shards=shards,
         seed=SEED,
+        recipe=tiny.LOGISTIC,
+        making=Making(command="topwork-train fit colours"),
         parent=parent,
         operation="an operation" if parent else "",
     )
@@ -56,16 +59,22 @@ def test_the_revision_says_how_it_was_made(repository: Repository, parts: list[E
     solved(repository, shards[:1])
     manifest = solved(repository, shards, parent=1)
     both = merge(parts)
-    learned = learn(both, seed=SEED)
+    learned = learn(both, seed=SEED, recipe=tiny.LOGISTIC)
     assert manifest == repository.manifest("colours", 2)
+    assert learned.head.unknown is not None
     assert (manifest.parent, manifest.operation, manifest.seed) == (1, "an operation", SEED)
     assert manifest.labels == ("amber", "blue", "green")
     assert manifest.exemplars == tuple(shards)
     assert (manifest.images, manifest.data_digest) == (32, both.data_digest())
-    assert (manifest.strength, manifest.temperature) == (
-        learned.head.strength,
-        learned.head.temperature,
+    assert manifest.recipe == tiny.LOGISTIC
+    assert manifest.chosen == ChosenHead(
+        kind="logistic",
+        normalisation="sqrt_l2",
+        strength=learned.strength,
+        temperature=learned.head.temperature,
+        unknown_threshold=learned.head.unknown.threshold,
     )
+    assert b"topwork-train fit colours" in repository.report(manifest)
     assert manifest.versions == software_versions()
     assert repository.backbone(manifest) == BACKBONE
     assert repository.metrics(manifest) == learned.metrics
@@ -77,7 +86,7 @@ def test_the_head_is_the_one_that_was_learnt(
     """The published graph is that of the head of all exemplars, and answers like it."""
     manifest = solved(repository, [repository.put_exemplars(part) for part in parts])
     both = merge(parts)
-    head = learn(both, seed=SEED).head
+    head = learn(both, seed=SEED, recipe=tiny.LOGISTIC).head
     assert repository.head(manifest) == to_onnx(head)
     session = open_session(repository.head(manifest), output="probabilities")
     np.testing.assert_allclose(

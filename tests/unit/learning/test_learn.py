@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
 from topwork.bundle.exemplars import FOLDS, Exemplars, from_bytes, make, merge, to_bytes
-from topwork.bundle.head import Head, normalise, to_onnx
-from topwork.learning.learn import STRENGTHS, _temperature, learn
-from topwork.learning.logistic import balanced_weights
+from topwork.bundle.features import make as make_normaliser
+from topwork.bundle.head_graph import to_onnx
+from topwork.bundle.manifest import from_json, to_json
+from topwork.bundle.metrics import Metrics, evaluate
+from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.engine.backend import open_session
+from topwork.errors import Corrupt, NotReady
+from topwork.learning.families import FAMILIES
+from topwork.learning.learn import NORMALISATIONS, Learned, learn
 
-SEEDED = settings(derandomize=True, database=None, deadline=None)
+KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
+ALL_NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
+LOGISTIC = Recipe(head="logistic", normalisation="sqrt_l2")
 WIDTH = 24
 LABELS = ("amber", "blue", "crimson", "green", "violet")
 
@@ -46,13 +52,9 @@ def garden(sizes: Mapping[str, int], *, seed: int = 0, apart: float = 1.0) -> Ex
     return merge([photos(label, n, seed=seed, apart=apart) for label, n in sizes.items()])
 
 
-def same(one: Head, other: Head) -> bool:
-    """Return whether two heads are equal to the last bit."""
-    return (
-        one.weights.tobytes() == other.weights.tobytes()
-        and one.bias.tobytes() == other.bias.tobytes()
-        and (one.temperature, one.strength) == (other.temperature, other.strength)
-    )
+def same(one: Learned, other: Learned) -> bool:
+    """Return whether two heads are equal to the last bit, and what is said of them, too."""
+    return to_onnx(one.head) == to_onnx(other.head) and one.metrics == other.metrics
 
 
 # The same set, the same head
@@ -66,91 +68,65 @@ def test_the_order_of_arrival_leaves_no_trace() -> None:
         order = np.random.default_rng(seed).permutation(len(parts))
         shuffled = [parts[index] for index in order]
         found = learn(merge([merge(shuffled[:2]), *shuffled[2:]]), seed=0)
-        assert same(found.head, want.head)
-        assert found.metrics == want.metrics
-        assert to_onnx(found.head) == to_onnx(want.head)
+        assert same(found, want)
 
 
-def test_a_fifth_class_is_learnt_as_if_it_had_always_been_there() -> None:
+@pytest.mark.parametrize("kind", [*KINDS, "auto"])
+def test_a_fifth_class_is_learnt_as_if_it_had_always_been_there(
+    kind: HeadKind | Literal["auto"],
+) -> None:
     """A fit on 5 classes equals a fit on 4 whose stored shard the fifth is added to, exactly."""
     four = merge([photos(label, 30) for label in LABELS[:4]])
     fifth = photos("violet", 12)
-    learn(four, seed=7)  # nothing of it is carried over
-    added = learn(merge([from_bytes(to_bytes(four)), from_bytes(to_bytes(fifth))]), seed=7)
-    fitted = learn(
-        merge([photos(label, 12 if label == "violet" else 30) for label in LABELS]), seed=7
+    recipe = Recipe(head=kind)
+    learn(four, seed=7, recipe=recipe)  # nothing of it is carried over
+    added = learn(
+        merge([from_bytes(to_bytes(four)), from_bytes(to_bytes(fifth))]), seed=7, recipe=recipe
     )
-    assert same(added.head, fitted.head)
-    assert added.metrics == fitted.metrics
+    fitted = learn(
+        merge([photos(label, 12 if label == "violet" else 30) for label in LABELS]),
+        seed=7,
+        recipe=recipe,
+    )
+    assert same(added, fitted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_change_nothing(kind: HeadKind) -> None:
+    """Side by side or one after the other, twice: the same bytes."""
+    made = garden(dict.fromkeys(LABELS, 12))
+    recipes = (Recipe(), Recipe(head=kind))
+    for recipe in recipes:
+        want = learn(made, seed=0, recipe=recipe, threads=1)
+        for threads in (1, 4):
+            assert same(learn(made, seed=0, recipe=recipe, threads=threads), want)
 
 
 def test_the_seed_moves_the_folds_only() -> None:
     """Another seed is another split: other metrics, and the same head but for what they choose."""
     made = garden(dict.fromkeys(LABELS, 30), apart=0.6)
-    found = [learn(made, seed=seed) for seed in range(4)]
+    found = [learn(made, seed=seed, recipe=LOGISTIC) for seed in range(4)]
     assert len({one.metrics.log_loss for one in found}) == 4
     for one in found:
-        if one.head.strength == found[0].head.strength:
-            assert one.head.weights.tobytes() == found[0].head.weights.tobytes()
+        if (one.kind, one.strength) == (found[0].kind, found[0].strength):
+            assert one.head.scorer.weights.tobytes() == found[0].head.scorer.weights.tobytes()
 
 
 def test_the_head_is_scikit_learns() -> None:
     """Its probabilities are those of scikit-learn's balanced regression at its strength."""
     made = garden({"amber": 60, "blue": 25, "green": 8}, apart=0.6)
-    head = learn(made, seed=0).head
-    features = normalise(made.embeddings).astype(float)
+    learned = learn(made, seed=0, recipe=LOGISTIC)
+    head = learned.head
+    features = head.normaliser(made.embeddings).astype(float)
     oracle = LogisticRegression(
-        C=head.strength, class_weight="balanced", tol=1e-10, max_iter=10_000
+        C=learned.strength, class_weight="balanced", tol=1e-10, max_iter=10_000
     ).fit(features, made.targets)
     logits = oracle.decision_function(features) / head.temperature
     want = np.exp(log_softmax(logits, axis=1))
     np.testing.assert_allclose(head.probabilities(made.embeddings), want, atol=1e-4)
 
 
-# Temperature
-
-
-def scaled_loss(
-    inverse: float,
-    logits: NDArray[np.floating],
-    targets: NDArray[np.int64],
-    weights: NDArray[np.float64],
-) -> float:
-    """Return the weighted loss of logits at an inverse temperature, against Platt's aims."""
-    counts, classes = np.bincount(targets), logits.shape[1]
-    doubt = 1 / (counts[targets] + 2)
-    aims = np.repeat(doubt[:, None] / (classes - 1), classes, axis=1)
-    aims[np.arange(len(targets)), targets] = 1 - doubt
-    log_p = log_softmax(inverse * logits.astype(float), axis=1)
-    return float(-(weights @ (aims * log_p).sum(axis=1)) / weights.sum())
-
-
-@settings(SEEDED, max_examples=120)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.integers(2, 6),
-    st.integers(5, 80),
-    st.floats(-1, 8),
-    st.floats(0.05, 30),
-)
-def test_the_temperature_is_the_best_there_is(
-    seed: int, classes: int, rows: int, signal: float, scale: float
-) -> None:
-    """No temperature from 1/20 to 20 has less loss, be the logits good, useless or inverted."""
-    rng = np.random.default_rng(seed)
-    targets = rng.integers(0, classes, rows)
-    noisy = rng.normal(size=(rows, classes)) + signal * np.eye(classes)[targets]
-    logits = np.asarray(scale * noisy, dtype=np.float32)
-    weights = balanced_weights(targets, classes)
-    best = minimize_scalar(
-        lambda log: scaled_loss(np.exp(log), logits, targets, weights),
-        bounds=(np.log(1 / 20), np.log(20)),
-        method="bounded",
-        options={"xatol": 1e-9},
-    )
-    found = _temperature(logits, targets, weights)
-    assert 1 / 20 - 1e-9 <= found <= 20 + 1e-9
-    assert scaled_loss(1 / found, logits, targets, weights) <= best.fun + 1e-5 * (1 + best.fun)
+# Calibration
 
 
 def test_probabilities_are_calibrated() -> None:
@@ -225,8 +201,9 @@ def test_metrics_are_out_of_fold(copies: int) -> None:
     assert abs(learned.metrics.accuracy - 1 / 3) < 3.5 * sigma
     assert learned.metrics.log_loss > 0.98 * np.log(3)
     # What leaks would show: on photos that it saw, the head does better than by chance.
-    memory = LogisticRegression(C=STRENGTHS[-1]).fit(normalise(made.embeddings), made.targets)
-    assert memory.score(normalise(made.embeddings), made.targets) > 1 / 3 + 3.5 * sigma
+    features = make_normaliser("l2", made.embeddings)(made.embeddings)
+    memory = LogisticRegression(C=300).fit(features, made.targets)
+    assert memory.score(features, made.targets) > 1 / 3 + 3.5 * sigma
 
 
 def test_metrics_agree_with_new_photos() -> None:
@@ -257,3 +234,171 @@ def test_a_burst_of_photos_spoils_no_other_class() -> None:
     after = learn(both, seed=0).head.probabilities(old.embeddings).max(axis=1).mean()
     assert before > 0.9
     assert after > before - 0.1
+
+
+# The recipe
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("normalisation", ALL_NORMALISATIONS)
+def test_a_recipe_is_followed(kind: HeadKind, normalisation: Normalisation) -> None:
+    """What it names is learnt, and nothing else is tried; the graph says what NumPy says."""
+    made = garden(dict.fromkeys(LABELS, 12), apart=2.0)
+    learned = learn(made, seed=0, recipe=Recipe(head=kind, normalisation=normalisation))
+    assert (learned.kind, learned.head.normaliser.kind) == (kind, normalisation)
+    tried = learned.metrics.candidates
+    assert {(one.head, one.normalisation) for one in tried} == {(kind, normalisation)}
+    assert [one.strength for one in tried] == list(FAMILIES[kind].strengths)
+    new = garden(dict.fromkeys(LABELS, 20), seed=1, apart=2.0)
+    graph = open_session(to_onnx(learned.head), output="unknown")
+    logits, unknown = graph.run_outputs(new.embeddings, ("logits", "unknown"))
+    want = learned.head.logits(new.embeddings)
+    np.testing.assert_allclose(logits, want, atol=1e-4 * np.abs(want).max())
+    np.testing.assert_allclose(
+        unknown, learned.head.unknown_probabilities(new.embeddings), atol=1e-4
+    )
+    assert (logits.argmax(axis=1) == new.targets).mean() > 0.9
+
+
+def test_one_candidate_is_chosen() -> None:
+    """Of all that were tried exactly one is, and its numbers are those of the metrics."""
+    learned = learn(garden(dict.fromkeys(LABELS, 30)), seed=0)
+    (chosen,) = (one for one in learned.metrics.candidates if one.chosen)
+    assert (chosen.head, chosen.strength) == (learned.kind, learned.strength)
+    assert chosen.normalisation == learned.head.normaliser.kind
+    assert chosen.normalisation in NORMALISATIONS
+    assert chosen.accuracy == pytest.approx(learned.metrics.accuracy)
+    assert chosen.log_loss == pytest.approx(learned.metrics.log_loss, rel=1e-3)  # classes are even
+    best = min(one.log_loss for one in learned.metrics.candidates)
+    assert chosen.log_loss < best + 0.1
+
+
+def test_the_first_of_equals_is_taken() -> None:
+    """Where no image differs from another, no head is better: logistic, on square roots."""
+    made = garden(dict.fromkeys(LABELS, 12))
+    learned = learn(replace(made, embeddings=np.ones_like(made.embeddings)), seed=0)
+    assert (learned.kind, learned.head.normaliser.kind) == ("logistic", "sqrt_l2")
+    assert len({one.head for one in learned.metrics.candidates}) == 4
+
+
+def test_a_kernel_is_taken_where_it_is_better() -> None:
+    """Classes of two clusters each, in a cross, are told apart by no linear head."""
+    rng = np.random.default_rng(0)
+    corner = np.arange(200) % 4
+    embeddings = rng.normal(0, 0.3, (200, WIDTH))
+    embeddings[:, 0] += np.where(corner % 2, 2, -2)
+    embeddings[:, 1] += np.where(corner // 2, 2, -2)
+    prints = rng.integers(0, 256, (2, 200, 32), dtype=np.uint8)
+    cross = np.where((corner == 0) | (corner == 3), "even", "odd").tolist()
+    made = make(embeddings.astype(np.float32), prints[0], prints[1], cross)
+    learned = learn(made, seed=0)
+    assert learned.kind == "kernel"
+    assert learned.metrics.accuracy > 0.95
+    linear = [one.accuracy for one in learned.metrics.candidates if one.head == "logistic"]
+    assert max(linear) < 0.7
+
+
+# What was seen
+
+
+def test_seen_images_teach_and_are_never_judged() -> None:
+    """The judged are all others, in order; those that were seen are learnt from all the same."""
+    made = garden({"amber": 30, "blue": 30})
+    seen = np.arange(60) % 3 == 0
+    learned = learn(replace(made, seen=seen), seed=0)
+    assert learned.judged.rows.tolist() == np.flatnonzero(~seen).tolist()
+    assert learned.judged.probabilities.shape == (40, 2)
+    assert learned.metrics.images == 40
+    want = evaluate(
+        made.targets[learned.judged.rows], learned.judged.probabilities, made.labels, folds=FOLDS
+    )
+    assert (learned.metrics.accuracy, learned.metrics.ece) == (want.accuracy, want.ece)
+    without = make(
+        made.embeddings[~seen],
+        made.digests[~seen],
+        made.fingerprints[~seen],
+        [made.labels[target] for target in made.targets[~seen]],
+    )
+    assert not same(learned, learn(without, seed=0))
+
+
+def test_a_class_that_was_seen_whole_is_learnt() -> None:
+    """It is answered though nothing is known of how well."""
+    made = garden({"amber": 30, "blue": 30, "green": 30}, apart=3.0)
+    learned = learn(replace(made, seen=made.targets == 2), seed=0)
+    new = garden({"amber": 30, "blue": 30, "green": 30}, seed=1, apart=3.0)
+    called = learned.head.probabilities(new.embeddings).argmax(axis=1)
+    assert (called == new.targets).mean() > 0.95
+    assert learned.metrics.per_label[2].images == 0
+
+
+def test_nothing_to_judge_by_is_said() -> None:
+    """If the backbone was tuned on every image, no number would be honest: refused."""
+    made = garden({"amber": 10, "blue": 10})
+    with pytest.raises(NotReady, match="fine-tuned on all 20 images; keep some"):
+        learn(replace(made, seen=np.ones(20, dtype=bool)), seed=0)
+
+
+# Odd sets
+
+
+def many(classes: int, each: int = 6) -> Exemplars:
+    """Return exemplars of any number of classes, far apart."""
+    rng = np.random.default_rng(0)
+    targets = np.arange(classes * each) % classes
+    embeddings = 4 * rng.normal(size=(classes, WIDTH))[targets] + rng.normal(
+        size=(len(targets), WIDTH)
+    )
+    prints = rng.integers(0, 256, (2, len(targets), 32), dtype=np.uint8)
+    return make(
+        embeddings.astype(np.float32), prints[0], prints[1], [f"c{one:02}" for one in targets]
+    )
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 12, 60])
+def test_any_number_of_classes_is_learnt(classes: int) -> None:
+    """One class or sixty: the head tells them apart, and its metrics survive their file."""
+    made = many(classes)
+    learned = learn(made, seed=0)
+    found = learned.head.probabilities(made.embeddings)
+    assert found.shape == (6 * classes, classes)
+    assert (found.argmax(axis=1) == made.targets).mean() > 0.98
+    assert from_json(to_json(learned.metrics), Metrics, name="metrics.json") == learned.metrics
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("normalisation", ALL_NORMALISATIONS)
+@pytest.mark.parametrize("value", [0.0, 0.37])
+def test_equal_embeddings_are_no_trouble(
+    kind: HeadKind, normalisation: Normalisation, value: float
+) -> None:
+    """A backbone that says nothing of any image leaves all classes as probable, and no error."""
+    made = garden(dict.fromkeys(LABELS[:3], 6))
+    made = replace(made, embeddings=np.full_like(made.embeddings, value))
+    learned = learn(made, seed=0, recipe=Recipe(head=kind, normalisation=normalisation))
+    found = learned.head.probabilities(made.embeddings)
+    np.testing.assert_allclose(found, 1 / 3, atol=0.1)
+    assert np.isfinite(learned.metrics.log_loss)
+    to_onnx(learned.head)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6, 1e12])
+def test_the_scale_of_embeddings_does_not_matter(scale: float) -> None:
+    """Embeddings that are all a million times as large give the same answers."""
+    made = garden(dict.fromkeys(LABELS, 12))
+    want = learn(made, seed=0).head.probabilities(made.embeddings)
+    scaled = replace(made, embeddings=made.embeddings * np.float32(scale))
+    found = learn(scaled, seed=0).head.probabilities(scaled.embeddings)
+    np.testing.assert_allclose(found, want, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e30])
+def test_a_broken_embedding_is_refused(value: float) -> None:
+    """Nothing is learnt from what is no number; the message names the image and its label."""
+    made = garden({"amber": 10, "blue": 10})
+    names = tuple(f"{row}.jpg" for row in range(20))
+    made = replace(made, embeddings=made.embeddings.copy(), names=names)
+    made.embeddings[3, 1] = value
+    label = made.labels[made.targets[3]]
+    with pytest.raises(Corrupt, match=rf"^1 of 20 embeddings .* first that of '3.jpg' \({label}\)"):
+        learn(made, seed=0)

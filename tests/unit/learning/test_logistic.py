@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.utils.class_weight import compute_sample_weight
 
 from topwork.learning import logistic
-from topwork.learning.logistic import Solution, balanced_weights, solve
+from topwork.learning.logistic import Solution, solve
 
 Floats = NDArray[np.floating]
 
@@ -291,11 +290,3 @@ def test_problem_without_rows_knows_nothing() -> None:
     assert np.ptp(found.bias[1]) == 0
     np.testing.assert_allclose(found.weights[0], found.weights[2], atol=1e-9)
     assert found.weights[0].any()
-
-
-def test_balanced_weights_are_scikit_learns() -> None:
-    """Balanced weights are those that scikit-learn calls balanced, also where a class is absent."""
-    targets = np.array([0, 0, 0, 2, 2, 4])
-    np.testing.assert_allclose(
-        balanced_weights(targets, 5), compute_sample_weight("balanced", targets)
-    )

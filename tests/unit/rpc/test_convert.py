@@ -10,7 +10,7 @@ from support import tiny
 
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.store import Repository
-from topwork.engine.classifier import Classified, Prediction, Timings
+from topwork.engine.classifier import Answer, Classified, Prediction, Timings
 from topwork.engine.jobs import (
     AddClassResult,
     Failure,
@@ -84,9 +84,13 @@ def test_a_classification_keeps_the_order() -> None:
         Classified(
             revision=7,
             results=(
-                (
-                    Prediction(label="roses", probability=0.75),
-                    Prediction(label="tulips", probability=0.25),
+                Answer(
+                    predictions=(
+                        Prediction(label="roses", probability=0.75),
+                        Prediction(label="tulips", probability=0.25),
+                    ),
+                    unknown_probability=0.5,
+                    is_unknown=True,
                 ),
                 error,
             ),
@@ -100,11 +104,25 @@ def test_a_classification_keeps_the_order() -> None:
         ("tulips", 0.25),
     ]
     assert first.WhichOneof("result") == "classification"
+    assert first.classification.unknown_probability == 0.5
+    assert first.classification.is_unknown
     assert second.WhichOneof("result") == "error"
     assert second.error.message == "cut off"
     stages = ("decode", "queue", "backbone", "head", "total")
     seconds = [getattr(message.timings, stage).ToNanoseconds() / 1e9 for stage in stages]
     assert seconds == [1.0, 0.25, 2.5, 0.125, 3.0]
+
+
+def test_a_model_that_cannot_tell_the_unknown_says_nothing_of_it() -> None:
+    """Neither a probability nor a verdict is set, which is not the same as a denial."""
+    answer = Answer(predictions=(), unknown_probability=None, is_unknown=False)
+    timings = Timings(decode=0, queue=0, backbone=0, head=0, total=0)
+    message = convert.to_classify_response(
+        Classified(revision=1, results=(answer,), timings=timings)
+    )
+    found = message.results[0].classification
+    assert not found.HasField("unknown_probability")
+    assert not found.HasField("is_unknown")
 
 
 def test_a_model_says_all_that_the_manifest_does(snapshot: Snapshot) -> None:
@@ -123,6 +141,17 @@ def test_a_model_says_all_that_the_manifest_does(snapshot: Snapshot) -> None:
     created = revision.create_time.ToDatetime(UTC)
     assert abs(created - manifest.created) < timedelta(microseconds=2)
     assert revision.metrics.accuracy == metrics.accuracy
+    assert revision.metrics.expected_calibration_error == metrics.ece
+    assert metrics.unknown is not None
+    assert revision.metrics.unknown.auroc == metrics.unknown.auroc
+    assert revision.backbone.precision == "fp32"
+    chosen = manifest.chosen
+    assert (revision.head.kind, revision.head.normalisation) == ("logistic", "sqrt_l2")
+    assert (revision.head.strength, revision.head.temperature) == (
+        chosen.strength,
+        chosen.temperature,
+    )
+    assert revision.head.unknown_threshold == chosen.unknown_threshold
     assert [(one.label, one.images) for one in revision.metrics.per_label] == [
         (label, 20) for label in manifest.labels
     ]

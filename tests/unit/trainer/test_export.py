@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork_trainer import backbones
-from topwork_trainer.backbones import TorchBackbone
+from topwork_trainer.backbones import Choice, TorchBackbone
 from topwork_trainer.export import (
     IR_VERSION,
     OPSET,
@@ -25,6 +25,7 @@ from topwork_trainer.export import (
     export,
     structured_images,
 )
+from topwork_trainer.joined import Joined
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +51,7 @@ def open_session(model: bytes) -> Embed:
 
 @pytest.fixture(scope="module")
 def lite0() -> TorchBackbone:
-    return backbones.load("efficientnet_lite0")
+    return backbones.load(Choice(name="efficientnet_lite0"))
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,56 @@ def test_normalisation_is_the_backbones_own() -> None:
     exported = export(dataclasses.replace(backbone, module=flat), open_session=open_session)
     embedding = open_session(exported.onnx)(np.broadcast_to(pixel, (1, 32, 32, 3)).copy())
     np.testing.assert_allclose(embedding, [[1, 2, -1]], atol=1e-6)
+
+
+def small_images(count: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(2).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+
+def test_two_views_are_the_mean_of_image_and_mirror_image() -> None:
+    """One run of the graph gives what two runs of the plain one give, for each image of a batch."""
+    plain = backbone_of(Small())
+    one = open_session(export(plain, open_session=open_session).onnx)
+    both = export(dataclasses.replace(plain, views=2), open_session=open_session)
+    images = small_images(3)
+    expected = (one(images) + one(images[:, :, ::-1].copy())) / 2
+    np.testing.assert_allclose(open_session(both.onnx)(images), expected, atol=1e-6)
+    assert not np.allclose(expected, one(images), atol=1e-4)
+
+
+def test_two_views_share_the_weights() -> None:
+    """The graph of two views has every weight once, and stays plain: batch norms are folded."""
+    plain = backbone_of(Small())
+    graphs = [
+        onnx.load_from_string(
+            export(dataclasses.replace(plain, views=views), open_session=open_session).onnx
+        ).graph
+        for views in (1, 2)
+    ]
+    floats = [
+        sum(int(np.prod(weight.dims)) for weight in graph.initializer if weight.data_type == 1)
+        for graph in graphs
+    ]
+    assert floats[0] == floats[1]
+    assert Counter(node.op_type for node in graphs[1].node)["Conv"] == 1
+
+
+def test_joined_backbones_export_as_one_graph() -> None:
+    """Two parts with their own normalisation and two views pass the parity check together."""
+    torch.manual_seed(1)
+    other = nn.Sequential(nn.Conv2d(3, 5, 5, stride=3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    parts = [
+        (Small(), (100.0, 110.0, 120.0), (50.0, 60.0, 70.0)),
+        (other, (0.0,) * 3, (255.0,) * 3),
+    ]
+    joined = Joined(parts).eval()
+    backbone = dataclasses.replace(
+        backbone_of(joined), mean=(0.0,) * 3, std=(1.0,) * 3, width=13, views=2
+    )
+    embedding = open_session(export(backbone, open_session=open_session).onnx)(small_images(2))
+    assert embedding.shape == (2, 13)
+    lengths = np.linalg.norm(embedding[:, :8], axis=1), np.linalg.norm(embedding[:, 8:], axis=1)
+    np.testing.assert_allclose(lengths, 1, atol=0.05)  # the mean of two of length 1, nearly alike
 
 
 def test_wrong_runtime_is_refused() -> None:

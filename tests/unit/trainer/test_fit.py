@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support import pictures, tiny
 
+from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput, NotFound
-from topwork_trainer import backbones
+from topwork_trainer.backbones import DEFAULT, Choice
 from topwork_trainer.fit import FitConfig, Fitted, fit
 
 LABELS = ("amber", "blue", "crimson")
@@ -21,7 +23,7 @@ def repository(tmp_path: Path) -> Repository:
     """Return a repository in which the tiny backbone passes for the default one."""
     made = Repository(tmp_path / "repository")
     model = tiny.backbone_model()
-    info = replace(tiny.backbone_info(model), identity=backbones.identity(backbones.DEFAULT))
+    info = replace(tiny.backbone_info(model), identity=Choice(name=DEFAULT).identity())
     made.put_backbone(model, info)
     return made
 
@@ -100,3 +102,57 @@ def test_model_name_is_checked_before_work(repository: Repository, data: Path) -
     """A model's name can never leave the repository."""
     with pytest.raises(InvalidInput, match="model name"):
         _fit(repository, data, model="../outside")
+
+
+def test_the_recipe_is_kept(repository: Repository, data: Path) -> None:
+    """What the head was to be chosen from goes into the manifest, for every later revision."""
+    recipe = Recipe(head="ridge", normalisation="l2")
+    manifest = _fit(repository, data, recipe=recipe).manifest
+    assert manifest.recipe == recipe
+    assert (manifest.chosen.kind, manifest.chosen.normalisation) == ("ridge", "l2")
+
+
+def test_every_revision_has_its_report(repository: Repository, data: Path) -> None:
+    """The report names the command, and the second one compares with the first."""
+    first = _fit(repository, data, command="topwork-train fit 'my photos'")
+    assert "topwork-train fit &#39;my photos&#39;" in first.report.read_text()
+    second = _fit(repository, data)
+    assert first.report != second.report
+    assert "revision 1" in second.report.read_text()
+    assert repository.report(second.manifest) == second.report.read_bytes()
+
+
+def test_strict_refuses_what_the_audit_found(repository: Repository, data: Path) -> None:
+    """An unreadable file is left out by default, and ends a strict fit before anything serves."""
+    (data / "blue" / "empty.png").write_bytes(b"")
+    with pytest.raises(InvalidInput, match=r"blue/empty\.png") as caught:
+        _fit(repository, data, strict=True)
+    assert caught.value.reason == "AUDIT_FAILED"
+    assert repository.models() == []
+    assert any(one.kind == "unreadable" for one in _fit(repository, data).findings)
+
+
+def test_a_cache_changes_nothing_but_the_time(
+    repository: Repository, data: Path, tmp_path: Path
+) -> None:
+    """With an empty cache, a filled one and none, the head is the same to the last byte."""
+    caches: list[Path | None] = [None, tmp_path / "cache", tmp_path / "cache"]
+    assert len({_fit(repository, data, cache=one).manifest.head for one in caches}) == 1
+
+
+def test_a_full_disk_leaves_the_repository_as_it_was(
+    repository: Repository, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the revision cannot be written, the one before goes on serving."""
+    before = _fit(repository, data).manifest
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            _fit(repository, data, seed=1)
+    assert repository.serving("colours") == before.revision
+    assert repository.revisions("colours") == [1]
+    assert _fit(repository, data).manifest.head == before.head

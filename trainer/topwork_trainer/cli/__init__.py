@@ -10,7 +10,8 @@ from rich.markup import escape
 
 import topwork
 from topwork.errors import TopworkError
-from topwork_trainer.cli.backbones import list_backbones
+from topwork_trainer.cli.audit import audit
+from topwork_trainer.cli.backbones import describe, list_backbones
 from topwork_trainer.cli.demo import demo, demo_data, fetch
 from topwork_trainer.cli.fit import fit
 
@@ -21,7 +22,7 @@ def cli() -> None:
     """Train image classifiers on a frozen, pre-trained backbone."""
 
 
-for command in (fit, list_backbones, demo_data, fetch, demo):
+for command in (fit, audit, describe, list_backbones, demo_data, fetch, demo):
     cli.add_command(command)
 
 

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from topwork.bundle.findings import Finding
+from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
+from topwork_trainer.cli.options import cache_option
 from topwork_trainer.fit import FitConfig, Fitted
+
+
+class _OrAuto(click.ParamType[Any]):
+    """A number from a range, or ``auto``."""
+
+    name = "N|auto"
+
+    def __init__(self, least: int, most: int) -> None:
+        self._range = click.IntRange(least, most)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | Literal["auto"]:
+        """See click."""
+        return "auto" if value == "auto" else int(self._range.convert(value, param, ctx))
 
 
 @click.command()
@@ -20,28 +43,78 @@ from topwork_trainer.fit import FitConfig, Fitted
 @click.option("--model", required=True, help="Name of the model: a-z 0-9 . _ -")
 @click.option("--repository", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--classes", help="Folders to use, comma-separated. Default: all.")
-@click.option("--backbone", default=backbones.DEFAULT, help="See `topwork-train backbones`.")
+@click.option(
+    "--backbone",
+    default=backbones.DEFAULT,
+    help="See `topwork-train backbones`; NAME+NAME joins two; auto: the best on a sample.",
+)
 @click.option(
     "--weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="State dict to use instead of the backbone's published weights.",
 )
 @click.option(
+    "--image-size",
+    type=_OrAuto(32, 1024),
+    help="Side in pixels of the backbone's input, or auto. Default: its own.",
+)
+@click.option(
+    "--views",
+    default=1,
+    type=_OrAuto(1, 2),
+    help="2: embed each image and its mirror image, at twice the cost; or auto.",
+)
+@click.option(
+    "--head",
+    default="auto",
+    type=click.Choice([*get_args(HeadKind), "auto"]),
+    help="Kind of head; auto: by cross-validation.",
+)
+@click.option(
+    "--normalisation",
+    default="auto",
+    type=click.Choice([*get_args(Normalisation), "auto"]),
+    help="What happens to embeddings first; auto: by cross-validation.",
+)
+@click.option(
+    "--unfreeze",
+    default="none",
+    help="Stages of the backbone to fine-tune: none, last:N or all; see `describe`.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), help="Of fine-tuning, at most.")
+@click.option(
+    "--mirror/--no-mirror",
+    default=True,
+    help="Whether fine-tuning may mirror photos: not where left and right differ.",
+)
+@click.option(
+    "--publish",
+    default="better",
+    type=click.Choice(["better", "finetuned"]),
+    help="Take the fine-tuned backbone only if it is better beyond chance, or in any case.",
+)
+@click.option(
+    "--precision",
+    default="fp32",
+    type=click.Choice(["fp32", "int8", "auto"]),
+    help="Of the backbone; auto: int8 if it is faster here and costs at most 0.5 points.",
+)
+@click.option(
     "--seed",
     default=0,
     type=click.IntRange(0, 2**31 - 1),
-    help="Seed of the cross-validation's folds.",
+    help="Seed of the cross-validation's folds and of fine-tuning.",
 )
+@click.option("--strict", is_flag=True, help="Refuse photos that the audit warns about.")
+@cache_option
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
 def fit(
     data: Path,
-    model: str,
-    repository: Path,
     classes: str | None,
-    backbone: str,
-    weights: Path | None,
-    seed: int,
+    head: Any,
+    normalisation: Any,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Train on DATA, a folder with a folder of photos for each class, and publish a revision.
 
@@ -52,12 +125,10 @@ def fit(
 
     config = FitConfig(
         data=data,
-        model=model,
-        repository=repository,
         classes=[name.strip() for name in classes.split(",")] if classes else None,
-        backbone=backbone,
-        weights=weights,
-        seed=seed,
+        recipe=Recipe(head=head, normalisation=normalisation),
+        command=shlex.join(["topwork-train", *sys.argv[1:]]),
+        **options,
     )
     with progress.stages() as on_progress:
         fitted = fitting.fit(config, on_progress)
@@ -89,6 +160,21 @@ def _json(fitted: Fitted) -> dict[str, object]:
         "seed": manifest.seed,
         "data_digest": manifest.data_digest,
         "skipped": [{"image": one.name, "error": one.message} for one in fitted.skipped],
+        "head": {
+            "kind": manifest.chosen.kind,
+            "normalisation": manifest.chosen.normalisation,
+            "strength": manifest.chosen.strength,
+        },
+        "ece": metrics.ece,
+        "unknown_auroc": metrics.unknown.auroc if metrics.unknown else None,
+        "precision": fitted.backbone.precision,
+        "image_size": fitted.backbone.preprocess.crop,
+        "notes": list(fitted.notes),
+        "findings": [
+            {"kind": one.kind, "severity": one.severity, "message": one.message}
+            for one in fitted.findings
+        ],
+        "report": str(fitted.report),
     }
 
 
@@ -112,12 +198,28 @@ def _show(console: Console, fitted: Fitted) -> None:
     console.print(table)
     for skipped in fitted.skipped:
         console.print(f"left out {skipped.name}: {skipped.message}", markup=False, soft_wrap=True)
+    for note in fitted.notes:
+        console.print(note, markup=False, soft_wrap=True, highlight=False)
+    if said := _counted(fitted.findings):
+        console.print(f"The audit has {said}: see the report", highlight=False)
     seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in fitted.seconds.items())
+    chosen = manifest.chosen
+    unknown = f", unknown AUROC {metrics.unknown.auroc:.3f}" if metrics.unknown else ""
     console.print(
         f"{manifest.model} revision {manifest.revision} serves: accuracy {metrics.accuracy:.3f}, "
         f"95 % interval {metrics.accuracy_low:.3f} to {metrics.accuracy_high:.3f} "
-        f"({metrics.folds}-fold, {metrics.images} images)\n"
-        f"{fitted.backbone.name}, C {manifest.strength:g}, temperature {manifest.temperature:.2f}, "
-        f"seed {manifest.seed}, data {manifest.data_digest[:12]}\n{seconds}",
+        f"({metrics.folds}-fold, {metrics.images} images), calibration error {metrics.ece:.3f}"
+        f"{unknown}\n"
+        f"{fitted.backbone.name} at {fitted.backbone.preprocess.crop}, "
+        f"{fitted.backbone.precision}; {chosen.kind} on {chosen.normalisation}, strength "
+        f"{chosen.strength:g}; seed {manifest.seed}, data {manifest.data_digest[:12]}\n"
+        f"{seconds}\nreport: {fitted.report}",
         highlight=False,
+        soft_wrap=True,
+        markup=False,
     )
+
+
+def _counted(findings: Sequence[Finding]) -> str:
+    counts = Counter(one.severity for one in findings)
+    return ", ".join(f"{count} {severity}s" for severity, count in counts.items() if count)

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from topwork_trainer.fit import OnProgress
+from topwork_trainer.bench import OnProgress
 
 
 @contextmanager

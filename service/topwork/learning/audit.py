@@ -1,0 +1,271 @@
+"""What can be said against training images from their exemplars alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.bundle.duplicates import alike, closest_pairs
+from topwork.bundle.exemplars import FOLDS, Exemplars
+from topwork.bundle.findings import Finding
+from topwork.bundle.metrics import wilson_interval
+from topwork.learning.learn import Judged
+
+MOST_SUSPECTS = 50
+"""Images that a finding of their own suspects of a wrong label; the others share one."""
+
+IMBALANCE = 10.0
+"""Ratio of the largest to the smallest class from which on it is a warning.
+
+Measured with balanced weights: the recall of a kind of flower with 40 photos was 0.74 beside kinds
+with 400 photos, 0.86 beside kinds with 40.
+"""
+
+WIDE = 0.1
+"""Width of the accuracy's 95 % interval from which on it is a warning."""
+
+WIDE_RECALL = 0.2
+"""Width of a label's recall's 95 % interval from which on it is a note."""
+
+ENOUGH_TO_SPREAD = 20
+"""Images of a label that chance alone spreads over the folds."""
+
+
+def audit_exemplars(exemplars: Exemplars, judged: Judged | None, *, seed: int) -> list[Finding]:
+    """Return what is wrong with the training images, in a fixed order.
+
+    ``judged`` is what ``learn`` returns for these exemplars and ``seed``; None: no head could be
+    learnt, and nothing is said that needs one.
+    """
+    folds = exemplars.folds(seed)
+    pairs = _confirmed(exemplars, closest_pairs(exemplars.fingerprints, exemplars.targets))
+    return [
+        *_several_labels(exemplars),
+        *_copies_across_labels(exemplars, pairs, folds),
+        *([] if judged is None else _suspected(exemplars, judged)),
+        *_imbalance(exemplars),
+        *([] if judged is None else _wide_intervals(exemplars, judged)),
+        *_uneven_folds(exemplars, folds),
+        *_copies_within_labels(exemplars, pairs),
+    ]
+
+
+def suspects(
+    targets: NDArray[np.int64], probabilities: NDArray[np.float32]
+) -> list[tuple[int, int]]:
+    """Return rows that may be mislabelled, each with its probable class, the likeliest first.
+
+    Confident learning (Northcutt et al., JAIR 2021) on out-of-fold probabilities (N, C): a class's
+    threshold is the mean probability that images of it have for it; suspected is a row whose own
+    class stays below its threshold while another one, more probable, reaches its own. Ranked by the
+    margin between the two probabilities.
+
+    Measured on 2,000 photos of flowers with 3 % of the labels changed at random: 75 % of those were
+    found, and were 71 % of what was found, 95 % of the first 20. Of the unchanged labels 26 were
+    suspected; about six of them were wrong, four photos showed two kinds, the others were unusual.
+    """
+    every = np.arange(len(targets))
+    given = probabilities[every, targets]
+    images = np.bincount(targets, minlength=probabilities.shape[1])
+    sums = np.bincount(targets, weights=given, minlength=probabilities.shape[1])
+    thresholds = np.where(images > 0, sums / np.maximum(images, 1), np.inf)
+    confident = probabilities >= thresholds
+    others = np.where(confident, probabilities, 0)
+    others[every, targets] = 0
+    probable = others.argmax(axis=1)
+    margin = others[every, probable] - given
+    found = np.flatnonzero((margin > 0) & ~confident[every, targets])
+    found = found[np.argsort(-margin[found], kind="stable")]
+    return list(zip(found.tolist(), probable[found].tolist(), strict=True))
+
+
+def _suspected(exemplars: Exemplars, judged: Judged) -> Iterator[Finding]:
+    targets, labels = exemplars.targets[judged.rows], exemplars.labels
+    found = suspects(targets, judged.probabilities)
+    for row, probable in found[:MOST_SUSPECTS]:
+        said, given = labels[probable], labels[targets[row]]
+        chances = judged.probabilities[row]
+        images = _names(exemplars, [judged.rows[row]])
+        yield Finding(
+            kind="suspected_label",
+            severity="warning",
+            message=f"{images[0] if images else 'an image'} is labelled {given!r} but looks like "
+            f"{said!r}: probability {chances[probable]:.3f} against {chances[targets[row]]:.3f}",
+            images=images,
+            labels=(given, said),
+        )
+    if rest := found[MOST_SUSPECTS:]:
+        concerned = {targets[row] for row, _ in rest} | {probable for _, probable in rest}
+        yield Finding(
+            kind="suspected_labels",
+            severity="warning",
+            message=f"{_several(len(rest), 'more image')} with a suspected label, less clearly "
+            f"so than the first {MOST_SUSPECTS}",
+            images=_names(exemplars, [judged.rows[row] for row, _ in rest]),
+            labels=tuple(labels[index] for index in sorted(concerned)),
+        )
+
+
+def _several_labels(exemplars: Exemplars) -> Iterator[Finding]:
+    """Yield what stands under several labels; equal digests are neighbours, in label order."""
+    found: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for _, same in groupby(range(len(exemplars)), lambda row: exemplars.digests[row].tobytes()):
+        rows = list(same)
+        if len(rows) > 1:
+            found[tuple(exemplars.targets[rows].tolist())] += rows
+    for targets, rows in sorted(found.items()):
+        labels = tuple(exemplars.labels[target] for target in targets)
+        yield Finding(
+            kind="several_labels",
+            severity="warning",
+            message=f"{_several(len(rows) // len(labels), 'image')} with the very same pixels under"
+            f" {_and(labels)}: only one label can be right",
+            images=_names(exemplars, rows),
+            labels=labels,
+        )
+
+
+def _copies_across_labels(
+    exemplars: Exemplars, pairs: NDArray[np.int64], folds: NDArray[np.int64]
+) -> Iterator[Finding]:
+    found: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for pair in pairs.tolist():
+        one, other = sorted(pair, key=lambda row: int(exemplars.targets[row]))
+        targets = int(exemplars.targets[one]), int(exemplars.targets[other])
+        equal = (exemplars.digests[one] == exemplars.digests[other]).all()
+        if targets[0] != targets[1] and not equal:
+            found[targets].append((one, other))
+    for targets, alike_pairs in sorted(found.items()):
+        labels = tuple(exemplars.labels[target] for target in targets)
+        apart = sum(bool(folds[one] != folds[other]) for one, other in alike_pairs)
+        yield Finding(
+            kind="near_duplicates_across_labels",
+            severity="warning",
+            message=f"{_several(len(alike_pairs), 'pair')} of near-duplicates bear different "
+            f"labels, {_and(labels)}; {apart} of them fall into different folds, where each image "
+            "is judged by a head that learnt the other label",
+            images=_names(exemplars, [row for pair in alike_pairs for row in pair]),
+            labels=labels,
+        )
+
+
+def _copies_within_labels(exemplars: Exemplars, pairs: NDArray[np.int64]) -> Iterator[Finding]:
+    same = exemplars.targets[pairs[:, 0]] == exemplars.targets[pairs[:, 1]]
+    groups = _groups(pairs[same])
+    for target, label in enumerate(exemplars.labels):
+        own = [group for group in groups if exemplars.targets[group[0]] == target]
+        if not own:
+            continue
+        rows = [row for group in own for row in group]
+        yield Finding(
+            kind="near_duplicates",
+            severity="note",
+            message=f"{_several(len(rows), 'image')} labelled {label!r} in "
+            f"{_several(len(own), 'group')} of near-duplicates; the largest has "
+            f"{max(map(len, own))}; each group shares a fold",
+            images=_names(exemplars, rows),
+            labels=(label,),
+        )
+
+
+def _imbalance(exemplars: Exemplars) -> Iterator[Finding]:
+    counts = exemplars.counts()
+    most, fewest = int(counts.argmax()), int(counts.argmin())
+    ratio = counts[most] / counts[fewest]
+    if ratio >= IMBALANCE:
+        labels = exemplars.labels[most], exemplars.labels[fewest]
+        yield Finding(
+            kind="imbalance",
+            severity="warning",
+            message=f"{labels[0]!r} has {counts[most]} images, {ratio:.0f} times as many as "
+            f"{labels[1]!r} with {counts[fewest]}: weights make up for only part of that",
+            images=(),
+            labels=labels,
+        )
+
+
+def _wide_intervals(exemplars: Exemplars, judged: Judged) -> Iterator[Finding]:
+    targets = exemplars.targets[judged.rows]
+    right = judged.probabilities.argmax(axis=1) == targets
+    if not len(right):
+        return
+    low, high = wilson_interval(int(right.sum()), len(right))
+    if high - low >= WIDE:
+        yield Finding(
+            kind="wide_interval",
+            severity="warning",
+            message=f"too few images ({len(right)}) for an exact number: the accuracy, "
+            f"{right.mean():.3f}, lies between {low:.3f} and {high:.3f} (95 % interval)",
+            images=(),
+            labels=(),
+        )
+    wide = []
+    for target in np.unique(targets):
+        own = right[targets == target]
+        low, high = wilson_interval(int(own.sum()), len(own))
+        if high - low >= WIDE_RECALL:
+            wide.append((len(own), exemplars.labels[target], low, high))
+    if wide:
+        images, label, low, high = min(wide)
+        yield Finding(
+            kind="wide_recall",
+            severity="note",
+            message=f"{_several(len(wide), 'label')} with too few images for an exact recall; "
+            f"fewest has {label!r}: with {images} it lies between {low:.3f} and {high:.3f}",
+            images=(),
+            labels=tuple(label for _, label, _, _ in wide),
+        )
+
+
+def _uneven_folds(exemplars: Exemplars, folds: NDArray[np.int64]) -> Iterator[Finding]:
+    for target, label in enumerate(exemplars.labels):
+        own = folds[(exemplars.targets == target) & (folds >= 0)]
+        fullest = int(np.bincount(own, minlength=FOLDS).max())
+        if len(own) >= ENOUGH_TO_SPREAD and fullest > len(own) / 2:
+            yield Finding(
+                kind="uneven_folds",
+                severity="warning",
+                message=f"{fullest} of {len(own)} images labelled {label!r} fall into one fold, "
+                f"as near-duplicates do: they are judged by a head that learnt the label from the "
+                f"other {len(own) - fullest}",
+                images=(),
+                labels=(label,),
+            )
+
+
+def _confirmed(exemplars: Exemplars, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the pairs whose thumbnails are alike, too; where one has none, bits decide."""
+    thumbnails = exemplars.thumbnails
+    kept = [
+        not (thumbnails[one] and thumbnails[other]) or alike(thumbnails[one], thumbnails[other])
+        for one, other in pairs.tolist()
+    ]
+    return np.asarray(pairs[np.array(kept, dtype=bool)])
+
+
+def _groups(pairs: NDArray[np.int64]) -> list[list[int]]:
+    """Return the rows that pairs connect, each group and all groups in order."""
+    group: dict[int, list[int]] = {}
+    for one, other in pairs.tolist():
+        small, large = sorted((group.get(one, [one]), group.get(other, [other])), key=len)
+        if small is not large:
+            large += small
+        group.update(dict.fromkeys((*small, one, other), large))
+    distinct = {id(rows): rows for rows in group.values()}
+    return sorted(sorted(rows) for rows in distinct.values())
+
+
+def _names(exemplars: Exemplars, rows: Iterable[int]) -> tuple[str, ...]:
+    return tuple(name for row in rows if (name := exemplars.names[row]))
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _and(labels: tuple[str, ...]) -> str:
+    return " and ".join(repr(label) for label in labels)

@@ -1,0 +1,68 @@
+"""How sure a share is, and whether it differs from another one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from topwork.bundle.metrics import wilson_interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A share of images with its 95 % Wilson interval."""
+
+    images: int
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A share before and after."""
+
+    before: Share
+    after: Share
+
+    @property
+    def value(self) -> float:
+        """The change, -1 to 1."""
+        return self.after.value - self.before.value
+
+    @property
+    def low(self) -> float:
+        """Lower end of its 95 % interval.
+
+        Newcombe's (1998, Statistics in Medicine 17:873, method 10), as if the images of both were
+        different ones. Most are the same, so it is wider than it needs to be.
+        """
+        return self.value - math.hypot(
+            self.after.value - self.after.low, self.before.high - self.before.value
+        )
+
+    @property
+    def high(self) -> float:
+        """Upper end of the same."""
+        return self.value + math.hypot(
+            self.after.high - self.after.value, self.before.value - self.before.low
+        )
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, or ``within the noise`` where the interval holds 0."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "within the noise"
+
+
+def share(successes: int, images: int) -> Share:
+    """Return a share of at least one image."""
+    low, high = wilson_interval(successes, images)
+    return Share(images=images, value=successes / images, low=low, high=high)
+
+
+def axis(lows: Iterable[float]) -> float:
+    """Return where the axis of interval bars begins, that ends at 1: a tenth below them all."""
+    return max(0.0, math.floor(min(lows, default=0.0) * 10 - 1e-9) / 10)

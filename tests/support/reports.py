@@ -1,0 +1,172 @@
+"""Contents of made-up reports: clouds of embeddings, and answers of a chosen quality."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+
+from topwork.bundle import exemplars
+from topwork.bundle.findings import Finding
+from topwork.bundle.manifest import BackboneInfo, ChosenHead, Manifest
+from topwork.bundle.metrics import Candidate, LeftOut, UnknownMetrics, evaluate
+from topwork.bundle.preprocess import PreprocessSpec
+from topwork.bundle.recipe import Recipe
+from topwork.learning.learn import Judged
+from topwork.report.content import Content, Making, Parent, RankedBackbone
+
+DIGEST = "ab" * 32
+FLOWERS = ("daisy", "rose", "tulip")
+JPEG = b"\xff\xd8\xff\xe0 no real picture, but bytes as a shard may have them \xff\xd9"
+
+
+def content(
+    labels: Sequence[str] = FLOWERS,
+    *,
+    images: int = 30,
+    mistakes: float = 0.2,
+    names: bool = True,
+    thumbnails: bool = True,
+    seed: int = 0,
+) -> Content:
+    """Return a report's content with ``images`` a label, a share of which is called wrong.
+
+    It has no parent, nothing on what is unknown, and no findings.
+    """
+    rng = np.random.default_rng(seed)
+    count = len(labels) * images
+    targets = np.repeat(np.arange(len(labels)), images)
+    centres = rng.normal(0, 1, (len(labels), 16))
+    digests = [hashlib.sha256(f"{seed} {row}".encode()).digest() for row in range(count)]
+    rows = exemplars.make(
+        (centres[targets] + rng.normal(0, 0.5, (count, 16))).astype(np.float32),
+        np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32),
+        rng.integers(0, 256, (count, 32), dtype=np.uint8),
+        [labels[target] for target in targets.tolist()],
+        names=[f"folder/{row:04}.jpg" if names else "" for row in range(count)],
+        thumbnails=[JPEG if thumbnails else b""] * count,
+    )
+    wrong = rng.random(count) < mistakes
+    called = np.where(wrong, (rows.targets + 1) % len(labels), rows.targets)
+    probabilities = np.full((count, len(labels)), 1.0)
+    probabilities[np.arange(count), called] = len(labels) * rng.uniform(1, 20, count)
+    probabilities = (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32)
+    return Content(
+        manifest=manifest(rows.labels, count),
+        metrics=evaluate(rows.targets, probabilities, rows.labels, folds=5),
+        backbone=BACKBONE,
+        exemplars=rows,
+        judged=Judged(rows=np.arange(count), probabilities=probabilities),
+        parent=None,
+        making=Making(command="topwork-train fit photos"),
+    )
+
+
+def full(small: Content) -> Content:
+    """Return ``small`` with everything that a report may have besides."""
+    older = content(small.manifest.labels[:-1], seed=1)
+    finding = Finding(
+        kind="suspected_label",
+        severity="warning",
+        message="some images look like another label",
+        images=small.exemplars.names[:3],
+        labels=small.manifest.labels[:2],
+    )
+    return replace(
+        small,
+        metrics=replace(
+            small.metrics,
+            unknown=UnknownMetrics(
+                auroc=0.9,
+                false_reject_rate=0.05,
+                detection_rate=0.7,
+                per_label=tuple(LeftOut(label=one, auroc=0.9) for one in small.manifest.labels),
+            ),
+            candidates=(CANDIDATE, replace(CANDIDATE, head="ridge", chosen=False)),
+        ),
+        parent=Parent(manifest=replace(older.manifest, revision=1), metrics=older.metrics),
+        making=Making(
+            command="topwork-train fit photos",
+            findings=(
+                finding,
+                replace(finding, kind="unreadable", severity="error", message="one is torn"),
+                replace(finding, kind="copies", severity="note", message="three are alike"),
+            ),
+            backbones=(
+                TRIED,
+                replace(TRIED, name="large", chosen=False, error="no weights"),
+            ),
+            notes=("The fine-tuned backbone was not taken.",),
+        ),
+    )
+
+
+def manifest(labels: tuple[str, ...], images: int) -> Manifest:
+    """Return the manifest of a second revision."""
+    return Manifest(
+        model="flowers",
+        revision=2,
+        parent=0,
+        labels=labels,
+        backbone=DIGEST,
+        backbone_info=DIGEST,
+        head=DIGEST,
+        metrics=DIGEST,
+        report="",
+        exemplars=(DIGEST,),
+        data_digest=DIGEST,
+        images=images,
+        seed=0,
+        recipe=Recipe(),
+        chosen=ChosenHead(
+            kind="logistic",
+            normalisation="l2",
+            strength=30.0,
+            temperature=0.9,
+            unknown_threshold=None,
+        ),
+        precision_gate=None,
+        operation="",
+        created=datetime(2026, 3, 1, 14, 5, 9, tzinfo=UTC),
+        versions={"topwork": "0.1.0"},
+    )
+
+
+BACKBONE = BackboneInfo(
+    name="tiny",
+    identity="tiny:1",
+    digest=DIGEST,
+    preprocess=PreprocessSpec(resize=16, crop=16),
+    width=16,
+    precision="fp32",
+    licence="Apache-2.0",
+    source="tests",
+    weights_digest=DIGEST,
+    parity_error=2e-6,
+    versions={},
+)
+CANDIDATE = Candidate(
+    head="logistic",
+    normalisation="sqrt_l2",
+    strength=30.0,
+    accuracy=0.9,
+    log_loss=0.3,
+    chosen=True,
+)
+TRIED = RankedBackbone(
+    name="tiny",
+    image_size=16,
+    views=1,
+    accuracy=0.9,
+    accuracy_low=0.85,
+    accuracy_high=0.94,
+    knn_accuracy=0.8,
+    milliseconds=1.5,
+    megabytes=0.1,
+    width=16,
+    licence="Apache-2.0",
+    chosen=True,
+)

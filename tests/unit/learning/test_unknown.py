@@ -1,0 +1,167 @@
+"""What was never taught is called unknown, and what was taught seldom is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from topwork.bundle.exemplars import Exemplars, make
+from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.learning import unknown
+from topwork.learning.learn import Learned, learn
+from topwork.learning.unknown import FALSE_REJECTS, auroc
+
+SEEDED = settings(derandomize=True, database=None, deadline=None)
+Floats = NDArray[np.float32]
+WIDTH = 40
+
+
+def cluster(number: int, count: int, *, seed: int = 0, spread: float = 0.5) -> Floats:
+    """Return embeddings, non-negative, around the centre of a class."""
+    centre = np.abs(np.random.default_rng([7, number]).normal(size=WIDTH))
+    noise = np.random.default_rng([seed, number]).normal(size=(count, WIDTH))
+    return np.abs(centre + spread * noise).astype(np.float32)
+
+
+def taught(counts: list[int], *, seen: int = 0) -> Exemplars:
+    """Return exemplars of classes 0, 1, ...; the first ``seen`` of each were seen."""
+    rng = np.random.default_rng(3)
+    rows = sum(counts)
+    prints = rng.integers(0, 256, (2, rows, 32), dtype=np.uint8)
+    return make(
+        np.concatenate([cluster(number, count) for number, count in enumerate(counts)]),
+        prints[0],
+        prints[1],
+        [f"c{number:02}" for number, count in enumerate(counts) for _ in range(count)],
+        seen=np.concatenate([np.arange(count) < seen for count in counts]),
+    )
+
+
+def shares(learned: Learned, *images: Floats) -> list[float]:
+    """Return the share of each batch that is called unknown."""
+    assert learned.head.unknown is not None
+    limit = learned.head.unknown.threshold
+    return [float((learned.head.unknown_probabilities(one) >= limit).mean()) for one in images]
+
+
+@settings(SEEDED, max_examples=100)
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=60),
+    st.lists(st.integers(0, 9), min_size=1, max_size=60),
+)
+def test_the_area_is_scikit_learns(known: list[int], strange: list[int]) -> None:
+    """The area under the curve is scikit-learn's, with ties, of which there are many."""
+    truth = [0] * len(known) + [1] * len(strange)
+    want = roc_auc_score(truth, known + strange)
+    assert auroc(np.array(known) / 9, np.array(strange) / 9) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("kind", ["nearest_mean", "ridge", "logistic", "kernel", "fourier"])
+def test_a_class_that_was_never_taught_is_unknown(kind: HeadKind) -> None:
+    """It is called so far more often than new images of known classes, which seldom are."""
+    learned = learn(taught([60] * 4), seed=0, recipe=Recipe(head=kind))
+    known = np.concatenate([cluster(number, 200, seed=9) for number in range(4)])
+    rejected, detected = shares(learned, known, cluster(4, 200))
+    assert rejected < 2.5 * FALSE_REJECTS
+    assert detected > 0.6
+
+
+def test_about_one_in_twenty_known_images_is_rejected() -> None:
+    """The threshold keeps its promise on new images, and the metric says the same."""
+    learned = learn(taught([150] * 4), seed=0)
+    (rejected,) = shares(
+        learned, np.concatenate([cluster(number, 500, seed=9) for number in range(4)])
+    )
+    assert learned.metrics.unknown is not None
+    assert 0.02 < rejected < 0.09
+    assert 0.02 < learned.metrics.unknown.false_reject_rate < 0.09
+
+
+@pytest.mark.parametrize("kind", ["nearest_mean", "ridge", "logistic", "kernel", "fourier"])
+@pytest.mark.parametrize("normalisation", ["l2", "none"])
+def test_what_lies_far_is_unknown(kind: HeadKind, normalisation: Normalisation) -> None:
+    """Random directions are, and a known image ten times as long where length counts."""
+    recipe = Recipe(head=kind, normalisation=normalisation)
+    learned = learn(taught([60] * 4), seed=0, recipe=recipe)
+    random = np.random.default_rng(0).normal(size=(100, WIDTH)).astype(np.float32)
+    assert shares(learned, random)[0] > 0.95
+    longer = shares(learned, 10 * cluster(0, 100, seed=9))[0]
+    if normalisation == "none":
+        assert longer == 1
+    else:
+        assert longer < 0.2  # length was taken out: it is the same image
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("counts", [[5, 5, 5], [40, 40], [6] * 12])
+def test_no_sign_points_the_wrong_way(counts: list[int], seed: int) -> None:
+    """More distance is never more known, and a higher logit never more unknown."""
+    found = learn(taught(counts), seed=seed, recipe=Recipe(normalisation="l2")).head.unknown
+    assert found is not None
+    assert found.logit_weight <= 0
+    assert found.distance_weight >= 0
+    assert 0 < found.threshold < 1.001
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_sign_that_points_the_wrong_way_is_left_out(wrong: int) -> None:
+    """Where left-out images happen to look more known by one sign, the other decides alone."""
+    rng = np.random.default_rng(0)
+    shift = np.ones(2)
+    shift[wrong] = -1
+    known = rng.normal(size=(200, 2))
+    trials = [unknown._Trial(known=known, left_out={0: rng.normal(size=(200, 2)) + shift})]
+    weights, bias = unknown._weigh(trials)
+    assert weights[wrong] == 0
+    assert weights[1 - wrong] > 0.5
+    alone = known[:, 1 - wrong] * weights[1 - wrong] + bias
+    assert (1 / (1 + np.exp(-alone))).mean() < 0.5
+
+
+def test_one_class_cannot_be_left_out() -> None:
+    """With a single class nothing can be tried, so nothing is told."""
+    learned = learn(taught([30]), seed=0)
+    assert learned.head.unknown is None
+    assert learned.metrics.unknown is None
+
+
+@pytest.mark.parametrize("classes", [2, 12, 25])
+def test_any_number_of_classes_is_tried(classes: int) -> None:
+    """Two classes, or more than there are groups: each is left out once, in label order."""
+    made = taught([20] * classes)
+    learned = learn(made, seed=0, recipe=Recipe(head="ridge"))
+    found = learned.metrics.unknown
+    assert found is not None
+    assert tuple(one.label for one in found.per_label) == made.labels
+    assert found.auroc == pytest.approx(np.mean([one.auroc for one in found.per_label]))
+    assert found.auroc > 0.8
+    assert shares(learned, cluster(40, 100))[0] > 0.6
+
+
+def test_a_class_with_one_judged_image_is_tried() -> None:
+    """A class of which the backbone saw all images but one counts as any other."""
+    made = taught([30, 30, 5], seen=4)
+    found = learn(made, seed=0).metrics.unknown
+    assert found is not None
+    assert [one.label for one in found.per_label] == ["c00", "c01", "c02"]
+
+
+def test_a_class_that_was_seen_whole_is_not_tried() -> None:
+    """Images that the backbone was tuned on would look known to it."""
+    made = taught([30, 30, 5], seen=5)
+    learned = learn(made, seed=0)
+    assert learned.metrics.unknown is not None
+    assert [one.label for one in learned.metrics.unknown.per_label] == ["c00", "c01"]
+    assert len(learned.judged.rows) == 50
+
+
+def test_images_that_are_all_alike_are_not_unknown() -> None:
+    """Where all known images have one embedding, that embedding is known."""
+    made = taught([30, 30])
+    made.embeddings[:] = made.embeddings[0]
+    learned = learn(made, seed=0)
+    assert shares(learned, made.embeddings) == [0]

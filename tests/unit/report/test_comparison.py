@@ -1,0 +1,79 @@
+"""Before and after are compared on what both know."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.reports import content
+
+from topwork.bundle.metrics import Metrics, evaluate
+from topwork.report.comparison import SHOWN, Comparison, compare
+from topwork.report.content import Parent
+
+
+def test_a_revision_without_parent_is_compared_with_nothing() -> None:
+    """There is no comparison where there is no parent."""
+    assert compare(content()) is None
+
+
+def test_labels_that_came_and_went_are_named() -> None:
+    """Added, removed and common labels are told apart."""
+    found = _compare({"a": (9, 10), "b": (9, 10)}, {"b": (9, 10), "c": (9, 10)})
+    assert (found.added, found.removed, found.common) == (("c",), ("a",), ("b",))
+
+
+def test_accuracy_is_compared_on_common_labels() -> None:
+    """Images of a label that only one revision knows do not count."""
+    found = _compare({"a": (90, 100), "b": (0, 50)}, {"a": (80, 100), "c": (0, 50)})
+    assert found.accuracy is not None
+    assert found.accuracy.before.value == pytest.approx(0.9)
+    assert found.accuracy.after.value == pytest.approx(0.8)
+
+
+def test_nothing_in_common_is_no_change() -> None:
+    """Revisions without a common label have no change of accuracy, not one of 0."""
+    found = _compare({"a": (9, 10), "b": (9, 10)}, {"c": (9, 10), "d": (9, 10)})
+    assert found.accuracy is None
+    assert found.rows == ()
+
+
+def test_the_largest_changes_come_first() -> None:
+    """Rows are ordered by the size of the change, up or down, and counted where it is real."""
+    before = {"a": (50, 100), "b": (90, 100), "c": (70, 100)}
+    after = {"a": (51, 100), "b": (60, 100), "c": (95, 100)}
+    found = _compare(before, after)
+    assert [row.label for row in found.rows] == ["b", "c", "a"]
+    assert (found.worse, found.better) == (1, 1)
+
+
+def test_many_labels_are_folded() -> None:
+    """Of very many labels those that changed most are shown; none is lost."""
+    labels = {f"label {index:02}": (index, 100) for index in range(60)}
+    found = _compare(labels, {label: (50, 100) for label in labels})
+    assert len(found.rows) == SHOWN
+    assert {row.label for row in (*found.rows, *found.folded)} == set(labels)
+
+
+def _compare(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> Comparison:
+    """Compare revisions given as right images and images of each label."""
+    made = content(tuple(after), images=1)
+    parent = content(tuple(before), images=1)
+    found = compare(
+        replace(
+            made,
+            metrics=_metrics(after),
+            parent=Parent(manifest=parent.manifest, metrics=_metrics(before)),
+        )
+    )
+    assert found is not None
+    return found
+
+
+def _metrics(labels: dict[str, tuple[int, int]]) -> Metrics:
+    targets, called = [], []
+    for index, (right, images) in enumerate(labels.values()):
+        targets += [index] * images
+        called += [index] * right + [(index + 1) % len(labels)] * (images - right)
+    return evaluate(np.array(targets), np.eye(len(labels))[called], tuple(labels), folds=5)

@@ -1,0 +1,75 @@
+"""The projection finds what sets classes apart, not what varies most."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.neighbors import KNeighborsClassifier
+
+from topwork.report.projection import project
+
+
+def test_classes_are_found_below_larger_variance() -> None:
+    """Classes that differ little, beside much that says nothing of them, lie apart."""
+    embeddings, targets = _cloud(classes=3, images=100, gap=3.0)
+    noise = np.random.default_rng(1).normal(0, 5, (300, 3)).astype(np.float32)
+    spread = np.column_stack([embeddings, noise])
+    spread = np.column_stack([spread, np.full(300, 40, dtype=np.float32)])  # near one length
+    assert _apart(project(spread, targets).places, targets) > 0.95
+
+
+def test_chance_makes_no_classes() -> None:
+    """Labels drawn at random stay mixed, even with more dimensions than images."""
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(400, 800)).astype(np.float32)
+    targets = rng.integers(0, 2, 400)
+    halves = project(embeddings, targets).places[:, 0]
+    gap = halves[targets == 0].mean() - halves[targets == 1].mean()
+    assert abs(gap) < 6 * halves.std()
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 60])
+def test_any_number_of_classes_has_a_place(classes: int) -> None:
+    """There are always two coordinates, all finite, and no more is shown than there is."""
+    found = project(*_cloud(classes=classes, images=5, gap=2.0))
+    assert found.places.shape == (5 * classes, 2)
+    assert np.isfinite(found.places).all()
+    assert 0 <= found.shown <= 1
+
+
+def test_two_classes_use_both_directions() -> None:
+    """Of two classes, the second direction shows how images of one class differ."""
+    found = project(*_cloud(classes=2, images=50, gap=2.0))
+    assert (found.places.std(axis=0) > 0.1).all()
+    assert found.shown == pytest.approx(1)
+
+
+def test_equal_embeddings_are_one_place() -> None:
+    """Images that the backbone cannot tell apart at all do no harm."""
+    found = project(np.ones((6, 4), dtype=np.float32), np.array([0, 0, 1, 1, 2, 2]))
+    assert np.abs(found.places).max() < 1e-6
+    assert found.shown == 0
+
+
+def test_a_map_is_not_turned_over() -> None:
+    """The furthest image is right, and above, whatever signs a decomposition chose."""
+    places = project(*_cloud(classes=4, images=20, gap=2.0)).places
+    furthest = np.abs(places).argmax(axis=0)
+    assert (places[furthest, [0, 1]] > 0).all()
+
+
+def _cloud(
+    *, classes: int, images: int, gap: float
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return embeddings (N, 12) around class centres, and their classes."""
+    rng = np.random.default_rng(classes)
+    targets = np.repeat(np.arange(classes), images)
+    centres = rng.normal(0, gap, (classes, 12))
+    return (centres[targets] + rng.normal(0, 1, (len(targets), 12))).astype(np.float32), targets
+
+
+def _apart(places: NDArray[np.float64], targets: NDArray[np.int64]) -> float:
+    """Return the accuracy of the nearest neighbours, half of the images against the others."""
+    neighbours = KNeighborsClassifier(5).fit(places[::2], targets[::2])
+    return float(neighbours.score(places[1::2], targets[1::2]))

@@ -1,0 +1,363 @@
+"""The audit of folders, with a tiny stand-in for the default backbone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image, ImageFile
+from support import pictures, tiny
+
+from topwork.bundle.findings import Finding
+from topwork.bundle.preprocess import PreprocessSpec
+from topwork.bundle.store import Repository
+from topwork.engine.embed import Skipped
+from topwork.errors import InvalidInput
+from topwork_trainer import backbones
+from topwork_trainer.audit import Audit, AuditConfig, audit, audit_files, require_clean
+from topwork_trainer.backbones import Choice
+from topwork_trainer.cli.audit import audit as command
+from topwork_trainer.data import scan
+
+LABELS = ("amber", "blue", "crimson")
+SPEC = PreprocessSpec(resize=16, crop=16)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Return a repository in which the tiny backbone passes for the default one."""
+    made = Repository(tmp_path / "repository")
+    model = tiny.backbone_model()
+    identity = Choice(name=backbones.DEFAULT).identity()
+    made.put_backbone(model, replace(tiny.backbone_info(model), identity=identity))
+    return made.root
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Return folders of 40 pictures each."""
+    for label in LABELS:
+        folder = tmp_path / "data" / label
+        folder.mkdir(parents=True)
+        for index, content in enumerate(pictures.pictures(label, 40)):
+            (folder / f"{index:02d}.png").write_bytes(content)
+    return tmp_path / "data"
+
+
+def _audit(data: Path, repository: Path, classes: Sequence[str] | None = None) -> Audit:
+    return audit(AuditConfig(data=data, repository=repository, classes=classes), lambda *_: None)
+
+
+def _files(data: Path, skipped: Sequence[Skipped] = ()) -> list[Finding]:
+    return audit_files(data, scan(data), skipped, SPEC)
+
+
+def _only(findings: Sequence[Finding]) -> Finding:
+    (found,) = findings
+    return found
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(one) for one in arguments])
+
+
+# Whole folders
+
+
+def test_clean_folders_have_no_findings(repository: Path, data: Path) -> None:
+    """The images are counted, and that is all."""
+    audited = _audit(data, repository)
+    assert audited.counts == dict.fromkeys(LABELS, 40)
+    assert audited.findings == ()
+
+
+def test_every_kind_of_bad_file_is_an_error(repository: Path, data: Path) -> None:
+    """A text, a cut-off picture and a huge one are named; the audit goes on with the rest."""
+    (data / "amber" / "notes.txt").write_text("no picture")
+    whole = (data / "blue" / "00.png").read_bytes()
+    (data / "blue" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("1", (9000, 9000)).save(data / "blue" / "huge.png")
+    audited = _audit(data, repository)
+    assert [(one.kind, one.severity, one.images) for one in audited.findings] == [
+        ("unreadable", "error", ("amber/notes.txt",)),
+        ("unreadable", "error", ("blue/cut.png",)),
+        ("too_large", "error", ("blue/huge.png",)),
+    ]
+    assert audited.counts == dict.fromkeys(LABELS, 40)
+
+
+def test_copies_are_told_by_label(repository: Path, data: Path) -> None:
+    """A copy within its label is a note; one under another label is a warning."""
+    content = (data / "amber" / "00.png").read_bytes()
+    (data / "amber" / "copy.png").write_bytes(content)
+    (data / "crimson" / "copy.png").write_bytes(content)
+    findings = {one.kind: one for one in _audit(data, repository).findings}
+    assert findings["exact_duplicate"].severity == "note"
+    assert findings["exact_duplicate"].images == ("amber/copy.png",)
+    assert findings["several_labels"].severity == "warning"
+    assert findings["several_labels"].images == ("amber/00.png", "crimson/copy.png")
+
+
+def test_a_wrong_label_is_suspected(repository: Path, data: Path) -> None:
+    """A blue picture among the amber ones is found, with what it looks like."""
+    (data / "amber" / "wrong.png").write_bytes(pictures.picture("blue", 77))
+    found = _only(_audit(data, repository).findings)
+    assert (found.kind, found.images) == ("suspected_label", ("amber/wrong.png",))
+    assert found.labels == ("amber", "blue")
+
+
+def test_a_class_with_too_few_images_hides_nothing(repository: Path, data: Path) -> None:
+    """A class of three and an empty one are errors, beside what is wrong with other files."""
+    for index in range(3, 40):
+        (data / "amber" / f"{index:02d}.png").unlink()
+    (data / "empty").mkdir()
+    (data / "blue" / "notes.txt").write_text("no picture")
+    audited = _audit(data, repository)
+    errors = [(one.kind, one.labels) for one in audited.findings if one.severity == "error"]
+    assert errors == [
+        ("too_few_images", ("empty",)),
+        ("unreadable", ("blue",)),
+        ("too_few_images", ("amber",)),
+    ]
+    assert audited.counts == {"amber": 3, "blue": 40, "crimson": 40, "empty": 0}
+
+
+def test_one_image_of_a_class_does_not_stop_the_audit(repository: Path, data: Path) -> None:
+    """A class of one image can be learnt from as little as one of none; it is said."""
+    for index in range(1, 40):
+        (data / "amber" / f"{index:02d}.png").unlink()
+    audited = _audit(data, repository)
+    assert [one.kind for one in audited.findings if one.severity == "error"] == ["too_few_images"]
+
+
+def test_no_usable_image_is_no_crash(repository: Path, data: Path) -> None:
+    """Where nothing can be decoded each file is an error."""
+    for file in data.rglob("*.png"):
+        file.write_bytes(b"")
+    audited = _audit(data, repository)
+    assert audited.counts == dict.fromkeys(LABELS, 0)
+    kinds = {one.kind for one in audited.findings}
+    assert kinds == {"unreadable", "too_few_images"}
+    assert len(audited.findings) == 123
+
+
+def test_one_class_is_an_error_and_not_a_traceback(repository: Path, data: Path) -> None:
+    """What no fit could start from is a finding."""
+    found = _only(_audit(data, repository, ["amber"]).findings)
+    assert (found.kind, found.severity) == ("unusable_folder", "error")
+    assert "1 classes (amber)" in found.message
+
+
+def test_no_such_folder_is_an_error(repository: Path, tmp_path: Path) -> None:
+    """So is a folder that is not there."""
+    found = _only(_audit(tmp_path / "nowhere", repository).findings)
+    assert (found.kind, found.severity) == ("unusable_folder", "error")
+    assert "nowhere" in found.message
+
+
+def test_the_gravest_come_first(repository: Path, data: Path) -> None:
+    """Errors, then warnings, then notes; twice the same."""
+    (data / "amber" / "notes.txt").write_text("no picture")
+    (data / "amber" / "small.png").write_bytes(pictures.picture("amber", 50, size=(7, 6)))
+    (data / "amber" / "long.png").write_bytes(pictures.picture("amber", 51, size=(120, 30)))
+    audited = _audit(data, repository)
+    assert [one.severity for one in audited.findings] == ["error", "warning", "note"]
+    assert _audit(data, repository) == audited
+
+
+# Headers
+
+
+def test_small_images_are_told_by_how_much_they_are_enlarged(data: Path) -> None:
+    """Twice is a warning, less is a note, none is nothing; the smallest is named."""
+    for name, short in (("a", 8), ("b", 5), ("c", 9), ("d", 16)):
+        picture = pictures.picture("amber", 60, size=(short, short))
+        (data / "amber" / f"{name}.png").write_bytes(picture)
+    tiny_ones, enlarged = _files(data)
+    assert (tiny_ones.kind, tiny_ones.severity) == ("tiny", "warning")
+    assert tiny_ones.images == ("amber/a.png", "amber/b.png")
+    assert "2 of 124 images" in tiny_ones.message
+    assert "amber/b.png only 5: it is enlarged 3.2 times" in tiny_ones.message
+    assert (enlarged.kind, enlarged.severity) == ("enlarged", "note")
+    assert enlarged.images == ("amber/c.png",)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff", "gif"])
+def test_pixels_are_not_looked_at(data: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is decoded for its header, of whatever format."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(data / "blue" / f"noise.{kind}")
+
+    def load(image: Image.Image) -> None:
+        raise AssertionError(f"{image.format} is decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert _files(data) == []
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
+def test_turned_images_are_noted(data: Path, kind: str) -> None:
+    """An EXIF orientation of 6 is handled, and said, in every format that has one."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 32)).save(data / "blue" / f"turned.{kind}", exif=exif)
+    exif[0x0112] = 1
+    Image.new("RGB", (40, 32)).save(data / "blue" / f"upright.{kind}", exif=exif)
+    found = _only(_files(data))
+    assert (found.kind, found.severity) == ("turned", "note")
+    assert found.images == (f"blue/turned.{kind}",)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16"])
+def test_greyscale_among_colour_is_noted(data: Path, mode: str) -> None:
+    """Every mode without colour counts."""
+    Image.new(mode, (40, 32)).save(data / "blue" / "grey.png")
+    found = _only(_files(data))
+    assert (found.kind, found.severity, found.images) == ("greyscale", "note", ("blue/grey.png",))
+
+
+def test_greyscale_alone_is_nothing_to_note(tmp_path: Path) -> None:
+    """X-rays are all grey."""
+    for label in LABELS:
+        (tmp_path / label).mkdir()
+        for index in range(5):
+            Image.new("L", (40, 32), index).save(tmp_path / label / f"{index}.png")
+    assert _files(tmp_path) == []
+
+
+def test_long_images_are_noted_with_what_is_left_of_them(data: Path) -> None:
+    """Of a strip of 4 to 1 the central square is a quarter."""
+    Image.new("RGB", (160, 40)).save(data / "blue" / "long.png")
+    Image.new("RGB", (40, 79)).save(data / "blue" / "high.png")
+    found = _only(_files(data))
+    assert (found.kind, found.severity, found.images) == ("elongated", "note", ("blue/long.png",))
+    assert "down to 25 %" in found.message
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
+def test_animations_are_noted(data: Path, kind: str) -> None:
+    """Of several frames only the first is used."""
+    frames = [Image.new("RGB", (40, 32), colour) for colour in ("red", "green", "blue")]
+    file = data / "blue" / f"moving.{kind}"
+    frames[0].save(file, save_all=True, append_images=frames[1:])
+    found = _only(_files(data))
+    assert (found.kind, found.severity) == ("animated", "note")
+    assert found.images == (f"blue/moving.{kind}",)
+
+
+def test_previews_in_a_jpeg_are_no_animation(data: Path) -> None:
+    """Phones put a second picture behind the first (MPO)."""
+    frames = [Image.new("RGB", (40, 32), colour) for colour in ("red", "green")]
+    frames[0].save(data / "blue" / "phone.jpg", "MPO", save_all=True, append_images=frames[1:])
+    assert _files(data) == []
+
+
+def test_a_file_that_disappears_is_a_finding(data: Path) -> None:
+    """What was there when it was embedded may be gone now."""
+    sources = scan(data)
+    (data / "blue" / "07.png").unlink()
+    found = _only(audit_files(data, sources, [], SPEC))
+    assert (found.kind, found.severity, found.images) == ("unreadable", "error", ("blue/07.png",))
+    assert "can no longer be read" in found.message
+
+
+def test_what_pillow_does_not_know_is_left_out_of_headers(data: Path) -> None:
+    """A usable file of another format has no such header and no finding."""
+    (data / "blue" / "scan.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 64)
+    assert _files(data) == []
+
+
+def test_skipped_files_are_not_opened_again(data: Path) -> None:
+    """What was left out is said once."""
+    (data / "blue" / "07.png").unlink()
+    (data / "blue" / "07.png").symlink_to(data / "blue" / "08.png")
+    sources = scan(data)
+    (data / "blue" / "07.png").unlink()
+    skipped = Skipped(name="blue/07.png", label="blue", reason="IMAGE_UNREADABLE", message="gone")
+    found = _only(audit_files(data, sources, [skipped], SPEC))
+    assert found.message == "blue/07.png was left out: gone"
+
+
+# Strictness and the command
+
+
+def _finding(severity: str, message: str) -> Finding:
+    return Finding(kind="some", severity=severity, message=message, images=(), labels=())  # type: ignore[arg-type]  # test values
+
+
+def test_require_clean_names_the_gravest() -> None:
+    """The error says how many there are and the first three, errors before warnings."""
+    findings = [_finding("note", "n"), *(_finding("warning", f"w{i}") for i in range(4))]
+    findings.append(_finding("error", "e"))
+    with pytest.raises(InvalidInput, match="errors: 1, warnings: 4: e; w0; w1; and 2 more") as told:
+        require_clean(findings)
+    assert told.value.reason == "AUDIT_FAILED"
+
+
+def test_require_clean_lets_notes_pass() -> None:
+    """Notes need nothing to be done."""
+    require_clean([_finding("note", "n")])
+
+
+def test_the_command_prints_one_json_object(repository: Path, data: Path) -> None:
+    """With --json all names are there, however many."""
+    for index in range(12):
+        content = (data / "blue" / f"{index:02d}.png").read_bytes()
+        (data / "blue" / f"copy-{index}.png").write_bytes(content)
+    result = _run(data, "--repository", repository, "--json")
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    assert told["images"] == 120
+    assert told["classes"] == dict.fromkeys(LABELS, 40)
+    (found,) = told["findings"]
+    assert found["kind"] == "exact_duplicate"
+    assert len(found["images"]) == 12
+    assert found["labels"] == ["blue"]
+
+
+def test_the_command_shows_ten_names(repository: Path, data: Path) -> None:
+    """Without --json a long list is cut, and says so."""
+    for index in range(12):
+        content = (data / "blue" / f"{index:02d}.png").read_bytes()
+        (data / "blue" / f"copy-{index}.png").write_bytes(content)
+        (data / "amber" / f"bad-{index:02d}.jpg").write_bytes(b"[bold]no picture[/]")
+    result = _run(data, "--repository", repository)
+    assert result.exit_code == 0
+    assert "error amber/bad-09.jpg was left out" in result.stdout
+    assert "bad-10" not in result.stdout
+    assert "and 2 more of the kind unreadable" in result.stdout
+    assert "note 12 of the files labelled 'blue'" in result.stdout
+    assert result.stdout.count("    blue/copy-") == 10
+    assert "    and 2 more" in result.stdout
+
+
+@pytest.mark.parametrize(("severity", "status"), [("error", 1), ("warning", 1), ("note", 0)])
+def test_strict_fails_for_errors_and_warnings(
+    repository: Path, data: Path, severity: str, status: int
+) -> None:
+    """A note passes."""
+    sizes = {"error": (0, 0), "warning": (4, 4), "note": (10, 10)}
+    width, height = sizes[severity]
+    content = pictures.picture("amber", 60, size=(width, height)) if width else b""
+    (data / "amber" / "odd.png").write_bytes(content)
+    result = _run(data, "--repository", repository, "--strict")
+    assert f"{severity} " in result.stdout
+    assert result.exit_code == status
+    assert _run(data, "--repository", repository).exit_code == 0
+
+
+# Real photos
+
+
+@pytest.mark.photos
+def test_headers_of_real_photos_read_without_findings_of_damage(flower_photos: Path) -> None:
+    """Photos as cameras make them: some are enlarged a little, none is unreadable."""
+    sources = scan(flower_photos)
+    findings = audit_files(flower_photos, sources, [], replace(SPEC, resize=224, crop=224))
+    assert {one.kind for one in findings} == {"enlarged", "elongated"}
+    assert all(len(one.images) < len(sources) / 2 for one in findings)

@@ -1,0 +1,123 @@
+"""Every parameter is in one stage, and stages count from the output side."""
+
+import pytest
+import torch
+from torch import nn
+
+from topwork.errors import InvalidInput
+from topwork_trainer import torchvision_import
+from topwork_trainer.efficientnet_lite import EfficientNetLite
+from topwork_trainer.joined import Joined
+from topwork_trainer.stages import parse, stages
+
+LITE = ("head", *(f"stage {number}" for number in range(7, 0, -1)), "stem")
+
+
+@pytest.mark.parametrize(("width", "depth"), [(1.0, 1.0), (1.0, 1.1), (1.1, 1.2)])
+def test_a_lite_has_the_stages_of_its_table(width: float, depth: float) -> None:
+    """Whatever the scaling, an EfficientNet-Lite has a stem, seven stages and a head."""
+    with torch.device("meta"):
+        module = EfficientNetLite(width=width, depth=depth)
+    assert tuple(stage.name for stage in stages(module)) == LITE
+
+
+def test_a_block_lies_in_its_stage() -> None:
+    """Of Lite0's 16 blocks the last is stage 7, and the four before it are stage 6."""
+    with torch.device("meta"):
+        by_name = {stage.name: stage for stage in stages(EfficientNetLite(width=1.0, depth=1.0))}
+    blocks = {
+        name: sorted({int(p.split(".")[1]) for p in stage.parameters if p.startswith("_blocks.")})
+        for name, stage in by_name.items()
+    }
+    assert blocks["stage 7"] == [15]
+    assert blocks["stage 6"] == [11, 12, 13, 14]
+    assert blocks["stem"] == blocks["head"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "top", "bottom", "count"),
+    [
+        ("resnet18", "layer4", "conv1", 5),
+        ("mobilenet_v3_small", "classifier", "features.0", 14),
+        ("efficientnet_b0", "features.8", "features.0", 9),
+        ("convnext_tiny", "features.7", "features.0", 8),
+        ("regnet_y_400mf", "trunk_output.block4", "stem", 5),
+        ("vit_b_32", "encoder.layers.encoder_layer_11", "conv_proj", 13),
+        ("densenet121", "features.denseblock4", "features.conv0", 8),
+        ("vgg11_bn", "classifier", "features.0", 9),
+    ],
+)
+def test_networks_of_torchvision_have_their_authors_stages(
+    name: str, top: str, bottom: str, count: int
+) -> None:
+    """Each parameter of a torchvision network is in one stage, and the order is right."""
+    with torch.device("meta") if name != "regnet_y_400mf" else torch.device("cpu"):
+        module = torchvision_import.build(name)
+    cut(module)
+    found = stages(module)
+    assert (found[0].name, found[-1].name, len(found)) == (top, bottom, count)
+    owned = sorted(parameter for stage in found for parameter in stage.parameters)
+    assert owned == sorted(parameter for parameter, _ in module.named_parameters())
+    assert sum(stage.size for stage in found) == sum(p.numel() for p in module.parameters())
+
+
+def cut(module: nn.Module) -> None:
+    """Take out the last layer, as a backbone has none."""
+    *_, last = (name for name, m in module.named_modules() if isinstance(m, nn.Linear))
+    module.set_submodule(last, nn.Identity())
+
+
+def test_the_tokens_of_a_transformer_belong_to_its_input() -> None:
+    """Class token and position embedding are thawed last, with the patches' projection."""
+    with torch.device("meta"):
+        *_, stem = stages(torchvision_import.build("vit_b_32"))
+    assert {"class_token", "encoder.pos_embedding"} <= set(stem.parameters)
+
+
+def test_a_norm_belongs_to_the_layer_below_it() -> None:
+    """A normalisation that stands alone is no stage."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Linear(4, 2))
+    assert [stage.parameters for stage in stages(module)] == [
+        ("3.weight", "3.bias"),
+        ("0.weight", "0.bias", "1.weight", "1.bias"),
+    ]
+
+
+def test_a_shared_parameter_is_in_one_stage() -> None:
+    """Two layers with one weight: it is thawed with the one nearer to the input."""
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    module[1].weight = module[0].weight
+    assert [stage.parameters for stage in stages(module)] == [("0.weight", "0.bias", "1.bias")]
+
+
+def test_joined_backbones_are_thawed_side_by_side() -> None:
+    """The k-th stage of joined backbones is the k-th of each part that has so many."""
+    small, large = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    zero, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    joined = Joined([(small, zero, one), (large, zero, one)])
+    upper, lower = stages(joined)
+    assert (upper.name, lower.name) == ("0 + 1", "0")
+    assert upper.parameters == (
+        *("parts.0.module.0.weight", "parts.0.module.0.bias"),
+        *("parts.1.module.1.weight", "parts.1.module.1.bias"),
+    )
+    assert sorted(upper.parameters + lower.parameters) == sorted(dict(joined.named_parameters()))
+    assert upper.size + lower.size == sum(p.numel() for p in joined.parameters())
+
+
+@pytest.mark.parametrize(("text", "count"), [("none", 0), ("last:1", 1), ("last:9", 9), ("all", 9)])
+def test_what_is_thawed_is_counted_from_the_top(text: str, count: int) -> None:
+    """The three ways to say how much is thawed give a count of stages."""
+    with torch.device("meta"):
+        assert parse(text, stages(EfficientNetLite(width=1.0, depth=1.0))) == count
+
+
+@pytest.mark.parametrize("text", ["", "last", "last:0", "last:10", "last:-1", "last:²", "first:2"])
+def test_what_cannot_be_thawed_is_refused(text: str) -> None:
+    """The refusal names the field, what was asked for and what is possible."""
+    with torch.device("meta"):
+        available = stages(EfficientNetLite(width=1.0, depth=1.0))
+    with pytest.raises(InvalidInput, match=r"last:1 to last:9, .* head, stage 7,") as caught:
+        parse(text, available)
+    assert caught.value.field == "unfreeze"
+    assert repr(text) in str(caught.value)

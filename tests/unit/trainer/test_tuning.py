@@ -1,0 +1,85 @@
+"""The parts of a training step: rates, weights of classes, and blends of images."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from topwork.bundle.preprocess import PreprocessSpec
+from topwork_trainer.backbones import TorchBackbone
+from topwork_trainer.stages import stages
+from topwork_trainer.tuning import (
+    Classifier,
+    FinetuneConfig,
+    LinearHead,
+    _blend,
+    _class_weights,
+    _rate_factor,
+    _thaw,
+)
+
+
+def test_the_rate_rises_and_then_falls_to_nothing() -> None:
+    """A tenth of the steps it rises to 1, the rest it falls, at last to almost 0."""
+    factors = [_rate_factor(step, 100) for step in range(100)]
+    assert factors[:10] == pytest.approx([step / 10 for step in range(1, 11)])
+    assert all(earlier >= later for earlier, later in pairwise(factors[9:]))
+    assert 0 < factors[-1] < 0.001
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_even_the_shortest_training_has_a_rate(steps: int) -> None:
+    """One step is trained at the highest rate; there is no division by zero."""
+    assert _rate_factor(0, steps) == 1.0
+    assert all(0 < _rate_factor(step, steps) <= 1 for step in range(steps))
+
+
+def test_every_class_counts_the_same() -> None:
+    """The weights of all images of a class add up to the same; an absent class does no harm."""
+    targets = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 3])
+    weights = _class_weights(targets, 4)
+    sums = torch.zeros(4).index_add(0, targets, weights[targets])
+    assert sums[[0, 1, 3]].tolist() == pytest.approx([3, 3, 3])
+    assert weights.isfinite().all()
+
+
+def test_a_blend_keeps_a_share_and_takes_partners() -> None:
+    """Every image is partner of one; without mixup each image stays itself."""
+    share, partner = _blend(16, 0.2, np.random.default_rng(0))
+    assert 0 <= share <= 1
+    assert sorted(partner.tolist()) == list(range(16))
+    assert partner.tolist() != list(range(16))
+    whole, same = _blend(3, 0.0, np.random.default_rng(0))
+    assert (whole, same.tolist()) == (1.0, [0, 1, 2])
+
+
+def test_rates_fall_from_stage_to_stage_and_norms_do_not_decay() -> None:
+    """Each stage has the factor's share of the rate above it; only weights of layers decay."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    module.requires_grad_(False)
+    backbone = TorchBackbone(
+        name="small",
+        identity="small",
+        module=module,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        spec=PreprocessSpec(resize=8, crop=8),
+        width=2,
+        licence="none",
+        source="test",
+        weights_sha256="",
+    )
+    zeros = np.zeros((3, 2), dtype=np.float32)
+    model = Classifier(backbone, LinearHead(weights=zeros, bias=zeros[:, 0]))
+    config = FinetuneConfig(rate=1.0, head_rate=5.0, decay=0.5, weight_decay=0.1)
+    trained, groups = _thaw(model, stages(module), config)
+    assert [(group["peak"], group["weight_decay"]) for group in groups] == [
+        (5.0, 0.0),
+        *[(1.0, 0.1), (1.0, 0.0)],
+        *[(0.5, 0.1), (0.5, 0.0)],
+    ]
+    assert [len(group["params"]) for group in groups] == [2, 1, 1, 1, 3]
+    assert all(parameter.requires_grad for parameter in trained)
+    assert len(trained) == 2 + len(list(module.parameters()))

@@ -1,0 +1,112 @@
+"""One backbone tried on one set of photos: embedded, a head learnt on it, and judged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.bundle.exemplars import Exemplars
+from topwork.bundle.limits import DEFAULT_LIMITS
+from topwork.bundle.manifest import BackboneInfo
+from topwork.bundle.recipe import Recipe
+from topwork.bundle.store import Repository
+from topwork.engine.backend import open_session
+from topwork.engine.embed import Skipped, Source, embed
+from topwork.learning.learn import Learned, learn
+from topwork_trainer.cache import EmbeddingCache
+from topwork_trainer.data import check_counts
+from topwork_trainer.paired import Difference, paired
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with a stage's name, units done and in all (0: one step)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A backbone, and what was learnt on it."""
+
+    backbone: BackboneInfo
+    exemplars: Exemplars
+    learned: Learned
+    skipped: Sequence[Skipped]
+
+    def right(self) -> NDArray[np.bool_]:
+        """Return whether each judged exemplar was called right, (J,)."""
+        judged = self.learned.judged
+        called = judged.probabilities.argmax(axis=1)
+        return np.asarray(called == self.exemplars.targets[judged.rows])
+
+    def images(self) -> Sequence[bytes]:
+        """Return the image digest and label of each judged exemplar, as keys."""
+        made = self.exemplars
+        return [
+            made.digests[row].tobytes() + made.labels[made.targets[row]].encode()
+            for row in self.learned.judged.rows
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Photos and all else that attempts share."""
+
+    repository: Repository
+    sources: Sequence[Source]
+    recipe: Recipe
+    seed: int
+    cores: int
+    cache: EmbeddingCache | None
+    on_progress: OnProgress
+
+    def attempt(
+        self, info: BackboneInfo, *, seen: frozenset[str] = frozenset(), stage: str = "embed"
+    ) -> Attempt:
+        """Embed all photos with a stored backbone and learn a head.
+
+        ``seen`` names those that it was fine-tuned on. Raises InvalidInput if a class has too few
+        usable photos.
+        """
+        exemplars, skipped = self._embed(info, stage)
+        exemplars = replace(exemplars, seen=np.array([name in seen for name in exemplars.names]))
+        self.on_progress("solve", 0, 0)
+        learned = learn(exemplars, seed=self.seed, recipe=self.recipe, threads=self.cores)
+        return Attempt(backbone=info, exemplars=exemplars, learned=learned, skipped=skipped)
+
+    def _embed(self, info: BackboneInfo, stage: str) -> tuple[Exemplars, list[Skipped]]:
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            self.on_progress(stage, done, len(self.sources))
+
+        exemplars, skipped = embed(
+            self.sources,
+            open_session(self.repository.backbone_model(info.digest), output="embedding"),
+            info.preprocess,
+            cores=self.cores,
+            cache=self.cache.of(info) if self.cache else None,
+            on_image=count,
+        )
+        labels = sorted({source.label for source in self.sources})
+        counts = Counter(dict.fromkeys(labels, 0))
+        if exemplars is not None:
+            counts.update(dict(zip(exemplars.labels, exemplars.counts().tolist(), strict=True)))
+        check_counts(counts, labels, kind="usable images", limits=DEFAULT_LIMITS)
+        assert exemplars is not None, "check_counts refused an empty set"
+        return exemplars, skipped
+
+
+def compare(new: Attempt, old: Attempt) -> Difference:
+    """Return how much better ``new`` is on the images that both judged."""
+    before = dict(zip(old.images(), old.right(), strict=True))
+    pairs = [
+        (right, before[image])
+        for image, right in zip(new.images(), new.right(), strict=True)
+        if image in before
+    ]
+    both = np.array(pairs, dtype=bool).reshape(-1, 2)
+    return paired(both[:, 0], both[:, 1])

@@ -1,0 +1,233 @@
+"""Embeddings that were made before, so that nobody waits for them twice: one SQLite file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sqlite3
+import threading
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import PIL
+
+from topwork.bundle.files import locked
+from topwork.bundle.manifest import BackboneInfo
+from topwork.engine.backend import software_versions
+from topwork.engine.embed import Cache, Row
+
+FILE = "embeddings.sqlite"
+LIMIT_BYTES = 4 * 2**30
+"""Size above which the oldest rows go when the file is opened: 500,000 images of width 1280."""
+BATCH = 256
+"""Rows of one transaction: the most that a kill loses."""
+
+
+class EmbeddingCache:
+    """The cache in a directory, for as long as its ``with`` block lasts; any number of processes.
+
+    Nothing about it is an error: if the file cannot be opened or written, or turns out to be
+    damaged, a warning is logged and work goes on without. A damaged file or one of another kind is
+    set aside under a name that ends in ``.damaged``.
+    """
+
+    def __init__(self, directory: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._file = directory / FILE
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._batch: list[tuple[bytes, bytes, bytes]] = []
+
+    def __enter__(self) -> Self:
+        with self._lock:
+            try:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                self._open()
+            except (sqlite3.Error, OSError) as error:
+                self._give_up(error)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._write()
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def of(self, backbone: BackboneInfo) -> Cache:
+        """Return the part of one backbone, its preprocess spec and this version of the software.
+
+        Other versions may decode and compute a little differently.
+        """
+        depends = {
+            "digest": backbone.digest,
+            "preprocess": asdict(backbone.preprocess),
+            "versions": {**software_versions(), "pillow": PIL.__version__},
+        }
+        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).digest()
+        return _Part(self, key, backbone.width)
+
+    def get(self, backbone: bytes, content: bytes) -> bytes | None:
+        """Return what was put under these two keys."""
+        with self._lock:
+            if self._connection is None:
+                return None
+            try:
+                found = self._connection.execute(_GET, (backbone, content)).fetchone()
+            except sqlite3.Error as error:
+                self._give_up(error)
+                return None
+        return found[0] if found else None
+
+    def put(self, backbone: bytes, content: bytes, row: bytes) -> None:
+        """Keep ``row`` under these two keys, from the end of the batch on."""
+        with self._lock:
+            if self._connection is not None:
+                self._batch.append((backbone, content, row))
+                if len(self._batch) >= BATCH:
+                    self._write()
+
+    def _open(self) -> None:
+        with locked(self._file.with_suffix(".lock")):
+            try:
+                self._connection = _connect(self._file)
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                _set_aside(self._file, error)
+                self._connection = _connect(self._file)
+        _trim(self._connection, self._limit_bytes)
+
+    def _write(self) -> None:
+        batch, self._batch = self._batch, []
+        if self._connection is not None and batch:
+            try:
+                with self._connection:
+                    self._connection.executemany(_PUT, batch)
+            except sqlite3.Error as error:
+                self._give_up(error)
+
+    def _give_up(self, error: sqlite3.Error | OSError) -> None:
+        _LOG.warning("going on without the cache %s: %s", self._file, error)
+        connection, self._connection = self._connection, None
+        self._batch.clear()
+        if connection is not None:
+            connection.close()
+            if _is_damage(error):
+                try:
+                    with locked(self._file.with_suffix(".lock")):
+                        _set_aside(self._file, error)
+                except OSError as failed:
+                    _LOG.warning("it cannot be set aside: %s", failed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Implements Cache. A row is its sha256, image digest, fingerprint, embedding, thumbnail."""
+
+    cache: EmbeddingCache
+    backbone: bytes
+    width: int
+
+    def get(self, content: bytes) -> Row | None:
+        stored = self.cache.get(self.backbone, content)
+        # SQLite itself does not notice a flipped bit.
+        if not isinstance(stored, bytes) or hashlib.sha256(stored[32:]).digest() != stored[:32]:
+            return None
+        thumbnail = 96 + 4 * self.width
+        return Row(
+            digest=stored[32:64],
+            fingerprint=np.frombuffer(stored[64:96], dtype=np.uint8),
+            embedding=np.frombuffer(stored[96:thumbnail], dtype="<f4"),
+            thumbnail=stored[thumbnail:],
+        )
+
+    def put(self, content: bytes, row: Row) -> None:
+        assert row.embedding.shape == (self.width,), "backbone.json says another width"
+        fingerprint, embedding = row.fingerprint.tobytes(), row.embedding.astype("<f4").tobytes()
+        payload = row.digest + fingerprint + embedding + row.thumbnail
+        self.cache.put(self.backbone, content, hashlib.sha256(payload).digest() + payload)
+
+
+_LOG = logging.getLogger(__name__)
+_FORMAT = 1
+_CREATE = f"""
+CREATE TABLE rows (
+    id INTEGER PRIMARY KEY,
+    backbone BLOB NOT NULL,
+    content BLOB NOT NULL,
+    row BLOB NOT NULL,
+    UNIQUE (backbone, content)
+);
+PRAGMA application_id = 0x746F7077;
+PRAGMA user_version = {_FORMAT};
+"""
+_GET = "SELECT row FROM rows WHERE backbone = ? AND content = ?"
+_PUT = "INSERT OR REPLACE INTO rows (backbone, content, row) VALUES (?, ?, ?)"
+_OLDEST = """
+DELETE FROM rows WHERE id < (
+    SELECT id FROM rows ORDER BY id LIMIT 1 OFFSET (SELECT CAST(count(*) * ? AS INTEGER) FROM rows)
+)
+"""
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(file, timeout=10, check_same_thread=False)
+    try:
+        if _number(connection, "SELECT count(*) FROM sqlite_schema") == 0:
+            connection.executescript(_CREATE)
+        found = [_number(connection, f"PRAGMA {one}") for one in ("application_id", "user_version")]
+        if found != [0x746F7077, _FORMAT]:
+            raise _AnotherKindError(f"it is no cache of format {_FORMAT}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _trim(connection: sqlite3.Connection, limit_bytes: int) -> None:
+    pages, free, size = (
+        _number(connection, f"PRAGMA {one}")
+        for one in ("page_count", "freelist_count", "page_size")
+    )
+    used = (pages - free) * size
+    if used > limit_bytes:  # down to three quarters, so as not to do this every time
+        with connection:
+            connection.execute(_OLDEST, (1 - 0.75 * limit_bytes / used,))
+
+
+def _number(connection: sqlite3.Connection, query: str) -> int:
+    with closing(connection.execute(query)) as cursor:
+        return int(cursor.fetchone()[0])
+
+
+class _AnotherKindError(sqlite3.DatabaseError):
+    pass
+
+
+def _is_damage(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without its extension
+    return isinstance(error, _AnotherKindError) or code in {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+    }
+
+
+def _set_aside(file: Path, error: Exception) -> None:
+    aside = file.with_name(f"{file.name}.damaged")
+    _LOG.warning("the cache %s is damaged (%s) and set aside as %s", file, error, aside.name)
+    file.replace(aside)
+    for suffix in ("-wal", "-shm"):
+        file.with_name(file.name + suffix).unlink(missing_ok=True)

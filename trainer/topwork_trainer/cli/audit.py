@@ -1,0 +1,111 @@
+"""The command ``audit``: its options, and how its findings are shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from topwork.bundle.findings import Finding
+from topwork_trainer import backbones
+from topwork_trainer.audit import Audit
+from topwork_trainer.cli import progress
+
+NAMES = 10
+"""File names shown of a finding, and findings of one kind; --json has them all."""
+
+_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the backbone's export is or is to be kept. Default: a temporary folder.",
+)
+@click.option("--classes", help="Folders to use, comma-separated. Default: all.")
+@click.option("--backbone", default=backbones.DEFAULT, help="See `topwork-train backbones`.")
+@click.option(
+    "--seed",
+    default=0,
+    type=click.IntRange(0, 2**31 - 1),
+    help="Seed of the cross-validation's folds.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@click.option("--strict", is_flag=True, help="Exit with status 1 for any error or warning.")
+def audit(
+    data: Path,
+    repository: Path | None,
+    classes: str | None,
+    backbone: str,
+    seed: int,
+    as_json: bool,
+    strict: bool,
+) -> None:
+    """Say what is wrong with the photos in DATA, a folder with a folder for each class.
+
+    Nothing is changed. Suspected labels are for a person to look at: a photo may be just unusual.
+    """
+    from topwork_trainer import audit as auditing
+
+    config = auditing.AuditConfig(
+        data=data,
+        repository=repository,
+        classes=[name.strip() for name in classes.split(",")] if classes else None,
+        backbone=backbone,
+        seed=seed,
+    )
+    with progress.stages() as on_progress:
+        audited = auditing.audit(config, on_progress)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "images": sum(audited.counts.values()),
+                    "classes": audited.counts,
+                    "findings": [asdict(one) for one in audited.findings],
+                }
+            )
+        )
+    else:
+        _show(Console(), audited)
+    if strict and any(one.severity != "note" for one in audited.findings):
+        sys.exit(1)
+
+
+def _show(console: Console, audited: Audit) -> None:
+    table = Table("label", "usable images")
+    for label, count in audited.counts.items():
+        table.add_row(escape(label), str(count))
+    if audited.counts:
+        console.print(table)
+    kinds = groupby(audited.findings, key=lambda one: (one.severity, one.kind))
+    for (severity, kind), group in kinds:
+        findings = list(group)
+        for finding in findings[:NAMES]:
+            colour = _COLOURS[severity]
+            line = f"[{colour}]{severity}[/] {escape(finding.message)}"
+            console.print(line, highlight=False, soft_wrap=True)
+            _show_names(console, finding)
+        if len(findings) > NAMES:
+            console.print(f"and {len(findings) - NAMES} more of the kind {kind}", highlight=False)
+    if not audited.findings:
+        console.print("nothing found")
+
+
+def _show_names(console: Console, finding: Finding) -> None:
+    """Print the names, unless the message holds the only one."""
+    if len(finding.images) == 1 and finding.images[0] in finding.message:
+        return
+    for name in finding.images[:NAMES]:
+        console.print(f"    {name}", markup=False, highlight=False, soft_wrap=True)
+    if len(finding.images) > NAMES:
+        console.print(f"    and {len(finding.images) - NAMES} more", highlight=False)

@@ -1,0 +1,35 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def cache_directory() -> Path:
+    """Return where embeddings are kept: XDG's cache directory, as the environment says."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "topwork"  # noqa: PTH117 # an empty Path is "."
+
+
+def cache_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --cache and --no-cache, as one argument ``cache``: a directory or None."""
+
+    @click.option(
+        "--cache",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=cache_directory,
+        show_default="~/.cache/topwork",
+        help="Where embeddings are kept for the next time.",
+    )
+    @click.option("--no-cache", is_flag=True, help="Neither use nor keep any.")
+    @functools.wraps(command)
+    def with_cache(*arguments: Any, cache: Path, no_cache: bool, **options: Any) -> None:
+        command(*arguments, cache=None if no_cache else cache, **options)
+
+    return with_cache

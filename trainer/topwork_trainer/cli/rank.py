@@ -1,0 +1,151 @@
+"""The command ``rank``: which backbone suits the photos, and what each costs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from topwork.bundle.recipe import Recipe
+from topwork.bundle.store import Repository
+from topwork.engine.cores import available_cores
+from topwork.report.content import RankedBackbone
+from topwork_trainer import backbones
+from topwork_trainer.backbones import LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE, Choice
+from topwork_trainer.bench import Bench
+from topwork_trainer.cache import EmbeddingCache
+from topwork_trainer.cli import progress
+from topwork_trainer.cli.options import cache_option
+from topwork_trainer.data import scan
+from topwork_trainer.rank import SAMPLE, explain, shown
+from topwork_trainer.rank import rank as ranked
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--backbones",
+    "wanted",
+    help="Comma-separated, each NAME[+NAME][@[SIZE][xVIEWS]], such as resnet50, "
+    "efficientnet_lite0@288, efficientnet_lite0@x2 (mean of image and mirror image) or "
+    "efficientnet_lite0+efficientnet_lite1@288 (embeddings side by side). Default: all whose "
+    "weights are here; others are downloaded when they are named.",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE),
+    help="Side in pixels of the input, for those that name none. Default: each one's own.",
+)
+@click.option(
+    "--views", type=click.IntRange(1, 2), help="Views, for those that name none. Default: 1."
+)
+@click.option(
+    "--sample",
+    "size",
+    default=SAMPLE,
+    type=click.IntRange(min=1),
+    help="About how many photos to try on, as many of each class as can be.",
+)
+@click.option("--classes", help="Folders to use, comma-separated. Default: all.")
+@click.option(
+    "--repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where exported backbones are kept. Default: in the cache.",
+)
+@cache_option
+@click.option(
+    "--seed",
+    default=0,
+    type=click.IntRange(0, 2**31 - 1),
+    help="Seed of the sample and of the cross-validation's folds.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+def rank(
+    data: Path,
+    wanted: str | None,
+    image_size: int | None,
+    views: int | None,
+    size: int,
+    classes: str | None,
+    repository: Path | None,
+    cache: Path | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Try backbones on a sample of DATA, a folder with a folder of photos for each class.
+
+    Accuracy is by cross-validation, of the head that a fit would learn; kNN is that of the 5
+    nearest neighbours. The time is for decoding and embedding one photo on one core.
+    """
+    sources = scan(data, classes=_split(classes) if classes else None)
+    choices = _choices(wanted, image_size, views)
+    with ExitStack() as stack:
+        root = repository or cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        kept = stack.enter_context(EmbeddingCache(cache)) if cache else None
+        on_progress = stack.enter_context(progress.stages())
+        bench = Bench(
+            repository=Repository(root),
+            sources=sources,
+            recipe=Recipe(),
+            seed=seed,
+            cores=available_cores(),
+            cache=kept,
+            on_progress=on_progress,
+        )
+        taken, rows = ranked(bench, choices, size=size)
+    if as_json:
+        shape = {"backbones": [asdict(row) for row in rows], "chosen": str(taken), "seed": seed}
+        print(json.dumps(shape))
+    else:
+        _show(Console(), rows)
+
+
+def _choices(wanted: str | None, image_size: int | None, views: int | None) -> list[Choice]:
+    found = [backbones.parse(one) for one in _split(wanted or ",".join(backbones.available()))]
+    return [
+        replace(
+            one,
+            image_size=one.image_size or image_size,
+            views=one.views if one.views > 1 else views or 1,
+        )
+        for one in found
+    ]
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _show(console: Console, rows: Sequence[RankedBackbone]) -> None:
+    table = Table(
+        Column("backbone", overflow="fold"),
+        Column("accuracy (95 % interval)", no_wrap=True),
+        *(Column(name, no_wrap=True) for name in ("kNN", "ms", "MB", "width")),
+        Column("licence", overflow="fold"),
+    )
+    for row in rows:
+        if row.error:
+            continue
+        table.add_row(
+            escape(shown(row)),
+            f"{row.accuracy:.3f} ({row.accuracy_low:.3f} to {row.accuracy_high:.3f})",
+            f"{row.knn_accuracy:.3f}",
+            f"{row.milliseconds:.1f}",
+            f"{row.megabytes:.1f}",
+            str(row.width),
+            escape(row.licence),
+            style="bold" if row.chosen else None,
+        )
+    console.print(table)
+    for row in rows:
+        if row.error:
+            console.print(f"{shown(row)} was not tried: {row.error}", markup=False, soft_wrap=True)
+    console.print(explain(rows), markup=False, highlight=False, soft_wrap=True)

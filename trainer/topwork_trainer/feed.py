@@ -1,0 +1,71 @@
+"""How images reach the network in time: decoded in threads while it computes. Imports torch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Executor, Future
+
+import torch
+from torch import Tensor
+
+from topwork.engine.embed import Source
+from topwork.errors import ImageError, InvalidInput
+
+_AHEAD = 2
+"""Batches that are decoded while one is computed on: bounds memory."""
+
+
+def batches(
+    pool: Executor,
+    sources: Sequence[Source],
+    rows: Sequence[int],
+    view: Callable[[bytes, int], Tensor],
+    *,
+    size: int,
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Yield ``size`` of ``rows`` at a time, (n,), with their views, uint8 (n, crop, crop, 3).
+
+    ``view`` maps the encoded image of a row to its view; it runs in the threads of ``pool``. Which
+    thread is faster changes nothing. Raises InvalidInput for an image that cannot be read.
+    """
+
+    def one(row: int) -> Tensor:
+        source = sources[row]
+        try:
+            return view(read(source), row)
+        except ImageError as error:
+            raise _unreadable(source, error) from error
+
+    waiting: deque[tuple[Tensor, list[Future[Tensor]]]] = deque()
+    try:
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            waiting.append((torch.tensor(batch), [pool.submit(one, row) for row in batch]))
+            if len(waiting) > _AHEAD:
+                yield _collected(waiting.popleft())
+        while waiting:
+            yield _collected(waiting.popleft())
+    finally:
+        for _, views in waiting:
+            for view_of_row in views:
+                view_of_row.cancel()
+
+
+def read(source: Source) -> bytes:
+    """Return the encoded image. Raises InvalidInput."""
+    try:
+        return source.read()
+    except (OSError, ImageError) as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Source, error: Exception) -> InvalidInput:
+    return InvalidInput(
+        f"{source.name} cannot be read: {error}; take it out and start again", field="data"
+    )
+
+
+def _collected(batch: tuple[Tensor, list[Future[Tensor]]]) -> tuple[Tensor, Tensor]:
+    rows, views = batch
+    return rows, torch.stack([view.result() for view in views])

@@ -1,0 +1,42 @@
+"""Several backbones as one: their embeddings side by side. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from topwork_trainer.plans import Rgb
+
+
+class Joined(nn.Module):
+    """Maps images (N, 3, H, W), RGB, 0 to 255, to the embeddings of all parts (N, sum of widths).
+
+    Each part sees ``(pixel - mean) / std`` by its own numbers, and its embedding is scaled to
+    length 1: so none outweighs the others because its numbers happen to be larger.
+    """
+
+    def __init__(self, parts: Sequence[tuple[nn.Module, Rgb, Rgb]]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(_Normalised(*part) for part in parts)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the embeddings."""
+        return torch.cat([normalize(part(images), dim=1) for part in self.parts], dim=1)
+
+
+class _Normalised(nn.Module):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, module: nn.Module, mean: Rgb, std: Rgb) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        embedding: Tensor = self.module((images - self.mean) / self.std)
+        return embedding

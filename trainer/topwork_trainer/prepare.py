@@ -1,0 +1,70 @@
+"""The stored export of a backbone, made first if the repository has none."""
+
+from __future__ import annotations
+
+from topwork.bundle.files import sha256
+from topwork.bundle.manifest import BackboneInfo
+from topwork.bundle.store import Repository
+from topwork.engine.backend import open_session, software_versions
+from topwork.engine.cores import available_cores
+from topwork.errors import InvalidInput
+from topwork_trainer import backbones
+from topwork_trainer.backbones import Choice, TorchBackbone
+
+
+def prepare_backbone(repository: Repository, choice: Choice) -> BackboneInfo:
+    """Return the stored export of a backbone, exporting it first if the repository has none.
+
+    Only an export needs torch. Raises InvalidInput for an unknown name, an image size that the
+    backbone does not take or unusable weights, NotFound for weights that cannot be had, Corrupt for
+    a package with other weights, ExportError for a failed parity check.
+    """
+    if stored := _stored(repository, choice.identity()):
+        return stored
+    try:
+        import torch
+    except ImportError as error:
+        raise InvalidInput(
+            f"exporting backbone {choice.name!r} needs torch: pip install 'topwork[train]'"
+            f" ({error})",
+            field="backbone",
+        ) from error
+    torch.set_num_threads(available_cores())  # torch, too, counts the host's
+    backbone = backbones.load(choice)
+    # Now it is known whether the size that was asked for is the backbone's own.
+    if stored := _stored(repository, backbone.identity):
+        return stored
+    return store(repository, backbone)
+
+
+def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:
+    """Export a backbone into the repository and return what is stored. Raises ExportError."""
+    from topwork_trainer import export
+
+    exported = export.export(
+        backbone, open_session=lambda model: open_session(model, output="embedding").run
+    )
+    info = BackboneInfo(
+        name=backbone.name,
+        identity=backbone.identity,
+        digest=sha256(exported.onnx),
+        preprocess=backbone.spec,
+        width=backbone.width,
+        precision="fp32",
+        licence=backbone.licence,
+        source=backbone.source,
+        weights_digest=backbone.weights_sha256,
+        parity_error=exported.parity.max_abs_difference,
+        versions=software_versions(),
+    )
+    kept = repository.put_backbone(exported.onnx, info)
+    if kept.preprocess != info.preprocess:
+        raise export.ExportError(
+            f"the repository has this graph with other preprocessing, {kept.preprocess}; "
+            "use another repository"
+        )
+    return kept
+
+
+def _stored(repository: Repository, identity: str) -> BackboneInfo | None:
+    return next((info for info in repository.backbones() if info.identity == identity), None)

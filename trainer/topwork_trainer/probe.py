@@ -1,0 +1,217 @@
+"""How good one backbone is on a sample of photos, and what it costs."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.bundle.exemplars import Exemplars
+from topwork.bundle.image import preprocess
+from topwork.bundle.limits import DEFAULT_LIMITS
+from topwork.bundle.manifest import BackboneInfo
+from topwork.bundle.preprocess import PreprocessSpec
+from topwork.engine.backend import Session, open_session
+from topwork.engine.embed import Source, embed
+from topwork.errors import InvalidInput, TopworkError
+from topwork.learning.learn import learn
+from topwork.report.content import RankedBackbone
+from topwork_trainer.backbones import Choice
+from topwork_trainer.bench import Bench
+from topwork_trainer.prepare import prepare_backbone
+
+NEIGHBOURS = 5
+TIMED_IMAGES = 16
+TIMED_RUNS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """A backbone that was tried, or could not be: then its row has the error."""
+
+    choice: Choice
+    row: RankedBackbone
+    right: Mapping[str, bool] = field(default_factory=dict)
+    """Whether each photo, by name, was called right by a head that saw no photo of its fold."""
+
+
+class Prober:
+    """Tries backbones on the same photos in the same folds, so that they can be compared."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._reference: Exemplars | None = None
+
+    def tried(self, choice: Choice) -> Tried:
+        """Return how good a backbone is. Whatever stands in its way becomes its row's error."""
+        try:
+            return self._tried(choice)
+        except TopworkError as error:
+            return Tried(choice=choice, row=_failed(choice, str(error)))
+
+    def _tried(self, choice: Choice) -> Tried:
+        bench = self._bench
+        bench.on_progress(f"try {choice}", 0, len(bench.sources))
+        info = prepare_backbone(bench.repository, choice)
+        model = bench.repository.backbone_model(info.digest)
+        session = open_session(model, output="embedding")
+        exemplars = self._with_reference_folds(self._embedded(choice, info, session))
+        folds = exemplars.folds(bench.seed)
+        learned = learn(exemplars, seed=bench.seed, recipe=bench.recipe, threads=bench.cores)
+        called = learned.judged.probabilities.argmax(axis=1)
+        right = called == exemplars.targets[learned.judged.rows]
+        names = [exemplars.names[row] for row in learned.judged.rows]
+        return Tried(
+            choice=choice,
+            row=RankedBackbone(
+                name=choice.name,
+                image_size=info.preprocess.crop,
+                views=choice.views,
+                accuracy=learned.metrics.accuracy,
+                accuracy_low=learned.metrics.accuracy_low,
+                accuracy_high=learned.metrics.accuracy_high,
+                knn_accuracy=knn_accuracy(exemplars.embeddings, exemplars.targets, folds),
+                milliseconds=milliseconds(session, info.preprocess, self._timed(exemplars)),
+                megabytes=len(model) / 1e6,
+                width=info.width,
+                licence=info.licence,
+            ),
+            right=dict(zip(names, right.tolist(), strict=True)),
+        )
+
+    def _embedded(self, choice: Choice, info: BackboneInfo, session: Session) -> Exemplars:
+        bench, done = self._bench, 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            bench.on_progress(f"try {choice}", done, len(bench.sources))
+
+        cache = bench.cache.of(info) if bench.cache else None
+        exemplars, skipped = embed(
+            bench.sources,
+            session,
+            info.preprocess,
+            cores=bench.cores,
+            cache=cache,
+            on_image=count,
+        )
+        if exemplars is None or len(exemplars.labels) < 2:
+            raise InvalidInput(
+                f"{len(bench.sources) - len(skipped)} of {len(bench.sources)} photos are usable"
+                " and do not show two classes",
+                field="data",
+            )
+        return exemplars
+
+    def _with_reference_folds(self, exemplars: Exemplars) -> Exemplars:
+        """Return the exemplars with the digests and fingerprints that the first backbone gave.
+
+        They follow from the pixels and so from the image size, and the folds follow from them.
+        Photos that the first one did not use are dropped.
+        """
+        if self._reference is None:
+            self._reference = exemplars
+            return exemplars
+        reference = self._reference
+        row_of = {name: row for row, name in enumerate(exemplars.names)}
+        shared = [row for row, name in enumerate(reference.names) if name in row_of]
+        return replace(
+            exemplars,
+            embeddings=exemplars.embeddings[[row_of[reference.names[row]] for row in shared]],
+            digests=reference.digests[shared],
+            fingerprints=reference.fingerprints[shared],
+            targets=reference.targets[shared],
+            labels=reference.labels,
+            seen=reference.seen[shared],
+            names=tuple(reference.names[row] for row in shared),
+            thumbnails=tuple(reference.thumbnails[row] for row in shared),
+        )
+
+    def _timed(self, exemplars: Exemplars) -> list[bytes]:
+        usable = set(exemplars.names)
+        sources = [source for source in self._bench.sources if source.name in usable]
+        return [source.read() for source in sources[:: -(-len(sources) // TIMED_IMAGES)]]
+
+
+def sample(sources: Sequence[Source], size: int, *, seed: int) -> list[Source]:
+    """Return about ``size`` photos, in the order given, as equal a number of each class as can be.
+
+    Of each class those whose names come first when hashed with ``seed``: a photo more in a folder
+    changes the sample by one. No class gets fewer than a fit needs.
+    """
+    by_label: dict[str, list[Source]] = defaultdict(list)
+    for source in sources:
+        by_label[source.label].append(source)
+    left, chosen = size, set[str]()
+    # The small classes first, so that what they leave goes to the others.
+    for done, members in enumerate(sorted(by_label.values(), key=len)):
+        share = max(left // (len(by_label) - done), DEFAULT_LIMITS.min_images_per_label)
+        taken = sorted(members, key=lambda one: _hashed(one.name, seed))[:share]
+        chosen.update(one.name for one in taken)
+        left -= len(taken)
+    return [source for source in sources if source.name in chosen]
+
+
+def knn_accuracy(
+    embeddings: NDArray[np.float32], targets: NDArray[np.int64], folds: NDArray[np.int64]
+) -> float:
+    """Return how often the NEIGHBOURS nearest (by cosine) of other folds call an image right.
+
+    ``embeddings`` is (N, D), the others (N,). The nearer ones decide where votes are equal.
+    """
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    right = 0
+    for start in range(0, len(unit), 1024):  # bounds the (rows, N) matrix
+        block = slice(start, start + 1024)
+        cosines = unit[block] @ unit.T
+        cosines[folds[block, None] == folds] = -np.inf
+        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]
+        near = np.take_along_axis(cosines, nearest, axis=1)
+        votes = np.zeros((len(nearest), int(targets.max()) + 1))
+        rows = np.arange(len(nearest))[:, None]
+        np.add.at(votes, (rows, targets[nearest]), np.where(np.isfinite(near), 1 + near / 100, 0))
+        right += int(np.sum(votes.argmax(axis=1) == targets[block]))
+    return right / len(unit)
+
+
+def milliseconds(session: Session, spec: PreprocessSpec, contents: Sequence[bytes]) -> float:
+    """Return what it costs to decode and embed one image on one core, on average.
+
+    In CPU time of this thread, the best of TIMED_RUNS: then it matters little what else runs.
+    """
+    total = 0.0
+    for content in contents:
+        runs: list[float] = []
+        for _ in range(TIMED_RUNS):
+            start = time.thread_time()
+            session.run(preprocess(content, spec)[None])
+            runs.append(time.thread_time() - start)
+        total += min(runs)
+    return 1000 * total / len(contents)
+
+
+def _failed(choice: Choice, error: str) -> RankedBackbone:
+    return RankedBackbone(
+        name=choice.name,
+        image_size=choice.image_size or 0,
+        views=choice.views,
+        accuracy=0.0,
+        accuracy_low=0.0,
+        accuracy_high=0.0,
+        knn_accuracy=0.0,
+        milliseconds=0.0,
+        megabytes=0.0,
+        width=0,
+        licence="",
+        error=error,
+    )
+
+
+def _hashed(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()

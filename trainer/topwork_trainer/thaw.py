@@ -1,0 +1,82 @@
+"""The second phase of a fit: thaw the backbone, and see whether it paid. Imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.bundle.exemplars import Exemplars
+from topwork.bundle.features import make
+from topwork.errors import NotReady
+from topwork.learning.families import FAMILIES
+from topwork.learning.task import Task
+from topwork_trainer import backbones
+from topwork_trainer.backbones import Choice
+from topwork_trainer.bench import Attempt, Bench, compare
+from topwork_trainer.finetune import FinetuneConfig, LinearHead, finetune
+from topwork_trainer.paired import Difference
+from topwork_trainer.prepare import store
+
+HELD_OUT, VALIDATION = 0, 1
+"""Folds: the first proves the result, the second stops training; neither is trained on."""
+
+HEAD_STRENGTH = 30.0
+"""Of the head that training starts from; what it ends with hardly depends on it."""
+
+
+def thaw(
+    bench: Bench,
+    frozen: Attempt,
+    choice: Choice,
+    *,
+    unfreeze: str,
+    epochs: int | None,
+    mirror: bool,
+    checkpoint: Path,
+) -> tuple[Attempt, Difference]:
+    """Fine-tune the backbone of ``frozen``; return the attempt with it, and what it gains.
+
+    Both are judged on the held-out fold: by heads that saw none of it, on backbones of which the
+    tuned one saw none of it either. The new backbone is stored. Raises NotReady if the photos are
+    too few to hold any out, Diverged, ExportError.
+    """
+    exemplars = frozen.exemplars
+    folds = exemplars.folds(bench.seed)
+    by_name = {source.name: source for source in bench.sources}
+    held_out, validation, train = (
+        [by_name[exemplars.names[row]] for row in np.flatnonzero(rows)]
+        for rows in (folds == HELD_OUT, folds == VALIDATION, folds > VALIDATION)
+    )
+    if not (held_out and validation and train):
+        raise NotReady(
+            f"{len(exemplars)} photos are too few to hold some out of fine-tuning",
+            reason="TOO_FEW_IMAGES",
+        )
+    settings = FinetuneConfig(unfreeze=unfreeze, mirror=mirror, seed=bench.seed)
+    if epochs is not None:
+        settings = replace(settings, epochs=epochs)
+    tuned = finetune(
+        backbones.load(choice),
+        train,
+        validation,
+        _head(exemplars, folds > VALIDATION),
+        exemplars.labels,
+        settings,
+        checkpoint=checkpoint,
+        on_progress=lambda done, total: bench.on_progress("fine-tune", done, total),
+    )
+    info = store(bench.repository, tuned.backbone)
+    seen = frozenset(source.name for source in (*train, *validation))
+    attempt = bench.attempt(info, seen=seen, stage="embed again")
+    return attempt, compare(attempt, frozen)
+
+
+def _head(exemplars: Exemplars, taught: NDArray[np.bool_]) -> LinearHead:
+    """Return phase one's head: a logistic regression on the frozen features of the taught rows."""
+    features = make("sqrt_l2", exemplars.embeddings)(exemplars.embeddings)
+    task = Task(features=features, targets=exemplars.targets, classes=len(exemplars.labels))
+    ((scorer,),) = FAMILIES["logistic"].solve(task, taught[None], [HEAD_STRENGTH], final=False)
+    return LinearHead(weights=scorer.weights, bias=scorer.bias)

@@ -1,0 +1,375 @@
+"""How does one epoch of fine-tuning go, and is it any better than the last one? Imports torch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 # the name that torch's own documentation uses
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from topwork.engine.embed import Source
+from topwork.errors import InvalidInput, TopworkError
+from topwork_trainer.augment import EvalPreset, TrainPreset
+from topwork_trainer.backbones import TorchBackbone
+from topwork_trainer.export import EmbeddingModel
+from topwork_trainer.feed import batches
+from topwork_trainer.stages import Stage
+
+OnProgress = Callable[[int, int], None]
+"""Called with training steps done and in all."""
+
+
+class Diverged(TopworkError):
+    """The loss is no number any more: the same run would end so again."""
+
+    reason = "DIVERGED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneConfig:
+    """The settings of a fine-tuning; the defaults are the best that were measured."""
+
+    unfreeze: str = "last:6"
+    """``none``, ``last:N`` (stages, counted from the output side) or ``all``."""
+    epochs: int = 8
+    patience: int = 8
+    """Epochs without a better validation after which training ends."""
+    batch: int = 16
+    rate: float = 4e-4
+    """The highest learning rate of the uppermost stage."""
+    head_rate: float = 1e-2
+    """The same of the linear layer."""
+    decay: float = 0.8
+    """How much lower the rate is, as a factor, from each stage to the one below."""
+    weight_decay: float = 0.02
+    mixup: float = 0.2
+    """How much two images are blended, with their labels: a and b of a beta distribution; 0: not.
+
+    Zhang et al., ICLR 2018.
+    """
+    mirror: bool = True
+    """Whether a mirrored image shows the same label; not so in X-rays."""
+    seed: int = 0
+    device: str = "auto"
+    """``auto``: CUDA if there is one, else ``cpu``; or a device as torch names it."""
+
+    def __post_init__(self) -> None:
+        for field, least, most in _BOUNDS:
+            value = getattr(self, field)
+            if not least <= value <= most:  # so said, it refuses NaN
+                raise InvalidInput(
+                    f"{field} must be {least:g} to {most:g}, not {value:g}", field=field
+                )
+
+
+_BOUNDS = (
+    ("epochs", 1, 10_000),
+    ("patience", 1, 10_000),
+    ("batch", 1, 10_000),
+    ("rate", 1e-9, 1e9),
+    ("head_rate", 1e-9, 1e9),
+    ("decay", 1e-3, 1),
+    ("weight_decay", 0, 10),
+    ("mixup", 0, 10),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearHead:
+    """A linear layer on features of length 1, the normalised square roots of embeddings."""
+
+    weights: NDArray[np.float32]
+    """(C, D)"""
+    bias: NDArray[np.float32]
+    """(C,)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """What one epoch brought; epoch 0 is the start, before any training."""
+
+    epoch: int
+    train_loss: float | None
+    """Mean over the epoch's steps, on varied views; None in epoch 0."""
+    accuracy: float
+    """On the validation images, as serving would see them."""
+    loss: float
+    """Mean negative log probability (nats) of the right label on the same."""
+    seconds: float
+
+
+class Classifier(nn.Module):
+    """Maps images uint8 (N, crop, crop, 3), RGB, to logits (N, C)."""
+
+    def __init__(self, backbone: TorchBackbone, head: LinearHead) -> None:
+        super().__init__()
+        self.spec = backbone.spec
+        self.embedding = EmbeddingModel(backbone)
+        self.weights = nn.Parameter(torch.tensor(head.weights, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.tensor(head.bias, dtype=torch.float32))
+
+    def forward(self, images: Tensor, *, smooth: float = 1e-12) -> Tensor:
+        """Return logits; ``smooth`` is added below the square root."""
+        embedding = self.embedding(images).float()
+        features = F.normalize(embedding * torch.rsqrt(embedding.abs() + smooth), dim=1)
+        return F.linear(features, self.weights, self.bias)
+
+    def head(self) -> LinearHead:
+        """Return the linear layer."""
+        return LinearHead(
+            weights=self.weights.detach().cpu().numpy(), bias=self.bias.detach().cpu().numpy()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Images and what they show."""
+
+    sources: Sequence[Source]
+    targets: Tensor
+    """(N,), class index."""
+
+    @classmethod
+    def of(cls, sources: Sequence[Source], labels: Sequence[str]) -> Self:
+        """Return these images. Raises InvalidInput if there are none, or one of another label."""
+        position = {label: index for index, label in enumerate(labels)}
+        unknown = sorted({source.label for source in sources} - set(position))
+        if unknown or not sources:
+            raise InvalidInput(
+                f"images of {unknown}, but the head knows {list(labels)}"
+                if unknown
+                else "there must be at least one image to train on and one for validation",
+                field="data",
+            )
+        return cls(sources, torch.tensor([position[source.label] for source in sources]))
+
+
+class Tuning:
+    """A fine-tuning between two epochs: the owner of all that changes in it."""
+
+    def __init__(
+        self,
+        model: Classifier,
+        thawed: Sequence[Stage],
+        training: Images,
+        judging: Images,
+        config: FinetuneConfig,
+        pool: Executor,
+    ) -> None:
+        self._model, self._config, self._pool = model, config, pool
+        self._training, self._judging = training, judging
+        self._trained, groups = _thaw(model, thawed, config)
+        self._optimizer = torch.optim.AdamW(groups)
+        self._device = device = model.bias.device
+        self._class_weights = _class_weights(training.targets, len(model.bias)).to(device)
+        # Not on CPUs: there it took a quarter longer.
+        self._half = device.type == "cuda" and torch.cuda.is_bf16_supported(False)
+        self._steps_an_epoch = math.ceil(len(training.sources) / config.batch)
+        self.steps = config.epochs * self._steps_an_epoch if thawed else 0
+        self.history: list[Epoch] = []
+        self._average = self._weights()
+        self._best: list[Tensor] = []
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch of least loss of those with as many right answers as the start, or more.
+
+        So it is worse than the start by neither. On the few images that one can spare for
+        validation the loss is the steadier of the two.
+        """
+        equal = [epoch for epoch in self.history if epoch.accuracy >= self.history[0].accuracy]
+        return min(equal, key=lambda epoch: epoch.loss)
+
+    def begin(self, state: dict[str, Any] | None) -> None:
+        """Go on from ``state``; without one judge the start, as epoch 0."""
+        if state is None:
+            self._judge(train_loss=None, since=time.perf_counter())
+            return
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        self._best = state["best"]
+        self._average = [value.to(self._device) for value in state["average"]]
+        self._put(state["trained"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def state(self) -> dict[str, Any]:
+        """Return what ``begin`` goes on from. All chance is drawn anew from seed and epoch."""
+        return {
+            "history": [asdict(epoch) for epoch in self.history],
+            "best": self._best,
+            "average": self._average,
+            "trained": self._weights(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def goes_on(self) -> bool:
+        """Whether there are epochs left, and one of the last ones was an improvement."""
+        done = self.history[-1].epoch
+        left = self.steps - done * self._steps_an_epoch
+        return left > 0 and done - self.best.epoch < self._config.patience
+
+    def advance(self, on_progress: OnProgress) -> None:
+        """Train for one epoch and judge it. Raises Diverged."""
+        since = time.perf_counter()
+        epoch = self.history[-1].epoch + 1
+        step = (epoch - 1) * self._steps_an_epoch
+        seed = self._config.seed % 2**64
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(self._training.sources))
+        preset = TrainPreset(spec=self._model.spec, mirror=self._config.mirror)
+
+        def view(content: bytes, row: int) -> Tensor:
+            return preset(content, np.random.default_rng([seed, epoch, row]))
+
+        total = 0.0
+        for rows, images in batches(
+            self._pool, self._training.sources, order.tolist(), view, size=self._config.batch
+        ):
+            total += len(rows) * self._step(step, images, self._training.targets[rows], rng)
+            step += 1
+            on_progress(step, self.steps)
+        self._judge(train_loss=total / len(order), since=since)
+
+    def take_best(self) -> None:
+        """Put the weights of the best epoch into the model."""
+        if self._best:
+            self._put(self._best)
+
+    def _step(self, step: int, images: Tensor, targets: Tensor, rng: np.random.Generator) -> float:
+        """Train on one batch and return its loss."""
+        factor = _rate_factor(step, self.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = factor * group["peak"]
+        images, targets = images.to(self._device), targets.to(self._device)
+        share, partner = _blend(len(images), self._config.mixup, rng)
+        images = torch.lerp(images[partner].float(), images.float(), share)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            logits = self._model(images, smooth=_SMOOTH).float()
+        loss = share * F.cross_entropy(logits, targets, self._class_weights) + (
+            1 - share
+        ) * F.cross_entropy(logits, targets[partner], self._class_weights)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        length = nn.utils.clip_grad_norm_(self._trained, _CLIP)
+        if not (loss.isfinite() and length.isfinite()):
+            raise self._diverged("the loss or its gradient", step)
+        self._optimizer.step()
+        newest = max(1 / self._steps_an_epoch, 9 / (10 + step))  # more at first, when all is new
+        with torch.no_grad():
+            for average, parameter in zip(self._average, self._trained, strict=True):
+                average.lerp_(parameter, newest)
+        return float(loss.detach())
+
+    def _judge(self, *, train_loss: float | None, since: float) -> None:
+        """Add an epoch to the history: how good the model is on validation images, as served."""
+        images, preset = self._judging, EvalPreset(spec=self._model.spec)
+        right, loss, live = 0, 0.0, self._weights()
+        self._put(self._average)
+        with torch.inference_mode():
+            for rows, views in batches(
+                self._pool,
+                images.sources,
+                range(len(images.sources)),
+                lambda content, _: preset(content),
+                size=self._config.batch,
+            ):
+                logits = self._model(views.to(self._device)).cpu()
+                targets = images.targets[rows]
+                right += int((logits.argmax(dim=1) == targets).sum())
+                loss += float(F.cross_entropy(logits, targets, reduction="sum"))
+        self._put(live)
+        if not math.isfinite(loss):
+            raise self._diverged("the loss on the validation images")
+        epoch = Epoch(
+            epoch=len(self.history),
+            train_loss=train_loss,
+            accuracy=right / len(images.sources),
+            loss=loss / len(images.sources),
+            seconds=time.perf_counter() - since,
+        )
+        self.history.append(epoch)
+        if self.best is epoch:
+            self._best = [average.clone() for average in self._average]
+
+    def _weights(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self._trained]
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self._trained, values, strict=True):
+                parameter.copy_(value)
+
+    def _diverged(self, what: str, step: int | None = None) -> Diverged:
+        of = self._steps_an_epoch
+        at = "" if step is None else f", step {step % of + 1} of {of}"
+        rate = self._optimizer.param_groups[-1]["lr"]
+        return Diverged(
+            f"{what} is no finite number in epoch {len(self.history)}{at}, at learning rate"
+            f" {rate:.2g}: try a tenth of rate {self._config.rate:g} and of head_rate"
+            f" {self._config.head_rate:g}, or thaw fewer stages than {self._config.unfreeze!r}"
+        )
+
+
+_SMOOTH = 1e-4
+"""Added below the square root in training. Half of all numbers of an embedding that ends in a ReLU
+are 0, where the root's slope is infinite."""
+
+_CLIP = 1.0
+"""Length to which a longer gradient is cut."""
+
+_WARM_UP = 0.1
+"""Share of the steps in which the rates rise."""
+
+
+def _thaw(
+    model: Classifier, thawed: Sequence[Stage], config: FinetuneConfig
+) -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
+    """Let the linear layer and these stages be trained; return their parameters, and in groups.
+
+    Each stage has a rate of its own (Howard and Ruder, ACL 2018). What is one number a channel
+    (norms, biases) does not decay.
+    """
+    trained = [model.weights, model.bias]
+    groups: list[dict[str, Any]] = [
+        {"params": list(trained), "peak": config.head_rate, "weight_decay": 0.0}
+    ]
+    for depth, stage in enumerate(thawed):
+        peak = config.rate * config.decay**depth
+        members = [model.embedding.backbone.get_parameter(name) for name in stage.parameters]
+        for parameter in members:
+            parameter.requires_grad_(True)
+        trained += members
+        for decay, some in (
+            (config.weight_decay, [p for p in members if p.ndim > 1]),
+            (0.0, [p for p in members if p.ndim <= 1]),
+        ):
+            groups.append({"params": some, "peak": peak, "weight_decay": decay})
+    return trained, groups
+
+
+def _rate_factor(step: int, steps: int) -> float:
+    """Return the share of the highest rates at ``step``: a linear rise, then half a cosine."""
+    rise = max(1, round(_WARM_UP * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / (steps - rise))
+
+
+def _blend(size: int, mixup: float, rng: np.random.Generator) -> tuple[float, Tensor]:
+    """Return the share that each image of a batch keeps, and whose image is the rest, (n,)."""
+    if not mixup:
+        return 1.0, torch.arange(size)
+    return float(rng.beta(mixup, mixup)), torch.from_numpy(rng.permutation(size))
+
+
+def _class_weights(targets: Tensor, classes: int) -> Tensor:
+    """Return weights (C,) by which every class that has images counts the same."""
+    counts = torch.bincount(targets, minlength=classes)
+    return len(targets) / (counts.count_nonzero() * counts.clamp(min=1))

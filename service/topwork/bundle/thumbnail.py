@@ -15,6 +15,6 @@ SIDE = 64
 def thumbnail(pixels: Pixels) -> bytes:
     """Return a JPEG file of SIDE x SIDE pixels, about 2 KB; equal pixels give equal bytes."""
     buffer = io.BytesIO()
-    small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX)
+    small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=1.0)
     small.save(buffer, "JPEG", quality=75)
     return buffer.getvalue()

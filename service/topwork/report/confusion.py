@@ -38,7 +38,6 @@ class Row:
     """A label, and what its images were called, in label order."""
 
     label: str
-    images: int
     cells: tuple[Cell, ...]
 
 
@@ -101,7 +100,6 @@ def _rows(metrics: Metrics, wrong: NDArray[np.int64]) -> tuple[Row, ...]:
     return tuple(
         Row(
             label=one.label,
-            images=one.images,
             cells=tuple(
                 Cell(
                     images=int(counts[row, column]),

@@ -51,7 +51,7 @@ def test_the_largest_changes_come_first() -> None:
 def test_many_labels_are_folded() -> None:
     """Of very many labels those that changed most are shown; none is lost."""
     labels = {f"label {index:02}": (index, 100) for index in range(60)}
-    found = _compare(labels, {label: (50, 100) for label in labels})
+    found = _compare(labels, dict.fromkeys(labels, (50, 100)))
     assert len(found.rows) == SHOWN
     assert {row.label for row in (*found.rows, *found.folded)} == set(labels)
 

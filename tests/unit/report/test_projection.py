@@ -15,7 +15,7 @@ def test_classes_are_found_below_larger_variance() -> None:
     embeddings, targets = _cloud(classes=3, images=100, gap=3.0)
     noise = np.random.default_rng(1).normal(0, 5, (300, 3)).astype(np.float32)
     spread = np.column_stack([embeddings, noise])
-    spread = np.column_stack([spread, np.full(300, 40, dtype=np.float32)])  # near one length
+    spread = np.column_stack([spread, np.full(300, 40, dtype=np.float32)])  # like lengths
     assert _apart(project(spread, targets).places, targets) > 0.95
 
 
@@ -24,9 +24,7 @@ def test_chance_makes_no_classes() -> None:
     rng = np.random.default_rng(0)
     embeddings = rng.normal(size=(400, 800)).astype(np.float32)
     targets = rng.integers(0, 2, 400)
-    halves = project(embeddings, targets).places[:, 0]
-    gap = halves[targets == 0].mean() - halves[targets == 1].mean()
-    assert abs(gap) < 6 * halves.std()
+    assert _apart(project(embeddings, targets).places, targets) < 0.65
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 60])

@@ -11,8 +11,8 @@ from topwork.report import reliability
 
 def test_a_bin_stands_at_its_probability_and_share() -> None:
     """A dot is as far right as its mean probability and as high as its share right."""
-    (found,) = reliability.lay_out(_metrics(claimed=0.8, right=30, images=40)).bins
-    assert (found.x, found.y) == (0.8 * reliability.SIDE, 0.25 * reliability.SIDE)
+    (found,) = reliability.lay_out(_metrics(claimed=0.9, right=30, images=40)).bins
+    assert (found.x, found.y) == (0.9 * reliability.SIDE, 0.25 * reliability.SIDE)
     assert found.y_high < found.y < found.y_low
     assert found.bar_x < found.x < found.bar_x + found.bar_width
 

@@ -265,6 +265,13 @@ def test_parity_refuses(spoil: Embed) -> None:
         check_parity(expected, spoil(expected.copy()))  # type: ignore[arg-type] # floats here
 
 
+def test_parity_takes_an_embedding_of_zeros() -> None:
+    """An image that no feature responds to has no direction, and agrees if both say so."""
+    expected = np.random.default_rng(0).standard_normal((4, 16), dtype=np.float32)
+    expected[1] = 0
+    assert check_parity(expected, expected.copy()).min_cosine == 1
+
+
 def test_images_are_told_apart(exported: ExportedBackbone) -> None:
     """The parity check's images span the range of pixels, and no two give like embeddings."""
     images = structured_images(224)

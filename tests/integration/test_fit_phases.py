@@ -1,0 +1,115 @@
+"""The later phases of a fit, on a real backbone with small images: thawing and shrinking."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.pictures import picture
+
+from topwork.bundle.store import Repository
+from topwork_trainer.fit import FitConfig, Fitted, fit
+
+LABELS = ("amber", "blue", "crimson")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return folders of 16 pictures each."""
+    root = tmp_path_factory.mktemp("data")
+    for label in LABELS:
+        (root / label).mkdir()
+        for index in range(16):
+            (root / label / f"{index:02d}.png").write_bytes(picture(label, index))
+    return root
+
+
+@pytest.fixture(scope="module")
+def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """Return a fit with both phases, each taken whatever it brings."""
+    config = FitConfig(
+        data=data,
+        model="colours",
+        repository=tmp_path_factory.mktemp("repository"),
+        image_size=32,
+        unfreeze="last:1",
+        epochs=1,
+        publish="finetuned",
+        precision="int8",
+    )
+    return fit(config, lambda *_: None)
+
+
+def test_a_tuned_backbone_is_a_new_one(fitted: Fitted) -> None:
+    """Its identity and digest are its own, and the repository keeps the frozen one beside it."""
+    repository = Repository(fitted.report.parents[3])
+    frozen, *others = sorted(repository.backbones(), key=lambda one: len(one.identity))
+    assert fitted.backbone in others
+    assert ":tuned:" in fitted.backbone.identity
+    assert fitted.backbone.weights_digest != frozen.weights_digest
+
+
+def test_what_was_tuned_on_is_never_judged(fitted: Fitted) -> None:
+    """Metrics are of the held-out images alone, though the head learnt from all."""
+    repository = Repository(fitted.report.parents[3])
+    exemplars = repository.exemplars(fitted.manifest.exemplars)
+    held_out = int(np.count_nonzero(~exemplars.seen))
+    assert 0 < held_out < len(exemplars) / 2
+    assert fitted.metrics.images == held_out
+    assert fitted.manifest.images == len(exemplars) == 48
+
+
+def test_the_int8_backbone_serves_and_says_what_it_cost(fitted: Fitted) -> None:
+    """The published backbone is int8; manifest and notes have the gate's numbers."""
+    assert fitted.backbone.precision == "int8"
+    gate = fitted.manifest.precision_gate
+    assert gate is not None
+    assert gate.speed_ratio > 0
+    assert gate.why in fitted.notes
+    assert gate.why in fitted.report.read_text()
+
+
+def test_no_checkpoint_is_left(fitted: Fitted) -> None:
+    """Once the result is published the checkpoint is gone."""
+    root = fitted.report.parents[3]
+    assert not list((root / "checkpoints").glob("*"))
+
+
+def test_a_fit_that_is_no_better_says_so(data: Path, tmp_path: Path) -> None:
+    """By default the frozen backbone is published unless the tuned one is better beyond chance."""
+    config = FitConfig(
+        data=data, model="m", repository=tmp_path, image_size=32, unfreeze="last:1", epochs=1
+    )
+    fitted = fit(config, lambda *_: None)
+    assert ":tuned:" not in fitted.backbone.identity
+    assert "not beyond chance, so the frozen backbone is taken" in fitted.notes[0]
+    assert fitted.metrics.images == 48
+
+
+def test_a_fit_killed_while_tuning_goes_on(data: Path, tmp_path: Path) -> None:
+    """After kill -9 between epochs nothing serves; the same command resumes and publishes."""
+    command = [
+        sys.executable, "-m", "topwork_trainer.cli", "fit", str(data), "--model", "m",
+        "--repository", str(tmp_path), "--image-size", "32", "--unfreeze", "last:1",
+        "--epochs", "3", "--no-cache", "--json",
+    ]  # fmt: skip
+    checkpoint = tmp_path / "checkpoints" / "m.pt"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        _until(lambda: checkpoint.exists() or process.poll() is not None)
+        os.kill(process.pid, signal.SIGKILL)
+    assert Repository(tmp_path).models() == []
+    assert checkpoint.exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert Repository(tmp_path).serving("m") == 1
+    assert not checkpoint.exists()
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # the test's own time limit ends it
+        pass

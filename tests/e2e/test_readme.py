@@ -72,7 +72,7 @@ def test_limits_and_options_are_the_real_ones() -> None:
         ).stdout
         assert shown == set(re.findall(r"^ +(--[a-z-]+)", help_text, flags=re.MULTILINE)) - {
             "--help"
-        }
+        } | set(re.findall(r"/ (--no-[a-z-]+)", help_text))
 
 
 def _run(line: list[str]) -> str:

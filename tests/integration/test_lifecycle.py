@@ -143,9 +143,12 @@ def test_who_watches_does_not_hold_the_server(colours: Repository) -> None:
         accepted = client.add_class("colours", "violet", VIOLETS)
         watched = client.watch(accepted.name)
         assert not next(watched).done
-        waited = operations_pb2_grpc.OperationsStub(channel).WaitOperation.future(
+        operations = operations_pb2_grpc.OperationsStub(channel)
+        waited = operations.WaitOperation.future(
             operations_pb2.WaitOperationRequest(name=accepted.name)
         )
+        # Calls of one connection arrive in order: when this one is answered the other is there.
+        operations.GetOperation(operations_pb2.GetOperationRequest(name=accepted.name))
         assert server.stop() == 0
         assert failure(lambda: list(watched)).code == "UNAVAILABLE"
         assert failure(waited.result).code == "UNAVAILABLE"

@@ -27,9 +27,9 @@ from topwork.engine.cores import available_cores
 from topwork.engine.embed import Cache, Source, embed
 from topwork_trainer import commands
 from topwork_trainer.backbones import DEFAULT, Choice
+from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import scan
-from topwork_trainer.prepare import prepare_backbone
 
 ROUNDS = 2
 SLICE = 200

@@ -11,7 +11,7 @@ import pytest
 from topwork.bundle.store import Repository
 from topwork_trainer import commands
 from topwork_trainer.backbones import DEFAULT, Choice
-from topwork_trainer.prepare import prepare_backbone
+from topwork_trainer.backbones.prepare import prepare_backbone
 
 
 @pytest.fixture(scope="session")

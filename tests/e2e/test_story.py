@@ -11,7 +11,7 @@ import pytest
 from topwork.bundle.store import Repository
 from topwork_trainer import commands
 from topwork_trainer.commands import Row
-from topwork_trainer.demo import HELD_OUT_EVERY, split
+from topwork_trainer.demo.story import HELD_OUT_EVERY, split
 
 LABELS = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
 

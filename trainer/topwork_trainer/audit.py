@@ -25,9 +25,9 @@ from topwork.errors import InvalidInput
 from topwork.learning.audit import audit_exemplars
 from topwork.learning.learn import Judged, learn
 from topwork_trainer import backbones
+from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.bench import OnProgress
 from topwork_trainer.data import scan
-from topwork_trainer.prepare import prepare_backbone
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """Gravest first."""

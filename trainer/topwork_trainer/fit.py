@@ -23,10 +23,10 @@ from topwork.report.content import Making, RankedBackbone
 from topwork_trainer import backbones
 from topwork_trainer.audit import audit_files, require_clean
 from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.bench import Attempt, Bench, OnProgress
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import scan
-from topwork_trainer.prepare import prepare_backbone
 from topwork_trainer.rank import explain, select
 from topwork_trainer.shrink import shrink
 

@@ -22,8 +22,8 @@ from topwork.errors import InvalidInput, TopworkError
 from topwork.learning.learn import learn
 from topwork.report.content import RankedBackbone
 from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.bench import Bench
-from topwork_trainer.prepare import prepare_backbone
 
 NEIGHBOURS = 5
 TIMED_IMAGES = 16

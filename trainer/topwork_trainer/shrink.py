@@ -11,8 +11,8 @@ from topwork.bundle.manifest import PrecisionGate
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.engine.backend import open_session
 from topwork.engine.embed import Source
+from topwork_trainer.backbones.quantise import calibration_sample, gate, quantise, speed_ratio
 from topwork_trainer.bench import Attempt, Bench
-from topwork_trainer.quantise import calibration_sample, gate, quantise, speed_ratio
 
 
 def shrink(bench: Bench, fp32: Attempt) -> tuple[Attempt, PrecisionGate]:

@@ -15,10 +15,11 @@ from topwork.learning.families import FAMILIES
 from topwork.learning.task import Task
 from topwork_trainer import backbones
 from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones.prepare import store
 from topwork_trainer.bench import Attempt, Bench, compare
-from topwork_trainer.finetune import FinetuneConfig, LinearHead, finetune
+from topwork_trainer.finetuning.finetune import finetune
+from topwork_trainer.finetuning.settings import FinetuneConfig, LinearHead
 from topwork_trainer.paired import Difference
-from topwork_trainer.prepare import store
 
 HELD_OUT, VALIDATION = 0, 1
 """Folds: the first proves the result, the second stops training; neither is trained on."""

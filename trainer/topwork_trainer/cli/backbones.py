@@ -30,7 +30,7 @@ def list_backbones() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def describe(backbone: str, weights: Path | None, as_json: bool) -> None:
     """Show a backbone: its input, its embedding, and its stages, counted as --unfreeze does."""
-    from topwork_trainer.stages import stages
+    from topwork_trainer.backbones.stages import stages
 
     loaded = backbones.load(replace(backbones.parse(backbone), weights=weights))
     found = stages(loaded.module)

@@ -16,8 +16,8 @@ from topwork_trainer.cli import progress
 @click.option("--seed", default=0, type=click.IntRange(0, 2**31 - 1))
 def demo_data(directory: Path, images_per_label: int, seed: int) -> None:
     """Render photos of five kinds of flowers into DIRECTORY. They are drawn, not taken."""
-    from topwork_trainer import render
-    from topwork_trainer.flowers import LABELS
+    from topwork_trainer.demo import render
+    from topwork_trainer.demo.flowers import LABELS
 
     total = images_per_label * len(LABELS)
     with progress.bar("rendering", total) as advance:
@@ -36,7 +36,7 @@ def demo_data(directory: Path, images_per_label: int, seed: int) -> None:
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 def fetch(name: str, directory: Path) -> None:
     """Download real photos: NAME is flower_photos or flowers102."""
-    from topwork_trainer import fetch as fetching
+    from topwork_trainer.demo import fetch as fetching
 
     photos = fetching.fetch(name, directory)
     Console(stderr=True).print(f"{photos} photos in {directory}", highlight=False)
@@ -53,6 +53,6 @@ def demo(data: Path | None, new: str | None, work: Path | None) -> None:
 
     On the photos in DATA, a folder with a folder for each class; without it on rendered flowers.
     """
-    from topwork_trainer import demo as story
+    from topwork_trainer.demo import story
 
     story.tell(data, new=new, work=work, console=Console())

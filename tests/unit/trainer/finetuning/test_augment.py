@@ -12,7 +12,7 @@ from support.pictures import encode, picture
 from topwork.bundle.image import preprocess
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import ImageError
-from topwork_trainer.augment import EvalPreset, TrainPreset
+from topwork_trainer.finetuning.augment import EvalPreset, TrainPreset
 
 SPEC = PreprocessSpec(resize=36, crop=32)
 STILL: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": 1.0, "jitter": 0.0}

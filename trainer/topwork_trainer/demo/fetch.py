@@ -40,7 +40,7 @@ def fetch(name: str, directory: Path) -> int:
 
 def _flower_photos(work: Path, directory: Path) -> None:
     """3,670 photos of five kinds of flowers (CC-BY 2.0, by the authors in its LICENSE.txt)."""
-    from topwork_trainer.torchvision_import import package
+    from topwork_trainer.backbones.torchvision_import import package
 
     package().datasets.utils.download_and_extract_archive(
         FLOWER_PHOTOS_URL, str(work), md5=FLOWER_PHOTOS_MD5, remove_finished=True
@@ -50,7 +50,7 @@ def _flower_photos(work: Path, directory: Path) -> None:
 
 def _flowers102(work: Path, directory: Path) -> None:
     """8,189 photos of 102 kinds of flowers (Nilsback and Zisserman, 2008)."""
-    from topwork_trainer.torchvision_import import package
+    from topwork_trainer.backbones.torchvision_import import package
 
     for split in ("train", "val", "test"):
         # A loader that loads nothing: an item is then the photo's path and its class.

@@ -23,30 +23,18 @@ from topwork.bundle.files import sha256
 from topwork.engine.cores import available_cores
 from topwork.engine.embed import Source
 from topwork.errors import InvalidInput
-from topwork_trainer import checkpoints, torchvision_import
-from topwork_trainer.backbones import TorchBackbone
-from topwork_trainer.feed import read
-from topwork_trainer.stages import parse, stages
-from topwork_trainer.tuning import (
-    Classifier,
+from topwork_trainer.backbones import TorchBackbone, torchvision_import
+from topwork_trainer.backbones.stages import parse, stages
+from topwork_trainer.finetuning import checkpoints
+from topwork_trainer.finetuning.feed import read
+from topwork_trainer.finetuning.settings import (
     Diverged,
     Epoch,
     FinetuneConfig,
-    Images,
     LinearHead,
     OnProgress,
-    Tuning,
 )
-
-__all__ = [
-    "Diverged",
-    "Epoch",
-    "FinetuneConfig",
-    "Finetuned",
-    "LinearHead",
-    "OnProgress",
-    "finetune",
-]
+from topwork_trainer.finetuning.tuning import Classifier, Images, Tuning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

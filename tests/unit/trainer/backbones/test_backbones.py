@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import Corrupt, InvalidInput, NotFound
-from topwork_trainer import backbones, plans, torchvision_import, weights
-from topwork_trainer.backbones import Choice
+from topwork_trainer import backbones
+from topwork_trainer.backbones import Choice, plans, torchvision_import, weights
 
 
 @pytest.fixture(scope="module", autouse=True)

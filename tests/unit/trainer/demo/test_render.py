@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from topwork_trainer import render as module
-from topwork_trainer.flowers import LABELS
-from topwork_trainer.render import render, write_dataset
+from topwork_trainer.demo import render as module
+from topwork_trainer.demo.flowers import LABELS
+from topwork_trainer.demo.render import render, write_dataset
 
 
 def encoded(picture: Image.Image) -> bytes:
@@ -78,7 +78,7 @@ def test_note_says_that_the_pictures_are_rendered(tmp_path: Path) -> None:
     write_dataset(tmp_path, images_per_label=0, seed=42)
     note = (tmp_path / "RENDERED.txt").read_text(encoding="utf-8")
     assert "rendered" in note
-    assert "topwork_trainer.render" in note
+    assert "topwork_trainer.demo.render" in note
     assert "Seed: 42" in note
 
 

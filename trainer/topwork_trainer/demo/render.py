@@ -19,8 +19,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from topwork_trainer import flowers
-from topwork_trainer.flowers import LABELS, Array, Mesh, chance
+from topwork_trainer.demo import flowers
+from topwork_trainer.demo.flowers import LABELS, Array, Mesh, chance
 
 _POOL_FROM = 60  # pictures; with fewer, starting the processes takes longer than drawing
 
@@ -72,7 +72,8 @@ def write_dataset(
         (directory / label).mkdir(parents=True, exist_ok=True)
     (directory / "RENDERED.txt").write_text(
         f"The {len(paths)} pictures in these folders are rendered, they are not photos.\n"
-        f"Drawn by: topwork_trainer.render\nSeed: {seed}\nPictures a label: {images_per_label}\n",
+        f"Drawn by: topwork_trainer.demo.render\nSeed: {seed}\n"
+        f"Pictures a label: {images_per_label}\n",
         encoding="utf-8",
     )
     labels, indices = [label for label, _ in jobs], [index for _, index in jobs]

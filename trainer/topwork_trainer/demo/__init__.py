@@ -1,0 +1,1 @@
+"""The story from end to end, and the pictures that it needs."""

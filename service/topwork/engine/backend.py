@@ -69,8 +69,6 @@ def open_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Without VNNI, int8 products would saturate: other embeddings than the head was learnt on.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     providers: list[Any] = ["CPUExecutionProvider"]
     if provider != "cpu" and _CUDA[0] in ort.get_available_providers():
         providers.insert(0, _CUDA)

@@ -84,6 +84,7 @@ def suspects(
 
 
 def _suspected(exemplars: Exemplars, judged: Judged) -> Iterator[Finding]:
+    """Yield suspicions as notes: most real sets have some, and only a person can tell."""
     targets, labels = exemplars.targets[judged.rows], exemplars.labels
     found = suspects(targets, judged.probabilities)
     for row, probable in found[:MOST_SUSPECTS]:
@@ -92,7 +93,7 @@ def _suspected(exemplars: Exemplars, judged: Judged) -> Iterator[Finding]:
         images = _names(exemplars, [judged.rows[row]])
         yield Finding(
             kind="suspected_label",
-            severity="warning",
+            severity="note",
             message=f"{images[0] if images else 'an image'} is labelled {given!r} but looks like "
             f"{said!r}: probability {chances[probable]:.3f} against {chances[targets[row]]:.3f}",
             images=images,
@@ -102,7 +103,7 @@ def _suspected(exemplars: Exemplars, judged: Judged) -> Iterator[Finding]:
         concerned = {targets[row] for row, _ in rest} | {probable for _, probable in rest}
         yield Finding(
             kind="suspected_labels",
-            severity="warning",
+            severity="note",
             message=f"{_several(len(rest), 'more image')} with a suspected label, less clearly "
             f"so than the first {MOST_SUSPECTS}",
             images=_names(exemplars, [judged.rows[row] for row, _ in rest]),

@@ -279,7 +279,7 @@ def test_command_shows_a_table(data: Path, tmp_path: Path) -> None:
     asked = ["--backbones", "efficientnet_lite0", "--image-size", "64", "--views", "2"]
     done = CliRunner().invoke(command, [str(data), *asked, *options])
     assert done.exit_code == 0, done.output
-    assert "95 % interval" in done.stdout
+    assert "accuracy (95 %)" in done.stdout
     assert "efficientnet_lite0@16x2 is taken" in done.stdout
     assert [path.name for path in (tmp_path / "repository").iterdir()] == ["backbones"]
 

@@ -126,17 +126,19 @@ def _split(text: str) -> list[str]:
 
 def _show(console: Console, rows: Sequence[RankedBackbone]) -> None:
     table = Table(
-        Column("backbone", overflow="fold"),
-        Column("accuracy (95 % interval)", no_wrap=True),
+        Column("backbone", overflow="fold", min_width=22),
+        Column("accuracy (95 %)", no_wrap=True),
         *(Column(name, no_wrap=True) for name in ("kNN", "ms", "MB", "width")),
-        Column("licence", overflow="fold"),
+        Column("licence", overflow="fold", min_width=10),
+        box=None,  # all of it fits into 80 columns
+        padding=(0, 1, 0, 0),
     )
     for row in rows:
         if row.error:
             continue
         table.add_row(
             escape(shown(row)),
-            f"{row.accuracy:.3f} ({row.accuracy_low:.3f} to {row.accuracy_high:.3f})",
+            f"{row.accuracy:.3f} ({row.accuracy_low:.3f}..{row.accuracy_high:.3f})",
             f"{row.knn_accuracy:.3f}",
             f"{row.milliseconds:.1f}",
             f"{row.megabytes:.1f}",

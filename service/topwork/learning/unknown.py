@@ -145,8 +145,9 @@ class _Trial:
 
 def _trials(task: Task, family: Family, strength: float, groups: _Groups) -> Iterator[_Trial]:
     tried = []
-    for group in range(groups.count):
-        fold = group % FOLDS
+    judged = np.unique(groups.folds[groups.folds >= 0])  # one fold alone after fine-tuning
+    for group in range(groups.count if len(judged) else 0):
+        fold = int(judged[group % len(judged)])
         others, held = groups.of_row != group, groups.folds == fold
         learnt, known = others & ~held, others & held
         unknown = ~others & (groups.folds >= 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -157,6 +159,16 @@ def test_a_class_that_was_seen_whole_is_not_tried() -> None:
     assert learned.metrics.unknown is not None
     assert [one.label for one in learned.metrics.unknown.per_label] == ["c00", "c01"]
     assert len(learned.judged.rows) == 50
+
+
+def test_one_judged_fold_is_enough() -> None:
+    """After fine-tuning only one fold was never seen: every class is left out all the same."""
+    made = taught([40] * 4)
+    tuned = replace(made, seen=made.folds(0) != 2)
+    metrics = learn(tuned, seed=0).metrics
+    assert metrics.images == int((made.folds(0) == 2).sum())
+    assert metrics.unknown is not None
+    assert [one.label for one in metrics.unknown.per_label] == list(made.labels)
 
 
 def test_images_that_are_all_alike_are_not_unknown() -> None:

@@ -17,16 +17,16 @@ from topwork.bundle.findings import Finding, Severity
 from topwork.bundle.image import FORMATS
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.preprocess import PreprocessSpec
+from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
-from topwork.engine.backend import open_session
 from topwork.engine.cores import available_cores
-from topwork.engine.embed import Skipped, Source, embed
+from topwork.engine.embed import Skipped, Source
 from topwork.errors import InvalidInput
 from topwork.learning.audit import audit_exemplars
 from topwork.learning.learn import Judged, learn
 from topwork_trainer import backbones
 from topwork_trainer.backbones.prepare import prepare_backbone
-from topwork_trainer.bench import OnProgress
+from topwork_trainer.bench import Bench, OnProgress
 from topwork_trainer.data import scan
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -86,16 +86,16 @@ def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
         repository = Repository(root)
         on_progress("backbone", 0, 0)
         info = prepare_backbone(repository, choice)
-        session = open_session(repository.backbone_model(info.digest), output="embedding")
-    done = 0
-
-    def count() -> None:
-        nonlocal done
-        done += 1
-        on_progress("embed", done, len(sources))
-
-    cores = available_cores()
-    exemplars, skipped = embed(sources, session, info.preprocess, cores=cores, on_image=count)
+        bench = Bench(
+            repository=repository,
+            sources=sources,
+            recipe=Recipe(),
+            seed=config.seed,
+            cores=available_cores(),
+            cache=None,
+            on_progress=on_progress,
+        )
+        exemplars, skipped = bench.embed(info, bench.session(info), stage="embed")
     on_progress("audit", 0, 0)
     empty = dict.fromkeys(set(labels) - {one.label for one in sources}, 0)
     findings = [
@@ -103,7 +103,7 @@ def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
         *audit_files(config.data, sources, skipped, info.preprocess),
     ]
     if exemplars is not None:
-        judged = _judge(exemplars, config.seed, cores)
+        judged = _judge(exemplars, config.seed, bench.cores)
         findings += audit_exemplars(exemplars, judged, seed=config.seed)
     counts = dict(sorted({**empty, **_usable(sources, skipped)}.items()))
     return Audit(counts=counts, findings=gravest_first(findings))

@@ -14,7 +14,7 @@ from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
-from topwork.engine.backend import open_session
+from topwork.engine.backend import Session, open_session
 from topwork.engine.embed import Skipped, Source, embed
 from topwork.learning.learn import Learned, learn
 from topwork_trainer.cache import EmbeddingCache
@@ -69,13 +69,26 @@ class Bench:
         ``seen`` names those that it was fine-tuned on. Raises InvalidInput if a class has too few
         usable photos.
         """
-        exemplars, skipped = self._embed(info, stage)
+        exemplars, skipped = self.embed(info, self.session(info), stage=stage)
+        labels = sorted({source.label for source in self.sources})
+        counts = Counter(dict.fromkeys(labels, 0))
+        if exemplars is not None:
+            counts.update(dict(zip(exemplars.labels, exemplars.counts().tolist(), strict=True)))
+        check_counts(counts, labels, kind="usable images", limits=DEFAULT_LIMITS)
+        assert exemplars is not None, "check_counts refused an empty set"
         exemplars = replace(exemplars, seen=np.array([name in seen for name in exemplars.names]))
         self.on_progress("solve", 0, 0)
         learned = learn(exemplars, seed=self.seed, recipe=self.recipe, threads=self.cores)
         return Attempt(backbone=info, exemplars=exemplars, learned=learned, skipped=skipped)
 
-    def _embed(self, info: BackboneInfo, stage: str) -> tuple[Exemplars, list[Skipped]]:
+    def session(self, info: BackboneInfo) -> Session:
+        """Load a stored backbone."""
+        return open_session(self.repository.backbone_model(info.digest), output="embedding")
+
+    def embed(
+        self, info: BackboneInfo, session: Session, *, stage: str
+    ) -> tuple[Exemplars | None, list[Skipped]]:
+        """Return the exemplars of all usable photos, None if there are none, and the skipped."""
         done = 0
 
         def count() -> None:
@@ -83,21 +96,14 @@ class Bench:
             done += 1
             self.on_progress(stage, done, len(self.sources))
 
-        exemplars, skipped = embed(
+        return embed(
             self.sources,
-            open_session(self.repository.backbone_model(info.digest), output="embedding"),
+            session,
             info.preprocess,
             cores=self.cores,
             cache=self.cache.of(info) if self.cache else None,
             on_image=count,
         )
-        labels = sorted({source.label for source in self.sources})
-        counts = Counter(dict.fromkeys(labels, 0))
-        if exemplars is not None:
-            counts.update(dict(zip(exemplars.labels, exemplars.counts().tolist(), strict=True)))
-        check_counts(counts, labels, kind="usable images", limits=DEFAULT_LIMITS)
-        assert exemplars is not None, "check_counts refused an empty set"
-        return exemplars, skipped
 
 
 def compare(new: Attempt, old: Attempt) -> Difference:

@@ -17,7 +17,7 @@ from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.engine.backend import Session, open_session
-from topwork.engine.embed import Source, embed
+from topwork.engine.embed import Source
 from topwork.errors import InvalidInput, TopworkError
 from topwork.learning.learn import learn
 from topwork.report.content import RankedBackbone
@@ -85,22 +85,8 @@ class Prober:
         )
 
     def _embedded(self, choice: Choice, info: BackboneInfo, session: Session) -> Exemplars:
-        bench, done = self._bench, 0
-
-        def count() -> None:
-            nonlocal done
-            done += 1
-            bench.on_progress(f"try {choice}", done, len(bench.sources))
-
-        cache = bench.cache.of(info) if bench.cache else None
-        exemplars, skipped = embed(
-            bench.sources,
-            session,
-            info.preprocess,
-            cores=bench.cores,
-            cache=cache,
-            on_image=count,
-        )
+        bench = self._bench
+        exemplars, skipped = bench.embed(info, session, stage=f"try {choice}")
         if exemplars is None or len(exemplars.labels) < 2:
             raise InvalidInput(
                 f"{len(bench.sources) - len(skipped)} of {len(bench.sources)} photos are usable"

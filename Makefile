@@ -42,6 +42,7 @@ proto: $(INSTALLED)  ## Generate service/topwork/v1 from proto/
 bench: $(INSTALLED)  ## Measure; DATA=/path/to/folders for your own photos
 	$(BIN)/python tests/benchmarks/serving.py $(if $(DATA),"$(DATA)")
 	$(BIN)/python tests/benchmarks/learning.py $(if $(DATA),"$(DATA)")
+	$(BIN)/python tests/benchmarks/embedding.py $(if $(DATA),"$(DATA)")
 
 clean:  ## Remove what make made
 	rm -rf $(VENV) build dist

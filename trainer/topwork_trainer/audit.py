@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from topwork.bundle.exemplars import Exemplars
-from topwork.bundle.findings import Finding, Severity
+from topwork.bundle.findings import Finding, Severity, left_out
 from topwork.bundle.image import FORMATS
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.preprocess import PreprocessSpec
@@ -198,9 +198,8 @@ def _turned(image: Image.Image) -> bool:
 def _left_out(skipped: Sequence[Skipped]) -> Iterator[Finding]:
     large = [one for one in skipped if one.reason == "IMAGE_TOO_LARGE"]
     unreadable = [one for one in skipped if one.reason not in {"IMAGE_TOO_LARGE", "DUPLICATE"}]
-    for kind, left_out in (("unreadable", unreadable), ("too_large", large)):
-        for one in left_out:
-            yield _finding(kind, "error", f"{one.name} was left out: {one.message}", [one])
+    for one in (*unreadable, *large):
+        yield left_out(one.name, one.label, reason=one.reason, message=one.message)
     duplicates = [one for one in skipped if one.reason == "DUPLICATE"]
     for label in sorted({one.label for one in duplicates}):
         own = [one for one in duplicates if one.label == label]

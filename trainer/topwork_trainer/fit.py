@@ -140,7 +140,10 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
         ),
     )
     repository.set_serving(config.model, manifest.revision)
-    checkpoint.unlink(missing_ok=True)
+    if config.unfreeze != "none":  # another fit's checkpoint is not this one's to delete
+        from topwork_trainer.finetuning import checkpoints
+
+        checkpoints.discard(checkpoint)
     return Fitted(
         manifest=manifest,
         backbone=attempt.backbone,

@@ -25,7 +25,7 @@ HELD_OUT, VALIDATION = 0, 1
 """Folds: the first proves the result, the second stops training; neither is trained on."""
 
 HEAD_STRENGTH = 30.0
-"""Of the head that training starts from; what it ends with hardly depends on it."""
+"""Of the head that training starts from: what cross-validation usually takes on frozen features."""
 
 
 def thaw(

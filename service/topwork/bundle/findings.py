@@ -22,3 +22,16 @@ class Finding:
     """Their names, as exemplars have them; empty where it concerns a whole class or set."""
     labels: tuple[str, ...]
     """The labels concerned."""
+
+
+def left_out(name: str, label: str, *, reason: str, message: str) -> Finding:
+    """Return the finding for an image that was not used; ``reason`` as in ``embed.Skipped``."""
+    duplicate = reason == "DUPLICATE"
+    kinds = {"DUPLICATE": "exact_duplicate", "IMAGE_TOO_LARGE": "too_large"}
+    return Finding(
+        kind=kinds.get(reason, "unreadable"),
+        severity="note" if duplicate else "error",
+        message=f"{name} was left out: {message}",
+        images=(name,),
+        labels=(label,),
+    )

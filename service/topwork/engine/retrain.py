@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from topwork.bundle.findings import Finding
+from topwork.bundle.findings import left_out
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.store import Repository
@@ -140,7 +140,10 @@ class Trainer:
             recipe=parent.recipe,
             making=Making(
                 command=f"AddClass {job.label!r} ({new.images} images), operation {operation}",
-                findings=tuple(_finding(job.label, one) for one in new.skipped),
+                findings=tuple(
+                    left_out(one.name, job.label, reason=one.reason, message=one.message)
+                    for one in new.skipped
+                ),
             ),
             parent=parent.revision,
             operation=operation,
@@ -171,17 +174,6 @@ def too_many_labels(model: str, labels: int, limits: Limits) -> NotReady:
     return NotReady(
         f"model {model!r} has {labels} labels; the limit is {limits.max_labels}",
         reason="TOO_MANY_LABELS",
-    )
-
-
-def _finding(label: str, skipped: SkippedUpload) -> Finding:
-    duplicate = skipped.reason == "DUPLICATE"
-    return Finding(
-        kind="exact_duplicate" if duplicate else "unreadable",
-        severity="note" if duplicate else "error",
-        message=f"{skipped.name} was left out: {skipped.message}",
-        images=(skipped.name,),
-        labels=(label,),
     )
 
 

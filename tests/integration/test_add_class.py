@@ -19,7 +19,7 @@ from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.store import Repository
 from topwork.engine.operations import Operations, database_url
-from topwork.engine.registry import Registry
+from topwork.engine.serving.registry import Registry
 from topwork.errors import DeadlinePassed
 from topwork.rpc import uploads
 from topwork.rpc.client import CallFailed, Client, result

@@ -12,10 +12,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from topwork.bundle.limits import Limits
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
-from topwork.engine.classifier import Answer, Classified
 from topwork.engine.jobs import AddClassResult, Stage
 from topwork.engine.operations import Operation
-from topwork.engine.registry import Snapshot
+from topwork.engine.serving.classifier import Answer, Classified
+from topwork.engine.serving.registry import Snapshot
 from topwork.errors import ImageError, InvalidInput
 from topwork.rpc import status as statuses
 from topwork.v1 import classifier_service_pb2 as classify_pb

@@ -13,9 +13,9 @@ from grpc_reflection.v1alpha import reflection
 
 from topwork.bundle.store import Repository
 from topwork.config import ServeConfig
-from topwork.engine.classifier import Classifier
 from topwork.engine.operations import Operations, database_url
-from topwork.engine.registry import Registry
+from topwork.engine.serving.classifier import Classifier
+from topwork.engine.serving.registry import Registry
 from topwork.engine.supervisor import Supervisor
 from topwork.engine.worker import WorkerConfig
 from topwork.errors import Unavailable

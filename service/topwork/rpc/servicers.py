@@ -12,9 +12,9 @@ from grpc.aio import ServicerContext
 
 from topwork.bundle.limits import Limits
 from topwork.bundle.store import Repository
-from topwork.engine.classifier import Classifier
 from topwork.engine.operations import Operation, Operations
-from topwork.engine.registry import Registry
+from topwork.engine.serving.classifier import Classifier
+from topwork.engine.serving.registry import Registry
 from topwork.errors import Corrupt, InvalidInput, NotFound
 from topwork.rpc import convert
 from topwork.rpc.uploads import Uploads

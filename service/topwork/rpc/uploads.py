@@ -11,8 +11,8 @@ from topwork.bundle.names import check_label
 from topwork.bundle.store import Repository
 from topwork.engine.jobs import AddClassJob, SkippedUpload, Upload
 from topwork.engine.operations import Operation, Operations, check_same, new_request_id
-from topwork.engine.registry import Registry
 from topwork.engine.retrain import too_many_labels
+from topwork.engine.serving.registry import Registry
 from topwork.errors import AlreadyExists, DeadlinePassed, InvalidInput, NotFound, Unavailable
 from topwork.rpc.convert import resource_id
 from topwork.v1 import model_service_pb2 as model_pb

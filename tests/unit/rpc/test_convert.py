@@ -10,7 +10,6 @@ from support import tiny
 
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.store import Repository
-from topwork.engine.classifier import Answer, Classified, Prediction, Timings
 from topwork.engine.jobs import (
     AddClassResult,
     Failure,
@@ -20,7 +19,8 @@ from topwork.engine.jobs import (
     StageSeconds,
 )
 from topwork.engine.operations import Operation
-from topwork.engine.registry import Registry, Snapshot
+from topwork.engine.serving.classifier import Answer, Classified, Prediction, Timings
+from topwork.engine.serving.registry import Registry, Snapshot
 from topwork.errors import ImageError, InvalidInput
 from topwork.rpc import convert
 from topwork.v1 import model_service_pb2 as model_pb

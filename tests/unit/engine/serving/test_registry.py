@@ -18,8 +18,8 @@ from support.pictures import picture, pictures
 
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.store import Repository
-from topwork.engine.classifier import Answer, Classifier
-from topwork.engine.registry import Registry
+from topwork.engine.serving.classifier import Answer, Classifier
+from topwork.engine.serving.registry import Registry
 from topwork.errors import Corrupt, NotFound
 
 ALL = ("amber", "blue", "crimson", "green", "violet")

@@ -15,7 +15,7 @@ from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.store import Repository
 from topwork.engine.backend import Provider, Session, check_provider, open_session
-from topwork.engine.batcher import Batcher
+from topwork.engine.serving.batcher import Batcher
 from topwork.errors import Corrupt, NotFound, NotReady
 
 log = structlog.get_logger(__name__)

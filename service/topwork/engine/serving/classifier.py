@@ -12,8 +12,8 @@ import numpy as np
 
 from topwork.bundle.image import Pixels, preprocess
 from topwork.bundle.limits import Limits
-from topwork.engine.batcher import Embedded
-from topwork.engine.registry import Registry, Snapshot
+from topwork.engine.serving.batcher import Embedded
+from topwork.engine.serving.registry import Registry, Snapshot
 from topwork.errors import DeadlinePassed, ImageError, InvalidInput, Overloaded
 
 DEFAULT_TOP_K = 5

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from numpy.typing import NDArray
 
 from topwork.bundle.image import Pixels
-from topwork.engine.batcher import Batcher, Embedded
+from topwork.engine.serving.batcher import Batcher, Embedded
 
 T = TypeVar("T")
 

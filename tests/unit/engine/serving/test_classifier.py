@@ -21,9 +21,9 @@ from support.pictures import picture, pictures
 
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.store import Repository
-from topwork.engine.batcher import Batcher
-from topwork.engine.classifier import Answer, Classified, Classifier
-from topwork.engine.registry import Registry
+from topwork.engine.serving.batcher import Batcher
+from topwork.engine.serving.classifier import Answer, Classified, Classifier
+from topwork.engine.serving.registry import Registry
 from topwork.errors import (
     DeadlinePassed,
     ImageError,

@@ -1,0 +1,1 @@
+"""What answers Classify: from encoded images to predictions, every core at work."""

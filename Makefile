@@ -40,7 +40,8 @@ proto: $(INSTALLED)  ## Generate service/topwork/v1 from proto/
 	$(BIN)/python proto/generate.py
 
 bench: $(INSTALLED)  ## Measure; DATA=/path/to/folders for your own photos
-	$(BIN)/python tests/benchmarks/serving.py $(if $(DATA),"$(DATA)")
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.serving $(if $(DATA),"$(DATA)") $(if $(PEERS),--peers "$(PEERS)") --docs
+	$(BIN)/python -m pytest -q tests/benchmarks/pieces.py
 	$(BIN)/python tests/benchmarks/learning.py $(if $(DATA),"$(DATA)")
 	$(BIN)/python tests/benchmarks/embedding.py $(if $(DATA),"$(DATA)")
 

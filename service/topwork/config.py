@@ -22,9 +22,13 @@ class ServeConfig:
     """Threads that decode, and threads that run the backbone on CPU."""
     queue_limit: int = 512
     """Images in the server at a time, over all callers; more are refused."""
+    head_megabytes: int = 1000
+    """What heads in memory may weigh together; those least recently asked for leave first."""
     most_seconds: float = 60.0
     """What a Classify call may take at most, whatever deadline its caller set."""
     grace_seconds: float = 10.0
     """How long calls in flight may go on after SIGTERM."""
+    metrics_port: int | None = None
+    """Where Prometheus' GET /metrics is answered, on the address's host; None: nowhere."""
     log_format: Format = "text"
     limits: Limits = DEFAULT_LIMITS

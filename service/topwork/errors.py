@@ -80,12 +80,12 @@ class NotReady(TopworkError):
 
 
 class Overloaded(TopworkError):
-    """The queue is full; try again after ``retry_after`` seconds."""
+    """There is no room, or no time; try again after ``retry_after`` seconds."""
 
     reason = "OVERLOADED"
 
-    def __init__(self, message: str, *, retry_after: float) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, retry_after: float, reason: str | None = None) -> None:
+        super().__init__(message, reason=reason)
         self.retry_after = retry_after
 
 

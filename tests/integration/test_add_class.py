@@ -24,6 +24,7 @@ from topwork.errors import DeadlinePassed
 from topwork.rpc import uploads
 from topwork.rpc.client import CallFailed, Client, result
 from topwork.rpc.uploads import Uploads
+from topwork.telemetry import Telemetry
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 
@@ -340,7 +341,7 @@ def test_a_silent_upload_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     repository = Repository(tmp_path)
     receiving = Uploads(
         repository,
-        Registry(repository, provider="cpu", cores=1),
+        Registry(repository, provider="cpu", cores=1, telemetry=Telemetry()),
         Operations(database_url(tmp_path)),
         DEFAULT_LIMITS,
     )

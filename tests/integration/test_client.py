@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -111,6 +114,7 @@ def test_both_clients_have_the_same_methods() -> None:
 
 CALLS: dict[str, Callable[[Client], Any]] = {
     "classify": lambda client: client.classify("unknown", [b"photo"]),
+    "classify_stream": lambda client: list(client.classify_stream("unknown", [b"photo"])),
     "add_class": lambda client: client.add_class("unknown", "violet", VIOLETS),
     "watch": lambda client: list(client.watch("operations/unknown")),
     "model": lambda client: client.model("unknown"),
@@ -138,6 +142,7 @@ def test_a_server_that_is_not_there(nobody: str, call: str) -> None:
         async with AsyncClient(nobody) as own:
             calls: dict[str, Callable[[], Awaitable[object]]] = {
                 "classify": lambda: own.classify("x", [b"photo"]),
+                "classify_stream": lambda: exhaust(own.classify_stream("x", [b"photo"])),
                 "add_class": lambda: own.add_class("x", "violet", VIOLETS),
                 "watch": lambda: exhaust(own.watch("operations/x")),
                 "model": lambda: own.model("x"),
@@ -256,6 +261,75 @@ def test_classify_asks_for_more_than_one_request_takes(topwork: Command, tmp_pat
     assert status == 0
     found = [one["predictions"][0]["label"] for one in rows(output)]
     assert found == [LABELS[n % 4] for n in range(20)]
+
+
+def test_unreadable_files_keep_their_places(topwork: Command, tmp_path: Path) -> None:
+    """Among many photos, first and last too, what cannot be read is in its row."""
+    photos = [(f"{n:03}.png", picture(LABELS[n % 4], n)) for n in range(100)]
+    folder = written(tmp_path / "photos", photos)
+    broken = [0, 1, 50, 98, 99]
+    for n in broken:
+        (folder / f"{n:03}.png").unlink()
+        (folder / f"{n:03}.png").symlink_to("/proc/self/mem")
+    status, output, _ = topwork("classify", "--model", "colours", "--json", folder)
+    found = rows(output)
+    assert status == 1
+    assert [one["image"] for one in found] == [str(folder / name) for name, _ in photos]
+    assert [n for n, one in enumerate(found) if one["error"] is not None] == broken
+    good = [(n, one) for n, one in enumerate(found) if one["error"] is None]
+    assert all(one["predictions"][0]["label"] == LABELS[n % 4] for n, one in good)
+
+
+def test_only_unreadable_files(topwork: Command, tmp_path: Path) -> None:
+    """When no file can be read there are rows, and status 1."""
+    missing = [tmp_path / f"{n}.png" for n in range(30)]
+    status, output, _ = topwork("classify", "--model", "colours", "--json", *missing)
+    assert (status, len(rows(output))) == (1, 30)
+
+
+def many(folder: Path, count: int) -> Path:
+    """Return a new folder of ``count`` files with the same photo in them."""
+    photo = folder / "photo.png"
+    photo.write_bytes(picture("green", 45))
+    photos = folder / "photos"
+    photos.mkdir()
+    for n in range(count):
+        (photos / f"{n:05}.png").hardlink_to(photo)
+    return photos
+
+
+def in_a_process(server: Running, *arguments: object, errors: int) -> subprocess.Popen[str]:
+    """Begin ``topwork classify --json`` with a pipe for its output."""
+    command = [sys.executable, "-m", "topwork.cli", "classify", "--address", server.address]
+    command += ["--model", "colours", "--json", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+
+
+def test_classify_shows_how_far_it_is(server: Running, tmp_path: Path) -> None:
+    """A terminal has a bar with the number of photos; the output has the rows and nothing else."""
+    terminal, its_end = os.openpty()
+    process = in_a_process(server, many(tmp_path, 40), errors=its_end)
+    os.close(its_end)
+    output, _ = process.communicate(timeout=60)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end, on Linux
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    os.close(terminal)
+    assert (process.returncode, len(rows(output))) == (0, 40)
+    assert b"40/40" in shown
+
+
+def test_an_interrupt_ends_classify(server: Running, tmp_path: Path) -> None:
+    """On SIGINT the rows so far are whole lines, nothing is a traceback, and the status is 1."""
+    process = in_a_process(server, many(tmp_path, 20_000), errors=subprocess.PIPE)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert 0 < len(rows(first + output)) < 20_000
+    assert "Traceback" not in errors
 
 
 def test_classify_for_people(topwork: Command, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,11 +116,18 @@ def linear_head(weights: NDArray[np.float32], bias: NDArray[np.float32]) -> byte
 
 
 def publish_copy(
-    repository: Repository, manifest: Manifest, *, head: bytes | None = None
+    repository: Repository,
+    manifest: Manifest,
+    *,
+    head: bytes | None = None,
+    model: str | None = None,
 ) -> Manifest:
-    """Publish ``manifest`` once more, with another head if one is given; it does not serve yet."""
+    """Publish ``manifest`` once more, with another head or of another model if one is given.
+
+    It does not serve yet.
+    """
     return repository.publish(
-        manifest,
+        replace(manifest, model=model or manifest.model),
         head=head or repository.head(manifest),
         metrics=repository.metrics(manifest),
         report=lambda copy: f"revision {copy.revision}".encode(),

@@ -8,7 +8,8 @@ import click
 
 import topwork
 from topwork.cli import show
-from topwork.cli.ask import classify, describe, models
+from topwork.cli.ask import describe, models
+from topwork.cli.classify import classify
 from topwork.cli.serve import serve
 from topwork.cli.teach import add_class
 from topwork.errors import TopworkError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
@@ -18,13 +17,21 @@ from topwork.bundle.limits import DEFAULT_LIMITS
     help="Directory that holds the bundles; made if it is missing.",
 )
 @click.option("--address", default="127.0.0.1:50051", help="HOST:PORT; port 0 takes a free one.")
-@click.option("--provider", default="auto", type=click.Choice(["cpu", "cuda", "auto"]))
+@click.option(
+    "--provider", default="auto", type=click.Choice(["auto", "cpu", "cuda", "openvino", "tensorrt"])
+)
 @click.option("--cores", type=click.IntRange(min=1), help="Default: what the process may use.")
 @click.option(
     "--queue-limit",
     default=512,
     type=click.IntRange(min=1),
     help="Images in the server at a time; more are refused at once.",
+)
+@click.option(
+    "--head-megabytes",
+    default=1000,
+    type=click.IntRange(min=1),
+    help="What heads in memory may weigh together.",
 )
 @click.option(
     "--max-seconds",
@@ -38,6 +45,11 @@ from topwork.bundle.limits import DEFAULT_LIMITS
     type=click.FloatRange(min=0),
     help="How long calls in flight may go on after SIGTERM.",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Answer Prometheus' GET /metrics there. Default: nowhere.",
+)
 @click.option("--log-format", default="text", type=click.Choice(["text", "json"]))
 def serve(
     repository: Path,
@@ -45,13 +57,17 @@ def serve(
     provider: str,
     cores: int | None,
     queue_limit: int,
+    head_megabytes: int,
     max_seconds: float,
     grace_seconds: float,
+    metrics_port: int | None,
     log_format: str,
 ) -> None:
     """Serve all models of a repository over gRPC, until SIGTERM."""
     # Imported here: the other commands need neither ONNX Runtime nor the database.
     from typing import cast
+
+    import uvloop
 
     from topwork import logs
     from topwork.config import ServeConfig
@@ -65,10 +81,12 @@ def serve(
         provider=cast("Provider", provider),
         cores=cores or available_cores(),
         queue_limit=queue_limit,
+        head_megabytes=head_megabytes,
         most_seconds=max_seconds,
         grace_seconds=grace_seconds,
+        metrics_port=metrics_port,
         log_format=cast("logs.Format", log_format),
         limits=DEFAULT_LIMITS,
     )
     logs.configure(config.log_format)
-    asyncio.run(server.serve(config))
+    uvloop.run(server.serve(config))

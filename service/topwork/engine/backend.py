@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -13,16 +13,25 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
 import topwork
+from topwork.engine.cores import available_cores
 from topwork.errors import Corrupt, NotReady
 
-Provider = Literal["cpu", "cuda", "auto"]
+Provider = Literal["cpu", "cuda", "tensorrt", "openvino", "auto"]
+"""What runs a graph; ``auto`` is CUDA where it works, else the CPU."""
+
 S = TypeVar("S", bound=np.generic)
 
-_CUDA = (
-    "CUDAExecutionProvider",
-    # The default, EXHAUSTIVE, benchmarks all algorithms again at every new batch size.
-    {"cudnn_conv_algo_search": "HEURISTIC"},
-)
+_NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+_NEEDS = {
+    "cuda": "NVIDIA's driver, CUDA, cuDNN, and onnxruntime-gpu in place of onnxruntime",
+    "tensorrt": "what 'cuda' needs, and TensorRT of the version that onnxruntime-gpu was built for",
+    "openvino": "onnxruntime-openvino in place of onnxruntime",
+}
 
 
 class Session:
@@ -34,9 +43,13 @@ class Session:
         self._input = session.get_inputs()[0]
 
     @property
-    def on_cuda(self) -> bool:
-        """Whether the graph runs on a GPU."""
-        return bool(self._session.get_providers()[0] == _CUDA[0])
+    def on_gpu(self) -> bool:
+        """Whether the graph runs on an NVIDIA GPU."""
+        return self.uses("cuda") or self.uses("tensorrt")
+
+    def uses(self, provider: Provider) -> bool:
+        """Return whether the graph runs on ``provider``, which is not ``auto``."""
+        return bool(self._session.get_providers()[0] == _NAMES[provider])
 
     def outputs(self) -> list[str]:
         """Return the names of the graph's outputs."""
@@ -49,52 +62,89 @@ class Session:
 
     def run_outputs(self, batch: NDArray[S], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
         """Return the named outputs, float32 (N, ...) each, for a batch (N, ...)."""
-        results = self._session.run(list(outputs), {self._input.name: batch})
+        return self.run_fed({self._input.name: batch}, outputs)
+
+    def run_fed(
+        self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+    ) -> list[NDArray[np.float32]]:
+        """Return the named outputs for a value of each of the graph's inputs, by name."""
+        results = self._session.run(list(outputs), dict(feeds))
         return [np.asarray(result, dtype=np.float32) for result in results]
 
 
 def open_session(
-    model: bytes, *, output: str, provider: Provider = "cpu", threads: int = 1
+    model: bytes, *, output: str, provider: Provider = "cpu", threads: int = 1, spin: bool = False
 ) -> Session:
     """Load an ONNX graph whose one input is a batch and which has an output called ``output``.
 
-    ``threads`` is the number of threads that one run uses on CPU; spinning is off, since it burns
-    the core that another run could use. ``auto`` takes CUDA where it works. Raises NotReady if CUDA
-    is asked for and does not work, Corrupt if the graph cannot be loaded, lacks the output, or
-    keeps tensors in other files (which no checksum covers).
+    ``threads`` is the number of CPU threads that one run uses. With ``spin`` they wait for each
+    other's part of a run in busy loops: faster if no other run wants their cores. Between runs none
+    spins. Raises NotReady if ``provider`` does not work here, Corrupt if the graph cannot be
+    loaded, lacks the output, or keeps tensors in other files (which no checksum covers).
     """
+    check_provider(provider)
     _refuse_external_data(model)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if provider != "cpu" and _CUDA[0] in ort.get_available_providers():
-        providers.insert(0, _CUDA)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        session = Session(ort.InferenceSession(model, options, providers=providers), output)
+        loaded = ort.InferenceSession(model, options, providers=_wanted(provider, threads))
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise Corrupt(f"ONNX Runtime cannot load the graph: {error}") from error
+    session = Session(loaded, output)
     if output not in session.outputs():
         raise Corrupt(f"the graph has no output {output!r}; it has {', '.join(session.outputs())}")
-    if provider == "cuda" and not session.on_cuda:
-        raise _no_cuda()
+    if provider != "auto" and not session.uses(provider):  # ONNX Runtime went on without it
+        raise _unavailable(provider)
     return session
 
 
 def check_provider(provider: Provider) -> None:
-    """Raise NotReady if ``provider`` is CUDA and this ONNX Runtime was built without it."""
-    if provider == "cuda" and _CUDA[0] not in ort.get_available_providers():
-        raise _no_cuda()
+    """Raise NotReady if this ONNX Runtime was built without ``provider``."""
+    if provider != "auto" and _NAMES[provider] not in ort.get_available_providers():
+        raise _unavailable(provider)
 
 
-def _no_cuda() -> NotReady:
+def _unavailable(provider: Provider) -> NotReady:
     return NotReady(
-        "provider 'cuda' was asked for, but ONNX Runtime has no working CUDA execution "
-        f"provider here (it has {', '.join(ort.get_available_providers())})",
+        f"provider {provider!r} was asked for, but does not work here (this ONNX Runtime has "
+        f"{', '.join(ort.get_available_providers())}); it needs {_NEEDS[provider]}",
         reason="PROVIDER_UNAVAILABLE",
     )
+
+
+def _wanted(provider: Provider, threads: int) -> list[Any]:
+    """Return ONNX Runtime's providers with their options, the first choice first."""
+    # The default search, EXHAUSTIVE, benchmarks all algorithms again at every new batch size.
+    cuda = (_NAMES["cuda"], {"cudnn_conv_algo_search": "HEURISTIC"})
+    match provider:
+        case "cuda":
+            chosen: list[Any] = [cuda]
+        case "tensorrt":
+            # Without options of ours it obeys ORT_TENSORRT_...: engine cache, shapes, precision.
+            chosen = [_NAMES["tensorrt"], cuda]
+        case "openvino":
+            # Its threads are shared by all runs of a session, each of which takes a stream.
+            streams = max(1, available_cores() // threads)
+            chosen = [
+                (
+                    _NAMES["openvino"],
+                    {
+                        "device_type": "CPU",
+                        "precision": "FP32",
+                        "num_of_threads": str(streams * threads),
+                        "num_streams": str(streams),
+                    },
+                )
+            ]
+        case "auto" if _NAMES["cuda"] in ort.get_available_providers():
+            chosen = [cuda]
+        case _:
+            chosen = []
+    return [*chosen, _NAMES["cpu"]]
 
 
 def _refuse_external_data(model: bytes) -> None:

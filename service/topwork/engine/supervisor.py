@@ -51,6 +51,10 @@ class Supervisor:
         """The worker's process id."""
         return self._process.pid if self._process is not None else None
 
+    def alive(self) -> bool:
+        """Return whether a worker runs."""
+        return self._process is not None and self._process.is_alive()
+
     def _spawn(self) -> None:
         context = multiprocessing.get_context("spawn")
         child_end, self._pipe = context.Pipe(duplex=False)

@@ -10,21 +10,30 @@ README.md has a longer example, which the tests run.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Generator,
+    Iterable,
+    Iterator,
+)
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
 import grpc
 from google.longrunning import operations_pb2
 
-from topwork.rpc import calls
+from topwork.rpc import calls, stream_calls
 from topwork.rpc.calls import CallFailed
+from topwork.rpc.exchange import IMAGES_A_MESSAGE, Exchange, StreamResult
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 
-__all__ = ["AsyncClient", "CallFailed", "Client", "progress", "result"]
+__all__ = ["AsyncClient", "CallFailed", "Client", "StreamResult", "progress", "result"]
 
 
 class Client:
@@ -76,6 +85,34 @@ class Client:
             return self._classifier.Classify(request, timeout=timeout)
         except grpc.RpcError as error:
             raise calls.failed(error) from error
+
+    def classify_stream(
+        self,
+        model: str,
+        images: Iterable[bytes],
+        *,
+        revision: int = 0,
+        top_k: int = 0,
+        images_per_message: int = IMAGES_A_MESSAGE,
+        timeout: float | None = None,
+    ) -> Generator[StreamResult, None, None]:
+        """Yield one result an encoded image, in order, for any number of images.
+
+        Takes ``images`` as fast as the server has room for them, in a thread of its own, and never
+        holds more than some hundred. They wait until their message is complete: a source that is
+        slower than the server, such as a camera, wants one ``images_per_message``. ``timeout`` in
+        seconds is each message's. A bad image is an error in its own result; raises CallFailed, or
+        what ``images`` raises, after the results of all images before.
+        """
+        exchange = Exchange(
+            model,
+            self.model(model).limits,
+            revision=revision,
+            top_k=top_k,
+            images_per_message=images_per_message,
+            timeout=timeout,
+        )
+        yield from stream_calls.blocking(self._classifier.StreamClassify, images, exchange)
 
     def add_class(
         self,
@@ -178,6 +215,30 @@ class AsyncClient:
             return await self._classifier.Classify(request, timeout=timeout)
         except grpc.RpcError as error:
             raise calls.failed(error) from error
+
+    async def classify_stream(
+        self,
+        model: str,
+        images: Iterable[bytes] | AsyncIterable[bytes],
+        *,
+        revision: int = 0,
+        top_k: int = 0,
+        images_per_message: int = IMAGES_A_MESSAGE,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[StreamResult, None]:
+        """See Client.classify_stream; here ``images`` are taken in the event loop."""
+        exchange = Exchange(
+            model,
+            (await self.model(model)).limits,
+            revision=revision,
+            top_k=top_k,
+            images_per_message=images_per_message,
+            timeout=timeout,
+        )
+        stream = stream_calls.for_asyncio(self._classifier.StreamClassify, images, exchange)
+        async with aclosing(stream) as results:
+            async for result in results:
+                yield result
 
     async def add_class(
         self,

@@ -14,8 +14,7 @@ from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.engine.jobs import AddClassResult, Stage
 from topwork.engine.operations import Operation
-from topwork.engine.serving.classifier import Answer, Classified
-from topwork.engine.serving.registry import Snapshot
+from topwork.engine.serving.classify_job import Answer, Classified
 from topwork.errors import ImageError, InvalidInput
 from topwork.rpc import status as statuses
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -68,13 +67,11 @@ def to_classify_response(classified: Classified) -> classify_pb.ClassifyResponse
     )
 
 
-def to_model(snapshot: Snapshot, revisions: list[int], limits: Limits) -> model_pb.Model:
-    """Return a model by its serving snapshot."""
+def to_model(serving: Published, revisions: list[int], limits: Limits) -> model_pb.Model:
+    """Return a model by its serving revision."""
     return model_pb.Model(
-        name=f"models/{snapshot.manifest.model}",
-        serving_revision=to_revision(
-            Published(snapshot.manifest, snapshot.metrics, snapshot.backbone.info)
-        ),
+        name=f"models/{serving.manifest.model}",
+        serving_revision=to_revision(serving),
         revisions=revisions,
         limits=model_pb.Limits(
             max_images_per_request=limits.max_images_per_request,

@@ -1,4 +1,4 @@
-"""What happens around every call: the error table and one access line."""
+"""What happens around every call: the error table, metrics and one access line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import structlog
 
 from topwork.errors import TopworkError
 from topwork.rpc import status as statuses
+from topwork.telemetry import Telemetry
 
 log = structlog.get_logger("topwork.access")
 
@@ -24,14 +25,24 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 class Interceptor(grpc.aio.ServerInterceptor):
     """One interceptor for all calls, since stacks of several break each other."""
 
+    def __init__(self, telemetry: Telemetry) -> None:
+        self.telemetry = telemetry
+        self._wrapped: dict[str, Handler] = {}
+        self._in_flight = 0
+        self.idle = asyncio.Event()
+        """Set while no call is in flight."""
+        self.idle.set()
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         """Return the handler of a call, wrapped."""
-        handler = await continuation(handler_call_details)
         method = handler_call_details.method
+        if (known := self._wrapped.get(method)) is not None:
+            return known
+        handler = await continuation(handler_call_details)
         if handler is None or not method.startswith(("/topwork.v1.", "/google.longrunning.")):
             return handler  # health and reflection follow their own rules
         kind = ("stream" if handler.request_streaming else "unary") + (
@@ -40,14 +51,47 @@ class Interceptor(grpc.aio.ServerInterceptor):
         wrap = _wrap_stream if handler.response_streaming else _wrap_unary
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         wrapped: Handler = make(
-            wrap(getattr(handler, kind), method),
+            wrap(getattr(handler, kind), _Method(method, self)),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
+        self._wrapped[method] = wrapped
         return wrapped
 
+    def begin(self) -> None:
+        """Note that a call begins."""
+        self._in_flight += 1
+        self.idle.clear()
 
-def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Any]:
+    def end(self) -> None:
+        """Note that a call ends."""
+        self._in_flight -= 1
+        if not self._in_flight:
+            self.idle.set()
+
+
+class _Method:
+    """A method's name and metrics."""
+
+    def __init__(self, path: str, interceptor: Interceptor) -> None:
+        _, service, name = path.split("/")
+        telemetry = interceptor.telemetry
+        self.path = path
+        self.begin = interceptor.begin
+        self._end = interceptor.end
+        self._seconds = telemetry.call_seconds.labels(service, name)
+        self._codes = {
+            code: telemetry.calls.labels(service, name, code.name) for code in grpc.StatusCode
+        }
+
+    def end(self, code: grpc.StatusCode, seconds: float) -> None:
+        """Note a call's end."""
+        self._end()
+        self._codes[code].inc()
+        self._seconds.observe(seconds)
+
+
+def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: _Method) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Any:
         async with _Call(method, context):
             return await behaviour(request, context)
@@ -55,7 +99,9 @@ def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callab
     return call
 
 
-def _wrap_stream(behaviour: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., Any]:
+def _wrap_stream(
+    behaviour: Callable[..., AsyncIterator[Any]], method: _Method
+) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         async with _Call(method, context):
             async for response in behaviour(request, context):
@@ -67,13 +113,14 @@ def _wrap_stream(behaviour: Callable[..., AsyncIterator[Any]], method: str) -> C
 class _Call:
     """The frame of one call: turns errors into statuses, then logs one line."""
 
-    def __init__(self, method: str, context: Context) -> None:
+    def __init__(self, method: _Method, context: Context) -> None:
         self._method = method
         self._context = context
         self._start = 0.0
 
     async def __aenter__(self) -> None:
         self._start = time.perf_counter()
+        self._method.begin()
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         fields: dict[str, Any] = {}
@@ -84,17 +131,19 @@ class _Call:
             status = statuses.from_error(error)
             fields = {"reason": error.reason, "error": str(error)}
         elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
-            log.error("unexpected error", method=self._method, exc_info=error)
+            log.error("unexpected error", method=self._method.path, exc_info=error)
             status = statuses.internal()
         else:
             code = grpc.StatusCode.OK
         if status is not None:
             code = _CODES[status.code]
+        seconds = time.perf_counter() - self._start
+        self._method.end(code, seconds)
         log.info(
             "call",
-            method=self._method,
+            method=self._method.path,
             code=code.name,
-            milliseconds=round((time.perf_counter() - self._start) * 1e3, 2),
+            milliseconds=round(seconds * 1e3, 2),
             peer=self._context.peer(),
             **fields,
         )

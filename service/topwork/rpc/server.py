@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
 from google.longrunning import operations_pb2_grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from topwork.bundle.store import Repository
@@ -19,6 +20,7 @@ from topwork.engine.serving.registry import Registry
 from topwork.engine.supervisor import Supervisor
 from topwork.engine.worker import WorkerConfig
 from topwork.errors import Unavailable
+from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
 from topwork.rpc.servicers import (
     ClassifierServicer,
@@ -27,6 +29,7 @@ from topwork.rpc.servicers import (
     OperationViews,
 )
 from topwork.rpc.uploads import Uploads
+from topwork.telemetry import Telemetry
 from topwork.v1 import (
     classifier_service_pb2,
     classifier_service_pb2_grpc,
@@ -43,6 +46,16 @@ SERVICES = (
 )
 
 
+STALL_SECONDS = 30.0
+"""Work without a single image ended for so long is no slow work: something hangs."""
+
+STREAM_IMAGES = 16
+"""Images a core of one StreamClassify call in the server: enough to keep it busy."""
+
+LAST_SECONDS = 0.2
+"""For answers on their way when the last call of the grace has ended."""
+
+
 class Server:
     """Everything that one serving process holds."""
 
@@ -51,10 +64,21 @@ class Server:
         url = database_url(config.repository)
         repository = Repository(config.repository)
         self._config = config
+        self._telemetry = Telemetry()
         self._operations = Operations(url)
-        self._registry = Registry(repository, provider=config.provider, cores=config.cores)
+        self._registry = Registry(
+            repository,
+            provider=config.provider,
+            cores=config.cores,
+            telemetry=self._telemetry,
+            head_bytes=config.head_megabytes * 10**6,
+        )
         self._classifier = Classifier(
-            self._registry, limits=limits, cores=config.cores, queue_limit=config.queue_limit
+            self._registry,
+            limits=limits,
+            cores=config.cores,
+            queue_limit=config.queue_limit,
+            telemetry=self._telemetry,
         )
         self._supervisor = Supervisor(
             WorkerConfig(
@@ -68,12 +92,24 @@ class Server:
         views = OperationViews(repository, self._registry, self._operations)
         uploads = Uploads(repository, self._registry, self._operations, limits)
         self._classifier_servicer = ClassifierServicer(
-            self._classifier, most_seconds=config.most_seconds
+            self._classifier,
+            most_seconds=config.most_seconds,
+            stream_window=STREAM_IMAGES * config.cores,
         )
         self._model_servicer = ModelServicer(repository, self._registry, views, uploads, limits)
         self._operations_servicer = OperationsServicer(views)
+        self._interceptor = Interceptor(self._telemetry)
         self._grpc: grpc.aio.Server | None = None
-        self._health = health.aio.HealthServicer()
+        self._metrics: WSGIServer | None = None
+        classify, models, operations = SERVICES
+        self._health = Health(
+            {
+                "": self._classifies,
+                classify: self._classifies,
+                models: self._supervisor.alive,
+                operations: self._supervisor.alive,
+            }
+        )
 
     async def start(self) -> int:
         """Load and warm everything, then open the port and return its number.
@@ -89,27 +125,51 @@ class Server:
             port = self._grpc.add_insecure_port(self._config.address)
         except RuntimeError as error:
             raise Unavailable(f"cannot listen on {self._config.address!r}: {error}") from error
-        for service in ("", *SERVICES):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._serve_metrics()
+        await self._health.start()
         await self._grpc.start()
-        log.info("ready", port=port, models=self._registry.models())
+        log.info("ready", port=port, models=len(self._registry.models()))
         return port
 
     async def aclose(self) -> None:
         """Say NOT_SERVING, let calls in flight end within the grace, then close what they used."""
         if self._grpc is not None:
-            await self._health.enter_graceful_shutdown()
+            await self._health.aclose()
             self._operations.end_watches()
-            await self._grpc.stop(self._config.grace_seconds)
+            self._classifier_servicer.end_streams()
+            stopped = asyncio.ensure_future(self._grpc.stop(self._config.grace_seconds))
+            idle = asyncio.ensure_future(self._interceptor.idle.wait())
+            await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
+            idle.cancel()
+            # What is left watches health or reflects, without an end of its own.
+            await self._grpc.stop(LAST_SECONDS)
+            await stopped
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.shutdown)
+            self._metrics.server_close()
         self._classifier.close()
         await self._registry.aclose()
         await self._supervisor.aclose()
         await self._operations.aclose()
 
+    def _classifies(self) -> bool:
+        return self._classifier.stalled_seconds() < STALL_SECONDS
+
+    def _serve_metrics(self) -> None:
+        if self._config.metrics_port is None:
+            return
+        host = self._config.address.rpartition(":")[0].strip("[]")
+        try:
+            self._metrics, _ = self._telemetry.serve(host, self._config.metrics_port)
+        except OSError as error:
+            where = f"{host}:{self._config.metrics_port}"
+            raise Unavailable(f"cannot answer for metrics on {where}: {error}") from error
+        log.info("metrics", port=self._metrics.server_port)
+
     def _make_grpc_server(self) -> grpc.aio.Server:
         most = self._config.limits.max_message_bytes
         server = grpc.aio.server(
-            interceptors=[Interceptor()],
+            interceptors=[self._interceptor],
             options=[
                 ("grpc.max_receive_message_length", most),
                 ("grpc.max_send_message_length", most),
@@ -127,7 +187,7 @@ class Server:
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self._model_servicer, server)
         operations_pb2_grpc.add_OperationsServicer_to_server(self._operations_servicer, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )

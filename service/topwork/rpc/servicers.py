@@ -11,17 +11,22 @@ from google.protobuf.empty_pb2 import Empty
 from grpc.aio import ServicerContext
 
 from topwork.bundle.limits import Limits
+from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
 from topwork.engine.operations import Operation, Operations
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.registry import Registry
 from topwork.errors import Corrupt, InvalidInput, NotFound
 from topwork.rpc import convert
+from topwork.rpc.streams import Streams
 from topwork.rpc.uploads import Uploads
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
+
+STREAM_WINDOW = 32
+"""Images of one StreamClassify call in the server at a time."""
 
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 1000
@@ -32,9 +37,12 @@ Context: TypeAlias = "ServicerContext[Any, Any]"
 class ClassifierServicer(classify_grpc.ClassifierServiceServicer):
     """topwork.v1.ClassifierService over a Classifier."""
 
-    def __init__(self, classifier: Classifier, *, most_seconds: float) -> None:
+    def __init__(
+        self, classifier: Classifier, *, most_seconds: float, stream_window: int = STREAM_WINDOW
+    ) -> None:
         self._classifier = classifier
         self._most_seconds = most_seconds
+        self._streams = Streams(classifier, most_seconds=most_seconds, window=stream_window)
 
     async def Classify(
         self, request: classify_pb.ClassifyRequest, context: Context
@@ -51,6 +59,17 @@ class ClassifierServicer(classify_grpc.ClassifierServiceServicer):
         )
         return convert.to_classify_response(classified)
 
+    async def StreamClassify(
+        self, request_iterator: AsyncIterator[classify_pb.StreamClassifyRequest], context: Context
+    ) -> AsyncIterator[classify_pb.StreamClassifyResponse]:
+        """See the contract."""
+        async for response in self._streams.answer(request_iterator, context.time_remaining):
+            yield response
+
+    def end_streams(self) -> None:
+        """Let all StreamClassify calls end when what they have taken up is answered."""
+        self._streams.end()
+
 
 class OperationViews:
     """Operations as messages. A success is told only once this process serves its revision."""
@@ -66,7 +85,7 @@ class OperationViews:
         if result is None:
             return convert.to_operation(operation, None)
         if not self._registry.knows(operation.model, result.revision):
-            await self._registry.refresh()
+            await self._registry.refresh(operation.model)
         published = await asyncio.to_thread(self._published, operation.model, result.revision)
         return convert.to_operation(operation, published)
 
@@ -129,9 +148,15 @@ class ModelServicer(model_grpc.ModelServiceServicer):
             yield model_pb.WatchOperationResponse(operation=await self._views.message(operation))
 
     async def _model(self, model: str) -> model_pb.Model:
-        snapshot = self._registry.serving(model)
-        revisions = await asyncio.to_thread(self._repository.revisions, model)
-        return convert.to_model(snapshot, revisions, self._limits)
+        serving, revisions = await asyncio.to_thread(self._stored, self._registry.serving(model))
+        return convert.to_model(serving, revisions, self._limits)
+
+    def _stored(self, manifest: Manifest) -> tuple[convert.Published, list[int]]:
+        """Return a serving revision, and the numbers of all."""
+        published = convert.Published(
+            manifest, self._repository.metrics(manifest), self._repository.backbone(manifest)
+        )
+        return published, self._repository.revisions(manifest.model)
 
 
 class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]  # untyped base

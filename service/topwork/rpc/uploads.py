@@ -44,7 +44,7 @@ class Uploads:
         model = resource_id(first.config.model, collection="models", field="config.model")
         label = check_label(first.config.label, limits=self._limits, field="config.label")
         request_id = new_request_id(first.config.request_id)
-        labels = self._registry.serving(model).manifest.labels
+        labels = self._registry.serving(model).labels
         try:
             operation = await self._operations.get(request_id)
         except NotFound:

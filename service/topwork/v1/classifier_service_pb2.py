@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#topwork/v1/classifier_service.proto\x12\ntopwork.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"Q\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0e\n\x06images\x18\x03 \x03(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\x05\"t\n\x10\x43lassifyResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12(\n\x07results\x18\x02 \x03(\x0b\x32\x17.topwork.v1.ImageResult\x12$\n\x07timings\x18\x03 \x01(\x0b\x32\x13.topwork.v1.Timings\"r\n\x0bImageResult\x12\x34\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1a.topwork.v1.ClassificationH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\x9f\x01\n\x0e\x43lassification\x12+\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x16.topwork.v1.Prediction\x12 \n\x13unknown_probability\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\nis_unknown\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x16\n\x14_unknown_probabilityB\r\n\x0b_is_unknown\"0\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"\xde\x01\n\x07Timings\x12)\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x62\x61\x63kbone\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04head\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration2Z\n\x11\x43lassifierService\x12\x45\n\x08\x43lassify\x12\x1b.topwork.v1.ClassifyRequest\x1a\x1c.topwork.v1.ClassifyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#topwork/v1/classifier_service.proto\x12\ntopwork.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"Q\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0e\n\x06images\x18\x03 \x03(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\x05\"}\n\x15StreamClassifyRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.topwork.v1.ClassifyRequest\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x85\x01\n\x16StreamClassifyResponse\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.topwork.v1.ClassifyResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"t\n\x10\x43lassifyResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12(\n\x07results\x18\x02 \x03(\x0b\x32\x17.topwork.v1.ImageResult\x12$\n\x07timings\x18\x03 \x01(\x0b\x32\x13.topwork.v1.Timings\"r\n\x0bImageResult\x12\x34\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1a.topwork.v1.ClassificationH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\x9f\x01\n\x0e\x43lassification\x12+\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x16.topwork.v1.Prediction\x12 \n\x13unknown_probability\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\nis_unknown\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x16\n\x14_unknown_probabilityB\r\n\x0b_is_unknown\"0\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"\xde\x01\n\x07Timings\x12)\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x62\x61\x63kbone\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04head\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration2\xb7\x01\n\x11\x43lassifierService\x12\x45\n\x08\x43lassify\x12\x1b.topwork.v1.ClassifyRequest\x1a\x1c.topwork.v1.ClassifyResponse\x12[\n\x0eStreamClassify\x12!.topwork.v1.StreamClassifyRequest\x1a\".topwork.v1.StreamClassifyResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +35,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CLASSIFYREQUEST']._serialized_start=108
   _globals['_CLASSIFYREQUEST']._serialized_end=189
-  _globals['_CLASSIFYRESPONSE']._serialized_start=191
-  _globals['_CLASSIFYRESPONSE']._serialized_end=307
-  _globals['_IMAGERESULT']._serialized_start=309
-  _globals['_IMAGERESULT']._serialized_end=423
-  _globals['_CLASSIFICATION']._serialized_start=426
-  _globals['_CLASSIFICATION']._serialized_end=585
-  _globals['_PREDICTION']._serialized_start=587
-  _globals['_PREDICTION']._serialized_end=635
-  _globals['_TIMINGS']._serialized_start=638
-  _globals['_TIMINGS']._serialized_end=860
-  _globals['_CLASSIFIERSERVICE']._serialized_start=862
-  _globals['_CLASSIFIERSERVICE']._serialized_end=952
+  _globals['_STREAMCLASSIFYREQUEST']._serialized_start=191
+  _globals['_STREAMCLASSIFYREQUEST']._serialized_end=316
+  _globals['_STREAMCLASSIFYRESPONSE']._serialized_start=319
+  _globals['_STREAMCLASSIFYRESPONSE']._serialized_end=452
+  _globals['_CLASSIFYRESPONSE']._serialized_start=454
+  _globals['_CLASSIFYRESPONSE']._serialized_end=570
+  _globals['_IMAGERESULT']._serialized_start=572
+  _globals['_IMAGERESULT']._serialized_end=686
+  _globals['_CLASSIFICATION']._serialized_start=689
+  _globals['_CLASSIFICATION']._serialized_end=848
+  _globals['_PREDICTION']._serialized_start=850
+  _globals['_PREDICTION']._serialized_end=898
+  _globals['_TIMINGS']._serialized_start=901
+  _globals['_TIMINGS']._serialized_end=1123
+  _globals['_CLASSIFIERSERVICE']._serialized_start=1126
+  _globals['_CLASSIFIERSERVICE']._serialized_end=1309
 # @@protoc_insertion_point(module_scope)

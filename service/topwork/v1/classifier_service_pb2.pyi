@@ -57,6 +57,75 @@ class ClassifyRequest(google.protobuf.message.Message):
 Global___ClassifyRequest: typing_extensions.TypeAlias = ClassifyRequest
 
 @typing.final
+class StreamClassifyRequest(google.protobuf.message.Message):
+    """One request of a stream."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    REQUEST_FIELD_NUMBER: builtins.int
+    TIMEOUT_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    """Comes back with the answer; the server does not look at it. A number and not a string, since a
+    counter or an index is all that it takes to find again what was sent, and needs no limit of its
+    own. A client that gives the same one twice cannot tell the two answers apart.
+    """
+    @property
+    def request(self) -> Global___ClassifyRequest:
+        """What to classify. `Limits` are those of Classify. Required."""
+
+    @property
+    def timeout(self) -> google.protobuf.duration_pb2.Duration:
+        """How long the answer is of use, counted from when the server takes this message from the stream;
+        then it fails with DEADLINE_EXCEEDED. Unset: as long as the server lets a Classify call take.
+        The deadline of the call itself is that of the whole stream.
+        """
+
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        request: Global___ClassifyRequest | None = ...,
+        timeout: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["request", b"request", "timeout", b"timeout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "request", b"request", "timeout", b"timeout"]) -> None: ...
+
+Global___StreamClassifyRequest: typing_extensions.TypeAlias = StreamClassifyRequest
+
+@typing.final
+class StreamClassifyResponse(google.protobuf.message.Message):
+    """The answer to one message of a stream."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    RESPONSE_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    """The message's."""
+    @property
+    def response(self) -> Global___ClassifyResponse:
+        """The request was answered; single images may have errors in it."""
+
+    @property
+    def error(self) -> google.rpc.status_pb2.Status:
+        """Why it was not: what a Classify call would have failed with, details included."""
+
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        response: Global___ClassifyResponse | None = ...,
+        error: google.rpc.status_pb2.Status | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["error", b"error", "response", b"response", "result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "id", b"id", "response", b"response", "result", b"result"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["response", "error"] | None: ...
+
+Global___StreamClassifyResponse: typing_extensions.TypeAlias = StreamClassifyResponse
+
+@typing.final
 class ClassifyResponse(google.protobuf.message.Message):
     """The results, in request order."""
 

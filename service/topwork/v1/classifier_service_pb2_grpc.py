@@ -40,6 +40,11 @@ class ClassifierServiceStub(object):
                 request_serializer=topwork_dot_v1_dot_classifier__service__pb2.ClassifyRequest.SerializeToString,
                 response_deserializer=topwork_dot_v1_dot_classifier__service__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
+        self.StreamClassify = channel.stream_stream(
+                '/topwork.v1.ClassifierService/StreamClassify',
+                request_serializer=topwork_dot_v1_dot_classifier__service__pb2.StreamClassifyRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_classifier__service__pb2.StreamClassifyResponse.FromString,
+                _registered_method=True)
 
 
 class ClassifierServiceServicer(object):
@@ -58,6 +63,23 @@ class ClassifierServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamClassify(self, request_iterator, context):
+        """Classifies a stream of requests, for clients that always have more to send. Every message gets
+        exactly one answer, as soon as that is ready: answers come in no particular order, and each
+        names its message by `id`. What would make a Classify call fail is the error of that message,
+        never the stream's; two messages may be answered by different revisions.
+
+        The server takes a message from the stream only while it has room for it, so the client's
+        writes block (HTTP/2 flow control) where Classify would fail with RESOURCE_EXHAUSTED. A client
+        must read while it writes. Ends with OK after the client's half-close, when all is answered.
+
+        The stream itself fails with UNAVAILABLE (starting or stopping; what the server had taken is
+        answered before).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClassifierServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -65,6 +87,11 @@ def add_ClassifierServiceServicer_to_server(servicer, server):
                     servicer.Classify,
                     request_deserializer=topwork_dot_v1_dot_classifier__service__pb2.ClassifyRequest.FromString,
                     response_serializer=topwork_dot_v1_dot_classifier__service__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'StreamClassify': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamClassify,
+                    request_deserializer=topwork_dot_v1_dot_classifier__service__pb2.StreamClassifyRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_classifier__service__pb2.StreamClassifyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -95,6 +122,33 @@ class ClassifierService(object):
             '/topwork.v1.ClassifierService/Classify',
             topwork_dot_v1_dot_classifier__service__pb2.ClassifyRequest.SerializeToString,
             topwork_dot_v1_dot_classifier__service__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamClassify(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/topwork.v1.ClassifierService/StreamClassify',
+            topwork_dot_v1_dot_classifier__service__pb2.StreamClassifyRequest.SerializeToString,
+            topwork_dot_v1_dot_classifier__service__pb2.StreamClassifyResponse.FromString,
             options,
             channel_credentials,
             insecure,

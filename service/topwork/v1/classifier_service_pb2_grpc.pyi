@@ -41,7 +41,23 @@ _ClassifierServiceClassifyType = typing_extensions.TypeVar(
     ],
 )
 
-class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType]):
+_ClassifierServiceStreamClassifyType = typing_extensions.TypeVar(
+    '_ClassifierServiceStreamClassifyType',
+    grpc.StreamStreamMultiCallable[
+        topwork.v1.classifier_service_pb2.StreamClassifyRequest,
+        topwork.v1.classifier_service_pb2.StreamClassifyResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        topwork.v1.classifier_service_pb2.StreamClassifyRequest,
+        topwork.v1.classifier_service_pb2.StreamClassifyResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        topwork.v1.classifier_service_pb2.StreamClassifyRequest,
+        topwork.v1.classifier_service_pb2.StreamClassifyResponse,
+    ],
+)
+
+class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType, _ClassifierServiceStreamClassifyType]):
     """Answers what is on an image, with a model's serving revision or one that the caller names."""
 
     @typing.overload
@@ -50,6 +66,10 @@ class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType]):
             topwork.v1.classifier_service_pb2.ClassifyRequest,
             topwork.v1.classifier_service_pb2.ClassifyResponse,
         ],
+        grpc.StreamStreamMultiCallable[
+            topwork.v1.classifier_service_pb2.StreamClassifyRequest,
+            topwork.v1.classifier_service_pb2.StreamClassifyResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -57,6 +77,10 @@ class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType]):
         grpc.aio.UnaryUnaryMultiCallable[
             topwork.v1.classifier_service_pb2.ClassifyRequest,
             topwork.v1.classifier_service_pb2.ClassifyResponse,
+        ],
+        grpc.aio.StreamStreamMultiCallable[
+            topwork.v1.classifier_service_pb2.StreamClassifyRequest,
+            topwork.v1.classifier_service_pb2.StreamClassifyResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -69,10 +93,28 @@ class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType]):
     DEADLINE_EXCEEDED, UNAVAILABLE (starting or stopping).
     """
 
+    StreamClassify: _ClassifierServiceStreamClassifyType
+    """Classifies a stream of requests, for clients that always have more to send. Every message gets
+    exactly one answer, as soon as that is ready: answers come in no particular order, and each
+    names its message by `id`. What would make a Classify call fail is the error of that message,
+    never the stream's; two messages may be answered by different revisions.
+
+    The server takes a message from the stream only while it has room for it, so the client's
+    writes block (HTTP/2 flow control) where Classify would fail with RESOURCE_EXHAUSTED. A client
+    must read while it writes. Ends with OK after the client's half-close, when all is answered.
+
+    The stream itself fails with UNAVAILABLE (starting or stopping; what the server had taken is
+    answered before).
+    """
+
 ClassifierServiceAsyncStub: typing_extensions.TypeAlias = ClassifierServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         topwork.v1.classifier_service_pb2.ClassifyRequest,
         topwork.v1.classifier_service_pb2.ClassifyResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        topwork.v1.classifier_service_pb2.StreamClassifyRequest,
+        topwork.v1.classifier_service_pb2.StreamClassifyResponse,
     ],
 ]
 
@@ -91,6 +133,25 @@ class ClassifierServiceServicer(metaclass=abc.ABCMeta):
         Fails with NOT_FOUND (no such model or revision), INVALID_ARGUMENT (no image, more images than
         `Limits.max_images_per_request`), RESOURCE_EXHAUSTED with RetryInfo (the queue is full),
         DEADLINE_EXCEEDED, UNAVAILABLE (starting or stopping).
+        """
+
+    @abc.abstractmethod
+    def StreamClassify(
+        self,
+        request_iterator: _MaybeAsyncIterator[topwork.v1.classifier_service_pb2.StreamClassifyRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[topwork.v1.classifier_service_pb2.StreamClassifyResponse], collections.abc.AsyncIterator[topwork.v1.classifier_service_pb2.StreamClassifyResponse]]:
+        """Classifies a stream of requests, for clients that always have more to send. Every message gets
+        exactly one answer, as soon as that is ready: answers come in no particular order, and each
+        names its message by `id`. What would make a Classify call fail is the error of that message,
+        never the stream's; two messages may be answered by different revisions.
+
+        The server takes a message from the stream only while it has room for it, so the client's
+        writes block (HTTP/2 flow control) where Classify would fail with RESOURCE_EXHAUSTED. A client
+        must read while it writes. Ends with OK after the client's half-close, when all is answered.
+
+        The stream itself fails with UNAVAILABLE (starting or stopping; what the server had taken is
+        answered before).
         """
 
 def add_ClassifierServiceServicer_to_server(servicer: ClassifierServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

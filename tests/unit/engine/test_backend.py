@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from onnx import TensorProto, helper
 from support import tiny
 
 import topwork
-from topwork.engine.backend import Provider, open_session, software_versions
+from topwork.engine import backend
+from topwork.engine.backend import Provider, check_provider, open_session, software_versions
 from topwork.errors import Corrupt, NotReady
 
 
@@ -40,7 +41,7 @@ def test_rows_come_back_in_order(count: int, threads: int) -> None:
     assert found.dtype == np.float32
     assert found.shape == (count, tiny.WIDTH)
     np.testing.assert_allclose(found, patches(images(count)), rtol=1e-5)
-    assert not session.on_cuda
+    assert not session.on_gpu
 
 
 def test_callers_in_threads_get_their_own_rows() -> None:
@@ -108,55 +109,124 @@ def test_an_output_that_is_not_there_is_corrupt() -> None:
 
 @pytest.fixture
 def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ONNX Runtime have no CUDA execution provider, also on machines where it has."""
+    """Let ONNX Runtime have no other execution provider, also on machines where it has."""
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
 
 
 @pytest.mark.usefixtures("cpu_only")
-def test_cuda_without_cuda_is_not_ready() -> None:
-    """CUDA where there is none is NotReady, and what there is is said."""
-    with pytest.raises(NotReady, match=r"CPUExecutionProvider") as caught:
-        open_session(tiny.backbone_model(), output="embedding", provider="cuda")
-    assert caught.value.reason == "PROVIDER_UNAVAILABLE"
+@pytest.mark.parametrize(
+    ("provider", "help_"),
+    [("cuda", "onnxruntime-gpu"), ("tensorrt", "TensorRT"), ("openvino", "onnxruntime-openvino")],
+)
+def test_a_provider_that_is_not_there_is_not_ready(provider: Provider, help_: str) -> None:
+    """Asking for it is NotReady, at once; what there is is said, and what is missing."""
+    for ask in (
+        lambda: check_provider(provider),
+        lambda: open_session(tiny.backbone_model(), output="embedding", provider=provider),
+    ):
+        with pytest.raises(
+            NotReady, match=rf"(?s)'{provider}'.*CPUExecutionProvider.*{help_}"
+        ) as e:
+            ask()
+        assert e.value.reason == "PROVIDER_UNAVAILABLE"
 
 
 @pytest.mark.usefixtures("cpu_only")
 def test_auto_without_cuda_is_the_cpu() -> None:
     """``auto`` falls back where there is no CUDA."""
     session = open_session(tiny.backbone_model(), output="embedding", provider="auto")
-    assert not session.on_cuda
+    assert session.uses("cpu")
+    assert not session.on_gpu
     np.testing.assert_allclose(session.run(images(2)), patches(images(2)), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("provider", "asked"),
-    [
-        ("cpu", ["CPUExecutionProvider"]),
-        ("auto", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
-        ("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
-    ],
-)
-def test_a_session_is_asked_for_what_was_said(
-    provider: Provider, asked: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """CUDA is asked for only if it may be used; threads are as many as said, and never spin."""
+Asked = list[tuple[ort.SessionOptions, list[Any]]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Return what ONNX Runtime is asked for; it says it has everything, and gives the CPU."""
     load = ort.InferenceSession
-    found: list[tuple[ort.SessionOptions, list[Any]]] = []
+    found: Asked = []
 
     def noted(model: bytes, options: ort.SessionOptions, *, providers: list[Any]) -> Any:
         found.append((options, providers))
         return load(model, options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    every = ["Tensorrt", "CUDA", "OpenVINO", "CPU"]
+    named = [f"{name}ExecutionProvider" for name in every]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: named)
     monkeypatch.setattr(ort, "InferenceSession", noted)
-    with contextlib.suppress(NotReady):  # there is no CUDA here
-        open_session(tiny.backbone_model(), output="embedding", provider=provider, threads=3)
-    ((options, providers),) = found
-    assert [one if isinstance(one, str) else one[0] for one in providers] == asked
-    assert options.intra_op_num_threads == 3
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    if provider != "cpu":
-        assert providers[0][1] == {"cudnn_conv_algo_search": "HEURISTIC"}
+    monkeypatch.setattr(backend, "available_cores", lambda: 8)
+    return found
+
+
+CUDA = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"})
+CPU = "CPUExecutionProvider"
+
+
+def openvino(*, threads: str, streams: str) -> tuple[str, dict[str, str]]:
+    """Return OpenVINO with its options: threads are a session's, not a run's."""
+    options = {
+        "device_type": "CPU",
+        "precision": "FP32",
+        "num_of_threads": threads,
+        "num_streams": streams,
+    }
+    return "OpenVINOExecutionProvider", options
+
+
+@pytest.mark.parametrize(
+    ("provider", "threads", "providers"),
+    [
+        ("cpu", 3, [CPU]),
+        ("auto", 3, [CUDA, CPU]),
+        ("cuda", 3, [CUDA, CPU]),
+        ("tensorrt", 3, ["TensorrtExecutionProvider", CUDA, CPU]),
+        ("openvino", 1, [openvino(threads="8", streams="8"), CPU]),
+        ("openvino", 8, [openvino(threads="8", streams="1"), CPU]),
+        ("openvino", 9, [openvino(threads="9", streams="1"), CPU]),
+    ],
+)
+def test_a_session_is_asked_for_what_was_said(
+    provider: Provider, threads: int, providers: list[Any], asked: Asked
+) -> None:
+    """Only what was said may be used, the CPU last; what was said and does not work is NotReady."""
+    refused = nullcontext() if provider in {"cpu", "auto"} else pytest.raises(NotReady)
+    with refused:
+        open_session(tiny.backbone_model(), output="embedding", provider=provider, threads=threads)
+    ((options, found),) = asked
+    assert found == providers
+    assert options.intra_op_num_threads == threads
+
+
+@pytest.mark.parametrize(("spin", "entry"), [(False, "0"), (True, "1")])
+def test_threads_spin_only_within_a_run_and_only_if_asked(
+    spin: bool, entry: str, asked: Asked
+) -> None:
+    """An idle session burns no CPU, whatever it does while it runs."""
+    open_session(tiny.backbone_model(), output="embedding", threads=2, spin=spin)
+    ((options, _),) = asked
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == entry
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+@pytest.mark.skipif(
+    "OpenVINOExecutionProvider" not in ort.get_available_providers(),
+    reason="onnxruntime-openvino is not installed",
+)
+def test_openvino_gives_what_the_cpu_gives() -> None:
+    """Through OpenVINO the rows are the same, for callers in threads, too."""
+    session = open_session(tiny.backbone_model(), output="embedding", provider="openvino")
+    assert session.uses("openvino")
+
+    def run(seed: int) -> NDArray[np.float32]:
+        return session.run(images(1 + seed % 5, seed=seed))
+
+    with ThreadPoolExecutor(8) as pool:
+        for seed, found in enumerate(pool.map(run, range(50))):
+            expected = patches(images(1 + seed % 5, seed=seed))
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_manifests_say_what_computed() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from support import tiny
 
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
-from topwork.bundle.store import Repository
 from topwork.engine.jobs import (
     AddClassResult,
     Failure,
@@ -19,28 +17,18 @@ from topwork.engine.jobs import (
     StageSeconds,
 )
 from topwork.engine.operations import Operation
-from topwork.engine.serving.classifier import Answer, Classified, Prediction, Timings
-from topwork.engine.serving.registry import Registry, Snapshot
+from topwork.engine.serving.classify_job import Answer, Classified, Prediction, Timings
 from topwork.errors import ImageError, InvalidInput
 from topwork.rpc import convert
 from topwork.v1 import model_service_pb2 as model_pb
 
 
 @pytest.fixture(scope="module")
-def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """Return a snapshot of a real revision."""
+def published(tmp_path_factory: pytest.TempPathFactory) -> convert.Published:
+    """Return a real revision."""
     repository = tiny.repository(tmp_path_factory.mktemp("convert") / "repository")
-    return asyncio.run(loaded(repository))
-
-
-async def loaded(repository: Repository) -> Snapshot:
-    """Return the serving snapshot of ``colours``."""
-    registry = Registry(repository, provider="cpu", cores=1)
-    await registry.start()
-    try:
-        return registry.serving("colours")
-    finally:
-        await registry.aclose()
+    manifest = repository.manifest("colours", 1)
+    return convert.Published(manifest, repository.metrics(manifest), repository.backbone(manifest))
 
 
 def operation(progress: Progress, outcome: Outcome | None = None) -> Operation:
@@ -125,10 +113,10 @@ def test_a_model_that_cannot_tell_the_unknown_says_nothing_of_it() -> None:
     assert not found.HasField("is_unknown")
 
 
-def test_a_model_says_all_that_the_manifest_does(snapshot: Snapshot) -> None:
+def test_a_model_says_all_that_the_manifest_does(published: convert.Published) -> None:
     """A model's message has its revision's facts, from labels to the confusion matrix."""
-    manifest, metrics = snapshot.manifest, snapshot.metrics
-    message = convert.to_model(snapshot, [1, 2], DEFAULT_LIMITS)
+    manifest, metrics = published.manifest, published.metrics
+    message = convert.to_model(published, [1, 2], DEFAULT_LIMITS)
     revision = message.serving_revision
     assert (message.name, list(message.revisions)) == ("models/colours", [1, 2])
     assert revision.name == "models/colours/revisions/1"
@@ -161,10 +149,10 @@ def test_a_model_says_all_that_the_manifest_does(snapshot: Snapshot) -> None:
     ] == [list(row) for row in metrics.confusion]
 
 
-def test_every_limit_is_told(snapshot: Snapshot) -> None:
+def test_every_limit_is_told(published: convert.Published) -> None:
     """The limits' message has each of Topwork's limits under its own name."""
     limits = Limits(**{name: 1000 + n for n, name in enumerate(Limits.__slots__)})
-    message = convert.to_model(snapshot, [1], limits).limits
+    message = convert.to_model(published, [1], limits).limits
     told = {field.name: value for field, value in message.ListFields()}
     assert told == {name: getattr(limits, name) for name in Limits.__slots__}
 
@@ -196,7 +184,7 @@ def test_a_failed_operation_has_its_error() -> None:
     assert (message.error.code, message.error.message) == (9, "2 usable images")
 
 
-def test_a_finished_operation_has_its_response(snapshot: Snapshot) -> None:
+def test_a_finished_operation_has_its_response(published: convert.Published) -> None:
     """A success has its revision (its name, once that was removed) and all that came of it."""
     skipped = SkippedUpload(name="b.jpg", reason="DUPLICATE", message="same pixels as a.jpg")
     result = AddClassResult(
@@ -209,7 +197,6 @@ def test_a_finished_operation_has_its_response(snapshot: Snapshot) -> None:
         # A clock that was set back between two readings must not break the message.
         seconds=StageSeconds(queued=-1.0, embedding=1.5, solving=2.5, publishing=0.5),
     )
-    published = convert.Published(snapshot.manifest, snapshot.metrics, snapshot.backbone.info)
     message = convert.to_operation(
         operation(Progress(stage="done"), Outcome(result=result)), published
     )

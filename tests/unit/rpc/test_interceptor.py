@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from topwork.errors import NotFound, Overloaded, TopworkError
 from topwork.rpc.client import AsyncClient, CallFailed
 from topwork.rpc.interceptor import Interceptor
+from topwork.telemetry import Telemetry
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 from topwork.v1 import model_service_pb2 as model_pb
@@ -60,6 +61,13 @@ class Fake(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServiceServi
         await self.act()
         return classify_pb.ClassifyResponse(revision=3)
 
+    async def StreamClassify(
+        self, request_iterator: Any, context: Any
+    ) -> AsyncIterator[classify_pb.StreamClassifyResponse]:
+        """Is not asked for."""
+        raise NotImplementedError
+        yield  # makes it a generator
+
     async def AddClass(self, request_iterator: Any, context: Any) -> Any:
         """Answer many with one."""
         await self.act()
@@ -79,7 +87,7 @@ class Fake(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServiceServi
 @asynccontextmanager
 async def served(fake: Fake) -> AsyncIterator[str]:
     """Serve a fake on a free port and yield the address."""
-    server = grpc.aio.server(interceptors=[Interceptor()])
+    server = grpc.aio.server(interceptors=[Interceptor(Telemetry())])
     classify_grpc.add_ClassifierServiceServicer_to_server(fake, server)
     model_grpc.add_ModelServiceServicer_to_server(fake, server)
     health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)

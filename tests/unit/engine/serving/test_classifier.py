@@ -6,23 +6,27 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from support import tiny
 from support.pictures import picture, pictures
 
+from topwork.bundle.image import Pixels
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
+from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
-from topwork.engine.serving.batcher import Batcher
-from topwork.engine.serving.classifier import Answer, Classified, Classifier
+from topwork.engine.serving import registry as registry_module
+from topwork.engine.serving.backbone import Backbone, Deliver
+from topwork.engine.serving.backbones import open_backbone
+from topwork.engine.serving.classifier import Classifier
+from topwork.engine.serving.classify_job import Answer, Classified
 from topwork.engine.serving.registry import Registry
 from topwork.errors import (
     DeadlinePassed,
@@ -31,6 +35,7 @@ from topwork.errors import (
     NotFound,
     Overloaded,
 )
+from topwork.telemetry import Telemetry
 
 LABELS = ("amber", "blue", "crimson", "green")
 PHOTOS = {label: picture(label, 40) for label in LABELS}
@@ -47,20 +52,22 @@ seeded = settings(
 class Gate:
     """A backbone that works while it is open, and counts the images that came to it."""
 
-    def __init__(self, embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         self.images = 0
         self.broken = False
-        self._embed = embed
+        self.info = backbone.info
+        self._backbone = backbone
         self._open = threading.Event()
         self._open.set()
 
-    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:
         """Embed, once the gate is open."""
-        self.images += len(batch)
+        self.images += 1
         assert self._open.wait(60), "the test forgot to open the gate"
         if self.broken:
-            raise ArithmeticError("the backbone is broken")
-        return self._embed(batch)
+            deliver(ArithmeticError("the backbone is broken"))
+        else:
+            self._backbone.embed(pixels, deliver, present=present)
 
     def close(self) -> None:
         """Hold what comes."""
@@ -110,23 +117,29 @@ async def desk(
     *,
     queue_limit: int = 64,
     limits: Limits = DEFAULT_LIMITS,
-    max_batch: int = 1,
 ) -> AsyncIterator[Desk]:
     """Yield a started classifier whose backbone stands behind a gate."""
-    registry = Registry(repository, provider="cpu", cores=2)
-    await registry.start()
-    backbone = registry.serving("colours").backbone
-    gate = Gate(backbone.batcher._embed)
-    with ThreadPoolExecutor(2) as runners:
-        backbone.batcher = Batcher(gate, runners, runners=2, max_batch=max_batch)
-        classifier = Classifier(registry, limits=limits, cores=2, queue_limit=queue_limit)
-        classifier.start()
-        try:
-            yield Desk(classifier, registry, gate)
-        finally:
-            gate.open()
-            classifier.close()
-            await registry.aclose()
+    gates: list[Gate] = []
+
+    def behind_gate(*args: Any, **options: Any) -> Gate:
+        gates.append(Gate(open_backbone(*args, **options)))
+        return gates[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry_module, "open_backbone", behind_gate)
+        registry = Registry(repository, provider="cpu", cores=2, telemetry=Telemetry())
+        await registry.start()
+    (gate,) = gates
+    classifier = Classifier(
+        registry, limits=limits, cores=2, queue_limit=queue_limit, telemetry=Telemetry()
+    )
+    classifier.start()
+    try:
+        yield Desk(classifier, registry, gate)
+    finally:
+        gate.open()
+        classifier.close()
+        await registry.aclose()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -202,11 +215,10 @@ def test_an_image_beyond_the_limits_is_its_own_error(repository: Repository) -> 
         assert limit in str(error)
 
 
-@pytest.mark.parametrize("max_batch", [1, 4])
-def test_batch_result_is_single_result(repository: Repository, max_batch: int) -> None:
+def test_batch_result_is_single_result(repository: Repository) -> None:
     """Whatever stands beside an image in a request or a micro-batch, its answer is the same."""
     with asyncio.Runner() as loop:
-        entered = desk(repository, max_batch=max_batch)
+        entered = desk(repository)
         asked = loop.run(entered.__aenter__())
         alone = {
             label: loop.run(asked.classify(photo)).results[0] for label, photo in PHOTOS.items()
@@ -285,7 +297,7 @@ def test_equal_probabilities_come_in_label_order(colours: Repository) -> None:
     ],
 )
 def test_a_wrong_request_is_refused(
-    repository: Repository, images: int, options: dict[str, int], field: str
+    repository: Repository, images: int, options: dict[str, Any], field: str
 ) -> None:
     """No image, too many, a negative top_k or revision: InvalidInput that names the field."""
 
@@ -347,13 +359,13 @@ def test_the_budget_covers_the_loading_of_an_old_revision(
 
     async def scenario() -> bool:
         async with desk(colours) as asked:
-            load = asked.registry._load
+            load = asked.registry._load_head
 
-            def slow(model: str, revision: int) -> object:
+            def slow(manifest: Manifest, width: int) -> object:
                 loading.wait(60)
-                return load(model, revision)
+                return load(manifest, width)
 
-            monkeypatch.setattr(asked.registry, "_load", slow)
+            monkeypatch.setattr(asked.registry, "_load_head", slow)
             task = asyncio.create_task(
                 asked.classifier.classify("colours", [PHOTOS["blue"]], revision=2, budget=0.05)
             )

@@ -1,0 +1,204 @@
+"""``topwork classify``: what is on the photos of a folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from topwork.cli.options import (
+    address,
+    connected,
+    json_output,
+    model_option,
+    photo_files,
+    read_photo,
+)
+from topwork.errors import ImageError, InvalidInput
+from topwork.rpc.client import Client
+from topwork.v1 import classifier_service_pb2 as classify_pb
+
+READERS = 4
+AHEAD = 16
+"""Threads that read files, and files that they are ahead: a disk may be far away."""
+
+Row = dict[str, Any]
+
+
+@click.command()
+@address
+@model_option
+@click.option("--revision", default=0, type=click.IntRange(min=0), help="0: the one that serves.")
+@click.option("--top-k", default=5, type=click.IntRange(min=1), help="Predictions an image.")
+@json_output
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+def classify(
+    address: str,
+    model: str,
+    revision: int,
+    top_k: int,
+    as_json: bool,
+    images: tuple[Path, ...],
+) -> None:
+    """Say what is on IMAGES (files, or directories of them).
+
+    With --json, one object a line: image, revision, predictions, unknown_probability, is_unknown,
+    error. Exit status 1 if an image could not be classified.
+    """
+    files = photo_files(images)
+    if not files:
+        raise InvalidInput(f"there is no file below {', '.join(map(str, images))}", field="images")
+    failed = False
+    with (
+        connected(address) as client,
+        closing(_rows(client, model, files, revision, top_k)) as rows,
+        _shown(len(files)) as show,
+    ):
+        for row in rows:
+            failed |= row["error"] is not None
+            show(json.dumps(row) if as_json else _line(row))
+    sys.exit(1 if failed else 0)
+
+
+def _rows(
+    client: Client, model: str, files: Sequence[Path], revision: int, top_k: int
+) -> Generator[Row, None, None]:
+    """Yield a row a file, in their order."""
+    sent: deque[tuple[Path, str | None]] = deque()
+
+    def contents() -> Iterator[bytes]:  # runs ahead of what follows, in another thread
+        for path, content in _read(files):
+            if isinstance(content, bytes):
+                sent.append((path, None))
+                yield content
+            else:
+                sent.append((path, content))
+
+    def unreadable() -> Iterator[Row]:
+        while sent and (error := sent[0][1]) is not None:
+            yield _failure(sent.popleft()[0], None, error)
+
+    stream = client.classify_stream(model, contents(), revision=revision, top_k=top_k)
+    with closing(stream) as answers:
+        for answer in answers:
+            yield from unreadable()
+            path, _ = sent.popleft()
+            yield _row(path, answer.revision, answer.result)
+    yield from unreadable()
+
+
+def _read(files: Sequence[Path]) -> Iterator[tuple[Path, bytes | str]]:
+    """Yield each file and its content, or why it cannot be read; reads some files ahead."""
+    ahead: deque[tuple[Path, Future[bytes | str]]] = deque()
+    pool = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+    try:
+        for path in files:
+            ahead.append((path, pool.submit(_content, path)))
+            if len(ahead) > AHEAD:
+                first, content = ahead.popleft()
+                yield first, content.result()
+        for first, content in ahead:
+            yield first, content.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _content(path: Path) -> bytes | str:
+    try:
+        return read_photo(path)
+    except ImageError as error:
+        return str(error)
+
+
+@contextmanager
+def _shown(total: int) -> Iterator[Callable[[str], None]]:
+    """Yield what prints a photo's line, with a bar on standard error if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda line: print(line, flush=True)
+        return
+    bar = Progress(
+        TextColumn("classifying"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Speed(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        refresh_per_second=4,
+        redirect_stdout=False,  # it would go to standard error, wherever it should
+    )
+    with bar:
+        task = bar.add_task("", total=total)
+
+        def show(line: str) -> None:
+            if sys.stdout.isatty():  # the same terminal: the bar must make way
+                bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            else:
+                print(line, flush=True)
+            bar.advance(task)
+
+        yield show
+
+
+class _Speed(ProgressColumn):
+    """Photos a second."""
+
+    def render(self, task: Task) -> Text:
+        """See ProgressColumn."""
+        return Text(
+            "" if task.speed is None else f"{task.speed:.0f}/s", style="progress.data.speed"
+        )
+
+
+def _row(path: Path, revision: int, result: classify_pb.ImageResult) -> Row:
+    if result.HasField("error"):
+        return _failure(path, revision, result.error.message)
+    return {
+        "image": str(path),
+        "revision": revision,
+        "predictions": [
+            {"label": one.label, "probability": one.probability}
+            for one in result.classification.predictions
+        ],
+        "unknown_probability": result.classification.unknown_probability
+        if result.classification.HasField("unknown_probability")
+        else None,
+        "is_unknown": result.classification.is_unknown,
+        "error": None,
+    }
+
+
+def _failure(path: Path, revision: int | None, message: str) -> Row:
+    return {
+        "image": str(path),
+        "revision": revision,
+        "predictions": [],
+        "unknown_probability": None,
+        "is_unknown": False,
+        "error": message,
+    }
+
+
+def _line(row: Row) -> str:
+    if row["error"] is not None:
+        return f"{row['image']}: error: {row['error']}"
+    said = "  ".join(f"{one['label']} {one['probability']:.3f}" for one in row["predictions"])
+    doubt = f"  (unknown {row['unknown_probability']:.3f})" if row["is_unknown"] else ""
+    return f"{row['image']}: {said}{doubt}"

@@ -1,0 +1,96 @@
+"""Whether a request is let in: what has no room, or no time, is refused at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from topwork.errors import Overloaded
+
+
+class Admission:
+    """Counts images in the server against ``limit``. Belongs to one event loop."""
+
+    def __init__(self, limit: int, expected_seconds: Callable[[int], float]) -> None:
+        self._limit = limit
+        self._expected_seconds = expected_seconds
+        self._inside = 0
+        self._patient_inside = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def inside(self) -> int:
+        """Images that were let in and have not left."""
+        return self._inside
+
+    async def enter(self, images: int, *, budget: float | None, patient: bool) -> None:
+        """Take room for ``images`` that have ``budget`` seconds; who was let in must ``leave``.
+
+        Who is ``patient`` waits for room, in order of coming, in half of the limit: streams, which
+        always have more to send, leave the rest to others. Those get Overloaded when there is no
+        room, or when the images would not end within the budget.
+        """
+        if not patient:
+            self._check(images, budget)
+            self._inside += images
+        elif self._waiting or not self._has_room_for_patient(images):
+            await self._wait(images)
+        else:
+            self._let_in_patient(images)
+
+    def leave(self, images: int, *, patient: bool) -> None:
+        """Give room back."""
+        self._inside -= images
+        if patient:
+            self._patient_inside -= images
+        while self._waiting:
+            waiting, turn = self._waiting[0]
+            if not (turn.done() or self._has_room_for_patient(waiting)):
+                return
+            self._waiting.popleft()
+            if not turn.done():  # else its caller has gone
+                self._let_in_patient(waiting)
+                turn.set_result(None)
+
+    async def _wait(self, images: int) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((images, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # room was given in the same moment
+                self.leave(images, patient=True)
+            raise
+
+    def _let_in_patient(self, images: int) -> None:
+        self._inside += images
+        self._patient_inside += images
+
+    def _check(self, images: int, budget: float | None) -> None:
+        if not _fits(images, self._inside, self._limit):
+            raise Overloaded(
+                f"{self._inside} images are queued, {images} more would pass the limit of "
+                f"{self._limit}",
+                retry_after=self._expected_seconds(images),
+            )
+        if budget is None or not self._inside:
+            return
+        expected = self._expected_seconds(images)
+        if expected > budget:
+            raise Overloaded(
+                f"{images} images would end in {expected:.3f} s, since {self._inside} are queued; "
+                f"the call has {budget:.3f} s",
+                retry_after=expected - budget,
+                reason="NO_TIME",
+            )
+
+    def _has_room_for_patient(self, images: int) -> bool:
+        return _fits(images, self._inside, self._limit) and _fits(
+            images, self._patient_inside, self._limit // 2
+        )
+
+
+def _fits(images: int, inside: int, limit: int) -> bool:
+    # What is larger than the whole limit is let in when it is alone: it could never be else.
+    return not inside or inside + images <= limit

@@ -1,0 +1,45 @@
+"""What a backbone in memory offers: an image's pixels in, its embedding delivered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.bundle.image import Pixels
+from topwork.bundle.manifest import BackboneInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """One image's embedding, and what it cost."""
+
+    embedding: NDArray[np.float32]
+    """(D,)"""
+    waited: float
+    """Seconds between the image's decoding and its micro-batch."""
+    computed: float
+    """Seconds of the backbone: this image's share of its micro-batch."""
+    micro_batch: int
+    """Images in it."""
+
+
+Deliver = Callable[[Embedded | Exception], None]
+"""Takes an image's embedding, or why there is none. Called once, in any thread."""
+
+
+class Backbone(Protocol):
+    """What embeds images, for all models that share it. Called in several threads at once."""
+
+    @property
+    def info(self) -> BackboneInfo:
+        """What the bundle says of it."""
+
+    def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:
+        """Embed one image; ``present`` images wait or are at work, this one included.
+
+        Raises nothing: what goes wrong is delivered.
+        """

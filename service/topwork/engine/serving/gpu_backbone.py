@@ -1,0 +1,67 @@
+"""A backbone on a GPU: larger runs are faster there, so its images go in micro-batches."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from topwork.bundle.image import Pixels
+from topwork.bundle.manifest import BackboneInfo
+from topwork.engine.backend import Session
+from topwork.engine.serving.backbone import Deliver
+from topwork.engine.serving.microbatch import MicroBatcher
+from topwork.engine.serving.page_locked import page_locked
+
+log = structlog.get_logger(__name__)
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+"""Images in a run. What lies between is padded: no other shape is ever run."""
+
+
+class GpuBackbone:
+    """Embeds in a thread of its own, which ends when nobody holds the backbone any more."""
+
+    def __init__(self, info: BackboneInfo, batcher: MicroBatcher) -> None:
+        self._info = info
+        self._batcher = batcher
+        weakref.finalize(self, batcher.stop)
+
+    @property
+    def info(self) -> BackboneInfo:
+        """What the bundle says of it."""
+        return self._info
+
+    def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:  # noqa: ARG002  # the protocol's; a GPU needs no count
+        """See Backbone. Blocks while two micro-batches are full, the one at work among them."""
+        self._batcher.put(pixels, deliver)
+
+    def close(self) -> None:
+        """Embed what was taken, then end the thread and wait for that."""
+        self._batcher.close()
+
+
+def open_gpu_backbone(
+    info: BackboneInfo, session: Session, *, sizes: Sequence[int] = SIZES
+) -> GpuBackbone:
+    """Return the backbone that ``session`` runs, with every size of ``sizes`` warmed."""
+    crop = info.preprocess.crop
+    shape = (sizes[-1], crop, crop, 3)
+    batcher = MicroBatcher(
+        session.run, (new_buffer(session, shape), new_buffer(session, shape)), sizes
+    )
+    batcher.start()
+    return GpuBackbone(info, batcher)
+
+
+def new_buffer(session: Session, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return zeroed pixels, in memory that the session's device copies from at full speed."""
+    if session.on_gpu:
+        try:
+            return page_locked(shape)
+        except OSError as error:  # slower by one copy, and right all the same
+            log.warning("no page-locked memory", error=str(error))
+    return np.zeros(shape, dtype=np.uint8)

@@ -1,0 +1,1 @@
+"""The serving benchmark; docs/benchmarks.md says what it measures and how."""

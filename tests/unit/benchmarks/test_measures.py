@@ -1,0 +1,48 @@
+"""What the benchmark computes from what it saw."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from benchmarks.serving import peers
+from benchmarks.serving.processes import Processes
+from benchmarks.serving.swaps import longest_gap
+
+
+@pytest.mark.parametrize(
+    ("windows", "longest"),
+    [
+        ([(0.0, 10.0)], 4.0),
+        ([(2.5, 2.6)], 4.0),  # within the gap from 2 to 6
+        ([(0.0, 1.5)], 1.0),
+        ([(6.5, 6.6), (0.0, 0.5)], 1.0),
+        ([(8.0, 9.0)], 0.0),  # after the last answer
+        ([], 0.0),
+    ],
+)
+def test_the_longest_gap_overlaps_a_window(
+    windows: list[tuple[float, float]], longest: float
+) -> None:
+    """A gap counts for every window that it overlaps, however little."""
+    assert longest_gap([0.0, 1.0, 2.0, 6.0, 7.0], windows) == longest
+
+
+def test_top5_is_found_in_whatever_wraps_it() -> None:
+    """A framework's own fields around the answer do not matter."""
+    assert peers.top5(b'\x0a\x03{"top5":[[2,0.9],[0,0.1]],"x":1}') == [[2, 0.9], [0, 0.1]]
+
+
+def test_an_answer_without_top5_is_refused() -> None:
+    """An error page is no answer."""
+    with pytest.raises(ValueError, match="not found"):
+        peers.top5(b"<html>")
+
+
+def test_a_process_costs_what_it_costs() -> None:
+    """This process has used processor time and memory."""
+    own = Processes(os.getpid())
+    before = own.cpu_seconds()
+    sum(range(3_000_000))
+    assert own.cpu_seconds() >= before > 0
+    assert own.memory_mib() > 1

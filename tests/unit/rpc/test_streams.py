@@ -1,0 +1,431 @@
+"""StreamClassify: messages are answered when they are ready, and the stream stays bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import cast
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2
+from structlog.testing import capture_logs
+
+from topwork.engine.serving.classifier import Classifier
+from topwork.engine.serving.classify_job import Classified, Timings
+from topwork.engine.serving.fair_queue import Flow
+from topwork.errors import NotFound, Unavailable
+from topwork.rpc import calls
+from topwork.rpc import status as statuses
+from topwork.rpc.interceptor import Interceptor
+from topwork.rpc.servicers import ClassifierServicer
+from topwork.rpc.streams import Streams
+from topwork.telemetry import Telemetry
+from topwork.v1 import classifier_service_pb2 as classify_pb
+from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
+
+Responses = list[classify_pb.StreamClassifyResponse]
+SOON = 60.0
+"""Seconds after which what a test waits for will not come."""
+
+
+class Engine:
+    """Does what the first image of a request says: wait, or be missing, or broken."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.entered = asyncio.Event()
+        self.inside = 0
+        self.most = 0
+        self.budgets: list[float | None] = []
+        self.callers: list[tuple[Flow | None, bool]] = []
+
+    async def classify(
+        self,
+        model: str,
+        images: Sequence[bytes],
+        *,
+        revision: int,
+        top_k: int,
+        budget: float | None,
+        flow: Flow | None,
+        patient: bool,
+    ) -> Classified:
+        """Answer with the revision that was asked for."""
+        self.inside += len(images)
+        self.most = max(self.most, self.inside)
+        self.budgets.append(budget)
+        self.callers.append((flow, patient))
+        self.entered.set()
+        try:
+            if b"wait" in images:
+                await self.gate.wait()
+            if b"missing" in images:
+                raise NotFound("there is no model 'models/x'", kind="model", resource=model)
+            if b"broken" in images:
+                raise ArithmeticError("secret")
+        finally:
+            self.inside -= len(images)
+        timings = Timings(decode=0.0, queue=0.0, backbone=0.0, head=0.0, total=float(top_k))
+        return Classified(revision=revision, results=(), timings=timings)
+
+
+def message(
+    number: int, *images: bytes, seconds: float | None = None
+) -> classify_pb.StreamClassifyRequest:
+    """Return a message; its revision is its id."""
+    request = classify_pb.ClassifyRequest(model="models/x", images=images, revision=number)
+    made = classify_pb.StreamClassifyRequest(id=number, request=request)
+    if seconds is not None:
+        made.timeout.CopyFrom(Duration(nanos=round(seconds * 1e9)))
+    return made
+
+
+def streams(engine: Engine, *, window: int = 4, most_seconds: float = 60.0) -> Streams:
+    """Return the calls of a server."""
+    return Streams(engine, most_seconds=most_seconds, window=window)
+
+
+async def each(
+    *messages: classify_pb.StreamClassifyRequest,
+) -> AsyncIterator[classify_pb.StreamClassifyRequest]:
+    """Yield messages."""
+    for one in messages:
+        yield one
+
+
+def answers(
+    *messages: classify_pb.StreamClassifyRequest, remaining: float | None = None
+) -> tuple[Responses, Engine]:
+    """Return what becomes of messages, and the engine that answered them."""
+
+    async def scenario() -> tuple[Responses, Engine]:
+        engine = Engine()
+        stream = streams(engine).answer(each(*messages), lambda: remaining)
+        return [one async for one in stream], engine
+
+    return asyncio.run(scenario())
+
+
+def test_answers_come_in_the_order_of_completion() -> None:
+    """A message that takes long does not hold up those after it; each answer has its id."""
+
+    async def scenario() -> list[tuple[int, int]]:
+        engine = Engine()
+        found = []
+        requests = each(message(2**62, b"wait"), message(3, b"now"), message(-5, b"now"))
+        async for one in streams(engine).answer(requests, lambda: None):
+            found.append((one.id, one.response.revision))
+            if len(found) == 2:
+                engine.gate.set()
+        return found
+
+    assert asyncio.run(scenario()) == [(3, 3), (-5, -5), (2**62, 2**62)]
+
+
+def test_a_message_that_fails_fails_alone() -> None:
+    """The status of a failed message is what Classify would have given; the others are answered."""
+    found, _ = answers(message(1, b"ok"), message(2, b"missing"), message(3, b"ok"))
+    first, failed, last = sorted(found, key=lambda one: one.id)
+    assert (first.WhichOneof("result"), last.WhichOneof("result")) == ("response", "response")
+    assert failed.error.code == code_pb2.NOT_FOUND
+    assert failed.error.message == "there is no model 'models/x'"
+    assert statuses.reason(failed.error) == "NOT_FOUND"
+    assert len(failed.error.details) == 2
+
+
+def test_an_unexpected_error_is_for_the_log_only() -> None:
+    """The client gets fixed text for its message, the log the error."""
+    with capture_logs() as logs:
+        found, _ = answers(message(1, b"broken"), message(2, b"ok"))
+    failed, fine = sorted(found, key=lambda one: one.id)
+    assert failed.error == statuses.internal()
+    assert fine.HasField("response")
+    assert [type(line["exc_info"]) for line in logs if "exc_info" in line] == [ArithmeticError]
+
+
+def test_a_message_without_a_model_is_told() -> None:
+    """An empty message is INVALID_ARGUMENT, as an empty Classify call."""
+    (found,), _ = answers(classify_pb.StreamClassifyRequest(id=9))
+    assert (found.id, found.error.code) == (9, code_pb2.INVALID_ARGUMENT)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "remaining", "budget"),
+    [(None, None, 60.0), (0.25, None, 0.25), (0.25, 0.125, 0.125), (None, 5.0, 5.0)],
+)
+def test_the_shortest_time_counts(
+    seconds: float | None, remaining: float | None, budget: float
+) -> None:
+    """A message has the least of its own timeout, the call's deadline, and the server's cap."""
+    _, engine = answers(message(1, b"ok", seconds=seconds), remaining=remaining)
+    assert engine.budgets == [budget]
+
+
+def test_a_negative_timeout_is_refused() -> None:
+    """A timeout before now is wrong, and only that message's error."""
+    found, engine = answers(message(1, b"ok", seconds=-0.5), message(2, b"ok"))
+    refused, fine = sorted(found, key=lambda one: one.id)
+    assert refused.error.code == code_pb2.INVALID_ARGUMENT
+    assert "timeout is -0.5 s" in refused.error.message
+    assert (fine.HasField("response"), len(engine.budgets)) == (True, 1)
+
+
+def test_a_stream_is_one_patient_caller() -> None:
+    """All messages of a stream share one flow, and wait for room rather than fail."""
+    _, engine = answers(*(message(n, b"ok") for n in range(5)))
+    (caller,) = {id(flow) for flow, _ in engine.callers}
+    assert caller != id(None)
+    assert {patient for _, patient in engine.callers} == {True}
+
+
+async def until(look: Callable[[], bool]) -> None:
+    """Return as soon as ``look`` returns true."""
+    while not look():  # noqa: ASYNC110 - what is looked at has no event
+        await asyncio.sleep(0.001)
+
+
+async def settle() -> None:
+    """Let everything go on that can."""
+    for _ in range(200):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(("images", "taken"), [(1, 8), (3, 3), (8, 1), (50, 1)])
+def test_the_window_is_respected(images: int, taken: int) -> None:
+    """Messages are taken while fewer than the window's images are in work, and at least one is."""
+
+    async def scenario() -> tuple[int, int]:
+        engine = Engine()
+        requests = (message(n, *[b"wait"] * images) for n in range(20))
+        stream = streams(engine, window=8).answer(each(*requests), lambda: None)
+        first = asyncio.ensure_future(anext(stream))
+        await settle()
+        inside = engine.inside
+        engine.gate.set()
+        count = 1 + len([one async for one in stream]) if await first else 0
+        assert engine.most <= inside
+        return inside, count
+
+    assert asyncio.run(scenario()) == (taken * images, 20)
+
+
+def test_a_client_that_does_not_read_is_not_read() -> None:
+    """Answers that nobody takes hold their room: the source is left alone until one is taken."""
+
+    async def scenario() -> list[int]:
+        counts = []
+        taken = 0
+
+        async def endless() -> AsyncIterator[classify_pb.StreamClassifyRequest]:
+            nonlocal taken
+            while True:
+                taken += 1
+                yield message(taken, b"ok")
+
+        stream = streams(Engine(), window=8).answer(endless(), lambda: None)
+        for _ in range(3):
+            await anext(stream)
+            await settle()
+            counts.append(taken)
+        await stream.aclose()
+        return counts
+
+    assert asyncio.run(scenario()) == [8, 9, 10]
+
+
+def test_messages_without_images_are_bounded_too() -> None:
+    """A message that holds no image holds room all the same until it is answered."""
+
+    async def scenario() -> int:
+        taken = 0
+
+        async def endless() -> AsyncIterator[classify_pb.StreamClassifyRequest]:
+            nonlocal taken
+            while True:
+                taken += 1
+                yield classify_pb.StreamClassifyRequest()
+
+        stream = streams(Engine(), window=8).answer(endless(), lambda: None)
+        await anext(stream)
+        await settle()
+        await stream.aclose()
+        return taken
+
+    assert asyncio.run(scenario()) == 8
+
+
+def test_what_is_given_up_is_cancelled() -> None:
+    """When the stream is left, everything in flight has ended by then."""
+
+    async def scenario() -> tuple[int, int]:
+        engine = Engine()
+        requests = each(message(1, b"ok"), *(message(n, b"wait") for n in range(2, 9)))
+        stream = streams(engine, window=8).answer(requests, lambda: None)
+        await anext(stream)
+        await settle()
+        before = engine.inside
+        await stream.aclose()
+        return before, engine.inside
+
+    assert asyncio.run(scenario()) == (7, 0)
+
+
+def test_a_stopping_server_answers_what_it_took() -> None:
+    """After end() nothing more is read, what is in flight is answered, then it is Unavailable."""
+
+    async def scenario() -> tuple[list[int], int]:
+        engine = Engine()
+        made = streams(engine, window=4)
+        requests = (message(n, b"wait") for n in range(100))
+        stream = made.answer(each(*requests), lambda: None)
+        first = asyncio.ensure_future(anext(stream))
+        await settle()
+        made.end()
+        engine.gate.set()
+        found = [(await first).id] + [(await anext(stream)).id for _ in range(3)]
+        with pytest.raises(Unavailable, match="is stopping"):
+            await anext(stream)
+        with pytest.raises(Unavailable):
+            await anext(made.answer(each(message(1, b"ok")), lambda: None))
+        return found, len(engine.budgets)
+
+    assert asyncio.run(scenario()) == ([0, 1, 2, 3], 4)
+
+
+def test_a_stream_that_was_read_to_its_end_ends_well() -> None:
+    """When the client has sent all before the stop, all is answered and nothing is wrong."""
+
+    async def scenario() -> list[int]:
+        engine = Engine()
+        made = streams(engine, window=4)
+        stream = made.answer(each(message(1, b"wait"), message(2, b"wait")), lambda: None)
+        first = asyncio.ensure_future(anext(stream))
+        await settle()
+        made.end()
+        engine.gate.set()
+        return [(await first).id] + [one.id async for one in stream]
+
+    assert asyncio.run(scenario()) == [1, 2]
+
+
+@asynccontextmanager
+async def served(
+    engine: Engine,
+) -> AsyncIterator[
+    tuple[
+        grpc.aio.Server,
+        ClassifierServicer,
+        classify_grpc.ClassifierServiceAsyncStub,
+    ]
+]:
+    """Serve an engine on a free port; yield server, servicer and a stub."""
+    server = grpc.aio.server(interceptors=[Interceptor(Telemetry())])
+    servicer = ClassifierServicer(cast("Classifier", engine), most_seconds=60.0)
+    classify_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield server, servicer, classify_grpc.ClassifierServiceStub(channel)
+    finally:
+        await server.stop(None)
+
+
+def test_the_half_close_ends_the_call_after_the_last_answer() -> None:
+    """Over the wire: the client has sent all; the call is OK once the last answer is out."""
+
+    async def scenario() -> tuple[list[int], grpc.StatusCode]:
+        engine = Engine()
+        async with asyncio.timeout(SOON), served(engine) as (_, _, stub):
+            call = stub.StreamClassify(each(message(1, b"wait"), message(2, b"ok")))
+            found = []
+            async for one in call:
+                found.append(one.id)
+                engine.gate.set()
+            return found, await call.code()
+
+    assert asyncio.run(scenario()) == ([2, 1], grpc.StatusCode.OK)
+
+
+def test_a_client_that_cancels_leaves_nothing_behind() -> None:
+    """Over the wire: a cancelled call's messages leave the engine, and the log says CANCELLED."""
+
+    async def scenario() -> int:
+        engine = Engine()
+        async with asyncio.timeout(SOON), served(engine) as (_, _, stub):
+            call = stub.StreamClassify(each(*(message(n, b"wait") for n in range(20))))
+            await engine.entered.wait()
+            call.cancel()
+            await until(lambda: not engine.inside)
+            return engine.inside
+
+    with capture_logs() as logs:
+        assert asyncio.run(scenario()) == 0
+    assert [line["code"] for line in logs if line["event"] == "call"] == ["CANCELLED"]
+
+
+def test_a_client_that_cancels_without_reading_leaves_nothing_behind() -> None:
+    """Over the wire: the same when answers have piled up that the client never took."""
+
+    async def scenario() -> int:
+        engine = Engine()
+
+        async def endless() -> AsyncIterator[classify_pb.StreamClassifyRequest]:
+            while True:
+                yield message(1, b"ok", b"x" * 10_000)
+
+        async with asyncio.timeout(SOON), served(engine) as (_, servicer, stub):
+            call = stub.StreamClassify(endless())
+            await until(lambda: len(engine.budgets) >= 100)
+            call.cancel()
+            await until(lambda: not servicer._streams._open)
+            return engine.inside
+
+    assert asyncio.run(scenario()) == 0
+
+
+def test_the_deadline_of_the_call_is_that_of_the_stream() -> None:
+    """Over the wire: a stream past its deadline is DEADLINE_EXCEEDED and leaves nothing behind."""
+
+    async def scenario() -> tuple[grpc.StatusCode, int]:
+        engine = Engine()
+        async with asyncio.timeout(SOON), served(engine) as (_, servicer, stub):
+            call = stub.StreamClassify(each(message(1, b"wait")), timeout=0.2)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call.read()
+            await until(lambda: not servicer._streams._open)
+            return await call.code(), engine.inside
+
+    assert asyncio.run(scenario()) == (grpc.StatusCode.DEADLINE_EXCEEDED, 0)
+
+
+def test_a_server_stops_before_its_grace_is_over() -> None:
+    """Over the wire: what was taken is answered, then UNAVAILABLE with details; no waiting."""
+
+    async def scenario() -> tuple[int, grpc.RpcError]:
+        engine = Engine()
+        silent = asyncio.Event()
+
+        async def never_ends() -> AsyncIterator[classify_pb.StreamClassifyRequest]:
+            yield message(1, b"wait")
+            await silent.wait()
+
+        async with asyncio.timeout(SOON), served(engine) as (server, servicer, stub):
+            call = stub.StreamClassify(never_ends())
+            await engine.entered.wait()
+            servicer.end_streams()
+            stopping = asyncio.ensure_future(server.stop(10 * SOON))
+            engine.gate.set()
+            responses = aiter(call)
+            found = (await anext(responses)).id
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await anext(responses)
+            await stopping
+            return found, caught.value
+
+    found, error = asyncio.run(scenario())
+    told = calls.failed(error)
+    assert (found, told.code, told.reason) == (1, "UNAVAILABLE", "UNAVAILABLE")

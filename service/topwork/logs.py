@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
-from typing import Any, Literal
+import threading
+import time
+from typing import Any, Literal, TextIO
 
 import msgspec
 import structlog
 
 Format = Literal["text", "json"]
+
+PAUSE = 0.05
+"""Seconds that a routine line may wait to be written."""
 
 
 def configure(log_format: Format) -> None:
@@ -28,10 +34,12 @@ def configure(log_format: Format) -> None:
             )
         ]
     )
+    lines = Lines(sys.stderr)
+    lines.start()
     # Not by way of the standard library, which takes three times as long: a line a call adds up.
     structlog.configure(
         processors=[*shared, *render],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: lines,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
@@ -46,6 +54,53 @@ def configure(log_format: Format) -> None:
     root.handlers = [handler]
     root.setLevel(logging.INFO)
     adopt("dbos")
+
+
+class Lines:
+    """Writes lines: warnings and worse at once, others within PAUSE, many at a time.
+
+    A write lets go of the interpreter, and who answers thousands of calls waits to get it back as
+    many times. What a killed process did not write is lost.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._waiting: list[str] = []
+        self._news = threading.Event()
+
+    def start(self) -> None:
+        """Start the thread that writes, and write the rest when the process ends."""
+        threading.Thread(target=self._work, name="logs", daemon=True).start()
+        atexit.register(self.flush)
+
+    def info(self, line: str) -> None:
+        """Write a line soon."""
+        with self._lock:
+            self._waiting.append(line + "\n")
+        self._news.set()
+
+    def warning(self, line: str) -> None:
+        """Write a line now, after those that wait."""
+        self.info(line)
+        self.flush()
+
+    debug = info
+    error = critical = warning
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            text, self._waiting = "".join(self._waiting), []
+            if text:
+                self._stream.write(text)
+                self._stream.flush()
+
+    def _work(self) -> None:
+        while self._news.wait():
+            time.sleep(PAUSE)
+            self._news.clear()
+            self.flush()
 
 
 def adopt(library: str) -> None:

@@ -33,7 +33,7 @@ QUEUE = "changes"
 WORKER_CONCURRENCY = 2
 """Models that one worker changes at a time: bounds its memory."""
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.09
 """How often a worker looks at the queue: the most that this adds to an operation."""
 
 ADD_CLASS = "add_class"

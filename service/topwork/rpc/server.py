@@ -117,8 +117,8 @@ class Server:
         Raises Unavailable if the port cannot be had, NotReady if the provider cannot.
         """
         await self._operations.start()
+        await self._registry.start()  # before the worker, which would disturb its measurements
         self._supervisor.start()
-        await self._registry.start()
         self._classifier.start()
         self._grpc = self._make_grpc_server()
         try:

@@ -6,17 +6,23 @@ import math
 import time
 
 import numpy as np
+import structlog
 
 from topwork.bundle.image import Pixels
 from topwork.bundle.manifest import BackboneInfo
 from topwork.engine.backend import Provider, Session, open_session
 from topwork.engine.serving.backbone import Deliver, Embedded
 
+log = structlog.get_logger(__name__)
+
 WARM_RUNS = 5
 """Runs of each session before it serves: the first plans memory, the fastest tells its speed."""
 
 TRIAL = 64
 """Every so many lone images the session that seems slower is tried."""
+
+STEP = 0.05
+"""By how much a run moves what is known of its session's speed."""
 
 
 class CpuBackbone:
@@ -32,6 +38,8 @@ class CpuBackbone:
         self._sessions = {False: narrow, True: wide or narrow}
         self._seconds = {False: _warm(narrow, info), True: _warm(wide, info) if wide else math.inf}
         self._lone = 0
+        one_core, all_cores = self._seconds.values()
+        log.info("backbone", name=info.name, one_core_seconds=one_core, all_cores_seconds=all_cores)
 
     @property
     def info(self) -> BackboneInfo:
@@ -52,7 +60,8 @@ class CpuBackbone:
             return
         computed = time.perf_counter() - start
         if present == 1:
-            self._seconds[wide] += 0.2 * (computed - self._seconds[wide])
+            # Towards the median: single runs take several times as long where others disturb them.
+            self._seconds[wide] *= 1 + STEP if computed > self._seconds[wide] else 1 - STEP
         deliver(Embedded(embedding=embedding, waited=0.0, computed=computed, micro_batch=1))
 
 

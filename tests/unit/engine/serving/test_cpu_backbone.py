@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import numpy as np
@@ -20,15 +21,17 @@ PIXELS = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
 
 
 class FakeSession:
-    """Embeds every image as its own name's length; notes that it was asked."""
+    """Takes its time and embeds every image as ones; counts its runs."""
 
     def __init__(self) -> None:
         self.runs = 0
+        self.seconds = 0.0
         self.error: Exception | None = None
 
     def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return ones."""
         self.runs += 1
+        time.sleep(self.seconds)
         if self.error is not None:
             raise self.error
         return np.ones((len(batch), tiny.WIDTH), dtype=np.float32)
@@ -64,18 +67,28 @@ def test_few_images_have_all_cores(present: int, seconds: float, wide: int) -> N
 
 def test_what_was_measured_wrong_is_measured_again() -> None:
     """Lone images find the faster session, whatever the first measurement said."""
-    _, all_cores, backbone = sessions()
-    backbone._seconds = {False: 1e-9, True: 4.0}
-    for _ in range(40 * TRIAL):
+    one_core, _, backbone = sessions()
+    one_core.seconds = 0.0005
+    backbone._seconds = {False: 0.0005, True: 0.004}
+    for _ in range(60 * TRIAL):
         embed(backbone, present=1)
-    assert backbone._seconds[True] < 1.0
-    assert all_cores.runs >= 40
+    assert backbone._seconds[True] < backbone._seconds[False]
+
+
+def test_a_single_slow_run_changes_nothing() -> None:
+    """One run that takes a hundred times as long leaves the choice as it was."""
+    one_core, all_cores, backbone = sessions()
+    backbone._seconds = {False: 0.004, True: 0.002}
+    all_cores.seconds = 0.2
+    for _ in range(3):
+        embed(backbone, present=1)
+    assert (one_core.runs, all_cores.runs) == (0, 3)
 
 
 def test_trials_are_rare() -> None:
     """Only one lone image in 64 runs on the session that seems slower."""
     one_core, all_cores, backbone = sessions()
-    backbone._seconds = {False: 1e9, True: 0.0}
+    backbone._seconds = {False: 1e9, True: 1e-9}
     for _ in range(2 * TRIAL):
         embed(backbone, present=1)
     assert (one_core.runs, all_cores.runs) == (2, 2 * TRIAL - 2)

@@ -65,7 +65,7 @@ def run(config: WorkerConfig, parent: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     logs.configure(config.log_format)
-    os.nice(5)  # requests come first, but they cannot starve retraining
+    os.nice(10)  # requests come first, but they cannot starve retraining
     lock = (config.root / "worker.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     repository = Repository(config.root)

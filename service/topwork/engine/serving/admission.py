@@ -9,6 +9,10 @@ from collections.abc import Callable
 from topwork.errors import Overloaded
 
 
+SURE = 0.8
+"""Of its budget, what a request may be expected to take: what ends late was computed in vain."""
+
+
 class Admission:
     """Counts images in the server against ``limit``. Belongs to one event loop."""
 
@@ -77,11 +81,11 @@ class Admission:
         if budget is None or not self._inside:
             return
         expected = self._expected_seconds(images)
-        if expected > budget:
+        if expected > SURE * budget:
             raise Overloaded(
                 f"{images} images would end in {expected:.3f} s, since {self._inside} are queued; "
                 f"the call has {budget:.3f} s",
-                retry_after=expected - budget,
+                retry_after=expected - SURE * budget,
                 reason="NO_TIME",
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ A = TypeVar("A")
 
 HELD = 4
 """Answers are made in groups of up to one for this many images that wait."""
+
+NICE = 5
+"""By how much the threads give way to the event loop."""
 
 LARGEST_GROUP = 16
 """Images, since no answer shall wait long for its group."""
@@ -176,6 +180,8 @@ class Scheduler:
 
     def _work(self) -> None:
         self._threads.add(threading.get_ident())
+        # The event loop comes first: it has little to do, and others wait for it.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while not self._closed:
             if not self._step():
                 with self._changed:

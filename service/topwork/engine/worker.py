@@ -65,7 +65,7 @@ def run(config: WorkerConfig, parent: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     logs.configure(config.log_format)
-    os.nice(10)  # requests come first, but they cannot starve retraining
+    os.nice(19)  # requests come first; this gets what they leave, and a fiftieth of the rest
     lock = (config.root / "worker.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     repository = Repository(config.root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ from typing import Any, TypeAlias
 import grpc
 import structlog
 
-from topwork.errors import TopworkError
+from topwork.errors import Overloaded, TopworkError
 from topwork.rpc import status as statuses
 from topwork.telemetry import Telemetry
 
@@ -148,6 +149,9 @@ class _Call:
             **fields,
         )
         if status is not None:
-            await self._context.abort(
-                code, status.message, ((statuses.DETAILS_KEY, status.SerializeToString()),)
-            )
+            trailers = [(statuses.DETAILS_KEY, status.SerializeToString())]
+            if isinstance(error, Overloaded):
+                # gRPC's own retries know no RetryInfo.
+                milliseconds = math.ceil(error.retry_after * 1e3)
+                trailers.append((statuses.PUSHBACK_KEY, str(milliseconds)))
+            await self._context.abort(code, status.message, tuple(trailers))

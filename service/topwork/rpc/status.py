@@ -16,6 +16,9 @@ DOMAIN = "topwork"
 DETAILS_KEY = "grpc-status-details-bin"
 """The trailer that carries a google.rpc.Status."""
 
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""The trailer by which gRPC's own retries know when to try again."""
+
 LONGEST_TEXT = 1000
 """Characters of a message. gRPC drops trailers beyond 16 KB, and an error carries several texts."""
 

@@ -261,7 +261,7 @@ class Timings(google.protobuf.message.Message):
 
     @property
     def queue(self) -> google.protobuf.duration_pb2.Duration:
-        """Waiting for the backbone, the longest wait of any image."""
+        """Waiting in the queue, and on a GPU for a micro-batch: the longest wait of any image."""
 
     @property
     def backbone(self) -> google.protobuf.duration_pb2.Duration:
@@ -269,7 +269,7 @@ class Timings(google.protobuf.message.Message):
 
     @property
     def head(self) -> google.protobuf.duration_pb2.Duration:
-        """The head, over all images at once."""
+        """The head, over all images that were answered together, those of other requests included."""
 
     @property
     def total(self) -> google.protobuf.duration_pb2.Duration:

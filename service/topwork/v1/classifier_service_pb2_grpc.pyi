@@ -89,8 +89,8 @@ class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType, _Clas
     bad image is that image's error, never the call's. All results come from one revision.
 
     Fails with NOT_FOUND (no such model or revision), INVALID_ARGUMENT (no image, more images than
-    `Limits.max_images_per_request`), RESOURCE_EXHAUSTED with RetryInfo (the queue is full),
-    DEADLINE_EXCEEDED, UNAVAILABLE (starting or stopping).
+    `Limits.max_images_per_request`), RESOURCE_EXHAUSTED with RetryInfo (no room, or too little time
+    left for what waits), DEADLINE_EXCEEDED, UNAVAILABLE (starting or stopping).
     """
 
     StreamClassify: _ClassifierServiceStreamClassifyType
@@ -131,8 +131,8 @@ class ClassifierServiceServicer(metaclass=abc.ABCMeta):
         bad image is that image's error, never the call's. All results come from one revision.
 
         Fails with NOT_FOUND (no such model or revision), INVALID_ARGUMENT (no image, more images than
-        `Limits.max_images_per_request`), RESOURCE_EXHAUSTED with RetryInfo (the queue is full),
-        DEADLINE_EXCEEDED, UNAVAILABLE (starting or stopping).
+        `Limits.max_images_per_request`), RESOURCE_EXHAUSTED with RetryInfo (no room, or too little time
+        left for what waits), DEADLINE_EXCEEDED, UNAVAILABLE (starting or stopping).
         """
 
     @abc.abstractmethod

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from topwork.errors import Overloaded
 
-
 SURE = 0.8
 """Of its budget, what a request may be expected to take: what ends late was computed in vain."""
 

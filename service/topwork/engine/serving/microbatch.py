@@ -90,12 +90,13 @@ class MicroBatcher:
 
     def _take(self, deliver: Deliver) -> tuple[_Batch, int] | None:
         """Return a free row of the buffer that is being filled; None after close()."""
+        since = time.perf_counter()
         with self._lock:
             self._room.wait_for(lambda: self._closed or not self._filling.full)
             if self._closed:
                 return None
             batch, row = self._filling, len(self._filling.waiting)
-            batch.waiting.append((deliver, time.perf_counter()))
+            batch.waiting.append((deliver, since))
             batch.unwritten += 1
             if row == 0:
                 self._wake.put(True)

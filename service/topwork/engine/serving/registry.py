@@ -38,7 +38,7 @@ LONGEST_POLL_SECONDS = 0.8
 POLL_SHARE = 0.004
 """Of a core: where looking costs more, it is done less often."""
 
-HEAD_BYTES = 2**30
+HEAD_BYTES = 10**9
 """What the heads in memory may weigh together: 1,000 large ones (0.9 MB)."""
 
 WARM_HEADS = 16

@@ -29,7 +29,7 @@ A = TypeVar("A")
 HELD = 4
 """Answers are made in groups of up to one for this many images that wait."""
 
-NICE = 5
+NICE = 2
 """By how much the threads give way to the event loop."""
 
 LARGEST_GROUP = 16

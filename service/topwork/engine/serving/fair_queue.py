@@ -55,6 +55,11 @@ class FairQueue(Generic[T]):
         """Return the number of images that wait."""
         return self._images
 
+    @property
+    def requests(self) -> int:
+        """How many request batches have images that wait."""
+        return self._tickets
+
     def push(self, work: T, images: int, *, deadline: float, flow: Flow) -> Ticket[T]:
         """Add a request batch of ``images``; ``deadline`` in seconds of any one clock."""
         turn = max(self._now, flow.turn)

@@ -27,13 +27,13 @@ A_co = TypeVar("A_co", covariant=True)
 A = TypeVar("A")
 
 HELD = 4
-"""Answers are made in groups of up to one for this many images that wait."""
+"""An answer waits for its group while one more image ends for this many requests that wait."""
 
 NICE = 2
 """By how much the threads give way to the event loop."""
 
-LARGEST_GROUP = 16
-"""Images, since no answer shall wait long for its group."""
+LARGEST_GROUP = 8
+"""Images, since no answer shall wait long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,8 @@ class Scheduler:
         self._changed = threading.Condition(threading.Lock())
         self._queue: FairQueue[_Run] = FairQueue()
         self._complete: list[_Run] = []
-        self._complete_images = 0
+        self._held = 0
+        """Images that ended since the first complete job did, that one included."""
         self._runs: set[_Run] = set()
         self._at_work = 0
         self._pace = Pace(0.01 / cores)
@@ -193,8 +194,8 @@ class Scheduler:
         with self._changed:
             group: list[_Run] = []
             image = None
-            if self._complete_images >= min(1 + len(self._queue) // HELD, LARGEST_GROUP):
-                group, self._complete, self._complete_images = self._complete, [], 0
+            if self._held >= min(1 + self._queue.requests // HELD, LARGEST_GROUP):
+                group, self._complete, self._held = self._complete, [], 0
             elif (image := self._queue.pop()) is not None:
                 self._at_work += 1
                 present = self._at_work + len(self._queue)
@@ -224,6 +225,8 @@ class Scheduler:
             self._at_work -= 1
             self._progress = time.perf_counter()
             self._pace.end(self._progress, backlog=len(self._queue) > 0)
+            if self._complete:
+                self._held += 1
             if run.ended:
                 return
             if isinstance(result, Embedded | ImageError):
@@ -233,8 +236,8 @@ class Scheduler:
                 run.outcomes[index] = Outcome(result, waited, decoded - taken)
                 run.left -= 1
                 if not run.left:
+                    self._held = self._held or 1
                     self._complete.append(run)
-                    self._complete_images += run.job.images
                     if threading.get_ident() not in self._threads:
                         self._changed.notify()  # else this thread finds it by itself
                 return

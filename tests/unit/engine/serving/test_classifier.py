@@ -18,15 +18,17 @@ from hypothesis import strategies as st
 from support import tiny
 from support.pictures import picture, pictures
 
-from topwork.bundle.image import Pixels
+from topwork.bundle.image import Pixels, preprocess
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
+from topwork.engine.serving import classify_job
 from topwork.engine.serving import registry as registry_module
 from topwork.engine.serving.backbone import Backbone, Deliver
 from topwork.engine.serving.backbones import open_backbone
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.classify_job import Answer, Classified
+from topwork.engine.serving.fair_queue import Flow
 from topwork.engine.serving.registry import Registry
 from topwork.errors import (
     DeadlinePassed,
@@ -398,6 +400,113 @@ def test_overload_is_refused_at_once_and_passes(repository: Repository) -> None:
     error = asyncio.run(scenario())
     assert error.retry_after > 0
     assert "3 images are queued, 2 more would pass the limit of 4" in str(error)
+
+
+def test_who_has_no_time_is_refused_at_once(repository: Repository) -> None:
+    """A short budget behind a long queue is NO_TIME before it is spent; a longer one is let in."""
+
+    async def scenario() -> Overloaded:
+        async with desk(repository) as asked:
+            asked.gate.close()
+            first = asked.ask(40)
+            await until(lambda: asked.gate.images == 2)
+            with pytest.raises(Overloaded) as caught:
+                await asked.ask(10, budget=0.1)
+            second = asked.ask(10, budget=60.0)
+            asked.gate.open()
+            await asyncio.gather(first, second)
+            await asked.check_permits(64)
+            return caught.value
+
+    error = asyncio.run(scenario())
+    assert error.reason == "NO_TIME"
+    assert error.retry_after > 0
+    assert "the call has 0.100 s" in str(error)
+
+
+def test_the_patient_wait_for_room(repository: Repository) -> None:
+    """Who is patient is not refused when there is no room or no time, but answered later."""
+
+    async def scenario() -> tuple[Classified, Classified]:
+        async with desk(repository, queue_limit=4) as asked:
+            asked.gate.close()
+            first = asked.ask(4)
+            await until(lambda: asked.gate.images == 2)
+            waiting = [
+                asyncio.create_task(
+                    asked.classifier.classify(
+                        "colours", [PHOTOS[label]] * 2, budget=60.0, patient=True
+                    )
+                )
+                for label in ("green", "amber")
+            ]
+            with pytest.raises(Overloaded):
+                await asked.ask(1)
+            assert not any(task.done() for task in waiting)
+            asked.gate.open()
+            await first
+            green, amber = await asyncio.gather(*waiting)
+            await asked.check_permits(4)
+            return green, amber
+
+    for classified, label in zip(asyncio.run(scenario()), ("green", "amber"), strict=True):
+        assert [best(one) for one in classified.results] == [label] * 2
+
+
+def test_the_patient_wait_within_their_budget(repository: Repository) -> None:
+    """Who waits for room until the budget is spent is DeadlinePassed, and takes no room."""
+
+    async def scenario() -> None:
+        async with desk(repository, queue_limit=4) as asked:
+            asked.gate.close()
+            first = asked.ask(4)
+            await until(lambda: asked.gate.images == 2)
+            with pytest.raises(DeadlinePassed, match=r"1 images .* 0\.100 s"):
+                await asked.classifier.classify(
+                    "colours", [PHOTOS["green"]], budget=0.1, patient=True
+                )
+            asked.gate.open()
+            await first
+            await asked.check_permits(4)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_calls_of_one_flow_share_a_place(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """A late caller comes before all but the first calls of a flow, but after callers apart."""
+    taken: list[bytes] = []
+
+    def noting(content: bytes, *args: Any, **options: Any) -> Pixels:
+        taken.append(content)
+        return preprocess(content, *args, **options)
+
+    async def scenario() -> int:
+        async with desk(repository) as asked:
+            monkeypatch.setattr(classify_job, "preprocess", noting)
+            asked.gate.close()
+            first = asked.ask(2)
+            await until(lambda: asked.gate.images == 2)
+            flow = Flow()
+            early = [
+                asyncio.create_task(
+                    asked.classifier.classify(
+                        "colours", [PHOTOS["amber"]], flow=flow if shared else None
+                    )
+                )
+                for _ in range(8)
+            ]
+            late = asyncio.create_task(asked.classify(PHOTOS["green"], budget=None))
+            await asyncio.sleep(0)  # all are in the queue, in this order
+            asked.gate.open()
+            await asyncio.gather(first, *early, late)
+            return taken.index(PHOTOS["green"]) - 2
+
+    place = asyncio.run(scenario())
+    # Of two threads the second may be the first to decode what it took.
+    assert place in ({0, 1, 2} if shared else {7, 8})
 
 
 def test_a_request_larger_than_the_queue_is_taken_alone(repository: Repository) -> None:

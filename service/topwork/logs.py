@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import sys
 import threading
 import time
@@ -34,7 +35,8 @@ def configure(log_format: Format) -> None:
             )
         ]
     )
-    lines = Lines(sys.stderr)
+    # A buffer of its own: without one (PYTHONUNBUFFERED=1) a write may be cut by another's.
+    lines = Lines(os.fdopen(os.dup(sys.stderr.fileno()), "w", errors="backslashreplace"))
     lines.start()
     # Not by way of the standard library, which takes three times as long: a line a call adds up.
     structlog.configure(
@@ -43,7 +45,7 @@ def configure(log_format: Format) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -65,7 +67,7 @@ class Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finaliser that logs may run while it is held
         self._waiting: list[str] = []
         self._news = threading.Event()
 
@@ -101,6 +103,19 @@ class Lines:
             time.sleep(PAUSE)
             self._news.clear()
             self.flush()
+
+
+class _Handler(logging.Handler):
+    """Lets what libraries log go the same way, in its turn."""
+
+    def __init__(self, lines: Lines) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        write = self._lines.info if record.levelno < logging.WARNING else self._lines.warning
+        write(self.format(record))
 
 
 def adopt(library: str) -> None:

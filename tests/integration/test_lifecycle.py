@@ -7,14 +7,17 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.rpc import code_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support import servers, tiny
 from support.pictures import picture, pictures
 from support.servers import Running, failure
@@ -152,6 +155,78 @@ def test_who_watches_does_not_hold_the_server(colours: Repository) -> None:
         assert server.stop() == 0
         assert failure(lambda: list(watched)).code == "UNAVAILABLE"
         assert failure(waited.result).code == "UNAVAILABLE"
+
+
+def test_open_streams_do_not_hold_the_server(colours: Repository) -> None:
+    """Who watches health or reflects holds no server whose calls have ended, long as its grace is.
+
+    Each of them is told: health turns, then both streams end.
+    """
+    over = threading.Event()
+
+    def questions() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="*")
+        over.wait(servers.PATIENCE)
+
+    with (
+        servers.running(colours.root, grace_seconds=30.0) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(health).status == health_pb2.HealthCheckResponse.SERVING
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        reflected = reflection.ServerReflectionInfo(questions())
+        names = {one.name for one in next(reflected).list_services_response.service}
+        assert names >= set(SERVICES)
+        before = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - before < 2
+        assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert failure(lambda: next(health)).code == "UNAVAILABLE"
+        assert failure(lambda: next(reflected)).code == "UNAVAILABLE"
+        over.set()
+        assert server.gone(), "a process was left behind"
+
+
+def test_health_follows_the_worker(colours: Repository) -> None:
+    """Without its worker ModelService is NOT_SERVING until there is a new one; Classify works on.
+
+    What learns and what classifies are told apart.
+    """
+    status = health_pb2.HealthCheckResponse
+    classifies, models, operations = SERVICES
+    with (
+        servers.running(colours.root) as server,
+        grpc.insecure_channel(server.address) as channel,
+        Client(server.address) as client,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        watched = {
+            service: stub.Watch(health_pb2.HealthCheckRequest(service=service))
+            for service in ("", *SERVICES)
+        }
+        assert {next(one).status for one in watched.values()} == {status.SERVING}
+        first = server.worker()
+        os.kill(first, signal.SIGKILL)
+        for service in (models, operations):
+            assert next(watched[service]).status == status.NOT_SERVING
+        assert client.classify("colours", [VIOLETS[0][1]]).revision == 1
+        for service in (models, operations):
+            assert next(watched[service]).status == status.SERVING
+        assert server.worker() != first
+        assert server.stop() == 0
+        for one in watched.values():  # the others never heard of a change but the last
+            assert next(one).status == status.NOT_SERVING
+    changes = [(fact["service"], fact["serving"]) for fact in server.facts if is_health(fact)]
+    assert sorted(changes) == sorted(
+        (service, serving) for service in (models, operations) for serving in (False, True)
+    )
+    assert classifies not in dict(changes)
+
+
+def is_health(fact: dict[str, Any]) -> bool:
+    """Return whether a log line is about health."""
+    return fact.get("event") == "health"
 
 
 def test_the_grace_is_an_end_too(colours: Repository) -> None:

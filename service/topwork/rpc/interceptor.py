@@ -127,7 +127,7 @@ class _Call:
         fields: dict[str, Any] = {}
         status = None
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            code = grpc.StatusCode.CANCELLED
+            code = self._gone()
         elif isinstance(error, TopworkError):
             status = statuses.from_error(error)
             fields = {"reason": error.reason, "error": str(error)}
@@ -155,3 +155,14 @@ class _Call:
                 milliseconds = math.ceil(error.retry_after * 1e3)
                 trailers.append((statuses.PUSHBACK_KEY, str(milliseconds)))
             await self._context.abort(code, status.message, tuple(trailers))
+
+    def _gone(self) -> grpc.StatusCode:
+        """Return why the client has gone: a deadline reaches the server as a cancellation, too.
+
+        The wire rounds deadlines up by about a hundredth, so the client's comes first.
+        """
+        remaining = self._context.time_remaining()
+        elapsed = time.perf_counter() - self._start
+        if remaining is not None and remaining <= 0.02 * elapsed:
+            return grpc.StatusCode.DEADLINE_EXCEEDED
+        return grpc.StatusCode.CANCELLED

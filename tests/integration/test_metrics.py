@@ -1,0 +1,154 @@
+"""What a real server says to Prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from support import servers, tiny
+from support.pictures import picture
+from support.servers import Running, failure
+
+from topwork.bundle.store import Repository
+from topwork.rpc.client import Client
+
+PHOTO = picture("blue", 40)
+CLASSIFY = {"grpc_service": "topwork.v1.ClassifierService", "grpc_method": "Classify"}
+
+
+class Scrape:
+    """The values of all series at one moment."""
+
+    def __init__(self, server: Running) -> None:
+        self.port = server.fact("metrics")["port"]
+        url = f"http://127.0.0.1:{self.port}/metrics"
+        with urllib.request.urlopen(url, timeout=servers.PATIENCE) as answer:  # the loopback
+            self.kind = answer.headers["Content-Type"]
+            text = answer.read().decode()
+        self._values = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def __call__(self, name: str, **labels: str) -> float:
+        """Return the value of a series, 0 if it is not there yet."""
+        return self._values.get((name, frozenset(labels.items())), 0.0)
+
+    def code(self, code: str) -> float:
+        """Return how many Classify calls ended with ``code``."""
+        return self("grpc_server_handled_total", grpc_code=code, **CLASSIFY)
+
+
+def test_values_move_as_calls_are_answered(colours: Repository) -> None:
+    """Calls, images, stages, refusals and swaps are counted where they happen, gauges follow."""
+    with (
+        servers.running(colours.root, worker=False, metrics_port=0, queue_limit=64) as server,
+        Client(server.address) as client,
+    ):
+        before = Scrape(server)
+        assert before.kind.startswith("text/plain")
+        assert [before(f"topwork_{name}") for name in ("models", "heads", "swaps_total")] == [1] * 3
+        assert before("process_resident_memory_bytes") > 2**20
+        assert before.code("OK") == 0
+
+        client.classify("colours", [PHOTO] * 3)
+        client.classify("colours", [PHOTO, b"no photo"])
+        assert failure(lambda: client.classify("unknown", [PHOTO])).code == "NOT_FOUND"
+        assert failure(lambda: client.classify("colours", [])).code == "INVALID_ARGUMENT"
+        after = Scrape(server)
+        codes = {code: after.code(code) for code in ("OK", "NOT_FOUND", "INVALID_ARGUMENT")}
+        assert codes == {"OK": 2, "NOT_FOUND": 1, "INVALID_ARGUMENT": 1}
+        assert after("grpc_server_handling_seconds_count", **CLASSIFY) == 4
+        assert after("topwork_images_total", model="colours", result="ok") == 4
+        assert after("topwork_images_total", model="colours", result="error") == 1
+        assert after("topwork_stage_seconds_count", stage="decode") == 5
+        assert after("topwork_stage_seconds_count", stage="backbone") == 4
+        assert after("topwork_queue_images") == 0
+
+        list(client.classify_stream("colours", [PHOTO] * 40))
+        streamed = Scrape(server)
+        assert streamed("topwork_images_total", model="colours", result="ok") == 44
+        assert (
+            streamed(
+                "grpc_server_handled_total",
+                grpc_code="OK",
+                **{**CLASSIFY, "grpc_method": "StreamClassify"},
+            )
+            == 1
+        )
+
+        made = tiny.publish_copy(colours, colours.manifest("colours", 1))
+        colours.set_serving("colours", made.revision)
+        servers.eventually(lambda: client.classify("colours", [PHOTO]).revision == 2)
+        swapped = Scrape(server)
+        assert [swapped(f"topwork_{name}") for name in ("models", "swaps_total")] == [1, 2]
+
+
+def test_a_deadline_that_passed_is_counted(colours: Repository) -> None:
+    """A call that the server's own limit ends counts as such, and each of its images as refused."""
+    with (
+        servers.running(colours.root, worker=False, metrics_port=0, most_seconds=0.002) as server,
+        Client(server.address) as client,
+    ):
+        large = picture("blue", 1, size=(1200, 900))
+        assert failure(lambda: client.classify("colours", [large] * 8)).code == "DEADLINE_EXCEEDED"
+        scrape = Scrape(server)
+        assert scrape.code("DEADLINE_EXCEEDED") == 1
+        assert scrape("topwork_rejected_images_total", reason="DEADLINE_PASSED") == 8
+
+
+def test_metrics_end_with_the_server(colours: Repository) -> None:
+    """A server that answers for metrics stops as any other: status 0, its port is free again."""
+    with servers.running(colours.root, worker=False, metrics_port=0) as server:
+        port = Scrape(server).port
+        assert server.stop() == 0
+        assert server.gone(), "a process was left behind"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), servers.PATIENCE)
+
+
+def test_no_port_unless_asked(server: Running) -> None:
+    """A server listens for calls, and without ``metrics_port`` for nothing else."""
+    port = int(server.address.rpartition(":")[2])
+    assert listening(server.process.pid) == {port}
+    assert "metrics" not in {fact.get("event") for fact in server.facts}
+
+
+def listening(pid: int) -> set[int]:
+    """Return the TCP ports that a process listens on."""
+    links = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            links.append(str(path.readlink()))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        path = Path(f"/proc/{pid}/net/{table}")
+        for line in path.read_text().splitlines()[1:] if path.exists() else []:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in links:
+                found.add(int(fields[1].rpartition(":")[2], 16))
+    return found
+
+
+def test_a_metrics_port_that_is_taken_is_an_error(tmp_path: Path) -> None:
+    """A server that cannot have its metrics port says so in one line and ends with status 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options: list[Any] = ["--repository", tmp_path / "new", "--address", "127.0.0.1:0"]
+        options += ["--provider", "cpu", "--metrics-port", port]
+        command = [sys.executable, "-m", "topwork.cli", "serve", *map(str, options)]
+        second = Running(command, tmp_path / "new")
+        try:
+            assert second.process.wait(servers.PATIENCE) == 1
+            assert second.gone(), "a process was left behind"
+            assert f"error: cannot answer for metrics on 127.0.0.1:{port}" in second.log
+            assert "Traceback" not in second.log
+        finally:
+            second.close()

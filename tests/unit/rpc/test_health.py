@@ -1,0 +1,215 @@
+"""Health says what works, and tells those who watch."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+
+from topwork.engine.serving.backbone import Deliver, Embedded
+from topwork.engine.serving.fair_queue import Flow
+from topwork.engine.serving.scheduler import Scheduler
+from topwork.rpc import health as health_module
+from topwork.rpc.health import Health
+
+PATIENCE = 60.0
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Asked:
+    """A running Health, and what it says over the wire."""
+
+    def __init__(self, health: Health, channel: grpc.aio.Channel) -> None:
+        self.health = health
+        self._stub: Any = health_pb2_grpc.HealthStub(channel)
+
+    async def check(self, service: str = "") -> int:
+        """Return a service's status."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        return int((await self._stub.Check(request, timeout=PATIENCE)).status)
+
+    def watch(self, service: str = "") -> Any:
+        """Return a call that yields a service's statuses."""
+        return self._stub.Watch(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE)
+
+    async def until(self, status: int, service: str = "") -> None:
+        """Wait until a service has a status."""
+        async for response in self.watch(service):
+            if response.status == status:
+                return
+        raise AssertionError("it did not come about")
+
+
+@asynccontextmanager
+async def healthy(checks: Mapping[str, Callable[[], bool]]) -> AsyncIterator[Asked]:
+    """Serve a Health of ``checks`` that looks a hundred times a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(health_module, "BEAT_SECONDS", 0.01)
+        health = Health(checks)
+        server = grpc.aio.server()
+        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await health.start()
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                yield Asked(health, channel)
+        finally:
+            await health.aclose()
+            await server.stop(None)
+
+
+def test_the_first_status_is_that_of_the_first_look() -> None:
+    """As soon as a server answers, each service has the status of its own check."""
+
+    async def scenario() -> list[int]:
+        checks = {"": lambda: True, "works": lambda: True, "broken": lambda: False}
+        async with healthy(checks) as asked:
+            return [await asked.check(service) for service in checks]
+
+    with capture_logs() as lines:
+        assert asyncio.run(scenario()) == [SERVING, SERVING, NOT_SERVING]
+    assert not lines  # nothing has changed
+
+
+def test_an_unknown_service_is_not_found() -> None:
+    """A service without a check is NOT_FOUND, not healthy."""
+
+    async def scenario() -> grpc.StatusCode:
+        async with healthy({"": lambda: True}) as asked:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await asked.check("topwork.v1.Other")
+            return caught.value.code()
+
+    assert asyncio.run(scenario()) is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_change_is_told_to_who_watches() -> None:
+    """Who watches a service hears of its changes, and not of others'; each is a warning."""
+    works = {"one": True, "other": True}
+
+    async def scenario() -> tuple[list[int], int]:
+        checks = {name: lambda name=name: works[name] for name in works}
+        async with healthy(checks) as asked:
+            heard = []
+            async for response in asked.watch("one"):
+                heard.append(response.status)
+                if len(heard) == 4:
+                    break
+                works["one"] = not works["one"]
+            return heard, await asked.check("other")
+
+    with capture_logs() as lines:
+        heard, other = asyncio.run(scenario())
+    assert heard == [SERVING, NOT_SERVING, SERVING, NOT_SERVING]
+    assert other == SERVING
+    assert [(line["log_level"], line["service"], line["serving"]) for line in lines] == [
+        ("warning", "one", False),
+        ("warning", "one", True),
+        ("warning", "one", False),
+    ]
+
+
+def test_all_who_watch_are_told() -> None:
+    """A change is told to those who still watch after another one who watched the same left."""
+    works = {"": True}
+
+    async def scenario() -> list[int]:
+        async with healthy({"": lambda: works[""]}) as asked:
+            stays, leaves = asked.watch(), asked.watch()
+            heard = [(await one.read()).status for one in (stays, leaves)]
+            leaves.cancel()
+            await gone(asked)
+            works[""] = False
+            heard.append((await asyncio.wait_for(stays.read(), 5)).status)
+            return heard
+
+    assert asyncio.run(scenario()) == [SERVING, SERVING, NOT_SERVING]
+
+
+async def gone(asked: Asked) -> None:
+    """Return when the server has taken note of what the client cancelled before."""
+    for _ in range(20):  # calls of one connection arrive in order; these give the loop its turns
+        await asked.check()
+
+
+def test_a_server_that_stops_is_not_serving() -> None:
+    """After aclose all services are NOT_SERVING for good, and who watches was told."""
+
+    async def scenario() -> None:
+        async with healthy({"": lambda: True, "service": lambda: True}) as asked:
+            watched = asked.watch("service")
+            assert (await watched.read()).status == SERVING
+            await asked.health.aclose()
+            assert (await watched.read()).status == NOT_SERVING
+            for service in ("", "service"):
+                assert await asked.check(service) == NOT_SERVING
+            assert not [task for task in asyncio.all_tasks() if task.get_name() == "health"]
+
+    asyncio.run(scenario())
+
+
+def question(delivers: queue.Queue[Deliver]) -> Any:
+    """Return a job of one image whose backbone delivers nothing: ``delivers`` gets what would."""
+    pixels = np.zeros((1, 1, 3), dtype=np.uint8)
+    return SimpleNamespace(
+        images=1,
+        decode=lambda _: pixels,
+        backbone=SimpleNamespace(embed=lambda _, deliver, **__: delivers.put(deliver)),
+        head=SimpleNamespace(run=lambda embeddings: (embeddings, None)),
+        answer=lambda *_: "answered",
+    )
+
+
+def test_a_backbone_that_hangs_turns_health() -> None:
+    """Idle for long is healthy; work that does not end is not, also when its callers have gone.
+
+    When it goes on after all, health turns back.
+    """
+    limit = 0.1
+    embedded = Embedded(
+        embedding=np.zeros(1, dtype=np.float32), waited=0, computed=0, micro_batch=1
+    )
+
+    async def scenario() -> None:
+        scheduler, delivers = Scheduler(cores=1), queue.Queue[Deliver]()
+        scheduler.start()
+
+        async def ask() -> tuple[asyncio.Task[str], Deliver]:
+            run = scheduler.run(question(delivers), deadline=0, flow=Flow())
+            task = asyncio.create_task(run)
+            return task, await asyncio.to_thread(delivers.get, timeout=PATIENCE)
+
+        try:
+            async with healthy({"": lambda: scheduler.stalled_seconds() < limit}) as asked:
+                assert scheduler.stalled_seconds() == 0
+                answered, deliver = await ask()
+                await asked.until(NOT_SERVING)
+                deliver(embedded)
+                assert await answered == "answered"
+                assert scheduler.stalled_seconds() == 0
+                await asked.until(SERVING)
+                last_end = scheduler._progress
+                while time.perf_counter() - last_end < limit:
+                    assert await asked.check() == SERVING  # idle for as long as a stall
+                given_up, deliver = await ask()
+                assert 0 < scheduler.stalled_seconds() < time.perf_counter() - last_end - limit
+                given_up.cancel()
+                await asked.until(NOT_SERVING)
+                deliver(embedded)
+                await asked.until(SERVING)
+        finally:
+            scheduler.close()
+
+    asyncio.run(scenario())

@@ -106,6 +106,8 @@ def _taken_apart(content: bytes) -> tuple[bytes, str, dict[str, NDArray[Any]]]:
             helper.make_tensor_value_info(tensor.name, tensor.data_type, [None] * len(tensor.dims))
         )
     del graph.initializer[:], graph.value_info[:]
+    for named in (model, graph):  # what says nothing of the form
+        named.ClearField("doc_string")
     graph.initializer.extend(kept)
     for value in (graph.input[0], *graph.output):
         value.type.tensor_type.ClearField("shape")

@@ -124,6 +124,18 @@ def test_heads_of_one_form_share_a_graph() -> None:
         np.testing.assert_allclose(found, head.probabilities(embeddings(6)), atol=1e-5)
 
 
+def test_what_a_file_says_of_itself_is_no_form() -> None:
+    """Heads whose files differ in nothing but their documentation share a graph."""
+    loader = HeadLoader()
+    model = onnx.load_model_from_string(to_onnx(a_head("kernel", labels=2, points=30, seed=2)))
+    loaded = []
+    for text in ("one", "another"):
+        model.doc_string = model.graph.doc_string = text
+        content = model.SerializeToString()
+        loaded.append(loader.load(content, width=WIDTH, labels=2, unknown=True))
+    assert loaded[0]._graph is loaded[1]._graph
+
+
 def test_a_graph_leaves_with_its_last_head() -> None:
     """What no head in memory needs is not kept."""
     loader = HeadLoader()

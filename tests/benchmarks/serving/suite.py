@@ -59,7 +59,7 @@ class Suite:
         return loads.table("loads", rows)
 
     def models(self) -> Table:
-        """Measure one model, then many that share a backbone; each has a linear head."""
+        """Measure one model, then many that share a backbone; each has a logistic head."""
         rows = []
         ceiling = self._ceiling("int8")
         for repository, count in self._shelves():

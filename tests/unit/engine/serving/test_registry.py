@@ -625,7 +625,7 @@ def test_swaps_leave_nothing_behind(colours: Repository) -> None:
     ones = np.ones((1, tiny.WIDTH), dtype=np.float32)
 
     def count_heads() -> int:
-        return sum(isinstance(one, Head) for one in gc.get_objects())
+        return sum(type(one) is Head for one in gc.get_objects())
 
     def memory() -> int:
         gc.collect()

@@ -20,7 +20,7 @@ class Photos:
     def __init__(self) -> None:
         self._model = Bare(Path(os.environ["MODEL_DIRECTORY"]), threads=1)
 
-    @bentoml.api  # type: ignore[untyped-decorator]
+    @bentoml.api  # type: ignore[untyped-decorator]  # as above
     def classify(self, photo: Annotated[Path, ContentType("image/jpeg")], /) -> list[list[float]]:
         """Classify one photo, which BentoML keeps in a file."""
         return self._model.top5(photo.read_bytes())

@@ -20,7 +20,7 @@ BEAT_SECONDS = 0.5
 
 
 class Health:
-    """Says of each service whether it works, by a check of each that is asked every BEAT_SECONDS."""
+    """Says of each service whether it works, by a check of each that is asked every beat."""
 
     def __init__(self, checks: Mapping[str, Callable[[], bool]]) -> None:
         self._checks = checks

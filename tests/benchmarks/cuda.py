@@ -59,10 +59,12 @@ def main() -> None:
             model = repository.backbone_model(info.digest)
             provider = cast("Provider", options.provider)
             session = open_session(model, output="embedding", provider=provider)
-            _report(info, session, options.provider, options.largest)
+            _report(info, model, session, options.provider, options.largest)
 
 
-def _report(info: BackboneInfo, session: Session, provider: str, largest: int) -> None:
+def _report(
+    info: BackboneInfo, model: bytes, session: Session, provider: str, largest: int
+) -> None:
     sizes = [1 << power for power in range(largest.bit_length())]
     crop = info.preprocess.crop
     pixels = new_buffer(session, (sizes[-1], crop, crop, 3))
@@ -70,7 +72,9 @@ def _report(info: BackboneInfo, session: Session, provider: str, largest: int) -
     device = "cuda" if session.on_gpu else "cpu"
     rows = []
     for size in sizes:
-        backbone = open_gpu_backbone(info, session, sizes=[one for one in sizes if one <= size])
+        backbone = open_gpu_backbone(
+            info, model, session, sizes=[one for one in sizes if one <= size]
+        )
         throughput, mean = _micro_batches(backbone, pixels)
         row = {
             "batch": size,

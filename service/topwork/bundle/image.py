@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import _imaging as core
 
 from topwork.bundle import dicom, grey
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
@@ -39,6 +40,11 @@ _FAX = {"group3", "group4", "tiff_ccitt"}
 
 # Pillow warns of damaged metadata, with texts as varied as the damage: each would stay in memory.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# Pillow gives each image's memory back to the system and takes pages anew for the next one, which
+# costs a quarter of a JPEG's decoding, and more where many threads do so. It keeps this much.
+core.set_block_size(4 * 2**20)
+core.set_blocks_max(32)
 
 # What Pillow's decoders are seen to raise on damaged files, beside OSError.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -26,6 +29,12 @@ _NAMES = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
+}
+_CUDA = {
+    # The default, EXHAUSTIVE, benchmarks all algorithms again at every new batch size.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # The default, the next power of two, would take twice what a size needs, for each size.
+    "arena_extend_strategy": "kSameAsRequested",
 }
 _NEEDS = {
     "cuda": "NVIDIA's driver, CUDA, cuDNN, and onnxruntime-gpu in place of onnxruntime",
@@ -72,6 +81,63 @@ class Session:
         return [np.asarray(result, dtype=np.float32) for result in results]
 
 
+class BoundSession:
+    """An ONNX graph on CUDA for batches of one shape. ``run`` belongs to one thread at a time.
+
+    ONNX Runtime plans all convolutions anew when a batch has another size than the last one: more
+    than half a second for EfficientNet-Lite0 (onnxruntime #23006). Of one size they are planned
+    once; input and output stay where they are on the device; and where the whole graph runs there,
+    it is launched as one CUDA graph instead of kernel by kernel.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        output: str,
+        shape: tuple[int, ...],
+        width: int,
+        device: str = "cuda",
+    ) -> None:
+        self._session = session
+        new = ort.OrtValue.ortvalue_from_shape_and_type
+        self._input = new(shape, np.uint8, device, 0)
+        self._output = new((shape[0], width), np.float32, device, 0)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input(session.get_inputs()[0].name, self._input)
+        self._binding.bind_ortvalue_output(output, self._output)
+
+    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the output (N, D) for a batch of the session's shape, rows in input order."""
+        self._input.update_inplace(batch)
+        self._session.run_with_iobinding(self._binding)
+        result: NDArray[np.float32] = self._output.numpy()
+        return result
+
+
+def open_bound_session(
+    model: bytes, *, output: str, shape: tuple[int, ...], width: int
+) -> BoundSession:
+    """Load a graph that a CUDA session was opened for, for batches of ``shape``, and run it once.
+
+    ``width`` is that of its output (N, D).
+    """
+    options = _options(threads=1, spin=False)
+    options.log_severity_level = 4  # it may not be one CUDA graph: no error
+    for graph in ("1", "0"):  # some graphs, such as quantised ones, have nodes for the CPU
+        cuda = (_NAMES["cuda"], {**_CUDA, "enable_cuda_graph": graph})
+        try:
+            session = ort.InferenceSession(
+                model, options, providers=[cuda, _NAMES["cpu"]], enable_fallback=0
+            )
+            bound = BoundSession(session, output, shape, width)
+            bound.run(np.zeros(shape, dtype=np.uint8))
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            failed = error
+        else:
+            return bound
+    raise Corrupt(f"ONNX Runtime cannot run the graph on CUDA: {failed}") from failed
+
+
 def open_session(
     model: bytes, *, output: str, provider: Provider = "cpu", threads: int = 1, spin: bool = False
 ) -> Session:
@@ -83,13 +149,10 @@ def open_session(
     loaded, lacks the output, or keeps tensors in other files (which no checksum covers).
     """
     check_provider(provider)
+    if provider != "cpu":
+        _find_cuda()
     _refuse_external_data(model)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options = _options(threads=threads, spin=spin)
     try:
         loaded = ort.InferenceSession(model, options, providers=_wanted(provider, threads))
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
@@ -102,10 +165,28 @@ def open_session(
     return session
 
 
+def _options(*, threads: int, spin: bool) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
 def check_provider(provider: Provider) -> None:
     """Raise NotReady if this ONNX Runtime was built without ``provider``."""
     if provider != "auto" and _NAMES[provider] not in ort.get_available_providers():
         raise _unavailable(provider)
+
+
+@functools.cache
+def _find_cuda() -> None:
+    """Load CUDA and cuDNN from their packages, where ONNX Runtime's own search does not look."""
+    if _NAMES["cuda"] in ort.get_available_providers():
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses
+            ort.preload_dlls()
 
 
 def _unavailable(provider: Provider) -> NotReady:
@@ -118,8 +199,7 @@ def _unavailable(provider: Provider) -> NotReady:
 
 def _wanted(provider: Provider, threads: int) -> list[Any]:
     """Return ONNX Runtime's providers with their options, the first choice first."""
-    # The default search, EXHAUSTIVE, benchmarks all algorithms again at every new batch size.
-    cuda = (_NAMES["cuda"], {"cudnn_conv_algo_search": "HEURISTIC"})
+    cuda = (_NAMES["cuda"], _CUDA)
     match provider:
         case "cuda":
             chosen: list[Any] = [cuda]

@@ -17,7 +17,13 @@ from support import tiny
 
 import topwork
 from topwork.engine import backend
-from topwork.engine.backend import Provider, check_provider, open_session, software_versions
+from topwork.engine.backend import (
+    BoundSession,
+    Provider,
+    check_provider,
+    open_session,
+    software_versions,
+)
 from topwork.errors import Corrupt, NotReady
 
 
@@ -161,7 +167,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return found
 
 
-CUDA = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"})
+CUDA = (
+    "CUDAExecutionProvider",
+    {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
+)
 CPU = "CPUExecutionProvider"
 
 
@@ -209,6 +218,15 @@ def test_threads_spin_only_within_a_run_and_only_if_asked(
     ((options, _),) = asked
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == entry
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_a_bound_session_gives_the_rows_of_each_batch() -> None:
+    """What was put at the input's place last is what the output is of."""
+    bare = ort.InferenceSession(tiny.backbone_model(), providers=[CPU])
+    bound = BoundSession(bare, "embedding", (3, 16, 16, 3), patches(images(3)).shape[1], "cpu")
+    for seed in range(3):
+        batch = images(3, seed=seed)
+        np.testing.assert_allclose(bound.run(batch), patches(batch), rtol=1e-5)
 
 
 @pytest.mark.skipif(

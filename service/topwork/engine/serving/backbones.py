@@ -13,5 +13,5 @@ def open_backbone(info: BackboneInfo, model: bytes, *, provider: Provider, cores
     """Load and warm a backbone. Raises Corrupt or NotReady as open_session does."""
     session = open_session(model, output="embedding", provider=provider)
     if session.on_gpu:
-        return open_gpu_backbone(info, session)
+        return open_gpu_backbone(info, model, session)
     return open_cpu_backbone(info, model, session, provider=provider, cores=cores)

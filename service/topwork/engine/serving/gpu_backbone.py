@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from topwork.bundle.image import Pixels
 from topwork.bundle.manifest import BackboneInfo
-from topwork.engine.backend import Session
+from topwork.engine.backend import Session, open_bound_session
 from topwork.engine.serving.backbone import Deliver
-from topwork.engine.serving.microbatch import MicroBatcher
+from topwork.engine.serving.microbatch import MicroBatcher, Run
 from topwork.engine.serving.page_locked import page_locked
 
 log = structlog.get_logger(__name__)
@@ -45,16 +45,27 @@ class GpuBackbone:
 
 
 def open_gpu_backbone(
-    info: BackboneInfo, session: Session, *, sizes: Sequence[int] = SIZES
+    info: BackboneInfo, model: bytes, session: Session, *, sizes: Sequence[int] = SIZES
 ) -> GpuBackbone:
-    """Return the backbone that ``session`` runs, with every size of ``sizes`` warmed."""
+    """Return the backbone that ``session``, of ``model``, runs, with every size warmed."""
     crop = info.preprocess.crop
+    run = _bound(info, model, sizes) if session.uses("cuda") else session.run
     shape = (sizes[-1], crop, crop, 3)
-    batcher = MicroBatcher(
-        session.run, (new_buffer(session, shape), new_buffer(session, shape)), sizes
-    )
+    batcher = MicroBatcher(run, (new_buffer(session, shape), new_buffer(session, shape)), sizes)
     batcher.start()
     return GpuBackbone(info, batcher)
+
+
+def _bound(info: BackboneInfo, model: bytes, sizes: Sequence[int]) -> Run:
+    """Return what runs a batch of one of ``sizes``: a session of its own for each."""
+    crop, width = info.preprocess.crop, info.width
+    sessions = {
+        size: open_bound_session(
+            model, output="embedding", shape=(size, crop, crop, 3), width=width
+        )
+        for size in sizes
+    }
+    return lambda batch: sessions[len(batch)].run(batch)
 
 
 def new_buffer(session: Session, shape: tuple[int, ...]) -> NDArray[np.uint8]:

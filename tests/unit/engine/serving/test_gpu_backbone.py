@@ -34,7 +34,7 @@ def test_a_real_session_gives_each_image_its_embedding() -> None:
     """Through ONNX Runtime, micro-batches give what the images give alone."""
     model = tiny.backbone_model()
     session = open_session(model, output="embedding")
-    backbone = open_gpu_backbone(tiny.backbone_info(model), session, sizes=(1, 2, 4, 8))
+    backbone = open_gpu_backbone(tiny.backbone_info(model), model, session, sizes=(1, 2, 4, 8))
     assert backbone.info.name == "tiny"
     pictures = images(100)
     futures: list[Future[Embedded]] = [Future() for _ in pictures]
@@ -53,7 +53,7 @@ def test_a_backbone_that_nobody_holds_ends_its_thread() -> None:
     """Swapping models for years must not gather threads."""
     model = tiny.backbone_model()
     session = open_session(model, output="embedding")
-    backbone = open_gpu_backbone(tiny.backbone_info(model), session, sizes=(1,))
+    backbone = open_gpu_backbone(tiny.backbone_info(model), model, session, sizes=(1,))
     thread = backbone._batcher._thread
     assert thread is not None
     assert thread.is_alive()
@@ -70,11 +70,12 @@ def test_without_page_locked_memory_it_serves_all_the_same(monkeypatch: pytest.M
 
     class OnGpu:
         on_gpu = True
+        uses = staticmethod(lambda _: False)
         run = staticmethod(open_session(tiny.backbone_model(), output="embedding").run)
 
     monkeypatch.setattr(gpu_backbone, "page_locked", refuse)
     info = tiny.backbone_info(tiny.backbone_model())
-    backbone = open_gpu_backbone(info, OnGpu(), sizes=(1, 2))  # type: ignore[arg-type]  # all of a Session that is used
+    backbone = open_gpu_backbone(info, b"", OnGpu(), sizes=(1, 2))  # type: ignore[arg-type]  # all of a Session that is used
     future: Future[Embedded] = Future()
     backbone.embed(images(1)[0], partial(resolve, future), present=1)
     expected = OnGpu.run(images(1))[0]
@@ -90,7 +91,7 @@ def test_a_gpu_gives_what_the_cpu_gives() -> None:
         session = open_session(model, output="embedding", provider="cuda")
     except NotReady as error:
         pytest.skip(str(error))
-    backbone = open_gpu_backbone(tiny.backbone_info(model), session)
+    backbone = open_gpu_backbone(tiny.backbone_info(model), model, session)
     pictures = images(300)
     futures: list[Future[Embedded]] = [Future() for _ in pictures]
     for image, future in zip(pictures, futures, strict=True):

@@ -30,5 +30,11 @@ class ServeConfig:
     """How long calls in flight may go on after SIGTERM."""
     metrics_port: int | None = None
     """Where Prometheus' GET /metrics is answered, on the address's host; None: nowhere."""
+    database: str = ""
+    """URL of the database that keeps operations; empty: a SQLite file in the repository."""
+    worker: bool = True
+    """Whether this process keeps a worker beside it; else others must run one."""
+    executor: str = "worker"
+    """The worker's name, the same after every restart; each host that works needs its own."""
     log_format: Format = "text"
     limits: Limits = DEFAULT_LIMITS

@@ -6,6 +6,7 @@
     ├── NotFound              no such model, revision or operation (``resource`` names it)
     ├── AlreadyExists         a label, or another request under this id (``resource`` names it)
     ├── NotReady              the state forbids it now, such as too few usable images
+    ├── Stale                 the model is not what the caller took it for: read it, then call again
     ├── Overloaded            try again after ``retry_after`` seconds
     ├── DeadlinePassed        the caller's budget was spent before the answer was there
     ├── Unavailable           this process is starting or stopping: try another, or later
@@ -77,6 +78,12 @@ class NotReady(TopworkError):
     """The current state forbids it: too few usable images, no serving revision, cancelled."""
 
     reason = "FAILED_PRECONDITION"
+
+
+class Stale(TopworkError):
+    """Another revision serves than the caller expected."""
+
+    reason = "REVISION_CHANGED"
 
 
 class Overloaded(TopworkError):

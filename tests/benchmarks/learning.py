@@ -1,28 +1,82 @@
-"""Measure AddClass beside a full retrain from images, and whether both give the same.
+"""Measure AddClass beside a full retrain, and solves of many exemplars beside scikit-learn's.
 
-    python tests/benchmarks/learning.py [PHOTOS]
+    python tests/benchmarks/learning.py [PHOTOS] [--quick] [--solves] [--svg FILE]
 
 PHOTOS is a folder with a folder of photos for each class, the last of which is added; without it
-flowers are rendered. Every image is learnt from, and accuracies are by cross-validation.
+flowers are rendered. Every image is learnt from, and accuracies are by cross-validation. --solves
+leaves that out.
+
+The solves are of made-up embeddings, each in a process of its own with two threads. Topwork's are
+whole: folds, normalisations, all kinds of heads on all folds, calibration, the unknown, audit.
+scikit-learn's is one fit to convergence, of a logistic regression where one ends in a minute or so,
+of a ridge elsewhere. Both answer for the same 2,000 new images. --svg draws them.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import resource
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.bundle.exemplars import Exemplars, make
 from topwork.bundle.store import Repository
+from topwork.bundle.thumbnail import SIDE, thumbnail
 from topwork_trainer import commands
+
+EXEMPLARS = (500, 2_000, 10_000, 100_000)
+CLASSES = (5, 50, 200)
+FEWEST = 5
+"""Exemplars a class from which on a size is measured."""
+LOGISTIC = 100_000
+"""Exemplars times classes up to which scikit-learn's logistic regression is run to the end."""
+NEW, WIDTH, SEED = 2_000, 1280, 0
+
+Row = dict[str, Any]
 
 
 def main() -> None:
-    """Measure and print one JSON object."""
+    """Measure and print JSON: an object of AddClass, then one for each size of a solve."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("photos", nargs="?", type=Path)
+    parser.add_argument("--quick", action="store_true", help="sizes that take seconds only")
+    parser.add_argument("--solves", action="store_true", help="no AddClass")
+    parser.add_argument("--svg", type=Path, help="where to draw the solves")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        whose, exemplars, classes = asked.one
+        measured = {"topwork": of_topwork, "scikit-learn": of_scikit_learn}[whose]
+        print(json.dumps(measured(int(exemplars), int(classes))))
+        return
+    if not asked.solves:
+        print(json.dumps(add_class(asked.photos), indent=1), flush=True)
+    rows = []
+    for row in solves(EXEMPLARS[:2] if asked.quick else EXEMPLARS):
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    if asked.svg:
+        asked.svg.write_text(draw(rows))
+
+
+# AddClass
+
+
+def add_class(photos: Path | None) -> Row:
+    """Return what adding the last class costs and brings, beside a fit of all."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        data = Path(sys.argv[1]) if len(sys.argv) > 1 else work / "rendered"
-        if len(sys.argv) < 2:
+        data = photos or work / "rendered"
+        if photos is None:
             commands.run("topwork_trainer", "demo-data", data)
         labels = sorted(path.name for path in data.iterdir() if path.is_dir())
         repository = work / "repository"
@@ -37,27 +91,254 @@ def main() -> None:
         (joint,) = commands.run("topwork_trainer", *fit, "--model", "joint")
         store = Repository(repository)
         same = store.manifest("grafted", 2).head == store.manifest("joint", 1).head
-    print(
-        json.dumps(
-            {
-                "images": joint["images"],
-                "new_images": added["images_used"],
-                "accuracy_of_four": [first[key] for key in _ACCURACY],
-                "accuracy_of_five": [added["metrics"][key] for key in _ACCURACY],
-                "old_labels_before": added["metrics"]["old_labels_accuracy_before"],
-                "old_labels_after": added["metrics"]["old_labels_accuracy_after"],
-                "new_label_recall": added["metrics"]["new_label_recall"],
-                "add_class_seconds": added["seconds"],
-                "full_retrain_seconds": joint["seconds"],
-                "times_faster": joint["seconds"]["total"] / added["seconds"]["total"],
-                "head_is_byte_identical": same,
-            },
-            indent=1,
-        )
+    accuracy = ("accuracy", "accuracy_low", "accuracy_high")
+    return {
+        "images": joint["images"],
+        "new_images": added["images_used"],
+        "accuracy_of_four": [first[key] for key in accuracy],
+        "accuracy_of_five": [added["metrics"][key] for key in accuracy],
+        "old_labels_before": added["metrics"]["old_labels_accuracy_before"],
+        "old_labels_after": added["metrics"]["old_labels_accuracy_after"],
+        "new_label_recall": added["metrics"]["new_label_recall"],
+        "add_class_seconds": added["seconds"],
+        "full_retrain_seconds": joint["seconds"],
+        "times_faster": joint["seconds"]["total"] / added["seconds"]["total"],
+        "head_is_byte_identical": same,
+    }
+
+
+# Solves
+
+
+def solves(sizes: Sequence[int]) -> Iterator[Row]:
+    """Yield what each size costs, and how good the heads are on new images."""
+    for exemplars in sizes:
+        for classes in CLASSES:
+            if exemplars >= FEWEST * classes:
+                row: Row = {"exemplars": exemplars, "classes": classes}
+                for whose in ("topwork", "scikit-learn"):
+                    command = [sys.executable, __file__, "--one", whose]
+                    printed = subprocess.run(
+                        [*command, str(exemplars), str(classes)], check=True, capture_output=True
+                    )
+                    row[whose] = json.loads(printed.stdout)
+                yield row
+
+
+def of_topwork(exemplars: int, classes: int) -> Row:
+    """Learn and audit once to load what is loaded, in small, and once to measure."""
+    from topwork.learning.audit import audit_exemplars
+    from topwork.learning.learn import learn
+
+    learn(made_up(60, 3)[0], seed=SEED, threads=2)
+    made, new, truth = made_up(exemplars, classes)
+    start, cpu = time.perf_counter(), time.process_time()
+    learned = learn(made, seed=SEED, threads=2)
+    findings = audit_exemplars(made, learned.judged, seed=SEED)
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_mib": peak_mib(),
+        "head": learned.kind,
+        "normalisation": learned.head.normaliser.kind,
+        "accuracy": float((learned.head.logits(new).argmax(axis=1) == truth).mean()),
+        "cross_validated": learned.metrics.accuracy,
+        "findings": len(findings),
+    }
+
+
+def of_scikit_learn(exemplars: int, classes: int) -> Row:
+    """Fit once, on embeddings of length 1, classes balanced."""
+    from sklearn.linear_model import LogisticRegression, RidgeClassifier
+    from threadpoolctl import threadpool_limits
+
+    made, new, truth = made_up(exemplars, classes)
+    few = exemplars * classes <= LOGISTIC
+    head = (
+        LogisticRegression(C=30.0, tol=1e-8, max_iter=10_000, class_weight="balanced")
+        if few
+        else RidgeClassifier(alpha=0.5, class_weight="balanced")
     )
+    start = time.perf_counter()
+    with threadpool_limits(2):
+        lengths = np.linalg.norm(made.embeddings, axis=1, keepdims=True)
+        head.fit(made.embeddings / lengths, made.targets)
+    seconds = time.perf_counter() - start
+    found = head.predict(new / np.linalg.norm(new, axis=1, keepdims=True))
+    return {
+        "seconds": seconds,
+        "peak_mib": peak_mib(),
+        "head": "logistic" if few else "ridge",
+        "accuracy": float((found == truth).mean()),
+    }
 
 
-_ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
+def made_up(
+    exemplars: int, classes: int
+) -> tuple[Exemplars, NDArray[np.float32], NDArray[np.int64]]:
+    """Return exemplars, one in a hundred a near-duplicate, and embeddings with classes to judge by.
+
+    Embeddings are non-negative, as a backbone's are: class means, variation in 64 directions that
+    all classes share, and noise. Fingerprints are of smooth random pictures.
+    """
+    rng = np.random.default_rng(SEED)
+    means = rng.standard_normal((classes, WIDTH), dtype=np.float32) * np.float32(0.25)
+    shared = rng.standard_normal((64, WIDTH), dtype=np.float32) * np.float32(0.05)
+
+    def embed(targets: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = np.empty((len(targets), WIDTH), dtype=np.float32)
+        for start in range(0, len(targets), 4096):
+            block = targets[start : start + 4096]
+            varied = rng.standard_normal((len(block), 64), dtype=np.float32) @ shared
+            noise = rng.standard_normal((len(block), WIDTH), dtype=np.float32)
+            found[start : start + 4096] = np.abs(means[block] + varied + np.float32(0.5) * noise)
+        return found
+
+    targets = np.concatenate([np.arange(classes), rng.integers(0, classes, exemplars - classes)])
+    copies = exemplars // 100
+    targets[len(targets) - copies :] = targets[:copies]
+    embeddings, prints = embed(targets), fingerprints(exemplars, rng)
+    embeddings[len(targets) - copies :] = embeddings[:copies] * np.float32(1.01)
+    prints[len(targets) - copies :] = prints[:copies]
+    prints[len(targets) - copies :, 0] ^= rng.integers(0, 256, copies, dtype=np.uint8)
+    pictures = [
+        thumbnail(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1))
+        for _ in range(20)
+    ]
+    truth = rng.integers(0, classes, NEW)
+    made = make(
+        embeddings,
+        rng.integers(0, 256, (exemplars, 32), dtype=np.uint8),
+        prints,
+        [f"class {target:03}" for target in targets.tolist()],
+        names=[f"{row:06}.jpg" for row in range(exemplars)],
+        # Bytes of their own, as stored ones have; what follows a picture's end is not read.
+        thumbnails=[pictures[row % 20] + b"%d" % row for row in range(exemplars)],
+    )
+    return made, embed(truth), truth
+
+
+def fingerprints(rows: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return difference hashes of pictures that are smooth but for some noise."""
+    prints = np.empty((rows, 32), dtype=np.uint8)
+    down, across = (
+        np.maximum(1 - abs(np.linspace(0, 4, cells)[:, None] - np.arange(5)), 0)
+        for cells in (16, 17)
+    )
+    for start in range(0, rows, 4096):
+        coarse = rng.standard_normal((min(4096, rows - start), 5, 5))
+        grid = down @ coarse @ across.T + 0.1 * rng.standard_normal((len(coarse), 16, 17))
+        bits = (grid[:, :, 1:] > grid[:, :, :-1]).reshape(len(coarse), 256)
+        prints[start : start + 4096] = np.packbits(bits, axis=1)
+    return prints
+
+
+def peak_mib() -> float:
+    """Return the most memory that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# The picture
+
+PANEL, HEIGHT, LEFT, TOP, BOTTOM, GAP = 400, 400, 74, 44, 62, 84
+STYLE = """
+text { fill: #26332a; font: 14px system-ui, Helvetica, Arial, sans-serif; text-anchor: middle; }
+.tick { fill: #59616b; font-size: 13px; }
+.end { text-anchor: end; }
+.start { text-anchor: start; }
+.grid { stroke: #d8dccf; }
+.page { fill: #fbfaf5; }
+.topwork { stroke: #2c7a3f; fill: none; }
+.topwork circle { fill: #2c7a3f; }
+circle { stroke-width: 1.5; }
+.other { stroke: #8a8f7a; fill: none; stroke-dasharray: 5 4; }
+.other circle { fill: #fbfaf5; stroke-dasharray: none; }
+text.topwork { fill: #2c7a3f; stroke: none; font-weight: 700; }
+text.other { fill: #59616b; stroke: none; }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e4e9df; }
+  .tick, text.other { fill: #a3abb4; }
+  .grid { stroke: #33393f; }
+  .page, .other circle { fill: #14171a; }
+  .topwork { stroke: #7fcf8f; }
+  .topwork circle, text.topwork { fill: #7fcf8f; }
+}
+"""
+
+
+def draw(rows: Sequence[Row]) -> str:
+    """Return an SVG of seconds and memory against exemplars, a line for each count of classes."""
+    width = 2 * (LEFT + PANEL) + GAP
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}">',
+        "<title>Seconds and memory of a solve, by exemplars and classes</title>",
+        f"<style>{STYLE}</style>",
+        f'<rect class="page" width="{width}" height="{HEIGHT}"/>',
+        *panel(rows, LEFT, "Seconds on two cores", lambda one: one["seconds"]),
+        *panel(
+            rows,
+            2 * LEFT + PANEL + GAP // 2,
+            "Peak GiB of memory",
+            lambda one: one["peak_mib"] / 1024,
+        ),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def panel(
+    rows: Sequence[Row], left: float, title: str, value: Callable[[Row], float]
+) -> Iterator[str]:
+    """Yield one picture, both axes logarithmic."""
+    sizes = sorted({row["exemplars"] for row in rows})
+    found = [value(row[whose]) for row in rows for whose in ("topwork", "scikit-learn")]
+    low, high = np.floor(np.log10(min(found))), np.ceil(np.log10(max(found)))
+    first, last = np.log10(sizes[0]), np.log10(max(sizes[-1], 2 * sizes[0]))
+    room, height = PANEL - 70, HEIGHT - TOP - BOTTOM
+
+    def x(exemplars: float) -> float:
+        return float(left + room * (np.log10(exemplars) - first) / (last - first))
+
+    def y(number: float) -> float:
+        return float(TOP + height * (high - np.log10(number)) / (high - low))
+
+    for power in np.arange(low, high + 1):
+        yield f'<path class="grid" d="M{left} {y(10**power):.1f}h{room}"/>'
+        yield text("tick end", left - 8, y(10**power) + 5, f"{10**power:g}")
+    for size in sizes:
+        yield f'<path class="grid" d="M{x(size):.1f} {TOP}v{height}"/>'
+        yield text("tick", x(size), HEIGHT - BOTTOM + 20, f"{size:,}")
+    yield text("", left + room / 2, HEIGHT - 14, "exemplars")
+    yield text("start", left, TOP - 18, f"{title}; dashed: one fit of scikit-learn")
+    for whose, kind in (("scikit-learn", "other"), ("topwork", "topwork")):
+        for classes in CLASSES:
+            mine = [row for row in rows if row["classes"] == classes]
+            points = [(x(row["exemplars"]), y(value(row[whose]))) for row in mine]
+            if points:
+                path = "L".join(f"{across:.1f} {down:.1f}" for across, down in points)
+                dots = "".join(f'<circle cx="{a:.1f}" cy="{d:.1f}" r="3.5"/>' for a, d in points)
+                thick = 1 + CLASSES.index(classes)
+                yield f'<g class="{kind}" stroke-width="{thick}"><path d="M{path}"/>{dots}</g>'
+    yield from names(rows, left + room + 10, lambda row: y(value(row)))
+
+
+def names(rows: Sequence[Row], left: float, y: Callable[[Row], float]) -> Iterator[str]:
+    """Yield the lines' names at their ends, each at least a line below the one before."""
+    ends = []
+    for classes in CLASSES:
+        mine = [row for row in rows if row["classes"] == classes]
+        if mine:
+            ends.append((y(mine[-1]["topwork"]), "topwork", f"{classes} classes"))
+            ends.append((y(mine[-1]["scikit-learn"]), "other", f"sklearn {classes}"))
+    lowest = 0.0
+    for down, kind, name in sorted(ends):
+        lowest = max(down + 5, lowest + 16)
+        yield text(f"{kind} start", left, lowest, name)
+
+
+def text(style: str, x: float, y: float, words: str) -> str:
+    """Return an SVG text."""
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{words}</text>'
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from topwork.rpc import uploads
 from topwork.rpc.client import CallFailed, Client, result
 from topwork.rpc.uploads import Uploads
 from topwork.telemetry import Telemetry
-from topwork.v1 import model_service_pb2 as model_pb
+from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 
 LABELS = ["amber", "blue", "crimson", "green"]
@@ -40,14 +40,14 @@ def named(label: str = "violet", count: int = 12, *, start: int = 0) -> list[tup
 VIOLETS = named()
 
 
-def images(pairs: list[tuple[str, bytes]]) -> list[model_pb.TrainingImage]:
+def images(pairs: list[tuple[str, bytes]]) -> list[change_pb.TrainingImage]:
     """Return pairs as the contract's images."""
-    return [model_pb.TrainingImage(display_name=name, content=content) for name, content in pairs]
+    return [change_pb.TrainingImage(display_name=name, content=content) for name, content in pairs]
 
 
-def config(model: str, label: str = "violet", request_id: str = "") -> model_pb.AddClassConfig:
+def config(model: str, label: str = "violet", request_id: str = "") -> change_pb.AddClassConfig:
     """Return what an upload begins with."""
-    return model_pb.AddClassConfig(model=f"models/{model}", label=label, request_id=request_id)
+    return change_pb.AddClassConfig(model=f"models/{model}", label=label, request_id=request_id)
 
 
 def test_a_new_class_is_learnt(client: Client, teach: Teach, model: str) -> None:
@@ -92,14 +92,14 @@ def test_how_an_upload_is_cut_and_ordered_does_not_matter(
     four_colours: Exemplars,
 ) -> None:
     """In one message, one image a message, backwards, or fitted from the start: the same head."""
-    ways: list[Callable[[str], Iterator[model_pb.AddClassRequest]]] = [
+    ways: list[Callable[[str], Iterator[change_pb.AddClassRequest]]] = [
         lambda model: iter(
-            [model_pb.AddClassRequest(config=config(model), images=images(VIOLETS))]
+            [change_pb.AddClassRequest(config=config(model), images=images(VIOLETS))]
         ),
         lambda model: iter(
             [
-                model_pb.AddClassRequest(config=config(model)),
-                *(model_pb.AddClassRequest(images=images([one])) for one in VIOLETS[::-1]),
+                change_pb.AddClassRequest(config=config(model)),
+                *(change_pb.AddClassRequest(images=images([one])) for one in VIOLETS[::-1]),
             ]
         ),
     ]
@@ -245,23 +245,23 @@ def test_a_label_with_any_other_characters_is_learnt(
     assert answer.results[0].classification.predictions[0].label == label
 
 
-def upload_of(case: str) -> list[model_pb.AddClassRequest]:
+def upload_of(case: str) -> list[change_pb.AddClassRequest]:
     """Return the messages of a wrong upload."""
-    first = model_pb.AddClassRequest(config=config("colours"), images=images(VIOLETS))
-    only_images = model_pb.AddClassRequest(images=images(VIOLETS))
+    first = change_pb.AddClassRequest(config=config("colours"), images=images(VIOLETS))
+    only_images = change_pb.AddClassRequest(images=images(VIOLETS))
     return {
         "nothing": [],
         "no config": [only_images],
-        "config later": [only_images, model_pb.AddClassRequest(config=config("colours"))],
+        "config later": [only_images, change_pb.AddClassRequest(config=config("colours"))],
         "config twice": [first, first],
-        "no images": [model_pb.AddClassRequest(config=config("colours"))],
+        "no images": [change_pb.AddClassRequest(config=config("colours"))],
         "no images in two": [
-            model_pb.AddClassRequest(config=config("colours")),
-            model_pb.AddClassRequest(),
+            change_pb.AddClassRequest(config=config("colours")),
+            change_pb.AddClassRequest(),
         ],
-        "no UUID": [model_pb.AddClassRequest(config=config("colours", request_id="7"))],
-        "no model": [model_pb.AddClassRequest(config=model_pb.AddClassConfig(label="violet"))],
-        "one too many": [first, model_pb.AddClassRequest(images=images(VIOLETS[:1] * 389))],
+        "no UUID": [change_pb.AddClassRequest(config=config("colours", request_id="7"))],
+        "no model": [change_pb.AddClassRequest(config=change_pb.AddClassConfig(label="violet"))],
+        "one too many": [first, change_pb.AddClassRequest(images=images(VIOLETS[:1] * 389))],
     }[case]
 
 
@@ -292,7 +292,7 @@ def test_a_wrong_upload_leaves_no_operation(
 ) -> None:
     """An upload that ends in an error after its images was never accepted: its id is free."""
     request_id = str(uuid.uuid4())
-    first = model_pb.AddClassRequest(
+    first = change_pb.AddClassRequest(
         config=config(model, request_id=request_id), images=images(VIOLETS)
     )
     assert failure(lambda: models.AddClass(iter([first, first]))).code == "INVALID_ARGUMENT"
@@ -346,9 +346,9 @@ def test_a_silent_upload_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         DEFAULT_LIMITS,
     )
 
-    async def silent() -> AsyncIterator[model_pb.AddClassRequest]:
+    async def silent() -> AsyncIterator[change_pb.AddClassRequest]:
         await asyncio.Event().wait()
-        yield model_pb.AddClassRequest()
+        yield change_pb.AddClassRequest()
 
     with pytest.raises(DeadlinePassed, match="was silent for"):
         asyncio.run(receiving.receive(silent()))

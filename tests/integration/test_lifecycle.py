@@ -25,7 +25,7 @@ from support.servers import Running, failure
 from topwork.bundle.store import Repository
 from topwork.rpc.client import CallFailed, Client, result
 from topwork.rpc.server import SERVICES
-from topwork.v1 import model_service_pb2 as model_pb
+from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
@@ -100,12 +100,12 @@ def test_calls_in_flight_end_before_the_server_does(colours: Repository) -> None
     """On SIGTERM health turns, new calls are refused, the one under way is answered; status 0."""
     go_on = threading.Event()
 
-    def upload() -> Iterator[model_pb.AddClassRequest]:
-        images = [model_pb.TrainingImage(display_name=name, content=one) for name, one in VIOLETS]
-        config = model_pb.AddClassConfig(model="models/colours", label="violet")
-        yield model_pb.AddClassRequest(config=config, images=images[:1])
+    def upload() -> Iterator[change_pb.AddClassRequest]:
+        images = [change_pb.TrainingImage(display_name=name, content=one) for name, one in VIOLETS]
+        config = change_pb.AddClassConfig(model="models/colours", label="violet")
+        yield change_pb.AddClassRequest(config=config, images=images[:1])
         go_on.wait(servers.PATIENCE)
-        yield model_pb.AddClassRequest(images=images[1:])
+        yield change_pb.AddClassRequest(images=images[1:])
 
     with (
         servers.running(colours.root, grace_seconds=servers.PATIENCE) as server,
@@ -233,10 +233,10 @@ def test_the_grace_is_an_end_too(colours: Repository) -> None:
     """A call that is under way longer than the grace is cut off; the status is 0 all the same."""
     over = threading.Event()
 
-    def upload() -> Iterator[model_pb.AddClassRequest]:
-        config = model_pb.AddClassConfig(model="models/colours", label="violet")
-        image = model_pb.TrainingImage(content=VIOLETS[0][1])
-        yield model_pb.AddClassRequest(config=config, images=[image])
+    def upload() -> Iterator[change_pb.AddClassRequest]:
+        config = change_pb.AddClassConfig(model="models/colours", label="violet")
+        image = change_pb.TrainingImage(content=VIOLETS[0][1])
+        yield change_pb.AddClassRequest(config=config, images=[image])
         over.wait(servers.PATIENCE)
 
     with (

@@ -17,14 +17,14 @@ from support.pictures import pictures
 from support.servers import Running, Teach, failure, fields
 
 from topwork.rpc.client import Client, progress, result
-from topwork.v1 import model_service_pb2 as model_pb
+from topwork.v1 import change_pb2 as change_pb
 
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 MANY = (VIOLETS * 34)[:400]
 """Mostly duplicates: long to embed, quick to solve. As many as an upload may have."""
 
 STAGES = [
-    f"ADD_CLASS_STAGE_{name}" for name in ("QUEUED", "EMBEDDING", "SOLVING", "PUBLISHING", "DONE")
+    f"CHANGE_STAGE_{name}" for name in ("QUEUED", "EMBEDDING", "SOLVING", "PUBLISHING", "DONE")
 ]
 
 
@@ -44,7 +44,7 @@ def queue(idle: Running) -> Iterator[operations_pb2_grpc.OperationsStub]:
 
 def stage(operation: operations_pb2.Operation) -> str:
     """Return the name of the stage that an operation is in."""
-    return model_pb.AddClassStage.Name(progress(operation).stage)
+    return change_pb.ChangeStage.Name(progress(operation).stage)
 
 
 def get(stub: operations_pb2_grpc.OperationsStub, name: str) -> operations_pb2.Operation:
@@ -93,13 +93,13 @@ def test_a_watched_operation_shows_its_progress(client: Client, model: str) -> N
     counts = [
         (state.done, state.total)
         for state in map(progress, states)
-        if state.stage == model_pb.ADD_CLASS_STAGE_EMBEDDING
+        if state.stage == change_pb.CHANGE_STAGE_EMBEDDING
     ]
     assert {total for _, total in counts} == {400}
     assert counts == sorted(counts)
     assert 0 < counts[0][0] < 400
     assert [state.done for state in states] == [False] * (len(states) - 1) + [True]
-    assert seen[-1] == "ADD_CLASS_STAGE_DONE"
+    assert seen[-1] == "CHANGE_STAGE_DONE"
     assert result(states[-1]).images_used == 12
     assert len(result(states[-1]).skipped_images) == 388
 
@@ -134,7 +134,7 @@ def test_waiting_ends_with_its_timeout(
     accepted = waiting.add_class("colours", "violet", VIOLETS)
     state = wait(queue, accepted.name, 0.1)
     assert state == accepted
-    assert (state.done, stage(state)) == (False, "ADD_CLASS_STAGE_QUEUED")
+    assert (state.done, stage(state)) == (False, "CHANGE_STAGE_QUEUED")
 
 
 def test_pages_hold_every_operation_once(
@@ -183,7 +183,7 @@ def test_an_operation_is_cancelled_while_it_runs(
     """A running operation that is cancelled ends so, never serves, and lets the next one pass."""
     accepted = client.add_class(model, "violet", MANY)
     for state in client.watch(accepted.name):
-        if stage(state) == "ADD_CLASS_STAGE_EMBEDDING":
+        if stage(state) == "CHANGE_STAGE_EMBEDDING":
             cancel(operations, accepted.name)
     assert state.error.code == grpc.StatusCode.CANCELLED.value[0]
     assert client.model(model).serving_revision.revision == 1

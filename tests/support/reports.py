@@ -10,8 +10,16 @@ from datetime import UTC, datetime
 import numpy as np
 
 from topwork.bundle import exemplars
+from topwork.bundle.comparison import (
+    Comparison,
+    Confusion,
+    Gate,
+    LabelChange,
+    Rejection,
+    Taught,
+)
 from topwork.bundle.findings import Finding
-from topwork.bundle.manifest import BackboneInfo, ChosenHead, Manifest
+from topwork.bundle.manifest import BackboneInfo, ChosenHead, Manifest, ShardRef
 from topwork.bundle.metrics import Candidate, LeftOut, UnknownMetrics, evaluate
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.recipe import Recipe
@@ -104,6 +112,23 @@ def full(small: Content) -> Content:
     )
 
 
+def candidate(small: Content, *, rejected: bool = False) -> Content:
+    """Return ``small`` as an AddClass of its last label makes it from revision 1."""
+    older = content(small.manifest.labels[:-1], seed=1)
+    return replace(
+        small,
+        manifest=replace(
+            small.manifest,
+            parent=1,
+            change="add_class",
+            operation="operation-1",
+            comparison=COMPARISON,
+            rejection=Rejection(gate=Gate(), failures=FAILURES) if rejected else None,
+        ),
+        parent=Parent(manifest=replace(older.manifest, revision=1), metrics=older.metrics),
+    )
+
+
 def manifest(labels: tuple[str, ...], images: int) -> Manifest:
     """Return the manifest of a second revision."""
     return Manifest(
@@ -116,7 +141,7 @@ def manifest(labels: tuple[str, ...], images: int) -> Manifest:
         head=DIGEST,
         metrics=DIGEST,
         report="",
-        exemplars=(DIGEST,),
+        exemplars=tuple(ShardRef(label=label, digest=DIGEST) for label in labels),
         data_digest=DIGEST,
         images=images,
         seed=0,
@@ -129,12 +154,34 @@ def manifest(labels: tuple[str, ...], images: int) -> Manifest:
             unknown_threshold=None,
         ),
         precision_gate=None,
+        change="fit",
         operation="",
+        comparison=None,
+        rejection=None,
         created=datetime(2026, 3, 1, 14, 5, 9, tzinfo=UTC),
         versions={"topwork": "0.1.0"},
     )
 
 
+COMPARISON = Comparison(
+    images=60,
+    accuracy_before=0.95,
+    accuracy_after=0.9,
+    drop=0.05,
+    drop_low=0.02,
+    drop_high=0.08,
+    ece_before=0.01,
+    ece_after=0.02,
+    labels=(
+        LabelChange(
+            label="daisy", images=30, recall_before=0.9, recall_after=0.9, lost=1, gained=1
+        ),
+        LabelChange(label="rose", images=30, recall_before=1.0, recall_after=0.9, lost=3, gained=0),
+    ),
+    taught=Taught(label="tulip", images=30, recall=0.4, low=0.25, high=0.58),
+    confusions=(Confusion(label="tulip", called="rose", images=18, share=0.6),),
+)
+FAILURES = ("too much was lost of 'rose'", "'tulip' was not <b>learnt</b>")
 BACKBONE = BackboneInfo(
     name="tiny",
     identity="tiny:1",

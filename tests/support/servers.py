@@ -28,7 +28,6 @@ from google.rpc import error_details_pb2
 from topwork import logs
 from topwork.bundle.limits import Limits
 from topwork.config import ServeConfig
-from topwork.engine.supervisor import Supervisor
 from topwork.rpc import calls, server
 from topwork.rpc.client import CallFailed
 
@@ -207,9 +206,6 @@ def fields(error: CallFailed) -> list[str]:
 def main() -> None:
     """Serve as the JSON in argv says."""
     given = json.loads(sys.argv[1])
-    if not given.pop("worker"):
-        Supervisor.start = _start_none  # type: ignore[method-assign]  # there shall be no worker
-        Supervisor.alive = _alive  # type: ignore[method-assign]  # and nobody misses it
     config = ServeConfig(
         **{
             "address": "127.0.0.1:0",
@@ -235,15 +231,6 @@ def arrange_deaths() -> None:
         owner = pkgutil.resolve_name(f"{module}:{owner_path}" if owner_path else module)
         mark = Path(repository) / f"death-{number}"
         setattr(owner, name, _dying(getattr(owner, name), argument, mark))
-
-
-def _alive(self: Supervisor) -> bool:  # noqa: ARG001  # a method
-    """Stand in for Supervisor.alive."""
-    return True
-
-
-def _start_none(self: Supervisor) -> None:
-    """Stand in for Supervisor.start."""
 
 
 def _dying(call: Callable[..., Any], argument: str, mark: Path) -> Callable[..., Any]:

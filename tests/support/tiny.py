@@ -23,7 +23,8 @@ from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.engine.backend import open_session
 from topwork.engine.embed import Source, embed
-from topwork.engine.solve import solve
+from topwork.engine.publish import publish as publish_learned
+from topwork.learning.learn import learn
 from topwork.report.content import Making
 
 SPEC = PreprocessSpec(resize=16, crop=16)
@@ -95,16 +96,18 @@ def publish(
     backbone = backbone_model()
     info = backbone_info(backbone)
     repository.put_backbone(backbone, info)
-    manifest = solve(
+    manifest = publish_learned(
         repository,
+        exemplars,
+        learn(exemplars, seed=seed, recipe=recipe),
         model=model,
         backbone=info.digest,
-        shards=[repository.put_exemplars(exemplars)],
+        shards=repository.put_exemplars(exemplars),
         seed=seed,
         recipe=recipe,
         making=Making(command="tests"),
     )
-    repository.set_serving(model, manifest.revision)
+    repository.set_serving(model, manifest.revision, why="fit")
     return manifest
 
 

@@ -17,7 +17,7 @@ from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.engine.cores import available_cores
 from topwork.engine.embed import Skipped
-from topwork.engine.solve import publish
+from topwork.engine.publish import publish
 from topwork.learning.audit import audit_exemplars
 from topwork.report.content import Making, RankedBackbone
 from topwork_trainer import backbones
@@ -128,7 +128,7 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
         attempt.learned,
         model=config.model,
         backbone=attempt.backbone.digest,
-        shards=[repository.put_exemplars(attempt.exemplars)],
+        shards=repository.put_exemplars(attempt.exemplars),
         seed=config.seed,
         recipe=config.recipe,
         precision_gate=gate,
@@ -139,7 +139,7 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
             notes=tuple(notes),
         ),
     )
-    repository.set_serving(config.model, manifest.revision)
+    repository.set_serving(config.model, manifest.revision, why="fit")
     if config.unfreeze != "none":  # another fit's checkpoint is not this one's to delete
         from topwork_trainer.finetuning import checkpoints
 

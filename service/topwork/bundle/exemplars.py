@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.bundle.duplicates import near_duplicates
+from topwork.bundle.shards import Shard
 from topwork.errors import Corrupt
 
 FOLDS = 5
@@ -28,6 +27,8 @@ class Exemplars:
     """(N, 32), the image digests: sha256 of the preprocessed pixels."""
     fingerprints: NDArray[np.uint8]
     """(N, 32), 256 bits that near-duplicates share but for a few."""
+    contents: NDArray[np.uint8]
+    """(N, 32), sha256 of each encoded image file, by which uploads are stored; zeros: not known."""
     targets: NDArray[np.int64]
     """(N,), class index: position in ``labels``."""
     labels: tuple[str, ...]
@@ -42,16 +43,35 @@ class Exemplars:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def where(self, rows: NDArray[np.bool_]) -> Exemplars:
+        """Return the exemplars that the mask ``rows``, (N,), says, with the labels that they have.
+
+        Their order stays.
+        """
+        kept = np.flatnonzero(rows)
+        present, targets = np.unique(self.targets[kept], return_inverse=True)
+        return Exemplars(
+            embeddings=self.embeddings[kept],
+            digests=self.digests[kept],
+            fingerprints=self.fingerprints[kept],
+            contents=self.contents[kept],
+            targets=targets,
+            labels=tuple(self.labels[target] for target in present),
+            seen=self.seen[kept],
+            names=tuple(self.names[row] for row in kept),
+            thumbnails=tuple(self.thumbnails[row] for row in kept),
+        )
+
     def counts(self) -> NDArray[np.int64]:
         """Return how many exemplars each label has, (C,)."""
         return np.bincount(self.targets, minlength=len(self.labels)).astype(np.int64)
 
     def data_digest(self) -> str:
         """Return the sha256 of what was learnt from: all image digests with their labels."""
-        digest = hashlib.sha256()
-        for image, target in zip(self.digests, self.targets, strict=True):
-            digest.update(image.tobytes() + self.labels[target].encode() + b"\0")
-        return digest.hexdigest()
+        return data_digest(
+            (image.tobytes(), self.labels[target])
+            for image, target in zip(self.digests, self.targets, strict=True)
+        )
 
     def folds(self, seed: int) -> NDArray[np.int64]:
         """Return each exemplar's fold, (N,), 0 to FOLDS - 1; -1 where it was ``seen``.
@@ -75,31 +95,30 @@ def make(
     fingerprints: NDArray[np.uint8],
     row_labels: Sequence[str],
     *,
+    contents: NDArray[np.uint8] | None = None,
     seen: NDArray[np.bool_] | None = None,
     names: Sequence[str] | None = None,
     thumbnails: Sequence[bytes] | None = None,
 ) -> Exemplars:
     """Return exemplars from N rows in any order: sorted, all but one of equal ones dropped.
 
-    Of equal ones that which was ``seen`` is kept, then the one whose name comes first.
+    Of equal ones that which was ``seen`` is kept, then the one whose name comes first, then the one
+    with the smallest content.
     """
     rows = len(row_labels)
+    contents = np.zeros((rows, 32), dtype=np.uint8) if contents is None else contents
     seen = np.zeros(rows, dtype=bool) if seen is None else seen
     names = names or [""] * rows
     thumbnails = thumbnails or [b""] * rows
     labels = tuple(sorted(set(row_labels)))
     position = {label: index for index, label in enumerate(labels)}
     targets = np.array([position[label] for label in row_labels], dtype=np.int64)
-    words = digests.view(">u8")  # (N, 4): compares like the hexadecimal digest
-    order = np.lexsort((np.array(names), ~seen, targets, *words.T[::-1]))
-    keys = np.column_stack([words[order], targets[order]])
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (keys[1:] != keys[:-1]).any(axis=1)
-    kept = order[first]
+    kept = _kept(digests, targets, seen, names, contents)
     return Exemplars(
         embeddings=np.ascontiguousarray(embeddings[kept], dtype=np.float32),
         digests=digests[kept],
         fingerprints=fingerprints[kept],
+        contents=contents[kept],
         targets=targets[kept],
         labels=labels,
         seen=seen[kept],
@@ -108,75 +127,101 @@ def make(
     )
 
 
-def merge(parts: Sequence[Exemplars]) -> Exemplars:
-    """Return all exemplars of ``parts`` as one; the order of the parts does not matter."""
-    return make(
-        np.concatenate([part.embeddings for part in parts]),
-        np.concatenate([part.digests for part in parts]),
-        np.concatenate([part.fingerprints for part in parts]),
-        [part.labels[target] for part in parts for target in part.targets],
-        seen=np.concatenate([part.seen for part in parts]),
-        names=[name for part in parts for name in part.names],
-        thumbnails=[thumbnail for part in parts for thumbnail in part.thumbnails],
+def merge(parts: Sequence[tuple[str, Shard]]) -> Exemplars:
+    """Return all exemplars of ``parts``, each a label and a shard; their order does not matter.
+
+    Nothing but the result is as large as the embeddings. Raises Corrupt if their widths differ.
+    """
+    widths = {shard.embeddings.shape[1] for _, shard in parts}
+    if len(widths) != 1:
+        raise Corrupt(f"shards have embeddings of {sorted(widths)} numbers: one width is needed")
+    shards = [shard for _, shard in parts]
+    labels = tuple(sorted({label for label, _ in parts}))
+    digests = np.concatenate([shard.digests for shard in shards])
+    contents = np.concatenate([shard.contents for shard in shards])
+    seen = np.concatenate([shard.seen for shard in shards])
+    names = [name for shard in shards for name in shard.names]
+    thumbnails = [thumbnail for shard in shards for thumbnail in shard.thumbnails]
+    targets = np.repeat(
+        np.array([labels.index(label) for label, _ in parts], dtype=np.int64),
+        [len(shard) for shard in shards],
+    )
+    kept = _kept(digests, targets, seen, names, contents)
+    return Exemplars(
+        embeddings=_gather([shard.embeddings for shard in shards], kept),
+        digests=digests[kept],
+        fingerprints=np.concatenate([shard.fingerprints for shard in shards])[kept],
+        contents=contents[kept],
+        targets=targets[kept],
+        labels=labels,
+        seen=seen[kept],
+        names=tuple(names[row] for row in kept),
+        thumbnails=tuple(thumbnails[row] for row in kept),
     )
 
 
-def to_bytes(exemplars: Exemplars) -> bytes:
-    """Return a shard (npz); equal exemplars give equal bytes."""
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        allow_pickle=False,
-        embeddings=exemplars.embeddings,
-        digests=exemplars.digests,
-        fingerprints=exemplars.fingerprints,
-        targets=exemplars.targets,
-        labels=np.array(exemplars.labels, dtype=np.str_),
-        seen=exemplars.seen,
-        names=np.array(exemplars.names, dtype=np.str_),
-        thumbnails=np.frombuffer(b"".join(exemplars.thumbnails), dtype=np.uint8),
-        thumbnail_ends=np.cumsum([len(one) for one in exemplars.thumbnails], dtype=np.int64),
+def data_digest(pairs: Iterable[tuple[bytes, str]]) -> str:
+    """Return the sha256 of what was learnt from: each image digest with its label, in order."""
+    digest = hashlib.sha256()
+    for image, label in pairs:
+        digest.update(image + label.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def split(exemplars: Exemplars) -> tuple[tuple[str, Shard], ...]:
+    """Return each label with the shard of its exemplars, in label order: what ``merge`` undoes."""
+    return tuple((label, shard_of(exemplars, label)) for label in exemplars.labels)
+
+
+def shard_of(exemplars: Exemplars, label: str) -> Shard:
+    """Return the shard of one label's exemplars."""
+    own = exemplars.where(exemplars.targets == exemplars.labels.index(label))
+    return Shard(
+        embeddings=own.embeddings,
+        digests=own.digests,
+        fingerprints=own.fingerprints,
+        contents=own.contents,
+        seen=own.seen,
+        names=own.names,
+        thumbnails=own.thumbnails,
     )
-    return buffer.getvalue()
 
 
-def from_bytes(shard: bytes) -> Exemplars:
-    """Return the exemplars of a shard. Raises Corrupt if it is none."""
-    try:
-        with np.load(io.BytesIO(shard), allow_pickle=False) as arrays:
-            jpegs = arrays["thumbnails"].tobytes()
-            ends = arrays["thumbnail_ends"].tolist()
-            loaded = Exemplars(
-                embeddings=arrays["embeddings"],
-                digests=arrays["digests"],
-                fingerprints=arrays["fingerprints"],
-                targets=arrays["targets"],
-                labels=tuple(arrays["labels"].tolist()),
-                seen=arrays["seen"],
-                names=tuple(arrays["names"].tolist()),
-                thumbnails=tuple(jpegs[a:b] for a, b in pairwise([0, *ends])),
-            )
-    except Exception as error:  # zipfile and NumPy raise many classes on damaged files
-        raise Corrupt(f"a shard of exemplars cannot be read: {error}") from error
-    rows, width = (*loaded.embeddings.shape, 0, 0)[:2]
-    for name, dtype, shape in (
-        ("embeddings", "float32", (rows, width)),
-        ("digests", "uint8", (rows, 32)),
-        ("fingerprints", "uint8", (rows, 32)),
-        ("targets", "int64", (rows,)),
-        ("seen", "bool", (rows,)),
-    ):
-        array = getattr(loaded, name)
-        if (array.dtype.name, array.shape) != (dtype, shape):
-            raise Corrupt(
-                f"a shard of exemplars has {name} of {array.dtype} {array.shape}, "
-                f"not {dtype} {shape}"
-            )
-    if len(loaded.names) != rows or len(loaded.thumbnails) != rows:
-        raise Corrupt(f"a shard of exemplars has not a name and a thumbnail for each of {rows}")
-    if ((loaded.targets < 0) | (loaded.targets >= len(loaded.labels))).any():
-        raise Corrupt(f"a shard of exemplars has targets outside its {len(loaded.labels)} labels")
-    return loaded
+def _kept(
+    digests: NDArray[np.uint8],
+    targets: NDArray[np.int64],
+    seen: NDArray[np.bool_],
+    names: Sequence[str],
+    contents: NDArray[np.uint8],
+) -> NDArray[np.int64]:
+    """Return the rows to keep, in order: one of those that share digest and target."""
+    words = digests.view(">u8").astype(np.uint64)  # (N, 4): compares like the hexadecimal digest
+    order = np.lexsort((targets, *words.T[::-1]))
+    words, targets = words[order], targets[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (words[1:] != words[:-1]).any(axis=1) | (targets[1:] != targets[:-1])
+    starts = np.flatnonzero(new)
+    ends = np.append(starts[1:], len(order))
+    kept = order[starts]
+    for group in np.flatnonzero(ends - starts > 1):
+        kept[group] = min(
+            order[starts[group] : ends[group]],
+            key=lambda row: (not seen[row], names[row], contents[row].tobytes()),
+        )
+    return kept
+
+
+def _gather(parts: Sequence[NDArray[np.float32]], kept: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the rows ``kept`` of all parts, as if these were one array, in a new array."""
+    gathered = np.empty((len(kept), parts[0].shape[1]), dtype=np.float32)
+    places = np.argsort(kept)
+    sources = kept[places]
+    first = 0
+    for part in parts:
+        here = slice(*np.searchsorted(sources, [first, first + len(part)]))
+        gathered[places[here]] = part[sources[here] - first]
+        first += len(part)
+    return gathered
 
 
 def _fold(key: bytes) -> int:

@@ -28,12 +28,17 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def read(path: Path) -> bytes:
+    """Return a file's bytes. Raises Corrupt if there is none."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise Corrupt(f"{shown(path)} is missing") from None
+
+
 def read_verified(path: Path, digest: str) -> bytes:
     """Return a file's bytes. Raises Corrupt if their sha256 is not ``digest`` or there are none."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise Corrupt(f"{shown(path)} is missing") from None
+    content = read(path)
     if sha256(content) != digest:
         raise Corrupt(f"{shown(path)} has sha256 {sha256(content)}, not {digest}: it was changed")
     return content
@@ -82,26 +87,66 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock that the file ``path`` stands for; other processes and threads wait."""
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock that the file ``path`` stands for; other processes and threads wait.
+
+    Any number may hold a ``shared`` one together.
+    """
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 
 
-def sweep(directory: Path) -> list[Path]:
-    """Delete what crashed writers left right below ``directory`` and return the paths."""
+def touch(path: Path) -> None:
+    """Give a path the present as its time of change, finer than the kernel's clock ticks.
+
+    Raises FileNotFoundError.
+    """
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+
+
+def abandoned(directory: Path) -> list[Path]:
+    """Return what crashed writers left right below ``directory`` more than an hour ago."""
     old = time.time() - ABANDONED_AFTER
-    swept = []
+    found = []
     for path in sorted(directory.glob(f"{TEMPORARY}*")):
-        with contextlib.suppress(FileNotFoundError):  # somebody else sweeps, too
+        with contextlib.suppress(FileNotFoundError):  # it was work in progress
             if path.stat().st_mtime < old:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-                swept.append(path)
-    return swept
+                found.append(path)
+    return found
+
+
+def sweep(directory: Path) -> list[Path]:
+    """Delete what ``abandoned`` returns and return the paths."""
+    return [path for path in abandoned(directory) if delete(path)]
+
+
+def move_aside(path: Path) -> Path:
+    """Give a file or directory a temporary name, by which it is as good as gone, and return it."""
+    aside = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    touch(path)  # or a sweep would take it for abandoned at once
+    return path.rename(aside)
+
+
+def delete(path: Path) -> bool:
+    """Delete a file or a directory; return False if somebody else does."""
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a directory; 0 if it is just deleted."""
+    try:
+        return sum(map(size, path.iterdir())) if path.is_dir() else path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def sync_directory(directory: Path) -> None:

@@ -8,16 +8,17 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
+from topwork.bundle.comparison import Comparison, Rejection
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
-from topwork.errors import Corrupt
+from topwork.errors import Corrupt, NotReady
 
 T = TypeVar("T")
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """A sha256 in hexadecimal; checked when read, since it becomes part of a path."""
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the JSON forms; a reader refuses a newer one."""
 
 
@@ -77,6 +78,14 @@ class PrecisionGate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRef:
+    """A shard of exemplars, and the label that they bear in this revision."""
+
+    label: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """manifest.json: one revision. It names all that it refers to by sha256."""
 
@@ -92,8 +101,8 @@ class Manifest:
     head: Digest
     metrics: Digest
     report: Digest
-    exemplars: tuple[Digest, ...]
-    """The shards, in the order in which they came."""
+    exemplars: tuple[ShardRef, ...]
+    """In the order in which they came, which means nothing."""
     data_digest: Digest
     """See ``Exemplars.data_digest``."""
     images: int
@@ -105,12 +114,28 @@ class Manifest:
     chosen: ChosenHead
     precision_gate: PrecisionGate | None
     """What int8 costs and gains; None where it was not tried, and in all revisions but a fit's."""
+    change: str
+    """What made it: ``fit``, or the kind of the operation, such as ``add_class``."""
     operation: str
     """The operation that made it; empty when it was made by a fit."""
+    comparison: Comparison | None
+    """With its parent; None where there was none to compare with."""
+    rejection: Rejection | None
+    """Why it may not serve; None: it may."""
     created: datetime
     versions: dict[str, str]
     """Software that made it."""
     schema: int = SCHEMA
+
+
+def check_may_serve(manifest: Manifest) -> None:
+    """Raise NotReady if a revision was rejected by its gate."""
+    if manifest.rejection is not None:
+        raise NotReady(
+            f"models/{manifest.model}/revisions/{manifest.revision} was rejected: "
+            + "; ".join(manifest.rejection.failures),
+            reason="REVISION_REJECTED",
+        )
 
 
 def to_json(value: object) -> bytes:

@@ -97,6 +97,9 @@ class Metrics:
     """None where the model cannot tell what is unknown to it."""
     candidates: tuple[Candidate, ...] = ()
     """The heads that were tried, the chosen one among them."""
+    right: bytes = b""
+    """A bit an image, in the order in which they were judged (``np.packbits``): whether its most
+    probable label is its own. So a later revision can be compared with this one image by image."""
 
     def accuracy_on(self, labels: tuple[str, ...]) -> float:
         """Return the accuracy on the images of ``labels``, all labels being possible answers."""
@@ -140,6 +143,7 @@ def evaluate(
         ece=sum(one.images * abs(one.confidence - one.accuracy) for one in reliability)
         / len(targets),
         reliability=reliability,
+        right=np.packbits(called == targets).tobytes(),
     )
 
 

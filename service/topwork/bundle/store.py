@@ -13,91 +13,24 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from topwork.bundle import exemplars as exemplar_files
 from topwork.bundle import files
-from topwork.bundle.exemplars import Exemplars
-from topwork.bundle.manifest import SCHEMA, BackboneInfo, Manifest, from_json, to_json
+from topwork.bundle.manifest import SCHEMA, Manifest, check_may_serve, from_json, to_json
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model, is_model
-from topwork.errors import Corrupt
+from topwork.bundle.serving import Move, Serving
+from topwork.bundle.stored import KINDS, Stored
+from topwork.errors import Corrupt, NotFound
 
 _REVISION = re.compile(r"[1-9][0-9]{0,17}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Serving:
-    revision: int
-
-
-class Repository:
+class Repository(Stored):
     """A repository on a file system. Any number of readers, in any process; writers may race."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    # Backbones
-
-    def put_backbone(self, model: bytes, info: BackboneInfo) -> BackboneInfo:
-        """Store an ONNX backbone and return what is stored: one that is there stays as it is."""
-        target = self.root / "backbones" / info.digest
-        if not target.exists():
-            # Another writer may store the same bytes first.
-            with contextlib.suppress(FileExistsError), files.new_directory(target) as directory:
-                (directory / "backbone.onnx").write_bytes(model)
-                (directory / "backbone.json").write_bytes(to_json(info))
-        path = self._backbone_info(info.digest)
-        return from_json(_read(path), BackboneInfo, name=files.shown(path))
-
-    def backbone(self, manifest: Manifest) -> BackboneInfo:
-        """Return what a revision's backbone is. Raises Corrupt if it was changed or is missing."""
-        path = self._backbone_info(manifest.backbone)
-        content = files.read_verified(path, manifest.backbone_info)
-        return from_json(content, BackboneInfo, name=files.shown(path))
-
-    def backbone_info_digest(self, digest: str) -> str:
-        """Return the sha256 of a stored backbone's backbone.json, for a new manifest."""
-        return files.sha256(_read(self._backbone_info(digest)))
-
-    def backbone_model(self, digest: str) -> bytes:
-        """Return a backbone's ONNX file. Raises Corrupt if it was changed or is missing."""
-        return files.read_verified(self.root / "backbones" / digest / "backbone.onnx", digest)
-
-    def backbones(self) -> list[BackboneInfo]:
-        """Return all stored backbones, in the order of their digests."""
-        paths = sorted((self.root / "backbones").glob("[0-9a-f]*/backbone.json"))
-        return [from_json(_read(path), BackboneInfo, name=files.shown(path)) for path in paths]
-
-    # Exemplars and images
-
-    def put_exemplars(self, exemplars: Exemplars) -> str:
-        """Store exemplars as one shard and return its digest."""
-        return self._put("exemplars", exemplar_files.to_bytes(exemplars), ".npz")
-
-    def exemplars(self, shards: Sequence[str]) -> Exemplars:
-        """Return the exemplars of all ``shards``. Raises Corrupt."""
-        return exemplar_files.merge(
-            [
-                exemplar_files.from_bytes(
-                    files.read_verified(self.root / "exemplars" / f"{digest}.npz", digest)
-                )
-                for digest in shards
-            ]
-        )
-
-    def put_image(self, content: bytes) -> str:
-        """Store an encoded image durably and return its digest."""
-        return self._put("images", content)
-
-    def image(self, digest: str) -> bytes:
-        """Return a stored image. Raises Corrupt."""
-        return files.read_verified(self.root / "images" / digest, digest)
-
-    # Models
 
     def models(self) -> list[str]:
         """Return the names of all models that have a serving revision, sorted.
@@ -110,27 +43,71 @@ class Repository:
     def revisions(self, model: str) -> list[int]:
         """Return the numbers of all published revisions, oldest first. Raises NotFound."""
         directory = files.existing(self._model(model), kind="model", name=f"models/{model}")
-        return sorted(
-            int(path.name) for path in directory.iterdir() if _REVISION.fullmatch(path.name)
-        )
+        return [int(path.name) for path in revision_directories(directory)]
 
     def serving(self, model: str) -> int:
         """Return the number of the revision that serves. Raises NotFound."""
-        path = files.existing(self.serving_file(model), kind="model", name=f"models/{model}")
-        return from_json(_read(path), _Serving, name=files.shown(path)).revision
+        return self.serving_state(model).revision
 
-    def set_serving(self, model: str, revision: int, *, parent: int | None = None) -> int:
+    def serving_state(self, model: str) -> Serving:
+        """Return what serves, what is pinned, and how that came. Raises NotFound, Corrupt."""
+        path = files.existing(self.serving_file(model), kind="model", name=f"models/{model}")
+        return from_json(files.read(path), Serving, name=files.shown(path))
+
+    def was_moved_by(self, model: str, operation: str) -> bool:
+        """Return whether ``operation`` has moved the model's serving pointer."""
+        return self.serving_file(model).exists() and self.serving_state(model).was_moved_by(
+            operation
+        )
+
+    def set_serving(
+        self,
+        model: str,
+        revision: int,
+        *,
+        why: str,
+        operation: str = "",
+        parent: int | None = None,
+    ) -> int:
         """Let ``revision`` serve, atomically, and return the number of the one that serves then.
 
         With ``parent`` that is only done while ``parent`` serves; else the one that does goes on.
-        Raises NotFound if it was never published.
+        An operation moves the pointer once: again, after a crash, it changes nothing. Raises
+        NotFound if it was never published, NotReady if its gate rejected it.
         """
-        self.manifest(model, revision)
-        with files.locked(self._model(model) / ".lock"):
-            if parent is not None and (serving := self.serving(model)) != parent:
-                return serving
-            files.write_file(self.serving_file(model), to_json(_Serving(revision=revision)))
+        with self.locked(model):
+            check_may_serve(self.manifest(model, revision))
+            try:
+                state = self.serving_state(model)
+            except NotFound:
+                if parent is not None:
+                    raise
+                state = Serving(revision=0)
+            if revision == state.revision or (operation and state.was_moved_by(operation)):
+                return state.revision
+            if parent not in {None, state.revision}:
+                return state.revision
+            move = Move(
+                revision=revision,
+                previous=state.revision,
+                why=why,
+                operation=operation,
+                time=datetime.now(UTC),
+            )
+            files.write_file(self.serving_file(model), to_json(state.moved(move)))
         return revision
+
+    def pin(self, model: str, revision: int, *, pinned: bool) -> Serving:
+        """Keep a revision for good, or no longer, and return what is so then. Raises NotFound."""
+        with self.locked(model):
+            state = self.serving_state(model)
+            if pinned or revision not in state.pinned:
+                self.manifest(model, revision)
+            others = {one for one in state.pinned if one != revision}
+            after = replace(state, pinned=tuple(sorted(others | {revision} if pinned else others)))
+            if after != state:
+                files.write_file(self.serving_file(model), to_json(after))
+        return after
 
     def serving_file(self, model: str) -> Path:
         """Return the path of the one mutable file, for those who watch it."""
@@ -143,11 +120,7 @@ class Repository:
             kind="revision",
             name=f"models/{model}/revisions/{revision}",
         )
-        manifest = from_json(_read(path), Manifest, name=files.shown(path))
-        if manifest.schema > SCHEMA:
-            raise Corrupt(
-                f"{files.shown(path)} has schema {manifest.schema}; this software reads {SCHEMA}"
-            )
+        manifest = read_manifest(path)
         if (manifest.model, manifest.revision) != (model, revision):
             raise Corrupt(
                 f"{files.shown(path)} is of {manifest.model} revision {manifest.revision}"
@@ -185,7 +158,8 @@ class Repository:
 
         Revision, digests of the files, and time of ``draft`` are filled in here; ``report`` is
         called with the manifest but for the report's own digest. A crash leaves the whole revision
-        or none. It does not serve yet: see ``set_serving``.
+        or none. It does not serve yet: see ``set_serving``. Raises Corrupt if a shard or the
+        backbone that it refers to is not there.
         """
         parent = self._model(draft.model)
         parent.mkdir(parents=True, exist_ok=True)
@@ -206,6 +180,7 @@ class Repository:
                     (directory / "metrics.json").write_bytes(metrics_json)
                     (directory / "report.html").write_bytes(page)
                     (directory / "manifest.json").write_bytes(to_json(manifest))
+                    self._renew(manifest)
             except FileExistsError:
                 continue  # another writer took the number
             return manifest
@@ -216,27 +191,42 @@ class Repository:
         Revisions that cannot be read are passed over.
         """
         for revision in reversed(self.revisions(model)):
-            with contextlib.suppress(Corrupt):
+            with contextlib.suppress(Corrupt, NotFound):  # or deleted meanwhile
                 manifest = self.manifest(model, revision)
                 if matches(manifest):
                     return manifest
         return None
 
+    def abandoned(self) -> list[Path]:
+        """Return what crashed writers left more than an hour ago."""
+        return [path for one in self._written_to() for path in files.abandoned(one)]
+
     def sweep(self) -> list[Path]:
-        """Delete what crashed writers left more than an hour ago and return the paths."""
+        """Delete what ``abandoned`` returns and return the paths."""
+        return [path for one in self._written_to() for path in files.sweep(one)]
+
+    @contextlib.contextmanager
+    def locked(self, model: str) -> Iterator[None]:
+        """Hold the lock under which a model's serving.json and set of revisions may change.
+
+        A new revision needs none: it changes neither. Raises NotFound.
+        """
+        directory = files.existing(self._model(model), kind="model", name=f"models/{model}")
+        with files.locked(directory / ".lock"):
+            yield
+
+    def _written_to(self) -> list[Path]:
         models = [path for path in (self.root / "models").glob("*") if path.is_dir()]
-        kinds = [self.root / kind for kind in ("backbones", "exemplars", "images")]
-        return [path for directory in (*kinds, *models) for path in files.sweep(directory)]
+        return [*(self.root / kind for kind in KINDS), *models]
 
-    def _put(self, kind: str, content: bytes, suffix: str = "") -> str:
-        digest = files.sha256(content)
-        path = self.root / kind / f"{digest}{suffix}"
-        if not path.exists():
-            files.write_file(path, content)
-        return digest
-
-    def _backbone_info(self, digest: str) -> Path:
-        return self.root / "backbones" / digest / "backbone.json"
+    def _renew(self, manifest: Manifest) -> None:
+        """Make young what a manifest refers to. Raises Corrupt if something is missing."""
+        for path in (
+            self.path("backbones", manifest.backbone),
+            *(self.path("exemplars", ref.digest) for ref in manifest.exemplars),
+        ):
+            if not self.renew(path):
+                raise Corrupt(f"{files.shown(path)} is missing")
 
     def _model(self, model: str) -> Path:
         return self.root / "models" / check_model(model)
@@ -245,8 +235,17 @@ class Repository:
         return self._model(manifest.model) / str(manifest.revision)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise Corrupt(f"{files.shown(path)} is missing") from None
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest at ``path``. Raises Corrupt."""
+    manifest = from_json(files.read(path), Manifest, name=files.shown(path))
+    if manifest.schema > SCHEMA:
+        raise Corrupt(
+            f"{files.shown(path)} has schema {manifest.schema}; this software reads {SCHEMA}"
+        )
+    return manifest
+
+
+def revision_directories(model: Path) -> list[Path]:
+    """Return the directories of all published revisions of a model's directory, oldest first."""
+    found = (path for path in model.glob("*") if _REVISION.fullmatch(path.name))
+    return sorted(found, key=lambda path: int(path.name))

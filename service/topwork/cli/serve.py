@@ -1,26 +1,44 @@
-"""``topwork serve``."""
+"""``topwork serve`` and ``topwork worker``."""
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import click
 
 from topwork.bundle.limits import DEFAULT_LIMITS
 
-
-@click.command()
-@click.option(
+repository = click.option(
     "--repository",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory that holds the bundles; made if it is missing.",
 )
+cores = click.option(
+    "--cores", type=click.IntRange(min=1), help="Default: what the process may use."
+)
+database = click.option(
+    "--database",
+    default="",
+    help="URL of the database of operations, such as postgresql://user@host/topwork; "
+    "default: a SQLite file in the repository, for one host.",
+)
+executor = click.option(
+    "--executor",
+    help="The worker's name, the same after every restart, another on each host. "
+    "Default: worker; with --database the host's name.",
+)
+log_format = click.option("--log-format", default="text", type=click.Choice(["text", "json"]))
+
+
+@click.command()
+@repository
 @click.option("--address", default="127.0.0.1:50051", help="HOST:PORT; port 0 takes a free one.")
 @click.option(
     "--provider", default="auto", type=click.Choice(["auto", "cpu", "cuda", "openvino", "tensorrt"])
 )
-@click.option("--cores", type=click.IntRange(min=1), help="Default: what the process may use.")
+@cores
 @click.option(
     "--queue-limit",
     default=512,
@@ -50,7 +68,14 @@ from topwork.bundle.limits import DEFAULT_LIMITS
     type=click.IntRange(0, 65535),
     help="Answer Prometheus' GET /metrics there. Default: nowhere.",
 )
-@click.option("--log-format", default="text", type=click.Choice(["text", "json"]))
+@database
+@executor
+@click.option(
+    "--worker/--no-worker",
+    default=True,
+    help="Whether to make changes beside serving; else a `topwork worker` must.",
+)
+@log_format
 def serve(
     repository: Path,
     address: str,
@@ -61,6 +86,9 @@ def serve(
     max_seconds: float,
     grace_seconds: float,
     metrics_port: int | None,
+    database: str,
+    executor: str | None,
+    worker: bool,
     log_format: str,
 ) -> None:
     """Serve all models of a repository over gRPC, until SIGTERM."""
@@ -85,8 +113,50 @@ def serve(
         most_seconds=max_seconds,
         grace_seconds=grace_seconds,
         metrics_port=metrics_port,
+        database=database,
+        worker=worker,
+        executor=executor or _executor(database),
         log_format=cast("logs.Format", log_format),
         limits=DEFAULT_LIMITS,
     )
     logs.configure(config.log_format)
     uvloop.run(server.serve(config))
+
+
+@click.command()
+@repository
+@database
+@executor
+@cores
+@log_format
+def worker(
+    repository: Path, database: str, executor: str | None, cores: int | None, log_format: str
+) -> None:
+    """Make the changes that servers were asked for, until SIGTERM.
+
+    `topwork serve` does this too, unless it is told --no-worker: this is for hosts of their own.
+    """
+    from typing import cast
+
+    from topwork import logs
+    from topwork.engine import worker as workers
+    from topwork.engine.cores import available_cores
+    from topwork.engine.operations import database_url, prepare
+
+    url = database or database_url(repository)
+    prepare(url)
+    workers.run_alone(
+        workers.WorkerConfig(
+            root=repository,
+            url=url,
+            executor=executor or _executor(database),
+            cores=cores or available_cores(),
+            limits=DEFAULT_LIMITS,
+            log_format=cast("logs.Format", log_format),
+        )
+    )
+
+
+def _executor(database: str) -> str:
+    """Return a name that this host's worker has after a restart, and no other host's."""
+    return socket.gethostname() if database else "worker"

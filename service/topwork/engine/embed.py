@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.thumbnail import thumbnail
 from topwork.engine.backend import Session
 from topwork.errors import ImageError
+
+T = TypeVar("T")
 
 WINDOW = 16
 """Images in flight a core: bounds memory while the threads never run dry."""
@@ -89,17 +91,16 @@ def embed(
     has is taken from there, without another look at ``limits``.
     """
 
-    def one(source: Source) -> Row | Skipped:
+    def one(source: Source) -> tuple[bytes, Row] | Skipped:
         try:
             content = source.read()
-            if cache is None:
-                return _row(content, session, spec, limits)
             key = hashlib.sha256(content).digest()
-            row = cache.get(key)
+            row = cache.get(key) if cache is not None else None
             if row is None:
                 row = _row(content, session, spec, limits)
-                cache.put(key, row)
-            return row
+                if cache is not None:
+                    cache.put(key, row)
+            return key, row
         except ImageError as error:
             return _skipped(source, error.reason, str(error))
         except OSError as error:
@@ -107,6 +108,7 @@ def embed(
 
     used: list[Source] = []
     rows: list[Row] = []
+    contents: list[bytes] = []
     skipped: list[Skipped] = []
     first: dict[tuple[bytes, str], str] = {}
     with closing(_in_order(one, sources, cores)) as results:
@@ -115,13 +117,15 @@ def embed(
             if isinstance(found, Skipped):
                 skipped.append(found)
                 continue
-            key = (found.digest, source.label)
+            content, row = found
+            key = (row.digest, source.label)
             if key in first:
                 skipped.append(_skipped(source, "DUPLICATE", f"same pixels as {first[key]}"))
             else:
                 first[key] = source.name
                 used.append(source)
-                rows.append(found)
+                rows.append(row)
+                contents.append(content)
     if not rows:
         return None, skipped
     made = exemplars.make(
@@ -129,6 +133,7 @@ def embed(
         np.frombuffer(b"".join(row.digest for row in rows), dtype=np.uint8).reshape(-1, 32),
         np.stack([row.fingerprint for row in rows]),
         [source.label for source in used],
+        contents=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
         names=[source.name for source in used],
         thumbnails=[row.thumbnail for row in rows],
     )
@@ -151,11 +156,11 @@ def _skipped(source: Source, reason: str, message: str) -> Skipped:
 
 
 def _in_order(
-    work: Callable[[Source], Row | Skipped], sources: Iterable[Source], cores: int
-) -> Generator[tuple[Source, Row | Skipped], None, None]:
+    work: Callable[[Source], T], sources: Iterable[Source], cores: int
+) -> Generator[tuple[Source, T], None, None]:
     """Yield every source with what ``work`` makes of it, in order, WINDOW a core in flight."""
     pool = ThreadPoolExecutor(cores)
-    waiting: deque[tuple[Source, Future[Row | Skipped]]] = deque()
+    waiting: deque[tuple[Source, Future[T]]] = deque()
     try:
         for source in sources:
             waiting.append((source, pool.submit(work, source)))

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from topwork.bundle.comparison import Comparison, Gate
+from topwork.bundle.findings import Finding
+from topwork.bundle.metrics import Metrics
+from topwork.bundle.recipe import Recipe
+
+Kind = Literal["add_class", "add_examples", "remove_class", "rename_class", "retrain"]
 
 Stage = Literal["queued", "embedding", "solving", "publishing", "done"]
 
@@ -26,16 +33,40 @@ class SkippedUpload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AddClassJob:
-    """What AddClass was asked to do."""
+class Conflict:
+    """An uploaded image that shows what an exemplar of another label shows."""
 
-    model: str
+    name: str
     label: str
-    uploads: tuple[Upload, ...]
+    """The other label."""
+    other: str
+    """The exemplar's name; may be empty."""
+    exact: bool
+    """Whether all pixels are the same; else they are near-duplicates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a change was asked to do."""
+
+    kind: Kind
+    model: str
     accepted: float
     """When it was, in seconds since 1970."""
+    label: str = ""
+    """The label that is added, taught, removed or renamed; empty for ``retrain``."""
+    new_label: str = ""
+    """What ``rename_class`` makes of it."""
+    uploads: tuple[Upload, ...] = ()
     refused: tuple[SkippedUpload, ...] = ()
     """Images that were not even stored, such as too large ones."""
+    recipe: Recipe | None = None
+    """What ``retrain`` chooses from; None: the parent's."""
+    gate: Gate = field(default_factory=Gate)
+    expected_revision: int = 0
+    """The only revision that may be changed; 0: whichever serves."""
+    validate_only: bool = False
+    """Say what would come of it and change nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +76,8 @@ class Progress:
     stage: Stage
     done: int = 0
     total: int = 0
+    conflicts: tuple[Conflict, ...] = ()
+    """Known once all images are embedded, which is before anything is learnt from them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +91,31 @@ class StageSeconds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AddClassResult:
-    """What AddClass did."""
+class Predicted:
+    """What a revision would be, were it published."""
+
+    labels: tuple[str, ...]
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeResult:
+    """What a change did, or would do."""
 
     revision: int
+    """The one that serves; the parent where nothing was to be done; 0 if only validated."""
     images_used: int
     skipped: tuple[SkippedUpload, ...]
-    old_labels_accuracy_before: float
-    old_labels_accuracy_after: float
-    new_label_recall: float
-    seconds: StageSeconds
+    conflicts: tuple[Conflict, ...]
+    comparison: Comparison | None
+    """None where nothing was to be done."""
+    gate_failures: tuple[str, ...] = ()
+    """Why it would be rejected; only where it was only validated."""
+    findings: tuple[Finding, ...] = ()
+    """Of the audit; only where it was only validated: else the revision's report has them."""
+    predicted: Predicted | None = None
+    """Only where it was only validated."""
+    seconds: StageSeconds = field(default_factory=StageSeconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +125,15 @@ class Failure:
     kind: str
     reason: str
     message: str
+    revision: int = 0
+    """The revision that was published and rejected."""
+    comparison: Comparison | None = None
+    """The numbers that it was rejected for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a job ended: exactly one of the two is set."""
 
-    result: AddClassResult | None = None
+    result: ChangeResult | None = None
     failure: Failure | None = None

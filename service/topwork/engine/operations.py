@@ -9,23 +9,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import structlog
 from dbos import (
     DBOSClient,
     DBOSPortableJSONSerializer,
     EnqueueOptions,
     WorkflowStatus,
+    error,
     run_dbos_database_migrations,
 )
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from topwork.engine.jobs import AddClassJob, AddClassResult, Failure, Outcome, Progress
+from topwork.bundle.store import Repository
+from topwork.engine.jobs import ChangeResult, Failure, Job, Kind, Outcome, Progress
 from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady, Unavailable
+
+log = structlog.get_logger(__name__)
 
 QUEUE = "changes"
 """Partitioned by model: one model's changes run one at a time, different models' side by side."""
@@ -36,20 +42,51 @@ WORKER_CONCURRENCY = 2
 POLL_SECONDS = 0.09
 """How often a worker looks at the queue: the most that this adds to an operation."""
 
-ADD_CLASS = "add_class"
+CHANGE = "change"
+"""The one workflow: every kind of change takes the same steps."""
+
 APPLICATION = "topwork"
-APPLICATION_VERSION = "1"
+APPLICATION_VERSION = "2"
 """Of the stored steps. A worker takes up only operations of its own; raise it when steps change."""
 
 PROGRESS = "progress"
 RESULT = "result"
-"""Events of an operation: how far it is, and the result once its revision serves."""
+"""Events of an operation: how far it is, and its result, stored just before its revision serves."""
 
 WATCH_SECONDS = 0.05
 """How often a watched operation is looked at."""
 
+_UNFINISHED = ("ENQUEUED", "PENDING")
 _FINISHED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What an operation is about; as ``Job`` has it."""
+
+    kind: Kind
+    model: str
+    label: str
+    new_label: str
+    validate_only: bool
+
+    def __str__(self) -> str:
+        """Say it in an error."""
+        label = f" {self.label!r}" if self.label else ""
+        renamed = f" to {self.new_label!r}" if self.new_label else ""
+        only = " (validate only)" if self.validate_only else ""
+        return f"{self.kind}{label}{renamed} of {self.model!r}{only}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which operations to list."""
+
+    attributes: dict[str, str | bool]
+    """Fields of ``Subject`` and what they must be."""
+    done: bool | None = None
+    """Whether they are finished; None: both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +94,9 @@ class Operation:
     """An operation's state at one moment."""
 
     id: str
-    model: str
-    label: str
+    subject: Subject
     created: datetime
+    ended: datetime | None
     progress: Progress
     outcome: Outcome | None
     """None while it is not finished."""
@@ -68,46 +105,57 @@ class Operation:
 class Operations:
     """The server's side of the queue."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, repository: Repository) -> None:
         self._url = url
+        self._repository = repository
         self._client: DBOSClient | None = None
+        self._connecting = asyncio.Lock()
         self._closing = False
 
     async def start(self) -> None:
-        """Create the schema if it is missing, and connect."""
-        self._client = await asyncio.to_thread(_connect, self._url)
+        """Create the schema if it is missing, and connect.
+
+        A database that cannot be had is logged: what needs none goes on, and each call tries again.
+        """
+        try:
+            await self._connect()
+        except Unavailable as missing:
+            log.error("no database", error=str(missing))
 
     async def aclose(self) -> None:
         """Disconnect."""
         if self._client is not None:
             await asyncio.to_thread(self._client.destroy)
 
-    async def add_class(self, job: AddClassJob, request_id: str) -> Operation:
+    async def submit(self, job: Job, request_id: str) -> Operation:
         """Store ``job`` durably and return its operation; the same id gives the same operation.
 
-        Raises AlreadyExists if the id was used for another label or model.
+        Raises AlreadyExists if the id was used for something else.
         """
+        subject = subject_of(job)
         options: EnqueueOptions = {
             "queue_name": QUEUE,
-            "workflow_name": ADD_CLASS,
+            "workflow_name": CHANGE,
             "workflow_id": request_id,
             "queue_partition_key": job.model,
             # On SQLite DBOS orders by whole seconds. Milliseconds wrap every 24 days, when two
             # changes may swap places: harmless, since heads do not depend on the order.
             "priority": int(job.accepted * 1000) % 2**31 or 1,
             "app_version": APPLICATION_VERSION,
-            "attributes": {"model": job.model, "label": job.label},
+            "attributes": {**to_json(subject), "accepted": job.accepted},
         }
-        await self._connected.enqueue_async(options, to_json(job))
+        client = await self._connect()
+        with _available():
+            await client.enqueue_async(options, to_json(job))
         operation = await self.get(request_id)
-        check_same(operation, job.model, job.label)
+        check_same(operation, subject)
         return operation
 
     async def get(self, identifier: str) -> Operation:
         """Return an operation. Raises NotFound."""
-        found = await self._connected.list_workflows_async(
-            workflow_ids=[identifier], load_input=False
-        )
+        client = await self._connect()
+        with _available():
+            found = await client.list_workflows_async(workflow_ids=[identifier], load_input=False)
         if not found:
             raise NotFound(
                 f"there is no operation {f'operations/{identifier}'!r}",
@@ -116,23 +164,35 @@ class Operations:
             )
         return await self._operation(found[0])
 
-    async def list(self, *, offset: int, limit: int) -> list[Operation]:
-        """Return operations, oldest first."""
-        found = await self._connected.list_workflows_async(
-            name=ADD_CLASS, offset=offset, limit=limit, load_input=False
-        )
-        return [await self._operation(status) for status in found]
+    async def list(self, wanted: Wanted, *, offset: int, limit: int) -> list[Operation]:
+        """Return the ``wanted`` operations, oldest first."""
+        status = {None: None, True: list(_FINISHED), False: list(_UNFINISHED)}[wanted.done]
+        client = await self._connect()
+        with _available():
+            found = await client.list_workflows_async(
+                name=CHANGE,
+                status=status,
+                attributes=wanted.attributes or None,
+                offset=offset,
+                limit=limit,
+                load_input=False,
+            )
+        return [await self._operation(one) for one in found]
 
     async def cancel(self, identifier: str) -> None:
         """Let an unfinished operation end, cancelled, before its next step. Raises NotFound."""
         if (await self.get(identifier)).outcome is None:
-            await self._connected.cancel_workflow_async(identifier)
+            client = await self._connect()
+            with _available():
+                await client.cancel_workflow_async(identifier)
 
     async def delete(self, identifier: str) -> None:
         """Forget a finished operation. Raises NotFound, or NotReady if it is not finished."""
         if (await self.get(identifier)).outcome is None:
             raise NotReady(f"operation {identifier!r} is not finished; cancel it first")
-        await self._connected.delete_workflow_async(identifier)
+        client = await self._connect()
+        with _available():
+            await client.delete_workflow_async(identifier)
 
     async def watch(self, identifier: str) -> AsyncIterator[Operation]:
         """Yield an operation's state at once, then at each change, last when finished.
@@ -164,33 +224,68 @@ class Operations:
                     operation = state
         return operation
 
-    @property
-    def _connected(self) -> DBOSClient:
-        assert self._client is not None, "start() comes first"
-        return self._client
+    async def _connect(self) -> DBOSClient:
+        """Return the client, connected. Raises Unavailable."""
+        async with self._connecting:
+            if self._client is None:
+                with _available():
+                    self._client = await asyncio.to_thread(_connect, self._url)
+            return self._client
 
     async def _operation(self, status: WorkflowStatus) -> Operation:
-        attributes = status.attributes or {}
+        attributes = dict(status.attributes or {})
+        accepted = attributes.pop("accepted", (status.created_at or 0) / 1000)
         outcome = _outcome(status) if status.status in _FINISHED else None
         if status.status == "CANCELLED":
-            served = await self._connected.get_event_async(status.workflow_id, RESULT, 0)
-            if served is not None:  # the cancel came too late
-                outcome = Outcome(result=from_json(served, AddClassResult))
+            late = await self._event(status, RESULT, ChangeResult)
+            model = str(attributes.get("model"))
+            if late is not None and await asyncio.to_thread(
+                self._repository.was_moved_by, model, status.workflow_id
+            ):
+                outcome = Outcome(result=late)  # the cancel came too late
         progress = Progress(stage="queued" if outcome is None else "done")
         if status.status == "PENDING":
-            event = await self._connected.get_event_async(status.workflow_id, PROGRESS, 0)
-            progress = from_json(event, Progress) if event is not None else progress
+            progress = await self._event(status, PROGRESS, Progress) or progress
+        ended = (status.completed_at or status.updated_at) if outcome is not None else None
         return Operation(
             id=status.workflow_id,
-            model=str(attributes.get("model", "")),
-            label=str(attributes.get("label", "")),
-            created=datetime.fromtimestamp((status.created_at or 0) / 1000, UTC),
+            subject=from_json(attributes, Subject),
+            created=datetime.fromtimestamp(accepted, UTC),
+            ended=datetime.fromtimestamp(ended / 1000, UTC) if ended is not None else None,
             progress=progress,
             outcome=outcome,
         )
 
+    async def _event(self, status: WorkflowStatus, key: str, kind: type[T]) -> T | None:
+        client = await self._connect()
+        with _available():
+            found = await client.get_event_async(status.workflow_id, key, 0)
+        return from_json(found, kind) if found is not None else None
 
-def new_request_id(given: str) -> str:
+
+def subject_of(job: Job) -> Subject:
+    """Return what ``job`` is about."""
+    return Subject(
+        kind=job.kind,
+        model=job.model,
+        label=job.label,
+        new_label=job.new_label,
+        validate_only=job.validate_only,
+    )
+
+
+def pending_images(url: str) -> set[str]:
+    """Return the digests of the images that unfinished operations still need."""
+    client = _connect(url)
+    try:
+        found = client.list_workflows(name=CHANGE, status=list(_UNFINISHED), load_input=True)
+        jobs = [from_json(one.input["args"][0], Job) for one in found if one.input]
+    finally:
+        client.destroy()
+    return {upload.digest for job in jobs for upload in job.uploads}
+
+
+def new_request_id(given: str, *, field: str) -> str:
     """Return the id of a request: ``given``, in lower case, or a new one if it is empty.
 
     Raises InvalidInput if it is no UUID.
@@ -200,17 +295,14 @@ def new_request_id(given: str) -> str:
     try:
         return str(uuid.UUID(given))
     except ValueError:
-        raise InvalidInput(
-            f"request_id {given[:80]!r} is no UUID", field="config.request_id"
-        ) from None
+        raise InvalidInput(f"request_id {given[:80]!r} is no UUID", field=field) from None
 
 
-def check_same(operation: Operation, model: str, label: str) -> None:
-    """Raise AlreadyExists unless ``operation`` is about this model and label."""
-    if (operation.model, operation.label) != (model, label):
+def check_same(operation: Operation, subject: Subject) -> None:
+    """Raise AlreadyExists unless ``operation`` is about this very ``subject``."""
+    if operation.subject != subject:
         raise AlreadyExists(
-            f"request_id {operation.id!r} was used to add {operation.label!r} to "
-            f"{operation.model!r}, not {label!r} to {model!r}",
+            f"request_id {operation.id!r} was used for {operation.subject}, not {subject}",
             kind="operation",
             resource=f"operations/{operation.id}",
             reason="REQUEST_ID_REUSED",
@@ -232,6 +324,23 @@ def from_json(data: Any, kind: type[T]) -> T:
     return msgspec.convert(data, kind)
 
 
+@contextlib.contextmanager
+def _available() -> Iterator[None]:
+    """Raise Unavailable for what a database that is away, full or read-only raises."""
+    try:
+        yield
+    except (SQLAlchemyError, error.DBOSException, OSError) as failed:
+        cause = failed.orig if isinstance(failed, DBAPIError) else failed
+        raise Unavailable(
+            f"the database of operations cannot be used now: {cause}", reason="DATABASE"
+        ) from failed
+
+
+def prepare(url: str) -> None:
+    """Create the schema and the queue where they are missing."""
+    _connect(url).destroy()
+
+
 def _connect(url: str) -> DBOSClient:
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -239,6 +348,7 @@ def _connect(url: str) -> DBOSClient:
     client = DBOSClient(
         system_database_url=url,
         application_name=APPLICATION,
+        retry_connection_errors=False,  # who calls is told, and may try another server
         # The default pickles; what is read here must never be able to run code.
         serializer=DBOSPortableJSONSerializer(),
     )

@@ -1,39 +1,82 @@
-"""How a class is added: embed the new images, re-solve the head on all exemplars, publish.
+"""How a model is changed: embed what is new, re-solve the head on all exemplars, judge, publish.
 
 Each function is idempotent, so that a step that was cut off can be run again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
+
+from topwork.bundle.comparison import Rejection
+from topwork.bundle.exemplars import Exemplars, split
 from topwork.bundle.findings import left_out
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
-from topwork.bundle.manifest import BackboneInfo, Manifest
+from topwork.bundle.manifest import BackboneInfo, Manifest, ShardRef
 from topwork.bundle.store import Repository
 from topwork.engine.backend import Session, open_session
+from topwork.engine.change_rules import changed_shards, check_change
 from topwork.engine.embed import Source, embed
-from topwork.engine.jobs import AddClassJob, AddClassResult, SkippedUpload, StageSeconds
-from topwork.engine.solve import solve
-from topwork.errors import AlreadyExists, NotReady
+from topwork.engine.jobs import (
+    ChangeResult,
+    Conflict,
+    Failure,
+    Job,
+    Predicted,
+    SkippedUpload,
+)
+from topwork.engine.publish import Origin, publish
+from topwork.errors import NotReady, Stale
+from topwork.learning import gate
+from topwork.learning.audit import audit_exemplars
+from topwork.learning.conflicts import Known, find_conflicts
+from topwork.learning.gate import Judgement
+from topwork.learning.learn import learn
 from topwork.report.content import Making
+
+UPLOADING = ("add_class", "add_examples")
+"""The kinds of change that bring images."""
+
+OVERTAKEN = ("BACKBONE_CHANGED", "MODEL_CHANGED")
+"""Reasons why a change must be made again: a fit or a rollback came between its steps."""
+
+
+class OnImage(Protocol):
+    """Is told of images done and in all, and of conflicts once they are known."""
+
+    def __call__(self, done: int, total: int, conflicts: tuple[Conflict, ...] = ()) -> None:
+        """Take note."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewExemplars:
-    """The exemplars of a new class, and what was left out."""
+    """The exemplars that a change brings, and what was left out."""
 
     shard: str
-    """Digest of their shard."""
+    """Digest of their shard; empty if there are none."""
     backbone: str
     """Digest of the backbone that embedded them."""
     images: int
     skipped: tuple[SkippedUpload, ...]
+    conflicts: tuple[Conflict, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What was solved and judged; it does not serve yet."""
+
+    result: ChangeResult
+    published: bool
+    """Whether there is a new revision."""
+    rejected: Failure | None = None
+    """Why it must not serve."""
 
 
 class Trainer:
-    """Adds classes to the models of one repository. Keeps loaded backbones for the next time."""
+    """Changes the models of one repository. Keeps loaded backbones for the next time."""
 
     def __init__(
         self, repository: Repository, *, cores: int, limits: Limits = DEFAULT_LIMITS
@@ -43,14 +86,117 @@ class Trainer:
         self._limits = limits
         self._sessions: dict[str, Session] = {}
 
-    def embed(self, job: AddClassJob, on_image: Callable[[int, int], None]) -> NewExemplars:
+    def embed(self, job: Job, on_image: OnImage) -> NewExemplars:
         """Embed the uploads with the serving revision's backbone and store their exemplars.
 
-        ``on_image`` is called with images done and in all. Raises NotReady if fewer than the
-        minimum are usable; its message names the skipped ones.
+        Raises NotReady if too few are usable (its message names the skipped ones) or too many show
+        what another label's exemplars show, and what ``check_change`` raises.
         """
-        manifest = self._repository.manifest(job.model, self._repository.serving(job.model))
-        info = self._repository.backbone(manifest)
+        parent = self._parent(job)
+        if job.kind not in UPLOADING:
+            return NewExemplars(
+                shard="", backbone=parent.backbone, images=0, skipped=(), conflicts=()
+            )
+        new, skipped = self._embedded(job, parent, on_image)
+        known = Known.of(self._repository.shards(parent.exemplars))
+        conflicts: tuple[Conflict, ...] = ()
+        if new is not None:
+            again = known.find_same(new, job.label)
+            skipped += [
+                SkippedUpload(
+                    name=new.names[row],
+                    reason="DUPLICATE",
+                    message=f"{job.label!r} has an image of the same pixels already",
+                )
+                for row in np.flatnonzero(again)
+            ]
+            new = new.where(~again)
+            conflicts = tuple(
+                Conflict(name=one.name, label=one.label, other=one.other, exact=one.exact)
+                for one in find_conflicts(new, known, job.label)
+            )
+        usable = len(new) if new is not None else 0
+        self._check_usable(job, usable, skipped)
+        on_image(len(job.uploads), len(job.uploads), conflicts)
+        most = job.gate.max_conflicts
+        if most is not None and len(conflicts) > most:
+            raise NotReady(_too_many_conflicts(conflicts, most), reason="LABEL_CONFLICTS")
+        shard = ""
+        if new is not None and usable:
+            ((_, part),) = split(new)
+            shard = self._repository.put_shard(part)
+        return NewExemplars(
+            shard=shard,
+            backbone=parent.backbone,
+            images=usable,
+            skipped=tuple(skipped),
+            conflicts=conflicts,
+        )
+
+    def solve(self, job: Job, new: NewExemplars, operation: str) -> Candidate:
+        """Solve, judge and publish the changed model; it does not serve yet.
+
+        Raises what ``check_change`` raises, and NotReady if a fit gave the model another backbone
+        meanwhile (BACKBONE_CHANGED), too few labels or images would remain, or the recipe's head
+        cannot be learnt from them.
+        """
+        parent = self._parent(job)
+        if parent.backbone != new.backbone:
+            raise NotReady(
+                f"model {job.model!r} was fitted on another backbone meanwhile",
+                reason="BACKBONE_CHANGED",
+            )
+        shards = changed_shards(parent.exemplars, job, new.shard)
+        if job.kind == "add_examples" and shards == parent.exemplars:
+            result = ChangeResult(
+                revision=parent.revision,
+                images_used=0,
+                skipped=new.skipped,
+                conflicts=(),
+                comparison=None,
+            )
+            return Candidate(result=result, published=False)
+        # The shards, too: an id whose operation was deleted may come again with other images.
+        published = self._repository.find(
+            job.model,
+            lambda one: (
+                (one.operation, one.parent, one.exemplars) == (operation, parent.revision, shards)
+            ),
+        )
+        if published is not None:
+            return _candidate(published, new)
+        return self._solved(job, new, parent, shards, operation)
+
+    def serve(self, job: Job, revision: int, operation: str) -> None:
+        """Let ``revision`` serve, once: what moved the pointer since stays.
+
+        Raises Stale, or NotReady with the reason MODEL_CHANGED, if another one than its parent
+        serves.
+        """
+        if self._repository.was_moved_by(job.model, operation):
+            return
+        parent = self._repository.manifest(job.model, revision).parent
+        serving = self._repository.set_serving(
+            job.model, revision, why=job.kind, operation=operation, parent=parent
+        )
+        if serving != revision:
+            text = (
+                f"model {job.model!r} serves revision {serving} by now, and revision {revision} "
+                f"was made from {parent}"
+            )
+            if job.expected_revision:
+                raise Stale(text)
+            raise NotReady(text, reason="MODEL_CHANGED")
+
+    def _parent(self, job: Job) -> Manifest:
+        parent = self._repository.manifest(job.model, self._repository.serving(job.model))
+        check_change(job, parent, self._limits)
+        return parent
+
+    def _embedded(
+        self, job: Job, parent: Manifest, on_image: OnImage
+    ) -> tuple[Exemplars | None, list[SkippedUpload]]:
+        info = self._repository.backbone(parent)
         done = 0
 
         def count() -> None:
@@ -67,99 +213,83 @@ class Trainer:
                 )
                 for upload in job.uploads
             ],
-            self._session(manifest, info),
+            self._session(parent, info),
             info.preprocess,
             cores=self._cores,
             limits=self._limits,
             on_image=count,
         )
-        all_skipped = job.refused + tuple(
+        left = [
             SkippedUpload(name=one.name, reason=one.reason, message=one.message) for one in skipped
-        )
-        usable = len(exemplars) if exemplars is not None else 0
-        if exemplars is None or usable < self._limits.min_images_per_label:
-            raise NotReady(
-                _too_few(job, usable, all_skipped, self._limits), reason="TOO_FEW_IMAGES"
-            )
-        return NewExemplars(
-            shard=self._repository.put_exemplars(exemplars),
-            backbone=info.digest,
-            images=usable,
-            skipped=all_skipped,
-        )
+        ]
+        return exemplars, [*job.refused, *left]
 
-    def result(self, job: AddClassJob, new: NewExemplars, manifest: Manifest) -> AddClassResult:
-        """Return what the published revision ``manifest`` is, beside its parent; seconds are 0."""
-        metrics = self._repository.metrics(manifest)
-        parent = self._repository.manifest(job.model, manifest.parent)
-        return AddClassResult(
-            revision=manifest.revision,
-            images_used=new.images,
-            skipped=new.skipped,
-            old_labels_accuracy_before=self._repository.metrics(parent).accuracy,
-            old_labels_accuracy_after=metrics.accuracy_on(parent.labels),
-            new_label_recall=next(
-                one.recall for one in metrics.per_label if one.label == job.label
+    def _check_usable(self, job: Job, usable: int, skipped: Sequence[SkippedUpload]) -> None:
+        """Raise NotReady if there are too few images; those that the label has are no failure."""
+        least = self._limits.min_images_per_label if job.kind == "add_class" else 1
+        if job.kind == "add_examples":
+            usable += sum(one.reason == "DUPLICATE" for one in skipped)
+        if usable < least:
+            raise NotReady(_too_few(job.label, usable, least, skipped), reason="TOO_FEW_IMAGES")
+
+    def _solved(
+        self,
+        job: Job,
+        new: NewExemplars,
+        parent: Manifest,
+        shards: tuple[ShardRef, ...],
+        operation: str,
+    ) -> Candidate:
+        exemplars = self._repository.exemplars(shards)
+        recipe = job.recipe or parent.recipe
+        learned = learn(exemplars, seed=parent.seed, recipe=recipe, threads=self._cores)
+        findings = (
+            *(
+                left_out(one.name, job.label, reason=one.reason, message=one.message)
+                for one in new.skipped
             ),
-            seconds=StageSeconds(),
+            *audit_exemplars(exemplars, learned.judged, seed=parent.seed),
         )
-
-    def solve(self, job: AddClassJob, new: NewExemplars, operation: str) -> Manifest:
-        """Solve and publish the revision with the new class; it does not serve yet.
-
-        Raises AlreadyExists if the model has the label by now, NotReady if a fit gave it another
-        backbone meanwhile.
-        """
-        # The shard, too: an id whose operation was deleted may come again with other images.
-        published = self._repository.find(
-            job.model, lambda one: one.operation == operation and new.shard in one.exemplars
+        comparison = gate.compare(
+            Judgement.of_shards(
+                self._repository.shards(parent.exemplars), self._repository.metrics(parent)
+            ),
+            Judgement.of(exemplars, learned.metrics),
+            taught=job.label if job.kind in UPLOADING else None,
+            renamed={job.label: job.new_label} if job.kind == "rename_class" else {},
         )
-        if published is not None:
-            return published
-        parent = self._repository.manifest(job.model, self._repository.serving(job.model))
-        if job.label in parent.labels:
-            raise AlreadyExists(
-                f"model {job.model!r} has a label {job.label!r} already",
-                kind="label",
-                resource=job.label,
-                reason="LABEL_EXISTS",
+        failures = gate.check(comparison, job.gate)
+        if job.validate_only:
+            result = ChangeResult(
+                revision=0,
+                images_used=new.images,
+                skipped=new.skipped,
+                conflicts=new.conflicts,
+                comparison=comparison,
+                gate_failures=failures,
+                findings=findings,
+                predicted=Predicted(labels=exemplars.labels, metrics=learned.metrics),
             )
-        if len(parent.labels) >= self._limits.max_labels:
-            raise too_many_labels(job.model, len(parent.labels), self._limits)
-        if parent.backbone != new.backbone:
-            raise NotReady(
-                f"model {job.model!r} was fitted on another backbone meanwhile; call again",
-                reason="BACKBONE_CHANGED",
-            )
-        return solve(
+            return Candidate(result=result, published=False)
+        manifest = publish(
             self._repository,
+            exemplars,
+            learned,
             model=job.model,
             backbone=parent.backbone,
-            shards=(*parent.exemplars, new.shard),
+            shards=shards,
             seed=parent.seed,
-            recipe=parent.recipe,
-            making=Making(
-                command=f"AddClass {job.label!r} ({new.images} images), operation {operation}",
-                findings=tuple(
-                    left_out(one.name, job.label, reason=one.reason, message=one.message)
-                    for one in new.skipped
-                ),
+            recipe=recipe,
+            origin=Origin(
+                change=job.kind,
+                parent=parent.revision,
+                operation=operation,
+                comparison=comparison,
+                rejection=Rejection(gate=job.gate, failures=failures) if failures else None,
             ),
-            parent=parent.revision,
-            operation=operation,
-            threads=self._cores,
+            making=Making(command=_described(job, new, operation), findings=findings),
         )
-
-    def serve(self, model: str, revision: int) -> None:
-        """Let ``revision`` serve. Raises NotReady if meanwhile another one than its parent does."""
-        manifest = self._repository.manifest(model, revision)
-        serving = self._repository.set_serving(model, revision, parent=manifest.parent)
-        if serving != revision:
-            raise NotReady(
-                f"model {model!r} serves revision {serving} by now, and revision {revision} was "
-                f"made from {manifest.parent}; call again",
-                reason="MODEL_CHANGED",
-            )
+        return _candidate(manifest, new)
 
     def _session(self, manifest: Manifest, info: BackboneInfo) -> Session:
         if info.digest not in self._sessions:
@@ -169,22 +299,53 @@ class Trainer:
         return self._sessions[info.digest]
 
 
-def too_many_labels(model: str, labels: int, limits: Limits) -> NotReady:
-    """Return the error of a model that may not have another label."""
-    return NotReady(
-        f"model {model!r} has {labels} labels; the limit is {limits.max_labels}",
-        reason="TOO_MANY_LABELS",
+def _candidate(manifest: Manifest, new: NewExemplars) -> Candidate:
+    result = ChangeResult(
+        revision=manifest.revision,
+        images_used=new.images,
+        skipped=new.skipped,
+        conflicts=new.conflicts,
+        comparison=manifest.comparison,
     )
+    if manifest.rejection is None:
+        return Candidate(result=result, published=True)
+    failure = Failure(
+        kind="NotReady",
+        reason="GATE_FAILED",
+        message=f"revision {manifest.revision} was rejected: "
+        + "; ".join(manifest.rejection.failures),
+        revision=manifest.revision,
+        comparison=manifest.comparison,
+    )
+    return Candidate(result=result, published=True, rejected=failure)
 
 
-def _too_few(
-    job: AddClassJob, usable: int, skipped: tuple[SkippedUpload, ...], limits: Limits
-) -> str:
-    text = (
-        f"label {job.label!r} has {usable} usable images; "
-        f"at least {limits.min_images_per_label} are needed"
-    )
+def _described(job: Job, new: NewExemplars, operation: str) -> str:
+    """Return what was asked for, for the report."""
+    what = {
+        "add_class": f"AddClass {job.label!r} ({new.images} images)",
+        "add_examples": f"AddExamples {job.label!r} ({new.images} images)",
+        "remove_class": f"RemoveClass {job.label!r}",
+        "rename_class": f"RenameClass {job.label!r} to {job.new_label!r}",
+        "retrain": "Retrain",
+    }[job.kind]
+    return f"{what}, operation {operation}"
+
+
+def _too_few(label: str, usable: int, least: int, skipped: Sequence[SkippedUpload]) -> str:
+    text = f"label {label!r} has {usable} usable images; at least {least} are needed"
     if skipped:
         named = "; ".join(f"{one.name}: {one.message}" for one in skipped[:5])
         text += f" ({len(skipped)} skipped: {named}{'; ...' if len(skipped) > 5 else ''})"
     return text
+
+
+def _too_many_conflicts(conflicts: Sequence[Conflict], most: int) -> str:
+    named = "; ".join(
+        f"{one.name} shows what {one.other or 'an image'} shows, labelled {one.label!r}"
+        for one in conflicts[:5]
+    )
+    return (
+        f"{len(conflicts)} images show what other labels' images show, and the gate lets {most}: "
+        f"{named}{'; ...' if len(conflicts) > 5 else ''}"
+    )

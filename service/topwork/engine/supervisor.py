@@ -14,7 +14,12 @@ from topwork.engine import worker
 log = structlog.get_logger(__name__)
 
 RESTART_SECONDS = 1.0
-"""Pause before a worker that died is started again."""
+LONGEST_RESTART_SECONDS = 30.0
+"""Pause before a worker that ended is started again.
+
+The first after a worker that was killed; twice as long each time after one that gave up by itself,
+as it does while the disk is full: the second is the longest.
+"""
 
 
 class Supervisor:
@@ -67,6 +72,7 @@ class Supervisor:
 
     async def _supervise(self) -> None:
         loop = asyncio.get_running_loop()
+        pause = RESTART_SECONDS
         while True:
             assert self._process is not None, "start() spawned it"
             died = asyncio.Event()
@@ -75,15 +81,18 @@ class Supervisor:
                 await died.wait()
             finally:
                 loop.remove_reader(self._process.sentinel)
-            log.error("worker died", exit_code=self._process.exitcode)
+            gave_up = self._process.exitcode == worker.GAVE_UP
+            pause = min(2 * pause, LONGEST_RESTART_SECONDS) if gave_up else RESTART_SECONDS
+            log.error("worker died", exit_code=self._process.exitcode, pause=pause)
+            await asyncio.sleep(pause)
             await self._respawn()
 
     async def _respawn(self) -> None:
         while True:
-            await asyncio.sleep(RESTART_SECONDS)
             try:
                 self._spawn()
             except OSError as error:  # no memory or no processes left, for now
                 log.error("worker cannot be started", error=str(error))
+                await asyncio.sleep(RESTART_SECONDS)
             else:
                 return

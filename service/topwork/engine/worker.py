@@ -20,25 +20,36 @@ from typing import Any
 
 import structlog
 from dbos import DBOS, DBOSPortableJSONSerializer
+from sqlalchemy.exc import SQLAlchemyError
 
 from topwork import logs
 from topwork.bundle.limits import Limits
 from topwork.bundle.store import Repository
 from topwork.engine import operations
 from topwork.engine.jobs import (
-    AddClassJob,
-    AddClassResult,
+    ChangeResult,
+    Conflict,
     Failure,
+    Job,
     Outcome,
     Progress,
     Stage,
     StageSeconds,
 )
 from topwork.engine.operations import from_json, to_json
-from topwork.engine.retrain import NewExemplars, Trainer
+from topwork.engine.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
 from topwork.errors import TopworkError
 
 log = structlog.get_logger(__name__)
+
+GAVE_UP = 75
+"""Exit status of a worker that cannot work for now, such as on a full disk (EX_TEMPFAIL)."""
+
+ATTEMPTS = 5
+"""How often a change is made before it fails, when a fit or a rollback overtakes it each time."""
+
+MOST_RECOVERIES = 1_000_000
+"""Deaths of the worker that an operation survives."""
 
 PROGRESS_SECONDS = 0.1
 """Least time between two progress events of a stage; each is a database write."""
@@ -50,20 +61,34 @@ class WorkerConfig:
 
     root: Path
     url: str
+    executor: str
+    """Its name, the same after every restart: DBOS gives it back what it was doing."""
     cores: int
     limits: Limits
     log_format: logs.Format
 
 
 def run(config: WorkerConfig, parent: Connection) -> None:
-    """Run operations until the parent closes its end of the pipe ``parent``, or dies.
-
-    One worker a repository and host at a time: a second one waits for the first to end.
-    """
+    """Work until the parent closes its end of the pipe ``parent``, or dies."""
     # Signals to the process group are for the server; this process ends with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    work(config)
+
+
+def run_alone(config: WorkerConfig) -> None:
+    """Work until SIGTERM or SIGINT. What runs then is repeated by the next worker."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
+    work(config)
+
+
+def work(config: WorkerConfig) -> None:
+    """Run operations, for good.
+
+    Of several workers under one executor's name one works, and the others wait for it to end.
+    """
     logs.configure(config.log_format)
     os.nice(19)  # requests come first; this gets what they leave, and a fiftieth of the rest
     lock = (config.root / "worker.lock").open("w")
@@ -75,7 +100,7 @@ def run(config: WorkerConfig, parent: Connection) -> None:
         config={
             "name": operations.APPLICATION,
             "system_database_url": config.url,
-            "executor_id": "worker",
+            "executor_id": config.executor,
             "application_version": operations.APPLICATION_VERSION,
             "serializer": DBOSPortableJSONSerializer(),
             "log_level": "WARNING",
@@ -98,42 +123,66 @@ def _define(trainer: Trainer) -> None:
     """Register the workflow and its steps with DBOS. What a step gave is stored when it ends."""
 
     def embed(job: Any) -> NewExemplars:
-        return trainer.embed(from_json(job, AddClassJob), _Reporter("embedding"))
+        return trainer.embed(from_json(job, Job), _Reporter("embedding"))
 
-    def solve(job: Any, new: Any) -> AddClassResult:
-        _set_progress(Progress(stage="solving"))
-        operation = DBOS.workflow_id
-        assert operation is not None, "a step runs in a workflow"
-        asked, added = from_json(job, AddClassJob), from_json(new, NewExemplars)
-        return trainer.result(asked, added, trainer.solve(asked, added, operation))
+    def solve(job: Any, new: Any) -> Candidate:
+        added = from_json(new, NewExemplars)
+        _set_progress(Progress(stage="solving", conflicts=added.conflicts))
+        return trainer.solve(from_json(job, Job), added, _workflow_id())
 
     def serve(job: Any, data: Any) -> None:
         _set_progress(Progress(stage="publishing"))
-        trainer.serve(from_json(job, AddClassJob).model, from_json(data, AddClassResult).revision)
-        # A cancel that comes now comes too late, and this is how the server knows.
+        # First: if the pointer moves and this process dies, a cancel that comes then comes too
+        # late, and this is what the server answers.
         DBOS.set_event(operations.RESULT, data)
+        trainer.serve(from_json(job, Job), from_json(data, ChangeResult).revision, _workflow_id())
 
     embed_step, solve_step, serve_step = _step(embed), _step(solve), _step(serve)
 
-    @DBOS.workflow(name=operations.ADD_CLASS)
-    def add_class(data: Any) -> Any:
-        job = from_json(data, AddClassJob)
-        try:
-            embedded = embed_step(data)
-            solved = solve_step(data, embedded.value)
-            seconds = StageSeconds(
-                queued=embedded.started - job.accepted,
-                embedding=embedded.seconds,
-                solving=solved.seconds,
+    def attempt(data: Any, job: Job) -> ChangeResult:
+        embedded = embed_step(data)
+        solved = solve_step(data, embedded.value)
+        candidate = from_json(solved.value, Candidate)
+        if candidate.rejected is not None:
+            raise _StepFailed(candidate.rejected)
+        seconds = StageSeconds(
+            queued=embedded.started - job.accepted,
+            embedding=embedded.seconds,
+            solving=solved.seconds,
+        )
+        result = replace(candidate.result, seconds=seconds)
+        if not candidate.published:
+            return result
+        served = serve_step(data, to_json(result))
+        return replace(result, seconds=replace(seconds, publishing=served.seconds))
+
+    @DBOS.workflow(name=operations.CHANGE, max_recovery_attempts=MOST_RECOVERIES)
+    def change(data: Any) -> Any:
+        job = from_json(data, Job)
+        for again in reversed(range(ATTEMPTS)):
+            try:
+                result = attempt(data, job)
+            except SQLAlchemyError:
+                log.exception("database cannot be used", id=DBOS.workflow_id)
+                os._exit(GAVE_UP)  # when it can be, the next worker goes on from the last step
+            except _StepFailed as failed:
+                failure = failed.failure
+                if again and failure.reason in OVERTAKEN:
+                    log.info("overtaken", id=DBOS.workflow_id, model=job.model)
+                    continue
+                log.warning("operation failed", id=DBOS.workflow_id, error=failure.message)
+                return to_json(Outcome(failure=failure))
+            log.info(
+                "changed", kind=job.kind, model=job.model, label=job.label, revision=result.revision
             )
-            result = replace(from_json(solved.value, AddClassResult), seconds=seconds)
-            served = serve_step(data, to_json(result))
-        except _StepFailed as failed:
-            log.warning("operation failed", id=DBOS.workflow_id, error=failed.failure.message)
-            return to_json(Outcome(failure=failed.failure))
-        log.info("class added", model=job.model, label=job.label, revision=result.revision)
-        seconds = replace(seconds, publishing=served.seconds)
-        return to_json(Outcome(result=replace(result, seconds=seconds)))
+            return to_json(Outcome(result=result))
+        raise AssertionError("the last attempt returns")
+
+
+def _workflow_id() -> str:
+    operation = DBOS.workflow_id
+    assert operation is not None, "a step runs in a workflow"
+    return operation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,11 +238,11 @@ class _Reporter:
         self._stage: Stage = stage
         self._next = 0.0
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, conflicts: tuple[Conflict, ...] = ()) -> None:
         now = time.monotonic()
         if now >= self._next or done == total:
             self._next = now + PROGRESS_SECONDS
-            _set_progress(Progress(stage=self._stage, done=done, total=total))
+            _set_progress(Progress(stage=self._stage, done=done, total=total, conflicts=conflicts))
 
 
 def _set_progress(progress: Progress) -> None:

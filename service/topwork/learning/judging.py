@@ -9,21 +9,29 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle.exemplars import FOLDS, Exemplars
+from topwork.bundle.exemplars import FOLDS
 from topwork.bundle.features import Normaliser
 from topwork.bundle.head import softmax
 from topwork.bundle.recipe import HeadKind
 from topwork.learning.calibration import find_temperature, log_losses
 from topwork.learning.families import FAMILIES
-from topwork.learning.task import Task, balanced_weights
+from topwork.learning.sharing import ALONE, Threads
+from topwork.learning.task import Task, balanced_weights, take_turns
+
+_ROWS = 4096
+"""Rows that are normalised at once."""
 
 
 # Not slotted: cached properties need the dictionary.
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """The exemplars and their folds: -1 teaches always and is never judged."""
+    """N exemplars of C classes and their folds: -1 teaches always and is never judged."""
 
-    exemplars: Exemplars
+    embeddings: NDArray[np.float32]
+    """(N, D)"""
+    every_target: NDArray[np.int64]
+    """(N,), all classes, judged or not."""
+    classes: int
     folds: NDArray[np.int64]
     """(N,)"""
 
@@ -35,7 +43,7 @@ class Judge:
     @cached_property
     def targets(self) -> NDArray[np.int64]:
         """Return the classes of the judged rows, (J,)."""
-        return self.exemplars.targets[self.rows]
+        return self.every_target[self.rows]
 
     @cached_property
     def weights(self) -> NDArray[np.float64]:
@@ -43,15 +51,31 @@ class Judge:
 
         A row whose class no other fold has is judged, but teaches nothing about certainty.
         """
-        counts = self.exemplars.counts()
+        counts = np.bincount(self.every_target, minlength=self.classes)
         group = self.targets * FOLDS + self.folds[self.rows]
         taught = np.bincount(group)[group] < counts[self.targets]
-        return np.asarray(balanced_weights(self.targets, len(counts)) * taught)
+        return np.asarray(balanced_weights(self.targets, self.classes) * taught)
 
     @cached_property
     def sets(self) -> NDArray[np.bool_]:
         """Return which rows teach, (F, N): all but those of one fold, fold by fold."""
         return np.asarray(self.folds != np.arange(self.folds.max() + 1)[:, None])
+
+    def sample(self, rows: int) -> Judge:
+        """Return a judge of so many rows only, of all if there are no more.
+
+        Classes take turns, in the order of the exemplars: of their digests. If the sample has no
+        row that may be judged, as after fine-tuning it may be, all rows are taken.
+        """
+        kept = take_turns(self.every_target, rows)
+        if len(kept) == len(self.folds) or (self.folds[kept] < 0).all():
+            return self
+        return Judge(
+            embeddings=self.embeddings[kept],
+            every_target=self.every_target[kept],
+            classes=self.classes,
+            folds=self.folds[kept],
+        )
 
     def shortened(self, rows: int) -> Judge:
         """Return a judge of the first folds only, of as many as have ``rows`` rows together."""
@@ -59,41 +83,46 @@ class Judge:
         last = int(enough.argmax()) if enough.any() else FOLDS
         return replace(self, folds=np.where(self.folds <= last, self.folds, -1))
 
-    def task(self, normaliser: Normaliser) -> Task:
+    def task(self, normaliser: Normaliser, threads: Threads = ALONE) -> Task:
         """Return what is to be learnt of the exemplars."""
-        return Task(
-            features=normaliser(self.exemplars.embeddings),
-            targets=self.exemplars.targets,
-            classes=len(self.exemplars.labels),
-        )
+        features = np.empty_like(self.embeddings)
+
+        def fill(start: int) -> None:
+            block = slice(start, start + _ROWS)
+            features[block] = normaliser(self.embeddings[block])
+
+        threads.map(fill, range(0, len(features), _ROWS))
+        return Task(features=features, targets=self.every_target, classes=self.classes)
 
     def trials(
-        self, task: Task, normaliser: Normaliser, kind: HeadKind, strengths: Sequence[float]
+        self,
+        task: Task,
+        normaliser: Normaliser,
+        kind: HeadKind,
+        strengths: Sequence[float],
+        threads: Threads = ALONE,
     ) -> list[Trial]:
         """Return a trial a strength: each judged row by a head that saw none of its fold."""
-        solved = FAMILIES[kind].solve(task, self.sets, strengths, final=False)
-        expand = solved[0][0].expansion  # the same in all
-        features = task.features[self.rows]
-        expanded = features if expand is None else expand(features)
-        trials = []
-        for strength, scorers in zip(strengths, solved, strict=True):
-            scores = np.zeros((len(self.rows), task.classes), dtype=np.float32)
+        solved = FAMILIES[kind].solve(task, self.sets, strengths, final=False, threads=threads)
+        task.expanded(solved[0][0].expansion)  # once, not on each thread
+
+        def judge(number: int) -> Trial:
+            strength, scorers = strengths[number], solved[number]
+            scores = np.empty((len(self.rows), task.classes), dtype=np.float32)
             for fold, scorer in enumerate(scorers):
-                mine = self.folds[self.rows] == fold
-                scores[mine] = scorer.linear(expanded[mine])
+                mine = np.flatnonzero(self.folds[self.rows] == fold)
+                scores[mine] = task.scores(scorer, self.rows[mine])
             temperature = find_temperature(scores, self.targets, self.weights)
-            trials.append(
-                Trial(
-                    kind=kind,
-                    normaliser=normaliser,
-                    task=task,
-                    strength=strength,
-                    scores=scores,
-                    temperature=temperature,
-                    losses=log_losses(scores / np.float32(temperature), self.targets),
-                )
+            return Trial(
+                kind=kind,
+                normaliser=normaliser,
+                strength=strength,
+                scores=scores,
+                temperature=temperature,
+                losses=log_losses(scores, self.targets, temperature),
             )
-        return trials
+
+        return threads.map(judge, range(len(strengths)))
 
     def loss(self, trial: Trial) -> float:
         """Return the weighted mean log loss of a trial."""
@@ -124,7 +153,6 @@ class Trial:
 
     kind: HeadKind
     normaliser: Normaliser
-    task: Task
     strength: float
     scores: NDArray[np.float32]
     """(J, C), each judged row's by a head that saw no row of its fold."""

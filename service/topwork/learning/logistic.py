@@ -33,6 +33,12 @@ length of 1 would make the bias curve far more than all else, and double the ite
 _ABSENT = -30.0
 """Bias of a class without weight in a problem; its optimum would be minus infinity."""
 
+_FEW = 8
+"""Classes up to which one row of theta is saved."""
+
+_ROWS = 4096
+"""Rows that are centred at once."""
+
 _NUMBERS = 2**27
 """Numbers held at once, about; a larger batch is solved in parts."""
 
@@ -77,17 +83,20 @@ def solve(
     # The bias absorbs any shift of the features, so centring changes no optimum. But it takes away
     # the largest eigenvalue by far: half the squared length of non-negative rows is their mean.
     centre = features.mean(axis=0, dtype=np.float64)
-    x = np.empty((len(features), len(centre) + 1), dtype=dtype)
-    x[:, :-1] = features - centre
-    unit = _BIAS * (float(np.linalg.norm(x[:, :-1])) / len(x) ** 0.5 or 1.0)
+    x: Floats = np.empty((len(features), len(centre) + 1), dtype=dtype)
+    for start in range(0, len(x), _ROWS):  # no second copy of all
+        x[start : start + _ROWS, :-1] = features[start : start + _ROWS] - centre
+    x[:, -1] = 0
+    unit = _BIAS * (float(np.sqrt(_lengths(x).mean())) or 1.0)
     x[:, -1] = unit
 
     batch, total = len(strengths), mass.sum(axis=1, keepdims=True)  # (B, 1)
     total[total == 0] = 1
     ridge = np.repeat(1 / (total * strengths[:, None]), x.shape[1], axis=1)
     ridge[:, -1] = 0
-    theta = np.zeros((batch, classes, x.shape[1]), dtype=dtype)
-    theta[..., -1] = np.where(mass > 0, 0, _ABSENT / unit)
+    contrasts: Floats = np.asarray(_contrasts(classes), dtype=dtype)
+    theta = np.zeros((batch, contrasts.shape[1], x.shape[1]), dtype=dtype)
+    theta[..., -1] = np.where(mass > 0, 0, _ABSENT / unit) @ contrasts
     iterations, decrement = np.zeros(batch, dtype=np.int64), np.zeros(batch)
 
     size = max(1, _NUMBERS // (classes * (5 * x.shape[0] + 2 * _MEMORY * x.shape[1])))
@@ -98,10 +107,12 @@ def solve(
             targets=targets,
             weights=(sample_weights[part] / total[part]).astype(dtype),
             ridge=ridge[part, None].astype(dtype),
+            contrasts=contrasts,
         )
         theta[part], iterations[part], decrement[part] = _minimise(
             problems, theta[part], tolerance, max_iterations
         )
+    theta = contrasts @ theta
     weights = theta[..., :-1]
     bias = (theta[..., -1] * unit - weights @ centre).astype(dtype)
     return Solution(weights=weights, bias=bias, iterations=iterations, decrement=decrement)
@@ -133,6 +144,20 @@ def _class_mass(
     return np.asarray(sample_weights @ np.eye(classes)[targets])
 
 
+def _contrasts(classes: int) -> Floats:
+    """Return orthonormal columns (C, E) that theta is written in.
+
+    Softmax knows no common shift, and the penalty wants none: rows of an optimum sum to 0, as
+    those of every gradient do. So C - 1 of them are enough (Helmert's contrasts), on the very
+    same path, which matters for few classes.
+    """
+    if classes > _FEW or classes == 1:
+        return np.eye(classes)
+    columns = np.triu(np.ones((classes, classes - 1)))
+    columns[np.arange(1, classes), np.arange(classes - 1)] = -np.arange(1, classes)
+    return np.asarray(columns / np.linalg.norm(columns, axis=0))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Problems:
     """The objectives, each divided by strength and total weight: a mean loss plus a small ridge.
@@ -148,11 +173,14 @@ class _Problems:
     """(B, N); every row sums to 1."""
     ridge: Floats
     """(B, 1, K); 0 in the last column, since the bias is free."""
+    contrasts: Floats
+    """(C, E), orthonormal: what theta's E rows say of the C classes."""
 
     def logits(self, theta: Floats) -> Floats:
-        """Return (B, C, N) for theta (B, C, K)."""
-        batch, classes, columns = theta.shape
-        return (theta.reshape(-1, columns) @ self.x.T).reshape(batch, classes, -1)
+        """Return (B, C, N) for theta (B, E, K)."""
+        batch, rows, columns = theta.shape
+        logits = (theta.reshape(-1, columns) @ self.x.T).reshape(batch, rows, -1)
+        return logits if rows == len(self.contrasts) else self.contrasts @ logits
 
     def objective(self, theta: Floats, logits: Floats) -> tuple[Floats, Floats]:
         """Return the objectives and the probabilities (B, C, N), which overwrite the logits."""
@@ -164,9 +192,11 @@ class _Problems:
         return _dot(self.weights, np.log(total) - right) + _dot(self.ridge * theta, theta) / 2, p
 
     def gradient(self, theta: Floats, p: Floats) -> Floats:
-        """Return the gradients (B, C, K); overwrites the probabilities (B, C, N)."""
+        """Return the gradients (B, E, K); overwrites the probabilities (B, C, N)."""
         p *= self.weights[:, None]
         p[:, self.targets, np.arange(len(self.targets))] -= self.weights
+        if theta.shape[1] < len(self.contrasts):
+            p = self.contrasts.T @ p
         product = p.reshape(-1, len(self.targets)) @ self.x
         return product.reshape(theta.shape) + self.ridge * theta
 
@@ -186,7 +216,7 @@ def _minimise(
     gradient = problems.gradient(theta, p)
     pairs: list[tuple[Floats, Floats, Floats]] = []
     # No eigenvalue of the Hessian is above this (Boehning 1992, AISM 44).
-    steepest = np.square(problems.x).sum(axis=1).max() / 2 + problems.ridge[..., :1]
+    steepest = _lengths(problems.x).max() / 2 + problems.ridge[..., :1]
     scale, sound = 1 / steepest, np.ones_like(value, dtype=bool)
     for iteration in range(max_iterations + 1):
         direction = -_inverse_hessian_times(gradient, pairs, scale)
@@ -241,3 +271,8 @@ def _inverse_hessian_times(
 def _dot(a: Floats, b: Floats) -> Floats:
     """Return the inner products (B, 1, 1) of a and b, both (B, ...)."""
     return a.reshape(len(a), 1, -1) @ b.reshape(len(b), -1, 1)
+
+
+def _lengths(x: Floats) -> Floats:
+    """Return the squared length (N,) of each row."""
+    return np.asarray(np.einsum("nk,nk->n", x, x))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -14,6 +13,7 @@ from topwork.bundle.head import Unknown
 from topwork.bundle.metrics import LeftOut, UnknownMetrics
 from topwork.learning import logistic
 from topwork.learning.families import Family
+from topwork.learning.sharing import ALONE, Threads
 from topwork.learning.task import Task
 
 GROUPS = 10
@@ -44,6 +44,7 @@ def learn_unknown(
     folds: NDArray[np.int64],
     highest: Floats,
     temperature: float,
+    threads: Threads = ALONE,
 ) -> tuple[Unknown, UnknownMetrics] | None:
     """Return what tells the unknown and how well it does; None where that cannot be tried.
 
@@ -53,8 +54,8 @@ def learn_unknown(
     those left out, which it never saw, are weighed by a logistic regression. Signs count in
     standard deviations of the known ones, so the weights hold for a head that knows all classes.
     """
-    groups = _Groups(task, folds)
-    trials = list(_trials(task, family, strength, groups))
+    groups = _Groups(task, folds, threads)
+    trials = _trials(task, family, strength, groups, threads)
     known = _signs(highest, groups.nearest_of_other_folds()[folds >= 0])
     reachable = np.isfinite(known[:, 1])
     if not trials or not reachable.any():
@@ -114,13 +115,14 @@ def auroc(known: Floats, unknown: Floats) -> float:
 class _Groups:
     """Classes in groups that are left out in turn, and what lies near to which row."""
 
-    def __init__(self, task: Task, folds: NDArray[np.int64]) -> None:
+    def __init__(self, task: Task, folds: NDArray[np.int64], threads: Threads) -> None:
         self.folds = folds
         self.count = min(task.classes, GROUPS)
         self.of_row = task.targets % self.count
         columns = FOLDS + 1  # the first for rows that are never judged
         cells = self.of_row * columns + folds + 1
-        self._nearest = task.nearest(cells, self.count * columns).reshape(-1, self.count, columns)
+        nearest = task.nearest(cells, self.count * columns, threads)
+        self._nearest = nearest.reshape(-1, self.count, columns)
 
     def nearest_of_other_folds(self) -> Floats:
         """Return the squared distances (N,) from rows to the nearest row of another fold."""
@@ -143,7 +145,9 @@ class _Trial:
     """By class."""
 
 
-def _trials(task: Task, family: Family, strength: float, groups: _Groups) -> Iterator[_Trial]:
+def _trials(
+    task: Task, family: Family, strength: float, groups: _Groups, threads: Threads
+) -> list[_Trial]:
     tried = []
     judged = np.unique(groups.folds[groups.folds >= 0])  # one fold alone after fine-tuning
     for group in range(groups.count if len(judged) else 0):
@@ -154,19 +158,23 @@ def _trials(task: Task, family: Family, strength: float, groups: _Groups) -> Ite
         if learnt.any() and known.any() and unknown.any():
             tried.append((group, fold, learnt, known, unknown))
     if not tried:
-        return
+        return []
     sets = np.stack([learnt for _, _, learnt, _, _ in tried])
-    (scorers,) = family.solve(task, sets, [strength], final=False)
-    for (group, fold, _, known, unknown), scorer in zip(tried, scorers, strict=True):
+    (scorers,) = family.solve(task, sets, [strength], final=False, threads=threads)
+
+    def judge(number: int) -> _Trial:
+        group, fold, _, known, unknown = tried[number]
         rows = np.flatnonzero(known | unknown)
-        highest = scorer(task.features[rows]).max(axis=1)  # never that of a class left out
+        highest = task.scores(scorers[number], rows).max(axis=1)  # never of a class left out
         signs = _signs(highest, groups.nearest_without(group, fold)[rows])
         matrix = _deviations(signs, signs[known[rows]])
         targets = np.where(unknown[rows], task.targets[rows], -1)
-        yield _Trial(
+        return _Trial(
             known=matrix[targets < 0],
             left_out={one: matrix[targets == one] for one in np.unique(targets).tolist()[1:]},
         )
+
+    return threads.map(judge, range(len(tried)))
 
 
 def _signs(highest: Floats, nearest: Floats) -> NDArray[np.float64]:

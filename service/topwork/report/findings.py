@@ -10,7 +10,9 @@ from topwork.bundle.findings import Finding, Severity
 
 SHOWN = 3
 """Findings of a kind shown at once; the others are folded."""
-NAMES = 200
+FOLDED = 50
+"""Findings of a kind that are folded at most; more are only counted."""
+NAMES = 50
 """File names shown of a finding at most."""
 
 MEANING: tuple[tuple[Severity, str, str], ...] = (
@@ -28,6 +30,8 @@ class Kind:
     shown: tuple[Finding, ...]
     folded: tuple[Finding, ...]
     """More, for those who ask."""
+    left_out: int
+    """How many more there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +57,11 @@ def group(findings: Iterable[Finding]) -> tuple[Group, ...]:
             title=title,
             meaning=meaning,
             kinds=tuple(
-                Kind(shown=tuple(same[:SHOWN]), folded=tuple(same[SHOWN:]))
+                Kind(
+                    shown=tuple(same[:SHOWN]),
+                    folded=tuple(same[SHOWN : SHOWN + FOLDED]),
+                    left_out=max(0, len(same) - SHOWN - FOLDED),
+                )
                 for same in kinds[severity].values()
             ),
             count=sum(map(len, kinds[severity].values())),

@@ -21,33 +21,17 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A share before and after."""
+    """A share before and after, with the 95 % interval of the change."""
 
-    before: Share
-    after: Share
+    before: float
+    after: float
+    low: float
+    high: float
 
     @property
     def value(self) -> float:
         """The change, -1 to 1."""
-        return self.after.value - self.before.value
-
-    @property
-    def low(self) -> float:
-        """Lower end of its 95 % interval.
-
-        Newcombe's (1998, Statistics in Medicine 17:873, method 10), as if the images of both were
-        different ones. Most are the same, so it is wider than it needs to be.
-        """
-        return self.value - math.hypot(
-            self.after.value - self.after.low, self.before.high - self.before.value
-        )
-
-    @property
-    def high(self) -> float:
-        """Upper end of the same."""
-        return self.value + math.hypot(
-            self.after.high - self.after.value, self.before.value - self.before.low
-        )
+        return self.after - self.before
 
     @property
     def verdict(self) -> str:
@@ -55,6 +39,21 @@ class Change:
         if self.low > 0:
             return "better"
         return "worse" if self.high < 0 else "within the noise"
+
+
+def change(before: Share, after: Share) -> Change:
+    """Return the change between shares of different images.
+
+    Newcombe's interval (1998, Statistics in Medicine 17:873, method 10). Where most images are the
+    same in truth, it is wider than it needs to be.
+    """
+    value = after.value - before.value
+    return Change(
+        before=before.value,
+        after=after.value,
+        low=value - math.hypot(after.value - after.low, before.high - before.value),
+        high=value + math.hypot(after.high - after.value, before.value - before.low),
+    )
 
 
 def share(successes: int, images: int) -> Share:

@@ -20,6 +20,9 @@ from topwork.report import (
 )
 from topwork.report.content import Content
 
+SHARDS = 20
+"""Shards of exemplars that are named at most."""
+
 
 def render(content: Content) -> str:
     """Return the report: HTML that needs no other file, no network and no script.
@@ -46,6 +49,7 @@ def render(content: Content) -> str:
             map=embedding_map.lay_out(content),
             audit=findings.group(content.making.findings),
             names_shown=findings.NAMES,
+            shards_shown=SHARDS,
             backbone_axis=intervals.axis([one.accuracy_low for one in backbones if not one.error]),
         )
     )

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any
 
 from google.longrunning import operations_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from topwork.bundle.comparison import Comparison, Gate
 from topwork.bundle.limits import Limits
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
-from topwork.engine.jobs import AddClassResult, Stage
-from topwork.engine.operations import Operation
+from topwork.bundle.serving import Move, Serving
+from topwork.engine.jobs import ChangeResult, Conflict, Kind, Stage
+from topwork.engine.operations import Operation, Subject
 from topwork.engine.serving.classify_job import Answer, Classified
 from topwork.errors import ImageError, InvalidInput
 from topwork.rpc import status as statuses
+from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import model_service_pb2 as model_pb
+from topwork.v1 import revision_pb2 as revision_pb
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +35,33 @@ class Published:
     backbone: BackboneInfo
 
 
-STAGES: dict[Stage, model_pb.AddClassStage.ValueType] = {
-    "queued": model_pb.ADD_CLASS_STAGE_QUEUED,
-    "embedding": model_pb.ADD_CLASS_STAGE_EMBEDDING,
-    "solving": model_pb.ADD_CLASS_STAGE_SOLVING,
-    "publishing": model_pb.ADD_CLASS_STAGE_PUBLISHING,
-    "done": model_pb.ADD_CLASS_STAGE_DONE,
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A model as it is stored."""
+
+    state: Serving
+    serving: Published
+    revisions: list[int]
+
+
+STAGES: dict[Stage, change_pb.ChangeStage.ValueType] = {
+    "queued": change_pb.CHANGE_STAGE_QUEUED,
+    "embedding": change_pb.CHANGE_STAGE_EMBEDDING,
+    "solving": change_pb.CHANGE_STAGE_SOLVING,
+    "publishing": change_pb.CHANGE_STAGE_PUBLISHING,
+    "done": change_pb.CHANGE_STAGE_DONE,
 }
+
+KINDS: dict[Kind, change_pb.ChangeKind.ValueType] = {
+    "add_class": change_pb.CHANGE_KIND_ADD_CLASS,
+    "add_examples": change_pb.CHANGE_KIND_ADD_EXAMPLES,
+    "remove_class": change_pb.CHANGE_KIND_REMOVE_CLASS,
+    "rename_class": change_pb.CHANGE_KIND_RENAME_CLASS,
+    "retrain": change_pb.CHANGE_KIND_RETRAIN,
+}
+
+MOVES = 100
+"""Moves of the serving pointer that a model tells of."""
 
 
 def resource_id(name: str, *, collection: str, field: str) -> str:
@@ -49,6 +74,13 @@ def resource_id(name: str, *, collection: str, field: str) -> str:
             reason="RESOURCE_NAME_INVALID",
         )
     return identifier
+
+
+def number(given: int, *, field: str) -> int:
+    """Return a revision's number; 0 is none. Raises InvalidInput."""
+    if given < 0:
+        raise InvalidInput(f"{field} is {given}; it must not be negative", field=field)
+    return given
 
 
 def to_classify_response(classified: Classified) -> classify_pb.ClassifyResponse:
@@ -67,12 +99,31 @@ def to_classify_response(classified: Classified) -> classify_pb.ClassifyResponse
     )
 
 
-def to_model(serving: Published, revisions: list[int], limits: Limits) -> model_pb.Model:
+def from_gate(gate: change_pb.Gate, *, field: str) -> Gate:
+    """Return a policy; what is unset is the default. Raises InvalidInput."""
+    given: dict[str, Any] = {one.name: value for one, value in gate.ListFields()}
+    for name in ("max_old_class_drop", "min_new_class_recall"):
+        if not 0 <= given.get(name, 0) <= 1:  # which NaN is not, too
+            raise InvalidInput(
+                f"{name} is {given[name]:g}; it must be 0 to 1", field=f"{field}.{name}"
+            )
+    if given.get("max_conflicts", 0) < 0:
+        raise InvalidInput(
+            f"max_conflicts is {given['max_conflicts']}; it must not be negative",
+            field=f"{field}.max_conflicts",
+        )
+    return Gate(**given)
+
+
+def to_model(stored: Stored, limits: Limits) -> model_pb.Model:
     """Return a model by its serving revision."""
+    name = f"models/{stored.serving.manifest.model}"
     return model_pb.Model(
-        name=f"models/{serving.manifest.model}",
-        serving_revision=to_revision(serving),
-        revisions=revisions,
+        name=name,
+        serving_revision=to_revision(stored.serving),
+        revisions=stored.revisions,
+        pinned_revisions=stored.state.pinned,
+        moves=[_move(one) for one in reversed(stored.state.moves[-MOVES:])],
         limits=model_pb.Limits(
             max_images_per_request=limits.max_images_per_request,
             max_image_bytes=limits.max_image_bytes,
@@ -86,20 +137,20 @@ def to_model(serving: Published, revisions: list[int], limits: Limits) -> model_
     )
 
 
-def to_revision(published: Published) -> model_pb.Revision:
+def to_revision(published: Published) -> revision_pb.Revision:
     """Return a published revision."""
     manifest, info = published.manifest, published.backbone
-    return model_pb.Revision(
-        name=_revision_name(manifest),
+    return revision_pb.Revision(
+        name=_revision_name(manifest.model, manifest.revision),
         revision=manifest.revision,
         parent_revision=manifest.parent,
         labels=manifest.labels,
-        backbone=model_pb.Backbone(
+        backbone=revision_pb.Backbone(
             name=info.name,
             digest=info.digest,
             width=info.width,
             precision=info.precision,
-            preprocess=model_pb.PreprocessSpec(
+            preprocess=revision_pb.PreprocessSpec(
                 resize=info.preprocess.resize,
                 crop=info.preprocess.crop,
                 interpolation=info.preprocess.interpolation,
@@ -107,14 +158,23 @@ def to_revision(published: Published) -> model_pb.Revision:
         ),
         metrics=_metrics(published.metrics),
         create_time=_timestamp(manifest.created),
-        head=model_pb.Head(
+        head=revision_pb.Head(
             kind=manifest.chosen.kind,
             normalisation=manifest.chosen.normalisation,
             strength=manifest.chosen.strength,
             temperature=manifest.chosen.temperature,
             unknown_threshold=manifest.chosen.unknown_threshold,
         ),
+        change=manifest.change,
+        operation=_operation_name(manifest.operation),
+        rejection=manifest.rejection.failures if manifest.rejection is not None else (),
+        comparison=to_comparison(manifest.comparison),
     )
+
+
+def damaged_revision(model: str, revision: int) -> revision_pb.Revision:
+    """Return what is left of a revision that cannot be read."""
+    return revision_pb.Revision(name=_revision_name(model, revision), revision=revision)
 
 
 def to_operation(operation: Operation, published: Published | None) -> operations_pb2.Operation:
@@ -122,28 +182,74 @@ def to_operation(operation: Operation, published: Published | None) -> operation
     message = operations_pb2.Operation(
         name=f"operations/{operation.id}", done=operation.outcome is not None
     )
+    subject, outcome = operation.subject, operation.outcome
     message.metadata.Pack(
-        model_pb.AddClassMetadata(
-            model=f"models/{operation.model}",
-            label=operation.label,
+        change_pb.ChangeMetadata(
+            kind=KINDS[subject.kind],
+            model=f"models/{subject.model}",
+            label=subject.label,
+            new_label=subject.new_label,
+            validate_only=subject.validate_only,
             stage=STAGES[operation.progress.stage],
             done=operation.progress.done,
             total=operation.progress.total,
+            conflicts=[_conflict(one) for one in operation.progress.conflicts],
             create_time=_timestamp(operation.created),
+            elapsed=_duration(
+                ((operation.ended or datetime.now(UTC)) - operation.created).total_seconds()
+            ),
         )
     )
-    outcome = operation.outcome
     if outcome is not None and outcome.failure is not None:
-        message.error.CopyFrom(statuses.from_failure(outcome.failure))
-    elif outcome is not None and outcome.result is not None:
-        revision = model_pb.Revision(
-            name=f"models/{operation.model}/revisions/{outcome.result.revision}",
-            revision=outcome.result.revision,
+        message.error.CopyFrom(
+            statuses.from_failure(
+                outcome.failure, comparison=to_comparison(outcome.failure.comparison)
+            )
         )
-        if published is not None:
-            revision = to_revision(published)
-        message.response.Pack(_add_class_response(outcome.result, revision))
+    elif outcome is not None and outcome.result is not None:
+        message.response.Pack(_change_response(subject, outcome.result, published))
     return message
+
+
+def to_comparison(comparison: Comparison | None) -> revision_pb.Comparison | None:
+    """Return a comparison."""
+    if comparison is None:
+        return None
+    taught = comparison.taught
+    return revision_pb.Comparison(
+        images=comparison.images,
+        accuracy_before=comparison.accuracy_before,
+        accuracy_after=comparison.accuracy_after,
+        drop=comparison.drop,
+        drop_low=comparison.drop_low,
+        drop_high=comparison.drop_high,
+        calibration_error_before=comparison.ece_before,
+        calibration_error_after=comparison.ece_after,
+        labels=[
+            revision_pb.LabelComparison(
+                label=one.label,
+                images=one.images,
+                recall_before=one.recall_before,
+                recall_after=one.recall_after,
+            )
+            for one in comparison.labels
+        ],
+        taught=None
+        if taught is None
+        else revision_pb.TaughtLabel(
+            label=taught.label,
+            images=taught.images,
+            recall=taught.recall,
+            recall_low=taught.low,
+            recall_high=taught.high,
+        ),
+        confusions=[
+            revision_pb.Confusion(
+                label=one.label, called=one.called, images=one.images, share=one.share
+            )
+            for one in comparison.confusions
+        ],
+    )
 
 
 def _result(result: Answer | ImageError) -> classify_pb.ImageResult:
@@ -161,35 +267,65 @@ def _result(result: Answer | ImageError) -> classify_pb.ImageResult:
     )
 
 
-def _add_class_response(
-    result: AddClassResult, revision: model_pb.Revision
-) -> model_pb.AddClassResponse:
+def _change_response(
+    subject: Subject, result: ChangeResult, published: Published | None
+) -> change_pb.ChangeResponse:
     seconds = result.seconds
-    return model_pb.AddClassResponse(
+    if published is not None:
+        revision = to_revision(published)
+    elif result.predicted is not None:
+        predicted = result.predicted
+        revision = revision_pb.Revision(
+            labels=predicted.labels, metrics=_metrics(predicted.metrics), change=subject.kind
+        )
+    else:
+        revision = damaged_revision(subject.model, result.revision)
+    return change_pb.ChangeResponse(
         revision=revision,
         images_used=result.images_used,
         skipped_images=[
-            model_pb.SkippedImage(
+            change_pb.SkippedImage(
                 display_name=one.name, error=statuses.from_skipped(one.reason, one.message)
             )
             for one in result.skipped
         ],
-        comparison=model_pb.Comparison(
-            old_labels_accuracy_before=result.old_labels_accuracy_before,
-            old_labels_accuracy_after=result.old_labels_accuracy_after,
-            new_label_recall=result.new_label_recall,
-        ),
-        stage_times=model_pb.StageTimes(
+        comparison=to_comparison(result.comparison),
+        stage_times=change_pb.StageTimes(
             queued=_duration(seconds.queued),
             embedding=_duration(seconds.embedding),
             solving=_duration(seconds.solving),
             publishing=_duration(seconds.publishing),
         ),
+        conflicts=[_conflict(one) for one in result.conflicts],
+        gate_failures=result.gate_failures,
+        findings=[
+            change_pb.Finding(kind=one.kind, severity=one.severity, message=one.message)
+            for one in result.findings
+        ],
     )
 
 
-def _metrics(metrics: Metrics) -> model_pb.Metrics:
-    return model_pb.Metrics(
+def _conflict(conflict: Conflict) -> change_pb.Conflict:
+    return change_pb.Conflict(
+        display_name=conflict.name,
+        label=conflict.label,
+        other_name=conflict.other,
+        exact=conflict.exact,
+    )
+
+
+def _move(move: Move) -> model_pb.ServingMove:
+    return model_pb.ServingMove(
+        revision=move.revision,
+        previous_revision=move.previous,
+        cause=move.why,
+        operation=_operation_name(move.operation),
+        time=_timestamp(move.time),
+    )
+
+
+def _metrics(metrics: Metrics) -> revision_pb.Metrics:
+    return revision_pb.Metrics(
         images=metrics.images,
         folds=metrics.folds,
         accuracy=metrics.accuracy,
@@ -197,7 +333,7 @@ def _metrics(metrics: Metrics) -> model_pb.Metrics:
         accuracy_high=metrics.accuracy_high,
         log_loss=metrics.log_loss,
         per_label=[
-            model_pb.LabelMetrics(
+            revision_pb.LabelMetrics(
                 label=one.label, images=one.images, precision=one.precision, recall=one.recall
             )
             for one in metrics.per_label
@@ -206,7 +342,7 @@ def _metrics(metrics: Metrics) -> model_pb.Metrics:
         expected_calibration_error=metrics.ece,
         unknown=None
         if metrics.unknown is None
-        else model_pb.UnknownMetrics(
+        else revision_pb.UnknownMetrics(
             auroc=metrics.unknown.auroc,
             false_reject_rate=metrics.unknown.false_reject_rate,
             detection_rate=metrics.unknown.detection_rate,
@@ -214,8 +350,12 @@ def _metrics(metrics: Metrics) -> model_pb.Metrics:
     )
 
 
-def _revision_name(manifest: Manifest) -> str:
-    return f"models/{manifest.model}/revisions/{manifest.revision}"
+def _revision_name(model: str, revision: int) -> str:
+    return f"models/{model}/revisions/{revision}"
+
+
+def _operation_name(identifier: str) -> str:
+    return f"operations/{identifier}" if identifier else ""
 
 
 def _duration(seconds: float) -> Duration:

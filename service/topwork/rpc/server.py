@@ -21,6 +21,7 @@ from topwork.engine.serving.registry import Registry
 from topwork.engine.supervisor import Supervisor
 from topwork.engine.worker import WorkerConfig
 from topwork.errors import Unavailable
+from topwork.rpc.changes import Changes
 from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
 from topwork.rpc.servicers import (
@@ -62,11 +63,11 @@ class Server:
 
     def __init__(self, config: ServeConfig) -> None:
         limits = config.limits
-        url = database_url(config.repository)
+        url = config.database or database_url(config.repository)
         repository = Repository(config.repository)
         self._config = config
         self._telemetry = Telemetry()
-        self._operations = Operations(url)
+        self._operations = Operations(url, repository)
         self._registry = Registry(
             repository,
             provider=config.provider,
@@ -85,19 +86,20 @@ class Server:
             WorkerConfig(
                 root=config.repository,
                 url=url,
+                executor=config.executor,
                 cores=config.cores,
                 limits=limits,
                 log_format=config.log_format,
             )
         )
         views = OperationViews(repository, self._registry, self._operations)
-        uploads = Uploads(repository, self._registry, self._operations, limits)
+        changes = Changes(self._registry, self._operations, Uploads(repository, limits), limits)
         self._classifier_servicer = ClassifierServicer(
             self._classifier,
             most_seconds=config.most_seconds,
             stream_window=STREAM_IMAGES * config.cores,
         )
-        self._model_servicer = ModelServicer(repository, self._registry, views, uploads, limits)
+        self._model_servicer = ModelServicer(repository, self._registry, views, changes, limits)
         self._operations_servicer = OperationsServicer(views)
         self._interceptor = Interceptor(self._telemetry)
         self._grpc: grpc.aio.Server | None = None
@@ -107,8 +109,8 @@ class Server:
             {
                 "": self._classifies,
                 classify: self._classifies,
-                models: self._supervisor.alive,
-                operations: self._supervisor.alive,
+                models: self._works,
+                operations: self._works,
             }
         )
 
@@ -119,7 +121,8 @@ class Server:
         """
         await self._operations.start()
         await self._registry.start()  # before the worker, which would disturb its measurements
-        self._supervisor.start()
+        if self._config.worker:
+            self._supervisor.start()
         self._classifier.start()
         self._grpc = self._make_grpc_server()
         try:
@@ -155,6 +158,9 @@ class Server:
 
     def _classifies(self) -> bool:
         return self._classifier.stalled_seconds() < STALL_SECONDS
+
+    def _works(self) -> bool:
+        return self._supervisor.alive() or not self._config.worker
 
     def _serve_metrics(self) -> None:
         if self._config.metrics_port is None:

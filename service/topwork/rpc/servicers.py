@@ -14,16 +14,19 @@ from topwork.bundle.limits import Limits
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
 from topwork.engine.operations import Operation, Operations
+from topwork.engine.pointer import pin, roll_back
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.registry import Registry
 from topwork.errors import Corrupt, InvalidInput, NotFound
-from topwork.rpc import convert
+from topwork.rpc import convert, filters
+from topwork.rpc.changes import Changes
 from topwork.rpc.streams import Streams
-from topwork.rpc.uploads import Uploads
+from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
+from topwork.v1 import revision_pb2 as revision_pb
 
 STREAM_WINDOW = 32
 """Images of one StreamClassify call in the server at a time."""
@@ -84,12 +87,15 @@ class OperationViews:
         result = operation.outcome.result if operation.outcome is not None else None
         if result is None:
             return convert.to_operation(operation, None)
-        if not self._registry.knows(operation.model, result.revision):
-            await self._registry.refresh(operation.model)
-        published = await asyncio.to_thread(self._published, operation.model, result.revision)
+        model = operation.subject.model
+        if not self._registry.knows(model, result.revision):
+            await self._registry.refresh(model)
+        published = None
+        if result.revision:
+            published = await asyncio.to_thread(self.published, model, result.revision)
         return convert.to_operation(operation, published)
 
-    def _published(self, model: str, revision: int) -> convert.Published | None:
+    def published(self, model: str, revision: int) -> convert.Published | None:
         """Return a revision, or None if it was removed or damaged since."""
         try:
             manifest = self._repository.manifest(model, revision)
@@ -108,13 +114,13 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         repository: Repository,
         registry: Registry,
         views: OperationViews,
-        uploads: Uploads,
+        changes: Changes,
         limits: Limits,
     ) -> None:
         self._repository = repository
         self._registry = registry
         self._views = views
-        self._uploads = uploads
+        self._changes = changes
         self._limits = limits
 
     async def ListModels(
@@ -134,11 +140,78 @@ class ModelServicer(model_grpc.ModelServiceServicer):
             convert.resource_id(request.name, collection="models", field="name")
         )
 
+    async def ListRevisions(
+        self, request: model_pb.ListRevisionsRequest, context: Context
+    ) -> model_pb.ListRevisionsResponse:
+        """See the contract."""
+        start, size = _page(request.page_size, request.page_token)
+        model = convert.resource_id(request.model, collection="models", field="model")
+        self._registry.serving(model)
+        revisions, more = await asyncio.to_thread(self._page_of, model, start, size)
+        return model_pb.ListRevisionsResponse(
+            revisions=revisions, next_page_token=str(start + size) if more else ""
+        )
+
     async def AddClass(
-        self, request_iterator: AsyncIterator[model_pb.AddClassRequest], context: Context
+        self, request_iterator: AsyncIterator[change_pb.AddClassRequest], context: Context
     ) -> operations_pb2.Operation:
         """See the contract."""
-        return await self._views.message(await self._uploads.receive(request_iterator))
+        operation = await self._changes.upload("add_class", request_iterator)
+        return await self._views.message(operation)
+
+    async def AddExamples(
+        self, request_iterator: AsyncIterator[change_pb.AddExamplesRequest], context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        operation = await self._changes.upload("add_examples", request_iterator)
+        return await self._views.message(operation)
+
+    async def RemoveClass(
+        self, request: change_pb.RemoveClassRequest, context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._views.message(await self._changes.remove(request))
+
+    async def RenameClass(
+        self, request: change_pb.RenameClassRequest, context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._views.message(await self._changes.rename(request))
+
+    async def Retrain(
+        self, request: change_pb.RetrainRequest, context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._views.message(await self._changes.retrain(request))
+
+    async def Rollback(self, request: model_pb.RollbackRequest, context: Context) -> model_pb.Model:
+        """See the contract."""
+        model = convert.resource_id(request.model, collection="models", field="model")
+        await asyncio.to_thread(
+            roll_back,
+            self._repository,
+            model,
+            convert.number(request.revision, field="revision"),
+            expected=convert.number(request.expected_revision, field="expected_revision"),
+            validate_only=request.validate_only,
+        )
+        await self._registry.refresh(model)
+        return await self._model(model)
+
+    async def PinRevision(
+        self, request: model_pb.PinRevisionRequest, context: Context
+    ) -> model_pb.Model:
+        """See the contract."""
+        model = convert.resource_id(request.model, collection="models", field="model")
+        await asyncio.to_thread(
+            pin,
+            self._repository,
+            model,
+            convert.number(request.revision, field="revision"),
+            pinned=not request.unpin,
+            validate_only=request.validate_only,
+        )
+        return await self._model(model)
 
     async def WatchOperation(
         self, request: model_pb.WatchOperationRequest, context: Context
@@ -148,15 +221,29 @@ class ModelServicer(model_grpc.ModelServiceServicer):
             yield model_pb.WatchOperationResponse(operation=await self._views.message(operation))
 
     async def _model(self, model: str) -> model_pb.Model:
-        serving, revisions = await asyncio.to_thread(self._stored, self._registry.serving(model))
-        return convert.to_model(serving, revisions, self._limits)
+        stored = await asyncio.to_thread(self._stored, self._registry.serving(model))
+        return convert.to_model(stored, self._limits)
 
-    def _stored(self, manifest: Manifest) -> tuple[convert.Published, list[int]]:
-        """Return a serving revision, and the numbers of all."""
-        published = convert.Published(
-            manifest, self._repository.metrics(manifest), self._repository.backbone(manifest)
+    def _stored(self, manifest: Manifest) -> convert.Stored:
+        return convert.Stored(
+            self._repository.serving_state(manifest.model),
+            convert.Published(
+                manifest, self._repository.metrics(manifest), self._repository.backbone(manifest)
+            ),
+            self._repository.revisions(manifest.model),
         )
-        return published, self._repository.revisions(manifest.model)
+
+    def _page_of(
+        self, model: str, start: int, size: int
+    ) -> tuple[list[revision_pb.Revision], bool]:
+        """Return a page of a model's revisions, newest first, and whether there are more."""
+        newest_first = self._repository.revisions(model)[::-1]
+        page = newest_first[start : start + size]
+        found = [(number, self._views.published(model, number)) for number in page]
+        return [
+            convert.to_revision(one) if one is not None else convert.damaged_revision(model, number)
+            for number, one in found
+        ], start + size < len(newest_first)
 
 
 class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]  # untyped base
@@ -168,11 +255,10 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
     async def ListOperations(
         self, request: operations_pb2.ListOperationsRequest, context: Context
     ) -> operations_pb2.ListOperationsResponse:
-        """List operations, oldest first. ``filter`` is not supported and refused."""
-        if request.filter:
-            raise InvalidInput(f"filter {request.filter[:80]!r} is not supported", field="filter")
+        """List operations, oldest first; for ``filter`` see ``topwork.rpc.filters``."""
         start, size = _page(request.page_size, request.page_token)
-        found = await self._views.operations.list(offset=start, limit=size + 1)
+        wanted = filters.parse(request.filter)
+        found = await self._views.operations.list(wanted, offset=start, limit=size + 1)
         return operations_pb2.ListOperationsResponse(
             operations=[await self._views.message(one) for one in found[:size]],
             next_page_token=str(start + size) if len(found) > size else "",

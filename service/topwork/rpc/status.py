@@ -27,6 +27,7 @@ CODES: dict[type[errors.TopworkError], int] = {
     errors.NotFound: code_pb2.NOT_FOUND,
     errors.AlreadyExists: code_pb2.ALREADY_EXISTS,
     errors.NotReady: code_pb2.FAILED_PRECONDITION,
+    errors.Stale: code_pb2.ABORTED,
     errors.Overloaded: code_pb2.RESOURCE_EXHAUSTED,
     errors.DeadlinePassed: code_pb2.DEADLINE_EXCEEDED,
     errors.Unavailable: code_pb2.UNAVAILABLE,
@@ -64,9 +65,12 @@ def from_error(error: errors.TopworkError) -> status_pb2.Status:
     return _status(code, str(error), details)
 
 
-def from_failure(failure: Failure) -> status_pb2.Status:
-    """Return the status of an operation that failed."""
-    return _status(_BY_NAME[failure.kind], failure.message, [_error_info(failure.reason)])
+def from_failure(failure: Failure, *, comparison: Message | None = None) -> status_pb2.Status:
+    """Return the status of an operation that failed, with the numbers that it failed for."""
+    details: list[Message] = [_error_info(failure.reason, revision=failure.revision)]
+    if comparison is not None:
+        details.append(comparison)
+    return _status(_BY_NAME[failure.kind], failure.message, details)
 
 
 def from_skipped(reason: str, message: str) -> status_pb2.Status:
@@ -100,8 +104,9 @@ def retry_after(status: status_pb2.Status) -> float:
     return 0.0
 
 
-def _error_info(reason: str) -> error_details_pb2.ErrorInfo:
-    return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+def _error_info(reason: str, *, revision: int = 0) -> error_details_pb2.ErrorInfo:
+    metadata = {"revision": str(revision)} if revision else {}
+    return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
 
 
 def _short(text: str) -> str:

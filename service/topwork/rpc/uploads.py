@@ -1,76 +1,44 @@
-"""How an AddClass stream becomes a durable job."""
+"""How the images of an upload get into the repository."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
+from typing import TypeAlias
 
 from topwork.bundle.limits import Limits
-from topwork.bundle.names import check_label
 from topwork.bundle.store import Repository
-from topwork.engine.jobs import AddClassJob, SkippedUpload, Upload
-from topwork.engine.operations import Operation, Operations, check_same, new_request_id
-from topwork.engine.retrain import too_many_labels
-from topwork.engine.serving.registry import Registry
-from topwork.errors import AlreadyExists, DeadlinePassed, InvalidInput, NotFound, Unavailable
-from topwork.rpc.convert import resource_id
-from topwork.v1 import model_service_pb2 as model_pb
+from topwork.engine.jobs import SkippedUpload, Upload
+from topwork.errors import DeadlinePassed, InvalidInput, Unavailable
+from topwork.v1 import change_pb2 as change_pb
 
 SILENCE_SECONDS = 60.0
 """How long an upload may send nothing."""
 
+Part: TypeAlias = change_pb.AddClassRequest | change_pb.AddExamplesRequest
+
 
 class Uploads:
-    """Receives AddClass calls: images first, then the operation, and only then the answer."""
+    """Receives uploads. What it returned is on the disk."""
 
-    def __init__(
-        self, repository: Repository, registry: Registry, operations: Operations, limits: Limits
-    ) -> None:
+    def __init__(self, repository: Repository, limits: Limits) -> None:
         self._repository = repository
-        self._registry = registry
-        self._operations = operations
         self._limits = limits
 
-    async def receive(self, requests: AsyncIterator[model_pb.AddClassRequest]) -> Operation:
-        """Store an upload and its operation durably and return the operation.
+    async def first(self, parts: AsyncIterator[Part]) -> Part:
+        """Return the first message. Raises InvalidInput if there is none, DeadlinePassed."""
+        message = await _next(parts)
+        if message is None:
+            raise InvalidInput("the upload has no message", field="config")
+        return message
 
-        A request id that is known returns its operation at once, whatever images follow. Raises
-        InvalidInput, NotFound, AlreadyExists, NotReady.
-        """
-        first = await _next(requests)
-        if first is None or not first.HasField("config"):
-            raise InvalidInput("the first message has no config", field="config")
-        model = resource_id(first.config.model, collection="models", field="config.model")
-        label = check_label(first.config.label, limits=self._limits, field="config.label")
-        request_id = new_request_id(first.config.request_id)
-        labels = self._registry.serving(model).labels
-        try:
-            operation = await self._operations.get(request_id)
-        except NotFound:
-            pass
-        else:
-            check_same(operation, model, label)
-            return operation
-        if label in labels:
-            raise AlreadyExists(
-                f"model {model!r} has a label {label!r} already",
-                kind="label",
-                resource=label,
-                reason="LABEL_EXISTS",
-            )
-        if len(labels) >= self._limits.max_labels:
-            raise too_many_labels(model, len(labels), self._limits)
-        uploads, refused = await self._store(first, requests)
-        job = AddClassJob(
-            model=model, label=label, uploads=uploads, refused=refused, accepted=time.time()
-        )
-        return await self._operations.add_class(job, request_id)
-
-    async def _store(
-        self, message: model_pb.AddClassRequest, requests: AsyncIterator[model_pb.AddClassRequest]
+    async def store(
+        self, message: Part, parts: AsyncIterator[Part]
     ) -> tuple[tuple[Upload, ...], tuple[SkippedUpload, ...]]:
-        """Return the stored images and those that were refused for their length."""
+        """Return the images of ``message`` and all after it, and those too large to be stored.
+
+        Raises InvalidInput, DeadlinePassed, and Unavailable if they cannot be stored.
+        """
         stored: list[Upload | SkippedUpload] = []
         while True:
             most = self._limits.max_images_per_upload
@@ -89,7 +57,7 @@ class Uploads:
                     for position, image in enumerate(message.images, len(stored))
                 )
             )
-            following = await _next(requests)
+            following = await _next(parts)
             if following is None:
                 break
             message = following
@@ -115,13 +83,11 @@ class Uploads:
         return Upload(name=name, digest=digest)
 
 
-async def _next(
-    requests: AsyncIterator[model_pb.AddClassRequest],
-) -> model_pb.AddClassRequest | None:
+async def _next(parts: AsyncIterator[Part]) -> Part | None:
     """Return the next message, None after the last. Raises DeadlinePassed if none comes."""
     try:
         async with asyncio.timeout(SILENCE_SECONDS):
-            return await anext(requests, None)
+            return await anext(parts, None)
     except TimeoutError:
         raise DeadlinePassed(
             f"the upload was silent for {SILENCE_SECONDS:.0f} s", reason="UPLOAD_SILENT"

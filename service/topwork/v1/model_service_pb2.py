@@ -23,64 +23,42 @@ _sym_db = _symbol_database.Default()
 
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
-from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
-from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from topwork.v1 import change_pb2 as topwork_dot_v1_dot_change__pb2
+from topwork.v1 import revision_pb2 as topwork_dot_v1_dot_revision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etopwork/v1/model_service.proto\x12\ntopwork.v1\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.topwork.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"|\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x10serving_revision\x18\x02 \x01(\x0b\x32\x14.topwork.v1.Revision\x12\x11\n\trevisions\x18\x03 \x03(\x03\x12\"\n\x06limits\x18\x04 \x01(\x0b\x32\x12.topwork.v1.Limits\"\xf2\x01\n\x08Revision\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x17\n\x0fparent_revision\x18\x03 \x01(\x03\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12&\n\x08\x62\x61\x63kbone\x18\x05 \x01(\x0b\x32\x14.topwork.v1.Backbone\x12$\n\x07metrics\x18\x06 \x01(\x0b\x32\x13.topwork.v1.Metrics\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1e\n\x04head\x18\x08 \x01(\x0b\x32\x10.topwork.v1.Head\"\x88\x01\n\x04Head\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x15\n\rnormalisation\x18\x02 \x01(\t\x12\x10\n\x08strength\x18\x03 \x01(\x01\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12\x1e\n\x11unknown_threshold\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x14\n\x12_unknown_threshold\"z\n\x08\x42\x61\x63kbone\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12.\n\npreprocess\x18\x04 \x01(\x0b\x32\x1a.topwork.v1.PreprocessSpec\x12\x11\n\tprecision\x18\x05 \x01(\t\"E\n\x0ePreprocessSpec\x12\x0e\n\x06resize\x18\x01 \x01(\x05\x12\x0c\n\x04\x63rop\x18\x02 \x01(\x05\x12\x15\n\rinterpolation\x18\x03 \x01(\t\"\xe1\x01\n\x06Limits\x12\x1e\n\x16max_images_per_request\x18\x01 \x01(\x05\x12\x17\n\x0fmax_image_bytes\x18\x02 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x03 \x01(\x03\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x03\x12\x1d\n\x15max_images_per_upload\x18\x05 \x01(\x05\x12\x1c\n\x14min_images_per_label\x18\x06 \x01(\x05\x12\x18\n\x10max_label_length\x18\x07 \x01(\x05\x12\x12\n\nmax_labels\x18\x08 \x01(\x05\"\x8a\x02\n\x07Metrics\x12\x0e\n\x06images\x18\x01 \x01(\x05\x12\r\n\x05\x66olds\x18\x02 \x01(\x05\x12\x10\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x01\x12\x14\n\x0c\x61\x63\x63uracy_low\x18\x04 \x01(\x01\x12\x15\n\raccuracy_high\x18\x05 \x01(\x01\x12\x10\n\x08log_loss\x18\x06 \x01(\x01\x12+\n\tper_label\x18\x07 \x03(\x0b\x32\x18.topwork.v1.LabelMetrics\x12\x11\n\tconfusion\x18\x08 \x03(\x05\x12\"\n\x1a\x65xpected_calibration_error\x18\t \x01(\x01\x12+\n\x07unknown\x18\n \x01(\x0b\x32\x1a.topwork.v1.UnknownMetrics\"R\n\x0eUnknownMetrics\x12\r\n\x05\x61uroc\x18\x01 \x01(\x01\x12\x19\n\x11\x66\x61lse_reject_rate\x18\x02 \x01(\x01\x12\x16\n\x0e\x64\x65tection_rate\x18\x03 \x01(\x01\"P\n\x0cLabelMetrics\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x05\x12\x11\n\tprecision\x18\x03 \x01(\x01\x12\x0e\n\x06recall\x18\x04 \x01(\x01\"h\n\x0f\x41\x64\x64\x43lassRequest\x12*\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1a.topwork.v1.AddClassConfig\x12)\n\x06images\x18\x02 \x03(\x0b\x32\x19.topwork.v1.TrainingImage\"B\n\x0e\x41\x64\x64\x43lassConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"6\n\rTrainingImage\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\"\xa8\x01\n\x10\x41\x64\x64\x43lassMetadata\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12(\n\x05stage\x18\x03 \x01(\x0e\x32\x19.topwork.v1.AddClassStage\x12\x0c\n\x04\x64one\x18\x04 \x01(\x05\x12\r\n\x05total\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xda\x01\n\x10\x41\x64\x64\x43lassResponse\x12&\n\x08revision\x18\x01 \x01(\x0b\x32\x14.topwork.v1.Revision\x12\x13\n\x0bimages_used\x18\x02 \x01(\x05\x12\x30\n\x0eskipped_images\x18\x03 \x03(\x0b\x32\x18.topwork.v1.SkippedImage\x12*\n\ncomparison\x18\x04 \x01(\x0b\x32\x16.topwork.v1.Comparison\x12+\n\x0bstage_times\x18\x05 \x01(\x0b\x32\x16.topwork.v1.StageTimes\"G\n\x0cSkippedImage\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"m\n\nComparison\x12\"\n\x1aold_labels_accuracy_before\x18\x01 \x01(\x01\x12!\n\x19old_labels_accuracy_after\x18\x02 \x01(\x01\x12\x18\n\x10new_label_recall\x18\x03 \x01(\x01\"\xc0\x01\n\nStageTimes\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tembedding\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07solving\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\npublishing\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"%\n\x15WatchOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x16WatchOperationResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation*\xc2\x01\n\rAddClassStage\x12\x1f\n\x1b\x41\x44\x44_CLASS_STAGE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41\x44\x44_CLASS_STAGE_QUEUED\x10\x01\x12\x1d\n\x19\x41\x44\x44_CLASS_STAGE_EMBEDDING\x10\x02\x12\x1b\n\x17\x41\x44\x44_CLASS_STAGE_SOLVING\x10\x03\x12\x1e\n\x1a\x41\x44\x44_CLASS_STAGE_PUBLISHING\x10\x04\x12\x18\n\x14\x41\x44\x44_CLASS_STAGE_DONE\x10\x05\x32\xbc\x02\n\x0cModelService\x12K\n\nListModels\x12\x1d.topwork.v1.ListModelsRequest\x1a\x1e.topwork.v1.ListModelsResponse\x12:\n\x08GetModel\x12\x1b.topwork.v1.GetModelRequest\x1a\x11.topwork.v1.Model\x12H\n\x08\x41\x64\x64\x43lass\x12\x1b.topwork.v1.AddClassRequest\x1a\x1d.google.longrunning.Operation(\x01\x12Y\n\x0eWatchOperation\x12!.topwork.v1.WatchOperationRequest\x1a\".topwork.v1.WatchOperationResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etopwork/v1/model_service.proto\x12\ntopwork.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17topwork/v1/change.proto\x1a\x19topwork/v1/revision.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.topwork.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xbe\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x10serving_revision\x18\x02 \x01(\x0b\x32\x14.topwork.v1.Revision\x12\x11\n\trevisions\x18\x03 \x03(\x03\x12\"\n\x06limits\x18\x04 \x01(\x0b\x32\x12.topwork.v1.Limits\x12\x18\n\x10pinned_revisions\x18\x05 \x03(\x03\x12&\n\x05moves\x18\x06 \x03(\x0b\x32\x17.topwork.v1.ServingMove\"\x86\x01\n\x0bServingMove\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x19\n\x11previous_revision\x18\x02 \x01(\x03\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12\x11\n\toperation\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x14ListRevisionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x15ListRevisionsResponse\x12\'\n\trevisions\x18\x01 \x03(\x0b\x32\x14.topwork.v1.Revision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe1\x01\n\x06Limits\x12\x1e\n\x16max_images_per_request\x18\x01 \x01(\x05\x12\x17\n\x0fmax_image_bytes\x18\x02 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x03 \x01(\x03\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x03\x12\x1d\n\x15max_images_per_upload\x18\x05 \x01(\x05\x12\x1c\n\x14min_images_per_label\x18\x06 \x01(\x05\x12\x18\n\x10max_label_length\x18\x07 \x01(\x05\x12\x12\n\nmax_labels\x18\x08 \x01(\x05\"d\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x19\n\x11\x65xpected_revision\x18\x03 \x01(\x03\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"[\n\x12PinRevisionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\r\n\x05unpin\x18\x03 \x01(\x08\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"%\n\x15WatchOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x16WatchOperationResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation2\xc2\x06\n\x0cModelService\x12K\n\nListModels\x12\x1d.topwork.v1.ListModelsRequest\x1a\x1e.topwork.v1.ListModelsResponse\x12:\n\x08GetModel\x12\x1b.topwork.v1.GetModelRequest\x1a\x11.topwork.v1.Model\x12T\n\rListRevisions\x12 .topwork.v1.ListRevisionsRequest\x1a!.topwork.v1.ListRevisionsResponse\x12H\n\x08\x41\x64\x64\x43lass\x12\x1b.topwork.v1.AddClassRequest\x1a\x1d.google.longrunning.Operation(\x01\x12N\n\x0b\x41\x64\x64\x45xamples\x12\x1e.topwork.v1.AddExamplesRequest\x1a\x1d.google.longrunning.Operation(\x01\x12L\n\x0bRemoveClass\x12\x1e.topwork.v1.RemoveClassRequest\x1a\x1d.google.longrunning.Operation\x12L\n\x0bRenameClass\x12\x1e.topwork.v1.RenameClassRequest\x1a\x1d.google.longrunning.Operation\x12\x44\n\x07Retrain\x12\x1a.topwork.v1.RetrainRequest\x1a\x1d.google.longrunning.Operation\x12:\n\x08Rollback\x12\x1b.topwork.v1.RollbackRequest\x1a\x11.topwork.v1.Model\x12@\n\x0bPinRevision\x12\x1e.topwork.v1.PinRevisionRequest\x1a\x11.topwork.v1.Model\x12Y\n\x0eWatchOperation\x12!.topwork.v1.WatchOperationRequest\x1a\".topwork.v1.WatchOperationResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'topwork.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADDCLASSSTAGE']._serialized_start=2833
-  _globals['_ADDCLASSSTAGE']._serialized_end=3027
-  _globals['_LISTMODELSREQUEST']._serialized_start=173
-  _globals['_LISTMODELSREQUEST']._serialized_end=231
-  _globals['_LISTMODELSRESPONSE']._serialized_start=233
-  _globals['_LISTMODELSRESPONSE']._serialized_end=313
-  _globals['_GETMODELREQUEST']._serialized_start=315
-  _globals['_GETMODELREQUEST']._serialized_end=346
-  _globals['_MODEL']._serialized_start=348
-  _globals['_MODEL']._serialized_end=472
-  _globals['_REVISION']._serialized_start=475
-  _globals['_REVISION']._serialized_end=717
-  _globals['_HEAD']._serialized_start=720
-  _globals['_HEAD']._serialized_end=856
-  _globals['_BACKBONE']._serialized_start=858
-  _globals['_BACKBONE']._serialized_end=980
-  _globals['_PREPROCESSSPEC']._serialized_start=982
-  _globals['_PREPROCESSSPEC']._serialized_end=1051
-  _globals['_LIMITS']._serialized_start=1054
-  _globals['_LIMITS']._serialized_end=1279
-  _globals['_METRICS']._serialized_start=1282
-  _globals['_METRICS']._serialized_end=1548
-  _globals['_UNKNOWNMETRICS']._serialized_start=1550
-  _globals['_UNKNOWNMETRICS']._serialized_end=1632
-  _globals['_LABELMETRICS']._serialized_start=1634
-  _globals['_LABELMETRICS']._serialized_end=1714
-  _globals['_ADDCLASSREQUEST']._serialized_start=1716
-  _globals['_ADDCLASSREQUEST']._serialized_end=1820
-  _globals['_ADDCLASSCONFIG']._serialized_start=1822
-  _globals['_ADDCLASSCONFIG']._serialized_end=1888
-  _globals['_TRAININGIMAGE']._serialized_start=1890
-  _globals['_TRAININGIMAGE']._serialized_end=1944
-  _globals['_ADDCLASSMETADATA']._serialized_start=1947
-  _globals['_ADDCLASSMETADATA']._serialized_end=2115
-  _globals['_ADDCLASSRESPONSE']._serialized_start=2118
-  _globals['_ADDCLASSRESPONSE']._serialized_end=2336
-  _globals['_SKIPPEDIMAGE']._serialized_start=2338
-  _globals['_SKIPPEDIMAGE']._serialized_end=2409
-  _globals['_COMPARISON']._serialized_start=2411
-  _globals['_COMPARISON']._serialized_end=2520
-  _globals['_STAGETIMES']._serialized_start=2523
-  _globals['_STAGETIMES']._serialized_end=2715
-  _globals['_WATCHOPERATIONREQUEST']._serialized_start=2717
-  _globals['_WATCHOPERATIONREQUEST']._serialized_end=2754
-  _globals['_WATCHOPERATIONRESPONSE']._serialized_start=2756
-  _globals['_WATCHOPERATIONRESPONSE']._serialized_end=2830
-  _globals['_MODELSERVICE']._serialized_start=3030
-  _globals['_MODELSERVICE']._serialized_end=3346
+  _globals['_LISTMODELSREQUEST']._serialized_start=168
+  _globals['_LISTMODELSREQUEST']._serialized_end=226
+  _globals['_LISTMODELSRESPONSE']._serialized_start=228
+  _globals['_LISTMODELSRESPONSE']._serialized_end=308
+  _globals['_GETMODELREQUEST']._serialized_start=310
+  _globals['_GETMODELREQUEST']._serialized_end=341
+  _globals['_MODEL']._serialized_start=344
+  _globals['_MODEL']._serialized_end=534
+  _globals['_SERVINGMOVE']._serialized_start=537
+  _globals['_SERVINGMOVE']._serialized_end=671
+  _globals['_LISTREVISIONSREQUEST']._serialized_start=673
+  _globals['_LISTREVISIONSREQUEST']._serialized_end=749
+  _globals['_LISTREVISIONSRESPONSE']._serialized_start=751
+  _globals['_LISTREVISIONSRESPONSE']._serialized_end=840
+  _globals['_LIMITS']._serialized_start=843
+  _globals['_LIMITS']._serialized_end=1068
+  _globals['_ROLLBACKREQUEST']._serialized_start=1070
+  _globals['_ROLLBACKREQUEST']._serialized_end=1170
+  _globals['_PINREVISIONREQUEST']._serialized_start=1172
+  _globals['_PINREVISIONREQUEST']._serialized_end=1263
+  _globals['_WATCHOPERATIONREQUEST']._serialized_start=1265
+  _globals['_WATCHOPERATIONREQUEST']._serialized_end=1302
+  _globals['_WATCHOPERATIONRESPONSE']._serialized_start=1304
+  _globals['_WATCHOPERATIONRESPONSE']._serialized_end=1378
+  _globals['_MODELSERVICE']._serialized_start=1381
+  _globals['_MODELSERVICE']._serialized_end=2215
 # @@protoc_insertion_point(module_scope)

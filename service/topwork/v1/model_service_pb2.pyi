@@ -7,13 +7,11 @@ import builtins
 import collections.abc
 import google.longrunning.operations_pb2
 import google.protobuf.descriptor
-import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
-import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
-import google.rpc.status_pb2
 import sys
+import topwork.v1.revision_pb2
 import typing
 
 if sys.version_info >= (3, 10):
@@ -22,42 +20,6 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
-
-class _AddClassStage:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
-
-class _AddClassStageEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_AddClassStage.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
-    ADD_CLASS_STAGE_UNSPECIFIED: _AddClassStage.ValueType  # 0
-    """Not said."""
-    ADD_CLASS_STAGE_QUEUED: _AddClassStage.ValueType  # 1
-    """Stored; waits for a worker or for another change of the same model."""
-    ADD_CLASS_STAGE_EMBEDDING: _AddClassStage.ValueType  # 2
-    """Decodes and embeds the new images."""
-    ADD_CLASS_STAGE_SOLVING: _AddClassStage.ValueType  # 3
-    """Solves the head on all exemplars and evaluates it."""
-    ADD_CLASS_STAGE_PUBLISHING: _AddClassStage.ValueType  # 4
-    """Publishes the revision and moves the serving pointer."""
-    ADD_CLASS_STAGE_DONE: _AddClassStage.ValueType  # 5
-    """Finished, well or not."""
-
-class AddClassStage(_AddClassStage, metaclass=_AddClassStageEnumTypeWrapper):
-    """The stages of AddClass, in order."""
-
-ADD_CLASS_STAGE_UNSPECIFIED: AddClassStage.ValueType  # 0
-"""Not said."""
-ADD_CLASS_STAGE_QUEUED: AddClassStage.ValueType  # 1
-"""Stored; waits for a worker or for another change of the same model."""
-ADD_CLASS_STAGE_EMBEDDING: AddClassStage.ValueType  # 2
-"""Decodes and embeds the new images."""
-ADD_CLASS_STAGE_SOLVING: AddClassStage.ValueType  # 3
-"""Solves the head on all exemplars and evaluates it."""
-ADD_CLASS_STAGE_PUBLISHING: AddClassStage.ValueType  # 4
-"""Publishes the revision and moves the serving pointer."""
-ADD_CLASS_STAGE_DONE: AddClassStage.ValueType  # 5
-"""Finished, well or not."""
-Global___AddClassStage: typing_extensions.TypeAlias = AddClassStage
 
 @typing.final
 class ListModelsRequest(google.protobuf.message.Message):
@@ -133,10 +95,12 @@ class Model(google.protobuf.message.Message):
     SERVING_REVISION_FIELD_NUMBER: builtins.int
     REVISIONS_FIELD_NUMBER: builtins.int
     LIMITS_FIELD_NUMBER: builtins.int
+    PINNED_REVISIONS_FIELD_NUMBER: builtins.int
+    MOVES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `models/{model}`."""
     @property
-    def serving_revision(self) -> Global___Revision:
+    def serving_revision(self) -> topwork.v1.revision_pb2.Revision:
         """The revision that serves, described in full."""
 
     @property
@@ -147,176 +111,115 @@ class Model(google.protobuf.message.Message):
     def limits(self) -> Global___Limits:
         """What the server accepts for this model."""
 
+    @property
+    def pinned_revisions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Revisions that are kept for good, in the order of their numbers."""
+
+    @property
+    def moves(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ServingMove]:
+        """The latest 100 moves of the serving pointer, newest first."""
+
     def __init__(
         self,
         *,
         name: builtins.str = ...,
-        serving_revision: Global___Revision | None = ...,
+        serving_revision: topwork.v1.revision_pb2.Revision | None = ...,
         revisions: collections.abc.Iterable[builtins.int] | None = ...,
         limits: Global___Limits | None = ...,
+        pinned_revisions: collections.abc.Iterable[builtins.int] | None = ...,
+        moves: collections.abc.Iterable[Global___ServingMove] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["limits", b"limits", "serving_revision", b"serving_revision"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["limits", b"limits", "name", b"name", "revisions", b"revisions", "serving_revision", b"serving_revision"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["limits", b"limits", "moves", b"moves", "name", b"name", "pinned_revisions", b"pinned_revisions", "revisions", b"revisions", "serving_revision", b"serving_revision"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
 
 @typing.final
-class Revision(google.protobuf.message.Message):
-    """One published, immutable state of a model."""
+class ServingMove(google.protobuf.message.Message):
+    """The serving pointer went from one revision to another."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
-    PARENT_REVISION_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    BACKBONE_FIELD_NUMBER: builtins.int
-    METRICS_FIELD_NUMBER: builtins.int
-    CREATE_TIME_FIELD_NUMBER: builtins.int
-    HEAD_FIELD_NUMBER: builtins.int
-    name: builtins.str
-    """Resource name, `models/{model}/revisions/{revision}`."""
+    PREVIOUS_REVISION_FIELD_NUMBER: builtins.int
+    CAUSE_FIELD_NUMBER: builtins.int
+    OPERATION_FIELD_NUMBER: builtins.int
+    TIME_FIELD_NUMBER: builtins.int
     revision: builtins.int
-    """Its number: 1, 2, 3 ..."""
-    parent_revision: builtins.int
-    """The revision that it was made from. 0: made by a fit."""
+    """The revision that serves since."""
+    previous_revision: builtins.int
+    """The one that served before. 0: none."""
+    cause: builtins.str
+    """What moved it: `fit`, `rollback`, or a change such as `add_class`."""
+    operation: builtins.str
+    """The operation that did, `operations/{operation}`. Empty: none did."""
     @property
-    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The labels, in the order of their class index (sorted by code point)."""
-
-    @property
-    def backbone(self) -> Global___Backbone:
-        """The backbone that its head stands on."""
-
-    @property
-    def metrics(self) -> Global___Metrics:
-        """How good it is, by cross-validation on its exemplars."""
-
-    @property
-    def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When it was published."""
-
-    @property
-    def head(self) -> Global___Head:
-        """Its head."""
+    def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When."""
 
     def __init__(
         self,
         *,
-        name: builtins.str = ...,
         revision: builtins.int = ...,
-        parent_revision: builtins.int = ...,
-        labels: collections.abc.Iterable[builtins.str] | None = ...,
-        backbone: Global___Backbone | None = ...,
-        metrics: Global___Metrics | None = ...,
-        create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        head: Global___Head | None = ...,
+        previous_revision: builtins.int = ...,
+        cause: builtins.str = ...,
+        operation: builtins.str = ...,
+        time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["backbone", b"backbone", "create_time", b"create_time", "head", b"head", "metrics", b"metrics"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["backbone", b"backbone", "create_time", b"create_time", "head", b"head", "labels", b"labels", "metrics", b"metrics", "name", b"name", "parent_revision", b"parent_revision", "revision", b"revision"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["time", b"time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cause", b"cause", "operation", b"operation", "previous_revision", b"previous_revision", "revision", b"revision", "time", b"time"]) -> None: ...
 
-Global___Revision: typing_extensions.TypeAlias = Revision
+Global___ServingMove: typing_extensions.TypeAlias = ServingMove
 
 @typing.final
-class Head(google.protobuf.message.Message):
-    """The small trainable part, as cross-validation chose it."""
+class ListRevisionsRequest(google.protobuf.message.Message):
+    """Which revisions to list."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    KIND_FIELD_NUMBER: builtins.int
-    NORMALISATION_FIELD_NUMBER: builtins.int
-    STRENGTH_FIELD_NUMBER: builtins.int
-    TEMPERATURE_FIELD_NUMBER: builtins.int
-    UNKNOWN_THRESHOLD_FIELD_NUMBER: builtins.int
-    kind: builtins.str
-    """`nearest_mean`, `ridge`, `logistic`, `kernel` or `fourier`."""
-    normalisation: builtins.str
-    """What happens to embeddings first: `none`, `l2`, `sqrt_l2` or `standardise`."""
-    strength: builtins.float
-    """Inverse regularisation."""
-    temperature: builtins.float
-    """What scores are divided by to give calibrated logits."""
-    unknown_threshold: builtins.float
-    """From this unknown probability on an image is called unknown. Unset: the head cannot tell."""
+    MODEL_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """The model's resource name, `models/{model}`. Required."""
+    page_size: builtins.int
+    """How many revisions to return at most. Unset (0): 50. Above 1000: 1000."""
+    page_token: builtins.str
+    """`next_page_token` of the page before. Unset: the first page."""
     def __init__(
         self,
         *,
-        kind: builtins.str = ...,
-        normalisation: builtins.str = ...,
-        strength: builtins.float = ...,
-        temperature: builtins.float = ...,
-        unknown_threshold: builtins.float | None = ...,
+        model: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_unknown_threshold", b"_unknown_threshold", "unknown_threshold", b"unknown_threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_unknown_threshold", b"_unknown_threshold", "kind", b"kind", "normalisation", b"normalisation", "strength", b"strength", "temperature", b"temperature", "unknown_threshold", b"unknown_threshold"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_unknown_threshold", b"_unknown_threshold"]) -> typing.Literal["unknown_threshold"] | None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
-Global___Head: typing_extensions.TypeAlias = Head
+Global___ListRevisionsRequest: typing_extensions.TypeAlias = ListRevisionsRequest
 
 @typing.final
-class Backbone(google.protobuf.message.Message):
-    """The frozen, pre-trained feature extractor."""
+class ListRevisionsResponse(google.protobuf.message.Message):
+    """One page of revisions."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: builtins.int
-    DIGEST_FIELD_NUMBER: builtins.int
-    WIDTH_FIELD_NUMBER: builtins.int
-    PREPROCESS_FIELD_NUMBER: builtins.int
-    PRECISION_FIELD_NUMBER: builtins.int
-    name: builtins.str
-    """Such as `efficientnet_lite0`."""
-    digest: builtins.str
-    """sha256 of the ONNX file, 64 hexadecimal digits."""
-    width: builtins.int
-    """Width of its embedding."""
-    precision: builtins.str
-    """`fp32` or `int8`."""
+    REVISIONS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Give this as `page_token` to get the next page. Empty: there is none."""
     @property
-    def preprocess(self) -> Global___PreprocessSpec:
-        """How an image's bytes become its input."""
+    def revisions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[topwork.v1.revision_pb2.Revision]:
+        """The revisions, newest first. One that is damaged has its name and number and nothing else."""
 
     def __init__(
         self,
         *,
-        name: builtins.str = ...,
-        digest: builtins.str = ...,
-        width: builtins.int = ...,
-        preprocess: Global___PreprocessSpec | None = ...,
-        precision: builtins.str = ...,
+        revisions: collections.abc.Iterable[topwork.v1.revision_pb2.Revision] | None = ...,
+        next_page_token: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["preprocess", b"preprocess"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "name", b"name", "precision", b"precision", "preprocess", b"preprocess", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "revisions", b"revisions"]) -> None: ...
 
-Global___Backbone: typing_extensions.TypeAlias = Backbone
-
-@typing.final
-class PreprocessSpec(google.protobuf.message.Message):
-    """How an image's bytes become the backbone's input: decode to upright sRGB, scale the short side,
-    crop the centre. The server does this; it is published so that others can do the same.
-    """
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    RESIZE_FIELD_NUMBER: builtins.int
-    CROP_FIELD_NUMBER: builtins.int
-    INTERPOLATION_FIELD_NUMBER: builtins.int
-    resize: builtins.int
-    """Length in pixels that the short side is scaled to."""
-    crop: builtins.int
-    """Side in pixels of the central square that is kept."""
-    interpolation: builtins.str
-    """Filter of the scaling: `bilinear` or `bicubic`, antialiased."""
-    def __init__(
-        self,
-        *,
-        resize: builtins.int = ...,
-        crop: builtins.int = ...,
-        interpolation: builtins.str = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["crop", b"crop", "interpolation", b"interpolation", "resize", b"resize"]) -> None: ...
-
-Global___PreprocessSpec: typing_extensions.TypeAlias = PreprocessSpec
+Global___ListRevisionsResponse: typing_extensions.TypeAlias = ListRevisionsResponse
 
 @typing.final
 class Limits(google.protobuf.message.Message):
@@ -341,7 +244,7 @@ class Limits(google.protobuf.message.Message):
     max_message_bytes: builtins.int
     """Length of one message in bytes, in both directions."""
     max_images_per_upload: builtins.int
-    """Images in one AddClass call."""
+    """Images in one AddClass or AddExamples call."""
     min_images_per_label: builtins.int
     """Usable images that a label needs."""
     max_label_length: builtins.int
@@ -365,378 +268,64 @@ class Limits(google.protobuf.message.Message):
 Global___Limits: typing_extensions.TypeAlias = Limits
 
 @typing.final
-class Metrics(google.protobuf.message.Message):
-    """Quality by k-fold cross-validation on the exemplars: no image is judged by a head that saw it or
-    a near-duplicate of it under the same label.
-    """
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    IMAGES_FIELD_NUMBER: builtins.int
-    FOLDS_FIELD_NUMBER: builtins.int
-    ACCURACY_FIELD_NUMBER: builtins.int
-    ACCURACY_LOW_FIELD_NUMBER: builtins.int
-    ACCURACY_HIGH_FIELD_NUMBER: builtins.int
-    LOG_LOSS_FIELD_NUMBER: builtins.int
-    PER_LABEL_FIELD_NUMBER: builtins.int
-    CONFUSION_FIELD_NUMBER: builtins.int
-    EXPECTED_CALIBRATION_ERROR_FIELD_NUMBER: builtins.int
-    UNKNOWN_FIELD_NUMBER: builtins.int
-    images: builtins.int
-    """Images judged."""
-    folds: builtins.int
-    """Folds."""
-    accuracy: builtins.float
-    """Share of images whose most probable label is right, 0..1."""
-    accuracy_low: builtins.float
-    """Lower end of the 95 % Wilson interval of the accuracy."""
-    accuracy_high: builtins.float
-    """Upper end of the same."""
-    log_loss: builtins.float
-    """Mean negative log probability (nats) of the right label, after calibration."""
-    expected_calibration_error: builtins.float
-    """How far probabilities are from the truth on average, 0..1, over 15 bins of equal width."""
-    @property
-    def per_label(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LabelMetrics]:
-        """One entry a label, in label order."""
-
-    @property
-    def confusion(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Confusion matrix, row by row: entry i * labels + j counts images of label i that were called j."""
-
-    @property
-    def unknown(self) -> Global___UnknownMetrics:
-        """How well images of no known label are recognised. Unset: the model cannot tell."""
-
-    def __init__(
-        self,
-        *,
-        images: builtins.int = ...,
-        folds: builtins.int = ...,
-        accuracy: builtins.float = ...,
-        accuracy_low: builtins.float = ...,
-        accuracy_high: builtins.float = ...,
-        log_loss: builtins.float = ...,
-        per_label: collections.abc.Iterable[Global___LabelMetrics] | None = ...,
-        confusion: collections.abc.Iterable[builtins.int] | None = ...,
-        expected_calibration_error: builtins.float = ...,
-        unknown: Global___UnknownMetrics | None = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["unknown", b"unknown"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "confusion", b"confusion", "expected_calibration_error", b"expected_calibration_error", "folds", b"folds", "images", b"images", "log_loss", b"log_loss", "per_label", b"per_label", "unknown", b"unknown"]) -> None: ...
-
-Global___Metrics: typing_extensions.TypeAlias = Metrics
-
-@typing.final
-class UnknownMetrics(google.protobuf.message.Message):
-    """How well images of no known label are recognised, by leaving out each label in turn."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    AUROC_FIELD_NUMBER: builtins.int
-    FALSE_REJECT_RATE_FIELD_NUMBER: builtins.int
-    DETECTION_RATE_FIELD_NUMBER: builtins.int
-    auroc: builtins.float
-    """Chance that an image of a left-out label looks less known than one of a known label."""
-    false_reject_rate: builtins.float
-    """Share of images with known labels that are called unknown."""
-    detection_rate: builtins.float
-    """Share of images of left-out labels that are called unknown."""
-    def __init__(
-        self,
-        *,
-        auroc: builtins.float = ...,
-        false_reject_rate: builtins.float = ...,
-        detection_rate: builtins.float = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["auroc", b"auroc", "detection_rate", b"detection_rate", "false_reject_rate", b"false_reject_rate"]) -> None: ...
-
-Global___UnknownMetrics: typing_extensions.TypeAlias = UnknownMetrics
-
-@typing.final
-class LabelMetrics(google.protobuf.message.Message):
-    """Quality of one label."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    LABEL_FIELD_NUMBER: builtins.int
-    IMAGES_FIELD_NUMBER: builtins.int
-    PRECISION_FIELD_NUMBER: builtins.int
-    RECALL_FIELD_NUMBER: builtins.int
-    label: builtins.str
-    """The label."""
-    images: builtins.int
-    """Images that bear it."""
-    precision: builtins.float
-    """Share of the images called so that are so. 0 when none was called so."""
-    recall: builtins.float
-    """Share of the images that are so that were called so."""
-    def __init__(
-        self,
-        *,
-        label: builtins.str = ...,
-        images: builtins.int = ...,
-        precision: builtins.float = ...,
-        recall: builtins.float = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["images", b"images", "label", b"label", "precision", b"precision", "recall", b"recall"]) -> None: ...
-
-Global___LabelMetrics: typing_extensions.TypeAlias = LabelMetrics
-
-@typing.final
-class AddClassRequest(google.protobuf.message.Message):
-    """A part of an upload."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    CONFIG_FIELD_NUMBER: builtins.int
-    IMAGES_FIELD_NUMBER: builtins.int
-    @property
-    def config(self) -> Global___AddClassConfig:
-        """What to add. Required in the first message, refused in later ones."""
-
-    @property
-    def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TrainingImage]:
-        """Photos of the new class, any number."""
-
-    def __init__(
-        self,
-        *,
-        config: Global___AddClassConfig | None = ...,
-        images: collections.abc.Iterable[Global___TrainingImage] | None = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["config", b"config"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["config", b"config", "images", b"images"]) -> None: ...
-
-Global___AddClassRequest: typing_extensions.TypeAlias = AddClassRequest
-
-@typing.final
-class AddClassConfig(google.protobuf.message.Message):
-    """What to add."""
+class RollbackRequest(google.protobuf.message.Message):
+    """What to let serve."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
-    LABEL_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model's resource name, `models/{model}`. Required."""
-    label: builtins.str
-    """The new label: 1 to `Limits.max_label_length` characters, none of them a control character or
-    another invisible one (but joiners), no white space at the ends. Required.
-    """
-    request_id: builtins.str
-    """A UUID that makes the call repeatable: the same id gives the same operation, however often it
-    is sent. Unset: the server makes one, and a repeated call is a second operation.
-    """
+    revision: builtins.int
+    """The revision to let serve. Unset (0): the one that served before the one that does."""
+    expected_revision: builtins.int
+    """The only revision that may be serving now. Unset (0): any."""
+    validate_only: builtins.bool
+    """Whether to check everything and change nothing."""
     def __init__(
         self,
         *,
         model: builtins.str = ...,
-        label: builtins.str = ...,
-        request_id: builtins.str = ...,
+        revision: builtins.int = ...,
+        expected_revision: builtins.int = ...,
+        validate_only: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["label", b"label", "model", b"model", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expected_revision", b"expected_revision", "model", b"model", "revision", b"revision", "validate_only", b"validate_only"]) -> None: ...
 
-Global___AddClassConfig: typing_extensions.TypeAlias = AddClassConfig
+Global___RollbackRequest: typing_extensions.TypeAlias = RollbackRequest
 
 @typing.final
-class TrainingImage(google.protobuf.message.Message):
-    """One photo of the new class."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    CONTENT_FIELD_NUMBER: builtins.int
-    DISPLAY_NAME_FIELD_NUMBER: builtins.int
-    content: builtins.bytes
-    """The encoded image file. Required."""
-    display_name: builtins.str
-    """What the caller calls it, such as its file name; used only to name it in results.
-    Unset: `images[i]`, i counting from 0 over the whole upload.
-    """
-    def __init__(
-        self,
-        *,
-        content: builtins.bytes = ...,
-        display_name: builtins.str = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "display_name", b"display_name"]) -> None: ...
-
-Global___TrainingImage: typing_extensions.TypeAlias = TrainingImage
-
-@typing.final
-class AddClassMetadata(google.protobuf.message.Message):
-    """How far an AddClass operation is."""
+class PinRevisionRequest(google.protobuf.message.Message):
+    """What to keep, or to keep no longer."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
-    LABEL_FIELD_NUMBER: builtins.int
-    STAGE_FIELD_NUMBER: builtins.int
-    DONE_FIELD_NUMBER: builtins.int
-    TOTAL_FIELD_NUMBER: builtins.int
-    CREATE_TIME_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    UNPIN_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """The model's resource name."""
-    label: builtins.str
-    """The label that is added."""
-    stage: Global___AddClassStage.ValueType
-    """What is being done."""
-    done: builtins.int
-    """Units of the stage that are done: images while embedding, else 0."""
-    total: builtins.int
-    """Units of the stage in all; 0 when it is not counted."""
-    @property
-    def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the operation was accepted."""
-
+    """The model's resource name, `models/{model}`. Required."""
+    revision: builtins.int
+    """The revision. Required."""
+    unpin: builtins.bool
+    """Whether to let it go instead."""
+    validate_only: builtins.bool
+    """Whether to check everything and change nothing."""
     def __init__(
         self,
         *,
         model: builtins.str = ...,
-        label: builtins.str = ...,
-        stage: Global___AddClassStage.ValueType = ...,
-        done: builtins.int = ...,
-        total: builtins.int = ...,
-        create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        revision: builtins.int = ...,
+        unpin: builtins.bool = ...,
+        validate_only: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "done", b"done", "label", b"label", "model", b"model", "stage", b"stage", "total", b"total"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "revision", b"revision", "unpin", b"unpin", "validate_only", b"validate_only"]) -> None: ...
 
-Global___AddClassMetadata: typing_extensions.TypeAlias = AddClassMetadata
-
-@typing.final
-class AddClassResponse(google.protobuf.message.Message):
-    """What came of an AddClass operation."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    REVISION_FIELD_NUMBER: builtins.int
-    IMAGES_USED_FIELD_NUMBER: builtins.int
-    SKIPPED_IMAGES_FIELD_NUMBER: builtins.int
-    COMPARISON_FIELD_NUMBER: builtins.int
-    STAGE_TIMES_FIELD_NUMBER: builtins.int
-    images_used: builtins.int
-    """Images that the new label was learnt from."""
-    @property
-    def revision(self) -> Global___Revision:
-        """The new revision; it serves."""
-
-    @property
-    def skipped_images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SkippedImage]:
-        """Images that were left out, each with the reason."""
-
-    @property
-    def comparison(self) -> Global___Comparison:
-        """Old against new revision, on the same images of the old labels."""
-
-    @property
-    def stage_times(self) -> Global___StageTimes:
-        """Time of each stage."""
-
-    def __init__(
-        self,
-        *,
-        revision: Global___Revision | None = ...,
-        images_used: builtins.int = ...,
-        skipped_images: collections.abc.Iterable[Global___SkippedImage] | None = ...,
-        comparison: Global___Comparison | None = ...,
-        stage_times: Global___StageTimes | None = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["comparison", b"comparison", "revision", b"revision", "stage_times", b"stage_times"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["comparison", b"comparison", "images_used", b"images_used", "revision", b"revision", "skipped_images", b"skipped_images", "stage_times", b"stage_times"]) -> None: ...
-
-Global___AddClassResponse: typing_extensions.TypeAlias = AddClassResponse
-
-@typing.final
-class SkippedImage(google.protobuf.message.Message):
-    """An image that was not used."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    DISPLAY_NAME_FIELD_NUMBER: builtins.int
-    ERROR_FIELD_NUMBER: builtins.int
-    display_name: builtins.str
-    """Its `display_name`."""
-    @property
-    def error(self) -> google.rpc.status_pb2.Status:
-        """Why: INVALID_ARGUMENT (unreadable, too large) or ALREADY_EXISTS (same pixels as another one)."""
-
-    def __init__(
-        self,
-        *,
-        display_name: builtins.str = ...,
-        error: google.rpc.status_pb2.Status | None = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["error", b"error"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["display_name", b"display_name", "error", b"error"]) -> None: ...
-
-Global___SkippedImage: typing_extensions.TypeAlias = SkippedImage
-
-@typing.final
-class Comparison(google.protobuf.message.Message):
-    """Before and after, by cross-validation on the same folds."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    OLD_LABELS_ACCURACY_BEFORE_FIELD_NUMBER: builtins.int
-    OLD_LABELS_ACCURACY_AFTER_FIELD_NUMBER: builtins.int
-    NEW_LABEL_RECALL_FIELD_NUMBER: builtins.int
-    old_labels_accuracy_before: builtins.float
-    """Accuracy on the old labels' images before: by the parent revision, which knows only those."""
-    old_labels_accuracy_after: builtins.float
-    """Accuracy on the same images after, with the new label as a possible answer."""
-    new_label_recall: builtins.float
-    """Share of the new label's images that are called so."""
-    def __init__(
-        self,
-        *,
-        old_labels_accuracy_before: builtins.float = ...,
-        old_labels_accuracy_after: builtins.float = ...,
-        new_label_recall: builtins.float = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["new_label_recall", b"new_label_recall", "old_labels_accuracy_after", b"old_labels_accuracy_after", "old_labels_accuracy_before", b"old_labels_accuracy_before"]) -> None: ...
-
-Global___Comparison: typing_extensions.TypeAlias = Comparison
-
-@typing.final
-class StageTimes(google.protobuf.message.Message):
-    """Time that the stages of an operation took."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    QUEUED_FIELD_NUMBER: builtins.int
-    EMBEDDING_FIELD_NUMBER: builtins.int
-    SOLVING_FIELD_NUMBER: builtins.int
-    PUBLISHING_FIELD_NUMBER: builtins.int
-    @property
-    def queued(self) -> google.protobuf.duration_pb2.Duration:
-        """From acceptance to the start of the work."""
-
-    @property
-    def embedding(self) -> google.protobuf.duration_pb2.Duration:
-        """Decoding and embedding the new images."""
-
-    @property
-    def solving(self) -> google.protobuf.duration_pb2.Duration:
-        """Solving and evaluating."""
-
-    @property
-    def publishing(self) -> google.protobuf.duration_pb2.Duration:
-        """Publishing."""
-
-    def __init__(
-        self,
-        *,
-        queued: google.protobuf.duration_pb2.Duration | None = ...,
-        embedding: google.protobuf.duration_pb2.Duration | None = ...,
-        solving: google.protobuf.duration_pb2.Duration | None = ...,
-        publishing: google.protobuf.duration_pb2.Duration | None = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["embedding", b"embedding", "publishing", b"publishing", "queued", b"queued", "solving", b"solving"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "publishing", b"publishing", "queued", b"queued", "solving", b"solving"]) -> None: ...
-
-Global___StageTimes: typing_extensions.TypeAlias = StageTimes
+Global___PinRevisionRequest: typing_extensions.TypeAlias = PinRevisionRequest
 
 @typing.final
 class WatchOperationRequest(google.protobuf.message.Message):

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from topwork.v1 import change_pb2 as topwork_dot_v1_dot_change__pb2
 from topwork.v1 import model_service_pb2 as topwork_dot_v1_dot_model__service__pb2
 
 GRPC_GENERATED_VERSION = '1.71.2'
@@ -27,8 +28,23 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """Lists and changes models. Changes are long-running operations: they survive this process, and
-    `google.longrunning.Operations` (same address) gets, lists, cancels, deletes and waits for them.
+    """Lists and changes models.
+
+    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations: they
+    survive this process, and `google.longrunning.Operations` (same address) gets, lists, cancels,
+    deletes and waits for them. Each makes a new revision from the one that serves, re-solving the
+    head on all exemplars that remain: the result is what one fit on the same images would give,
+    whatever the order of the changes. Their metadata is ChangeMetadata, their response
+    ChangeResponse. Changes of one model run one at a time, in the order of their arrival; in-flight
+    calls finish on the old revision.
+
+    All five fail at once with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
+    ALREADY_EXISTS (the request id was used for something else), ABORTED
+    (`ChangeOptions.expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
+    The operation itself fails with FAILED_PRECONDITION when its gate rejects the new revision:
+    ErrorInfo has the reason GATE_FAILED and the revision's number, and a Comparison is among the
+    details. The revision is published with its report and never serves. It fails with ABORTED when
+    `expected_revision` no longer serves. In all these cases the serving revision stays.
     """
 
     def __init__(self, channel):
@@ -47,10 +63,45 @@ class ModelServiceStub(object):
                 request_serializer=topwork_dot_v1_dot_model__service__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=topwork_dot_v1_dot_model__service__pb2.Model.FromString,
                 _registered_method=True)
+        self.ListRevisions = channel.unary_unary(
+                '/topwork.v1.ModelService/ListRevisions',
+                request_serializer=topwork_dot_v1_dot_model__service__pb2.ListRevisionsRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_model__service__pb2.ListRevisionsResponse.FromString,
+                _registered_method=True)
         self.AddClass = channel.stream_unary(
                 '/topwork.v1.ModelService/AddClass',
-                request_serializer=topwork_dot_v1_dot_model__service__pb2.AddClassRequest.SerializeToString,
+                request_serializer=topwork_dot_v1_dot_change__pb2.AddClassRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.AddExamples = channel.stream_unary(
+                '/topwork.v1.ModelService/AddExamples',
+                request_serializer=topwork_dot_v1_dot_change__pb2.AddExamplesRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.RemoveClass = channel.unary_unary(
+                '/topwork.v1.ModelService/RemoveClass',
+                request_serializer=topwork_dot_v1_dot_change__pb2.RemoveClassRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.RenameClass = channel.unary_unary(
+                '/topwork.v1.ModelService/RenameClass',
+                request_serializer=topwork_dot_v1_dot_change__pb2.RenameClassRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.Retrain = channel.unary_unary(
+                '/topwork.v1.ModelService/Retrain',
+                request_serializer=topwork_dot_v1_dot_change__pb2.RetrainRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/topwork.v1.ModelService/Rollback',
+                request_serializer=topwork_dot_v1_dot_model__service__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_model__service__pb2.Model.FromString,
+                _registered_method=True)
+        self.PinRevision = channel.unary_unary(
+                '/topwork.v1.ModelService/PinRevision',
+                request_serializer=topwork_dot_v1_dot_model__service__pb2.PinRevisionRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_model__service__pb2.Model.FromString,
                 _registered_method=True)
         self.WatchOperation = channel.unary_stream(
                 '/topwork.v1.ModelService/WatchOperation',
@@ -60,8 +111,23 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """Lists and changes models. Changes are long-running operations: they survive this process, and
-    `google.longrunning.Operations` (same address) gets, lists, cancels, deletes and waits for them.
+    """Lists and changes models.
+
+    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations: they
+    survive this process, and `google.longrunning.Operations` (same address) gets, lists, cancels,
+    deletes and waits for them. Each makes a new revision from the one that serves, re-solving the
+    head on all exemplars that remain: the result is what one fit on the same images would give,
+    whatever the order of the changes. Their metadata is ChangeMetadata, their response
+    ChangeResponse. Changes of one model run one at a time, in the order of their arrival; in-flight
+    calls finish on the old revision.
+
+    All five fail at once with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
+    ALREADY_EXISTS (the request id was used for something else), ABORTED
+    (`ChangeOptions.expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
+    The operation itself fails with FAILED_PRECONDITION when its gate rejects the new revision:
+    ErrorInfo has the reason GATE_FAILED and the revision's number, and a Comparison is among the
+    details. The revision is published with its report and never serves. It fails with ABORTED when
+    `expected_revision` no longer serves. In all these cases the serving revision stays.
     """
 
     def ListModels(self, request, context):
@@ -79,23 +145,77 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRevisions(self, request, context):
+        """Lists a model's revisions, newest first: what serves, what served, what was rejected.
+        Fails with NOT_FOUND (model), INVALID_ARGUMENT (a page token that this service did not give).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AddClass(self, request_iterator, context):
         """Teaches a model one new label. The first message carries `config`; images may come with it and
         with any number of messages after it, any number a message: an upload has no size limit, and a
-        small one is a single message. Returns once images and operation are stored durably; the
-        operation then embeds the new images, re-solves the head, evaluates, publishes a new revision
-        and moves the serving pointer. In-flight calls finish on the old revision.
+        small one is a single message. Returns once images and operation are stored durably.
 
-        The operation's metadata is AddClassMetadata, its response AddClassResponse. Changes of one
-        model run one at a time, in the order of their arrival.
+        Fails with ALREADY_EXISTS (the label, too), INVALID_ARGUMENT (no images, too many images, too),
+        FAILED_PRECONDITION (as many labels as a model may have), DEADLINE_EXCEEDED (nothing was sent
+        for a minute). An image that is too large or unreadable fails alone: it is named in the result.
+        When fewer than `Limits.min_images_per_label` are usable the operation fails with
+        FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
-        Fails with NOT_FOUND (model), ALREADY_EXISTS (the label, or the request id with another label),
-        INVALID_ARGUMENT (label, request id, no images, too many images), FAILED_PRECONDITION (as many
-        labels as a model may have), DEADLINE_EXCEEDED (nothing was sent for a minute), UNAVAILABLE (the
-        disk is full). An image that is too large or
-        unreadable fails alone: it is named in the result. When fewer than
-        `Limits.min_images_per_label` are usable the operation fails with FAILED_PRECONDITION and the
-        serving revision stays.
+    def AddExamples(self, request_iterator, context):
+        """Teaches a model more images of a label that it has. As AddClass, but the label must be known,
+        one usable image is enough, and images that the label has already (same pixels) are no-ops,
+        named in the result; when all are, no revision is made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveClass(self, request, context):
+        """Makes a model forget a label, exactly: the new revision is what it would be had the label never
+        been there. Revisions before it keep its exemplars until `topwork gc` removes them, and its
+        images go with the last of those. The operation fails with FAILED_PRECONDITION if fewer than
+        two labels would remain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenameClass(self, request, context):
+        """Gives a label another name. Fails with ALREADY_EXISTS if the model has that one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Retrain(self, request, context):
+        """Re-solves the head on the exemplars as they are, such as with another kind of head.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Lets an earlier revision serve again (or a later one), at once; the answer comes when it does
+        here, and within a second it does everywhere. A change that runs meanwhile is made again from
+        what serves then. The move is kept in `Model.moves`.
+        Fails with NOT_FOUND (model, revision), FAILED_PRECONDITION (the revision was rejected),
+        ABORTED (`expected_revision` does not serve).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinRevision(self, request, context):
+        """Keeps a revision for good, so that clients may go on asking for it by number, or lets it go:
+        `topwork gc` deletes revisions that are neither pinned, nor recent, nor serving.
+        Fails with NOT_FOUND (model, revision).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,10 +242,45 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=topwork_dot_v1_dot_model__service__pb2.GetModelRequest.FromString,
                     response_serializer=topwork_dot_v1_dot_model__service__pb2.Model.SerializeToString,
             ),
+            'ListRevisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevisions,
+                    request_deserializer=topwork_dot_v1_dot_model__service__pb2.ListRevisionsRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_model__service__pb2.ListRevisionsResponse.SerializeToString,
+            ),
             'AddClass': grpc.stream_unary_rpc_method_handler(
                     servicer.AddClass,
-                    request_deserializer=topwork_dot_v1_dot_model__service__pb2.AddClassRequest.FromString,
+                    request_deserializer=topwork_dot_v1_dot_change__pb2.AddClassRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'AddExamples': grpc.stream_unary_rpc_method_handler(
+                    servicer.AddExamples,
+                    request_deserializer=topwork_dot_v1_dot_change__pb2.AddExamplesRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'RemoveClass': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveClass,
+                    request_deserializer=topwork_dot_v1_dot_change__pb2.RemoveClassRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'RenameClass': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenameClass,
+                    request_deserializer=topwork_dot_v1_dot_change__pb2.RenameClassRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'Retrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retrain,
+                    request_deserializer=topwork_dot_v1_dot_change__pb2.RetrainRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=topwork_dot_v1_dot_model__service__pb2.RollbackRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_model__service__pb2.Model.SerializeToString,
+            ),
+            'PinRevision': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinRevision,
+                    request_deserializer=topwork_dot_v1_dot_model__service__pb2.PinRevisionRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_model__service__pb2.Model.SerializeToString,
             ),
             'WatchOperation': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchOperation,
@@ -141,8 +296,23 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """Lists and changes models. Changes are long-running operations: they survive this process, and
-    `google.longrunning.Operations` (same address) gets, lists, cancels, deletes and waits for them.
+    """Lists and changes models.
+
+    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations: they
+    survive this process, and `google.longrunning.Operations` (same address) gets, lists, cancels,
+    deletes and waits for them. Each makes a new revision from the one that serves, re-solving the
+    head on all exemplars that remain: the result is what one fit on the same images would give,
+    whatever the order of the changes. Their metadata is ChangeMetadata, their response
+    ChangeResponse. Changes of one model run one at a time, in the order of their arrival; in-flight
+    calls finish on the old revision.
+
+    All five fail at once with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
+    ALREADY_EXISTS (the request id was used for something else), ABORTED
+    (`ChangeOptions.expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
+    The operation itself fails with FAILED_PRECONDITION when its gate rejects the new revision:
+    ErrorInfo has the reason GATE_FAILED and the revision's number, and a Comparison is among the
+    details. The revision is published with its report and never serves. It fails with ABORTED when
+    `expected_revision` no longer serves. In all these cases the serving revision stays.
     """
 
     @staticmethod
@@ -200,6 +370,33 @@ class ModelService(object):
             _registered_method=True)
 
     @staticmethod
+    def ListRevisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/ListRevisions',
+            topwork_dot_v1_dot_model__service__pb2.ListRevisionsRequest.SerializeToString,
+            topwork_dot_v1_dot_model__service__pb2.ListRevisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def AddClass(request_iterator,
             target,
             options=(),
@@ -214,8 +411,170 @@ class ModelService(object):
             request_iterator,
             target,
             '/topwork.v1.ModelService/AddClass',
-            topwork_dot_v1_dot_model__service__pb2.AddClassRequest.SerializeToString,
+            topwork_dot_v1_dot_change__pb2.AddClassRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddExamples(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/topwork.v1.ModelService/AddExamples',
+            topwork_dot_v1_dot_change__pb2.AddExamplesRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveClass(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/RemoveClass',
+            topwork_dot_v1_dot_change__pb2.RemoveClassRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenameClass(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/RenameClass',
+            topwork_dot_v1_dot_change__pb2.RenameClassRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/Retrain',
+            topwork_dot_v1_dot_change__pb2.RetrainRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/Rollback',
+            topwork_dot_v1_dot_model__service__pb2.RollbackRequest.SerializeToString,
+            topwork_dot_v1_dot_model__service__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinRevision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/PinRevision',
+            topwork_dot_v1_dot_model__service__pb2.PinRevisionRequest.SerializeToString,
+            topwork_dot_v1_dot_model__service__pb2.Model.FromString,
             options,
             channel_credentials,
             insecure,

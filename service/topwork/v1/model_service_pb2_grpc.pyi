@@ -9,6 +9,7 @@ import google.longrunning.operations_pb2
 import grpc
 import grpc.aio
 import sys
+import topwork.v1.change_pb2
 import topwork.v1.model_service_pb2
 import typing
 
@@ -58,19 +59,131 @@ _ModelServiceGetModelType = typing_extensions.TypeVar(
     ],
 )
 
+_ModelServiceListRevisionsType = typing_extensions.TypeVar(
+    '_ModelServiceListRevisionsType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_service_pb2.ListRevisionsRequest,
+        topwork.v1.model_service_pb2.ListRevisionsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_service_pb2.ListRevisionsRequest,
+        topwork.v1.model_service_pb2.ListRevisionsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_service_pb2.ListRevisionsRequest,
+        topwork.v1.model_service_pb2.ListRevisionsResponse,
+    ],
+)
+
 _ModelServiceAddClassType = typing_extensions.TypeVar(
     '_ModelServiceAddClassType',
     grpc.StreamUnaryMultiCallable[
-        topwork.v1.model_service_pb2.AddClassRequest,
+        topwork.v1.change_pb2.AddClassRequest,
         google.longrunning.operations_pb2.Operation,
     ],
     grpc.aio.StreamUnaryMultiCallable[
-        topwork.v1.model_service_pb2.AddClassRequest,
+        topwork.v1.change_pb2.AddClassRequest,
         google.longrunning.operations_pb2.Operation,
     ],
     default=grpc.StreamUnaryMultiCallable[
-        topwork.v1.model_service_pb2.AddClassRequest,
+        topwork.v1.change_pb2.AddClassRequest,
         google.longrunning.operations_pb2.Operation,
+    ],
+)
+
+_ModelServiceAddExamplesType = typing_extensions.TypeVar(
+    '_ModelServiceAddExamplesType',
+    grpc.StreamUnaryMultiCallable[
+        topwork.v1.change_pb2.AddExamplesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.StreamUnaryMultiCallable[
+        topwork.v1.change_pb2.AddExamplesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    default=grpc.StreamUnaryMultiCallable[
+        topwork.v1.change_pb2.AddExamplesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+)
+
+_ModelServiceRemoveClassType = typing_extensions.TypeVar(
+    '_ModelServiceRemoveClassType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RemoveClassRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RemoveClassRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RemoveClassRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+)
+
+_ModelServiceRenameClassType = typing_extensions.TypeVar(
+    '_ModelServiceRenameClassType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RenameClassRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RenameClassRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RenameClassRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+)
+
+_ModelServiceRetrainType = typing_extensions.TypeVar(
+    '_ModelServiceRetrainType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RetrainRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RetrainRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RetrainRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+)
+
+_ModelServiceRollbackType = typing_extensions.TypeVar(
+    '_ModelServiceRollbackType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_service_pb2.RollbackRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_service_pb2.RollbackRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_service_pb2.RollbackRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+)
+
+_ModelServicePinRevisionType = typing_extensions.TypeVar(
+    '_ModelServicePinRevisionType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_service_pb2.PinRevisionRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_service_pb2.PinRevisionRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_service_pb2.PinRevisionRequest,
+        topwork.v1.model_service_pb2.Model,
     ],
 )
 
@@ -90,9 +203,24 @@ _ModelServiceWatchOperationType = typing_extensions.TypeVar(
     ],
 )
 
-class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceAddClassType, _ModelServiceWatchOperationType]):
-    """Lists and changes models. Changes are long-running operations: they survive this process, and
-    `google.longrunning.Operations` (same address) gets, lists, cancels, deletes and waits for them.
+class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceListRevisionsType, _ModelServiceAddClassType, _ModelServiceAddExamplesType, _ModelServiceRemoveClassType, _ModelServiceRenameClassType, _ModelServiceRetrainType, _ModelServiceRollbackType, _ModelServicePinRevisionType, _ModelServiceWatchOperationType]):
+    """Lists and changes models.
+
+    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations: they
+    survive this process, and `google.longrunning.Operations` (same address) gets, lists, cancels,
+    deletes and waits for them. Each makes a new revision from the one that serves, re-solving the
+    head on all exemplars that remain: the result is what one fit on the same images would give,
+    whatever the order of the changes. Their metadata is ChangeMetadata, their response
+    ChangeResponse. Changes of one model run one at a time, in the order of their arrival; in-flight
+    calls finish on the old revision.
+
+    All five fail at once with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
+    ALREADY_EXISTS (the request id was used for something else), ABORTED
+    (`ChangeOptions.expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
+    The operation itself fails with FAILED_PRECONDITION when its gate rejects the new revision:
+    ErrorInfo has the reason GATE_FAILED and the revision's number, and a Comparison is among the
+    details. The revision is published with its report and never serves. It fails with ABORTED when
+    `expected_revision` no longer serves. In all these cases the serving revision stays.
     """
 
     @typing.overload
@@ -105,9 +233,37 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
             topwork.v1.model_service_pb2.GetModelRequest,
             topwork.v1.model_service_pb2.Model,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.model_service_pb2.ListRevisionsRequest,
+            topwork.v1.model_service_pb2.ListRevisionsResponse,
+        ],
         grpc.StreamUnaryMultiCallable[
-            topwork.v1.model_service_pb2.AddClassRequest,
+            topwork.v1.change_pb2.AddClassRequest,
             google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.StreamUnaryMultiCallable[
+            topwork.v1.change_pb2.AddExamplesRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.change_pb2.RemoveClassRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.change_pb2.RenameClassRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.change_pb2.RetrainRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.model_service_pb2.RollbackRequest,
+            topwork.v1.model_service_pb2.Model,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.model_service_pb2.PinRevisionRequest,
+            topwork.v1.model_service_pb2.Model,
         ],
         grpc.UnaryStreamMultiCallable[
             topwork.v1.model_service_pb2.WatchOperationRequest,
@@ -125,9 +281,37 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
             topwork.v1.model_service_pb2.GetModelRequest,
             topwork.v1.model_service_pb2.Model,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.model_service_pb2.ListRevisionsRequest,
+            topwork.v1.model_service_pb2.ListRevisionsResponse,
+        ],
         grpc.aio.StreamUnaryMultiCallable[
-            topwork.v1.model_service_pb2.AddClassRequest,
+            topwork.v1.change_pb2.AddClassRequest,
             google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.aio.StreamUnaryMultiCallable[
+            topwork.v1.change_pb2.AddExamplesRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.change_pb2.RemoveClassRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.change_pb2.RenameClassRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.change_pb2.RetrainRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.model_service_pb2.RollbackRequest,
+            topwork.v1.model_service_pb2.Model,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.model_service_pb2.PinRevisionRequest,
+            topwork.v1.model_service_pb2.Model,
         ],
         grpc.aio.UnaryStreamMultiCallable[
             topwork.v1.model_service_pb2.WatchOperationRequest,
@@ -143,23 +327,54 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
     GetModel: _ModelServiceGetModelType
     """Returns one model. Fails with NOT_FOUND."""
 
+    ListRevisions: _ModelServiceListRevisionsType
+    """Lists a model's revisions, newest first: what serves, what served, what was rejected.
+    Fails with NOT_FOUND (model), INVALID_ARGUMENT (a page token that this service did not give).
+    """
+
     AddClass: _ModelServiceAddClassType
     """Teaches a model one new label. The first message carries `config`; images may come with it and
     with any number of messages after it, any number a message: an upload has no size limit, and a
-    small one is a single message. Returns once images and operation are stored durably; the
-    operation then embeds the new images, re-solves the head, evaluates, publishes a new revision
-    and moves the serving pointer. In-flight calls finish on the old revision.
+    small one is a single message. Returns once images and operation are stored durably.
 
-    The operation's metadata is AddClassMetadata, its response AddClassResponse. Changes of one
-    model run one at a time, in the order of their arrival.
+    Fails with ALREADY_EXISTS (the label, too), INVALID_ARGUMENT (no images, too many images, too),
+    FAILED_PRECONDITION (as many labels as a model may have), DEADLINE_EXCEEDED (nothing was sent
+    for a minute). An image that is too large or unreadable fails alone: it is named in the result.
+    When fewer than `Limits.min_images_per_label` are usable the operation fails with
+    FAILED_PRECONDITION.
+    """
 
-    Fails with NOT_FOUND (model), ALREADY_EXISTS (the label, or the request id with another label),
-    INVALID_ARGUMENT (label, request id, no images, too many images), FAILED_PRECONDITION (as many
-    labels as a model may have), DEADLINE_EXCEEDED (nothing was sent for a minute), UNAVAILABLE (the
-    disk is full). An image that is too large or
-    unreadable fails alone: it is named in the result. When fewer than
-    `Limits.min_images_per_label` are usable the operation fails with FAILED_PRECONDITION and the
-    serving revision stays.
+    AddExamples: _ModelServiceAddExamplesType
+    """Teaches a model more images of a label that it has. As AddClass, but the label must be known,
+    one usable image is enough, and images that the label has already (same pixels) are no-ops,
+    named in the result; when all are, no revision is made.
+    """
+
+    RemoveClass: _ModelServiceRemoveClassType
+    """Makes a model forget a label, exactly: the new revision is what it would be had the label never
+    been there. Revisions before it keep its exemplars until `topwork gc` removes them, and its
+    images go with the last of those. The operation fails with FAILED_PRECONDITION if fewer than
+    two labels would remain.
+    """
+
+    RenameClass: _ModelServiceRenameClassType
+    """Gives a label another name. Fails with ALREADY_EXISTS if the model has that one."""
+
+    Retrain: _ModelServiceRetrainType
+    """Re-solves the head on the exemplars as they are, such as with another kind of head."""
+
+    Rollback: _ModelServiceRollbackType
+    """Lets an earlier revision serve again (or a later one), at once; the answer comes when it does
+    here, and within a second it does everywhere. A change that runs meanwhile is made again from
+    what serves then. The move is kept in `Model.moves`.
+    Fails with NOT_FOUND (model, revision), FAILED_PRECONDITION (the revision was rejected),
+    ABORTED (`expected_revision` does not serve).
+    """
+
+    PinRevision: _ModelServicePinRevisionType
+    """Keeps a revision for good, so that clients may go on asking for it by number, or lets it go:
+    `topwork gc` deletes revisions that are neither pinned, nor recent, nor serving.
+    Fails with NOT_FOUND (model, revision).
     """
 
     WatchOperation: _ModelServiceWatchOperationType
@@ -176,9 +391,37 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
         topwork.v1.model_service_pb2.GetModelRequest,
         topwork.v1.model_service_pb2.Model,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_service_pb2.ListRevisionsRequest,
+        topwork.v1.model_service_pb2.ListRevisionsResponse,
+    ],
     grpc.aio.StreamUnaryMultiCallable[
-        topwork.v1.model_service_pb2.AddClassRequest,
+        topwork.v1.change_pb2.AddClassRequest,
         google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.StreamUnaryMultiCallable[
+        topwork.v1.change_pb2.AddExamplesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RemoveClassRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RenameClassRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RetrainRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_service_pb2.RollbackRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_service_pb2.PinRevisionRequest,
+        topwork.v1.model_service_pb2.Model,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         topwork.v1.model_service_pb2.WatchOperationRequest,
@@ -187,8 +430,23 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
 ]
 
 class ModelServiceServicer(metaclass=abc.ABCMeta):
-    """Lists and changes models. Changes are long-running operations: they survive this process, and
-    `google.longrunning.Operations` (same address) gets, lists, cancels, deletes and waits for them.
+    """Lists and changes models.
+
+    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations: they
+    survive this process, and `google.longrunning.Operations` (same address) gets, lists, cancels,
+    deletes and waits for them. Each makes a new revision from the one that serves, re-solving the
+    head on all exemplars that remain: the result is what one fit on the same images would give,
+    whatever the order of the changes. Their metadata is ChangeMetadata, their response
+    ChangeResponse. Changes of one model run one at a time, in the order of their arrival; in-flight
+    calls finish on the old revision.
+
+    All five fail at once with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
+    ALREADY_EXISTS (the request id was used for something else), ABORTED
+    (`ChangeOptions.expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
+    The operation itself fails with FAILED_PRECONDITION when its gate rejects the new revision:
+    ErrorInfo has the reason GATE_FAILED and the revision's number, and a Comparison is among the
+    details. The revision is published with its report and never serves. It fails with ABORTED when
+    `expected_revision` no longer serves. In all these cases the serving revision stays.
     """
 
     @abc.abstractmethod
@@ -210,27 +468,93 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         """Returns one model. Fails with NOT_FOUND."""
 
     @abc.abstractmethod
+    def ListRevisions(
+        self,
+        request: topwork.v1.model_service_pb2.ListRevisionsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.model_service_pb2.ListRevisionsResponse, collections.abc.Awaitable[topwork.v1.model_service_pb2.ListRevisionsResponse]]:
+        """Lists a model's revisions, newest first: what serves, what served, what was rejected.
+        Fails with NOT_FOUND (model), INVALID_ARGUMENT (a page token that this service did not give).
+        """
+
+    @abc.abstractmethod
     def AddClass(
         self,
-        request_iterator: _MaybeAsyncIterator[topwork.v1.model_service_pb2.AddClassRequest],
+        request_iterator: _MaybeAsyncIterator[topwork.v1.change_pb2.AddClassRequest],
         context: _ServicerContext,
     ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
         """Teaches a model one new label. The first message carries `config`; images may come with it and
         with any number of messages after it, any number a message: an upload has no size limit, and a
-        small one is a single message. Returns once images and operation are stored durably; the
-        operation then embeds the new images, re-solves the head, evaluates, publishes a new revision
-        and moves the serving pointer. In-flight calls finish on the old revision.
+        small one is a single message. Returns once images and operation are stored durably.
 
-        The operation's metadata is AddClassMetadata, its response AddClassResponse. Changes of one
-        model run one at a time, in the order of their arrival.
+        Fails with ALREADY_EXISTS (the label, too), INVALID_ARGUMENT (no images, too many images, too),
+        FAILED_PRECONDITION (as many labels as a model may have), DEADLINE_EXCEEDED (nothing was sent
+        for a minute). An image that is too large or unreadable fails alone: it is named in the result.
+        When fewer than `Limits.min_images_per_label` are usable the operation fails with
+        FAILED_PRECONDITION.
+        """
 
-        Fails with NOT_FOUND (model), ALREADY_EXISTS (the label, or the request id with another label),
-        INVALID_ARGUMENT (label, request id, no images, too many images), FAILED_PRECONDITION (as many
-        labels as a model may have), DEADLINE_EXCEEDED (nothing was sent for a minute), UNAVAILABLE (the
-        disk is full). An image that is too large or
-        unreadable fails alone: it is named in the result. When fewer than
-        `Limits.min_images_per_label` are usable the operation fails with FAILED_PRECONDITION and the
-        serving revision stays.
+    @abc.abstractmethod
+    def AddExamples(
+        self,
+        request_iterator: _MaybeAsyncIterator[topwork.v1.change_pb2.AddExamplesRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Teaches a model more images of a label that it has. As AddClass, but the label must be known,
+        one usable image is enough, and images that the label has already (same pixels) are no-ops,
+        named in the result; when all are, no revision is made.
+        """
+
+    @abc.abstractmethod
+    def RemoveClass(
+        self,
+        request: topwork.v1.change_pb2.RemoveClassRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Makes a model forget a label, exactly: the new revision is what it would be had the label never
+        been there. Revisions before it keep its exemplars until `topwork gc` removes them, and its
+        images go with the last of those. The operation fails with FAILED_PRECONDITION if fewer than
+        two labels would remain.
+        """
+
+    @abc.abstractmethod
+    def RenameClass(
+        self,
+        request: topwork.v1.change_pb2.RenameClassRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Gives a label another name. Fails with ALREADY_EXISTS if the model has that one."""
+
+    @abc.abstractmethod
+    def Retrain(
+        self,
+        request: topwork.v1.change_pb2.RetrainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Re-solves the head on the exemplars as they are, such as with another kind of head."""
+
+    @abc.abstractmethod
+    def Rollback(
+        self,
+        request: topwork.v1.model_service_pb2.RollbackRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.model_service_pb2.Model, collections.abc.Awaitable[topwork.v1.model_service_pb2.Model]]:
+        """Lets an earlier revision serve again (or a later one), at once; the answer comes when it does
+        here, and within a second it does everywhere. A change that runs meanwhile is made again from
+        what serves then. The move is kept in `Model.moves`.
+        Fails with NOT_FOUND (model, revision), FAILED_PRECONDITION (the revision was rejected),
+        ABORTED (`expected_revision` does not serve).
+        """
+
+    @abc.abstractmethod
+    def PinRevision(
+        self,
+        request: topwork.v1.model_service_pb2.PinRevisionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.model_service_pb2.Model, collections.abc.Awaitable[topwork.v1.model_service_pb2.Model]]:
+        """Keeps a revision for good, so that clients may go on asking for it by number, or lets it go:
+        `topwork gc` deletes revisions that are neither pinned, nor recent, nor serving.
+        Fails with NOT_FOUND (model, revision).
         """
 
     @abc.abstractmethod

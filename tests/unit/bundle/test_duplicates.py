@@ -5,10 +5,19 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from scipy.sparse.csgraph import connected_components
 
-from topwork.bundle.duplicates import alike, closest_pairs, fingerprint
+from topwork.bundle import duplicates
+from topwork.bundle.duplicates import (
+    NEAR_DUPLICATE_BITS,
+    alike,
+    closest_pairs,
+    fingerprint,
+    near_duplicates,
+)
 from topwork.bundle.image import Pixels
 from topwork.bundle.thumbnail import thumbnail
 
@@ -65,6 +74,71 @@ def test_many_copies_make_few_pairs() -> None:
 def test_no_rows_make_no_pairs() -> None:
     """An empty set has none."""
     assert closest_pairs(_prints(0)[:0], np.empty(0, dtype=np.int64)).shape == (0, 2)
+
+
+def _crowd(rows: int, *, copies: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Return fingerprints of smooth pictures, the last of them near-duplicates of the first."""
+    rng = np.random.default_rng(seed)
+    ramp = np.maximum(1 - abs(np.linspace(0, 4, 17)[:, None] - np.arange(5)), 0)
+    grid = ramp[:16] @ rng.normal(size=(rows, 5, 5)) @ ramp.T
+    bits = grid[:, :, 1:] > grid[:, :, :-1]
+    bits = bits.reshape(rows, 256)
+    for copy in range(copies):
+        flipped = rng.permutation(256)[: rng.integers(0, NEAR_DUPLICATE_BITS + 1)]
+        bits[rows - 1 - copy] = bits[copy]
+        bits[rows - 1 - copy, flipped] ^= True
+    return np.packbits(bits, axis=1)
+
+
+def _brute_groups(prints: NDArray[np.uint8]) -> list[int]:
+    bits = np.unpackbits(prints, axis=1)
+    near = (bits[:, None] != bits[None]).sum(axis=2) <= NEAR_DUPLICATE_BITS
+    return [int(group) for group in connected_components(near)[1]]
+
+
+@pytest.mark.parametrize("exact", [0, 4096])
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_are_what_chains_connect(
+    exact: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared pair by pair or bucket by bucket; the smallest row names them."""
+    monkeypatch.setattr(duplicates, "EXACT", exact)
+    prints = _crowd(300, copies=60, seed=seed)
+    want = _brute_groups(prints)
+    assert near_duplicates(prints).tolist() == [want.index(group) for group in want]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_buckets_find_the_pairs_that_comparing_all_finds(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the window is as wide as the buckets."""
+    prints, targets = _crowd(500, copies=100, seed=seed), np.arange(500) % 3
+    want = closest_pairs(prints, targets)
+    monkeypatch.setattr(duplicates, "EXACT", 0)
+    monkeypatch.setattr(duplicates, "WINDOW", 500)
+    assert closest_pairs(prints, targets).tolist() == want.tolist()
+
+
+def test_a_narrow_window_finds_nearly_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one chunk's order leaves out, others find: 98 of 100 and more, and no wrong ones."""
+    prints, targets = _crowd(2000, copies=400), np.zeros(2000, dtype=np.int64)
+    want = set(map(tuple, closest_pairs(prints, targets).tolist()))
+    monkeypatch.setattr(duplicates, "EXACT", 0)
+    monkeypatch.setattr(duplicates, "WINDOW", 4)
+    found = closest_pairs(prints, targets)
+    bits = np.unpackbits(prints, axis=1)
+    assert ((bits[found[:, 0]] != bits[found[:, 1]]).sum(axis=1) <= NEAR_DUPLICATE_BITS).all()
+    assert len(want & set(map(tuple, found.tolist()))) > 0.98 * len(want)
+
+
+def test_bits_are_counted_without_numpy_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older NumPys count none; the pairs are the same."""
+    monkeypatch.setattr(duplicates, "EXACT", 0)
+    prints, targets = _crowd(200, copies=40), np.arange(200) % 2
+    want = closest_pairs(prints, targets)
+    monkeypatch.delattr(np, "bitwise_count", raising=False)
+    assert closest_pairs(prints, targets).tolist() == want.tolist()
 
 
 def test_a_recompressed_copy_is_alike() -> None:

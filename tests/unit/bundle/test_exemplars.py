@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import time
+import tracemalloc
 from collections.abc import Sequence
-from itertools import combinations
+from dataclasses import fields, replace
+from itertools import combinations, permutations
 from random import Random
 
 import numpy as np
@@ -21,13 +21,13 @@ from topwork.bundle.duplicates import NEAR_DUPLICATE_BITS, fingerprint
 from topwork.bundle.exemplars import (
     FOLDS,
     Exemplars,
-    from_bytes,
     make,
     merge,
-    to_bytes,
+    split,
 )
 from topwork.bundle.image import preprocess
 from topwork.bundle.preprocess import PreprocessSpec
+from topwork.bundle.shards import Shard
 from topwork.errors import Corrupt
 
 SEEDED = settings(derandomize=True, database=None, deadline=None)
@@ -47,6 +47,21 @@ def exemplars(rows: Sequence[Row]) -> Exemplars:
         np.array([rng.integers(0, 256, 32) for rng in parts], dtype=np.uint8),
         np.array([rng.integers(0, 256, 32) for rng in parts], dtype=np.uint8),
         [label for _, label in rows],
+        contents=np.array([rng.integers(0, 256, 32) for rng in parts], dtype=np.uint8),
+        names=[f"photo {number}" for number, _ in rows],
+        thumbnails=[b"x" * (number % 3) for number, _ in rows],
+    )
+
+
+def equal(one: Exemplars, other: Exemplars) -> bool:
+    """Return whether all that two sets hold is equal, down to the types."""
+    return all(
+        mine.dtype == its.dtype and np.array_equal(mine, its)
+        if isinstance(mine, np.ndarray)
+        else mine == its
+        for mine, its in (
+            (getattr(one, field.name), getattr(other, field.name)) for field in fields(Exemplars)
+        )
     )
 
 
@@ -94,13 +109,102 @@ def test_exemplars_are_sorted_and_each_is_kept_once(rows: list[Row]) -> None:
 def test_the_order_of_rows_and_parts_does_not_matter(
     rows: list[Row], cut: int, random: Random
 ) -> None:
-    """Shuffled rows in two parts, in either order, make a shard of equal bytes."""
-    want = to_bytes(exemplars(rows))
+    """Shuffled rows, in the shards of two parts in any order, make equal exemplars."""
+    want = exemplars(rows)
     shuffled = list(rows)
     random.shuffle(shuffled)
-    parts = [exemplars(part) for part in (shuffled[:cut], shuffled[cut:]) if part]
-    assert to_bytes(merge(parts)) == want
-    assert to_bytes(merge(parts[::-1])) == want
+    parts = [
+        part for some in (shuffled[:cut], shuffled[cut:]) if some for part in split(exemplars(some))
+    ]
+    random.shuffle(parts)
+    assert equal(merge(parts), want)
+
+
+def copies(order: Sequence[int]) -> Exemplars:
+    """Return what is kept of one image that came four times, in the given order."""
+    seen = np.array([False, True, True, True])[list(order)]
+    names = [["a", "c", "b", "b"][version] for version in order]
+    contents = np.array([[version] * 32 for version in (1, 2, 4, 3)], dtype=np.uint8)[list(order)]
+    same = np.zeros((4, 32), np.uint8)
+    thumbnails = [bytes([version]) for version in order]
+    return make(
+        np.zeros((4, 1), np.float32),
+        same,
+        same,
+        ["a"] * 4,
+        contents=contents,
+        seen=seen,
+        names=names,
+        thumbnails=thumbnails,
+    )
+
+
+def test_of_equal_images_the_same_is_kept_whatever_came_first() -> None:
+    """A seen one is kept before others, then the first name, then the smallest content."""
+    for order in permutations(range(4)):
+        kept = copies(order)
+        assert kept.seen.tolist() == [True]
+        assert kept.names == ("b",)
+        assert kept.contents[0, 0] == 3
+        assert kept.thumbnails == (bytes([3]),)
+
+
+@settings(SEEDED, max_examples=40)
+@given(ROWS)
+def test_split_is_undone_by_merge(rows: list[Row]) -> None:
+    """Each label's shard has its exemplars, and all of them make the exemplars again."""
+    made = exemplars(rows)
+    parts = split(made)
+    assert [label for label, _ in parts] == list(made.labels)
+    assert [len(shard) for _, shard in parts] == made.counts().tolist()
+    assert equal(merge(parts), made)
+
+
+@settings(SEEDED, max_examples=40)
+@given(ROWS, st.randoms(use_true_random=False))
+def test_some_exemplars_are_a_set_of_their_own(rows: list[Row], random: Random) -> None:
+    """What a mask takes out is what those rows alone make, without the labels that have none."""
+    made = exemplars(rows)
+    mask = np.array([random.random() < 0.5 for _ in range(len(made))])
+    numbers = {exemplars([row]).digests[0].tobytes(): row[0] for row in rows}
+    taken = [
+        (numbers[made.digests[row].tobytes()], made.labels[made.targets[row]])
+        for row in np.flatnonzero(mask)
+    ]
+    if taken:
+        assert equal(made.where(mask), exemplars(taken))
+    else:
+        assert made.where(mask).labels == ()
+
+
+def test_a_label_is_renamed_by_its_reference_alone() -> None:
+    """The same shard under another label makes what a set with that label is."""
+    parts = split(exemplars([*numbered(5, "a"), *numbered(5, "b", start=5)]))
+    renamed = merge([("c" if label == "a" else label, shard) for label, shard in parts])
+    assert equal(renamed, exemplars([*numbered(5, "c"), *numbered(5, "b", start=5)]))
+
+
+def test_shards_of_two_backbones_do_not_merge() -> None:
+    """Embeddings of different widths are Corrupt; the widths are said."""
+    ((_, shard),) = split(exemplars(numbered(3)))
+    narrow = replace(shard, embeddings=shard.embeddings[:, :4])
+    with pytest.raises(Corrupt, match=r"\[4, 6\]"):
+        merge([("a", shard), ("b", narrow)])
+
+
+def test_merging_takes_the_memory_of_the_result() -> None:
+    """Besides the result, merging holds no more than one part's embeddings at a time."""
+    rng = np.random.default_rng(0)
+    parts: list[tuple[str, Shard]] = []
+    for part in range(20):
+        ((label, shard),) = split(exemplars(numbered(100, start=100 * part)))
+        wide = rng.normal(size=(100, 2_000)).astype(np.float32)
+        parts.append((label, replace(shard, embeddings=wide)))
+    tracemalloc.start()
+    merged = merge(parts)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < merged.embeddings.nbytes * 1.1  # a part is a twentieth
 
 
 def test_the_same_pixels_under_two_labels_are_kept_twice() -> None:
@@ -149,7 +253,8 @@ def test_another_seed_is_another_split() -> None:
 def test_adding_a_class_moves_no_old_exemplar(old: list[Row], new: list[Row], seed: int) -> None:
     """Old exemplars keep their folds when a label is added, even one with the same photos."""
     before = exemplars(old)
-    after = merge([before, exemplars([(number, "new") for number, _ in new])])
+    added = exemplars([(number, "new") for number, _ in new])
+    after = merge([*split(before), *split(added)])
     found = folds_by_image(after, seed)
     for key, fold in folds_by_image(before, seed).items():
         assert found[key] == fold
@@ -211,7 +316,7 @@ def test_many_rows_are_compared_across_blocks() -> None:
     made = variants([0, 5], photos=200, labels=["a", "a"])
     rest = exemplars(numbered(3_000))
     rest = make(np.zeros((3_000, 1), np.float32), rest.digests, rest.fingerprints, ["a"] * 3_000)
-    found = folds_by_image(merge([made, rest]), 0)
+    found = folds_by_image(merge([*split(made), *split(rest)]), 0)
     folds = [found[digest.tobytes(), "a"] for digest in made.digests]
     assert folds[::2] == folds[1::2]
     assert len(set(folds)) == FOLDS
@@ -260,81 +365,3 @@ def test_a_bit_says_that_brightness_rises_to_the_right() -> None:
     rising = np.asarray(Image.merge("RGB", (grey, grey, grey)))
     assert fingerprint(rising).tolist() == [255] * 32
     assert fingerprint(rising[:, ::-1].copy()).tolist() == [0] * 32
-
-
-# Shards
-
-
-@settings(SEEDED, max_examples=40)
-@given(ROWS)
-def test_a_shard_gives_the_exemplars_back(rows: list[Row]) -> None:
-    """Every array comes back equal and with its type, and the labels too."""
-    made = exemplars(rows)
-    read = from_bytes(to_bytes(made))
-    for name in ("embeddings", "digests", "fingerprints", "targets"):
-        before, after = getattr(made, name), getattr(read, name)
-        assert before.dtype == after.dtype
-        assert np.array_equal(before, after)
-    assert read.labels == made.labels
-
-
-def test_equal_exemplars_give_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shard does not depend on when it was made: its digest names what is in it."""
-    made = exemplars(numbered(10))
-    first = to_bytes(made)
-    now = time.time()
-    with monkeypatch.context() as later:
-        later.setattr(time, "time", lambda: now + 1e6)
-        assert to_bytes(exemplars(numbered(10))) == first
-
-
-def archive(**changes: NDArray[np.generic]) -> bytes:
-    """Return a shard in which arrays are replaced."""
-    with np.load(io.BytesIO(to_bytes(exemplars(numbered(3))))) as arrays:
-        content = {**arrays, **changes}
-    buffer = io.BytesIO()
-    np.savez(buffer, **content)
-    return buffer.getvalue()
-
-
-def flipped(at: int, *, bit: int = 0x55) -> bytes:
-    """Return a shard with one byte changed."""
-    content = bytearray(to_bytes(exemplars(numbered(3))))
-    content[at] ^= bit
-    return bytes(content)
-
-
-def saved(array: NDArray[np.generic]) -> bytes:
-    """Return one array as a file, which is no archive."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-WHOLE = to_bytes(exemplars(numbered(3)))
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(archive(labels=np.array([{"a": 1}], dtype=object)), id="pickled objects"),
-        pytest.param(b"no shard at all", id="garbage"),
-        pytest.param(WHOLE[: len(WHOLE) // 2], id="cut off"),
-        pytest.param(WHOLE.replace(b"targets", b"tarrets"), id="an array is missing"),
-        pytest.param(flipped(WHOLE.index(b"NUMPY") + 150), id="a byte was changed"),
-        pytest.param(b"", id="empty"),
-        pytest.param(saved(np.zeros(3)), id="no archive"),
-        pytest.param(flipped(WHOLE.index(b"PK\1\2") + 8, bit=1), id="encrypted"),
-        pytest.param(archive(embeddings=np.zeros(())), id="embeddings as a number"),
-        pytest.param(archive(embeddings=np.zeros(3, np.float32)), id="embeddings as a row"),
-        pytest.param(archive(targets=np.zeros(2, np.int64)), id="few targets"),
-        pytest.param(archive(targets=np.full(3, 9)), id="unknown class"),
-        pytest.param(archive(digests=np.zeros((3, 32))), id="digests as floats"),
-        pytest.param(archive(names=np.array(["a", "b"])), id="few names"),
-        pytest.param(archive(thumbnail_ends=np.array([4])), id="few thumbnails"),
-    ],
-)
-def test_what_is_no_shard_is_corrupt(content: bytes) -> None:
-    """Anything else than a shard is Corrupt, and nothing in it is ever unpickled."""
-    with pytest.raises(Corrupt, match="shard of exemplars"):
-        from_bytes(content)

@@ -10,11 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from topwork.bundle.comparison import (
+    Comparison,
+    Confusion,
+    Gate,
+    LabelChange,
+    Rejection,
+    Taught,
+)
 from topwork.bundle.manifest import (
     BackboneInfo,
     ChosenHead,
     Manifest,
     PrecisionGate,
+    ShardRef,
     from_json,
     to_json,
 )
@@ -47,7 +56,7 @@ MANIFEST = Manifest(
     head=B,
     metrics=A,
     report=B,
-    exemplars=(A, B),
+    exemplars=(ShardRef(label="daisy", digest=A), ShardRef(label="雛菊", digest=B)),
     data_digest=A,
     images=2_000,
     seed=-3,
@@ -62,7 +71,26 @@ MANIFEST = Manifest(
     precision_gate=PrecisionGate(
         taken=True, loss_points=0.25, loss_low=-0.5, loss_high=1.0, speed_ratio=2.0, why="fast"
     ),
+    change="add_class",
     operation="operations/7",
+    comparison=Comparison(
+        images=1_900,
+        accuracy_before=0.95,
+        accuracy_after=0.94,
+        drop=0.01,
+        drop_low=-1 / 3,
+        drop_high=0.02,
+        ece_before=0.01,
+        ece_after=0.02,
+        labels=(
+            LabelChange(
+                label="daisy", images=900, recall_before=1.0, recall_after=0.9, lost=90, gained=0
+            ),
+        ),
+        taught=Taught(label="雛菊", images=100, recall=0.5, low=0.4, high=0.6),
+        confusions=(Confusion(label="雛菊", called="daisy", images=50, share=0.5),),
+    ),
+    rejection=Rejection(gate=Gate(max_conflicts=3), failures=("recall 0.5 is below 0.6",)),
     created=datetime(2026, 11, 23, 21, 3, 4, 567_890, tzinfo=UTC),
     versions={"topwork": "0.1.0"},
 )
@@ -106,8 +134,9 @@ def changed(path: str, value: Any) -> bytes:
         ("revision", "2"),
         ("images", 1.5),
         ("created", "yesterday"),
-        ("exemplars", ["../../etc/passwd"]),
-        ("exemplars", [A, "A" * 64]),
+        ("exemplars", [{"label": "daisy", "digest": "../../etc/passwd"}]),
+        ("exemplars", [{"label": "daisy", "digest": "A" * 64}]),
+        ("exemplars", [A]),
         ("head", ""),
         ("head", "a" * 63),
         ("metrics", "a" * 65),

@@ -100,6 +100,18 @@ def test_the_bins_hold_every_image_once(seed: int, images: int) -> None:
     )
 
 
+@settings(SEEDED, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 200))
+def test_what_was_right_is_kept_image_by_image(seed: int, images: int) -> None:
+    """A bit an image, in the order given: whether its most probable label is its own."""
+    rng = np.random.default_rng(seed)
+    targets, probabilities = rng.integers(0, 4, images), rng.dirichlet([1.0] * 4, images)
+    found = evaluate(targets, probabilities, LABELS, folds=5)
+    bits = np.unpackbits(np.frombuffer(found.right, dtype=np.uint8), count=images)
+    assert np.array_equal(bits, probabilities.argmax(axis=1) == targets)
+    assert len(found.right) == -(-images // 8)
+
+
 def test_metrics_survive_their_file() -> None:
     """What was learnt of a head is the same after it was written and read, types too."""
     rng = np.random.default_rng(0)

@@ -19,13 +19,15 @@ import numpy as np
 import pytest
 from support import tiny
 
-from topwork.bundle.exemplars import Exemplars, make, to_bytes
+from topwork.bundle.comparison import Gate, Rejection
+from topwork.bundle.exemplars import Exemplars, make, shard_of
 from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
 from topwork.bundle.manifest import ChosenHead, Manifest, to_json
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.recipe import Recipe
+from topwork.bundle.shards import to_bytes
 from topwork.bundle.store import Repository
-from topwork.errors import Corrupt, InvalidInput, NotFound
+from topwork.errors import Corrupt, InvalidInput, NotFound, NotReady
 
 BACKBONE = b"a backbone"
 HEAD = b"a head"
@@ -42,6 +44,11 @@ def exemplars(label: str, seed: int) -> Exemplars:
     rng = np.random.default_rng(seed)
     digests, prints = rng.integers(0, 256, (2, 2, 32), dtype=np.uint8)
     return make(rng.normal(size=(2, 3)).astype(np.float32), digests, prints, [label] * 2)
+
+
+def shard_digest(label: str, seed: int) -> str:
+    """Return by what the exemplars of one label are stored."""
+    return sha256(to_bytes(shard_of(exemplars(label, seed), label)))
 
 
 @pytest.fixture
@@ -61,7 +68,7 @@ def repository(tmp_path: Path) -> Repository:
         head="",
         metrics="",
         report="",
-        exemplars=(made.put_exemplars(exemplars("b", 1)), made.put_exemplars(exemplars("a", 2))),
+        exemplars=(*made.put_exemplars(exemplars("b", 1)), *made.put_exemplars(exemplars("a", 2))),
         data_digest=sha256(b""),
         images=4,
         seed=0,
@@ -74,11 +81,15 @@ def repository(tmp_path: Path) -> Repository:
             unknown_threshold=None,
         ),
         precision_gate=None,
+        change="fit",
         operation="",
+        comparison=None,
+        rejection=None,
         created=datetime(2000, 1, 1, tzinfo=UTC),
         versions={},
     )
-    made.set_serving("m", made.publish(draft, head=HEAD, metrics=metrics(), report=page).revision)
+    published = made.publish(draft, head=HEAD, metrics=metrics(), report=page)
+    made.set_serving("m", published.revision, why="fit")
     return made
 
 
@@ -172,7 +183,8 @@ def test_what_is_stored_already_stays_as_it_is(repository: Repository) -> None:
     info = tiny.backbone_info(BACKBONE)
     repository.put_backbone(BACKBONE, replace(info, source="elsewhere"))
     assert repository.put_image(IMAGE) == sha256(IMAGE)
-    assert repository.put_exemplars(exemplars("b", 1)) == sha256(to_bytes(exemplars("b", 1)))
+    (ref,) = repository.put_exemplars(exemplars("b", 1))
+    assert (ref.label, ref.digest) == ("b", shard_digest("b", 1))
     assert tree(repository.root) == before
     assert inodes(repository.root) == written
 
@@ -186,6 +198,60 @@ def test_the_newest_match_is_found(repository: Repository) -> None:
     assert found is not None
     assert found.revision == 4
     assert repository.find("m", lambda _manifest: False) is None
+
+
+@pytest.mark.parametrize("missing", ["backbones", "exemplars"])
+def test_a_revision_refers_only_to_what_is_there(missing: str, repository: Repository) -> None:
+    """Nothing is published if a shard or the backbone that it refers to is not stored."""
+    draft = first(repository)
+    (path, *_) = sorted((repository.root / missing).iterdir())
+    path.rename(repository.root / "elsewhere")
+    with pytest.raises(Corrupt, match=f"{missing}/.* is missing"):
+        repository.publish(draft, head=HEAD, metrics=metrics(), report=page)
+    assert repository.revisions("m") == [1]
+    assert not list(repository.root.rglob(f"{TEMPORARY}*"))
+
+
+def aged(root: Path) -> dict[Path, int]:
+    """Make all that is stored below ``root`` old, and return when it was changed."""
+    stored = [
+        path for kind in ("backbones", "exemplars", "images") for path in (root / kind).iterdir()
+    ]
+    for path in stored:
+        os.utime(path, (1e9, 1e9))
+    return {path: path.stat().st_mtime_ns for path in stored}
+
+
+STORING: dict[str, tuple[str, Callable[[Repository], object]]] = {
+    "an image": ("images", lambda it: it.put_image(IMAGE)),
+    "a shard": ("exemplars", lambda it: it.put_exemplars(exemplars("b", 1))),
+    "a backbone": (
+        "backbones",
+        lambda it: it.put_backbone(BACKBONE, tiny.backbone_info(BACKBONE)),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", STORING)
+def test_what_is_stored_again_is_young_again(what: str, repository: Repository) -> None:
+    """What came again is not deleted for its age before something refers to it."""
+    kind, store = STORING[what]
+    before = aged(repository.root)
+    store(repository)
+    changed = [path for path, time_ns in before.items() if path.stat().st_mtime_ns != time_ns]
+    assert len(changed) == 1
+    assert changed[0].parent.name == kind
+    assert abs(changed[0].stat().st_mtime - time.time()) < 60
+
+
+def test_publishing_makes_young_what_it_refers_to(repository: Repository) -> None:
+    """The backbone and the shards of a new revision are young; images are kept by the shards."""
+    before = aged(repository.root)
+    again(repository)
+    old = {
+        path.parent.name for path, time_ns in before.items() if path.stat().st_mtime_ns == time_ns
+    }
+    assert old == {"images"}
 
 
 # Races
@@ -319,9 +385,7 @@ READS: dict[str, Callable[[Repository], object]] = {
     "models/m/1/metrics.json": lambda it: it.metrics(first(it)),
     f"backbones/{sha256(BACKBONE)}/backbone.onnx": lambda it: it.backbone_model(sha256(BACKBONE)),
     f"backbones/{sha256(BACKBONE)}/backbone.json": lambda it: it.backbone(first(it)),
-    f"exemplars/{sha256(to_bytes(exemplars('a', 2)))}.npz": (
-        lambda it: it.exemplars(first(it).exemplars)
-    ),
+    f"exemplars/{shard_digest('a', 2)}.npz": (lambda it: it.exemplars(first(it).exemplars)),
     f"images/{sha256(IMAGE)}": lambda it: it.image(sha256(IMAGE)),
 }
 """What reads each of the files that are verified."""
@@ -351,9 +415,9 @@ def test_harmed_files_are_corrupt_by_name(file: str, harm: str, repository: Repo
     "changes",
     [
         {"head": "../../../etc/passwd"},
-        {"exemplars": ["x"]},
+        {"exemplars": [{"label": "a", "digest": "../x"}]},
         {"backbone": ".."},
-        {"schema": 3},
+        {"schema": 4},
         {"revision": 2},
         {"model": "other"},
         {"labels": None},
@@ -371,8 +435,8 @@ def test_a_manifest_that_cannot_be_is_corrupt(
 
 def test_a_newer_schema_is_said(repository: Repository) -> None:
     """Software that is too old says which schema it found and which it reads."""
-    edit(repository, schema=3)
-    with pytest.raises(Corrupt, match="schema 3; this software reads 2"):
+    edit(repository, schema=4)
+    with pytest.raises(Corrupt, match="schema 4; this software reads 3"):
         first(repository)
 
 
@@ -389,16 +453,16 @@ def test_the_serving_pointer_moves(repository: Repository) -> None:
     """Publishing alone serves nothing new; set_serving moves forward and back."""
     again(repository)
     assert repository.serving("m") == 1
-    repository.set_serving("m", 2)
+    repository.set_serving("m", 2, why="test")
     assert repository.serving("m") == 2
-    repository.set_serving("m", 1)
+    repository.set_serving("m", 1, why="test")
     assert repository.serving("m") == 1
 
 
 def test_only_what_was_published_can_serve(repository: Repository) -> None:
     """A revision that does not exist is NotFound by name, and the pointer stays."""
     with pytest.raises(NotFound) as caught:
-        repository.set_serving("m", 2)
+        repository.set_serving("m", 2, why="test")
     assert (caught.value.kind, caught.value.resource) == ("revision", "models/m/revisions/2")
     assert repository.serving("m") == 1
 
@@ -408,7 +472,7 @@ def test_a_corrupt_revision_cannot_serve(repository: Repository) -> None:
     again(repository)
     (repository.root / "models" / "m" / "2" / "manifest.json").write_bytes(b"{")
     with pytest.raises(Corrupt):
-        repository.set_serving("m", 2)
+        repository.set_serving("m", 2, why="test")
     assert repository.serving("m") == 1
 
 
@@ -429,8 +493,8 @@ def test_models_are_those_that_serve(repository: Repository) -> None:
     assert repository.models() == ["m"]
     with pytest.raises(NotFound, match="models/b"):
         repository.serving("b")
-    repository.set_serving("z", 1)
-    repository.set_serving("b", 1)
+    repository.set_serving("z", 1, why="test")
+    repository.set_serving("b", 1, why="test")
     assert repository.models() == ["b", "m", "z"]
 
 
@@ -442,13 +506,116 @@ def test_an_empty_repository_has_no_models(tmp_path: Path) -> None:
         Repository(tmp_path / "none").revisions("m")
 
 
+def test_every_move_is_remembered(repository: Repository) -> None:
+    """History says from where to where the pointer went, why, by which operation, and when."""
+    again(repository)
+    before = datetime.now(UTC)
+    repository.set_serving("m", 2, why="add_class", operation="o")
+    repository.set_serving("m", 1, why="rollback")
+    state = repository.serving_state("m")
+    assert state.revision == 1
+    assert [(one.previous, one.revision, one.why, one.operation) for one in state.moves] == [
+        (0, 1, "fit", ""),
+        (1, 2, "add_class", "o"),
+        (2, 1, "rollback", ""),
+    ]
+    assert before <= state.moves[1].time <= state.moves[2].time <= datetime.now(UTC)
+
+
+def test_what_serves_already_makes_no_move(repository: Repository) -> None:
+    """Letting the revision serve that does is no move, whatever parent was expected."""
+    again(repository)
+    repository.set_serving("m", 2, why="add_class", operation="o", parent=1)
+    before = tree(repository.root)
+    assert repository.set_serving("m", 2, why="add_class", operation="o", parent=1) == 2
+    assert tree(repository.root) == before
+
+
+def test_an_operation_moves_the_pointer_once(repository: Repository) -> None:
+    """An operation that comes again after a crash does not undo the rollback that came since."""
+    again(repository)
+    assert not repository.was_moved_by("m", "o")
+    repository.set_serving("m", 2, why="add_class", operation="o", parent=1)
+    repository.set_serving("m", 1, why="rollback")
+    assert repository.was_moved_by("m", "o")
+    assert repository.set_serving("m", 2, why="add_class", operation="o", parent=1) == 1
+    assert repository.serving("m") == 1
+
+
+def test_nothing_moved_a_model_that_does_not_serve(repository: Repository) -> None:
+    """A model without serving revision was moved by no operation."""
+    assert not repository.was_moved_by("other", "o")
+
+
+def test_a_move_waits_for_its_parent(repository: Repository) -> None:
+    """A revision does not take the place of another one than the parent that it was made from."""
+    again(repository)
+    again(repository)
+    repository.set_serving("m", 2, why="retrain")
+    assert repository.set_serving("m", 3, why="add_class", parent=1) == 2
+    assert repository.set_serving("m", 3, why="add_class", parent=2) == 3
+
+
+def test_a_rejected_revision_never_serves(repository: Repository) -> None:
+    """What its gate rejected is refused with the reason, and the pointer stays."""
+    rejection = Rejection(gate=Gate(), failures=("it lost 5 points",))
+    draft = replace(first(repository), rejection=rejection)
+    repository.publish(draft, head=HEAD, metrics=metrics(), report=page)
+    with pytest.raises(NotReady, match="it lost 5 points") as caught:
+        repository.set_serving("m", 2, why="rollback")
+    assert caught.value.reason == "REVISION_REJECTED"
+    assert repository.serving("m") == 1
+
+
+def test_racing_moves_are_all_remembered(repository: Repository) -> None:
+    """Moves by many threads at once lose nothing: each goes from where the one before ended."""
+    numbers = [again(repository).revision for _ in range(8)]
+
+    def move(revision: int) -> None:
+        Repository(repository.root).set_serving("m", revision, why="race")
+        Repository(repository.root).pin("m", revision, pinned=True)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(move, numbers))
+    state = repository.serving_state("m")
+    assert sorted(one.revision for one in state.moves) == [1, *numbers]
+    assert [one.previous for one in state.moves] == [0, *(one.revision for one in state.moves[:-1])]
+    assert state.pinned == tuple(numbers)
+
+
+def test_revisions_are_pinned_and_unpinned(repository: Repository) -> None:
+    """Pins are sorted, one a revision, and leave what serves and the history alone."""
+    again(repository)
+    before = repository.serving_state("m")
+    repository.pin("m", 2, pinned=True)
+    repository.pin("m", 2, pinned=True)
+    assert repository.pin("m", 1, pinned=True) == replace(before, pinned=(1, 2))
+    assert repository.pin("m", 1, pinned=False) == replace(before, pinned=(2,))
+    assert repository.serving_state("m").pinned == (2,)
+
+
+def test_only_what_was_published_can_be_pinned(repository: Repository) -> None:
+    """A pin of a revision that does not exist is NotFound; one that is gone can be unpinned."""
+    with pytest.raises(NotFound, match="models/m/revisions/2"):
+        repository.pin("m", 2, pinned=True)
+    again(repository)
+    repository.pin("m", 2, pinned=True)
+    shutil.rmtree(repository.root / "models" / "m" / "2")
+    assert repository.pin("m", 2, pinned=False).pinned == ()
+    with pytest.raises(NotFound):
+        repository.pin("m", 2, pinned=False)
+
+
 # Names
 
 BY_NAME: dict[str, Callable[[Repository, str], object]] = {
     "revisions": lambda it, name: it.revisions(name),
     "serving": lambda it, name: it.serving(name),
     "serving_file": lambda it, name: it.serving_file(name),
-    "set_serving": lambda it, name: it.set_serving(name, 1),
+    "set_serving": lambda it, name: it.set_serving(name, 1, why="test"),
+    "serving_state": lambda it, name: it.serving_state(name),
+    "was_moved_by": lambda it, name: it.was_moved_by(name, "o"),
+    "pin": lambda it, name: it.pin(name, 1, pinned=True),
     "manifest": lambda it, name: it.manifest(name, 1),
     "find": lambda it, name: it.find(name, lambda _manifest: True),
     "head": lambda it, name: it.head(replace(first(it), model=name)),

@@ -11,8 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from topwork.engine.jobs import AddClassJob, Upload
-from topwork.engine.operations import Operation, Operations, database_url, new_request_id
+from topwork.bundle.store import Repository
+from topwork.engine.jobs import Job, Upload
+from topwork.engine.operations import (
+    Operation,
+    Operations,
+    Wanted,
+    database_url,
+    new_request_id,
+    pending_images,
+)
 from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady
 
 
@@ -32,16 +40,19 @@ def runner() -> Iterator[asyncio.Runner]:
 @pytest.fixture(scope="module")
 def operations(root: Path, runner: asyncio.Runner) -> Iterator[Operations]:
     """Yield connected operations."""
-    made = Operations(database_url(root))
+    made = Operations(database_url(root), Repository(root))
     runner.run(made.start())
     yield made
     runner.run(made.aclose())
 
 
-def job(label: str = "violet", model: str = "colours") -> AddClassJob:
+EVERY = Wanted(attributes={})
+
+
+def job(label: str = "violet", model: str = "colours") -> Job:
     """Return a job that no worker will do."""
     uploads = (Upload(name="a photo", digest="0" * 64),)
-    return AddClassJob(model=model, label=label, uploads=uploads, accepted=time.time())
+    return Job(kind="add_class", model=model, label=label, uploads=uploads, accepted=time.time())
 
 
 def new_id() -> str:
@@ -54,9 +65,9 @@ def test_the_same_id_is_the_same_operation(operations: Operations, runner: async
     request_id = new_id()
 
     async def scenario() -> tuple[set[str], int]:
-        calls = (operations.add_class(job(), request_id) for _ in range(5))
+        calls = (operations.submit(job(), request_id) for _ in range(5))
         made = await asyncio.gather(*calls)
-        listed = await operations.list(offset=0, limit=1000)
+        listed = await operations.list(EVERY, offset=0, limit=1000)
         return {one.id for one in made}, sum(one.id == request_id for one in listed)
 
     assert runner.run(scenario()) == ({request_id}, 1)
@@ -70,11 +81,11 @@ def test_an_id_is_not_used_for_something_else(
     request_id = new_id()
 
     async def scenario() -> str:
-        await operations.add_class(job(), request_id)
-        with pytest.raises(AlreadyExists, match=f"'violet' to 'colours', not '{label}'") as caught:
-            await operations.add_class(job(label, model), request_id)
+        await operations.submit(job(), request_id)
+        with pytest.raises(AlreadyExists, match=f"not add_class '{label}'") as caught:
+            await operations.submit(job(label, model), request_id)
         assert caught.value.reason == "REQUEST_ID_REUSED"
-        return (await operations.get(request_id)).label
+        return (await operations.get(request_id)).subject.label
 
     assert runner.run(scenario()) == "violet"
 
@@ -87,7 +98,7 @@ def test_one_id_with_two_labels_at_once_is_one_operation(
 
     async def scenario() -> list[object]:
         labels = [f"label-{number}" for number in range(5)]
-        calls = (operations.add_class(job(label), request_id) for label in labels)
+        calls = (operations.submit(job(label), request_id) for label in labels)
         return list(await asyncio.gather(*calls, return_exceptions=True))
 
     ends = runner.run(scenario())
@@ -116,10 +127,11 @@ def test_an_unknown_operation_is_not_found(operations: Operations, runner: async
 def test_an_accepted_operation_waits(operations: Operations, runner: asyncio.Runner) -> None:
     """Before a worker takes it up an operation is queued, and says what it is about."""
     before = time.time()
-    made = runner.run(operations.add_class(job("indigo"), new_id()))
-    assert (made.model, made.label, made.progress.stage) == ("colours", "indigo", "queued")
-    assert made.outcome is None
-    assert before - 1 <= made.created.timestamp() <= time.time() + 1
+    made = runner.run(operations.submit(job("indigo"), new_id()))
+    assert str(made.subject) == "add_class 'indigo' of 'colours'"
+    assert made.progress.stage == "queued"
+    assert (made.outcome, made.ended) == (None, None)
+    assert before <= made.created.timestamp() <= time.time()
 
 
 def test_pages_hold_every_operation_once_oldest_first(
@@ -128,12 +140,12 @@ def test_pages_hold_every_operation_once_oldest_first(
     """Pages of any size, put together, are the whole list in the order of acceptance."""
 
     async def scenario() -> None:
-        made = [(await operations.add_class(job(), new_id())).id for _ in range(7)]
-        whole = [one.id for one in await operations.list(offset=0, limit=1000)]
+        made = [(await operations.submit(job(), new_id())).id for _ in range(7)]
+        whole = [one.id for one in await operations.list(EVERY, offset=0, limit=1000)]
         assert whole[-7:] == made
         for size in (1, 3, 1000):
             paged: list[str] = []
-            while page := await operations.list(offset=len(paged), limit=size):
+            while page := await operations.list(EVERY, offset=len(paged), limit=size):
                 paged += [one.id for one in page]
             assert paged == whole
 
@@ -144,7 +156,7 @@ def test_waiting_ends_with_its_time(operations: Operations, runner: asyncio.Runn
     """Waiting for an operation that does not end returns its state when the time is over."""
 
     async def scenario() -> None:
-        made = await operations.add_class(job(), new_id())
+        made = await operations.submit(job(), new_id())
         for seconds in (0.1, 0.0):
             assert await operations.wait(made.id, seconds) == made
 
@@ -167,7 +179,7 @@ def test_a_cancelled_operation_is_finished(
         return await look(identifier)
 
     async def scenario() -> None:
-        made = await operations.add_class(job(), new_id())
+        made = await operations.submit(job(), new_id())
         monkeypatch.setattr(operations, "get", counted)
 
         async def watch() -> list[Operation]:
@@ -194,7 +206,7 @@ def test_only_a_finished_operation_is_forgotten(
     """Deleting is NotReady before the end; after it the operation is gone."""
 
     async def scenario() -> None:
-        made = await operations.add_class(job(), new_id())
+        made = await operations.submit(job(), new_id())
         with pytest.raises(NotReady, match="cancel it first"):
             await operations.delete(made.id)
         await operations.cancel(made.id)
@@ -211,8 +223,8 @@ def test_operations_outlive_the_process(
     """Whoever connects to the database later finds what was accepted before."""
 
     async def scenario() -> None:
-        made = await operations.add_class(job("indigo"), new_id())
-        later = Operations(database_url(root))
+        made = await operations.submit(job("indigo"), new_id())
+        later = Operations(database_url(root), Repository(root))
         await later.start()
         try:
             assert await later.get(made.id) == made
@@ -228,7 +240,7 @@ def test_nothing_stored_is_a_pickle(
     """A job is stored as JSON text, which no reader can be made to run."""
     request_id = new_id()
     upload = Upload(name=f"photo of {request_id}", digest="0" * 64)
-    runner.run(operations.add_class(replace(job(), uploads=(upload,)), request_id))
+    runner.run(operations.submit(replace(job(), uploads=(upload,)), request_id))
     stored = b"".join(path.read_bytes() for path in sorted(root.glob("operations.sqlite*")))
     assert f'"name":"{upload.name}"'.encode() in stored
 
@@ -237,12 +249,58 @@ def test_nothing_stored_is_a_pickle(
 def test_a_request_id_is_a_uuid(given: str) -> None:
     """An id that is no UUID is InvalidInput, and names the field."""
     with pytest.raises(InvalidInput, match="is no UUID") as caught:
-        new_request_id(given)
+        new_request_id(given, field="config.request_id")
     assert caught.value.field == "config.request_id"
 
 
 def test_a_request_id_has_one_spelling() -> None:
     """The same UUID in capitals is the same id; without one each call has its own."""
     given = "5C2E9D46-1D5C-4A7B-9A52-3F0A1B2C3D4E"
-    assert new_request_id(given) == new_request_id(given.lower()) == given.lower()
-    assert new_request_id("") != new_request_id("")
+    spelled = {new_request_id(one, field="request_id") for one in (given, given.lower())}
+    assert spelled == {given.lower()}
+    assert new_request_id("", field="request_id") != new_request_id("", field="request_id")
+
+
+def test_only_what_is_wanted_is_listed(operations: Operations, runner: asyncio.Runner) -> None:
+    """Operations are chosen by what they are about and by whether they are finished."""
+    model = "only-here"
+
+    async def scenario() -> None:
+        first = await operations.submit(job("a", model), new_id())
+        second = await operations.submit(job("b", model), new_id())
+        third = await operations.submit(
+            replace(job("b", model), kind="remove_class", validate_only=True), new_id()
+        )
+        await operations.cancel(second.id)
+
+        async def listed(done: bool | None = None, **attributes: str | bool) -> list[str]:
+            wanted = Wanted(attributes={"model": model, **attributes}, done=done)
+            return [one.id for one in await operations.list(wanted, offset=0, limit=10)]
+
+        assert await listed() == [first.id, second.id, third.id]
+        assert await listed(label="b") == [second.id, third.id]
+        assert await listed(kind="remove_class") == [third.id]
+        assert await listed(validate_only=False) == [first.id, second.id]
+        assert await listed(done=True) == [second.id]
+        assert await listed(done=False, label="b") == [third.id]
+        assert await listed(label="c") == []
+
+    runner.run(scenario())
+
+
+def test_images_of_unfinished_operations_are_needed(tmp_path: Path) -> None:
+    """What gc must spare are the images of operations that wait, and of no others."""
+
+    async def scenario() -> None:
+        waiting = Operations(database_url(tmp_path), Repository(tmp_path))
+        await waiting.start()
+        try:
+            for digit in "ab":
+                upload = Upload(name="a photo", digest=digit * 64)
+                made = await waiting.submit(replace(job(), uploads=(upload,)), new_id())
+            await waiting.cancel(made.id)
+        finally:
+            await waiting.aclose()
+
+    asyncio.run(scenario())
+    assert pending_images(database_url(tmp_path)) == {"a" * 64}

@@ -16,7 +16,7 @@ from topwork.bundle.recipe import HeadKind
 from topwork.errors import NotReady
 from topwork.learning import families as module
 from topwork.learning.families import FAMILIES
-from topwork.learning.task import Task, balanced_weights
+from topwork.learning.task import GAMMA, Task, balanced_weights
 
 KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 CLASSES = 4
@@ -94,7 +94,7 @@ def test_kernel_is_scikit_learns() -> None:
         targets = task.targets[one]
         noise = 1 / balanced_weights(targets, CLASSES) / 5.0
         aims = np.eye(CLASSES)[targets] - 1 / CLASSES
-        similar = rbf_kernel(points[one].astype(float), gamma=module.GAMMA)
+        similar = rbf_kernel(points[one].astype(float), gamma=GAMMA)
         oracle = KernelRidge(kernel="precomputed", alpha=0.0)
         oracle.fit(similar + np.diag(noise), aims)
         want = oracle.predict(kernel(task.features)[:, one]) + 1 / CLASSES
@@ -107,7 +107,7 @@ def test_waves_come_near_the_kernel() -> None:
     ((scorer,),) = FAMILIES["fourier"].solve(task, everything(task), [1.0], final=False)
     assert scorer.expansion is not None
     waves = scorer.expansion(task.features)
-    error = waves @ waves.T - rbf_kernel(task.features, gamma=module.GAMMA)
+    error = waves @ waves.T - rbf_kernel(task.features, gamma=GAMMA)
     assert np.sqrt(np.square(error).mean()) < 0.03
     assert np.abs(error).max() < 0.12
 

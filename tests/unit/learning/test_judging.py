@@ -13,7 +13,7 @@ from topwork.bundle.features import make as make_normaliser
 from topwork.bundle.recipe import HeadKind
 from topwork.learning.families import FAMILIES
 from topwork.learning.judging import Judge, Trial
-from topwork.learning.task import Task
+from topwork.learning.task import Task, take_turns
 
 KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 WIDTH = 12
@@ -32,21 +32,30 @@ def judge(made: Exemplars, *, taught: int = 0) -> Judge:
     """Return a judge of five folds in turn, the first rows only teaching."""
     folds = np.arange(len(made)) % FOLDS
     folds[:taught] = -1
-    return Judge(exemplars=made, folds=folds)
+    return with_folds(made, folds)
+
+
+def with_folds(made: Exemplars, folds: NDArray[np.int64]) -> Judge:
+    """Return a judge of given folds."""
+    return Judge(
+        embeddings=made.embeddings,
+        every_target=made.targets,
+        classes=len(made.labels),
+        folds=folds,
+    )
 
 
 def task_of(one: Judge) -> Task:
     """Return the task of l2 features."""
-    return one.task(make_normaliser("l2", one.exemplars.embeddings))
+    return one.task(make_normaliser("l2", one.embeddings))
 
 
 def trial(one: Judge, losses: NDArray[np.floating]) -> Trial:
     """Return a trial of given losses."""
-    normaliser = make_normaliser("l2", one.exemplars.embeddings)
+    normaliser = make_normaliser("l2", one.embeddings)
     return Trial(
         kind="ridge",
         normaliser=normaliser,
-        task=one.task(normaliser),
         strength=1.0,
         scores=np.zeros((len(one.rows), 3), dtype=np.float32),
         temperature=1.0,
@@ -59,7 +68,7 @@ def test_scores_are_those_of_heads_that_did_not_see(kind: HeadKind) -> None:
     """Each judged row's scores come from the head of all rows but its fold's, seen ones too."""
     one = judge(exemplars(), taught=20)
     task = task_of(one)
-    normaliser = make_normaliser("l2", one.exemplars.embeddings)
+    normaliser = make_normaliser("l2", one.embeddings)
     (found,) = one.trials(task, normaliser, kind, [3.0])
     assert found.scores.shape == (70, 3)
     for fold in range(FOLDS):
@@ -74,7 +83,7 @@ def test_scores_are_those_of_heads_that_did_not_see(kind: HeadKind) -> None:
 def test_probabilities_are_those_of_the_losses() -> None:
     """A trial's losses are the negative logarithms of its probabilities for the targets."""
     one = judge(exemplars())
-    normaliser = make_normaliser("l2", one.exemplars.embeddings)
+    normaliser = make_normaliser("l2", one.embeddings)
     for found in one.trials(task_of(one), normaliser, "logistic", [1.0, 30.0]):
         p = found.probabilities()
         np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-6)
@@ -88,11 +97,11 @@ def test_a_class_in_one_fold_says_nothing_of_certainty() -> None:
     made = exemplars()
     folds = np.arange(90) % FOLDS
     folds[made.targets == 2] = 4
-    one = Judge(exemplars=made, folds=folds)
+    one = with_folds(made, folds)
     assert (one.weights[one.targets == 2] == 0).all()
     assert (one.weights[one.targets != 2] > 0).all()
     folds[np.flatnonzero(made.targets == 2)[0]] = -1  # taught by an image that is never judged
-    again = Judge(exemplars=made, folds=folds)
+    again = with_folds(made, folds)
     assert (again.weights > 0).all()
 
 
@@ -108,11 +117,37 @@ def test_a_shortened_judge_judges_the_first_folds() -> None:
     assert (one.shortened(1000).folds == one.folds).all()
 
 
+def test_a_sample_keeps_folds_and_classes() -> None:
+    """Its rows are the first of each class in turn, with the folds that they had."""
+    one = judge(exemplars())
+    few = one.sample(31)
+    kept = take_turns(one.every_target, 31)
+    assert few.classes == 3
+    for found, whole in (
+        (few.embeddings, one.embeddings),
+        (few.every_target, one.every_target),
+        (few.folds, one.folds),
+    ):
+        np.testing.assert_array_equal(found, whole[kept])
+
+
+def test_a_small_set_is_its_own_sample() -> None:
+    """Up to so many rows nothing is left out."""
+    one = judge(exemplars())
+    assert one.sample(90) is one
+
+
+def test_a_sample_that_cannot_be_judged_is_all_rows() -> None:
+    """After fine-tuning the first rows of each class may all have been seen."""
+    one = judge(exemplars(), taught=60)
+    assert one.sample(30) is one
+
+
 def test_the_loss_weighs_all_classes_alike() -> None:
     """A class of few images counts as much as one of many."""
     made = exemplars()
     folds = np.where((made.targets == 0) & (np.arange(90) > 30), -1, np.arange(90) % FOLDS)
-    one = Judge(exemplars=made, folds=folds)
+    one = with_folds(made, folds)
     losses = (one.targets == 0).astype(float)
     assert one.loss(trial(one, losses)) == pytest.approx(1 / 3)
 

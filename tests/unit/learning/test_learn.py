@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
-from topwork.bundle.exemplars import FOLDS, Exemplars, from_bytes, make, merge, to_bytes
+from topwork.bundle.exemplars import FOLDS, Exemplars, make, merge, shard_of, split
 from topwork.bundle.features import make as make_normaliser
 from topwork.bundle.head_graph import to_onnx
 from topwork.bundle.manifest import from_json, to_json
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.bundle.shards import Shard, open_shard, to_bytes
 from topwork.engine.backend import open_session
 from topwork.errors import Corrupt, NotReady
+from topwork.learning import calibration, judging, ridge, task
+from topwork.learning import learn as module
 from topwork.learning.families import FAMILIES
+from topwork.learning.judging import Judge, Trial
 from topwork.learning.learn import NORMALISATIONS, Learned, learn
 
 KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
@@ -49,7 +57,12 @@ def photos(
 
 def garden(sizes: Mapping[str, int], *, seed: int = 0, apart: float = 1.0) -> Exemplars:
     """Return exemplars of several labels."""
-    return merge([photos(label, n, seed=seed, apart=apart) for label, n in sizes.items()])
+    return joined(photos(label, n, seed=seed, apart=apart) for label, n in sizes.items())
+
+
+def joined(parts: Iterable[Exemplars]) -> Exemplars:
+    """Return the exemplars of all parts."""
+    return merge([pair for part in parts for pair in split(part)])
 
 
 def same(one: Learned, other: Learned) -> bool:
@@ -60,33 +73,56 @@ def same(one: Learned, other: Learned) -> bool:
 # The same set, the same head
 
 
-def test_the_order_of_arrival_leaves_no_trace() -> None:
-    """The same exemplars, in any order and in any parts, give a head of equal bytes."""
-    parts = [photos(label, 20) for label in LABELS]
-    want = learn(merge(parts), seed=0)
-    for seed in range(3):
-        order = np.random.default_rng(seed).permutation(len(parts))
-        shuffled = [parts[index] for index in order]
-        found = learn(merge([merge(shuffled[:2]), *shuffled[2:]]), seed=0)
-        assert same(found, want)
+def dealt(made: Exemplars, seed: int) -> list[tuple[str, Shard]]:
+    """Return exemplars in several shards a label, their rows and they themselves in any order."""
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for label, shard in split(made):
+        for rows in np.split(rng.permutation(len(shard)), np.sort(rng.integers(1, len(shard), 2))):
+            arrays = {
+                name: getattr(shard, name)[rows]
+                for name in ("embeddings", "digests", "fingerprints", "contents", "seen")
+            }
+            pairs.append(
+                (
+                    label,
+                    replace(shard, names=[""] * len(rows), thumbnails=[b""] * len(rows), **arrays),
+                )
+            )
+    return [pairs[index] for index in rng.permutation(len(pairs))]
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=8)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.sampled_from([*KINDS, "auto"]))
+def test_neither_arrival_nor_threads_leave_a_trace(
+    seed: int, threads: int, kind: HeadKind | Literal["auto"]
+) -> None:
+    """The same exemplars in any parts, in any order, by any threads give a head of equal bytes."""
+    made = garden(dict.fromkeys(LABELS, 20), apart=0.6)
+    recipe = Recipe(head=kind)
+    found = learn(merge(dealt(made, seed)), seed=0, recipe=recipe, threads=threads)
+    assert same(found, learn(made, seed=0, recipe=recipe))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "auto"])
 def test_a_fifth_class_is_learnt_as_if_it_had_always_been_there(
-    kind: HeadKind | Literal["auto"],
+    kind: HeadKind | Literal["auto"], tmp_path: Path
 ) -> None:
-    """A fit on 5 classes equals a fit on 4 whose stored shard the fifth is added to, exactly."""
-    four = merge([photos(label, 30) for label in LABELS[:4]])
+    """A fit on 5 classes equals a fit on 4 whose stored shards the fifth's is added to, exactly."""
+    four = garden(dict.fromkeys(LABELS[:4], 30))
     fifth = photos("violet", 12)
     recipe = Recipe(head=kind)
     learn(four, seed=7, recipe=recipe)  # nothing of it is carried over
-    added = learn(
-        merge([from_bytes(to_bytes(four)), from_bytes(to_bytes(fifth))]), seed=7, recipe=recipe
-    )
+    stored = []
+    for part in (four, fifth):
+        for label in part.labels:
+            file = tmp_path / label
+            file.write_bytes(to_bytes(shard_of(part, label)))
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            stored.append((label, open_shard(file, digest)))
+    added = learn(merge(stored), seed=7, recipe=recipe)
     fitted = learn(
-        merge([photos(label, 12 if label == "violet" else 30) for label in LABELS]),
-        seed=7,
-        recipe=recipe,
+        garden({label: 12 if label == "violet" else 30 for label in LABELS}), seed=7, recipe=recipe
     )
     assert same(added, fitted)
 
@@ -221,7 +257,7 @@ def test_metrics_agree_with_new_photos() -> None:
 def test_labels_of_one_photo_each_are_learnt() -> None:
     """Two labels, each of near-duplicates only, give a head, whichever folds they fall into."""
     for seed in range(10):
-        made = merge([photos(label, 6, alike=True, apart=2.0) for label in LABELS[:2]])
+        made = joined(photos(label, 6, alike=True, apart=2.0) for label in LABELS[:2])
         found = learn(made, seed=seed).head.probabilities(made.embeddings)
         assert (found.argmax(axis=1) == made.targets).all()
 
@@ -230,7 +266,7 @@ def test_a_burst_of_photos_spoils_no_other_class() -> None:
     """A class of near-duplicates only leaves old classes as certain as they were without it."""
     old = garden(dict.fromkeys(LABELS[:3], 40), apart=1.5)
     before = learn(old, seed=0).head.probabilities(old.embeddings).max(axis=1).mean()
-    both = merge([old, photos("violet", 20, alike=True, apart=1.5)])
+    both = joined([old, photos("violet", 20, alike=True, apart=1.5)])
     after = learn(both, seed=0).head.probabilities(old.embeddings).max(axis=1).mean()
     assert before > 0.9
     assert after > before - 0.1
@@ -337,6 +373,64 @@ def test_nothing_to_judge_by_is_said() -> None:
     made = garden({"amber": 10, "blue": 10})
     with pytest.raises(NotReady, match="fine-tuned on all 20 images; keep some"):
         learn(replace(made, seen=np.ones(20, dtype=bool)), seed=0)
+
+
+# Large sets
+
+
+def test_normalisations_are_compared_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many exemplars so many a label are looked at; the head is learnt from all."""
+    monkeypatch.setattr(module, "SCREENED_FROM", 30)
+    monkeypatch.setattr(module, "SCREENED_PER_LABEL", 10)
+    looked: list[int] = []
+    trials = Judge.trials
+
+    def watched(judge: Judge, *arguments: Any) -> list[Trial]:
+        looked.append(len(judge.folds))
+        return trials(judge, *arguments)
+
+    monkeypatch.setattr(Judge, "trials", watched)
+    learned = learn(garden(dict.fromkeys(LABELS, 40)), seed=0, recipe=Recipe(head="ridge"))
+    assert looked == [50, 50, 50, 200]
+    assert learned.metrics.images == 200
+
+
+@pytest.mark.parametrize(("numbers", "tried"), [(300, True), (299, False)])
+def test_auto_does_without_logistic_regression_for_many_numbers(
+    numbers: int, tried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to LOGISTIC_NUMBERS it is tried; beyond, closed forms choose the normalisation, too."""
+    monkeypatch.setattr(module, "LOGISTIC_NUMBERS", numbers)
+    learned = learn(garden(dict.fromkeys(LABELS, 12)), seed=0)
+    assert ("logistic" in {one.head for one in learned.metrics.candidates}) == tried
+    assert {"ridge", "nearest_mean"} <= {one.head for one in learned.metrics.candidates}
+
+
+def test_a_recipe_may_ask_for_logistic_regression_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bound is for ``auto`` only."""
+    monkeypatch.setattr(module, "LOGISTIC_NUMBERS", 1)
+    recipe = Recipe(head="logistic")
+    assert learn(garden(dict.fromkeys(LABELS, 12)), seed=0, recipe=recipe).kind == "logistic"
+
+
+@pytest.mark.parametrize("kind", ["ridge", "nearest_mean"])
+def test_blocks_change_no_head(kind: HeadKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worked on in blocks of a few rows, the head is the same but for rounding."""
+    made = garden(dict.fromkeys(LABELS, 30))
+    recipe = Recipe(head=kind)
+    want = learn(made, seed=0, recipe=recipe)
+    for part in (task, ridge, judging, calibration):
+        monkeypatch.setattr(part, "_ROWS", 7)
+    monkeypatch.setattr(task, "_BLOCK", 999)
+    found = learn(made, seed=0, recipe=recipe)
+    assert (found.kind, found.strength) == (want.kind, want.strength)
+    np.testing.assert_allclose(
+        found.head.probabilities(made.embeddings),
+        want.head.probabilities(made.embeddings),
+        atol=1e-5,
+    )
 
 
 # Odd sets

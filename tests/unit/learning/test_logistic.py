@@ -287,6 +287,27 @@ def test_problem_without_rows_knows_nothing() -> None:
     weights[1] = 0
     found = solve(features, targets, CLASSES, sample_weights=weights, strengths=np.ones(3))
     assert not found.weights[1].any()
-    assert np.ptp(found.bias[1]) == 0
+    assert np.ptp(found.bias[1]) < 1e-12
     np.testing.assert_allclose(found.weights[0], found.weights[2], atol=1e-9)
     assert found.weights[0].any()
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5, 8, 9])
+def test_contrasts_are_orthonormal(classes: int) -> None:
+    """They keep lengths, and of few classes what all have in common is left out."""
+    found = logistic._contrasts(classes)  # seen from outside by its speed only
+    np.testing.assert_allclose(found.T @ found, np.eye(found.shape[1]), atol=1e-15)
+    if found.shape[1] < classes:
+        np.testing.assert_allclose(found.sum(axis=0), 0, atol=1e-14)
+
+
+def test_contrasts_change_no_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written class by class, the optimum is the same, and as many steps away."""
+    features, targets = make_problem(seed=15)
+    weights, strengths = np.ones((1, ROWS)), np.array([10.0])
+    found = solve(features, targets, CLASSES, sample_weights=weights, strengths=strengths)
+    monkeypatch.setattr(logistic, "_FEW", 0)
+    want = solve(features, targets, CLASSES, sample_weights=weights, strengths=strengths)
+    assert abs(int(found.iterations[0]) - int(want.iterations[0])) <= 2
+    np.testing.assert_allclose(found.weights, want.weights, atol=1e-5)
+    np.testing.assert_allclose(found.bias, want.bias, atol=1e-5)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
+from topwork.learning import ridge as module
 from topwork.learning.ridge import Gram, gram, solve
 
 SEEDED = settings(derandomize=True, database=None, deadline=None)
@@ -91,3 +92,24 @@ def test_no_rows_teach_nothing() -> None:
     ((found, bias),) = solve(sums - sums, [1.0])
     assert not found.any()
     assert not bias.any()
+
+
+@pytest.mark.parametrize("block", [1, 7, 4096])
+def test_some_rows_in_blocks_are_those_rows(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows may stand in any order, and blocks hold any number of them."""
+    monkeypatch.setattr(module, "_ROWS", block)
+    features, targets, weights = problem(4)
+    rows = np.random.default_rng(0).permutation(ROWS)[:50]
+    found = gram(features, targets, CLASSES, weights, rows=rows)
+    assert close(found, gram(features[rows], targets[rows], CLASSES, weights[rows]))
+
+
+def test_single_precision_keeps_what_is_centred() -> None:
+    """Of centred features it is right to 1e-6 of the largest sum, far from 0 though they were."""
+    features, targets, weights = problem(5)
+    features += 1000
+    centre = features.mean(axis=0, dtype=np.float64)
+    rough = gram(features, targets, CLASSES, weights, centre=centre, dtype=np.float32)
+    exact = gram(features - centre, targets, CLASSES, weights)
+    assert rough.products.dtype == np.float32
+    assert np.abs(rough.products - exact.products).max() < 1e-6 * np.abs(exact.products).max() * 10

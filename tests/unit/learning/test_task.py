@@ -10,7 +10,8 @@ from sklearn.decomposition import PCA
 from sklearn.utils.class_weight import compute_sample_weight
 
 from topwork.learning import task as module
-from topwork.learning.task import Task, balanced_weights, make_support
+from topwork.learning.sharing import Threads
+from topwork.learning.task import Task, balanced_weights, make_support, take_turns
 
 Floats = NDArray[np.float32]
 
@@ -79,14 +80,43 @@ def test_a_large_support_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.bincount(targets[rows]).tolist() == [13, 5, 12]
 
 
-def test_the_nearest_point_of_a_cell_is_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In blocks as by brute force; a cell without points is infinitely far."""
+@pytest.mark.parametrize("kept", [59, 60])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_nearest_point_of_a_cell_is_the_nearest(
+    kept: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks as by brute force, by any threads; a cell without points is infinitely far."""
     monkeypatch.setattr(module, "_BLOCK", 200)
     task = Task(features=features(60, 9), targets=np.zeros(60, dtype=np.int64), classes=1)
     cells = np.random.default_rng(1).choice([0, 2, 3], 60)
-    found = task.nearest(cells, 5)
-    between = task.support.distances(task.features)
+    support = task.support
+    monkeypatch.setattr(module, "SUPPORT_ROWS", kept)
+    with Threads(count) as threads:
+        found = task.nearest(cells, 5, threads)
+    between = support.distances(task.features)
     want = np.full((60, 5), np.inf)
     for cell in (0, 2, 3):
         want[:, cell] = between[:, cells == cell].min(axis=1)
+    np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 7, 30, 104])
+def test_a_sample_has_the_first_rows_of_each_class(count: int) -> None:
+    """Classes take turns, the rows of each in order: by brute force."""
+    targets = np.random.default_rng(0).choice(4, 105, p=[0.6, 0.3, 0.07, 0.03])
+    turns = sorted(range(105), key=lambda row: ((targets[:row] == targets[row]).sum(), row))
+    assert take_turns(targets, count).tolist() == sorted(turns[:count])
+
+
+@pytest.mark.parametrize("rows", [3, 50])
+def test_sums_of_classes_are_those_of_their_rows(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks as at once; a class without rows has 0."""
+    monkeypatch.setattr(module, "_ROWS", 16)
+    known, targets = features(60, 9), np.arange(60) % 4
+    some = np.random.default_rng(0).permutation(60)[:rows]
+    found = Task(features=known, targets=targets, classes=5).class_sums(some)
+    want = np.zeros((5, 9))
+    np.add.at(want, targets[some], known[some])
     np.testing.assert_allclose(found, want, atol=1e-6)

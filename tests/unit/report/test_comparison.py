@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.reports import content
+from support.reports import COMPARISON, candidate, content
 
+from topwork.bundle.comparison import drop_interval
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.report.comparison import SHOWN, Comparison, compare
 from topwork.report.content import Parent
+from topwork.report.intervals import Change
 
 
 def test_a_revision_without_parent_is_compared_with_nothing() -> None:
@@ -21,15 +23,15 @@ def test_a_revision_without_parent_is_compared_with_nothing() -> None:
 def test_labels_that_came_and_went_are_named() -> None:
     """Added, removed and common labels are told apart."""
     found = _compare({"a": (9, 10), "b": (9, 10)}, {"b": (9, 10), "c": (9, 10)})
-    assert (found.added, found.removed, found.common) == (("c",), ("a",), ("b",))
+    assert (found.added, found.removed, found.labels) == (("c",), ("a",), 1)
 
 
 def test_accuracy_is_compared_on_common_labels() -> None:
     """Images of a label that only one revision knows do not count."""
     found = _compare({"a": (90, 100), "b": (0, 50)}, {"a": (80, 100), "c": (0, 50)})
     assert found.accuracy is not None
-    assert found.accuracy.before.value == pytest.approx(0.9)
-    assert found.accuracy.after.value == pytest.approx(0.8)
+    assert found.accuracy.before == pytest.approx(0.9)
+    assert found.accuracy.after == pytest.approx(0.8)
 
 
 def test_nothing_in_common_is_no_change() -> None:
@@ -45,7 +47,7 @@ def test_the_largest_changes_come_first() -> None:
     after = {"a": (51, 100), "b": (60, 100), "c": (95, 100)}
     found = _compare(before, after)
     assert [row.label for row in found.rows] == ["b", "c", "a"]
-    assert (found.worse, found.better) == (1, 1)
+    assert (found.count("worse"), found.count("better")) == (1, 1)
 
 
 def test_many_labels_are_folded() -> None:
@@ -54,6 +56,51 @@ def test_many_labels_are_folded() -> None:
     found = _compare(labels, dict.fromkeys(labels, (50, 100)))
     assert len(found.rows) == SHOWN
     assert {row.label for row in (*found.rows, *found.folded)} == set(labels)
+
+
+def test_a_candidate_is_compared_image_by_image() -> None:
+    """What the manifest says is shown, its paired intervals turned from drops into changes."""
+    found = compare(candidate(content()))
+    assert found is not None
+    assert found.accuracy == Change(before=0.95, after=0.9, low=-0.08, high=-0.02)
+    assert (found.revision, found.paired, found.labels, found.ece_before) == (1, 60, 2, 0.01)
+    assert [one.label for one in found.changes] == ["rose", "daisy"]
+    low, high = drop_interval([COMPARISON.labels[1]])
+    assert (found.changes[0].recall.low, found.changes[0].recall.high) == (-high, -low)
+    assert (found.taught, found.confusions) == (COMPARISON.taught, COMPARISON.confusions)
+
+
+def test_only_the_parent_counts_as_before() -> None:
+    """Where another revision serves by now, its metrics are not taken for the parent's."""
+    made = candidate(content())
+    assert made.parent is not None
+    other = replace(made.parent, manifest=replace(made.parent.manifest, revision=7))
+    with_parent, without = compare(made), compare(replace(made, parent=other))
+    assert with_parent is not None
+    assert without is not None
+    assert (with_parent.added, without.added) == (("tulip",), ())
+    assert with_parent.before is not None
+    assert (without.before, without.revision) == (None, 1)
+
+
+def test_a_renamed_label_neither_came_nor_went() -> None:
+    """RenameClass shows the old name and the new one."""
+    made = candidate(content(("a", "b")))
+    assert made.parent is not None
+    parent = replace(made.parent, manifest=replace(made.parent.manifest, labels=("a", "c")))
+    manifest = replace(made.manifest, change="rename_class")
+    found = compare(replace(made, manifest=manifest, parent=parent))
+    assert found is not None
+    assert (found.renamed, found.added, found.removed) == ((("c", "b"),), (), ())
+
+
+def test_without_an_image_of_both_there_is_no_change() -> None:
+    """A candidate none of whose images the parent judged has no change of accuracy."""
+    made = candidate(content())
+    nothing = replace(COMPARISON, images=0, labels=(), drop_low=-1.0, drop_high=1.0)
+    found = compare(replace(made, manifest=replace(made.manifest, comparison=nothing)))
+    assert found is not None
+    assert (found.accuracy, found.changes) == (None, ())
 
 
 def _compare(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> Comparison:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from topwork.bundle.findings import Finding, Severity
-from topwork.report.findings import SHOWN, group
+from topwork.report.findings import FOLDED, SHOWN, group
 
 
 def test_what_was_not_used_comes_first() -> None:
@@ -18,6 +18,13 @@ def test_many_findings_of_a_kind_are_folded() -> None:
     (kind,) = group(findings)[0].kinds
     assert len(kind.shown) == SHOWN
     assert [*kind.shown, *kind.folded] == findings
+
+
+def test_very_many_findings_are_counted() -> None:
+    """Of a thousand of a kind only the first are on the page, and how many more there are."""
+    (kind,) = group([_finding("note")] * 1000)[0].kinds
+    assert len(kind.folded) == FOLDED
+    assert kind.left_out == 1000 - SHOWN - FOLDED
 
 
 def test_kinds_stay_together() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 
 from topwork.report import intervals
-from topwork.report.intervals import Change
 
 
 def test_a_change_has_the_interval_of_the_paper() -> None:
     """56 of 70 against 48 of 80 is Newcombe's own example: 0.0524 to 0.3339."""
-    change = Change(before=intervals.share(48, 80), after=intervals.share(56, 70))
+    change = intervals.change(intervals.share(48, 80), intervals.share(56, 70))
     assert change.value == pytest.approx(0.2)
     assert (change.low, change.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
 
@@ -26,7 +25,7 @@ def test_a_change_has_the_interval_of_the_paper() -> None:
 )
 def test_a_verdict_needs_more_than_noise(before: int, after: int, verdict: str) -> None:
     """Of 100 images two more are noise, 15 more are not; and so downwards."""
-    change = Change(before=intervals.share(before, 100), after=intervals.share(after, 100))
+    change = intervals.change(intervals.share(before, 100), intervals.share(after, 100))
     assert change.verdict == verdict
 
 

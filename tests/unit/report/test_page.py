@@ -9,8 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from support.reports import content, full
+from support.reports import COMPARISON, FAILURES, candidate, content, full
 
+from topwork.bundle.comparison import LabelChange
 from topwork.bundle.metrics import evaluate
 from topwork.learning.learn import Judged
 from topwork.report.page import render
@@ -164,6 +165,41 @@ def test_a_missing_thumbnail_is_said() -> None:
     assert not page.all("img")
 
 
+def test_a_rejection_comes_first() -> None:
+    """A rejected revision says so at the top, with each reason as text, and in its title."""
+    page = Page(render(candidate(content(), rejected=True)))
+    text = page.text
+    for failure in FAILURES:
+        assert failure in text
+    assert text.index("Rejected: this revision does not serve.") < text.index("named right")
+    assert "revision 2 (rejected)" in text
+    assert "at most 2.0 points may be lost" in text
+
+
+def test_what_serves_was_not_rejected() -> None:
+    """Without a rejection the page does not speak of one."""
+    assert "ejected" not in re.sub(
+        r"<style>.*</style>", "", render(candidate(content())), flags=re.DOTALL
+    )
+
+
+def test_a_candidate_shows_what_it_did() -> None:
+    """Recalls before and after, calibration, the taught label with its interval, confused pairs."""
+    page = render(candidate(content()))
+    shown = Page(page).text.replace("\N{MINUS SIGN}", "-")
+    text = " ".join(shown.replace("\N{NARROW NO-BREAK SPACE}", " ").split())
+    for fact in (
+        "On the 2 labels that both know, accuracy is worse by 5.0 points",
+        "tulip, the label that was taught, is recognised in 40.0 % of its 30 images",
+        "very likely between 25.0 % and 58.0 %",
+        "Accuracy on labels of both95.0 %90.0 %-5.0-8.0 to -2.0",
+        "rose30100 %90.0 %-10.0",
+        "tuliprose1860.0 %",
+        "the 60 images that both revisions judged",
+    ):
+        assert fact in text
+
+
 def test_images_that_fine_tuning_saw_are_said_to_be_left_out() -> None:
     """The headline says how many images were never judged."""
     made = content()
@@ -185,6 +221,22 @@ def test_a_thousand_labels_stay_small() -> None:
     """1,000 labels with an answer in every corner of the matrix are a page of below 2 MB."""
     labels = [f"species number {index:04}" for index in range(1000)]
     assert len(render(full(content(labels, images=4, mistakes=0.5))).encode()) < 2_000_000
+
+
+def test_a_candidate_of_many_labels_stays_small() -> None:
+    """1,000 labels, all of them changed, with findings of each, are a page of below 3 MB."""
+    labels = [f"species number {index:04}" for index in range(1000)]
+    made = candidate(full(content(labels, images=4, mistakes=0.5)), rejected=True)
+    change = LabelChange(label="", images=4, recall_before=0.5, recall_after=0.25, lost=2, gained=1)
+    comparison = replace(COMPARISON, labels=tuple(replace(change, label=label) for label in labels))
+    finding = replace(made.making.findings[0], images=made.exemplars.names[:200])
+    many = tuple(replace(finding, message=label) for label in labels)
+    made = replace(
+        made,
+        manifest=replace(made.manifest, comparison=comparison),
+        making=replace(made.making, findings=many),
+    )
+    assert len(render(made).encode()) < 3_000_000
 
 
 def test_two_thousand_images_stay_small() -> None:

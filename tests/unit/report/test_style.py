@@ -32,6 +32,12 @@ def test_text_stands_out(colours: dict[str, Colour], text: str, ground: str) -> 
     assert _contrast(colours[text], colours[ground]) >= 4.5
 
 
+@pytest.mark.parametrize("text", ["ink", "alarm"])
+def test_an_alarm_stands_out(colours: dict[str, Colour], text: str) -> None:
+    """What says that a revision was rejected can be read as well."""
+    assert _contrast(colours[text], colours["alarm-soft"]) >= 4.5
+
+
 @pytest.mark.parametrize("heat", ["soft", "accent"])
 def test_numbers_on_heat_stand_out(colours: dict[str, Colour], heat: str) -> None:
     """The deepest cell of the confusion matrix leaves its numbers readable."""

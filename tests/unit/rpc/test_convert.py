@@ -20,7 +20,7 @@ from topwork.engine.operations import Operation
 from topwork.engine.serving.classify_job import Answer, Classified, Prediction, Timings
 from topwork.errors import ImageError, InvalidInput
 from topwork.rpc import convert
-from topwork.v1 import model_service_pb2 as model_pb
+from topwork.v1 import change_pb2 as change_pb
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def operation(progress: Progress, outcome: Outcome | None = None) -> Operation:
     )
 
 
-def metadata_of(message: object) -> model_pb.AddClassMetadata:
+def metadata_of(message: object) -> change_pb.ChangeMetadata:
     """Return an operation's metadata."""
-    metadata = model_pb.AddClassMetadata()
+    metadata = change_pb.ChangeMetadata()
     assert message.metadata.Unpack(metadata)  # type: ignore[attr-defined]  # google.longrunning has no types
     return metadata
 
@@ -165,10 +165,10 @@ def test_an_operation_says_how_far_it_is(stage: str) -> None:
         None,
     )
     metadata = metadata_of(message)
-    name = model_pb.AddClassStage.Name(metadata.stage)
+    name = change_pb.ChangeStage.Name(metadata.stage)
     assert (message.name, message.done) == ("operations/abc", False)
     assert message.WhichOneof("result") is None
-    assert name == f"ADD_CLASS_STAGE_{stage.upper()}"
+    assert name == f"CHANGE_STAGE_{stage.upper()}"
     assert (metadata.model, metadata.label) == ("models/colours", "violet")
     assert (metadata.done, metadata.total) == (3, 9)
     assert metadata.create_time.ToDatetime(UTC) == operation(Progress(stage="done")).created
@@ -200,7 +200,7 @@ def test_a_finished_operation_has_its_response(published: convert.Published) -> 
     message = convert.to_operation(
         operation(Progress(stage="done"), Outcome(result=result)), published
     )
-    response = model_pb.AddClassResponse()
+    response = change_pb.ChangeResponse()
     assert message.done
     assert message.response.Unpack(response)
     assert response.revision == convert.to_revision(published)

@@ -17,6 +17,7 @@ from topwork.errors import NotFound, Overloaded, TopworkError
 from topwork.rpc.client import AsyncClient, CallFailed
 from topwork.rpc.interceptor import Interceptor
 from topwork.telemetry import Telemetry
+from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 from topwork.v1 import model_service_pb2 as model_pb
@@ -223,7 +224,7 @@ def begin(channel: grpc.aio.Channel, method: str) -> Any:
     if method == "WatchOperation":
         return models.WatchOperation(model_pb.WatchOperationRequest(name="operations/x"))
     if method == "AddClass":
-        return models.AddClass(iter([model_pb.AddClassRequest()]))
+        return models.AddClass(iter([change_pb.AddClassRequest()]))
     classifier: classify_grpc.ClassifierServiceAsyncStub
     classifier = classify_grpc.ClassifierServiceStub(channel)
     return classifier.Classify(classify_pb.ClassifyRequest())

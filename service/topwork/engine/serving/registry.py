@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
-from topwork.bundle.manifest import Manifest
+from topwork.bundle.manifest import Manifest, check_may_serve
 from topwork.bundle.store import Repository
 from topwork.engine.backend import Provider, check_provider
 from topwork.engine.serving.backbone import Backbone
@@ -239,6 +239,7 @@ class Registry:
         serving = self._find(model)
         if revision != serving.manifest.revision:
             manifest = await self._in_thread(self._repository.manifest, model, revision)
+            check_may_serve(manifest)
             serving = _Serving(manifest=manifest, backbone=await self._backbone(manifest))
         return await self._load(serving)
 

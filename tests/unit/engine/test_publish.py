@@ -1,7 +1,8 @@
-"""Solving publishes a revision that says how it was made, and serves nothing yet."""
+"""Publishing says how a revision was made, and serves nothing yet."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 from support import tiny
 from support.pictures import pictures
 
-from topwork.bundle.exemplars import Exemplars, merge
+from topwork.bundle.comparison import Gate, Rejection
+from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.head_graph import to_onnx
-from topwork.bundle.manifest import ChosenHead, Manifest
+from topwork.bundle.manifest import ChosenHead, Manifest, ShardRef
 from topwork.bundle.store import Repository
 from topwork.engine.backend import open_session, software_versions
-from topwork.engine.solve import solve
-from topwork.errors import Corrupt, NotFound
+from topwork.engine.publish import Origin, publish
+from topwork.errors import Corrupt, NotFound, NotReady
 from topwork.learning.learn import learn
 from topwork.report.content import Making
 
@@ -38,31 +40,54 @@ def repository(tmp_path: Path) -> Repository:
     return made
 
 
-def solved(repository: Repository, shards: list[str], *, parent: int = 0) -> Manifest:
-    """Solve on stored shards."""
-    return solve(
+def published(
+    repository: Repository,
+    shards: Sequence[ShardRef],
+    *,
+    parent: int = 0,
+    rejection: Rejection | None = None,
+) -> Manifest:
+    """Learn from stored shards and publish."""
+    exemplars = repository.exemplars(shards)
+    return publish(
         repository,
+        exemplars,
+        learn(exemplars, seed=SEED, recipe=tiny.LOGISTIC),
         model="colours",
         backbone=BACKBONE.digest,
         shards=shards,
         seed=SEED,
         recipe=tiny.LOGISTIC,
         making=Making(command="topwork-train fit colours"),
-        parent=parent,
-        operation="an operation" if parent else "",
+        origin=Origin(
+            change="add_class" if parent else "fit",
+            parent=parent,
+            operation="an operation" if parent else "",
+            rejection=rejection,
+        ),
     )
+
+
+def stored(repository: Repository, parts: Sequence[Exemplars]) -> list[ShardRef]:
+    """Store all exemplars and return their shards."""
+    return [shard for part in parts for shard in repository.put_exemplars(part)]
 
 
 def test_the_revision_says_how_it_was_made(repository: Repository, parts: list[Exemplars]) -> None:
     """The manifest names data, seed, labels, backbone, parent, operation and software."""
-    shards = [repository.put_exemplars(part) for part in parts]
-    solved(repository, shards[:1])
-    manifest = solved(repository, shards, parent=1)
-    both = merge(parts)
+    shards = stored(repository, parts)
+    published(repository, shards[:2])
+    manifest = published(repository, shards, parent=1)
+    both = repository.exemplars(shards)
     learned = learn(both, seed=SEED, recipe=tiny.LOGISTIC)
     assert manifest == repository.manifest("colours", 2)
     assert learned.head.unknown is not None
-    assert (manifest.parent, manifest.operation, manifest.seed) == (1, "an operation", SEED)
+    assert (manifest.change, manifest.parent, manifest.operation) == (
+        "add_class",
+        1,
+        "an operation",
+    )
+    assert manifest.seed == SEED
     assert manifest.labels == ("amber", "blue", "green")
     assert manifest.exemplars == tuple(shards)
     assert (manifest.images, manifest.data_digest) == (32, both.data_digest())
@@ -84,8 +109,9 @@ def test_the_head_is_the_one_that_was_learnt(
     repository: Repository, parts: list[Exemplars]
 ) -> None:
     """The published graph is that of the head of all exemplars, and answers like it."""
-    manifest = solved(repository, [repository.put_exemplars(part) for part in parts])
-    both = merge(parts)
+    shards = stored(repository, parts)
+    manifest = published(repository, shards)
+    both = repository.exemplars(shards)
     head = learn(both, seed=SEED, recipe=tiny.LOGISTIC).head
     assert repository.head(manifest) == to_onnx(head)
     session = open_session(repository.head(manifest), output="probabilities")
@@ -95,19 +121,31 @@ def test_the_head_is_the_one_that_was_learnt(
 
 
 def test_shards_make_no_difference(repository: Repository, parts: list[Exemplars]) -> None:
-    """The same exemplars in one shard, or in two in any order, give the same head and metrics."""
-    one = [repository.put_exemplars(merge(parts))]
-    two = [repository.put_exemplars(part) for part in parts]
-    found = [solved(repository, shards) for shards in (one, two, two[::-1])]
+    """The same exemplars in one shard a label or in more, in any order, give the same head."""
+    two = stored(repository, parts)
+    halves = [part.where(np.arange(len(part)) % 2 == half) for part in parts for half in (0, 1)]
+    four = stored(repository, halves)
+    assert len(four) == 2 * len(two)
+    found = [published(repository, shards) for shards in (two, two[::-1], four)]
     assert len({manifest.head for manifest in found}) == 1
     assert len({manifest.metrics for manifest in found}) == 1
     assert len({manifest.data_digest for manifest in found}) == 1
 
 
+def test_a_rejected_revision_never_serves(repository: Repository, parts: list[Exemplars]) -> None:
+    """What its gate rejected is published with the reasons, and cannot be made to serve."""
+    shards = stored(repository, parts)
+    rejection = Rejection(gate=Gate(), failures=("it is no good",))
+    manifest = published(repository, shards, rejection=rejection)
+    assert repository.manifest("colours", 1).rejection == rejection
+    with pytest.raises(NotReady, match="revisions/1 was rejected: it is no good"):
+        repository.set_serving("colours", manifest.revision, why="rollback")
+
+
 def test_nothing_serves_yet(repository: Repository, parts: list[Exemplars]) -> None:
     """The first revision is published and does not serve; numbers go on from it."""
-    shards = [repository.put_exemplars(parts[0])]
-    assert [solved(repository, shards).revision for _ in range(2)] == [1, 2]
+    shards = repository.put_exemplars(parts[0])
+    assert [published(repository, shards).revision for _ in range(2)] == [1, 2]
     assert repository.models() == []
     with pytest.raises(NotFound):
         repository.serving("colours")
@@ -119,10 +157,10 @@ def test_what_is_missing_is_corrupt(missing: str, tmp_path: Path, parts: list[Ex
     repository = Repository(tmp_path)
     if missing == "exemplars":
         repository.put_backbone(tiny.backbone_model(), BACKBONE)
-        shard = "0" * 64
+        shards: Sequence[ShardRef] = [ShardRef(label="green", digest="0" * 64)]
     else:
-        shard = repository.put_exemplars(parts[0])
+        shards = repository.put_exemplars(parts[0])
     with pytest.raises(Corrupt, match=f"{missing}/.* is missing"):
-        solved(repository, [shard])
+        published(repository, shards)
     with pytest.raises(NotFound):
         repository.revisions("colours")

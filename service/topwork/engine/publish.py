@@ -1,57 +1,36 @@
-"""From stored exemplars to a published revision: the last step of fit and of AddClass."""
+"""From what was learnt to a published revision: the last step of fit and of every change."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from topwork.bundle.comparison import Comparison, Rejection
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.head_graph import to_onnx
-from topwork.bundle.manifest import ChosenHead, Manifest, PrecisionGate
+from topwork.bundle.manifest import ChosenHead, Manifest, PrecisionGate, ShardRef
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.engine.backend import software_versions
 from topwork.errors import NotFound
-from topwork.learning.audit import audit_exemplars
-from topwork.learning.learn import Learned, learn
+from topwork.learning.learn import Learned
 from topwork.report.content import Content, Making, Parent
 from topwork.report.page import render
 
 
-def solve(
-    repository: Repository,
-    *,
-    model: str,
-    backbone: str,
-    shards: Sequence[str],
-    seed: int,
-    recipe: Recipe,
-    making: Making,
-    parent: int = 0,
-    operation: str = "",
-    threads: int = 1,
-) -> Manifest:
-    """Learn a head from all exemplars of ``shards``, audit them, and publish: see ``publish``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a revision comes from: what its manifest says of it."""
 
-    Raises Corrupt, and NotReady if the recipe's head cannot be learnt from as many.
-    """
-    exemplars = repository.exemplars(shards)
-    learned = learn(exemplars, seed=seed, recipe=recipe, threads=threads)
-    seen = audit_exemplars(exemplars, learned.judged, seed=seed)
-    return publish(
-        repository,
-        exemplars,
-        learned,
-        model=model,
-        backbone=backbone,
-        shards=shards,
-        seed=seed,
-        recipe=recipe,
-        making=replace(making, findings=(*making.findings, *seen)),
-        parent=parent,
-        operation=operation,
-    )
+    change: str = "fit"
+    parent: int = 0
+    operation: str = ""
+    comparison: Comparison | None = None
+    rejection: Rejection | None = None
+
+
+FIT = Origin()
 
 
 def publish(
@@ -61,25 +40,23 @@ def publish(
     *,
     model: str,
     backbone: str,
-    shards: Sequence[str],
+    shards: Sequence[ShardRef],
     seed: int,
     recipe: Recipe,
     making: Making,
-    parent: int = 0,
-    operation: str = "",
+    origin: Origin = FIT,
     precision_gate: PrecisionGate | None = None,
 ) -> Manifest:
     """Publish what was learnt from the exemplars of ``shards`` as the model's next revision.
 
-    ``backbone`` and ``shards`` are digests of what is stored already; ``parent``, ``operation`` and
-    ``precision_gate`` are recorded. The report compares with the serving revision. The revision
-    does not serve yet.
+    ``backbone`` and ``shards`` are digests of what is stored already. The report compares with the
+    serving revision. The revision does not serve yet.
     """
     head = learned.head
     draft = Manifest(
         model=model,
         revision=0,  # publish knows it, and the digests of the files
-        parent=parent,
+        parent=origin.parent,
         labels=exemplars.labels,
         backbone=backbone,
         backbone_info=repository.backbone_info_digest(backbone),
@@ -99,7 +76,10 @@ def publish(
             unknown_threshold=head.unknown.threshold if head.unknown else None,
         ),
         precision_gate=precision_gate,
-        operation=operation,
+        change=origin.change,
+        operation=origin.operation,
+        comparison=origin.comparison,
+        rejection=origin.rejection,
         created=datetime.now(UTC),
         versions=software_versions(),
     )

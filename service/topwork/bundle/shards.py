@@ -1,0 +1,204 @@
+"""Shards: one label's exemplars as an immutable file, which is mapped, not read, into memory.
+
+A shard is an uncompressed .npz whose arrays begin at multiples of 64 bytes, so ``numpy.load`` reads
+it, too. It does not say the label: that is the revision's matter, and may change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import resource
+import struct
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.bundle.files import shown
+from topwork.errors import Corrupt
+
+ALIGNMENT = 64
+"""Bytes: a cache line, and more than any instruction wants."""
+
+_DTYPES = {
+    "embeddings": "<f4",
+    "digests": "|u1",
+    "fingerprints": "|u1",
+    "contents": "|u1",
+    "seen": "|b1",
+    "names": "|u1",
+    "name_ends": "<i8",
+    "thumbnails": "|u1",
+    "thumbnail_ends": "<i8",
+}
+_PADDING = 0x5457
+"""Number of the zip's extra field that is only there for its length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """n exemplars of one label, in any order."""
+
+    embeddings: NDArray[np.float32]
+    """(n, D), the backbone's output."""
+    digests: NDArray[np.uint8]
+    """(n, 32), the image digests: sha256 of the preprocessed pixels."""
+    fingerprints: NDArray[np.uint8]
+    """(n, 32), 256 bits that near-duplicates share but for a few."""
+    contents: NDArray[np.uint8]
+    """(n, 32), sha256 of each encoded image file; zeros where it is not known."""
+    seen: NDArray[np.bool_]
+    """(n,), whether the backbone was fine-tuned on the image."""
+    names: Sequence[str]
+    """n names; empty where none is known."""
+    thumbnails: Sequence[bytes]
+    """n small JPEG files; empty where there is none."""
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+
+def to_bytes(shard: Shard) -> bytes:
+    """Return the file; equal shards give equal bytes."""
+    names = [name.encode("utf-8", "surrogatepass") for name in shard.names]
+    arrays: dict[str, NDArray[Any]] = {
+        "embeddings": shard.embeddings,
+        "digests": shard.digests,
+        "fingerprints": shard.fingerprints,
+        "contents": shard.contents,
+        "seen": shard.seen,
+        "names": np.frombuffer(b"".join(names), dtype=np.uint8),
+        "name_ends": _ends(names),
+        "thumbnails": np.frombuffer(b"".join(shard.thumbnails), dtype=np.uint8),
+        "thumbnail_ends": _ends(shard.thumbnails),
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(_padded(f"{name}.npy", buffer.tell()), "w", force_zip64=True) as file:
+                np.lib.format.write_array(
+                    file, np.ascontiguousarray(array, dtype=_DTYPES[name]), version=(1, 0)
+                )
+    return buffer.getvalue()
+
+
+def open_shard(path: Path, digest: str) -> Shard:
+    """Return the shard at ``path``; its arrays are read-only views of the mapped file.
+
+    Raises Corrupt if it is missing, its sha256 is not ``digest``, or it is no shard.
+    """
+    try:
+        with path.open("rb") as file:
+            _allow_many_files(file.fileno())
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != digest:
+                raise Corrupt(f"{shown(path)} has sha256 {found}, not {digest}: it was changed")
+            return _parse(file)
+    except FileNotFoundError:
+        raise Corrupt(f"{shown(path)} is missing") from None
+    except _NoShardError as error:
+        raise Corrupt(f"{shown(path)} is no shard of exemplars: {error}") from error
+
+
+class _NoShardError(Exception):
+    """What stands in a file is no shard; the message says why."""
+
+
+def _parse(file: IO[bytes]) -> Shard:
+    if not file.seek(0, os.SEEK_END):
+        raise _NoShardError("it is empty")
+    whole = np.memmap(file, dtype=np.uint8, mode="r")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            arrays = {
+                name: _mapped(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(dtype))
+                for name, dtype in _DTYPES.items()
+            }
+        names = _cut(arrays["names"], arrays["name_ends"])
+        shard = Shard(
+            embeddings=arrays["embeddings"],
+            digests=arrays["digests"],
+            fingerprints=arrays["fingerprints"],
+            contents=arrays["contents"],
+            seen=arrays["seen"],
+            names=tuple(name.decode("utf-8", "surrogatepass") for name in names),
+            thumbnails=_cut(arrays["thumbnails"], arrays["thumbnail_ends"]),
+        )
+    except Exception as error:  # zipfile and NumPy raise many classes on damaged files
+        raise _NoShardError(str(error)) from error
+    rows, width = (*shard.embeddings.shape, 0, 0)[:2]
+    for name, shape in (
+        ("embeddings", (rows, width)),
+        ("digests", (rows, 32)),
+        ("fingerprints", (rows, 32)),
+        ("contents", (rows, 32)),
+        ("seen", (rows,)),
+    ):
+        if arrays[name].shape != shape:
+            raise _NoShardError(f"its {name} are {arrays[name].shape}, not {shape}")
+    if (arrays["seen"].view(np.uint8) > 1).any():
+        raise _NoShardError("its seen are not all true or false")
+    if len(shard.names) != rows or len(shard.thumbnails) != rows:
+        raise _NoShardError(f"it has not a name and a thumbnail for each of {rows}")
+    return shard
+
+
+def _mapped(
+    file: IO[bytes], whole: NDArray[np.uint8], info: zipfile.ZipInfo, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Return an array of the archive as a view of the mapping."""
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        raise ValueError(f"{info.filename} is compressed or encrypted")
+    file.seek(info.header_offset + 26)  # of the local header: lengths of the name and the extra
+    file.seek(info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))))
+    end = file.tell() + info.file_size
+    version = np.lib.format.read_magic(file)
+    shape, fortran, found = np.lib.format.read_array_header_1_0(file)
+    if version != (1, 0) or fortran or found != dtype:
+        raise ValueError(f"{info.filename} is of {found}, not {dtype}")
+    array = np.asarray(whole[file.tell() : end]).view(dtype)
+    return array.reshape(shape)
+
+
+def _cut(joined: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[bytes, ...]:
+    edges = [0, *ends.tolist()]
+    if edges != sorted(edges) or edges[-1] != len(joined):
+        raise ValueError(f"the ends of its parts do not rise to {len(joined)}")
+    content = joined.tobytes()
+    return tuple(content[a:b] for a, b in pairwise(edges))
+
+
+def _ends(parts: Sequence[bytes]) -> NDArray[np.int64]:
+    return np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+
+def _padded(name: str, at: int) -> zipfile.ZipInfo:
+    """Return a member whose data begins at a multiple of ALIGNMENT if its header begins ``at``.
+
+    What ``numpy.save`` writes before an array is as long as a multiple of 64 bytes by itself.
+    """
+    info = zipfile.ZipInfo(name)  # of 1980: the file does not depend on when it was made
+    info.create_system = 3
+    # The local header, the name, the extra field of the 64-bit sizes, the head of the padding.
+    begin = at + 30 + len(name) + 20 + 4
+    info.extra = struct.pack("<HH", _PADDING, -begin % ALIGNMENT) + bytes(-begin % ALIGNMENT)
+    return info
+
+
+def _allow_many_files(descriptor: int) -> None:
+    """Raise the soft limit of open files when half of it is used: a mapping keeps its file open.
+
+    It is 1,024 on many hosts, for the sake of programs that use select(2).
+    """
+    following = os.dup(descriptor)  # numbers are given from below, so it tells how many are open
+    os.close(following)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard and following * 2 > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

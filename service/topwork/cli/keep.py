@@ -1,0 +1,174 @@
+"""``topwork gc`` and ``topwork fsck``: keep a repository small and sound, without a server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from topwork.bundle.check import Problem, check
+from topwork.bundle.garbage import REMOVABLE, Collected, collect
+from topwork.bundle.store import Repository
+from topwork.bundle.stored import KINDS
+from topwork.cli.options import json_output
+from topwork.errors import InvalidInput
+
+repository_argument = click.argument(
+    "repository", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+
+
+@click.command()
+@repository_argument
+@click.option(
+    "--keep",
+    default=10,
+    type=click.IntRange(min=1),
+    help="Newest revisions of each model that stay, besides the serving and the pinned ones.",
+)
+@click.option(
+    "--spare-hours",
+    default=1.0,
+    type=click.FloatRange(min=0),
+    help="What is younger stays. It must be longer than a fit takes from its first backbone to its "
+    "end; 0 only while nobody writes.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
+@click.option(
+    "--database",
+    default="",
+    help="URL of the database of operations, whose images stay until they are finished; "
+    "default: the SQLite file in the repository.",
+)
+@json_output
+def gc(
+    repository: Path, keep: int, spare_hours: float, dry_run: bool, database: str, as_json: bool
+) -> None:
+    """Delete old revisions of REPOSITORY's models, and what nothing refers to any more.
+
+    Servers, fits and workers may go on meanwhile. Exit status 1 if something cannot be read: all
+    that it might refer to stays.
+    """
+    with _disk_errors():
+        found = collect(
+            _opened(repository),
+            keep=keep,
+            spare_seconds=spare_hours * 3600,
+            held=_held(repository, database),
+            dry_run=dry_run,
+        )
+    if as_json:
+        print(json.dumps(_collected_json(found, dry_run=dry_run)))
+    else:
+        _show_collected(found, dry_run=dry_run)
+    if found.refused:
+        sys.exit(1)
+
+
+@click.command()
+@repository_argument
+@json_output
+def fsck(repository: Path, as_json: bool) -> None:
+    """Verify every digest and every reference in REPOSITORY and name all that is wrong.
+
+    Nothing is changed; servers, fits and workers may go on meanwhile. Exit status 1 if there is an
+    error; notes are none.
+    """
+    with _progress_bar() as bar, _disk_errors():
+        task = bar.add_task("checking", total=None)
+        problems = check(
+            _opened(repository),
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if as_json:
+        print(json.dumps(_problems_json(problems)))
+    else:
+        _show_problems(problems)
+    if any(one.severity == "error" for one in problems):
+        sys.exit(1)
+
+
+def _opened(root: Path) -> Repository:
+    if not any((root / name).is_dir() for name in ("models", *KINDS)):
+        raise InvalidInput(
+            f"{root} is no repository: it has no directory models", field="repository"
+        )
+    return Repository(root)
+
+
+def _held(root: Path, database: str) -> set[str]:
+    """Return the digests of images that unfinished operations need."""
+    from topwork.engine.operations import database_url, pending_images
+
+    url = database or database_url(root)
+    if not database and not Path(url.removeprefix("sqlite:///")).exists():
+        return set()
+    return pending_images(url)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _show_collected(found: Collected, *, dry_run: bool) -> None:
+    console = Console()
+    table = Table("", "would go" if dry_run else "deleted", "bytes")
+    for kind in REMOVABLE:
+        sizes = [one.size for one in found.removed if one.kind == kind]
+        table.add_row(kind, f"{len(sizes):,}", f"{sum(sizes):,}")
+    console.print(table)
+    for text in found.refused:
+        Console(stderr=True).print("[red]kept:[/]", escape(text), highlight=False, soft_wrap=True)
+
+
+def _collected_json(found: Collected, *, dry_run: bool) -> dict[str, object]:
+    return {
+        "dry_run": dry_run,
+        "bytes": sum(one.size for one in found.removed),
+        "removed": [
+            {"kind": one.kind, "path": one.path, "bytes": one.size} for one in found.removed
+        ],
+        "refused": list(found.refused),
+    }
+
+
+def _show_problems(problems: list[Problem]) -> None:
+    console = Console()
+    for one in problems:  # no table: it would break digests into pieces
+        colour = "red" if one.severity == "error" else "yellow"
+        text = f"[{colour}]{one.severity}:[/] [bold]{escape(one.path)}[/]: {escape(one.text)}"
+        console.print(text, highlight=False, soft_wrap=True)
+    if not problems:
+        console.print("nothing is wrong")
+
+
+def _problems_json(problems: list[Problem]) -> dict[str, object]:
+    return {
+        "errors": sum(one.severity == "error" for one in problems),
+        "notes": sum(one.severity == "note" for one in problems),
+        "problems": [
+            {"severity": one.severity, "path": one.path, "text": one.text} for one in problems
+        ],
+    }
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )

@@ -1,0 +1,50 @@
+"""Moving the serving pointer by hand, and keeping revisions for good."""
+
+from __future__ import annotations
+
+import structlog
+
+from topwork.bundle.manifest import check_may_serve
+from topwork.bundle.store import Repository
+from topwork.errors import NotReady, Stale
+
+log = structlog.get_logger(__name__)
+
+
+def roll_back(
+    repository: Repository, model: str, revision: int, *, expected: int, validate_only: bool
+) -> None:
+    """Let ``revision`` serve at once; 0 is the one that served before the one that does.
+
+    ``expected`` is the only revision that may be serving now; 0: any. Raises NotFound, NotReady if
+    it was rejected or none served before, Stale.
+    """
+    state = repository.serving_state(model)
+    if expected not in {0, state.revision}:
+        raise Stale(f"model {model!r} serves revision {state.revision}, not {expected}")
+    if not revision:
+        before = [one.previous for one in state.moves if one.revision == state.revision]
+        if not before or not before[-1]:
+            raise NotReady(
+                f"model {model!r} served no revision before {state.revision}",
+                reason="NO_EARLIER_REVISION",
+            )
+        revision = before[-1]
+    check_may_serve(repository.manifest(model, revision))
+    if validate_only:
+        return
+    # Not in the place of a revision that the caller has not seen.
+    serving = repository.set_serving(model, revision, why="rollback", parent=state.revision)
+    if serving != revision:
+        raise Stale(f"model {model!r} serves revision {serving} by now, not {state.revision}")
+    log.info("rolled back", model=model, revision=revision, previous=state.revision)
+
+
+def pin(
+    repository: Repository, model: str, revision: int, *, pinned: bool, validate_only: bool
+) -> None:
+    """Keep a revision for good, or no longer. Raises NotFound."""
+    repository.manifest(model, revision)
+    if not validate_only:
+        repository.pin(model, revision, pinned=pinned)
+        log.info("pinned" if pinned else "unpinned", model=model, revision=revision)

@@ -1,0 +1,133 @@
+"""How a request to change a model becomes a durable operation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Literal, TypeAlias, cast, get_args
+
+from topwork.bundle.limits import Limits
+from topwork.bundle.names import check_label
+from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.engine.change_rules import check_change
+from topwork.engine.jobs import Job, Kind
+from topwork.engine.operations import (
+    Operation,
+    Operations,
+    check_same,
+    new_request_id,
+    subject_of,
+)
+from topwork.engine.serving.registry import Registry
+from topwork.errors import InvalidInput, NotFound
+from topwork.rpc import convert
+from topwork.rpc.uploads import Part, Uploads
+from topwork.v1 import change_pb2 as change_pb
+
+Uploading = Literal["add_class", "add_examples"]
+Plain: TypeAlias = (
+    change_pb.RemoveClassRequest | change_pb.RenameClassRequest | change_pb.RetrainRequest
+)
+Config: TypeAlias = change_pb.AddClassConfig | change_pb.AddExamplesConfig | Plain
+
+
+class Changes:
+    """Takes requests: images first, then the operation, and only then the answer.
+
+    A request id that is known returns its operation at once, whatever images follow. All methods
+    raise InvalidInput, NotFound, AlreadyExists, NotReady and Stale.
+    """
+
+    def __init__(
+        self, registry: Registry, operations: Operations, uploads: Uploads, limits: Limits
+    ) -> None:
+        self._registry = registry
+        self._operations = operations
+        self._uploads = uploads
+        self._limits = limits
+
+    async def upload(self, kind: Uploading, parts: AsyncIterator[Part]) -> Operation:
+        """Store the images of an upload and its operation durably, and return the operation."""
+        first = await self._uploads.first(parts)
+        if not first.HasField("config"):
+            raise InvalidInput("the first message has no config", field="config")
+        job = self._job(first.config, kind=kind, label=first.config.label, prefix="config.")
+        request_id = new_request_id(first.config.request_id, field="config.request_id")
+        known = await self._known(job, request_id)
+        if known is not None:
+            return known
+        uploads, refused = await self._uploads.store(first, parts)
+        job = replace(job, uploads=uploads, refused=refused, accepted=time.time())
+        return await self._operations.submit(job, request_id)
+
+    async def remove(self, request: change_pb.RemoveClassRequest) -> Operation:
+        """Let a label be removed."""
+        return await self._ask(
+            self._job(request, kind="remove_class", label=request.label), request
+        )
+
+    async def rename(self, request: change_pb.RenameClassRequest) -> Operation:
+        """Let a label be renamed."""
+        job = self._job(request, kind="rename_class", label=request.label)
+        new_label = check_label(request.new_label, limits=self._limits, field="new_label")
+        return await self._ask(replace(job, new_label=new_label), request)
+
+    async def retrain(self, request: change_pb.RetrainRequest) -> Operation:
+        """Let a head be solved anew."""
+        job = self._job(request, kind="retrain", label=None)
+        parent = self._registry.serving(job.model).recipe
+        recipe = Recipe(
+            head=cast(
+                "HeadKind", _choice(request.head or parent.head, get_args(HeadKind), field="head")
+            ),
+            normalisation=cast(
+                "Normalisation",
+                _choice(
+                    request.normalisation or parent.normalisation,
+                    get_args(Normalisation),
+                    field="normalisation",
+                ),
+            ),
+        )
+        return await self._ask(replace(job, recipe=recipe), request)
+
+    async def _ask(self, job: Job, request: Plain) -> Operation:
+        request_id = new_request_id(request.request_id, field="request_id")
+        return await self._known(job, request_id) or await self._operations.submit(job, request_id)
+
+    def _job(self, config: Config, *, kind: Kind, label: str | None, prefix: str = "") -> Job:
+        """Return the job of a request, without its images."""
+        field = f"{prefix}options"
+        return Job(
+            kind=kind,
+            model=convert.resource_id(config.model, collection="models", field=f"{prefix}model"),
+            label=""
+            if label is None
+            else check_label(label, limits=self._limits, field=f"{prefix}label"),
+            accepted=time.time(),
+            gate=convert.from_gate(config.options.gate, field=f"{field}.gate"),
+            expected_revision=convert.number(
+                config.options.expected_revision, field=f"{field}.expected_revision"
+            ),
+            validate_only=config.options.validate_only,
+        )
+
+    async def _known(self, job: Job, request_id: str) -> Operation | None:
+        """Return the operation of a repeated call; raise what forbids one that is not."""
+        serving = self._registry.serving(job.model)
+        try:
+            operation = await self._operations.get(request_id)
+        except NotFound:
+            check_change(job, serving, self._limits)
+            return None
+        check_same(operation, subject_of(job))
+        return operation
+
+
+def _choice(given: str, known: tuple[str, ...], *, field: str) -> str:
+    if given not in {"auto", *known}:
+        raise InvalidInput(
+            f"{field} {given[:80]!r} must be auto or one of {', '.join(known)}", field=field
+        )
+    return given

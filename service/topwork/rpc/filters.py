@@ -1,0 +1,69 @@
+"""What ``ListOperationsRequest.filter`` means: a small part of AIP-160."""
+
+from __future__ import annotations
+
+import re
+from typing import get_args
+
+from topwork.engine.jobs import Kind
+from topwork.engine.operations import Wanted
+from topwork.errors import InvalidInput
+from topwork.rpc.convert import resource_id
+
+_TERM = re.compile(r'\s*([a-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s"]+))\s*')
+_AND = re.compile(r"AND\s")
+_ESCAPED = re.compile(r"\\(.)")
+
+FIELDS = ("model", "label", "kind", "done", "validate_only")
+
+
+def parse(text: str) -> Wanted:
+    """Return what a filter wants, such as ``model = "models/flowers" AND done = false``.
+
+    Terms of ``FIELDS``, each equal to a quoted or bare value, joined by AND; the same field twice
+    is refused. Raises InvalidInput.
+    """
+    given: dict[str, str] = {}
+    position = 0
+    while text and position < len(text):
+        if given:
+            joined = _AND.match(text, position)
+            if joined is None:
+                raise _refused(text, f"AND is missing before {text[position : position + 20]!r}")
+            position = joined.end()
+        term = _TERM.match(text, position)
+        if term is None:
+            raise _refused(text, f'{text[position : position + 20]!r} is not like model = "value"')
+        name, quoted, bare = term.groups()
+        if name not in FIELDS or name in given:
+            raise _refused(text, f"{name!r} must be one of {', '.join(FIELDS)}, each once")
+        given[name] = bare if quoted is None else _ESCAPED.sub(r"\1", quoted)
+        position = term.end()
+    return _wanted(text, given)
+
+
+def _wanted(text: str, given: dict[str, str]) -> Wanted:
+    attributes: dict[str, str | bool] = {}
+    if "model" in given:
+        attributes["model"] = resource_id(given["model"], collection="models", field="filter")
+    if "label" in given:
+        attributes["label"] = given["label"]
+    if "kind" in given:
+        if given["kind"] not in get_args(Kind):
+            raise _refused(text, f"kind must be one of {', '.join(get_args(Kind))}")
+        attributes["kind"] = given["kind"]
+    if "validate_only" in given:
+        attributes["validate_only"] = _boolean(text, given["validate_only"])
+    return Wanted(
+        attributes=attributes, done=_boolean(text, given["done"]) if "done" in given else None
+    )
+
+
+def _boolean(text: str, given: str) -> bool:
+    if given not in {"true", "false"}:
+        raise _refused(text, f"{given[:20]!r} must be true or false")
+    return given == "true"
+
+
+def _refused(text: str, why: str) -> InvalidInput:
+    return InvalidInput(f"filter {text[:80]!r} cannot be used: {why}", field="filter")

@@ -1,0 +1,201 @@
+"""``topwork gc`` and ``topwork fsck``: what they print, and how they end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from support import stored
+from support.stored import grow_old, image, put_backbone, put_shard
+
+from topwork.bundle.files import sha256
+from topwork.bundle.store import Repository
+from topwork.cli.keep import fsck, gc
+from topwork.engine.operations import database_url, prepare
+from topwork.errors import InvalidInput
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """Return an old repository: see ``stored.repository``."""
+    return stored.repository(tmp_path / "repository")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Run:
+    """Runs commands as a shell would."""
+
+    def __init__(self, repository: Repository, capsys: pytest.CaptureFixture[str]) -> None:
+        self._root = str(repository.root)
+        self._capsys = capsys
+
+    def __call__(self, command: click.Command, *options: str) -> Ended:
+        """Run a command on the repository."""
+        with pytest.raises(SystemExit) as ended:
+            command.main([self._root, *options])
+        assert isinstance(ended.value.code, int)
+        printed = self._capsys.readouterr()
+        return Ended(status=ended.value.code, stdout=printed.out, stderr=printed.err)
+
+    def json(self, command: click.Command, *options: str) -> Any:
+        """Run a command with --json and return its one object."""
+        (line,) = self(command, "--json", *options).stdout.splitlines()
+        return json.loads(line)
+
+
+@pytest.fixture
+def run(repository: Repository, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return what runs commands on the repository."""
+    return Run(repository, capsys)
+
+
+# gc
+
+
+def test_gc_deletes_and_says_what(repository: Repository, run: Run) -> None:
+    """It deletes what it should and counts it, a row a kind."""
+    result = run(gc, "--keep", "1")
+    assert result.status == 0
+    rows = [line.split("│")[1:4] for line in result.stdout.splitlines() if "│" in line]
+    counts = {kind.strip(): int(count) for kind, count, _ in rows}
+    assert counts == {"revision": 2, "backbone": 0, "shard": 1, "image": 1, "temporary": 0}
+    assert repository.revisions("m") == [3, 4]
+
+
+def test_gc_as_json_is_one_object(run: Run) -> None:
+    """Each thing that was deleted is there with kind, path and bytes."""
+    size = len(image(1))
+    found = run.json(gc, "--keep", "1")
+    assert {"kind": "image", "path": f"images/{sha256(image(1))}", "bytes": size} in found[
+        "removed"
+    ]
+    assert found["bytes"] == sum(one["bytes"] for one in found["removed"])
+    assert (found["dry_run"], found["refused"]) == (False, [])
+
+
+def test_gc_dry_run_deletes_nothing(repository: Repository, run: Run) -> None:
+    """It says what would go, in a table that says so."""
+    assert "would go" in run(gc, "--keep", "1", "--dry-run").stdout
+    assert run.json(gc, "--keep", "1", "--dry-run")["dry_run"]
+    assert repository.revisions("m") == [1, 2, 3, 4]
+
+
+def test_gc_spares_hours(repository: Repository, run: Run) -> None:
+    """What is young stays, unless it is told otherwise."""
+    put_backbone(repository, 7)
+    assert run.json(gc)["removed"] == []
+    assert len(run.json(gc, "--spare-hours", "0")["removed"]) == 1
+
+
+def test_gc_ends_with_1_if_something_cannot_be_read(repository: Repository, run: Run) -> None:
+    """What cannot be read is named on standard error, and protects what it may refer to."""
+    (repository.root / "models" / "m" / "4" / "manifest.json").write_bytes(b"{")
+    result = run(gc)
+    assert result.status == 1
+    assert "models/m/4/manifest.json" in result.stderr
+
+
+def test_gc_keeps_what_unfinished_operations_need(
+    repository: Repository, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks the given database which images are still needed."""
+    asked: list[str] = []
+
+    def pending(url: str) -> set[str]:
+        asked.append(url)
+        return {sha256(image(8))}
+
+    monkeypatch.setattr("topwork.engine.operations.pending_images", pending)
+    put_shard(repository, 8)
+    grow_old(repository)
+    assert run.json(gc, "--database", "postgresql://host/topwork")["removed"] == []
+    assert asked == ["postgresql://host/topwork"]
+    assert len(run.json(gc)["removed"]) == 2  # there is no SQLite file
+    assert asked == ["postgresql://host/topwork"]
+
+
+def test_gc_reads_the_repositorys_own_database(repository: Repository, run: Run) -> None:
+    """The SQLite file in the repository is asked if there is one, and is no garbage."""
+    prepare(database_url(repository.root))
+    put_shard(repository, 8)
+    grow_old(repository)
+    assert len(run.json(gc)["removed"]) == 2
+    assert (repository.root / "operations.sqlite").exists()
+
+
+# fsck
+
+
+def test_fsck_of_a_sound_repository_says_so(run: Run) -> None:
+    """Nothing is wrong: exit status 0."""
+    result = run(fsck)
+    assert (result.status, result.stdout) == (0, "nothing is wrong\n")
+    assert run.json(fsck) == {"errors": 0, "notes": 0, "problems": []}
+
+
+def test_fsck_names_what_is_wrong(repository: Repository, run: Run) -> None:
+    """An error is a line with its path, and the exit status is 1."""
+    (repository.root / "models" / "m" / "2" / "head.onnx").write_bytes(b"another head")
+    result = run(fsck)
+    assert result.status == 1
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("error: models/m/2/head.onnx: ")
+    assert "it was changed" in line
+
+
+def test_fsck_as_json_is_one_object(repository: Repository, run: Run) -> None:
+    """Each problem has severity, path and text."""
+    (repository.root / "models" / "m" / "2" / "head.onnx").unlink()
+    put_backbone(repository, 7)
+    found = run.json(fsck)
+    assert (found["errors"], found["notes"]) == (1, 1)
+    assert [(one["severity"], one["path"]) for one in found["problems"]] == [
+        ("error", "models/m/2/head.onnx"),
+        ("note", "backbones"),
+    ]
+
+
+def test_notes_are_no_failure(repository: Repository, run: Run) -> None:
+    """What is only worth knowing leaves the exit status 0."""
+    put_backbone(repository, 7)
+    result = run(fsck)
+    assert result.status == 0
+    assert result.stdout.startswith("note: backbones: ")
+
+
+# Both
+
+
+@pytest.mark.parametrize("command", [gc, fsck])
+def test_another_directory_is_no_repository(command: click.Command, tmp_path: Path) -> None:
+    """A directory that holds no repository is refused by name: it was a slip of the keyboard."""
+    with pytest.raises(InvalidInput, match="is no repository") as caught:
+        command.main([str(tmp_path)])
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [gc, fsck])
+def test_a_disk_that_fails_is_one_line(
+    command: click.Command, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the disk says is an error's one line, not a traceback."""
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError(30, "Read-only file system", "images")
+
+    monkeypatch.setattr(f"topwork.cli.keep.{'collect' if command is gc else 'check'}", fail)
+    result = run(command)
+    assert result.status == 1
+    assert "Read-only file system" in result.stderr.splitlines()[-1]

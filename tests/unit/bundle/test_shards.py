@@ -1,0 +1,275 @@
+"""A shard is a file that is mapped, that names itself by its bytes, and that is nothing else."""
+
+from __future__ import annotations
+
+import io
+import resource
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from topwork.bundle.files import sha256
+from topwork.bundle.shards import ALIGNMENT, Shard, open_shard, to_bytes
+from topwork.errors import Corrupt
+
+ARRAYS = ("embeddings", "digests", "fingerprints", "contents", "seen")
+
+
+def shard(rows: int = 5, *, name: str = "photo", seed: int = 0) -> Shard:
+    """Return a shard of random exemplars."""
+    rng = np.random.default_rng(seed)
+    digests, prints, contents = rng.integers(0, 256, (3, rows, 32), dtype=np.uint8)
+    return Shard(
+        embeddings=rng.normal(size=(rows, 7)).astype(np.float32),
+        digests=digests,
+        fingerprints=prints,
+        contents=contents,
+        seen=np.arange(rows) % 2 == 0,
+        names=tuple(f"{name} {row}" for row in range(rows)),
+        thumbnails=tuple(rng.bytes(row) for row in range(rows)),
+    )
+
+
+def stored(directory: Path, content: bytes) -> Shard:
+    """Return what is read from a file of these bytes."""
+    path = directory / "shard.npz"
+    path.write_bytes(content)
+    return open_shard(path, sha256(content))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 300])
+def test_a_shard_comes_back_as_it_was_stored(rows: int, tmp_path: Path) -> None:
+    """Every array comes back equal and with its type, and so do names and thumbnails."""
+    made = shard(rows)
+    read = stored(tmp_path, to_bytes(made))
+    for name in ARRAYS:
+        before, after = getattr(made, name), getattr(read, name)
+        assert before.dtype == after.dtype
+        assert np.array_equal(before, after)
+    assert read.names == made.names
+    assert read.thumbnails == made.thumbnails
+    assert len(read) == rows
+
+
+@pytest.mark.parametrize("name", ["", "fleur d'été", "\u5c71\0", "\udcff.jpg"], ids=ascii)
+def test_any_name_is_kept(name: str, tmp_path: Path) -> None:
+    """Names may be empty, foreign, have a zero, or be what is no text on this file system."""
+    made = shard(name=name)
+    assert stored(tmp_path, to_bytes(made)).names == made.names
+
+
+def test_equal_shards_give_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard does not depend on when it was made: its digest names what is in it."""
+    first = to_bytes(shard())
+    now = time.time()
+    with monkeypatch.context() as later:
+        later.setattr(time, "time", lambda: now + 1e6)
+        later.setattr(time, "localtime", lambda *_args: time.gmtime(now + 1e6))
+        assert to_bytes(shard()) == first
+    assert to_bytes(shard(seed=1)) != first
+
+
+def test_how_arrays_lie_in_memory_does_not_matter() -> None:
+    """Embeddings that are stored by column or sliced from others give the same bytes."""
+    made = shard()
+    turned = Shard(
+        embeddings=np.asfortranarray(made.embeddings),
+        digests=np.repeat(made.digests, 2, axis=0)[::2],
+        fingerprints=made.fingerprints,
+        contents=made.contents,
+        seen=made.seen,
+        names=made.names,
+        thumbnails=made.thumbnails,
+    )
+    assert to_bytes(turned) == to_bytes(made)
+
+
+def test_numpy_and_zip_tools_read_a_shard(tmp_path: Path) -> None:
+    """A shard is a well-formed .npz, which numpy.load reads without pickle."""
+    path = tmp_path / "shard.npz"
+    path.write_bytes(to_bytes(shard()))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in ARRAYS:
+            assert np.array_equal(arrays[name], getattr(shard(), name))
+
+
+# Mapping
+
+
+def mapping(array: NDArray[np.generic]) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
+    """Return the mapping that an array is a view of."""
+    base = array.base
+    while not isinstance(base, np.memmap):
+        assert isinstance(base, np.ndarray), "it is in private memory"
+        base = base.base
+    return base
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_are_aligned_views_of_the_file(name: str, tmp_path: Path) -> None:
+    """Each array is a read-only view of one mapping, aligned to a cache line."""
+    read = stored(tmp_path, to_bytes(shard()))
+    array = getattr(read, name)
+    assert mapping(array).filename == str(tmp_path / "shard.npz")
+    assert mapping(array).mode == "r"
+    assert array.ctypes.data % ALIGNMENT == 0
+    assert not array.flags.writeable
+
+
+def test_embeddings_are_not_read_into_private_memory(tmp_path: Path) -> None:
+    """Opening 64 MB of embeddings, and using them, takes next to no memory of one's own."""
+
+    def private() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        (found,) = [int(line.split()[1]) for line in lines if line.startswith("RssAnon")]
+        return found
+
+    made = shard(1)
+    path = tmp_path / "shard.npz"
+    content = to_bytes(
+        Shard(
+            embeddings=np.ones((1, 2**24), np.float32),
+            digests=made.digests,
+            fingerprints=made.fingerprints,
+            contents=made.contents,
+            seen=made.seen,
+            names=made.names,
+            thumbnails=made.thumbnails,
+        )
+    )
+    path.write_bytes(content)
+    digest = sha256(content)
+    before = private()
+    read = open_shard(path, digest)
+    assert read.embeddings.max() == 1
+    assert private() - before < 8 * 1024  # KB
+
+
+def test_a_deleted_shard_can_still_be_read(tmp_path: Path) -> None:
+    """Who has a shard open goes on reading it when the file is deleted."""
+    read = stored(tmp_path, to_bytes(shard()))
+    (tmp_path / "shard.npz").unlink()
+    assert np.array_equal(read.embeddings, shard().embeddings)
+
+
+@pytest.fixture
+def few_files() -> Iterator[int]:
+    """Let this process open few files, as a soft limit that it may raise itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    few = highest + 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+    yield few
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_shards_can_be_open_than_the_soft_limit_of_files(
+    few_files: int, tmp_path: Path
+) -> None:
+    """A model may have more shards than a process may open files, unless it asks."""
+    path = tmp_path / "shard.npz"
+    content = to_bytes(shard())
+    path.write_bytes(content)
+    held = [open_shard(path, sha256(content)) for _ in range(few_files + 10)]
+    assert len(held) == few_files + 10
+
+
+# Damage
+
+
+def test_a_byte_that_was_flipped_anywhere_is_found(tmp_path: Path) -> None:
+    """Whichever byte of the file is changed: it is Corrupt, by the name of the file."""
+    content = to_bytes(shard(2))
+    path = tmp_path / "shard.npz"
+    digest = sha256(content)
+    for at in range(len(content)):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        with pytest.raises(Corrupt, match=r"shard\.npz has sha256"):
+            open_shard(path, digest)
+
+
+def test_a_missing_shard_is_corrupt(tmp_path: Path) -> None:
+    """A shard that ought to be there and is not is Corrupt, by name."""
+    with pytest.raises(Corrupt, match=r"none\.npz is missing"):
+        open_shard(tmp_path / "none.npz", "0" * 64)
+
+
+WHOLE = to_bytes(shard(3))
+
+
+def archive(**changes: NDArray[np.generic]) -> bytes:
+    """Return a shard of three rows in which arrays are replaced."""
+    with np.load(io.BytesIO(WHOLE)) as arrays:
+        content = {**arrays, **changes}
+    buffer = io.BytesIO()
+    np.savez(buffer, **content)
+    return buffer.getvalue()
+
+
+def compressed() -> bytes:
+    """Return a shard that is compressed, so that it cannot be mapped."""
+    buffer = io.BytesIO()
+    with np.load(io.BytesIO(WHOLE)) as arrays:
+        np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def flipped(at: int, *, bit: int = 0x55) -> bytes:
+    """Return a shard with one byte changed."""
+    content = bytearray(WHOLE)
+    content[at] ^= bit
+    return bytes(content)
+
+
+def test_an_archive_of_the_right_arrays_is_a_shard(tmp_path: Path) -> None:
+    """What ``archive`` makes is refused for its changes only."""
+    assert len(stored(tmp_path, archive())) == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(archive(names=np.array([{"a": 1}], dtype=object)), id="pickled objects"),
+        pytest.param(b"no shard at all", id="garbage"),
+        pytest.param(WHOLE[: len(WHOLE) // 2], id="cut off"),
+        pytest.param(WHOLE.replace(b"digests", b"digestz"), id="an array is missing"),
+        pytest.param(b"", id="empty"),
+        pytest.param(WHOLE[: WHOLE.index(b"\x93NUMPY")], id="only a header"),
+        pytest.param(flipped(WHOLE.index(b"\x93NUMPY") + 12), id="no array header"),
+        pytest.param(flipped(WHOLE.index(b"PK\1\2") + 8, bit=1), id="encrypted"),
+        pytest.param(flipped(WHOLE.index(b"PK\1\2") + 26, bit=0xFF), id="sizes are wrong"),
+        pytest.param(flipped(WHOLE.index(b"PK\1\2") + 42, bit=0xFF), id="offsets are wrong"),
+        pytest.param(compressed(), id="compressed"),
+        pytest.param(archive(embeddings=np.zeros((), np.float32)), id="embeddings as a number"),
+        pytest.param(archive(embeddings=np.zeros(3, np.float32)), id="embeddings as a row"),
+        pytest.param(archive(embeddings=np.zeros((3, 7))), id="embeddings in float64"),
+        pytest.param(archive(embeddings=np.zeros((7, 3), np.float32).T), id="embeddings by column"),
+        pytest.param(archive(embeddings=np.zeros((3, 7), ">f4")), id="embeddings in big-endian"),
+        pytest.param(archive(seen=np.zeros(2, np.bool_)), id="few seen"),
+        pytest.param(archive(seen=np.full(3, 2, np.uint8).view(np.bool_)), id="seen of 2"),
+        pytest.param(archive(digests=np.zeros((3, 32))), id="digests as floats"),
+        pytest.param(archive(contents=np.zeros((3, 31), np.uint8)), id="short contents"),
+        pytest.param(archive(fingerprints=np.zeros((2, 32), np.uint8)), id="few fingerprints"),
+        pytest.param(archive(name_ends=np.array([4])), id="few names"),
+        pytest.param(archive(name_ends=np.array([4, 2, 9])), id="names that overlap"),
+        pytest.param(archive(thumbnail_ends=np.array([-1, 0, 3])), id="negative lengths"),
+        pytest.param(archive(thumbnail_ends=np.array([0, 1, 2**40])), id="thumbnails beyond"),
+        pytest.param(
+            archive(names=np.full(24, 0xFF, np.uint8), name_ends=np.array([8, 16, 24])),
+            id="names in no encoding",
+        ),
+    ],
+)
+def test_what_is_no_shard_is_corrupt(content: bytes, tmp_path: Path) -> None:
+    """Anything else than a shard is Corrupt, by name, and nothing in it is ever unpickled."""
+    with pytest.raises(Corrupt, match=r"shard\.npz is no shard of exemplars"):
+        stored(tmp_path, content)

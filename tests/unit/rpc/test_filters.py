@@ -1,0 +1,54 @@
+"""What a filter of operations means."""
+
+from __future__ import annotations
+
+import pytest
+
+from topwork.engine.operations import Wanted
+from topwork.errors import InvalidInput
+from topwork.rpc.filters import parse
+
+
+@pytest.mark.parametrize(
+    ("text", "attributes", "done"),
+    [
+        ("", {}, None),
+        ("done=true", {}, True),
+        (' model = "models/flowers" ', {"model": "flowers"}, None),
+        (
+            'kind = add_class AND label="a b" AND done = false AND validate_only = true',
+            {"kind": "add_class", "label": "a b", "validate_only": True},
+            False,
+        ),
+        (r'label = "say \"AND\" \\"', {"label": 'say "AND" \\'}, None),
+        ("label = Löwenzahn", {"label": "Löwenzahn"}, None),
+    ],
+)
+def test_a_filter(text: str, attributes: dict[str, str | bool], done: bool | None) -> None:  # a parameter of the test
+    """Terms of fields and values, joined by AND, bare or quoted."""
+    assert parse(text) == Wanted(attributes=attributes, done=done)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "flowers",
+        "colour = red",
+        "label = a label = b",
+        "label = a AND label = b",
+        "label = a OR kind = retrain",
+        "AND done = true",
+        "done = true AND",
+        "done = yes",
+        "kind = classify",
+        "model = flowers",
+        'label = "open',
+        "label != a",
+        " ",
+    ],
+)
+def test_a_filter_that_is_none(text: str) -> None:
+    """Anything else is refused, and the error names the field."""
+    with pytest.raises(InvalidInput) as caught:
+        parse(text)
+    assert caught.value.field == "filter"

@@ -85,7 +85,7 @@ def test_values_move_as_calls_are_answered(colours: Repository) -> None:
         )
 
         made = tiny.publish_copy(colours, colours.manifest("colours", 1))
-        colours.set_serving("colours", made.revision)
+        colours.set_serving("colours", made.revision, why="test")
         servers.eventually(lambda: client.classify("colours", [PHOTO]).revision == 2)
         swapped = Scrape(server)
         assert [swapped(f"topwork_{name}") for name in ("models", "swaps_total")] == [1, 2]

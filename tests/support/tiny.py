@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from support.pictures import pictures
-from topwork.bundle.exemplars import Exemplars
+from topwork.bundle.exemplars import Exemplars, split
 from topwork.bundle.features import make
 from topwork.bundle.files import sha256
 from topwork.bundle.head import Head, Scorer
@@ -20,6 +20,7 @@ from topwork.bundle.head_graph import to_onnx
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.recipe import Recipe
+from topwork.bundle.shards import to_bytes
 from topwork.bundle.store import Repository
 from topwork.engine.backend import open_session
 from topwork.engine.embed import Source, embed
@@ -82,6 +83,11 @@ def embed_pictures(images: Mapping[str, Sequence[bytes]]) -> Exemplars:
     assert exemplars is not None
     assert not skipped
     return exemplars
+
+
+def shard_files(exemplars: Exemplars) -> dict[str, bytes]:
+    """Return what the repository would store of exemplars, by label."""
+    return {label: to_bytes(shard) for label, shard in split(exemplars)}
 
 
 def publish(

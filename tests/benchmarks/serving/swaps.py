@@ -143,7 +143,7 @@ class _Soak:
 
     async def _swap(self, revision: int) -> None:
         self._seen = (revision, seen := asyncio.Event())
-        await asyncio.to_thread(self._repository.set_serving, MODEL, revision)
+        await asyncio.to_thread(self._repository.set_serving, MODEL, revision, why="rollback")
         async with asyncio.timeout(MOST_SECONDS):
             await seen.wait()
 

@@ -54,7 +54,7 @@ class Workload:
     def forget(self) -> None:
         """Let the models that AddClass taught serve the revision without the new label again."""
         for number in range(LEARNERS):
-            Repository(self.main).set_serving(f"learner-{number}", 1)
+            Repository(self.main).set_serving(f"learner-{number}", 1, why="rollback")
 
     def bare(self, precision: str) -> Path:
         """Return the directory of the bare model that is ``precision``."""
@@ -156,4 +156,4 @@ def _publish(source: Repository, target: Repository, manifest: Manifest, model: 
         metrics=source.metrics(manifest),
         report=lambda made: f"{made.model} revision {made.revision}".encode(),
     )
-    target.set_serving(model, copy.revision)
+    target.set_serving(model, copy.revision, why="fit")

@@ -15,7 +15,7 @@ from support.bad_images import bombs, unreadable
 from support.pictures import picture, pictures
 
 from topwork.bundle.duplicates import fingerprint
-from topwork.bundle.exemplars import Exemplars, to_bytes
+from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.image import pixel_digest, preprocess
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.engine import embed as module
@@ -155,7 +155,7 @@ def test_duplicates_of_one_name_are_named(session: Session) -> None:
 
 
 def test_the_order_of_sources_does_not_matter(session: Session) -> None:
-    """Sources in any order, in any number of chunks and threads, give a shard of equal bytes."""
+    """Sources in any order, in any number of chunks and threads, give shards of equal bytes."""
     given = [one for label in ("amber", "blue", "green") for one in sources(label, 50)]
     want, _ = run(given, session)
     assert want is not None
@@ -163,7 +163,7 @@ def test_the_order_of_sources_does_not_matter(session: Session) -> None:
         order = np.random.default_rng(seed).permutation(len(given))
         found, _ = embed([given[index] for index in order], session, tiny.SPEC, cores=cores)
         assert found is not None
-        assert to_bytes(found) == to_bytes(want)
+        assert tiny.shard_files(found) == tiny.shard_files(want)
 
 
 def test_progress_is_told_once_an_image_in_the_callers_thread(session: Session) -> None:

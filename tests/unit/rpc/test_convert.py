@@ -5,22 +5,32 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from google.rpc import error_details_pb2
 from support import tiny
+from support.reports import COMPARISON
 
+from topwork.bundle.comparison import Gate
+from topwork.bundle.findings import Finding
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
+from topwork.bundle.serving import Move, Serving
 from topwork.engine.jobs import (
-    AddClassResult,
+    ChangeResult,
+    Conflict,
     Failure,
     Outcome,
+    Predicted,
     Progress,
     SkippedUpload,
     StageSeconds,
 )
-from topwork.engine.operations import Operation
+from topwork.engine.operations import Operation, Subject
 from topwork.engine.serving.classify_job import Answer, Classified, Prediction, Timings
 from topwork.errors import ImageError, InvalidInput
 from topwork.rpc import convert
 from topwork.v1 import change_pb2 as change_pb
+from topwork.v1 import revision_pb2 as revision_pb
+
+CONFLICT = Conflict(name="c.jpg", label="blue", other="d.jpg", exact=True)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +46,15 @@ def operation(progress: Progress, outcome: Outcome | None = None) -> Operation:
     created = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
     return Operation(
         id="abc",
-        model="colours",
-        label="violet",
+        subject=Subject(
+            kind="rename_class",
+            model="colours",
+            label="violet",
+            new_label="mauve",
+            validate_only=True,
+        ),
         created=created,
+        ended=created + timedelta(seconds=2.5) if outcome is not None else None,
         progress=progress,
         outcome=outcome,
     )
@@ -116,9 +132,29 @@ def test_a_model_that_cannot_tell_the_unknown_says_nothing_of_it() -> None:
 def test_a_model_says_all_that_the_manifest_does(published: convert.Published) -> None:
     """A model's message has its revision's facts, from labels to the confusion matrix."""
     manifest, metrics = published.manifest, published.metrics
-    message = convert.to_model(published, [1, 2], DEFAULT_LIMITS)
+    moves = tuple(
+        Move(
+            revision=number,
+            previous=number - 1,
+            why="add_class" if number % 2 else "rollback",
+            operation=f"operation-{number}" if number % 2 else "",
+            time=datetime(2026, 3, 4, tzinfo=UTC) + timedelta(seconds=number),
+        )
+        for number in range(1, 121)
+    )
+    stored = convert.Stored(
+        Serving(revision=1, pinned=(1, 7), moves=moves), published, list(range(1, 121))
+    )
+    message = convert.to_model(stored, DEFAULT_LIMITS)
     revision = message.serving_revision
-    assert (message.name, list(message.revisions)) == ("models/colours", [1, 2])
+    assert (message.name, list(message.revisions)) == ("models/colours", list(range(1, 121)))
+    assert list(message.pinned_revisions) == [1, 7]
+    assert [one.revision for one in message.moves] == list(range(120, 20, -1))
+    latest, second = message.moves[:2]
+    assert (latest.revision, latest.previous_revision) == (120, 119)
+    assert (latest.cause, latest.operation) == ("rollback", "")
+    assert latest.time.ToDatetime(UTC) == moves[-1].time
+    assert (second.cause, second.operation) == ("add_class", "operations/operation-119")
     assert revision.name == "models/colours/revisions/1"
     assert (revision.revision, revision.parent_revision) == (1, 0)
     assert tuple(revision.labels) == manifest.labels
@@ -152,25 +188,30 @@ def test_a_model_says_all_that_the_manifest_does(published: convert.Published) -
 def test_every_limit_is_told(published: convert.Published) -> None:
     """The limits' message has each of Topwork's limits under its own name."""
     limits = Limits(**{name: 1000 + n for n, name in enumerate(Limits.__slots__)})
-    message = convert.to_model(published, [1], limits).limits
+    stored = convert.Stored(Serving(revision=1), published, [1])
+    message = convert.to_model(stored, limits).limits
     told = {field.name: value for field, value in message.ListFields()}
     assert told == {name: getattr(limits, name) for name in Limits.__slots__}
 
 
 @pytest.mark.parametrize("stage", convert.STAGES)
 def test_an_operation_says_how_far_it_is(stage: str) -> None:
-    """Metadata has model, label, time, and stage and counts of the progress."""
-    message = convert.to_operation(
-        operation(Progress(stage=stage, done=3, total=9)),  # type: ignore[arg-type]  # one of the keys
-        None,
-    )
+    """Metadata has what is asked for, time, and stage, counts and conflicts of the progress."""
+    progress = Progress(stage=stage, done=3, total=9, conflicts=(CONFLICT,))  # type: ignore[arg-type]  # one of the keys
+    message = convert.to_operation(operation(progress), None)
     metadata = metadata_of(message)
     name = change_pb.ChangeStage.Name(metadata.stage)
     assert (message.name, message.done) == ("operations/abc", False)
     assert message.WhichOneof("result") is None
     assert name == f"CHANGE_STAGE_{stage.upper()}"
     assert (metadata.model, metadata.label) == ("models/colours", "violet")
+    assert (metadata.kind, metadata.new_label) == (change_pb.CHANGE_KIND_RENAME_CLASS, "mauve")
+    assert metadata.validate_only
     assert (metadata.done, metadata.total) == (3, 9)
+    (conflict,) = metadata.conflicts
+    assert (conflict.display_name, conflict.label) == ("c.jpg", "blue")
+    assert (conflict.other_name, conflict.exact) == ("d.jpg", True)
+    assert metadata.elapsed.ToNanoseconds() > 0
     assert metadata.create_time.ToDatetime(UTC) == operation(Progress(stage="done")).created
 
 
@@ -182,18 +223,33 @@ def test_a_failed_operation_has_its_error() -> None:
     )
     assert (message.done, message.WhichOneof("result")) == (True, "error")
     assert (message.error.code, message.error.message) == (9, "2 usable images")
+    assert metadata_of(message).elapsed.ToNanoseconds() == 2_500_000_000
+
+
+def test_a_rejected_change_has_the_numbers() -> None:
+    """The error of a change that its gate rejected names the revision and has the comparison."""
+    failure = Failure(
+        kind="NotReady", reason="GATE_FAILED", message="rejected", revision=7, comparison=COMPARISON
+    )
+    message = convert.to_operation(
+        operation(Progress(stage="done"), Outcome(failure=failure)), None
+    )
+    info, comparison = error_details_pb2.ErrorInfo(), revision_pb.Comparison()
+    assert message.error.details[0].Unpack(info)
+    assert (info.reason, dict(info.metadata)) == ("GATE_FAILED", {"revision": "7"})
+    assert message.error.details[1].Unpack(comparison)
+    assert comparison == convert.to_comparison(COMPARISON)
 
 
 def test_a_finished_operation_has_its_response(published: convert.Published) -> None:
     """A success has its revision (its name, once that was removed) and all that came of it."""
     skipped = SkippedUpload(name="b.jpg", reason="DUPLICATE", message="same pixels as a.jpg")
-    result = AddClassResult(
+    result = ChangeResult(
         revision=1,
         images_used=19,
         skipped=(skipped,),
-        old_labels_accuracy_before=0.75,
-        old_labels_accuracy_after=0.5,
-        new_label_recall=0.25,
+        conflicts=(CONFLICT,),
+        comparison=COMPARISON,
         # A clock that was set back between two readings must not break the message.
         seconds=StageSeconds(queued=-1.0, embedding=1.5, solving=2.5, publishing=0.5),
     )
@@ -207,10 +263,91 @@ def test_a_finished_operation_has_its_response(published: convert.Published) -> 
     assert response.images_used == 19
     (left_out,) = response.skipped_images
     assert (left_out.display_name, left_out.error.message) == ("b.jpg", "same pixels as a.jpg")
-    comparison = response.comparison
-    assert comparison.old_labels_accuracy_before == 0.75
-    assert comparison.old_labels_accuracy_after == 0.5
-    assert comparison.new_label_recall == 0.25
+    assert response.comparison == convert.to_comparison(COMPARISON)
+    assert [one.display_name for one in response.conflicts] == ["c.jpg"]
     times = response.stage_times
     stages = (times.queued, times.embedding, times.solving, times.publishing)
     assert [one.ToNanoseconds() / 1e9 for one in stages] == [0, 1.5, 2.5, 0.5]
+
+
+def test_a_revision_that_is_gone_has_its_name() -> None:
+    """The response of an operation whose revision was removed since has name and number."""
+    result = ChangeResult(
+        revision=7, images_used=3, skipped=(), conflicts=(), comparison=COMPARISON
+    )
+    message = convert.to_operation(operation(Progress(stage="done"), Outcome(result=result)), None)
+    response = change_pb.ChangeResponse()
+    assert message.response.Unpack(response)
+    assert response.revision == convert.damaged_revision("colours", 7)
+    assert response.revision.name == "models/colours/revisions/7"
+
+
+def test_what_was_only_validated_has_no_number(published: convert.Published) -> None:
+    """Labels, metrics, findings and the gate's reasons are told of what was not published."""
+    finding = Finding(kind="copies", severity="note", message="alike", images=("a",), labels=("b",))
+    result = ChangeResult(
+        revision=0,
+        images_used=3,
+        skipped=(),
+        conflicts=(),
+        comparison=COMPARISON,
+        gate_failures=("too much was lost",),
+        findings=(finding,),
+        predicted=Predicted(labels=("blue", "mauve"), metrics=published.metrics),
+    )
+    message = convert.to_operation(operation(Progress(stage="done"), Outcome(result=result)), None)
+    response = change_pb.ChangeResponse()
+    assert message.response.Unpack(response)
+    assert (response.revision.name, response.revision.revision) == ("", 0)
+    assert list(response.revision.labels) == ["blue", "mauve"]
+    assert response.revision.metrics == convert.to_revision(published).metrics
+    assert list(response.gate_failures) == ["too much was lost"]
+    (found,) = response.findings
+    assert (found.kind, found.severity, found.message) == ("copies", "note", "alike")
+
+
+def test_a_comparison_has_all_its_numbers() -> None:
+    """Each of a comparison's numbers is where it belongs; none at all is no message."""
+    message = convert.to_comparison(COMPARISON)
+    assert message is not None
+    assert (message.images, message.accuracy_before, message.accuracy_after) == (60, 0.95, 0.9)
+    assert (message.drop, message.drop_low, message.drop_high) == (0.05, 0.02, 0.08)
+    assert message.calibration_error_before == COMPARISON.ece_before
+    assert message.calibration_error_after == COMPARISON.ece_after
+    assert [
+        (one.label, one.images, one.recall_before, one.recall_after) for one in message.labels
+    ] == [("daisy", 30, 0.9, 0.9), ("rose", 30, 1.0, 0.9)]
+    taught = message.taught
+    assert (taught.label, taught.images, taught.recall) == ("tulip", 30, 0.4)
+    assert (taught.recall_low, taught.recall_high) == (0.25, 0.58)
+    (confusion,) = message.confusions
+    assert (confusion.label, confusion.called) == ("tulip", "rose")
+    assert (confusion.images, confusion.share) == (18, 0.6)
+    assert convert.to_comparison(None) is None
+
+
+def test_a_gate_is_the_default_where_it_is_unset() -> None:
+    """Unset fields are those of Gate; what is set is taken, 0 too."""
+    assert convert.from_gate(change_pb.Gate(), field="gate") == Gate()
+    given = change_pb.Gate(max_old_class_drop=0, min_new_class_recall=0.5, max_conflicts=0)
+    assert convert.from_gate(given, field="gate") == Gate(
+        max_old_class_drop=0, min_new_class_recall=0.5, max_conflicts=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_old_class_drop", -0.1),
+        ("max_old_class_drop", float("nan")),
+        ("min_new_class_recall", 1.1),
+        ("max_conflicts", -1),
+    ],
+)
+def test_a_gate_that_is_none(name: str, value: float) -> None:
+    """A share beyond 0 to 1 and a negative number are InvalidInput, and name the field."""
+    gate = change_pb.Gate()
+    setattr(gate, name, value)
+    with pytest.raises(InvalidInput, match=name) as caught:
+        convert.from_gate(gate, field="options.gate")
+    assert caught.value.field == f"options.gate.{name}"

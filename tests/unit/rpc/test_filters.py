@@ -24,7 +24,7 @@ from topwork.rpc.filters import parse
         ("label = Löwenzahn", {"label": "Löwenzahn"}, None),
     ],
 )
-def test_a_filter(text: str, attributes: dict[str, str | bool], done: bool | None) -> None:  # a parameter of the test
+def test_a_filter(text: str, attributes: dict[str, str | bool], done: bool | None) -> None:
     """Terms of fields and values, joined by AND, bare or quoted."""
     assert parse(text) == Wanted(attributes=attributes, done=done)
 

@@ -74,6 +74,34 @@ class Fake(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServiceServi
         await self.act()
         return operations_pb2.Operation(name="operations/x")
 
+    async def AddExamples(self, request_iterator: Any, context: Any) -> Any:
+        """Is not asked for."""
+        raise NotImplementedError
+
+    async def ListRevisions(self, request: Any, context: Any) -> model_pb.ListRevisionsResponse:
+        """Is not asked for."""
+        raise NotImplementedError
+
+    async def RemoveClass(self, request: Any, context: Any) -> Any:
+        """Is not asked for."""
+        raise NotImplementedError
+
+    async def RenameClass(self, request: Any, context: Any) -> Any:
+        """Is not asked for."""
+        raise NotImplementedError
+
+    async def Retrain(self, request: Any, context: Any) -> Any:
+        """Is not asked for."""
+        raise NotImplementedError
+
+    async def Rollback(self, request: Any, context: Any) -> model_pb.Model:
+        """Is not asked for."""
+        raise NotImplementedError
+
+    async def PinRevision(self, request: Any, context: Any) -> model_pb.Model:
+        """Is not asked for."""
+        raise NotImplementedError
+
     async def WatchOperation(
         self,
         request: Any,

@@ -18,6 +18,7 @@ EXAMPLES: dict[str, errors.TopworkError] = {
     "NOT_FOUND": errors.NotFound("there is no model", kind="model", resource="models/x"),
     "ALREADY_EXISTS": errors.AlreadyExists("the label is there", kind="label", resource="roses"),
     "FAILED_PRECONDITION": errors.NotReady("too few", reason="TOO_FEW_IMAGES"),
+    "ABORTED": errors.Stale("model 'x' serves revision 3, not 2"),
     "RESOURCE_EXHAUSTED": errors.Overloaded("512 images are queued", retry_after=1.25),
     "DEADLINE_EXCEEDED": errors.DeadlinePassed("3 images were not classified"),
     "UNAVAILABLE": errors.Unavailable("stopping"),

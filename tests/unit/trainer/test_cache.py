@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from support import tiny
 from support.pictures import pictures
 
-from topwork.bundle.exemplars import to_bytes
 from topwork.bundle.manifest import BackboneInfo
 from topwork.engine.backend import Session, open_session
 from topwork.engine.embed import Row, Source, embed
@@ -110,7 +109,7 @@ def test_embedding_again_runs_no_backbone(tmp_path: Path, info: BackboneInfo) ->
         for label in ("amber", "blue")
         for index, content in enumerate([*pictures(label, 20), b"no picture"])
     ]
-    counted, shards = Counted(), []
+    counted, found = Counted(), []
     for _ in range(2):
         with EmbeddingCache(tmp_path) as cache:
             made, skipped = embed(
@@ -122,10 +121,10 @@ def test_embedding_again_runs_no_backbone(tmp_path: Path, info: BackboneInfo) ->
             )
         assert made is not None
         assert len(skipped) == 2
-        shards.append(to_bytes(made))
+        found.append(tiny.shard_files(made))
     bare, _ = embed(sources, counted.session, tiny.SPEC, cores=2)
     assert bare is not None
-    assert shards == [to_bytes(bare)] * 2
+    assert found == [tiny.shard_files(bare)] * 2
     assert counted.images == 40
 
 

@@ -278,7 +278,7 @@ def test_equal_probabilities_come_in_label_order(colours: Repository) -> None:
     )
     cannot_tell = replace(manifest, chosen=replace(manifest.chosen, unknown_threshold=None))
     made = tiny.publish_copy(colours, cannot_tell, head=head)
-    colours.set_serving("colours", made.revision)
+    colours.set_serving("colours", made.revision, why="test")
 
     async def scenario() -> Classified:
         async with desk(colours) as asked:

@@ -80,7 +80,7 @@ def again(repository: Repository, *, serve: bool = True, head: bytes | None = No
         first = replace(first, chosen=replace(first.chosen, unknown_threshold=None))
     made = tiny.publish_copy(repository, first, head=head)
     if serve:
-        repository.set_serving("colours", made.revision)
+        repository.set_serving("colours", made.revision, why="test")
     return made.revision
 
 
@@ -113,7 +113,7 @@ def test_a_swap_never_mixes_two_revisions(colours: Repository) -> None:
 
             callers = [asyncio.create_task(ask()) for _ in range(4)]
             for turn in range(30):
-                colours.set_serving("colours", 1 + turn % 2)
+                colours.set_serving("colours", 1 + turn % 2, why="test")
                 await registry.refresh()
                 answered = len(answers)
                 await until(
@@ -138,7 +138,7 @@ def test_a_new_revision_is_noticed(colours: Repository) -> None:
         async with started(colours) as registry:
             number = again(colours)
             await until(lambda: registry.serving("colours").revision == number)
-            colours.set_serving("colours", 1)
+            colours.set_serving("colours", 1, why="test")
             await until(lambda: registry.serving("colours").revision == 1)
 
     asyncio.run(scenario())
@@ -219,7 +219,7 @@ def test_a_moment_without_the_repository_is_only_a_moment(
 
             number = again(colours, serve=False)
             monkeypatch.setattr(colours, "head", unsteady)
-            colours.set_serving("colours", number)
+            colours.set_serving("colours", number, why="test")
             await asyncio.wait_for(failed.wait(), 60)
             for _ in range(3):
                 await registry.refresh()
@@ -359,7 +359,7 @@ def many(repository: Repository, count: int) -> list[str]:
     names = [f"colours-{number}" for number in range(count)]
     for name in names:
         made = tiny.publish_copy(repository, first, model=name)
-        repository.set_serving(name, made.revision)
+        repository.set_serving(name, made.revision, why="test")
     return names
 
 
@@ -461,7 +461,7 @@ def test_nobody_waits_for_another_model(
             for name in names:
                 await registry.snapshot(name)
             made = tiny.publish_copy(colours, colours.manifest(names[0], 1))
-            colours.set_serving(names[0], made.revision)
+            colours.set_serving(names[0], made.revision, why="test")
             await registry.refresh(names[0])
             assert registry.serving(names[0]).revision == made.revision
             assert registry.serving("colours").revision == 1
@@ -582,7 +582,7 @@ def test_a_snapshot_is_all_of_one_revision(
 ) -> None:
     """Whatever is published and asked in whatever order, head and manifest are of one revision."""
     repository = acted_on
-    repository.set_serving("colours", 2)
+    repository.set_serving("colours", 2, why="test")
     ones = np.ones((1, tiny.WIDTH), dtype=np.float32)
     newest = repository.revisions("colours")[-1]
 
@@ -601,7 +601,7 @@ def test_a_snapshot_is_all_of_one_revision(
                     case "publish":
                         newest = again(repository, head=a_marked_head(newest + 1))
                     case "roll back":
-                        repository.set_serving("colours", 2)
+                        repository.set_serving("colours", 2, why="test")
                     case "ask":
                         tasks.append(asyncio.create_task(asked(registry, 0)))
                     case "ask for the first":
@@ -637,7 +637,7 @@ def test_swaps_leave_nothing_behind(colours: Repository) -> None:
 
             async def swap(turns: int) -> None:
                 for turn in range(turns):
-                    colours.set_serving("colours", numbers[turn % 4])
+                    colours.set_serving("colours", numbers[turn % 4], why="test")
                     found, _ = await asyncio.gather(
                         registry.snapshot("colours"), registry.refresh()
                     )

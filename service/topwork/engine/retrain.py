@@ -89,6 +89,7 @@ class Trainer:
     def embed(self, job: Job, on_image: OnImage) -> NewExemplars:
         """Embed the uploads with the serving revision's backbone and store their exemplars.
 
+        Duplicates and conflicts are named in the order of the uploads.
         Raises NotReady if too few are usable (its message names the skipped ones) or too many show
         what another label's exemplars show, and what ``check_change`` raises.
         """
@@ -101,19 +102,23 @@ class Trainer:
         known = Known.of(self._repository.shards(parent.exemplars))
         conflicts: tuple[Conflict, ...] = ()
         if new is not None:
+            place = {upload.name: number for number, upload in enumerate(job.uploads)}
+            names = new.names
             again = known.find_same(new, job.label)
             skipped += [
                 SkippedUpload(
-                    name=new.names[row],
+                    name=names[row],
                     reason="DUPLICATE",
                     message=f"{job.label!r} has an image of the same pixels already",
                 )
-                for row in np.flatnonzero(again)
+                for row in sorted(np.flatnonzero(again), key=lambda row: place[names[row]])
             ]
             new = new.where(~again)
             conflicts = tuple(
                 Conflict(name=one.name, label=one.label, other=one.other, exact=one.exact)
-                for one in find_conflicts(new, known, job.label)
+                for one in sorted(
+                    find_conflicts(new, known, job.label), key=lambda one: place[one.name]
+                )
             )
         usable = len(new) if new is not None else 0
         self._check_usable(job, usable, skipped)

@@ -133,8 +133,10 @@ def test_waiting_ends_with_its_timeout(
     """WaitOperation returns an operation that is not finished when its timeout is over."""
     accepted = waiting.add_class("colours", "violet", VIOLETS)
     state = wait(queue, accepted.name, 0.1)
-    assert state == accepted
+    assert state.name == accepted.name
     assert (state.done, stage(state)) == (False, "CHANGE_STAGE_QUEUED")
+    before, after = (progress(one).elapsed.ToNanoseconds() for one in (accepted, state))
+    assert after - before >= 0.1e9
 
 
 def test_pages_hold_every_operation_once(
@@ -151,7 +153,7 @@ def test_pages_hold_every_operation_once(
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        ({"filter": "done = true"}, "filter"),
+        ({"filter": "labels = blue"}, "filter"),
         ({"page_token": "next"}, "page_token"),
         ({"page_size": -1}, "page_size"),
     ],
@@ -162,6 +164,20 @@ def test_a_listing_that_is_refused(
     """A filter, a page token that nobody gave and a negative size are INVALID_ARGUMENT."""
     error = failure(lambda: queue.ListOperations(operations_pb2.ListOperationsRequest(**request_)))
     assert (error.code, fields(error)) == ("INVALID_ARGUMENT", [field])
+
+
+def test_a_listing_has_what_its_filter_lets_pass(
+    waiting: Client, queue: operations_pb2_grpc.OperationsStub
+) -> None:
+    """Operations are listed by model, label and whether they are finished, in pages too."""
+    made = [waiting.add_class("colours", label, VIOLETS).name for label in ("teal", "rust", "teal")]
+    cancel(queue, made[0])
+    wanted = 'model = "models/colours" AND label = teal'
+    assert [one.name for one in waiting.operations(wanted)] == [made[0], made[2]]
+    assert [one.name for one in waiting.operations(f"{wanted} AND done = false")] == [made[2]]
+    page = queue.ListOperations(operations_pb2.ListOperationsRequest(filter=wanted, page_size=1))
+    assert [one.name for one in page.operations] == [made[0]]
+    assert page.next_page_token
 
 
 def test_a_cancelled_operation_ends(

@@ -19,7 +19,7 @@ from support.servers import DEATHS, Running, eventually
 
 from topwork.bundle.store import Repository
 from topwork.engine.jobs import Job
-from topwork.engine.operations import APPLICATION, CHANGE, Operation, Operations
+from topwork.engine.operations import APPLICATION, CHANGE, Operation, Operations, Wanted
 from topwork.errors import Unavailable
 
 MODELS = ("colours", "hues", "shades", "tones")
@@ -199,6 +199,23 @@ def test_a_database_that_was_away_costs_nothing(
     assert done.outcome is not None
     assert done.outcome.result is not None
     assert done.outcome.result.revision == repository.serving("colours") == 2
+
+
+def test_operations_are_found_by_what_they_are_about(repository: Repository, url: str) -> None:
+    """PostgreSQL lists those of a model, a page at a time, oldest first."""
+    ids = submit(repository, url)
+
+    async def scenario() -> list[list[str]]:
+        operations = Operations(url, repository)
+        await operations.start()
+        try:
+            wanted = Wanted(attributes={"model": "hues"}, done=False)
+            pages = [await operations.list(wanted, offset=start, limit=3) for start in (0, 3)]
+        finally:
+            await operations.aclose()
+        return [[one.id for one in page] for page in pages]
+
+    assert asyncio.run(scenario()) == [ids["hues"][:3], ids["hues"][3:]]
 
 
 def test_servers_may_start_at_once(repository: Repository, url: str) -> None:

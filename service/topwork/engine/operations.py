@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,6 +55,9 @@ RESULT = "result"
 
 WATCH_SECONDS = 0.05
 """How often a watched operation is looked at."""
+
+SEARCHED = 1000
+"""Operations that are read at a time where the database itself cannot tell which are wanted."""
 
 _UNFINISHED = ("ENQUEUED", "PENDING")
 _FINISHED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
@@ -166,16 +169,12 @@ class Operations:
 
     async def list(self, wanted: Wanted, *, offset: int, limit: int) -> list[Operation]:
         """Return the ``wanted`` operations, oldest first."""
-        status = {None: None, True: list(_FINISHED), False: list(_UNFINISHED)}[wanted.done]
-        client = await self._connect()
-        with _available():
-            found = await client.list_workflows_async(
-                name=CHANGE,
-                status=status,
-                attributes=wanted.attributes or None,
-                offset=offset,
-                limit=limit,
-                load_input=False,
+        if wanted.attributes and self._url.startswith("sqlite"):
+            found = await self._searched(wanted, offset + limit)
+            found = found[offset:]
+        else:
+            found = await self._listed(
+                wanted.done, offset=offset, limit=limit, attributes=wanted.attributes
             )
         return [await self._operation(one) for one in found]
 
@@ -224,12 +223,51 @@ class Operations:
                     operation = state
         return operation
 
+    async def _searched(self, wanted: Wanted, count: int) -> Sequence[WorkflowStatus]:
+        """Return the first ``count`` wanted ones: DBOS cannot look for attributes on SQLite."""
+        matching: Sequence[WorkflowStatus] = []
+        looked_at = 0
+        while len(matching) < count:
+            page = await self._listed(wanted.done, offset=looked_at, limit=SEARCHED)
+            matching = [
+                *matching,
+                *(
+                    one
+                    for one in page
+                    if wanted.attributes.items() <= (one.attributes or {}).items()
+                ),
+            ]
+            looked_at += len(page)
+            if len(page) < SEARCHED:
+                break
+        return matching[:count]
+
+    async def _listed(
+        self,
+        done: bool | None,
+        *,
+        offset: int,
+        limit: int,
+        attributes: dict[str, str | bool] | None = None,
+    ) -> Sequence[WorkflowStatus]:
+        status = {None: None, True: [*_FINISHED], False: [*_UNFINISHED]}[done]
+        client = await self._connect()
+        with _available():
+            return await client.list_workflows_async(
+                name=CHANGE,
+                status=status,
+                attributes=attributes or None,
+                offset=offset,
+                limit=limit,
+                load_input=False,
+            )
+
     async def _connect(self) -> DBOSClient:
         """Return the client, connected. Raises Unavailable."""
         async with self._connecting:
             if self._client is None:
                 with _available():
-                    self._client = await asyncio.to_thread(_connect, self._url)
+                    self._client = await asyncio.to_thread(connect, self._url)
             return self._client
 
     async def _operation(self, status: WorkflowStatus) -> Operation:
@@ -276,7 +314,7 @@ def subject_of(job: Job) -> Subject:
 
 def pending_images(url: str) -> set[str]:
     """Return the digests of the images that unfinished operations still need."""
-    client = _connect(url)
+    client = connect(url)
     try:
         found = client.list_workflows(name=CHANGE, status=list(_UNFINISHED), load_input=True)
         jobs = [from_json(one.input["args"][0], Job) for one in found if one.input]
@@ -338,10 +376,11 @@ def _available() -> Iterator[None]:
 
 def prepare(url: str) -> None:
     """Create the schema and the queue where they are missing."""
-    _connect(url).destroy()
+    connect(url).destroy()
 
 
-def _connect(url: str) -> DBOSClient:
+def connect(url: str) -> DBOSClient:
+    """Return a client of the database, whose schema and queue are there from then on."""
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     run_dbos_database_migrations(url)

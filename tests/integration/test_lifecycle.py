@@ -30,7 +30,7 @@ from topwork.v1 import model_service_pb2_grpc as model_grpc
 
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 DEATHS = (
-    "topwork.bundle.store:Repository.put_exemplars",
+    "topwork.bundle.store:Repository.put_shard",
     "topwork.bundle.store:Repository.publish",
     "topwork.bundle.store:Repository.set_serving",
     "topwork.engine.worker:log.warning",  # "operation failed"
@@ -313,7 +313,7 @@ def test_a_second_server_leaves_no_orphan(colours: Repository) -> None:
 
 
 def waits_for_lock(pid: int) -> bool:
-    """Return whether a process has the workers' lock file open."""
+    """Return whether a process has the lock file of the name ``worker`` open."""
     for path in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             if path.readlink().name == "worker.lock":

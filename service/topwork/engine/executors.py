@@ -58,12 +58,7 @@ def claim(root: Path, executor: str) -> Claim:
 
     Raises InvalidInput if it cannot be a file's name.
     """
-    path = _lock(root, executor)
-    if not executor or len(path.name) > MOST_BYTES:
-        raise InvalidInput(
-            f"executor {executor[:80]!r} must be 1 to {MOST_BYTES} plain characters",
-            field="executor",
-        )
+    path = _lock(root, check_executor(executor))
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = path.open("a")
@@ -76,6 +71,16 @@ def claim(root: Path, executor: str) -> Claim:
             files.sync_directory(path.parent)
             return claimed
         file.close()  # deleted while this waited: nobody else would ask for it
+
+
+def check_executor(executor: str) -> str:
+    """Return the name of an executor. Raises InvalidInput if it cannot be a file's name."""
+    if not executor or len(_lock(Path(), executor).name) > MOST_BYTES:
+        raise InvalidInput(
+            f"executor {executor[:80]!r} must be 1 to {MOST_BYTES} plain characters",
+            field="executor",
+        )
+    return executor
 
 
 @contextmanager

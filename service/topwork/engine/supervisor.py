@@ -10,6 +10,7 @@ from multiprocessing.context import SpawnProcess
 import structlog
 
 from topwork.engine import worker
+from topwork.engine.executors import check_executor
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +37,11 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the first worker. Operations wait in the queue until it is ready."""
+        """Start the first worker. Operations wait in the queue until it is ready.
+
+        Raises InvalidInput if a worker cannot have its name.
+        """
+        check_executor(self._config.executor)
         self._spawn()
         self._task = asyncio.create_task(self._supervise(), name="supervisor")
 

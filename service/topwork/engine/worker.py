@@ -1,31 +1,31 @@
 """The worker: a process beside the serving one that runs the operations.
 
-It may be killed at any moment: when it starts again under the same executor id it repeats only the
-step that was cut off, and steps are idempotent.
+It may be killed at any moment: the next worker, of the same name or another, repeats only the step
+that was cut off, and steps are idempotent.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import structlog
-from dbos import DBOS, DBOSPortableJSONSerializer
+from dbos import DBOS, DBOSPortableJSONSerializer, error
 from sqlalchemy.exc import SQLAlchemyError
 
 from topwork import logs
 from topwork.bundle.limits import Limits
 from topwork.bundle.store import Repository
 from topwork.engine import operations
+from topwork.engine.executors import Takeover, alone, claim
 from topwork.engine.jobs import (
     ChangeResult,
     Conflict,
@@ -62,7 +62,7 @@ class WorkerConfig:
     root: Path
     url: str
     executor: str
-    """Its name, the same after every restart: DBOS gives it back what it was doing."""
+    """Its name, the same after every restart; no two live workers have one name."""
     cores: int
     limits: Limits
     log_format: logs.Format
@@ -85,14 +85,24 @@ def run_alone(config: WorkerConfig) -> None:
 
 
 def work(config: WorkerConfig) -> None:
-    """Run operations, for good.
+    """Run operations, for good, or end with GAVE_UP when it cannot for now.
 
     Of several workers under one executor's name one works, and the others wait for it to end.
+    Raises InvalidInput if there can be no such name.
     """
     logs.configure(config.log_format)
     os.nice(19)  # requests come first; this gets what they leave, and a fiftieth of the rest
-    lock = (config.root / "worker.lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        why = _work(config)
+    except (OSError, SQLAlchemyError, error.DBOSException) as failed:
+        why = str(failed)
+    log.error("worker gives up", error=why)
+    os._exit(GAVE_UP)
+
+
+def _work(config: WorkerConfig) -> str:
+    """Run operations, and return only if this process must end, and why."""
+    claimed = claim(config.root, config.executor)
     repository = Repository(config.root)
     for path in repository.sweep():
         log.info("swept", path=str(path))
@@ -107,10 +117,13 @@ def work(config: WorkerConfig) -> None:
         }
     )
     logs.adopt("dbos")
-    _define(Trainer(repository, cores=config.cores, limits=config.limits))
+    running: set[str] = set()
+    _define(Trainer(repository, cores=config.cores, limits=config.limits), config.root, running)
+    takeover = Takeover(claimed, operations.connect(config.url), running)
+    takeover.recover()
     DBOS.launch()
-    log.info("worker ready", repository=str(config.root))
-    threading.Event().wait()
+    log.info("worker ready", repository=str(config.root), executor=config.executor)
+    return takeover.watch()
 
 
 def _exit_with(parent: Connection) -> None:
@@ -119,8 +132,11 @@ def _exit_with(parent: Connection) -> None:
     os._exit(0)  # whatever runs now is repeated by the next worker
 
 
-def _define(trainer: Trainer) -> None:
-    """Register the workflow and its steps with DBOS. What a step gave is stored when it ends."""
+def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
+    """Register the workflow and its steps with DBOS. What a step gave is stored when it ends.
+
+    ``running`` has the ids of the operations under way in this process.
+    """
 
     def embed(job: Any) -> NewExemplars:
         return trainer.embed(from_json(job, Job), _Reporter("embedding"))
@@ -159,24 +175,41 @@ def _define(trainer: Trainer) -> None:
     @DBOS.workflow(name=operations.CHANGE, max_recovery_attempts=MOST_RECOVERIES)
     def change(data: Any) -> Any:
         job = from_json(data, Job)
+        try:
+            with _among(running), alone(root, job.model):
+                return to_json(attempts(data, job))
+        except SQLAlchemyError:
+            log.exception("database cannot be used", id=DBOS.workflow_id)
+            os._exit(GAVE_UP)  # when it can be, the next worker goes on from the last step
+        except OSError as failed:  # of the model's lock: steps keep theirs
+            return to_json(Outcome(failure=_storage_failure(failed)))
+
+    def attempts(data: Any, job: Job) -> Outcome:
         for again in reversed(range(ATTEMPTS)):
             try:
                 result = attempt(data, job)
-            except SQLAlchemyError:
-                log.exception("database cannot be used", id=DBOS.workflow_id)
-                os._exit(GAVE_UP)  # when it can be, the next worker goes on from the last step
             except _StepFailed as failed:
                 failure = failed.failure
                 if again and failure.reason in OVERTAKEN:
                     log.info("overtaken", id=DBOS.workflow_id, model=job.model)
                     continue
                 log.warning("operation failed", id=DBOS.workflow_id, error=failure.message)
-                return to_json(Outcome(failure=failure))
+                return Outcome(failure=failure)
             log.info(
                 "changed", kind=job.kind, model=job.model, label=job.label, revision=result.revision
             )
-            return to_json(Outcome(result=result))
+            return Outcome(result=result)
         raise AssertionError("the last attempt returns")
+
+
+@contextlib.contextmanager
+def _among(running: set[str]) -> Iterator[None]:
+    operation = _workflow_id()
+    running.add(operation)
+    try:
+        yield
+    finally:
+        running.discard(operation)
 
 
 def _workflow_id() -> str:
@@ -213,12 +246,10 @@ def _step(work: Callable[..., Any]) -> Callable[..., _StepDone]:
         value = failure = None
         try:
             value = to_json(work(*arguments))
-        except TopworkError as error:
-            failure = Failure(kind=type(error).__name__, reason=error.reason, message=str(error))
-        except OSError as error:  # such as a full disk
-            log.exception("repository cannot be used", id=DBOS.workflow_id)
-            text = f"the repository cannot be used: {error.strerror}"
-            failure = Failure(kind="Unavailable", reason="STORAGE", message=text)
+        except TopworkError as failed:
+            failure = Failure(kind=type(failed).__name__, reason=failed.reason, message=str(failed))
+        except OSError as failed:  # such as a full disk
+            failure = _storage_failure(failed)
         seconds = time.time() - started
         return to_json(_StepDone(value=value, failure=failure, started=started, seconds=seconds))
 
@@ -229,6 +260,13 @@ def _step(work: Callable[..., Any]) -> Callable[..., _StepDone]:
         return done
 
     return call
+
+
+def _storage_failure(failed: OSError) -> Failure:
+    """Log what is wrong with the repository, and say it without its paths."""
+    log.error("repository cannot be used", id=DBOS.workflow_id, exc_info=failed)
+    text = f"the repository cannot be used: {failed.strerror}"
+    return Failure(kind="Unavailable", reason="STORAGE", message=text)
 
 
 class _Reporter:

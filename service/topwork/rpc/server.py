@@ -117,7 +117,8 @@ class Server:
     async def start(self) -> int:
         """Load and warm everything, then open the port and return its number.
 
-        Raises Unavailable if the port cannot be had, NotReady if the provider cannot.
+        Raises Unavailable if the port cannot be had, NotReady if the provider cannot, InvalidInput
+        if a worker cannot have its name.
         """
         await self._operations.start()
         await self._registry.start()  # before the worker, which would disturb its measurements

@@ -135,6 +135,7 @@ def test_a_name_that_is_no_files_is_refused(tmp_path: Path, name: str) -> None:
     """An empty name and one that is too long are InvalidInput."""
     with pytest.raises(InvalidInput, match="executor"):
         claim(tmp_path, name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_deleted_lock_is_not_held(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import TypeVar
 
 import grpc
 from google.rpc import code_pb2, status_pb2
@@ -11,8 +12,11 @@ from google.rpc import code_pb2, status_pb2
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.errors import TopworkError
 from topwork.rpc import status as statuses
+from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
-from topwork.v1 import model_service_pb2 as model_pb
+
+T = TypeVar("T")
+P = TypeVar("P", change_pb.AddClassRequest, change_pb.AddExamplesRequest)
 
 MESSAGE_BYTES = 2 * 2**20
 """Images are sent in messages of about this size; a larger image has its own."""
@@ -48,18 +52,73 @@ def classify_request(
 
 
 def add_class_requests(
-    model: str, label: str, images: Iterable[tuple[str, bytes]], request_id: str
-) -> Iterator[model_pb.AddClassRequest]:
+    model: str,
+    label: str,
+    images: Iterable[tuple[str, bytes]],
+    request_id: str,
+    options: change_pb.ChangeOptions | None,
+) -> Iterator[change_pb.AddClassRequest]:
     """Yield the messages of an AddClass call."""
-    config = model_pb.AddClassConfig(
-        model=f"models/{model}", label=label, request_id=request_id or str(uuid.uuid4())
+    config = change_pb.AddClassConfig(
+        model=f"models/{model}",
+        label=label,
+        request_id=request_id or new_request_id(),
+        options=options,
     )
-    request = model_pb.AddClassRequest(config=config)
+    first = change_pb.AddClassRequest(config=config)
+    return _with_images(first, change_pb.AddClassRequest, images)
+
+
+def add_examples_requests(
+    model: str,
+    label: str,
+    images: Iterable[tuple[str, bytes]],
+    request_id: str,
+    options: change_pb.ChangeOptions | None,
+) -> Iterator[change_pb.AddExamplesRequest]:
+    """Yield the messages of an AddExamples call."""
+    config = change_pb.AddExamplesConfig(
+        model=f"models/{model}",
+        label=label,
+        request_id=request_id or new_request_id(),
+        options=options,
+    )
+    first = change_pb.AddExamplesRequest(config=config)
+    return _with_images(first, change_pb.AddExamplesRequest, images)
+
+
+def new_request_id() -> str:
+    """Return the id of a call that nobody repeats but gRPC itself."""
+    return str(uuid.uuid4())
+
+
+def ask(method: Callable[..., T], request: object, timeout: float | None = None) -> T:
+    """Return what a method of a stub answers. Raises CallFailed."""
+    try:
+        return method(request, timeout=timeout)
+    except grpc.RpcError as error:
+        raise failed(error) from error
+
+
+async def ask_async(
+    method: Callable[..., Awaitable[T]], request: object, timeout: float | None = None
+) -> T:
+    """Return what a method of a stub for asyncio answers. Raises CallFailed."""
+    try:
+        return await method(request, timeout=timeout)
+    except grpc.RpcError as error:
+        raise failed(error) from error
+
+
+def _with_images(
+    request: P, make: Callable[[], P], images: Iterable[tuple[str, bytes]]
+) -> Iterator[P]:
+    """Yield ``request`` and as many messages after it as it takes to hold all images."""
     length = 0
     for name, content in images:
         if length and length + len(content) > MESSAGE_BYTES:
             yield request
-            request, length = model_pb.AddClassRequest(), 0
+            request, length = make(), 0
         request.images.add(content=content, display_name=name)
         length += len(content)
     yield request

@@ -9,31 +9,26 @@ README.md has a longer example, which the tests run.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Generator,
-    Iterable,
-    Iterator,
-)
-from contextlib import aclosing
+from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
 import grpc
-from google.longrunning import operations_pb2
+from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from topwork.rpc import calls, stream_calls
+from topwork.rpc.async_client import AsyncClient
 from topwork.rpc.calls import CallFailed
 from topwork.rpc.exchange import IMAGES_A_MESSAGE, Exchange, StreamResult
+from topwork.rpc.outcomes import progress, rejected, result
+from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
+from topwork.v1 import revision_pb2 as revision_pb
 
-__all__ = ["AsyncClient", "CallFailed", "Client", "StreamResult", "progress", "result"]
+__all__ = ["AsyncClient", "CallFailed", "Client", "StreamResult", "progress", "rejected", "result"]
 
 
 class Client:
@@ -44,6 +39,7 @@ class Client:
         self._channel = grpc.insecure_channel(address, options=calls.OPTIONS)
         self._classifier = classify_grpc.ClassifierServiceStub(self._channel)
         self._models = model_grpc.ModelServiceStub(self._channel)
+        self._operations = operations_pb2_grpc.OperationsStub(self._channel)
 
     def __enter__(self) -> Self:
         return self
@@ -81,10 +77,7 @@ class Client:
         ``timeout`` in seconds. Raises CallFailed; a bad image is an error in its own result.
         """
         request = calls.classify_request(model, images, revision, top_k)
-        try:
-            return self._classifier.Classify(request, timeout=timeout)
-        except grpc.RpcError as error:
-            raise calls.failed(error) from error
+        return calls.ask(self._classifier.Classify, request, timeout)
 
     def classify_stream(
         self,
@@ -121,19 +114,121 @@ class Client:
         images: Iterable[tuple[str, bytes]],
         *,
         request_id: str = "",
+        options: change_pb.ChangeOptions | None = None,
         timeout: float | None = None,
     ) -> operations_pb2.Operation:
         """Upload (name, encoded image) pairs of a new label and return the accepted operation.
 
-        A repeated call with the same ``request_id`` (a UUID) is the same operation. Raises
-        CallFailed.
+        A repeated call with the same ``request_id`` (a UUID) is the same operation; so it is with
+        every change. Raises CallFailed.
         """
-        try:
-            return self._models.AddClass(
-                calls.add_class_requests(model, label, images, request_id), timeout=timeout
-            )
-        except grpc.RpcError as error:
-            raise calls.failed(error) from error
+        requests = calls.add_class_requests(model, label, images, request_id, options)
+        return calls.ask(self._models.AddClass, requests, timeout)
+
+    def add_examples(
+        self,
+        model: str,
+        label: str,
+        images: Iterable[tuple[str, bytes]],
+        *,
+        request_id: str = "",
+        options: change_pb.ChangeOptions | None = None,
+        timeout: float | None = None,
+    ) -> operations_pb2.Operation:
+        """Upload (name, encoded image) pairs of a label that the model has. Raises CallFailed."""
+        requests = calls.add_examples_requests(model, label, images, request_id, options)
+        return calls.ask(self._models.AddExamples, requests, timeout)
+
+    def remove_class(
+        self,
+        model: str,
+        label: str,
+        *,
+        request_id: str = "",
+        options: change_pb.ChangeOptions | None = None,
+        timeout: float | None = None,
+    ) -> operations_pb2.Operation:
+        """Let a model forget a label, and return the accepted operation. Raises CallFailed."""
+        request = change_pb.RemoveClassRequest(
+            model=f"models/{model}",
+            label=label,
+            request_id=request_id or calls.new_request_id(),
+            options=options,
+        )
+        return calls.ask(self._models.RemoveClass, request, timeout)
+
+    def rename_class(
+        self,
+        model: str,
+        label: str,
+        new_label: str,
+        *,
+        request_id: str = "",
+        options: change_pb.ChangeOptions | None = None,
+        timeout: float | None = None,
+    ) -> operations_pb2.Operation:
+        """Give a label another name, and return the accepted operation. Raises CallFailed."""
+        request = change_pb.RenameClassRequest(
+            model=f"models/{model}",
+            label=label,
+            new_label=new_label,
+            request_id=request_id or calls.new_request_id(),
+            options=options,
+        )
+        return calls.ask(self._models.RenameClass, request, timeout)
+
+    def retrain(
+        self,
+        model: str,
+        *,
+        head: str = "",
+        normalisation: str = "",
+        request_id: str = "",
+        options: change_pb.ChangeOptions | None = None,
+        timeout: float | None = None,
+    ) -> operations_pb2.Operation:
+        """Solve a model's head anew, and return the accepted operation. Raises CallFailed."""
+        request = change_pb.RetrainRequest(
+            model=f"models/{model}",
+            head=head,
+            normalisation=normalisation,
+            request_id=request_id or calls.new_request_id(),
+            options=options,
+        )
+        return calls.ask(self._models.Retrain, request, timeout)
+
+    def rollback(
+        self,
+        model: str,
+        revision: int = 0,
+        *,
+        expected_revision: int = 0,
+        validate_only: bool = False,
+        timeout: float | None = None,
+    ) -> model_pb.Model:
+        """Let another revision serve, 0 the one before, and return the model. Raises CallFailed."""
+        request = model_pb.RollbackRequest(
+            model=f"models/{model}",
+            revision=revision,
+            expected_revision=expected_revision,
+            validate_only=validate_only,
+        )
+        return calls.ask(self._models.Rollback, request, timeout)
+
+    def pin_revision(
+        self,
+        model: str,
+        revision: int,
+        *,
+        unpin: bool = False,
+        validate_only: bool = False,
+        timeout: float | None = None,
+    ) -> model_pb.Model:
+        """Keep a revision for good, or no longer, and return the model. Raises CallFailed."""
+        request = model_pb.PinRevisionRequest(
+            model=f"models/{model}", revision=revision, unpin=unpin, validate_only=validate_only
+        )
+        return calls.ask(self._models.PinRevision, request, timeout)
 
     def watch(self, operation: str) -> Iterator[operations_pb2.Operation]:
         """Yield the states of ``operation`` (its name) until it is finished. Raises CallFailed."""
@@ -148,160 +243,42 @@ class Client:
 
     def model(self, model: str) -> model_pb.Model:
         """Return a model. Raises CallFailed."""
-        try:
-            return self._models.GetModel(model_pb.GetModelRequest(name=f"models/{model}"))
-        except grpc.RpcError as error:
-            raise calls.failed(error) from error
+        return calls.ask(self._models.GetModel, model_pb.GetModelRequest(name=f"models/{model}"))
 
     def models(self) -> Iterator[model_pb.Model]:
         """Yield all models, in the order of their names. Raises CallFailed."""
         token = ""
         while True:
-            try:
-                page = self._models.ListModels(model_pb.ListModelsRequest(page_token=token))
-            except grpc.RpcError as error:
-                raise calls.failed(error) from error
+            request = model_pb.ListModelsRequest(page_token=token)
+            page = calls.ask(self._models.ListModels, request)
             yield from page.models
             if not (token := page.next_page_token):
                 return
 
-
-class AsyncClient:
-    """The same for asyncio; belongs to the event loop that it was made in."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._channel = grpc.aio.insecure_channel(address, options=calls.OPTIONS)
-        self._classifier: classify_grpc.ClassifierServiceAsyncStub = (
-            classify_grpc.ClassifierServiceStub(self._channel)
-        )
-        self._models: model_grpc.ModelServiceAsyncStub = model_grpc.ModelServiceStub(self._channel)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close the connection."""
-        await self._channel.close()
-
-    async def wait_until_ready(self, seconds: float) -> None:
-        """See Client.wait_until_ready."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._channel.channel_ready()
-        except TimeoutError:
-            raise calls.unreachable(self._address, seconds) from None
-
-    async def classify(
-        self,
-        model: str,
-        images: Iterable[bytes],
-        *,
-        revision: int = 0,
-        top_k: int = 0,
-        timeout: float | None = None,
-    ) -> classify_pb.ClassifyResponse:
-        """See Client.classify."""
-        request = calls.classify_request(model, images, revision, top_k)
-        try:
-            return await self._classifier.Classify(request, timeout=timeout)
-        except grpc.RpcError as error:
-            raise calls.failed(error) from error
-
-    async def classify_stream(
-        self,
-        model: str,
-        images: Iterable[bytes] | AsyncIterable[bytes],
-        *,
-        revision: int = 0,
-        top_k: int = 0,
-        images_per_message: int = IMAGES_A_MESSAGE,
-        timeout: float | None = None,
-    ) -> AsyncGenerator[StreamResult, None]:
-        """See Client.classify_stream; here ``images`` are taken in the event loop."""
-        exchange = Exchange(
-            model,
-            (await self.model(model)).limits,
-            revision=revision,
-            top_k=top_k,
-            images_per_message=images_per_message,
-            timeout=timeout,
-        )
-        stream = stream_calls.for_asyncio(self._classifier.StreamClassify, images, exchange)
-        async with aclosing(stream) as results:
-            async for result in results:
-                yield result
-
-    async def add_class(
-        self,
-        model: str,
-        label: str,
-        images: Iterable[tuple[str, bytes]],
-        *,
-        request_id: str = "",
-        timeout: float | None = None,
-    ) -> operations_pb2.Operation:
-        """See Client.add_class."""
-        try:
-            return await self._models.AddClass(
-                calls.add_class_requests(model, label, images, request_id), timeout=timeout
-            )
-        except grpc.RpcError as error:
-            raise calls.failed(error) from error
-
-    async def watch(self, operation: str) -> AsyncIterator[operations_pb2.Operation]:
-        """See Client.watch."""
-        call = self._models.WatchOperation(model_pb.WatchOperationRequest(name=operation))
-        try:
-            async for response in call:
-                yield response.operation
-        except grpc.RpcError as error:
-            raise calls.failed(error) from error
-        finally:
-            call.cancel()
-
-    async def model(self, model: str) -> model_pb.Model:
-        """See Client.model."""
-        try:
-            return await self._models.GetModel(model_pb.GetModelRequest(name=f"models/{model}"))
-        except grpc.RpcError as error:
-            raise calls.failed(error) from error
-
-    async def models(self) -> AsyncIterator[model_pb.Model]:
-        """See Client.models."""
+    def revisions(self, model: str) -> Iterator[revision_pb.Revision]:
+        """Yield all revisions of a model, newest first. Raises CallFailed."""
         token = ""
         while True:
-            try:
-                page = await self._models.ListModels(model_pb.ListModelsRequest(page_token=token))
-            except grpc.RpcError as error:
-                raise calls.failed(error) from error
-            for model in page.models:
-                yield model
+            request = model_pb.ListRevisionsRequest(model=f"models/{model}", page_token=token)
+            page = calls.ask(self._models.ListRevisions, request)
+            yield from page.revisions
             if not (token := page.next_page_token):
                 return
 
+    def operations(self, wanted: str = "") -> Iterator[operations_pb2.Operation]:
+        """Yield the operations that the filter ``wanted`` lets pass, oldest first.
 
-def result(operation: operations_pb2.Operation) -> model_pb.AddClassResponse:
-    """Return what a finished AddClass operation gave. Raises CallFailed if it failed."""
-    if operation.HasField("error"):
-        raise CallFailed(operation.error)
-    response = model_pb.AddClassResponse()
-    if not operation.response.Unpack(response):
-        raise ValueError(f"{operation.name} is not a finished AddClass operation")
-    return response
+        Such as ``model = "models/flowers" AND done = false``. Raises CallFailed.
+        """
+        token = ""
+        while True:
+            request = operations_pb2.ListOperationsRequest(filter=wanted, page_token=token)
+            page = calls.ask(self._operations.ListOperations, request)
+            yield from page.operations
+            if not (token := page.next_page_token):
+                return
 
-
-def progress(operation: operations_pb2.Operation) -> model_pb.AddClassMetadata:
-    """Return how far an AddClass operation is."""
-    metadata = model_pb.AddClassMetadata()
-    if not operation.metadata.Unpack(metadata):
-        raise ValueError(f"{operation.name} is not an AddClass operation")
-    return metadata
+    def cancel(self, operation: str) -> None:
+        """End ``operation`` (its name) before its next step. Raises CallFailed."""
+        request = operations_pb2.CancelOperationRequest(name=operation)
+        calls.ask(self._operations.CancelOperation, request)

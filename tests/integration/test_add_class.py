@@ -18,13 +18,10 @@ from support.servers import Running, Teach, failure, fields
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.store import Repository
-from topwork.engine.operations import Operations, database_url
-from topwork.engine.serving.registry import Registry
 from topwork.errors import DeadlinePassed
 from topwork.rpc import uploads
 from topwork.rpc.client import CallFailed, Client, result
 from topwork.rpc.uploads import Uploads
-from topwork.telemetry import Telemetry
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 
@@ -59,9 +56,13 @@ def test_a_new_class_is_learnt(client: Client, teach: Teach, model: str) -> None
     assert (revision.revision, revision.parent_revision) == (2, 1)
     assert (response.images_used, revision.metrics.images) == (12, 92)
     assert not response.skipped_images
-    assert comparison.old_labels_accuracy_before == before.metrics.accuracy
-    assert comparison.old_labels_accuracy_after > 0.9
-    assert comparison.new_label_recall > 0.9
+    # All labels have as many images: the mean of their recalls is the accuracy.
+    assert comparison.accuracy_before == pytest.approx(before.metrics.accuracy)
+    assert comparison.accuracy_after > 0.9
+    assert (comparison.taught.label, comparison.taught.images) == ("violet", 12)
+    assert comparison.taught.recall > 0.9
+    assert revision.comparison == comparison
+    assert (revision.change, list(revision.rejection)) == ("add_class", [])
     assert next(one for one in revision.metrics.per_label if one.label == "violet").images == 12
     times = response.stage_times
     for stage in (times.queued, times.embedding, times.solving, times.publishing):
@@ -338,20 +339,14 @@ def test_the_last_room_for_a_label_is_given_once(
 def test_a_silent_upload_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that opens an upload and sends nothing does not hold it for ever."""
     monkeypatch.setattr(uploads, "SILENCE_SECONDS", 0.05)
-    repository = Repository(tmp_path)
-    receiving = Uploads(
-        repository,
-        Registry(repository, provider="cpu", cores=1, telemetry=Telemetry()),
-        Operations(database_url(tmp_path)),
-        DEFAULT_LIMITS,
-    )
+    receiving = Uploads(Repository(tmp_path), DEFAULT_LIMITS)
 
     async def silent() -> AsyncIterator[change_pb.AddClassRequest]:
         await asyncio.Event().wait()
         yield change_pb.AddClassRequest()
 
     with pytest.raises(DeadlinePassed, match="was silent for"):
-        asyncio.run(receiving.receive(silent()))
+        asyncio.run(receiving.first(silent()))
 
 
 def test_a_repeated_call_is_the_same_operation(client: Client, model: str) -> None:

@@ -33,7 +33,10 @@ METRICS = {
     "images", "folds", "accuracy", "accuracy_low", "accuracy_high", "log_loss", "ece", "unknown",
     "per_class",
 }  # fmt: skip
-COMPARISON = {"old_labels_accuracy_before", "old_labels_accuracy_after", "new_label_recall"}
+COMPARISON = {
+    "images", "accuracy_before", "accuracy_after", "drop", "drop_low", "drop_high",
+    "calibration_error_before", "calibration_error_after", "labels", "taught", "confusions",
+}  # fmt: skip
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -91,6 +94,8 @@ def test_blocking_and_asyncio_agree(client: Client, server: Running, model: str)
                 await own.add_class(model, "violet", VIOLETS, request_id=request_id),
                 await own.model(model),
                 [one async for one in own.models()],
+                [one async for one in own.revisions(model)],
+                [one async for one in own.operations(f"model = models/{model}")],
             ]
 
     from_asyncio = asyncio.run(ask())
@@ -101,6 +106,8 @@ def test_blocking_and_asyncio_agree(client: Client, server: Running, model: str)
         accepted,
         client.model(model),
         list(client.models()),
+        list(client.revisions(model)),
+        list(client.operations(f"model = models/{model}")),
     ]
 
 
@@ -116,10 +123,21 @@ CALLS: dict[str, Callable[[Client], Any]] = {
     "classify": lambda client: client.classify("unknown", [b"photo"]),
     "classify_stream": lambda client: list(client.classify_stream("unknown", [b"photo"])),
     "add_class": lambda client: client.add_class("unknown", "violet", VIOLETS),
+    "add_examples": lambda client: client.add_examples("unknown", "violet", VIOLETS),
+    "remove_class": lambda client: client.remove_class("unknown", "violet"),
+    "rename_class": lambda client: client.rename_class("unknown", "violet", "mauve"),
+    "retrain": lambda client: client.retrain("unknown"),
+    "rollback": lambda client: client.rollback("unknown"),
+    "pin_revision": lambda client: client.pin_revision("unknown", 1),
+    "revisions": lambda client: list(client.revisions("unknown")),
+    "cancel": lambda client: client.cancel("operations/unknown"),
     "watch": lambda client: list(client.watch("operations/unknown")),
     "model": lambda client: client.model("unknown"),
 }
-MODELS: dict[str, Callable[[Client], Any]] = {"models": lambda client: list(client.models())}
+LISTS: dict[str, Callable[[Client], Any]] = {
+    "models": lambda client: list(client.models()),
+    "operations": lambda client: list(client.operations()),
+}
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -131,11 +149,11 @@ def test_a_failed_call_says_why(client: Client, call: str) -> None:
     assert "unknown" in str(error)
 
 
-@pytest.mark.parametrize("call", CALLS | MODELS)
+@pytest.mark.parametrize("call", CALLS | LISTS)
 def test_a_server_that_is_not_there(nobody: str, call: str) -> None:
     """Every method raises CallFailed UNAVAILABLE when nobody listens, blocking or not."""
     with Client(nobody) as own:
-        error = failure(lambda: (CALLS | MODELS)[call](own))
+        error = failure(lambda: (CALLS | LISTS)[call](own))
     assert (error.code, error.reason) == ("UNAVAILABLE", "UNAVAILABLE")
 
     async def ask() -> None:
@@ -144,6 +162,15 @@ def test_a_server_that_is_not_there(nobody: str, call: str) -> None:
                 "classify": lambda: own.classify("x", [b"photo"]),
                 "classify_stream": lambda: exhaust(own.classify_stream("x", [b"photo"])),
                 "add_class": lambda: own.add_class("x", "violet", VIOLETS),
+                "add_examples": lambda: own.add_examples("x", "violet", VIOLETS),
+                "remove_class": lambda: own.remove_class("x", "violet"),
+                "rename_class": lambda: own.rename_class("x", "violet", "mauve"),
+                "retrain": lambda: own.retrain("x"),
+                "rollback": lambda: own.rollback("x"),
+                "pin_revision": lambda: own.pin_revision("x", 1),
+                "revisions": lambda: exhaust(own.revisions("x")),
+                "operations": lambda: exhaust(own.operations()),
+                "cancel": lambda: own.cancel("operations/x"),
                 "watch": lambda: exhaust(own.watch("operations/x")),
                 "model": lambda: own.model("x"),
                 "models": lambda: exhaust(own.models()),
@@ -206,9 +233,9 @@ def test_what_is_no_finished_operation_has_no_result(idle: Running) -> None:
     """Asking an unfinished operation for its result, or another message for progress, is told."""
     with Client(idle.address) as own:
         accepted = own.add_class("colours", "violet", VIOLETS)
-    with pytest.raises(ValueError, match="is not a finished AddClass operation"):
+    with pytest.raises(ValueError, match="is not a finished change of a model"):
         result(accepted)
-    with pytest.raises(ValueError, match="is not an AddClass operation"):
+    with pytest.raises(ValueError, match="is not a change of a model"):
         progress(operations_pb2.Operation(name="operations/other"))
 
 
@@ -407,10 +434,13 @@ def test_add_class_ends_with_what_it_did(
     status, output, _ = topwork("add-class", *options, photos)
     assert status == 0
     (answer,) = rows(output)
-    assert {"operation", "revision", "labels", "metrics"} <= set(answer)
+    assert {"operation", "revision", "labels", "metrics", "comparison"} <= set(answer)
     assert answer["operation"] == f"operations/{request_id}"
     assert (answer["revision"], answer["labels"]) == (2, [*LABELS, "violet"])
-    assert set(answer["metrics"]) == METRICS | COMPARISON
+    assert set(answer["metrics"]) == METRICS
+    assert set(answer["comparison"]) == COMPARISON
+    assert set(answer["comparison"]["labels"]) == set(LABELS)
+    assert answer["comparison"]["taught"]["label"] == "violet"
     assert answer["metrics"]["images"] == 92
     assert answer["images_used"] == 12
     (skipped,) = answer["skipped"]
@@ -465,7 +495,8 @@ def test_add_class_that_fails_is_told(topwork: Command, model: str, tmp_path: Pa
     )
     (answer,) = rows(output)
     assert status == 1
-    assert set(answer) == {"operation", "error"}
+    assert set(answer) == {"operation", "error", "reason"}
+    assert answer["reason"] == "TOO_FEW_IMAGES"
     assert "3 usable images" in answer["error"]
     assert "error: label 'violet' has 3 usable images" in errors
 

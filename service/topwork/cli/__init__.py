@@ -9,9 +9,13 @@ import click
 import topwork
 from topwork.cli import show
 from topwork.cli.ask import describe, models
+from topwork.cli.change import remove_class, rename_class, retrain
 from topwork.cli.classify import classify
-from topwork.cli.serve import serve
-from topwork.cli.teach import add_class
+from topwork.cli.history import history, pin_revision, rollback
+from topwork.cli.keep import fsck, gc
+from topwork.cli.operations import operations
+from topwork.cli.serve import serve, worker
+from topwork.cli.teach import add_class, add_examples
 from topwork.errors import TopworkError
 
 
@@ -21,7 +25,25 @@ def cli() -> None:
     """Serve image classifiers, ask them, and teach them new classes while they serve."""
 
 
-for command in (serve, classify, add_class, models, describe):
+COMMANDS: tuple[click.Command, ...] = (
+    serve,
+    worker,
+    classify,
+    add_class,
+    add_examples,
+    remove_class,
+    rename_class,
+    retrain,
+    rollback,
+    pin_revision,
+    operations,
+    models,
+    describe,
+    history,
+    gc,
+    fsck,
+)
+for command in COMMANDS:
     cli.add_command(command)
 
 

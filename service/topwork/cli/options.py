@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,13 +12,67 @@ import click
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.errors import ImageError
 from topwork.rpc.client import Client
+from topwork.v1 import change_pb2 as change_pb
 
 START_SECONDS = 10.0
 """How long a command waits for a server that does not answer yet."""
 
 address = click.option("--address", default="127.0.0.1:50051", help="HOST:PORT of the server.")
 model_option = click.option("--model", required=True, help="The model's name.")
+expected_revision_option = click.option(
+    "--expected-revision",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Change nothing unless this one serves; 0: whichever serves.",
+)
+validate_only_option = click.option(
+    "--validate-only", is_flag=True, help="Say what would come of it, and change nothing."
+)
 json_output = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+
+
+def change_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of all changes, as ``request_id`` and ``options``."""
+
+    @click.option("--request-id", default="", help="A UUID: a repeated call is the same operation.")
+    @expected_revision_option
+    @validate_only_option
+    @click.option(
+        "--max-old-class-drop",
+        type=click.FloatRange(0, 1),
+        help="Accuracy on the old labels that may be lost. Default: the server's, 0.02.",
+    )
+    @click.option(
+        "--min-new-class-recall",
+        type=click.FloatRange(0, 1),
+        help="Share of the taught label's photos to be called so. Default: the server's, 0.6.",
+    )
+    @click.option(
+        "--max-conflicts",
+        type=click.IntRange(min=0),
+        help="Photos that may show what another label's show. Default: any number.",
+    )
+    @functools.wraps(command)
+    def collected(
+        *,
+        expected_revision: int,
+        validate_only: bool,
+        max_old_class_drop: float | None,
+        min_new_class_recall: float | None,
+        max_conflicts: int | None,
+        **others: object,
+    ) -> None:
+        gate = change_pb.Gate(
+            max_old_class_drop=max_old_class_drop,
+            min_new_class_recall=min_new_class_recall,
+            max_conflicts=max_conflicts,
+        )
+        options = change_pb.ChangeOptions(
+            expected_revision=expected_revision, validate_only=validate_only, gate=gate
+        )
+        command(options=options, **others)
+
+    return collected
 
 
 def read_photo(path: Path) -> bytes:

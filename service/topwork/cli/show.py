@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from topwork.v1 import model_service_pb2 as model_pb
+from topwork.v1 import revision_pb2 as revision_pb
 
 
 def error(problem: Exception) -> None:
@@ -18,7 +19,7 @@ def error(problem: Exception) -> None:
     )
 
 
-def accuracy(metrics: model_pb.Metrics) -> str:
+def accuracy(metrics: revision_pb.Metrics) -> str:
     """Return an accuracy with its interval, such as ``0.931 (0.919..0.941)``."""
     return f"{metrics.accuracy:.3f} ({metrics.accuracy_low:.3f}..{metrics.accuracy_high:.3f})"
 
@@ -56,7 +57,7 @@ def model(console: Console, found: model_pb.Model) -> None:
     console.print(facts, per_label(revision.metrics))
 
 
-def unknown(metrics: model_pb.Metrics) -> str:
+def unknown(metrics: revision_pb.Metrics) -> str:
     """Return how well images of no known label are recognised."""
     if not metrics.HasField("unknown"):
         return "cannot be told"
@@ -67,7 +68,7 @@ def unknown(metrics: model_pb.Metrics) -> str:
     )
 
 
-def per_label(metrics: model_pb.Metrics) -> Table:
+def per_label(metrics: revision_pb.Metrics) -> Table:
     """Return a table of images, precision and recall of each label."""
     table = Table("label", "images", "precision", "recall")
     for one in metrics.per_label:
@@ -75,69 +76,6 @@ def per_label(metrics: model_pb.Metrics) -> Table:
             escape(one.label), str(one.images), f"{one.precision:.3f}", f"{one.recall:.3f}"
         )
     return table
-
-
-def added(
-    console: Console, label: str, response: model_pb.AddClassResponse, seconds: float
-) -> None:
-    """Print what AddClass did, before and after; ``seconds`` from the call to the new revision."""
-    revision, comparison = response.revision, response.comparison
-    table = Table(
-        "", "before", "after", title=f"{escape(label)} added: revision {revision.revision}"
-    )
-    table.add_row("labels", str(len(revision.labels) - 1), str(len(revision.labels)))
-    table.add_row(
-        "accuracy on the old labels",
-        f"{comparison.old_labels_accuracy_before:.3f}",
-        f"{comparison.old_labels_accuracy_after:.3f}",
-    )
-    table.add_row(f"recall of {escape(label)}", "-", f"{comparison.new_label_recall:.3f}")
-    table.add_row("accuracy on all labels", "-", accuracy(revision.metrics))
-    console.print(table)
-    times = response.stage_times
-    console.print(
-        f"{seconds:.2f} s from the call to revision {revision.revision} serving "
-        f"(embedding {response.images_used} images {_seconds(times.embedding):.2f} s, "
-        f"solving {_seconds(times.solving):.2f} s)",
-        highlight=False,
-    )
-    for skipped in response.skipped_images:
-        console.print(
-            f"left out {skipped.display_name}: {skipped.error.message}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-
-
-def added_json(
-    operation: str, response: model_pb.AddClassResponse, seconds: float
-) -> dict[str, Any]:
-    """Return what AddClass did as JSON data."""
-    comparison, times = response.comparison, response.stage_times
-    return {
-        "operation": operation,
-        "revision": response.revision.revision,
-        "labels": list(response.revision.labels),
-        "metrics": {
-            **metrics_json(response.revision.metrics),
-            "old_labels_accuracy_before": comparison.old_labels_accuracy_before,
-            "old_labels_accuracy_after": comparison.old_labels_accuracy_after,
-            "new_label_recall": comparison.new_label_recall,
-        },
-        "images_used": response.images_used,
-        "skipped": [
-            {"image": one.display_name, "error": one.error.message}
-            for one in response.skipped_images
-        ],
-        "seconds": {
-            "queued": _seconds(times.queued),
-            "embedding": _seconds(times.embedding),
-            "solving": _seconds(times.solving),
-            "publishing": _seconds(times.publishing),
-            "total": seconds,
-        },
-    }
 
 
 def model_json(found: model_pb.Model) -> dict[str, Any]:
@@ -171,7 +109,7 @@ def model_json(found: model_pb.Model) -> dict[str, Any]:
     }
 
 
-def metrics_json(metrics: model_pb.Metrics) -> dict[str, Any]:
+def metrics_json(metrics: revision_pb.Metrics) -> dict[str, Any]:
     """Return metrics as JSON data."""
     return {
         "images": metrics.images,
@@ -189,7 +127,3 @@ def metrics_json(metrics: model_pb.Metrics) -> dict[str, Any]:
             for one in metrics.per_label
         },
     }
-
-
-def _seconds(duration: Any) -> float:
-    return float(duration.ToNanoseconds() / 1e9)

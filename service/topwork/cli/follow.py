@@ -1,0 +1,65 @@
+"""From an accepted operation to what came of it, with a bar for those who look on."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from google.longrunning import operations_pb2
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from topwork.cli import show_change
+from topwork.rpc.client import CallFailed, Client, progress, rejected, result
+
+
+def progress_bar() -> Progress:
+    """Return a bar on standard error."""
+    return Progress(
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def follow(
+    client: Client, accepted: operations_pb2.Operation, bar: Progress
+) -> operations_pb2.Operation:
+    """Show an operation's progress and return it when it is finished. Raises CallFailed."""
+    bar.console.print(f"accepted as {accepted.name}", highlight=False)
+    task = bar.add_task("queued", total=None)
+    for operation in client.watch(accepted.name):
+        state = progress(operation)
+        bar.update(task, description=show_change.stage(state))
+        if state.total:
+            bar.update(task, total=state.total, completed=state.done)
+        accepted = operation
+    bar.update(task, total=1, completed=1)
+    return accepted
+
+
+def tell(finished: operations_pb2.Operation, seconds: float, *, as_json: bool) -> None:
+    """Print what came of a change; ``seconds`` from the call on. Raises CallFailed if it failed."""
+    try:
+        response = result(finished)
+    except CallFailed as error:
+        if as_json:
+            print(json.dumps(show_change.failed_json(finished.name, error)))
+        elif (comparison := rejected(error)) is not None:
+            Console().print(show_change.compared(comparison))
+        raise
+    if as_json:
+        print(json.dumps(show_change.changed_json(finished, response, seconds)))
+    else:
+        show_change.changed(Console(), finished, response, seconds)
+
+
+def see_through(
+    client: Client, accepted: operations_pb2.Operation, start: float, *, as_json: bool
+) -> None:
+    """Follow an operation and tell what came of it; ``start`` is when it was asked for."""
+    with progress_bar() as bar:
+        finished = follow(client, accepted, bar)
+    tell(finished, time.perf_counter() - start, as_json=as_json)

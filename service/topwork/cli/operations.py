@@ -1,0 +1,108 @@
+"""``topwork operations``: changes of models, running and finished."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+from google.longrunning import operations_pb2
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from topwork.cli import show_change
+from topwork.cli.follow import see_through
+from topwork.cli.options import address, connected, json_output
+from topwork.rpc.client import CallFailed, progress
+
+operation_argument = click.argument("operation")
+
+
+@click.group()
+def operations() -> None:
+    """List, watch and cancel changes of models."""
+
+
+@operations.command("list")
+@address
+@click.option(
+    "--filter",
+    "wanted",
+    default="",
+    help='Such as: model = "models/flowers" AND done = false. Fields: model, label, kind, done, '
+    "validate_only.",
+)
+@json_output
+def list_operations(address: str, wanted: str, as_json: bool) -> None:
+    """List operations, oldest first. With --json, one object a line."""
+    table = Table("operation", "kind", "model", "label", "state", "accepted", "seconds")
+    with connected(address) as client:
+        for one in client.operations(wanted):
+            row = _row(one)
+            if as_json:
+                print(json.dumps(row))
+            else:
+                label = (
+                    f"{row['label']} -> {row['new_label']}" if row["new_label"] else row["label"]
+                )
+                table.add_row(
+                    row["operation"].removeprefix("operations/"),
+                    row["kind"],
+                    escape(row["model"]),
+                    escape(label),
+                    escape(row["state"]),
+                    row["accepted"],
+                    f"{row['seconds']:.1f}",
+                )
+    if not as_json:
+        Console().print(table)
+
+
+@operations.command()
+@address
+@json_output
+@operation_argument
+def watch(address: str, as_json: bool, operation: str) -> None:
+    """Show an operation's progress until it is finished, then what came of it.
+
+    Exit status 1 if it failed.
+    """
+    start = time.perf_counter()
+    with connected(address) as client:
+        accepted = operations_pb2.Operation(name=_name(operation))
+        see_through(client, accepted, start, as_json=as_json)
+
+
+@operations.command()
+@address
+@operation_argument
+def cancel(address: str, operation: str) -> None:
+    """End an operation before its next step; one that is finished stays as it is."""
+    with connected(address) as client:
+        client.cancel(_name(operation))
+
+
+def _name(given: str) -> str:
+    """Return an operation's resource name; its id alone will do."""
+    return given if given.startswith("operations/") else f"operations/{given}"
+
+
+def _row(operation: operations_pb2.Operation) -> dict[str, Any]:
+    metadata = progress(operation)
+    error = CallFailed(operation.error) if operation.HasField("error") else None
+    state = show_change.stage(metadata)
+    return {
+        "operation": operation.name,
+        "kind": show_change.kind(metadata),
+        "model": metadata.model.removeprefix("models/"),
+        "label": metadata.label,
+        "new_label": metadata.new_label,
+        "validate_only": metadata.validate_only,
+        "done": operation.done,
+        "state": error.reason if error is not None else state,
+        "error": str(error) if error is not None else None,
+        "accepted": metadata.create_time.ToDatetime().isoformat(timespec="seconds") + "Z",
+        "seconds": show_change.seconds_of(metadata.elapsed),
+    }

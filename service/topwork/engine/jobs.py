@@ -133,7 +133,9 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a job ended: exactly one of the two is set."""
+    """How a job ended: exactly one of the first two is set."""
 
     result: ChangeResult | None = None
     failure: Failure | None = None
+    ended: float = 0.0
+    """When, in seconds since 1970; 0: ask the database."""

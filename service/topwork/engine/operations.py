@@ -284,12 +284,16 @@ class Operations:
         progress = Progress(stage="queued" if outcome is None else "done")
         if status.status == "PENDING":
             progress = await self._event(status, PROGRESS, Progress) or progress
-        ended = (status.completed_at or status.updated_at) if outcome is not None else None
+        ended = None
+        if outcome is not None:
+            # Many a SQLite tells whole seconds only.
+            told = outcome.ended or (status.completed_at or status.updated_at or 0) / 1000
+            ended = datetime.fromtimestamp(max(told, accepted), UTC)
         return Operation(
             id=status.workflow_id,
             subject=from_json(attributes, Subject),
             created=datetime.fromtimestamp(accepted, UTC),
-            ended=datetime.fromtimestamp(ended / 1000, UTC) if ended is not None else None,
+            ended=ended,
             progress=progress,
             outcome=outcome,
         )

@@ -177,7 +177,7 @@ def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
         job = from_json(data, Job)
         try:
             with _among(running), alone(root, job.model):
-                return to_json(attempts(data, job))
+                return to_json(replace(attempts(data, job), ended=time.time()))
         except SQLAlchemyError:
             log.exception("database cannot be used", id=DBOS.workflow_id)
             os._exit(GAVE_UP)  # when it can be, the next worker goes on from the last step

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from support.pictures import COLOURS, picture
+from support.pictures import picture
 from torch import Tensor, nn
 
 from topwork.bundle.image import preprocess
@@ -30,7 +30,7 @@ from topwork_trainer.finetuning import finetune as finetuning
 from topwork_trainer.finetuning.finetune import Finetuned, finetune
 from topwork_trainer.finetuning.settings import Diverged, FinetuneConfig, LinearHead
 
-LABELS = tuple(sorted(COLOURS))
+LABELS = ("amber", "blue", "crimson", "green", "violet")
 CONFIG = FinetuneConfig(unfreeze="all", epochs=3, batch=8, rate=1e-2, head_rate=1e-2)
 STEPS = 5
 """Of an epoch: 40 images."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import grpc
@@ -10,10 +11,11 @@ import pytest
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from support import servers, tiny
 from support.pictures import pictures
-from support.servers import Running, Teach
+from support.servers import Command, Running, Teach
 
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.store import Repository
+from topwork.cli import main
 from topwork.rpc.client import CallFailed, Client
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 
@@ -116,3 +118,20 @@ def teach(client: Client) -> Teach:
         return finished
 
     return add_class
+
+
+@pytest.fixture
+def topwork(
+    server: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Return what runs the command line and returns exit status, output and errors."""
+
+    def run(*arguments: object, address: str = server.address) -> tuple[int, str, str]:
+        name, *others = map(str, arguments)
+        monkeypatch.setattr(sys, "argv", ["topwork", *name.split(), "--address", address, *others])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run

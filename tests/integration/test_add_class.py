@@ -191,10 +191,10 @@ def test_a_damaged_old_revision_does_not_keep_a_model_from_learning(
 ) -> None:
     """A class is added also when a revision that nobody needs any more cannot be read."""
     teach(model, "violet", VIOLETS)
-    teach(model, "indigo", VIOLETS)
+    teach(model, "white", named("white"))
     manifest = server.repository / "models" / model / "1" / "manifest.json"
     manifest.write_bytes(manifest.read_bytes()[:100])
-    assert result(teach(model, "teal", VIOLETS)).revision.revision == 4
+    assert result(teach(model, "zircon", named("zircon"))).revision.revision == 4
 
 
 @pytest.mark.parametrize("label", ["blue", "crimson"])
@@ -377,7 +377,7 @@ def test_a_request_id_is_for_one_label(client: Client, teach: Teach, model: str)
 
 def test_two_classes_at_once_both_land(client: Client, model: str) -> None:
     """Two uploads for one model at once are done in turn: the second revision has both labels."""
-    classes = {"violet": VIOLETS, "indigo": named("blue", 8, start=70)}
+    classes = {"violet": VIOLETS, "white": named("white", 8)}
     with ThreadPoolExecutor(2) as pool:
         accepted = list(pool.map(lambda one: client.add_class(model, *one), classes.items()))
     revisions = []
@@ -397,9 +397,16 @@ def test_classes_are_learnt_in_the_order_of_their_arrival(
 ) -> None:
     """Uploads for one model are done in the order in which they were accepted."""
     model = serve(tiny.embed_pictures({"a": pictures("amber", 5), "b": pictures("blue", 5)}))
+    anything = change_pb.ChangeOptions(
+        gate=change_pb.Gate(max_old_class_drop=1, min_new_class_recall=0)
+    )
     accepted = [
         client.add_class(
-            model, f"label-{number}", VIOLETS[:6], request_id=str(uuid.UUID(int=2**64 - number))
+            model,
+            f"label-{number}",
+            VIOLETS[:6],
+            request_id=str(uuid.UUID(int=2**64 - number)),
+            options=anything,
         )
         for number in range(5)
     ]
@@ -434,7 +441,7 @@ def test_serving_never_stops(server: Running, client: Client, model: str) -> Non
     with ThreadPoolExecutor(4) as pool:
         callers = [pool.submit(ask) for _ in range(4)]
         try:
-            for label, upload in (("violet", VIOLETS), ("indigo", named("blue", 8, start=70))):
+            for label, upload in (("violet", VIOLETS), ("white", named("white", 8))):
                 *_, finished = client.watch(client.add_class(model, label, upload).name)
                 revision = result(finished).revision
                 labels[revision.revision] = list(revision.labels)

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 from google.longrunning import operations_pb2
 from support.pictures import picture, pictures
-from support.servers import Running, Teach, failure
+from support.servers import Command, Running, Teach, failure
 
-from topwork.cli import main, options
+from topwork.cli import options
 from topwork.rpc.client import AsyncClient, CallFailed, Client, progress, result
 
 LABELS = ["amber", "blue", "crimson", "green"]
@@ -37,25 +37,6 @@ COMPARISON = {
     "images", "accuracy_before", "accuracy_after", "drop", "drop_low", "drop_high",
     "calibration_error_before", "calibration_error_after", "labels", "taught", "confusions",
 }  # fmt: skip
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def topwork(
-    server: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    """Return what runs the command line and returns exit status, output and errors."""
-
-    def run(*arguments: object, address: str = server.address) -> tuple[int, str, str]:
-        name, *others = map(str, arguments)
-        monkeypatch.setattr(sys, "argv", ["topwork", name, "--address", address, *others])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

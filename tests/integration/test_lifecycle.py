@@ -67,17 +67,31 @@ def test_a_worker_that_dies_keeps_the_reason_of_a_failure(mortal: Running) -> No
 
 def test_a_cancel_that_comes_too_late_changes_nothing(colours: Repository) -> None:
     """An operation that is cancelled when its revision serves already is a success."""
+    deaths = ["topwork.bundle.store:Repository.set_serving"]
+    with servers.running(colours.root, deaths=deaths) as server, Client(server.address) as client:
+        accepted = client.add_class("colours", "violet", VIOLETS)
+        server.fact("worker died")
+        client.cancel(accepted.name)
+        *_, finished = client.watch(accepted.name)
+        assert result(finished).revision.revision == 2
+        assert client.model("colours").serving_revision.revision == 2
+
+
+def test_a_cancel_that_comes_in_time_keeps_a_revision_from_serving(colours: Repository) -> None:
+    """An operation that is cancelled just before its revision serves ends so, and it never does."""
     deaths = ["topwork.engine.worker:DBOS.set_event=result"]
     with servers.running(colours.root, deaths=deaths) as server, Client(server.address) as client:
         accepted = client.add_class("colours", "violet", VIOLETS)
         server.fact("worker died")
-        with grpc.insecure_channel(server.address) as channel:
-            operations_pb2_grpc.OperationsStub(channel).CancelOperation(
-                operations_pb2.CancelOperationRequest(name=accepted.name)
-            )
+        client.cancel(accepted.name)
         *_, finished = client.watch(accepted.name)
-        assert result(finished).revision.revision == 2
-        assert client.model("colours").serving_revision.revision == 2
+        assert failure(lambda: result(finished)).code == "CANCELLED"
+        server.fact("worker ready", count=2)
+        white = [(f"{n}.png", content) for n, content in enumerate(pictures("white", 12))]
+        *_, after = client.watch(client.add_class("colours", "white", white).name)
+        revision = result(after).revision
+        assert (revision.revision, revision.parent_revision) == (3, 1)
+        assert "violet" not in revision.labels
 
 
 @pytest.mark.parametrize("end", [Running.kill, Running.stop])

@@ -14,6 +14,8 @@ COLOURS = {
     "crimson": (210, 20, 60),
     "green": (30, 170, 60),
     "violet": (140, 40, 200),
+    "white": (235, 235, 235),
+    "zircon": (20, 200, 220),
 }
 """One colour a label: what the tiny backbone can tell apart."""
 

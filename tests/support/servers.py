@@ -34,6 +34,8 @@ from topwork.rpc.client import CallFailed
 T = TypeVar("T")
 Teach = Callable[..., operations_pb2.Operation]
 """(model, label, (name, image) pairs, *, request_id) -> the finished operation."""
+Command = Callable[..., tuple[int, str, str]]
+"""(command, argument, ..., *, address) -> exit status, output and errors."""
 
 TESTS = Path(__file__).parents[1]
 DEATHS = "TOPWORK_TEST_DEATHS"

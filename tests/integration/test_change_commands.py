@@ -1,0 +1,245 @@
+"""The commands that change a model, and those that tell what became of it."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.pictures import pictures
+from support.servers import Command, Running, Teach
+
+from topwork.rpc.client import Client
+
+LABELS = ["amber", "blue", "crimson", "green"]
+VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
+BLUES = pictures("blue", 20)
+"""Those that the model has been fitted on."""
+
+
+def written(folder: Path, contents: list[bytes]) -> Path:
+    """Write images as files and return the folder."""
+    folder.mkdir()
+    for number, content in enumerate(contents):
+        (folder / f"{number:02}.png").write_bytes(content)
+    return folder
+
+
+def row(output: str) -> dict[str, Any]:
+    """Return the one JSON object of an output."""
+    (line,) = output.splitlines()
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def test_add_examples(topwork: Command, model: str, tmp_path: Path) -> None:
+    """`add-examples` learns the new photos and names those that are there already."""
+    photos = written(tmp_path / "blue", [*BLUES[:2], *pictures("blue", 6, start=200)])
+    options = ("--model", model, "--label", "blue", "--json")
+    status, output, _ = topwork("add-examples", *options, photos)
+    answer = row(output)
+    assert (status, answer["kind"], answer["revision"]) == (0, "add_examples", 2)
+    assert answer["images_used"] == 6
+    assert [Path(one["image"]).name for one in answer["skipped"]] == ["00.png", "01.png"]
+
+
+def test_nothing_to_be_done_is_told(topwork: Command, model: str, tmp_path: Path) -> None:
+    """When the class has all photos already, people and programs are told that nothing changed."""
+    photos = written(tmp_path / "blue", BLUES[:2])
+    options = ("--model", model, "--label", "blue")
+    status, output, _ = topwork("add-examples", *options, photos)
+    assert status == 0
+    assert "nothing was to be done: revision 1 serves" in output
+    _, output, _ = topwork("add-examples", *options, "--json", photos)
+    assert (row(output)["revision"], row(output)["comparison"]) == (1, None)
+
+
+def test_remove_class(topwork: Command, client: Client, model: str) -> None:
+    """`remove-class` says what the new revision is like."""
+    status, output, _ = topwork("remove-class", "--model", model, "--label", "blue")
+    assert status == 0
+    assert "blue removed: revision 2" in output
+    assert "accuracy on the old labels" in output
+    assert "blue" not in client.model(model).serving_revision.labels
+
+
+def test_rename_class(topwork: Command, client: Client, model: str) -> None:
+    """`rename-class` names both labels."""
+    options = ("--model", model, "--label", "blue", "--new-label", "[b]azure")
+    status, output, _ = topwork("rename-class", *options)
+    assert status == 0
+    assert "blue renamed to [b]azure: revision 2" in output
+    assert "[b]azure" in client.model(model).serving_revision.labels
+
+
+def test_retrain(topwork: Command, client: Client, model: str) -> None:
+    """`retrain` takes the kind of head; a kind that there is not is a usage error."""
+    status, output, _ = topwork("retrain", "--model", model, "--head", "ridge", "--json")
+    assert (status, row(output)["revision"]) == (0, 2)
+    assert client.model(model).serving_revision.head.kind == "ridge"
+    status, _, errors = topwork("retrain", "--model", model, "--head", "oracle")
+    assert status == 2
+    assert "oracle" in errors
+
+
+def test_validating_changes_nothing(topwork: Command, client: Client, model: str) -> None:
+    """`--validate-only` says so, has no revision, and the model is as it was."""
+    options = ("--model", model, "--label", "blue", "--validate-only")
+    status, output, _ = topwork("remove-class", *options)
+    assert status == 0
+    assert "blue removed: nothing was changed" in output
+    _, output, _ = topwork("remove-class", *options, "--json")
+    answer = row(output)
+    assert (answer["validate_only"], answer["revision"]) == (True, 0)
+    assert answer["labels"] == ["amber", "crimson", "green"]
+    assert list(client.model(model).revisions) == [1]
+
+
+def test_a_change_that_the_gate_rejects(topwork: Command, model: str, tmp_path: Path) -> None:
+    """The numbers are told, to people as a table; the exit status is 1."""
+    photos = written(tmp_path / "violet", BLUES)
+    options = ("--model", model, "--label", "violet")
+    status, output, errors = topwork("add-class", *options, photos)
+    assert status == 1
+    assert "accuracy on the old labels" in output
+    assert "error: revision 2 was rejected: " in errors
+    status, output, _ = topwork("add-class", *options, "--json", photos)
+    answer = row(output)
+    assert (status, answer["reason"]) == (1, "GATE_FAILED")
+    assert answer["comparison"]["taught"]["label"] == "violet"
+    assert "rejected" in answer["error"]
+
+
+def test_the_gate_is_the_callers(topwork: Command, model: str, tmp_path: Path) -> None:
+    """With the options of the gate the same photos are learnt, or refused before that."""
+    photos = written(tmp_path / "violet", BLUES)
+    options = ("--model", model, "--label", "violet", "--json")
+    status, output, _ = topwork("add-class", *options, "--max-conflicts", 3, photos)
+    assert (status, row(output)["reason"]) == (1, "LABEL_CONFLICTS")
+    anything = ("--max-old-class-drop", 1, "--min-new-class-recall", 0)
+    status, output, _ = topwork("add-class", *options, *anything, photos)
+    answer = row(output)
+    assert (status, answer["revision"]) == (0, 2)
+    assert {one["label"] for one in answer["conflicts"]} == {"blue"}
+
+
+def test_a_change_of_another_revision(topwork: Command, model: str) -> None:
+    """`--expected-revision` that does not serve is an error in one line."""
+    options = ("--model", model, "--label", "blue", "--expected-revision", 7)
+    status, output, errors = topwork("remove-class", *options)
+    assert (status, output) == (1, "")
+    assert errors.splitlines()[-1] == f"error: model {model!r} serves revision 1, not 7"
+
+
+def test_rollback(topwork: Command, client: Client, teach: Teach, model: str) -> None:
+    """`rollback` lets the revision before serve, or the one that is named."""
+    teach(model, "violet", VIOLETS)
+    status, output, _ = topwork("rollback", "--model", model, "--json")
+    assert (status, row(output)) == (0, {"model": model, "serving": 1, "pinned": []})
+    status, output, _ = topwork("rollback", "--model", model, "--revision", 2)
+    assert (status, output) == (0, f"{model}: revision 2 serves; pinned: none\n")
+    assert client.model(model).serving_revision.revision == 2
+
+
+def test_pin_revision(topwork: Command, client: Client, model: str) -> None:
+    """`pin-revision` keeps a revision, and lets it go with --unpin."""
+    options = ("--model", model, "--revision", 1, "--json")
+    status, output, _ = topwork("pin-revision", *options)
+    assert (status, row(output)["pinned"]) == (0, [1])
+    status, output, _ = topwork("pin-revision", *options, "--unpin")
+    assert (status, row(output)["pinned"]) == (0, [])
+    assert not client.model(model).pinned_revisions
+
+
+def test_history(topwork: Command, client: Client, teach: Teach, model: str) -> None:
+    """`history` has revisions and moves, newest first, and why a revision was rejected."""
+    operation = teach(model, "violet", VIOLETS)
+    assert teach(model, "teal", [(f"{n}.png", one) for n, one in enumerate(BLUES)]).error.code
+    client.rollback(model)
+    client.pin_revision(model, 2)
+    status, output, _ = topwork("history", "--json", model)
+    found = row(output)
+    assert (status, found["model"], found["serving"]) == (0, model, 1)
+    changes = [(one["revision"], one["change"], one["parent"]) for one in found["revisions"]]
+    assert changes == [(3, "add_class", 2), (2, "add_class", 1), (1, "fit", 0)]
+    assert [bool(one["rejection"]) for one in found["revisions"]] == [True, False, False]
+    assert [one["pinned"] for one in found["revisions"]] == [False, True, False]
+    assert found["revisions"][1]["operation"] == operation.name
+    moves = [(one["cause"], one["previous"], one["revision"]) for one in found["moves"]]
+    assert moves == [("rollback", 2, 1), ("add_class", 1, 2), ("fit", 0, 1)]
+    status, output, _ = topwork("history", model)
+    assert status == 0
+    assert "serves" in output
+    assert "revision 3 was rejected: " in output
+
+
+def test_operations_list(topwork: Command, teach: Teach, model: str) -> None:
+    """`operations list` has what a filter lets pass, with how it ended."""
+    good = teach(model, "violet", VIOLETS)
+    bad = teach(model, "teal", VIOLETS[:2])
+    wanted = f"model = models/{model}"
+    status, output, _ = topwork("operations list", "--filter", wanted, "--json")
+    first, second = map(json.loads, output.splitlines())
+    assert status == 0
+    assert (first["operation"], first["state"], first["error"]) == (good.name, "done", None)
+    assert (second["operation"], second["state"]) == (bad.name, "TOO_FEW_IMAGES")
+    assert "2 usable images" in second["error"]
+    assert (first["kind"], first["label"], first["done"]) == ("add_class", "violet", True)
+    assert first["seconds"] > 0
+    status, output, _ = topwork("operations list", "--filter", wanted)
+    assert status == 0
+    assert "violet" in output
+    status, _, errors = topwork("operations list", "--filter", "colour = blue")
+    assert status == 1
+    assert "error: filter 'colour = blue' cannot be used" in errors
+
+
+def test_operations_watch(topwork: Command, teach: Teach, model: str) -> None:
+    """`operations watch` ends as the command that began the operation, by name or bare id."""
+    good = teach(model, "violet", VIOLETS)
+    status, output, _ = topwork("operations watch", "--json", good.name)
+    assert (status, row(output)["revision"]) == (0, 2)
+    status, output, _ = topwork("operations watch", good.name.removeprefix("operations/"))
+    assert status == 0
+    assert "violet added: revision 2" in output
+    bad = teach(model, "teal", VIOLETS[:2])
+    status, output, _ = topwork("operations watch", "--json", bad.name)
+    assert (status, row(output)["reason"]) == (1, "TOO_FEW_IMAGES")
+
+
+def test_operations_cancel(topwork: Command, idle: Running) -> None:
+    """`operations cancel` ends what waits; what is not there is an error."""
+    with Client(idle.address) as own:
+        accepted = own.add_class("colours", "violet", VIOLETS)
+        status, output, _ = topwork("operations cancel", accepted.name, address=idle.address)
+        assert (status, output) == (0, "")
+        *_, finished = own.watch(accepted.name)
+    assert finished.error.message == "cancelled on request"
+    unknown = str(uuid.UUID(int=7))
+    status, _, errors = topwork("operations cancel", unknown)
+    assert status == 1
+    assert unknown in errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("add-examples", "--model", "colours", __file__),
+        ("remove-class", "--model", "colours"),
+        ("rename-class", "--model", "colours", "--label", "blue"),
+        ("retrain",),
+        ("rollback",),
+        ("rollback", "--model", "colours", "--revision", "-1"),
+        ("pin-revision", "--model", "colours"),
+        ("retrain", "--model", "colours", "--max-old-class-drop", "2"),
+        ("history",),
+        ("operations watch",),
+    ],
+)
+def test_a_wrong_command_line_is_status_2(topwork: Command, arguments: tuple[str, ...]) -> None:
+    """Missing or impossible arguments are a usage error."""
+    status, output, errors = topwork(*arguments)
+    assert (status, output) == (2, "")
+    assert "Usage: " in errors

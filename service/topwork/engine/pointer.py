@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import structlog
 
 from topwork.bundle.manifest import check_may_serve
 from topwork.bundle.store import Repository
-from topwork.errors import NotReady, Stale
+from topwork.errors import NotReady, Stale, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -17,7 +20,7 @@ def roll_back(
     """Let ``revision`` serve at once; 0 is the one that served before the one that does.
 
     ``expected`` is the only revision that may be serving now; 0: any. Raises NotFound, NotReady if
-    it was rejected or none served before, Stale.
+    it was rejected or none served before, Stale, Unavailable if it cannot be written.
     """
     state = repository.serving_state(model)
     if expected not in {0, state.revision}:
@@ -34,7 +37,8 @@ def roll_back(
     if validate_only:
         return
     # Not in the place of a revision that the caller has not seen.
-    serving = repository.set_serving(model, revision, why="rollback", parent=state.revision)
+    with _writing(model):
+        serving = repository.set_serving(model, revision, why="rollback", parent=state.revision)
     if serving != revision:
         raise Stale(f"model {model!r} serves revision {serving} by now, not {state.revision}")
     log.info("rolled back", model=model, revision=revision, previous=state.revision)
@@ -43,8 +47,19 @@ def roll_back(
 def pin(
     repository: Repository, model: str, revision: int, *, pinned: bool, validate_only: bool
 ) -> None:
-    """Keep a revision for good, or no longer. Raises NotFound."""
+    """Keep a revision for good, or no longer. Raises NotFound, Unavailable."""
     repository.manifest(model, revision)
     if not validate_only:
-        repository.pin(model, revision, pinned=pinned)
+        with _writing(model):
+            repository.pin(model, revision, pinned=pinned)
         log.info("pinned" if pinned else "unpinned", model=model, revision=revision)
+
+
+@contextlib.contextmanager
+def _writing(model: str) -> Iterator[None]:
+    """Raise Unavailable for what a full or read-only disk raises."""
+    try:
+        yield
+    except OSError as error:
+        text = f"serving.json of model {model!r} cannot be written: {error.strerror}"
+        raise Unavailable(text, reason="STORAGE") from error

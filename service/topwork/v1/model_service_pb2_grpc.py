@@ -206,7 +206,7 @@ class ModelServiceServicer(object):
         here, and within a second it does everywhere. A change that runs meanwhile is made again from
         what serves then. The move is kept in `Model.moves`.
         Fails with NOT_FOUND (model, revision), FAILED_PRECONDITION (the revision was rejected),
-        ABORTED (`expected_revision` does not serve).
+        ABORTED (`expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,7 +215,7 @@ class ModelServiceServicer(object):
     def PinRevision(self, request, context):
         """Keeps a revision for good, so that clients may go on asking for it by number, or lets it go:
         `topwork gc` deletes revisions that are neither pinned, nor recent, nor serving.
-        Fails with NOT_FOUND (model, revision).
+        Fails with NOT_FOUND (model, revision), UNAVAILABLE (the disk is full or read-only).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

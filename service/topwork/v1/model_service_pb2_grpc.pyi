@@ -368,13 +368,13 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
     here, and within a second it does everywhere. A change that runs meanwhile is made again from
     what serves then. The move is kept in `Model.moves`.
     Fails with NOT_FOUND (model, revision), FAILED_PRECONDITION (the revision was rejected),
-    ABORTED (`expected_revision` does not serve).
+    ABORTED (`expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
     """
 
     PinRevision: _ModelServicePinRevisionType
     """Keeps a revision for good, so that clients may go on asking for it by number, or lets it go:
     `topwork gc` deletes revisions that are neither pinned, nor recent, nor serving.
-    Fails with NOT_FOUND (model, revision).
+    Fails with NOT_FOUND (model, revision), UNAVAILABLE (the disk is full or read-only).
     """
 
     WatchOperation: _ModelServiceWatchOperationType
@@ -543,7 +543,7 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         here, and within a second it does everywhere. A change that runs meanwhile is made again from
         what serves then. The move is kept in `Model.moves`.
         Fails with NOT_FOUND (model, revision), FAILED_PRECONDITION (the revision was rejected),
-        ABORTED (`expected_revision` does not serve).
+        ABORTED (`expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
         """
 
     @abc.abstractmethod
@@ -554,7 +554,7 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[topwork.v1.model_service_pb2.Model, collections.abc.Awaitable[topwork.v1.model_service_pb2.Model]]:
         """Keeps a revision for good, so that clients may go on asking for it by number, or lets it go:
         `topwork gc` deletes revisions that are neither pinned, nor recent, nor serving.
-        Fails with NOT_FOUND (model, revision).
+        Fails with NOT_FOUND (model, revision), UNAVAILABLE (the disk is full or read-only).
         """
 
     @abc.abstractmethod

@@ -23,6 +23,7 @@ from support.pictures import picture, pictures
 from support.servers import Running, failure
 
 from topwork.bundle.store import Repository
+from topwork.engine import worker
 from topwork.rpc.client import CallFailed, Client, result
 from topwork.rpc.server import SERVICES
 from topwork.v1 import change_pb2 as change_pb
@@ -243,6 +244,36 @@ def is_health(fact: dict[str, Any]) -> bool:
     return fact.get("event") == "health"
 
 
+def test_a_worker_that_cannot_work_gives_up_and_comes_again(colours: Repository) -> None:
+    """While the repository cannot be written to the worker ends by itself; Classify goes on."""
+    (colours.root / "workers").touch()  # no directory can be made there
+    server = Running(command(colours.root), colours.root)
+    try:
+        with Client(server.address) as client:
+            died = server.fact("worker died")
+            assert (died["exit_code"], died["pause"]) == (worker.GAVE_UP, 2.0)
+            assert "workers" in server.fact("worker gives up")["error"]
+            assert client.classify("colours", [picture("blue", 60)]).revision == 1
+            accepted = client.rename_class("colours", "blue", "azure")
+            (colours.root / "workers").unlink()
+            *_, finished = client.watch(accepted.name)
+            assert result(finished).revision.revision == 2
+    finally:
+        server.close()
+
+
+def test_a_name_that_no_worker_can_have_is_an_error(tmp_path: Path) -> None:
+    """A server whose executor's name is too long says so in one line and ends with status 1."""
+    long = Running([*command(tmp_path), "--executor", "x" * 300], tmp_path)
+    try:
+        assert long.process.wait(servers.PATIENCE) == 1
+        assert long.gone(), "a process was left behind"
+        assert "error: executor 'xxx" in long.log
+        assert "Traceback" not in long.log
+    finally:
+        long.close()
+
+
 def test_the_grace_is_an_end_too(colours: Repository) -> None:
     """A call that is under way longer than the grace is cut off; the status is 0 all the same."""
     over = threading.Event()
@@ -318,8 +349,8 @@ def test_a_second_server_leaves_no_orphan(colours: Repository) -> None:
         second = Running(command(colours.root), colours.root)
         try:
             second.fact("ready")
-            worker = second.worker()
-            servers.eventually(lambda: waits_for_lock(worker))
+            waiting = second.worker()
+            servers.eventually(lambda: waits_for_lock(waiting))
             second.kill()
             assert second.gone(), "the worker was left behind"
         finally:

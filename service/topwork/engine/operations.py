@@ -372,10 +372,14 @@ def _available() -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, error.DBOSException, OSError) as failed:
-        cause = failed.orig if isinstance(failed, DBAPIError) else failed
         raise Unavailable(
-            f"the database of operations cannot be used now: {cause}", reason="DATABASE"
+            f"the database of operations cannot be used now: {cause_of(failed)}", reason="DATABASE"
         ) from failed
+
+
+def cause_of(failed: Exception) -> str:
+    """Return what a database said, without the statement that it said it of."""
+    return str(failed.orig if isinstance(failed, DBAPIError) else failed)
 
 
 def prepare(url: str) -> None:

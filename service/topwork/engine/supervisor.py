@@ -86,6 +86,7 @@ class Supervisor:
                 await died.wait()
             finally:
                 loop.remove_reader(self._process.sentinel)
+            await asyncio.to_thread(self._process.join)  # its pipe ends a moment before it does
             gave_up = self._process.exitcode == worker.GAVE_UP
             pause = min(2 * pause, LONGEST_RESTART_SECONDS) if gave_up else RESTART_SECONDS
             log.error("worker died", exit_code=self._process.exitcode, pause=pause)

@@ -95,7 +95,7 @@ def work(config: WorkerConfig) -> None:
     try:
         why = _work(config)
     except (OSError, SQLAlchemyError, error.DBOSException) as failed:
-        why = str(failed)
+        why = operations.cause_of(failed)
     log.error("worker gives up", error=why)
     os._exit(GAVE_UP)
 

@@ -24,7 +24,7 @@ from support.servers import Running, failure
 
 from topwork.bundle.store import Repository
 from topwork.engine import worker
-from topwork.rpc.client import CallFailed, Client, result
+from topwork.rpc.client import CallFailed, Client, progress, result
 from topwork.rpc.server import SERVICES
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
@@ -76,6 +76,20 @@ def test_a_cancel_that_comes_too_late_changes_nothing(colours: Repository) -> No
         *_, finished = client.watch(accepted.name)
         assert result(finished).revision.revision == 2
         assert client.model("colours").serving_revision.revision == 2
+
+
+def test_conflicts_are_told_until_the_end(colours: Repository) -> None:
+    """What showed another label's image when all were embedded is told while it publishes, too."""
+    deaths = ["topwork.engine.worker:DBOS.set_event=result"]
+    with servers.running(colours.root, deaths=deaths) as server, Client(server.address) as client:
+        mixed = [*VIOLETS, ("a blue one.png", picture("blue", 0))]
+        client.add_class("colours", "violet", mixed)
+        server.fact("worker died")
+        (state,) = map(progress, client.operations())
+        assert state.stage == change_pb.CHANGE_STAGE_PUBLISHING
+        assert [(one.display_name, one.label) for one in state.conflicts] == [
+            ("a blue one.png", "blue")
+        ]
 
 
 def test_a_cancel_that_comes_in_time_keeps_a_revision_from_serving(colours: Repository) -> None:

@@ -147,11 +147,12 @@ def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
         return trainer.solve(from_json(job, Job), added, _workflow_id())
 
     def serve(job: Any, data: Any) -> None:
-        _set_progress(Progress(stage="publishing"))
+        result = from_json(data, ChangeResult)
+        _set_progress(Progress(stage="publishing", conflicts=result.conflicts))
         # First: if the pointer moves and this process dies, a cancel that comes then comes too
         # late, and this is what the server answers.
         DBOS.set_event(operations.RESULT, data)
-        trainer.serve(from_json(job, Job), from_json(data, ChangeResult).revision, _workflow_id())
+        trainer.serve(from_json(job, Job), result.revision, _workflow_id())
 
     embed_step, solve_step, serve_step = _step(embed), _step(solve), _step(serve)
 

@@ -1,4 +1,4 @@
-"""Lint the contract and generate service/topwork/v1; ``--check`` only says whether it is fresh.
+"""Lint the contract and generate its Python; ``--check`` only says whether it is fresh.
 
 buf reads a descriptor set that protoc compiled, because googleapis-common-protos ships
 operations.proto under another file name and buf cannot be told so.
@@ -21,11 +21,13 @@ import grpc_tools
 from grpc_tools import protoc
 
 PROTO = Path(__file__).parent
-PACKAGE = Path("topwork/v1")
+PACKAGES = ("topwork/inference", "topwork/v1")
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-TARGET = PROTO.parent / "service" / PACKAGE
-SOURCES = sorted(str(path.relative_to(PROTO)) for path in (PROTO / PACKAGE).glob("*.proto"))
-MARK = '"""Generated from proto/topwork/v1 by `make proto`; never edited."""\n'
+TARGET = PROTO.parent / "service"
+SOURCES = sorted(
+    str(path.relative_to(PROTO)) for name in PACKAGES for path in (PROTO / name).glob("*.proto")
+)
+MARK = '"""Generated from proto/{} by `make proto`; never edited."""\n'
 
 
 def compile_protos(work: Path, *outputs: str) -> None:
@@ -60,7 +62,7 @@ def lint(work: Path) -> None:
 
 
 def generate(work: Path) -> Path:
-    """Generate the Python modules and return the directory that holds them."""
+    """Generate the Python packages and return the directory that holds them."""
     out = work / "out"
     out.mkdir()
     compile_protos(
@@ -72,9 +74,9 @@ def generate(work: Path) -> Path:
         f"--mypy_out=quiet:{out}",
         f"--mypy_grpc_out=quiet:{out}",
     )
-    package = out / PACKAGE
-    (package / "__init__.py").write_text(MARK)
-    return package
+    for name in PACKAGES:
+        (out / name / "__init__.py").write_text(MARK.format(name))
+    return out
 
 
 def main() -> None:
@@ -86,13 +88,14 @@ def main() -> None:
         work = Path(directory)
         lint(work)
         fresh = generate(work)
-        names = sorted(path.name for path in fresh.iterdir())
+        names = [name for package in PACKAGES for name in _files(fresh, package)]
         if not check:
-            shutil.rmtree(TARGET, ignore_errors=True)
-            shutil.copytree(fresh, TARGET)
+            for package in PACKAGES:
+                shutil.rmtree(TARGET / package, ignore_errors=True)
+                shutil.copytree(fresh / package, TARGET / package)
             print(json.dumps({"generated": names}))
             return
-        kept = sorted(path.name for path in TARGET.iterdir() if path.is_file())
+        kept = [name for package in PACKAGES for name in _files(TARGET, package)]
         stale = [
             name
             for name in names
@@ -101,6 +104,11 @@ def main() -> None:
         stale += sorted(set(names) ^ set(kept))
         if stale:
             sys.exit(f"not fresh, run `make proto`: {', '.join(stale)}")
+
+
+def _files(root: Path, package: str) -> list[str]:
+    """Return the names of a package's files, from ``root`` on."""
+    return sorted(str(path.relative_to(root)) for path in (root / package).glob("*.*"))
 
 
 if __name__ == "__main__":

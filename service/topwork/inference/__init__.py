@@ -1,0 +1,1 @@
+"""Generated from proto/topwork/inference by `make proto`; never edited."""

@@ -1,26 +1,38 @@
-"""Classify: what is let in, and for how long, on its way to the scheduler."""
+"""What is let in of requests to classify, and for how long, on its way to the scheduler."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from topwork.bundle.limits import Limits
 from topwork.engine.serving.admission import Admission
-from topwork.engine.serving.classify_job import Classified, ClassifyJob
+from topwork.engine.serving.classify_job import (
+    Classified,
+    ClassifyJob,
+    Finished,
+    Image,
+    classified,
+)
 from topwork.engine.serving.fair_queue import Flow
+from topwork.engine.serving.inferred import Inferred, inferred
 from topwork.engine.serving.registry import Registry
 from topwork.engine.serving.scheduler import Scheduler
+from topwork.engine.serving.statistics import Statistics
 from topwork.errors import DeadlinePassed, InvalidInput, Overloaded
 from topwork.telemetry import Telemetry
+
+A = TypeVar("A")
 
 DEFAULT_TOP_K = 5
 
 
 class Classifier:
-    """Answers Classify requests. At most ``queue_limit`` images are in it at a time."""
+    """Answers requests to classify. At most ``queue_limit`` images are in it at a time."""
 
     def __init__(
         self,
@@ -36,6 +48,8 @@ class Classifier:
         self._limits = limits
         self._scheduler = Scheduler(cores=cores)
         self._admission = Admission(queue_limit, self._scheduler.expected_seconds)
+        self.statistics = Statistics()
+        """What each revision has done."""
         telemetry.watch("topwork_queue_images", "Images that wait.", self._scheduler.waiting)
 
     def start(self) -> None:
@@ -68,8 +82,43 @@ class Classifier:
         Overloaded where there is no room or no time; who is ``patient`` waits for it instead. An
         unreadable image is an ImageError in the results.
         """
+        _check_not_negative(top_k, "top_k")
+        say = partial(classified, top_k=top_k or DEFAULT_TOP_K)
+        return await self._answer(
+            model, images, say, revision=revision, budget=budget, flow=flow, patient=patient
+        )
+
+    async def infer(
+        self,
+        model: str,
+        images: Sequence[Image],
+        *,
+        revision: int = 0,
+        budget: float | None = None,
+        logits: bool = False,
+    ) -> Inferred:
+        """Return the numbers behind the predictions; ``logits``: those, too.
+
+        As ``classify``, but images may be preprocessed, and raises the ImageError of the first
+        image that has one.
+        """
+        say = partial(inferred, logits=logits)
+        return await self._answer(model, images, say, revision=revision, budget=budget)
+
+    async def _answer(
+        self,
+        model: str,
+        images: Sequence[Image],
+        say: Callable[[Finished], A],
+        *,
+        revision: int,
+        budget: float | None,
+        flow: Flow | None = None,
+        patient: bool = False,
+    ) -> A:
         start = time.perf_counter()
-        self._check(images, revision, top_k)
+        check_count(len(images), self._limits)
+        _check_not_negative(revision, "revision")
         loop = asyncio.get_running_loop()
         deadline = math.inf if budget is None else loop.time() + budget
         self._telemetry.request_images.observe(len(images))
@@ -81,12 +130,12 @@ class Classifier:
                     job = ClassifyJob(
                         snapshot,
                         images,
-                        top_k=top_k or DEFAULT_TOP_K,
+                        say=say,
                         limits=self._limits,
                         start=start,
                         telemetry=self._telemetry,
                     )
-                    return await self._scheduler.run(job, deadline=deadline, flow=flow or Flow())
+                    return await self._run(job, deadline=deadline, flow=flow or Flow())
                 finally:
                     self._admission.leave(len(images), patient=patient)
         except Overloaded as error:
@@ -98,16 +147,30 @@ class Classifier:
                 f"{len(images)} images were not classified within {budget:.3f} s"
             ) from None
 
-    def _check(self, images: Sequence[bytes], revision: int, top_k: int) -> None:
-        most = self._limits.max_images_per_request
-        if not images:
-            raise InvalidInput("the request has no image", field="images")
-        if len(images) > most:
-            raise InvalidInput(
-                f"the request has {len(images)} images; the limit is {most}",
-                field="images",
-                reason="TOO_MANY_IMAGES",
-            )
-        for name, value in (("revision", revision), ("top_k", top_k)):
-            if value < 0:
-                raise InvalidInput(f"{name} is {value}; it must not be negative", field=name)
+    async def _run(self, job: ClassifyJob[A], *, deadline: float, flow: Flow) -> A:
+        """Return a job's answer, and count it."""
+        try:
+            answer, finished = await self._scheduler.run(job, deadline=deadline, flow=flow)
+        except BaseException:  # also when the caller has gone
+            self.statistics.failed(job.manifest, time.perf_counter() - job.start)
+            raise
+        self.statistics.answered(finished)
+        return answer
+
+
+def check_count(images: int, limits: Limits) -> None:
+    """Raise InvalidInput unless a request may have so many images."""
+    most = limits.max_images_per_request
+    if not images:
+        raise InvalidInput("the request has no image", field="images")
+    if images > most:
+        raise InvalidInput(
+            f"the request has {images} images; the limit is {most}",
+            field="images",
+            reason="TOO_MANY_IMAGES",
+        )
+
+
+def _check_not_negative(value: int, name: str) -> None:
+    if value < 0:
+        raise InvalidInput(f"{name} is {value}; it must not be negative", field=name)

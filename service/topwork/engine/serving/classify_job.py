@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
 from topwork.bundle.image import Pixels, preprocess
 from topwork.bundle.limits import Limits
+from topwork.bundle.preprocess import PreprocessSpec
 from topwork.engine.serving.backbone import Backbone, Embedded
 from topwork.engine.serving.head import Head
 from topwork.engine.serving.registry import Snapshot
 from topwork.engine.serving.scheduler import Outcome, Scores
 from topwork.errors import ImageError
 from topwork.telemetry import Telemetry
+
+A = TypeVar("A")
+
+
+class Prepared(Protocol):
+    """An image that its sender decoded and preprocessed."""
+
+    def pixels(self, spec: PreprocessSpec) -> Pixels:
+        """Return what the backbone takes. Raises ImageError if it is not as ``spec`` says."""
+
+
+Image: TypeAlias = bytes | Prepared
+"""An encoded image, or one that was preprocessed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +74,30 @@ class Classified:
     timings: Timings
 
 
-class ClassifyJob:
-    """A request batch as a Job: its images, and the one snapshot that answers for all of them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """All that is known of a request batch when its last image is done."""
+
+    snapshot: Snapshot
+    outcomes: list[Outcome]
+    """One an image, in request order."""
+    scores: Scores | None
+    """A row for each image that was embedded; None if none was."""
+    timings: Timings
+
+
+class ClassifyJob(Generic[A]):
+    """A request batch as a Job: its images, and the one snapshot that answers for all of them.
+
+    ``say`` makes the answer; if it raises, the request fails with that.
+    """
 
     def __init__(
         self,
         snapshot: Snapshot,
-        images: Sequence[bytes],
+        images: Sequence[Image],
         *,
-        top_k: int,
+        say: Callable[[Finished], A],
         limits: Limits,
         start: float,
         telemetry: Telemetry,
@@ -75,39 +105,42 @@ class ClassifyJob:
         self.images = len(images)
         self.backbone: Backbone = snapshot.backbone
         self.head: Head = snapshot.head
+        self.manifest = snapshot.manifest
+        self.start = start
         self._snapshot = snapshot
         self._contents = images
-        self._top_k = top_k
+        self._say = say
         self._limits = limits
-        self._start = start
         self._telemetry = telemetry
 
     def decode(self, index: int) -> Pixels:
         """See Job."""
-        spec = self.backbone.info.preprocess
+        spec, content = self.backbone.info.preprocess, self._contents[index]
         try:
-            return preprocess(self._contents[index], spec, limits=self._limits)
+            if isinstance(content, bytes):
+                return preprocess(content, spec, limits=self._limits)
+            return content.pixels(spec)
         except ImageError as error:
             raise ImageError(str(error), field=f"images[{index}]", reason=error.reason) from None
 
-    def answer(self, outcomes: list[Outcome], scores: Scores | None) -> Classified:
-        """See Job."""
+    def answer(self, outcomes: list[Outcome], scores: Scores | None) -> tuple[A, Finished]:
+        """Return the answer, and what it was made of. See Job."""
         self._observe(outcomes, scores)
-        said = iter(_say(self._snapshot, scores, self._top_k) if scores is not None else ())
-        good = [one.result for one in outcomes if isinstance(one.result, Embedded)]
-        return Classified(
-            revision=self._snapshot.manifest.revision,
-            results=tuple(
-                one.result if isinstance(one.result, ImageError) else next(said) for one in outcomes
-            ),
+        finished = Finished(
+            snapshot=self._snapshot,
+            outcomes=outcomes,
+            scores=scores,
             timings=Timings(
                 decode=sum(one.decoded for one in outcomes),
                 queue=max(one.waited for one in outcomes),
-                backbone=sum(one.computed for one in good),
+                backbone=sum(
+                    one.result.computed for one in outcomes if isinstance(one.result, Embedded)
+                ),
                 head=scores.seconds if scores is not None else 0.0,
-                total=time.perf_counter() - self._start,
+                total=time.perf_counter() - self.start,
             ),
         )
+        return self._say(finished), finished
 
     def _observe(self, outcomes: list[Outcome], scores: Scores | None) -> None:
         telemetry, good = self._telemetry, 0
@@ -120,14 +153,28 @@ class ClassifyJob:
                 telemetry.micro_batch.observe(one.result.micro_batch)
         if scores is not None:
             telemetry.head.observe(scores.seconds)
-        model = self._snapshot.manifest.model
+        model = self.manifest.model
         for result, images in (("ok", good), ("error", len(outcomes) - good)):
             if images:
                 telemetry.images.labels(model, result).inc(images)
 
 
+def classified(finished: Finished, *, top_k: int) -> Classified:
+    """Return ``top_k`` predictions of each image, equal ones in label order, or its error."""
+    snapshot, scores = finished.snapshot, finished.scores
+    said = iter(_say(snapshot, scores, top_k) if scores is not None else ())
+    return Classified(
+        revision=snapshot.manifest.revision,
+        results=tuple(
+            one.result if isinstance(one.result, ImageError) else next(said)
+            for one in finished.outcomes
+        ),
+        timings=finished.timings,
+    )
+
+
 def _say(snapshot: Snapshot, scores: Scores, top_k: int) -> list[Answer]:
-    """Return the answer for each row: ``top_k`` predictions, equal ones in label order."""
+    """Return the answer for each row."""
     labels, threshold = snapshot.manifest.labels, snapshot.manifest.chosen.unknown_threshold
     order = np.argsort(-scores.probabilities, axis=1, kind="stable")[:, :top_k].tolist()
     strangers = [None] * len(order) if scores.unknown is None else scores.unknown.tolist()

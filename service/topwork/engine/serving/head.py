@@ -45,6 +45,11 @@ class Head:
         found = self._graph.run_fed(feeds, self._outputs)
         return found[0], found[1] if len(found) > 1 else None
 
+    def logits(self, embeddings: Floats) -> Floats:
+        """Return the calibrated logits (N, C), whose softmax the probabilities are."""
+        (found,) = self._graph.run_fed({self._embedding: embeddings, **self._weights}, ["logits"])
+        return found
+
 
 class HeadLoader:
     """Loads heads; keeps one graph in memory for each form of those that are in use."""

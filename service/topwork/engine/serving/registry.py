@@ -117,6 +117,10 @@ class Registry:
         """Return the names of the models that can be asked, sorted."""
         return sorted(self._serving)
 
+    def unusable(self) -> list[str]:
+        """Return the names of the models of which no revision could be loaded, sorted."""
+        return sorted(self._marks.keys() - self._serving.keys())
+
     def serving(self, model: str) -> Manifest:
         """Return the manifest of the serving revision. Raises NotFound."""
         return self._find(model).manifest

@@ -21,13 +21,14 @@ from support.pictures import picture, pictures
 from topwork.bundle.image import Pixels, preprocess
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.manifest import Manifest
+from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.store import Repository
 from topwork.engine.serving import classify_job
 from topwork.engine.serving import registry as registry_module
 from topwork.engine.serving.backbone import Backbone, Deliver
 from topwork.engine.serving.backbones import open_backbone
 from topwork.engine.serving.classifier import Classifier
-from topwork.engine.serving.classify_job import Answer, Classified
+from topwork.engine.serving.classify_job import Answer, Classified, Image
 from topwork.engine.serving.fair_queue import Flow
 from topwork.engine.serving.registry import Registry
 from topwork.errors import (
@@ -287,6 +288,86 @@ def test_equal_probabilities_come_in_label_order(colours: Repository) -> None:
     (result,) = asyncio.run(scenario()).results
     assert not isinstance(result, ImageError)
     assert [one.label for one in result.predictions] == ["blue", "green", "amber", "crimson"]
+
+
+class Given:
+    """A picture that its sender preprocessed."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+
+    def pixels(self, spec: PreprocessSpec) -> Pixels:
+        """See Prepared."""
+        return preprocess(PHOTOS[self._label], spec)
+
+
+def test_the_numbers_behind_the_predictions(repository: Repository) -> None:
+    """Encoded or preprocessed, a row each: the probabilities of classify, logits, embeddings."""
+
+    async def scenario() -> None:
+        async with desk(repository) as asked:
+            shown = ["green", "amber", "blue"]
+            answer = await asked.classify(*[PHOTOS[label] for label in shown])
+            images: list[Image] = [PHOTOS["green"], Given("amber"), PHOTOS["blue"]]
+            found = await asked.classifier.infer("colours", images, logits=True)
+            assert (found.revision, found.labels) == (1, LABELS)
+            for row, result in zip(found.probabilities, answer.results, strict=True):
+                assert not isinstance(result, ImageError)
+                for one in result.predictions:
+                    assert row[LABELS.index(one.label)] == pytest.approx(one.probability, abs=1e-6)
+            assert found.logits is not None
+            assert found.logits.argmax(axis=1).tolist() == [LABELS.index(one) for one in shown]
+            pixels = preprocess(PHOTOS["amber"], tiny.SPEC)
+            means = pixels.reshape(4, 4, 4, 4, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
+            np.testing.assert_allclose(found.embeddings[1], means.ravel(), rtol=1e-5)
+            assert (await asked.classifier.infer("colours", images)).logits is None
+
+    asyncio.run(scenario())
+
+
+def test_an_image_that_fails_fails_the_numbers(repository: Repository) -> None:
+    """The first bad image is the request's error, which has its index; the permits are back."""
+
+    async def scenario() -> None:
+        async with desk(repository, queue_limit=4) as asked:
+            images = [PHOTOS["green"], JUNK, PHOTOS["amber"], b""]
+            with pytest.raises(ImageError, match=r"^image 1: the image \(15 bytes\)") as caught:
+                await asked.classifier.infer("colours", images)
+            assert (caught.value.field, caught.value.reason) == ("images[1]", "IMAGE_UNREADABLE")
+            await asked.check_permits(4)
+
+    asyncio.run(scenario())
+
+
+def test_what_was_done_is_counted(repository: Repository) -> None:
+    """Answered requests with good images and seconds, of both kinds; failed ones by themselves."""
+
+    async def scenario() -> None:
+        async with desk(repository, queue_limit=4) as asked:
+            statistics = asked.classifier.statistics
+            assert statistics.of("colours") == {}
+            answer = await asked.classify(PHOTOS["green"], JUNK)
+            done = statistics.of("colours")[1]
+            timings = answer.timings
+            assert (done.answered, done.failed, done.images, done.runs) == (1, 0, 1, 1.0)
+            assert (done.total, done.queue, done.decode) == (
+                timings.total,
+                timings.queue,
+                timings.decode,
+            )
+            assert (done.backbone, done.head) == (timings.backbone, timings.head)
+            await asked.classifier.infer("colours", [PHOTOS["blue"]] * 3)
+            assert (done.answered, done.failed, done.images, done.runs) == (2, 0, 4, 4.0)
+            with pytest.raises(ImageError):
+                await asked.classifier.infer("colours", [JUNK])
+            asked.gate.close()
+            with pytest.raises(DeadlinePassed):
+                await asked.classify(PHOTOS["blue"], budget=0.01)
+            asked.gate.open()
+            assert (done.answered, done.failed, done.images) == (2, 2, 4)
+            assert done.failed_total >= 0.01
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(

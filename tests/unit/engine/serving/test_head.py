@@ -100,6 +100,18 @@ def test_a_head_says_what_its_graph_says(expansion: str, rows: int) -> None:
         np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("expansion", EXPANSIONS)
+def test_probabilities_are_the_softmax_of_logits(expansion: str) -> None:
+    """Logits are calibrated, as the probabilities are, and rows in input order."""
+    loaded = HeadLoader().load(to_onnx(a_head(expansion)), width=WIDTH, labels=LABELS, unknown=True)
+    logits = loaded.logits(embeddings(7))
+    assert logits.shape == (7, LABELS)
+    assert logits.dtype == np.float32
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(loaded.run(embeddings(7))[0], expected, atol=1e-6)
+
+
 def test_a_head_without_a_threshold_says_nothing_of_the_unknown() -> None:
     """What cannot tell the unknown returns None for it."""
     content = to_onnx(a_head(unknown=False))

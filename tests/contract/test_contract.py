@@ -17,6 +17,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support import servers, tiny
 from support.servers import Running
 
+from topwork.inference import inference_service_pb2
+from topwork.rpc.open_inference.servicer import OpenInferenceServicer
 from topwork.rpc.server import SERVICES
 from topwork.rpc.servicers import ClassifierServicer, ModelServicer, OperationsServicer
 from topwork.v1 import classifier_service_pb2, model_service_pb2
@@ -25,10 +27,16 @@ SERVICERS: dict[str, type] = {
     "topwork.v1.ClassifierService": ClassifierServicer,
     "topwork.v1.ModelService": ModelServicer,
     "google.longrunning.Operations": OperationsServicer,
+    "inference.GRPCInferenceService": OpenInferenceServicer,
 }
 METHODS: list[MethodDescriptor] = [
     method
-    for module in (classifier_service_pb2, model_service_pb2, operations_pb2)
+    for module in (
+        classifier_service_pb2,
+        inference_service_pb2,
+        model_service_pb2,
+        operations_pb2,
+    )
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 ]
@@ -81,7 +89,16 @@ def test_every_rpc_can_be_called(channel: grpc.Channel, method: MethodDescriptor
     if method.client_streaming and method.server_streaming:  # each message has its own answer
         assert [answer.error.code for answer in begun] == [code_pb2.INVALID_ARGUMENT]
     # Of these nothing is required.
-    well = method.name in {"ListModels", "ListOperations", "StreamClassify"}
+    well = method.name in {
+        "ListModels",
+        "ListOperations",
+        "ModelStatistics",
+        "RepositoryIndex",
+        "ServerLive",
+        "ServerMetadata",
+        "ServerReady",
+        "StreamClassify",
+    }
     assert begun.code() is (grpc.StatusCode.OK if well else grpc.StatusCode.INVALID_ARGUMENT)
 
 

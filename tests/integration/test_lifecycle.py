@@ -223,7 +223,7 @@ def test_health_follows_the_worker(colours: Repository) -> None:
     What learns and what classifies are told apart.
     """
     status = health_pb2.HealthCheckResponse
-    classifies, models, operations = SERVICES
+    classifies, models, operations, infers = SERVICES
     with (
         servers.running(colours.root) as server,
         grpc.insecure_channel(server.address) as channel,
@@ -250,7 +250,7 @@ def test_health_follows_the_worker(colours: Repository) -> None:
     assert sorted(changes) == sorted(
         (service, serving) for service in (models, operations) for serving in (False, True)
     )
-    assert classifies not in dict(changes)
+    assert not {classifies, infers} & dict(changes).keys()
 
 
 def is_health(fact: dict[str, Any]) -> bool:

@@ -44,7 +44,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if (known := self._wrapped.get(method)) is not None:
             return known
         handler = await continuation(handler_call_details)
-        if handler is None or not method.startswith(("/topwork.v1.", "/google.longrunning.")):
+        ours = ("/topwork.v1.", "/google.longrunning.", "/inference.")
+        if handler is None or not method.startswith(ours):
             return handler  # health and reflection follow their own rules
         kind = ("stream" if handler.request_streaming else "unary") + (
             "_stream" if handler.response_streaming else "_unary"

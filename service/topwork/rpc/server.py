@@ -21,9 +21,11 @@ from topwork.engine.serving.registry import Registry
 from topwork.engine.supervisor import Supervisor
 from topwork.engine.worker import WorkerConfig
 from topwork.errors import Unavailable
+from topwork.inference import inference_service_pb2, inference_service_pb2_grpc
 from topwork.rpc.changes import Changes
 from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
+from topwork.rpc.open_inference.servicer import OpenInferenceServicer
 from topwork.rpc.servicers import (
     ClassifierServicer,
     ModelServicer,
@@ -45,6 +47,7 @@ SERVICES = (
     classifier_service_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name,
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
     "google.longrunning.Operations",
+    inference_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
 
 
@@ -101,16 +104,25 @@ class Server:
         )
         self._model_servicer = ModelServicer(repository, self._registry, views, changes, limits)
         self._operations_servicer = OperationsServicer(views)
+        self._open_inference_servicer = OpenInferenceServicer(
+            repository,
+            self._registry,
+            self._classifier,
+            limits=limits,
+            most_seconds=config.most_seconds,
+            ready=self._classifies,
+        )
         self._interceptor = Interceptor(self._telemetry)
         self._grpc: grpc.aio.Server | None = None
         self._metrics: WSGIServer | None = None
-        classify, models, operations = SERVICES
+        classify, models, operations, inference = SERVICES
         self._health = Health(
             {
                 "": self._classifies,
                 classify: self._classifies,
                 models: self._works,
                 operations: self._works,
+                inference: self._classifies,
             }
         )
 
@@ -195,6 +207,9 @@ class Server:
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self._model_servicer, server)
         operations_pb2_grpc.add_OperationsServicer_to_server(self._operations_servicer, server)
+        inference_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            self._open_inference_servicer, server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server

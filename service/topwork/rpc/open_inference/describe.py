@@ -1,0 +1,99 @@
+"""Models and what they have done, as the protocol describes them."""
+
+from __future__ import annotations
+
+from topwork.bundle.limits import Limits
+from topwork.bundle.manifest import BackboneInfo, Manifest
+from topwork.engine.serving.statistics import Done
+from topwork.inference import inference_service_pb2 as pb
+from topwork.inference import model_config_pb2 as config_pb
+from topwork.rpc.open_inference.tensors import OUTPUTS
+
+NAME = "topwork"
+"""Of the server, and of what runs its models."""
+
+_Tensor = pb.ModelMetadataResponse.TensorMetadata
+
+
+def to_metadata(manifest: Manifest, info: BackboneInfo) -> pb.ModelMetadataResponse:
+    """Return a revision's tensors; -1 is the number of images."""
+    return pb.ModelMetadataResponse(
+        name=manifest.model,
+        versions=[str(manifest.revision)],
+        platform=NAME,
+        inputs=[
+            _Tensor(name="images", datatype="BYTES", shape=[-1, 1]),
+            _Tensor(name="pixels", datatype="UINT8", shape=[-1, *_picture(info)]),
+        ],
+        outputs=[
+            _Tensor(name=name, datatype="FP32", shape=[-1, width])
+            for name, width in _widths(manifest, info).items()
+        ],
+    )
+
+
+def to_config(manifest: Manifest, info: BackboneInfo, limits: Limits) -> config_pb.ModelConfig:
+    """Return a revision's tensors, without the dimension of images, and its preprocess spec."""
+    spec = info.preprocess
+    return config_pb.ModelConfig(
+        name=manifest.model,
+        platform=NAME,
+        backend=NAME,
+        max_batch_size=limits.max_images_per_request,
+        input=[
+            config_pb.ModelInput(
+                name="images", data_type=config_pb.TYPE_STRING, dims=[1], optional=True
+            ),
+            config_pb.ModelInput(
+                name="pixels",
+                data_type=config_pb.TYPE_UINT8,
+                format=config_pb.ModelInput.FORMAT_NHWC,
+                dims=_picture(info),
+                optional=True,
+            ),
+        ],
+        output=[
+            config_pb.ModelOutput(name=name, data_type=config_pb.TYPE_FP32, dims=[width])
+            for name, width in _widths(manifest, info).items()
+        ],
+        parameters={
+            name: config_pb.ModelParameter(string_value=str(value))
+            for name, value in (
+                ("resize", spec.resize),
+                ("crop", spec.crop),
+                ("interpolation", spec.interpolation),
+            )
+        },
+    )
+
+
+def to_statistics(model: str, revision: int, done: Done) -> pb.ModelStatistics:
+    """Return what a revision has done."""
+
+    def taken(seconds: float, count: int = done.answered) -> pb.StatisticDuration:
+        return pb.StatisticDuration(count=count, ns=round(seconds * 1e9))
+
+    return pb.ModelStatistics(
+        name=model,
+        version=str(revision),
+        last_inference=round(done.last * 1e3),
+        inference_count=done.images,
+        execution_count=round(done.runs),
+        inference_stats=pb.InferStatistics(
+            success=taken(done.total),
+            fail=taken(done.failed_total, done.failed),
+            queue=taken(done.queue),
+            compute_input=taken(done.decode),
+            compute_infer=taken(done.backbone + done.head),
+            compute_output=taken(0),
+        ),
+    )
+
+
+def _picture(info: BackboneInfo) -> list[int]:
+    return [info.preprocess.crop, info.preprocess.crop, 3]
+
+
+def _widths(manifest: Manifest, info: BackboneInfo) -> dict[str, int]:
+    labels = len(manifest.labels)
+    return dict(zip(OUTPUTS, (labels, labels, info.width), strict=True))

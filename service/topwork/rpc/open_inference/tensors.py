@@ -1,0 +1,206 @@
+"""What is asked for, in the engine's words: the images in a request's input, and its outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.bundle.image import Pixels
+from topwork.bundle.limits import Limits
+from topwork.bundle.prepared import take
+from topwork.bundle.preprocess import PreprocessSpec
+from topwork.engine.serving.classifier import check_count
+from topwork.engine.serving.classify_job import Image
+from topwork.errors import InvalidInput
+from topwork.inference import inference_service_pb2 as pb
+
+OUTPUTS = ("probabilities", "logits", "embedding")
+"""In the order in which they come if none is named."""
+
+_INPUTS = {"images": ("BYTES",), "pixels": ("UINT8", "FP32")}
+_TYPED = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
+_ELEMENTS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
+"""Of raw contents; typed UINT8 come as 32 bits."""
+
+_SHARED_MEMORY = "shared_memory_region"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An output that is asked for."""
+
+    name: str
+    classes: int
+    """How many of the largest to return as text; 0: all, as numbers."""
+
+
+def images(request: pb.ModelInferRequest, limits: Limits) -> Sequence[Image]:
+    """Return the images of a request. Raises InvalidInput if its input is not as it should be.
+
+    Pixels are looked at later, when their turn comes: ImageError is raised then.
+    """
+    if len(request.inputs) != 1:
+        raise InvalidInput(
+            f"the request has {len(request.inputs)} inputs; it must have one, images or pixels",
+            field="inputs",
+        )
+    tensor = request.inputs[0]
+    shape = _checked(tensor, limits)
+    if not request.raw_input_contents:
+        return _typed(tensor, shape)
+    if len(request.raw_input_contents) != 1:
+        raise InvalidInput(
+            f"raw_input_contents has {len(request.raw_input_contents)} entries for one input",
+            field="raw_input_contents",
+        )
+    if tensor.contents.ListFields():
+        raise InvalidInput(
+            "the input has typed contents beside raw_input_contents; it must have one of them",
+            field="inputs[0].contents",
+        )
+    content = request.raw_input_contents[0]
+    if tensor.datatype == "BYTES":
+        return split(content, shape[0])
+    dtype = _ELEMENTS[tensor.datatype]
+    _check_size(len(content), math.prod(shape) * dtype.itemsize, "bytes", shape)
+    return [_Raw(row) for row in np.frombuffer(content, dtype=dtype).reshape(shape)]
+
+
+def wanted(request: pb.ModelInferRequest) -> tuple[Wanted, ...]:
+    """Return the outputs that a request asks for, in its order. Raises InvalidInput."""
+    found = []
+    for index, output in enumerate(request.outputs):
+        field = f"outputs[{index}]"
+        if output.name not in OUTPUTS:
+            raise InvalidInput(
+                f"there is no output {output.name[:80]!r}; there are {', '.join(OUTPUTS)}",
+                field=f"{field}.name",
+            )
+        _refuse_shared_memory(output.parameters, field)
+        found.append(Wanted(output.name, _classes(output, field)))
+    if len({one.name for one in found}) < len(found):
+        raise InvalidInput("an output is asked for twice", field="outputs")
+    return tuple(found) or tuple(Wanted(name, 0) for name in OUTPUTS)
+
+
+def split(content: bytes, count: int) -> list[bytes]:
+    """Return the ``count`` elements of a raw BYTES tensor. Raises InvalidInput if it has others."""
+    elements, end = [], 0
+    for index in range(count):
+        start = end + 4
+        end = start + int.from_bytes(content[end:start], "little")
+        if start > len(content) or end > len(content):
+            raise InvalidInput(
+                f"raw_input_contents[0] ends within element {index} of {count}: it has "
+                f"{len(content)} bytes, the element ends at {end}",
+                field="raw_input_contents[0]",
+            )
+        elements.append(content[start:end])
+    if end != len(content):
+        raise InvalidInput(
+            f"raw_input_contents[0] has {len(content)} bytes; its {count} elements end at {end}",
+            field="raw_input_contents[0]",
+        )
+    return elements
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """One image of a raw tensor."""
+
+    values: NDArray[Any]
+
+    def pixels(self, spec: PreprocessSpec) -> Pixels:
+        """See Prepared."""
+        return take(self.values, spec)
+
+
+@dataclass(frozen=True, slots=True)
+class _Typed:
+    """One image of a typed tensor: numbers that only become an array when its turn comes."""
+
+    elements: Sequence[float]
+    """Of all images."""
+    index: int
+    shape: list[int]
+    dtype: type[np.generic]
+
+    def pixels(self, spec: PreprocessSpec) -> Pixels:
+        """See Prepared."""
+        size = math.prod(self.shape)
+        own = self.elements[self.index * size : (self.index + 1) * size]
+        return take(np.array(own, dtype=self.dtype).reshape(self.shape), spec)
+
+
+def _checked(tensor: pb.ModelInferRequest.InferInputTensor, limits: Limits) -> list[int]:
+    """Return an input's shape. Raises InvalidInput for a wrong name, datatype or shape."""
+    datatypes = _INPUTS.get(tensor.name)
+    if datatypes is None:
+        raise InvalidInput(
+            f"there is no input {tensor.name[:80]!r}; there are images and pixels",
+            field="inputs[0].name",
+        )
+    if tensor.datatype not in datatypes:
+        raise InvalidInput(
+            f"{tensor.name} is {tensor.datatype[:80]!r}; it must be {' or '.join(datatypes)}",
+            field="inputs[0].datatype",
+        )
+    _refuse_shared_memory(tensor.parameters, "inputs[0]")
+    shape = list(tensor.shape[:8])
+    fits = len(shape) == 4 if tensor.name == "pixels" else len(shape) == 1 or shape[1:] == [1]
+    if not fits or min(shape) < 1:
+        expected = "[N, crop, crop, 3]" if tensor.name == "pixels" else "[N] or [N, 1]"
+        raise InvalidInput(
+            f"{tensor.name} has shape {shape}; it must be {expected}", field="inputs[0].shape"
+        )
+    check_count(shape[0], limits)
+    return shape
+
+
+def _typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: list[int]) -> Sequence[Image]:
+    name = _TYPED[tensor.datatype]
+    others = [field.name for field, _ in tensor.contents.ListFields() if field.name != name]
+    if others:
+        raise InvalidInput(
+            f"the input has {', '.join(others)}; {tensor.datatype} has {name}",
+            field="inputs[0].contents",
+        )
+    elements = getattr(tensor.contents, name)
+    _check_size(len(elements), math.prod(shape), "elements", shape)
+    if tensor.datatype == "BYTES":
+        return list(elements)
+    dtype = np.uint32 if tensor.datatype == "UINT8" else np.float32
+    return [_Typed(elements, index, shape[1:], dtype) for index in range(shape[0])]
+
+
+def _check_size(found: int, expected: int, unit: str, shape: list[int]) -> None:
+    if found != expected:
+        raise InvalidInput(
+            f"the input has {found} {unit}; shape {shape} has {expected}", field="inputs[0]"
+        )
+
+
+def _classes(output: pb.ModelInferRequest.InferRequestedOutputTensor, field: str) -> int:
+    if "classification" not in output.parameters:
+        return 0
+    classes = output.parameters["classification"].int64_param
+    if classes < 1 or output.name == "embedding":
+        raise InvalidInput(
+            f"classification is {classes} of {output.name}; it must be an int64, at least 1, and "
+            "not of the embedding",
+            field=f"{field}.parameters",
+        )
+    return classes
+
+
+def _refuse_shared_memory(parameters: Mapping[str, pb.InferParameter], field: str) -> None:
+    if _SHARED_MEMORY in parameters:
+        raise InvalidInput(
+            "the server shares no memory with its clients; send the contents",
+            field=f"{field}.parameters",
+        )

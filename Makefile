@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test lint format proto bench clean
+.PHONY: install demo test tritonclient lint format proto bench clean
 
 install: $(INSTALLED)  ## Make .venv with everything in it
 
@@ -25,6 +25,12 @@ demo: $(INSTALLED)  ## Tell the whole story; DATA=/path/to/folders NEW=class for
 test: $(INSTALLED)  ## Run all tests
 	$(BIN)/python -m pytest
 
+# Its grpcio and protobuf are none that our generated code is made for.
+tritonclient: $(INSTALLED)  ## Test with NVIDIA's client, in an environment of its own
+	$(PYTHON) -m venv .venv-tritonclient
+	.venv-tritonclient/bin/python -m pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.73.0'
+	$(BIN)/python -m pytest tests/integration/test_tritonclient.py
+
 lint: $(INSTALLED)  ## Style, types, import rules, contract
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -36,7 +42,7 @@ format: $(INSTALLED)  ## Format and fix what can be fixed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-proto: $(INSTALLED)  ## Generate service/topwork/v1 from proto/
+proto: $(INSTALLED)  ## Generate service/topwork/{inference,v1} from proto/
 	$(BIN)/python proto/generate.py
 
 bench: $(INSTALLED)  ## Measure; DATA=/path/to/folders for your own photos
@@ -46,4 +52,4 @@ bench: $(INSTALLED)  ## Measure; DATA=/path/to/folders for your own photos
 	$(BIN)/python tests/benchmarks/embedding.py $(if $(DATA),"$(DATA)")
 
 clean:  ## Remove what make made
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-tritonclient build dist

@@ -28,6 +28,20 @@ def test_serving_package_imports_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_client_leaves_the_protocol_to_others() -> None:
+    """Our client fits into a process with tritonclient, which brings a package `inference`, too."""
+    code = (
+        "import topwork.rpc.client, topwork.rpc.async_client, topwork.cli\n"
+        "from google.protobuf import descriptor_pool\n"
+        "pool = descriptor_pool.Default()\n"
+        "pool.FindServiceByName('topwork.v1.ClassifierService')\n"
+        "try: print(pool.FindServiceByName('inference.GRPCInferenceService'))\n"
+        "except KeyError: print('free')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "free"
+
+
 def test_serving_requires_no_torch() -> None:
     """What `pip install 'topwork[cpu]'` asks for has no torch in it, directly or through others."""
     wanted = ["topwork[cpu]"]

@@ -11,6 +11,7 @@ from topwork.cli import show
 from topwork.cli.ask import describe, models
 from topwork.cli.change import remove_class, rename_class, retrain
 from topwork.cli.classify import classify
+from topwork.cli.health import health
 from topwork.cli.history import history, pin_revision, rollback
 from topwork.cli.keep import fsck, gc
 from topwork.cli.operations import operations
@@ -37,6 +38,7 @@ COMMANDS: tuple[click.Command, ...] = (
     rollback,
     pin_revision,
     operations,
+    health,
     models,
     describe,
     history,

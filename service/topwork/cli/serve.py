@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from pathlib import Path
 
@@ -92,6 +94,7 @@ def serve(
     log_format: str,
 ) -> None:
     """Serve all models of a repository over gRPC, until SIGTERM."""
+    _end_on_sigterm()
     # Imported here: the other commands need neither ONNX Runtime nor the database.
     from typing import cast
 
@@ -136,6 +139,7 @@ def worker(
 
     `topwork serve` does this too, unless it is told --no-worker: this is for hosts of their own.
     """
+    _end_on_sigterm()
     from typing import cast
 
     from topwork import logs
@@ -160,3 +164,11 @@ def worker(
 def _executor(database: str) -> str:
     """Return a name that this host's worker has after a restart, and no other host's."""
     return socket.gethostname() if database else "worker"
+
+
+def _end_on_sigterm() -> None:
+    """End at once, until there is more to end.
+
+    To process 1, which a container's command is, a signal that it does not handle is nothing.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

@@ -1,0 +1,26 @@
+"""``topwork health``: for supervisors that start a command rather than speak gRPC themselves."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from topwork.cli.options import address
+from topwork.rpc import probe
+
+
+@click.command()
+@address
+@click.option("--service", default="", help="Full name of a service. Default: the whole process.")
+@click.option(
+    "--timeout",
+    default=3.0,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds until no answer is an answer.",
+)
+def health(address: str, service: str, timeout: float) -> None:
+    """Ask a server whether it serves. Exit status 0 only if it says SERVING."""
+    status = probe.status(address, service, timeout)
+    print(status)
+    sys.exit(0 if status == probe.SERVING else 1)

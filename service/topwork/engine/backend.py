@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
 import topwork
 from topwork.engine.cores import available_cores
 from topwork.errors import Corrupt, NotReady
+
+# Else recent ones tell their makers what they run, and keep a database of it in the user's home.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort  # after what it looks at when it is imported
 
 Provider = Literal["cpu", "cuda", "tensorrt", "openvino", "auto"]
 """What runs a graph; ``auto`` is CUDA where it works, else the CPU."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -254,3 +257,24 @@ def test_manifests_say_what_computed() -> None:
     assert versions["numpy"] == np.__version__
     assert versions["onnxruntime"] == ort.__version__
     assert all(versions.values())
+
+
+def test_nothing_is_told_to_the_makers_of_the_runtime(tmp_path: Path) -> None:
+    """ONNX Runtime reports nothing: running a graph writes nothing, at home or for now."""
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(tiny.backbone_model())
+    homes = {name: tmp_path / name for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
+    for home in homes.values():
+        home.mkdir()
+    code = (
+        "import pathlib, sys\n"
+        "from topwork.engine.backend import open_session\n"
+        "open_session(pathlib.Path(sys.argv[1]).read_bytes(), output='embedding')\n"
+    )
+    given = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
+    subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        env=given | {name: str(home) for name, home in homes.items()},
+        check=True,
+    )
+    assert [one for home in homes.values() for one in home.rglob("*")] == []

@@ -182,7 +182,9 @@ class Scheduler:
     def _work(self) -> None:
         self._threads.add(threading.get_ident())
         # The event loop comes first: it has little to do, and others wait for it.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        thread = threading.get_native_id()
+        niceness = os.getpriority(os.PRIO_PROCESS, thread)  # the whole process may be nice already
+        os.setpriority(os.PRIO_PROCESS, thread, niceness + NICE)
         while not self._closed:
             if not self._step():
                 with self._changed:

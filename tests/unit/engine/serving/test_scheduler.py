@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -27,7 +30,7 @@ from topwork.bundle.image import Pixels
 from topwork.bundle.manifest import BackboneInfo
 from topwork.engine.serving.backbone import Deliver, Embedded
 from topwork.engine.serving.fair_queue import Flow
-from topwork.engine.serving.scheduler import LARGEST_GROUP, Outcome, Scheduler, Scores
+from topwork.engine.serving.scheduler import LARGEST_GROUP, NICE, Outcome, Scheduler, Scores
 from topwork.errors import ImageError, Unavailable
 
 INFO = tiny.backbone_info(b"")
@@ -485,3 +488,23 @@ def test_a_new_job_is_expected_to_end_after_what_goes_before() -> None:
         assert desk.scheduler.expected_seconds(100) == pytest.approx(100 * alone)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("nice", [0, 10])
+def test_threads_give_way_however_nice_the_process_is(nice: int) -> None:
+    """Threads are NICE nicer than their process. Only root may be less nice: others' would die."""
+    expected = min(os.nice(0) + nice + NICE, 19)
+    code = """
+import os, sys, threading, time
+from topwork.engine.serving.scheduler import Scheduler
+nice, expected = map(int, sys.argv[1:])
+os.nice(nice)
+scheduler = Scheduler(cores=1)
+scheduler.start()
+(thread,) = (one for one in threading.enumerate() if one.name == "classify-0")
+end = time.monotonic() + 60
+while os.getpriority(os.PRIO_PROCESS, thread.native_id) != expected:
+    assert time.monotonic() < end
+    time.sleep(0.001)
+"""
+    subprocess.run([sys.executable, "-c", code, str(nice), str(expected)], check=True)

@@ -1,0 +1,132 @@
+# Topwork's images. docs/deployment.md says how they are built, run and measured.
+#
+#   serve       the server and its worker on CPUs; what is built when no target is named
+#   serve-cuda  the same on NVIDIA's GPUs
+#   train       topwork-train
+#
+# Two secrets may be given to the build: pip.conf, pip's settings, and ca.pem, the certificates that
+# they name as /run/secrets/ca.pem.
+
+FROM debian:bookworm-slim AS python
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig /var/log/*
+
+
+# pip is here only, and fills environments that have none.
+FROM python AS tools
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates python3-pip
+ENV PIP_CONFIG_FILE=/run/secrets/pip.conf \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_PROGRESS_BAR=off \
+    PIP_QUIET=1
+WORKDIR /build
+COPY pyproject.toml constraints.txt ./
+# Without the sources: what pip brings is kept until one of these two files changes.
+RUN python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+        extras = project["optional-dependencies"]; \
+        [open(f"{name}.txt", "w").write("\n".join([*project["dependencies"], *extras[name]])) \
+         for name in ("cpu", "cuda", "train")]' \
+    && python3 -m venv --without-pip /opt/topwork
+
+
+FROM tools AS wheel
+COPY LICENSE README.md ./
+COPY service service
+COPY trainer trainer
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
+    python3 -m pip wheel --no-deps --wheel-dir /wheel .
+
+
+FROM tools AS train-environment
+# An index with torch for CPUs alone: the usual one has a build with gigabytes of CUDA.
+ARG TORCH_INDEX=
+# torch first and by its pin: asked for together with others, pip may take another build.
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
+    python3 -m pip --python /opt/topwork install --constraint constraints.txt \
+        ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch \
+    && python3 -m pip --python /opt/topwork install --constraint constraints.txt \
+        --requirement cpu.txt --requirement train.txt
+COPY --from=wheel /wheel /wheel
+RUN python3 -m pip --python /opt/topwork install --no-deps --no-index /wheel/*.whl
+
+
+FROM tools AS serve-cuda-environment
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
+    python3 -m pip --python /opt/topwork install --constraint constraints.txt \
+        --requirement cuda.txt 'onnxruntime-gpu[cuda,cudnn]'
+COPY --from=wheel /wheel /wheel
+COPY deploy/prune.sh ./
+RUN python3 -m pip --python /opt/topwork install --no-deps --no-index /wheel/*.whl \
+    && sh prune.sh /opt/topwork
+
+
+FROM tools AS serve-environment
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
+    python3 -m pip --python /opt/topwork install --constraint constraints.txt \
+        --requirement cpu.txt
+COPY --from=wheel /wheel /wheel
+COPY deploy/prune.sh ./
+RUN python3 -m pip --python /opt/topwork install --no-deps --no-index /wheel/*.whl \
+    && sh prune.sh /opt/topwork
+
+
+# What all images have in common. Any user may run them, also one that /etc/passwd does not know: only
+# /repository and /tmp are written to, and /tmp is everybody's home.
+FROM python AS runtime
+RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin topwork \
+    && install --directory --owner 10001 --group 0 --mode 2775 /repository
+ENV HOME=/tmp \
+    PATH=/opt/topwork/bin:/usr/local/bin:/usr/bin:/bin \
+    ORT_DISABLE_TELEMETRY=1 \
+    PYTHONDONTWRITEBYTECODE=1
+USER 10001:0
+# deploy/image.py adds version, revision and created.
+LABEL org.opencontainers.image.title="Topwork" \
+      org.opencontainers.image.description="Keep a pre-trained image network frozen and graft classes onto it, while it serves." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="debian:bookworm-slim"
+
+
+FROM runtime AS train
+ENV TOPWORK_TRAIN_FIT_REPOSITORY=/repository
+WORKDIR /repository
+COPY --from=train-environment /opt/topwork /opt/topwork
+ENTRYPOINT ["topwork-train"]
+CMD ["--help"]
+
+
+FROM runtime AS server
+# Process 1 is Python itself: it minds SIGTERM, and its worker ends with it.
+ENTRYPOINT ["topwork"]
+CMD ["serve"]
+STOPSIGNAL SIGTERM
+ENV TOPWORK_SERVE_REPOSITORY=/repository \
+    TOPWORK_SERVE_ADDRESS=0.0.0.0:50051 \
+    TOPWORK_SERVE_METRICS_PORT=9464 \
+    TOPWORK_SERVE_LOG_FORMAT=json \
+    TOPWORK_WORKER_REPOSITORY=/repository \
+    TOPWORK_WORKER_LOG_FORMAT=json \
+    TOPWORK_HEALTH_ADDRESS=127.0.0.1:50051
+EXPOSE 50051 9464
+# A worker alone answers nobody: start it with --no-healthcheck.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["topwork", "health"]
+
+
+FROM server AS serve-cuda
+COPY --from=serve-cuda-environment /opt/topwork /opt/topwork
+USER 0:0
+# NVIDIA's libraries came with pip; let the loader find them.
+RUN find /opt/topwork/lib -path '*/nvidia/*' -name lib -type d > /etc/ld.so.conf.d/topwork.conf \
+    && /sbin/ldconfig \
+    && rm -rf /var/cache/ldconfig
+USER 10001:0
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    TOPWORK_SERVE_PROVIDER=cuda
+
+
+FROM server AS serve
+COPY --from=serve-environment /opt/topwork /opt/topwork

@@ -6,7 +6,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test tritonclient lint format proto bench clean
+# Of the container: serve, serve-cuda or train.
+TARGET := serve
+IMAGE := topwork:$(TARGET)
+
+.PHONY: install demo test tritonclient lint format proto bench image image-base image-test clean
 
 install: $(INSTALLED)  ## Make .venv with everything in it
 
@@ -50,6 +54,16 @@ bench: $(INSTALLED)  ## Measure; DATA=/path/to/folders for your own photos
 	$(BIN)/python -m pytest -q tests/benchmarks/pieces.py
 	$(BIN)/python tests/benchmarks/learning.py $(if $(DATA),"$(DATA)")
 	$(BIN)/python tests/benchmarks/embedding.py $(if $(DATA),"$(DATA)")
+
+image:  ## Build a container image; TARGET=serve-cuda or train, FLAGS for the build
+	$(PYTHON) deploy/image.py $(TARGET) --tag $(IMAGE) $(FLAGS)
+
+image-base:  ## Make the base image from Debian's packages, where no registry answers
+	$(PYTHON) deploy/image.py base
+
+image-test: $(INSTALLED) image  ## Build the image and try it
+	TOPWORK_IMAGE=$(IMAGE) TOPWORK_ENGINE="$$($(PYTHON) deploy/image.py engine)" \
+		$(BIN)/python -m pytest -s tests/image
 
 clean:  ## Remove what make made
 	rm -rf $(VENV) .venv-tritonclient build dist

@@ -61,7 +61,7 @@ class UnknownMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A head that was tried, by cross-validation on the same folds as all others."""
+    """A head that was tried by cross-validation: on all folds, or on the first ones only."""
 
     head: str
     normalisation: str
@@ -69,6 +69,8 @@ class Candidate:
     accuracy: float
     log_loss: float
     chosen: bool
+    images: int = 0
+    """How many it was judged on; 0: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

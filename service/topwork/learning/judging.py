@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from topwork.bundle.exemplars import FOLDS
 from topwork.bundle.features import Normaliser
-from topwork.bundle.head import softmax
+from topwork.bundle.head import Scorer, softmax
 from topwork.bundle.recipe import HeadKind
 from topwork.learning.calibration import find_temperature, log_losses
 from topwork.learning.families import FAMILIES
@@ -57,9 +57,14 @@ class Judge:
         return np.asarray(balanced_weights(self.targets, self.classes) * taught)
 
     @cached_property
+    def judged_folds(self) -> NDArray[np.int64]:
+        """Return the folds that have judged rows, (F,), in order."""
+        return np.unique(self.folds[self.rows])
+
+    @cached_property
     def sets(self) -> NDArray[np.bool_]:
         """Return which rows teach, (F, N): all but those of one fold, fold by fold."""
-        return np.asarray(self.folds != np.arange(self.folds.max() + 1)[:, None])
+        return np.asarray(self.folds != self.judged_folds[:, None])
 
     def sample(self, rows: int) -> Judge:
         """Return a judge of so many rows only, of all if there are no more.
@@ -83,6 +88,10 @@ class Judge:
         last = int(enough.argmax()) if enough.any() else FOLDS
         return replace(self, folds=np.where(self.folds <= last, self.folds, -1))
 
+    def remaining(self, short: Judge) -> Judge:
+        """Return a judge of the folds that ``short``, which is shortened, does not judge."""
+        return replace(self, folds=np.where(short.folds < 0, self.folds, -1))
+
     def task(self, normaliser: Normaliser, threads: Threads = ALONE) -> Task:
         """Return what is to be learnt of the exemplars."""
         features = np.empty_like(self.embeddings)
@@ -103,26 +112,53 @@ class Judge:
         threads: Threads = ALONE,
     ) -> list[Trial]:
         """Return a trial a strength: each judged row by a head that saw none of its fold."""
+        scores = self.scores(task, kind, strengths, threads)
+        return threads.map(
+            lambda at: self._trial(kind, normaliser, strengths[at], scores[at]),
+            range(len(strengths)),
+        )
+
+    def completed(self, trial: Trial, short: Judge, task: Task, threads: Threads) -> Trial:
+        """Return ``short``'s trial with the rows judged, too, that ``short`` did not judge."""
+        rest = self.remaining(short)
+        (others,) = rest.scores(task, trial.kind, (trial.strength,), threads)
+        scores = np.empty((len(self.rows), self.classes), dtype=np.float32)
+        scores[np.searchsorted(self.rows, short.rows)] = trial.scores
+        scores[np.searchsorted(self.rows, rest.rows)] = others
+        return self._trial(trial.kind, trial.normaliser, trial.strength, scores)
+
+    def scores(
+        self, task: Task, kind: HeadKind, strengths: Sequence[float], threads: Threads
+    ) -> list[NDArray[np.float32]]:
+        """Return the scores (J, C) at each strength."""
         solved = FAMILIES[kind].solve(task, self.sets, strengths, final=False, threads=threads)
         task.expanded(solved[0][0].expansion)  # once, not on each thread
 
-        def judge(number: int) -> Trial:
-            strength, scorers = strengths[number], solved[number]
+        def score(scorers: list[Scorer]) -> NDArray[np.float32]:
             scores = np.empty((len(self.rows), task.classes), dtype=np.float32)
-            for fold, scorer in enumerate(scorers):
+            for fold, scorer in zip(self.judged_folds, scorers, strict=True):
                 mine = np.flatnonzero(self.folds[self.rows] == fold)
                 scores[mine] = task.scores(scorer, self.rows[mine])
-            temperature = find_temperature(scores, self.targets, self.weights)
-            return Trial(
-                kind=kind,
-                normaliser=normaliser,
-                strength=strength,
-                scores=scores,
-                temperature=temperature,
-                losses=log_losses(scores, self.targets, temperature),
-            )
+            return scores
 
-        return threads.map(judge, range(len(strengths)))
+        return threads.map(score, solved)
+
+    def _trial(
+        self,
+        kind: HeadKind,
+        normaliser: Normaliser,
+        strength: float,
+        scores: NDArray[np.float32],
+    ) -> Trial:
+        temperature = find_temperature(scores, self.targets, self.weights)
+        return Trial(
+            kind=kind,
+            normaliser=normaliser,
+            strength=strength,
+            scores=scores,
+            temperature=temperature,
+            losses=log_losses(scores, self.targets, temperature),
+        )
 
     def loss(self, trial: Trial) -> float:
         """Return the weighted mean log loss of a trial."""
@@ -132,19 +168,30 @@ class Judge:
         """Return the share of judged rows whose highest score is right."""
         return float((trial.scores.argmax(axis=1) == self.targets).mean())
 
-    def best(self, groups: Sequence[Sequence[Trial]]) -> Trial:
+    def best(self, groups: Iterable[Sequence[Trial]]) -> Trial:
         """Return the trial of least loss, but one of an earlier group if that is as good.
 
         As good: the paired difference is within its standard error (Breiman et al., 1984).
         """
+        return self.contenders(groups, errors=1.0)[0]
+
+    def contenders(
+        self, groups: Iterable[Sequence[Trial]], *, errors: float, slack: float = 0.0
+    ) -> list[Trial]:
+        """Return the best trial of each group, but of those that another's best is better than.
+
+        Better: by more than so many standard ``errors`` of the paired difference, and by more than
+        ``slack``, a share of the least loss.
+        """
         leaders = [min(group, key=self.loss) for group in groups]
         least = min(leaders, key=self.loss)
-        return next(one for one in leaders if self._as_good(one, least))
 
-    def _as_good(self, trial: Trial, least: Trial) -> bool:
-        differences = self.weights * (trial.losses - least.losses)
-        error = differences.std() / np.sqrt(len(differences))
-        return bool(differences.mean() <= error)
+        def contends(trial: Trial) -> bool:
+            differences = self.weights * (trial.losses - least.losses)
+            error = differences.std() / np.sqrt(len(differences))
+            return bool(differences.mean() <= max(errors * error, slack * self.loss(least)))
+
+        return [one for one in leaders if contends(one)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

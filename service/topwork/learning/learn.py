@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,52 +11,16 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from topwork.bundle.exemplars import FOLDS, Exemplars
-from topwork.bundle.features import make as make_normaliser
 from topwork.bundle.head import Head, Scorer
-from topwork.bundle.metrics import Candidate, Metrics, evaluate
-from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.bundle.metrics import Metrics, evaluate
+from topwork.bundle.recipe import HeadKind, Recipe
 from topwork.errors import Corrupt, NotReady
-from topwork.learning.families import FAMILIES, KERNEL_ROWS
+from topwork.learning.choosing import choose
+from topwork.learning.families import FAMILIES
 from topwork.learning.judging import Judge, Trial
 from topwork.learning.sharing import Threads
 from topwork.learning.task import Task
 from topwork.learning.unknown import learn_unknown
-
-NORMALISATIONS: tuple[Normalisation, ...] = ("sqrt_l2", "l2", "standardise")
-"""What ``auto`` tries, in the order in which the first of equally good ones is taken.
-
-``none`` was never better than ``l2``, on photos and X-rays, and worse at knowing the unknown.
-"""
-
-SCREENING: Mapping[HeadKind, float] = {"logistic": 30.0, "ridge": 2.0}
-"""The heads that normalisations are compared by, with their strengths."""
-
-SCREENED = 800
-"""Judged rows that are enough for that: as many folds are judged as have them.
-
-Of embeddings of 2,000 photos of flowers by five backbones, on three splits each, that chose as
-1,000 did 13 of 15 times; the other two it took the one with 0.01 less log loss.
-"""
-
-SCREENED_FROM = 2_000
-"""Rows that normalisations are compared on, of more a sample in which classes take turns.
-
-On 1,000 of 2,000 photos of flowers another one was taken: accuracy 0.941 instead of 0.937, but an
-AUROC of the unknown of 0.832 instead of 0.854.
-"""
-
-SCREENED_PER_LABEL = 20
-"""Rows for each label that they are compared on at least."""
-
-LOGISTIC_ROWS = 20_000
-"""Exemplars up to which ``auto`` tries logistic regression.
-
-Of 100,000 with 5 labels it was no better than ridge (0.993 and 0.994 of new images right), and took
-50 s of processor time and 2.5 GB more.
-"""
-
-LOGISTIC_NUMBERS = 1_000_000
-"""Exemplars times labels up to which it does: half as many take 15 s of processor time."""
 
 LARGEST = 1e15
 """The largest value of an embedding, whose square still fits into float32."""
@@ -95,35 +58,21 @@ def learn(
     normalisation), strength, temperature and what counts as unknown are chosen by cross-validation,
     anew at every call. ``threads`` changes how long it takes and nothing else.
 
-    Large sets are spared some of it: above SCREENED_FROM rows normalisations are compared on a
-    sample, and ``auto`` tries a kernel up to KERNEL_ROWS, logistic regression up to LOGISTIC_ROWS
-    and LOGISTIC_NUMBERS. What is tried is learnt from and judged on all rows. Raises Corrupt if an
-    embedding is not finite, NotReady if all were seen or are too many for the recipe's head.
+    Large sets are spared some of it: see ``choosing``. What is chosen is learnt from all rows, and
+    judged on all folds. Raises Corrupt if an embedding is not finite, NotReady if all were seen or
+    are too many for the recipe's head.
     """
     _check(exemplars)
     _use_one_blas_thread()
-    recipe = recipe or Recipe()
     judge = Judge(
         embeddings=exemplars.embeddings,
         every_target=exemplars.targets,
         classes=len(exemplars.labels),
         folds=exemplars.folds(seed),
     )
-    heads = _heads(exemplars) if recipe.head == "auto" else (recipe.head,)
     with Threads(threads) as shared:
-        normalisation = recipe.normalisation
-        if normalisation == "auto":
-            screening: HeadKind = "logistic" if _few_numbers(exemplars) else "ridge"
-            normalisation = _screened(judge, screening, shared)
-        normaliser = make_normaliser(normalisation, exemplars.embeddings)
-        task = judge.task(normaliser, shared)
-        trials = shared.together(
-            *(
-                partial(judge.trials, task, normaliser, head, FAMILIES[head].strengths, shared)
-                for head in heads
-            )
-        )
-        best = judge.best(trials)
+        choice = choose(judge, recipe or Recipe(), shared)
+        task, best = choice.task, choice.best
         scorer, told = shared.both(
             partial(_solve_all, task, best, shared),
             partial(
@@ -143,41 +92,13 @@ def learn(
     metrics = evaluate(judge.targets, probabilities, exemplars.labels, folds=FOLDS)
     return Learned(
         head=Head(
-            normaliser=normaliser, scorer=scorer, temperature=best.temperature, unknown=unknown
+            normaliser=best.normaliser, scorer=scorer, temperature=best.temperature, unknown=unknown
         ),
         kind=best.kind,
         strength=best.strength,
-        metrics=replace(
-            metrics,
-            unknown=unknown_metrics,
-            candidates=tuple(
-                Candidate(
-                    head=trial.kind,
-                    normalisation=normaliser.kind,
-                    strength=trial.strength,
-                    accuracy=judge.accuracy(trial),
-                    log_loss=judge.loss(trial),
-                    chosen=trial is best,
-                )
-                for group in trials
-                for trial in group
-            ),
-        ),
+        metrics=replace(metrics, unknown=unknown_metrics, candidates=choice.candidates),
         judged=Judged(rows=judge.rows, probabilities=probabilities),
     )
-
-
-def _screened(judge: Judge, head: HeadKind, threads: Threads) -> Normalisation:
-    """Return the normalisation that is best for a head, on a sample of many rows."""
-    rows = max(SCREENED_FROM, SCREENED_PER_LABEL * judge.classes)
-    few = judge.sample(rows).shortened(SCREENED)
-
-    def screen(kind: Normalisation) -> list[Trial]:
-        normaliser = make_normaliser(kind, few.embeddings)
-        return few.trials(few.task(normaliser), normaliser, head, (SCREENING[head],), threads)
-
-    trials = threads.together(*(partial(screen, kind) for kind in NORMALISATIONS))
-    return few.best(trials).normaliser.kind
 
 
 def _solve_all(task: Task, best: Trial, threads: Threads) -> Scorer:
@@ -186,22 +107,6 @@ def _solve_all(task: Task, best: Trial, threads: Threads) -> Scorer:
         task, everything, [best.strength], final=True, threads=threads
     )
     return scorer
-
-
-def _heads(exemplars: Exemplars) -> tuple[HeadKind, ...]:
-    """Return the heads that ``auto`` tries: those that are linear first, being cheap to serve.
-
-    Of those, logistic regression was best on new photos after fits on 5 to 60 photos a class.
-    """
-    closed: tuple[HeadKind, ...] = ("ridge", "nearest_mean")
-    linear = ("logistic", *closed) if _few_numbers(exemplars) else closed
-    return (*linear, "kernel") if len(exemplars) <= KERNEL_ROWS else linear
-
-
-def _few_numbers(exemplars: Exemplars) -> bool:
-    """Return whether logistic regression takes seconds rather than minutes."""
-    rows = len(exemplars)
-    return rows <= LOGISTIC_ROWS and rows * len(exemplars.labels) <= LOGISTIC_NUMBERS
 
 
 def _check(exemplars: Exemplars) -> None:

@@ -41,7 +41,7 @@ class Threads:
 
         So the parts of all of them keep the threads busy, and none waits for the slowest of others.
         """
-        if self._pool is None:
+        if self._pool is None or len(calls) < 2:
             return [call() for call in calls]
         with ThreadPoolExecutor(len(calls)) as waiting:
             return [one.result() for one in [waiting.submit(call) for call in calls]]

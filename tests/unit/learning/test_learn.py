@@ -24,11 +24,11 @@ from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.bundle.shards import Shard, open_shard, to_bytes
 from topwork.engine.backend import open_session
 from topwork.errors import Corrupt, NotReady
-from topwork.learning import calibration, judging, ridge, task
-from topwork.learning import learn as module
+from topwork.learning import calibration, choosing, judging, ridge, task
+from topwork.learning.choosing import NORMALISATIONS
 from topwork.learning.families import FAMILIES
 from topwork.learning.judging import Judge, Trial
-from topwork.learning.learn import NORMALISATIONS, Learned, learn
+from topwork.learning.learn import Learned, learn
 
 KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 ALL_NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
@@ -380,8 +380,8 @@ def test_nothing_to_judge_by_is_said() -> None:
 
 def test_normalisations_are_compared_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many exemplars so many a label are looked at; the head is learnt from all."""
-    monkeypatch.setattr(module, "SCREENED_FROM", 30)
-    monkeypatch.setattr(module, "SCREENED_PER_LABEL", 10)
+    monkeypatch.setattr(choosing, "SCREENED_FROM", 30)
+    monkeypatch.setattr(choosing, "SCREENED_PER_LABEL", 10)
     looked: list[int] = []
     trials = Judge.trials
 
@@ -400,7 +400,7 @@ def test_auto_does_without_logistic_regression_for_many_numbers(
     numbers: int, tried: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to LOGISTIC_NUMBERS it is tried; beyond, closed forms choose the normalisation, too."""
-    monkeypatch.setattr(module, "LOGISTIC_NUMBERS", numbers)
+    monkeypatch.setattr(choosing, "LOGISTIC_NUMBERS", numbers)
     learned = learn(garden(dict.fromkeys(LABELS, 12)), seed=0)
     assert ("logistic" in {one.head for one in learned.metrics.candidates}) == tried
     assert {"ridge", "nearest_mean"} <= {one.head for one in learned.metrics.candidates}
@@ -410,7 +410,7 @@ def test_a_recipe_may_ask_for_logistic_regression_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The bound is for ``auto`` only."""
-    monkeypatch.setattr(module, "LOGISTIC_NUMBERS", 1)
+    monkeypatch.setattr(choosing, "LOGISTIC_NUMBERS", 1)
     recipe = Recipe(head="logistic")
     assert learn(garden(dict.fromkeys(LABELS, 12)), seed=0, recipe=recipe).kind == "logistic"
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from topwork.bundle.comparison import Rejection
-from topwork.bundle.exemplars import Exemplars, split
+from topwork.bundle.exemplars import Exemplars, merge, split
 from topwork.bundle.findings import left_out
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.manifest import BackboneInfo, Manifest, ShardRef
@@ -245,7 +245,7 @@ class Trainer:
         shards: tuple[ShardRef, ...],
         operation: str,
     ) -> Candidate:
-        exemplars = self._repository.exemplars(shards)
+        exemplars, before = self._read(parent, shards)
         recipe = job.recipe or parent.recipe
         learned = learn(exemplars, seed=parent.seed, recipe=recipe, threads=self._cores)
         findings = (
@@ -256,9 +256,7 @@ class Trainer:
             *audit_exemplars(exemplars, learned.judged, seed=parent.seed),
         )
         comparison = gate.compare(
-            Judgement.of_shards(
-                self._repository.shards(parent.exemplars), self._repository.metrics(parent)
-            ),
+            before,
             Judgement.of(exemplars, learned.metrics),
             taught=job.label if job.kind in UPLOADING else None,
             renamed={job.label: job.new_label} if job.kind == "rename_class" else {},
@@ -295,6 +293,14 @@ class Trainer:
             making=Making(command=_described(job, new, operation), findings=findings),
         )
         return _candidate(manifest, new)
+
+    def _read(self, parent: Manifest, shards: tuple[ShardRef, ...]) -> tuple[Exemplars, Judgement]:
+        """Return the exemplars of ``shards`` and what the parent is judged by; read each once."""
+        refs = dict.fromkeys(ref.digest for ref in (*parent.exemplars, *shards))
+        opened = {digest: self._repository.shard(digest) for digest in refs}
+        exemplars = merge([(ref.label, opened[ref.digest]) for ref in shards])
+        old = [(ref.label, opened[ref.digest]) for ref in parent.exemplars]
+        return exemplars, Judgement.of_shards(old, self._repository.metrics(parent))
 
     def _session(self, manifest: Manifest, info: BackboneInfo) -> Session:
         if info.digest not in self._sessions:

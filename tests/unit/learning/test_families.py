@@ -189,7 +189,7 @@ def test_strengths_are_in_the_order_asked_for(kind: HeadKind) -> None:
     for strength, scorers in zip(strengths, together, strict=True):
         (alone,) = FAMILIES[kind].solve(task, sets, [strength], final=True)
         for found, want in zip(scorers, alone, strict=True):
-            np.testing.assert_allclose(found(task.features), want(task.features), atol=1e-5)
+            np.testing.assert_allclose(found(task.features), want(task.features), atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,15 +1,17 @@
-"""Measure AddClass beside a full retrain, and solves of many exemplars beside scikit-learn's.
+"""Measure AddClass beside a full retrain, and changes of many exemplars beside scikit-learn's fits.
 
-    python tests/benchmarks/learning.py [PHOTOS] [--quick] [--solves] [--svg FILE]
+    python tests/benchmarks/learning.py [PHOTOS] [--new FOLDER] [--quick] [--solves] [--svg FILE]
 
 PHOTOS is a folder with a folder of photos for each class, the last of which is added; without it
-flowers are rendered. Every image is learnt from, and accuracies are by cross-validation. --solves
-leaves that out.
+flowers are rendered. Every image is learnt from, and accuracies are by cross-validation. Then a few
+photos of one more class are added to the model of all, time and again: those in --new, else
+rendered ones. --solves leaves all that out.
 
-The solves are of made-up embeddings, each in a process of its own with two threads. Topwork's are
-whole: folds, normalisations, all kinds of heads on all folds, calibration, the unknown, audit.
-scikit-learn's is one fit to convergence, of a logistic regression where one ends in a minute or so,
-of a ridge elsewhere. Both answer for the same 2,000 new images. --svg draws them.
+The changes are AddClass of a class of made-up embeddings, each in a process of its own with two
+threads: all that comes after embedding, from shards on the disk to a revision that serves (folds,
+normalisations, heads, calibration, the unknown, audit, gate, report). scikit-learn's is one fit to
+convergence, of a logistic regression where one ends in a minute or so, of a ridge elsewhere. Both
+answer for the same 2,000 new images. --svg draws them.
 """
 
 from __future__ import annotations
@@ -17,20 +19,27 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.bundle.exemplars import Exemplars, make
+from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.bundle.thumbnail import SIDE, thumbnail
+from topwork.engine.backend import open_session
+from topwork.engine.cores import available_cores
+from topwork.engine.embed import Source, embed
+from topwork.engine.jobs import Job
+from topwork.rpc.client import Client, result
 from topwork_trainer import commands
 
 EXEMPLARS = (500, 2_000, 10_000, 100_000)
@@ -40,6 +49,9 @@ FEWEST = 5
 LOGISTIC = 100_000
 """Exemplars times classes up to which scikit-learn's logistic regression is run to the end."""
 NEW, WIDTH, SEED = 2_000, 1280, 0
+FEW = 30
+"""Photos of a small new class."""
+REPEATS = 7
 
 Row = dict[str, Any]
 
@@ -48,18 +60,19 @@ def main() -> None:
     """Measure and print JSON: an object of AddClass, then one for each size of a solve."""
     parser = argparse.ArgumentParser()
     parser.add_argument("photos", nargs="?", type=Path)
+    parser.add_argument("--new", type=Path, help="photos of one more class")
     parser.add_argument("--quick", action="store_true", help="sizes that take seconds only")
     parser.add_argument("--solves", action="store_true", help="no AddClass")
     parser.add_argument("--svg", type=Path, help="where to draw the solves")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        whose, exemplars, classes = asked.one
-        measured = {"topwork": of_topwork, "scikit-learn": of_scikit_learn}[whose]
-        print(json.dumps(measured(int(exemplars), int(classes))))
+        whose, exemplars, classes, work = asked.one
+        measured = {"prepare": prepare, "topwork": of_topwork, "scikit-learn": of_scikit_learn}
+        print(json.dumps(measured[whose](int(exemplars), int(classes), Path(work))))
         return
     if not asked.solves:
-        print(json.dumps(add_class(asked.photos), indent=1), flush=True)
+        print(json.dumps(add_class(asked.photos, asked.new), indent=1), flush=True)
     rows = []
     for row in solves(EXEMPLARS[:2] if asked.quick else EXEMPLARS):
         print(json.dumps(row), flush=True)
@@ -71,13 +84,13 @@ def main() -> None:
 # AddClass
 
 
-def add_class(photos: Path | None) -> Row:
-    """Return what adding the last class costs and brings, beside a fit of all."""
+def add_class(photos: Path | None, new: Path | None) -> Row:
+    """Return what adding the last class costs and brings, beside a fit of all; then a small one."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        data = photos or work / "rendered"
-        if photos is None:
-            commands.run("topwork_trainer", "demo-data", data)
+        rendered = work / "rendered"
+        commands.run("topwork_trainer", "demo-data", rendered)
+        data = photos or rendered
         labels = sorted(path.name for path in data.iterdir() if path.is_dir())
         repository = work / "repository"
         fit = ("fit", data, "--repository", repository, "--no-cache", "--json")
@@ -91,6 +104,8 @@ def add_class(photos: Path | None) -> Row:
         (joint,) = commands.run("topwork_trainer", *fit, "--model", "joint")
         store = Repository(repository)
         same = store.manifest("grafted", 2).head == store.manifest("joint", 1).head
+        small = new or max(path for path in rendered.iterdir() if path.is_dir())
+        few = add_few(store, sorted(small.iterdir())[:FEW], work)
     accuracy = ("accuracy", "accuracy_low", "accuracy_high")
     return {
         "images": joint["images"],
@@ -104,10 +119,63 @@ def add_class(photos: Path | None) -> Row:
         "full_retrain_seconds": joint["seconds"],
         "times_faster": joint["seconds"]["total"] / added["seconds"]["total"],
         "head_is_byte_identical": same,
+        "few": {**few, "times_faster": joint["seconds"]["total"] / few["seconds"]},
     }
 
 
-# Solves
+def add_few(store: Repository, photos: Sequence[Path], work: Path) -> Row:
+    """Return what a small class costs beside the model of all: medians, the least in brackets.
+
+    Seconds are from the last uploaded byte to the first answer that knows the class. The budget is
+    1.2 times what embedding the photos takes with all cores and nothing else, and half a second.
+    """
+    alone = [seconds_to_embed(store, photos) for _ in range(REPEATS)][1:]
+    seconds, stages = [], []
+    with commands.serving(store.root, work / "log") as served, Client(served.address) as client:
+        probe = [photos[0].read_bytes()]
+        for _ in range(REPEATS):
+            uploaded = 0.0
+
+            def upload() -> Iterator[tuple[str, bytes]]:
+                nonlocal uploaded
+                for photo in photos:
+                    yield photo.name, photo.read_bytes()
+                uploaded = time.perf_counter()
+
+            before = client.classify("joint", probe).revision
+            accepted = client.add_class("joint", "new", upload())
+            while client.classify("joint", probe).revision == before:
+                time.sleep(0.01)
+            seconds.append(time.perf_counter() - uploaded)
+            times = result([*client.watch(accepted.name)][-1]).stage_times
+            stages.append(
+                {
+                    stage: cast("float", getattr(times, stage).ToTimedelta().total_seconds())
+                    for stage in ("queued", "embedding", "solving", "publishing")
+                }
+            )
+            list(client.watch(client.remove_class("joint", "new").name))
+    return {
+        "images": len(photos),
+        "seconds": statistics.median(seconds),
+        "least_seconds": min(seconds),
+        "stages": {key: statistics.median(one[key] for one in stages) for key in stages[0]},
+        "embedding_alone": statistics.median(alone),
+        "budget": 1.2 * statistics.median(alone) + 0.5,
+    }
+
+
+def seconds_to_embed(store: Repository, photos: Sequence[Path]) -> float:
+    """Return how long the worker's own loop takes, with all cores."""
+    manifest = store.manifest("joint", 1)
+    session = open_session(store.backbone_model(manifest.backbone), output="embedding")
+    sources = [Source(name=one.name, label="new", read=one.read_bytes) for one in photos]
+    start = time.perf_counter()
+    embed(sources, session, store.backbone(manifest).preprocess, cores=available_cores())
+    return time.perf_counter() - start
+
+
+# Changes of many exemplars
 
 
 def solves(sizes: Sequence[int]) -> Iterator[Row]:
@@ -116,38 +184,103 @@ def solves(sizes: Sequence[int]) -> Iterator[Row]:
         for classes in CLASSES:
             if exemplars >= FEWEST * classes:
                 row: Row = {"exemplars": exemplars, "classes": classes}
-                for whose in ("topwork", "scikit-learn"):
-                    command = [sys.executable, __file__, "--one", whose]
-                    printed = subprocess.run(
-                        [*command, str(exemplars), str(classes)], check=True, capture_output=True
-                    )
-                    row[whose] = json.loads(printed.stdout)
+                with tempfile.TemporaryDirectory() as work:
+                    for whose in ("prepare", "topwork", "scikit-learn"):
+                        command = [sys.executable, __file__, "--one", whose]
+                        printed = subprocess.run(
+                            [*command, str(exemplars), str(classes), work],
+                            check=True,
+                            capture_output=True,
+                        )
+                        row[whose] = json.loads(printed.stdout)
                 yield row
 
 
-def of_topwork(exemplars: int, classes: int) -> Row:
-    """Learn and audit once to load what is loaded, in small, and once to measure."""
-    from topwork.learning.audit import audit_exemplars
+def prepare(exemplars: int, classes: int, work: Path) -> Row:
+    """Store a model of all classes but the last, whose shard is stored only."""
+    from topwork.bundle.exemplars import shard_of
+    from topwork.bundle.files import sha256
+    from topwork.bundle.manifest import BackboneInfo
+    from topwork.bundle.preprocess import PreprocessSpec
+    from topwork.engine.publish import publish
+    from topwork.learning.learn import learn
+    from topwork.report.content import Making
+
+    made = made_up(exemplars, classes)[0]
+    store = Repository(work)
+    content = b"stands for a backbone"
+    backbone = store.put_backbone(
+        content,
+        BackboneInfo(
+            name="made up",
+            identity="made up",
+            digest=sha256(content),
+            preprocess=PreprocessSpec(resize=224, crop=224),
+            width=WIDTH,
+            precision="fp32",
+            licence="",
+            source="",
+            weights_digest=sha256(b""),
+            parity_error=0.0,
+            versions={},
+        ),
+    )
+    old = made.where(made.targets < classes - 1)
+    publish(
+        store,
+        old,
+        learn(old, seed=SEED, recipe=Recipe(head="nearest_mean", normalisation="l2")),
+        model="m",
+        backbone=backbone.digest,
+        shards=store.put_exemplars(old),
+        seed=SEED,
+        recipe=Recipe(),
+        making=Making(command="", findings=()),
+    )
+    store.set_serving("m", 1, why="fit")
+    label = made.labels[-1]
+    return {"backbone": backbone.digest, "shard": store.put_shard(shard_of(made, label))}
+
+
+def of_topwork(exemplars: int, classes: int, work: Path) -> Row:
+    """Learn once to load what is loaded, in small, and change once to measure."""
+    from topwork.engine.retrain import NewExemplars, Trainer
     from topwork.learning.learn import learn
 
     learn(made_up(60, 3)[0], seed=SEED, threads=2)
-    made, new, truth = made_up(exemplars, classes)
+    store = Repository(work)
+    before = {path: path.stat().st_ino for path in (work / "exemplars").iterdir()}
+    (shard,) = set(store.stored("exemplars")) - {
+        one.digest for one in store.manifest("m", 1).exemplars
+    }
+    job = Job(kind="add_class", model="m", label=f"class {classes - 1:03}", accepted=time.time())
+    new = NewExemplars(
+        shard=shard, backbone=store.manifest("m", 1).backbone, images=1, skipped=(), conflicts=()
+    )
+    trainer = Trainer(store, cores=2)
     start, cpu = time.perf_counter(), time.process_time()
-    learned = learn(made, seed=SEED, threads=2)
-    findings = audit_exemplars(made, learned.judged, seed=SEED)
+    found = trainer.solve(job, new, "operation")
+    if found.rejected is None:
+        trainer.serve(job, found.result.revision, "operation")
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    peak = peak_mib()
+    after = {path: path.stat().st_ino for path in (work / "exemplars").iterdir()}
+    manifest = store.manifest("m", 2)
+    _, fresh, truth = made_up(exemplars, classes)
+    (logits,) = open_session(store.head(manifest), output="logits").run_outputs(fresh, ("logits",))
     return {
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": time.process_time() - cpu,
-        "peak_mib": peak_mib(),
-        "head": learned.kind,
-        "normalisation": learned.head.normaliser.kind,
-        "accuracy": float((learned.head.logits(new).argmax(axis=1) == truth).mean()),
-        "cross_validated": learned.metrics.accuracy,
-        "findings": len(findings),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_mib": peak,
+        "head": manifest.chosen.kind,
+        "normalisation": manifest.chosen.normalisation,
+        "accuracy": float((logits.argmax(axis=1) == truth).mean()),
+        "cross_validated": store.metrics(manifest).accuracy,
+        "shards_are_as_they_were": before == after,
     }
 
 
-def of_scikit_learn(exemplars: int, classes: int) -> Row:
+def of_scikit_learn(exemplars: int, classes: int, _: Path) -> Row:
     """Fit once, on embeddings of length 1, classes balanced."""
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
     from threadpoolctl import threadpool_limits

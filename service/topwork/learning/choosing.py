@@ -44,9 +44,9 @@ Only where others cost as much again; closed forms share most of the work.
 """
 
 SLACK = 0.1
-"""Share of the least loss that another strength may be worth.
+"""Share of the least loss that another strength may bring.
 
-On flowers and X-rays the first one of logistic regression was at most 0.06 above the best.
+In the 84 cases below the first one of logistic regression was at most 0.094 above its best.
 """
 
 RACED = 700
@@ -55,9 +55,10 @@ RACED = 700
 CLEARLY = 2.0
 """Standard errors of a paired difference that make it clear.
 
-Of flowers by three backbones and X-rays, in three splits, whole and in part, by each normalisation,
-the head was that of all folds 54 of 54 times. Five times its strength was another one, with up to
-0.0026 more log loss.
+Of flowers by three backbones and X-rays by two, on three splits, whole and in part, by each
+normalisation, it took the head that all heads on all folds would give 82 of 84 times, 73 times with
+the same strength. The other 11 differed by -0.004 to 0.009 in log loss, by -0.003 to 0.006 in
+accuracy and in the mean by nothing.
 """
 
 LOGISTIC_ROWS = 20_000

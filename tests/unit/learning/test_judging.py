@@ -13,6 +13,7 @@ from topwork.bundle.features import make as make_normaliser
 from topwork.bundle.recipe import HeadKind
 from topwork.learning.families import FAMILIES
 from topwork.learning.judging import Judge, Trial
+from topwork.learning.sharing import ALONE
 from topwork.learning.task import Task, take_turns
 
 KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
@@ -117,6 +118,20 @@ def test_a_shortened_judge_judges_the_first_folds() -> None:
     assert (one.shortened(1000).folds == one.folds).all()
 
 
+def test_a_trial_is_completed_on_the_other_folds() -> None:
+    """Judged on the first folds and then on the others, it is the trial of all folds at once."""
+    one = judge(exemplars(), taught=20)
+    task, normaliser = task_of(one), make_normaliser("l2", one.embeddings)
+    short = one.shortened(30)
+    assert 30 <= len(short.rows) < 70
+    (first,) = short.trials(task, normaliser, "ridge", [3.0])
+    (want,) = one.trials(task, normaliser, "ridge", [3.0])
+    found = one.completed(first, short, task, ALONE)
+    np.testing.assert_allclose(found.scores, want.scores, atol=1e-5)
+    assert found.temperature == pytest.approx(want.temperature, rel=1e-3)
+    np.testing.assert_allclose(found.losses, want.losses, atol=1e-3)
+
+
 def test_a_sample_keeps_folds_and_classes() -> None:
     """Its rows are the first of each class in turn, with the folds that they had."""
     one = judge(exemplars())
@@ -173,6 +188,16 @@ def test_the_earlier_of_equals_is_taken() -> None:
     assert one.best(groups) is groups[0][0]
     one, groups = noisy(1.1)
     assert one.best(groups) is groups[1][0]
+
+
+def test_slack_keeps_what_is_not_much_worse() -> None:
+    """Beyond the errors one still contends while it is worse by no more than that share."""
+    one, groups = noisy(3.0)
+    ((cheap,), (dear,)) = groups
+    share = one.loss(cheap) / one.loss(dear) - 1
+    assert one.contenders(groups, errors=2.0) == [dear]
+    assert one.contenders(groups, errors=2.0, slack=share - 0.01) == [dear]
+    assert one.contenders(groups, errors=2.0, slack=share + 0.01) == [cheap, dear]
 
 
 def test_differences_are_paired() -> None:

@@ -309,6 +309,22 @@ def test_one_candidate_is_chosen() -> None:
     assert chosen.log_loss < best + 0.1
 
 
+def test_what_is_clearly_worse_is_not_judged_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The winner is judged on all images, one that is far behind on the first folds' only."""
+    monkeypatch.setattr(choosing, "RACED", 60)
+    made = garden(dict.fromkeys(LABELS, 40))
+    made.embeddings[:, 20:] *= 9  # they say nothing, and nearest means are lost in them
+    tried = learn(made, seed=0).metrics.candidates
+    (chosen,) = (one for one in tried if one.chosen)
+    (mean,) = (one for one in tried if one.head == "nearest_mean")
+    assert chosen.images == 200
+    assert 60 <= mean.images < 200
+    monkeypatch.setattr(choosing, "RACED", 200)
+    (again,) = (one for one in learn(made, seed=0).metrics.candidates if one.chosen)
+    assert (again.head, again.strength) == (chosen.head, chosen.strength)
+    assert again.log_loss == pytest.approx(chosen.log_loss, abs=1e-3)
+
+
 def test_the_first_of_equals_is_taken() -> None:
     """Where no image differs from another, no head is better: logistic, on square roots."""
     made = garden(dict.fromkeys(LABELS, 12))

@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +53,10 @@ class Claim:
             return False
 
 
-def claim(root: Path, executor: str) -> Claim:
+def claim(root: Path, executor: str, *, on_wait: Callable[[], None] = lambda: None) -> Claim:
     """Return the claim to ``executor``'s name in the repository ``root``, waiting for its holder.
 
-    Raises InvalidInput if it cannot be a file's name.
+    ``on_wait`` is called if there is one. Raises InvalidInput if it cannot be a file's name.
     """
     path = _lock(root, check_executor(executor))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +64,7 @@ def claim(root: Path, executor: str) -> Claim:
         file = path.open("a")
         if not _locked(file):
             log.info("another worker has this executor's name; waiting", executor=executor)
+            on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
         claimed = Claim(executor=executor, path=path, file=file)
         if claimed.held():

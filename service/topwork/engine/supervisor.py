@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -27,13 +28,15 @@ class Supervisor:
     """Starts a worker, and another one whenever it dies.
 
     Spawned, never forked: grpc and ONNX Runtime hold threads that a fork would not copy. The pipe
-    between the two ends with this process, however that ends, and the worker with the pipe.
+    between the two ends with this process, however that ends, and the worker with the pipe. It
+    brings what the worker says of itself.
     """
 
     def __init__(self, config: worker.WorkerConfig) -> None:
         self._config = config
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
+        self._said = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -61,13 +64,19 @@ class Supervisor:
         """The worker's process id."""
         return self._process.pid if self._process is not None else None
 
-    def alive(self) -> bool:
-        """Return whether a worker runs."""
-        return self._process is not None and self._process.is_alive()
+    def works(self) -> bool:
+        """Return whether a worker runs that said that changes are made; look at least at times."""
+        if self._process is None or self._pipe is None or not self._process.is_alive():
+            return False
+        with contextlib.suppress(EOFError, OSError):  # it dies just now
+            while self._pipe.poll():
+                self._said = self._pipe.recv()
+        return self._said
 
     def _spawn(self) -> None:
         context = multiprocessing.get_context("spawn")
-        child_end, self._pipe = context.Pipe(duplex=False)
+        child_end, self._pipe = context.Pipe()
+        self._said = False
         # Not a daemon of multiprocessing's: those are killed at exit, this one ends by its pipe.
         self._process = context.Process(
             target=worker.run, args=(self._config, child_end), name="topwork-worker"

@@ -68,23 +68,30 @@ class WorkerConfig:
     log_format: logs.Format
 
 
+Tell = Callable[[bool], None]
+"""Is told whether changes are made from now on, by this worker or by another of its name."""
+
+
 def run(config: WorkerConfig, parent: Connection) -> None:
-    """Work until the parent closes its end of the pipe ``parent``, or dies."""
+    """Work until the parent closes its end of the pipe ``parent``, or dies.
+
+    The pipe brings it what ``Tell`` is told.
+    """
     # Signals to the process group are for the server; this process ends with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
-    work(config)
+    work(config, parent.send)
 
 
 def run_alone(config: WorkerConfig) -> None:
     """Work until SIGTERM or SIGINT. What runs then is repeated by the next worker."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
-    work(config)
+    work(config, lambda _works: None)
 
 
-def work(config: WorkerConfig) -> None:
+def work(config: WorkerConfig, tell: Tell) -> None:
     """Run operations, for good, or end with GAVE_UP when it cannot for now.
 
     Of several workers under one executor's name one works, and the others wait for it to end.
@@ -93,16 +100,17 @@ def work(config: WorkerConfig) -> None:
     logs.configure(config.log_format)
     os.nice(19)  # requests come first; this gets what they leave, and a fiftieth of the rest
     try:
-        why = _work(config)
+        why = _work(config, tell)
     except (OSError, SQLAlchemyError, error.DBOSException) as failed:
         why = operations.cause_of(failed)
     log.error("worker gives up", error=why)
     os._exit(GAVE_UP)
 
 
-def _work(config: WorkerConfig) -> str:
+def _work(config: WorkerConfig, tell: Tell) -> str:
     """Run operations, and return only if this process must end, and why."""
-    claimed = claim(config.root, config.executor)
+    claimed = claim(config.root, config.executor, on_wait=lambda: tell(True))
+    tell(False)
     repository = Repository(config.root)
     for path in repository.sweep():
         log.info("swept", path=str(path))
@@ -123,6 +131,7 @@ def _work(config: WorkerConfig) -> str:
     takeover.recover()
     DBOS.launch()
     log.info("worker ready", repository=str(config.root), executor=config.executor)
+    tell(True)
     return takeover.watch()
 
 

@@ -173,7 +173,7 @@ class Server:
         return self._classifier.stalled_seconds() < STALL_SECONDS
 
     def _works(self) -> bool:
-        return self._supervisor.alive() or not self._config.worker
+        return self._supervisor.works() or not self._config.worker
 
     def _serve_metrics(self) -> None:
         if self._config.metrics_port is None:

@@ -15,8 +15,8 @@ from support.stored import grow_old, image, put_backbone, put_shard
 from topwork.bundle.files import sha256
 from topwork.bundle.store import Repository
 from topwork.cli.keep import fsck, gc
-from topwork.engine.operations import database_url, prepare
-from topwork.errors import InvalidInput
+from topwork.engine.operations import database_url, note_database, prepare
+from topwork.errors import InvalidInput, Unavailable
 
 
 @pytest.fixture
@@ -124,6 +124,35 @@ def test_gc_keeps_what_unfinished_operations_need(
     assert asked == ["postgresql://host/topwork"]
     assert len(run.json(gc)["removed"]) == 2  # there is no SQLite file
     assert asked == ["postgresql://host/topwork"]
+
+
+def test_gc_asks_for_a_database_that_was_used(
+    repository: Repository, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where operations may be in PostgreSQL, gc deletes nothing until it is told where."""
+    url = "postgresql://me:secret@host/topwork"
+    note_database(repository.root, url)
+    note_database(repository.root, database_url(repository.root))  # another server, of this host
+    put_shard(repository, 8)
+    grow_old(repository)
+    before = repository.stored("images")
+    with pytest.raises(InvalidInput, match=r"\(postgresql\).*give its URL as --database") as error:
+        gc.main([str(repository.root)], standalone_mode=False)
+    assert error.value.field == "database"
+    assert repository.stored("images") == before
+    assert "secret" not in (repository.root / "operations.database").read_text()
+    monkeypatch.setattr("topwork.engine.operations.pending_images", lambda _url: set())
+    assert len(run.json(gc, "--database", url)["removed"]) == 2
+
+
+def test_gc_deletes_nothing_without_the_database(repository: Repository) -> None:
+    """A database that cannot be reached is an expected error, and all stays."""
+    put_shard(repository, 8)
+    grow_old(repository)
+    nowhere = f"postgresql://nobody@/topwork?host={repository.root}"
+    with pytest.raises(Unavailable, match="cannot be used now"):
+        gc.main([str(repository.root), "--database", nowhere], standalone_mode=False)
+    assert sha256(image(8)) in repository.stored("images")
 
 
 def test_gc_reads_the_repositorys_own_database(repository: Repository, run: Run) -> None:

@@ -18,17 +18,28 @@ from support.postgres import Postgres
 from support.servers import DEATHS, Running, eventually
 
 from topwork.bundle.store import Repository
+from topwork.engine import worker
 from topwork.engine.jobs import Job
-from topwork.engine.operations import APPLICATION, CHANGE, Operation, Operations, Wanted
+from topwork.engine.operations import (
+    APPLICATION,
+    CHANGE,
+    Operation,
+    Operations,
+    Wanted,
+    noted_database,
+)
 from topwork.errors import Unavailable
 
 MODELS = ("colours", "hues", "shades", "tones")
 EACH = 4
 
 WORKER = (
-    "from support import servers; from topwork.cli.serve import worker;"
-    "servers.arrange_deaths(); worker()"
+    "import sys; from support import servers; from topwork.cli.serve import worker;"
+    "servers.arrange_deaths();"
+    "servers.note_calls('topwork.engine.retrain:learn', sys.argv.pop(1)); worker()"
 )
+SOLVED = "solved"
+"""The file in the repository that has a line for each head that was solved."""
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +84,9 @@ def working(
 ) -> Iterator[Running]:
     """Run a worker as a host of its own does; it dies after the calls ``deaths``."""
     arguments = ["--repository", str(repository.root), "--database", url, "--executor", executor]
+    notes = str(repository.root / SOLVED)
     started = Running(
-        [sys.executable, "-c", WORKER, *arguments, "--log-format", "json"],
+        [sys.executable, "-c", WORKER, notes, *arguments, "--log-format", "json"],
         repository.root,
         {DEATHS: json.dumps([str(repository.root), *deaths])},
     )
@@ -144,6 +156,9 @@ def test_two_workers_share_the_work(repository: Repository, url: str, client: DB
     assert {one.status for one in done} == {"SUCCESS"}
     assert {one.executor_id for one in done} == {"one", "two"}
     assert {one.recovery_attempts for one in done} == {1}
+    solvers = (repository.root / SOLVED).read_text().split()
+    assert (len(solvers), len(set(solvers))) == (len(MODELS) * EACH, 2)  # none was solved twice
+    assert noted_database(repository.root) == "postgresql"
     check_done_once(repository, ids)
     for operations in ids.values():
         steps = [step for one in operations for step in client.list_workflow_steps(one)]
@@ -199,6 +214,37 @@ def test_a_database_that_was_away_costs_nothing(
     assert done.outcome is not None
     assert done.outcome.result is not None
     assert done.outcome.result.revision == repository.serving("colours") == 2
+
+
+def test_a_server_starts_without_its_database(
+    repository: Repository, url: str, cluster: Postgres
+) -> None:
+    """It serves what is there; when the database is there its worker makes changes."""
+
+    async def scenario() -> Operation:
+        operations = Operations(url, repository)
+        await operations.start()
+        try:
+            accepted = await operations.submit(retrain("colours"), str(uuid.uuid4()))
+            return await operations.wait(accepted.id, servers.PATIENCE)
+        finally:
+            await operations.aclose()
+
+    cluster.stop()
+    try:
+        server = Running([*servers.command(repository.root), "--database", url], repository.root)
+        server.fact("no database")
+        assert server.fact("ready")["models"] == len(MODELS)
+        assert server.fact("worker died")["exit_code"] == worker.GAVE_UP
+    finally:
+        cluster.start()
+    try:
+        done = asyncio.run(scenario())
+    finally:
+        server.close()
+    assert done.outcome is not None
+    assert done.outcome.result is not None
+    assert repository.serving("colours") == 2
 
 
 def test_operations_are_found_by_what_they_are_about(repository: Repository, url: str) -> None:

@@ -163,6 +163,12 @@ def running(
         started.close()
 
 
+def command(repository: Path, address: str = "127.0.0.1:0") -> list[str]:
+    """Return the command line of a server."""
+    options = ["--repository", str(repository), "--address", address, "--provider", "cpu"]
+    return [sys.executable, "-m", "topwork.cli", "serve", *options, "--log-format", "json"]
+
+
 def workers_of(pid: int) -> list[int]:
     """Return the process ids of the workers whose parent is ``pid``."""
     found = []
@@ -228,11 +234,31 @@ def arrange_deaths() -> None:
     repository, *deaths = json.loads(os.environ.get(DEATHS, '[""]'))
     for number, death in enumerate(deaths):
         where, _, argument = death.partition("=")
-        module, _, path = where.partition(":")
-        owner_path, _, name = path.rpartition(".")
-        owner = pkgutil.resolve_name(f"{module}:{owner_path}" if owner_path else module)
         mark = Path(repository) / f"death-{number}"
-        setattr(owner, name, _dying(getattr(owner, name), argument, mark))
+        wrap(where, functools.partial(_dying, argument=argument, mark=mark))
+
+
+def wrap(where: str, wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace a function or method, such as ``module:class.method``, by what wraps it."""
+    module, _, path = where.partition(":")
+    owner_path, _, name = path.rpartition(".")
+    owner = pkgutil.resolve_name(f"{module}:{owner_path}" if owner_path else module)
+    setattr(owner, name, wrapped(getattr(owner, name)))
+
+
+def note_calls(where: str, notes: str) -> None:
+    """Let this process write a line with its id into the file ``notes`` at each call."""
+
+    def noting(call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with Path(notes).open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            return call(*args, **kwargs)
+
+        return called
+
+    wrap(where, noting)
 
 
 def _dying(call: Callable[..., Any], argument: str, mark: Path) -> Callable[..., Any]:

@@ -45,8 +45,8 @@ repository_argument = click.argument(
 @click.option(
     "--database",
     default="",
-    help="URL of the database of operations, whose images stay until they are finished; "
-    "default: the SQLite file in the repository.",
+    help="URL of the database of operations, whose images stay until they are finished, besides "
+    "the SQLite file in the repository. Needed where servers or workers were given one.",
 )
 @json_output
 def gc(
@@ -105,13 +105,25 @@ def _opened(root: Path) -> Repository:
 
 
 def _held(root: Path, database: str) -> set[str]:
-    """Return the digests of images that unfinished operations need."""
-    from topwork.engine.operations import database_url, pending_images
+    """Return the digests of images that unfinished operations need.
 
-    url = database or database_url(root)
-    if not database and not Path(url.removeprefix("sqlite:///")).exists():
-        return set()
-    return pending_images(url)
+    Raises InvalidInput if some may be in a database that is not given.
+    """
+    from topwork.engine.operations import database_url, noted_database, pending_images
+
+    kind = noted_database(root)
+    if kind and not database:
+        raise InvalidInput(
+            f"{root} has operations in a database of its own ({kind}), whose images must stay: "
+            "give its URL as --database; or, if it is used no more, delete "
+            f"{root / 'operations.database'}",
+            field="database",
+        )
+    own = database_url(root)
+    urls = {database} - {""}
+    if Path(own.removeprefix("sqlite:///")).exists():
+        urls.add(own)
+    return {digest for url in urls for digest in pending_images(url)}
 
 
 @contextmanager

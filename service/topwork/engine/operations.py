@@ -18,15 +18,16 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 from dbos import (
+    DBOS,
     DBOSClient,
     DBOSPortableJSONSerializer,
     EnqueueOptions,
     WorkflowStatus,
     error,
-    run_dbos_database_migrations,
 )
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from topwork.bundle import files
 from topwork.bundle.store import Repository
 from topwork.engine.jobs import ChangeResult, Failure, Job, Kind, Outcome, Progress
 from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady, Unavailable
@@ -266,6 +267,11 @@ class Operations:
         """Return the client, connected. Raises Unavailable."""
         async with self._connecting:
             if self._client is None:
+                try:
+                    note_database(self._repository.root, self._url)
+                except OSError as failed:
+                    text = f"the repository cannot be written: {failed.strerror}"
+                    raise Unavailable(text, reason="STORAGE") from failed
                 with _available():
                     self._client = await asyncio.to_thread(connect, self._url)
             return self._client
@@ -317,13 +323,17 @@ def subject_of(job: Job) -> Subject:
 
 
 def pending_images(url: str) -> set[str]:
-    """Return the digests of the images that unfinished operations still need."""
-    client = connect(url)
-    try:
-        found = client.list_workflows(name=CHANGE, status=list(_UNFINISHED), load_input=True)
-        jobs = [from_json(one.input["args"][0], Job) for one in found if one.input]
-    finally:
-        client.destroy()
+    """Return the digests of the images that unfinished operations still need.
+
+    Raises Unavailable.
+    """
+    with _available():
+        client = connect(url)
+        try:
+            found = client.list_workflows(name=CHANGE, status=list(_UNFINISHED), load_input=True)
+        finally:
+            client.destroy()
+    jobs = [from_json(one.input["args"][0], Job) for one in found if one.input]
     return {upload.digest for job in jobs for upload in job.uploads}
 
 
@@ -356,6 +366,22 @@ def database_url(root: Path) -> str:
     return f"sqlite:///{root.absolute() / 'operations.sqlite'}"
 
 
+def note_database(root: Path, url: str) -> None:
+    """Let the repository say that its operations are elsewhere, before there is one.
+
+    What kind of database it is, not its URL, which may have a password.
+    """
+    note = _note(root)
+    if url != database_url(root) and not note.exists():
+        files.write_file(note, f"{url.partition(':')[0]}\n".encode())
+
+
+def noted_database(root: Path) -> str:
+    """Return the kind of database elsewhere that the repository has operations in, or nothing."""
+    note = _note(root)
+    return note.read_text().strip() if note.exists() else ""
+
+
 def to_json(value: object) -> Any:
     """Return a dataclass of ``topwork.engine.jobs`` as JSON data."""
     return msgspec.to_builtins(value)
@@ -383,15 +409,16 @@ def cause_of(failed: Exception) -> str:
 
 
 def prepare(url: str) -> None:
-    """Create the schema and the queue where they are missing."""
-    connect(url).destroy()
+    """Create the schema and the queue where they are missing. Raises Unavailable."""
+    with _available():
+        connect(url).destroy()
 
 
 def connect(url: str) -> DBOSClient:
     """Return a client of the database, whose schema and queue are there from then on."""
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    run_dbos_database_migrations(url)
+    DBOS.migrate(url)  # as run_dbos_database_migrations does, which says of any error only Exit
     client = DBOSClient(
         system_database_url=url,
         application_name=APPLICATION,
@@ -407,6 +434,10 @@ def connect(url: str) -> DBOSClient:
         polling_interval_sec=POLL_SECONDS,
     )
     return client
+
+
+def _note(root: Path) -> Path:
+    return root / "operations.database"
 
 
 def _outcome(status: WorkflowStatus) -> Outcome:

@@ -111,6 +111,7 @@ def _work(config: WorkerConfig, tell: Tell) -> str:
     """Run operations, and return only if this process must end, and why."""
     claimed = claim(config.root, config.executor, on_wait=lambda: tell(True))
     tell(False)
+    operations.note_database(config.root, config.url)
     repository = Repository(config.root)
     for path in repository.sweep():
         log.info("swept", path=str(path))

@@ -306,9 +306,16 @@ def many(folder: Path, count: int) -> Path:
     return photos
 
 
+# A shell has what it runs in the background ignore SIGINT, and what that starts ignores it, too.
+INTERRUPTIBLE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "from topwork.cli import main; main()"
+)
+
+
 def in_a_process(server: Running, *arguments: object, errors: int) -> subprocess.Popen[str]:
     """Begin ``topwork classify --json`` with a pipe for its output."""
-    command = [sys.executable, "-m", "topwork.cli", "classify", "--address", server.address]
+    command = [sys.executable, "-c", INTERRUPTIBLE, "classify", "--address", server.address]
     command += ["--model", "colours", "--json", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -40,6 +41,9 @@ READERS = 4
 AHEAD = 16
 """Threads that read files, and files that they are ahead: a disk may be far away."""
 
+PATIENCE_SECONDS = 1
+"""How long an interrupt waits for the next row: there may be none."""
+
 Row = dict[str, Any]
 
 
@@ -71,10 +75,12 @@ def classify(
         connected(address) as client,
         closing(_rows(client, model, files, revision, top_k)) as rows,
         _shown(len(files)) as show,
+        _interrupts() as check_interrupt,
     ):
         for row in rows:
             failed |= row["error"] is not None
             show(json.dumps(row) if as_json else _line(row))
+            check_interrupt()
     sys.exit(1 if failed else 0)
 
 
@@ -155,6 +161,36 @@ def _shown(total: int) -> Iterator[Callable[[str], None]]:
             bar.advance(task)
 
         yield show
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """Yield what raises KeyboardInterrupt after SIGINT; if it is not called, that comes by itself.
+
+    Raised at any moment it may hit gRPC amid its book-keeping, and one of its threads fails later.
+    """
+    interrupted = False
+
+    def note(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.alarm(PATIENCE_SECONDS)
+
+    def check() -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, for one
+        yield check
+        return
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGALRM, before)
 
 
 class _Speed(ProgressColumn):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -234,7 +233,7 @@ def test_health_follows_the_worker(colours: Repository) -> None:
             for service in ("", *SERVICES)
         }
         for one in watched.values():  # what needs the worker may wait for its word
-            assert servers.eventually(lambda one=one: next(one).status == status.SERVING)
+            assert status.SERVING in (said.status for said in one)
         first = server.worker()
         os.kill(first, signal.SIGKILL)
         for service in (models, operations):
@@ -263,7 +262,7 @@ def test_a_worker_that_cannot_work_gives_up_and_comes_again(colours: Repository)
     Health says so all the while, however often the worker is started in vain.
     """
     (colours.root / "workers").touch()  # no directory can be made there
-    server = Running(command(colours.root), colours.root)
+    server = Running(servers.command(colours.root), colours.root)
     try:
         with Client(server.address) as client:
             died = server.fact("worker died")
@@ -284,7 +283,7 @@ def test_a_worker_that_cannot_work_gives_up_and_comes_again(colours: Repository)
 
 def test_a_name_that_no_worker_can_have_is_an_error(tmp_path: Path) -> None:
     """A server whose executor's name is too long says so in one line and ends with status 1."""
-    long = Running([*command(tmp_path), "--executor", "x" * 300], tmp_path)
+    long = Running([*servers.command(tmp_path), "--executor", "x" * 300], tmp_path)
     try:
         assert long.process.wait(servers.PATIENCE) == 1
         assert long.gone(), "a process was left behind"
@@ -328,16 +327,10 @@ def test_the_server_limits_what_a_call_may_take(colours: Repository) -> None:
     assert "8 images were not classified within 0.002 s" in str(error)
 
 
-def command(repository: Path, address: str = "127.0.0.1:0") -> list[str]:
-    """Return the command line of a server."""
-    options = ["--repository", str(repository), "--address", address, "--provider", "cpu"]
-    return [sys.executable, "-m", "topwork.cli", "serve", *options, "--log-format", "json"]
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_serves_until_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     """`topwork serve` makes its repository, serves what is published, ends with status 0."""
-    server = Running(command(tmp_path / "new"), tmp_path / "new")
+    server = Running(servers.command(tmp_path / "new"), tmp_path / "new")
     try:
         with Client(server.address) as client:
             assert list(client.models()) == []
@@ -353,7 +346,7 @@ def test_the_command_serves_until_a_signal(tmp_path: Path, number: signal.Signal
 
 def test_a_port_that_is_taken_is_an_error(tmp_path: Path, server: Running) -> None:
     """A server that cannot have its port says so in one line and ends with status 1."""
-    second = Running(command(tmp_path / "new", server.address), tmp_path / "new")
+    second = Running(servers.command(tmp_path / "new", server.address), tmp_path / "new")
     try:
         assert second.process.wait(servers.PATIENCE) == 1
         assert second.gone(), "a process was left behind"
@@ -366,7 +359,7 @@ def test_a_port_that_is_taken_is_an_error(tmp_path: Path, server: Running) -> No
 def test_a_second_server_leaves_no_orphan(colours: Repository) -> None:
     """When a second server of a repository is killed, its worker ends, though it was waiting."""
     with servers.running(colours.root, cores=1):
-        second = Running(command(colours.root), colours.root)
+        second = Running(servers.command(colours.root), colours.root)
         try:
             second.fact("ready")
             waiting = second.worker()

@@ -1,0 +1,58 @@
+"""File systems that are full or read-only. Where none can be mounted the tests are skipped."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@contextlib.contextmanager
+def small(directory: Path, *, megabytes: int) -> Iterator[Path]:
+    """Yield a new directory with a file system of its own."""
+    directory.mkdir()
+    _mount("-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(directory))
+    try:
+        yield directory
+    finally:
+        _unmount(directory)
+
+
+@contextlib.contextmanager
+def full(directory: Path) -> Iterator[None]:
+    """Leave no byte free on a directory's file system while the block runs."""
+    filler = directory / "filler"
+    try:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        yield
+    finally:
+        filler.unlink()
+
+
+@contextlib.contextmanager
+def read_only(*directories: Path) -> Iterator[None]:
+    """Let nobody write below ``directories`` while the block runs, but to what is open already."""
+    with contextlib.ExitStack() as stack:
+        for directory in directories:
+            _mount("--bind", str(directory), str(directory))
+            stack.callback(_unmount, directory)
+            _mount("-o", "remount,ro,bind", str(directory))
+        yield
+
+
+def _mount(*arguments: str) -> None:
+    try:
+        ended = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if ended.returncode != 0:
+        pytest.skip(f"nothing can be mounted here: {ended.stderr.strip()}")
+
+
+def _unmount(directory: Path) -> None:
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TARGET := serve
 IMAGE := topwork:$(TARGET)
 
-.PHONY: install demo test tritonclient lint format proto bench image image-base image-test clean
+.PHONY: install demo test tritonclient lint format proto bench image image-base image-test soak clean
 
 install: $(INSTALLED)  ## Make .venv with everything in it
 
@@ -64,6 +64,9 @@ image-base:  ## Make the base image from Debian's packages, where no registry an
 image-test: $(INSTALLED) image  ## Build the image and try it
 	TOPWORK_IMAGE=$(IMAGE) TOPWORK_ENGINE="$$($(PYTHON) deploy/image.py engine)" \
 		$(BIN)/python -m pytest -s tests/image
+
+soak: $(INSTALLED)  ## Kill server and worker again and again; KILLS=, MINUTES= (the most), SEED=
+	PYTHONPATH=tests $(BIN)/python -m soak $(if $(KILLS),--kills $(KILLS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 clean:  ## Remove what make made
 	rm -rf $(VENV) .venv-tritonclient build dist

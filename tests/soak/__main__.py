@@ -1,0 +1,45 @@
+"""Kill a server for some minutes: ``PYTHONPATH=tests python -m soak --help``."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from soak import tables
+from soak.soak import soak
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--kills", default=120, type=click.IntRange(min=1), help="After these it ends.")
+@click.option(
+    "--minutes",
+    default=10.0,
+    type=click.FloatRange(min=0, min_open=True),
+    help="After these it ends, too; then it has failed for want of kills.",
+)
+@click.option("--seed", type=int, help="Default: another each time; it is printed.")
+def main(kills: int, minutes: float, seed: int | None) -> None:
+    """Kill server, worker or both again and again while clients change and ask three models.
+
+    Exit status 1 if a promise was broken; the repository is kept then.
+    """
+    seed = random.randrange(10**6) if seed is None else seed
+    console = Console(width=110)
+    console.print(f"seed {seed}")
+    root = Path(tempfile.mkdtemp(prefix="topwork-soak-"))
+    soaked = soak(root, kills=kills, minutes=minutes, seed=seed)
+    tables.show(soaked, console)
+    if soaked.ledger.violations:
+        console.print(f"the repository is kept: {root}", soft_wrap=True)
+        sys.exit(1)
+    shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Kills server, worker or both, at random moments and at named steps."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from support.servers import workers_of
+
+from soak import steps
+from soak.house import House
+from soak.steps import STEPS, Step
+
+Victims = Literal["server", "worker", "both"]
+
+LONGEST_PAUSE = 2.5
+"""Seconds between a start and the next kill, at most."""
+STEP_SECONDS = 8.0
+"""That a step may let itself be waited for."""
+SHARE_OF_STEPS = 0.5
+"""Of the kills."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kill:
+    """One kill -9."""
+
+    time: float
+    """Seconds since 1970."""
+    victims: Victims
+    step: str = ""
+    """Where; empty: at a random moment."""
+
+
+class Killer:
+    """Kills until it is told that it is over, or has killed as often as it shall."""
+
+    def __init__(self, house: House, armed: Path, seed: int, over: threading.Event) -> None:
+        self.kills: list[Kill] = []
+        self.missed: list[str] = []
+        """Steps that were waited for in vain."""
+        self._house = house
+        self._armed = armed
+        self._rng = random.Random(f"{seed} killer")
+        self._over = over
+
+    def run(self, most: int) -> None:
+        """Kill ``most`` times, every named step about as often as any other."""
+        targets = self._targets()
+        while len(self.kills) < most and not self._over.is_set():
+            if self._rng.random() < 0.8:  # else in the middle of the start
+                self._house.life()
+                self._over.wait(self._rng.uniform(0, LONGEST_PAUSE))
+            else:
+                self._over.wait(self._rng.uniform(0, 1))
+            if self._rng.random() < SHARE_OF_STEPS:
+                self._at_step(next(targets))
+            else:
+                self._at_random(self._rng.choice(["server", "worker", "both"]))
+
+    def _targets(self) -> Iterator[Step]:
+        while True:
+            yield from self._rng.sample(STEPS, len(STEPS))
+
+    def _at_random(self, victims: Victims) -> None:
+        server = self._house.life().process
+        pids = [server.pid] if victims != "worker" else []
+        if victims != "server":
+            found = workers_of(server.pid)
+            if not found and victims == "worker":
+                return  # it is dead already
+            pids += found
+        now = time.time()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.kills.append(Kill(time=now, victims=victims))
+
+    def _at_step(self, step: Step) -> None:
+        both = self._rng.random() < 0.3
+        steps.arm(self._armed, step, both=both)
+        if step.at_start:
+            self._at_random("both" if step.process == "server" else "worker")
+        deadline = time.monotonic() + STEP_SECONDS
+        while self._armed.exists():
+            if time.monotonic() > deadline:
+                with contextlib.suppress(FileNotFoundError):  # at the last moment
+                    self._armed.unlink()
+                    self.missed.append(step.name)
+                    return
+                break
+            time.sleep(0.005)
+        victims: Victims = "both" if both else step.process
+        self.kills.append(
+            Kill(time=time.time(), victims=victims, step=f"{step.process}: {step.name}")
+        )

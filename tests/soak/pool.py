@@ -1,0 +1,91 @@
+"""The pictures that the soak uploads, and the models that it starts with."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from support import tiny
+from support.pictures import COLOURS, encode, pictures
+
+from topwork.bundle.exemplars import Exemplars, make
+from topwork.bundle.files import sha256
+from topwork.bundle.store import Repository
+
+MODELS = ("colours", "hues", "shades")
+FIRST = ("amber", "blue", "crimson", "green")
+FITTED = 20
+"""Pictures of each of the first labels that every model starts with."""
+EACH = 60
+JUNK = b"not a picture"
+
+Pairs = frozenset[tuple[bytes, str]]
+"""What a revision was learnt from: image digests and labels."""
+
+
+class Pool:
+    """Pictures by name, such as blue-7, and all that is to be known of them."""
+
+    def __init__(self) -> None:
+        by_colour = {colour: pictures(colour, EACH) for colour in COLOURS}
+        self.contents = {
+            f"{colour}-{number}": content
+            for colour, contents in by_colour.items()
+            for number, content in enumerate(contents)
+        }
+        self._exemplars = tiny.embed_pictures(by_colour)
+        self._rows = {name: row for row, name in enumerate(self._exemplars.names)}
+        self.plain = {
+            colour: encode(Image.fromarray(np.full((32, 40, 3), rgb, np.uint8)))
+            for colour, rgb in COLOURS.items()
+        }
+        """A picture of each colour without noise: no head calls it anything else."""
+
+    def draw(self, rng: random.Random, colour: str, count: int) -> tuple[str, ...]:
+        """Return the names of some pictures of a colour."""
+        return tuple(f"{colour}-{number}" for number in rng.sample(range(EACH), count))
+
+    def files(self, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
+        """Return what to upload."""
+        return [(name, self.contents.get(name, JUNK)) for name in names]
+
+    def digest(self, name: str) -> bytes:
+        """Return the digest of a picture's pixels."""
+        return bytes(self._exemplars.digests[self._rows[name]])
+
+    def stored_as(self, name: str) -> str:
+        """Return the digest under which an upload is stored."""
+        return sha256(self.contents.get(name, JUNK))
+
+    def first(self) -> Pairs:
+        """Return what every model starts with."""
+        return frozenset(
+            (self.digest(f"{label}-{number}"), label) for label in FIRST for number in range(FITTED)
+        )
+
+    def exemplars(self, pairs: Pairs) -> Exemplars:
+        """Return the exemplars that one fit on these images has."""
+        names = {self.digest(name): name for name in self.contents}
+        chosen = sorted(pairs)
+        rows = [self._rows[names[digest]] for digest, _ in chosen]
+        return make(
+            self._exemplars.embeddings[rows],
+            self._exemplars.digests[rows],
+            self._exemplars.fingerprints[rows],
+            [label for _, label in chosen],
+            contents=self._exemplars.contents[rows],
+        )
+
+    def repository(self, root: Path) -> Repository:
+        """Return a new repository with all models."""
+        made = Repository(root)
+        for model in MODELS:
+            tiny.publish(made, model, self.exemplars(self.first()))
+        return made
+
+
+def colour_of(label: str) -> str:
+    """Return the colour of a label's pictures: renamed, blue is blue.7."""
+    return label.partition(".")[0]

@@ -24,6 +24,7 @@ from support.pictures import picture, pictures
 from support.servers import Command, Running, Teach, failure
 
 from topwork.cli import options
+from topwork.cli.classify import _interrupts
 from topwork.rpc.client import AsyncClient, CallFailed, Client, progress, result
 
 LABELS = ["amber", "blue", "crimson", "green"]
@@ -349,6 +350,22 @@ def test_an_interrupt_ends_classify(server: Running, tmp_path: Path) -> None:
     assert process.returncode == 1
     assert 0 < len(rows(first + output)) < 20_000
     assert "Traceback" not in errors.read_text()
+
+
+def test_an_interrupt_does_not_wait_for_a_row_for_long() -> None:
+    """Where none comes, such as from a server that hangs, an interrupt comes through by itself."""
+
+    def wait() -> None:
+        with _interrupts():
+            signal.raise_signal(signal.SIGINT)
+            threading.Event().wait(60)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_classify_for_people(topwork: Command, tmp_path: Path) -> None:

@@ -188,7 +188,8 @@ def _interrupts() -> Iterator[Callable[[], None]]:
     try:
         yield check
     finally:
-        signal.alarm(0)
+        if interrupted:
+            signal.alarm(0)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, before)
 

@@ -268,7 +268,7 @@ class Operations:
         async with self._connecting:
             if self._client is None:
                 try:
-                    note_database(self._repository.root, self._url)
+                    await asyncio.to_thread(note_database, self._repository.root, self._url)
                 except OSError as failed:
                     text = f"the repository cannot be written: {failed.strerror}"
                     raise Unavailable(text, reason="STORAGE") from failed

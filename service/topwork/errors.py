@@ -8,6 +8,7 @@
     ├── NotReady              the state forbids it now, such as too few usable images
     ├── Stale                 the model is not what the caller took it for: read it, then call again
     ├── Overloaded            try again after ``retry_after`` seconds
+    ├── QuotaExceeded         what was granted is used up: give something back, or ask an operator
     ├── DeadlinePassed        the caller's budget was spent before the answer was there
     ├── Unavailable           this process is starting or stopping: try another, or later
     └── Corrupt               stored data fails its checksum or its schema: an operator must look
@@ -94,6 +95,16 @@ class Overloaded(TopworkError):
     def __init__(self, message: str, *, retry_after: float, reason: str | None = None) -> None:
         super().__init__(message, reason=reason)
         self.retry_after = retry_after
+
+
+class QuotaExceeded(TopworkError):
+    """What ``subject`` was granted is used up; waiting alone does not help."""
+
+    reason = "QUOTA_EXCEEDED"
+
+    def __init__(self, message: str, *, subject: str, reason: str | None = None) -> None:
+        super().__init__(message, reason=reason)
+        self.subject = subject
 
 
 class DeadlinePassed(TopworkError):

@@ -19,12 +19,36 @@ class Limits:
     """Length of one gRPC message, in both directions."""
     max_images_per_upload: int = 20_000
     """Images in one AddClass call."""
+    max_upload_bytes: int = 16 * 2**30
+    """Length of all images of one AddClass call together."""
+    max_display_name_length: int = 200
+    """Characters of an uploaded image's name; longer ones are cut.
+
+    An operation may have to name each image of an upload, and another one of the model, in one
+    message: 20,000 times two such names and a label, four bytes a character, are 40 MB.
+    """
     min_images_per_label: int = 5
     """Usable images that a label needs."""
     max_label_length: int = 100
     """Length of a label in characters."""
     max_labels: int = 1_000
     """Labels of one model."""
+    max_images_per_model: int = 200_000
+    """Images that changes may bring a model to: all exemplars are in memory when it is solved."""
+    max_model_bytes: int = 100 * 10**9
+    """What a model's revisions, exemplars and uploaded images may take on the disk."""
+    max_pending_operations: int = 100
+    """Unfinished operations of one model."""
+    max_uploads: int = 16
+    """AddClass and AddExamples calls at a time; each has a message in memory."""
+    max_streams: int = 64
+    """StreamClassify calls at a time; each has messages in memory."""
+    max_watches: int = 100
+    """Calls at a time that wait for an operation; each asks the database 20 times a second."""
+    max_queue_bytes: int = 2**30
+    """Length of all encoded images in the server at a time."""
+    min_free_bytes: int = 512 * 2**20
+    """What an upload must leave free on the repository's disk: publishing needs room, too."""
 
 
 DEFAULT_LIMITS = Limits()

@@ -14,6 +14,9 @@ _REFUSED = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _JOINERS = "\u200c\u200d"
 """The only invisible characters that words and emoji need."""
 
+MOST_DECOMPOSED = 4
+"""Characters that one may become when it is decomposed (Unicode's stability policy says 4)."""
+
 
 def check_model(model: str, *, field: str = "model") -> str:
     """Return ``model``, which is a directory's name in the repository.
@@ -41,7 +44,8 @@ def check_label(label: str, *, limits: Limits = DEFAULT_LIMITS, field: str = "la
     Raises InvalidInput if it is empty or too long, has a control character or another
     invisible one (but joiners), an unassigned one, or white space at an end.
     """
-    label = unicodedata.normalize("NFC", label)
+    if len(label) <= MOST_DECOMPOSED * limits.max_label_length:  # or it is too long in any form
+        label = unicodedata.normalize("NFC", label)
     if not label:
         raise InvalidInput("the label is empty", field=field, reason="LABEL_INVALID")
     if len(label) > limits.max_label_length:

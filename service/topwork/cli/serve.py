@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -70,6 +71,12 @@ log_format = click.option("--log-format", default="text", type=click.Choice(["te
     type=click.IntRange(0, 65535),
     help="Answer Prometheus' GET /metrics there. Default: nowhere.",
 )
+@click.option(
+    "--model-quota-megabytes",
+    default=DEFAULT_LIMITS.max_model_bytes // 10**6,
+    type=click.IntRange(min=1),
+    help="What a model's revisions, exemplars and uploaded images may take on the disk.",
+)
 @database
 @executor
 @click.option(
@@ -88,6 +95,7 @@ def serve(
     max_seconds: float,
     grace_seconds: float,
     metrics_port: int | None,
+    model_quota_megabytes: int,
     database: str,
     executor: str | None,
     worker: bool,
@@ -120,7 +128,7 @@ def serve(
         worker=worker,
         executor=executor or _executor(database),
         log_format=cast("logs.Format", log_format),
-        limits=DEFAULT_LIMITS,
+        limits=replace(DEFAULT_LIMITS, max_model_bytes=model_quota_megabytes * 10**6),
     )
     logs.configure(config.log_format)
     uvloop.run(server.serve(config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from topwork.bundle.limits import Limits
 from topwork.bundle.manifest import Manifest, ShardRef
 from topwork.engine.jobs import Job
-from topwork.errors import AlreadyExists, NotFound, NotReady, Stale
+from topwork.errors import AlreadyExists, NotFound, NotReady, QuotaExceeded, Stale
 
 LEAST_LABELS = 2
 """Labels that a model must keep."""
@@ -15,7 +15,7 @@ def check_change(job: Job, parent: Manifest, limits: Limits) -> None:
     """Raise what forbids ``job`` while ``parent`` serves.
 
     Stale if another revision was expected, NotFound for a label that is not there, AlreadyExists
-    for one that is, NotReady for too many labels or too few.
+    for one that is, NotReady for too many labels or too few, QuotaExceeded for too many images.
     """
     if job.expected_revision not in {0, parent.revision}:
         raise Stale(
@@ -38,6 +38,14 @@ def check_change(job: Job, parent: Manifest, limits: Limits) -> None:
             f"model {job.model!r} has {len(parent.labels)} labels; the limit is "
             f"{limits.max_labels}",
             reason="TOO_MANY_LABELS",
+        )
+    images = parent.images + len(job.uploads)
+    if job.kind in {"add_class", "add_examples"} and images > limits.max_images_per_model:
+        raise QuotaExceeded(
+            f"model {job.model!r} would have {images} images; the limit is "
+            f"{limits.max_images_per_model}",
+            subject=f"models/{job.model}",
+            reason="TOO_MANY_IMAGES",
         )
     if job.kind == "remove_class" and len(parent.labels) <= LEAST_LABELS:
         raise NotReady(

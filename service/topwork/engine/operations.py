@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,9 +29,17 @@ from dbos import (
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from topwork.bundle import files
+from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.store import Repository
 from topwork.engine.jobs import ChangeResult, Failure, Job, Kind, Outcome, Progress
-from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady, Unavailable
+from topwork.errors import (
+    AlreadyExists,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    Overloaded,
+    Unavailable,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +69,10 @@ WATCH_SECONDS = 0.05
 SEARCHED = 1000
 """Operations that are read at a time where the database itself cannot tell which are wanted."""
 
+RETRY_SECONDS = 5.0
+"""When who found too many operations or watches may try again."""
+
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _UNFINISHED = ("ENQUEUED", "PENDING")
 _FINISHED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 T = TypeVar("T")
@@ -109,9 +122,12 @@ class Operation:
 class Operations:
     """The server's side of the queue."""
 
-    def __init__(self, url: str, repository: Repository) -> None:
+    def __init__(self, url: str, repository: Repository, limits: Limits = DEFAULT_LIMITS) -> None:
         self._url = url
         self._repository = repository
+        self._limits = limits
+        self._submitting = asyncio.Lock()
+        self._watches = 0
         self._client: DBOSClient | None = None
         self._connecting = asyncio.Lock()
         self._closing = False
@@ -131,10 +147,11 @@ class Operations:
         if self._client is not None:
             await asyncio.to_thread(self._client.destroy)
 
-    async def submit(self, job: Job, request_id: str) -> Operation:
+    async def submit(self, job: Job, request_id: str, *, size: int = 0) -> Operation:
         """Store ``job`` durably and return its operation; the same id gives the same operation.
 
-        Raises AlreadyExists if the id was used for something else.
+        ``size`` is the length of its images in bytes. Raises AlreadyExists if the id was used for
+        something else, and what ``check_room`` raises.
         """
         subject = subject_of(job)
         options: EnqueueOptions = {
@@ -146,38 +163,67 @@ class Operations:
             # changes may swap places: harmless, since heads do not depend on the order.
             "priority": int(job.accepted * 1000) % 2**31 or 1,
             "app_version": APPLICATION_VERSION,
-            "attributes": {**to_json(subject), "accepted": job.accepted},
+            "attributes": {**to_json(subject), "accepted": job.accepted, "bytes": size},
         }
         client = await self._connect()
-        with _available():
-            await client.enqueue_async(options, to_json(job))
+        async with self._submitting:
+            if await self._find(request_id) is None:
+                await self.check_room(job.model)
+                with _available():
+                    await client.enqueue_async(options, to_json(job))
         operation = await self.get(request_id)
         check_same(operation, subject)
         return operation
 
+    async def check_room(self, model: str) -> None:
+        """Raise Overloaded if a model has as many unfinished operations as it may have."""
+        most = self._limits.max_pending_operations
+        if len(await self._unfinished(model)) >= most:
+            raise Overloaded(
+                f"model {model!r} has {most} unfinished operations, which is the limit",
+                retry_after=RETRY_SECONDS,
+                reason="TOO_MANY_OPERATIONS",
+            )
+
+    async def pending_bytes(self, model: str) -> int:
+        """Return the length of all images of a model's unfinished operations, in bytes."""
+        return sum((one.attributes or {}).get("bytes", 0) for one in await self._unfinished(model))
+
     async def get(self, identifier: str) -> Operation:
         """Return an operation. Raises NotFound."""
-        client = await self._connect()
-        with _available():
-            found = await client.list_workflows_async(workflow_ids=[identifier], load_input=False)
-        if not found:
+        found = await self._find(identifier)
+        if found is None:
             raise NotFound(
                 f"there is no operation {f'operations/{identifier}'!r}",
                 kind="operation",
                 resource=f"operations/{identifier}",
             )
-        return await self._operation(found[0])
+        return await self._operation(found)
 
     async def list(self, wanted: Wanted, *, offset: int, limit: int) -> list[Operation]:
         """Return the ``wanted`` operations, oldest first."""
-        if wanted.attributes and self._url.startswith("sqlite"):
-            found = await self._searched(wanted, offset + limit)
-            found = found[offset:]
-        else:
-            found = await self._listed(
-                wanted.done, offset=offset, limit=limit, attributes=wanted.attributes
-            )
+        found = await self._statuses(wanted, offset=offset, limit=limit)
         return [await self._operation(one) for one in found]
+
+    async def _unfinished(self, model: str) -> Sequence[WorkflowStatus]:
+        wanted = Wanted(attributes={"model": model}, done=False)
+        most = self._limits.max_pending_operations
+        return await self._statuses(wanted, offset=0, limit=most)
+
+    async def _find(self, identifier: str) -> WorkflowStatus | None:
+        client = await self._connect()
+        with _available():
+            found = await client.list_workflows_async(workflow_ids=[identifier], load_input=False)
+        return found[0] if found else None
+
+    async def _statuses(
+        self, wanted: Wanted, *, offset: int, limit: int
+    ) -> Sequence[WorkflowStatus]:
+        if wanted.attributes and self._url.startswith("sqlite"):
+            return (await self._searched(wanted, offset + limit))[offset:]
+        return await self._listed(
+            wanted.done, offset=offset, limit=limit, attributes=wanted.attributes
+        )
 
     async def cancel(self, identifier: str) -> None:
         """Let an unfinished operation end, cancelled, before its next step. Raises NotFound."""
@@ -197,19 +243,34 @@ class Operations:
     async def watch(self, identifier: str) -> AsyncIterator[Operation]:
         """Yield an operation's state at once, then at each change, last when finished.
 
-        Raises NotFound, or Unavailable when the server stops meanwhile.
+        Raises NotFound, Overloaded if too many watch, Unavailable when the server stops meanwhile.
         """
         last = None
-        while True:
-            operation = await self.get(identifier)
-            if operation != last:
-                yield operation
-            if operation.outcome is not None:
-                return
-            last = operation
-            if self._closing:
-                raise Unavailable("the server is stopping; watch again")
-            await asyncio.sleep(WATCH_SECONDS)
+        with self._watching():
+            while True:
+                operation = await self.get(identifier)
+                if operation != last:
+                    yield operation
+                if operation.outcome is not None:
+                    return
+                last = operation
+                if self._closing:
+                    raise Unavailable("the server is stopping; watch again")
+                await asyncio.sleep(WATCH_SECONDS)
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        if self._watches >= self._limits.max_watches:
+            raise Overloaded(
+                f"{self._watches} calls wait for operations, which is the limit",
+                retry_after=RETRY_SECONDS,
+                reason="TOO_MANY_WATCHES",
+            )
+        self._watches += 1
+        try:
+            yield
+        finally:
+            self._watches -= 1
 
     def end_watches(self) -> None:
         """Let everybody who watches or waits for an operation end with Unavailable."""
@@ -344,10 +405,9 @@ def new_request_id(given: str, *, field: str) -> str:
     """
     if not given:
         return str(uuid.uuid4())
-    try:
-        return str(uuid.UUID(given))
-    except ValueError:
-        raise InvalidInput(f"request_id {given[:80]!r} is no UUID", field=field) from None
+    if not _UUID.fullmatch(given):  # uuid.UUID takes much else, such as 0x and other digits
+        raise InvalidInput(f"request_id {given[:80]!r} is no UUID", field=field)
+    return given.lower()
 
 
 def check_same(operation: Operation, subject: Subject) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from topwork.engine.operations import (
     new_request_id,
     subject_of,
 )
+from topwork.engine.room import ModelRoom, Rooms
 from topwork.engine.serving.registry import Registry
 from topwork.errors import InvalidInput, NotFound
 from topwork.rpc import convert
@@ -36,19 +38,29 @@ class Changes:
     """Takes requests: images first, then the operation, and only then the answer.
 
     A request id that is known returns its operation at once, whatever images follow. All methods
-    raise InvalidInput, NotFound, AlreadyExists, NotReady and Stale.
+    raise InvalidInput, NotFound, AlreadyExists, NotReady, Stale, Overloaded and QuotaExceeded.
     """
 
     def __init__(
-        self, registry: Registry, operations: Operations, uploads: Uploads, limits: Limits
+        self,
+        registry: Registry,
+        operations: Operations,
+        uploads: Uploads,
+        rooms: Rooms,
+        limits: Limits,
     ) -> None:
         self._registry = registry
         self._operations = operations
         self._uploads = uploads
+        self._rooms = rooms
         self._limits = limits
 
     async def upload(self, kind: Uploading, parts: AsyncIterator[Part]) -> Operation:
         """Store the images of an upload and its operation durably, and return the operation."""
+        with self._uploads.open():
+            return await self._upload(kind, parts)
+
+    async def _upload(self, kind: Uploading, parts: AsyncIterator[Part]) -> Operation:
         first = await self._uploads.first(parts)
         if not first.HasField("config"):
             raise InvalidInput("the first message has no config", field="config")
@@ -57,9 +69,11 @@ class Changes:
         known = await self._known(job, request_id)
         if known is not None:
             return known
-        uploads, refused = await self._uploads.store(first, parts)
+        room = await self._room(job.model)
+        uploads, refused, size = await self._uploads.store(first, parts, room)
         job = replace(job, uploads=uploads, refused=refused, accepted=time.time())
-        return await self._operations.submit(job, request_id)
+        known = await self._known(job, request_id)  # much may have happened since
+        return known or await self._operations.submit(job, request_id, size=size)
 
     async def remove(self, request: change_pb.RemoveClassRequest) -> Operation:
         """Let a label be removed."""
@@ -94,7 +108,17 @@ class Changes:
 
     async def _ask(self, job: Job, request: Plain) -> Operation:
         request_id = new_request_id(request.request_id, field="request_id")
-        return await self._known(job, request_id) or await self._operations.submit(job, request_id)
+        known = await self._known(job, request_id)
+        if known is not None:
+            return known
+        if job.kind != "remove_class":  # which lets things go
+            room = await self._room(job.model)
+            await asyncio.to_thread(room.check, 0, 0)
+        return await self._operations.submit(job, request_id)
+
+    async def _room(self, model: str) -> ModelRoom:
+        pending = await self._operations.pending_bytes(model)
+        return await asyncio.to_thread(self._rooms.of, model, pending=pending)
 
     def _job(self, config: Config, *, kind: Kind, label: str | None, prefix: str = "") -> Job:
         """Return the job of a request, without its images."""
@@ -120,6 +144,7 @@ class Changes:
             operation = await self._operations.get(request_id)
         except NotFound:
             check_change(job, serving, self._limits)
+            await self._operations.check_room(job.model)
             return None
         check_same(operation, subject_of(job))
         return operation

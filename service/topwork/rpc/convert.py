@@ -60,16 +60,21 @@ KINDS: dict[Kind, change_pb.ChangeKind.ValueType] = {
     "retrain": change_pb.CHANGE_KIND_RETRAIN,
 }
 
+LONGEST_NAME = 200
+"""Characters of a resource name: none that the server gives is as long."""
+
 MOVES = 100
 """Moves of the serving pointer that a model tells of."""
 
 
 def resource_id(name: str, *, collection: str, field: str) -> str:
     """Return ``x`` of ``<collection>/x``. Raises InvalidInput if ``name`` is nothing like it."""
-    prefix, slash, identifier = name.partition("/")
-    if prefix != collection or not slash or not identifier or "/" in identifier:
+    prefix, slash, identifier = name[: LONGEST_NAME + 1].partition("/")
+    good = prefix == collection and slash and identifier and "/" not in identifier
+    if not good or len(name) > LONGEST_NAME or not name.isprintable():
         raise InvalidInput(
-            f"{name[:100]!r} must be a resource name, {collection}/{{id}}",
+            f"{name[:100]!r} must be a resource name, {collection}/{{id}}, of at most "
+            f"{LONGEST_NAME} visible characters",
             field=field,
             reason="RESOURCE_NAME_INVALID",
         )
@@ -81,6 +86,14 @@ def number(given: int, *, field: str) -> int:
     if given < 0:
         raise InvalidInput(f"{field} is {given}; it must not be negative", field=field)
     return given
+
+
+def seconds(given: Duration, *, field: str) -> float:
+    """Return a duration in seconds. Raises InvalidInput if it is negative."""
+    found = float(given.ToNanoseconds() / 1e9)
+    if found < 0:
+        raise InvalidInput(f"{field} is {found:g} s; it must not be negative", field=field)
+    return found
 
 
 def to_classify_response(classified: Classified) -> classify_pb.ClassifyResponse:
@@ -133,6 +146,16 @@ def to_model(stored: Stored, limits: Limits) -> model_pb.Model:
             min_images_per_label=limits.min_images_per_label,
             max_label_length=limits.max_label_length,
             max_labels=limits.max_labels,
+            max_upload_bytes=limits.max_upload_bytes,
+            max_display_name_length=limits.max_display_name_length,
+            max_images_per_model=limits.max_images_per_model,
+            max_model_bytes=limits.max_model_bytes,
+            max_pending_operations=limits.max_pending_operations,
+            max_uploads=limits.max_uploads,
+            max_streams=limits.max_streams,
+            max_watches=limits.max_watches,
+            max_queue_bytes=limits.max_queue_bytes,
+            min_free_bytes=limits.min_free_bytes,
         ),
     )
 

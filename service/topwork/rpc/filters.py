@@ -14,6 +14,9 @@ _TERM = re.compile(r'\s*([a-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s"]+))\s*')
 _AND = re.compile(r"AND\s")
 _ESCAPED = re.compile(r"\\(.)")
 
+LONGEST = 1000
+"""Characters of a filter."""
+
 FIELDS = ("model", "label", "kind", "done", "validate_only")
 
 
@@ -23,6 +26,8 @@ def parse(text: str) -> Wanted:
     Terms of ``FIELDS``, each equal to a quoted or bare value, joined by AND; the same field twice
     is refused. Raises InvalidInput.
     """
+    if len(text) > LONGEST:
+        raise _refused(text, f"it has {len(text)} characters; the limit is {LONGEST}")
     given: dict[str, str] = {}
     position = 0
     while text and position < len(text):

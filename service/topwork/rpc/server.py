@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from topwork.bundle.store import Repository
 from topwork.config import ServeConfig
 from topwork.engine.operations import Operations, database_url
+from topwork.engine.room import Rooms
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.registry import Registry
 from topwork.engine.supervisor import Supervisor
@@ -54,6 +55,9 @@ SERVICES = (
 STALL_SECONDS = 30.0
 """Work without a single image ended for so long is no slow work: something hangs."""
 
+CALLS_A_CONNECTION = 1024
+"""Calls at a time of one connection; the client's gRPC holds back what is more."""
+
 STREAM_IMAGES = 16
 """Images a core of one StreamClassify call in the server: enough to keep it busy."""
 
@@ -70,7 +74,7 @@ class Server:
         repository = Repository(config.repository)
         self._config = config
         self._telemetry = Telemetry()
-        self._operations = Operations(url, repository)
+        self._operations = Operations(url, repository, limits)
         self._registry = Registry(
             repository,
             provider=config.provider,
@@ -96,11 +100,18 @@ class Server:
             )
         )
         views = OperationViews(repository, self._registry, self._operations)
-        changes = Changes(self._registry, self._operations, Uploads(repository, limits), limits)
+        changes = Changes(
+            self._registry,
+            self._operations,
+            Uploads(repository, limits),
+            Rooms(repository, limits),
+            limits,
+        )
         self._classifier_servicer = ClassifierServicer(
             self._classifier,
             most_seconds=config.most_seconds,
             stream_window=STREAM_IMAGES * config.cores,
+            most_streams=limits.max_streams,
         )
         self._model_servicer = ModelServicer(repository, self._registry, views, changes, limits)
         self._operations_servicer = OperationsServicer(views)
@@ -193,6 +204,7 @@ class Server:
             options=[
                 ("grpc.max_receive_message_length", most),
                 ("grpc.max_send_message_length", most),
+                ("grpc.max_concurrent_streams", CALLS_A_CONNECTION),
                 # A second server on the port is an error, not a silent half of the traffic.
                 ("grpc.so_reuseport", 0),
                 # The default answers a client's keepalive pings with GOAWAY.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
 from grpc.aio import ServicerContext
 
-from topwork.bundle.limits import Limits
+from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
 from topwork.engine.operations import Operation, Operations
@@ -28,11 +29,18 @@ from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 from topwork.v1 import revision_pb2 as revision_pb
 
+M = TypeVar("M", bound=Message)
+
 STREAM_WINDOW = 32
 """Images of one StreamClassify call in the server at a time."""
 
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 1000
+PAGE_BYTES = 16 * 2**20
+"""Length from which on a page takes no more: it must fit into a message."""
+
+MOST_WAIT_SECONDS = 3600.0
+"""What a WaitOperation call may take; its caller may call again."""
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
 
@@ -41,11 +49,18 @@ class ClassifierServicer(classify_grpc.ClassifierServiceServicer):
     """topwork.v1.ClassifierService over a Classifier."""
 
     def __init__(
-        self, classifier: Classifier, *, most_seconds: float, stream_window: int = STREAM_WINDOW
+        self,
+        classifier: Classifier,
+        *,
+        most_seconds: float,
+        stream_window: int = STREAM_WINDOW,
+        most_streams: int = DEFAULT_LIMITS.max_streams,
     ) -> None:
         self._classifier = classifier
         self._most_seconds = most_seconds
-        self._streams = Streams(classifier, most_seconds=most_seconds, window=stream_window)
+        self._streams = Streams(
+            classifier, most_seconds=most_seconds, window=stream_window, most_open=most_streams
+        )
 
     async def Classify(
         self, request: classify_pb.ClassifyRequest, context: Context
@@ -55,7 +70,7 @@ class ClassifierServicer(classify_grpc.ClassifierServiceServicer):
         budget = self._most_seconds if remaining is None else min(self._most_seconds, remaining)
         classified = await self._classifier.classify(
             convert.resource_id(request.model, collection="models", field="model"),
-            list(request.images),
+            request.images,
             revision=request.revision,
             top_k=request.top_k,
             budget=budget,
@@ -129,10 +144,11 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         """See the contract."""
         start, size = _page(request.page_size, request.page_token)
         names = self._registry.models()
-        return model_pb.ListModelsResponse(
-            models=[await self._model(name) for name in names[start : start + size]],
-            next_page_token=str(start + size) if start + size < len(names) else "",
-        )
+        page = _Page[model_pb.Model](start, size)
+        for name in names[start:]:
+            if not page.add(await self._model(name)):
+                break
+        return model_pb.ListModelsResponse(models=page.messages, next_page_token=page.token)
 
     async def GetModel(self, request: model_pb.GetModelRequest, context: Context) -> model_pb.Model:
         """See the contract."""
@@ -147,10 +163,8 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         start, size = _page(request.page_size, request.page_token)
         model = convert.resource_id(request.model, collection="models", field="model")
         self._registry.serving(model)
-        revisions, more = await asyncio.to_thread(self._page_of, model, start, size)
-        return model_pb.ListRevisionsResponse(
-            revisions=revisions, next_page_token=str(start + size) if more else ""
-        )
+        page = await asyncio.to_thread(self._page_of, model, start, size)
+        return model_pb.ListRevisionsResponse(revisions=page.messages, next_page_token=page.token)
 
     async def AddClass(
         self, request_iterator: AsyncIterator[change_pb.AddClassRequest], context: Context
@@ -233,17 +247,19 @@ class ModelServicer(model_grpc.ModelServiceServicer):
             self._repository.revisions(manifest.model),
         )
 
-    def _page_of(
-        self, model: str, start: int, size: int
-    ) -> tuple[list[revision_pb.Revision], bool]:
-        """Return a page of a model's revisions, newest first, and whether there are more."""
-        newest_first = self._repository.revisions(model)[::-1]
-        page = newest_first[start : start + size]
-        found = [(number, self._views.published(model, number)) for number in page]
-        return [
-            convert.to_revision(one) if one is not None else convert.damaged_revision(model, number)
-            for number, one in found
-        ], start + size < len(newest_first)
+    def _page_of(self, model: str, start: int, size: int) -> _Page[revision_pb.Revision]:
+        """Return a page of a model's revisions, newest first."""
+        page = _Page[revision_pb.Revision](start, size)
+        for number in self._repository.revisions(model)[::-1][start:]:
+            found = self._views.published(model, number)
+            message = (
+                convert.damaged_revision(model, number)
+                if found is None
+                else convert.to_revision(found)
+            )
+            if not page.add(message):
+                break
+        return page
 
 
 class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]  # untyped base
@@ -258,10 +274,12 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
         """List operations, oldest first; for ``filter`` see ``topwork.rpc.filters``."""
         start, size = _page(request.page_size, request.page_token)
         wanted = filters.parse(request.filter)
-        found = await self._views.operations.list(wanted, offset=start, limit=size + 1)
+        page = _Page[operations_pb2.Operation](start, size)
+        for one in await self._views.operations.list(wanted, offset=start, limit=size + 1):
+            if not page.add(await self._views.message(one)):
+                break
         return operations_pb2.ListOperationsResponse(
-            operations=[await self._views.message(one) for one in found[:size]],
-            next_page_token=str(start + size) if len(found) > size else "",
+            operations=page.messages, next_page_token=page.token
         )
 
     async def GetOperation(
@@ -289,7 +307,9 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
         self, request: operations_pb2.WaitOperationRequest, context: Context
     ) -> operations_pb2.Operation:
         """Return an operation when it is finished or ``timeout`` is over, whichever is first."""
-        seconds = request.timeout.ToNanoseconds() / 1e9 if request.HasField("timeout") else None
+        seconds = MOST_WAIT_SECONDS
+        if request.HasField("timeout"):
+            seconds = min(seconds, convert.seconds(request.timeout, field="timeout"))
         operation = await self._views.operations.wait(operation_id(request.name), seconds)
         return await self._views.message(operation)
 
@@ -297,6 +317,29 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
 def operation_id(name: str) -> str:
     """Return the id in an operation's resource name. Raises InvalidInput."""
     return convert.resource_id(name, collection="operations", field="name")
+
+
+class _Page(Generic[M]):
+    """A page of a list from ``start`` on: ``size`` messages, fewer where they are large."""
+
+    def __init__(self, start: int, size: int) -> None:
+        self.messages: list[M] = []
+        self.token = ""
+        """Where the next page begins; empty: there is none."""
+        self._start = start
+        self._size = size
+        self._bytes = 0
+
+    def add(self, message: M) -> bool:
+        """Add the next message; return False if it is the next page's."""
+        length = message.ByteSize()
+        full = len(self.messages) == self._size
+        if full or (self.messages and self._bytes + length > PAGE_BYTES):
+            self.token = str(self._start + len(self.messages))
+            return False
+        self.messages.append(message)
+        self._bytes += length
+        return True
 
 
 def _page(size: int, token: str) -> tuple[int, int]:

@@ -29,6 +29,7 @@ CODES: dict[type[errors.TopworkError], int] = {
     errors.NotReady: code_pb2.FAILED_PRECONDITION,
     errors.Stale: code_pb2.ABORTED,
     errors.Overloaded: code_pb2.RESOURCE_EXHAUSTED,
+    errors.QuotaExceeded: code_pb2.RESOURCE_EXHAUSTED,
     errors.DeadlinePassed: code_pb2.DEADLINE_EXCEEDED,
     errors.Unavailable: code_pb2.UNAVAILABLE,
     errors.Corrupt: code_pb2.DATA_LOSS,
@@ -62,6 +63,11 @@ def from_error(error: errors.TopworkError) -> status_pb2.Status:
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    if isinstance(error, errors.QuotaExceeded):
+        exceeded = error_details_pb2.QuotaFailure.Violation(
+            subject=_short(error.subject), description=_short(str(error))
+        )
+        details.append(error_details_pb2.QuotaFailure(violations=[exceeded]))
     return _status(code, str(error), details)
 
 

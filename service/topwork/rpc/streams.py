@@ -10,12 +10,15 @@ import structlog
 
 from topwork.engine.serving.classify_job import Classified
 from topwork.engine.serving.fair_queue import Flow
-from topwork.errors import InvalidInput, TopworkError, Unavailable
+from topwork.errors import Overloaded, TopworkError, Unavailable
 from topwork.rpc import convert
 from topwork.rpc import status as statuses
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 log = structlog.get_logger(__name__)
+
+RETRY_SECONDS = 1.0
+"""When who found too many streams may try again."""
 
 
 class Engine(Protocol):
@@ -40,11 +43,13 @@ class Streams:
 
     Of each, messages are taken while fewer than ``window`` images are in it, those included whose
     answers the client has not taken yet: so a client that writes too fast, or never reads, is held
-    up by HTTP/2 itself, and costs no more than this. Belongs to one event loop.
+    up by HTTP/2 itself, and costs no more than this. At most ``most_open`` are there at a time.
+    Belongs to one event loop.
     """
 
-    def __init__(self, engine: Engine, *, most_seconds: float, window: int) -> None:
+    def __init__(self, engine: Engine, *, most_seconds: float, window: int, most_open: int) -> None:
         self._engine = engine
+        self._most_open = most_open
         self._most_seconds = most_seconds
         self._window = window
         self._open: set[_Stream] = set()
@@ -58,10 +63,17 @@ class Streams:
         """Yield the answer to each message as soon as it is there.
 
         ``remaining`` returns the seconds until the call's deadline, None if it has none. Raises
-        Unavailable if the server stops before the client has sent all.
+        Overloaded if too many are open, Unavailable if the server stops before the client has sent
+        all.
         """
         if self._ending:
             raise _stopping()
+        if len(self._open) >= self._most_open:
+            raise Overloaded(
+                f"{len(self._open)} streams are open, which is the limit",
+                retry_after=RETRY_SECONDS,
+                reason="TOO_MANY_STREAMS",
+            )
         flow = Flow()
 
         async def classify(
@@ -70,7 +82,7 @@ class Streams:
             request = message.request
             classified = await self._engine.classify(
                 convert.resource_id(request.model, collection="models", field="model"),
-                list(request.images),
+                request.images,
                 revision=request.revision,
                 top_k=request.top_k,
                 budget=min([self._most_seconds, *_given(message, remaining())]),
@@ -176,11 +188,7 @@ def _given(message: classify_pb.StreamClassifyRequest, remaining: float | None) 
     if remaining is not None:
         yield remaining
     if message.HasField("timeout"):
-        timeout = message.timeout.ToNanoseconds() / 1e9
-        if timeout < 0:
-            text = f"timeout is {timeout:g} s; it must not be negative"
-            raise InvalidInput(text, field="timeout")
-        yield timeout
+        yield convert.seconds(message.timeout, field="timeout")
 
 
 def _stopping() -> Unavailable:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import TypeAlias
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Protocol, TypeAlias
 
 from topwork.bundle.limits import Limits
 from topwork.bundle.store import Repository
 from topwork.engine.jobs import SkippedUpload, Upload
-from topwork.errors import DeadlinePassed, InvalidInput, Unavailable
+from topwork.errors import DeadlinePassed, InvalidInput, Overloaded, Unavailable
 from topwork.v1 import change_pb2 as change_pb
 
 SILENCE_SECONDS = 60.0
 """How long an upload may send nothing."""
 
+RETRY_SECONDS = 5.0
+"""When who found too many uploads may try again."""
+
 Part: TypeAlias = change_pb.AddClassRequest | change_pb.AddExamplesRequest
+
+
+class Room(Protocol):
+    """Says whether there is room for an upload; see ``topwork.engine.room``."""
+
+    def check(self, total: int, coming: int) -> None:
+        """Raise QuotaExceeded if ``total`` bytes, or ``coming`` of them, are too many."""
 
 
 class Uploads:
@@ -24,6 +35,22 @@ class Uploads:
     def __init__(self, repository: Repository, limits: Limits) -> None:
         self._repository = repository
         self._limits = limits
+        self._open = 0
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Be one of the uploads that go on. Raises Overloaded if there are as many as may be."""
+        if self._open >= self._limits.max_uploads:
+            raise Overloaded(
+                f"{self._open} uploads go on, which is the limit",
+                retry_after=RETRY_SECONDS,
+                reason="TOO_MANY_UPLOADS",
+            )
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
 
     async def first(self, parts: AsyncIterator[Part]) -> Part:
         """Return the first message. Raises InvalidInput if there is none, DeadlinePassed."""
@@ -33,13 +60,15 @@ class Uploads:
         return message
 
     async def store(
-        self, message: Part, parts: AsyncIterator[Part]
-    ) -> tuple[tuple[Upload, ...], tuple[SkippedUpload, ...]]:
+        self, message: Part, parts: AsyncIterator[Part], room: Room
+    ) -> tuple[tuple[Upload, ...], tuple[SkippedUpload, ...], int]:
         """Return the images of ``message`` and all after it, and those too large to be stored.
 
-        Raises InvalidInput, DeadlinePassed, and Unavailable if they cannot be stored.
+        Last the bytes of all together. Raises InvalidInput, DeadlinePassed, what ``room`` raises,
+        and Unavailable if they cannot be stored.
         """
         stored: list[Upload | SkippedUpload] = []
+        size = 0
         while True:
             most = self._limits.max_images_per_upload
             if len(stored) + len(message.images) > most:
@@ -48,11 +77,23 @@ class Uploads:
                     field="images",
                     reason="TOO_MANY_IMAGES",
                 )
+            coming = sum(len(image.content) for image in message.images)
+            size += coming
+            if size > self._limits.max_upload_bytes:
+                raise InvalidInput(
+                    f"the upload has more than {self._limits.max_upload_bytes} bytes of images, "
+                    "which is the limit",
+                    field="images",
+                    reason="UPLOAD_TOO_LARGE",
+                )
+            await asyncio.to_thread(room.check, size, coming)
             # Side by side: each waits for the disk, which syncs several at the price of one.
             stored += await asyncio.gather(
                 *(
                     self._store_one(
-                        image.display_name[:500] or f"images[{position}]", image.content
+                        image.display_name[: self._limits.max_display_name_length]
+                        or f"images[{position}]",
+                        image.content,
                     )
                     for position, image in enumerate(message.images, len(stored))
                 )
@@ -68,6 +109,7 @@ class Uploads:
         return (
             tuple(one for one in stored if isinstance(one, Upload)),
             tuple(one for one in stored if isinstance(one, SkippedUpload)),
+            size,
         )
 
     async def _store_one(self, name: str, content: bytes) -> Upload | SkippedUpload:

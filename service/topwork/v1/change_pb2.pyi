@@ -410,7 +410,8 @@ class TrainingImage(google.protobuf.message.Message):
     """The encoded image file. Required."""
     display_name: builtins.str
     """What the caller calls it, such as its file name; used only to name it in results.
-    Unset: `images[i]`, i counting from 0 over the whole upload.
+    Unset: `images[i]`, i counting from 0 over the whole upload. Cut after
+    `Limits.max_display_name_length` characters.
     """
     def __init__(
         self,

@@ -73,8 +73,8 @@ class ClassifierServiceServicer(object):
         writes block (HTTP/2 flow control) where Classify would fail with RESOURCE_EXHAUSTED. A client
         must read while it writes. Ends with OK after the client's half-close, when all is answered.
 
-        The stream itself fails with UNAVAILABLE (starting or stopping; what the server had taken is
-        answered before).
+        The stream itself fails with RESOURCE_EXHAUSTED with RetryInfo (`Limits.max_streams`),
+        UNAVAILABLE (starting or stopping; what the server had taken is answered before).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -103,8 +103,8 @@ class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType, _Clas
     writes block (HTTP/2 flow control) where Classify would fail with RESOURCE_EXHAUSTED. A client
     must read while it writes. Ends with OK after the client's half-close, when all is answered.
 
-    The stream itself fails with UNAVAILABLE (starting or stopping; what the server had taken is
-    answered before).
+    The stream itself fails with RESOURCE_EXHAUSTED with RetryInfo (`Limits.max_streams`),
+    UNAVAILABLE (starting or stopping; what the server had taken is answered before).
     """
 
 ClassifierServiceAsyncStub: typing_extensions.TypeAlias = ClassifierServiceStub[
@@ -150,8 +150,8 @@ class ClassifierServiceServicer(metaclass=abc.ABCMeta):
         writes block (HTTP/2 flow control) where Classify would fail with RESOURCE_EXHAUSTED. A client
         must read while it writes. Ends with OK after the client's half-close, when all is answered.
 
-        The stream itself fails with UNAVAILABLE (starting or stopping; what the server had taken is
-        answered before).
+        The stream itself fails with RESOURCE_EXHAUSTED with RetryInfo (`Limits.max_streams`),
+        UNAVAILABLE (starting or stopping; what the server had taken is answered before).
         """
 
 def add_ClassifierServiceServicer_to_server(servicer: ClassifierServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

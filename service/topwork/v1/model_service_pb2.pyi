@@ -30,7 +30,9 @@ class ListModelsRequest(google.protobuf.message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     page_size: builtins.int
-    """How many models to return at most. Unset (0): 50. Above 1000: 1000."""
+    """How many models to return at most. Unset (0): 50. Above 1000: 1000. A page has fewer where they
+    would not fit into one message.
+    """
     page_token: builtins.str
     """`next_page_token` of the page before. Unset: the first page."""
     def __init__(
@@ -183,7 +185,9 @@ class ListRevisionsRequest(google.protobuf.message.Message):
     model: builtins.str
     """The model's resource name, `models/{model}`. Required."""
     page_size: builtins.int
-    """How many revisions to return at most. Unset (0): 50. Above 1000: 1000."""
+    """How many revisions to return at most. Unset (0): 50. Above 1000: 1000. A page has fewer where
+    they would not fit into one message.
+    """
     page_token: builtins.str
     """`next_page_token` of the page before. Unset: the first page."""
     def __init__(
@@ -235,6 +239,16 @@ class Limits(google.protobuf.message.Message):
     MIN_IMAGES_PER_LABEL_FIELD_NUMBER: builtins.int
     MAX_LABEL_LENGTH_FIELD_NUMBER: builtins.int
     MAX_LABELS_FIELD_NUMBER: builtins.int
+    MAX_UPLOAD_BYTES_FIELD_NUMBER: builtins.int
+    MAX_DISPLAY_NAME_LENGTH_FIELD_NUMBER: builtins.int
+    MAX_IMAGES_PER_MODEL_FIELD_NUMBER: builtins.int
+    MAX_MODEL_BYTES_FIELD_NUMBER: builtins.int
+    MAX_PENDING_OPERATIONS_FIELD_NUMBER: builtins.int
+    MAX_UPLOADS_FIELD_NUMBER: builtins.int
+    MAX_STREAMS_FIELD_NUMBER: builtins.int
+    MAX_WATCHES_FIELD_NUMBER: builtins.int
+    MAX_QUEUE_BYTES_FIELD_NUMBER: builtins.int
+    MIN_FREE_BYTES_FIELD_NUMBER: builtins.int
     max_images_per_request: builtins.int
     """Images in one Classify request."""
     max_image_bytes: builtins.int
@@ -251,6 +265,26 @@ class Limits(google.protobuf.message.Message):
     """Length of a label in characters."""
     max_labels: builtins.int
     """Labels of one model."""
+    max_upload_bytes: builtins.int
+    """Length in bytes of all images of one AddClass or AddExamples call together."""
+    max_display_name_length: builtins.int
+    """Characters of a `TrainingImage.display_name`; longer ones are cut."""
+    max_images_per_model: builtins.int
+    """Images that AddClass and AddExamples may bring a model to."""
+    max_model_bytes: builtins.int
+    """What a model's revisions, exemplars and uploaded images may take on the disk, in bytes."""
+    max_pending_operations: builtins.int
+    """Unfinished operations of one model."""
+    max_uploads: builtins.int
+    """AddClass and AddExamples calls at a time, of all clients."""
+    max_streams: builtins.int
+    """StreamClassify calls at a time, of all clients."""
+    max_watches: builtins.int
+    """WatchOperation and WaitOperation calls at a time, of all clients."""
+    max_queue_bytes: builtins.int
+    """Length in bytes of all images that wait or are being classified, of all clients."""
+    min_free_bytes: builtins.int
+    """What an upload must leave free on the repository's disk, in bytes."""
     def __init__(
         self,
         *,
@@ -262,8 +296,18 @@ class Limits(google.protobuf.message.Message):
         min_images_per_label: builtins.int = ...,
         max_label_length: builtins.int = ...,
         max_labels: builtins.int = ...,
+        max_upload_bytes: builtins.int = ...,
+        max_display_name_length: builtins.int = ...,
+        max_images_per_model: builtins.int = ...,
+        max_model_bytes: builtins.int = ...,
+        max_pending_operations: builtins.int = ...,
+        max_uploads: builtins.int = ...,
+        max_streams: builtins.int = ...,
+        max_watches: builtins.int = ...,
+        max_queue_bytes: builtins.int = ...,
+        min_free_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images_per_request", b"max_images_per_request", "max_images_per_upload", b"max_images_per_upload", "max_label_length", b"max_label_length", "max_labels", b"max_labels", "max_message_bytes", b"max_message_bytes", "min_images_per_label", b"min_images_per_label"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_display_name_length", b"max_display_name_length", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images_per_model", b"max_images_per_model", "max_images_per_request", b"max_images_per_request", "max_images_per_upload", b"max_images_per_upload", "max_label_length", b"max_label_length", "max_labels", b"max_labels", "max_message_bytes", b"max_message_bytes", "max_model_bytes", b"max_model_bytes", "max_pending_operations", b"max_pending_operations", "max_queue_bytes", b"max_queue_bytes", "max_streams", b"max_streams", "max_upload_bytes", b"max_upload_bytes", "max_uploads", b"max_uploads", "max_watches", b"max_watches", "min_free_bytes", b"min_free_bytes", "min_images_per_label", b"min_images_per_label"]) -> None: ...
 
 Global___Limits: typing_extensions.TypeAlias = Limits
 

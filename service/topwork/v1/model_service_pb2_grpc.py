@@ -40,7 +40,9 @@ class ModelServiceStub(object):
 
     All five fail at once with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
     ALREADY_EXISTS (the request id was used for something else), ABORTED
-    (`ChangeOptions.expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
+    (`ChangeOptions.expected_revision` does not serve), RESOURCE_EXHAUSTED (with RetryInfo: too many
+    unfinished operations of the model, or too many uploads; with QuotaFailure: the model has used up
+    its images or its bytes), UNAVAILABLE (the disk is full or read-only).
     The operation itself fails with FAILED_PRECONDITION when its gate rejects the new revision:
     ErrorInfo has the reason GATE_FAILED and the revision's number, and a Comparison is among the
     details. The revision is published with its report and never serves. It fails with ABORTED when
@@ -123,7 +125,9 @@ class ModelServiceServicer(object):
 
     All five fail at once with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
     ALREADY_EXISTS (the request id was used for something else), ABORTED
-    (`ChangeOptions.expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
+    (`ChangeOptions.expected_revision` does not serve), RESOURCE_EXHAUSTED (with RetryInfo: too many
+    unfinished operations of the model, or too many uploads; with QuotaFailure: the model has used up
+    its images or its bytes), UNAVAILABLE (the disk is full or read-only).
     The operation itself fails with FAILED_PRECONDITION when its gate rejects the new revision:
     ErrorInfo has the reason GATE_FAILED and the revision's number, and a Comparison is among the
     details. The revision is published with its report and never serves. It fails with ABORTED when
@@ -223,7 +227,7 @@ class ModelServiceServicer(object):
 
     def WatchOperation(self, request, context):
         """Streams an operation's state: at once, then whenever it changes, and ends with the finished
-        operation. Fails with NOT_FOUND.
+        operation. Fails with NOT_FOUND, RESOURCE_EXHAUSTED (`Limits.max_watches`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -308,7 +312,9 @@ class ModelService(object):
 
     All five fail at once with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
     ALREADY_EXISTS (the request id was used for something else), ABORTED
-    (`ChangeOptions.expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
+    (`ChangeOptions.expected_revision` does not serve), RESOURCE_EXHAUSTED (with RetryInfo: too many
+    unfinished operations of the model, or too many uploads; with QuotaFailure: the model has used up
+    its images or its bytes), UNAVAILABLE (the disk is full or read-only).
     The operation itself fails with FAILED_PRECONDITION when its gate rejects the new revision:
     ErrorInfo has the reason GATE_FAILED and the revision's number, and a Comparison is among the
     details. The revision is published with its report and never serves. It fails with ABORTED when

@@ -216,7 +216,9 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
 
     All five fail at once with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
     ALREADY_EXISTS (the request id was used for something else), ABORTED
-    (`ChangeOptions.expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
+    (`ChangeOptions.expected_revision` does not serve), RESOURCE_EXHAUSTED (with RetryInfo: too many
+    unfinished operations of the model, or too many uploads; with QuotaFailure: the model has used up
+    its images or its bytes), UNAVAILABLE (the disk is full or read-only).
     The operation itself fails with FAILED_PRECONDITION when its gate rejects the new revision:
     ErrorInfo has the reason GATE_FAILED and the revision's number, and a Comparison is among the
     details. The revision is published with its report and never serves. It fails with ABORTED when
@@ -379,7 +381,7 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
 
     WatchOperation: _ModelServiceWatchOperationType
     """Streams an operation's state: at once, then whenever it changes, and ends with the finished
-    operation. Fails with NOT_FOUND.
+    operation. Fails with NOT_FOUND, RESOURCE_EXHAUSTED (`Limits.max_watches`).
     """
 
 ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
@@ -442,7 +444,9 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
 
     All five fail at once with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
     ALREADY_EXISTS (the request id was used for something else), ABORTED
-    (`ChangeOptions.expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
+    (`ChangeOptions.expected_revision` does not serve), RESOURCE_EXHAUSTED (with RetryInfo: too many
+    unfinished operations of the model, or too many uploads; with QuotaFailure: the model has used up
+    its images or its bytes), UNAVAILABLE (the disk is full or read-only).
     The operation itself fails with FAILED_PRECONDITION when its gate rejects the new revision:
     ErrorInfo has the reason GATE_FAILED and the revision's number, and a Comparison is among the
     details. The revision is published with its report and never serves. It fails with ABORTED when
@@ -564,7 +568,7 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[topwork.v1.model_service_pb2.WatchOperationResponse], collections.abc.AsyncIterator[topwork.v1.model_service_pb2.WatchOperationResponse]]:
         """Streams an operation's state: at once, then whenever it changes, and ends with the finished
-        operation. Fails with NOT_FOUND.
+        operation. Fails with NOT_FOUND, RESOURCE_EXHAUSTED (`Limits.max_watches`).
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -10,8 +10,8 @@ from support import tiny
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.manifest import Manifest, ShardRef
 from topwork.engine.change_rules import changed_shards, check_change
-from topwork.engine.jobs import Job, Kind
-from topwork.errors import AlreadyExists, NotFound, NotReady, Stale
+from topwork.engine.jobs import Job, Kind, Upload
+from topwork.errors import AlreadyExists, NotFound, NotReady, QuotaExceeded, Stale
 
 A, B, B2 = (
     ShardRef(label=label, digest=digit * 64)
@@ -105,3 +105,15 @@ def test_a_model_has_room_for_so_many_labels(parent: Manifest) -> None:
     with pytest.raises(NotReady, match="has 4 labels; the limit is 4"):
         check_change(job("add_class", "violet"), parent, full)
     check_change(job("add_examples", "blue"), parent, full)
+
+
+@pytest.mark.parametrize("kind", ["add_class", "add_examples"])
+def test_a_model_has_only_so_many_images(parent: Manifest, kind: Kind) -> None:
+    """What would bring more images than a model may have is QuotaExceeded, with the numbers."""
+    limits = replace(DEFAULT_LIMITS, max_images_per_model=82)
+    uploads = tuple(Upload(name=str(number), digest=NEW) for number in range(3))
+    asked = job(kind, "violet" if kind == "add_class" else "blue")
+    check_change(replace(asked, uploads=uploads[:2]), parent, limits)
+    with pytest.raises(QuotaExceeded, match="would have 83 images; the limit is 82") as caught:
+        check_change(replace(asked, uploads=uploads), parent, limits)
+    assert (caught.value.subject, caught.value.reason) == ("models/colours", "TOO_MANY_IMAGES")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from topwork.bundle.limits import Limits
 from topwork.bundle.store import Repository
 from topwork.engine.jobs import Job, Upload
 from topwork.engine.operations import (
@@ -21,7 +23,7 @@ from topwork.engine.operations import (
     new_request_id,
     pending_images,
 )
-from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady
+from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady, Overloaded
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +247,14 @@ def test_nothing_stored_is_a_pickle(
     assert f'"name":"{upload.name}"'.encode() in stored
 
 
-@pytest.mark.parametrize("given", ["1", "violet", "5c2e9d46-1d5c-4a7b-9a52", "../../etc"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("1", "violet", "5c2e9d46-1d5c-4a7b-9a52", "../../etc", "5" * 10_000, "\0"),
+        *("0x2e9d461d5c4a7b9a523f0a1b2c3d4e", "{5c2e9d46-1d5c-4a7b-9a52-3f0a1b2c3d4e}"),
+        *("\u0665c2e9d46-1d5c-4a7b-9a52-3f0a1b2c3d4", "5c2e9d46-1d5c-4a7b-9a52-3f0a1b2c3d4e\n"),
+    ],
+)
 def test_a_request_id_is_a_uuid(given: str) -> None:
     """An id that is no UUID is InvalidInput, and names the field."""
     with pytest.raises(InvalidInput, match="is no UUID") as caught:
@@ -259,6 +268,60 @@ def test_a_request_id_has_one_spelling() -> None:
     spelled = {new_request_id(one, field="request_id") for one in (given, given.lower())}
     assert spelled == {given.lower()}
     assert new_request_id("", field="request_id") != new_request_id("", field="request_id")
+
+
+@pytest.fixture
+def few(root: Path, runner: asyncio.Runner) -> Iterator[Operations]:
+    """Yield operations of which a model may have two, and two calls may wait for them."""
+    limits = Limits(max_pending_operations=2, max_watches=2)
+    made = Operations(database_url(root), Repository(root), limits)
+    runner.run(made.start())
+    yield made
+    runner.run(made.aclose())
+
+
+def test_a_model_has_only_so_many_unfinished_operations(
+    few: Operations, runner: asyncio.Runner
+) -> None:
+    """One too many is Overloaded; other models and repeated calls are not, nor what comes later."""
+    model = "crowded"
+    first = new_id()
+
+    async def scenario() -> list[Operation | BaseException]:
+        await few.submit(job("a", model), first, size=30)
+        calls = (few.submit(job("b", model), new_id(), size=12) for _ in range(4))
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert await few.pending_bytes(model) == 42
+        assert (await few.submit(job("a", model), first)).id == first
+        await few.submit(job("a", "roomy"), new_id())
+        await few.cancel(first)
+        assert await few.pending_bytes(model) == 12
+        await few.submit(job("c", model), new_id())
+        return ends
+
+    refused = [end for end in runner.run(scenario()) if isinstance(end, Overloaded)]
+    assert len(refused) == 3
+    assert {one.reason for one in refused} == {"TOO_MANY_OPERATIONS"}
+    assert "model 'crowded' has 2 unfinished operations, which is the limit" in str(refused[0])
+
+
+def test_only_so_many_calls_wait_for_operations(few: Operations, runner: asyncio.Runner) -> None:
+    """Who would watch or wait beside as many as may is Overloaded; one that ends makes room."""
+
+    async def scenario() -> None:
+        submitted = await few.submit(job("a", "watched"), new_id())
+        watches = [few.watch(submitted.id) for _ in range(2)]
+        for one in watches:
+            await anext(one)
+        for call in (anext(few.watch(submitted.id)), few.wait(submitted.id, 1.0)):
+            with pytest.raises(Overloaded, match="2 calls wait for operations") as caught:
+                await call
+            assert caught.value.reason == "TOO_MANY_WATCHES"
+        for one in watches:
+            await cast("AsyncGenerator[Operation, None]", one).aclose()
+        assert (await few.wait(submitted.id, 0.0)).id == submitted.id
+
+    runner.run(scenario())
 
 
 def test_only_what_is_wanted_is_listed(operations: Operations, runner: asyncio.Runner) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from support import tiny
 from support.reports import COMPARISON
@@ -351,3 +352,27 @@ def test_a_gate_that_is_none(name: str, value: float) -> None:
     with pytest.raises(InvalidInput, match=name) as caught:
         convert.from_gate(gate, field="options.gate")
     assert caught.value.field == f"options.gate.{name}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "models", "models/", "/x", "x", "operations/x", "models/x/y", "models/../x"),
+        *("models/x\0", "models/x\ny", "models/\u202ex", "models/" + "x" * 194, "x" * 10**7),
+    ],
+)
+def test_a_resource_name_is_one_visible_id_of_its_collection(name: str) -> None:
+    """Anything else, and anything long, is InvalidInput that names the field, in few words."""
+    with pytest.raises(InvalidInput, match="must be a resource name") as caught:
+        convert.resource_id(name, collection="models", field="name")
+    assert (caught.value.field, caught.value.reason) == ("name", "RESOURCE_NAME_INVALID")
+    assert len(str(caught.value)) < 600
+    assert convert.resource_id("models/" + "x" * 193, collection="models", field="name")
+
+
+def test_seconds_are_not_negative() -> None:
+    """A negative duration is InvalidInput, and names the field."""
+    assert convert.seconds(Duration(seconds=3, nanos=5 * 10**8), field="timeout") == 3.5
+    with pytest.raises(InvalidInput, match=r"timeout is -1\.5 s") as caught:
+        convert.seconds(Duration(seconds=-1, nanos=-5 * 10**8), field="timeout")
+    assert caught.value.field == "timeout"

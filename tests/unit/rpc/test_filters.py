@@ -45,6 +45,7 @@ def test_a_filter(text: str, attributes: dict[str, str | bool], done: bool | Non
         'label = "open',
         "label != a",
         " ",
+        "label = " + "a" * 993,
     ],
 )
 def test_a_filter_that_is_none(text: str) -> None:

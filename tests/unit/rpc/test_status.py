@@ -44,10 +44,11 @@ def unpacked(status: status_pb2.Status, kind: type[Any]) -> list[Any]:
 
 
 def test_every_error_has_its_row() -> None:
-    """Each class of topwork.errors has a code; only the base and ImageError borrow or share one."""
-    assert {type(error) for error in EXAMPLES.values()} == set(KINDS) - {errors.ImageError}
+    """Each class of topwork.errors has a code; only ImageError and QuotaExceeded share one."""
+    shared: set[type[errors.TopworkError]] = {errors.ImageError, errors.QuotaExceeded}
+    assert {type(error) for error in EXAMPLES.values()} == set(KINDS) - shared
     assert set(statuses.CODES) == set(KINDS) - {errors.ImageError}
-    assert len(set(statuses.CODES.values())) == len(statuses.CODES)
+    assert len(set(statuses.CODES.values())) == len(statuses.CODES) - 1
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
@@ -59,6 +60,17 @@ def test_a_status_has_code_text_and_reason(code: str) -> None:
     assert status.message == str(error)
     (info,) = unpacked(status, error_details_pb2.ErrorInfo)
     assert (info.reason, info.domain) == (error.reason, "topwork")
+
+
+def test_a_quota_names_its_subject() -> None:
+    """What is used up is RESOURCE_EXHAUSTED with a QuotaFailure, and no time to try again."""
+    status = statuses.from_error(errors.QuotaExceeded("too many bytes", subject="models/x"))
+    (failure,) = unpacked(status, error_details_pb2.QuotaFailure)
+    assert code_pb2.Code.Name(status.code) == "RESOURCE_EXHAUSTED"
+    assert [(one.subject, one.description) for one in failure.violations] == [
+        ("models/x", "too many bytes")
+    ]
+    assert statuses.retry_after(status) == 0.0
 
 
 def test_a_wrong_field_is_named() -> None:

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.classify_job import Classified, Timings
 from topwork.engine.serving.fair_queue import Flow
-from topwork.errors import NotFound, Unavailable
+from topwork.errors import NotFound, Overloaded, Unavailable
 from topwork.rpc import calls
 from topwork.rpc import status as statuses
 from topwork.rpc.interceptor import Interceptor
@@ -83,9 +83,11 @@ def message(
     return made
 
 
-def streams(engine: Engine, *, window: int = 4, most_seconds: float = 60.0) -> Streams:
+def streams(
+    engine: Engine, *, window: int = 4, most_seconds: float = 60.0, most_open: int = 64
+) -> Streams:
     """Return the calls of a server."""
-    return Streams(engine, most_seconds=most_seconds, window=window)
+    return Streams(engine, most_seconds=most_seconds, window=window, most_open=most_open)
 
 
 async def each(
@@ -332,6 +334,23 @@ async def served(
             yield server, servicer, classify_grpc.ClassifierServiceStub(channel)
     finally:
         await server.stop(None)
+
+
+def test_only_so_many_streams_are_open() -> None:
+    """One stream too many is Overloaded, with their number; one that ends makes room."""
+
+    async def scenario() -> None:
+        made = streams(Engine(), most_open=2)
+        first, second, third = (made.answer(each(message(1, b"ok")), lambda: None) for _ in "123")
+        assert [(await anext(one)).id for one in (first, second)] == [1, 1]
+        with pytest.raises(Overloaded, match="2 streams are open, which is the limit") as caught:
+            await anext(third)
+        assert (caught.value.reason, caught.value.retry_after) == ("TOO_MANY_STREAMS", 1.0)
+        await first.aclose()
+        assert [one.id async for one in made.answer(each(message(3, b"ok")), lambda: None)] == [3]
+        await second.aclose()
+
+    asyncio.run(scenario())
 
 
 def test_the_half_close_ends_the_call_after_the_last_answer() -> None:

@@ -47,7 +47,9 @@ class Classifier:
         self._telemetry = telemetry
         self._limits = limits
         self._scheduler = Scheduler(cores=cores)
-        self._admission = Admission(queue_limit, self._scheduler.expected_seconds)
+        self._admission = Admission(
+            queue_limit, self._scheduler.expected_seconds, most_bytes=limits.max_queue_bytes
+        )
         self.statistics = Statistics()
         """What each revision has done."""
         telemetry.watch("topwork_queue_images", "Images that wait.", self._scheduler.waiting)
@@ -119,12 +121,14 @@ class Classifier:
         start = time.perf_counter()
         check_count(len(images), self._limits)
         _check_not_negative(revision, "revision")
+        images = list(images)  # once: a message copies an image's bytes at each look
+        size = sum(map(_size, images))
         loop = asyncio.get_running_loop()
         deadline = math.inf if budget is None else loop.time() + budget
         self._telemetry.request_images.observe(len(images))
         try:
             async with asyncio.timeout(budget):
-                await self._admission.enter(len(images), budget=budget, patient=patient)
+                await self._admission.enter(len(images), size=size, budget=budget, patient=patient)
                 try:
                     snapshot = await self._registry.snapshot(model, revision)
                     job = ClassifyJob(
@@ -137,7 +141,7 @@ class Classifier:
                     )
                     return await self._run(job, deadline=deadline, flow=flow or Flow())
                 finally:
-                    self._admission.leave(len(images), patient=patient)
+                    self._admission.leave(len(images), size=size, patient=patient)
         except Overloaded as error:
             self._telemetry.rejected.labels(error.reason).inc(len(images))
             raise
@@ -169,6 +173,10 @@ def check_count(images: int, limits: Limits) -> None:
             field="images",
             reason="TOO_MANY_IMAGES",
         )
+
+
+def _size(image: Image) -> int:
+    return len(image) if isinstance(image, bytes) else image.values.nbytes
 
 
 def _check_not_negative(value: int, name: str) -> None:

@@ -34,6 +34,27 @@ def test_what_has_no_room_is_refused_with_the_time_to_wait() -> None:
     asyncio.run(scenario())
 
 
+def test_bytes_have_a_limit_of_their_own() -> None:
+    """Few images may be too long together; who is patient waits until there is room for theirs."""
+
+    async def scenario() -> None:
+        admission = Admission(100, an_image_a_second, most_bytes=1000)
+        await admission.enter(1, size=600, budget=None, patient=False)
+        with pytest.raises(Overloaded, match=r"600 bytes of images are queued, 401 more .* 1000"):
+            await admission.enter(1, size=401, budget=None, patient=False)
+        await admission.enter(1, size=400, budget=None, patient=True)
+        waiting = asyncio.create_task(admission.enter(1, size=101, budget=None, patient=True))
+        await asyncio.sleep(0)
+        admission.leave(1, size=600, patient=False)
+        assert not waiting.done()  # half of the limit is for the patient
+        admission.leave(1, size=400, patient=True)
+        await waiting
+        admission.leave(1, size=101, patient=True)
+        await admission.enter(1, size=5000, budget=None, patient=False)  # alone
+
+    asyncio.run(scenario())
+
+
 def test_what_has_no_time_is_refused() -> None:
     """Images that might end after their budget are refused, unless nothing else is inside."""
 

@@ -1,0 +1,117 @@
+"""Uploads stay within their bounds, whatever a client sends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from topwork.bundle.limits import Limits
+from topwork.bundle.store import Repository
+from topwork.engine.jobs import SkippedUpload, Upload
+from topwork.errors import InvalidInput, Overloaded, QuotaExceeded, TopworkError
+from topwork.rpc.uploads import Uploads
+from topwork.v1 import change_pb2 as change_pb
+
+LIMITS = Limits(
+    max_uploads=2,
+    max_upload_bytes=100,
+    max_image_bytes=60,
+    max_images_per_upload=4,
+    max_display_name_length=7,
+)
+
+
+class Room:
+    """Has room for so many bytes, and notes what it was asked."""
+
+    def __init__(self, most: int = 10**6) -> None:
+        self.most = most
+        self.asked: list[tuple[int, int]] = []
+
+    def check(self, total: int, coming: int) -> None:
+        """Raise QuotaExceeded beyond the most."""
+        self.asked.append((total, coming))
+        if total > self.most:
+            raise QuotaExceeded(f"{total} are too many", subject="models/x")
+
+
+def part(*lengths: int, name: str = "") -> change_pb.AddClassRequest:
+    """Return a message with images of these lengths."""
+    images = [change_pb.TrainingImage(content=b"x" * one, display_name=name) for one in lengths]
+    return change_pb.AddClassRequest(images=images)
+
+
+def stored(
+    root: Path, *parts: change_pb.AddClassRequest, room: Room | None = None
+) -> tuple[tuple[Upload, ...], tuple[SkippedUpload, ...], int]:
+    """Return what an upload of ``parts`` gives."""
+
+    async def others() -> AsyncIterator[change_pb.AddClassRequest]:
+        for one in parts[1:]:
+            yield one
+
+    uploads = Uploads(Repository(root), LIMITS)
+    return asyncio.run(uploads.store(parts[0], others(), room or Room()))
+
+
+def files_of(root: Path) -> int:
+    """Return how many images are stored."""
+    return len(list((root / "images").glob("*")))
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason", "said"),
+    [
+        ((part(1, 2), part(3, 4, 5)), "TOO_MANY_IMAGES", "more than 4 images"),
+        ((part(50, 40), part(11)), "UPLOAD_TOO_LARGE", "more than 100 bytes"),
+    ],
+)
+def test_an_upload_ends_where_it_is_too_large(
+    tmp_path: Path, parts: tuple[change_pb.AddClassRequest, ...], reason: str, said: str
+) -> None:
+    """Images and bytes are counted over all messages; the one that is too much is not stored."""
+    with pytest.raises(InvalidInput, match=said) as caught:
+        stored(tmp_path, *parts)
+    assert (caught.value.reason, caught.value.field) == (reason, "images")
+    assert files_of(tmp_path) == 2
+
+
+def test_each_message_is_asked_for_room_before_it_is_stored(tmp_path: Path) -> None:
+    """Room is asked for all bytes so far and for those that come; what has none is not stored."""
+    room = Room(most=60)
+    with pytest.raises(QuotaExceeded, match="61 are too many"):
+        stored(tmp_path, part(10, 20), part(30), part(1), room=room)
+    assert room.asked == [(30, 30), (60, 30), (61, 1)]
+    assert files_of(tmp_path) == 3
+
+
+def test_an_image_that_is_too_large_fails_alone(tmp_path: Path) -> None:
+    """It is named with its length, and the others are stored."""
+    uploads, refused, size = stored(tmp_path, part(61, 5))
+    assert [(one.name, one.reason) for one in refused] == [("images[0]", "IMAGE_TOO_LARGE")]
+    assert "61 bytes; the limit is 60" in refused[0].message
+    assert [one.name for one in uploads] == ["images[1]"]
+    assert size == 66
+
+
+@pytest.mark.parametrize("name", ["rose-17", "rose-17.jpg", "rose-17" * 1000])
+def test_a_display_name_is_cut(tmp_path: Path, name: str) -> None:
+    """Of a long name the beginning is kept."""
+    uploads, _, _ = stored(tmp_path, part(5, name=name))
+    assert [one.name for one in uploads] == ["rose-17"]
+
+
+def test_only_so_many_uploads_go_on(tmp_path: Path) -> None:
+    """One too many is Overloaded, with their number; one that ends, well or not, makes room."""
+    uploads = Uploads(Repository(tmp_path), LIMITS)
+    with uploads.open():
+        with uploads.open(), pytest.raises(Overloaded, match="2 uploads go on") as caught:
+            uploads.open().__enter__()
+        assert (caught.value.reason, caught.value.retry_after) == ("TOO_MANY_UPLOADS", 5.0)
+        with pytest.raises(TopworkError), uploads.open():
+            raise TopworkError("it failed")
+        with uploads.open():
+            pass

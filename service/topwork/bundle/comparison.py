@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from topwork.bundle.numbers import Count
+
 Z = 1.959964
 """Standard normal quantile of a two-sided 95 % interval."""
 
@@ -37,7 +39,7 @@ class Gate:
 
     A class that the parent had and called so less often need only be called so as often.
     """
-    max_conflicts: int | None = None
+    max_conflicts: Count | None = None
     """Uploads that may show what another class has; None: any number. Checked before training."""
 
 
@@ -47,13 +49,13 @@ class LabelChange:
 
     label: str
     """As the candidate calls it."""
-    images: int
+    images: Count
     """Judged in both."""
     recall_before: float
     recall_after: float
-    lost: int
+    lost: Count
     """Images that were called so before and are not after."""
-    gained: int
+    gained: Count
     """The other way round."""
 
 
@@ -62,7 +64,7 @@ class Taught:
     """The label that was added or got more images."""
 
     label: str
-    images: int
+    images: Count
     """All of its judged images."""
     recall: float
     low: float
@@ -76,7 +78,7 @@ class Confusion:
 
     label: str
     called: str
-    images: int
+    images: Count
     share: float
     """Of the label's judged images."""
 
@@ -85,7 +87,7 @@ class Confusion:
 class Comparison:
     """A candidate beside its parent, each by cross-validation: no image judges what learnt it."""
 
-    images: int
+    images: Count
     """Of the parent's labels that both have, judged in both."""
     accuracy_before: float
     """The parent's on them: the mean of its labels' recalls, so that all labels count alike."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from topwork.bundle.comparison import Comparison, Rejection
+from topwork.bundle.numbers import Count, Number, Seed
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.errors import Corrupt, NotReady
@@ -33,7 +34,7 @@ class BackboneInfo:
     digest: Digest
     """sha256 of backbone.onnx."""
     preprocess: PreprocessSpec
-    width: int
+    width: Count
     """D, the embedding's width."""
     precision: Literal["fp32", "int8"]
     licence: str
@@ -90,8 +91,8 @@ class Manifest:
     """manifest.json: one revision. It names all that it refers to by sha256."""
 
     model: str
-    revision: int
-    parent: int
+    revision: Number
+    parent: Number
     """The revision that it was made from; 0 when it was made by a fit."""
     labels: tuple[str, ...]
     """Sorted by code point; class index = position."""
@@ -105,9 +106,9 @@ class Manifest:
     """In the order in which they came, which means nothing."""
     data_digest: Digest
     """See ``Exemplars.data_digest``."""
-    images: int
+    images: Count
     """Exemplars in all."""
-    seed: int
+    seed: Seed
     """Seed of the folds; a child revision keeps its parent's."""
     recipe: Recipe
     """What the head was to be chosen from; a child revision keeps its parent's."""

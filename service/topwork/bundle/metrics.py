@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.bundle.numbers import Count
+
 BINS = 15
 """Bins of the calibration error, as in Guo et al."""
 
@@ -17,7 +19,7 @@ class LabelMetrics:
     """Quality of one label."""
 
     label: str
-    images: int
+    images: Count
     """Images that bear it."""
     precision: float
     """Share of the images called so that are so; 0 when none was called so."""
@@ -31,7 +33,7 @@ class ReliabilityBin:
 
     low: float
     high: float
-    images: int
+    images: Count
     confidence: float
     """Mean of their highest probabilities; 0 without images."""
     accuracy: float
@@ -77,8 +79,8 @@ class Candidate:
 class Metrics:
     """Quality by cross-validation: each image judged by a head that saw no image of its fold."""
 
-    images: int
-    folds: int
+    images: Count
+    folds: Count
     accuracy: float
     """Share of images whose most probable label is right."""
     accuracy_low: float
@@ -89,7 +91,7 @@ class Metrics:
     """Mean negative log probability (nats) of the right label."""
     per_label: tuple[LabelMetrics, ...]
     """In label order."""
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[Count, ...], ...]
     """confusion[i][j] counts images of label i that were called j."""
     ece: float
     """Expected calibration error (Guo et al., ICML 2017) over the bins of ``reliability``."""
@@ -115,7 +117,7 @@ def evaluate(
     probabilities: NDArray[np.floating],
     labels: tuple[str, ...],
     *,
-    folds: int,
+    folds: Count,
 ) -> Metrics:
     """Return the metrics of probabilities (N, C) against class indices (N,)."""
     size = len(labels)

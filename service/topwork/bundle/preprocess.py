@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+LARGEST = 4096
+"""Pixels that a short side may be scaled to: what a backbone's input may cost in memory."""
+
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -24,7 +27,10 @@ class PreprocessSpec:
     """Filter of the scaling, with antialiasing."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.crop <= self.resize:
-            raise ValueError(f"crop {self.crop} must lie between 1 and resize {self.resize}")
+        if not 1 <= self.crop <= self.resize <= LARGEST:
+            raise ValueError(
+                f"crop {self.crop} must lie between 1 and resize {self.resize}, and that must be "
+                f"at most {LARGEST}"
+            )
         if self.interpolation not in get_args(Interpolation):
             raise ValueError(f"unknown interpolation {self.interpolation!r}")

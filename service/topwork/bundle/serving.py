@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from topwork.bundle.numbers import Number
+
 KEPT_MOVES = 1_000
 """Moves that are remembered; the revisions themselves tell the rest."""
 
@@ -13,8 +15,8 @@ KEPT_MOVES = 1_000
 class Move:
     """The serving pointer went from one revision to another."""
 
-    revision: int
-    previous: int
+    revision: Number
+    previous: Number
     """0: none served before."""
     why: str
     """What moved it, such as ``fit``, ``rollback`` or ``add_class``."""
@@ -27,9 +29,9 @@ class Move:
 class Serving:
     """What serving.json holds: replaced as a whole, so state and history cannot disagree."""
 
-    revision: int
+    revision: Number
     """The one that serves."""
-    pinned: tuple[int, ...] = ()
+    pinned: tuple[Number, ...] = ()
     """Revisions that are never deleted, so clients may go on asking for them by number."""
     moves: tuple[Move, ...] = ()
     """The latest, oldest first."""

@@ -152,6 +152,13 @@ def changed(path: str, value: Any) -> bytes:
         ("preprocess.interpolation", "nearest"),
         ("preprocess.crop", 257),
         ("preprocess.crop", 0),
+        ("preprocess.resize", 4097),
+        ("revision", 2**63),
+        ("parent", -1),
+        ("images", 10**29),
+        ("seed", -(2**63) - 1),
+        ("comparison.images", 2**31),
+        ("rejection.gate.max_conflicts", -1),
     ],
 )
 def test_a_wrong_field_is_corrupt(path: str, value: Any) -> None:

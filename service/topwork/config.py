@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
+from topwork.bundle.signatures import NO_FILES, SigningFiles
 from topwork.engine.backend import Provider
 from topwork.logs import Format
 
@@ -36,5 +37,7 @@ class ServeConfig:
     """Whether this process keeps a worker beside it; else others must run one."""
     executor: str = "worker"
     """The worker's name, the same after every restart; each host that works needs its own."""
+    signing: SigningFiles = NO_FILES
+    """Whose signatures revisions must have, and the key of this process's worker."""
     log_format: Format = "text"
     limits: Limits = DEFAULT_LIMITS

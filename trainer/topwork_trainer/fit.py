@@ -14,6 +14,7 @@ from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model
 from topwork.bundle.recipe import Recipe
+from topwork.bundle.signatures import SigningFiles
 from topwork.bundle.store import Repository
 from topwork.engine.cores import available_cores
 from topwork.engine.embed import Skipped
@@ -63,6 +64,8 @@ class FitConfig:
     """Refuse to train on photos that the audit has errors or warnings about."""
     cache: Path | None = None
     """Directory of embeddings that were made before."""
+    signing_key: Path | None = None
+    """Private key that signs what is published."""
     command: str = "topwork_trainer.fit"
     """What to call this fit in its report."""
 
@@ -92,7 +95,8 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
     """
     check_model(config.model)
     sources = scan(config.data, classes=config.classes)
-    repository = Repository(config.repository)
+    signing = SigningFiles(signing_key=config.signing_key).read(publishes=True)
+    repository = Repository(config.repository, signing)
     watch = _Stopwatch(on_progress)
     with EmbeddingCache(config.cache) if config.cache else contextlib.nullcontext() as cache:
         bench = Bench(

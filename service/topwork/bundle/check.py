@@ -11,10 +11,11 @@ from typing import Literal
 
 import numpy as np
 
-from topwork.bundle import files
+from topwork.bundle import files, signatures
 from topwork.bundle.exemplars import data_digest
 from topwork.bundle.manifest import Manifest, check_may_serve
 from topwork.bundle.names import is_model
+from topwork.bundle.signatures import UNSIGNED, Signing
 from topwork.bundle.store import Repository, read_manifest, revision_directories
 from topwork.bundle.stored import KINDS, Kind
 from topwork.errors import Corrupt, NotFound, NotReady
@@ -36,14 +37,18 @@ class Problem:
 
 
 def check(
-    repository: Repository, *, on_progress: OnProgress = lambda _done, _total: None
+    repository: Repository,
+    *,
+    signing: Signing = UNSIGNED,
+    on_progress: OnProgress = lambda _done, _total: None,
 ) -> list[Problem]:
     """Verify every digest and every reference and return all that is wrong, errors first.
 
+    And the signatures that ``signing`` asks for, which ``repository`` itself must not.
     Nothing is changed or locked, so it may run while others serve, fit and publish. An image that
     a shard names and that is not stored is no error: fit stores none.
     """
-    return sorted(_Run(repository, on_progress).problems, key=lambda one: one.severity)
+    return sorted(_Run(repository, signing, on_progress).problems, key=lambda one: one.severity)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +63,10 @@ class _Facts:
 class _Run:
     """One run of ``check``."""
 
-    def __init__(self, repository: Repository, on_progress: OnProgress) -> None:
+    def __init__(self, repository: Repository, signing: Signing, on_progress: OnProgress) -> None:
         self.problems: list[Problem] = []
         self._repository = repository
+        self._signing = signing
         self._widths: dict[str, int] = {}  # of backbones that are as they should be
         self._shards: dict[str, _Facts] = {}
         # Revisions are listed first: what they refer to was stored before they were published.
@@ -111,7 +117,7 @@ class _Run:
         )
 
     def _image(self, digest: str, path: Path) -> None:
-        with path.open("rb") as file:
+        with files.open_file(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:
             raise Corrupt(f"its sha256 is {found}: it was changed")
@@ -127,6 +133,8 @@ class _Run:
             manifest = self._repository.manifest(model, int(directory.name))
         if manifest is None:
             return None
+        with self._problem_at(directory / signatures.FILE, of=directory):
+            self._signing.check(directory, files.read(path))
         for name, read in (
             ("head.onnx", self._repository.head),
             ("metrics.json", self._repository.metrics),

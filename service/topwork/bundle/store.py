@@ -3,7 +3,7 @@
     backbones/<sha256>/backbone.onnx, backbone.json
     exemplars/<sha256>.npz
     images/<sha256>
-    models/<model>/<revision>/manifest.json, head.onnx, metrics.json, report.html
+    models/<model>/<revision>/manifest.json, manifest.sig, head.onnx, metrics.json, report.html
     models/<model>/serving.json
 
 Everything is immutable but serving.json. Every file is checked against its sha256 when it is read.
@@ -18,11 +18,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from topwork.bundle import files
+from topwork.bundle import files, signatures
 from topwork.bundle.manifest import SCHEMA, Manifest, check_may_serve, from_json, to_json
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model, is_model
 from topwork.bundle.serving import Move, Serving
+from topwork.bundle.signatures import UNSIGNED, Signing
 from topwork.bundle.stored import KINDS, Stored
 from topwork.errors import Corrupt, NotFound
 
@@ -30,7 +31,15 @@ _REVISION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class Repository(Stored):
-    """A repository on a file system. Any number of readers, in any process; writers may race."""
+    """A repository on a file system. Any number of readers, in any process; writers may race.
+
+    ``signing`` says whose signatures a revision must have to be read at all, and with which key
+    what is published here is signed.
+    """
+
+    def __init__(self, root: Path, signing: Signing = UNSIGNED) -> None:
+        super().__init__(root)
+        self._signing = signing
 
     def models(self) -> list[str]:
         """Return the names of all models that have a serving revision, sorted.
@@ -114,13 +123,15 @@ class Repository(Stored):
         return self._model(model) / "serving.json"
 
     def manifest(self, model: str, revision: int) -> Manifest:
-        """Return a revision's manifest. Raises NotFound, Corrupt."""
+        """Return a revision's manifest. Raises NotFound, and Corrupt, for its signatures, too."""
         path = files.existing(
             self._model(model) / str(revision) / "manifest.json",
             kind="revision",
             name=f"models/{model}/revisions/{revision}",
         )
-        manifest = read_manifest(path)
+        content = files.read(path)
+        self._signing.check(path.parent, content)
+        manifest = _parsed(content, path)
         if (manifest.model, manifest.revision) != (model, revision):
             raise Corrupt(
                 f"{files.shown(path)} is of {manifest.model} revision {manifest.revision}"
@@ -179,7 +190,11 @@ class Repository(Stored):
                     (directory / "head.onnx").write_bytes(head)
                     (directory / "metrics.json").write_bytes(metrics_json)
                     (directory / "report.html").write_bytes(page)
-                    (directory / "manifest.json").write_bytes(to_json(manifest))
+                    content = to_json(manifest)
+                    (directory / "manifest.json").write_bytes(content)
+                    signature = self._signing.sign(content)
+                    if signature is not None:
+                        (directory / signatures.FILE).write_bytes(signature)
                     self._renew(manifest)
             except FileExistsError:
                 continue  # another writer took the number
@@ -236,8 +251,12 @@ class Repository(Stored):
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Return the manifest at ``path``. Raises Corrupt."""
-    manifest = from_json(files.read(path), Manifest, name=files.shown(path))
+    """Return the manifest at ``path``, whoever signed it. Raises Corrupt."""
+    return _parsed(files.read(path), path)
+
+
+def _parsed(content: bytes, path: Path) -> Manifest:
+    manifest = from_json(content, Manifest, name=files.shown(path))
     if manifest.schema > SCHEMA:
         raise Corrupt(
             f"{files.shown(path)} has schema {manifest.schema}; this software reads {SCHEMA}"

@@ -16,6 +16,7 @@ from topwork.cli.history import history, pin_revision, rollback
 from topwork.cli.keep import fsck, gc
 from topwork.cli.operations import operations
 from topwork.cli.serve import serve, worker
+from topwork.cli.sign import keygen, sign, verify
 from topwork.cli.teach import add_class, add_examples
 from topwork.errors import TopworkError
 
@@ -44,6 +45,9 @@ COMMANDS: tuple[click.Command, ...] = (
     history,
     gc,
     fsck,
+    keygen,
+    sign,
+    verify,
 )
 for command in COMMANDS:
     cli.add_command(command)

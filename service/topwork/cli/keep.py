@@ -16,9 +16,10 @@ from rich.table import Table
 
 from topwork.bundle.check import Problem, check
 from topwork.bundle.garbage import REMOVABLE, Collected, collect
+from topwork.bundle.signatures import SigningFiles
 from topwork.bundle.store import Repository
 from topwork.bundle.stored import KINDS
-from topwork.cli.options import json_output
+from topwork.cli.options import json_output, require_signed_option, trusted_keys_option
 from topwork.errors import InvalidInput
 
 repository_argument = click.argument(
@@ -59,7 +60,7 @@ def gc(
     """
     with _disk_errors():
         found = collect(
-            _opened(repository),
+            opened(repository),
             keep=keep,
             spare_seconds=spare_hours * 3600,
             held=_held(repository, database),
@@ -75,17 +76,23 @@ def gc(
 
 @click.command()
 @repository_argument
+@trusted_keys_option
+@require_signed_option
 @json_output
-def fsck(repository: Path, as_json: bool) -> None:
+def fsck(repository: Path, trusted_keys: Path | None, require_signed: bool, as_json: bool) -> None:
     """Verify every digest and every reference in REPOSITORY and name all that is wrong.
 
+    With --trusted-keys the signatures, too.
     Nothing is changed; servers, fits and workers may go on meanwhile. Exit status 1 if there is an
     error; notes are none.
     """
+    keys = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
+    signing = keys.read(publishes=False)
     with _progress_bar() as bar, _disk_errors():
         task = bar.add_task("checking", total=None)
         problems = check(
-            _opened(repository),
+            opened(repository),
+            signing=signing,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if as_json:
@@ -96,7 +103,8 @@ def fsck(repository: Path, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _opened(root: Path) -> Repository:
+def opened(root: Path) -> Repository:
+    """Return the repository at ``root``. Raises InvalidInput if there is none."""
     if not any((root / name).is_dir() for name in ("models", *KINDS)):
         raise InvalidInput(
             f"{root} is no repository: it has no directory models", field="repository"

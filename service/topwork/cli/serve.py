@@ -11,6 +11,8 @@ from pathlib import Path
 import click
 
 from topwork.bundle.limits import DEFAULT_LIMITS
+from topwork.bundle.signatures import SigningFiles
+from topwork.cli.options import signing_options
 
 repository = click.option(
     "--repository",
@@ -84,6 +86,7 @@ log_format = click.option("--log-format", default="text", type=click.Choice(["te
     default=True,
     help="Whether to make changes beside serving; else a `topwork worker` must.",
 )
+@signing_options
 @log_format
 def serve(
     repository: Path,
@@ -99,6 +102,7 @@ def serve(
     database: str,
     executor: str | None,
     worker: bool,
+    signing: SigningFiles,
     log_format: str,
 ) -> None:
     """Serve all models of a repository over gRPC, until SIGTERM."""
@@ -114,6 +118,7 @@ def serve(
     from topwork.engine.cores import available_cores
     from topwork.rpc import server
 
+    signing.read(publishes=worker)  # a wrong key ends the command before anything starts
     config = ServeConfig(
         repository=repository,
         address=address,
@@ -127,6 +132,7 @@ def serve(
         database=database,
         worker=worker,
         executor=executor or _executor(database),
+        signing=signing,
         log_format=cast("logs.Format", log_format),
         limits=replace(DEFAULT_LIMITS, max_model_bytes=model_quota_megabytes * 10**6),
     )
@@ -139,9 +145,15 @@ def serve(
 @database
 @executor
 @cores
+@signing_options
 @log_format
 def worker(
-    repository: Path, database: str, executor: str | None, cores: int | None, log_format: str
+    repository: Path,
+    database: str,
+    executor: str | None,
+    cores: int | None,
+    signing: SigningFiles,
+    log_format: str,
 ) -> None:
     """Make the changes that servers were asked for, until SIGTERM.
 
@@ -155,6 +167,7 @@ def worker(
     from topwork.engine.cores import available_cores
     from topwork.engine.operations import database_url, prepare
 
+    signing.read(publishes=True)  # a wrong key ends the command before anything starts
     url = database or database_url(repository)
     prepare(url)
     workers.run_alone(
@@ -164,6 +177,7 @@ def worker(
             executor=executor or _executor(database),
             cores=cores or available_cores(),
             limits=DEFAULT_LIMITS,
+            signing=signing,
             log_format=cast("logs.Format", log_format),
         )
     )

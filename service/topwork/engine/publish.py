@@ -44,13 +44,15 @@ def publish(
     seed: int,
     recipe: Recipe,
     making: Making,
+    backbone_info: str | None = None,
     origin: Origin = FIT,
     precision_gate: PrecisionGate | None = None,
 ) -> Manifest:
     """Publish what was learnt from the exemplars of ``shards`` as the model's next revision.
 
-    ``backbone`` and ``shards`` are digests of what is stored already. The report compares with the
-    serving revision. The revision does not serve yet.
+    ``backbone`` and ``shards`` are digests of what is stored already, and ``backbone_info`` that of
+    the backbone's backbone.json; None is that of the one that is there, whoever wrote it. The
+    report compares with the serving revision. The revision does not serve yet.
     """
     head = learned.head
     draft = Manifest(
@@ -59,7 +61,7 @@ def publish(
         parent=origin.parent,
         labels=exemplars.labels,
         backbone=backbone,
-        backbone_info=repository.backbone_info_digest(backbone),
+        backbone_info=backbone_info or repository.backbone_info_digest(backbone),
         head="",
         metrics="",
         report="",

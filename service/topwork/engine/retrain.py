@@ -280,6 +280,7 @@ class Trainer:
             learned,
             model=job.model,
             backbone=parent.backbone,
+            backbone_info=parent.backbone_info,
             shards=shards,
             seed=parent.seed,
             recipe=recipe,

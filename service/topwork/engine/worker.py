@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from topwork import logs
 from topwork.bundle.limits import Limits
+from topwork.bundle.signatures import SigningFiles
 from topwork.bundle.store import Repository
 from topwork.engine import operations
 from topwork.engine.executors import Takeover, alone, claim
@@ -65,6 +66,7 @@ class WorkerConfig:
     """Its name, the same after every restart; no two live workers have one name."""
     cores: int
     limits: Limits
+    signing: SigningFiles
     log_format: logs.Format
 
 
@@ -112,7 +114,7 @@ def _work(config: WorkerConfig, tell: Tell) -> str:
     claimed = claim(config.root, config.executor, on_wait=lambda: tell(True))
     tell(False)
     operations.note_database(config.root, config.url)
-    repository = Repository(config.root)
+    repository = Repository(config.root, config.signing.read(publishes=True))
     for path in repository.sweep():
         log.info("swept", path=str(path))
     DBOS(

@@ -71,7 +71,7 @@ class Server:
     def __init__(self, config: ServeConfig) -> None:
         limits = config.limits
         url = config.database or database_url(config.repository)
-        repository = Repository(config.repository)
+        repository = Repository(config.repository, config.signing.read(publishes=False))
         self._config = config
         self._telemetry = Telemetry()
         self._operations = Operations(url, repository, limits)
@@ -96,6 +96,7 @@ class Server:
                 executor=config.executor,
                 cores=config.cores,
                 limits=limits,
+                signing=config.signing,
                 log_format=config.log_format,
             )
         )

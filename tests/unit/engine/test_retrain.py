@@ -23,7 +23,7 @@ from topwork.bundle.store import Repository
 from topwork.engine.backend import open_session
 from topwork.engine.jobs import ChangeResult, Conflict, Job, Kind, Upload
 from topwork.engine.retrain import Candidate, NewExemplars, Trainer
-from topwork.errors import NotReady, Stale
+from topwork.errors import Corrupt, NotReady, Stale
 
 ANY = Gate(max_old_class_drop=1.0, min_new_class_recall=0.0)
 LIMITS = replace(DEFAULT_LIMITS, min_images_per_label=3)
@@ -371,3 +371,20 @@ def test_the_new_head_knows_the_new_class(repository: Repository) -> None:
     embedding = tiny.embed_pictures({"?": [picture("crimson", 90)]}).embeddings
     session = open_session(repository.head(manifest), output="probabilities")
     assert manifest.labels[int(np.argmax(session.run(embedding)))] == "c"
+
+
+@pytest.mark.parametrize("kind", ["retrain", "rename_class"])
+def test_a_changed_backbone_json_is_not_made_right_by_a_change(
+    repository: Repository, kind: Kind
+) -> None:
+    """A new revision names the backbone.json of its parent, never one that was put in its place.
+
+    Else who can write files could let a worker sign another preprocess spec.
+    """
+    manifest = serving(repository)
+    path = repository.path("backbones", manifest.backbone) / "backbone.json"
+    path.write_bytes(path.read_bytes().replace(b'"resize": 16', b'"resize": 17'))
+    label = "a" if kind == "rename_class" else ""
+    with pytest.raises(Corrupt, match=r"backbone\.json has sha256"):
+        changed(repository, job(repository, kind, label, new_label="z" if label else ""))
+    assert repository.revisions("m") == [1]

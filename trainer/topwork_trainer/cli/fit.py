@@ -106,6 +106,11 @@ class _OrAuto(click.ParamType[Any]):
     help="Seed of the cross-validation's folds and of fine-tuning.",
 )
 @click.option("--strict", is_flag=True, help="Refuse photos that the audit warns about.")
+@click.option(
+    "--signing-key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Private key (PEM file, see `topwork keygen`) that signs what is published.",
+)
 @cache_option
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
 def fit(

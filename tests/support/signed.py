@@ -1,0 +1,34 @@
+"""Keys for tests, made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from topwork.bundle import keys
+from topwork.bundle.signatures import Signing, SigningFiles
+
+
+def new_key(directory: Path, name: str = "key") -> Path:
+    """Return the file of a new private key; its public one lies beside it."""
+    path = directory / name
+    keys.generate(path)
+    return path
+
+
+def public(key: Path) -> Path:
+    """Return the file of the public key of a private one."""
+    return key.with_name(f"{key.name}.pub")
+
+
+def signing(
+    key: Path | None = None, *trusted: Path, required: bool = True, publishes: bool = True
+) -> Signing:
+    """Return what signs with ``key`` and trusts the public keys of others."""
+    path = None
+    if trusted:
+        path = trusted[0].parent / f"trusted-{'-'.join(one.name for one in trusted)}.pem"
+        path.write_bytes(b"".join(public(one).read_bytes() for one in trusted))
+    files = SigningFiles(
+        trusted_keys=path, require_signed=required and path is not None, signing_key=key
+    )
+    return files.read(publishes=publishes)

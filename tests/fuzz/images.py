@@ -1,0 +1,106 @@
+"""Photos and DICOM files: pixels of the asked size, or ImageError."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from PIL import Image
+from support.bad_images import gradient, grey_png, grey_tiff, turned, unreadable
+from support.dicoms import (
+    BIG_ENDIAN,
+    DEFLATED,
+    IMPLICIT,
+    JPEG,
+    JPEG_2000,
+    RLE,
+    Elements,
+    dicom,
+    rle_frame,
+)
+from support.pictures import encode
+
+from topwork.bundle.image import preprocess
+from topwork.bundle.limits import Limits
+from topwork.bundle.preprocess import PreprocessSpec
+from topwork.errors import ImageError
+
+SPEC = PreprocessSpec(resize=20, crop=16)
+LIMITS = Limits(max_image_pixels=2**20)
+"""Few pixels: a search must try many pictures a second."""
+
+# Only the damage is of interest, not what is said of it.
+warnings.filterwarnings("ignore")
+
+
+def decode(content: bytes) -> None:
+    """Decode any bytes."""
+    try:
+        pixels = preprocess(content, SPEC, limits=LIMITS)
+    except ImageError:
+        return
+    assert pixels.shape == (16, 16, 3)
+    assert pixels.dtype == np.uint8
+
+
+def decode_dicom(content: bytes) -> None:
+    """Decode any bytes as what follows a DICOM file's preamble."""
+    decode(bytes(128) + b"DICM" + content)
+
+
+def photos() -> list[bytes]:
+    """Return pictures of each format and of many modes, and files that are none."""
+    small = gradient(24, 20)
+    modes = [small.convert(mode) for mode in ("L", "LA", "RGBA", "P", "1")]
+    frames = {"save_all": True, "append_images": [small.rotate(90)]}
+    deep = np.arange(24 * 20, dtype=np.uint16).tobytes()
+    return [
+        *(turned(small, 6, kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF")),
+        *(encode(small, kind) for kind in ("GIF", "BMP")),
+        *(encode(one, kind) for one in modes for kind in ("PNG", "TIFF")),
+        *(encode(small, kind, **frames) for kind in ("GIF", "WEBP", "TIFF")),
+        *(encode(small, "TIFF", compression=one) for one in ("tiff_lzw", "tiff_deflate", "jpeg")),
+        encode(small.convert("CMYK"), "JPEG"),
+        encode(small, "JPEG", progressive=True),
+        encode(small, "WEBP", lossless=True),
+        grey_png(deep, width=24, height=20, depth=16),
+        grey_tiff(deep, width=24, height=20, depth=16, big_endian=True),
+        grey_tiff(deep, width=24, height=20, depth=16, signed=True, deflated=True),
+        *unreadable().values(),
+    ]
+
+
+def dicoms() -> list[bytes]:
+    """Return what follows the preamble of DICOM files of each kind that is read."""
+    grey = np.arange(120, dtype=np.uint8).reshape(12, 10)
+    colour = np.stack([grey, grey + 1, grey + 2], 2)
+    window: Elements = {0x00281050: ("DS", "60"), 0x00281051: ("DS", "90")}
+    rescale: Elements = {0x00281052: ("DS", "-9"), 0x00281053: ("DS", "2")}
+    table: Elements = {
+        0x00283002: ("US", [120, 0, 8]),
+        0x00283006: ("OW", bytes(range(120)) * 2),
+    }
+    palette: Elements = {}
+    for number in range(3):
+        palette |= {
+            0x00281101 + number: ("US", [120, 0, 16]),
+            0x00281201 + number: ("OW", bytes(240)),
+        }
+    made = [
+        *(dicom(grey, window, syntax=one) for one in (IMPLICIT, BIG_ENDIAN, DEFLATED)),
+        dicom(grey.astype(np.int16) - 99, {**window, **rescale}, colours="MONOCHROME1"),
+        dicom(grey, {0x00283000: ("SQ", [table]), 0x00283010: ("SQ", [table])}),
+        dicom(grey, {0x52009229: ("SQ", [{0x00289132: ("SQ", [window])}])}),
+        dicom(grey, palette, colours="PALETTE COLOR"),
+        dicom(grey, {0x00280120: ("US", [9])}),
+        dicom(colour, colours="RGB"),
+        dicom(colour, {0x00280006: ("US", [1])}, colours="YBR_FULL"),
+        dicom(grey, syntax=RLE, frames=[rle_frame(b"\x77" + grey.tobytes())]),
+        dicom(grey, syntax=JPEG, frames=[encode(Image.fromarray(grey), "JPEG")]),
+        dicom(
+            grey,
+            syntax=JPEG_2000,
+            frames=[encode(Image.fromarray(grey), "JPEG2000", no_jp2=True)],
+        ),
+    ]
+    return [one[132:] for one in made]

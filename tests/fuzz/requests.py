@@ -1,0 +1,300 @@
+"""Requests: whatever a client sends is answered, or refused with an error of Topwork's own."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+from urllib.parse import quote
+
+from google.longrunning import operations_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError, Message
+from google.rpc import code_pb2
+
+from fuzz import workplace
+from topwork.bundle.limits import Limits
+from topwork.bundle.manifest import Manifest
+from topwork.engine.jobs import Job, Progress
+from topwork.engine.operations import (
+    Operation,
+    Operations,
+    Wanted,
+    check_same,
+    from_json,
+    subject_of,
+    to_json,
+)
+from topwork.engine.room import Rooms
+from topwork.engine.serving.classifier import Classifier
+from topwork.engine.serving.classify_job import Classified, Timings
+from topwork.engine.serving.registry import Registry
+from topwork.errors import NotFound, TopworkError
+from topwork.rpc import status as statuses
+from topwork.rpc.changes import Changes
+from topwork.rpc.servicers import (
+    ClassifierServicer,
+    Context,
+    ModelServicer,
+    OperationsServicer,
+    OperationViews,
+)
+from topwork.rpc.uploads import Uploads
+from topwork.v1 import change_pb2 as change_pb
+from topwork.v1 import classifier_service_pb2 as classify_pb
+from topwork.v1 import model_service_pb2 as model_pb
+
+MOST_TRAILERS = 16_000
+"""Bytes of trailers; gRPC drops what is longer."""
+
+LIMITS = Limits(max_images_per_request=8, max_images_per_upload=8, min_free_bytes=0)
+
+
+def call(content: bytes) -> None:
+    """Call the method that the first byte says with the message that the others are."""
+    service = _service()
+    method = service.methods[content[0] % len(service.methods)] if content else service.methods[0]
+    request = method.kind()
+    try:
+        request.ParseFromString(content[1:])
+    except DecodeError:
+        return  # gRPC refuses it
+    try:
+        response = service.run(method, request)
+    except TopworkError as error:
+        _check(error)
+    else:
+        response.SerializeToString()
+        if isinstance(response, classify_pb.StreamClassifyResponse):
+            assert response.error.code != code_pb2.INTERNAL, "see the log"
+
+
+def messages() -> list[bytes]:
+    """Return a good request of each method, and some that are odd."""
+    options = change_pb.ChangeOptions(expected_revision=1, validate_only=True)
+    options.gate.max_old_class_drop = 0.1
+    image = change_pb.TrainingImage(content=b"photo", display_name="a.jpg")
+    name = {"model": "models/colours", "label": "blue", "options": options}
+    identity = "5c2e9d46-1d5c-4a7b-9a52-3f0a1b2c3d4e"
+    classify = classify_pb.ClassifyRequest(model="models/colours", images=[b"photo"], top_k=2)
+    examples: dict[str, list[Message]] = {
+        "Classify": [classify],
+        "StreamClassify": [
+            classify_pb.StreamClassifyRequest(id=1, request=classify, timeout=Duration(seconds=1))
+        ],
+        "ListModels": [model_pb.ListModelsRequest(page_size=3)],
+        "GetModel": [model_pb.GetModelRequest(name="models/colours")],
+        "ListRevisions": [model_pb.ListRevisionsRequest(model="models/colours", page_size=3)],
+        "AddClass": [
+            change_pb.AddClassRequest(
+                config=change_pb.AddClassConfig(
+                    model="models/colours", label="violet", request_id=identity, options=options
+                ),
+                images=[image],
+            )
+        ],
+        "AddExamples": [
+            change_pb.AddExamplesRequest(
+                config=change_pb.AddExamplesConfig(**name),  # type: ignore[arg-type]  # fields by name
+                images=[image, image],
+            )
+        ],
+        "RemoveClass": [change_pb.RemoveClassRequest(**name)],  # type: ignore[arg-type]  # the same
+        "RenameClass": [change_pb.RenameClassRequest(**name, new_label="navy")],  # type: ignore[arg-type]  # the same
+        "Retrain": [
+            change_pb.RetrainRequest(model="models/colours", head="ridge", normalisation="l2")
+        ],
+        "Rollback": [
+            model_pb.RollbackRequest(model="models/colours", revision=1, validate_only=True)
+        ],
+        "PinRevision": [model_pb.PinRevisionRequest(model="models/colours", revision=1)],
+        "ListOperations": [
+            operations_pb2.ListOperationsRequest(
+                filter='model = "models/colours" AND done = false', page_size=2
+            ),
+            operations_pb2.ListOperationsRequest(filter=r'label = "\"" AND kind=retrain'),
+        ],
+        "GetOperation": [operations_pb2.GetOperationRequest(name=f"operations/{identity}")],
+        "WaitOperation": [
+            operations_pb2.WaitOperationRequest(
+                name=f"operations/{identity}", timeout=Duration(seconds=1)
+            )
+        ],
+    }
+    methods = [method.name for method in _service().methods]
+    return [
+        bytes([methods.index(method)]) + one.SerializeToString()
+        for method, ones in examples.items()
+        for one in ones
+    ]
+
+
+@functools.cache
+def _service() -> _Service:
+    return _Service()
+
+
+def _check(error: TopworkError) -> None:
+    """Fail if gRPC would drop what a client is to be told."""
+    status = statuses.from_error(error)
+    details = len(base64.b64encode(status.SerializeToString()))
+    trailers = details + len(quote(status.message))
+    assert trailers < MOST_TRAILERS, f"{error.reason} takes {trailers} bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    name: str
+    kind: Callable[[], Message]
+    call: Callable[[Any, Context], Any]
+    streams: bool = False
+    """Whether the client streams."""
+
+
+class _Context:
+    """The part of gRPC's context that servicers use."""
+
+    def time_remaining(self) -> float | None:
+        """Return the seconds until the deadline."""
+        return None
+
+
+class _Service:
+    """All servicers over a small repository, without a network, a database or a backbone."""
+
+    def __init__(self) -> None:
+        repository = workplace.repository()
+        registry = cast("Registry", _Registry())
+        operations = cast("Operations", _Operations())
+        views = OperationViews(repository, registry, operations)
+        changes = Changes(
+            registry,
+            operations,
+            Uploads(repository, LIMITS),
+            Rooms(repository, LIMITS),
+            LIMITS,
+        )
+        models = ModelServicer(repository, registry, views, changes, LIMITS)
+        classifier = ClassifierServicer(cast("Classifier", _Classifier()), most_seconds=60.0)
+        running = OperationsServicer(views)
+        self.methods = (
+            _Method("Classify", classify_pb.ClassifyRequest, classifier.Classify),
+            _Method(
+                "StreamClassify",
+                classify_pb.StreamClassifyRequest,
+                classifier.StreamClassify,
+                streams=True,
+            ),
+            _Method("ListModels", model_pb.ListModelsRequest, models.ListModels),
+            _Method("GetModel", model_pb.GetModelRequest, models.GetModel),
+            _Method("ListRevisions", model_pb.ListRevisionsRequest, models.ListRevisions),
+            _Method("AddClass", change_pb.AddClassRequest, models.AddClass, streams=True),
+            _Method("AddExamples", change_pb.AddExamplesRequest, models.AddExamples, streams=True),
+            _Method("RemoveClass", change_pb.RemoveClassRequest, models.RemoveClass),
+            _Method("RenameClass", change_pb.RenameClassRequest, models.RenameClass),
+            _Method("Retrain", change_pb.RetrainRequest, models.Retrain),
+            _Method("Rollback", model_pb.RollbackRequest, models.Rollback),
+            _Method("PinRevision", model_pb.PinRevisionRequest, models.PinRevision),
+            _Method("ListOperations", operations_pb2.ListOperationsRequest, running.ListOperations),
+            _Method("GetOperation", operations_pb2.GetOperationRequest, running.GetOperation),
+            _Method("WaitOperation", operations_pb2.WaitOperationRequest, running.WaitOperation),
+        )
+        self._runner = asyncio.Runner()
+
+    def run(self, method: _Method, request: Message) -> Message:
+        """Return what a method answers to one message."""
+        return self._runner.run(_answer(method, request))
+
+
+async def _answer(method: _Method, request: Message) -> Message:
+    context = cast("Context", _Context())
+    if not method.streams:
+        return cast("Message", await method.call(request, context))
+
+    async def requests() -> AsyncIterator[Message]:
+        yield request
+
+    answer = method.call(requests(), context)
+    if isinstance(answer, AsyncIterator):
+        (only,) = [one async for one in answer]
+        return cast("Message", only)
+    return cast("Message", await answer)
+
+
+class _Registry:
+    """Serves the model of the workplace."""
+
+    def models(self) -> list[str]:
+        return [workplace.MODEL]
+
+    def serving(self, model: str) -> Manifest:
+        if model != workplace.MODEL:
+            raise NotFound(f"there is no model {model!r}", kind="model", resource=model)
+        return workplace.repository().manifest(model, 1)
+
+    def knows(self, model: str, revision: int) -> bool:
+        return True
+
+    async def refresh(self, model: str) -> None:
+        pass
+
+
+class _Operations:
+    """Accepts every job that a database could keep, and forgets it."""
+
+    def __init__(self) -> None:
+        self._last: Operation | None = None
+
+    async def submit(self, job: Job, request_id: str, *, size: int = 0) -> Operation:
+        assert from_json(json.loads(json.dumps(to_json(job), allow_nan=False)), Job) == job
+        assert size >= 0
+        self._last = Operation(
+            id=request_id,
+            subject=subject_of(job),
+            created=datetime.now(UTC),
+            ended=None,
+            progress=Progress(stage="queued"),
+            outcome=None,
+        )
+        check_same(self._last, subject_of(job))
+        return self._last
+
+    async def get(self, identifier: str) -> Operation:
+        if self._last is None or identifier == workplace.MODEL:
+            raise NotFound(f"no {identifier!r}", kind="operation", resource=identifier)
+        return self._last
+
+    async def wait(self, identifier: str, seconds: float) -> Operation:
+        assert 0 <= seconds <= 3600
+        return await self.get(identifier)
+
+    async def list(self, wanted: Wanted, *, offset: int, limit: int) -> list[Operation]:
+        json.dumps(wanted.attributes)
+        assert 0 <= offset < 10**9
+        assert 1 <= limit <= 1001
+        return [self._last] if self._last is not None else []
+
+    async def check_room(self, model: str) -> None:
+        assert model == workplace.MODEL
+
+    async def pending_bytes(self, model: str) -> int:
+        return 0
+
+
+class _Classifier:
+    """Looks at a request as a Classifier does, and answers nothing."""
+
+    async def classify(
+        self, model: str, images: Any, *, revision: int, top_k: int, budget: float, **_: Any
+    ) -> Classified:
+        assert 0 <= budget <= 60
+        Classifier._check(cast("Classifier", self), images, revision, top_k)
+        nothing = Timings(decode=0, queue=0, backbone=0, head=0, total=0)
+        return Classified(revision=revision, results=(), timings=nothing)
+
+    _limits = LIMITS

@@ -1,0 +1,29 @@
+"""Which targets there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fuzz import images, requests, stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One thing that is fed any bytes."""
+
+    run: Callable[[bytes], None]
+    """Returns if all is well; raises what no caller expects."""
+    seeds: Callable[[], list[bytes]]
+    """Returns inputs from which others are made."""
+    longest: int
+    """Bytes of an input."""
+
+
+TARGETS: dict[str, Target] = {
+    "images": Target(run=images.decode, seeds=images.photos, longest=2**14),
+    "dicom": Target(run=images.decode_dicom, seeds=images.dicoms, longest=2**14),
+    "json": Target(run=stored.read_json, seeds=stored.documents, longest=2**15),
+    "shards": Target(run=stored.read_shard, seeds=stored.shards, longest=2**15),
+    "requests": Target(run=requests.call, seeds=requests.messages, longest=2**12),
+}

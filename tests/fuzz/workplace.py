@@ -1,0 +1,32 @@
+"""A small repository in memory that targets read and change; one a process."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+from support import tiny
+
+from topwork.bundle.limits import DEFAULT_LIMITS
+from topwork.bundle.store import Repository
+
+MODEL = "colours"
+LIMITS = DEFAULT_LIMITS
+
+
+@functools.cache
+def directory() -> Path:
+    """Return a directory for this process, in memory where there is such a file system."""
+    memory = Path("/dev/shm")  # noqa: S108  # its own name below
+    made = Path(tempfile.mkdtemp(prefix="topwork-fuzz-", dir=memory if memory.is_dir() else None))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
+@functools.cache
+def repository() -> Repository:
+    """Return a repository with a model of four colours."""
+    return tiny.repository(directory() / "repository")

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -29,11 +31,29 @@ def sha256(content: bytes) -> str:
 
 
 def read(path: Path) -> bytes:
-    """Return a file's bytes. Raises Corrupt if there is none."""
+    """Return a file's bytes. Raises Corrupt if there is none, or something else in its place."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """Open a regular file for reading. Raises Corrupt, as ``read``.
+
+    A pipe could take for ever, and a link lead anywhere. Directories above it may be links, by
+    which operators spread a repository over disks.
+    """
     try:
-        return path.read_bytes()
+        file = open(path, "rb", opener=_opened)  # noqa: SIM115  # Path.open takes no opener
     except (FileNotFoundError, NotADirectoryError):
         raise Corrupt(f"{shown(path)} is missing") from None
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR}:  # a link, a socket
+            raise _not_regular(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise _not_regular(path)
+    return file
 
 
 def read_verified(path: Path, digest: str) -> bytes:
@@ -92,18 +112,22 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
 
     Any number may hold a ``shared`` one together.
     """
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    # Neither through a link nor by writing: in the place of a lock there could be one to anything.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def touch(path: Path) -> None:
     """Give a path the present as its time of change, finer than the kernel's clock ticks.
 
-    Raises FileNotFoundError.
+    A link's own, not that of what it leads to. Raises FileNotFoundError.
     """
     now = time.time_ns()
-    os.utime(path, ns=(now, now))
+    os.utime(path, ns=(now, now), follow_symlinks=False)
 
 
 def abandoned(directory: Path) -> list[Path]:
@@ -112,7 +136,7 @@ def abandoned(directory: Path) -> list[Path]:
     found = []
     for path in sorted(directory.glob(f"{TEMPORARY}*")):
         with contextlib.suppress(FileNotFoundError):  # it was work in progress
-            if path.stat().st_mtime < old:
+            if path.lstat().st_mtime < old:
                 found.append(path)
     return found
 
@@ -130,9 +154,9 @@ def move_aside(path: Path) -> Path:
 
 
 def delete(path: Path) -> bool:
-    """Delete a file or a directory; return False if somebody else does."""
+    """Delete a file, a directory or a link; return False if somebody else does."""
     try:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -142,9 +166,13 @@ def delete(path: Path) -> bool:
 
 
 def size(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a directory; 0 if it is just deleted."""
+    """Return the bytes of a file, or of all files in a directory; 0 if it is just deleted.
+
+    Links count for themselves.
+    """
     try:
-        return sum(map(size, path.iterdir())) if path.is_dir() else path.stat().st_size
+        status = path.lstat()
+        return sum(map(size, path.iterdir())) if stat.S_ISDIR(status.st_mode) else status.st_size
     except FileNotFoundError:
         return 0
 
@@ -159,6 +187,14 @@ def existing(path: Path, *, kind: str, name: str) -> Path:
     if not path.exists():
         raise NotFound(f"there is no {kind} {name!r}", kind=kind, resource=name)
     return path
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _not_regular(path: Path) -> Corrupt:
+    return Corrupt(f"{shown(path)} is no regular file: a link or device is not followed")
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -212,6 +212,6 @@ def _kept(repository: Repository, model: str, keep: int) -> set[int]:
 
 def _changed(path: Path) -> int | None:
     try:
-        return path.stat().st_mtime_ns
+        return path.lstat().st_mtime_ns
     except FileNotFoundError:
         return None

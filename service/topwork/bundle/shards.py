@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle.files import shown
+from topwork.bundle.files import open_file, shown
 from topwork.errors import Corrupt
 
 ALIGNMENT = 64
@@ -95,14 +95,12 @@ def open_shard(path: Path, digest: str) -> Shard:
     Raises Corrupt if it is missing, its sha256 is not ``digest``, or it is no shard.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             _allow_many_files(file.fileno())
             found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != digest:
                 raise Corrupt(f"{shown(path)} has sha256 {found}, not {digest}: it was changed")
             return _parse(file)
-    except FileNotFoundError:
-        raise Corrupt(f"{shown(path)} is missing") from None
     except _NoShardError as error:
         raise Corrupt(f"{shown(path)} is no shard of exemplars: {error}") from error
 

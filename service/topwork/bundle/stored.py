@@ -12,12 +12,14 @@ from topwork.bundle import files
 from topwork.bundle.exemplars import Exemplars, merge, shard_of
 from topwork.bundle.manifest import BackboneInfo, Manifest, ShardRef, from_json, to_json
 from topwork.bundle.shards import Shard, open_shard, to_bytes
+from topwork.errors import Corrupt
 
 Kind = Literal["backbones", "exemplars", "images"]
 """The directory."""
 
 KINDS: tuple[Kind, ...] = ("backbones", "exemplars", "images")
 
+_HEX = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"([0-9a-f]{64})(\.npz)?")
 
 
@@ -104,7 +106,9 @@ class Stored:
     # All kinds
 
     def path(self, kind: Kind, digest: str) -> Path:
-        """Return where something is stored, or would be."""
+        """Return where something is stored, or would be. Raises Corrupt if it is no digest."""
+        if not _HEX.fullmatch(digest):  # whoever wrote it: it becomes part of a path
+            raise Corrupt(f"{digest[:80]!r} is no sha256")
         return self.root / kind / (f"{digest}.npz" if kind == "exemplars" else digest)
 
     def stored(self, kind: Kind) -> dict[str, Path]:

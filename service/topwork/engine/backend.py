@@ -7,13 +7,12 @@ import functools
 import io
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
 import topwork
 from topwork.engine.cores import available_cores
@@ -130,11 +129,11 @@ def open_bound_session(
     for graph in ("1", "0"):  # some graphs, such as quantised ones, have nodes for the CPU
         cuda = (_NAMES["cuda"], {**_CUDA, "enable_cuda_graph": graph})
         try:
-            session = ort.InferenceSession(
-                model, options, providers=[cuda, _NAMES["cpu"]], enable_fallback=0
-            )
+            session = _load(model, options, [cuda, _NAMES["cpu"]], enable_fallback=0)
             bound = BoundSession(session, output, shape, width)
             bound.run(np.zeros(shape, dtype=np.uint8))
+        except Corrupt:
+            raise
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             failed = error
         else:
@@ -155,10 +154,11 @@ def open_session(
     check_provider(provider)
     if provider != "cpu":
         _find_cuda()
-    _refuse_external_data(model)
     options = _options(threads=threads, spin=spin)
     try:
-        loaded = ort.InferenceSession(model, options, providers=_wanted(provider, threads))
+        loaded = _load(model, options, _wanted(provider, threads))
+    except Corrupt:
+        raise
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise Corrupt(f"ONNX Runtime cannot load the graph: {error}") from error
     session = Session(loaded, output)
@@ -167,6 +167,14 @@ def open_session(
     if provider != "auto" and not session.uses(provider):  # ONNX Runtime went on without it
         raise _unavailable(provider)
     return session
+
+
+def _load(
+    model: bytes, options: ort.SessionOptions, providers: Sequence[Any], **more: Any
+) -> ort.InferenceSession:
+    """Return a session; no other place makes one. Raises Corrupt, and what ONNX Runtime raises."""
+    _refuse_external_data(model)
+    return ort.InferenceSession(model, options, providers=providers, **more)
 
 
 def _options(*, threads: int, spin: bool) -> ort.SessionOptions:
@@ -233,12 +241,30 @@ def _wanted(provider: Provider, threads: int) -> list[Any]:
 
 def _refuse_external_data(model: bytes) -> None:
     try:
-        tensors = _get_all_tensors(onnx.load_model_from_string(model))
-        external = [tensor.name for tensor in tensors if uses_external_data(tensor)]
+        tensors = _tensors(onnx.load_model_from_string(model))
+        external = [one.name for one in tensors if _is_elsewhere(one)]
     except Exception as error:  # protobuf's, which this package does not know
         raise Corrupt(f"ONNX Runtime cannot load the graph: {error}") from error
     if external:
         raise Corrupt(f"the graph keeps tensor {external[0]!r} as external data, in another file")
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """Yield all tensors in a message, wherever: in subgraphs, functions and sparse ones, too.
+
+    ONNX's own list lacks the sparse ones.
+    """
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for one in [value] if hasattr(value, "ListFields") else value:
+                yield from _tensors(one)
+
+
+def _is_elsewhere(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.external_data) or tensor.data_location == onnx.TensorProto.EXTERNAL
 
 
 def software_versions() -> dict[str, str]:

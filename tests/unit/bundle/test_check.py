@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from support import stored, tiny
 from support.stored import image, publish, put_backbone, put_shard
 
+from topwork.bundle import files
 from topwork.bundle.check import Problem, check
 from topwork.bundle.comparison import Gate, Rejection
 from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
@@ -263,14 +265,14 @@ def test_a_disk_that_does_not_answer_is_a_problem(
 ) -> None:
     """A file that the disk cannot read is an error like others, and the rest is checked."""
     bad = place(repository, "models/m/3/head.onnx")
-    whole = Path.read_bytes
+    whole = files.open_file
 
-    def read(path: Path) -> bytes:
+    def opened(path: Path) -> io.BufferedReader:
         if path == bad:
             raise OSError(5, "Input/output error")
         return whole(path)
 
-    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr(files, "open_file", opened)
     (problem,) = errors(repository)
     assert problem.path == "models/m/3/head.onnx"
     assert "Input/output error" in problem.text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ from onnx import TensorProto, helper
 from support import tiny
 
 import topwork
+import topwork_trainer
 from topwork.engine import backend
 from topwork.engine.backend import (
     BoundSession,
     Provider,
     check_provider,
+    open_bound_session,
     open_session,
     software_versions,
 )
@@ -108,6 +112,68 @@ def test_external_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "weights.bin").write_bytes(bytes(64 * 64 * 4))
     with pytest.raises(Corrupt, match=r"(?i)external"):
         open_session(with_external_data("weights.bin"), output="y")
+
+
+def outside(name: str = "w") -> TensorProto:
+    """Return a tensor that stands in another file."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    return tensor
+
+
+def hidden(where: str) -> bytes:
+    """Return a graph that keeps a tensor elsewhere, in a place that is easily overlooked."""
+    x, y, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xyz")
+    add = helper.make_node("Add", ["x", "w"], ["y"])
+    constant = helper.make_node("Constant", [], ["w"], value=outside())
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    functions = []
+    graph = helper.make_graph([constant, add], "g", [x], [y])
+    if where == "a sparse tensor":
+        sparse = onnx.SparseTensorProto(dims=[1], values=outside())
+        sparse.indices.CopyFrom(helper.make_tensor("i", TensorProto.INT64, [1], [0]))
+        graph = helper.make_graph([add], "g", [x], [y], sparse_initializer=[sparse])
+    elif where == "a subgraph":
+        same = helper.make_node("Identity", ["w"], ["z"])
+        branch = helper.make_graph([same], "branch", [], [z], [outside()])
+        test = helper.make_tensor_value_info("x", TensorProto.BOOL, [1])
+        chosen = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
+        graph = helper.make_graph([chosen], "g", [test], [y])
+    elif where == "a function":
+        functions = [helper.make_function("own", "F", ["x"], ["y"], [constant, add], opsets[:1])]
+        graph = helper.make_graph(
+            [helper.make_node("F", ["x"], ["y"], domain="own")], "g", [x], [y]
+        )
+    model = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=8)
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("where", ["an attribute", "a sparse tensor", "a subgraph", "a function"])
+@pytest.mark.parametrize("bound", [False, True])
+def test_external_data_is_found_wherever_it_hides(
+    where: str, bound: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both kinds of session look at all tensors of a graph, though the file is there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.bin").write_bytes(bytes(4))
+    opened = partial(open_bound_session, shape=(1,), width=1) if bound else open_session
+    with pytest.raises(Corrupt, match="keeps tensor 'w' as external data"):
+        opened(hidden(where), output="y")
+
+
+def test_only_one_place_makes_sessions() -> None:
+    """No module but this one has ONNX Runtime, and it makes sessions where it looks at tensors."""
+    made = [
+        (path.name, line.strip())
+        for root in (Path(str(topwork.__file__)).parent, Path(str(topwork_trainer.__file__)).parent)
+        for path in root.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if "InferenceSession(" in line
+    ]
+    text = "return ort.InferenceSession(model, options, providers=providers, **more)"
+    assert made == [("backend.py", text)]
+    assert "_refuse_external_data(model)" in inspect.getsource(backend._load)
 
 
 def test_an_output_that_is_not_there_is_corrupt() -> None:

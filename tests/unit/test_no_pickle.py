@@ -1,0 +1,147 @@
+"""Nothing that Topwork loads can run code: no pickle, in any of its guises."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import topwork
+import topwork_trainer
+from topwork.bundle import shards
+from topwork.bundle.files import sha256
+from topwork.bundle.image import preprocess
+from topwork.bundle.manifest import BackboneInfo, Manifest, from_json
+from topwork.bundle.metrics import Metrics
+from topwork.bundle.preprocess import PreprocessSpec
+from topwork.bundle.serving import Serving
+from topwork.bundle.shards import open_shard
+from topwork.bundle.signatures import Signatures
+from topwork.engine.backend import open_session
+from topwork.engine.serving.head import HeadLoader
+from topwork.errors import Corrupt, ImageError, InvalidInput, TopworkError
+from topwork_trainer.backbones.weights import fill
+from topwork_trainer.finetuning import checkpoints
+
+ARRAYS = [*shards._DTYPES]
+MARK = Path(tempfile.gettempdir(), f"topwork-unpickled-{os.getpid()}")
+
+
+class Hostile:
+    """Makes the directory MARK when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str, int, bool]]:
+        return os.makedirs, (str(MARK), 0o700, True)
+
+
+def payloads() -> dict[str, bytes]:
+    """Return files that run code in whoever unpickles them, by what they are."""
+    objects = np.array([Hostile()], dtype=object)
+    array, arrays, state = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    np.save(array, objects, allow_pickle=True)
+    np.savez(arrays, allow_pickle=True, **dict.fromkeys(ARRAYS, objects))
+    torch.save({"weight": Hostile()}, state)
+    return {
+        "a pickle": pickle.dumps(Hostile()),
+        "an array": array.getvalue(),
+        "arrays": arrays.getvalue(),
+        "a state dict": state.getvalue(),
+    }
+
+
+PAYLOADS = payloads()
+
+LOADERS: dict[str, Callable[[Path], object]] = {
+    "a shard": lambda path: open_shard(path, sha256(path.read_bytes())),
+    "a backbone": lambda path: open_session(path.read_bytes(), output="embedding"),
+    "a head": lambda path: HeadLoader().load(path.read_bytes(), width=8, labels=2, unknown=False),
+    "a photo": lambda path: preprocess(path.read_bytes(), PreprocessSpec(resize=8, crop=8)),
+    "weights": lambda path: fill(nn.Linear(1, 1), path, name="it", unused=()),
+    **{
+        f"a document: {kind.__name__}": lambda path, kind=kind: from_json(  # type: ignore[misc]  # mypy cannot infer a lambda's default
+            path.read_bytes(), kind, name="it"
+        )
+        for kind in (Manifest, BackboneInfo, Metrics, Serving, Signatures)
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """Forget what ran before, and leave nothing."""
+    yield
+    with suppress(FileNotFoundError):
+        MARK.rmdir()
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_the_payloads_are_live(payload: str) -> None:
+    """Each runs its code in a reader that unpickles: so what does not run below was refused."""
+    content = io.BytesIO(PAYLOADS[payload])
+    if payload == "a pickle":
+        pickle.load(content)  # noqa: S301  # that is the point
+    elif payload == "a state dict":
+        torch.load(content, weights_only=False)
+    else:
+        loaded = np.load(content, allow_pickle=True)
+        _ = loaded["seen"] if payload == "arrays" else loaded
+    assert MARK.exists()
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_no_loader_unpickles(loader: str, payload: str, tmp_path: Path) -> None:
+    """Every loader refuses every payload with an error of Topwork's own, and runs nothing."""
+    path = tmp_path / "file"
+    path.write_bytes(PAYLOADS[payload])
+    with pytest.raises(TopworkError) as caught:
+        LOADERS[loader](path)
+    assert isinstance(caught.value, Corrupt | ImageError | InvalidInput)
+    assert not MARK.exists()
+
+
+def test_a_checkpoint_with_a_right_seal_runs_nothing(tmp_path: Path) -> None:
+    """Even who knows how a checkpoint is sealed cannot run code in a fit."""
+    body = PAYLOADS["a state dict"]
+    seal = hashlib.sha256(b"run" + body).digest()
+    (tmp_path / "m.pt").write_bytes(seal + body)
+    with suppress(pickle.UnpicklingError):
+        checkpoints.load(tmp_path / "m.pt", "run")
+    assert not MARK.exists()
+
+
+FORBIDDEN = re.compile(
+    r"\b(pickle|cPickle|dill|cloudpickle|joblib|marshal|shelve|allow_pickle|exec)\b"
+    r"|\b(np|numpy|yaml|jit)\.load\("
+)
+
+
+def code() -> list[tuple[str, str]]:
+    """Return each line of the packages, comments left out, with its module's name."""
+    roots = [Path(str(one.__file__)).parent for one in (topwork, topwork_trainer)]
+    return [
+        (path.name, line.partition("#")[0])
+        for root in roots
+        for path in sorted(root.rglob("*.py"))
+        if "v1" not in path.parts
+        for line in path.read_text().splitlines()
+    ]
+
+
+def test_no_module_has_a_loader_that_unpickles() -> None:
+    """No line names one but those that say so; torch's loads plain tensors only."""
+    assert [one for one in code() if FORBIDDEN.search(one[1])] == []
+    loads = [line for _, line in code() if "torch.load(" in line]
+    assert len(loads) == 2
+    assert all("weights_only=True" in line for line in loads)

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TARGET := serve
 IMAGE := topwork:$(TARGET)
 
-.PHONY: install demo test tritonclient lint format proto bench image image-base image-test soak clean
+.PHONY: install demo test tritonclient lint format proto bench image image-base image-test soak fuzz audit sbom clean
 
 install: $(INSTALLED)  ## Make .venv with everything in it
 
@@ -68,5 +68,27 @@ image-test: $(INSTALLED) image  ## Build the image and try it
 soak: $(INSTALLED)  ## Kill server and worker again and again; KILLS=, MINUTES= (the most), SEED=
 	PYTHONPATH=tests $(BIN)/python -m soak $(if $(KILLS),--kills $(KILLS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
+fuzz: $(INSTALLED)  ## Search for inputs that break what reads them; SECONDS=60 for each target
+	$(PIP) --editable '.[fuzz]'
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(or $(SECONDS),60) $(TARGETS)
+
+# Of another environment, such as a server's: OF=/path/to/its/bin/python
+OF ?= $(BIN)/python
+TOOLS := .venv-audit
+
+$(TOOLS)/installed: constraints.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		cyclonedx-bom pip-audit pip-licenses
+	touch $@
+
+audit: $(INSTALLED) $(TOOLS)/installed  ## Known vulnerabilities and licences of what is installed
+	$(BIN)/python .ci/audit.py $(TOOLS)/bin "$(OF)" build
+
+sbom: $(INSTALLED) $(TOOLS)/installed  ## What is installed, as a CycloneDX bill of materials: build/sbom.json
+	mkdir -p build
+	$(TOOLS)/bin/cyclonedx-py environment "$(OF)" --pyproject pyproject.toml --output-reproducible \
+		--output-file build/sbom.json
+
 clean:  ## Remove what make made
-	rm -rf $(VENV) .venv-tritonclient build dist
+	rm -rf $(VENV) $(TOOLS) .venv-tritonclient build dist

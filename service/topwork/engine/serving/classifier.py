@@ -176,7 +176,7 @@ def check_count(images: int, limits: Limits) -> None:
 
 
 def _size(image: Image) -> int:
-    return len(image) if isinstance(image, bytes) else image.values.nbytes
+    return len(image) if isinstance(image, bytes) else image.size
 
 
 def _check_not_negative(value: int, name: str) -> None:

@@ -25,6 +25,10 @@ A = TypeVar("A")
 class Prepared(Protocol):
     """An image that its sender decoded and preprocessed."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that it holds."""
+
     def pixels(self, spec: PreprocessSpec) -> Pixels:
         """Return what the backbone takes. Raises ImageError if it is not as ``spec`` says."""
 

@@ -115,6 +115,11 @@ class _Raw:
 
     values: NDArray[Any]
 
+    @property
+    def size(self) -> int:
+        """See Prepared."""
+        return self.values.nbytes
+
     def pixels(self, spec: PreprocessSpec) -> Pixels:
         """See Prepared."""
         return take(self.values, spec)
@@ -129,6 +134,11 @@ class _Typed:
     index: int
     shape: list[int]
     dtype: type[np.generic]
+
+    @property
+    def size(self) -> int:
+        """See Prepared."""
+        return 4 * math.prod(self.shape)
 
     def pixels(self, spec: PreprocessSpec) -> Pixels:
         """See Prepared."""

@@ -296,6 +296,11 @@ class Given:
     def __init__(self, label: str) -> None:
         self._label = label
 
+    @property
+    def size(self) -> int:
+        """See Prepared."""
+        return len(PHOTOS[self._label])
+
     def pixels(self, spec: PreprocessSpec) -> Pixels:
         """See Prepared."""
         return preprocess(PHOTOS[self._label], spec)

@@ -1,0 +1,39 @@
+"""What `make audit` makes of pip-audit's report."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+VERDICT = runpy.run_path(str(Path(__file__).parents[2] / ".ci" / "audit.py"))["verdict"]
+
+
+def report(*packages: Mapping[str, object]) -> str:
+    """Return a report in JSON."""
+    return json.dumps({"dependencies": packages, "fixes": []})
+
+
+SOUND = {"name": "a", "version": "1", "vulns": []}
+UNKNOWN = {"name": "b", "version": "2", "skip_reason": "not found"}
+BROKEN = {"name": "c", "version": "3", "vulns": [{"id": "CVE-2026-1", "fix_versions": ["4"]}]}
+
+
+@pytest.mark.parametrize(
+    ("found", "errors", "status", "said"),
+    [
+        (report(SOUND, UNKNOWN), "", 0, "0 known vulnerabilities in 1 packages; 1 are not known"),
+        (report(SOUND, BROKEN), "", 1, "c 3: CVE-2026-1, fixed in 4"),
+        (report(UNKNOWN), "", 0, "nothing was audited: no advisory service knows the 1 packages"),
+        ("", "Traceback\nConnectionError: no route", 0, "(ConnectionError: no route)"),
+        ("[]", "", 0, "it said nothing"),
+    ],
+)
+def test_only_a_known_vulnerability_fails(found: str, errors: str, status: int, said: str) -> None:
+    """Where nobody can be asked that is said; a known vulnerability is named, and fails."""
+    code, text = VERDICT(found, errors)
+    assert code == status
+    assert said in text

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from topwork.bundle import files
 from topwork.bundle.limits import Limits
 from topwork.bundle.store import Repository
-from topwork.errors import Corrupt, NotFound, QuotaExceeded
+from topwork.errors import Corrupt, NotFound, QuotaExceeded, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class ModelRoom:
     def check(self, total: int, coming: int) -> None:
         """Raise QuotaExceeded if ``total`` bytes more are too many for the model.
 
-        Or if ``coming``, those of them that are not on the disk yet, are too many for that.
+        Or if ``coming``, those of them that are not on the disk yet, are too many for that. Raises
+        Unavailable if the disk cannot be asked.
         """
         most = self.limits.max_model_bytes
         if self.used + total > most:
@@ -35,7 +37,9 @@ class ModelRoom:
                 subject=f"models/{self.model}",
                 reason="MODEL_QUOTA",
             )
-        free, least = shutil.disk_usage(self.repository.root).free, self.limits.min_free_bytes
+        with _readable():
+            free = shutil.disk_usage(self.repository.root).free
+        least = self.limits.min_free_bytes
         if free - coming < least:
             raise QuotaExceeded(
                 f"the repository's disk has {free} bytes free, of which {least} must remain",
@@ -49,6 +53,8 @@ class _Revision:
     size: int
     """Bytes of its own files."""
     shards: frozenset[str]
+    changed: int
+    """When its directory was, in ns: a number may be another's after a model was deleted."""
 
 
 class Rooms:
@@ -63,30 +69,36 @@ class Rooms:
         self._repository = repository
         self._limits = limits
         self._shards: dict[str, int] = {}
-        self._revisions: dict[tuple[str, int], _Revision] = {}
+        self._revisions: dict[str, dict[int, _Revision]] = {}
 
     def of(self, model: str, *, pending: int = 0) -> ModelRoom:
         """Return the room of a model whose unfinished operations have ``pending`` bytes of images.
 
-        Raises NotFound.
+        Raises NotFound, Unavailable if the repository cannot be read now.
         """
-        there = [self._revision(model, number) for number in self._repository.revisions(model)]
-        shards = set().union(*(one.shards for one in there))
-        used = pending + sum(one.size for one in there) + sum(map(self._shard, shards))
-        return ModelRoom(model, self._repository, self._limits, used)
+        with _readable():
+            known = self._revisions.get(model, {})
+            there = {
+                number: self._revision(model, number, known.get(number))
+                for number in self._repository.revisions(model)
+            }
+            self._revisions[model] = there
+            shards = set().union(*(one.shards for one in there.values()))
+            used = sum(one.size for one in there.values()) + sum(map(self._shard, shards))
+        return ModelRoom(model, self._repository, self._limits, pending + used)
 
-    def _revision(self, model: str, number: int) -> _Revision:
-        found = self._revisions.get((model, number))
-        if found is None:
-            path = self._repository.serving_file(model).with_name(str(number))
-            shards: frozenset[str] = frozenset()
-            # A damaged one, or one that is deleted meanwhile, counts for its own files only.
-            with contextlib.suppress(Corrupt, NotFound):
-                refs = self._repository.manifest(model, number).exemplars
-                shards = frozenset(ref.digest for ref in refs)
-            found = _Revision(files.size(path), shards)
-            self._revisions[model, number] = found
-        return found
+    def _revision(self, model: str, number: int, known: _Revision | None) -> _Revision:
+        path = self._repository.serving_file(model).with_name(str(number))
+        shards: frozenset[str] = frozenset()
+        changed = 0
+        # A damaged one, or one that is deleted meanwhile, counts for its own files only.
+        with contextlib.suppress(Corrupt, NotFound, FileNotFoundError):
+            changed = path.stat().st_mtime_ns
+            if known is not None and known.changed == changed:
+                return known
+            refs = self._repository.manifest(model, number).exemplars
+            shards = frozenset(ref.digest for ref in refs)
+        return _Revision(files.size(path), shards, changed)
 
     def _shard(self, digest: str) -> int:
         size = self._shards.get(digest)
@@ -101,3 +113,13 @@ class Rooms:
             )
             self._shards[digest] = size
         return size
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Raise Unavailable for what a disk that is away for a moment raises."""
+    try:
+        yield
+    except OSError as error:
+        text = f"the repository cannot be read now: {error.strerror}"
+        raise Unavailable(text, reason="STORAGE") from error

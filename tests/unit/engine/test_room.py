@@ -15,7 +15,7 @@ from topwork.bundle import files
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.store import Repository
 from topwork.engine.room import Rooms
-from topwork.errors import NotFound, QuotaExceeded
+from topwork.errors import NotFound, QuotaExceeded, Unavailable
 
 
 class Usage(NamedTuple):
@@ -70,6 +70,34 @@ def test_a_damaged_revision_counts_for_its_files(tmp_path: Path) -> None:
         path.unlink()
     revisions = (tmp_path / "models" / "m").glob("[0-9]*")
     assert Rooms(made, DEFAULT_LIMITS).of("m").used == sum(map(files.size, revisions))
+
+
+def test_a_number_that_is_anothers_is_counted_anew(tmp_path: Path) -> None:
+    """A model that was deleted and fitted again takes what it takes now."""
+    made = stored.repository(tmp_path)
+    rooms = Rooms(made, DEFAULT_LIMITS)
+    assert rooms.of("m").used > 0
+    shutil.rmtree(tmp_path / "models" / "m")
+    publish(made, [put_shard(made, 5, 6, 7)])
+    assert rooms.of("m").used == Rooms(made, DEFAULT_LIMITS).of("m").used
+
+
+def test_a_disk_that_cannot_be_read_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is away for a moment: no reason to call it a bug, or to tell its path."""
+    made = stored.repository(tmp_path)
+    room = Rooms(made, DEFAULT_LIMITS).of("m")
+
+    def away(_: object) -> None:
+        raise OSError(116, "Stale file handle", str(tmp_path))
+
+    monkeypatch.setattr(shutil, "disk_usage", away)
+    monkeypatch.setattr(made, "revisions", away)
+    for call in (lambda: room.check(1, 1), lambda: Rooms(made, DEFAULT_LIMITS).of("m")):
+        with pytest.raises(Unavailable, match=r"now: Stale file handle$") as caught:
+            call()
+        assert caught.value.reason == "STORAGE"
 
 
 def test_an_unknown_model_has_no_room(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import pictures, tiny
+from support import pictures, signed, tiny
 
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
-from topwork.errors import InvalidInput, NotFound
+from topwork.errors import Corrupt, InvalidInput, NotFound
 from topwork_trainer.backbones import DEFAULT, Choice
 from topwork_trainer.fit import FitConfig, Fitted, fit
 
@@ -54,6 +54,17 @@ def test_fit_publishes_a_serving_revision(repository: Repository, data: Path) ->
     assert fitted.seconds["total"] == pytest.approx(
         sum(value for stage, value in fitted.seconds.items() if stage != "total")
     )
+
+
+def test_fit_signs_what_it_publishes(repository: Repository, data: Path, tmp_path: Path) -> None:
+    """With a key the revision can be read by who requires its signature; without one it cannot."""
+    key = signed.new_key(tmp_path)
+    fitted = _fit(repository, data, signing_key=key)
+    demanding = Repository(repository.root, signed.signing(None, key, publishes=False))
+    assert demanding.manifest("colours", 1) == fitted.manifest
+    _fit(repository, data)
+    with pytest.raises(Corrupt, match="not signed"):
+        demanding.manifest("colours", 2)
 
 
 def test_same_data_and_seed_give_the_same_head(repository: Repository, data: Path) -> None:

@@ -31,6 +31,7 @@ from topwork.engine.operations import (
     to_json,
 )
 from topwork.engine.room import Rooms
+from topwork.engine.serving import classifier as classifying
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.classify_job import Classified, Timings
 from topwork.engine.serving.registry import Registry
@@ -293,8 +294,8 @@ class _Classifier:
         self, model: str, images: Any, *, revision: int, top_k: int, budget: float, **_: Any
     ) -> Classified:
         assert 0 <= budget <= 60
-        Classifier._check(cast("Classifier", self), images, revision, top_k)
+        classifying.check_count(len(images), LIMITS)
+        classifying._check_not_negative(revision, "revision")
+        classifying._check_not_negative(top_k, "top_k")
         nothing = Timings(decode=0, queue=0, backbone=0, head=0, total=0)
         return Classified(revision=revision, results=(), timings=nothing)
-
-    _limits = LIMITS

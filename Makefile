@@ -52,7 +52,7 @@ proto: $(INSTALLED)  ## Generate service/topwork/{inference,v1} from proto/
 bench: $(INSTALLED)  ## Measure; DATA=/path/to/folders for your own photos
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.serving $(if $(DATA),"$(DATA)") $(if $(PEERS),--peers "$(PEERS)") --docs
 	$(BIN)/python -m pytest -q tests/benchmarks/pieces.py
-	$(BIN)/python tests/benchmarks/learning.py $(if $(DATA),"$(DATA)")
+	$(BIN)/python tests/benchmarks/learning.py $(if $(DATA),"$(DATA)") $(if $(NEW),--new "$(NEW)") --svg docs/learning.svg
 	$(BIN)/python tests/benchmarks/embedding.py $(if $(DATA),"$(DATA)")
 
 image:  ## Build a container image; TARGET=serve-cuda or train, FLAGS for the build

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from google.longrunning import operations_pb2
 from support.pictures import picture, pictures
-from support.servers import Command, Running, Teach, failure
+from support.servers import Command, Running, Teach, eventually, failure
 
 from topwork.cli import options
 from topwork.cli.classify import _interrupts
@@ -575,3 +575,23 @@ def test_the_command_runs_as_a_module(server: Running) -> None:
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: there is no model 'models/unknown'\n"
+
+
+def test_servers_behind_one_name_take_turns(server: Running, idle: Running) -> None:
+    """Of several addresses of a name each has its share of a client's calls."""
+    name = f"ipv4:{server.address},{idle.address}"
+
+    def calls(one: Running) -> int:
+        return sum(
+            fact.get("event") == "call" and str(fact["method"]).endswith("/GetModel")
+            for fact in one.facts
+        )
+
+    before = calls(server), calls(idle)
+    with Client(name) as client:
+
+        def both() -> bool:
+            client.model("colours")
+            return calls(server) > before[0] and calls(idle) > before[1]
+
+        eventually(both)

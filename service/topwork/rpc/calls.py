@@ -21,7 +21,9 @@ P = TypeVar("P", change_pb.AddClassRequest, change_pb.AddExamplesRequest)
 MESSAGE_BYTES = 2 * 2**20
 """Images are sent in messages of about this size; a larger image has its own."""
 
+# Where a name has the addresses of several servers each has its turn, not the first one all calls.
 OPTIONS = [
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
     ("grpc.max_receive_message_length", DEFAULT_LIMITS.max_message_bytes),
     ("grpc.max_send_message_length", DEFAULT_LIMITS.max_message_bytes),
 ]

@@ -112,7 +112,7 @@ class Cli:
         found = self._inspect(self._image)
         config: dict[str, Any] = found["Config"]
         # podman has it beside the rest.
-        return {"Healthcheck": found["HealthCheck"]} | config if "HealthCheck" in found else config
+        return {"Healthcheck": found["Healthcheck"]} | config if "Healthcheck" in found else config
 
     def bytes_above(self, base: str) -> int:
         """See Engine."""

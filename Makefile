@@ -65,7 +65,7 @@ image-test: $(INSTALLED) image  ## Build the image and try it
 	TOPWORK_IMAGE=$(IMAGE) TOPWORK_ENGINE="$$($(PYTHON) deploy/image.py engine)" \
 		$(BIN)/python -m pytest -s tests/image
 
-soak: $(INSTALLED)  ## Kill server and worker again and again; KILLS=, MINUTES= (the most), SEED=
+soak: $(INSTALLED)  ## Kill server and worker for some minutes; KILLS=, MINUTES= (at most), SEED=
 	PYTHONPATH=tests $(BIN)/python -m soak $(if $(KILLS),--kills $(KILLS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(INSTALLED)  ## Search for inputs that break what reads them; SECONDS=60 for each target

@@ -19,7 +19,7 @@ from soak.soak import soak
 @click.option("--kills", default=120, type=click.IntRange(min=1), help="After these it ends.")
 @click.option(
     "--minutes",
-    default=10.0,
+    default=20.0,
     type=click.FloatRange(min=0, min_open=True),
     help="After these it ends, too; then it has failed for want of kills.",
 )
@@ -33,7 +33,14 @@ def main(kills: int, minutes: float, seed: int | None) -> None:
     console = Console(width=110)
     console.print(f"seed {seed}")
     root = Path(tempfile.mkdtemp(prefix="topwork-soak-"))
-    soaked = soak(root, kills=kills, minutes=minutes, seed=seed)
+    with console.status("") as status:
+        soaked = soak(
+            root,
+            kills=kills,
+            minutes=minutes,
+            seed=seed,
+            on_kill=lambda done: status.update(f"{done} of {kills} kills"),
+        )
     tables.show(soaked, console)
     if soaked.ledger.violations:
         console.print(f"the repository is kept: {root}", soft_wrap=True)

@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,7 +43,14 @@ class Kill:
 class Killer:
     """Kills until it is told that it is over, or has killed as often as it shall."""
 
-    def __init__(self, house: House, armed: Path, seed: int, over: threading.Event) -> None:
+    def __init__(
+        self,
+        house: House,
+        armed: Path,
+        seed: int,
+        over: threading.Event,
+        on_kill: Callable[[int], None],
+    ) -> None:
         self.kills: list[Kill] = []
         self.missed: list[str] = []
         """Steps that were waited for in vain."""
@@ -51,6 +58,7 @@ class Killer:
         self._armed = armed
         self._rng = random.Random(f"{seed} killer")
         self._over = over
+        self._on_kill = on_kill
 
     def run(self, most: int) -> None:
         """Kill ``most`` times, every named step about as often as any other."""
@@ -65,6 +73,7 @@ class Killer:
                 self._at_step(next(targets))
             else:
                 self._at_random(self._rng.choice(["server", "worker", "both"]))
+            self._on_kill(len(self.kills))
 
     def _targets(self) -> Iterator[Step]:
         while True:

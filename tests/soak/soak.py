@@ -35,15 +35,25 @@ class Soaked:
     ledger: Ledger
 
 
-def soak(root: Path, *, kills: int, minutes: float, seed: int) -> Soaked:
-    """Soak a new repository below ``root`` until so many kills are done or the time is over."""
+def soak(
+    root: Path,
+    *,
+    kills: int,
+    minutes: float,
+    seed: int,
+    on_kill: Callable[[int], None] = lambda _done: None,
+) -> Soaked:
+    """Soak a new repository below ``root`` until so many kills are done or the time is over.
+
+    ``on_kill`` is told of how many are done, after each try.
+    """
     start = time.monotonic()
     pool, ledger, over = Pool(), Ledger(), threading.Event()
     repository = pool.repository(root / "repository")
     armed = root / "armed"
     house = House(repository, armed, ledger, seed)
     keeper = Keeper(repository, house, ledger, over)
-    killer = Killer(house, armed, seed, over)
+    killer = Killer(house, armed, seed, over, on_kill)
     changers = [
         Changer(model, pool, house, ledger, f"{seed} {model} {number}", over)
         for model in MODELS

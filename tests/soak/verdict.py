@@ -67,8 +67,13 @@ class Verdict:
                     self._house.ask(partial(_watched, name=name_of(change)))
                 except CallFailed as error:
                     self._ledger.violated(f"lost: {change}: {error.code} {error}")
-        ended = self._house.ask(lambda client: list(client.operations()))
-        self._ended = {one.name: one for one in ended}
+        for operation in self._listed():  # of calls that broke off, too
+            if not operation.done:
+                self._house.ask(partial(_watched, name=operation.name))
+        self._ended = {one.name: one for one in self._listed()}
+
+    def _listed(self) -> list[operations_pb2.Operation]:
+        return self._house.ask(lambda client: list(client.operations()))
 
     def judge(self) -> None:
         """Note all that is not as was promised; no server must run any more."""

@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from topwork.engine.jobs import Job, Outcome, Progress
 from topwork.engine.operations import from_json, to_json
 
+# Whole numbers as stored data may have them: Hypothesis knows nothing of msgspec's bounds.
+st.register_type_strategy(int, st.integers(0, 2**31 - 1))
+
 seeded = settings(deadline=None, derandomize=True, database=None, max_examples=50)
 
 

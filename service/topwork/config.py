@@ -11,12 +11,31 @@ from topwork.logs import Format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """PEM files, looked at anew for each connection."""
+
+    cert: Path
+    """The server's certificate, and those between it and its authority."""
+    key: Path
+    client_ca: Path | None = None
+    """Who signs clients' certificates; None: clients need none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
     """The settings of ``topwork serve``; each is an option of the same name."""
 
     repository: Path
     address: str = "127.0.0.1:50051"
     """HOST:PORT; port 0 takes a free one."""
+    tls: TlsFiles | None = None
+    """None: plaintext, which only this host may speak unless ``insecure``."""
+    mtls_address: str = ""
+    """Where clients must show a certificate, who then need none at ``address``."""
+    insecure: bool = False
+    """Whether other hosts may speak plaintext."""
+    health_address: str = ""
+    """HOST:PORT where health, and nothing else, is answered in plaintext."""
     provider: Provider = "auto"
     cores: int = 1
     """Threads that decode, and threads that run the backbone on CPU."""

@@ -25,9 +25,10 @@ import grpc
 from google.longrunning import operations_pb2
 from google.rpc import error_details_pb2
 
+from support.certificates import Pem
 from topwork import logs
 from topwork.bundle.limits import Limits
-from topwork.config import ServeConfig
+from topwork.config import ServeConfig, TlsFiles
 from topwork.rpc import calls, server
 from topwork.rpc.client import CallFailed
 
@@ -163,6 +164,12 @@ def running(
         started.close()
 
 
+def tls(server: Pem, client_ca: Path | None = None) -> dict[str, str]:
+    """Return the ``tls`` of a server's settings."""
+    files = {"cert": str(server.cert), "key": str(server.key)}
+    return files if client_ca is None else {**files, "client_ca": str(client_ca)}
+
+
 def workers_of(pid: int) -> list[int]:
     """Return the process ids of the workers whose parent is ``pid``."""
     found = []
@@ -208,6 +215,8 @@ def fields(error: CallFailed) -> list[str]:
 def main() -> None:
     """Serve as the JSON in argv says."""
     given = json.loads(sys.argv[1])
+    if tls := given.get("tls"):
+        given["tls"] = TlsFiles(**{name: Path(path) for name, path in tls.items()})
     config = ServeConfig(
         **{
             "address": "127.0.0.1:0",

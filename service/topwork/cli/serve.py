@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from topwork.bundle.limits import DEFAULT_LIMITS
+
+if TYPE_CHECKING:
+    from topwork.config import TlsFiles
 
 repository = click.option(
     "--repository",
@@ -30,11 +34,39 @@ executor = click.option(
     "Default: worker; with --database the host's name.",
 )
 log_format = click.option("--log-format", default="text", type=click.Choice(["text", "json"]))
+pem = click.Path(dir_okay=False, path_type=Path)
+
+
+def _health_address(context: click.Context, option: click.Parameter, given: str) -> str:
+    """Return HOST:PORT for what may be a PORT alone."""
+    address = f"127.0.0.1:{given}" if given and ":" not in given else given
+    if address and not address.rpartition(":")[2].isdecimal():
+        raise click.BadParameter(f"{given!r} is neither PORT nor HOST:PORT", context, option)
+    return address
 
 
 @click.command()
 @repository
 @click.option("--address", default="127.0.0.1:50051", help="HOST:PORT; port 0 takes a free one.")
+@click.option("--tls-cert", type=pem, help="PEM of the server's certificate. Default: plaintext.")
+@click.option("--tls-key", type=pem, help="PEM of its private key.")
+@click.option(
+    "--client-ca", type=pem, help="PEM of who signs clients' certificates, which they then need."
+)
+@click.option(
+    "--mtls-address",
+    default="",
+    help="HOST:PORT for clients with a certificate, which those at --address then do not need.",
+)
+@click.option(
+    "--insecure", is_flag=True, help="Let other hosts speak plaintext, where there is no TLS."
+)
+@click.option(
+    "--health-port",
+    default="",
+    callback=_health_address,
+    help="PORT of the loopback, or HOST:PORT, for health alone, in plaintext. Default: nowhere.",
+)
 @click.option(
     "--provider", default="auto", type=click.Choice(["auto", "cpu", "cuda", "openvino", "tensorrt"])
 )
@@ -79,6 +111,12 @@ log_format = click.option("--log-format", default="text", type=click.Choice(["te
 def serve(
     repository: Path,
     address: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    client_ca: Path | None,
+    mtls_address: str,
+    insecure: bool,
+    health_port: str,
     provider: str,
     cores: int | None,
     queue_limit: int,
@@ -106,6 +144,10 @@ def serve(
     config = ServeConfig(
         repository=repository,
         address=address,
+        tls=_tls(tls_cert, tls_key, client_ca),
+        mtls_address=mtls_address,
+        insecure=insecure,
+        health_address=health_port,
         provider=cast("Provider", provider),
         cores=cores or available_cores(),
         queue_limit=queue_limit,
@@ -155,6 +197,17 @@ def worker(
             log_format=cast("logs.Format", log_format),
         )
     )
+
+
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:
+    """Return the files of TLS, None for plaintext."""
+    from topwork.config import TlsFiles
+
+    if cert is not None and key is not None:
+        return TlsFiles(cert=cert, key=key, client_ca=client_ca)
+    if (cert, key, client_ca) != (None, None, None):
+        raise click.UsageError("--tls-cert and --tls-key go together, and --client-ca with them")
+    return None
 
 
 def _executor(database: str) -> str:

@@ -21,6 +21,7 @@ from topwork.engine.serving.registry import Registry
 from topwork.engine.supervisor import Supervisor
 from topwork.engine.worker import WorkerConfig
 from topwork.errors import Unavailable
+from topwork.rpc import listening
 from topwork.rpc.changes import Changes
 from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
@@ -30,6 +31,7 @@ from topwork.rpc.servicers import (
     OperationsServicer,
     OperationViews,
 )
+from topwork.rpc.tls import Certificates
 from topwork.rpc.uploads import Uploads
 from topwork.telemetry import Telemetry
 from topwork.v1 import (
@@ -103,6 +105,8 @@ class Server:
         self._operations_servicer = OperationsServicer(views)
         self._interceptor = Interceptor(self._telemetry)
         self._grpc: grpc.aio.Server | None = None
+        self._health_grpc: grpc.aio.Server | None = None
+        self._certificates: Certificates | None = None
         self._metrics: WSGIServer | None = None
         classify, models, operations = SERVICES
         self._health = Health(
@@ -118,21 +122,23 @@ class Server:
         """Load and warm everything, then open the port and return its number.
 
         Raises Unavailable if the port cannot be had, NotReady if the provider cannot, InvalidInput
-        if a worker cannot have its name.
+        if the certificate cannot be used, plaintext would leave this host, or a worker cannot have
+        its name.
         """
+        self._certificates = listening.certificates(self._config)
         await self._operations.start()
         await self._registry.start()  # before the worker, which would disturb its measurements
         if self._config.worker:
             self._supervisor.start()
         self._classifier.start()
         self._grpc = self._make_grpc_server()
-        try:
-            port = self._grpc.add_insecure_port(self._config.address)
-        except RuntimeError as error:
-            raise Unavailable(f"cannot listen on {self._config.address!r}: {error}") from error
+        port = listening.open_ports(self._grpc, self._config, self._certificates)
+        self._health_grpc = self._make_health_server()
         self._serve_metrics()
         await self._health.start()
         await self._grpc.start()
+        if self._health_grpc is not None:
+            await self._health_grpc.start()
         log.info("ready", port=port, models=len(self._registry.models()))
         return port
 
@@ -149,6 +155,8 @@ class Server:
             # What is left watches health or reflects, without an end of its own.
             await self._grpc.stop(LAST_SECONDS)
             await stopped
+        if self._health_grpc is not None:  # up to here it said NOT_SERVING
+            await self._health_grpc.stop(LAST_SECONDS)
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.shutdown)
             self._metrics.server_close()
@@ -162,6 +170,15 @@ class Server:
 
     def _works(self) -> bool:
         return self._supervisor.alive() or not self._config.worker
+
+    def _make_health_server(self) -> grpc.aio.Server | None:
+        if not self._config.health_address:
+            return None
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        port = listening.open_port(server, self._config.health_address, None)
+        log.info("health port", port=port)
+        return server
 
     def _serve_metrics(self) -> None:
         if self._config.metrics_port is None:

@@ -34,6 +34,8 @@ class ServeConfig:
     """Where clients must show a certificate, who then need none at ``address``."""
     insecure: bool = False
     """Whether other hosts may speak plaintext."""
+    access: Path | None = None
+    """File that says who may call what; None: everybody may call everything."""
     health_address: str = ""
     """HOST:PORT where health, and nothing else, is answered in plaintext."""
     provider: Provider = "auto"

@@ -217,6 +217,8 @@ def main() -> None:
     given = json.loads(sys.argv[1])
     if tls := given.get("tls"):
         given["tls"] = TlsFiles(**{name: Path(path) for name, path in tls.items()})
+    if access := given.get("access"):
+        given["access"] = Path(access)
     config = ServeConfig(
         **{
             "address": "127.0.0.1:0",

@@ -16,6 +16,7 @@ from topwork.cli.keep import fsck, gc
 from topwork.cli.operations import operations
 from topwork.cli.serve import serve, worker
 from topwork.cli.teach import add_class, add_examples
+from topwork.cli.token import token
 from topwork.errors import TopworkError
 
 
@@ -42,6 +43,7 @@ COMMANDS: tuple[click.Command, ...] = (
     history,
     gc,
     fsck,
+    token,
 )
 for command in COMMANDS:
     cli.add_command(command)

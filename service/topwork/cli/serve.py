@@ -62,6 +62,11 @@ def _health_address(context: click.Context, option: click.Parameter, given: str)
     "--insecure", is_flag=True, help="Let other hosts speak plaintext, where there is no TLS."
 )
 @click.option(
+    "--access",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="TOML file: who may call what. Default: everybody everything.",
+)
+@click.option(
     "--health-port",
     default="",
     callback=_health_address,
@@ -116,6 +121,7 @@ def serve(
     client_ca: Path | None,
     mtls_address: str,
     insecure: bool,
+    access: Path | None,
     health_port: str,
     provider: str,
     cores: int | None,
@@ -147,6 +153,7 @@ def serve(
         tls=_tls(tls_cert, tls_key, client_ca),
         mtls_address=mtls_address,
         insecure=insecure,
+        access=access,
         health_address=health_port,
         provider=cast("Provider", provider),
         cores=cores or available_cores(),

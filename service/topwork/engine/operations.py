@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -160,17 +160,20 @@ class Operations:
         with _available():
             found = await client.list_workflows_async(workflow_ids=[identifier], load_input=False)
         if not found:
-            raise NotFound(
-                f"there is no operation {f'operations/{identifier}'!r}",
-                kind="operation",
-                resource=f"operations/{identifier}",
-            )
+            raise no_operation(identifier)
         return await self._operation(found[0])
 
-    async def list(self, wanted: Wanted, *, offset: int, limit: int) -> list[Operation]:
-        """Return the ``wanted`` operations, oldest first."""
-        if wanted.attributes and self._url.startswith("sqlite"):
-            found = await self._searched(wanted, offset + limit)
+    async def list(
+        self,
+        wanted: Wanted,
+        *,
+        offset: int,
+        limit: int,
+        visible: Callable[[str], bool] | None = None,
+    ) -> list[Operation]:
+        """Return the ``wanted`` operations of the ``visible`` models, oldest first."""
+        if visible is not None or (wanted.attributes and self._url.startswith("sqlite")):
+            found = await self._searched(wanted, offset + limit, visible)
             found = found[offset:]
         else:
             found = await self._listed(
@@ -223,7 +226,9 @@ class Operations:
                     operation = state
         return operation
 
-    async def _searched(self, wanted: Wanted, count: int) -> Sequence[WorkflowStatus]:
+    async def _searched(
+        self, wanted: Wanted, count: int, visible: Callable[[str], bool] | None
+    ) -> Sequence[WorkflowStatus]:
         """Return the first ``count`` wanted ones: DBOS cannot look for attributes on SQLite."""
         matching: Sequence[WorkflowStatus] = []
         looked_at = 0
@@ -235,6 +240,7 @@ class Operations:
                     one
                     for one in page
                     if wanted.attributes.items() <= (one.attributes or {}).items()
+                    and (visible is None or visible(str((one.attributes or {}).get("model"))))
                 ),
             ]
             looked_at += len(page)
@@ -305,6 +311,12 @@ class Operations:
         return from_json(found, kind) if found is not None else None
 
 
+def no_operation(identifier: str) -> NotFound:
+    """Return the error of an operation that is not there, or not for who asks."""
+    name = f"operations/{identifier}"
+    return NotFound(f"there is no operation {name!r}", kind="operation", resource=name)
+
+
 def subject_of(job: Job) -> Subject:
     """Return what ``job`` is about."""
     return Subject(
@@ -341,10 +353,16 @@ def new_request_id(given: str, *, field: str) -> str:
 
 
 def check_same(operation: Operation, subject: Subject) -> None:
-    """Raise AlreadyExists unless ``operation`` is about this very ``subject``."""
+    """Raise AlreadyExists unless ``operation`` is about this very ``subject``.
+
+    What it is about instead is told only of the same model: the caller may have no other.
+    """
     if operation.subject != subject:
+        theirs = str(operation.subject)
+        if operation.subject.model != subject.model:
+            theirs = "a change of another model"
         raise AlreadyExists(
-            f"request_id {operation.id!r} was used for {operation.subject}, not {subject}",
+            f"request_id {operation.id!r} was used for {theirs}, not {subject}",
             kind="operation",
             resource=f"operations/{operation.id}",
             reason="REQUEST_ID_REUSED",

@@ -22,6 +22,7 @@ from topwork.engine.supervisor import Supervisor
 from topwork.engine.worker import WorkerConfig
 from topwork.errors import Unavailable
 from topwork.rpc import listening
+from topwork.rpc.access import Access
 from topwork.rpc.changes import Changes
 from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
@@ -103,7 +104,8 @@ class Server:
         )
         self._model_servicer = ModelServicer(repository, self._registry, views, changes, limits)
         self._operations_servicer = OperationsServicer(views)
-        self._interceptor = Interceptor(self._telemetry)
+        self._access = Access(config.access)
+        self._interceptor = Interceptor(self._telemetry, self._access)
         self._grpc: grpc.aio.Server | None = None
         self._health_grpc: grpc.aio.Server | None = None
         self._certificates: Certificates | None = None
@@ -121,11 +123,12 @@ class Server:
     async def start(self) -> int:
         """Load and warm everything, then open the port and return its number.
 
-        Raises Unavailable if the port cannot be had, NotReady if the provider cannot, InvalidInput
-        if the certificate cannot be used, plaintext would leave this host, or a worker cannot have
-        its name.
+        Raises Unavailable if a port cannot be had, NotReady if the provider cannot, InvalidInput
+        if the certificate or the access file cannot be used, plaintext would leave this host, or a
+        worker cannot have its name.
         """
         self._certificates = listening.certificates(self._config)
+        await self._access.start()
         await self._operations.start()
         await self._registry.start()  # before the worker, which would disturb its measurements
         if self._config.worker:
@@ -163,6 +166,7 @@ class Server:
         self._classifier.close()
         await self._registry.aclose()
         await self._supervisor.aclose()
+        await self._access.aclose()
         await self._operations.aclose()
 
     def _classifies(self) -> bool:

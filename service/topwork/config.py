@@ -38,6 +38,10 @@ class ServeConfig:
     """File that says who may call what; None: everybody may call everything."""
     health_address: str = ""
     """HOST:PORT where health, and nothing else, is answered in plaintext."""
+    reflection: bool = True
+    """Whether tools may ask for the contract."""
+    channelz: bool = False
+    """Whether gRPC tells of its connections."""
     provider: Provider = "auto"
     cores: int = 1
     """Threads that decode, and threads that run the backbone on CPU."""

@@ -29,7 +29,7 @@ MODEL = {"model": "colours"}
 STAGES = ("queue", "decode", "backbone", "head")
 SERVICE = "topwork.v1.ClassifierService"
 HEALTH = "grpc.health.v1.Health"
-CLASSIFY = {"grpc_service": SERVICE, "grpc_method": "Classify"}
+CLASSIFY = {"grpc_service": SERVICE, "grpc_method": "StreamClassify"}
 OWN = ("topwork_", "grpc_server_")
 NO_UNIT = re.compile(
     r"(^|_)(ms|milliseconds?|us|micros|minutes?|hours?|kilobytes?|megabytes?|mb|kb|percent)(_|$)"

@@ -73,6 +73,16 @@ def _health_address(context: click.Context, option: click.Parameter, given: str)
     help="PORT of the loopback, or HOST:PORT, for health alone, in plaintext. Default: nowhere.",
 )
 @click.option(
+    "--reflection/--no-reflection",
+    default=True,
+    help="Whether tools such as grpcurl may ask for the contract.",
+)
+@click.option(
+    "--channelz/--no-channelz",
+    default=False,
+    help="Whether gRPC tells admins of its connections.",
+)
+@click.option(
     "--provider", default="auto", type=click.Choice(["auto", "cpu", "cuda", "openvino", "tensorrt"])
 )
 @cores
@@ -123,6 +133,8 @@ def serve(
     insecure: bool,
     access: Path | None,
     health_port: str,
+    reflection: bool,
+    channelz: bool,
     provider: str,
     cores: int | None,
     queue_limit: int,
@@ -155,6 +167,8 @@ def serve(
         insecure=insecure,
         access=access,
         health_address=health_port,
+        reflection=reflection,
+        channelz=channelz,
         provider=cast("Provider", provider),
         cores=cores or available_cores(),
         queue_limit=queue_limit,

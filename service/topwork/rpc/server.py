@@ -20,7 +20,7 @@ from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.registry import Registry
 from topwork.engine.supervisor import Supervisor
 from topwork.engine.worker import WorkerConfig
-from topwork.errors import Unavailable
+from topwork.errors import NotReady, Unavailable
 from topwork.rpc import listening
 from topwork.rpc.access import Access
 from topwork.rpc.changes import Changes
@@ -209,18 +209,34 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
                 # A client that vanished does not hold its streams for ever.
                 ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.enable_channelz", int(self._config.channelz)),
             ],
         )
+        self.register(server)
+        return server
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Give a server all services. Each of their methods has its row in ``rpc.rules``."""
         classifier_service_pb2_grpc.add_ClassifierServiceServicer_to_server(
             self._classifier_servicer, server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self._model_servicer, server)
         operations_pb2_grpc.add_OperationsServicer_to_server(self._operations_servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
-        reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
-        return server
+        if self._config.reflection:
+            reflection.enable_server_reflection(
+                (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+            )
+        if self._config.channelz:
+            _add_channelz(server)
+
+
+def _add_channelz(server: grpc.aio.Server) -> None:
+    try:
+        from grpc_channelz.v1 import channelz
+    except ImportError as error:
+        raise NotReady("channelz needs the extra: topwork[channelz]") from error
+    channelz.add_channelz_servicer(server)
 
 
 async def serve(config: ServeConfig) -> None:

@@ -104,7 +104,7 @@ def channel(server: Running) -> Iterator[grpc.Channel]:
 def operation(server: Running) -> str:
     """Return the name of an operation of the model ``colours``, which nobody will do."""
     with client(server, "train") as one:
-        return one.retrain("colours").name
+        return str(one.retrain("colours").name)
 
 
 def client(server: Running, who: str) -> Client:

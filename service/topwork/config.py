@@ -51,6 +51,8 @@ class ServeConfig:
     """What heads in memory may weigh together; those least recently asked for leave first."""
     most_seconds: float = 60.0
     """What a Classify call may take at most, whatever deadline its caller set."""
+    connection_seconds: float | None = None
+    """After which a connection ends once its calls have; None: never."""
     grace_seconds: float = 10.0
     """How long calls in flight may go on after SIGTERM."""
     metrics_port: int | None = None

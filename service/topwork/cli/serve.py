@@ -105,6 +105,11 @@ def _health_address(context: click.Context, option: click.Parameter, given: str)
     help="What a Classify call may take, whatever its deadline.",
 )
 @click.option(
+    "--connection-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="After which a client connects anew, perhaps to another server. Default: never.",
+)
+@click.option(
     "--grace-seconds",
     default=10.0,
     type=click.FloatRange(min=0),
@@ -140,6 +145,7 @@ def serve(
     queue_limit: int,
     head_megabytes: int,
     max_seconds: float,
+    connection_seconds: float | None,
     grace_seconds: float,
     metrics_port: int | None,
     database: str,
@@ -174,6 +180,7 @@ def serve(
         queue_limit=queue_limit,
         head_megabytes=head_megabytes,
         most_seconds=max_seconds,
+        connection_seconds=connection_seconds,
         grace_seconds=grace_seconds,
         metrics_port=metrics_port,
         database=database,

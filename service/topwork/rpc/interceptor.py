@@ -19,6 +19,7 @@ from topwork.rpc import status as statuses
 from topwork.rpc.access import Access
 from topwork.rpc.principals import Caller
 from topwork.rpc.rules import OPEN, RULES, UNCOUNTED
+from topwork.rpc.trace import trace_id
 from topwork.telemetry import Telemetry
 
 log = structlog.get_logger("topwork.access")
@@ -150,6 +151,7 @@ class _Call:
     def __init__(self, method: _Method, context: Context) -> None:
         self._method = method
         self._context = context
+        self._metadata = context.invocation_metadata() or ()
         self._start = 0.0
         self._caller: Caller | None = None
         self._admitted = False
@@ -168,7 +170,7 @@ class _Call:
         if rule is None:
             raise Forbidden(f"{self._method.path} has no rule, so nobody may call it")
         self._caller = self._method.access.caller(
-            rule.role, self._context.invocation_metadata() or (), self._context.auth_context
+            rule.role, self._metadata, self._context.auth_context
         )
         self._caller.check_role()
         self._caller.principal.allowance.begin()
@@ -237,6 +239,8 @@ class _Call:
         self._method.end(code, seconds)
         if caller is not None and caller.principal.name:
             fields["principal"] = caller.principal.name
+        if trace := trace_id(self._metadata):
+            fields["trace_id"] = trace
         log.info(
             "call",
             method=self._method.path,

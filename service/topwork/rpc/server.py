@@ -209,6 +209,9 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
                 # A client that vanished does not hold its streams for ever.
                 ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.http2.max_pings_without_data", 0),
+                *_connection_age(self._config.connection_seconds),
                 ("grpc.enable_channelz", int(self._config.channelz)),
             ],
         )
@@ -229,6 +232,11 @@ class Server:
             )
         if self._config.channelz:
             _add_channelz(server)
+
+
+def _connection_age(seconds: float | None) -> list[tuple[str, int]]:
+    """Return the options for connections that end after some time, when their calls have."""
+    return [] if seconds is None else [("grpc.max_connection_age_ms", round(seconds * 1e3))]
 
 
 def _add_channelz(server: grpc.aio.Server) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.engine.backend import Provider
 from topwork.logs import Format
+
+_SECRETS = re.compile(r"(?<=//)[^/@]*:.*(?=@)|(?<=password=)[^&]*", re.IGNORECASE)
+"""In a URL: who logs in and how, and what else may be a password."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,5 +68,16 @@ class ServeConfig:
     """Whether this process keeps a worker beside it; else others must run one."""
     executor: str = "worker"
     """The worker's name, the same after every restart; each host that works needs its own."""
+    otlp_endpoint: str = ""
+    """URL of OpenTelemetry's collector; empty: no spans."""
     log_format: Format = "text"
     limits: Limits = DEFAULT_LIMITS
+
+
+def shown(config: ServeConfig) -> str:
+    """Return a configuration as JSON, without the passwords in its URLs."""
+    fields = {
+        name: _SECRETS.sub("***", value) if isinstance(value, str) else value
+        for name, value in asdict(config).items()
+    }
+    return json.dumps(fields, indent=2, default=str)

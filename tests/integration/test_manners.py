@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +18,10 @@ import grpc
 import pytest
 from google.protobuf.descriptor_pool import Default
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from support import servers, tiny
 from support.pictures import pictures
-from support.servers import Running
+from support.servers import Command, Running
 
 from topwork.rpc import calls
 from topwork.rpc.client import AsyncClient, CallFailed, Client
@@ -158,3 +165,100 @@ def test_connections_end_when_they_are_old_and_reflection_when_it_is_off(tmp_pat
             asked = reflection_pb2.ServerReflectionRequest(list_services="")
             error = servers.failure(lambda: list(stub.ServerReflectionInfo(iter([asked]))))
     assert error.code == "UNIMPLEMENTED"
+
+
+def test_spans_are_sent_to_the_collector(tmp_path: Path) -> None:
+    """A call's span and those of its stages arrive, below the client's, before the server ends."""
+    repository = tiny.repository(tmp_path / "repository")
+    with collector() as (endpoint, received):
+        with servers.running(repository.root, worker=False, otlp_endpoint=endpoint) as started:
+            with grpc.insecure_channel(started.address) as channel:
+                stub = classify_grpc.ClassifierServiceStub(channel)
+                request = classify_pb.ClassifyRequest(
+                    model="models/colours", images=pictures("blue", 2)
+                )
+                parent = ("traceparent", f"00-{TRACE}-b7ad6b7169203331-01")
+                stub.Classify(request, metadata=(parent,), timeout=30)
+            assert started.stop() == 0
+        spans = [
+            span
+            for export in received
+            for resource in export.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+    assert {span.name for span in spans} == {CLASSIFY[1:], "queue", "decode", "backbone", "head"}
+    assert {span.trace_id.hex() for span in spans} == {TRACE}
+    (call,) = (span for span in spans if span.name == CLASSIFY[1:])
+    assert {span.parent_span_id for span in spans if span is not call} == {call.span_id}
+
+
+@contextlib.contextmanager
+def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
+    """Yield the URL of a collector of spans, and what it received."""
+    received: list[ExportTraceServiceRequest] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.append(ExportTraceServiceRequest.FromString(body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", received
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_configuration_is_printed_and_nothing_served(topwork: Command, tmp_path: Path) -> None:
+    """What is in effect, without the database's password."""
+    options = ("--database", "postgresql://me:secret@127.0.0.1/topwork", "--print-config")
+    code, out, errors = topwork("serve", "--repository", tmp_path, *options, address="[::1]:7")
+    found = json.loads(out)
+    assert (code, found["address"], found["database"]) == (
+        0,
+        "[::1]:7",
+        "postgresql://***@127.0.0.1/topwork",
+    )
+    assert "secret" not in out + errors
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--tls-cert", "server.pem"), "go together"),
+        (("--client-ca", "ca.pem"), "go together"),
+        (("--health-port", "here"), "neither PORT nor HOST:PORT"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_told(
+    topwork: Command, tmp_path: Path, options: tuple[str, str], why: str
+) -> None:
+    """Before anything is opened."""
+    code, _, errors = topwork("serve", "--repository", tmp_path, *options, "--print-config")
+    assert code == 2
+    assert why in " ".join(errors.split())
+
+
+def test_plaintext_for_other_hosts_does_not_start(tmp_path: Path) -> None:
+    """The command says what to do about it, and opens nothing."""
+    serve = ("serve", "--repository", str(tmp_path), "--address", "0.0.0.0:0")
+    done = subprocess.run(
+        [sys.executable, "-m", "topwork.cli", *serve],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=servers.PATIENCE,
+    )
+    assert done.returncode == 1
+    assert "--insecure" in done.stderr
+    assert "ready" not in done.stderr

@@ -128,6 +128,14 @@ def _health_address(context: click.Context, option: click.Parameter, given: str)
     help="Whether to make changes beside serving; else a `topwork worker` must.",
 )
 @log_format
+@click.option(
+    "--otlp-endpoint",
+    default="",
+    help="Send spans to OpenTelemetry's collector there, such as http://127.0.0.1:4318.",
+)
+@click.option(
+    "--print-config", is_flag=True, help="Print what is in effect as JSON, secrets left out; end."
+)
 def serve(
     repository: Path,
     address: str,
@@ -152,6 +160,8 @@ def serve(
     executor: str | None,
     worker: bool,
     log_format: str,
+    otlp_endpoint: str,
+    print_config: bool,
 ) -> None:
     """Serve all models of a repository over gRPC, until SIGTERM."""
     # Imported here: the other commands need neither ONNX Runtime nor the database.
@@ -160,7 +170,7 @@ def serve(
     import uvloop
 
     from topwork import logs
-    from topwork.config import ServeConfig
+    from topwork.config import ServeConfig, shown
     from topwork.engine.backend import Provider
     from topwork.engine.cores import available_cores
     from topwork.rpc import server
@@ -187,8 +197,12 @@ def serve(
         worker=worker,
         executor=executor or _executor(database),
         log_format=cast("logs.Format", log_format),
+        otlp_endpoint=otlp_endpoint,
         limits=DEFAULT_LIMITS,
     )
+    if print_config:
+        print(shown(config))
+        return
     logs.configure(config.log_format)
     uvloop.run(server.serve(config))
 

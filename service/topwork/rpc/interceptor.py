@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import grpc
 import structlog
@@ -19,8 +19,12 @@ from topwork.rpc import status as statuses
 from topwork.rpc.access import Access
 from topwork.rpc.principals import Caller
 from topwork.rpc.rules import OPEN, RULES, UNCOUNTED
+from topwork.rpc.spans import Spans
 from topwork.rpc.trace import trace_id
 from topwork.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 log = structlog.get_logger("topwork.access")
 
@@ -33,9 +37,10 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 class Interceptor(grpc.aio.ServerInterceptor):
     """One interceptor for all calls, since stacks of several break each other."""
 
-    def __init__(self, telemetry: Telemetry, access: Access) -> None:
+    def __init__(self, telemetry: Telemetry, access: Access, spans: Spans | None = None) -> None:
         self.telemetry = telemetry
         self.access = access
+        self.spans = spans
         self._wrapped: dict[str, Handler] = {}
         self._in_flight = 0
         self.idle = asyncio.Event()
@@ -100,6 +105,7 @@ class _Method:
         self.rule = RULES.get(path)
         self.counts = not path.startswith(UNCOUNTED)
         self.access = interceptor.access
+        self.spans = interceptor.spans if self.counts else None
         self.begin = interceptor.begin
         self._end = interceptor.end
         self._seconds = telemetry.call_seconds.labels(service, name)
@@ -157,11 +163,14 @@ class _Call:
         self._admitted = False
         self._images = 0
         self._operation = ""
+        self._span: Span | None = None
 
     async def __aenter__(self) -> Self:
         self._start = time.perf_counter()
         if self._method.counts:
             self._method.begin()
+        if self._method.spans is not None:
+            self._span = self._method.spans.begin(self._method.path, self._metadata)
         return self
 
     def admit(self) -> None:
@@ -237,9 +246,16 @@ class _Call:
             return
         seconds = time.perf_counter() - self._start
         self._method.end(code, seconds)
-        if caller is not None and caller.principal.name:
-            fields["principal"] = caller.principal.name
-        if trace := trace_id(self._metadata):
+        principal = caller.principal.name if caller is not None else ""
+        if principal:
+            fields["principal"] = principal
+        trace = trace_id(self._metadata)
+        if self._method.spans is not None and self._span is not None:
+            trace = f"{self._span.get_span_context().trace_id:032x}"
+            self._method.spans.end(
+                self._span, code, principal=principal, reason=fields.get("reason", "")
+            )
+        if trace:
             fields["trace_id"] = trace
         log.info(
             "call",
@@ -252,7 +268,7 @@ class _Call:
         if self._method.rule is not None and self._method.rule.changes:
             log.info(
                 "audit",
-                principal=caller.principal.name if caller is not None else "",
+                principal=principal,
                 method=self._method.path,
                 model=caller.model if caller is not None else "",
                 operation=self._operation,

@@ -32,6 +32,7 @@ from topwork.rpc.servicers import (
     OperationsServicer,
     OperationViews,
 )
+from topwork.rpc.spans import open_spans
 from topwork.rpc.tls import Certificates
 from topwork.rpc.uploads import Uploads
 from topwork.telemetry import Telemetry
@@ -70,6 +71,7 @@ class Server:
         repository = Repository(config.repository)
         self._config = config
         self._telemetry = Telemetry()
+        self._spans = open_spans(config.otlp_endpoint)
         self._operations = Operations(url, repository)
         self._registry = Registry(
             repository,
@@ -84,6 +86,7 @@ class Server:
             cores=config.cores,
             queue_limit=config.queue_limit,
             telemetry=self._telemetry,
+            trace=self._spans,
         )
         self._supervisor = Supervisor(
             WorkerConfig(
@@ -105,7 +108,7 @@ class Server:
         self._model_servicer = ModelServicer(repository, self._registry, views, changes, limits)
         self._operations_servicer = OperationsServicer(views)
         self._access = Access(config.access)
-        self._interceptor = Interceptor(self._telemetry, self._access)
+        self._interceptor = Interceptor(self._telemetry, self._access, self._spans)
         self._grpc: grpc.aio.Server | None = None
         self._health_grpc: grpc.aio.Server | None = None
         self._certificates: Certificates | None = None
@@ -167,6 +170,8 @@ class Server:
         await self._registry.aclose()
         await self._supervisor.aclose()
         await self._access.aclose()
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
         await self._operations.aclose()
 
     def _classifies(self) -> bool:

@@ -109,7 +109,9 @@ class Suite:
         guarded = edge.Guard(self._log.parent)
         with (
             commands.serving(self._workload.main, self._log.with_suffix(".open")) as plain,
-            commands.serving(self._workload.main, self._log, *guarded.options) as secured,
+            commands.serving(
+                self._workload.main, self._log, "--executor", "secured", *guarded.options
+            ) as secured,
         ):
             servers = [
                 (one.address, Processes(one.process.pid, without=LEARNER))

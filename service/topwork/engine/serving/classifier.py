@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 from topwork.bundle.limits import Limits
 from topwork.engine.serving.admission import Admission
@@ -19,6 +20,13 @@ from topwork.telemetry import Telemetry
 DEFAULT_TOP_K = 5
 
 
+class Trace(Protocol):
+    """Tells elsewhere how long what took."""
+
+    def classified(self, model: str, classified: Classified, start: float) -> None:
+        """Take note of a request that came at ``start``, as time.perf_counter() tells it."""
+
+
 class Classifier:
     """Answers Classify requests. At most ``queue_limit`` images are in it at a time."""
 
@@ -30,9 +38,11 @@ class Classifier:
         cores: int,
         queue_limit: int,
         telemetry: Telemetry,
+        trace: Trace | None = None,
     ) -> None:
         self._registry = registry
         self._telemetry = telemetry
+        self._trace = trace
         self._limits = limits
         self._scheduler = Scheduler(cores=cores)
         self._admission = Admission(queue_limit, self._scheduler.expected_seconds)
@@ -86,9 +96,14 @@ class Classifier:
                         start=start,
                         telemetry=self._telemetry,
                     )
-                    return await self._scheduler.run(job, deadline=deadline, flow=flow or Flow())
+                    classified = await self._scheduler.run(
+                        job, deadline=deadline, flow=flow or Flow()
+                    )
                 finally:
                     self._admission.leave(len(images), patient=patient)
+            if self._trace is not None:
+                self._trace.classified(model, classified, start)
+            return classified
         except Overloaded as error:
             self._telemetry.rejected.labels(error.reason).inc(len(images))
             raise

@@ -10,7 +10,7 @@ import numpy as np
 
 from topwork.bundle.image import Pixels, preprocess
 from topwork.bundle.limits import Limits
-from topwork.engine.serving.backbone import Backbone, Embedded
+from topwork.engine.serving.backbone import Backbone, Embedded, MicroBatch
 from topwork.engine.serving.head import Head
 from topwork.engine.serving.registry import Snapshot
 from topwork.engine.serving.scheduler import Outcome, Scores
@@ -57,6 +57,8 @@ class Classified:
     results: tuple[Answer | ImageError, ...]
     """One an image, in request order."""
     timings: Timings
+    runs: frozenset[MicroBatch] = frozenset()
+    """The micro-batches that its images were in; on a CPU none."""
 
 
 class ClassifyJob:
@@ -107,6 +109,7 @@ class ClassifyJob:
                 head=scores.seconds if scores is not None else 0.0,
                 total=time.perf_counter() - self._start,
             ),
+            runs=frozenset(one.run for one in good if one.run is not None),
         )
 
     def _observe(self, outcomes: list[Outcome], scores: Scores | None) -> None:

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test lint format proto bench clean
+.PHONY: install demo test lint format proto bench soak-edge clean
 
 install: $(INSTALLED)  ## Make .venv with everything in it
 
@@ -44,6 +44,9 @@ bench: $(INSTALLED)  ## Measure; DATA=/path/to/folders for your own photos
 	$(BIN)/python -m pytest -q tests/benchmarks/pieces.py
 	$(BIN)/python tests/benchmarks/learning.py $(if $(DATA),"$(DATA)")
 	$(BIN)/python tests/benchmarks/embedding.py $(if $(DATA),"$(DATA)")
+
+soak-edge: $(INSTALLED)  ## Let clients come, go and cancel for MINUTES; memory and answers must hold
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.edge_soak --minutes $(or $(MINUTES),60)
 
 clean:  ## Remove what make made
 	rm -rf $(VENV) build dist

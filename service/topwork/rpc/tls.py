@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+import time
 from pathlib import Path
 
 import grpc
@@ -13,6 +14,9 @@ from topwork.config import TlsFiles
 from topwork.errors import InvalidInput
 
 log = structlog.get_logger(__name__)
+
+SETTLE_SECONDS = 0.05
+"""In which a handshake that has begun takes what it needs of the certificate: microseconds."""
 
 Stamp = tuple[tuple[int, int, int], ...]
 """Of each file: modification time, inode and length."""
@@ -42,8 +46,23 @@ class Certificates:
 
         gRPC for Python cannot ask for a certificate and do without: it is one or the other a port.
         """
+        given = self._current
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal given
+            if (current := self._fetch()) is given:
+                return None  # gRPC keeps what it has
+            # gRPC frees what it has though another handshake may be about to use it (grpc/grpc
+            # issue 36693: a crash a minute where this happened at each connection). It holds a lock
+            # meanwhile: no handshake gets there, and those that are there have left.
+            time.sleep(SETTLE_SECONDS)
+            given = current
+            return current
+
         credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
-            self._current, self._fetch, require_client_authentication=of_clients
+            given,
+            fetch,  # type: ignore[arg-type]  # None is what the documentation asks for
+            require_client_authentication=of_clients,
         )
         return credentials
 

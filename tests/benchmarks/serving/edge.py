@@ -57,6 +57,9 @@ class Edge:
     kept_from: float
     kept_to: float
     """The middle half of the turns."""
+    kept_by_cpu: float
+    """Processor time an image, of server and client, open over secured: what others that are at
+    work on the machine do not disturb."""
     open_server_cpu_ms: float
     secured_server_cpu_ms: float
     """An image."""
@@ -98,8 +101,9 @@ def measure(
         loads.append((found[0], found[1]))
     rates = np.array([[one.calls_per_second * case.images for one in pair] for pair in loads])
     low, middle, high = np.percentile(rates[:, 1] / rates[:, 0], [25, 50, 75])
-    server = _an_image([[one.server_cpu / one.seconds for one in pair] for pair in loads], rates)
-    sender = _an_image([[one.client_cpu / one.seconds for one in pair] for pair in loads], rates)
+    server = np.array([[one.server_cpu / one.seconds for one in pair] for pair in loads]) / rates
+    sender = np.array([[one.client_cpu / one.seconds for one in pair] for pair in loads]) / rates
+    both = server + sender
     return Edge(
         precision=case.precision,
         callers=case.callers,
@@ -109,17 +113,18 @@ def measure(
         kept=float(middle),
         kept_from=float(low),
         kept_to=float(high),
-        open_server_cpu_ms=server[0],
-        secured_server_cpu_ms=server[1],
-        open_client_cpu_ms=sender[0],
-        secured_client_cpu_ms=sender[1],
+        kept_by_cpu=float(np.median(both[:, 0] / both[:, 1])),
+        open_server_cpu_ms=1e3 * float(np.median(server[:, 0])),
+        secured_server_cpu_ms=1e3 * float(np.median(server[:, 1])),
+        open_client_cpu_ms=1e3 * float(np.median(sender[:, 0])),
+        secured_client_cpu_ms=1e3 * float(np.median(sender[:, 1])),
     )
 
 
 def table(rows: Sequence[Edge]) -> Table:
     """Return the rows as a table."""
     titles = ["precision", "callers", "images", "open, images/s", "secured, images/s", "kept"]
-    titles += ["middle half", "server CPU", "secured", "client CPU", "secured"]
+    titles += ["middle half", "by CPU", "server CPU", "secured", "client CPU", "secured"]
     lines = [
         [
             row.precision,
@@ -129,6 +134,7 @@ def table(rows: Sequence[Edge]) -> Table:
             f"{row.secured_images_per_second:.0f}",
             f"{row.kept:.3f}",
             f"{row.kept_from:.3f} to {row.kept_to:.3f}",
+            f"{row.kept_by_cpu:.3f}",
             f"{row.open_server_cpu_ms:.2f}",
             f"{row.secured_server_cpu_ms:.2f}",
             f"{row.open_client_cpu_ms:.2f}",
@@ -137,9 +143,3 @@ def table(rows: Sequence[Edge]) -> Table:
         for row in rows
     ]
     return Table(name="edge", titles=titles, lines=lines, records=rows)
-
-
-def _an_image(cores: list[list[float]], rates: np.ndarray) -> list[float]:
-    """Return milliseconds of processor time an image, of each server."""
-    milliseconds: list[float] = np.median(1e3 * np.array(cores) / rates, axis=0).tolist()
-    return milliseconds

@@ -131,7 +131,7 @@ class Suite:
                         guarded,
                         *servers,
                         turns=3 if self._quick else 12,
-                        seconds=self._pace.load,
+                        seconds=self._pace.load * (4 if images > 1 else 1),
                     )
                     rows.append(row)
         return edge.table(rows)

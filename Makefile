@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TARGET := serve
 IMAGE := topwork:$(TARGET)
 
-.PHONY: install demo test tritonclient lint format proto bench image image-base image-test soak fuzz audit sbom clean
+.PHONY: install demo test tritonclient lint format proto bench image image-base image-test soak fuzz audit sbom soak-edge clean
 
 install: $(INSTALLED)  ## Make .venv with everything in it
 
@@ -89,6 +89,9 @@ sbom: $(INSTALLED) $(TOOLS)/installed  ## What is installed, as a CycloneDX bill
 	mkdir -p build
 	$(TOOLS)/bin/cyclonedx-py environment "$(OF)" --pyproject pyproject.toml --output-reproducible \
 		--output-file build/sbom.json
+
+soak-edge: $(INSTALLED)  ## Let clients come, go and cancel for MINUTES; memory and answers must hold
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.edge_soak --minutes $(or $(MINUTES),60)
 
 clean:  ## Remove what make made
 	rm -rf $(VENV) $(TOOLS) .venv-tritonclient build dist

@@ -3,6 +3,8 @@
     TopworkError
     ├── InvalidInput          the request is wrong: change it (``field`` names what is)
     │   └── ImageError        one image cannot be read; that image's error, nobody else's
+    ├── Unauthenticated       nobody knows who calls: send a token, or another certificate
+    ├── Forbidden             who calls may not do this: ask who runs the server
     ├── NotFound              no such model, revision or operation (``resource`` names it)
     ├── AlreadyExists         a label, or another request under this id (``resource`` names it)
     ├── NotReady              the state forbids it now, such as too few usable images
@@ -50,6 +52,18 @@ class ImageError(InvalidInput):
 
     def __init__(self, message: str, *, field: str = "image", reason: str | None = None) -> None:
         super().__init__(message, field=field, reason=reason)
+
+
+class Unauthenticated(TopworkError):
+    """There are no credentials, or none that are known."""
+
+    reason = "CREDENTIALS_MISSING"
+
+
+class Forbidden(TopworkError):
+    """The caller's role is too low, for anything or for this model."""
+
+    reason = "ROLE_MISSING"
 
 
 class _AboutResource(TopworkError):

@@ -25,9 +25,10 @@ import grpc
 from google.longrunning import operations_pb2
 from google.rpc import error_details_pb2
 
+from support.certificates import Pem
 from topwork import logs
 from topwork.bundle.limits import Limits
-from topwork.config import ServeConfig
+from topwork.config import ServeConfig, TlsFiles
 from topwork.rpc import calls, server
 from topwork.rpc.client import CallFailed
 
@@ -169,6 +170,12 @@ def command(repository: Path, address: str = "127.0.0.1:0") -> list[str]:
     return [sys.executable, "-m", "topwork.cli", "serve", *options, "--log-format", "json"]
 
 
+def tls(server: Pem, client_ca: Path | None = None) -> dict[str, str]:
+    """Return the ``tls`` of a server's settings."""
+    files = {"cert": str(server.cert), "key": str(server.key)}
+    return files if client_ca is None else {**files, "client_ca": str(client_ca)}
+
+
 def workers_of(pid: int) -> list[int]:
     """Return the process ids of the workers whose parent is ``pid``."""
     found = []
@@ -214,6 +221,10 @@ def fields(error: CallFailed) -> list[str]:
 def main() -> None:
     """Serve as the JSON in argv says."""
     given = json.loads(sys.argv[1])
+    if tls := given.get("tls"):
+        given["tls"] = TlsFiles(**{name: Path(path) for name, path in tls.items()})
+    if access := given.get("access"):
+        given["access"] = Path(access)
     config = ServeConfig(
         **{
             "address": "127.0.0.1:0",

@@ -20,6 +20,7 @@ from topwork.bundle.store import Repository
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.registry import Registry
 from topwork.errors import DeadlinePassed, NotFound, Overloaded
+from topwork.rpc.access import Access
 from topwork.rpc.interceptor import Interceptor
 from topwork.telemetry import Telemetry
 
@@ -28,7 +29,7 @@ MODEL = {"model": "colours"}
 STAGES = ("queue", "decode", "backbone", "head")
 SERVICE = "topwork.v1.ClassifierService"
 HEALTH = "grpc.health.v1.Health"
-CLASSIFY = {"grpc_service": SERVICE, "grpc_method": "Classify"}
+CLASSIFY = {"grpc_service": SERVICE, "grpc_method": "StreamClassify"}
 OWN = ("topwork_", "grpc_server_")
 NO_UNIT = re.compile(
     r"(^|_)(ms|milliseconds?|us|micros|minutes?|hours?|kilobytes?|megabytes?|mb|kb|percent)(_|$)"
@@ -251,13 +252,16 @@ def test_swaps_models_and_heads(colours: Repository) -> None:
 async def served(
     telemetry: Telemetry, behave: Callable[[bytes], Awaitable[bytes]]
 ) -> AsyncIterator[grpc.aio.Channel]:
-    """Serve one method of an own service and of health, both of which do the same."""
+    """Serve one method of an own service and of health, both of which do the same.
+
+    It is called as one whose request the interceptor does not look into.
+    """
 
     async def call(request: bytes, _: Any) -> bytes:
         return await behave(request)
 
-    server = grpc.aio.server(interceptors=[Interceptor(telemetry)])
-    handlers: dict[str, Any] = {"Classify": grpc.unary_unary_rpc_method_handler(call)}
+    server = grpc.aio.server(interceptors=[Interceptor(telemetry, Access(None))])
+    handlers: dict[str, Any] = {"StreamClassify": grpc.unary_unary_rpc_method_handler(call)}
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler(name, handlers) for name in (SERVICE, HEALTH)]
     )
@@ -283,8 +287,8 @@ def test_calls_are_counted_and_timed_by_method_and_code() -> None:
 
     async def play() -> None:
         async with served(telemetry, behave) as channel:
-            classify: Any = channel.unary_unary(f"/{SERVICE}/Classify")
-            health: Any = channel.unary_unary(f"/{HEALTH}/Classify")
+            classify: Any = channel.unary_unary(f"/{SERVICE}/StreamClassify")
+            health: Any = channel.unary_unary(f"/{HEALTH}/StreamClassify")
             unknown: Any = channel.unary_unary(f"/{SERVICE}/Forget")
             assert await classify(b"good") == b"good"
             assert await health(b"good") == b"good"
@@ -333,7 +337,7 @@ def test_a_deadline_is_no_cancellation(timeout: float, code: str) -> None:
             return b""
 
         async with served(telemetry, behave) as channel:
-            classify: Any = channel.unary_unary(f"/{SERVICE}/Classify")
+            classify: Any = channel.unary_unary(f"/{SERVICE}/StreamClassify")
             call = classify(b"", timeout=timeout)
             await entered.wait()
             if code == "CANCELLED":

@@ -18,6 +18,7 @@ from topwork.cli.operations import operations
 from topwork.cli.serve import serve, worker
 from topwork.cli.sign import keygen, sign, verify
 from topwork.cli.teach import add_class, add_examples
+from topwork.cli.token import token
 from topwork.errors import TopworkError
 
 
@@ -48,6 +49,7 @@ COMMANDS: tuple[click.Command, ...] = (
     keygen,
     sign,
     verify,
+    token,
 )
 for command in COMMANDS:
     cli.add_command(command)

@@ -9,16 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from topwork.cli import show
-from topwork.cli.options import address, connected, json_output
+from topwork.cli.options import ServerAt, connected, json_output, server_option
 
 
 @click.command()
-@address
+@server_option
 @json_output
-def models(address: str, as_json: bool) -> None:
+def models(server: ServerAt, as_json: bool) -> None:
     """List the models of a server."""
     table = Table("model", "revision", "labels", "images", "accuracy (95 % interval)", "backbone")
-    with connected(address) as client:
+    with connected(server) as client:
         for model in client.models():
             revision = model.serving_revision
             if as_json:
@@ -37,12 +37,12 @@ def models(address: str, as_json: bool) -> None:
 
 
 @click.command()
-@address
+@server_option
 @json_output
 @click.argument("model")
-def describe(address: str, as_json: bool, model: str) -> None:
+def describe(server: ServerAt, as_json: bool, model: str) -> None:
     """Show a model: labels with their precision and recall, revisions, backbone, limits."""
-    with connected(address) as client:
+    with connected(server) as client:
         found = client.model(model)
     if as_json:
         print(json.dumps(show.model_json(found)))

@@ -9,20 +9,27 @@ import click
 
 from topwork.bundle.recipe import HeadKind, Normalisation
 from topwork.cli.follow import see_through
-from topwork.cli.options import address, change_options, connected, json_output, model_option
+from topwork.cli.options import (
+    ServerAt,
+    change_options,
+    connected,
+    json_output,
+    model_option,
+    server_option,
+)
 from topwork.v1 import change_pb2 as change_pb
 
 label_option = click.option("--label", required=True, help="A class that the model has.")
 
 
 @click.command("remove-class")
-@address
+@server_option
 @model_option
 @label_option
 @change_options
 @json_output
 def remove_class(
-    address: str,
+    server: ServerAt,
     model: str,
     label: str,
     request_id: str,
@@ -34,20 +41,20 @@ def remove_class(
     Exit status 1 if the class was not removed.
     """
     start = time.perf_counter()
-    with connected(address) as client:
+    with connected(server) as client:
         accepted = client.remove_class(model, label, request_id=request_id, options=options)
         see_through(client, accepted, start, as_json=as_json)
 
 
 @click.command("rename-class")
-@address
+@server_option
 @model_option
 @label_option
 @click.option("--new-label", required=True, help="Its new name.")
 @change_options
 @json_output
 def rename_class(
-    address: str,
+    server: ServerAt,
     model: str,
     label: str,
     new_label: str,
@@ -57,7 +64,7 @@ def rename_class(
 ) -> None:
     """Give a class of a live model another name. Exit status 1 if it was not renamed."""
     start = time.perf_counter()
-    with connected(address) as client:
+    with connected(server) as client:
         accepted = client.rename_class(
             model, label, new_label, request_id=request_id, options=options
         )
@@ -65,7 +72,7 @@ def rename_class(
 
 
 @click.command()
-@address
+@server_option
 @model_option
 @click.option(
     "--head",
@@ -80,7 +87,7 @@ def rename_class(
 @change_options
 @json_output
 def retrain(
-    address: str,
+    server: ServerAt,
     model: str,
     head: str | None,
     normalisation: str | None,
@@ -90,7 +97,7 @@ def retrain(
 ) -> None:
     """Solve a live model's head anew, from the photos that it has. Exit status 1 if it failed."""
     start = time.perf_counter()
-    with connected(address) as client:
+    with connected(server) as client:
         accepted = client.retrain(
             model,
             head=head or "",

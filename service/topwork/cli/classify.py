@@ -26,12 +26,13 @@ from rich.progress import (
 from rich.text import Text
 
 from topwork.cli.options import (
-    address,
+    ServerAt,
     connected,
     json_output,
     model_option,
     photo_files,
     read_photo,
+    server_option,
 )
 from topwork.errors import ImageError, InvalidInput
 from topwork.rpc.client import Client
@@ -48,14 +49,14 @@ Row = dict[str, Any]
 
 
 @click.command()
-@address
+@server_option
 @model_option
 @click.option("--revision", default=0, type=click.IntRange(min=0), help="0: the one that serves.")
 @click.option("--top-k", default=5, type=click.IntRange(min=1), help="Predictions an image.")
 @json_output
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 def classify(
-    address: str,
+    server: ServerAt,
     model: str,
     revision: int,
     top_k: int,
@@ -72,7 +73,7 @@ def classify(
         raise InvalidInput(f"there is no file below {', '.join(map(str, images))}", field="images")
     failed = False
     with (
-        connected(address) as client,
+        connected(server) as client,
         closing(_rows(client, model, files, revision, top_k)) as rows,
         _shown(len(files)) as show,
         _interrupts() as check_interrupt,

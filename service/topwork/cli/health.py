@@ -6,12 +6,12 @@ import sys
 
 import click
 
-from topwork.cli.options import address
+from topwork.cli.options import ServerAt, server_option
 from topwork.rpc import probe
 
 
 @click.command()
-@address
+@server_option
 @click.option("--service", default="", help="Full name of a service. Default: the whole process.")
 @click.option(
     "--timeout",
@@ -19,8 +19,8 @@ from topwork.rpc import probe
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds until no answer is an answer.",
 )
-def health(address: str, service: str, timeout: float) -> None:
+def health(server: ServerAt, service: str, timeout: float) -> None:
     """Ask a server whether it serves. Exit status 0 only if it says SERVING."""
-    status = probe.status(address, service, timeout)
+    status = probe.status(server.address, service, timeout, server.credentials)
     print(status)
     sys.exit(0 if status == probe.SERVING else 1)

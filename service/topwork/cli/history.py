@@ -14,11 +14,12 @@ from rich.table import Table
 
 from topwork.cli import show
 from topwork.cli.options import (
-    address,
+    ServerAt,
     connected,
     expected_revision_option,
     json_output,
     model_option,
+    server_option,
     validate_only_option,
 )
 from topwork.v1 import model_service_pb2 as model_pb
@@ -26,15 +27,15 @@ from topwork.v1 import revision_pb2 as revision_pb
 
 
 @click.command()
-@address
+@server_option
 @json_output
 @click.argument("model")
-def history(address: str, as_json: bool, model: str) -> None:
+def history(server: ServerAt, as_json: bool, model: str) -> None:
     """Show a model's revisions, newest first, and how the serving pointer moved.
 
     With --json, one object: model, serving, revisions, moves.
     """
-    with connected(address) as client:
+    with connected(server) as client:
         found = client.model(model)
         revisions = list(client.revisions(model))
     if as_json:
@@ -53,7 +54,7 @@ def history(address: str, as_json: bool, model: str) -> None:
 
 
 @click.command()
-@address
+@server_option
 @model_option
 @click.option(
     "--revision",
@@ -65,7 +66,7 @@ def history(address: str, as_json: bool, model: str) -> None:
 @validate_only_option
 @json_output
 def rollback(
-    address: str,
+    server: ServerAt,
     model: str,
     revision: int,
     expected_revision: int,
@@ -73,7 +74,7 @@ def rollback(
     as_json: bool,
 ) -> None:
     """Let an earlier revision of a model serve again, at once."""
-    with connected(address) as client:
+    with connected(server) as client:
         found = client.rollback(
             model, revision, expected_revision=expected_revision, validate_only=validate_only
         )
@@ -81,17 +82,17 @@ def rollback(
 
 
 @click.command("pin-revision")
-@address
+@server_option
 @model_option
 @click.option("--revision", required=True, type=click.IntRange(min=1), help="What to keep.")
 @click.option("--unpin", is_flag=True, help="Keep it no longer.")
 @validate_only_option
 @json_output
 def pin_revision(
-    address: str, model: str, revision: int, unpin: bool, validate_only: bool, as_json: bool
+    server: ServerAt, model: str, revision: int, unpin: bool, validate_only: bool, as_json: bool
 ) -> None:
     """Keep a revision of a model for good: `topwork gc` never deletes it."""
-    with connected(address) as client:
+    with connected(server) as client:
         found = client.pin_revision(model, revision, unpin=unpin, validate_only=validate_only)
     _tell(found, as_json=as_json)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from topwork.cli import show_change
 from topwork.cli.follow import see_through
-from topwork.cli.options import address, connected, json_output
+from topwork.cli.options import ServerAt, connected, json_output, server_option
 from topwork.rpc.client import CallFailed, progress
 
 operation_argument = click.argument("operation")
@@ -26,7 +26,7 @@ def operations() -> None:
 
 
 @operations.command("list")
-@address
+@server_option
 @click.option(
     "--filter",
     "wanted",
@@ -35,10 +35,10 @@ def operations() -> None:
     "validate_only.",
 )
 @json_output
-def list_operations(address: str, wanted: str, as_json: bool) -> None:
+def list_operations(server: ServerAt, wanted: str, as_json: bool) -> None:
     """List operations, oldest first. With --json, one object a line."""
     table = Table("operation", "kind", "model", "label", "state", "accepted", "seconds")
-    with connected(address) as client:
+    with connected(server) as client:
         for one in client.operations(wanted):
             row = _row(one)
             if as_json:
@@ -61,26 +61,26 @@ def list_operations(address: str, wanted: str, as_json: bool) -> None:
 
 
 @operations.command()
-@address
+@server_option
 @json_output
 @operation_argument
-def watch(address: str, as_json: bool, operation: str) -> None:
+def watch(server: ServerAt, as_json: bool, operation: str) -> None:
     """Show an operation's progress until it is finished, then what came of it.
 
     Exit status 1 if it failed.
     """
     start = time.perf_counter()
-    with connected(address) as client:
+    with connected(server) as client:
         accepted = operations_pb2.Operation(name=_name(operation))
         see_through(client, accepted, start, as_json=as_json)
 
 
 @operations.command()
-@address
+@server_option
 @operation_argument
-def cancel(address: str, operation: str) -> None:
+def cancel(server: ServerAt, operation: str) -> None:
     """End an operation before its next step; one that is finished stays as it is."""
-    with connected(address) as client:
+    with connected(server) as client:
         client.cancel(_name(operation))
 
 

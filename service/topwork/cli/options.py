@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -12,13 +13,13 @@ import click
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.signatures import SigningFiles
 from topwork.errors import ImageError
-from topwork.rpc.client import Client
+from topwork.rpc.client import Client, Credentials
 from topwork.v1 import change_pb2 as change_pb
 
 START_SECONDS = 10.0
 """How long a command waits for a server that does not answer yet."""
 
-address = click.option("--address", default="127.0.0.1:50051", help="HOST:PORT of the server.")
+readable_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 model_option = click.option("--model", required=True, help="The model's name.")
 expected_revision_option = click.option(
     "--expected-revision",
@@ -30,6 +31,73 @@ validate_only_option = click.option(
     "--validate-only", is_flag=True, help="Say what would come of it, and change nothing."
 )
 json_output = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerAt:
+    """A server, and what is shown to it."""
+
+    address: str
+    credentials: Credentials
+
+
+def server_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say which server is meant, as ``server``.
+
+    Each has an environment variable for all commands, beside the one for each command.
+    """
+
+    @click.option(
+        "--address",
+        default="127.0.0.1:50051",
+        envvar="TOPWORK_ADDRESS",
+        help="HOST:PORT of the server.",
+    )
+    @click.option(
+        "--tls",
+        is_flag=True,
+        envvar="TOPWORK_TLS",
+        help="Speak TLS; the options below with a certificate imply it.",
+    )
+    @click.option(
+        "--tls-ca",
+        type=readable_file,
+        envvar="TOPWORK_TLS_CA",
+        help="PEM of who signed the server's certificate. Default: the well-known authorities.",
+    )
+    @click.option(
+        "--client-cert",
+        type=readable_file,
+        envvar="TOPWORK_CLIENT_CERT",
+        help="PEM of your certificate.",
+    )
+    @click.option(
+        "--client-key", type=readable_file, envvar="TOPWORK_CLIENT_KEY", help="PEM of its key."
+    )
+    @click.option(
+        "--token",
+        default="",
+        envvar="TOPWORK_TOKEN",
+        show_default=False,
+        help="Bearer token. Others see a command line: better in the environment.",
+    )
+    @functools.wraps(command)
+    def collected(
+        *,
+        address: str,
+        tls: bool,
+        tls_ca: Path | None,
+        client_cert: Path | None,
+        client_key: Path | None,
+        token: str,
+        **others: object,
+    ) -> None:
+        credentials = Credentials.from_files(
+            tls=tls, tls_ca=tls_ca, client_cert=client_cert, client_key=client_key, token=token
+        )
+        command(server=ServerAt(address=address, credentials=credentials), **others)
+
+    return collected
 
 
 def change_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -128,9 +196,9 @@ def read_photo(path: Path) -> bytes:
 
 
 @contextmanager
-def connected(address: str) -> Iterator[Client]:
-    """Yield a client of the server at ``address``, which may be starting. Raises CallFailed."""
-    with Client(address) as client:
+def connected(server: ServerAt) -> Iterator[Client]:
+    """Yield a client of ``server``, which may be starting. Raises CallFailed, InvalidInput."""
+    with Client(server.address, server.credentials) as client:
         client.wait_until_ready(START_SECONDS)
         yield client
 

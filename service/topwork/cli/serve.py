@@ -7,12 +7,16 @@ import signal
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.signatures import SigningFiles
 from topwork.cli.options import signing_options
+
+if TYPE_CHECKING:
+    from topwork.config import TlsFiles
 
 repository = click.option(
     "--repository",
@@ -35,11 +39,54 @@ executor = click.option(
     "Default: worker; with --database the host's name.",
 )
 log_format = click.option("--log-format", default="text", type=click.Choice(["text", "json"]))
+pem = click.Path(dir_okay=False, path_type=Path)
+
+
+def _health_address(context: click.Context, option: click.Parameter, given: str) -> str:
+    """Return HOST:PORT for what may be a PORT alone."""
+    address = f"127.0.0.1:{given}" if given and ":" not in given else given
+    if address and not address.rpartition(":")[2].isdecimal():
+        raise click.BadParameter(f"{given!r} is neither PORT nor HOST:PORT", context, option)
+    return address
 
 
 @click.command()
 @repository
 @click.option("--address", default="127.0.0.1:50051", help="HOST:PORT; port 0 takes a free one.")
+@click.option("--tls-cert", type=pem, help="PEM of the server's certificate. Default: plaintext.")
+@click.option("--tls-key", type=pem, help="PEM of its private key.")
+@click.option(
+    "--client-ca", type=pem, help="PEM of who signs clients' certificates, which they then need."
+)
+@click.option(
+    "--mtls-address",
+    default="",
+    help="HOST:PORT for clients with a certificate, which those at --address then do not need.",
+)
+@click.option(
+    "--insecure", is_flag=True, help="Let other hosts speak plaintext, where there is no TLS."
+)
+@click.option(
+    "--access",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="TOML file: who may call what. Default: everybody everything.",
+)
+@click.option(
+    "--health-port",
+    default="",
+    callback=_health_address,
+    help="PORT of the loopback, or HOST:PORT, for health alone, in plaintext. Default: nowhere.",
+)
+@click.option(
+    "--reflection/--no-reflection",
+    default=True,
+    help="Whether tools such as grpcurl may ask for the contract.",
+)
+@click.option(
+    "--channelz/--no-channelz",
+    default=False,
+    help="Whether gRPC tells admins of its connections.",
+)
 @click.option(
     "--provider", default="auto", type=click.Choice(["auto", "cpu", "cuda", "openvino", "tensorrt"])
 )
@@ -61,6 +108,11 @@ log_format = click.option("--log-format", default="text", type=click.Choice(["te
     default=60.0,
     type=click.FloatRange(min=0, min_open=True),
     help="What a Classify call may take, whatever its deadline.",
+)
+@click.option(
+    "--connection-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="After which a client connects anew, perhaps to another server. Default: never.",
 )
 @click.option(
     "--grace-seconds",
@@ -88,14 +140,32 @@ log_format = click.option("--log-format", default="text", type=click.Choice(["te
 )
 @signing_options
 @log_format
+@click.option(
+    "--otlp-endpoint",
+    default="",
+    help="Send spans to OpenTelemetry's collector there, such as http://127.0.0.1:4318.",
+)
+@click.option(
+    "--print-config", is_flag=True, help="Print what is in effect as JSON, secrets left out; end."
+)
 def serve(
     repository: Path,
     address: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    client_ca: Path | None,
+    mtls_address: str,
+    insecure: bool,
+    access: Path | None,
+    health_port: str,
+    reflection: bool,
+    channelz: bool,
     provider: str,
     cores: int | None,
     queue_limit: int,
     head_megabytes: int,
     max_seconds: float,
+    connection_seconds: float | None,
     grace_seconds: float,
     metrics_port: int | None,
     model_quota_megabytes: int,
@@ -104,6 +174,8 @@ def serve(
     worker: bool,
     signing: SigningFiles,
     log_format: str,
+    otlp_endpoint: str,
+    print_config: bool,
 ) -> None:
     """Serve all models of a repository over gRPC, until SIGTERM."""
     _end_on_sigterm()
@@ -113,7 +185,7 @@ def serve(
     import uvloop
 
     from topwork import logs
-    from topwork.config import ServeConfig
+    from topwork.config import ServeConfig, shown
     from topwork.engine.backend import Provider
     from topwork.engine.cores import available_cores
     from topwork.rpc import server
@@ -122,11 +194,19 @@ def serve(
     config = ServeConfig(
         repository=repository,
         address=address,
+        tls=_tls(tls_cert, tls_key, client_ca),
+        mtls_address=mtls_address,
+        insecure=insecure,
+        access=access,
+        health_address=health_port,
+        reflection=reflection,
+        channelz=channelz,
         provider=cast("Provider", provider),
         cores=cores or available_cores(),
         queue_limit=queue_limit,
         head_megabytes=head_megabytes,
         most_seconds=max_seconds,
+        connection_seconds=connection_seconds,
         grace_seconds=grace_seconds,
         metrics_port=metrics_port,
         database=database,
@@ -134,8 +214,12 @@ def serve(
         executor=executor or _executor(database),
         signing=signing,
         log_format=cast("logs.Format", log_format),
+        otlp_endpoint=otlp_endpoint,
         limits=replace(DEFAULT_LIMITS, max_model_bytes=model_quota_megabytes * 10**6),
     )
+    if print_config:
+        print(shown(config))
+        return
     logs.configure(config.log_format)
     uvloop.run(server.serve(config))
 
@@ -181,6 +265,17 @@ def worker(
             log_format=cast("logs.Format", log_format),
         )
     )
+
+
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:
+    """Return the files of TLS, None for plaintext."""
+    from topwork.config import TlsFiles
+
+    if cert is not None and key is not None:
+        return TlsFiles(cert=cert, key=key, client_ca=client_ca)
+    if (cert, key, client_ca) != (None, None, None):
+        raise click.UsageError("--tls-cert and --tls-key go together, and --client-ca with them")
+    return None
 
 
 def _executor(database: str) -> str:

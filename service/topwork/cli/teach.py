@@ -11,13 +11,14 @@ from google.longrunning import operations_pb2
 
 from topwork.cli.follow import follow, progress_bar, tell
 from topwork.cli.options import (
-    address,
+    ServerAt,
     change_options,
     connected,
     json_output,
     model_option,
     photo_files,
     read_photo,
+    server_option,
 )
 from topwork.errors import ImageError, InvalidInput
 from topwork.rpc.client import Client
@@ -30,14 +31,14 @@ Photos = Iterable[tuple[str, bytes]]
 
 
 @click.command("add-class")
-@address
+@server_option
 @model_option
 @click.option("--label", required=True, help="The new class's name.")
 @change_options
 @json_output
 @photos_argument
 def add_class(
-    address: str,
+    server: ServerAt,
     model: str,
     label: str,
     request_id: str,
@@ -54,18 +55,18 @@ def add_class(
     def call(client: Client, images: Photos) -> operations_pb2.Operation:
         return client.add_class(model, label, images, request_id=request_id, options=options)
 
-    _teach(address, photos, call, as_json=as_json)
+    _teach(server, photos, call, as_json=as_json)
 
 
 @click.command("add-examples")
-@address
+@server_option
 @model_option
 @click.option("--label", required=True, help="A class that the model has.")
 @change_options
 @json_output
 @photos_argument
 def add_examples(
-    address: str,
+    server: ServerAt,
     model: str,
     label: str,
     request_id: str,
@@ -81,11 +82,11 @@ def add_examples(
     def call(client: Client, images: Photos) -> operations_pb2.Operation:
         return client.add_examples(model, label, images, request_id=request_id, options=options)
 
-    _teach(address, photos, call, as_json=as_json)
+    _teach(server, photos, call, as_json=as_json)
 
 
 def _teach(
-    address: str,
+    server: ServerAt,
     photos: Sequence[Path],
     call: Callable[[Client, Photos], operations_pb2.Operation],
     *,
@@ -96,7 +97,7 @@ def _teach(
         raise InvalidInput(f"there is no file below {', '.join(map(str, photos))}", field="photos")
     unreadable: list[str] = []
     start = time.perf_counter()
-    with connected(address) as client, progress_bar() as bar:
+    with connected(server) as client, progress_bar() as bar:
         upload = bar.add_task("uploading", total=len(files))
         accepted = call(client, _read(files, unreadable, lambda: bar.advance(upload)))
         finished = follow(client, accepted, bar)

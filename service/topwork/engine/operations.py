@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -193,16 +193,19 @@ class Operations:
         """Return an operation. Raises NotFound."""
         found = await self._find(identifier)
         if found is None:
-            raise NotFound(
-                f"there is no operation {f'operations/{identifier}'!r}",
-                kind="operation",
-                resource=f"operations/{identifier}",
-            )
+            raise no_operation(identifier)
         return await self._operation(found)
 
-    async def list(self, wanted: Wanted, *, offset: int, limit: int) -> list[Operation]:
-        """Return the ``wanted`` operations, oldest first."""
-        found = await self._statuses(wanted, offset=offset, limit=limit)
+    async def list(
+        self,
+        wanted: Wanted,
+        *,
+        offset: int,
+        limit: int,
+        visible: Callable[[str], bool] | None = None,
+    ) -> list[Operation]:
+        """Return the ``wanted`` operations of the ``visible`` models, oldest first."""
+        found = await self._statuses(wanted, offset=offset, limit=limit, visible=visible)
         return [await self._operation(one) for one in found]
 
     async def _unfinished(self, model: str) -> Sequence[WorkflowStatus]:
@@ -217,10 +220,15 @@ class Operations:
         return found[0] if found else None
 
     async def _statuses(
-        self, wanted: Wanted, *, offset: int, limit: int
+        self,
+        wanted: Wanted,
+        *,
+        offset: int,
+        limit: int,
+        visible: Callable[[str], bool] | None = None,
     ) -> Sequence[WorkflowStatus]:
-        if wanted.attributes and self._url.startswith("sqlite"):
-            return (await self._searched(wanted, offset + limit))[offset:]
+        if visible is not None or (wanted.attributes and self._url.startswith("sqlite")):
+            return (await self._searched(wanted, offset + limit, visible))[offset:]
         return await self._listed(
             wanted.done, offset=offset, limit=limit, attributes=wanted.attributes
         )
@@ -285,7 +293,9 @@ class Operations:
                     operation = state
         return operation
 
-    async def _searched(self, wanted: Wanted, count: int) -> Sequence[WorkflowStatus]:
+    async def _searched(
+        self, wanted: Wanted, count: int, visible: Callable[[str], bool] | None
+    ) -> Sequence[WorkflowStatus]:
         """Return the first ``count`` wanted ones: DBOS cannot look for attributes on SQLite."""
         matching: Sequence[WorkflowStatus] = []
         looked_at = 0
@@ -297,6 +307,7 @@ class Operations:
                     one
                     for one in page
                     if wanted.attributes.items() <= (one.attributes or {}).items()
+                    and (visible is None or visible(str((one.attributes or {}).get("model"))))
                 ),
             ]
             looked_at += len(page)
@@ -372,6 +383,12 @@ class Operations:
         return from_json(found, kind) if found is not None else None
 
 
+def no_operation(identifier: str) -> NotFound:
+    """Return the error of an operation that is not there, or not for who asks."""
+    name = f"operations/{identifier}"
+    return NotFound(f"there is no operation {name!r}", kind="operation", resource=name)
+
+
 def subject_of(job: Job) -> Subject:
     """Return what ``job`` is about."""
     return Subject(
@@ -411,10 +428,16 @@ def new_request_id(given: str, *, field: str) -> str:
 
 
 def check_same(operation: Operation, subject: Subject) -> None:
-    """Raise AlreadyExists unless ``operation`` is about this very ``subject``."""
+    """Raise AlreadyExists unless ``operation`` is about this very ``subject``.
+
+    What it is about instead is told only of the same model: the caller may have no other.
+    """
     if operation.subject != subject:
+        theirs = str(operation.subject)
+        if operation.subject.model != subject.model:
+            theirs = "a change of another model"
         raise AlreadyExists(
-            f"request_id {operation.id!r} was used for {operation.subject}, not {subject}",
+            f"request_id {operation.id!r} was used for {theirs}, not {subject}",
             kind="operation",
             resource=f"operations/{operation.id}",
             reason="REQUEST_ID_REUSED",

@@ -12,6 +12,7 @@ import grpc
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from topwork.rpc import calls, stream_calls
+from topwork.rpc.credentials import NOTHING, Credentials, bearing
 from topwork.rpc.exchange import IMAGES_A_MESSAGE, Exchange, StreamResult
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -24,14 +25,18 @@ from topwork.v1 import revision_pb2 as revision_pb
 class AsyncClient:
     """Client for asyncio; belongs to the event loop that it was made in."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: Credentials = NOTHING) -> None:
         self._address = address
-        self._channel = grpc.aio.insecure_channel(address, options=calls.OPTIONS)
+        if (secure := credentials.channel_credentials()) is not None:
+            self._channel = grpc.aio.secure_channel(address, secure, options=calls.OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(address, options=calls.OPTIONS)
+        channel = bearing(self._channel, credentials.metadata(address))
         self._classifier: classify_grpc.ClassifierServiceAsyncStub = (
-            classify_grpc.ClassifierServiceStub(self._channel)
+            classify_grpc.ClassifierServiceStub(channel)
         )
-        self._models: model_grpc.ModelServiceAsyncStub = model_grpc.ModelServiceStub(self._channel)
-        self._operations = operations_pb2_grpc.OperationsStub(self._channel)
+        self._models: model_grpc.ModelServiceAsyncStub = model_grpc.ModelServiceStub(channel)
+        self._operations = operations_pb2_grpc.OperationsStub(channel)
 
     async def __aenter__(self) -> Self:
         return self

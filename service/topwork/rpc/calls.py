@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import grpc
@@ -21,9 +22,16 @@ P = TypeVar("P", change_pb.AddClassRequest, change_pb.AddExamplesRequest)
 MESSAGE_BYTES = 2 * 2**20
 """Images are sent in messages of about this size; a larger image has its own."""
 
-# Where a name has the addresses of several servers each has its turn, not the first one all calls.
+SERVICE_CONFIG = Path(__file__).with_name("service_config.json").read_text(encoding="utf-8")
+"""What is tried again, and when; any client may use it. docs/clients.md says why it is so."""
+
 OPTIONS = [
-    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+    ("grpc.service_config", SERVICE_CONFIG),
+    # A load balancer forgets connections that are silent for a minute, and says nothing.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", DEFAULT_LIMITS.max_message_bytes),
     ("grpc.max_send_message_length", DEFAULT_LIMITS.max_message_bytes),
 ]

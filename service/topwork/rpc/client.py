@@ -19,6 +19,7 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from topwork.rpc import calls, stream_calls
 from topwork.rpc.async_client import AsyncClient
 from topwork.rpc.calls import CallFailed
+from topwork.rpc.credentials import NOTHING, Credentials, bearing
 from topwork.rpc.exchange import IMAGES_A_MESSAGE, Exchange, StreamResult
 from topwork.rpc.outcomes import progress, rejected, result
 from topwork.v1 import change_pb2 as change_pb
@@ -28,18 +29,31 @@ from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 from topwork.v1 import revision_pb2 as revision_pb
 
-__all__ = ["AsyncClient", "CallFailed", "Client", "StreamResult", "progress", "rejected", "result"]
+__all__ = [
+    "AsyncClient",
+    "CallFailed",
+    "Client",
+    "Credentials",
+    "StreamResult",
+    "progress",
+    "rejected",
+    "result",
+]
 
 
 class Client:
-    """A blocking client of one server. Safe to use from several threads."""
+    """A blocking client of one server. Safe to use from several threads.
 
-    def __init__(self, address: str) -> None:
+    Without ``credentials`` it speaks plaintext.
+    """
+
+    def __init__(self, address: str, credentials: Credentials = NOTHING) -> None:
         self._address = address
-        self._channel = grpc.insecure_channel(address, options=calls.OPTIONS)
-        self._classifier = classify_grpc.ClassifierServiceStub(self._channel)
-        self._models = model_grpc.ModelServiceStub(self._channel)
-        self._operations = operations_pb2_grpc.OperationsStub(self._channel)
+        self._channel = credentials.open_channel(address, calls.OPTIONS)
+        channel = bearing(self._channel, credentials.metadata(address))
+        self._classifier = classify_grpc.ClassifierServiceStub(channel)
+        self._models = model_grpc.ModelServiceStub(channel)
+        self._operations = operations_pb2_grpc.OperationsStub(channel)
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""What happens around every call: the error table, metrics and one access line."""
+"""What happens around every call: who may make it, the error table, metrics, and one line each."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import grpc
 import structlog
+from google.longrunning import operations_pb2
+from google.protobuf.message import DecodeError
 
-from topwork.errors import Overloaded, TopworkError
+from topwork.errors import Forbidden, InvalidInput, Overloaded, TopworkError
+from topwork.rpc import principals
 from topwork.rpc import status as statuses
+from topwork.rpc.access import Access
+from topwork.rpc.principals import Caller
+from topwork.rpc.rules import OPEN, RULES, UNCOUNTED
+from topwork.rpc.spans import Spans
+from topwork.rpc.trace import trace_id
 from topwork.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 log = structlog.get_logger("topwork.access")
 
@@ -26,8 +37,10 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 class Interceptor(grpc.aio.ServerInterceptor):
     """One interceptor for all calls, since stacks of several break each other."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, access: Access, spans: Spans | None = None) -> None:
         self.telemetry = telemetry
+        self.access = access
+        self.spans = spans
         self._wrapped: dict[str, Handler] = {}
         self._in_flight = 0
         self.idle = asyncio.Event()
@@ -39,25 +52,35 @@ class Interceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Return the handler of a call, wrapped."""
-        method = handler_call_details.method
-        if (known := self._wrapped.get(method)) is not None:
+        """Return the handler of a call, wrapped.
+
+        To gRPC it is one that takes a stream, so that the request of who may not call is not read.
+        """
+        path = handler_call_details.method
+        if (known := self._wrapped.get(path)) is not None:
             return known
         handler = await continuation(handler_call_details)
-        ours = ("/topwork.v1.", "/google.longrunning.", "/inference.")
-        if handler is None or not method.startswith(ours):
-            return handler  # health and reflection follow their own rules
+        if handler is None or path.startswith(OPEN):
+            return handler
         kind = ("stream" if handler.request_streaming else "unary") + (
             "_stream" if handler.response_streaming else "_unary"
         )
-        wrap = _wrap_stream if handler.response_streaming else _wrap_unary
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        wrapped: Handler = make(
-            wrap(getattr(handler, kind), _Method(method, self)),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-        self._wrapped[method] = wrapped
+        behaviour = getattr(handler, kind)
+        method = _Method(path, self)
+        wrapped: Handler
+        if handler.response_streaming:
+            wrapped = grpc.stream_stream_rpc_method_handler(
+                _answering_many(behaviour, method, reads=handler.request_streaming),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        else:
+            wrapped = grpc.stream_unary_rpc_method_handler(
+                _answering_once(behaviour, method, reads=handler.request_streaming),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        self._wrapped[path] = wrapped
         return wrapped
 
     def begin(self) -> None:
@@ -73,12 +96,16 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
 
 class _Method:
-    """A method's name and metrics."""
+    """A method's name, rule and metrics."""
 
     def __init__(self, path: str, interceptor: Interceptor) -> None:
         _, service, name = path.split("/")
         telemetry = interceptor.telemetry
         self.path = path
+        self.rule = RULES.get(path)
+        self.counts = not path.startswith(UNCOUNTED)
+        self.access = interceptor.access
+        self.spans = interceptor.spans if self.counts else None
         self.begin = interceptor.begin
         self._end = interceptor.end
         self._seconds = telemetry.call_seconds.labels(service, name)
@@ -93,19 +120,31 @@ class _Method:
         self._seconds.observe(seconds)
 
 
-def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: _Method) -> Callable[..., Any]:
-    async def call(request: Any, context: Context) -> Any:
-        async with _Call(method, context):
-            return await behaviour(request, context)
+def _answering_once(
+    behaviour: Callable[..., Awaitable[Any]],
+    method: _Method,
+    *,
+    reads: bool,
+) -> Callable[..., Any]:
+    async def call(requests: AsyncIterator[Any], context: Context) -> Any:
+        async with _Call(method, context) as begun:
+            begun.admit()
+            request = begun.each(requests) if reads else await begun.read()
+            return begun.answer(await behaviour(request, context))
 
     return call
 
 
-def _wrap_stream(
-    behaviour: Callable[..., AsyncIterator[Any]], method: _Method
+def _answering_many(
+    behaviour: Callable[..., AsyncIterator[Any]],
+    method: _Method,
+    *,
+    reads: bool,
 ) -> Callable[..., Any]:
-    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-        async with _Call(method, context):
+    async def call(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        async with _Call(method, context) as begun:
+            begun.admit()
+            request = begun.each(requests) if reads else await begun.read()
             async for response in behaviour(request, context):
                 yield response
 
@@ -113,16 +152,65 @@ def _wrap_stream(
 
 
 class _Call:
-    """The frame of one call: turns errors into statuses, then logs one line."""
+    """The frame of one call: lets it in, turns errors into statuses, then logs one line."""
 
     def __init__(self, method: _Method, context: Context) -> None:
         self._method = method
         self._context = context
+        self._metadata = context.invocation_metadata() or ()
         self._start = 0.0
+        self._caller: Caller | None = None
+        self._admitted = False
+        self._images = 0
+        self._operation = ""
+        self._span: Span | None = None
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Self:
         self._start = time.perf_counter()
-        self._method.begin()
+        if self._method.counts:
+            self._method.begin()
+        if self._method.spans is not None:
+            self._span = self._method.spans.begin(self._method.path, self._metadata)
+        return self
+
+    def admit(self) -> None:
+        """Let the call in. Raises Unauthenticated, Forbidden, Overloaded."""
+        rule = self._method.rule
+        if rule is None:
+            raise Forbidden(f"{self._method.path} has no rule, so nobody may call it")
+        self._caller = self._method.access.caller(
+            rule.role, self._metadata, self._context.auth_context
+        )
+        self._caller.check_role()
+        self._caller.principal.allowance.begin()
+        self._admitted = True
+        principals.enter(self._caller)
+
+    async def read(self) -> Any:
+        """Return the one request. Raises InvalidInput, Forbidden, Overloaded."""
+        try:
+            request = await self._context.read()
+        except DecodeError as error:
+            raise _undecodable(error) from error
+        if request is grpc.aio.EOF:  # of what was too long, gRPC has told the client already
+            raise InvalidInput("the call has no message, or one that is too long", field="request")
+        self._check(request)
+        return request
+
+    async def each(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Yield the requests of a stream. Raises InvalidInput, Forbidden."""
+        try:
+            async for request in requests:
+                self._check(request)
+                yield request
+        except DecodeError as error:
+            raise _undecodable(error) from error
+
+    def answer(self, response: Any) -> Any:
+        """Return the answer, after a look at which operation it is."""
+        if isinstance(response, operations_pb2.Operation):
+            self._operation = response.name
+        return response
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         fields: dict[str, Any] = {}
@@ -139,8 +227,36 @@ class _Call:
             code = grpc.StatusCode.OK
         if status is not None:
             code = _CODES[status.code]
+        self._end(code, fields)
+        if status is not None:
+            trailers = [(statuses.DETAILS_KEY, status.SerializeToString())]
+            if isinstance(error, Overloaded):
+                # gRPC's own retries know no RetryInfo.
+                milliseconds = math.ceil(error.retry_after * 1e3)
+                trailers.append((statuses.PUSHBACK_KEY, str(milliseconds)))
+            await self._context.abort(code, status.message, tuple(trailers))
+
+    def _end(self, code: grpc.StatusCode, fields: dict[str, Any]) -> None:
+        """Give back what the call took, and tell of it."""
+        caller = self._caller
+        if caller is not None and self._admitted:
+            caller.principal.allowance.give(self._images)
+            caller.principal.allowance.end()
+        if not self._method.counts:
+            return
         seconds = time.perf_counter() - self._start
         self._method.end(code, seconds)
+        principal = caller.principal.name if caller is not None else ""
+        if principal:
+            fields["principal"] = principal
+        trace = trace_id(self._metadata)
+        if self._method.spans is not None and self._span is not None:
+            trace = f"{self._span.get_span_context().trace_id:032x}"
+            self._method.spans.end(
+                self._span, code, principal=principal, reason=fields.get("reason", "")
+            )
+        if trace:
+            fields["trace_id"] = trace
         log.info(
             "call",
             method=self._method.path,
@@ -149,13 +265,32 @@ class _Call:
             peer=self._context.peer(),
             **fields,
         )
-        if status is not None:
-            trailers = [(statuses.DETAILS_KEY, status.SerializeToString())]
-            if isinstance(error, Overloaded):
-                # gRPC's own retries know no RetryInfo.
-                milliseconds = math.ceil(error.retry_after * 1e3)
-                trailers.append((statuses.PUSHBACK_KEY, str(milliseconds)))
-            await self._context.abort(code, status.message, tuple(trailers))
+        if self._method.rule is not None and self._method.rule.changes:
+            log.info(
+                "audit",
+                principal=principal,
+                method=self._method.path,
+                model=caller.model if caller is not None else "",
+                operation=self._operation,
+                outcome=code.name,
+                peer=self._context.peer(),
+            )
+
+    def _check(self, request: Any) -> None:
+        """Let a message in. Raises Forbidden, Overloaded."""
+        rule, caller = self._method.rule, self._caller
+        assert rule is not None, "it was admitted"
+        assert caller is not None, "it was admitted"
+        if rule.changes and getattr(request, "name", "").startswith("operations/"):
+            self._operation = request.name
+        if rule.about is None:
+            return
+        name = rule.about(request)
+        if name is not None:
+            caller.check(name.removeprefix("models/"))
+        images = rule.images(request)
+        caller.principal.allowance.take(images)
+        self._images += images
 
     def _gone(self) -> grpc.StatusCode:
         """Return why the client has gone: a deadline reaches the server as a cancellation, too.
@@ -167,3 +302,7 @@ class _Call:
         if remaining is not None and remaining <= 0.02 * elapsed:
             return grpc.StatusCode.DEADLINE_EXCEEDED
         return grpc.StatusCode.CANCELLED
+
+
+def _undecodable(error: DecodeError) -> InvalidInput:
+    return InvalidInput(f"the message cannot be decoded: {error}", field="request")

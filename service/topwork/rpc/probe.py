@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from topwork.rpc import calls
+from topwork.rpc.credentials import NOTHING, Credentials
 
 SERVING = "SERVING"
 
 
-def status(address: str, service: str, seconds: float) -> str:
+def status(address: str, service: str, seconds: float, credentials: Credentials = NOTHING) -> str:
     """Return the status of a service of the server at ``address``; ``""`` is the whole process.
 
     Such as SERVING. Raises CallFailed if it does not answer within ``seconds``, or knows no such
     service.
     """
     # A probe is about this very server, never about a proxy.
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with credentials.open_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         answer = calls.ask(check, health_pb2.HealthCheckRequest(service=service), seconds)
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

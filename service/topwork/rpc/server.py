@@ -21,8 +21,10 @@ from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.registry import Registry
 from topwork.engine.supervisor import Supervisor
 from topwork.engine.worker import WorkerConfig
-from topwork.errors import Unavailable
+from topwork.errors import NotReady, Unavailable
 from topwork.inference import inference_service_pb2, inference_service_pb2_grpc
+from topwork.rpc import listening
+from topwork.rpc.access import Access
 from topwork.rpc.changes import Changes
 from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
@@ -33,6 +35,8 @@ from topwork.rpc.servicers import (
     OperationsServicer,
     OperationViews,
 )
+from topwork.rpc.spans import open_spans
+from topwork.rpc.tls import Certificates
 from topwork.rpc.uploads import Uploads
 from topwork.telemetry import Telemetry
 from topwork.v1 import (
@@ -74,6 +78,7 @@ class Server:
         repository = Repository(config.repository, config.signing.read(publishes=False))
         self._config = config
         self._telemetry = Telemetry()
+        self._spans = open_spans(config.otlp_endpoint)
         self._operations = Operations(url, repository, limits)
         self._registry = Registry(
             repository,
@@ -88,6 +93,7 @@ class Server:
             cores=config.cores,
             queue_limit=config.queue_limit,
             telemetry=self._telemetry,
+            trace=self._spans,
         )
         self._supervisor = Supervisor(
             WorkerConfig(
@@ -124,8 +130,11 @@ class Server:
             most_seconds=config.most_seconds,
             ready=self._classifies,
         )
-        self._interceptor = Interceptor(self._telemetry)
+        self._access = Access(config.access)
+        self._interceptor = Interceptor(self._telemetry, self._access, self._spans)
         self._grpc: grpc.aio.Server | None = None
+        self._health_grpc: grpc.aio.Server | None = None
+        self._certificates: Certificates | None = None
         self._metrics: WSGIServer | None = None
         classify, models, operations, inference = SERVICES
         self._health = Health(
@@ -141,22 +150,25 @@ class Server:
     async def start(self) -> int:
         """Load and warm everything, then open the port and return its number.
 
-        Raises Unavailable if the port cannot be had, NotReady if the provider cannot, InvalidInput
-        if a worker cannot have its name.
+        Raises Unavailable if a port cannot be had, NotReady if the provider cannot, InvalidInput
+        if the certificate or the access file cannot be used, plaintext would leave this host, or a
+        worker cannot have its name.
         """
+        self._certificates = listening.certificates(self._config)
+        await self._access.start()
         await self._operations.start()
         await self._registry.start()  # before the worker, which would disturb its measurements
         if self._config.worker:
             self._supervisor.start()
         self._classifier.start()
         self._grpc = self._make_grpc_server()
-        try:
-            port = self._grpc.add_insecure_port(self._config.address)
-        except RuntimeError as error:
-            raise Unavailable(f"cannot listen on {self._config.address!r}: {error}") from error
+        port = listening.open_ports(self._grpc, self._config, self._certificates)
+        self._health_grpc = self._make_health_server()
         self._serve_metrics()
         await self._health.start()
         await self._grpc.start()
+        if self._health_grpc is not None:
+            await self._health_grpc.start()
         log.info("ready", port=port, models=len(self._registry.models()))
         return port
 
@@ -173,12 +185,17 @@ class Server:
             # What is left watches health or reflects, without an end of its own.
             await self._grpc.stop(LAST_SECONDS)
             await stopped
+        if self._health_grpc is not None:  # up to here it said NOT_SERVING
+            await self._health_grpc.stop(LAST_SECONDS)
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.shutdown)
             self._metrics.server_close()
         self._classifier.close()
         await self._registry.aclose()
         await self._supervisor.aclose()
+        await self._access.aclose()
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
         await self._operations.aclose()
 
     def _classifies(self) -> bool:
@@ -186,6 +203,15 @@ class Server:
 
     def _works(self) -> bool:
         return self._supervisor.works() or not self._config.worker
+
+    def _make_health_server(self) -> grpc.aio.Server | None:
+        if not self._config.health_address:
+            return None
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        port = listening.open_port(server, self._config.health_address, None)
+        log.info("health port", port=port)
+        return server
 
     def _serve_metrics(self) -> None:
         if self._config.metrics_port is None:
@@ -213,8 +239,17 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
                 # A client that vanished does not hold its streams for ever.
                 ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.http2.max_pings_without_data", 0),
+                *_connection_age(self._config.connection_seconds),
+                ("grpc.enable_channelz", int(self._config.channelz)),
             ],
         )
+        self.register(server)
+        return server
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Give a server all services. Each of their methods has its row in ``rpc.rules``."""
         classifier_service_pb2_grpc.add_ClassifierServiceServicer_to_server(
             self._classifier_servicer, server
         )
@@ -224,10 +259,25 @@ class Server:
             self._open_inference_servicer, server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
-        reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
-        return server
+        if self._config.reflection:
+            reflection.enable_server_reflection(
+                (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+            )
+        if self._config.channelz:
+            _add_channelz(server)
+
+
+def _connection_age(seconds: float | None) -> list[tuple[str, int]]:
+    """Return the options for connections that end after some time, when their calls have."""
+    return [] if seconds is None else [("grpc.max_connection_age_ms", round(seconds * 1e3))]
+
+
+def _add_channelz(server: grpc.aio.Server) -> None:
+    try:
+        from grpc_channelz.v1 import channelz
+    except ImportError as error:
+        raise NotReady("channelz needs the extra: topwork[channelz]") from error
+    channelz.add_channelz_servicer(server)
 
 
 async def serve(config: ServeConfig) -> None:

@@ -14,13 +14,14 @@ from grpc.aio import ServicerContext
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
-from topwork.engine.operations import Operation, Operations
+from topwork.engine.operations import Operation, Operations, no_operation
 from topwork.engine.pointer import pin, roll_back
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.registry import Registry
-from topwork.errors import Corrupt, InvalidInput, NotFound
+from topwork.errors import Corrupt, Forbidden, InvalidInput, NotFound
 from topwork.rpc import convert, filters
 from topwork.rpc.changes import Changes
+from topwork.rpc.principals import caller
 from topwork.rpc.streams import Streams
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -81,7 +82,8 @@ class ClassifierServicer(classify_grpc.ClassifierServiceServicer):
         self, request_iterator: AsyncIterator[classify_pb.StreamClassifyRequest], context: Context
     ) -> AsyncIterator[classify_pb.StreamClassifyResponse]:
         """See the contract."""
-        async for response in self._streams.answer(request_iterator, context.time_remaining):
+        answers = self._streams.answer(request_iterator, context.time_remaining, caller())
+        async for response in answers:
             yield response
 
     def end_streams(self) -> None:
@@ -96,6 +98,15 @@ class OperationViews:
         self._repository = repository
         self._registry = registry
         self.operations = operations
+
+    async def get(self, identifier: str) -> Operation:
+        """Return an operation. Raises NotFound, too if its model is not for who asks."""
+        operation = await self.operations.get(identifier)
+        try:
+            caller().check(operation.subject.model)
+        except Forbidden:
+            raise no_operation(identifier) from None
+        return operation
 
     async def message(self, operation: Operation) -> operations_pb2.Operation:
         """Return ``operation`` as a message."""
@@ -143,7 +154,8 @@ class ModelServicer(model_grpc.ModelServiceServicer):
     ) -> model_pb.ListModelsResponse:
         """See the contract."""
         start, size = _page(request.page_size, request.page_token)
-        names = self._registry.models()
+        scope = caller().scope
+        names = [name for name in self._registry.models() if scope.has(name)]
         page = _Page[model_pb.Model](start, size)
         for name in names[start:]:
             if not page.add(await self._model(name)):
@@ -231,7 +243,8 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         self, request: model_pb.WatchOperationRequest, context: Context
     ) -> AsyncIterator[model_pb.WatchOperationResponse]:
         """See the contract."""
-        async for operation in self._views.operations.watch(operation_id(request.name)):
+        identifier = (await self._views.get(operation_id(request.name))).id
+        async for operation in self._views.operations.watch(identifier):
             yield model_pb.WatchOperationResponse(operation=await self._views.message(operation))
 
     async def _model(self, model: str) -> model_pb.Model:
@@ -274,8 +287,17 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
         """List operations, oldest first; for ``filter`` see ``topwork.rpc.filters``."""
         start, size = _page(request.page_size, request.page_token)
         wanted = filters.parse(request.filter)
+        if model := wanted.attributes.get("model"):
+            caller().check(str(model))
+        scope = caller().scope
+        found = await self._views.operations.list(
+            wanted,
+            offset=start,
+            limit=size + 1,
+            visible=None if scope.has_all else scope.has,
+        )
         page = _Page[operations_pb2.Operation](start, size)
-        for one in await self._views.operations.list(wanted, offset=start, limit=size + 1):
+        for one in found:
             if not page.add(await self._views.message(one)):
                 break
         return operations_pb2.ListOperationsResponse(
@@ -286,21 +308,22 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
         self, request: operations_pb2.GetOperationRequest, context: Context
     ) -> operations_pb2.Operation:
         """Return an operation's state."""
-        operation = await self._views.operations.get(operation_id(request.name))
-        return await self._views.message(operation)
+        return await self._views.message(await self._views.get(operation_id(request.name)))
 
     async def CancelOperation(
         self, request: operations_pb2.CancelOperationRequest, context: Context
     ) -> Empty:
         """End an operation before its next step; one that has finished stays as it is."""
-        await self._views.operations.cancel(operation_id(request.name))
+        operation = await self._views.get(operation_id(request.name))
+        await self._views.operations.cancel(operation.id)
         return Empty()
 
     async def DeleteOperation(
         self, request: operations_pb2.DeleteOperationRequest, context: Context
     ) -> Empty:
         """Forget a finished operation."""
-        await self._views.operations.delete(operation_id(request.name))
+        operation = await self._views.get(operation_id(request.name))
+        await self._views.operations.delete(operation.id)
         return Empty()
 
     async def WaitOperation(
@@ -310,7 +333,8 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
         seconds = MOST_WAIT_SECONDS
         if request.HasField("timeout"):
             seconds = min(seconds, convert.seconds(request.timeout, field="timeout"))
-        operation = await self._views.operations.wait(operation_id(request.name), seconds)
+        identifier = (await self._views.get(operation_id(request.name))).id
+        operation = await self._views.operations.wait(identifier, seconds)
         return await self._views.message(operation)
 
 

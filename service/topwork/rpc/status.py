@@ -24,6 +24,8 @@ LONGEST_TEXT = 1000
 
 CODES: dict[type[errors.TopworkError], int] = {
     errors.InvalidInput: code_pb2.INVALID_ARGUMENT,
+    errors.Unauthenticated: code_pb2.UNAUTHENTICATED,
+    errors.Forbidden: code_pb2.PERMISSION_DENIED,
     errors.NotFound: code_pb2.NOT_FOUND,
     errors.AlreadyExists: code_pb2.ALREADY_EXISTS,
     errors.NotReady: code_pb2.FAILED_PRECONDITION,

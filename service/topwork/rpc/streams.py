@@ -13,6 +13,8 @@ from topwork.engine.serving.fair_queue import Flow
 from topwork.errors import Overloaded, TopworkError, Unavailable
 from topwork.rpc import convert
 from topwork.rpc import status as statuses
+from topwork.rpc.allowance import Allowance
+from topwork.rpc.principals import Caller
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 log = structlog.get_logger(__name__)
@@ -59,12 +61,13 @@ class Streams:
         self,
         requests: AsyncIterator[classify_pb.StreamClassifyRequest],
         remaining: Callable[[], float | None],
+        caller: Caller,
     ) -> AsyncGenerator[classify_pb.StreamClassifyResponse, None]:
         """Yield the answer to each message as soon as it is there.
 
-        ``remaining`` returns the seconds until the call's deadline, None if it has none. Raises
-        Overloaded if too many are open, Unavailable if the server stops before the client has sent
-        all.
+        ``remaining`` returns the seconds until the call's deadline, None if it has none. A message
+        about a model that is not for the ``caller`` is refused alone. Raises Overloaded if too many
+        are open, Unavailable if the server stops before the client has sent all.
         """
         if self._ending:
             raise _stopping()
@@ -80,8 +83,10 @@ class Streams:
             message: classify_pb.StreamClassifyRequest,
         ) -> classify_pb.ClassifyResponse:
             request = message.request
+            model = convert.resource_id(request.model, collection="models", field="model")
+            caller.check(model)
             classified = await self._engine.classify(
-                convert.resource_id(request.model, collection="models", field="model"),
+                model,
                 request.images,
                 revision=request.revision,
                 top_k=request.top_k,
@@ -91,7 +96,7 @@ class Streams:
             )
             return convert.to_classify_response(classified)
 
-        stream = _Stream(requests, classify, self._window)
+        stream = _Stream(requests, classify, self._window, caller.principal.allowance)
         self._open.add(stream)
         work = asyncio.create_task(stream.run())
         try:
@@ -125,7 +130,10 @@ class _Stream:
             [classify_pb.StreamClassifyRequest], Awaitable[classify_pb.ClassifyResponse]
         ],
         window: int,
+        allowance: Allowance,
     ) -> None:
+        self._allowance = allowance
+        self._taken = 0
         self._requests = requests
         self._classify = classify
         self._window = window
@@ -147,12 +155,17 @@ class _Stream:
                 if not self.cut_off:
                     self._reading = group.create_task(self._read(group))
         finally:
+            self._give(self._taken)  # of messages whose answers were never begun
             self.answered.put_nowait(None)
 
     def leave(self, images: int) -> None:
         """Give room back."""
         self._inside -= images
         self._left.set()
+
+    def _give(self, images: int) -> None:
+        self._taken -= images
+        self._allowance.give(images)
 
     def cut(self) -> None:
         """Read no more; nothing changes if all was read."""
@@ -165,6 +178,8 @@ class _Stream:
             self.messages += 1
             self.images += images
             held = max(1, images)  # a message without images has an answer too
+            await self._allowance.wait(images)
+            self._taken += images
             self._inside += held
             group.create_task(self._answer(message, held))
             while self._inside >= self._window:
@@ -180,6 +195,8 @@ class _Stream:
         except Exception as error:
             log.error("unexpected error", method="StreamClassify", exc_info=error)
             response.error.CopyFrom(statuses.internal())
+        finally:
+            self._give(len(message.request.images))
         self.answered.put_nowait((response, held))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ class Endpoint:
     transport: Literal["grpc", "http"] = "grpc"
     content_type: str = "image/jpeg"
     """Over HTTP."""
+    tls: ssl.SSLContext | None = None
+    """Of gRPC; None: plaintext."""
+    token: str = ""
+    """Bearer token of each call, of gRPC."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +114,10 @@ async def connected(endpoint: Endpoint, callers: int) -> AsyncIterator[list[Call
     """Yield a way to call for each caller: one gRPC connection for all, or an HTTP one each."""
     made: list[Connection | _Http]
     if endpoint.transport == "grpc":
-        made = [await Connection.connect(endpoint.address, endpoint.path)] * callers
+        one = await Connection.connect(
+            endpoint.address, endpoint.path, tls=endpoint.tls, token=endpoint.token
+        )
+        made = [one] * callers
     else:
         made = [_Http(endpoint) for _ in range(callers)]
     try:

@@ -8,6 +8,7 @@ servers of grpcio use neither when the client offers no table.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import struct
 from dataclasses import dataclass, field
 from typing import Self, cast
@@ -42,9 +43,12 @@ class _Stream:
 class Connection(asyncio.Protocol):
     """One connection, one method. Made by ``connect``; belongs to its event loop."""
 
-    def __init__(self, authority: str, path: str) -> None:
-        fields = b"\x83\x86" + _literal(b"\x04", path) + _literal(b"\x01", authority)
+    def __init__(self, authority: str, path: str, *, tls: bool, token: str) -> None:
+        fields = b"\x83" + (b"\x87" if tls else b"\x86")
+        fields += _literal(b"\x04", path) + _literal(b"\x01", authority)
         fields += _literal(b"\x0f\x10", "application/grpc") + b"\x00\x02te" + _string("trailers")
+        if token:
+            fields += _literal(b"\x0f\x08", f"Bearer {token}")
         self._fields = fields
         self._streams: dict[int, _Stream] = {}
         self._next = 1
@@ -56,11 +60,13 @@ class Connection(asyncio.Protocol):
         self.closed = asyncio.Event()
 
     @classmethod
-    async def connect(cls, address: str, path: str) -> Self:
-        """Return a connection to HOST:PORT whose calls go to a method's path."""
+    async def connect(
+        cls, address: str, path: str, *, tls: ssl.SSLContext | None = None, token: str = ""
+    ) -> Self:
+        """Return a connection to HOST:PORT whose calls go to a method's path, with a token."""
         host, _, port = address.partition(":")
         _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: cls(address, path), host, int(port)
+            lambda: cls(address, path, tls=tls is not None, token=token), host, int(port), ssl=tls
         )
         return connection
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.serving import learning, loads, moments, overload, peers, swaps
+from benchmarks.serving import edge, learning, loads, moments, overload, peers, swaps
 from benchmarks.serving.ceiling import Ceiling
 from benchmarks.serving.client import Endpoint
 from benchmarks.serving.loads import Case, Pace, Row
@@ -103,6 +103,39 @@ class Suite:
             row = moments.measure_burst(address, self._workload, seconds=self._pace.load)
         return moments.burst_table([row])
 
+    def edge(self) -> Table:
+        """Measure with TLS, tokens, limits and metrics, and without, in turns."""
+        rows = []
+        guarded = edge.Guard(self._log.parent)
+        with (
+            commands.serving(self._workload.main, self._log.with_suffix(".open")) as plain,
+            commands.serving(
+                self._workload.main, self._log, "--executor", "secured", *guarded.options
+            ) as secured,
+        ):
+            servers = [
+                (one.address, Processes(one.process.pid, without=LEARNER))
+                for one in (plain, secured)
+            ]
+            for precision in ("int8",) if self._quick else PRECISIONS:
+                for callers, images in ((32, 1), (32, 16)):
+                    case = self._ours(
+                        plain.address,
+                        [precision],
+                        precision=precision,
+                        callers=callers,
+                        images=images,
+                    )
+                    row = edge.measure(
+                        case,
+                        guarded,
+                        *servers,
+                        turns=3 if self._quick else 12,
+                        seconds=self._pace.load * (4 if images > 1 else 1),
+                    )
+                    rows.append(row)
+        return edge.table(rows)
+
     def start(self) -> Table:
         """Measure the time until the server is ready."""
         rows = [
@@ -182,6 +215,7 @@ PARTS = {
     "overload": Suite.overload,
     "swaps": Suite.swaps,
     "burst": Suite.burst,
+    "edge": Suite.edge,
     "start": Suite.start,
     "peers": Suite.peers,
 }

@@ -140,6 +140,7 @@ def _copies(workload: Workload, root: Path, models: int) -> None:
     source, target = Repository(workload.main), Repository(made)
     linear = source.manifest("linear", 1)
     target.put_backbone(source.backbone_model(linear.backbone), source.backbone(linear))
+    shutil.copytree(source.root / "exemplars", target.root / "exemplars", dirs_exist_ok=True)
     for number in range(models):
         _publish(source, target, linear, f"linear-{number}")
     made.rename(root)

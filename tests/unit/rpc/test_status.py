@@ -15,6 +15,8 @@ from topwork.rpc import status as statuses
 EXAMPLES: dict[str, errors.TopworkError] = {
     "INTERNAL": errors.TopworkError("something"),
     "INVALID_ARGUMENT": errors.InvalidInput("top_k is -1", field="top_k"),
+    "UNAUTHENTICATED": errors.Unauthenticated("send a token"),
+    "PERMISSION_DENIED": errors.Forbidden("'line-3' is not 'train' of any model"),
     "NOT_FOUND": errors.NotFound("there is no model", kind="model", resource="models/x"),
     "ALREADY_EXISTS": errors.AlreadyExists("the label is there", kind="label", resource="roses"),
     "FAILED_PRECONDITION": errors.NotReady("too few", reason="TOO_FEW_IMAGES"),

@@ -19,6 +19,7 @@ from topwork.engine.serving.fair_queue import Flow
 from topwork.errors import NotFound, Overloaded, Unavailable
 from topwork.rpc import calls
 from topwork.rpc import status as statuses
+from topwork.rpc.access import Access
 from topwork.rpc.interceptor import Interceptor
 from topwork.rpc.servicers import ClassifierServicer
 from topwork.rpc.streams import Streams
@@ -29,6 +30,8 @@ from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 Responses = list[classify_pb.StreamClassifyResponse]
 SOON = 60.0
 """Seconds after which what a test waits for will not come."""
+
+ANYBODY = Access(None).caller("classify", (), dict)
 
 
 class Engine:
@@ -105,7 +108,7 @@ def answers(
 
     async def scenario() -> tuple[Responses, Engine]:
         engine = Engine()
-        stream = streams(engine).answer(each(*messages), lambda: remaining)
+        stream = streams(engine).answer(each(*messages), lambda: remaining, ANYBODY)
         return [one async for one in stream], engine
 
     return asyncio.run(scenario())
@@ -118,7 +121,7 @@ def test_answers_come_in_the_order_of_completion() -> None:
         engine = Engine()
         found = []
         requests = each(message(2**62, b"wait"), message(3, b"now"), message(-5, b"now"))
-        async for one in streams(engine).answer(requests, lambda: None):
+        async for one in streams(engine).answer(requests, lambda: None, ANYBODY):
             found.append((one.id, one.response.revision))
             if len(found) == 2:
                 engine.gate.set()
@@ -202,7 +205,7 @@ def test_the_window_is_respected(images: int, taken: int) -> None:
     async def scenario() -> tuple[int, int]:
         engine = Engine()
         requests = (message(n, *[b"wait"] * images) for n in range(20))
-        stream = streams(engine, window=8).answer(each(*requests), lambda: None)
+        stream = streams(engine, window=8).answer(each(*requests), lambda: None, ANYBODY)
         first = asyncio.ensure_future(anext(stream))
         await settle()
         inside = engine.inside
@@ -227,7 +230,7 @@ def test_a_client_that_does_not_read_is_not_read() -> None:
                 taken += 1
                 yield message(taken, b"ok")
 
-        stream = streams(Engine(), window=8).answer(endless(), lambda: None)
+        stream = streams(Engine(), window=8).answer(endless(), lambda: None, ANYBODY)
         for _ in range(3):
             await anext(stream)
             await settle()
@@ -250,7 +253,7 @@ def test_messages_without_images_are_bounded_too() -> None:
                 taken += 1
                 yield classify_pb.StreamClassifyRequest()
 
-        stream = streams(Engine(), window=8).answer(endless(), lambda: None)
+        stream = streams(Engine(), window=8).answer(endless(), lambda: None, ANYBODY)
         await anext(stream)
         await settle()
         await stream.aclose()
@@ -265,7 +268,7 @@ def test_what_is_given_up_is_cancelled() -> None:
     async def scenario() -> tuple[int, int]:
         engine = Engine()
         requests = each(message(1, b"ok"), *(message(n, b"wait") for n in range(2, 9)))
-        stream = streams(engine, window=8).answer(requests, lambda: None)
+        stream = streams(engine, window=8).answer(requests, lambda: None, ANYBODY)
         await anext(stream)
         await settle()
         before = engine.inside
@@ -282,7 +285,7 @@ def test_a_stopping_server_answers_what_it_took() -> None:
         engine = Engine()
         made = streams(engine, window=4)
         requests = (message(n, b"wait") for n in range(100))
-        stream = made.answer(each(*requests), lambda: None)
+        stream = made.answer(each(*requests), lambda: None, ANYBODY)
         first = asyncio.ensure_future(anext(stream))
         await settle()
         made.end()
@@ -291,7 +294,7 @@ def test_a_stopping_server_answers_what_it_took() -> None:
         with pytest.raises(Unavailable, match="is stopping"):
             await anext(stream)
         with pytest.raises(Unavailable):
-            await anext(made.answer(each(message(1, b"ok")), lambda: None))
+            await anext(made.answer(each(message(1, b"ok")), lambda: None, ANYBODY))
         return found, len(engine.budgets)
 
     assert asyncio.run(scenario()) == ([0, 1, 2, 3], 4)
@@ -303,7 +306,7 @@ def test_a_stream_that_was_read_to_its_end_ends_well() -> None:
     async def scenario() -> list[int]:
         engine = Engine()
         made = streams(engine, window=4)
-        stream = made.answer(each(message(1, b"wait"), message(2, b"wait")), lambda: None)
+        stream = made.answer(each(message(1, b"wait"), message(2, b"wait")), lambda: None, ANYBODY)
         first = asyncio.ensure_future(anext(stream))
         await settle()
         made.end()
@@ -324,7 +327,7 @@ async def served(
     ]
 ]:
     """Serve an engine on a free port; yield server, servicer and a stub."""
-    server = grpc.aio.server(interceptors=[Interceptor(Telemetry())])
+    server = grpc.aio.server(interceptors=[Interceptor(Telemetry(), Access(None))])
     servicer = ClassifierServicer(cast("Classifier", engine), most_seconds=60.0)
     classify_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -341,13 +344,16 @@ def test_only_so_many_streams_are_open() -> None:
 
     async def scenario() -> None:
         made = streams(Engine(), most_open=2)
-        first, second, third = (made.answer(each(message(1, b"ok")), lambda: None) for _ in "123")
+        first, second, third = (
+            made.answer(each(message(1, b"ok")), lambda: None, ANYBODY) for _ in "123"
+        )
         assert [(await anext(one)).id for one in (first, second)] == [1, 1]
         with pytest.raises(Overloaded, match="2 streams are open, which is the limit") as caught:
             await anext(third)
         assert (caught.value.reason, caught.value.retry_after) == ("TOO_MANY_STREAMS", 1.0)
         await first.aclose()
-        assert [one.id async for one in made.answer(each(message(3, b"ok")), lambda: None)] == [3]
+        fourth = made.answer(each(message(3, b"ok")), lambda: None, ANYBODY)
+        assert [one.id async for one in fourth] == [3]
         await second.aclose()
 
     asyncio.run(scenario())

@@ -13,6 +13,16 @@ from topwork.bundle.image import Pixels
 from topwork.bundle.manifest import BackboneInfo
 
 
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
+class MicroBatch:
+    """One run of several images: the same object for all of them."""
+
+    start: float
+    """As time.perf_counter() tells it."""
+    seconds: float
+    images: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
     """One image's embedding, and what it cost."""
@@ -25,6 +35,8 @@ class Embedded:
     """Seconds of the backbone: this image's share of its micro-batch."""
     micro_batch: int
     """Images in it."""
+    run: MicroBatch | None = None
+    """None on a CPU, where an image has a run of its own."""
 
 
 Deliver = Callable[[Embedded | Exception], None]

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from topwork.bundle.limits import Limits
 from topwork.engine.serving.admission import Admission
@@ -31,6 +31,13 @@ A = TypeVar("A")
 DEFAULT_TOP_K = 5
 
 
+class Trace(Protocol):
+    """Tells elsewhere how long what took."""
+
+    def answered(self, finished: Finished, start: float) -> None:
+        """Take note of a request that came at ``start``, as time.perf_counter() tells it."""
+
+
 class Classifier:
     """Answers requests to classify. At most ``queue_limit`` images are in it at a time."""
 
@@ -42,9 +49,11 @@ class Classifier:
         cores: int,
         queue_limit: int,
         telemetry: Telemetry,
+        trace: Trace | None = None,
     ) -> None:
         self._registry = registry
         self._telemetry = telemetry
+        self._trace = trace
         self._limits = limits
         self._scheduler = Scheduler(cores=cores)
         self._admission = Admission(
@@ -159,6 +168,8 @@ class Classifier:
             self.statistics.failed(job.manifest, time.perf_counter() - job.start)
             raise
         self.statistics.answered(finished)
+        if self._trace is not None:
+            self._trace.answered(finished, job.start)
         return answer
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from topwork.bundle.image import Pixels, preprocess
 from topwork.bundle.limits import Limits
 from topwork.bundle.preprocess import PreprocessSpec
-from topwork.engine.serving.backbone import Backbone, Embedded
+from topwork.engine.serving.backbone import Backbone, Embedded, MicroBatch
 from topwork.engine.serving.head import Head
 from topwork.engine.serving.registry import Snapshot
 from topwork.engine.serving.scheduler import Outcome, Scores
@@ -88,6 +88,8 @@ class Finished:
     scores: Scores | None
     """A row for each image that was embedded; None if none was."""
     timings: Timings
+    runs: frozenset[MicroBatch]
+    """The micro-batches that its images were in; on a CPU none."""
 
 
 class ClassifyJob(Generic[A]):
@@ -130,6 +132,7 @@ class ClassifyJob(Generic[A]):
     def answer(self, outcomes: list[Outcome], scores: Scores | None) -> tuple[A, Finished]:
         """Return the answer, and what it was made of. See Job."""
         self._observe(outcomes, scores)
+        good = [one.result for one in outcomes if isinstance(one.result, Embedded)]
         finished = Finished(
             snapshot=self._snapshot,
             outcomes=outcomes,
@@ -137,12 +140,11 @@ class ClassifyJob(Generic[A]):
             timings=Timings(
                 decode=sum(one.decoded for one in outcomes),
                 queue=max(one.waited for one in outcomes),
-                backbone=sum(
-                    one.result.computed for one in outcomes if isinstance(one.result, Embedded)
-                ),
+                backbone=sum(one.computed for one in good),
                 head=scores.seconds if scores is not None else 0.0,
                 total=time.perf_counter() - self.start,
             ),
+            runs=frozenset(one.run for one in good if one.run is not None),
         )
         return self._say(finished), finished
 

@@ -13,7 +13,7 @@ import structlog
 from numpy.typing import NDArray
 
 from topwork.bundle.image import Pixels
-from topwork.engine.serving.backbone import Deliver, Embedded
+from topwork.engine.serving.backbone import Deliver, Embedded, MicroBatch
 from topwork.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -127,7 +127,8 @@ class MicroBatcher:
         count = len(batch.waiting)
         start = time.perf_counter()
         rows = self._embed(batch.pixels, count)
-        computed = (time.perf_counter() - start) / count
+        run = MicroBatch(start=start, seconds=time.perf_counter() - start, images=count)
+        computed = run.seconds / count
         for row, (deliver, since) in enumerate(batch.waiting):
             try:
                 if isinstance(rows, Exception):
@@ -135,7 +136,11 @@ class MicroBatcher:
                 else:
                     waited = start - since
                     embedded = Embedded(
-                        embedding=rows[row], waited=waited, computed=computed, micro_batch=count
+                        embedding=rows[row],
+                        waited=waited,
+                        computed=computed,
+                        micro_batch=count,
+                        run=run,
                     )
                     deliver(embedded)
             except Exception:  # the others' answers must not be lost with it

@@ -1,0 +1,127 @@
+"""The server's certificate, from files that may be replaced while it serves."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import structlog
+
+from topwork.config import TlsFiles
+from topwork.errors import InvalidInput
+
+log = structlog.get_logger(__name__)
+
+SETTLE_SECONDS = 0.05
+"""In which a handshake that has begun takes what it needs of the certificate: microseconds."""
+
+Stamp = tuple[tuple[int, int, int], ...]
+"""Of each file: modification time, inode and length."""
+
+
+class Certificates:
+    """Gives each TLS handshake the certificate that is in the files at that moment.
+
+    Files that do not fit together, such as a certificate whose key has not been replaced yet, are
+    logged, and the ones before go on. Called by gRPC's threads.
+    """
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Read the files. Raises InvalidInput if they cannot be used."""
+        self._files = files
+        self._lock = threading.Lock()
+        self._stamp = self._look()
+        self._current = self._read()
+
+    @property
+    def know_clients(self) -> bool:
+        """Whether there is an authority that clients' certificates may be from."""
+        return self._files.client_ca is not None
+
+    def credentials(self, *, of_clients: bool) -> grpc.ServerCredentials:
+        """Return what a port is opened with; ``of_clients``: only for clients with a certificate.
+
+        gRPC for Python cannot ask for a certificate and do without: it is one or the other a port.
+        """
+        given = self._current
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal given
+            if (current := self._fetch()) is given:
+                return None  # gRPC keeps what it has
+            # gRPC frees what it has though another handshake may be about to use it (grpc/grpc
+            # issue 36693: a crash a minute where this happened at each connection). It holds a lock
+            # meanwhile: no handshake gets there, and those that are there have left.
+            time.sleep(SETTLE_SECONDS)
+            given = current
+            return current
+
+        credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
+            given,
+            fetch,  # type: ignore[arg-type]  # None is what the documentation asks for
+            require_client_authentication=of_clients,
+        )
+        return credentials
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration:
+        with self._lock:
+            try:
+                stamp = self._look()
+                if stamp != self._stamp:
+                    self._stamp = stamp
+                    self._current = self._read()
+                    log.info("certificates", cert=str(self._files.cert))
+            except InvalidInput as error:
+                log.error("certificates stay as they were", error=str(error))
+            return self._current
+
+    def _paths(self) -> list[tuple[str, Path]]:
+        given = [("tls_cert", self._files.cert), ("tls_key", self._files.key)]
+        if self._files.client_ca is not None:
+            given.append(("client_ca", self._files.client_ca))
+        return given
+
+    def _look(self) -> Stamp:
+        """Return what changes with the files. Raises InvalidInput."""
+        stamps = []
+        for field, path in self._paths():
+            try:
+                found = path.stat()
+            except OSError as error:
+                raise _unusable(field, path, error.strerror) from error
+            stamps.append((found.st_mtime_ns, found.st_ino, found.st_size))
+        return tuple(stamps)
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        """Return what is in the files, which fit together. Raises InvalidInput."""
+        contents = {}
+        for field, path in self._paths():
+            try:
+                contents[field] = path.read_bytes()
+            except OSError as error:
+                raise _unusable(field, path, error.strerror) from error
+        self._check()
+        return grpc.ssl_server_certificate_configuration(
+            [(contents["tls_key"], contents["tls_cert"])], contents.get("client_ca")
+        )
+
+    def _check(self) -> None:
+        """Raise InvalidInput unless OpenSSL can use the files together: gRPC does not say why."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # A key that asks for a password would ask at the terminal.
+            context.load_cert_chain(self._files.cert, self._files.key, password="")
+        except (ssl.SSLError, OSError, ValueError) as error:
+            raise _unusable("tls_cert", self._files.cert, f"with its key: {error}") from error
+        if self._files.client_ca is not None:
+            try:
+                context.load_verify_locations(self._files.client_ca)
+            except (ssl.SSLError, OSError) as error:
+                raise _unusable("client_ca", self._files.client_ca, str(error)) from error
+
+
+def _unusable(field: str, path: Path, why: str | None) -> InvalidInput:
+    return InvalidInput(f"{field} {str(path)!r} cannot be used: {why}", field=field)

@@ -1,0 +1,205 @@
+"""Soak the edge: ``make soak-edge MINUTES=60``.
+
+Clients come and go with TLS, half of them with certificates and half with tokens; every tenth call
+is cancelled at a random moment, and the server's certificate is renewed every few seconds. Every
+answer is compared with what the same photo was answered before. Ends with one JSON object, and with
+exit status 1 if an answer was wrong or lost or the server's memory grew by more than 3 %.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import click
+import uvloop
+from support import tiny
+from support.certificates import Authority
+from support.pictures import pictures
+
+from benchmarks.serving.processes import free_port
+from topwork.rpc import tokens
+from topwork.rpc.client import AsyncClient, CallFailed, Credentials
+from topwork.v1 import classifier_service_pb2 as classify_pb
+from topwork_trainer import commands
+
+CLIENTS = 12
+"""At a time."""
+CALLS = 10
+"""Of a client, at most, before it leaves."""
+CANCELLED = 0.1
+PATIENCE = 60.0
+"""Seconds that a call has."""
+MOST_GROWTH = 0.03
+CLOSE = 1e-4
+"""Probabilities of the same photo, whichever session ran it."""
+WARM, BASE, LAST = 0.2, 0.3, 0.9
+"""Shares of the time: the memory before is that from WARM to BASE, that after from LAST on."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of the calls."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    """Share of the time that is over, and MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A photo and what is on it."""
+
+    photo: bytes
+    answer: dict[str, float]
+    """Probability of each label."""
+
+
+class Soak:
+    """One run, against one server."""
+
+    def __init__(
+        self,
+        pid: int,
+        kinds: Sequence[tuple[str, Credentials]],
+        seconds: float,
+        renew: Callable[[], object],
+    ) -> None:
+        self._renew = renew
+        self._pid = pid
+        self._kinds = kinds
+        self._seconds = seconds
+        self._start = 0.0
+        self.tally = Tally()
+        self._known: list[Known] = []
+
+    async def run(self) -> None:
+        """Let clients come and go until the time is over."""
+        photos = [one for label in ("amber", "blue", "green") for one in pictures(label, 12)]
+        async with AsyncClient(*self._kinds[0]) as client:
+            first = await client.classify("colours", photos, timeout=PATIENCE)
+        answers = map(_probabilities, first.results)
+        self._known = [Known(*pair) for pair in zip(photos, answers, strict=True)]
+        self._start = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for number in range(CLIENTS):
+                group.create_task(self._come_and_go(random.Random(number)))
+            while self._share() < 1:
+                self.tally.memory.append((self._share(), _memory_mib(self._pid)))
+                await asyncio.to_thread(self._renew)
+                self.tally.counts["certificates"] += 1
+                await asyncio.sleep(min(5.0, self._seconds / 100))
+
+    def _share(self) -> float:
+        return (time.monotonic() - self._start) / self._seconds
+
+    async def _come_and_go(self, luck: random.Random) -> None:
+        while self._share() < 1:
+            async with AsyncClient(*luck.choice(self._kinds)) as client:
+                self.tally.counts["connections"] += 1
+                for _ in range(luck.randint(1, CALLS)):
+                    sent = luck.choices(self._known, k=luck.randint(1, 8))
+                    call = asyncio.create_task(self._call(client, sent, stream=luck.random() < 0.2))
+                    if luck.random() < CANCELLED:
+                        await asyncio.wait((call,), timeout=luck.random() * 0.05)
+                        call.cancel()
+                    await asyncio.gather(call, return_exceptions=True)
+                    self._note(call, sent)
+
+    async def _call(
+        self, client: AsyncClient, sent: Sequence[Known], *, stream: bool
+    ) -> list[classify_pb.ImageResult]:
+        photos = [one.photo for one in sent]
+        if not stream:
+            return list((await client.classify("colours", photos, timeout=PATIENCE)).results)
+        answers = client.classify_stream("colours", photos, images_per_message=2, timeout=PATIENCE)
+        return [one.result async for one in answers]
+
+    def _note(
+        self, call: asyncio.Task[list[classify_pb.ImageResult]], sent: Sequence[Known]
+    ) -> None:
+        if call.cancelled():
+            self.tally.counts["cancelled"] += 1
+        elif (error := call.exception()) is not None:
+            self.tally.counts["lost"] += 1
+            code = error.code if isinstance(error, CallFailed) else type(error).__name__
+            self.tally.problems.append(f"{code}: {error}")
+        else:
+            self.tally.counts["answered"] += 1
+            for one, result in zip(sent, call.result(), strict=True):
+                found = _probabilities(result)
+                if one.answer.keys() != found.keys() or any(
+                    abs(found[label] - value) > CLOSE for label, value in one.answer.items()
+                ):
+                    self.tally.counts["wrong"] += 1
+                    self.tally.problems.append(f"{found} instead of {one.answer}")
+
+
+@click.command()
+@click.option("--minutes", default=60.0, type=click.FloatRange(min=0, min_open=True))
+def main(minutes: float) -> None:
+    """Soak a server of its own on the loopback."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        authority, made = Authority(root), tokens.make()
+        server, client = authority.issue("server"), authority.issue("client")
+        access = root / "access.toml"
+        access.write_text(
+            f"[principals.soak]\ntokens = ['{made.entry}']\ncertificates = ['CN:client']\n"
+            "classify = ['*']\nlimits = { calls = 1000, images = 10000 }\n"
+        )
+        mtls = free_port()
+        repository = tiny.repository(root / "repository")
+        options = (
+            *("--tls-cert", server.cert, "--tls-key", server.key, "--access", access),
+            *("--client-ca", authority.ca, "--mtls-address", f"127.0.0.1:{mtls}"),
+            *("--queue-limit", 10_000, "--metrics-port", 0, "--health-port", 0),
+        )
+        asking = Credentials.from_files(tls_ca=authority.ca, token=made.token)
+        showing = Credentials.from_files(
+            tls_ca=authority.ca, client_cert=client.cert, client_key=client.key
+        )
+        with commands.serving(repository.root, root / "log", *options) as served:
+            kinds = ((served.address, asking), (f"127.0.0.1:{mtls}", showing))
+            soak = Soak(served.process.pid, kinds, minutes * 60, partial(authority.issue, "server"))
+            uvloop.run(soak.run())
+    sys.exit(0 if _tell(soak.tally, minutes) else 1)
+
+
+def _tell(tally: Tally, minutes: float) -> bool:
+    """Print what came of it, and return whether all was well."""
+    before = max(mib for share, mib in tally.memory if WARM <= share <= BASE)
+    after = max(mib for share, mib in tally.memory if share >= LAST)
+    growth = after / before - 1
+    for problem in tally.problems[:10]:
+        print(problem, file=sys.stderr)
+    keys = ("connections", "certificates", "answered", "cancelled", "wrong", "lost")
+    row = {"minutes": minutes, **{key: tally.counts[key] for key in keys}}
+    row |= {"before_mib": round(before, 1), "after_mib": round(after, 1)}
+    print(json.dumps(row | {"growth": round(growth, 4)}))
+    return not tally.problems and growth <= MOST_GROWTH
+
+
+def _probabilities(result: classify_pb.ImageResult) -> dict[str, float]:
+    return {one.label: one.probability for one in result.classification.predictions}
+
+
+def _memory_mib(pid: int) -> float:
+    """Return a process's resident memory."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmRSS:"))
+    return int(line.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""How the server behaves towards any gRPC client, and the client towards any server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pool import Default
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from support import servers, tiny
+from support.pictures import pictures
+from support.servers import Command, Running
+
+from topwork.rpc import calls
+from topwork.rpc.client import AsyncClient, CallFailed, Client
+from topwork.v1 import classifier_service_pb2 as classify_pb
+from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
+from topwork.v1 import model_service_pb2 as model_pb
+from topwork.v1 import model_service_pb2_grpc as model_grpc
+
+DOCS = Path(__file__).parents[2] / "docs"
+CLASSIFY = "/topwork.v1.ClassifierService/Classify"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+def test_compressed_requests_are_read(channel: grpc.Channel) -> None:
+    """A client may compress what it sends, whatever it sends."""
+    stub = classify_grpc.ClassifierServiceStub(channel)
+    request = classify_pb.ClassifyRequest(model="models/colours", images=pictures("blue", 2))
+    answer = stub.Classify(request, compression=grpc.Compression.Gzip, timeout=30)
+    assert [one.classification.predictions[0].label for one in answer.results] == ["blue"] * 2
+
+
+def test_what_is_small_only_when_compressed_is_refused(channel: grpc.Channel) -> None:
+    """The limit is of the message, not of its compressed form: no bomb is unpacked to its end."""
+    classify: Any = channel.unary_unary(CLASSIFY)
+    bomb = bytes(32 * 2**20)
+    assert len(gzip.compress(bomb)) < 2**16
+    with pytest.raises(grpc.RpcError) as caught:
+        classify(bomb, compression=grpc.Compression.Gzip, timeout=30)
+    assert calls.failed(caught.value).code == "RESOURCE_EXHAUSTED"
+
+
+@pytest.mark.parametrize("path", [CLASSIFY, "/topwork.v1.ModelService/AddClass"])
+def test_what_is_no_message_is_told(channel: grpc.Channel, path: str) -> None:
+    """Bytes that are no message of the contract are INVALID_ARGUMENT with details."""
+    method: Any = channel.stream_unary(path)
+    with pytest.raises(grpc.RpcError) as caught:
+        method(iter([b"\xff\xff\xff"]), timeout=30)
+    error = calls.failed(caught.value)
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", "INVALID_INPUT")
+    assert servers.fields(error) == ["request"]
+
+
+def test_a_call_without_a_message_is_told(channel: grpc.Channel) -> None:
+    """So is a call that ends before it has said anything."""
+    method: Any = channel.stream_unary(CLASSIFY)
+    with pytest.raises(grpc.RpcError) as caught:
+        method(iter([]), timeout=30)
+    assert calls.failed(caught.value).code == "INVALID_ARGUMENT"
+
+
+def test_the_access_line_has_the_trace(server: Running, channel: grpc.Channel) -> None:
+    """The trace that a client's call belongs to is in its line: W3C's trace context."""
+    stub = model_grpc.ModelServiceStub(channel)
+    parent = ("traceparent", f"00-{TRACE}-b7ad6b7169203331-01")
+    stub.GetModel(model_pb.GetModelRequest(name="models/colours"), metadata=(parent,))
+    line = servers.eventually(
+        lambda: next((fact for fact in server.facts if fact.get("trace_id") == TRACE), None)
+    )
+    assert (line["event"], line["code"]) == ("call", "OK")
+
+
+def test_the_service_config_names_methods_of_the_contract() -> None:
+    """The published one is the client's own; a method that is not there would never be retried."""
+    config = json.loads(calls.SERVICE_CONFIG)
+    assert (DOCS / "service-config.json").read_text() == calls.SERVICE_CONFIG
+    for method in (name for one in config["methodConfig"] for name in one["name"]):
+        service = Default().FindServiceByName(method["service"])
+        assert method["method"] in service.methods_by_name
+        assert method["method"] not in {"Rollback", "DeleteOperation", "StreamClassify"}
+
+
+class Failing:
+    """Answers GetModel with an error, as often as that, and then well."""
+
+    def __init__(self, code: grpc.StatusCode, times: int) -> None:
+        self.code = code
+        self.times = times
+        self.calls = 0
+
+    async def answer(self, request: bytes, context: Any) -> bytes:
+        """Do it."""
+        assert request
+        self.calls += 1
+        if self.calls <= self.times:
+            await context.abort(self.code, "try again")
+        return model_pb.Model(name="models/x").SerializeToString()
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize(
+    ("code", "attempts"),
+    [(grpc.StatusCode.UNAVAILABLE, 3), (grpc.StatusCode.RESOURCE_EXHAUSTED, 1)],
+)
+def test_the_client_tries_again_what_may_be_tried_again(
+    code: grpc.StatusCode, attempts: int, blocking: bool
+) -> None:
+    """What a stopping server did not answer, yes; what has no room says when, and to whom asked."""
+
+    async def scenario() -> int:
+        failing = Failing(code, 2)
+        server = grpc.aio.server()
+        handlers: dict[str, Any] = {"GetModel": grpc.unary_unary_rpc_method_handler(failing.answer)}
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler("topwork.v1.ModelService", handlers)]
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        address = f"127.0.0.1:{port}"
+        try:
+            if blocking:
+                with Client(address) as client:
+                    await asyncio.to_thread(client.model, "x")
+            else:
+                async with AsyncClient(address) as other:
+                    await other.model("x")
+        except CallFailed as error:
+            assert error.code == code.name  # noqa: PT017  # the other codes raise nothing
+        finally:
+            await server.stop(None)
+        return failing.calls
+
+    assert asyncio.run(scenario()) == attempts
+
+
+def test_connections_end_when_they_are_old_and_reflection_when_it_is_off(tmp_path: Path) -> None:
+    """Behind a load balancer clients must come back now and then, and none of them notices."""
+    repository = tiny.repository(tmp_path / "repository")
+    with servers.running(
+        repository.root, worker=False, connection_seconds=0.2, reflection=False
+    ) as started:
+        with Client(started.address) as client:
+
+            def peers() -> set[str]:
+                client.model("colours")
+                lines = [fact for fact in started.facts if fact["event"] == "call"]
+                return {fact["peer"] for fact in lines}
+
+            assert servers.eventually(lambda: len(peers()) > 1)
+        with grpc.insecure_channel(started.address) as channel:
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            asked = reflection_pb2.ServerReflectionRequest(list_services="")
+            error = servers.failure(lambda: list(stub.ServerReflectionInfo(iter([asked]))))
+    assert error.code == "UNIMPLEMENTED"
+
+
+def test_spans_are_sent_to_the_collector(tmp_path: Path) -> None:
+    """A call's span and those of its stages arrive, below the client's, before the server ends."""
+    repository = tiny.repository(tmp_path / "repository")
+    with collector() as (endpoint, received):
+        with servers.running(repository.root, worker=False, otlp_endpoint=endpoint) as started:
+            with grpc.insecure_channel(started.address) as channel:
+                stub = classify_grpc.ClassifierServiceStub(channel)
+                request = classify_pb.ClassifyRequest(
+                    model="models/colours", images=pictures("blue", 2)
+                )
+                parent = ("traceparent", f"00-{TRACE}-b7ad6b7169203331-01")
+                stub.Classify(request, metadata=(parent,), timeout=30)
+            assert started.stop() == 0
+        spans = [
+            span
+            for export in received
+            for resource in export.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+    assert {span.name for span in spans} == {CLASSIFY[1:], "queue", "decode", "backbone", "head"}
+    assert {span.trace_id.hex() for span in spans} == {TRACE}
+    (call,) = (span for span in spans if span.name == CLASSIFY[1:])
+    assert {span.parent_span_id for span in spans if span is not call} == {call.span_id}
+
+
+@contextlib.contextmanager
+def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
+    """Yield the URL of a collector of spans, and what it received."""
+    received: list[ExportTraceServiceRequest] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.append(ExportTraceServiceRequest.FromString(body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", received
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_configuration_is_printed_and_nothing_served(topwork: Command, tmp_path: Path) -> None:
+    """What is in effect, without the database's password."""
+    options = ("--database", "postgresql://me:secret@127.0.0.1/topwork", "--print-config")
+    code, out, errors = topwork("serve", "--repository", tmp_path, *options, address="[::1]:7")
+    found = json.loads(out)
+    assert (code, found["address"], found["database"]) == (
+        0,
+        "[::1]:7",
+        "postgresql://***@127.0.0.1/topwork",
+    )
+    assert "secret" not in out + errors
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--tls-cert", "server.pem"), "go together"),
+        (("--client-ca", "ca.pem"), "go together"),
+        (("--health-port", "here"), "neither PORT nor HOST:PORT"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_told(
+    topwork: Command, tmp_path: Path, options: tuple[str, str], why: str
+) -> None:
+    """Before anything is opened."""
+    code, _, errors = topwork("serve", "--repository", tmp_path, *options, "--print-config")
+    assert code == 2
+    assert why in " ".join(errors.split())
+
+
+def test_plaintext_for_other_hosts_does_not_start(tmp_path: Path) -> None:
+    """The command says what to do about it, and opens nothing."""
+    serve = ("serve", "--repository", str(tmp_path), "--address", "0.0.0.0:0")
+    done = subprocess.run(
+        [sys.executable, "-m", "topwork.cli", *serve],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=servers.PATIENCE,
+    )
+    assert done.returncode == 1
+    assert "--insecure" in done.stderr
+    assert "ready" not in done.stderr

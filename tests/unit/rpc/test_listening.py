@@ -1,0 +1,72 @@
+"""Which ports are opened, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.certificates import Authority
+
+from topwork.config import ServeConfig, TlsFiles
+from topwork.errors import InvalidInput
+from topwork.rpc.client import Client
+from topwork.rpc.credentials import Credentials
+from topwork.rpc.listening import certificates
+from topwork.rpc.loopback import is_loopback
+
+
+def config(address: str, **settings: object) -> ServeConfig:
+    """Return the configuration of a server."""
+    return ServeConfig(repository=Path("repository"), address=address, **settings)  # type: ignore[arg-type]  # as the test has them
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "127.9.9.9:1", "localhost:1", "[::1]:1", "unix:/tmp/topwork"]
+)
+def test_plaintext_stays_on_this_host(address: str) -> None:
+    """On an address that only this host reaches, nothing needs to be said."""
+    assert is_loopback(address)
+    assert certificates(config(address)) is None
+
+
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0:1", "[::]:1", ":1", "10.0.0.1:1", "example.org:1", "localhost.evil:1"]
+)
+def test_plaintext_for_other_hosts_must_be_asked_for(address: str) -> None:
+    """Any other address is refused without TLS, unless ``insecure`` says that it is meant."""
+    with pytest.raises(InvalidInput, match="--insecure") as caught:
+        certificates(config(address))
+    assert caught.value.reason == "PLAINTEXT"
+    assert certificates(config(address, insecure=True)) is None
+
+
+def test_an_mtls_address_needs_an_authority() -> None:
+    """Where clients are to show certificates somebody must have signed them."""
+    with pytest.raises(InvalidInput, match="client_ca"):
+        certificates(config("127.0.0.1:1", mtls_address="127.0.0.1:2"))
+
+
+def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    """A missing file, another's key and an empty authority are told before the port opens."""
+    authority = Authority(tmp_path)
+    one, other = authority.issue("one"), authority.issue("other")
+    empty = tmp_path / "empty.pem"
+    empty.touch()
+    for files, field in (
+        (TlsFiles(cert=tmp_path / "none.pem", key=one.key), "tls_cert"),
+        (TlsFiles(cert=one.cert, key=tmp_path / "none.key"), "tls_key"),
+        (TlsFiles(cert=one.cert, key=other.key), "tls_cert"),
+        (TlsFiles(cert=one.cert, key=one.key, client_ca=empty), "client_ca"),
+    ):
+        with pytest.raises(InvalidInput, match="cannot be used") as caught:
+            certificates(config("0.0.0.0:1", tls=files))
+        assert caught.value.field == field
+
+
+def test_a_token_never_leaves_this_host_in_plaintext() -> None:
+    """A client with a token refuses an address elsewhere without TLS, and never prints it."""
+    credentials = Credentials(token="topwork_secret")  # noqa: S106  # it opens nothing
+    assert "secret" not in repr(credentials)
+    with pytest.raises(InvalidInput, match="plaintext"):
+        Client("example.org:1", credentials)
+    Client("localhost:1", credentials).close()

@@ -56,7 +56,7 @@ RUN python3 -m pip --python /opt/topwork install --no-deps --no-index /wheel/*.w
 FROM tools AS serve-cuda-environment
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
     python3 -m pip --python /opt/topwork install --constraint constraints.txt \
-        --requirement cuda.txt 'onnxruntime-gpu[cuda,cudnn]'
+        --requirement cuda.txt
 COPY --from=wheel /wheel /wheel
 COPY deploy/prune.sh ./
 RUN python3 -m pip --python /opt/topwork install --no-deps --no-index /wheel/*.whl \
@@ -117,12 +117,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["top
 
 FROM server AS serve-cuda
 COPY --from=serve-cuda-environment /opt/topwork /opt/topwork
-USER 0:0
-# NVIDIA's libraries came with pip; let the loader find them.
-RUN find /opt/topwork/lib -path '*/nvidia/*' -name lib -type d > /etc/ld.so.conf.d/topwork.conf \
-    && /sbin/ldconfig \
-    && rm -rf /var/cache/ldconfig
-USER 10001:0
+# CUDA and cuDNN came with pip; the server finds them. The driver is the host's.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     TOPWORK_SERVE_PROVIDER=cuda

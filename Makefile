@@ -46,7 +46,7 @@ format: $(INSTALLED)  ## Format and fix what can be fixed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-proto: $(INSTALLED)  ## Generate service/topwork/{inference,v1} from proto/
+proto: $(INSTALLED)  ## Generate service/topwork/{inference,v1} and docs/api.md from proto/
 	$(BIN)/python proto/generate.py
 
 bench: $(INSTALLED)  ## Measure; DATA=/path/to/folders for your own photos

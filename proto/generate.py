@@ -1,4 +1,4 @@
-"""Lint the contract and generate its Python; ``--check`` only says whether it is fresh.
+"""Lint the contract, generate its Python and docs/api.md; ``--check`` only says if they are fresh.
 
 buf reads a descriptor set that protoc compiled, because googleapis-common-protos ships
 operations.proto under another file name and buf cannot be told so.
@@ -18,12 +18,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import grpc_tools
+import reference
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
 PROTO = Path(__file__).parent
 PACKAGES = ("topwork/inference", "topwork/v1")
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 TARGET = PROTO.parent / "service"
+PAGE = PROTO.parent / "docs" / "api.md"
 SOURCES = sorted(
     str(path.relative_to(PROTO)) for name in PACKAGES for path in (PROTO / name).glob("*.proto")
 )
@@ -46,8 +49,8 @@ def compile_protos(work: Path, *outputs: str) -> None:
         sys.exit("protoc failed")
 
 
-def lint(work: Path) -> None:
-    """Run buf's rules over the contract; exits when one is broken."""
+def lint(work: Path) -> FileDescriptorSet:
+    """Run buf's rules over the contract and return it; exits when one is broken."""
     image = work / "image.binpb"
     compile_protos(
         work, f"--descriptor_set_out={image}", "--include_imports", "--include_source_info"
@@ -59,6 +62,7 @@ def lint(work: Path) -> None:
     )
     if done.returncode:
         sys.exit("buf lint failed")
+    return FileDescriptorSet.FromString(image.read_bytes())
 
 
 def generate(work: Path) -> Path:
@@ -86,13 +90,14 @@ def main() -> None:
     check = parser.parse_args().check
     with TemporaryDirectory() as directory:
         work = Path(directory)
-        lint(work)
+        page = reference.page(lint(work), SOURCES)
         fresh = generate(work)
         names = [name for package in PACKAGES for name in _files(fresh, package)]
         if not check:
             for package in PACKAGES:
                 shutil.rmtree(TARGET / package, ignore_errors=True)
                 shutil.copytree(fresh / package, TARGET / package)
+            PAGE.write_text(page)
             print(json.dumps({"generated": names}))
             return
         kept = [name for package in PACKAGES for name in _files(TARGET, package)]
@@ -102,6 +107,8 @@ def main() -> None:
             if name in kept and not filecmp.cmp(fresh / name, TARGET / name, shallow=False)
         ]
         stale += sorted(set(names) ^ set(kept))
+        if not PAGE.exists() or PAGE.read_text() != page:
+            stale.append(f"docs/{PAGE.name}")
         if stale:
             sys.exit(f"not fresh, run `make proto`: {', '.join(stale)}")
 

@@ -1,4 +1,4 @@
-"""The generated code is what the contract gives."""
+"""The generated code and docs/api.md are what the contract gives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-def test_generated_code_is_fresh() -> None:
+def test_what_is_generated_is_fresh() -> None:
     """Generating again would change no byte."""
     pytest.importorskip("grpc_tools", reason="grpcio-tools 1.71 has no build for this Python")
     generate = Path(__file__).parents[2] / "proto" / "generate.py"

@@ -99,18 +99,21 @@ CMD ["--help"]
 
 
 FROM runtime AS server
-# Process 1 is Python itself: it minds SIGTERM, and its worker ends with it.
+# Process 1 is Python itself: it minds SIGTERM, and its worker ends with it. It starts only with TLS or with
+# --insecure, since other hosts reach its address.
 ENTRYPOINT ["topwork"]
 CMD ["serve"]
 STOPSIGNAL SIGTERM
 ENV TOPWORK_SERVE_REPOSITORY=/repository \
     TOPWORK_SERVE_ADDRESS=0.0.0.0:50051 \
     TOPWORK_SERVE_METRICS_PORT=9464 \
+    TOPWORK_SERVE_HEALTH_PORT=8081 \
     TOPWORK_SERVE_LOG_FORMAT=json \
     TOPWORK_WORKER_REPOSITORY=/repository \
     TOPWORK_WORKER_LOG_FORMAT=json \
-    TOPWORK_HEALTH_ADDRESS=127.0.0.1:50051
+    TOPWORK_HEALTH_ADDRESS=127.0.0.1:8081
 EXPOSE 50051 9464
+# By the port of health alone, which speaks plaintext whether or not the other speaks TLS.
 # A worker alone answers nobody: start it with --no-healthcheck.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["topwork", "health"]
 

@@ -47,15 +47,19 @@ def owned(repository: Path, user: int) -> Path:
 
 def serving(repository: Path, *arguments: str, user: int = containers.USER) -> Spec:
     """Return a server of ``repository`` on a free port of the loopback."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
+        address, health = (f"127.0.0.1:{free.getsockname()[1]}" for free in (one, other))
     return Spec(
         arguments=("serve", *arguments) if arguments else (),
         user=user,
         environment={
             "TOPWORK_SERVE_ADDRESS": address,
             "TOPWORK_SERVE_METRICS_PORT": "0",
-            "TOPWORK_HEALTH_ADDRESS": address,
+            "TOPWORK_SERVE_HEALTH_PORT": health,
+            "TOPWORK_HEALTH_ADDRESS": health,
         },
         volumes={owned(repository, user): "/repository"},
     )

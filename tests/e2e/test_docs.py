@@ -1,0 +1,182 @@
+"""What the pages in docs/ show works as it stands there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from google.longrunning import operations_pb2
+from google.protobuf import descriptor_pool, json_format, message_factory
+from google.rpc import error_details_pb2, status_pb2
+
+from topwork.v1 import change_pb2, classifier_service_pb2, model_service_pb2
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+RUN = ("quickstart.md", "tutorial-client.md", "runbook.md", "capacity.md")
+"""One after the other, in one shell and one directory: the first starts the server."""
+NOT_RUN = {
+    ("benchmarks.md", "make bench "): "takes ten minutes",
+    ("changes.md", "make soak"): "takes minutes",
+    ("deployment.md", "make image "): "builds images: `make image-test` does",
+    ("deployment.md", "docker run --read-only"): "needs docker",
+    ("deployment.md", "docker run --volume"): "needs docker",
+    ("deployment.md", "make image\n"): "needs docker",
+    ("medical-images.md", "pip install"): "installs; the tests' environment has it",
+    ("medical-images.md", "topwork-train fit chest_xray"): "needs X-rays",
+    ("open-inference.md", "import numpy"): "needs tritonclient: `make tritonclient` asks with it",
+    ("open-inference.md", "python3 -c"): "needs perf_analyzer",
+    ("quickstart.md", "make install"): "is what made the tests' environment",
+    ("runbook.md", "openssl"): "needs a certificate of yours",
+    ("runbook.md", "pg_dump"): "needs PostgreSQL's tools and your database",
+    ("runbook.md", "kubectl"): "needs a cluster",
+    ("security.md", "topwork serve --repository repository --address 0.0.0.0:50051 \\\n    --tls"): (
+        "needs certificates and another host: test_tls.py makes some"
+    ),
+    ("security.md", "topwork serve --repository repository --address 0.0.0.0:50051 --mtls"): (
+        "needs certificates and another host: test_tls.py makes some"
+    ),
+    ("security.md", "topwork token"): "appends to a file of yours; the runbook's is run",
+    ("training.md", "topwork-train audit"): "ranks all backbones, which takes minutes",
+    ("training.md", "topwork-train describe"): "fine-tunes, which takes minutes",
+    ("tutorial-client.md", "grpcurl -plaintext -d @ 127.0.0.1:50051 topwork.v1.Classifier"): (
+        "needs grpcurl: the page's last example sends the same file"
+    ),
+    ("tutorial-client.md", "grpcurl -plaintext -d @ 127.0.0.1:50051 topwork.v1.Model"): (
+        "needs grpcurl: the page's last example sends the same file"
+    ),
+    ("tutorial-client.md", "grpcurl -plaintext -d '{"): "needs grpcurl; its JSON is parsed",
+}
+"""(page, how a block begins): why it cannot be run by a test."""
+SECONDS = 200
+"""After which the pages' commands have hung."""
+KNOWN = (change_pb2, classifier_service_pb2, error_details_pb2, model_service_pb2, operations_pb2)
+"""Whose messages may be in an Any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    line: int
+    kind: str
+    """What follows the fence, such as ``sh``."""
+    text: str
+
+    @property
+    def exempt(self) -> list[tuple[str, str]]:
+        """The entries of NOT_RUN that mean it."""
+        return [
+            (page, start)
+            for page, start in NOT_RUN
+            if page == self.page and self.text.startswith(start)
+        ]
+
+
+def blocks(page: str, *kinds: str) -> list[Block]:
+    """Return a page's blocks of some kinds, in order."""
+    text = (DOCS / page).read_text()
+    found = re.finditer(r"^```(\S*)(.*)\n((?:.*\n)*?)```$", text, flags=re.MULTILINE)
+    return [
+        Block(
+            page=page,
+            line=text.count("\n", 0, one.start()) + 1,
+            kind=(one[1] + one[2]).strip(),
+            text=one[3],
+        )
+        for one in found
+        if one[1] in kinds
+    ]
+
+
+def test_every_command_is_run_or_says_why_not() -> None:
+    """A block of commands is on a page that is run or in the table, whose entries mean one each."""
+    for page in PAGES:
+        commands = blocks(page, "sh", "bash", "console", "python", "py")
+        meant = [entry for block in commands for entry in block.exempt]
+        assert sorted(meant) == sorted(entry for entry in NOT_RUN if entry[0] == page)
+        for block in commands:
+            assert page in RUN or block.exempt, f"{page}:{block.line} is neither run nor exempt"
+
+
+def test_the_commands_work(
+    new_repository: Callable[[], Path], rendered: Path, tmp_path: Path
+) -> None:
+    """Every command and Python example of the pages ends well, in the order of the pages."""
+    (tmp_path / "repository").symlink_to(new_repository())  # its backbone is exported already
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("", 0)) as other:
+        server, metrics = (str(free.getsockname()[1]) for free in (one, other))
+    text = "\n".join(_shell(block) for page in RUN for block in blocks(page, "sh", "python"))
+    script = text.replace("50051", server).replace("9464", metrics)
+    # The same pictures as the command's, though fewer.
+    script = script.replace("topwork-train demo-data photos", f"cp -r {rendered} photos")
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "TOPWORK_ADDRESS": f"127.0.0.1:{server}",
+        "TOPWORK_SERVE_ADDRESS": f"127.0.0.1:{server}",
+        "COLUMNS": "200",
+    }
+    log = tmp_path / "log"
+    with log.open("w") as said:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p); wait' EXIT\n{script}"],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            timeout=SECONDS,
+            check=False,
+        )
+    told = log.read_text()
+    assert done.returncode == 0, told[-4000:]
+    assert "tulips 0." in told
+    facts = (tmp_path / "serve.log").read_text()
+    assert "unexpected error" not in facts
+    assert "worker died" not in facts
+
+
+def _shell(block: Block) -> str:
+    if block.exempt:
+        return ""
+    mark = f"echo '== {block.page}:{block.line}'"
+    if block.kind == "python":
+        return f"{mark}\npython3 - <<'END OF BLOCK'\n{block.text}END OF BLOCK"
+    return f"{mark}\n{block.text}"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for page in PAGES for block in blocks(page, "json")],
+    ids=lambda block: f"{block.page}:{block.line}",
+)
+def test_json(block: Block) -> None:
+    """JSON is JSON, and, where a message is named, that message's, without a field too many."""
+    value = json.loads(block.text)
+    if name := block.kind.removeprefix("json").strip():
+        found = descriptor_pool.Default().FindMessageTypeByName(name)
+        parsed = json_format.ParseDict(value, message_factory.GetMessageClass(found)())
+        assert json_format.MessageToDict(parsed).keys() == value.keys()
+
+
+def test_the_messages_of_json_are_known() -> None:
+    """A tutorial without a named message would have its JSON not checked."""
+    named = {block.kind for block in blocks("tutorial-client.md", "json")}
+    assert f"json {status_pb2.Status.DESCRIPTOR.full_name}" in named
+    assert all(" " in kind for kind in named)
+    assert all(module.DESCRIPTOR.message_types_by_name for module in KNOWN)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_index_has_all_pages(page: str) -> None:
+    """docs/README.md links each page."""
+    assert page == "README.md" or f"]({page})" in (DOCS / "README.md").read_text()

@@ -38,9 +38,10 @@ NOT_RUN = {
     ("runbook.md", "openssl"): "needs a certificate of yours",
     ("runbook.md", "pg_dump"): "needs PostgreSQL's tools and your database",
     ("runbook.md", "kubectl"): "needs a cluster",
-    ("security.md", "topwork serve --repository repository --address 0.0.0.0:50051 \\\n    --tls"): (
-        "needs certificates and another host: test_tls.py makes some"
-    ),
+    (
+        "security.md",
+        "topwork serve --repository repository --address 0.0.0.0:50051 \\\n    --tls",
+    ): ("needs certificates and another host: test_tls.py makes some"),
     ("security.md", "topwork serve --repository repository --address 0.0.0.0:50051 --mtls"): (
         "needs certificates and another host: test_tls.py makes some"
     ),
@@ -128,7 +129,7 @@ def test_the_commands_work(
     log = tmp_path / "log"
     with log.open("w") as said:
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p); wait' EXIT\n{script}"],
+            ["/bin/bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p); wait' EXIT\n{script}"],
             cwd=tmp_path,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,

@@ -1,0 +1,44 @@
+"""The Dockerfile tells topwork what it knows, and asks for health where health is answered."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from topwork.cli import COMMANDS
+from topwork.cli.serve import serve
+
+TEXT = (Path(__file__).parents[3] / "Dockerfile").read_text()
+SERVER = TEXT[TEXT.index("FROM runtime AS server") :].split("\n\n\n")[0].replace("\\\n", " ")
+VARIABLES = dict(re.findall(r"(TOPWORK_[A-Z_]+)=(\S+)", SERVER))
+
+
+def test_variables_are_options() -> None:
+    """Every variable is an option of the command that it is for."""
+    assert len(VARIABLES) > 5
+    options = {
+        f"TOPWORK_{command.name}_{parameter.name}".upper()
+        for command in COMMANDS
+        for parameter in command.params
+    }
+    assert VARIABLES.keys() <= options
+
+
+def test_health_is_asked_where_it_is_answered() -> None:
+    """The check asks the port of health alone, on the loopback, which speaks plaintext always."""
+    port = VARIABLES["TOPWORK_SERVE_HEALTH_PORT"]
+    assert VARIABLES["TOPWORK_HEALTH_ADDRESS"] == f"127.0.0.1:{port}"
+    assert 'CMD ["topwork", "health"]' in SERVER
+
+
+def test_plaintext_is_not_the_default(tmp_path: Path) -> None:
+    """As the image is, other hosts reach its address, and nothing says that they may."""
+    variables = {**VARIABLES, "TOPWORK_SERVE_REPOSITORY": str(tmp_path)}
+    shown = CliRunner().invoke(
+        serve, ["--print-config"], env=variables, auto_envvar_prefix="TOPWORK_SERVE"
+    )
+    assert shown.exit_code == 0, shown.output
+    assert '"address": "0.0.0.0:50051"' in shown.output
+    assert '"insecure": false' in shown.output

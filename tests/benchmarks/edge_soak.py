@@ -36,7 +36,8 @@ CLIENTS = 12
 """At a time."""
 CALLS = 10
 """Of a client, at most, before it leaves."""
-CANCELLED = 0.1
+CANCELLED = 0.14
+"""Calls that somebody means to cancel, so that a tenth of all is: others have ended by then."""
 PATIENCE = 60.0
 """Seconds that a call has."""
 MOST_GROWTH = 0.03
@@ -80,6 +81,8 @@ class Soak:
         self._kinds = kinds
         self._seconds = seconds
         self._start = 0.0
+        self._usual = 0.01
+        """Seconds that a call takes, of late."""
         self.tally = Tally()
         self._known: list[Known] = []
 
@@ -109,12 +112,15 @@ class Soak:
                 self.tally.counts["connections"] += 1
                 for _ in range(luck.randint(1, CALLS)):
                     sent = luck.choices(self._known, k=luck.randint(1, 8))
+                    begun = time.monotonic()
                     call = asyncio.create_task(self._call(client, sent, stream=luck.random() < 0.2))
                     if luck.random() < CANCELLED:
-                        await asyncio.wait((call,), timeout=luck.random() * 0.05)
+                        await asyncio.wait((call,), timeout=luck.random() * self._usual)
                         call.cancel()
                     await asyncio.gather(call, return_exceptions=True)
                     self._note(call, sent)
+                    if not call.cancelled():
+                        self._usual += 0.05 * (time.monotonic() - begun - self._usual)
 
     async def _call(
         self, client: AsyncClient, sent: Sequence[Known], *, stream: bool

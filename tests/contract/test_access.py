@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,23 @@ def test_who_shows_nothing_is_refused(channel: grpc.Channel, path: str) -> None:
     error = ask(channel, path, None)
     assert error is not None
     assert (error.code, error.reason) == ("UNAUTHENTICATED", "CREDENTIALS_MISSING")
+
+
+def test_who_is_refused_is_not_listened_to(channel: grpc.Channel) -> None:
+    """The answer comes before the request: a stranger fills no memory."""
+    asked = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        asked.wait(60)
+        yield b""
+
+    method: Any = channel.stream_unary("/topwork.v1.ClassifierService/Classify")
+    call = method.future(silent(), timeout=30)
+    try:
+        assert call.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert not asked.is_set()
+    finally:
+        asked.set()
 
 
 @pytest.mark.parametrize("path", NEEDING)

@@ -133,6 +133,36 @@ def test_the_other_port_takes_clients_with_a_certificate_only(
             assert refused(address, credentials)
 
 
+def test_a_certificate_has_the_role_that_the_access_file_gives_it(
+    repository: Path, authority: Authority, tmp_path: Path
+) -> None:
+    """Its bearer is told apart from others of the same authority, by name and by URI."""
+    access = tmp_path / "access.toml"
+    access.write_text(
+        "[principals.reader]\ncertificates = ['URI:spiffe://factory/reader']\nclassify = ['*']\n"
+        "[principals.teacher]\ncertificates = ['CN:teacher']\ntrain = ['*']\n"
+    )
+    said = {}
+    with servers.running(
+        repository,
+        worker=False,
+        tls=servers.tls(authority.issue("server-3"), authority.ca),
+        access=str(access),
+    ) as started:
+        for name, uri in (("reader", "spiffe://factory/reader"), ("teacher", ""), ("other", "")):
+            pem = authority.issue(name, uri=uri)
+            credentials = Credentials.from_files(
+                tls_ca=authority.ca, client_cert=pem.cert, client_key=pem.key
+            )
+            with Client(started.address, credentials) as client:
+                try:
+                    client.retrain("colours")
+                    said[name] = "OK"
+                except CallFailed as error:
+                    said[name] = error.reason
+    assert said == {"reader": "ROLE_MISSING", "teacher": "OK", "other": "CREDENTIALS_UNKNOWN"}
+
+
 def test_with_a_client_ca_alone_every_client_needs_a_certificate(
     repository: Path, authority: Authority, trusting: Credentials
 ) -> None:

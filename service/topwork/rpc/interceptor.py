@@ -282,7 +282,7 @@ class _Call:
         assert rule is not None, "it was admitted"
         assert caller is not None, "it was admitted"
         if rule.changes and getattr(request, "name", "").startswith("operations/"):
-            self._operation = request.name
+            self._operation = request.name[:100]
         if rule.about is None:
             return
         name = rule.about(request)

@@ -81,7 +81,7 @@ class Caller:
 
     def check(self, model: str) -> None:
         """Raise Forbidden unless the call may be about this model, which may or may not exist."""
-        self.model = model
+        self.model = model[:100]
         if not self.scope.has(model):
             raise Forbidden(
                 f"{self.principal.name!r} is not {self._role!r} of model {model[:100]!r}",

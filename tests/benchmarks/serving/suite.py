@@ -130,8 +130,8 @@ class Suite:
                         case,
                         guarded,
                         *servers,
-                        turns=3 if self._quick else 12,
-                        seconds=self._pace.load * (4 if images > 1 else 1),
+                        turns=2 if self._quick else 8,
+                        seconds=self._pace.load * (2 if images > 1 else 1),
                     )
                     rows.append(row)
         return edge.table(rows)

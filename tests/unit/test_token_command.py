@@ -1,0 +1,51 @@
+"""``topwork token``: what it prints, and where."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from topwork.cli import cli
+from topwork.rpc.access import Access
+from topwork.rpc.principals import Caller
+
+
+def test_the_printed_lines_let_the_printed_token_in(tmp_path: Path) -> None:
+    """Standard output is for the file, and has no secret; standard error has the token."""
+    arguments = ["token", "line-3", "--role", "train", "--model", "screws", "--model", "nuts-*"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0
+    token = done.stderr.split()[-1]
+    assert token not in done.stdout
+    caller = _caller(tmp_path / "access.toml", done.stdout, token)
+    assert caller.principal.name == "line-3"
+    caller.check("screws")
+    caller.check("nuts-7")
+    assert not caller.scope.has("bolts")
+
+
+def test_json_has_both() -> None:
+    """For programs: one object."""
+    done = CliRunner().invoke(cli, ["token", "line-3", "--json"])
+    assert set(json.loads(done.stdout)) == {"token", "entry"}
+    assert not done.stderr
+
+
+def test_a_name_that_would_break_the_file_is_refused() -> None:
+    """Nothing but letters, digits, _ and - gets into the lines."""
+    done = CliRunner().invoke(cli, ["token", 'a"]\nadmin = ["*'])
+    assert done.exit_code == 1
+
+
+def _caller(path: Path, text: str, token: str) -> Caller:
+    async def read() -> Access:
+        access = Access(path)
+        await access.start()
+        await access.aclose()
+        return access
+
+    path.write_text(text)
+    return asyncio.run(read()).caller("train", [("authorization", f"Bearer {token}")], dict)

@@ -20,6 +20,8 @@ from support.servers import Running
 
 from topwork.bundle.store import Repository
 from topwork.config import ServeConfig
+from topwork.inference import inference_service_pb2 as inference_pb
+from topwork.inference import inference_service_pb2_grpc as inference_grpc
 from topwork.rpc import calls, tokens
 from topwork.rpc.client import CallFailed, Client, progress
 from topwork.rpc.credentials import Credentials
@@ -262,6 +264,21 @@ def test_models_are_listed_for_who_may_ask_them(server: Running) -> None:
         assert [model.name for model in one.models()] == ["models/shapes"]
     with client(server, "classify") as one:
         assert [model.name for model in one.models()] == ["models/colours", "models/shapes"]
+
+
+def test_the_open_protocol_tells_of_no_others_models(channel: grpc.Channel) -> None:
+    """Index and statistics leave them out, with and without a version."""
+    metadata = [("authorization", f"Bearer {TOKENS['elsewhere'].token}")]
+    stub = inference_grpc.GRPCInferenceServiceStub(channel)
+    index = stub.RepositoryIndex(inference_pb.RepositoryIndexRequest(), metadata=metadata)
+    assert [model.name for model in index.models] == ["shapes"]
+    statistics = stub.ModelStatistics(inference_pb.ModelStatisticsRequest(), metadata=metadata)
+    assert {model.name for model in statistics.model_stats} == {"shapes"}
+    for version in ("", "1"):
+        request = inference_pb.ModelStatisticsRequest(name="colours", version=version)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelStatistics(request, metadata=metadata)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 @pytest.mark.parametrize(

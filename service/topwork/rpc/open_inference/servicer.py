@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 from grpc.aio import ServicerContext
@@ -19,6 +19,7 @@ from topwork.errors import Corrupt, InvalidInput, NotFound, NotReady
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inference import inference_service_pb2_grpc as pb_grpc
 from topwork.rpc.open_inference import answers, describe, tensors
+from topwork.rpc.principals import caller
 
 EXTENSIONS = ("classification", "model_configuration", "statistics")
 
@@ -109,11 +110,13 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelStatisticsRequest, context: Context
     ) -> pb.ModelStatisticsResponse:
         """See the contract."""
+        if request.name or request.version:
+            caller().check(_name(request.name, field="name"))
         if request.version:
             manifest, _ = await self._find(request.name, request.version)
             asked = {manifest.model: [manifest.revision]}
         else:
-            models = [request.name] if request.name else self._registry.models()
+            models = [request.name] if request.name else _visible(self._registry.models())
             asked = {model: self._revisions(model) for model in models}
         statistics = self._classifier.statistics
         return pb.ModelStatisticsResponse(
@@ -136,13 +139,13 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         index = pb.RepositoryIndexResponse.ModelIndex
         models = [
             index(name=model, version=str(self._registry.serving(model).revision), state="READY")
-            for model in self._registry.models()
+            for model in _visible(self._registry.models())
         ]
         if not request.ready:
             reason = "what should serve cannot be loaded; see the server's log"
             models += [
                 index(name=model, state="UNAVAILABLE", reason=reason)
-                for model in self._registry.unusable()
+                for model in _visible(self._registry.unusable())
             ]
         return pb.RepositoryIndexResponse(models=sorted(models, key=lambda one: one.name))
 
@@ -167,6 +170,12 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         return sorted(
             {self._registry.serving(model).revision, *self._classifier.statistics.of(model)}
         )
+
+
+def _visible(models: Iterable[str]) -> list[str]:
+    """Return those that the call may be about."""
+    scope = caller().scope
+    return [model for model in models if scope.has(model)]
 
 
 def _name(name: str, *, field: str) -> str:

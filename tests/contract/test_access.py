@@ -268,7 +268,7 @@ def test_models_are_listed_for_who_may_ask_them(server: Running) -> None:
 
 def test_the_open_protocol_tells_of_no_others_models(channel: grpc.Channel) -> None:
     """Index and statistics leave them out, with and without a version."""
-    metadata = [("authorization", f"Bearer {TOKENS['elsewhere'].token}")]
+    metadata = (("authorization", f"Bearer {TOKENS['elsewhere'].token}"),)
     stub = inference_grpc.GRPCInferenceServiceStub(channel)
     index = stub.RepositoryIndex(inference_pb.RepositoryIndexRequest(), metadata=metadata)
     assert [model.name for model in index.models] == ["shapes"]

@@ -233,7 +233,7 @@ def test_a_harmful_change_never_serves(server: Running, client: Client, model: s
     assert (error.code, error.reason) == ("FAILED_PRECONDITION", "GATE_FAILED")
     comparison = rejected(error)
     assert comparison is not None
-    assert comparison.drop_low > 0.02
+    assert comparison.drop > 0.02
     assert {(one.label, one.called) for one in comparison.confusions} & {
         ("blue", "violet"),
         ("violet", "blue"),

@@ -18,6 +18,9 @@ from topwork.rpc.client import CallFailed, Client, result
 
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 
+TO_THE_LAST_BYTE = {"min_free_bytes": -(2**30)}
+"""Limits with which the disk itself says that it is full, not the server beforehand."""
+
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
@@ -50,7 +53,8 @@ def errors_in(repository: Repository) -> list[str]:
 def test_a_full_disk_refuses_uploads_and_rollbacks(disk: Path) -> None:
     """Both are UNAVAILABLE, STORAGE; Classify goes on; with space again all is as ever."""
     repository = tiny.repository(disk / "repository")
-    with servers.running(repository.root) as server, Client(server.address) as client:
+    running = servers.running(repository.root, limits=TO_THE_LAST_BYTE)
+    with running as server, Client(server.address) as client:
         result(ended(client, client.rename_class("colours", "blue", "azure")))
         with disks.full(disk):
             error = failure(lambda: client.add_class("colours", "violet", VIOLETS))
@@ -68,7 +72,8 @@ def test_a_full_disk_refuses_uploads_and_rollbacks(disk: Path) -> None:
 def test_a_disk_that_fills_up_meanwhile_costs_no_operation(disk: Path) -> None:
     """What was acknowledged before waits until there is space, and is done once."""
     repository = tiny.repository(disk / "repository")
-    with servers.running(repository.root, worker=False) as first, Client(first.address) as client:
+    running = servers.running(repository.root, worker=False, limits=TO_THE_LAST_BYTE)
+    with running as first, Client(first.address) as client:
         accepted = client.add_class("colours", "violet", VIOLETS)
     server = Running(servers.command(repository.root), repository.root)
     try:

@@ -111,8 +111,8 @@ logging.getLogger("grpc").warning("%s is odd", "this")
 try:
     raise OSError("gone")
 except OSError:
-    logging.getLogger("some.library").exception("it failed")
-logging.getLogger("some.library").debug("never mind")
+    logging.getLogger("some.package").exception("it failed")
+logging.getLogger("some.package").debug("never mind")
 """
 
 

@@ -21,7 +21,7 @@ def config(address: str, **settings: object) -> ServeConfig:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "127.9.9.9:1", "localhost:1", "[::1]:1", "unix:/tmp/topwork"]
+    "address", ["127.0.0.1:1", "127.9.9.9:1", "localhost:1", "[::1]:1", "unix:topwork.sock"]
 )
 def test_plaintext_stays_on_this_host(address: str) -> None:
     """On an address that only this host reaches, nothing needs to be said."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from google.longrunning import operations_pb2
 from support.pictures import picture, pictures
 from support.servers import Running, Teach, failure, fields
 
+from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.store import Repository
 from topwork.rpc.client import CallFailed, Client, progress, rejected, result
 from topwork.v1 import change_pb2 as change_pb
@@ -103,6 +105,20 @@ def test_a_renamed_label_is_called_so(client: Client, model: str) -> None:
     assert {
         one.label: one.probability for one in after.classification.predictions
     } == pytest.approx(renamed, abs=1e-5)
+
+
+def test_an_invisible_label_of_an_old_model_can_be_renamed(
+    client: Client, serve: Callable[[Exemplars], str], four_colours: Exemplars
+) -> None:
+    """Earlier versions let such labels in: the model answers, and the label can be renamed."""
+    old = replace(four_colours, labels=("amber", "blue", "crimson", "\u3164"))
+    model = serve(old)
+    (answer,) = client.classify(model, [picture("green", 60)], top_k=1).results
+    assert answer.classification.predictions[0].label == "\u3164"
+    response = done(client, client.rename_class(model, "\u3164", "green"))
+    assert list(response.revision.labels) == LABELS
+    error = failure(lambda: client.rename_class(model, "green", "\u3164"))
+    assert (error.reason, fields(error)) == ("LABEL_INVALID", ["new_label"])
 
 
 def test_another_head_is_solved(client: Client, model: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal, TypeAlias, cast, get_args
 
 from topwork.bundle.limits import Limits
-from topwork.bundle.names import check_label
+from topwork.bundle.names import check_label, compose_label
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.engine.change_rules import check_change
 from topwork.engine.jobs import Job, Kind
@@ -121,14 +121,18 @@ class Changes:
         return await asyncio.to_thread(self._rooms.of, model, pending=pending)
 
     def _job(self, config: Config, *, kind: Kind, label: str | None, prefix: str = "") -> Job:
-        """Return the job of a request, without its images."""
+        """Return the job of a request, without its images.
+
+        A label that the model has may be one that no new label may be: of an earlier version.
+        """
         field = f"{prefix}options"
+        check = check_label if kind == "add_class" else compose_label
         return Job(
             kind=kind,
             model=convert.resource_id(config.model, collection="models", field=f"{prefix}model"),
             label=""
             if label is None
-            else check_label(label, limits=self._limits, field=f"{prefix}label"),
+            else check(label, limits=self._limits, field=f"{prefix}label"),
             accepted=time.time(),
             gate=convert.from_gate(config.options.gate, field=f"{field}.gate"),
             expected_revision=convert.number(

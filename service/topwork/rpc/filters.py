@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import get_args
 
 from topwork.engine.jobs import Kind
@@ -52,7 +53,7 @@ def _wanted(text: str, given: dict[str, str]) -> Wanted:
     if "model" in given:
         attributes["model"] = resource_id(given["model"], collection="models", field="filter")
     if "label" in given:
-        attributes["label"] = given["label"]
+        attributes["label"] = unicodedata.normalize("NFC", given["label"])  # as labels are stored
     if "kind" in given:
         if given["kind"] not in get_args(Kind):
             raise _refused(text, f"kind must be one of {', '.join(get_args(Kind))}")

@@ -135,8 +135,9 @@ class AddClassConfig(google.protobuf.message.Message):
     model: builtins.str
     """The model's resource name, `models/{model}`. Required."""
     label: builtins.str
-    """The new label: 1 to `Limits.max_label_length` characters, none of them a control character or
-    another invisible one (but joiners), no white space at the ends. Required.
+    """The new label: 1 to `Limits.max_label_length` characters, of which one at least is visible, none
+    of them a control character or another invisible one (but joiners and variation selectors inside
+    the text), no white space at the ends. Required.
     """
     request_id: builtins.str
     """A UUID that makes the call repeatable: the same id gives the same operation, however often it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topwork.bundle.limits import Limits
-from topwork.bundle.names import check_label, check_model
+from topwork.bundle.names import check_label, check_model, compose_label
 from topwork.errors import InvalidInput
 
 SEEDED = settings(derandomize=True, database=None, deadline=None, max_examples=300)
@@ -76,6 +77,103 @@ def test_invisible_labels_are_refused(label: str) -> None:
     assert caught.value.field == "config.label"
     assert caught.value.reason == "LABEL_INVALID"
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        *("\u3164", "\uffa0", "\u115f\u1160", "\u2800", "\u2800\u2800", "\u034f", "\u17b4"),
+        *("\U0001d159", "\u200d", "\u200c\u200d", "\ufe0f", "\U000e0100", "\u180b", "\u180e"),
+        *("a\u3164b", "a\u2800b", "a\u115f", "a\u034fb", "\u17b5a", "\U000e0041"),
+        *("daisy\u200d", "\u200cdaisy", "a\u200d\u200db", "a \u200db", "a\ufe0f\ufe0f", " \ufe0fa"),
+        *("a\u2066b", "\u061ca", "a\u200eb", "\u0301", "\u0301\u0327"),
+    ],
+    ids=ascii,
+)
+def test_labels_with_nothing_to_see_are_refused(label: str) -> None:
+    """Fillers, blanks, stray joiners and selectors, bidi controls, marks alone: LABEL_INVALID."""
+    with pytest.raises(InvalidInput) as caught:
+        check_label(label)
+    assert caught.value.reason == "LABEL_INVALID"
+
+
+def test_an_invisible_character_is_named() -> None:
+    """The message names the code point, since the label in it shows nothing."""
+    with pytest.raises(InvalidInput, match=r"U\+3164 \(HANGUL FILLER\)"):
+        check_label("daisy\u3164")
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "\U0001f469\u200d\U0001f33e",  # farmer: woman, joiner, ear of rice
+        "\U0001f441\ufe0f\u200d\U0001f5e8\ufe0f",  # eye in speech bubble
+        "\u2764\ufe0f",  # red heart
+        "1\ufe0f\u20e3",  # keycap
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",  # Persian
+        "\u0915\u094d\u200d\u0937",  # Devanagari
+        "\u0d28\u0d4d\u200d \u0d15",  # Malayalam, a joiner at the end of a word
+        "\u845b\U000e0100",  # ideographic variation
+        "\u1820\u180b",  # Mongolian
+        "\u1112\u1161\u11ab",  # Korean, decomposed
+        "\u05e9\u05c1\u05dc\u05d5\u05dd",  # Hebrew with points
+        "\u00b0C",
+    ],
+    ids=ascii,
+)
+def test_joiners_and_selectors_inside_text_are_let_in(label: str) -> None:
+    """Emoji sequences and words of Persian, Indic and Mongolian scripts come back composed."""
+    assert check_label(label) == unicodedata.normalize("NFC", label)
+
+
+DEFAULT_IGNORABLE = (
+    (0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5),
+    (0x180B, 0x180F), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164),
+    (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3),
+    (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
+)  # fmt: skip
+"""Default_Ignorable_Code_Point of Unicode 15.1's DerivedCoreProperties.txt."""
+
+
+def _visible(char: str) -> bool:
+    ignorable = any(first <= ord(char) <= last for first, last in DEFAULT_IGNORABLE)
+    return not ignorable and char != "\u2800" and unicodedata.category(char)[0] in "LNPS"
+
+
+def _accepted(label: str) -> bool:
+    try:
+        check_label(label)
+    except InvalidInput:
+        return False
+    return True
+
+
+def test_every_accepted_label_shows_something() -> None:
+    """Of all assigned code points, alone and beside joiners and spaces, what passes is visible."""
+    for char in map(chr, (*range(0x40000), *range(0xE0000, 0xF0100), sys.maxunicode)):
+        if _visible(unicodedata.normalize("NFC", char)[0]):
+            continue
+        assert not _accepted(char), ascii(char)
+        if unicodedata.category(char) not in {"Cn", "Co", "Cs"}:
+            for label in (f"{char}\u200d{char}", f"\u200d{char}", f"{char} {char}"):
+                assert not _accepted(label), ascii(label)
+
+
+def test_no_ignorable_character_passes_beside_a_letter() -> None:
+    """Before a letter all of them are refused; behind one only variation selectors pass."""
+    for first, last in DEFAULT_IGNORABLE:
+        for char in map(chr, range(first, last + 1)):
+            assert not _accepted(f"{char}a")
+            assert not _accepted(f"a{char}") or "VARIATION SELECTOR" in unicodedata.name(char)
+
+
+def test_a_label_that_is_there_already_is_only_composed() -> None:
+    """Models of earlier versions may have labels that no new one may be; they can be named."""
+    assert compose_label("\u3164") == "\u3164"
+    assert compose_label("e\u0301") == "\u00e9"
+    for label in ("", "x" * 101):
+        with pytest.raises(InvalidInput):
+            compose_label(label)
 
 
 def test_a_long_label_is_refused_with_value_and_limit() -> None:

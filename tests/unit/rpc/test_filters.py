@@ -22,6 +22,7 @@ from topwork.rpc.filters import parse
         ),
         (r'label = "say \"AND\" \\"', {"label": 'say "AND" \\'}, None),
         ("label = Löwenzahn", {"label": "Löwenzahn"}, None),
+        ("label = cafe\u0301", {"label": "caf\u00e9"}, None),
     ],
 )
 def test_a_filter(text: str, attributes: dict[str, str | bool], done: bool | None) -> None:

@@ -401,6 +401,32 @@ def test_an_error_is_printed_as_it_is(topwork: Command, name: str) -> None:
     assert repr(f"models/{name}") in errors
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("describe", "daisy\udcff"),
+        ("classify", "--model", "daisy\udcff", __file__),
+        ("remove-class", "--model", "colours", "--label", "daisy\udcff"),
+        ("add-class", "--model", "colours", "--label", "daisy\udcff", __file__),
+        ("operations list", "--filter", "label = daisy\udcff"),
+    ],
+)
+def test_an_argument_that_is_no_utf_8_is_one_line(
+    topwork: Command, arguments: tuple[str, ...]
+) -> None:
+    """What no message can hold is an error that names it, and no traceback."""
+    status, _, errors = topwork(*arguments)
+    assert status == 1
+    assert "daisy\\xff is no UTF-8" in errors.splitlines()[-1]
+
+
+def test_an_error_controls_no_terminal(topwork: Command) -> None:
+    """An escape sequence in what was typed is printed as text."""
+    _, _, errors = topwork("describe", "\x1b[31mred")
+    assert "\x1b" not in errors
+    assert "[31mred" in errors
+
+
 def test_a_server_that_is_not_there_is_one_line(
     topwork: Command, nobody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,9 @@ from topwork.cli.serve import serve, worker
 from topwork.cli.sign import keygen, sign, verify
 from topwork.cli.teach import add_class, add_examples
 from topwork.cli.token import token
-from topwork.errors import TopworkError
+from topwork.errors import InvalidInput, TopworkError
+from topwork.printable import printable
+from topwork.terminal import escape_unencodable
 
 
 @click.group(context_settings={"auto_envvar_prefix": "TOPWORK", "show_default": True})
@@ -57,8 +59,12 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the command line; an expected error is one line on standard error and exit status 1."""
+    escape_unencodable()
     try:
         cli()
     except TopworkError as error:
         show.error(error)
+        sys.exit(1)
+    except UnicodeEncodeError as error:  # of a message to the server
+        show.error(InvalidInput(f"{printable(error.object)} is no UTF-8", field="argument"))
         sys.exit(1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from topwork.cli import show
 from topwork.cli.options import ServerAt, connected, json_output, server_option
+from topwork.terminal import Console
 
 
 @click.command()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -36,6 +35,7 @@ from topwork.cli.options import (
 )
 from topwork.errors import ImageError, InvalidInput
 from topwork.rpc.client import Client
+from topwork.terminal import Console
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 READERS = 4

@@ -6,11 +6,11 @@ import json
 import time
 
 from google.longrunning import operations_pb2
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from topwork.cli import show_change
 from topwork.rpc.client import CallFailed, Client, progress, rejected, result
+from topwork.terminal import Console
 
 
 def progress_bar() -> Progress:

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -22,6 +21,7 @@ from topwork.cli.options import (
     server_option,
     validate_only_option,
 )
+from topwork.terminal import Console
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import revision_pb2 as revision_pb
 

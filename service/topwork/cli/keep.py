@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -21,6 +20,7 @@ from topwork.bundle.store import Repository
 from topwork.bundle.stored import KINDS
 from topwork.cli.options import json_output, require_signed_option, trusted_keys_option
 from topwork.errors import InvalidInput
+from topwork.terminal import Console
 
 repository_argument = click.argument(
     "repository", type=click.Path(exists=True, file_okay=False, path_type=Path)

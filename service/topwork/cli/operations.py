@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 from google.longrunning import operations_pb2
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from topwork.cli import show_change
 from topwork.cli.follow import see_through
 from topwork.cli.options import ServerAt, connected, json_output, server_option
 from topwork.rpc.client import CallFailed, progress
+from topwork.terminal import Console
 
 operation_argument = click.argument("operation")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from topwork.terminal import Console
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import revision_pb2 as revision_pb
 

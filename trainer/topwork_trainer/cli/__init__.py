@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 import click
-from rich.console import Console
 from rich.markup import escape
 
 import topwork
 from topwork.errors import TopworkError
+from topwork.terminal import Console, escape_unencodable
 from topwork_trainer.cli.audit import audit
 from topwork_trainer.cli.backbones import describe, list_backbones
 from topwork_trainer.cli.demo import demo, demo_data, fetch
@@ -29,6 +29,7 @@ for command in (fit, rank, audit, describe, list_backbones, demo_data, fetch, de
 
 def main() -> None:
     """Run the command line; an expected error is one line on standard error and exit status 1."""
+    escape_unencodable()
     try:
         cli()
     except TopworkError as error:

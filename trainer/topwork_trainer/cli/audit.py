@@ -9,11 +9,11 @@ from itertools import groupby
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from topwork.bundle.findings import Finding
+from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.audit import Audit
 from topwork_trainer.cli import progress

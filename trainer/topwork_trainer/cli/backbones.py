@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from topwork.terminal import Console
 from topwork_trainer import backbones
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from topwork.terminal import Console
 from topwork_trainer.cli import progress
 
 

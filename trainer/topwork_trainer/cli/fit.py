@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from topwork.bundle.findings import Finding
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
 from topwork_trainer.cli.options import cache_option

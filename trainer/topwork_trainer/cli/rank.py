@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -18,6 +17,7 @@ from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.engine.cores import available_cores
 from topwork.report.content import RankedBackbone
+from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.backbones import LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE, Choice
 from topwork_trainer.bench import Bench

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from topwork.errors import InvalidInput
+from topwork.terminal import Console
 from topwork_trainer import commands
 from topwork_trainer.commands import Row
 from topwork_trainer.data import scan

@@ -1,0 +1,51 @@
+"""Text that can be printed, sent and stored, whatever a file is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from topwork.printable import encodable, file_name, printable
+
+SEEDED = settings(derandomize=True, database=None, deadline=None, max_examples=500)
+BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Bidi_Control of Unicode's PropList.txt."""
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        (b"daisy/1.jpg", "daisy/1.jpg"),
+        ("caf\u00e9 \u2764\ufe0f/\u96db.jpg".encode(), "caf\u00e9 \u2764\ufe0f/\u96db.jpg"),
+        (b"caf\xe9.jpg", "caf\\xe9.jpg"),
+        (b"caf\\xe9.jpg", "caf\\\\xe9.jpg"),
+        (b"a\x1b[31m\nb", "a\\u001b[31m\\u000ab"),
+        ("gpj.\u202eexe".encode(), "gpj.\\u202eexe"),
+        (b"\xc2\x85", "\\u0085"),
+        (b"\x85", "\\x85"),
+    ],
+)
+def test_file_names_are_escaped(raw: bytes, shown: str) -> None:
+    """Bytes that are no UTF-8, controls and backslashes are; all other text is as it was."""
+    assert file_name(os.fsdecode(raw)) == shown
+
+
+@SEEDED
+@given(st.binary(min_size=1, max_size=12), st.binary(min_size=1, max_size=12))
+def test_no_two_file_names_become_one(one: bytes, other: bytes) -> None:
+    """Names are keys of photos: different bytes stay different, and can be encoded."""
+    names = {file_name(os.fsdecode(raw)).encode() for raw in (one, other)}
+    assert len(names) == len({one, other})
+
+
+def test_nothing_unsafe_is_left() -> None:
+    """Of all characters those of categories Cc, Cs, Zl and Zp and the bidi controls are escaped."""
+    for char in map(chr, range(sys.maxunicode + 1)):
+        unsafe = unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"} or char in BIDI
+        assert (printable(char) != char) == unsafe
+        assert (encodable(char) != char) == (unicodedata.category(char) == "Cs")

@@ -221,6 +221,53 @@ def test_what_is_no_finished_operation_has_no_result(idle: Running) -> None:
         progress(operations_pb2.Operation(name="operations/other"))
 
 
+def torn() -> Iterator[tuple[str, bytes]]:
+    """Yield photos, then fail as a disk does."""
+    yield from VIOLETS
+    raise OSError(5, "Input/output error")
+
+
+def test_what_images_raise_is_raised(client: Client, server: Running, model: str) -> None:
+    """An upload whose images fail is that failure to both clients, and no operation."""
+
+    async def upload() -> None:
+        async with AsyncClient(server.address) as own:
+            await own.add_class(model, "violet", torn())
+
+    for add in (
+        lambda: client.add_class(model, "violet", torn()),
+        lambda: client.add_examples(model, "blue", torn()),
+        lambda: asyncio.run(upload()),
+    ):
+        with pytest.raises(OSError, match="Input/output error"):
+            add()
+    assert list(client.operations(f"model = models/{model}")) == []
+
+
+def test_a_cancelled_upload_is_cancelled(server: Running, model: str) -> None:
+    """For asyncio a cancelled task stays cancelled, even where its images failed by then."""
+
+    async def upload() -> None:
+        async with AsyncClient(server.address) as own:
+
+            def cancelling() -> Iterator[tuple[str, bytes]]:
+                task.cancel()
+                yield from torn()
+
+            task = asyncio.create_task(own.add_class(model, "violet", cancelling()))
+            await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(upload())
+
+
+def test_uploaded_names_need_not_be_utf_8(teach: Teach, model: str) -> None:
+    """As ``Path.name`` may not be; such a name is escaped."""
+    finished = teach(model, "violet", [*VIOLETS, ("torn\udcff.png", b"no photo")])
+    (skipped,) = result(finished).skipped_images
+    assert skipped.display_name == "torn\\xff.png"
+
+
 def test_classify_tells_each_image(topwork: Command, tmp_path: Path) -> None:
     """`classify --json` has one object a file, with all that is documented."""
     folder = written(tmp_path / "photos", [(f"{one}.png", picture(one, 45)) for one in LABELS])
@@ -459,7 +506,7 @@ def test_add_class_ends_with_what_it_did(
     topwork: Command, client: Client, model: str, tmp_path: Path
 ) -> None:
     """`add-class --json` ends with operation, revision, labels and metrics, old against new."""
-    photos = written(tmp_path / "violet", [*VIOLETS, ("note.txt", b"no photo")])
+    photos = written(tmp_path / "violet", [*VIOLETS, ("note.jpg", b"no photo")])
     request_id = str(uuid.uuid4())
     options = ("--model", model, "--label", "violet", "--request-id", request_id, "--json")
     status, output, _ = topwork("add-class", *options, photos)
@@ -475,7 +522,8 @@ def test_add_class_ends_with_what_it_did(
     assert answer["metrics"]["images"] == 92
     assert answer["images_used"] == 12
     (skipped,) = answer["skipped"]
-    assert skipped["image"] == str(photos / "note.txt")
+    assert skipped["image"] == str(photos / "note.jpg")
+    assert answer["left_out"] == []
     assert client.model(model).serving_revision.revision == 2
     status, output, _ = topwork("add-class", *options, photos)
     assert (status, rows(output)[0]["revision"]) == (0, 2)
@@ -490,8 +538,124 @@ def test_add_class_goes_on_after_an_unreadable_file(
     status, output, errors = topwork(
         "add-class", "--model", model, "--label", "violet", "--json", photos
     )
-    assert (status, rows(output)[0]["images_used"]) == (0, 12)
-    assert str(photos / "broken.png") in errors
+    (answer,) = rows(output)
+    assert (status, answer["images_used"]) == (0, 12)
+    broken = str(photos / "broken.png")
+    assert broken in errors
+    assert answer["left_out"] == [{"reason": "unreadable", "count": 1, "names": [broken]}]
+
+
+def with_droppings(folder: Path) -> Path:
+    """Add to a folder of photos what is none, and return it; each would be an error if sent."""
+    for name in (".Trashes/1.png", ".DS_Store", "__MACOSX/._1.png", "Thumbs.db", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"no photo")
+    (folder / "gone.png").symlink_to("/nonexistent")
+    os.mkfifo(folder / "pipe.png")
+    return folder
+
+
+LEFT_OUT = {
+    "hidden": [".DS_Store", ".Trashes"],
+    "system": ["Thumbs.db", "__MACOSX"],
+    "text": ["notes.txt"],
+    "special": ["pipe.png"],
+    "dead_link": ["gone.png"],
+}
+
+
+def left_out(folder: Path, answer: dict[str, Any]) -> dict[str, list[str]]:
+    """Return what JSON says was left out below a folder: names by reason, counted right."""
+    assert [one["count"] for one in answer["left_out"]] == [
+        len(one["names"]) for one in answer["left_out"]
+    ]
+    return {
+        one["reason"]: [str(Path(name).relative_to(folder)) for name in one["names"]]
+        for one in answer["left_out"]
+    }
+
+
+def test_add_class_leaves_out_what_is_no_photo(
+    topwork: Command, model: str, tmp_path: Path
+) -> None:
+    """Hidden folders, droppings, texts, pipes and dead links are not sent, and told."""
+    photos = with_droppings(written(tmp_path / "violet", VIOLETS))
+    options = ("--model", model, "--label", "violet", "--json")
+    status, output, errors = topwork("add-class", *options, photos)
+    (answer,) = rows(output)
+    assert (status, answer["images_used"], answer["skipped"]) == (0, 12, [])
+    assert left_out(photos, answer) == LEFT_OUT
+    assert f"left out: 1 dead link ({photos}/gone.png)" in errors
+
+
+def test_classify_leaves_out_what_is_no_photo(topwork: Command, tmp_path: Path) -> None:
+    """The same are not asked for; the last line of JSON tells them, and standard error does."""
+    photos = with_droppings(written(tmp_path / "photos", VIOLETS[:2]))
+    status, output, errors = topwork("classify", "--model", "colours", "--json", photos)
+    *answers, last = rows(output)
+    assert (status, len(answers)) == (0, 2)
+    assert set(last) == {"left_out"}
+    assert left_out(photos, last) == LEFT_OUT
+    status, output, again = topwork("classify", "--model", "colours", photos)
+    assert (status, len(output.splitlines()), again) == (0, 2, errors)
+    assert "left out: 2 hidden files or folders" in errors
+
+
+def test_photos_behind_a_link_are_photos(topwork: Command, tmp_path: Path) -> None:
+    """A link to a folder is followed, once, and a loop of links ends."""
+    photos = written(tmp_path / "photos", VIOLETS[:1])
+    (photos / "more").symlink_to(written(tmp_path / "elsewhere", VIOLETS[1:3]))
+    (tmp_path / "elsewhere" / "back").symlink_to(photos)
+    status, output, _ = topwork("classify", "--model", "colours", "--json", photos)
+    *answers, last = rows(output)
+    assert (status, len(answers)) == (0, 3)
+    assert left_out(photos, last) == {"repeated": ["more/back"]}
+
+
+def test_add_class_does_not_learn_a_test_set(topwork: Command, model: str, tmp_path: Path) -> None:
+    """A folder that holds splits is refused; the one to learn from is taken by its name."""
+    folder = tmp_path / "violet"
+    folder.mkdir()
+    for name, photos in (("train", VIOLETS[:6]), ("test", VIOLETS[6:])):
+        written(folder / name, photos)
+    options = ("--model", model, "--label", "violet", "--json")
+    status, output, errors = topwork("add-class", *options, folder)
+    assert (status, output) == (1, "")
+    assert f"such as {folder}/train" in errors
+    status, output, _ = topwork("add-class", *options, folder / "train")
+    assert (status, rows(output)[0]["images_used"]) == (0, 6)
+
+
+NOT_UTF_8 = "viol\udce9t\n\x1b[31m\u202e.png"
+ESCAPED = "viol\\xe9t\\u000a\\u001b[31m\\u202e.png"
+
+
+def test_add_class_takes_names_that_are_no_utf_8(
+    topwork: Command, model: str, tmp_path: Path
+) -> None:
+    """Such a photo is learnt like the others; its name is escaped where it is told."""
+    photos = written(tmp_path / "violet", [*VIOLETS, (NOT_UTF_8, b"no photo")])
+    (photos / VIOLETS[0][0]).rename(photos / f"1{NOT_UTF_8}")
+    options = ("--model", model, "--label", "violet", "--json")
+    status, output, _ = topwork("add-class", *options, photos)
+    (answer,) = rows(output)
+    assert (status, answer["images_used"]) == (0, 12)
+    assert [one["image"] for one in answer["skipped"]] == [f"{photos}/{ESCAPED}"]
+
+
+def test_classify_takes_names_that_are_no_utf_8(topwork: Command, tmp_path: Path) -> None:
+    """All files have their answers, for people and programs; no name controls the terminal."""
+    photos = written(tmp_path / "photos", [(NOT_UTF_8, VIOLETS[0][1]), VIOLETS[1]])
+    status, output, _ = topwork("classify", "--model", "colours", "--json", photos)
+    assert status == 0
+    assert [one["image"] for one in rows(output)] == [
+        f"{photos}/{VIOLETS[1][0]}",
+        f"{photos}/{ESCAPED}",
+    ]
+    status, output, _ = topwork("classify", "--model", "colours", photos)
+    assert status == 0
+    assert f"{photos}/{ESCAPED}: " in output
+    assert len(output.splitlines()) == 2
 
 
 @pytest.fixture
@@ -554,7 +718,7 @@ def test_an_empty_folder_is_told(topwork: Command, tmp_path: Path) -> None:
         "add-class", "--model", "colours", "--label", "violet", tmp_path
     )
     assert (status, output) == (1, "")
-    assert "there is no file below" in errors
+    assert "there is no photo below" in errors
 
 
 def test_models_and_describe_tell_the_same(topwork: Command) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from topwork.bundle.files import open_file, shown
 from topwork.errors import Corrupt
+from topwork.printable import encodable
 
 ALIGNMENT = 64
 """Bytes: a cache line, and more than any instruction wants."""
@@ -126,7 +127,8 @@ def _parse(file: IO[bytes]) -> Shard:
             fingerprints=arrays["fingerprints"],
             contents=arrays["contents"],
             seen=arrays["seen"],
-            names=tuple(name.decode("utf-8", "surrogatepass") for name in names),
+            # Earlier versions stored names that are no UTF-8, which no message can hold.
+            names=tuple(encodable(name.decode("utf-8", "surrogatepass")) for name in names),
             thumbnails=_cut(arrays["thumbnails"], arrays["thumbnail_ends"]),
         )
     except Exception as error:  # zipfile and NumPy raise many classes on damaged files

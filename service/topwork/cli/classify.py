@@ -33,7 +33,9 @@ from topwork.cli.options import (
     read_photo,
     server_option,
 )
-from topwork.errors import ImageError, InvalidInput
+from topwork.errors import ImageError
+from topwork.inputs.folders import group
+from topwork.printable import file_name, printable
 from topwork.rpc.client import Client
 from topwork.terminal import Console
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -66,11 +68,11 @@ def classify(
     """Say what is on IMAGES (files, or directories of them).
 
     With --json, one object a line: image, revision, predictions, unknown_probability, is_unknown,
-    error. Exit status 1 if an image could not be classified.
+    error. If files were left out, the last line has only left_out: reason, count and names. Exit
+    status 1 if an image could not be classified.
     """
-    files = photo_files(images)
-    if not files:
-        raise InvalidInput(f"there is no file below {', '.join(map(str, images))}", field="images")
+    listing = photo_files(images, field="images")
+    files = listing.files
     failed = False
     with (
         connected(server) as client,
@@ -82,6 +84,8 @@ def classify(
             failed |= row["error"] is not None
             show(json.dumps(row) if as_json else _line(row))
             check_interrupt()
+    if as_json and listing.omitted:
+        print(json.dumps({"left_out": [one.json() for one in group(listing.omitted)]}))
     sys.exit(1 if failed else 0)
 
 
@@ -209,7 +213,7 @@ def _row(path: Path, revision: int, result: classify_pb.ImageResult) -> Row:
     if result.HasField("error"):
         return _failure(path, revision, result.error.message)
     return {
-        "image": str(path),
+        "image": file_name(path),
         "revision": revision,
         "predictions": [
             {"label": one.label, "probability": one.probability}
@@ -225,7 +229,7 @@ def _row(path: Path, revision: int, result: classify_pb.ImageResult) -> Row:
 
 def _failure(path: Path, revision: int | None, message: str) -> Row:
     return {
-        "image": str(path),
+        "image": file_name(path),
         "revision": revision,
         "predictions": [],
         "unknown_probability": None,
@@ -236,7 +240,7 @@ def _failure(path: Path, revision: int | None, message: str) -> Row:
 
 def _line(row: Row) -> str:
     if row["error"] is not None:
-        return f"{row['image']}: error: {row['error']}"
+        return printable(f"{row['image']}: error: {row['error']}")
     said = "  ".join(f"{one['label']} {one['probability']:.3f}" for one in row["predictions"])
     doubt = f"  (unknown {row['unknown_probability']:.3f})" if row["is_unknown"] else ""
-    return f"{row['image']}: {said}{doubt}"
+    return printable(f"{row['image']}: {said}{doubt}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 
 from google.longrunning import operations_pb2
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from topwork.cli import show_change
+from topwork.inputs.folders import LeftOut
 from topwork.rpc.client import CallFailed, Client, progress, rejected, result
 from topwork.terminal import Console
 
@@ -40,8 +42,17 @@ def follow(
     return accepted
 
 
-def tell(finished: operations_pb2.Operation, seconds: float, *, as_json: bool) -> None:
-    """Print what came of a change; ``seconds`` from the call on. Raises CallFailed if it failed."""
+def tell(
+    finished: operations_pb2.Operation,
+    seconds: float,
+    left_out: Sequence[LeftOut] | None = None,
+    *,
+    as_json: bool,
+) -> None:
+    """Print what came of a change; ``seconds`` from the call on. Raises CallFailed if it failed.
+
+    ``left_out`` is what was not uploaded; it is told to programs only, as people know it by then.
+    """
     try:
         response = result(finished)
     except CallFailed as error:
@@ -51,7 +62,10 @@ def tell(finished: operations_pb2.Operation, seconds: float, *, as_json: bool) -
             Console().print(show_change.compared(comparison))
         raise
     if as_json:
-        print(json.dumps(show_change.changed_json(finished, response, seconds)))
+        changed = show_change.changed_json(finished, response, seconds)
+        if left_out is not None:
+            changed["left_out"] = [one.json() for one in left_out]
+        print(json.dumps(changed))
     else:
         show_change.changed(Console(), finished, response, seconds)
 

@@ -12,7 +12,10 @@ import click
 
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.signatures import SigningFiles
-from topwork.errors import ImageError
+from topwork.errors import InvalidInput
+from topwork.inputs import folders
+from topwork.inputs.folders import LeftOut, Listing
+from topwork.printable import file_name
 from topwork.rpc.client import Client, Credentials
 from topwork.v1 import change_pb2 as change_pb
 
@@ -183,16 +186,7 @@ def signing_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def read_photo(path: Path) -> bytes:
     """Return a file's bytes. Raises ImageError if it cannot be read or is too large to be sent."""
-    try:
-        length = path.stat().st_size
-        if length > DEFAULT_LIMITS.max_image_bytes:
-            raise ImageError(
-                f"the file has {length} bytes; the limit is {DEFAULT_LIMITS.max_image_bytes}",
-                reason="IMAGE_TOO_LARGE",
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"the file cannot be read: {error.strerror}") from error
+    return folders.read_photo(path, most_bytes=DEFAULT_LIMITS.max_image_bytes)
 
 
 @contextmanager
@@ -203,16 +197,28 @@ def connected(server: ServerAt) -> Iterator[Client]:
         yield client
 
 
-def photo_files(given: Sequence[Path]) -> list[Path]:
-    """Return the files among ``given`` and below its directories, sorted; hidden ones left out."""
-    found: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            found += sorted(
-                below
-                for below in path.rglob("*")
-                if below.is_file() and not below.name.startswith(".")
-            )
-        else:
-            found.append(path)
-    return found
+def photo_files(given: Sequence[Path], *, field: str) -> Listing:
+    """Return the files among ``given`` and the photos below its folders; tell what is left out.
+
+    Raises InvalidInput, about ``field``, if there is no file, or a folder cannot be read.
+    """
+    found = [
+        folders.list_photos(path) if path.is_dir() else Listing(files=(path,), omitted=())
+        for path in given
+    ]
+    listing = Listing(
+        files=tuple(path for one in found for path in one.files),
+        omitted=tuple(omitted for one in found for omitted in one.omitted),
+    )
+    tell_left_out(folders.group(listing.omitted))
+    if not listing.files:
+        raise InvalidInput(
+            f"there is no photo below {', '.join(map(file_name, given))}", field=field
+        )
+    return listing
+
+
+def tell_left_out(left_out: Sequence[LeftOut]) -> None:
+    """Print what is left out on standard error."""
+    for one in left_out:
+        click.echo(one.line(), err=True)

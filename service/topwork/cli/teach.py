@@ -20,7 +20,9 @@ from topwork.cli.options import (
     read_photo,
     server_option,
 )
-from topwork.errors import ImageError, InvalidInput
+from topwork.errors import ImageError
+from topwork.inputs.folders import Omitted, group, refuse_splits
+from topwork.printable import file_name
 from topwork.rpc.client import Client
 from topwork.v1 import change_pb2 as change_pb
 
@@ -49,7 +51,8 @@ def add_class(
     """Teach a live model a new class from PHOTOS (files, or directories of them).
 
     Unreadable photos are named and left out. With --json, ends with one object: operation,
-    revision, labels, metrics, comparison. Exit status 1 if the class was not added.
+    revision, labels, metrics, comparison, left_out and more. Exit status 1 if the class was not
+    added.
     """
 
     def call(client: Client, images: Photos) -> operations_pb2.Operation:
@@ -92,30 +95,33 @@ def _teach(
     *,
     as_json: bool,
 ) -> None:
-    files = photo_files(photos)
-    if not files:
-        raise InvalidInput(f"there is no file below {', '.join(map(str, photos))}", field="photos")
-    unreadable: list[str] = []
+    for path in photos:
+        if path.is_dir():
+            refuse_splits(path)
+    listing = photo_files(photos, field="photos")
+    files = listing.files
+    unreadable: dict[Path, str] = {}
     start = time.perf_counter()
     with connected(server) as client, progress_bar() as bar:
         upload = bar.add_task("uploading", total=len(files))
         accepted = call(client, _read(files, unreadable, lambda: bar.advance(upload)))
         finished = follow(client, accepted, bar)
     seconds = time.perf_counter() - start
-    for text in unreadable:
-        click.echo(f"left out {text}", err=True)
-    tell(finished, seconds, as_json=as_json)
+    for path, why in unreadable.items():
+        click.echo(f"left out {file_name(path)}: {why}", err=True)
+    omitted = (*listing.omitted, *(Omitted("unreadable", path) for path in unreadable))
+    tell(finished, seconds, group(omitted), as_json=as_json)
 
 
 def _read(
-    files: Sequence[Path], unreadable: list[str], on_file: Callable[[], None]
+    files: Sequence[Path], unreadable: dict[Path, str], on_file: Callable[[], None]
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each file; those that cannot be read are said in ``unreadable``."""
+    """Yield name and content of each file; add why one cannot be read to ``unreadable``."""
     for path in files:
         try:
             content = read_photo(path)
         except ImageError as error:
-            unreadable.append(f"{path}: {error}")
+            unreadable[path] = str(error)
         else:
-            yield str(path), content
+            yield file_name(path), content
         on_file()

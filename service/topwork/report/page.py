@@ -7,6 +7,7 @@ import math
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from topwork.printable import encodable
 from topwork.report import (
     comparison,
     confusion,
@@ -27,8 +28,8 @@ SHARDS = 20
 def render(content: Content) -> str:
     """Return the report: HTML that needs no other file, no network and no script.
 
-    Equal content gives an equal page: its times are the manifest's. Half of a surrogate pair, as a
-    file's name may have, is shown as a question mark, so the page can always be written as UTF-8.
+    Equal content gives an equal page: its times are the manifest's. Half of a surrogate pair is
+    escaped, so the page can always be written as UTF-8.
     """
     backbones = content.making.backbones
     page = (
@@ -53,7 +54,7 @@ def render(content: Content) -> str:
             backbone_axis=intervals.axis([one.accuracy_low for one in backbones if not one.error]),
         )
     )
-    return page.encode("utf-8", "replace").decode("utf-8")
+    return encodable(page)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from google.rpc import code_pb2, status_pb2
 
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.errors import TopworkError
+from topwork.printable import encodable
 from topwork.rpc import status as statuses
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -52,6 +54,24 @@ class CallFailed(TopworkError):
         super().__init__(status.message, reason=statuses.reason(status) or self.code)
 
 
+class Messages(Iterator[P]):
+    """The messages of an upload; of what its images raise gRPC would say only that they did."""
+
+    def __init__(self, messages: Iterator[P]) -> None:
+        self._messages: Iterator[P] = messages
+        self.failure: Exception | None = None
+        """What was raised."""
+
+    def __next__(self) -> P:
+        try:
+            return next(self._messages)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.failure = error
+            raise
+
+
 def classify_request(
     model: str, images: Iterable[bytes], revision: int, top_k: int
 ) -> classify_pb.ClassifyRequest:
@@ -67,8 +87,8 @@ def add_class_requests(
     images: Iterable[tuple[str, bytes]],
     request_id: str,
     options: change_pb.ChangeOptions | None,
-) -> Iterator[change_pb.AddClassRequest]:
-    """Yield the messages of an AddClass call."""
+) -> Messages[change_pb.AddClassRequest]:
+    """Return the messages of an AddClass call."""
     config = change_pb.AddClassConfig(
         model=f"models/{model}",
         label=label,
@@ -76,7 +96,7 @@ def add_class_requests(
         options=options,
     )
     first = change_pb.AddClassRequest(config=config)
-    return _with_images(first, change_pb.AddClassRequest, images)
+    return Messages(_with_images(first, change_pb.AddClassRequest, images))
 
 
 def add_examples_requests(
@@ -85,8 +105,8 @@ def add_examples_requests(
     images: Iterable[tuple[str, bytes]],
     request_id: str,
     options: change_pb.ChangeOptions | None,
-) -> Iterator[change_pb.AddExamplesRequest]:
-    """Yield the messages of an AddExamples call."""
+) -> Messages[change_pb.AddExamplesRequest]:
+    """Return the messages of an AddExamples call."""
     config = change_pb.AddExamplesConfig(
         model=f"models/{model}",
         label=label,
@@ -94,7 +114,7 @@ def add_examples_requests(
         options=options,
     )
     first = change_pb.AddExamplesRequest(config=config)
-    return _with_images(first, change_pb.AddExamplesRequest, images)
+    return Messages(_with_images(first, change_pb.AddExamplesRequest, images))
 
 
 def new_request_id() -> str:
@@ -103,21 +123,30 @@ def new_request_id() -> str:
 
 
 def ask(method: Callable[..., T], request: object, timeout: float | None = None) -> T:
-    """Return what a method of a stub answers. Raises CallFailed."""
+    """Return what a method of a stub answers. Raises CallFailed, and what ``Messages`` raise."""
     try:
         return method(request, timeout=timeout)
     except grpc.RpcError as error:
-        raise failed(error) from error
+        raise _raised(request) or failed(error) from error
 
 
 async def ask_async(
     method: Callable[..., Awaitable[T]], request: object, timeout: float | None = None
 ) -> T:
-    """Return what a method of a stub for asyncio answers. Raises CallFailed."""
+    """Return what a method of a stub for asyncio answers. Raises as ``ask``."""
     try:
         return await method(request, timeout=timeout)
     except grpc.RpcError as error:
         raise failed(error) from error
+    except asyncio.CancelledError as error:  # by gRPC, unless somebody cancelled the task
+        task, raised = asyncio.current_task(), _raised(request)
+        if raised is None or (task is not None and task.cancelling()):
+            raise
+        raise raised from error
+
+
+def _raised(request: object) -> Exception | None:
+    return request.failure if isinstance(request, Messages) else None
 
 
 def _with_images(
@@ -129,7 +158,7 @@ def _with_images(
         if length and length + len(content) > MESSAGE_BYTES:
             yield request
             request, length = make(), 0
-        request.images.add(content=content, display_name=name)
+        request.images.add(content=content, display_name=encodable(name))
         length += len(content)
     yield request
 

@@ -134,7 +134,7 @@ class Client:
         """Upload (name, encoded image) pairs of a new label and return the accepted operation.
 
         A repeated call with the same ``request_id`` (a UUID) is the same operation; so it is with
-        every change. Raises CallFailed.
+        every change. Raises CallFailed, or what ``images`` raises: then nothing is learnt.
         """
         requests = calls.add_class_requests(model, label, images, request_id, options)
         return calls.ask(self._models.AddClass, requests, timeout)

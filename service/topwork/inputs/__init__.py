@@ -1,0 +1,1 @@
+"""From files to arrays: what is read, and what an encoder gets."""

@@ -42,7 +42,7 @@ def main() -> None:
         data = Path(sys.argv[1]) if len(sys.argv) > 1 else work / "rendered"
         if len(sys.argv) < 2:
             commands.run("topwork_trainer", "demo-data", data)
-        sources = scan(data)
+        sources = scan(data).train
         repository = Repository(work / "repository")
         info = prepare_backbone(repository, Choice(name=DEFAULT))
         session = open_session(repository.backbone_model(info.digest), output="embedding")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,12 +21,13 @@ from topwork.bundle.store import Repository
 from topwork.engine.cores import available_cores
 from topwork.engine.embed import Skipped, Source
 from topwork.errors import InvalidInput
+from topwork.inputs.folders import LOSSES, LeftOut
 from topwork.learning.audit import audit_exemplars
 from topwork.learning.learn import Judged, learn
 from topwork_trainer import backbones
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.bench import Bench, OnProgress
-from topwork_trainer.data import scan
+from topwork_trainer.data import Photos, scan
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """Gravest first."""
@@ -66,6 +66,9 @@ class Audit:
     """Usable images of each label, in label order; empty where the folder is of no use."""
     findings: tuple[Finding, ...]
     """The gravest first."""
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was decided about folders."""
 
 
 def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
@@ -77,8 +80,7 @@ def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
     try:
         # A class with too few photos shall not hide what is wrong with the others.
         lenient = replace(DEFAULT_LIMITS, min_images_per_label=0)
-        sources = scan(config.data, classes=config.classes, limits=lenient)
-        labels = config.classes or _folders(config.data)
+        photos = scan(config.data, classes=config.classes, limits=lenient)
     except (InvalidInput, OSError) as error:
         return Audit(counts={}, findings=(_finding("unusable_folder", "error", str(error), []),))
     with ExitStack() as stack:
@@ -88,7 +90,7 @@ def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
         info = prepare_backbone(repository, choice)
         bench = Bench(
             repository=repository,
-            sources=sources,
+            sources=photos.train,
             recipe=Recipe(),
             seed=config.seed,
             cores=available_cores(),
@@ -97,22 +99,25 @@ def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
         )
         exemplars, skipped = bench.embed(info, bench.session(info), stage="embed")
     on_progress("audit", 0, 0)
-    empty = dict.fromkeys(set(labels) - {one.label for one in sources}, 0)
+    empty = dict.fromkeys(set(photos.labels) - {one.label for one in photos.train}, 0)
     findings = [
         *_too_few(empty),
-        *audit_files(config.data, sources, skipped, info.preprocess),
+        *audit_files(photos, skipped, info.preprocess),
     ]
     if exemplars is not None:
         judged = _judge(exemplars, config.seed, bench.cores)
         findings += audit_exemplars(exemplars, judged, seed=config.seed)
-    counts = dict(sorted({**empty, **_usable(sources, skipped)}.items()))
-    return Audit(counts=counts, findings=gravest_first(findings))
+    counts = dict(sorted({**empty, **_usable(photos.train, skipped)}.items()))
+    return Audit(
+        counts=counts,
+        findings=gravest_first(findings),
+        left_out=photos.left_out,
+        notes=photos.notes,
+    )
 
 
-def audit_files(
-    data: Path, sources: Sequence[Source], skipped: Sequence[Skipped], spec: PreprocessSpec
-) -> list[Finding]:
-    """Return what is wrong with the files that ``scan`` found below ``data``, in a fixed order.
+def audit_files(photos: Photos, skipped: Sequence[Skipped], spec: PreprocessSpec) -> list[Finding]:
+    """Return what is wrong with the training files that ``scan`` found, in a fixed order.
 
     ``skipped`` is what ``embed`` returned for them. Of the others the headers are read again, but
     no pixels; what Pillow does not know is left out of that.
@@ -120,11 +125,11 @@ def audit_files(
     out = {one.name for one in skipped}
     headers: list[_Header] = []
     gone = []
-    for source in sources:
+    for source in photos.train:
         if source.name in out:
             continue
         try:
-            headers.append(_read_header(data / source.name, source))
+            headers.append(_read_header(source.path, source))
         except UnidentifiedImageError:
             continue  # of a format that is decoded without Pillow
         except Exception as error:  # Pillow's plugins raise many classes on damaged files
@@ -133,9 +138,10 @@ def audit_files(
     return [
         *gone,
         *_left_out(skipped),
-        *_too_few(_usable(sources, skipped)),
+        *_too_few(_usable(photos.train, skipped)),
         *_enlarged(headers, spec),
         *_oddities(headers, spec),
+        *_omitted(photos.left_out),
     ]
 
 
@@ -207,6 +213,17 @@ def _left_out(skipped: Sequence[Skipped]) -> Iterator[Finding]:
         yield _finding("exact_duplicate", "note", f"{message} and were left out", own)
 
 
+def _omitted(left_out: Sequence[LeftOut]) -> Iterator[Finding]:
+    for one in left_out:
+        yield Finding(
+            kind=one.reason,
+            severity="warning" if one.reason in LOSSES else "note",
+            message=f"{one} {'was' if len(one.names) == 1 else 'were'} left out",
+            images=one.names,
+            labels=(),
+        )
+
+
 def _too_few(counts: Mapping[str, int]) -> Iterator[Finding]:
     least = DEFAULT_LIMITS.min_images_per_label
     for label, count in sorted(counts.items()):
@@ -267,11 +284,6 @@ def _usable(sources: Sequence[Source], skipped: Sequence[Skipped]) -> dict[str, 
     counts = Counter(one.label for one in sources)
     counts.subtract(one.label for one in skipped)
     return dict(counts)
-
-
-def _folders(data: Path) -> list[str]:
-    folders = (path for path in data.iterdir() if path.is_dir() and path.name[0] != ".")
-    return [unicodedata.normalize("NFC", folder.name) for folder in folders]
 
 
 def _finding(

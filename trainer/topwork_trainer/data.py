@@ -1,56 +1,100 @@
-"""Which photos there are to learn from: folders of photos, one folder a class."""
+"""Training photos: folders of photos, one folder a class, and the splits that are held out."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.names import check_label
 from topwork.engine.embed import Source
 from topwork.errors import InvalidInput
+from topwork.inputs.folders import (
+    LeftOut,
+    Listing,
+    Omitted,
+    group,
+    list_folder,
+    list_photos,
+    read_photo,
+    splits,
+)
+from topwork.printable import file_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Photo(Source):
+    """A training image that is a file; its name is the path below the data's folder, escaped."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Photos:
+    """Photos to learn from, and what is not learnt from."""
+
+    labels: tuple[str, ...]
+    """Sorted."""
+    train: tuple[Photo, ...]
+    """By label, then by path."""
+    held_out: Mapping[str, tuple[Photo, ...]]
+    """Photos of these labels to judge by, by the name of their split; empty without splits."""
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+    """What was decided about folders, a sentence each."""
 
 
 def scan(
     data: Path, *, classes: Sequence[str] | None = None, limits: Limits = DEFAULT_LIMITS
-) -> list[Source]:
-    """Return the files below each folder of ``data``, labelled with the folder's name, sorted.
+) -> Photos:
+    """Return the photos below each folder of ``data``, labelled with the folder's name.
 
-    ``classes`` names the folders to use; default: all. Hidden files and folders are left out. What
-    is in a file is not looked at. Raises InvalidInput if ``data`` is no folder, a class is missing
-    or has no valid name, if there are fewer than two classes or a class has too few files.
+    ``topwork.inputs.folders`` says which files are photos. ``classes`` names the folders to use, in
+    any Unicode form; default: all that have photos. Folders that are one label in composed form are
+    one class. If ``data`` holds train and val or test, each with the classes' folders in it, the
+    first is learnt from and the others are held out.
+
+    Raises InvalidInput if ``data`` is no folder, a class is missing or has no valid name, if there
+    are fewer than two classes or a class has too few files, or if it is not plain whether folders
+    are splits or classes; ``classes`` that names them says that they are classes.
     """
     if not data.is_dir():
-        raise InvalidInput(f"{data} is not a folder", field="data")
-    # macOS stores names decomposed; labels are composed.
-    folders = {
-        unicodedata.normalize("NFC", folder.name): folder
-        for folder in sorted(data.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
-    }
-    labels = sorted(folders) if classes is None else sorted(set(classes))
-    for label in labels:
-        if label not in folders:
-            raise InvalidInput(
-                f"class {label!r} is no folder of {data}, which has {_few(list(folders))}",
-                field="classes",
-            )
-        check_label(label, limits=limits)
-    if not 2 <= len(labels) <= limits.max_labels:
-        raise InvalidInput(
-            f"{data} has {len(labels)} classes ({_few(labels)}); 2 to {limits.max_labels} are "
-            "needed, each a folder of photos",
-            field="data",
-        )
-    sources = [
-        Source(name=str(file.relative_to(data)), label=label, read=file.read_bytes)
-        for label in labels
-        for file in _files(folders[label])
+        raise InvalidInput(f"{file_name(data)} is not a folder", field="data")
+    wanted = None if classes is None else {unicodedata.normalize("NFC", one) for one in classes}
+    top = list_folder(data)
+    if wanted is not None and wanted <= _by_label(top).keys():
+        tree, others = _read(top, data, wanted), dict[str, _Tree]()
+    else:
+        tree, others = _split(data, _read(top, data))
+    labels = tuple(sorted(tree.with_photos() if wanted is None else wanted))
+    _check_labels(data, labels, tree, limits)
+    train = tree.of(labels)
+    check_counts(Counter(photo.label for photo in train), labels, limits=limits)
+    held_out = {split: other.of(labels) for split, other in others.items()}
+    untrained = [
+        Omitted("untrained", folder)
+        for other in others.values()
+        for label in set(other.with_photos()) - set(labels)
+        for folder in other.folders[label]
     ]
-    check_counts(Counter(source.label for source in sources), labels, limits=limits)
-    return sources
+    empty = [
+        Omitted("empty", folder)
+        for one in (tree, *others.values())
+        for label in one.photos.keys() - {*one.with_photos(), *labels}
+        for folder in one.folders[label]
+    ]
+    omitted = [omitted for one in (tree, *others.values()) for omitted in one.omitted]
+    return Photos(
+        labels=labels,
+        train=train,
+        held_out=held_out,
+        left_out=group([*omitted, *untrained, *empty], data),
+        notes=tuple(_notes(tree, labels, held_out)),
+    )
 
 
 def check_counts(
@@ -67,15 +111,125 @@ def check_counts(
         )
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tree:
+    """A folder with a folder for each class."""
+
+    folders: Mapping[str, Sequence[Path]]
+    """By label: several where they differ in their Unicode form."""
+    photos: Mapping[str, Sequence[Photo]]
+    """By label, of the folders that were read."""
+    omitted: Sequence[Omitted]
+
+    def with_photos(self) -> list[str]:
+        """Return the labels that have photos."""
+        return [label for label, photos in self.photos.items() if photos]
+
+    def of(self, labels: Sequence[str]) -> tuple[Photo, ...]:
+        """Return the photos of some labels."""
+        return tuple(photo for label in labels for photo in self.photos.get(label, ()))
+
+
+def _by_label(found: Listing) -> dict[str, list[Path]]:
+    """Return a listing's folders by the labels that they stand for, which are composed."""
+    folders: dict[str, list[Path]] = defaultdict(list)
+    for folder in found.folders:
+        folders[unicodedata.normalize("NFC", folder.name)].append(folder)
+    return folders
+
+
+def _read(found: Listing, data: Path, labels: Collection[str] | None = None) -> _Tree:
+    """Read the folders of some labels, default all; photos are named as seen from ``data``."""
+    folders = _by_label(found)
+    omitted = [*found.omitted, *(Omitted("beside", file) for file in found.files)]
+    photos: dict[str, list[Photo]] = {}
+    for label in folders.keys() if labels is None else labels:
+        photos[label] = []
+        for folder in folders[label]:
+            below = list_photos(folder, one_class=True)
+            omitted += below.omitted
+            photos[label] += (
+                Photo(
+                    name=file_name(path.relative_to(data)),
+                    label=label,
+                    read=partial(read_photo, path, most_bytes=DEFAULT_LIMITS.max_image_bytes),
+                    path=path,
+                )
+                for path in below.files
+            )
+    return _Tree(folders=folders, photos=photos, omitted=omitted)
+
+
+def _split(data: Path, top: _Tree) -> tuple[_Tree, dict[str, _Tree]]:
+    """Return what to learn from and, by name, the splits to hold out; ``top`` if it has none.
+
+    Folders are splits if their names say so, and all hold folders whose names repeat. Raises
+    InvalidInput if only their names do.
+    """
+    folders = [folder for label in top.with_photos() for folder in top.folders[label]]
+    roles = splits(folders)
+    if not roles:
+        return top, {}
+    trees = {folder: _read(list_folder(folder), data) for folder in roles}
+    train = [folder for folder in roles if roles[folder] == "train"]
+    labels = set(trees[train[0]].with_photos()) if train else set()
+    if (
+        len(train) != 1
+        or len(roles) < len(folders)
+        or any(labels.isdisjoint(tree.with_photos()) for tree in trees.values())
+    ):
+        named = ", ".join(file_name(folder.name) for folder in roles)
+        first = train[0] if train else next(iter(roles))
+        raise InvalidInput(
+            f"{file_name(data)} holds {named}, named like the splits of a data set, but not each "
+            f"with the same folders of classes in it: pass {file_name(first)} to learn from that "
+            "alone, or give their names as classes (--classes)",
+            field="data",
+            reason="SPLITS",
+        )
+    learnt = trees.pop(train[0])
+    outside = [one for one in top.omitted if one.path.parent == data]
+    held_out = {file_name(folder.name): tree for folder, tree in trees.items()}
+    return replace(learnt, omitted=[*outside, *learnt.omitted]), held_out
+
+
+def _check_labels(data: Path, labels: Sequence[str], tree: _Tree, limits: Limits) -> None:
+    for label in labels:
+        if label not in tree.folders:
+            raise InvalidInput(
+                f"class {label!r} is no folder of {file_name(data)}, which has "
+                f"{_few(list(tree.folders))}",
+                field="classes",
+            )
+        check_label(label, limits=limits)
+    if not 2 <= len(labels) <= limits.max_labels:
+        raise InvalidInput(
+            f"{file_name(data)} has {len(labels)} classes ({_few(labels)}); 2 to "
+            f"{limits.max_labels} are needed, each a folder of photos{_hint(labels, tree)}",
+            field="data",
+        )
+
+
+def _hint(labels: Sequence[str], tree: _Tree) -> str:
+    """Return what else may have been meant where there are too few classes."""
+    if len(labels) == 1 and list_folder(folder := tree.folders[labels[0]][0]).folders:
+        return f"; {file_name(folder)} holds folders: pass it if these are the classes"
+    beside = sum(one.reason == "beside" for one in tree.omitted)
+    return f"; {beside} files are in no such folder" if beside else ""
+
+
+def _notes(
+    tree: _Tree, labels: Sequence[str], held_out: Mapping[str, Sequence[Photo]]
+) -> Iterator[str]:
+    for label in labels:
+        if len(tree.folders[label]) > 1:
+            names = " and ".join(ascii(folder.name) for folder in tree.folders[label])
+            yield f"The folders {names} are one label, {label!r}: their photos are one class"
+    if held_out:
+        told = ", ".join(f"{split} ({len(photos)} photos)" for split, photos in held_out.items())
+        yield f"Held out, and not learnt from: {told}"
 
 
 def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:10]) or "none"
+    shown = ", ".join(map(file_name, names[:10])) or "none"
     return f"{shown}, ..." if len(names) > 10 else shown

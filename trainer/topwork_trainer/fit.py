@@ -19,6 +19,7 @@ from topwork.bundle.store import Repository
 from topwork.engine.cores import available_cores
 from topwork.engine.embed import Skipped
 from topwork.engine.publish import publish
+from topwork.inputs.folders import LeftOut
 from topwork.learning.audit import audit_exemplars
 from topwork.report.content import Making, RankedBackbone
 from topwork_trainer import backbones
@@ -28,6 +29,7 @@ from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.bench import Attempt, Bench, OnProgress
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import scan
+from topwork_trainer.held_out import HeldOut, judge
 from topwork_trainer.rank import explain, select
 from topwork_trainer.shrink import shrink
 
@@ -81,6 +83,9 @@ class Fitted:
     findings: Sequence[Finding]
     notes: Sequence[str]
     """What was tried and decided, a sentence each."""
+    held_out: Sequence[HeldOut]
+    """How good the model is on each split that is not trained on."""
+    left_out: Sequence[LeftOut]
     report: Path
     seconds: dict[str, float]
     """Of each stage, and ``total``."""
@@ -94,14 +99,14 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
     fails; nothing is published then.
     """
     check_model(config.model)
-    sources = scan(config.data, classes=config.classes)
+    photos = scan(config.data, classes=config.classes)
     signing = SigningFiles(signing_key=config.signing_key).read(publishes=True)
     repository = Repository(config.repository, signing)
     watch = _Stopwatch(on_progress)
     with EmbeddingCache(config.cache) if config.cache else contextlib.nullcontext() as cache:
         bench = Bench(
             repository=repository,
-            sources=sources,
+            sources=photos.train,
             recipe=config.recipe,
             seed=config.seed,
             cores=available_cores(),
@@ -111,11 +116,11 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
         choice, ranked = _choose(config, bench)
         watch("backbone", 0, 0)
         attempt = bench.attempt(prepare_backbone(repository, choice))
-        files = audit_files(config.data, sources, attempt.skipped, attempt.backbone.preprocess)
+        files = audit_files(photos, attempt.skipped, attempt.backbone.preprocess)
         seen = audit_exemplars(attempt.exemplars, attempt.learned.judged, seed=config.seed)
         if config.strict:
             require_clean([*files, *seen])
-        notes = [explain(ranked)] if ranked else []
+        notes = [*photos.notes, *([explain(ranked)] if ranked else [])]
         checkpoint = config.repository / "checkpoints" / f"{config.model}.pt"
         if config.unfreeze != "none":
             attempt = _thawed(config, bench, attempt, choice, checkpoint, notes)
@@ -125,6 +130,8 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
             notes.append(gate.why)
             if gate.taken or config.precision == "int8":
                 attempt = int8
+        held_out = [judge(bench, attempt, *split) for split in photos.held_out.items()]
+        notes += map(str, held_out)
     watch("publish", 0, 0)
     manifest = publish(
         repository,
@@ -155,6 +162,8 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
         skipped=attempt.skipped,
         findings=[*files, *seen],
         notes=notes,
+        held_out=held_out,
+        left_out=photos.left_out,
         report=repository.report_file(manifest),
         seconds=watch.seconds(),
     )

@@ -85,7 +85,7 @@ def _unfit(label: str) -> str:
         return "white space at an end"
     for char in label:
         if char in _BLANK or (unicodedata.category(char) in _REFUSED and char not in _JOINERS):
-            name = unicodedata.name(char, "unnamed")
+            name = "no UTF-8" if "\ud800" <= char <= "\udfff" else unicodedata.name(char, "unnamed")
             return f"a control character or another invisible one, U+{ord(char):04X} ({name})"
     if not _SEQUENCE.fullmatch(label):
         return "a joiner or a variation selector where there is nothing for it to act on"

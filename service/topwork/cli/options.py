@@ -197,13 +197,15 @@ def connected(server: ServerAt) -> Iterator[Client]:
         yield client
 
 
-def photo_files(given: Sequence[Path], *, field: str) -> Listing:
+def photo_files(given: Sequence[Path], *, field: str, one_class: bool = False) -> Listing:
     """Return the files among ``given`` and the photos below its folders; tell what is left out.
 
-    Raises InvalidInput, about ``field``, if there is no file, or a folder cannot be read.
+    Raises InvalidInput if there is none, about ``field``, and as ``list_photos``.
     """
     found = [
-        folders.list_photos(path) if path.is_dir() else Listing(files=(path,), omitted=())
+        folders.list_photos(path, one_class=one_class)
+        if path.is_dir()
+        else Listing(files=(path,), omitted=())
         for path in given
     ]
     listing = Listing(

@@ -21,7 +21,7 @@ from topwork.cli.options import (
     server_option,
 )
 from topwork.errors import ImageError
-from topwork.inputs.folders import Omitted, group, refuse_splits
+from topwork.inputs.folders import Omitted, group
 from topwork.printable import file_name
 from topwork.rpc.client import Client
 from topwork.v1 import change_pb2 as change_pb
@@ -95,10 +95,7 @@ def _teach(
     *,
     as_json: bool,
 ) -> None:
-    for path in photos:
-        if path.is_dir():
-            refuse_splits(path)
-    listing = photo_files(photos, field="photos")
+    listing = photo_files(photos, field="photos", one_class=True)
     files = listing.files
     unreadable: dict[Path, str] = {}
     start = time.perf_counter()

@@ -126,10 +126,12 @@ class LeftOut:
         return {"reason": self.reason, "count": len(self.names), "names": list(self.names)}
 
 
-def list_photos(folder: Path) -> Listing:
-    """Return the photos below a folder. Raises InvalidInput if the folder itself cannot be read.
+def list_photos(folder: Path, *, one_class: bool = False) -> Listing:
+    """Return the photos below a folder.
 
-    Each folder is read once: by its own path, or else by the first of the links to it.
+    Each folder is read once: by its own path, or else by the first of the links to it. Raises
+    InvalidInput if the folder itself cannot be read, or if it is to be ``one_class`` and holds
+    splits of a data set: photos that are kept for a test must not be learnt from unnoticed.
     """
     files: list[Path] = []
     omitted: list[Omitted] = []
@@ -149,6 +151,8 @@ def list_photos(folder: Path) -> Listing:
                 raise
             omitted.append(Omitted("unreadable", current))
             continue
+        if one_class and current is folder:
+            _refuse_splits(folder, splits(found.folders))
         files += found.files
         omitted += found.omitted
         for path in found.folders:
@@ -231,18 +235,13 @@ def splits(folders: Sequence[Path]) -> dict[Path, str]:
     return roles if len(set(roles.values())) > 1 else {}
 
 
-def refuse_splits(folder: Path) -> None:
-    """Raise InvalidInput if a folder of one class's photos holds splits of a data set.
-
-    Photos that are kept for a test must not be learnt from because they lie below.
-    """
-    found = splits(list_folder(folder).folders)
+def _refuse_splits(folder: Path, found: Mapping[Path, str]) -> None:
     if found:
         names = " and ".join(file_name(path.name) for path in found)
         first = min(found, key=lambda path: (found[path] != "train", path))
         raise InvalidInput(
-            f"{file_name(folder)} holds {names}, named like the splits of a data set: name the "
-            f"folders to learn from, such as {file_name(first)}",
+            f"{file_name(folder)} is to be one class and holds {names}, named like the splits of a "
+            f"data set: learn from {file_name(first)} alone, or keep classes below splits",
             field="folder",
             reason="SPLITS",
         )

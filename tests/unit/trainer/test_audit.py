@@ -54,7 +54,7 @@ def _audit(data: Path, repository: Path, classes: Sequence[str] | None = None) -
 
 
 def _files(data: Path, skipped: Sequence[Skipped] = ()) -> list[Finding]:
-    return audit_files(data, scan(data), skipped, SPEC)
+    return audit_files(scan(data), skipped, SPEC)
 
 
 def _only(findings: Sequence[Finding]) -> Finding:
@@ -78,13 +78,13 @@ def test_clean_folders_have_no_findings(repository: Path, data: Path) -> None:
 
 def test_every_kind_of_bad_file_is_an_error(repository: Path, data: Path) -> None:
     """A text, a cut-off picture and a huge one are named; the audit goes on with the rest."""
-    (data / "amber" / "notes.txt").write_text("no picture")
+    (data / "amber" / "notes.jpg").write_text("no picture")
     whole = (data / "blue" / "00.png").read_bytes()
     (data / "blue" / "cut.png").write_bytes(whole[: len(whole) // 2])
     Image.new("1", (9000, 9000)).save(data / "blue" / "huge.png")
     audited = _audit(data, repository)
     assert [(one.kind, one.severity, one.images) for one in audited.findings] == [
-        ("unreadable", "error", ("amber/notes.txt",)),
+        ("unreadable", "error", ("amber/notes.jpg",)),
         ("unreadable", "error", ("blue/cut.png",)),
         ("too_large", "error", ("blue/huge.png",)),
     ]
@@ -112,12 +112,12 @@ def test_a_wrong_label_is_suspected(repository: Path, data: Path) -> None:
 
 
 def test_a_class_with_too_few_images_hides_nothing(repository: Path, data: Path) -> None:
-    """A class of three and an empty one are errors, beside what is wrong with other files."""
+    """A class of three and one that is asked for and empty are errors, beside other files'."""
     for index in range(3, 40):
         (data / "amber" / f"{index:02d}.png").unlink()
     (data / "empty").mkdir()
-    (data / "blue" / "notes.txt").write_text("no picture")
-    audited = _audit(data, repository)
+    (data / "blue" / "notes.jpg").write_text("no picture")
+    audited = _audit(data, repository, [*LABELS, "empty"])
     errors = [(one.kind, one.labels) for one in audited.findings if one.severity == "error"]
     assert errors == [
         ("too_few_images", ("empty",)),
@@ -162,12 +162,33 @@ def test_no_such_folder_is_an_error(repository: Path, tmp_path: Path) -> None:
 
 def test_the_gravest_come_first(repository: Path, data: Path) -> None:
     """Errors, then warnings, then notes; twice the same."""
-    (data / "amber" / "notes.txt").write_text("no picture")
+    (data / "amber" / "notes.jpg").write_text("no picture")
     (data / "amber" / "small.png").write_bytes(pictures.picture("amber", 50, size=(7, 6)))
     (data / "amber" / "long.png").write_bytes(pictures.picture("amber", 51, size=(120, 30)))
     audited = _audit(data, repository)
     assert [one.severity for one in audited.findings] == ["error", "warning", "note"]
     assert _audit(data, repository) == audited
+
+
+def test_droppings_are_notes_and_losses_are_warnings(repository: Path, data: Path) -> None:
+    """What systems leave behind is told and breaks nothing; a dead link may have been a photo."""
+    for name in ("amber/Thumbs.db", "blue/desktop.ini", "blue/.DS_Store", "blue/notes.txt"):
+        (data / name).write_text("no picture")
+    for name in ("empty", "__MACOSX"):
+        (data / name).mkdir()
+    audited = _audit(data, repository)
+    require_clean(audited.findings)
+    assert [(one.kind, one.severity, one.images) for one in audited.findings] == [
+        ("hidden", "note", ("blue/.DS_Store",)),
+        ("system", "note", ("__MACOSX", "amber/Thumbs.db", "blue/desktop.ini")),
+        ("text", "note", ("blue/notes.txt",)),
+        ("empty", "note", ("empty",)),
+    ]
+    assert audited.counts == dict.fromkeys(LABELS, 40)
+    (data / "blue" / "gone.png").symlink_to("/nonexistent")
+    (found,) = [one for one in _audit(data, repository).findings if one.severity != "note"]
+    assert (found.kind, found.severity) == ("dead_link", "warning")
+    assert (found.message, found.images) == ("1 dead link was left out", ("blue/gone.png",))
 
 
 # Headers
@@ -259,9 +280,9 @@ def test_previews_in_a_jpeg_are_no_animation(data: Path) -> None:
 
 def test_a_file_that_disappears_is_a_finding(data: Path) -> None:
     """What was there when it was embedded may be gone now."""
-    sources = scan(data)
+    photos = scan(data)
     (data / "blue" / "07.png").unlink()
-    found = _only(audit_files(data, sources, [], SPEC))
+    found = _only(audit_files(photos, [], SPEC))
     assert (found.kind, found.severity, found.images) == ("unreadable", "error", ("blue/07.png",))
     assert "can no longer be read" in found.message
 
@@ -276,10 +297,10 @@ def test_skipped_files_are_not_opened_again(data: Path) -> None:
     """What was left out is said once."""
     (data / "blue" / "07.png").unlink()
     (data / "blue" / "07.png").symlink_to(data / "blue" / "08.png")
-    sources = scan(data)
+    photos = scan(data)
     (data / "blue" / "07.png").unlink()
     skipped = Skipped(name="blue/07.png", label="blue", reason="IMAGE_UNREADABLE", message="gone")
-    found = _only(audit_files(data, sources, [skipped], SPEC))
+    found = _only(audit_files(photos, [skipped], SPEC))
     assert found.message == "blue/07.png was left out: gone"
 
 
@@ -314,6 +335,7 @@ def test_the_command_prints_one_json_object(repository: Path, data: Path) -> Non
     told = json.loads(result.stdout)
     assert told["images"] == 120
     assert told["classes"] == dict.fromkeys(LABELS, 40)
+    assert (told["left_out"], told["notes"]) == ([], [])
     (found,) = told["findings"]
     assert found["kind"] == "exact_duplicate"
     assert len(found["images"]) == 12
@@ -357,7 +379,7 @@ def test_strict_fails_for_errors_and_warnings(
 @pytest.mark.photos
 def test_headers_of_real_photos_read_without_findings_of_damage(flower_photos: Path) -> None:
     """Photos as cameras make them: some are enlarged a little, none is unreadable."""
-    sources = scan(flower_photos)
-    findings = audit_files(flower_photos, sources, [], replace(SPEC, resize=224, crop=224))
+    photos = scan(flower_photos)
+    findings = audit_files(photos, [], replace(SPEC, resize=224, crop=224))
     assert {one.kind for one in findings} == {"enlarged", "elongated"}
-    assert all(len(one.images) < len(sources) / 2 for one in findings)
+    assert all(len(one.images) < len(photos.train) / 2 for one in findings)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import html
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support import pictures, signed, tiny
 
 from topwork.bundle.recipe import Recipe
@@ -80,17 +83,128 @@ def test_same_data_and_seed_give_the_same_head(repository: Repository, data: Pat
 
 def test_bad_files_are_named_and_left_out(repository: Repository, data: Path) -> None:
     """A text file, an empty file and a cut-off picture do not stop the fit."""
-    (data / "amber" / "notes.txt").write_text("no picture")
+    (data / "amber" / "notes.jpg").write_text("no picture")
     (data / "blue" / "empty.png").write_bytes(b"")
     whole = (data / "crimson" / "00.png").read_bytes()
     (data / "crimson" / "cut.png").write_bytes(whole[: len(whole) // 2])
     fitted = _fit(repository, data)
     assert {one.name for one in fitted.skipped} == {
-        "amber/notes.txt",
+        "amber/notes.jpg",
         "blue/empty.png",
         "crimson/cut.png",
     }
     assert fitted.manifest.images == 36
+
+
+def test_what_is_left_out_is_told_and_reported(repository: Repository, data: Path) -> None:
+    """Droppings and dead links stop no fit; they are returned, and the report names them."""
+    (data / "amber" / "Thumbs.db").write_text("no picture")
+    (data / "blue" / "gone.png").symlink_to("/nonexistent")
+    (data / "empty").mkdir()
+    fitted = _fit(repository, data)
+    assert {one.reason: one.names for one in fitted.left_out} == {
+        "system": ("amber/Thumbs.db",),
+        "empty": ("empty",),
+        "dead_link": ("blue/gone.png",),
+    }
+    assert (fitted.manifest.images, fitted.skipped) == (36, [])
+    assert "blue/gone.png" in fitted.report.read_text()
+    with pytest.raises(InvalidInput, match="warnings: 1: 1 dead link was left out"):
+        _fit(repository, data, strict=True)
+    (data / "blue" / "gone.png").unlink()
+    _fit(repository, data, strict=True)
+
+
+def test_a_name_that_is_no_utf_8_is_kept_escaped(repository: Repository, data: Path) -> None:
+    """Such a photo is learnt; exemplars, findings and report bear a name that can be printed."""
+    (data / "amber" / "00.png").rename(data / "amber" / "\udcff\n.png")
+    (data / "blue" / "\udcfe\x1b.jpg").write_text("no picture")
+    fitted = _fit(repository, data)
+    names = {
+        name for _, shard in repository.shards(fitted.manifest.exemplars) for name in shard.names
+    }
+    assert "amber/\\xff\\u000a.png" in names
+    (skipped,) = fitted.skipped
+    assert skipped.name == "blue/\\xfe\\u001b.jpg"
+    assert skipped.name in fitted.report.read_text()
+
+
+# Splits
+
+
+@pytest.fixture
+def split(data: Path) -> Path:
+    """Return a data set of 12 pictures a label to train on and 8 of each to judge by."""
+    (data.parent / "split").mkdir()
+    data.rename(data.parent / "split" / "train")
+    for name in ("val", "test"):
+        for label in LABELS:
+            folder = data.parent / "split" / name / label
+            folder.mkdir(parents=True)
+            start = {"val": 100, "test": 200}[name]
+            for index, content in enumerate(pictures.pictures(label, 8, start=start)):
+                (folder / f"{index}.png").write_bytes(content)
+    return data.parent / "split"
+
+
+def test_splits_are_judged_and_not_learnt_from(repository: Repository, split: Path) -> None:
+    """The revision is that of train/ alone; each other split has its accuracy, in the report."""
+    fitted = _fit(repository, split)
+    alone = _fit(repository, split / "train")
+    assert fitted.manifest.head == alone.manifest.head
+    assert fitted.manifest.data_digest == alone.manifest.data_digest
+    assert (fitted.manifest.labels, fitted.manifest.images) == (LABELS, 36)
+    assert [(one.split, one.images, one.repeated) for one in fitted.held_out] == [
+        ("test", 24, 0),
+        ("val", 24, 0),
+    ]
+    for held_out in fitted.held_out:
+        assert held_out.interval is not None
+        accuracy, low, high = held_out.interval
+        assert 0.9 < accuracy <= high <= 1
+        assert low < accuracy
+        assert html.escape(str(held_out)) in fitted.report.read_text()
+    assert not alone.held_out
+
+
+def test_held_out_accuracy_is_the_models(repository: Repository, split: Path) -> None:
+    """Photos in the folders of other classes are called wrong: a split's labels are believed."""
+    (split / "val" / "amber").rename(split / "val" / "moved")
+    (split / "val" / "blue").rename(split / "val" / "amber")
+    (split / "val" / "moved").rename(split / "val" / "blue")
+    (val,) = [one for one in _fit(repository, split).held_out if one.split == "val"]
+    assert (val.images, val.right) == (24, 8)
+
+
+def test_held_out_photos_that_were_learnt_are_not_judged(
+    repository: Repository, split: Path
+) -> None:
+    """A copy of a training photo, one of other pixels and one of another label prove nothing."""
+    photo = split / "train" / "amber" / "00.png"
+    for label in ("amber", "blue"):
+        (split / "val" / label / "copy.png").write_bytes(photo.read_bytes())
+    with Image.open(photo) as image:
+        image.putpixel((20, 16), (0, 0, 0))
+        image.save(split / "val" / "amber" / "again.png")
+    (split / "val" / "amber" / "bad.png").write_bytes(b"no picture")
+    (val,) = [one for one in _fit(repository, split).held_out if one.split == "val"]
+    assert (val.images, val.repeated) == (24, 3)
+    assert [one.name for one in val.skipped] == ["val/amber/bad.png"]
+    assert "3 more repeat training photos" in str(val)
+
+
+def test_a_split_that_cannot_be_judged_stops_no_fit(repository: Repository, split: Path) -> None:
+    """Where all its photos are damaged, or all were learnt, that is said instead of a number."""
+    for file in (split / "val").glob("*/*"):
+        file.write_bytes(b"broken")
+    shutil.rmtree(split / "test")
+    shutil.copytree(split / "train", split / "test")
+    fitted = _fit(repository, split)
+    assert [one.interval for one in fitted.held_out] == [None, None]
+    assert "On test, which was held out, no photo could be judged; 36 more repeat" in str(
+        fitted.held_out[0]
+    )
+    assert len(fitted.held_out[1].skipped) == 24
 
 
 def test_too_few_usable_images_publish_nothing(repository: Repository, data: Path) -> None:

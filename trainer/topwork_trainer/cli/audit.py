@@ -17,6 +17,7 @@ from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.audit import Audit
 from topwork_trainer.cli import progress
+from topwork_trainer.cli.options import show_folders, split_names
 
 NAMES = 10
 """File names shown of a finding, and findings of one kind; --json has them all."""
@@ -52,6 +53,7 @@ def audit(
 ) -> None:
     """Say what is wrong with the photos in DATA, a folder with a folder for each class.
 
+    Of a data set with splits only the photos in train are looked at: pass DATA/val for others.
     Nothing is changed. Suspected labels are for a person to look at: a photo may be just unusual.
     """
     from topwork_trainer import audit as auditing
@@ -59,7 +61,7 @@ def audit(
     config = auditing.AuditConfig(
         data=data,
         repository=repository,
-        classes=[name.strip() for name in classes.split(",")] if classes else None,
+        classes=split_names(classes),
         backbone=backbone,
         seed=seed,
     )
@@ -72,6 +74,8 @@ def audit(
                     "images": sum(audited.counts.values()),
                     "classes": audited.counts,
                     "findings": [asdict(one) for one in audited.findings],
+                    "left_out": [one.json() for one in audited.left_out],
+                    "notes": list(audited.notes),
                 }
             )
         )
@@ -87,6 +91,7 @@ def _show(console: Console, audited: Audit) -> None:
         table.add_row(escape(label), str(count))
     if audited.counts:
         console.print(table)
+    show_folders(console, (), audited.notes)  # what was left out is among the findings
     kinds = groupby(audited.findings, key=lambda one: (one.severity, one.kind))
     for (severity, kind), group in kinds:
         findings = list(group)

@@ -16,11 +16,13 @@ from rich.table import Table
 
 from topwork.bundle.findings import Finding
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.printable import file_name, printable
 from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
-from topwork_trainer.cli.options import cache_option
+from topwork_trainer.cli.options import cache_option, show_folders, split_names
 from topwork_trainer.fit import FitConfig, Fitted
+from topwork_trainer.held_out import HeldOut
 
 
 class _OrAuto(click.ParamType[Any]):
@@ -123,16 +125,19 @@ def fit(
 ) -> None:
     """Train on DATA, a folder with a folder of photos for each class, and publish a revision.
 
+    If DATA holds train and val or test, with the classes' folders in each, it trains on train
+    alone and judges the model on the others. What is left out is told: hidden files, dead links.
+
     With --json, ends with: model, revision, labels, accuracy, accuracy_low, accuracy_high,
-    per_class, seconds and more.
+    per_class, seconds, held_out, left_out and more.
     """
     from topwork_trainer import fit as fitting
 
     config = FitConfig(
         data=data,
-        classes=[name.strip() for name in classes.split(",")] if classes else None,
+        classes=split_names(classes),
         recipe=Recipe(head=head, normalisation=normalisation),
-        command=shlex.join(["topwork-train", *sys.argv[1:]]),
+        command=printable(shlex.join(["topwork-train", *sys.argv[1:]])),
         **options,
     )
     with progress.stages() as on_progress:
@@ -175,11 +180,26 @@ def _json(fitted: Fitted) -> dict[str, object]:
         "precision": fitted.backbone.precision,
         "image_size": fitted.backbone.preprocess.crop,
         "notes": list(fitted.notes),
+        "held_out": [_held_out_json(one) for one in fitted.held_out],
+        "left_out": [one.json() for one in fitted.left_out],
         "findings": [
             {"kind": one.kind, "severity": one.severity, "message": one.message}
             for one in fitted.findings
         ],
-        "report": str(fitted.report),
+        "report": file_name(fitted.report),
+    }
+
+
+def _held_out_json(held_out: HeldOut) -> dict[str, object]:
+    accuracy, low, high = held_out.interval or (None, None, None)
+    return {
+        "split": held_out.split,
+        "images": held_out.images,
+        "accuracy": accuracy,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "repeated": held_out.repeated,
+        "skipped": [{"image": one.name, "error": one.message} for one in held_out.skipped],
     }
 
 
@@ -201,10 +221,9 @@ def _show(console: Console, fitted: Fitted) -> None:
             *(str(count) for count in row[:12]),
         )
     console.print(table)
-    for skipped in fitted.skipped:
+    for skipped in (*fitted.skipped, *(one for held in fitted.held_out for one in held.skipped)):
         console.print(f"left out {skipped.name}: {skipped.message}", markup=False, soft_wrap=True)
-    for note in fitted.notes:
-        console.print(note, markup=False, soft_wrap=True, highlight=False)
+    show_folders(console, fitted.left_out, fitted.notes)
     if said := _counted(fitted.findings):
         console.print(f"The audit has {said}: see the report", highlight=False)
     seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in fitted.seconds.items())
@@ -218,7 +237,7 @@ def _show(console: Console, fitted: Fitted) -> None:
         f"{fitted.backbone.name} at {fitted.backbone.preprocess.crop}, "
         f"{fitted.backbone.precision}; {chosen.kind} on {chosen.normalisation}, strength "
         f"{chosen.strength:g}; seed {manifest.seed}, data {manifest.data_digest[:12]}\n"
-        f"{seconds}\nreport: {fitted.report}",
+        f"{seconds}\nreport: {file_name(fitted.report)}",
         highlight=False,
         soft_wrap=True,
         markup=False,

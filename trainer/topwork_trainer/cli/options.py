@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+from topwork.inputs.folders import LeftOut
+from topwork.terminal import Console
 
 
 def cache_directory() -> Path:
@@ -33,3 +36,14 @@ def cache_option(command: Callable[..., None]) -> Callable[..., None]:
         command(*arguments, cache=None if no_cache else cache, **options)
 
     return with_cache
+
+
+def split_names(text: str | None) -> list[str] | None:
+    """Return the names in a comma-separated option; None if it is not given."""
+    return [name for part in text.split(",") if (name := part.strip())] if text else None
+
+
+def show_folders(console: Console, left_out: Sequence[LeftOut], notes: Sequence[str]) -> None:
+    """Print what was left out of folders, and what was decided about them."""
+    for line in (*(one.line() for one in left_out), *notes):
+        console.print(line, markup=False, soft_wrap=True, highlight=False)

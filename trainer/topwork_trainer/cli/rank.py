@@ -23,7 +23,7 @@ from topwork_trainer.backbones import LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE, Choice
 from topwork_trainer.bench import Bench
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.cli import progress
-from topwork_trainer.cli.options import cache_option
+from topwork_trainer.cli.options import cache_option, show_folders, split_names
 from topwork_trainer.data import scan
 from topwork_trainer.rank import SAMPLE, explain, shown
 from topwork_trainer.rank import rank as ranked
@@ -85,7 +85,7 @@ def rank(
     Accuracy is by cross-validation, of the head that a fit would learn; kNN is that of the 5
     nearest neighbours. The time is for decoding and embedding one photo on one core.
     """
-    sources = scan(data, classes=_split(classes) if classes else None)
+    photos = scan(data, classes=split_names(classes))
     choices = _choices(wanted, image_size, views)
     with ExitStack() as stack:
         root = repository or cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -93,7 +93,7 @@ def rank(
         on_progress = stack.enter_context(progress.stages())
         bench = Bench(
             repository=Repository(root),
-            sources=sources,
+            sources=photos.train,
             recipe=Recipe(),
             seed=seed,
             cores=available_cores(),
@@ -102,14 +102,22 @@ def rank(
         )
         taken, rows = ranked(bench, choices, size=size)
     if as_json:
-        shape = {"backbones": [asdict(row) for row in rows], "chosen": str(taken), "seed": seed}
+        shape = {
+            "backbones": [asdict(row) for row in rows],
+            "chosen": str(taken),
+            "seed": seed,
+            "left_out": [one.json() for one in photos.left_out],
+            "notes": list(photos.notes),
+        }
         print(json.dumps(shape))
     else:
-        _show(Console(), rows)
+        console = Console()
+        show_folders(console, photos.left_out, photos.notes)
+        _show(console, rows)
 
 
 def _choices(wanted: str | None, image_size: int | None, views: int | None) -> list[Choice]:
-    found = [backbones.parse(one) for one in _split(wanted or ",".join(backbones.available()))]
+    found = [backbones.parse(one) for one in split_names(wanted) or backbones.available()]
     return [
         replace(
             one,
@@ -118,10 +126,6 @@ def _choices(wanted: str | None, image_size: int | None, views: int | None) -> l
         )
         for one in found
     ]
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _show(console: Console, rows: Sequence[RankedBackbone]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def _tell(data: Path | None, new: str | None, work: Path, console: Console) -> N
         commands.run("topwork_trainer", "demo-data", data, "--images-per-label", IMAGES_PER_LABEL)
     train, held_out = work / "train", work / "held-out"
     labels = split(data.absolute(), train, held_out)
-    new = new or labels[-1]
+    new = unicodedata.normalize("NFC", new or labels[-1])
     old = [label for label in labels if label != new]
     if len(old) != len(labels) - 1 or len(old) < 2:
         raise InvalidInput(
@@ -80,13 +81,13 @@ def split(data: Path, train: Path, held_out: Path) -> list[str]:
     Returns the labels, sorted. Raises InvalidInput if ``data`` does not suit.
     """
     position: dict[str, int] = {}
-    for source in scan(data):
-        index = position[source.label] = position.get(source.label, -1) + 1
+    for photo in scan(data).train:
+        index = position[photo.label] = position.get(photo.label, -1) + 1
         target = held_out if index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else train
-        link = target / source.label / f"{index:05d}{Path(source.name).suffix}"
+        link = target / photo.label / f"{index:05d}{photo.path.suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to(data / source.name)
+        link.symlink_to(photo.path)
     return sorted(position)
 
 

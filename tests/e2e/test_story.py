@@ -11,6 +11,7 @@ import pytest
 from topwork.bundle.store import Repository
 from topwork_trainer import commands
 from topwork_trainer.commands import Row
+from topwork_trainer.data import scan
 from topwork_trainer.demo.story import HELD_OUT_EVERY, split
 
 LABELS = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
@@ -31,7 +32,7 @@ class Story:
 
 def _tell(photos: Path, repository: Path, work: Path) -> Story:
     train, held_out = work / "train", work / "held-out"
-    assert split(photos, train, held_out) == LABELS
+    assert split(scan(photos), train, held_out) == LABELS
     fit = ("fit", train, "--repository", repository, "--no-cache", "--json")
     old = ",".join(LABELS[:-1])
     (fitted,) = commands.run("topwork_trainer", *fit, "--model", "flowers", "--classes", old)

@@ -268,6 +268,14 @@ def test_uploaded_names_need_not_be_utf_8(teach: Teach, model: str) -> None:
     assert skipped.display_name == "torn\\xff.png"
 
 
+def test_long_paths_keep_their_ends(teach: Teach, model: str) -> None:
+    """What tells two photos of one deep folder apart is what comes last."""
+    deep = "folder/" * 40
+    photos = [(f"{deep}{name}.jpg", b"no photo") for name in "ab"]
+    skipped = result(teach(model, "violet", [*VIOLETS, *photos])).skipped_images
+    assert [one.display_name[-8:] for one in skipped] == ["er/a.jpg", "er/b.jpg"]
+
+
 def test_classify_tells_each_image(topwork: Command, tmp_path: Path) -> None:
     """`classify --json` has one object a file, with all that is documented."""
     folder = written(tmp_path / "photos", [(f"{one}.png", picture(one, 45)) for one in LABELS])

@@ -158,7 +158,9 @@ def _with_images(
         if length and length + len(content) > MESSAGE_BYTES:
             yield request
             request, length = make(), 0
-        request.images.add(content=content, display_name=encodable(name))
+        # The server cuts long names behind; of a path the end tells more.
+        shown = encodable(name)[-DEFAULT_LIMITS.max_display_name_length :]
+        request.images.add(content=content, display_name=shown)
         length += len(content)
     yield request
 

@@ -14,7 +14,7 @@ from topwork.errors import InvalidInput
 from topwork.terminal import Console
 from topwork_trainer import commands
 from topwork_trainer.commands import Row
-from topwork_trainer.data import scan
+from topwork_trainer.data import Photos, scan
 
 IMAGES_PER_LABEL = 100
 """Rendered pictures of each kind."""
@@ -38,7 +38,10 @@ def _tell(data: Path | None, new: str | None, work: Path, console: Console) -> N
         _step(console, "Render five kinds of flowers (drawn pictures, no photos)")
         commands.run("topwork_trainer", "demo-data", data, "--images-per-label", IMAGES_PER_LABEL)
     train, held_out = work / "train", work / "held-out"
-    labels = split(data.absolute(), train, held_out)
+    photos = scan(data.absolute())
+    for line in (*(one.line() for one in photos.left_out), *photos.notes):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    labels = split(photos, train, held_out)
     new = unicodedata.normalize("NFC", new or labels[-1])
     old = [label for label in labels if label != new]
     if len(old) != len(labels) - 1 or len(old) < 2:
@@ -75,13 +78,13 @@ def _tell(data: Path | None, new: str | None, work: Path, console: Console) -> N
     )
 
 
-def split(data: Path, train: Path, held_out: Path) -> list[str]:
-    """Link every fourth file of a class below ``held_out``, the others below ``train``.
+def split(photos: Photos, train: Path, held_out: Path) -> list[str]:
+    """Link every fourth photo of a class below ``held_out``, the others below ``train``.
 
-    Returns the labels, sorted. Raises InvalidInput if ``data`` does not suit.
+    Returns the labels, sorted.
     """
     position: dict[str, int] = {}
-    for photo in scan(data).train:
+    for photo in photos.train:
         index = position[photo.label] = position.get(photo.label, -1) + 1
         target = held_out if index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else train
         link = target / photo.label / f"{index:05d}{photo.path.suffix}"

@@ -14,9 +14,11 @@ from topwork.bundle.names import check_label
 from topwork.engine.embed import Source
 from topwork.errors import InvalidInput
 from topwork.inputs.folders import (
+    LOSSES,
     LeftOut,
     Listing,
     Omitted,
+    Reason,
     group,
     list_folder,
     list_photos,
@@ -70,42 +72,41 @@ def scan(
         tree, others = _read(top, data, wanted), dict[str, _Tree]()
     else:
         tree, others = _split(data, _read(top, data))
-    labels = tuple(sorted(tree.with_photos() if wanted is None else wanted))
-    _check_labels(data, labels, tree, limits)
-    train = tree.of(labels)
-    check_counts(Counter(photo.label for photo in train), labels, limits=limits)
-    held_out = {split: other.of(labels) for split, other in others.items()}
-    untrained = [
-        Omitted("untrained", folder)
-        for other in others.values()
-        for label in set(other.with_photos()) - set(labels)
-        for folder in other.folders[label]
-    ]
-    empty = [
-        Omitted("empty", folder)
-        for one in (tree, *others.values())
-        for label in one.photos.keys() - {*one.with_photos(), *labels}
-        for folder in one.folders[label]
-    ]
+    labels = tuple(sorted(tree.classes() if wanted is None else wanted))
     omitted = [omitted for one in (tree, *others.values()) for omitted in one.omitted]
+    for other in others.values():
+        omitted += other.all_of("untrained", set(other.classes()) - set(labels))
+    for one in (tree, *others.values()):
+        omitted += one.all_of("empty", one.photos.keys() - {*one.classes(), *labels})
+    left_out = group(omitted, data)
+    more = f"; left out: {', '.join(map(str, left_out))}" if left_out else ""
+    _check_labels(data, labels, tree, limits, more)
+    train = tree.of(labels)
+    check_counts(Counter(photo.label for photo in train), labels, limits=limits, more=more)
+    held_out = {split: other.of(labels) for split, other in others.items()}
     return Photos(
         labels=labels,
         train=train,
         held_out=held_out,
-        left_out=group([*omitted, *untrained, *empty], data),
+        left_out=left_out,
         notes=tuple(_notes(tree, labels, held_out)),
     )
 
 
 def check_counts(
-    counts: Counter[str], labels: Sequence[str], *, kind: str = "files", limits: Limits
+    counts: Counter[str],
+    labels: Sequence[str],
+    *,
+    kind: str = "files",
+    limits: Limits,
+    more: str = "",
 ) -> None:
     """Raise InvalidInput unless every label has enough; ``kind`` says what was counted."""
     few = [label for label in labels if counts[label] < limits.min_images_per_label]
     if few:
         named = ", ".join(f"{label!r} has {counts[label]}" for label in few[:5])
         raise InvalidInput(
-            f"at least {limits.min_images_per_label} {kind} a class are needed: {named}",
+            f"at least {limits.min_images_per_label} {kind} a class are needed: {named}{more}",
             field="data",
             reason="TOO_FEW_IMAGES",
         )
@@ -120,14 +121,20 @@ class _Tree:
     photos: Mapping[str, Sequence[Photo]]
     """By label, of the folders that were read."""
     omitted: Sequence[Omitted]
+    lost: Collection[str]
+    """Labels of folders in which something is that could not be read."""
 
-    def with_photos(self) -> list[str]:
-        """Return the labels that have photos."""
-        return [label for label, photos in self.photos.items() if photos]
+    def classes(self) -> list[str]:
+        """Return the labels that have photos, or would have, were all links alive."""
+        return [label for label, photos in self.photos.items() if photos or label in self.lost]
 
     def of(self, labels: Sequence[str]) -> tuple[Photo, ...]:
         """Return the photos of some labels."""
         return tuple(photo for label in labels for photo in self.photos.get(label, ()))
+
+    def all_of(self, reason: Reason, labels: Collection[str]) -> list[Omitted]:
+        """Return the folders of some labels as left out for a reason."""
+        return [Omitted(reason, folder) for label in labels for folder in self.folders[label]]
 
 
 def _by_label(found: Listing) -> dict[str, list[Path]]:
@@ -143,11 +150,14 @@ def _read(found: Listing, data: Path, labels: Collection[str] | None = None) -> 
     folders = _by_label(found)
     omitted = [*found.omitted, *(Omitted("beside", file) for file in found.files)]
     photos: dict[str, list[Photo]] = {}
+    lost = set()
     for label in folders.keys() if labels is None else labels:
         photos[label] = []
         for folder in folders[label]:
             below = list_photos(folder, one_class=True)
             omitted += below.omitted
+            if any(one.reason in LOSSES for one in below.omitted):
+                lost.add(label)
             photos[label] += (
                 Photo(
                     name=file_name(path.relative_to(data)),
@@ -157,7 +167,7 @@ def _read(found: Listing, data: Path, labels: Collection[str] | None = None) -> 
                 )
                 for path in below.files
             )
-    return _Tree(folders=folders, photos=photos, omitted=omitted)
+    return _Tree(folders=folders, photos=photos, omitted=omitted, lost=lost)
 
 
 def _split(data: Path, top: _Tree) -> tuple[_Tree, dict[str, _Tree]]:
@@ -166,17 +176,17 @@ def _split(data: Path, top: _Tree) -> tuple[_Tree, dict[str, _Tree]]:
     Folders are splits if their names say so, and all hold folders whose names repeat. Raises
     InvalidInput if only their names do.
     """
-    folders = [folder for label in top.with_photos() for folder in top.folders[label]]
+    folders = [folder for label in top.classes() for folder in top.folders[label]]
     roles = splits(folders)
     if not roles:
         return top, {}
     trees = {folder: _read(list_folder(folder), data) for folder in roles}
     train = [folder for folder in roles if roles[folder] == "train"]
-    labels = set(trees[train[0]].with_photos()) if train else set()
+    labels = set(trees[train[0]].classes()) if train else set()
     if (
         len(train) != 1
         or len(roles) < len(folders)
-        or any(labels.isdisjoint(tree.with_photos()) for tree in trees.values())
+        or any(labels.isdisjoint(tree.classes()) for tree in trees.values())
     ):
         named = ", ".join(file_name(folder.name) for folder in roles)
         first = train[0] if train else next(iter(roles))
@@ -193,7 +203,9 @@ def _split(data: Path, top: _Tree) -> tuple[_Tree, dict[str, _Tree]]:
     return replace(learnt, omitted=[*outside, *learnt.omitted]), held_out
 
 
-def _check_labels(data: Path, labels: Sequence[str], tree: _Tree, limits: Limits) -> None:
+def _check_labels(
+    data: Path, labels: Sequence[str], tree: _Tree, limits: Limits, more: str
+) -> None:
     for label in labels:
         if label not in tree.folders:
             raise InvalidInput(
@@ -205,7 +217,7 @@ def _check_labels(data: Path, labels: Sequence[str], tree: _Tree, limits: Limits
     if not 2 <= len(labels) <= limits.max_labels:
         raise InvalidInput(
             f"{file_name(data)} has {len(labels)} classes ({_few(labels)}); 2 to "
-            f"{limits.max_labels} are needed, each a folder of photos{_hint(labels, tree)}",
+            f"{limits.max_labels} are needed, each a folder of photos{_hint(labels, tree)}{more}",
             field="data",
         )
 
@@ -214,8 +226,7 @@ def _hint(labels: Sequence[str], tree: _Tree) -> str:
     """Return what else may have been meant where there are too few classes."""
     if len(labels) == 1 and list_folder(folder := tree.folders[labels[0]][0]).folders:
         return f"; {file_name(folder)} holds folders: pass it if these are the classes"
-    beside = sum(one.reason == "beside" for one in tree.omitted)
-    return f"; {beside} files are in no such folder" if beside else ""
+    return ""
 
 
 def _notes(

@@ -97,6 +97,15 @@ def test_an_empty_class_that_is_asked_for_is_an_error(tmp_path: Path) -> None:
         scan(tmp_path, classes=["a", "b", "empty"])
 
 
+def test_a_class_whose_photos_are_out_of_reach_is_an_error(tmp_path: Path) -> None:
+    """Such as links to a disk that is not there: the class is not silently left out."""
+    _folders(tmp_path, {"a": 5, "b": 5, "c": 0})
+    for index in range(5):
+        (tmp_path / "c" / f"{index}.jpg").symlink_to(f"/nonexistent/{index}.jpg")
+    with pytest.raises(InvalidInput, match="'c' has 0; left out: 5 dead links"):
+        scan(tmp_path)
+
+
 def test_photos_behind_links_are_learnt(tmp_path: Path) -> None:
     """Links to classes, to folders and to photos are followed; one that leads up is not."""
     _folders(tmp_path / "far", {"a": 5, "more": 5})
@@ -223,7 +232,7 @@ def test_years_below_classes_are_no_splits(tmp_path: Path) -> None:
         ({"a": 5, "b": 0}, None, r"1 classes \(a\)"),
         ({"a": 5, "b": 0}, ["a", "b"], "'b' has 0"),
         ({"photos/a": 5, "photos/b": 5}, None, "photos holds folders: pass it if"),
-        ({".": 5}, None, r"0 classes \(none\).*; 5 files are in no such folder"),
+        ({".": 5}, None, r"0 classes \(none\).*; left out: 5 files in no class's folder"),
         ({"a": 5, "b\udcff": 5}, None, r"'b\\udcff' has .* \(no UTF-8\)"),
         ({"a": 5, "x" * 101: 5}, None, "101 characters; the limit is 100"),
         ({"a": 5, "b\tc": 5}, None, "control character"),

@@ -16,7 +16,7 @@ def file_name(path: str | os.PathLike[str]) -> str:
     r"""Return a file's name as text that can be printed, sent and stored.
 
     A byte that is no UTF-8 becomes ``\xff``, a control character ``\u001b``, a backslash two: so no
-    two files have the same, and the name can be told from it.
+    two files have the same, and the original can be recovered.
     """
     return printable(os.fspath(path).replace("\\", "\\\\"))
 

@@ -269,7 +269,7 @@ def test_uploaded_names_need_not_be_utf_8(teach: Teach, model: str) -> None:
 
 
 def test_long_paths_keep_their_ends(teach: Teach, model: str) -> None:
-    """What tells two photos of one deep folder apart is what comes last."""
+    """Two photos of one deep folder differ in the end of their names."""
     deep = "folder/" * 40
     photos = [(f"{deep}{name}.jpg", b"no photo") for name in "ab"]
     skipped = result(teach(model, "violet", [*VIOLETS, *photos])).skipped_images
@@ -586,7 +586,7 @@ def left_out(folder: Path, answer: dict[str, Any]) -> dict[str, list[str]]:
 def test_add_class_leaves_out_what_is_no_photo(
     topwork: Command, model: str, tmp_path: Path
 ) -> None:
-    """Hidden folders, droppings, texts, pipes and dead links are not sent, and told."""
+    """Hidden folders, droppings, texts, pipes and dead links are not sent, but listed."""
     photos = with_droppings(written(tmp_path / "violet", VIOLETS))
     options = ("--model", model, "--label", "violet", "--json")
     status, output, errors = topwork("add-class", *options, photos)
@@ -597,7 +597,7 @@ def test_add_class_leaves_out_what_is_no_photo(
 
 
 def test_classify_leaves_out_what_is_no_photo(topwork: Command, tmp_path: Path) -> None:
-    """The same are not asked for; the last line of JSON tells them, and standard error does."""
+    """The same are not asked for; the last line of JSON and standard error list them."""
     photos = with_droppings(written(tmp_path / "photos", VIOLETS[:2]))
     status, output, errors = topwork("classify", "--model", "colours", "--json", photos)
     *answers, last = rows(output)
@@ -641,7 +641,7 @@ ESCAPED = "viol\\xe9t\\u000a\\u001b[31m\\u202e.png"
 def test_add_class_takes_names_that_are_no_utf_8(
     topwork: Command, model: str, tmp_path: Path
 ) -> None:
-    """Such a photo is learnt like the others; its name is escaped where it is told."""
+    """Such a photo is learnt like the others; its name is escaped in the output."""
     photos = written(tmp_path / "violet", [*VIOLETS, (NOT_UTF_8, b"no photo")])
     (photos / VIOLETS[0][0]).rename(photos / f"1{NOT_UTF_8}")
     options = ("--model", model, "--label", "violet", "--json")

@@ -68,7 +68,7 @@ class Audit:
     """The gravest first."""
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
-    """What was decided about folders."""
+    """Decisions about folders, a sentence each."""
 
 
 def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:

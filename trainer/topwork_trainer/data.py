@@ -47,7 +47,7 @@ class Photos:
     """Photos of these labels to judge by, by the name of their split; empty without splits."""
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
-    """What was decided about folders, a sentence each."""
+    """Decisions about folders, a sentence each."""
 
 
 def scan(
@@ -61,8 +61,8 @@ def scan(
     first is learnt from and the others are held out.
 
     Raises InvalidInput if ``data`` is no folder, a class is missing or has no valid name, if there
-    are fewer than two classes or a class has too few files, or if it is not plain whether folders
-    are splits or classes; ``classes`` that names them says that they are classes.
+    are fewer than two classes or a class has too few files, or if folders may be splits as well as
+    classes; folders that ``classes`` names are classes.
     """
     if not data.is_dir():
         raise InvalidInput(f"{file_name(data)} is not a folder", field="data")
@@ -122,7 +122,7 @@ class _Tree:
     """By label, of the folders that were read."""
     omitted: Sequence[Omitted]
     lost: Collection[str]
-    """Labels of folders in which something is that could not be read."""
+    """Labels of folders with dead links or unreadable files in them."""
 
     def classes(self) -> list[str]:
         """Return the labels that have photos, or would have, were all links alive."""
@@ -223,7 +223,7 @@ def _check_labels(
 
 
 def _hint(labels: Sequence[str], tree: _Tree) -> str:
-    """Return what else may have been meant where there are too few classes."""
+    """Return a suggestion where there are too few classes."""
     if len(labels) == 1 and list_folder(folder := tree.folders[labels[0]][0]).folders:
         return f"; {file_name(folder)} holds folders: pass it if these are the classes"
     return ""

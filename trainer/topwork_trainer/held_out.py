@@ -52,8 +52,8 @@ class HeldOut:
 def judge(bench: Bench, attempt: Attempt, split: str, photos: Sequence[Source]) -> HeldOut:
     """Return how the head and backbone of ``attempt`` do on the photos of a split.
 
-    Photos that training has, too, tell nothing and are not judged: of the same pixels, or
-    near-duplicates of the same label, which share a fold in cross-validation for the same reason.
+    Photos that repeat training photos are not judged: those of the same pixels, and near-duplicates
+    of the same label, which share a fold in cross-validation for the same reason.
     """
     found, skipped = replace(bench, sources=photos).embed(
         attempt.backbone, bench.session(attempt.backbone), stage=f"judge {split}"

@@ -61,7 +61,7 @@ def check_label(label: str, *, limits: Limits = DEFAULT_LIMITS, field: str = "la
 
 
 def compose_label(label: str, *, limits: Limits = DEFAULT_LIMITS, field: str = "label") -> str:
-    """Return a label, which may be there already, in composed form. Whether it may be is not asked.
+    """Return a label in composed form, whatever its characters: older models may have any.
 
     Raises InvalidInput if it is empty or too long.
     """

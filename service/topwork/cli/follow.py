@@ -51,7 +51,7 @@ def tell(
 ) -> None:
     """Print what came of a change; ``seconds`` from the call on. Raises CallFailed if it failed.
 
-    ``left_out`` is what was not uploaded; it is told to programs only, as people know it by then.
+    ``left_out`` was not uploaded; only JSON has it, as it was printed before the upload.
     """
     try:
         response = result(finished)

@@ -198,7 +198,7 @@ def connected(server: ServerAt) -> Iterator[Client]:
 
 
 def photo_files(given: Sequence[Path], *, field: str, one_class: bool = False) -> Listing:
-    """Return the files among ``given`` and the photos below its folders; tell what is left out.
+    """Return the files among ``given`` and the photos below its folders; report what is left out.
 
     Raises InvalidInput if there is none, about ``field``, and as ``list_photos``.
     """
@@ -212,7 +212,7 @@ def photo_files(given: Sequence[Path], *, field: str, one_class: bool = False) -
         files=tuple(path for one in found for path in one.files),
         omitted=tuple(omitted for one in found for omitted in one.omitted),
     )
-    tell_left_out(folders.group(listing.omitted))
+    report_left_out(folders.group(listing.omitted))
     if not listing.files:
         raise InvalidInput(
             f"there is no photo below {', '.join(map(file_name, given))}", field=field
@@ -220,7 +220,7 @@ def photo_files(given: Sequence[Path], *, field: str, one_class: bool = False) -
     return listing
 
 
-def tell_left_out(left_out: Sequence[LeftOut]) -> None:
+def report_left_out(left_out: Sequence[LeftOut]) -> None:
     """Print what is left out on standard error."""
     for one in left_out:
         click.echo(one.line(), err=True)

@@ -1,1 +1,1 @@
-"""From files to arrays: what is read, and what an encoder gets."""
+"""Input files: from folders and bytes to the arrays that encoders take."""

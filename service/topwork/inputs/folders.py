@@ -1,6 +1,6 @@
 """Photo folders: the files below a folder that are photos, and what is left out, by reason.
 
-One rule for training and for all commands; docs/training.md tells it to users. Any file at any
+One rule for training and for all commands; docs/training.md documents it. Any file at any
 depth is a photo, whatever its name ends in: content decides when it is decoded. Links are followed.
 What is left out is never opened, but for the first bytes of what is named like a text file.
 """
@@ -47,13 +47,13 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
     "dead_link": ("dead link", "dead links"),
     "unreadable": ("unreadable file or folder", "unreadable files or folders"),
 }
-"""Reasons to leave something out, for one and for several, in the order in which they are told."""
+"""Reasons to leave something out, singular and plural, in the order of all output."""
 
 LOSSES = frozenset[Reason]({"dead_link", "unreadable"})
 """Reasons that may have cost photos that somebody meant to be there."""
 
 NAMES = 10
-"""Names shown of one reason; JSON has them all."""
+"""Names of a reason in a line for people; JSON has all."""
 
 _SYSTEM = {
     "$recycle.bin", "@eadir", "@recently-snapshot", "@recycle", "@tmp", "#recycle", "#snapshot",
@@ -95,12 +95,12 @@ class Omitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What lies in a folder, or below it; all sorted."""
+    """Content of a folder, or of all below it; sorted."""
 
     files: tuple[Path, ...]
     omitted: tuple[Omitted, ...]
     folders: tuple[Path, ...] = ()
-    """Those right in it, to be read on; none where all below is listed."""
+    """Sub-folders that are not read yet; empty where all below is listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ def list_photos(folder: Path, *, one_class: bool = False) -> Listing:
 
     Each folder is read once: by its own path, or else by the first of the links to it. Raises
     InvalidInput if the folder itself cannot be read, or if it is to be ``one_class`` and holds
-    splits of a data set: photos that are kept for a test must not be learnt from unnoticed.
+    splits of a data set: photos of a test set must not be learnt from unnoticed.
     """
     files: list[Path] = []
     omitted: list[Omitted] = []
@@ -192,7 +192,7 @@ def list_folder(folder: Path) -> Listing:
 def read_photo(path: Path, *, most_bytes: int) -> bytes:
     """Return a file's bytes. Raises ImageError if it is too large, or cannot be read as a file.
 
-    Whatever else stands there, such as a pipe, is not waited for.
+    Never blocks: a pipe, socket or device is refused.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -225,7 +225,7 @@ def group(omitted: Iterable[Omitted], base: Path | None = None) -> tuple[LeftOut
 def splits(folders: Sequence[Path]) -> dict[Path, str]:
     """Return the role (train, val, test) of each folder that is named like a split of a data set.
 
-    None where they have not two roles at least: one ``test`` may be anything.
+    Empty unless there are two roles at least: a single ``test`` may be anything.
     """
     roles = {
         folder: next(iter(found))
@@ -275,9 +275,9 @@ def _contains(folder: str, other: str) -> bool:
 
 
 def _is_text(path: Path) -> bool:
-    """Return whether a file is called like a text and begins like one.
+    """Return whether a file is named like a text and begins like a text.
 
-    Whatever else its name may say, a photo has a zero byte within its first ones.
+    The first 1,024 bytes of a text have no zero, unless it is UTF-16; those of a photo have.
     """
     if path.suffix.casefold() not in _TEXT_ENDINGS and path.stem.casefold() not in _TEXT_NAMES:
         return False

@@ -55,12 +55,11 @@ class CallFailed(TopworkError):
 
 
 class Messages(Iterator[P]):
-    """The messages of an upload; of what its images raise gRPC would say only that they did."""
+    """The messages of an upload; remembers the exception of its images, which gRPC hides."""
 
     def __init__(self, messages: Iterator[P]) -> None:
         self._messages: Iterator[P] = messages
         self.failure: Exception | None = None
-        """What was raised."""
 
     def __next__(self) -> P:
         try:
@@ -158,7 +157,7 @@ def _with_images(
         if length and length + len(content) > MESSAGE_BYTES:
             yield request
             request, length = make(), 0
-        # The server cuts long names behind; of a path the end tells more.
+        # The server cuts long names at the end, which is the file's name.
         shown = encodable(name)[-DEFAULT_LIMITS.max_display_name_length :]
         request.images.add(content=content, display_name=shown)
         length += len(content)

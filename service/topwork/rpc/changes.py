@@ -123,7 +123,7 @@ class Changes:
     def _job(self, config: Config, *, kind: Kind, label: str | None, prefix: str = "") -> Job:
         """Return the job of a request, without its images.
 
-        A label that the model has may be one that no new label may be: of an earlier version.
+        Only new labels are checked: models of earlier versions may have labels that fail the check.
         """
         field = f"{prefix}options"
         check = check_label if kind == "add_class" else compose_label

@@ -1,4 +1,4 @@
-"""One rule says which files of a folder are photos, and what is left out is told."""
+"""The one rule of which files are photos, and the report of those that are left out."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_a_link_out_of_reach_is_unreadable(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_names_that_are_no_utf_8_are_escaped(tmp_path: Path) -> None:
-    """What is told of a file can be printed."""
+    """Whatever is reported can be printed."""
     (Path(os.fsdecode(os.fsencode(tmp_path) + b"/.\xff\n"))).touch()
     assert _seen(tmp_path) == ([], {"hidden": [".\\xff\\u000a"]})
 
@@ -234,7 +234,7 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
     assert caught.value.reason == "IMAGE_TOO_LARGE"
 
 
-def test_left_out_is_told_for_people_and_programs() -> None:
+def test_left_out_has_a_line_and_json() -> None:
     """Ten names in a line, all of them in JSON."""
     one = LeftOut(reason="dead_link", names=("a",))
     many = LeftOut(reason="hidden", names=tuple(map(str, range(12))))

@@ -112,7 +112,7 @@ def test_a_wrong_label_is_suspected(repository: Path, data: Path) -> None:
 
 
 def test_a_class_with_too_few_images_hides_nothing(repository: Path, data: Path) -> None:
-    """A class of three and one that is asked for and empty are errors, beside other files'."""
+    """A class of three and an empty one that is named are errors, beside those of other files."""
     for index in range(3, 40):
         (data / "amber" / f"{index:02d}.png").unlink()
     (data / "empty").mkdir()
@@ -171,7 +171,7 @@ def test_the_gravest_come_first(repository: Path, data: Path) -> None:
 
 
 def test_droppings_are_notes_and_losses_are_warnings(repository: Path, data: Path) -> None:
-    """What systems leave behind is told and breaks nothing; a dead link may have been a photo."""
+    """System files are listed and break nothing; a dead link may have been a photo."""
     for name in ("amber/Thumbs.db", "blue/desktop.ini", "blue/.DS_Store", "blue/notes.txt"):
         (data / name).write_text("no picture")
     for name in ("empty", "__MACOSX"):

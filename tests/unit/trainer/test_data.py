@@ -79,7 +79,7 @@ def test_classes_are_compared_composed(tmp_path: Path, given: list[str]) -> None
 
 
 def test_folders_without_photos_are_no_classes(tmp_path: Path) -> None:
-    """An empty folder, one of texts and one of droppings are left out, and told."""
+    """An empty folder, one of texts and one of droppings are left out, and listed."""
     _folders(tmp_path, {"a": 5, "b": 5, "empty": 0, "__MACOSX": 3})
     for name in ("texts/labels.csv", "droppings/.DS_Store", "bad\tlabel/README"):
         (tmp_path / name).parent.mkdir()
@@ -118,7 +118,7 @@ def test_photos_behind_links_are_learnt(tmp_path: Path) -> None:
     assert left_out(photos) == {"repeated": ("all",)}
 
 
-def test_photos_beside_the_folders_are_told(tmp_path: Path) -> None:
+def test_photos_beside_the_folders_are_listed(tmp_path: Path) -> None:
     """They belong to no class."""
     _folders(tmp_path, {"a": 5, "b": 5})
     (tmp_path / "1.jpg").write_bytes(b"x")
@@ -162,7 +162,7 @@ def test_splits_are_held_out(tmp_path: Path, train: str, others: list[str]) -> N
 
 
 def test_classes_of_splits_are_chosen(tmp_path: Path) -> None:
-    """What is held out is of the same classes; other classes' folders are told."""
+    """What is held out is of the same classes; other classes' folders are listed."""
     for name in ("train", "val"):
         _folders(tmp_path / name, {NFD: 5, "b": 5, "c": 5})
     _folders(tmp_path / "val", {"new": 5})

@@ -96,7 +96,7 @@ def test_bad_files_are_named_and_left_out(repository: Repository, data: Path) ->
     assert fitted.manifest.images == 36
 
 
-def test_what_is_left_out_is_told_and_reported(repository: Repository, data: Path) -> None:
+def test_what_is_left_out_is_returned_and_reported(repository: Repository, data: Path) -> None:
     """Droppings and dead links stop no fit; they are returned, and the report names them."""
     (data / "amber" / "Thumbs.db").write_text("no picture")
     (data / "blue" / "gone.png").symlink_to("/nonexistent")

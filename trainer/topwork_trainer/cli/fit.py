@@ -126,7 +126,7 @@ def fit(
     """Train on DATA, a folder with a folder of photos for each class, and publish a revision.
 
     If DATA holds train and val or test, with the classes' folders in each, it trains on train
-    alone and judges the model on the others. What is left out is told: hidden files, dead links.
+    alone and judges the model on the others. Files that are left out are listed with the reason.
 
     With --json, ends with: model, revision, labels, accuracy, accuracy_low, accuracy_high,
     per_class, seconds, held_out, left_out and more.

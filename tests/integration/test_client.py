@@ -25,6 +25,7 @@ from support.servers import Command, Running, Teach, eventually, failure
 
 from topwork.cli import options
 from topwork.cli.classify import _interrupts
+from topwork.interrupts import STATUS
 from topwork.rpc.client import AsyncClient, CallFailed, Client, progress, result
 
 LABELS = ["amber", "blue", "crimson", "green"]
@@ -337,7 +338,7 @@ def test_classify_shows_how_far_it_is(server: Running, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_classify(server: Running, tmp_path: Path) -> None:
-    """On SIGINT the rows so far are whole lines, nothing is a traceback, and the status is 1."""
+    """On SIGINT the rows so far are whole lines, nothing is a traceback, and the status is 130."""
     errors = tmp_path / "errors"
     with (
         errors.open("w") as file,
@@ -347,7 +348,7 @@ def test_an_interrupt_ends_classify(server: Running, tmp_path: Path) -> None:
         first = process.stdout.readline()
         process.send_signal(signal.SIGINT)
         output = process.stdout.read()  # communicate() would lose what readline() read ahead
-    assert process.returncode == 1
+    assert process.returncode == STATUS
     assert 0 < len(rows(first + output)) < 20_000
     assert "Traceback" not in errors.read_text()
 

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from topwork_trainer.cli import cli, main
+from topwork_trainer.cli import main
+from topwork_trainer.cli.commands import cli
 
 
 def test_help_needs_no_torch() -> None:
     """Command line, fit and catalogue import no torch: only an export does."""
     code = (
-        "import sys; import topwork_trainer.cli, topwork_trainer.fit, topwork_trainer.backbones\n"
+        "import sys; import topwork_trainer.cli.commands\n"
+        "import topwork_trainer.fit, topwork_trainer.backbones\n"
         "found = {name.partition('.')[0] for name in sys.modules}\n"
         "print(sorted(found & {'torch', 'torchvision'}))"
     )

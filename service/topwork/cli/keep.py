@@ -19,6 +19,7 @@ from topwork.bundle.garbage import REMOVABLE, Collected, collect
 from topwork.bundle.signatures import SigningFiles
 from topwork.bundle.store import Repository
 from topwork.bundle.stored import KINDS
+from topwork.cli.addresses import check_url
 from topwork.cli.options import json_output, require_signed_option, trusted_keys_option
 from topwork.errors import InvalidInput
 
@@ -45,6 +46,7 @@ repository_argument = click.argument(
 @click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
 @click.option(
     "--database",
+    callback=check_url,
     default="",
     help="URL of the database of operations, whose images stay until they are finished, besides "
     "the SQLite file in the repository. Needed where servers or workers were given one.",

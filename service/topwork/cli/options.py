@@ -12,6 +12,7 @@ import click
 
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.signatures import SigningFiles
+from topwork.cli.addresses import Address
 from topwork.errors import ImageError
 from topwork.rpc.client import Client, Credentials
 from topwork.v1 import change_pb2 as change_pb
@@ -51,7 +52,8 @@ def server_option(command: Callable[..., None]) -> Callable[..., None]:
         "--address",
         default="127.0.0.1:50051",
         envvar="TOPWORK_ADDRESS",
-        help="HOST:PORT of the server.",
+        type=Address(of_client=True),
+        help="HOST:PORT of the server, or another name that gRPC resolves.",
     )
     @click.option(
         "--tls",

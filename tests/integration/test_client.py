@@ -169,6 +169,25 @@ async def exhaust(answers: Any) -> None:
         pass
 
 
+def test_a_client_finds_a_server_soon_after_it_opens_its_port() -> None:
+    """While nobody answers it tries again every 2 s or sooner, not after ever longer pauses."""
+    tries: list[socket.socket] = []
+
+    def refuse() -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            while connection := listening.accept()[0]:
+                connection.close()
+                tries.append(connection)
+
+    with ThreadPoolExecutor() as threads, socket.create_server(("127.0.0.1", 0)) as listening:
+        threads.submit(refuse)
+        with Client(f"127.0.0.1:{listening.getsockname()[1]}") as own:
+            error = failure(lambda: own.wait_until_ready(4.0))
+        listening.shutdown(socket.SHUT_RDWR)
+    assert len(tries) > 4
+    assert "something listens there, but" in str(error)
+
+
 def test_an_overload_says_when_to_retry(idle: Running) -> None:
     """Of many large requests at once some are refused, each with a time; others are answered."""
     large = picture("blue", 1, size=(1200, 900))
@@ -409,7 +428,11 @@ def test_a_server_that_is_not_there_is_one_line(
     monkeypatch.setattr(options, "START_SECONDS", 0.2)
     status, _, errors = topwork("models", address=nobody)
     assert status == 1
-    assert errors == f"error: no server answers at {nobody} within 0.2 s\n"
+    assert errors == (
+        f"waiting for a server at {nobody}\n"
+        f"error: no server answers at {nobody} within 0.2 s: nothing listens there; a server does "
+        "once its models are loaded\n"
+    )
 
 
 @pytest.mark.parametrize(

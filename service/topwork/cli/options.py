@@ -14,11 +14,13 @@ from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.signatures import SigningFiles
 from topwork.cli.addresses import Address
 from topwork.errors import ImageError
-from topwork.rpc.client import Client, Credentials
+from topwork.rpc.client import CallFailed, Client, Credentials
 from topwork.v1 import change_pb2 as change_pb
 
-START_SECONDS = 10.0
+START_SECONDS = 30.0
 """How long a command waits for a server that does not answer yet."""
+QUIET_SECONDS = 1.0
+"""How long of it without saying so."""
 
 readable_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 model_option = click.option("--model", required=True, help="The model's name.")
@@ -201,7 +203,11 @@ def read_photo(path: Path) -> bytes:
 def connected(server: ServerAt) -> Iterator[Client]:
     """Yield a client of ``server``, which may be starting. Raises CallFailed, InvalidInput."""
     with Client(server.address, server.credentials) as client:
-        client.wait_until_ready(START_SECONDS)
+        try:
+            client.wait_until_ready(min(QUIET_SECONDS, START_SECONDS))
+        except CallFailed:
+            click.echo(f"waiting for a server at {server.address}", err=True)
+            client.wait_until_ready(START_SECONDS)
         yield client
 
 

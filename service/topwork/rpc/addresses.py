@@ -1,4 +1,4 @@
-"""Server addresses: HOST:PORT, [IPv6]:PORT and unix:PATH, parsed and tried with a socket."""
+"""Server addresses, HOST:PORT, [IPv6]:PORT and unix:PATH: parsed, and tried with a socket."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import socket
 from dataclasses import dataclass
 
 from topwork.errors import InvalidInput, Unavailable
+
+CONNECT_SECONDS = 1.0
+"""How long a connection to a server that gRPC did not find may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,10 @@ def parse(address: str) -> HostPort | None:
     bare = host.strip("[]")
     if not (host == f"[{bare}]" if _is_ipv6(bare) else host == bare and ":" not in bare):
         raise _wrong(address, "is not HOST:PORT: an IPv6 address, and no other, is in brackets")
+    try:
+        bare.encode("idna")  # as Python's sockets do
+    except UnicodeError as error:
+        raise _wrong(address, f"has the host {bare!r}, which is none") from error
     return HostPort(bare, int(port))
 
 
@@ -77,6 +84,23 @@ def check_free(address: HostPort) -> None:
         )
     if len(failures) == len(addresses):  # else such as a host without IPv6
         raise Unavailable(f"cannot listen on {address}: {failures[0].strerror}") from failures[0]
+
+
+def why_unreachable(address: str, *, tls: bool) -> str:
+    """Return why gRPC, which does not say, may have found no server; empty: that is not known."""
+    try:
+        parsed = parse(address)
+        if parsed is None:
+            return ""
+        socket.create_connection((parsed.host, parsed.port), CONNECT_SECONDS).close()
+    except InvalidInput:  # a name that only gRPC resolves
+        return ""
+    except ConnectionRefusedError:
+        return "nothing listens there; a server does once its models are loaded"
+    except OSError as error:
+        return error.strerror or "no connection"
+    wanted = "with TLS that this client trusts" if tls else "in plaintext: does it want TLS?"
+    return f"something listens there, but it does not speak gRPC {wanted}"
 
 
 def _is_ipv6(text: str) -> bool:

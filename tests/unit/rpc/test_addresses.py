@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 
 from topwork.errors import InvalidInput, Unavailable
-from topwork.rpc.addresses import HostPort, check_free, parse
+from topwork.rpc.addresses import HostPort, check_free, parse, why_unreachable
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,7 @@ def test_address_that_grpc_takes_is_parsed(address: str, found: HostPort | None)
         ("localhost:²", "the port '²'"),
         ("http://localhost:50051", "is a URL"),
         ("unix:", "has no path"),
+        ("a..b:1", "has the host 'a..b', which is none"),
     ],
 )
 def test_address_that_is_incomplete_says_what_is_missing(address: str, why: str) -> None:
@@ -80,8 +82,33 @@ def test_check_free_ignores_a_connection_that_ended() -> None:
     check_free(HostPort(*where))
 
 
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
-def test_check_free_says_that_a_host_is_not_this_one(host: str) -> None:
-    """A name that nobody knows and an address of another host cannot be listened on."""
-    with pytest.raises(Unavailable, match=f"cannot listen on {host}:1"):
-        check_free(HostPort(host, 1))
+def test_check_free_says_that_a_host_is_another_one() -> None:
+    """An address of another host cannot be listened on."""
+    with pytest.raises(Unavailable, match="cannot listen on 192.0.2.1:1"):
+        check_free(HostPort("192.0.2.1", 1))
+
+
+def test_a_host_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By server and client, in the resolver's words."""
+
+    def unknown(*_: object, **__: object) -> NoReturn:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(Unavailable, match=r"^cannot listen on nobody:1: Name or service not known"):
+        check_free(HostPort("nobody", 1))
+    assert why_unreachable("nobody:1", tls=False) == "Name or service not known"
+
+
+@pytest.mark.parametrize(("tls", "why"), [(False, "does it want TLS"), (True, "with TLS that")])
+def test_why_unreachable_knows_what_listens(taken: HostPort, tls: bool, why: str) -> None:
+    """A port where somebody listens is no server that is missing, but one that speaks otherwise."""
+    assert why in why_unreachable(str(taken), tls=tls)
+
+
+def test_why_unreachable_knows_that_nobody_listens(taken: HostPort) -> None:
+    """A port that refuses; of what only gRPC can resolve nothing is known."""
+    nobody = HostPort("127.0.0.2", taken.port)
+    assert "nothing listens there" in why_unreachable(str(nobody), tls=False)
+    assert why_unreachable("dns:///localhost:1", tls=False) == ""
+    assert why_unreachable("unix:none.sock", tls=False) == ""

@@ -409,8 +409,37 @@ def test_a_call_that_fails_is_one_line(topwork: Command, arguments: tuple[str, .
     """What the server refuses is one line on standard error, and status 1."""
     status, _, errors = topwork(*arguments)
     assert status == 1
-    assert errors.splitlines()[-1] == "error: there is no model 'models/unknown'"
+    assert errors.splitlines()[-1].startswith("error: there is no model 'models/unknown'")
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("command", "end"),
+    [
+        ("describe colour", "there is no model 'models/colour'; close to it: colours"),
+        (f"classify --model colour {__file__}", "; close to it: colours"),
+        ("remove-class --model colours --label crimsom", "'crimsom'; close to it: crimson"),
+        ("rollback --model colours --revision 7", "; there are: 1"),
+        ("operations cancel 0eedf153-e607-48de-8787-0cdbbd424572", "0cdbbd424572'"),
+    ],
+)
+def test_a_wrong_name_is_told_with_those_close_to_it(
+    topwork: Command, command: str, end: str
+) -> None:
+    """A model, label or revision that is not there: the error ends with what may be meant."""
+    name, *options = command.replace("operations ", "operations_").split()
+    status, _, errors = topwork(name.replace("_", " "), *options)
+    assert status == 1
+    assert errors.splitlines()[-1].endswith(end)
+
+
+@pytest.mark.parametrize("command", ["classify --model m", "add-class --model m --label l"])
+def test_a_url_is_told_not_to_be_a_file(topwork: Command, command: str) -> None:
+    """An argument that is a URL is named as it was given, with both slashes."""
+    name, *options = command.split()
+    status, _, errors = topwork(name, *options, "https://example.org/tulip.jpg")
+    assert status == 2
+    assert "'https://example.org/tulip.jpg' is a URL, no file" in " ".join(errors.split())
 
 
 @pytest.mark.parametrize("name", ["[/x]", "[bold]"])
@@ -598,7 +627,8 @@ def test_the_command_runs_as_a_module(server: Running) -> None:
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: there is no model 'models/unknown'\n"
+    assert done.stderr.startswith("error: there is no model 'models/unknown'")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_servers_behind_one_name_take_turns(server: Running, idle: Running) -> None:

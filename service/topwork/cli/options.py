@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import click
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.signatures import SigningFiles
 from topwork.cli.addresses import Address
+from topwork.cli.candidates import naming_candidates
 from topwork.errors import ImageError
 from topwork.rpc.client import CallFailed, Client, Credentials
 from topwork.v1 import change_pb2 as change_pb
@@ -34,6 +36,21 @@ validate_only_option = click.option(
     "--validate-only", is_flag=True, help="Say what would come of it, and change nothing."
 )
 json_output = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+
+
+class PhotoPath(click.Path):
+    """A file or folder on this host: a URL, of which a path would lose a slash, is refused."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """See click."""
+        if "://" in os.fspath(value):
+            self.fail(f"{value!r} is a URL, no file: download it, and give the file", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +225,8 @@ def connected(server: ServerAt) -> Iterator[Client]:
         except CallFailed:
             click.echo(f"waiting for a server at {server.address}", err=True)
             client.wait_until_ready(START_SECONDS)
-        yield client
+        with naming_candidates(client):
+            yield client
 
 
 def photo_files(given: Sequence[Path]) -> list[Path]:

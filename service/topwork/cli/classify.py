@@ -26,6 +26,7 @@ from rich.progress import (
 from rich.text import Text
 
 from topwork.cli.options import (
+    PhotoPath,
     ServerAt,
     connected,
     json_output,
@@ -54,7 +55,7 @@ Row = dict[str, Any]
 @click.option("--revision", default=0, type=click.IntRange(min=0), help="0: the one that serves.")
 @click.option("--top-k", default=5, type=click.IntRange(min=1), help="Predictions an image.")
 @json_output
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=PhotoPath(path_type=Path))
 def classify(
     server: ServerAt,
     model: str,

@@ -84,7 +84,7 @@ def test_check_free_ignores_a_connection_that_ended() -> None:
 
 def test_check_free_says_that_a_host_is_another_one() -> None:
     """An address of another host cannot be listened on."""
-    with pytest.raises(Unavailable, match="cannot listen on 192.0.2.1:1"):
+    with pytest.raises(Unavailable, match=r"cannot listen on 192\.0\.2\.1:1"):
         check_free(HostPort("192.0.2.1", 1))
 
 

@@ -17,6 +17,7 @@ from topwork.bundle.findings import Finding
 from topwork_trainer import backbones
 from topwork_trainer.audit import Audit
 from topwork_trainer.cli import progress
+from topwork_trainer.cli.options import data_argument
 
 NAMES = 10
 """File names shown of a finding, and findings of one kind; --json has them all."""
@@ -25,7 +26,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@data_argument
 @click.option(
     "--repository",
     type=click.Path(file_okay=False, path_type=Path),

@@ -19,7 +19,7 @@ from topwork.bundle.findings import Finding
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
-from topwork_trainer.cli.options import cache_option
+from topwork_trainer.cli.options import cache_option, data_argument
 from topwork_trainer.fit import FitConfig, Fitted
 
 
@@ -39,7 +39,7 @@ class _OrAuto(click.ParamType[Any]):
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@data_argument
 @click.option("--model", required=True, help="Name of the model: a-z 0-9 . _ -")
 @click.option("--repository", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--classes", help="Folders to use, comma-separated. Default: all.")

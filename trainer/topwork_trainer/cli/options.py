@@ -11,6 +11,24 @@ from typing import Any
 import click
 
 
+class _DataPath(click.Path):
+    """A folder on this host: a URL, of which a path would lose a slash, is refused."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """See click."""
+        if "://" in os.fspath(value):
+            self.fail(f"{value!r} is a URL, no folder: download the photos first", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+data_argument = click.argument("data", type=_DataPath(path_type=Path))
+
+
 def cache_directory() -> Path:
     """Return where embeddings are kept: XDG's cache directory, as the environment says."""
     root = os.environ.get("XDG_CACHE_HOME", "")

@@ -23,14 +23,14 @@ from topwork_trainer.backbones import LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE, Choice
 from topwork_trainer.bench import Bench
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.cli import progress
-from topwork_trainer.cli.options import cache_option
+from topwork_trainer.cli.options import cache_option, data_argument
 from topwork_trainer.data import scan
 from topwork_trainer.rank import SAMPLE, explain, shown
 from topwork_trainer.rank import rank as ranked
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@data_argument
 @click.option(
     "--backbones",
     "wanted",

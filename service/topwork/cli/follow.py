@@ -9,6 +9,7 @@ from google.longrunning import operations_pb2
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from topwork import tables
 from topwork.cli import show_change
 from topwork.rpc.client import CallFailed, Client, progress, rejected, result
 
@@ -48,12 +49,12 @@ def tell(finished: operations_pb2.Operation, seconds: float, *, as_json: bool) -
         if as_json:
             print(json.dumps(show_change.failed_json(finished.name, error)))
         elif (comparison := rejected(error)) is not None:
-            Console().print(show_change.compared(comparison))
+            tables.console().print(show_change.compared(comparison))
         raise
     if as_json:
         print(json.dumps(show_change.changed_json(finished, response, seconds)))
     else:
-        show_change.changed(Console(), finished, response, seconds)
+        show_change.changed(tables.console(), finished, response, seconds)
 
 
 def see_through(

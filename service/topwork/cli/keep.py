@@ -12,8 +12,8 @@ import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from topwork import tables
 from topwork.bundle.check import Problem, check
 from topwork.bundle.garbage import REMOVABLE, Collected, collect
 from topwork.bundle.signatures import SigningFiles
@@ -145,12 +145,12 @@ def _disk_errors() -> Iterator[None]:
 
 
 def _show_collected(found: Collected, *, dry_run: bool) -> None:
-    console = Console()
-    table = Table("", "would go" if dry_run else "deleted", "bytes")
+    rows = []
     for kind in REMOVABLE:
         sizes = [one.size for one in found.removed if one.kind == kind]
-        table.add_row(kind, f"{len(sizes):,}", f"{sum(sizes):,}")
-    console.print(table)
+        rows.append((kind, f"{len(sizes):,}", f"{sum(sizes):,}"))
+    headers = ("", "would go" if dry_run else "deleted", "bytes")
+    tables.console().print(tables.table(headers, rows))
     for text in found.refused:
         Console(stderr=True).print("[red]kept:[/]", escape(text), highlight=False, soft_wrap=True)
 

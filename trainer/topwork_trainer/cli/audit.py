@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from topwork import tables
 from topwork.bundle.findings import Finding
 from topwork_trainer import backbones
 from topwork_trainer.audit import Audit
@@ -77,17 +77,15 @@ def audit(
             )
         )
     else:
-        _show(Console(), audited)
+        _show(tables.console(), audited)
     if strict and any(one.severity != "note" for one in audited.findings):
         sys.exit(1)
 
 
 def _show(console: Console, audited: Audit) -> None:
-    table = Table("label", "usable images")
-    for label, count in audited.counts.items():
-        table.add_row(escape(label), str(count))
     if audited.counts:
-        console.print(table)
+        rows = [(label, str(count)) for label, count in audited.counts.items()]
+        console.print(tables.table(("label", "usable images"), rows))
     kinds = groupby(audited.findings, key=lambda one: (one.severity, one.kind))
     for (severity, kind), group in kinds:
         findings = list(group)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from topwork import tables
 from topwork_trainer.cli import progress
 
 
@@ -55,4 +56,4 @@ def demo(data: Path | None, new: str | None, work: Path | None) -> None:
     """
     from topwork_trainer.demo import story
 
-    story.tell(data, new=new, work=work, console=Console())
+    story.tell(data, new=new, work=work, console=tables.console())

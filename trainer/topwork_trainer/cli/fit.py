@@ -12,15 +12,17 @@ from typing import Any, Literal, get_args
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from topwork import tables
 from topwork.bundle.findings import Finding
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
 from topwork_trainer.cli.options import cache_option, data_argument
 from topwork_trainer.fit import FitConfig, Fitted
+
+MOST_CALLED = 12
+"""Labels up to which the confusion matrix is printed, where the terminal is wide enough."""
 
 
 class _OrAuto(click.ParamType[Any]):
@@ -140,7 +142,7 @@ def fit(
     if as_json:
         print(json.dumps(_json(fitted)))
     else:
-        _show(Console(), fitted)
+        _show(tables.console(), fitted)
 
 
 def _json(fitted: Fitted) -> dict[str, object]:
@@ -185,22 +187,19 @@ def _json(fitted: Fitted) -> dict[str, object]:
 
 def _show(console: Console, fitted: Fitted) -> None:
     metrics, manifest = fitted.metrics, fitted.manifest
-    table = Table(
-        "label",
-        "images",
-        "precision",
-        "recall",
-        *(f"called {escape(one)}" for one in manifest.labels[:12]),
+    headers = ("label", "images", "precision", "recall")
+    rows = [
+        (one.label, str(one.images), f"{one.precision:.3f}", f"{one.recall:.3f}")
+        for one in metrics.per_label
+    ]
+    called = [f"called {one}" for one in manifest.labels]
+    counts = [map(str, row) for row in metrics.confusion]
+    whole = tables.table(
+        (*headers, *called), [(*row, *more) for row, more in zip(rows, counts, strict=True)]
     )
-    for one, row in zip(metrics.per_label, metrics.confusion, strict=True):
-        table.add_row(
-            escape(one.label),
-            str(one.images),
-            f"{one.precision:.3f}",
-            f"{one.recall:.3f}",
-            *(str(count) for count in row[:12]),
-        )
-    console.print(table)
+    # The report has the confusion matrix of however many labels.
+    wide = tables.width(whole) <= console.width and len(called) <= MOST_CALLED
+    console.print(whole if wide else tables.table(headers, rows, copied=["label"]))
     for skipped in fitted.skipped:
         console.print(f"left out {skipped.name}: {skipped.message}", markup=False, soft_wrap=True)
     for note in fitted.notes:

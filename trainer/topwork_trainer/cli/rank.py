@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from topwork import tables
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.engine.cores import available_cores
@@ -105,7 +106,7 @@ def rank(
         shape = {"backbones": [asdict(row) for row in rows], "chosen": str(taken), "seed": seed}
         print(json.dumps(shape))
     else:
-        _show(Console(), rows)
+        _show(tables.console(), rows)
 
 
 def _choices(wanted: str | None, image_size: int | None, views: int | None) -> list[Choice]:

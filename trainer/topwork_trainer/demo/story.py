@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from topwork import tables
 from topwork.errors import InvalidInput
 from topwork_trainer import commands
 from topwork_trainer.commands import Row
@@ -138,20 +139,22 @@ def _table(
     retrained: Row,
 ) -> Table:
     photos = sum(len(rows) for rows in before.values())
-    table = Table("", "before", "after AddClass", "full retrain", title=f"{photos} held-out photos")
     everything = (before, after, joint)
-    table.add_row(
-        f"accuracy on the {len(old)} old classes",
-        *(f"{_accuracy(said, old):.3f}" for said in everything),
-    )
-    table.add_row(f"recall of {new}", *(f"{_accuracy(said, [new]):.3f}" for said in everything))
-    table.add_row(
-        "seconds until it serves",
-        "",
-        f"{added['seconds']['total']:.2f}",
-        f"{retrained['seconds']['total']:.2f}",
-    )
-    return table
+    headers = (f"{photos} held-out photos", "before", "after AddClass", "full retrain")
+    rows = [
+        (
+            f"accuracy on the {len(old)} old classes",
+            *(f"{_accuracy(said, old):.3f}" for said in everything),
+        ),
+        (f"recall of {new}", *(f"{_accuracy(said, [new]):.3f}" for said in everything)),
+        (
+            "seconds until it serves",
+            "",
+            f"{added['seconds']['total']:.2f}",
+            f"{retrained['seconds']['total']:.2f}",
+        ),
+    ]
+    return tables.table(headers, rows)
 
 
 def _step(console: Console, text: str) -> None:

@@ -17,7 +17,7 @@ from topwork.bundle.findings import Finding
 from topwork_trainer import backbones
 from topwork_trainer.audit import Audit
 from topwork_trainer.cli import progress
-from topwork_trainer.cli.options import data_argument
+from topwork_trainer.cli.options import cache_option, data_argument
 
 NAMES = 10
 """File names shown of a finding, and findings of one kind; --json has them all."""
@@ -40,6 +40,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
     type=click.IntRange(0, 2**31 - 1),
     help="Seed of the cross-validation's folds.",
 )
+@cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 for any error or warning.")
 def audit(
@@ -48,6 +49,7 @@ def audit(
     classes: str | None,
     backbone: str,
     seed: int,
+    cache: Path | None,
     as_json: bool,
     strict: bool,
 ) -> None:
@@ -63,6 +65,7 @@ def audit(
         classes=[name.strip() for name in classes.split(",")] if classes else None,
         backbone=backbone,
         seed=seed,
+        cache=cache,
     )
     with progress.stages() as on_progress:
         audited = auditing.audit(config, on_progress)

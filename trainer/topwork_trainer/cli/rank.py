@@ -21,6 +21,7 @@ from topwork.engine.cores import available_cores
 from topwork.report.content import RankedBackbone
 from topwork_trainer import backbones
 from topwork_trainer.backbones import LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE, Choice
+from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.bench import Bench
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.cli import progress
@@ -59,7 +60,7 @@ from topwork_trainer.rank import rank as ranked
 @click.option(
     "--repository",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where exported backbones are kept. Default: in the cache.",
+    help="Where exported backbones are kept beside the cache. Default: nowhere.",
 )
 @cache_option
 @click.option(
@@ -89,7 +90,7 @@ def rank(
     sources = scan(data, classes=_split(classes) if classes else None)
     choices = _choices(wanted, image_size, views)
     with ExitStack() as stack:
-        root = repository or cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        root = repository or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         kept = stack.enter_context(EmbeddingCache(cache)) if cache else None
         on_progress = stack.enter_context(progress.stages())
         bench = Bench(
@@ -99,6 +100,7 @@ def rank(
             seed=seed,
             cores=available_cores(),
             cache=kept,
+            exports=Exports(cache) if cache else None,
             on_progress=on_progress,
         )
         taken, rows = ranked(bench, choices, size=size)

@@ -15,6 +15,7 @@ from topwork.cli.health import health
 from topwork.cli.history import history, pin_revision, rollback
 from topwork.cli.keep import fsck, gc
 from topwork.cli.operations import operations
+from topwork.cli.proto import proto
 from topwork.cli.serve import serve, worker
 from topwork.cli.sign import keygen, sign, verify
 from topwork.cli.teach import add_class, add_examples
@@ -50,6 +51,7 @@ COMMANDS: tuple[click.Command, ...] = (
     sign,
     verify,
     token,
+    proto,
 )
 for command in COMMANDS:
     cli.add_command(command)

@@ -55,6 +55,28 @@ def test_demo_data_says_that_it_is_rendered(tmp_path: Path) -> None:
     assert len(list((tmp_path / "d").glob("*/*.jpg"))) == 5
 
 
+def test_demo_data_holds_out_every_fourth_picture(tmp_path: Path) -> None:
+    """What is held out lies in folders of the same names, and no longer among the others."""
+    photos, held_out = tmp_path / "photos", tmp_path / "held-out"
+    options = ["--images-per-label", "8", "--held-out", str(held_out)]
+    done = CliRunner().invoke(cli, ["demo-data", str(photos), *options])
+    assert done.exit_code == 0
+    moved = {path.relative_to(held_out) for path in held_out.rglob("*.jpg")}
+    left = {path.relative_to(photos) for path in photos.rglob("*.jpg")}
+    assert (len(moved), len(left), moved & left) == (10, 30, set())
+    assert {path.parent.name for path in moved} == {path.parent.name for path in left}
+
+
+@pytest.mark.parametrize("command", ["demo-data", "fetch flower_photos"])
+def test_pictures_are_not_held_out_among_the_others(tmp_path: Path, command: str) -> None:
+    """There they would be a class: it is refused before anything is drawn or fetched."""
+    photos = tmp_path / "photos"
+    arguments = [*command.split(), str(photos), "--held-out", str(photos / "held-out")]
+    done = CliRunner().invoke(cli, arguments)
+    assert "must not be in" in str(done.exception)
+    assert not photos.exists()
+
+
 def test_demo_wants_three_classes(tmp_path: Path) -> None:
     """The demo says which classes there are when the one to add is none of them."""
     for label in ("a", "b", "c"):

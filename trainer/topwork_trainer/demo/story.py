@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,6 +90,20 @@ def split(data: Path, train: Path, held_out: Path) -> list[str]:
         link.unlink(missing_ok=True)
         link.symlink_to(data / source.name)
     return sorted(position)
+
+
+def check_apart(photos: Path, held_out: Path) -> None:
+    """Raise InvalidInput if ``held_out`` is in ``photos``, where it would be a class of its own."""
+    if photos.resolve() in [held_out.resolve(), *held_out.resolve().parents]:
+        raise InvalidInput(f"{held_out} must not be in {photos}", field="held_out")
+
+
+def hold_out(photos: Path, held_out: Path) -> None:
+    """Move every fourth file of each folder of ``photos`` to one of its name in ``held_out``."""
+    for folder in [one for one in sorted(photos.iterdir()) if one.is_dir()]:
+        (held_out / folder.name).mkdir(parents=True, exist_ok=True)
+        for file in sorted(folder.iterdir())[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]:
+            shutil.move(file, held_out / folder.name / file.name)
 
 
 @dataclass(frozen=True, slots=True)

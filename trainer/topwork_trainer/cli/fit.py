@@ -226,4 +226,4 @@ def _show(console: Console, fitted: Fitted) -> None:
 
 def _counted(findings: Sequence[Finding]) -> str:
     counts = Counter(one.severity for one in findings)
-    return ", ".join(f"{count} {severity}s" for severity, count in counts.items() if count)
+    return ", ".join(f"{count} {one}{'s' * (count > 1)}" for one, count in counts.items())

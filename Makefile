@@ -12,14 +12,15 @@ IMAGE := topwork:$(TARGET)
 
 .PHONY: install demo test tritonclient lint format proto bench image image-base image-test soak fuzz audit sbom soak-edge clean
 
-install: $(INSTALLED)  ## Make .venv with everything in it
+install: $(INSTALLED)  ## Make .venv with everything in it; TORCH_INDEX=, an index of torch for CPUs alone
 
-# torch first and by its pin: asked for together with others, pip may take a build with CUDA.
+# torch first and by its pin: asked for together with others, pip may take a build with CUDA, as it does
+# without TORCH_INDEX, the index of torch for CPUs.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
-	$(PIP) torch
+	$(PIP) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)" torch torchvision,torch)
 	$(PIP) --editable '.[cpu,train,dev]'
 	touch $@
 

@@ -80,6 +80,8 @@ def generate(work: Path) -> Path:
     )
     for name in PACKAGES:
         (out / name / "__init__.py").write_text(MARK.format(name))
+    for source in SOURCES:  # which `topwork proto` gives to those who write other clients
+        shutil.copy(PROTO / source, out / source)
     return out
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import rich.console
+from rich.markup import escape
 from rich.text import Text
 
+from topwork.errors import InvalidInput, TopworkError
 from topwork.printable import printable
 
 
@@ -20,7 +23,23 @@ class Console(rich.console.Console):
         return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
 
 
-def escape_unencodable() -> None:
-    """Let standard output escape what its encoding lacks, as standard error does, not fail."""
+def run(command: Callable[[], object]) -> None:
+    """Run a command line; an expected error is one line on standard error and exit status 1.
+
+    Standard output escapes what its encoding lacks, as standard error does, instead of failing.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        command()
+    except TopworkError as error:
+        _fail(error)
+    except UnicodeEncodeError as error:  # of a message to the server
+        _fail(InvalidInput(f"{printable(error.object)} is no UTF-8", field="argument"))
+
+
+def _fail(error: TopworkError) -> None:
+    Console(stderr=True).print(
+        "[red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True
+    )
+    sys.exit(1)

@@ -11,18 +11,26 @@ import pytest
 from topwork.bundle.store import Repository
 from topwork_trainer import commands
 from topwork_trainer.backbones import DEFAULT, Choice
+from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
+from topwork_trainer.cli.options import cache_directory
 
 
 @pytest.fixture(scope="session")
-def new_repository(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Return a maker of repositories that hold the default backbone, exported once."""
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a repository that holds the default backbone; the cache has it from now on."""
     root = tmp_path_factory.mktemp("exported")
-    prepare_backbone(Repository(root), Choice(name=DEFAULT))
+    prepare_backbone(Repository(root), Choice(name=DEFAULT), Exports(cache_directory()))
+    return root
+
+
+@pytest.fixture(scope="session")
+def new_repository(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Return a maker of repositories that hold the default backbone."""
 
     def make() -> Path:
         repository = tmp_path_factory.mktemp("repository")
-        shutil.copytree(root / "backbones", repository / "backbones")
+        shutil.copytree(exported / "backbones", repository / "backbones")
         return repository
 
     return make

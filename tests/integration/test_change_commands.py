@@ -196,6 +196,27 @@ def test_operations_list(topwork: Command, teach: Teach, model: str) -> None:
     assert "error: filter 'colour = blue' cannot be used" in errors
 
 
+@pytest.mark.parametrize("columns", ["80", ""])
+def test_names_to_copy_are_whole_in_narrow_terminals_and_pipes(
+    topwork: Command, teach: Teach, model: str, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    """Operations and models are in one piece in the tables that people look them up in."""
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    else:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    operation = teach(model, "violet", VIOLETS).name.removeprefix("operations/")
+    _, listed, _ = topwork("operations list", "--filter", f"model = models/{model}")
+    _, moves, _ = topwork("history", model)
+    _, models, _ = topwork("models")
+    _, header, *rows = ("", *listed.splitlines())
+    assert [line.split()[:2] for line in rows if line[0] != " "] == [[operation, model]]
+    assert operation in moves
+    assert model in {line.split()[0] for line in models.splitlines()}
+    assert all(len(line) <= 80 for line in [header, *rows]) or not columns
+    assert "…" not in listed + moves + models
+
+
 def test_operations_watch(topwork: Command, teach: Teach, model: str) -> None:
     """`operations watch` ends as the command that began the operation, by name or bare id."""
     good = teach(model, "violet", VIOLETS)

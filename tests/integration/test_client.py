@@ -25,6 +25,7 @@ from support.servers import Command, Running, Teach, eventually, failure
 
 from topwork.cli import options
 from topwork.cli.classify import _interrupts
+from topwork.interrupts import STATUS
 from topwork.rpc.client import AsyncClient, CallFailed, Client, progress, result
 
 LABELS = ["amber", "blue", "crimson", "green"]
@@ -166,6 +167,25 @@ async def exhaust(answers: Any) -> None:
     """Take all that comes."""
     async for _ in answers:
         pass
+
+
+def test_a_client_finds_a_server_soon_after_it_opens_its_port() -> None:
+    """While nobody answers it tries again every 2 s or sooner, not after ever longer pauses."""
+    tries: list[socket.socket] = []
+
+    def refuse() -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            while connection := listening.accept()[0]:
+                connection.close()
+                tries.append(connection)
+
+    with ThreadPoolExecutor() as threads, socket.create_server(("127.0.0.1", 0)) as listening:
+        threads.submit(refuse)
+        with Client(f"127.0.0.1:{listening.getsockname()[1]}") as own:
+            error = failure(lambda: own.wait_until_ready(4.0))
+        listening.shutdown(socket.SHUT_RDWR)
+    assert len(tries) > 4
+    assert "something listens there, but" in str(error)
 
 
 def test_an_overload_says_when_to_retry(idle: Running) -> None:
@@ -392,7 +412,7 @@ def test_classify_shows_how_far_it_is(server: Running, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_classify(server: Running, tmp_path: Path) -> None:
-    """On SIGINT the rows so far are whole lines, nothing is a traceback, and the status is 1."""
+    """On SIGINT the rows so far are whole lines, nothing is a traceback, and the status is 130."""
     errors = tmp_path / "errors"
     with (
         errors.open("w") as file,
@@ -402,7 +422,7 @@ def test_an_interrupt_ends_classify(server: Running, tmp_path: Path) -> None:
         first = process.stdout.readline()
         process.send_signal(signal.SIGINT)
         output = process.stdout.read()  # communicate() would lose what readline() read ahead
-    assert process.returncode == 1
+    assert process.returncode == STATUS
     assert 0 < len(rows(first + output)) < 20_000
     assert "Traceback" not in errors.read_text()
 
@@ -444,8 +464,37 @@ def test_a_call_that_fails_is_one_line(topwork: Command, arguments: tuple[str, .
     """What the server refuses is one line on standard error, and status 1."""
     status, _, errors = topwork(*arguments)
     assert status == 1
-    assert errors.splitlines()[-1] == "error: there is no model 'models/unknown'"
+    assert errors.splitlines()[-1].startswith("error: there is no model 'models/unknown'")
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("command", "end"),
+    [
+        ("describe colour", "there is no model 'models/colour'; close to it: colours"),
+        (f"classify --model colour {__file__}", "; close to it: colours"),
+        ("remove-class --model colours --label crimsom", "'crimsom'; close to it: crimson"),
+        ("rollback --model colours --revision 7", "; there are: 1"),
+        ("operations cancel 0eedf153-e607-48de-8787-0cdbbd424572", "0cdbbd424572'"),
+    ],
+)
+def test_a_wrong_name_is_told_with_those_close_to_it(
+    topwork: Command, command: str, end: str
+) -> None:
+    """A model, label or revision that is not there: the error ends with what may be meant."""
+    name, *options = command.replace("operations ", "operations_").split()
+    status, _, errors = topwork(name.replace("_", " "), *options)
+    assert status == 1
+    assert errors.splitlines()[-1].endswith(end)
+
+
+@pytest.mark.parametrize("command", ["classify --model m", "add-class --model m --label l"])
+def test_a_url_is_told_not_to_be_a_file(topwork: Command, command: str) -> None:
+    """An argument that is a URL is named as it was given, with both slashes."""
+    name, *options = command.split()
+    status, _, errors = topwork(name, *options, "https://example.org/tulip.jpg")
+    assert status == 2
+    assert "'https://example.org/tulip.jpg' is a URL, no file" in " ".join(errors.split())
 
 
 @pytest.mark.parametrize("name", ["[/x]", "[bold]"])
@@ -489,7 +538,11 @@ def test_a_server_that_is_not_there_is_one_line(
     monkeypatch.setattr(options, "START_SECONDS", 0.2)
     status, _, errors = topwork("models", address=nobody)
     assert status == 1
-    assert errors == f"error: no server answers at {nobody} within 0.2 s\n"
+    assert errors == (
+        f"waiting for a server at {nobody}\n"
+        f"error: no server answers at {nobody} within 0.2 s: nothing listens there; a server does "
+        "once its models are loaded\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -772,7 +825,8 @@ def test_the_command_runs_as_a_module(server: Running) -> None:
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: there is no model 'models/unknown'\n"
+    assert done.stderr.startswith("error: there is no model 'models/unknown'")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_servers_behind_one_name_take_turns(server: Running, idle: Running) -> None:

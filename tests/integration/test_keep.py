@@ -68,8 +68,8 @@ def test_gc_deletes_and_says_what(repository: Repository, run: Run) -> None:
     """It deletes what it should and counts it, a row a kind."""
     result = run(gc, "--keep", "1")
     assert result.status == 0
-    rows = [line.split("│")[1:4] for line in result.stdout.splitlines() if "│" in line]
-    counts = {kind.strip(): int(count) for kind, count, _ in rows}
+    _, *rows = result.stdout.splitlines()
+    counts = {kind: int(count) for kind, count, _ in map(str.split, rows)}
     assert counts == {"revision": 2, "backbone": 0, "shard": 1, "image": 1, "temporary": 0}
     assert repository.revisions("m") == [3, 4]
 

@@ -344,14 +344,20 @@ def test_the_command_serves_until_a_signal(tmp_path: Path, number: signal.Signal
         server.close()
 
 
-def test_a_port_that_is_taken_is_an_error(tmp_path: Path, server: Running) -> None:
-    """A server that cannot have its port says so in one line and ends with status 1."""
-    second = Running(servers.command(tmp_path / "new", server.address), tmp_path / "new")
+@pytest.mark.parametrize("option", ["--address", "--health-port", "--metrics-port"])
+def test_a_taken_port_is_told_before_models_are_loaded(
+    colours: Repository, server: Running, option: str
+) -> None:
+    """A server that cannot have a port says so in one line, at once, and ends with status 1."""
+    port = server.address.rpartition(":")[2]
+    taken = f"127.0.0.1:{port}" if option == "--address" else port
+    second = Running([*servers.command(colours.root), option, taken], colours.root)
     try:
         assert second.process.wait(servers.PATIENCE) == 1
         assert second.gone(), "a process was left behind"
-        assert f"error: cannot listen on '{server.address}'" in second.log
+        assert f"error: port {port} of 127.0.0.1 is in use" in second.log
         assert "Traceback" not in second.log
+        assert second.facts == [], "something was loaded"
     finally:
         second.close()
 

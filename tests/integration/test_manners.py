@@ -237,7 +237,11 @@ def test_the_configuration_is_printed_and_nothing_served(topwork: Command, tmp_p
     [
         (("--tls-cert", "server.pem"), "go together"),
         (("--client-ca", "ca.pem"), "go together"),
-        (("--health-port", "here"), "neither PORT nor HOST:PORT"),
+        (("--health-port", "here"), "'here' has no port"),
+        (("--health-port", "70000"), "'127.0.0.1:70000' has the port '70000'"),
+        (("--mtls-address", "here"), "'here' has no port"),
+        (("--database", "topwork"), "is no URL"),
+        (("--otlp-endpoint", "localhost:4318"), "is no URL"),
     ],
 )
 def test_options_that_do_not_fit_together_are_told(
@@ -247,6 +251,20 @@ def test_options_that_do_not_fit_together_are_told(
     code, _, errors = topwork("serve", "--repository", tmp_path, *options, "--print-config")
     assert code == 2
     assert why in " ".join(errors.split())
+
+
+@pytest.mark.parametrize("command", [("serve", "--repository", "r"), ("models",), ("health",)])
+def test_an_address_without_a_port_is_told(topwork: Command, command: tuple[str, ...]) -> None:
+    """By server and client, as a fault of this option: not as one of plaintext or of the server."""
+    code, _, errors = topwork(*command, address="localhost")
+    assert code == 2
+    assert "'--address': 'localhost' has no port: write HOST:PORT" in " ".join(errors.split())
+
+
+def test_a_client_takes_names_that_grpc_resolves(server: Running, topwork: Command) -> None:
+    """An address that only gRPC understands is left to it."""
+    code, out, _ = topwork("health", address=f"dns:///{server.address}")
+    assert (code, out) == (0, "SERVING\n")
 
 
 def test_plaintext_for_other_hosts_does_not_start(tmp_path: Path) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -135,20 +133,3 @@ def listening(pid: int) -> set[int]:
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in links:
                 found.add(int(fields[1].rpartition(":")[2], 16))
     return found
-
-
-def test_a_metrics_port_that_is_taken_is_an_error(tmp_path: Path) -> None:
-    """A server that cannot have its metrics port says so in one line and ends with status 1."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        options: list[Any] = ["--repository", tmp_path / "new", "--address", "127.0.0.1:0"]
-        options += ["--provider", "cpu", "--metrics-port", port]
-        command = [sys.executable, "-m", "topwork.cli", "serve", *map(str, options)]
-        second = Running(command, tmp_path / "new")
-        try:
-            assert second.process.wait(servers.PATIENCE) == 1
-            assert second.gone(), "a process was left behind"
-            assert f"error: cannot answer for metrics on 127.0.0.1:{port}" in second.log
-            assert "Traceback" not in second.log
-        finally:
-            second.close()

@@ -31,7 +31,7 @@ def test_serving_package_imports_no_torch() -> None:
 def test_the_client_leaves_the_protocol_to_others() -> None:
     """Our client fits into a process with tritonclient, which brings a package `inference`, too."""
     code = (
-        "import topwork.rpc.client, topwork.rpc.async_client, topwork.cli\n"
+        "import topwork.rpc.client, topwork.rpc.async_client, topwork.cli.commands\n"
         "from google.protobuf import descriptor_pool\n"
         "pool = descriptor_pool.Default()\n"
         "pool.FindServiceByName('topwork.v1.ClassifierService')\n"

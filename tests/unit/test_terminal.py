@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from topwork.terminal import Console, escape_unencodable
+from topwork.terminal import Console, run
 
 ROOT = Path(__file__).parents[2]
 NASTY = "a\x1b[2Jb\u202ec\udcff"
@@ -39,8 +39,7 @@ def test_output_escapes_what_its_encoding_lacks(monkeypatch: pytest.MonkeyPatch)
     """On a terminal that knows only ASCII a label is escaped instead of ending the command."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", errors="strict"))
-    escape_unencodable()
-    sys.stdout.write("caf\u00e9 \udcff")
+    run(lambda: sys.stdout.write("caf\u00e9 \udcff"))
     sys.stdout.flush()
     assert raw.getvalue() == b"caf\\xe9 \\udcff"
 

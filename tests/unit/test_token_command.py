@@ -8,7 +8,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from topwork.cli import cli
+from topwork.cli.commands import cli
 from topwork.rpc.access import Access
 from topwork.rpc.principals import Caller
 

@@ -25,8 +25,10 @@ from topwork.inputs.folders import LOSSES, LeftOut
 from topwork.learning.audit import audit_exemplars
 from topwork.learning.learn import Judged, learn
 from topwork_trainer import backbones
+from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.bench import Bench, OnProgress
+from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import Photos, scan
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -56,6 +58,8 @@ class AuditConfig:
     classes: Sequence[str] | None = None
     backbone: str = backbones.DEFAULT
     seed: int = 0
+    cache: Path | None = None
+    """Directory of embeddings and exported backbones that were made before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +91,15 @@ def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
         root = config.repository or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         repository = Repository(root)
         on_progress("backbone", 0, 0)
-        info = prepare_backbone(repository, choice)
+        exports = Exports(config.cache) if config.cache else None
+        info = prepare_backbone(repository, choice, exports)
         bench = Bench(
             repository=repository,
             sources=photos.train,
             recipe=Recipe(),
             seed=config.seed,
             cores=available_cores(),
-            cache=None,
+            cache=stack.enter_context(EmbeddingCache(config.cache)) if config.cache else None,
             on_progress=on_progress,
         )
         exemplars, skipped = bench.embed(info, bench.session(info), stage="embed")

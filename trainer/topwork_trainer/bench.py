@@ -17,6 +17,7 @@ from topwork.bundle.store import Repository
 from topwork.engine.backend import Session, open_session
 from topwork.engine.embed import Skipped, Source, embed
 from topwork.learning.learn import Learned, learn
+from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import check_counts
 from topwork_trainer.paired import Difference, paired
@@ -59,6 +60,7 @@ class Bench:
     seed: int
     cores: int
     cache: EmbeddingCache | None
+    exports: Exports | None = None
     on_progress: OnProgress
 
     def attempt(

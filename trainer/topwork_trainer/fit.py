@@ -25,6 +25,7 @@ from topwork.report.content import Making, RankedBackbone
 from topwork_trainer import backbones
 from topwork_trainer.audit import audit_files, require_clean
 from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.bench import Attempt, Bench, OnProgress
 from topwork_trainer.cache import EmbeddingCache
@@ -65,7 +66,7 @@ class FitConfig:
     strict: bool = False
     """Refuse to train on photos that the audit has errors or warnings about."""
     cache: Path | None = None
-    """Directory of embeddings that were made before."""
+    """Directory of embeddings and exported backbones that were made before."""
     signing_key: Path | None = None
     """Private key that signs what is published."""
     command: str = "topwork_trainer.fit"
@@ -94,9 +95,9 @@ class Fitted:
 def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
     """Train a head, and the backbone if asked to, and let it serve as the model's next revision.
 
-    The backbone is exported once a repository and used again after that. Unusable photos are left
-    out and returned. Raises InvalidInput for what cannot be learnt from, Diverged when fine-tuning
-    fails; nothing is published then.
+    The backbone is exported once a repository, or once for all with ``cache``, and used again after
+    that. Unusable photos are left out and returned. Raises InvalidInput for what cannot be learnt
+    from, Diverged when fine-tuning fails; nothing is published then.
     """
     check_model(config.model)
     photos = scan(config.data, classes=config.classes)
@@ -111,11 +112,12 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
             seed=config.seed,
             cores=available_cores(),
             cache=cache,
+            exports=Exports(config.cache) if config.cache else None,
             on_progress=watch,
         )
         choice, ranked = _choose(config, bench)
         watch("backbone", 0, 0)
-        attempt = bench.attempt(prepare_backbone(repository, choice))
+        attempt = bench.attempt(prepare_backbone(repository, choice, bench.exports))
         files = audit_files(photos, attempt.skipped, attempt.backbone.preprocess)
         seen = audit_exemplars(attempt.exemplars, attempt.learned.judged, seed=config.seed)
         if config.strict:

@@ -57,7 +57,7 @@ class Prober:
     def _tried(self, choice: Choice) -> Tried:
         bench = self._bench
         bench.on_progress(f"try {choice}", 0, len(bench.sources))
-        info = prepare_backbone(bench.repository, choice)
+        info = prepare_backbone(bench.repository, choice, bench.exports)
         model = bench.repository.backbone_model(info.digest)
         session = open_session(model, output="embedding")
         exemplars = self._with_reference_folds(self._embedded(choice, info, session))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 
 import click
-from rich.table import Table
 
+from topwork import tables
 from topwork.cli import show
 from topwork.cli.options import ServerAt, connected, json_output, server_option
-from topwork.terminal import Console
 
 
 @click.command()
@@ -17,23 +16,26 @@ from topwork.terminal import Console
 @json_output
 def models(server: ServerAt, as_json: bool) -> None:
     """List the models of a server."""
-    table = Table("model", "revision", "labels", "images", "accuracy (95 % interval)", "backbone")
+    headers = ("model", "revision", "labels", "images", "accuracy (95 % interval)", "backbone")
+    rows: list[tuple[str, ...]] = []
     with connected(server) as client:
         for model in client.models():
             revision = model.serving_revision
             if as_json:
                 print(json.dumps(show.model_json(model)))
             else:
-                table.add_row(
-                    model.name.removeprefix("models/"),
-                    str(revision.revision),
-                    str(len(revision.labels)),
-                    str(revision.metrics.images),
-                    show.accuracy(revision.metrics),
-                    revision.backbone.name,
+                rows.append(
+                    (
+                        model.name.removeprefix("models/"),
+                        str(revision.revision),
+                        str(len(revision.labels)),
+                        str(revision.metrics.images),
+                        show.accuracy(revision.metrics),
+                        revision.backbone.name,
+                    )
                 )
     if not as_json:
-        Console().print(table)
+        tables.console().print(tables.table(headers, rows, copied=["model"]))
 
 
 @click.command()
@@ -47,4 +49,4 @@ def describe(server: ServerAt, as_json: bool, model: str) -> None:
     if as_json:
         print(json.dumps(show.model_json(found)))
     else:
-        show.model(Console(), found)
+        show.model(tables.console(), found)

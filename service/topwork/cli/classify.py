@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.text import Text
 
 from topwork.cli.options import (
+    PhotoPath,
     ServerAt,
     connected,
     json_output,
@@ -56,7 +57,7 @@ Row = dict[str, Any]
 @click.option("--revision", default=0, type=click.IntRange(min=0), help="0: the one that serves.")
 @click.option("--top-k", default=5, type=click.IntRange(min=1), help="Predictions an image.")
 @json_output
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=PhotoPath(path_type=Path))
 def classify(
     server: ServerAt,
     model: str,
@@ -170,7 +171,7 @@ def _shown(total: int) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], None]]:
-    """Yield what raises KeyboardInterrupt after SIGINT; if it is not called, that comes by itself.
+    """Yield a check that raises what SIGINT raises; if it is not called, that comes by itself.
 
     Raised at any moment it may hit gRPC amid its book-keeping, and one of its threads fails later.
     """
@@ -181,22 +182,25 @@ def _interrupts() -> Iterator[Callable[[], None]]:
         interrupted = True
         signal.alarm(PATIENCE_SECONDS)
 
+    before = signal.getsignal(signal.SIGINT)
+
     def check() -> None:
         if interrupted:
-            raise KeyboardInterrupt
+            assert callable(before), "else SIGINT is not noted"
+            before(signal.SIGINT, None)
 
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, for one
+    if not callable(before):  # ignored, for one
         yield check
         return
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    alarm = signal.signal(signal.SIGALRM, before)
     signal.signal(signal.SIGINT, note)
     try:
         yield check
     finally:
         if interrupted:
             signal.alarm(0)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGALRM, alarm)
 
 
 class _Speed(ProgressColumn):

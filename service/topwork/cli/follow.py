@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from google.longrunning import operations_pb2
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from topwork import tables
 from topwork.cli import show_change
 from topwork.inputs.folders import LeftOut
 from topwork.rpc.client import CallFailed, Client, progress, rejected, result
@@ -59,7 +60,7 @@ def tell(
         if as_json:
             print(json.dumps(show_change.failed_json(finished.name, error)))
         elif (comparison := rejected(error)) is not None:
-            Console().print(show_change.compared(comparison))
+            tables.console().print(show_change.compared(comparison))
         raise
     if as_json:
         changed = show_change.changed_json(finished, response, seconds)
@@ -67,7 +68,7 @@ def tell(
             changed["left_out"] = [one.json() for one in left_out]
         print(json.dumps(changed))
     else:
-        show_change.changed(Console(), finished, response, seconds)
+        show_change.changed(tables.console(), finished, response, seconds)
 
 
 def see_through(

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.markup import escape
 from rich.table import Table
 
+from topwork import tables
 from topwork.cli import show
 from topwork.cli.options import (
     ServerAt,
@@ -21,7 +21,6 @@ from topwork.cli.options import (
     server_option,
     validate_only_option,
 )
-from topwork.terminal import Console
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import revision_pb2 as revision_pb
 
@@ -41,8 +40,8 @@ def history(server: ServerAt, as_json: bool, model: str) -> None:
     if as_json:
         print(json.dumps(_history_json(found, revisions)))
         return
-    console = Console()
-    console.print(_revisions(found, revisions), _moves(found))
+    console = tables.console()
+    console.print(_revisions(found, revisions), "", _moves(found))
     for one in revisions:
         for why in one.rejection:
             console.print(
@@ -148,7 +147,8 @@ def _history_json(
 
 
 def _revisions(found: model_pb.Model, revisions: Sequence[revision_pb.Revision]) -> Table:
-    table = Table("revision", "", "of", "change", "published", "labels", "images", "accuracy")
+    headers = ("revision", "", "of", "change", "published", "labels", "images", "accuracy (95 %)")
+    rows = []
     for one in revisions:
         state = [
             said
@@ -160,30 +160,35 @@ def _revisions(found: model_pb.Model, revisions: Sequence[revision_pb.Revision])
             )
             if so
         ]
-        table.add_row(
-            str(one.revision),
-            ", ".join(state),
-            str(one.parent_revision or "-"),
-            escape(one.change),
-            _time(one.create_time),
-            str(len(one.labels)),
-            str(one.metrics.images),
-            show.accuracy(one.metrics),
+        rows.append(
+            (
+                str(one.revision),
+                ", ".join(state),
+                str(one.parent_revision or "-"),
+                one.change.replace("_", " "),
+                show.moment(_time(one.create_time)),
+                str(len(one.labels)),
+                str(one.metrics.images),
+                show.accuracy(one.metrics),
+            )
         )
-    return table
+    return tables.table(headers, rows, copied=["revision"])
 
 
 def _moves(found: model_pb.Model) -> Table:
-    table = Table("since", "serves", "before", "cause", "operation")
-    for one in found.moves:
-        table.add_row(
-            _time(one.time),
+    rows = [
+        (
+            show.moment(_time(one.time)),
             str(one.revision),
             str(one.previous_revision or "-"),
-            escape(one.cause),
-            escape(one.operation),
+            one.cause.replace("_", " "),
+            one.operation.removeprefix("operations/"),
         )
-    return table
+        for one in found.moves
+    ]
+    return tables.table(
+        ("since", "serves", "before", "cause", "operation"), rows, copied=["operation"]
+    )
 
 
 def _time(moment: Timestamp) -> str:

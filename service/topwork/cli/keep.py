@@ -11,13 +11,14 @@ from pathlib import Path
 import click
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from topwork import tables
 from topwork.bundle.check import Problem, check
 from topwork.bundle.garbage import REMOVABLE, Collected, collect
 from topwork.bundle.signatures import SigningFiles
 from topwork.bundle.store import Repository
 from topwork.bundle.stored import KINDS
+from topwork.cli.addresses import check_url
 from topwork.cli.options import json_output, require_signed_option, trusted_keys_option
 from topwork.errors import InvalidInput
 from topwork.terminal import Console
@@ -45,6 +46,7 @@ repository_argument = click.argument(
 @click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
 @click.option(
     "--database",
+    callback=check_url,
     default="",
     help="URL of the database of operations, whose images stay until they are finished, besides "
     "the SQLite file in the repository. Needed where servers or workers were given one.",
@@ -143,12 +145,12 @@ def _disk_errors() -> Iterator[None]:
 
 
 def _show_collected(found: Collected, *, dry_run: bool) -> None:
-    console = Console()
-    table = Table("", "would go" if dry_run else "deleted", "bytes")
+    rows = []
     for kind in REMOVABLE:
         sizes = [one.size for one in found.removed if one.kind == kind]
-        table.add_row(kind, f"{len(sizes):,}", f"{sum(sizes):,}")
-    console.print(table)
+        rows.append((kind, f"{len(sizes):,}", f"{sum(sizes):,}"))
+    headers = ("", "would go" if dry_run else "deleted", "bytes")
+    tables.console().print(tables.table(headers, rows))
     for text in found.refused:
         Console(stderr=True).print("[red]kept:[/]", escape(text), highlight=False, soft_wrap=True)
 

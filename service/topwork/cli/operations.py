@@ -8,14 +8,12 @@ from typing import Any
 
 import click
 from google.longrunning import operations_pb2
-from rich.markup import escape
-from rich.table import Table
 
-from topwork.cli import show_change
+from topwork import tables
+from topwork.cli import show, show_change
 from topwork.cli.follow import see_through
 from topwork.cli.options import ServerAt, connected, json_output, server_option
 from topwork.rpc.client import CallFailed, progress
-from topwork.terminal import Console
 
 operation_argument = click.argument("operation")
 
@@ -37,27 +35,27 @@ def operations() -> None:
 @json_output
 def list_operations(server: ServerAt, wanted: str, as_json: bool) -> None:
     """List operations, oldest first. With --json, one object a line."""
-    table = Table("operation", "kind", "model", "label", "state", "accepted", "seconds")
+    headers = ("operation", "model", "change", "state", "accepted", "s")
+    rows: list[tuple[str, ...]] = []
     with connected(server) as client:
         for one in client.operations(wanted):
             row = _row(one)
             if as_json:
                 print(json.dumps(row))
             else:
-                label = (
-                    f"{row['label']} -> {row['new_label']}" if row["new_label"] else row["label"]
-                )
-                table.add_row(
-                    row["operation"].removeprefix("operations/"),
-                    row["kind"],
-                    escape(row["model"]),
-                    escape(label),
-                    escape(row["state"]),
-                    row["accepted"],
-                    f"{row['seconds']:.1f}",
+                new = f"-> {row['new_label']}" if row["new_label"] else ""
+                rows.append(
+                    (
+                        row["operation"].removeprefix("operations/"),
+                        row["model"],
+                        " ".join([row["kind"].replace("_", " "), row["label"], new]).strip(),
+                        row["state"],
+                        show.moment(row["accepted"]),
+                        f"{row['seconds']:.1f}",
+                    )
                 )
     if not as_json:
-        Console().print(table)
+        tables.console().print(tables.table(headers, rows, copied=["operation", "model"]))
 
 
 @operations.command()

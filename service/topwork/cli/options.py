@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,15 +13,19 @@ import click
 
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.signatures import SigningFiles
+from topwork.cli.addresses import Address
+from topwork.cli.candidates import naming_candidates
 from topwork.errors import InvalidInput
 from topwork.inputs import folders
 from topwork.inputs.folders import LeftOut, Listing
 from topwork.printable import file_name
-from topwork.rpc.client import Client, Credentials
+from topwork.rpc.client import CallFailed, Client, Credentials
 from topwork.v1 import change_pb2 as change_pb
 
-START_SECONDS = 10.0
+START_SECONDS = 30.0
 """How long a command waits for a server that does not answer yet."""
+QUIET_SECONDS = 1.0
+"""How long of it without saying so."""
 
 readable_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 model_option = click.option("--model", required=True, help="The model's name.")
@@ -34,6 +39,21 @@ validate_only_option = click.option(
     "--validate-only", is_flag=True, help="Say what would come of it, and change nothing."
 )
 json_output = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+
+
+class PhotoPath(click.Path):
+    """A file or folder on this host: a URL, of which a path would lose a slash, is refused."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """See click."""
+        if "://" in os.fspath(value):
+            self.fail(f"{value!r} is a URL, no file: download it, and give the file", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +74,8 @@ def server_option(command: Callable[..., None]) -> Callable[..., None]:
         "--address",
         default="127.0.0.1:50051",
         envvar="TOPWORK_ADDRESS",
-        help="HOST:PORT of the server.",
+        type=Address(of_client=True),
+        help="HOST:PORT of the server, or another name that gRPC resolves.",
     )
     @click.option(
         "--tls",
@@ -193,8 +214,13 @@ def read_photo(path: Path) -> bytes:
 def connected(server: ServerAt) -> Iterator[Client]:
     """Yield a client of ``server``, which may be starting. Raises CallFailed, InvalidInput."""
     with Client(server.address, server.credentials) as client:
-        client.wait_until_ready(START_SECONDS)
-        yield client
+        try:
+            client.wait_until_ready(min(QUIET_SECONDS, START_SECONDS))
+        except CallFailed:
+            click.echo(f"waiting for a server at {server.address}", err=True)
+            client.wait_until_ready(START_SECONDS)
+        with naming_candidates(client):
+            yield client
 
 
 def photo_files(given: Sequence[Path], *, field: str, one_class: bool = False) -> Listing:

@@ -13,6 +13,7 @@ import click
 
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.signatures import SigningFiles
+from topwork.cli.addresses import Address, check_url
 from topwork.cli.options import signing_options
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ cores = click.option(
 database = click.option(
     "--database",
     default="",
+    callback=check_url,
     help="URL of the database of operations, such as postgresql://user@host/topwork; "
     "default: a SQLite file in the repository, for one host.",
 )
@@ -42,17 +44,14 @@ log_format = click.option("--log-format", default="text", type=click.Choice(["te
 pem = click.Path(dir_okay=False, path_type=Path)
 
 
-def _health_address(context: click.Context, option: click.Parameter, given: str) -> str:
-    """Return HOST:PORT for what may be a PORT alone."""
-    address = f"127.0.0.1:{given}" if given and ":" not in given else given
-    if address and not address.rpartition(":")[2].isdecimal():
-        raise click.BadParameter(f"{given!r} is neither PORT nor HOST:PORT", context, option)
-    return address
-
-
 @click.command()
 @repository
-@click.option("--address", default="127.0.0.1:50051", help="HOST:PORT; port 0 takes a free one.")
+@click.option(
+    "--address",
+    default="127.0.0.1:50051",
+    type=Address(),
+    help="HOST:PORT, [IPv6]:PORT or unix:PATH; port 0 takes a free one.",
+)
 @click.option("--tls-cert", type=pem, help="PEM of the server's certificate. Default: plaintext.")
 @click.option("--tls-key", type=pem, help="PEM of its private key.")
 @click.option(
@@ -61,6 +60,7 @@ def _health_address(context: click.Context, option: click.Parameter, given: str)
 @click.option(
     "--mtls-address",
     default="",
+    type=Address(optional=True),
     help="HOST:PORT for clients with a certificate, which those at --address then do not need.",
 )
 @click.option(
@@ -74,7 +74,7 @@ def _health_address(context: click.Context, option: click.Parameter, given: str)
 @click.option(
     "--health-port",
     default="",
-    callback=_health_address,
+    type=Address(optional=True, lone_port=True),
     help="PORT of the loopback, or HOST:PORT, for health alone, in plaintext. Default: nowhere.",
 )
 @click.option(
@@ -143,6 +143,7 @@ def _health_address(context: click.Context, option: click.Parameter, given: str)
 @click.option(
     "--otlp-endpoint",
     default="",
+    callback=check_url,
     help="Send spans to OpenTelemetry's collector there, such as http://127.0.0.1:4318.",
 )
 @click.option(

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
+from topwork import tables
 from topwork.terminal import Console
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import revision_pb2 as revision_pb
-
-
-def error(problem: Exception) -> None:
-    """Print an expected error as one line on standard error."""
-    Console(stderr=True).print(
-        "[red]error:[/]", escape(str(problem)), highlight=False, soft_wrap=True
-    )
 
 
 def accuracy(metrics: revision_pb.Metrics) -> str:
@@ -24,12 +17,16 @@ def accuracy(metrics: revision_pb.Metrics) -> str:
     return f"{metrics.accuracy:.3f} ({metrics.accuracy_low:.3f}..{metrics.accuracy_high:.3f})"
 
 
+def moment(time: str) -> str:
+    """Return a time such as ``2026-11-27T18:47:05Z`` so that it can go on in a second line."""
+    return time.replace("T", " ")
+
+
 def model(console: Console, found: model_pb.Model) -> None:
     """Print a model."""
     revision, limits = found.serving_revision, found.limits
     spec = revision.backbone.preprocess
-    facts = Table(show_header=False, box=None)
-    for name, value in (
+    rows = (
         ("model", found.name),
         ("serving revision", f"{revision.revision} of {list(found.revisions)}"),
         ("published", revision.create_time.ToDatetime().isoformat(timespec="seconds") + "Z"),
@@ -52,9 +49,10 @@ def model(console: Console, found: model_pb.Model) -> None:
             f"a request {limits.max_images_per_request} images, an image "
             f"{limits.max_image_bytes // 2**20} MiB, {limits.max_image_pixels // 10**6} megapixels",
         ),
-    ):
-        facts.add_row(name, value)
-    console.print(facts, per_label(revision.metrics))
+    )
+    facts = tables.table(("", ""), rows)
+    facts.show_header = False
+    console.print(facts, "", per_label(revision.metrics))
 
 
 def unknown(metrics: revision_pb.Metrics) -> str:
@@ -70,12 +68,11 @@ def unknown(metrics: revision_pb.Metrics) -> str:
 
 def per_label(metrics: revision_pb.Metrics) -> Table:
     """Return a table of images, precision and recall of each label."""
-    table = Table("label", "images", "precision", "recall")
-    for one in metrics.per_label:
-        table.add_row(
-            escape(one.label), str(one.images), f"{one.precision:.3f}", f"{one.recall:.3f}"
-        )
-    return table
+    rows = [
+        (one.label, str(one.images), f"{one.precision:.3f}", f"{one.recall:.3f}")
+        for one in metrics.per_label
+    ]
+    return tables.table(("label", "images", "precision", "recall"), rows, copied=["label"])
 
 
 def model_json(found: model_pb.Model) -> dict[str, Any]:

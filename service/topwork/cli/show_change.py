@@ -6,9 +6,9 @@ from typing import Any
 
 from google.longrunning import operations_pb2
 from google.protobuf.duration_pb2 import Duration
-from rich.markup import escape
 from rich.table import Table
 
+from topwork import tables
 from topwork.cli import show
 from topwork.rpc.client import CallFailed, progress, rejected
 from topwork.terminal import Console
@@ -48,12 +48,10 @@ def changed(
     """Print what a change did, before and after; ``seconds`` from the call to its end."""
     metadata, revision = progress(operation), response.revision
     if response.HasField("comparison"):
-        said = _SAID[kind(metadata)].format(
-            label=escape(metadata.label), new=escape(metadata.new_label)
-        )
+        said = _SAID[kind(metadata)].format(label=metadata.label, new=metadata.new_label)
         end = "nothing was changed" if metadata.validate_only else f"revision {revision.revision}"
+        _line(console, f"{said}: {end}")
         table = compared(response.comparison)
-        table.title = f"{said}: {end}"
         table.add_row("accuracy on all labels", "-", show.accuracy(revision.metrics))
         console.print(table)
     else:
@@ -80,36 +78,32 @@ def changed(
 
 def compared(comparison: revision_pb.Comparison) -> Table:
     """Return a table of a revision beside its parent."""
-    table = Table("", "before", "after")
-    table.add_row(
-        "accuracy on the old labels",
-        f"{comparison.accuracy_before:.3f}",
-        f"{comparison.accuracy_after:.3f}",
-    )
-    table.add_row(
-        "lost (95 % interval)",
-        "",
-        f"{comparison.drop:.3f} ({comparison.drop_low:.3f}..{comparison.drop_high:.3f})",
-    )
-    table.add_row(
-        "calibration error",
-        f"{comparison.calibration_error_before:.3f}",
-        f"{comparison.calibration_error_after:.3f}",
-    )
+    rows = [
+        (
+            "accuracy on the old labels",
+            f"{comparison.accuracy_before:.3f}",
+            f"{comparison.accuracy_after:.3f}",
+        ),
+        (
+            "lost (95 % interval)",
+            "",
+            f"{comparison.drop:.3f} ({comparison.drop_low:.3f}..{comparison.drop_high:.3f})",
+        ),
+        (
+            "calibration error",
+            f"{comparison.calibration_error_before:.3f}",
+            f"{comparison.calibration_error_after:.3f}",
+        ),
+    ]
     if comparison.HasField("taught"):
         taught = comparison.taught
-        table.add_row(
-            f"recall of {escape(taught.label)}",
-            "-",
-            f"{taught.recall:.3f} ({taught.recall_low:.3f}..{taught.recall_high:.3f})",
-        )
-    for one in comparison.confusions[:3]:
-        table.add_row(
-            f"{escape(one.label)} called {escape(one.called)}",
-            "",
-            f"{one.images} ({one.share:.0%})",
-        )
-    return table
+        recall = f"{taught.recall:.3f} ({taught.recall_low:.3f}..{taught.recall_high:.3f})"
+        rows.append((f"recall of {taught.label}", "-", recall))
+    rows += [
+        (f"{one.label} called {one.called}", "", f"{one.images} ({one.share:.0%})")
+        for one in comparison.confusions[:3]
+    ]
+    return tables.table(("", "before", "after"), rows)
 
 
 def changed_json(

@@ -11,6 +11,7 @@ from google.longrunning import operations_pb2
 
 from topwork.cli.follow import follow, progress_bar, tell
 from topwork.cli.options import (
+    PhotoPath,
     ServerAt,
     change_options,
     connected,
@@ -27,7 +28,7 @@ from topwork.rpc.client import Client
 from topwork.v1 import change_pb2 as change_pb
 
 photos_argument = click.argument(
-    "photos", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
+    "photos", nargs=-1, required=True, type=PhotoPath(exists=True, path_type=Path)
 )
 Photos = Iterable[tuple[str, bytes]]
 

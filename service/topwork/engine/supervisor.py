@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import signal
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
@@ -81,7 +83,14 @@ class Supervisor:
         self._process = context.Process(
             target=worker.run, args=(self._config, child_end), name="topwork-worker"
         )
-        self._process.start()
+        # Signals to the process group, such as Ctrl-C, are for the server. The worker is born with
+        # them blocked: else they end its imports. Starting the tracker would unblock them here.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         child_end.close()
 
     async def _supervise(self) -> None:

@@ -79,9 +79,6 @@ def run(config: WorkerConfig, parent: Connection) -> None:
 
     The pipe brings it what ``Tell`` is told.
     """
-    # Signals to the process group are for the server; this process ends with it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     work(config, parent.send)
 

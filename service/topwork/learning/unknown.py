@@ -76,7 +76,7 @@ def learn_unknown(
         for target, trial in per_label
     ]
     found = [
-        float((probabilities(trial.left_out[target]) >= threshold).mean())
+        float(called_unknown(probabilities(trial.left_out[target]), threshold).mean())
         for target, trial in per_label
     ]
     slopes = weights / _spread(known)
@@ -99,6 +99,11 @@ def learn_unknown(
             ),
         ),
     )
+
+
+def called_unknown(probabilities: Floats, threshold: float) -> NDArray[np.bool_]:
+    """Return whether serving calls images of these unknown probabilities (N,) unknown."""
+    return probabilities >= threshold
 
 
 def auroc(known: Floats, unknown: Floats) -> float:
@@ -226,7 +231,7 @@ def _false_rejects(probabilities: Floats, folds: NDArray[np.int64]) -> float:
     for fold in np.unique(folds):
         mine = folds == fold
         others = probabilities[mine if mine.all() else ~mine]
-        rejected += int((probabilities[mine] >= _limit(others)).sum())
+        rejected += int(called_unknown(probabilities[mine], _limit(others)).sum())
     return rejected / len(folds)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from topwork.bundle.findings import Finding, Severity
+from topwork.report.mistakes import SUSPECTED
 
 SHOWN = 3
 """Findings of a kind shown at once; the others are folded."""
@@ -21,6 +22,11 @@ MEANING: tuple[tuple[Severity, str, str], ...] = (
     ("note", "Good to know", "Nothing needs to be done about these."),
 )
 """Severities with their headings, gravest first."""
+SUSPICIONS = (
+    "The suspected labels are for you to judge, by their pictures under “Images worth a look”. "
+    "Nothing needs to be done about the others."
+)
+"""What notes mean where there are suspected labels among them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +61,9 @@ def group(findings: Iterable[Finding]) -> tuple[Group, ...]:
         Group(
             severity=severity,
             title=title,
-            meaning=meaning,
+            meaning=SUSPICIONS
+            if severity == "note" and SUSPECTED & kinds[severity].keys()
+            else meaning,
             kinds=tuple(
                 Kind(
                     shown=tuple(same[:SHOWN]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +28,7 @@ class AsyncClient:
 
     def __init__(self, address: str, credentials: Credentials = NOTHING) -> None:
         self._address = address
+        self._tls = credentials.tls
         if (secure := credentials.channel_credentials()) is not None:
             self._channel = grpc.aio.secure_channel(address, secure, options=calls.OPTIONS)
         else:
@@ -59,7 +61,8 @@ class AsyncClient:
             async with asyncio.timeout(seconds):
                 await self._channel.channel_ready()
         except TimeoutError:
-            raise calls.unreachable(self._address, seconds) from None
+            unreachable = partial(calls.unreachable, self._address, seconds, tls=self._tls)
+            raise await asyncio.to_thread(unreachable) from None
 
     async def classify(
         self,

@@ -15,6 +15,7 @@ from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.errors import TopworkError
 from topwork.printable import encodable
 from topwork.rpc import status as statuses
+from topwork.rpc.addresses import why_unreachable
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
@@ -34,6 +35,9 @@ OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    # By default up to two minutes pass until a client looks again whether a server is there.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.max_receive_message_length", DEFAULT_LIMITS.max_message_bytes),
     ("grpc.max_send_message_length", DEFAULT_LIMITS.max_message_bytes),
 ]
@@ -164,9 +168,10 @@ def _with_images(
     yield request
 
 
-def unreachable(address: str, seconds: float) -> CallFailed:
-    """Return the error of a server that cannot be reached."""
-    text = f"no server answers at {address} within {seconds:g} s"
+def unreachable(address: str, seconds: float, *, tls: bool) -> CallFailed:
+    """Return the error of a server that cannot be reached. Blocks for a second at most."""
+    why = why_unreachable(address, tls=tls)
+    text = f"no server answers at {address} within {seconds:g} s{why and ': '}{why}"
     return CallFailed(status_pb2.Status(code=code_pb2.UNAVAILABLE, message=text))
 
 

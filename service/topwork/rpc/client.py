@@ -49,6 +49,7 @@ class Client:
 
     def __init__(self, address: str, credentials: Credentials = NOTHING) -> None:
         self._address = address
+        self._tls = credentials.tls
         self._channel = credentials.open_channel(address, calls.OPTIONS)
         channel = bearing(self._channel, credentials.metadata(address))
         self._classifier = classify_grpc.ClassifierServiceStub(channel)
@@ -75,7 +76,7 @@ class Client:
         try:
             grpc.channel_ready_future(self._channel).result(timeout=seconds)
         except grpc.FutureTimeoutError:
-            raise calls.unreachable(self._address, seconds) from None
+            raise calls.unreachable(self._address, seconds, tls=self._tls) from None
 
     def classify(
         self,

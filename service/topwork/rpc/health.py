@@ -52,8 +52,10 @@ class Health:
             if self._said.get(service) == works:
                 continue
             await self.servicer.set(service, _Status.SERVING if works else _Status.NOT_SERVING)
-            if service in self._said:
-                log.warning("health", service=service, serving=works)
+            if service in self._said and works:
+                log.info("health", service=service, serving=True)
+            elif service in self._said:
+                log.warning("health", service=service, serving=False)
             self._said[service] = works
 
 

@@ -7,6 +7,7 @@ import structlog
 
 from topwork.config import ServeConfig
 from topwork.errors import InvalidInput, Unavailable
+from topwork.rpc.addresses import HostPort, check_free, parse
 from topwork.rpc.loopback import is_loopback
 from topwork.rpc.tls import Certificates
 
@@ -33,6 +34,28 @@ def certificates(config: ServeConfig) -> Certificates | None:
     return None
 
 
+def metrics_address(config: ServeConfig) -> HostPort | None:
+    """Return where metrics are answered: on the host of ``config.address``, or the loopback."""
+    if config.metrics_port is None:
+        return None
+    served = parse(config.address)
+    return HostPort(served.host if served else "127.0.0.1", config.metrics_port)
+
+
+def check_ports(config: ServeConfig) -> None:
+    """Raise Unavailable if a port of a server cannot be opened; quick, so before all is loaded.
+
+    Raises InvalidInput if an address is none, or two are the same.
+    """
+    given = (config.address, config.mtls_address, config.health_address)
+    wanted = [*map(parse, filter(None, given)), metrics_address(config)]
+    fixed = [one for one in wanted if one is not None and one.port]
+    for address in fixed:
+        if fixed.count(address) > 1:
+            raise InvalidInput(f"two of the addresses are {address}", field="address")
+        check_free(address)
+
+
 def open_ports(
     server: grpc.aio.Server, config: ServeConfig, certificates: Certificates | None
 ) -> int:
@@ -57,5 +80,7 @@ def open_port(
         if credentials is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, credentials)
-    except RuntimeError as error:
+    except RuntimeError as error:  # says less than the system does
+        if (parsed := parse(address)) is not None:
+            check_free(parsed)
         raise Unavailable(f"cannot listen on {address!r}: {error}") from error

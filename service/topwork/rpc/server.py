@@ -155,6 +155,7 @@ class Server:
         worker cannot have its name.
         """
         self._certificates = listening.certificates(self._config)
+        listening.check_ports(self._config)
         await self._access.start()
         await self._operations.start()
         await self._registry.start()  # before the worker, which would disturb its measurements
@@ -214,14 +215,12 @@ class Server:
         return server
 
     def _serve_metrics(self) -> None:
-        if self._config.metrics_port is None:
+        if (address := listening.metrics_address(self._config)) is None:
             return
-        host = self._config.address.rpartition(":")[0].strip("[]")
         try:
-            self._metrics, _ = self._telemetry.serve(host, self._config.metrics_port)
+            self._metrics, _ = self._telemetry.serve(address.host, address.port)
         except OSError as error:
-            where = f"{host}:{self._config.metrics_port}"
-            raise Unavailable(f"cannot answer for metrics on {where}: {error}") from error
+            raise Unavailable(f"cannot answer for metrics on {address}: {error}") from error
         log.info("metrics", port=self._metrics.server_port)
 
     def _make_grpc_server(self) -> grpc.aio.Server:

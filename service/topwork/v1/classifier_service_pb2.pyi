@@ -199,8 +199,8 @@ class Classification(google.protobuf.message.Message):
     Unset: the model cannot tell.
     """
     is_unknown: builtins.bool
-    """Whether that is above the model's own threshold, which about 5 % of images with known labels
-    pass too. Unset: the model cannot tell.
+    """Whether that is at the model's own threshold or above, where about 5 % of images with known
+    labels are too. Unset: the model cannot tell.
     """
     @property
     def predictions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Prediction]:

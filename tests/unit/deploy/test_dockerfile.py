@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from topwork.cli import COMMANDS
+from topwork.cli.commands import COMMANDS
 from topwork.cli.serve import serve
 
 TEXT = (Path(__file__).parents[3] / "Dockerfile").read_text()

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from topwork.cli import COMMANDS
+from topwork.cli.commands import COMMANDS
 from topwork.rpc.server import SERVICES
 
 BASE = Path(__file__).parents[3] / "deploy" / "kubernetes"

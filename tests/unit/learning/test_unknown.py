@@ -83,6 +83,12 @@ def test_about_one_in_twenty_known_images_is_rejected() -> None:
     assert 0.02 < learned.metrics.unknown.false_reject_rate < 0.09
 
 
+def test_probabilities_at_the_threshold_count_as_unknown() -> None:
+    """What is measured is what is served: at the threshold itself an image is called unknown."""
+    called = unknown.called_unknown(np.array([0.4, 0.5, 0.6]), 0.5)
+    assert called.tolist() == [False, True, True]
+
+
 @pytest.mark.parametrize("kind", ["nearest_mean", "ridge", "logistic", "kernel", "fourier"])
 @pytest.mark.parametrize("normalisation", ["l2", "none"])
 def test_what_lies_far_is_unknown(kind: HeadKind, normalisation: Normalisation) -> None:

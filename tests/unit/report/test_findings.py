@@ -33,5 +33,12 @@ def test_kinds_stay_together() -> None:
     assert [[one.kind for one in kind.shown] for kind in found[0].kinds] == [["b", "b"], ["a"]]
 
 
+def test_suspected_labels_want_a_decision() -> None:
+    """Of photos whose labels may be wrong the page does not say that nothing is to be done."""
+    suspected = group([_finding("note", "suspected_label"), _finding("note")])
+    assert "are for you to judge" in suspected[0].meaning
+    assert group([_finding("note")])[0].meaning == "Nothing needs to be done about these."
+
+
 def _finding(severity: Severity, kind: str = "kind", message: str = "") -> Finding:
     return Finding(kind=kind, severity=severity, message=message, images=(), labels=())

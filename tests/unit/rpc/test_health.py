@@ -116,7 +116,7 @@ def test_a_change_is_told_to_who_watches() -> None:
     assert other == SERVING
     assert [(line["log_level"], line["service"], line["serving"]) for line in lines] == [
         ("warning", "one", False),
-        ("warning", "one", True),
+        ("info", "one", True),  # nothing that anybody has to look at
         ("warning", "one", False),
     ]
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from pathlib import Path
 
+import grpc
 import pytest
 from support.certificates import Authority
 
 from topwork.config import ServeConfig, TlsFiles
-from topwork.errors import InvalidInput
+from topwork.errors import InvalidInput, Unavailable
 from topwork.rpc.client import Client
 from topwork.rpc.credentials import Credentials
-from topwork.rpc.listening import certificates
+from topwork.rpc.listening import certificates, check_ports, metrics_address, open_port
 from topwork.rpc.loopback import is_loopback
 
 
@@ -44,6 +47,33 @@ def test_an_mtls_address_needs_an_authority() -> None:
     """Where clients are to show certificates somebody must have signed them."""
     with pytest.raises(InvalidInput, match="client_ca"):
         certificates(config("127.0.0.1:1", mtls_address="127.0.0.1:2"))
+
+
+def test_check_ports_refuses_an_address_given_twice() -> None:
+    """Health at the server's own port would be a fault of gRPC's once all is loaded."""
+    with pytest.raises(InvalidInput, match=r"two of the addresses are 127\.0\.0\.1:1$"):
+        check_ports(config("127.0.0.1:1", health_address="127.0.0.1:1"))
+    check_ports(config("127.0.0.1:0", health_address="127.0.0.1:0", metrics_port=0))
+
+
+@pytest.mark.parametrize(
+    ("address", "found"), [("[::1]:5", "[::1]:7"), ("unix:/run/a.sock", "127.0.0.1:7")]
+)
+def test_metrics_address_is_on_the_address_s_host(address: str, found: str) -> None:
+    """Beside a server on a unix socket, which has no host, it is on the loopback."""
+    assert str(metrics_address(config(address, metrics_port=7))) == found
+    assert metrics_address(config(address)) is None
+
+
+def test_open_port_says_that_a_port_was_taken_meanwhile() -> None:
+    """What takes the port after the first look is told in the same words."""
+
+    async def scenario(address: str) -> None:
+        with pytest.raises(Unavailable, match="is in use"):
+            open_port(grpc.aio.server(options=[("grpc.so_reuseport", 0)]), address, None)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        asyncio.run(scenario(f"127.0.0.1:{taken.getsockname()[1]}"))
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:

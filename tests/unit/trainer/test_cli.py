@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from topwork_trainer.cli import cli, main
+from topwork_trainer.cli import main
+from topwork_trainer.cli.commands import cli
 
 
 def test_help_needs_no_torch() -> None:
     """Command line, fit and catalogue import no torch: only an export does."""
     code = (
-        "import sys; import topwork_trainer.cli, topwork_trainer.fit, topwork_trainer.backbones\n"
+        "import sys; import topwork_trainer.cli.commands\n"
+        "import topwork_trainer.fit, topwork_trainer.backbones\n"
         "found = {name.partition('.')[0] for name in sys.modules}\n"
         "print(sorted(found & {'torch', 'torchvision'}))"
     )
@@ -36,6 +38,14 @@ def test_expected_error_is_one_line(
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize("command", ["fit --model m --repository r", "rank", "audit"])
+def test_data_that_is_a_url_is_told(command: str) -> None:
+    """A URL in place of a folder is named as it was given, with both slashes."""
+    done = CliRunner().invoke(cli, [*command.split(), "https://example.org/photos"])
+    assert done.exit_code == 2
+    assert "'https://example.org/photos' is a URL, no folder" in " ".join(done.output.split())
+
+
 def test_demo_data_says_that_it_is_rendered(tmp_path: Path) -> None:
     """Nobody can take the rendered flowers for photos."""
     done = CliRunner().invoke(cli, ["demo-data", str(tmp_path / "d"), "--images-per-label", "1"])
@@ -43,6 +53,28 @@ def test_demo_data_says_that_it_is_rendered(tmp_path: Path) -> None:
     assert "rendered" in done.output
     assert "no photos" in done.output
     assert len(list((tmp_path / "d").glob("*/*.jpg"))) == 5
+
+
+def test_demo_data_holds_out_every_fourth_picture(tmp_path: Path) -> None:
+    """What is held out lies in folders of the same names, and no longer among the others."""
+    photos, held_out = tmp_path / "photos", tmp_path / "held-out"
+    options = ["--images-per-label", "8", "--held-out", str(held_out)]
+    done = CliRunner().invoke(cli, ["demo-data", str(photos), *options])
+    assert done.exit_code == 0
+    moved = {path.relative_to(held_out) for path in held_out.rglob("*.jpg")}
+    left = {path.relative_to(photos) for path in photos.rglob("*.jpg")}
+    assert (len(moved), len(left), moved & left) == (10, 30, set())
+    assert {path.parent.name for path in moved} == {path.parent.name for path in left}
+
+
+@pytest.mark.parametrize("command", ["demo-data", "fetch flower_photos"])
+def test_pictures_are_not_held_out_among_the_others(tmp_path: Path, command: str) -> None:
+    """There they would be a class: it is refused before anything is drawn or fetched."""
+    photos = tmp_path / "photos"
+    arguments = [*command.split(), str(photos), "--held-out", str(photos / "held-out")]
+    done = CliRunner().invoke(cli, arguments)
+    assert "must not be in" in str(done.exception)
+    assert not photos.exists()
 
 
 def test_demo_wants_three_classes(tmp_path: Path) -> None:

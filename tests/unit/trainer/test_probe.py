@@ -26,6 +26,7 @@ from topwork.errors import NotFound
 from topwork.learning.learn import Learned, learn
 from topwork_trainer import probe
 from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.bench import Bench
 from topwork_trainer.probe import NEIGHBOURS, Prober, knn_accuracy, milliseconds, sample
 
@@ -129,7 +130,7 @@ def model_of(side: int) -> bytes:
     return made.SerializeToString(deterministic=True)
 
 
-def prepare(repository: Repository, choice: Choice) -> BackboneInfo:
+def prepare(repository: Repository, choice: Choice, _: Exports | None) -> BackboneInfo:
     """Stand in for ``prepare_backbone``: the tiny backbone at the image size that is asked for."""
     if choice.name == "missing":
         raise NotFound("no weights of missing", kind="weights", resource="missing")

@@ -63,6 +63,11 @@ class Choice:
         """The names of the backbones that are joined."""
         return self.name.split("+")
 
+    @property
+    def pins_weights(self) -> bool:
+        """Whether the identity says which weights it has, and not only where they come from."""
+        return self.weights is not None or all(name in plans.LITES for name in self.parts)
+
     def identity(self) -> str:
         """Return a string that two share only if one's export can stand in for the other's.
 

@@ -10,17 +10,24 @@ from topwork.engine.cores import available_cores
 from topwork.errors import InvalidInput
 from topwork_trainer import backbones
 from topwork_trainer.backbones import Choice, TorchBackbone
+from topwork_trainer.backbones.exports import Exports
 
 
-def prepare_backbone(repository: Repository, choice: Choice) -> BackboneInfo:
+def prepare_backbone(
+    repository: Repository, choice: Choice, exports: Exports | None = None
+) -> BackboneInfo:
     """Return the stored export of a backbone, exporting it first if the repository has none.
 
-    Only an export needs torch. Raises InvalidInput for an unknown name, an image size that the
-    backbone does not take or unusable weights, NotFound for weights that cannot be had, Corrupt for
-    a package with other weights, ExportError for a failed parity check.
+    ``exports`` are those that were made before, for whichever repository. Only exporting needs
+    torch, and knowing which weights torchvision's backbones have. Raises InvalidInput for an
+    unknown name, an image size that the backbone does not take or unusable weights, NotFound for
+    weights that cannot be had, Corrupt for a package with other weights, ExportError for a failed
+    parity check.
     """
     if stored := _stored(repository, choice.identity()):
         return stored
+    if choice.pins_weights and (made := exports.find(choice.identity()) if exports else None):
+        return repository.put_backbone(*made)
     try:
         import torch
     except ImportError as error:
@@ -34,7 +41,13 @@ def prepare_backbone(repository: Repository, choice: Choice) -> BackboneInfo:
     # Now it is known whether the size that was asked for is the backbone's own.
     if stored := _stored(repository, backbone.identity):
         return stored
-    return store(repository, backbone)
+    weights = "" if choice.pins_weights else backbone.weights_sha256
+    if made := exports.find(backbone.identity, weights) if exports else None:
+        return repository.put_backbone(*made)
+    info = store(repository, backbone)
+    if exports is not None:
+        exports.put(repository.backbone_model(info.digest), info, weights)
+    return info
 
 
 def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:

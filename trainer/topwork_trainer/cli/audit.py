@@ -10,14 +10,14 @@ from pathlib import Path
 
 import click
 from rich.markup import escape
-from rich.table import Table
 
+from topwork import tables
 from topwork.bundle.findings import Finding
 from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.audit import Audit
 from topwork_trainer.cli import progress
-from topwork_trainer.cli.options import show_folders, split_names
+from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
 
 NAMES = 10
 """File names shown of a finding, and findings of one kind; --json has them all."""
@@ -26,7 +26,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@data_argument
 @click.option(
     "--repository",
     type=click.Path(file_okay=False, path_type=Path),
@@ -40,6 +40,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
     type=click.IntRange(0, 2**31 - 1),
     help="Seed of the cross-validation's folds.",
 )
+@cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 for any error or warning.")
 def audit(
@@ -48,6 +49,7 @@ def audit(
     classes: str | None,
     backbone: str,
     seed: int,
+    cache: Path | None,
     as_json: bool,
     strict: bool,
 ) -> None:
@@ -64,6 +66,7 @@ def audit(
         classes=split_names(classes),
         backbone=backbone,
         seed=seed,
+        cache=cache,
     )
     with progress.stages() as on_progress:
         audited = auditing.audit(config, on_progress)
@@ -80,17 +83,15 @@ def audit(
             )
         )
     else:
-        _show(Console(), audited)
+        _show(tables.console(), audited)
     if strict and any(one.severity != "note" for one in audited.findings):
         sys.exit(1)
 
 
 def _show(console: Console, audited: Audit) -> None:
-    table = Table("label", "usable images")
-    for label, count in audited.counts.items():
-        table.add_row(escape(label), str(count))
     if audited.counts:
-        console.print(table)
+        rows = [(label, str(count)) for label, count in audited.counts.items()]
+        console.print(tables.table(("label", "usable images"), rows))
     show_folders(console, (), audited.notes)  # what was left out is among the findings
     kinds = groupby(audited.findings, key=lambda one: (one.severity, one.kind))
     for (severity, kind), group in kinds:

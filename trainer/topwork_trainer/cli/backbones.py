@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from rich.table import Table
 
-from topwork.terminal import Console
+from topwork import tables
 from topwork_trainer import backbones
 
 
@@ -48,15 +47,15 @@ def describe(backbone: str, weights: Path | None, as_json: bool) -> None:
             )
         )
         return
-    table = Table("--unfreeze", "thaws also", "parameters", "in all")
+    rows = []
     total = 0
     for number, stage in enumerate(found, start=1):
         total += stage.size
-        table.add_row(f"last:{number}", stage.name, f"{stage.size:,}", f"{total:,}")
-    console = Console()
+        rows.append((f"last:{number}", stage.name, f"{stage.size:,}", f"{total:,}"))
+    console = tables.console()
     console.print(
         f"{loaded.name}: input {loaded.spec.crop} x {loaded.spec.crop}, embedding {loaded.width}, "
         f"weights {loaded.licence} ({loaded.source})",
         highlight=False,
     )
-    console.print(table)
+    console.print(tables.table(("--unfreeze", "thaws also", "parameters", "in all"), rows))

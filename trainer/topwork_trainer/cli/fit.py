@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import click
-from rich.markup import escape
-from rich.table import Table
 
+from topwork import tables
 from topwork.bundle.findings import Finding
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.printable import file_name, printable
 from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
-from topwork_trainer.cli.options import cache_option, show_folders, split_names
+from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
 from topwork_trainer.fit import FitConfig, Fitted
 from topwork_trainer.held_out import HeldOut
+
+MOST_CALLED = 12
+"""Labels up to which the confusion matrix is printed, where the terminal is wide enough."""
 
 
 class _OrAuto(click.ParamType[Any]):
@@ -41,7 +43,7 @@ class _OrAuto(click.ParamType[Any]):
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@data_argument
 @click.option("--model", required=True, help="Name of the model: a-z 0-9 . _ -")
 @click.option("--repository", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--classes", help="Folders to use, comma-separated. Default: all.")
@@ -145,7 +147,7 @@ def fit(
     if as_json:
         print(json.dumps(_json(fitted)))
     else:
-        _show(Console(), fitted)
+        _show(tables.console(), fitted)
 
 
 def _json(fitted: Fitted) -> dict[str, object]:
@@ -205,22 +207,19 @@ def _held_out_json(held_out: HeldOut) -> dict[str, object]:
 
 def _show(console: Console, fitted: Fitted) -> None:
     metrics, manifest = fitted.metrics, fitted.manifest
-    table = Table(
-        "label",
-        "images",
-        "precision",
-        "recall",
-        *(f"called {escape(one)}" for one in manifest.labels[:12]),
+    headers = ("label", "images", "precision", "recall")
+    rows = [
+        (one.label, str(one.images), f"{one.precision:.3f}", f"{one.recall:.3f}")
+        for one in metrics.per_label
+    ]
+    called = [f"called {one}" for one in manifest.labels]
+    counts = [map(str, row) for row in metrics.confusion]
+    whole = tables.table(
+        (*headers, *called), [(*row, *more) for row, more in zip(rows, counts, strict=True)]
     )
-    for one, row in zip(metrics.per_label, metrics.confusion, strict=True):
-        table.add_row(
-            escape(one.label),
-            str(one.images),
-            f"{one.precision:.3f}",
-            f"{one.recall:.3f}",
-            *(str(count) for count in row[:12]),
-        )
-    console.print(table)
+    # The report has the confusion matrix of however many labels.
+    wide = tables.width(whole) <= console.width and len(called) <= MOST_CALLED
+    console.print(whole if wide else tables.table(headers, rows, copied=["label"]))
     for skipped in (*fitted.skipped, *(one for held in fitted.held_out for one in held.skipped)):
         console.print(f"left out {skipped.name}: {skipped.message}", markup=False, soft_wrap=True)
     show_folders(console, fitted.left_out, fitted.notes)
@@ -246,4 +245,4 @@ def _show(console: Console, fitted: Fitted) -> None:
 
 def _counted(findings: Sequence[Finding]) -> str:
     counts = Counter(one.severity for one in findings)
-    return ", ".join(f"{count} {severity}s" for severity, count in counts.items() if count)
+    return ", ".join(f"{count} {one}{'s' * (count > 1)}" for one, count in counts.items())

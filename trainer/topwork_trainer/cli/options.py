@@ -14,8 +14,26 @@ from topwork.inputs.folders import LeftOut
 from topwork.terminal import Console
 
 
+class _DataPath(click.Path):
+    """A folder on this host: a URL, of which a path would lose a slash, is refused."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """See click."""
+        if "://" in os.fspath(value):
+            self.fail(f"{value!r} is a URL, no folder: download the photos first", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+data_argument = click.argument("data", type=_DataPath(path_type=Path))
+
+
 def cache_directory() -> Path:
-    """Return where embeddings are kept: XDG's cache directory, as the environment says."""
+    """Return where the cache is kept: XDG's cache directory, as the environment says."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "topwork"  # noqa: PTH117 # an empty Path is "."
 
@@ -28,7 +46,7 @@ def cache_option(command: Callable[..., None]) -> Callable[..., None]:
         type=click.Path(file_okay=False, path_type=Path),
         default=cache_directory,
         show_default="~/.cache/topwork",
-        help="Where embeddings are kept for the next time.",
+        help="Where embeddings and exported backbones are kept for the next time.",
     )
     @click.option("--no-cache", is_flag=True, help="Neither use nor keep any.")
     @functools.wraps(command)

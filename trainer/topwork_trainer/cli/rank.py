@@ -13,6 +13,7 @@ import click
 from rich.markup import escape
 from rich.table import Column, Table
 
+from topwork import tables
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.engine.cores import available_cores
@@ -20,17 +21,18 @@ from topwork.report.content import RankedBackbone
 from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.backbones import LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE, Choice
+from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.bench import Bench
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.cli import progress
-from topwork_trainer.cli.options import cache_option, show_folders, split_names
+from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
 from topwork_trainer.data import scan
 from topwork_trainer.rank import SAMPLE, explain, shown
 from topwork_trainer.rank import rank as ranked
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@data_argument
 @click.option(
     "--backbones",
     "wanted",
@@ -58,7 +60,7 @@ from topwork_trainer.rank import rank as ranked
 @click.option(
     "--repository",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where exported backbones are kept. Default: in the cache.",
+    help="Where exported backbones are kept beside the cache. Default: nowhere.",
 )
 @cache_option
 @click.option(
@@ -88,7 +90,7 @@ def rank(
     photos = scan(data, classes=split_names(classes))
     choices = _choices(wanted, image_size, views)
     with ExitStack() as stack:
-        root = repository or cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        root = repository or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         kept = stack.enter_context(EmbeddingCache(cache)) if cache else None
         on_progress = stack.enter_context(progress.stages())
         bench = Bench(
@@ -98,6 +100,7 @@ def rank(
             seed=seed,
             cores=available_cores(),
             cache=kept,
+            exports=Exports(cache) if cache else None,
             on_progress=on_progress,
         )
         taken, rows = ranked(bench, choices, size=size)
@@ -111,7 +114,7 @@ def rank(
         }
         print(json.dumps(shape))
     else:
-        console = Console()
+        console = tables.console()
         show_folders(console, photos.left_out, photos.notes)
         _show(console, rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import unicodedata
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from topwork import tables
 from topwork.errors import InvalidInput
 from topwork.terminal import Console
 from topwork_trainer import commands
@@ -94,6 +96,20 @@ def split(photos: Photos, train: Path, held_out: Path) -> list[str]:
     return sorted(position)
 
 
+def check_apart(photos: Path, held_out: Path) -> None:
+    """Raise InvalidInput if ``held_out`` is in ``photos``, where it would be a class of its own."""
+    if photos.resolve() in [held_out.resolve(), *held_out.resolve().parents]:
+        raise InvalidInput(f"{held_out} must not be in {photos}", field="held_out")
+
+
+def hold_out(photos: Path, held_out: Path) -> None:
+    """Move every fourth file of each folder of ``photos`` to one of its name in ``held_out``."""
+    for folder in [one for one in sorted(photos.iterdir()) if one.is_dir()]:
+        (held_out / folder.name).mkdir(parents=True, exist_ok=True)
+        for file in sorted(folder.iterdir())[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]:
+            shutil.move(file, held_out / folder.name / file.name)
+
+
 @dataclass(frozen=True, slots=True)
 class _Asker:
     """Classifies the held-out photos and returns what was said, by label."""
@@ -142,20 +158,22 @@ def _table(
     retrained: Row,
 ) -> Table:
     photos = sum(len(rows) for rows in before.values())
-    table = Table("", "before", "after AddClass", "full retrain", title=f"{photos} held-out photos")
     everything = (before, after, joint)
-    table.add_row(
-        f"accuracy on the {len(old)} old classes",
-        *(f"{_accuracy(said, old):.3f}" for said in everything),
-    )
-    table.add_row(f"recall of {new}", *(f"{_accuracy(said, [new]):.3f}" for said in everything))
-    table.add_row(
-        "seconds until it serves",
-        "",
-        f"{added['seconds']['total']:.2f}",
-        f"{retrained['seconds']['total']:.2f}",
-    )
-    return table
+    headers = (f"{photos} held-out photos", "before", "after AddClass", "full retrain")
+    rows = [
+        (
+            f"accuracy on the {len(old)} old classes",
+            *(f"{_accuracy(said, old):.3f}" for said in everything),
+        ),
+        (f"recall of {new}", *(f"{_accuracy(said, [new]):.3f}" for said in everything)),
+        (
+            "seconds until it serves",
+            "",
+            f"{added['seconds']['total']:.2f}",
+            f"{retrained['seconds']['total']:.2f}",
+        ),
+    ]
+    return tables.table(headers, rows)
 
 
 def _step(console: Console, text: str) -> None:

@@ -54,7 +54,7 @@ class Answer:
     unknown_probability: float | None
     """How likely the image is of no label that the model knows, 0..1; None: it cannot tell."""
     is_unknown: bool
-    """Whether that is above the model's own threshold."""
+    """Whether that is at the model's own threshold or above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -290,6 +290,28 @@ def test_equal_probabilities_come_in_label_order(colours: Repository) -> None:
     assert [one.label for one in result.predictions] == ["blue", "green", "amber", "crimson"]
 
 
+@pytest.mark.parametrize(("beyond", "called"), [(0, True), (1, False), (-1, True)])
+def test_an_image_at_the_threshold_is_called_unknown(
+    colours: Repository, beyond: int, called: bool
+) -> None:
+    """The threshold belongs to the unknown, as where it was chosen; the next number is beyond."""
+
+    async def ask() -> Answer:
+        async with desk(colours) as asked:
+            (result,) = (await asked.classify(PHOTOS["green"])).results
+        assert not isinstance(result, ImageError)
+        return result
+
+    probability = asyncio.run(ask()).unknown_probability
+    assert probability is not None
+    threshold = np.nextafter(probability, probability + beyond)
+    manifest = colours.manifest("colours", 1)
+    moved = replace(manifest, chosen=replace(manifest.chosen, unknown_threshold=float(threshold)))
+    colours.set_serving("colours", tiny.publish_copy(colours, moved).revision, why="test")
+    result = asyncio.run(ask())
+    assert (result.unknown_probability, result.is_unknown) == (probability, called)
+
+
 class Given:
     """A picture that its sender preprocessed."""
 

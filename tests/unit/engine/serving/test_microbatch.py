@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,6 +255,54 @@ def test_close_answers_what_was_taken_and_refuses_the_rest() -> None:
     assert [future.result(timeout=0).embedding[0] for future in futures] == [0, 1, 2, 3, 4]
     with pytest.raises(Unavailable):
         ask(one, 6).result(timeout=0)
+
+
+class SlowBuffer(np.ndarray[tuple[int, ...], np.dtype[np.uint8]]):
+    """A buffer into which rows are only copied once a test lets them."""
+
+    may_copy: threading.Event
+
+    def __array_finalize__(self, made_of: object) -> None:
+        """See NumPy."""
+        if isinstance(made_of, SlowBuffer):
+            self.may_copy = made_of.may_copy
+
+    def __setitem__(self, row: Any, pixels: Any) -> None:
+        """Copy a row, when it is time to."""
+        assert self.may_copy.wait(30), "the test forgot to let rows be copied"
+        super().__setitem__(row, pixels)
+
+
+def test_run_waits_until_its_rows_are_copied_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is taken but not filled yet is not run: it would be another image's."""
+    looked = threading.Event()
+    may_copy = threading.Event()
+    buffers = [np.zeros((SIZES[-1], *SHAPE), dtype=np.uint8).view(SlowBuffer) for _ in range(2)]
+    for buffer in buffers:
+        buffer.may_copy = may_copy
+    ran: list[int] = []
+
+    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        ran.append(len(batch))
+        if len(ran) > len(SIZES):  # those before it warm up
+            looked.set()
+        return embed(batch)
+
+    one = MicroBatcher(run, (buffers[0], buffers[1]), SIZES)
+    wait_for = one._written.wait_for
+
+    def waiting(condition: Callable[[], bool]) -> bool:
+        looked.set()
+        return bool(wait_for(condition))
+
+    monkeypatch.setattr(one._written, "wait_for", waiting)
+    one.start()
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(lambda: ask(one, 7).result(timeout=30))
+        assert looked.wait(30)  # the batcher has the image, and its pixels are not there yet
+        may_copy.set()
+        assert answer.result(timeout=30).embedding[0] == 7
+    one.close()
 
 
 def test_a_failed_run_is_its_images_error_alone() -> None:

@@ -1,0 +1,122 @@
+"""Ctrl-C in the commands, while they import, start and work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from support import servers
+
+from topwork.interrupts import STATUS
+
+# A shell has what it runs in the background ignore SIGINT, and what that starts ignores it, too.
+INTERRUPTIBLE = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+AS_IMPORTED = """
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+"""
+IN_A_CALLBACK = """
+import weakref
+class Thing: pass
+def load():
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    del thing
+    for _ in range(600): time.sleep(0.1)
+"""
+AS_ANOTHER_ERROR = """
+def load():
+    try: os.kill(os.getpid(), signal.SIGINT)
+    except BaseException as error: raise ImportError("cannot import") from error
+"""
+FIT = ["topwork_trainer", "fit", "photos", "--model", "m", "--repository", "r"]
+
+
+def interrupted(code: str, arguments: Sequence[object]) -> tuple[int, str]:
+    """Return exit status and standard error of Python code that is interrupted."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTIBLE + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stderr
+
+
+def imports(pid: int) -> bool:
+    """Return whether a process has loaded NumPy, which a worker does early."""
+    return "numpy" in Path(f"/proc/{pid}/maps").read_text()
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("click", ["topwork", "models"]),
+        ("grpc", ["topwork", "models"]),
+        ("topwork.cli.serve", ["topwork", "models"]),
+        ("topwork.rpc.server", ["topwork", "serve", "--repository", "r"]),
+        ("click", FIT),
+        ("topwork_trainer.cli.fit", FIT),
+        ("topwork_trainer.fit", FIT),
+    ],
+)
+def test_an_interrupted_import_ends_the_command(
+    module: str, arguments: Sequence[str], tmp_path: Path
+) -> None:
+    """SIGINT while a module is imported: exit status 130, and nothing on standard error."""
+    package, *others = arguments
+    code = AS_IMPORTED.format(module=module) + f"from {package}.cli import main; main()"
+    assert interrupted(code, [tmp_path / one if one == "r" else one for one in others]) == (
+        STATUS,
+        "",
+    )
+
+
+@pytest.mark.parametrize("code", [IN_A_CALLBACK, AS_ANOTHER_ERROR])
+def test_an_interrupt_that_an_import_hides_ends_the_command(code: str) -> None:
+    """So it is where Python loses the exception or a library makes another one of it."""
+    code += (
+        "import time; from topwork.interrupts import interruptible\nwith interruptible(): load()"
+    )
+    assert interrupted(code, []) == (STATUS, "")
+
+
+def test_an_error_without_an_interrupt_stays_an_error() -> None:
+    """What is wrong without an interrupt has its traceback."""
+    code = "from topwork.interrupts import interruptible\nwith interruptible(): 1 / 0"
+    status, said = interrupted(code, [])
+    assert (status, "ZeroDivisionError" in said) == (1, True)
+
+
+def test_an_ignored_interrupt_stays_ignored() -> None:
+    """A shell's background job does not end by the Ctrl-C that is meant for another."""
+    code = (
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from topwork.interrupts import interruptible\n"
+        "with interruptible(): os.kill(os.getpid(), signal.SIGINT)"
+    )
+    assert interrupted(code, []) == (0, "")
+
+
+def test_ctrl_c_while_the_worker_imports_prints_no_traceback(tmp_path: Path) -> None:
+    """A terminal sends SIGINT to the worker, too, which still imports."""
+    code = INTERRUPTIBLE + "from topwork.cli import main; main()"
+    command = [sys.executable, "-c", code, *servers.command(tmp_path / "repository")[3:]]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        servers.eventually(lambda: [*filter(imports, servers.workers_of(process.pid))])
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert "Traceback" not in said
+    assert process.returncode == 0

@@ -1,0 +1,159 @@
+"""The cache of exported backbones gives back this software's own, and stops nobody."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
+
+import pytest
+from support import pictures, tiny
+
+from topwork.bundle.manifest import BackboneInfo
+from topwork.bundle.store import Repository
+from topwork_trainer import backbones
+from topwork_trainer.backbones import DEFAULT, Choice, prepare
+from topwork_trainer.backbones.exports import Exports
+from topwork_trainer.backbones.prepare import prepare_backbone
+from topwork_trainer.fit import FitConfig, fit
+
+MODEL = tiny.backbone_model()
+INFO = replace(tiny.backbone_info(MODEL), identity=Choice(name=DEFAULT).identity())
+
+
+def no_export(*_: object) -> NoReturn:
+    """Stand in for an export that must not be needed."""
+    raise AssertionError("it was exported")
+
+
+def test_find_gives_back_what_was_put(tmp_path: Path) -> None:
+    """Under its identity and weights, and to another process."""
+    Exports(tmp_path).put(MODEL, INFO)
+    Exports(tmp_path).put(MODEL, INFO, "digest")
+    exports = Exports(tmp_path)
+    assert exports.find(INFO.identity) == (MODEL, INFO)
+    assert exports.find(INFO.identity, "digest") == (MODEL, INFO)
+    assert exports.find(INFO.identity, "other") is None
+    assert exports.find(Choice(name=DEFAULT, views=2).identity()) is None
+
+
+@pytest.mark.parametrize("package", ["torch", "onnxscript"])
+def test_find_leaves_out_what_another_exporter_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """After an upgrade of torch or of its exporter the graph may be another."""
+    Exports(tmp_path).put(MODEL, INFO)
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "99" if name == package else real(name))
+    assert Exports(tmp_path).find(INFO.identity) is None
+
+
+def test_find_leaves_out_what_another_code_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So after a change of our own code that builds and exports backbones."""
+    Exports(tmp_path).put(MODEL, INFO)
+    real = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: real(path) + b"#" * (path.name == "export.py")
+    )
+    assert Exports(tmp_path).find(INFO.identity) is None
+
+
+@pytest.mark.parametrize("place", [0, 100, -1])
+def test_find_leaves_out_what_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: int
+) -> None:
+    """One flipped bit of digest, description or graph is enough; the next put mends it."""
+    exports = Exports(tmp_path)
+    exports.put(MODEL, INFO)
+    (file,) = (tmp_path / "exports").iterdir()
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert exports.find(INFO.identity) is None
+    assert "damaged" in caplog.text
+    exports.put(MODEL, INFO)
+    assert exports.find(INFO.identity) == (MODEL, INFO)
+
+
+def test_nowhere_to_write_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file in the cache's place stops nobody."""
+    (tmp_path / "exports").write_text("in the way")
+    exports = Exports(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        exports.put(MODEL, INFO)
+        assert exports.find(INFO.identity) is None
+    assert "going on without" in caplog.text
+
+
+def test_put_makes_room_by_what_was_not_used_for_longest(tmp_path: Path) -> None:
+    """The least recently found ones go when all together are too large."""
+    Exports(tmp_path).put(MODEL, replace(INFO, identity="a"))
+    (file,) = (tmp_path / "exports").iterdir()
+    exports = Exports(tmp_path, limit_bytes=3 * file.stat().st_size)
+    for name in "bc":
+        exports.put(MODEL, replace(INFO, identity=name))
+    assert exports.find("a") is not None
+    exports.put(MODEL, replace(INFO, identity="d"))
+    assert [name for name in "abcd" if exports.find(name)] == ["a", "c", "d"]
+
+
+def test_a_second_repository_needs_no_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backbone that was exported for one repository is copied into the next."""
+    exports = Exports(tmp_path)
+    exports.put(MODEL, INFO)
+    monkeypatch.setattr(prepare, "store", no_export)
+    monkeypatch.setattr(backbones, "load", no_export)
+    repository = Repository(tmp_path / "repository")
+    assert prepare_backbone(repository, Choice(name=DEFAULT), exports) == INFO
+    assert repository.backbone_model(INFO.digest) == MODEL
+    with pytest.raises(AssertionError, match="it was exported"):
+        prepare_backbone(Repository(tmp_path / "other"), Choice(name=DEFAULT))
+
+
+def test_weights_that_the_name_leaves_open_are_part_of_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of torchvision's backbones an export counts only for the very weights it was made of."""
+    choice, exports = Choice(name="resnet18"), Exports(tmp_path)
+    stored: list[BackboneInfo] = []
+
+    def store(repository: Repository, _: object) -> BackboneInfo:
+        stored.append(repository.put_backbone(MODEL, replace(INFO, identity=choice.identity())))
+        return stored[-1]
+
+    monkeypatch.setattr(prepare, "store", store)
+    for number, (weights, count) in enumerate([("a", 1), ("a", 1), ("b", 2)]):
+        loaded = SimpleNamespace(identity=choice.identity(), weights_sha256=weights)
+        monkeypatch.setattr(backbones, "load", lambda _, loaded=loaded: loaded)
+        prepare_backbone(Repository(tmp_path / str(number)), choice, exports)
+        assert len(stored) == count
+
+
+def test_fit_uses_the_cache_unless_it_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit into a new repository takes the export from its cache, and without one makes it."""
+    for label in ("amber", "blue"):
+        folder = tmp_path / "data" / label
+        folder.mkdir(parents=True)
+        for index, content in enumerate(pictures.pictures(label, 12)):
+            (folder / f"{index}.png").write_bytes(content)
+    Exports(tmp_path / "cache").put(MODEL, INFO)
+    monkeypatch.setattr(backbones, "load", no_export)
+    config = FitConfig(
+        data=tmp_path / "data",
+        model="colours",
+        repository=tmp_path / "repository",
+        cache=tmp_path / "cache",
+    )
+    assert fit(config, lambda *_: None).backbone == INFO
+    with pytest.raises(AssertionError, match="it was exported"):
+        fit(replace(config, repository=tmp_path / "other", cache=None), lambda *_: None)

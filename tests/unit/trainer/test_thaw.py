@@ -1,0 +1,92 @@
+"""A fine-tuned backbone is judged on photos alone that it saw nothing of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from support import tiny
+from support.pictures import pictures
+
+from topwork.bundle.manifest import BackboneInfo
+from topwork.bundle.store import Repository
+from topwork.engine.embed import Source
+from topwork_trainer import backbones, shrink, thaw
+from topwork_trainer.backbones import Choice
+from topwork_trainer.bench import Bench
+
+LABELS = ("amber", "blue", "crimson")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """Return three classes of 30 pictures."""
+    return Bench(
+        repository=Repository(tmp_path / "repository"),
+        sources=[
+            Source(name=f"{label}/{index:02}", label=label, read=lambda content=content: content)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+            for label in LABELS
+            for index, content in enumerate(pictures(label, 30))
+        ],
+        recipe=tiny.LOGISTIC,
+        seed=0,
+        cores=2,
+        cache=None,
+        on_progress=lambda *_: None,
+    )
+
+
+def test_photos_that_fine_tuning_saw_are_marked_as_seen(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that it was trained on, and those that chose its best epoch; no other is."""
+    model = tiny.backbone_model()
+    info = bench.repository.put_backbone(model, tiny.backbone_info(model))
+    saw: dict[str, set[str]] = {}
+
+    def finetune(
+        _: object, train: Sequence[Source], validation: Sequence[Source], *__: object, **___: object
+    ) -> SimpleNamespace:
+        saw["train"], saw["validation"] = (
+            {one.name for one in photos} for photos in (train, validation)
+        )
+        return SimpleNamespace(backbone=None)
+
+    def store(*_: object) -> BackboneInfo:
+        return info
+
+    monkeypatch.setattr(thaw, "finetune", finetune)
+    monkeypatch.setattr(thaw, "store", store)
+    monkeypatch.setattr(backbones, "load", lambda _: None)
+    frozen = bench.attempt(info)
+    tuned, _ = thaw.thaw(
+        bench,
+        frozen,
+        Choice(name="tiny"),
+        unfreeze="all",
+        epochs=1,
+        mirror=True,
+        checkpoint=tmp_path / "checkpoint",
+    )
+    names = np.array(tuned.exemplars.names)
+    assert saw["train"]
+    assert saw["validation"]
+    assert set(names[tuned.exemplars.seen]) == saw["train"] | saw["validation"]
+    judged = set(names[tuned.learned.judged.rows])
+    assert judged == set(names) - saw["train"] - saw["validation"] != set()
+
+
+def test_photos_that_were_seen_stay_so_when_the_backbone_is_quantised(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An int8 backbone saw what the one saw that it was made of."""
+    model = tiny.backbone_model()
+    info = bench.repository.put_backbone(model, tiny.backbone_info(model))
+    seen = frozenset(source.name for source in bench.sources[::2])
+    monkeypatch.setattr(shrink, "quantise", lambda *_: model)
+    monkeypatch.setattr(shrink, "speed_ratio", lambda *_: 2.0)
+    int8, _ = shrink.shrink(bench, bench.attempt(info, seen=seen))
+    assert set(np.array(int8.exemplars.names)[int8.exemplars.seen]) == seen

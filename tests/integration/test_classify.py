@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 from PIL import Image
-from support.bad_images import without_palette
+from support.bad_images import KINDS, turned, without_palette
 from support.pictures import encode, picture
 from support.servers import Running, failure, fields
 
@@ -52,6 +53,15 @@ def test_top_k_predictions(client: Client) -> None:
     """top_k bounds the predictions of each image."""
     answer = client.classify("colours", [PHOTO, PHOTO], top_k=1)
     assert [len(result.classification.predictions) for result in answer.results] == [1, 1]
+
+
+def test_every_format_is_classified_alike(client: Client) -> None:
+    """HEIC, AVIF and all others give the label that PNG gives, whatever their EXIF says."""
+    image = Image.open(io.BytesIO(PHOTO))
+    files = [turned(image, 6, kind) if kind in {"HEIF", "AVIF"} else encode(image, kind)
+             for kind in KINDS]  # fmt: skip
+    answer = client.classify("colours", files)
+    assert [best(result) for result in answer.results] == ["blue"] * len(KINDS)
 
 
 def test_one_bad_image_is_that_images_error(client: Client) -> None:

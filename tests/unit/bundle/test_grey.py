@@ -88,7 +88,7 @@ def test_brightness_is_continuous() -> None:
     assert np.abs(np.diff(shades)).max() < 1
 
 
-def test_exposure_does_not_matter() -> None:
+def test_exposure_changes_no_shade() -> None:
     """A scene of 12 bits and the same one of 16 give the same shades."""
     samples = scene(top=4_095)
     twelve = to_eight_bits(samples, "percentiles").astype(int)
@@ -107,20 +107,20 @@ def test_zero_is_black_and_the_brightest_part_white() -> None:
 
 @pytest.mark.parametrize("value", [0, 1, 700, 65_535])
 @pytest.mark.parametrize("side", [1, 2, 64])
-def test_a_plain_picture_is_a_picture(value: int, side: int) -> None:
+def test_plain_picture_has_one_shade(value: int, side: int) -> None:
     """A picture of one sample divides nothing by zero; only one of zeros is black."""
     shades = to_eight_bits(np.full((side, side), value, np.uint16), "percentiles")
     assert (shades == (255 if value else 0)).all()
 
 
-def test_a_few_bright_pixels_on_black_are_seen() -> None:
+def test_few_bright_pixels_on_black_are_white() -> None:
     """Where the brightest part is black as well, the brightest sample is white."""
     samples = np.zeros((100, 100), np.uint16)
     samples[3, 3] = 500
     assert to_eight_bits(samples, "percentiles")[3, 3] == 255
 
 
-def test_transparent_samples_set_no_brightness() -> None:
+def test_transparent_samples_are_not_counted() -> None:
     """Samples that are not seen are white, and no part of the statistics."""
     samples = scene()
     samples[:32] = 65_535
@@ -129,13 +129,13 @@ def test_transparent_samples_set_no_brightness() -> None:
     assert (got[32:] == to_eight_bits(samples[32:], "percentiles")).all()
 
 
-def test_values_need_no_order() -> None:
+def test_share_of_white_takes_values_in_any_order() -> None:
     """A look-up table may map rising samples to any values; each is shown by its own."""
     values, counts = np.array([9.0, 1.0, 5.0]), np.array([10, 10, 10])
     assert share_of_white(values, counts, zero_is_black=False).tolist() == [1, 0, 0.5]
 
 
-def test_old_specs_keep_their_mapping() -> None:
+def test_depth_mapping_is_kept_for_old_specs() -> None:
     """With ``depth``, a model that learned so sees what it learned from: 10 bits or 12."""
     old = PreprocessSpec(resize=64, crop=64, deep_grey="depth")
     samples = np.full((64, 64), 900, np.uint16)

@@ -54,7 +54,7 @@ def test_ten_bits_keep_their_upper_eight() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_exif_alone_turns_nothing(kind: str) -> None:
+def test_exif_orientation_is_ignored(kind: str) -> None:
     """The picture's own properties turn it; EXIF, sound or damaged, does not."""
     upright = gradient(36, 24)
     exif = Image.Exif()
@@ -67,20 +67,46 @@ def test_exif_alone_turns_nothing(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tiles_are_put_together(kind: str) -> None:
+def test_grid_is_one_picture(kind: str) -> None:
     """A grid of tiles, as phones write large pictures, is one picture, without its overhang."""
     content = grid(encode(plain(RED, (64, 64)), kind), 3, 2, (190, 120))
     assert close(preprocess(content, SPEC), RED)
 
 
-def test_the_coding_decides_and_not_the_brand() -> None:
+def test_all_that_a_phone_writes_is_read() -> None:
+    """Tiles, a turn, a thumbnail, a gain map of another coding, EXIF, XMP and a colour profile."""
+    sides = {
+        (x, y): gradient(128, 128).crop((x, y, x + 64, y + 64)) for y in (0, 64) for x in (0, 64)
+    }
+    tiles = [coded(heic(tile)) for tile in sides.values()]
+    size = (b"ispe", struct.pack(">III", 0, 128, 128))
+    payload = struct.pack(">BBBBHH", 0, 0, 1, 1, 128, 128)
+    properties = [size, (b"colr", b"prof" + bytes(500)), (b"irot", b"\3"), (b"pasp", bytes(8))]
+    file = assembled(
+        [
+            *tiles,
+            (b"grid", payload, properties),
+            coded(heic(plain(RED, (16, 16)))),
+            (b"jpeg", b"\xff\xd8", [(b"auxC", bytes(4) + b"urn:com:apple:photo:gainmap\0")]),
+            (b"Exif", bytes(90), []),
+            (b"mime", b"<x:xmpmeta/>", []),
+        ],
+        [(b"dimg", 5, [1, 2, 3, 4]), (b"thmb", 6, [5]), (b"auxl", 7, [5]), (b"cdsc", 8, [5]),
+         (b"cdsc", 9, [5])],
+        primary=5,
+    )  # fmt: skip
+    want = gradient(128, 128).transpose(Image.Transpose.ROTATE_270)
+    assert close(preprocess(file, SPEC), preprocess(encode(want), SPEC))
+
+
+def test_brand_is_ignored() -> None:
     """An AVIF under a HEIF's brand, and the other way round, are what they are."""
     for kind, brand in (("HEIF", b"avif"), ("AVIF", b"heic"), ("AVIF", b"mif1")):
         content = encode(plain(RED, (64, 64)), kind)
         assert close(preprocess(content[:8] + brand + content[12:], SPEC), RED)
 
 
-def test_an_animation_gives_its_still() -> None:
+def test_animated_avif_gives_its_still() -> None:
     """Of an AVIF sequence the primary item is shown."""
     frames = [plain(colour) for colour in ((20, 10, 220), (20, 220, 10))]
     content = encode(plain(RED), "AVIF", save_all=True, append_images=frames)
@@ -88,14 +114,14 @@ def test_an_animation_gives_its_still() -> None:
     assert close(preprocess(content, SPEC), RED, within=6)
 
 
-def test_a_sequence_without_a_still_is_refused() -> None:
+def test_sequence_without_still_is_refused() -> None:
     """A file of tracks alone has no picture that is read."""
     content = box(b"ftyp", b"avis" + bytes(4) + b"avis") + box(b"moov", bytes(8))
     with pytest.raises(ImageError, match="no items"):
         preprocess(content, SPEC)
 
 
-def test_decoders_have_one_thread() -> None:
+def test_decoders_run_in_one_thread() -> None:
     """There is a thread a core already: a decoder starts none, or one that it waits for."""
     import pi_heif
 
@@ -119,7 +145,7 @@ def test_coded_sizes_are_read(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_small_picture_of_many_coded_pixels_is_refused(kind: str) -> None:
+def test_coded_size_beyond_the_claimed_one_is_refused(kind: str) -> None:
     """Who claims 8 x 8 pixels and has a million in the coded picture is found out."""
     name, content, properties = coded(encode(plain(RED, (1_000, 1_000)), kind))
     lie = [(b"ispe", struct.pack(">III", 0, 8, 8)) if key == b"ispe" else (key, value)
@@ -130,7 +156,7 @@ def test_a_small_picture_of_many_coded_pixels_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_tiles_of_one_picture_are_refused(kind: str) -> None:
+def test_tiles_that_share_a_picture_are_counted(kind: str) -> None:
     """900 tiles that are all the same coded picture are as much work as 900 pictures."""
     content = grid(encode(plain(RED, (512, 512)), kind), 30, 30, (100, 100))
     limits = Limits(max_image_pixels=1_000_000)
@@ -139,14 +165,14 @@ def test_many_tiles_of_one_picture_are_refused(kind: str) -> None:
     assert caught.value.reason == "IMAGE_TOO_LARGE"
 
 
-def test_many_pictures_in_one_item_are_refused() -> None:
+def test_item_of_many_pictures_is_refused() -> None:
     """An item of 100 HEVC pictures, of which a decoder decodes all, is no still."""
     name, content, properties = coded(heic(plain(RED, (64, 64))))
     with pytest.raises(ImageError, match="still of 100 pictures"):
         preprocess(assembled([(name, content * 100, properties)]), SPEC)
 
 
-def test_many_slices_are_refused() -> None:
+def test_item_of_many_slices_is_refused() -> None:
     """Each slice may cover all of the picture: a thousand are a thousand passes."""
     name, content, properties = coded(heic(plain(RED, (512, 512))))
     follower = content[:6] + bytes([content[6] & 0x7F]) + content[7:]
@@ -155,14 +181,14 @@ def test_many_slices_are_refused() -> None:
         preprocess(assembled([(name, content + follower * 1_000, properties)]), SPEC, limits=limits)
 
 
-def test_many_frames_in_one_item_are_refused() -> None:
+def test_item_of_many_frames_is_refused() -> None:
     """An item of 100 AV1 frames, all of which a decoder may decode, is no still."""
     name, content, properties = coded(encode(plain(RED, (64, 64)), "AVIF"))
     with pytest.raises(ImageError, match="has 100 frames of 4096 pixels"):
         preprocess(assembled([(name, content * 100, properties)]), SPEC)
 
 
-def test_derivations_of_derivations_are_refused() -> None:
+def test_nested_derivations_are_refused() -> None:
     """Pictures made of pictures, each of 20 others, are not followed without end."""
     tile = coded(heic(plain(RED, (64, 64))))
     payload = struct.pack(">BBBBHH", 0, 0, 3, 4, 64, 64)
@@ -177,7 +203,7 @@ def test_derivations_of_derivations_are_refused() -> None:
         preprocess(assembled(loop, [(b"dimg", 2, [2])], primary=2), SPEC)
 
 
-def test_a_large_canvas_of_small_tiles_is_refused() -> None:
+def test_grid_canvas_beyond_the_limit_is_refused() -> None:
     """A grid that claims a canvas beyond the limit is refused by its own numbers."""
     content = grid(heic(plain(RED, (64, 64))), 2, 2, (60_000, 60_000))
     with pytest.raises(ImageError, match="60000 x 60000") as caught:
@@ -186,13 +212,13 @@ def test_a_large_canvas_of_small_tiles_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", [b"jpeg", b"iovl", b"unci", b"vvc1"])
-def test_other_codings_are_named(kind: bytes) -> None:
+def test_unsupported_coding_is_named(kind: bytes) -> None:
     """An item that is coded in another way is refused with the name of that way."""
     with pytest.raises(ImageError, match=f"coded as '{kind.decode()}', which is not read"):
         preprocess(assembled([(kind, bytes(40), [])]), SPEC)
 
 
-def test_compressed_metadata_is_never_unpacked() -> None:
+def test_compressed_metadata_is_never_inflated() -> None:
     """Metadata that unpacks to 256 MiB costs nothing, and spoils nothing."""
     bomb = zlib.compress(bytes(256 * 2**20), 9)
     content = assembled([coded(heic(plain(RED))), (b"mime", bomb, [])], [(b"cdsc", 2, [1])])
@@ -205,7 +231,7 @@ def test_compressed_metadata_is_never_unpacked() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_cut_is_an_image_error(kind: str) -> None:
+def test_cut_off_file_is_refused(kind: str) -> None:
     """Wherever a file ends too early, it is an error of this image."""
     content = assembled([coded(encode(gradient(64, 48), kind))])
     for end in range(12, len(content) - 1, 7):
@@ -213,7 +239,7 @@ def test_every_cut_is_an_image_error(kind: str) -> None:
             preprocess(content[:end], SPEC)
 
 
-def test_boxes_without_number_are_refused() -> None:
+def test_box_flood_is_refused() -> None:
     """A hundred thousand boxes before the items are not walked through."""
     content = heic(plain(RED))
     start = 8 + int.from_bytes(content[:4]) - 8

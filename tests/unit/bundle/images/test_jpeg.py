@@ -72,12 +72,12 @@ def test_many_scans_are_refused_before_decoding(wrap: Callable[[bytes], bytes]) 
 
 
 @pytest.mark.parametrize("wrap", [bytes, multi_picture, in_tiff], ids=["plain", "MPO", "TIFF"])
-def test_some_scans_more_are_read(wrap: Callable[[bytes], bytes]) -> None:
+def test_scans_within_the_limit_are_read(wrap: Callable[[bytes], bytes]) -> None:
     """A progressive file, with scans within the limit, is a picture like any other."""
     assert (preprocess(wrap(scans(20)), SPEC, limits=LIMITS) == 100).all()
 
 
-def test_scans_of_further_pictures_do_not_count() -> None:
+def test_scans_of_further_pictures_are_not_counted() -> None:
     """A phone's multi-picture file with previews of many scans has as many as its first picture."""
     first = encode(gradient(640, 480), "JPEG", quality=95)
     content = multi_picture(first, *[scans(2_000)] * 3)
@@ -85,7 +85,7 @@ def test_scans_of_further_pictures_do_not_count() -> None:
     assert (preprocess(content, SPEC, limits=LIMITS) == preprocess(first, SPEC)).all()
 
 
-def test_scans_in_metadata_do_not_count() -> None:
+def test_scan_markers_in_metadata_are_not_counted() -> None:
     """A thumbnail, or anything, in a segment is none of the picture's scans."""
     first = encode(gradient(640, 480), "JPEG")
     segment = b"\xff\xe3" + struct.pack(">H", 60_002) + b"\xff\xda" * 30_000
@@ -93,7 +93,7 @@ def test_scans_in_metadata_do_not_count() -> None:
     assert (preprocess(content, SPEC, limits=LIMITS) == preprocess(first, SPEC)).all()
 
 
-def test_small_pictures_have_a_limit_of_scans_too() -> None:
+def test_many_scans_of_a_small_picture_are_refused() -> None:
     """However few its pixels, a picture has not a million scans."""
     with pytest.raises(ImageError, match="scans of 64 pixels"):
         preprocess(scans(200_000, side=8), SPEC)
@@ -111,7 +111,7 @@ def test_small_pictures_have_a_limit_of_scans_too() -> None:
     ],
     ids=["segments", "markers", "zeros", "fill", "tables", "components"],
 )
-def test_floods_before_the_first_scan_are_refused(flood: bytes) -> None:
+def test_header_floods_are_refused(flood: bytes) -> None:
     """Header parts of which Pillow would make a Python object each are refused before it does."""
     content = encode(plain((1, 2, 3)), "JPEG")
     with pytest.raises(ImageError, match="segment"):
@@ -125,14 +125,14 @@ def test_segments_within_the_limit_are_read() -> None:
     assert (preprocess(many, SPEC) == preprocess(content, SPEC)).all()
 
 
-def test_a_damaged_index_of_pictures_spoils_nothing() -> None:
+def test_multi_picture_file_with_damaged_index_is_read() -> None:
     """The first picture is read as if there was no index."""
     first = encode(gradient(36, 24), "JPEG")
     content = multi_picture(first).replace(b"MPF\0II*\0", b"MPF\0II*\xff")
     assert (preprocess(content, SPEC) == preprocess(first, SPEC)).all()
 
 
-def test_cmyk_pixels_do_not_depend_on_further_pictures() -> None:
+def test_multi_picture_cmyk_gives_the_first_picture() -> None:
     """A multi-picture file of CMYK comes out in the first picture's colours."""
     first = encode(plain((220, 10, 20)).convert("CMYK"), "JPEG", quality=100)
     both = preprocess(multi_picture(first, first), SPEC)

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from support.bad_images import gradient, grey_png, plain, png_chunk
+from support.bad_images import gradient, plain, png_chunk
 from support.pictures import encode
 
 from topwork.bundle.image import preprocess
@@ -56,7 +56,7 @@ def wrong(chunk: bytes) -> bytes:
 
 @pytest.mark.parametrize("at", [BEFORE, AFTER], ids=["before", "after"])
 @pytest.mark.parametrize("name", ANCILLARY, ids=lambda name: name.decode())
-def test_a_wrong_checksum_of_an_ancillary_chunk_is_read_over(name: bytes, at: int) -> None:
+def test_ancillary_chunk_with_wrong_checksum_is_ignored(name: bytes, at: int) -> None:
     """The picture is that of the file without the chunk: not turned, not transparent."""
     content = inserted(wrong(png_chunk(name, ANCILLARY[name])), at)
     assert (preprocess(content, SPEC) == PICTURE).all()
@@ -65,7 +65,7 @@ def test_a_wrong_checksum_of_an_ancillary_chunk_is_read_over(name: bytes, at: in
 @pytest.mark.parametrize("at", [BEFORE, AFTER], ids=["before", "after"])
 @pytest.mark.parametrize("body", [b"", b"\0", b"x", b"Raw profile type exif\0\xff", bytes(70)])
 @pytest.mark.parametrize("name", ANCILLARY, ids=lambda name: name.decode())
-def test_a_senseless_ancillary_chunk_is_read_over(name: bytes, body: bytes, at: int) -> None:
+def test_ancillary_chunk_with_damaged_content_is_ignored(name: bytes, body: bytes, at: int) -> None:
     """Content that is too short, or that makes no sense, is as if it was not there."""
     assert (preprocess(inserted(png_chunk(name, body), at), SPEC) == PICTURE).all()
 
@@ -73,7 +73,7 @@ def test_a_senseless_ancillary_chunk_is_read_over(name: bytes, body: bytes, at: 
 @pytest.mark.parametrize(
     "name", [b"Comment", b"Raw profile type exif", b"XML:com.adobe.xmp"], ids=lambda name: name[:3]
 )
-def test_a_bomb_in_the_metadata_is_never_unpacked(name: bytes) -> None:
+def test_compressed_metadata_is_never_inflated(name: bytes) -> None:
     """Text and profiles that unpack to 64 MiB cost nothing, and spoil nothing."""
     bomb = zlib.compress(bytes(64 * 2**20))
     chunks = png_chunk(b"zTXt", name + b"\0\0" + bomb) + png_chunk(b"iCCP", b"icc\0\0" + bomb)
@@ -83,7 +83,7 @@ def test_a_bomb_in_the_metadata_is_never_unpacked(name: bytes) -> None:
     assert time.process_time() - start < 0.1
 
 
-def test_text_sets_no_property_of_the_picture() -> None:
+def test_text_keywords_of_pillow_are_ignored() -> None:
     """A keyword that is one of Pillow's own names changes neither pixels nor what is refused."""
     names = (b"transparency", b"compression", b"interlace", b"bbox", b"gamma")
     chunks = b"".join(png_chunk(b"tEXt", name + b"\0group4") for name in names)
@@ -91,7 +91,7 @@ def test_text_sets_no_property_of_the_picture() -> None:
 
 
 @pytest.mark.parametrize("name", [b"IHDR", b"IDAT"], ids=lambda name: name.decode())
-def test_a_wrong_checksum_of_a_critical_chunk_is_an_error(name: bytes) -> None:
+def test_critical_chunk_with_wrong_checksum_is_refused(name: bytes) -> None:
     """Header and pixels are believed only with their checksum."""
     at = CONTENT.index(name)
     end = at + 8 + int.from_bytes(CONTENT[at - 4 : at])
@@ -100,7 +100,7 @@ def test_a_wrong_checksum_of_a_critical_chunk_is_an_error(name: bytes) -> None:
         preprocess(content, SPEC)
 
 
-def test_a_palette_is_critical() -> None:
+def test_palette_damaged_or_missing_is_refused() -> None:
     """A palette with a wrong checksum, and a picture of palette indices without one, are errors."""
     content = encode(gradient(36, 24).quantize(16))
     at = content.index(b"PLTE")
@@ -112,7 +112,7 @@ def test_a_palette_is_critical() -> None:
         preprocess(content, SPEC)
 
 
-def test_a_chunk_that_ends_behind_the_file_is_cut_off() -> None:
+def test_file_cut_off_in_its_pixels_is_refused() -> None:
     """A PNG that ends within its pixels is cut off; one that ends behind them is whole."""
     with pytest.raises(ImageError, match="PNG is cut off in its chunk IDAT"):
         preprocess(CONTENT[: AFTER - 10], SPEC)
@@ -121,7 +121,7 @@ def test_a_chunk_that_ends_behind_the_file_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize("kept", ["eXIf", "Raw profile", "XMP"])
-def test_a_sound_orientation_turns_the_picture(kept: str) -> None:
+def test_orientation_turns_the_picture(kept: str) -> None:
     """EXIF, and the text chunks that had it before there was one, turn the picture."""
     exif = ANCILLARY[b"eXIf"]
     chunk = {
@@ -141,7 +141,7 @@ def test_a_sound_orientation_turns_the_picture(kept: str) -> None:
 @pytest.mark.parametrize(
     "flood", [png_chunk(b"prIv", b""), png_chunk(b"IDAT", b"")], ids=["private", "pixels"]
 )
-def test_floods_of_chunks_are_refused(flood: bytes) -> None:
+def test_chunk_floods_are_refused(flood: bytes) -> None:
     """More chunks than any picture has are refused in a fraction of a second."""
     start = time.process_time()
     with pytest.raises(ImageError, match="over 100000 chunks"):
@@ -149,7 +149,7 @@ def test_floods_of_chunks_are_refused(flood: bytes) -> None:
     assert time.process_time() - start < 2
 
 
-def test_transparency_of_a_wrong_length_is_read_over() -> None:
+def test_transparency_of_wrong_length_is_ignored() -> None:
     """As in libpng, a palette of alphas that is longer than the colours is none."""
     image = plain((220, 10, 20)).quantize(2)
     content = encode(image)
@@ -158,10 +158,9 @@ def test_transparency_of_a_wrong_length_is_read_over() -> None:
     assert (preprocess(long, SPEC) == preprocess(content, SPEC)).all()
 
 
-def test_grey_with_alpha_keeps_its_pixels() -> None:
+def test_transparency_beside_alpha_is_ignored() -> None:
     """A transparent sample that a picture with alpha may not have changes nothing."""
     content = encode(Image.new("LA", (24, 20), (100, 128)))
     at = content.index(b"IDAT") - 4
     odd = content[:at] + png_chunk(b"tRNS", bytes(2)) + content[at:]
     assert (preprocess(odd, SPEC) == preprocess(content, SPEC)).all()
-    assert grey_png(b"\0", width=1, height=1, depth=8)

@@ -29,13 +29,13 @@ def refusal(content: bytes) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_readable_format_is_recognised(kind: str) -> None:
+def test_recognise_names_each_readable_format(kind: str) -> None:
     """The first bytes name each of the formats that are read."""
     assert recognise(encode(plain((1, 2, 3)), kind)) == NAMES.get(kind, kind)
     assert NAMES.get(kind, kind) in READABLE
 
 
-def test_unknown_bytes_are_told_their_length_and_the_formats() -> None:
+def test_unknown_bytes_are_refused_with_length_and_formats() -> None:
     """Only what begins like no known format is none of those that are read."""
     message = refusal(b"no JPEG")
     assert message == f"the image (7 bytes) is none of {', '.join(READABLE)}"
@@ -43,7 +43,7 @@ def test_unknown_bytes_are_told_their_length_and_the_formats() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("left", [0.3, 0.7, 0.95])
-def test_a_file_that_is_cut_off_is_called_damaged(kind: str, left: float) -> None:
+def test_cut_off_file_is_called_damaged(kind: str, left: float) -> None:
     """What begins as a format, and ends before its pixels do, is that format, damaged or cut."""
     whole = encode(Image.effect_noise((60, 60), 90).convert("RGB"), kind)
     message = refusal(whole[: int(len(whole) * left)])
@@ -52,7 +52,7 @@ def test_a_file_that_is_cut_off_is_called_damaged(kind: str, left: float) -> Non
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "HEIF", "AVIF", "JPEG2000"])
-def test_a_damaged_header_is_called_damaged(kind: str) -> None:
+def test_file_with_damaged_header_is_called_damaged(kind: str) -> None:
     """Zeros behind the signature leave the format's name, and the word for what is wrong."""
     whole = bytearray(encode(gradient(60, 40), kind))
     whole[12:60] = bytes(48)
@@ -77,18 +77,18 @@ def test_a_damaged_header_is_called_damaged(kind: str) -> None:
         (b"RIFF\0\0\0\0WAVEfmt ", "a WAVE sound"),
     ],
 )
-def test_a_known_format_that_is_not_read_is_named(content: bytes, name: str) -> None:
+def test_unsupported_format_is_named(content: bytes, name: str) -> None:
     """A format that is known and not supported is called by its name."""
     assert f"the image is {name}" in refusal(content)
 
 
-def test_dicom_comes_before_what_its_preamble_looks_like() -> None:
+def test_recognise_of_dicom_ignores_its_preamble() -> None:
     """A DICOM file may begin with anything, also as another format does."""
     content = dicom(np.zeros((4, 4), np.uint8))
     assert recognise(b"II*\0" + content[4:]) == "DICOM"
 
 
-def test_a_picture_of_a_format_nobody_asked_for_is_refused() -> None:
+def test_other_formats_of_pillow_are_refused() -> None:
     """Formats that Pillow would read never reach its decoders."""
     for kind in ("TGA", "PCX", "EPS"):
         buffer = io.BytesIO()

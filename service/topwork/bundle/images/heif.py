@@ -72,7 +72,7 @@ class _Picture:
         self._visits = 0
         self._alphas: dict[int, list[int]] = {}
         for (kind, source), targets in meta.references.items():
-            if kind == b"auxl" and _is_alpha(meta.items[source]):
+            if kind == b"auxl" and _is_alpha(meta.items.get(source, Item())):
                 for target in targets:
                     self._alphas.setdefault(target, []).append(source)
 

@@ -43,7 +43,9 @@ def open_jpeg2000(content: bytes, _spec: PreprocessSpec, limits: Limits) -> Imag
     """Return the picture, not decoded yet. Raises ImageError."""
     codestream = content
     if not content.startswith(CODESTREAM):
-        found = {kind: (start, end) for kind, start, end in boxes(content, 0, len(content))}
+        found: dict[bytes, tuple[int, int]] = {}
+        for kind, start, end in boxes(content, 0, len(content)):
+            found.setdefault(kind, (start, end))  # decoders, too, take the first of a kind
         start, end = found[b"jp2h"]
         if end - start > MOST_HEADER_BYTES:
             raise ImageError(f"the JPEG 2000 has a header of {end - start} bytes")

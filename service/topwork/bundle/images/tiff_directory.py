@@ -105,19 +105,20 @@ def read(content: bytes) -> Directory:
     raw: dict[Tag, tuple[int, bytes]] = {}
     for start in range(at, at + width * min(count, 2**16), width):
         number, kind, length = struct.unpack_from(order + entry, content, start)
-        if number not in _TAGS or number in integers or number in raw or kind not in _SIZES:
+        if number not in _TAGS or number in integers or number in raw:
             continue
-        tag = Tag(number)
-        bytes_ = length * _SIZES[kind]
-        if bytes_ > (MOST_STRIPS * _SIZES[kind] if tag in LISTS else MOST_BYTES):
+        tag, span = Tag(number), length * _SIZES.get(kind, 0)
+        if not span:
+            continue
+        if span > (MOST_STRIPS * _SIZES[kind] if tag in LISTS else MOST_BYTES):
             if tag == Tag.XMP:
                 continue
             raise ImageError(f"the TIFF's {tag.name} has {length} values")
         where = start + width - size
-        if bytes_ > size:
+        if span > size:
             (where,) = struct.unpack_from(order + offset, content, where)
         if tag in _RAW:
-            raw[tag] = kind, content[where : where + bytes_]
+            raw[tag] = kind, content[where : where + span]
         elif kind in _INTEGERS:
             integers[tag] = struct.unpack_from(f"{order}{length}{_INTEGERS[kind]}", content, where)
     return Directory(order=order, integers=integers, raw=raw)
@@ -142,7 +143,7 @@ def written(content: bytes, directory: Directory) -> bytes:
     return b"".join(
         (
             struct.pack(order + "2sHI", b"II" if order == "<" else b"MM", 42, start),
-            content[8 : len(content)],
+            content[8:],
             bytes(start - len(content)),
             struct.pack(order + "H", len(values)),
             *entries,

@@ -12,6 +12,7 @@ from support.bad_images import gradient, plain
 from support.pictures import encode
 
 from topwork.bundle.image import preprocess
+from topwork.bundle.images.isobmff import box
 from topwork.bundle.limits import Limits
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import ImageError
@@ -94,6 +95,15 @@ def test_jpeg_2000_size_is_that_of_the_codestream_too() -> None:
     lie = content[:header] + struct.pack(">II", 8, 8) + content[header + 8 :]
     with pytest.raises(ImageError, match="700 x 700 = 490000 pixels"):
         preprocess(lie, SPEC, limits=Limits(max_image_pixels=100_000))
+
+
+def test_jpeg_2000_of_two_codestreams_is_checked_by_the_first() -> None:
+    """A harmless codestream behind a hostile one, which is decoded, hides nothing."""
+    good, hostile = encode(plain((1, 2, 3)), "JPEG2000"), precincts(1)
+    at = good.index(b"jp2c") - 4
+    content = good[:at] + box(b"jp2c", hostile) + good[at:]
+    with pytest.raises(ImageError, match="precincts"):
+        preprocess(content, SPEC)
 
 
 # Netpbm

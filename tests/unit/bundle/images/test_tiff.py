@@ -268,6 +268,14 @@ def test_oversized_tiles_strips_and_tags_are_refused(content: bytes) -> None:
     assert time.process_time() - start < 0.5
 
 
+def test_tags_without_values_are_ignored() -> None:
+    """A tag that matters, and that has no value, is as if it was not there."""
+    content = tiff(samples(1, "u1"), tags={EXTRA: 7})
+    at = content.index(struct.pack("<HHI", EXTRA, 3, 1))
+    empty = content[: at + 4] + bytes(4) + content[at + 8 :]
+    assert (preprocess(empty, SPEC) == preprocess(tiff(samples(1, "u1")), SPEC)).all()
+
+
 def test_unrelated_tags_are_not_read() -> None:
     """A thousand tags that each refer to the whole file cost nothing."""
     plain = tiff(samples(1, "u1"))

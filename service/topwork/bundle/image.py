@@ -82,7 +82,9 @@ def preprocess(content: bytes, spec: PreprocessSpec, *, limits: Limits = DEFAULT
             digest = hashlib.sha256(content).hexdigest()
             _LOG.warning("%s from the decoder of %s %s", type(error).__name__, name, digest)
         what = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"the {name} is damaged or cut off: {what:.200}") from error
+        raise ImageError(
+            f"the {name} ({len(content)} bytes) is damaged or cut off: {what:.200}"
+        ) from error
 
 
 def pixel_digest(pixels: Pixels) -> str:

@@ -109,7 +109,9 @@ def test_whatever_a_decoder_raises_is_an_image_error(
 
     method = {"open": "_open", "load": "load", "convert": "convert"}[place]
     monkeypatch.setattr(PngImageFile, method, broken)
-    with pytest.raises(ImageError, match=r"the PNG is damaged or cut off: .") as caught:
+    with pytest.raises(
+        ImageError, match=r"the PNG \(\d+ bytes\) is damaged or cut off: ."
+    ) as caught:
         preprocess(encode(plain(RED)), SPEC)
     assert caught.value.reason == "IMAGE_UNREADABLE"
 

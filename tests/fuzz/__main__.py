@@ -51,6 +51,7 @@ def _search(name: str, seconds: int, corpus: Path) -> None:
     import atheris
     import structlog
 
+    logging.disable(logging.WARNING)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with atheris.instrument_imports(include=["topwork", "PIL", "pydicom"]):
         from fuzz.targets import TARGETS

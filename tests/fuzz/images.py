@@ -18,7 +18,9 @@ from support.dicoms import (
     dicom,
     rle_frame,
 )
+from support.heifs import deep_heic, grid
 from support.pictures import encode
+from support.tiffs import RGB, tiff
 
 from topwork.bundle.image import preprocess
 from topwork.bundle.limits import Limits
@@ -56,7 +58,9 @@ def photos() -> list[bytes]:
     deep = np.arange(24 * 20, dtype=np.uint16).tobytes()
     return [
         *(turned(small, 6, kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF")),
-        *(encode(small, kind) for kind in ("GIF", "BMP")),
+        *(encode(small, kind) for kind in ("GIF", "BMP", "PPM", "JPEG2000")),
+        encode(small, "JPEG2000", no_jp2=True, tile_size=(16, 16)),
+        b"P2 6 4 900 # a comment\n" + b" ".join(b"%d" % sample for sample in range(0, 888, 37)),
         *(encode(one, kind) for one in modes for kind in ("PNG", "TIFF")),
         *(encode(small, kind, **frames) for kind in ("GIF", "WEBP", "TIFF")),
         *(encode(small, "TIFF", compression=one) for one in ("tiff_lzw", "tiff_deflate", "jpeg")),
@@ -66,7 +70,22 @@ def photos() -> list[bytes]:
         grey_png(deep, width=24, height=20, depth=16),
         grey_tiff(deep, width=24, height=20, depth=16, big_endian=True),
         grey_tiff(deep, width=24, height=20, depth=16, signed=True, deflated=True),
+        tiff(np.arange(24 * 20 * 3, dtype=np.uint16).reshape(20, 24, 3), RGB, planar=True, rows=9),
+        tiff(np.asarray(small), RGB, bigtiff=True),
         *unreadable().values(),
+    ]
+
+
+def media() -> list[bytes]:
+    """Return HEIC and AVIF files: turned, with alpha, grey, of 10 bits, of tiles, animated."""
+    small = gradient(24, 20)
+    modes = [small.convert(mode) for mode in ("L", "LA", "RGBA")]
+    return [
+        *(turned(small, 6, kind) for kind in ("HEIF", "AVIF")),
+        *(encode(one, kind) for one in modes for kind in ("HEIF", "AVIF")),
+        *(grid(encode(gradient(64, 64), kind), 2, 1, (120, 60)) for kind in ("HEIF", "AVIF")),
+        deep_heic("RGB;16", (24, 20), bytes(range(240)) * 12),
+        encode(small, "AVIF", save_all=True, append_images=[small.rotate(90)]),
     ]
 
 

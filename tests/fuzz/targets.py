@@ -22,6 +22,7 @@ class Target:
 
 TARGETS: dict[str, Target] = {
     "images": Target(run=images.decode, seeds=images.photos, longest=2**14),
+    "media": Target(run=images.decode, seeds=images.media, longest=2**14),
     "dicom": Target(run=images.decode_dicom, seeds=images.dicoms, longest=2**14),
     "json": Target(run=stored.read_json, seeds=stored.documents, longest=2**15),
     "shards": Target(run=stored.read_shard, seeds=stored.shards, longest=2**15),

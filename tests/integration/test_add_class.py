@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 from support import servers, tiny
+from support.bad_images import without_palette
 from support.pictures import picture, pictures
 from support.servers import Running, Teach, failure, fields
 
@@ -124,6 +125,7 @@ def test_bad_images_are_named_and_the_rest_is_used(teach: Teach, model: str) -> 
     bad = [
         ("notes.txt", b"not a photo"),
         ("cut.png", VIOLETS[0][1][:300]),
+        ("no-palette.png", without_palette()),
         ("huge.png", bytes(2**20 + 1)),
         ("twice.png", VIOLETS[3][1]),
         ("", b""),
@@ -134,9 +136,10 @@ def test_bad_images_are_named_and_the_rest_is_used(teach: Teach, model: str) -> 
     assert {name: reason(error) for name, error in skipped.items()} == {
         "notes.txt": "IMAGE_UNREADABLE",
         "cut.png": "IMAGE_UNREADABLE",
+        "no-palette.png": "IMAGE_UNREADABLE",
         "huge.png": "IMAGE_TOO_LARGE",
         "twice.png": "DUPLICATE",
-        "images[10]": "IMAGE_UNREADABLE",
+        "images[11]": "IMAGE_UNREADABLE",
     }
     assert VIOLETS[3][0] in skipped["twice.png"].message
     assert skipped["twice.png"].code == code_pb2.ALREADY_EXISTS

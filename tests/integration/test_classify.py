@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 from PIL import Image
+from support.bad_images import KINDS, turned, without_palette
 from support.pictures import encode, picture
 from support.servers import Running, failure, fields
 
@@ -53,12 +55,22 @@ def test_top_k_predictions(client: Client) -> None:
     assert [len(result.classification.predictions) for result in answer.results] == [1, 1]
 
 
+def test_every_format_is_classified_alike(client: Client) -> None:
+    """HEIC, AVIF and all others give the label that PNG gives, whatever their EXIF says."""
+    image = Image.open(io.BytesIO(PHOTO))
+    files = [turned(image, 6, kind) if kind in {"HEIF", "AVIF"} else encode(image, kind)
+             for kind in KINDS]  # fmt: skip
+    answer = client.classify("colours", files)
+    assert [best(result) for result in answer.results] == ["blue"] * len(KINDS)
+
+
 def test_one_bad_image_is_that_images_error(client: Client) -> None:
     """An unreadable image and one that is too large are errors in their places, with details."""
-    answer = client.classify("colours", [PHOTO, b"nonsense", bytes(2**20 + 1), PHOTO])
-    assert [best(answer.results[place]) for place in (0, 3)] == ["blue", "blue"]
-    reasons = ["IMAGE_UNREADABLE", "IMAGE_TOO_LARGE"]
-    for place, reason in zip((1, 2), reasons, strict=True):
+    bad = [b"nonsense", bytes(2**20 + 1), without_palette()]
+    answer = client.classify("colours", [PHOTO, *bad, PHOTO])
+    assert [best(answer.results[place]) for place in (0, 4)] == ["blue", "blue"]
+    reasons = ["IMAGE_UNREADABLE", "IMAGE_TOO_LARGE", "IMAGE_UNREADABLE"]
+    for place, reason in zip((1, 2, 3), reasons, strict=True):
         error = answer.results[place].error
         info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         assert error.code == code_pb2.INVALID_ARGUMENT

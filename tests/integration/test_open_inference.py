@@ -13,6 +13,7 @@ import pytest
 from google.rpc import error_details_pb2
 from PIL import Image
 from support import infers, servers, tiny
+from support.bad_images import without_palette
 from support.infers import outputs, request
 from support.pictures import encode, picture
 from support.servers import Running, failure, fields
@@ -96,6 +97,8 @@ def test_a_bad_image_fails_the_call(stub: Any) -> None:
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "IMAGE_UNREADABLE")
     assert "image 2: the image (8 bytes) is none of JPEG" in str(error)
     assert fields(error) == ["images[2]"]
+    error = failure(lambda: stub.ModelInfer(request([PHOTO, without_palette()])))
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", "IMAGE_UNREADABLE")
 
 
 def test_pixels_of_another_model_fail_the_call(stub: Any) -> None:

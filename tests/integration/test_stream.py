@@ -15,6 +15,7 @@ import pytest
 from google.rpc import code_pb2
 from PIL import Image
 from support import servers
+from support.bad_images import without_palette
 from support.pictures import encode, picture, pictures
 from support.servers import Running, failure
 
@@ -57,7 +58,7 @@ def test_results_come_in_the_order_of_the_images(client: Client, images_per_mess
 
 def test_a_stream_says_what_classify_says(client: Client, server: Running) -> None:
     """Bad images included, results are those of Classify, from both clients and any source."""
-    images = [*pictures("blue", 3), b"no photo", *pictures("green", 4), bytes(2**20 + 1)]
+    images = [*pictures("blue", 3), without_palette(), *pictures("green", 4), bytes(2**20 + 1)]
     asked = client.classify("colours", images).results
 
     async def source() -> AsyncIterator[bytes]:

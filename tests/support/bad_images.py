@@ -10,10 +10,20 @@ import numpy as np
 from PIL import Image
 
 from support.dicoms import dicom
+from support.heifs import assembled, coded, heic
 from support.pictures import encode
 
-KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""The formats that Topwork reads."""
+KINDS = (
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF", "JPEG2000", "PPM",
+)  # fmt: skip
+"""The formats that Topwork reads, without DICOM, as ``encode`` calls them."""
+
+EXACT: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 100, "subsampling": 0},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+}
+"""Options with which a format keeps colours as they are, nearly."""
 
 STORED_AS = {
     1: None,
@@ -46,12 +56,17 @@ def turned(upright: Image.Image, orientation: int, kind: str) -> bytes:
     transpose = STORED_AS[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    exact: dict[str, dict[str, Any]] = {
-        "JPEG": {"quality": 100, "subsampling": 0},
-        "WEBP": {"lossless": True},
-    }
     stored = upright if transpose is None else upright.transpose(transpose)
-    return encode(stored, kind, exif=exif, **exact.get(kind, {}))
+    if kind == "HEIF":
+        return heic(stored, orientation)
+    return encode(stored, kind, exif=exif, **EXACT.get(kind, {}))
+
+
+def without_palette() -> bytes:
+    """Return a PNG of palette indices that has no palette: Pillow raises AssertionError for it."""
+    content = encode(plain((1, 2, 3)).quantize(2))
+    start = content.index(b"PLTE") - 4
+    return content[:start] + content[start + 12 + int.from_bytes(content[start : start + 4]) :]
 
 
 def unreadable() -> dict[str, bytes]:
@@ -69,6 +84,7 @@ def unreadable() -> dict[str, bytes]:
         "SVG": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
         "a JPEG's first bytes": b"\xff\xd8\xff",
         "a corrupt PNG": bytes(png),
+        "a PNG without its palette": without_palette(),
         "half a DICOM": (whole := dicom(np.zeros((20, 20), np.uint8)))[: len(whole) - 200],
         **{f"half a {kind}": content for kind, content in half.items()},
     }
@@ -90,7 +106,19 @@ def bombs(width: int, height: int) -> dict[str, bytes]:
     canvas = webp.index(b"VP8X") + 12
     webp[canvas : canvas + 3] = (width - 1).to_bytes(3, "little")
     webp[canvas + 3 : canvas + 6] = (height - 1).to_bytes(3, "little")
+    jpeg2000 = bytearray(encode(small, "JPEG2000", no_jp2=True))
+    jpeg2000[8:16] = jpeg2000[24:32] = struct.pack(">II", width, height)
+    media = {
+        kind: assembled(
+            [(name, item, [(b"ispe", struct.pack(">III", 0, width, height)), *properties])]
+        )
+        for kind in ("HEIF", "AVIF")
+        for name, item, (*properties,) in [coded(encode(small, kind))]
+    }
     return {
+        **media,
+        "JPEG2000": bytes(jpeg2000),
+        "PPM": b"P5 %d %d 255\n" % (width, height),
         "JPEG": bytes(jpeg),
         "PNG": grey_png(b"", width=width, height=height, depth=1),
         "WEBP": bytes(webp),

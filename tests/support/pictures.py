@@ -21,7 +21,11 @@ COLOURS = {
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """Return ``image`` as a file's bytes."""
+    """Return ``image`` as a file's bytes, in one of Pillow's formats or as HEIF."""
+    if kind == "HEIF":
+        from support.heifs import heic
+
+        return heic(image, **options)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()

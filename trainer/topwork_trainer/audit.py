@@ -9,11 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.findings import Finding, Severity, left_out
-from topwork.bundle.image import FORMATS
+from topwork.bundle.images.heif import heif_class
+from topwork.bundle.images.signatures import recognise
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.recipe import Recipe
@@ -44,7 +45,9 @@ points of accuracy, 2 times 2.0, 2.8 times 2.9, 4 times 4.1, 7 times 8.0.
 ELONGATED = 2.0
 """Ratio of the sides from which on the central square leaves out at least half."""
 
-_SEQUENCES = {"GIF", "PNG", "WEBP", "TIFF"}
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+"""The formats whose headers Pillow reads by itself, in its words."""
+_SEQUENCES = {"GIF", "PNG", "WEBP", "TIFF", "AVIF"}
 """Formats whose further frames are pictures of their own; a phone's JPEG has previews there."""
 
 
@@ -134,10 +137,8 @@ def audit_files(photos: Photos, skipped: Sequence[Skipped], spec: PreprocessSpec
         if source.name in out:
             continue
         try:
-            headers.append(_read_header(source.path, source))
-        except UnidentifiedImageError:
-            continue  # of a format that is decoded without Pillow
-        except Exception as error:  # Pillow's plugins raise many classes on damaged files
+            headers += _read_header(source.path, source)
+        except OSError as error:
             message = f"{source.name} was used but can no longer be read: {error}"
             gone.append(_finding("unreadable", "error", message, [source]))
     return [
@@ -184,24 +185,35 @@ class _Header:
     animated: bool
 
 
-def _read_header(path: Path, source: Source) -> _Header:
-    with Image.open(path, formats=FORMATS) as image:
-        short, long = sorted(image.size)
-        return _Header(
-            source=source,
-            short=short,
-            elongation=long / short,
-            grey=image.mode in {"1", "L", "LA", "I"} or image.mode.startswith("I;16"),
-            turned=_turned(image),
-            animated=image.format in _SEQUENCES and getattr(image, "is_animated", False),
-        )
+def _read_header(path: Path, source: Source) -> list[_Header]:
+    """Return a file's header; none where Pillow alone cannot read it, though the decoder could.
+
+    Raises OSError if the file cannot be opened.
+    """
+    with path.open("rb") as file:
+        is_heif = recognise(file.read(256)) == "HEIF"
+        try:
+            with heif_class()(file) if is_heif else Image.open(file, formats=_FORMATS) as image:
+                short, long = sorted(image.size)
+                header = _Header(
+                    source=source,
+                    short=short,
+                    elongation=long / short,
+                    grey=image.mode in {"1", "L", "LA", "I"} or image.mode.startswith("I;16"),
+                    turned=_turned(image),
+                    animated=image.format in _SEQUENCES and getattr(image, "is_animated", False),
+                )
+        except Exception:
+            return []
+    return [header]
 
 
 def _turned(image: Image.Image) -> bool:
     if image.format == "PNG" and "exif" not in image.info:
         return False  # Pillow would decode all pixels to look behind them
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        said = image.info.get("original_orientation")  # HEIC: EXIF does not have it any more
+        return (said or image.getexif().get(ExifTags.Base.Orientation, 1)) in range(2, 9)
     except Exception:
         return False  # damaged metadata spoils no picture
 

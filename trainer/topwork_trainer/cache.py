@@ -26,6 +26,8 @@ LIMIT_BYTES = 4 * 2**30
 """Size above which the oldest rows go when the file is opened: 500,000 images of width 1280."""
 BATCH = 256
 """Rows of one transaction: the most that a kill loses."""
+DECODING = 2
+"""To be raised when the same bytes come to other pixels: rows made before are made anew."""
 
 
 class EmbeddingCache:
@@ -72,6 +74,7 @@ class EmbeddingCache:
         depends = {
             "digest": backbone.digest,
             "preprocess": asdict(backbone.preprocess),
+            "decoding": DECODING,
             "versions": {**software_versions(), "pillow": PIL.__version__},
         }
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).digest()

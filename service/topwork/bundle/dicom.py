@@ -1,22 +1,28 @@
-"""What a DICOM file shows: its first frame, as a picture of 8 bits a sample."""
+"""DICOM files: the first frame, as a picture of 8 bits a sample."""
 
 from __future__ import annotations
 
 import io
 import itertools
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
 from topwork.bundle import dicom_file
 from topwork.bundle.dicom_file import integer
 from topwork.bundle.dicom_grey import grey_table, palette_table
+from topwork.bundle.images.jpeg import check_segments
+from topwork.bundle.images.jpeg2000 import CODESTREAM, checked_codestream
+from topwork.bundle.images.work import check_size
+from topwork.bundle.limits import Limits
+from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import ImageError
 
 if TYPE_CHECKING:
@@ -27,12 +33,17 @@ MOST_SCANS = 4
 
 _BLOCK = 2**20  # pixels that are converted at a time: bounds the memory beside the frame
 _ITEM = b"\xfe\xff\x00\xe0"
-_CODESTREAM = b"\xff\x4f\xff\x51"  # JPEG 2000: start, then size
 
 
-def is_dicom(content: bytes) -> bool:
-    """Return whether the bytes are a DICOM file (PS3.10): 128 bytes of anything, then DICM."""
-    return content[128:132] == b"DICM"
+def open_dicom(content: bytes, spec: PreprocessSpec, limits: Limits) -> Image.Image:
+    """Return the picture of a DICOM file's first frame, in mode L or RGB.
+
+    Raises ImageError, and whatever pydicom raises for damage.
+    """
+    # A frame of the largest size has 1 to 3 bytes a pixel, or 2 where it is deep greyscale.
+    frame = open_frame(content, most_bytes=4 * limits.max_image_pixels)
+    check_size(frame.width, frame.height, limits)
+    return decode(frame, spec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,40 +60,38 @@ def open_frame(content: bytes, *, most_bytes: int) -> Frame:
 
     ``most_bytes`` bounds what a deflated file may inflate to. Raises ImageError.
     """
-    with _only_image_errors():
-        dataset = dicom_file.read(content, most_bytes=most_bytes)
-        if "PixelData" not in dataset:
-            raise ImageError("the DICOM has no pixels of integers, or is cut off before them")
-        width, height = integer(dataset, "Columns"), integer(dataset, "Rows")
-        if width < 1 or height < 1:
-            raise ImageError(f"the DICOM is {width} x {height} pixels")
-        return Frame(width=width, height=height, dataset=dataset)
+    dataset = dicom_file.read(content, most_bytes=most_bytes)
+    if "PixelData" not in dataset:
+        raise ImageError("the DICOM has no pixels of integers, or is cut off before them")
+    width, height = integer(dataset, "Columns"), integer(dataset, "Rows")
+    if width < 1 or height < 1:
+        raise ImageError(f"the DICOM is {width} x {height} pixels")
+    return Frame(width=width, height=height, dataset=dataset)
 
 
-def decode(frame: Frame) -> Image.Image:
+def decode(frame: Frame, spec: PreprocessSpec) -> Image.Image:
     """Return the picture of a frame, in mode L or RGB. Raises ImageError."""
-    with _only_image_errors():
-        samples, colours = _samples(frame)
-        dataset = frame.dataset
-        if colours in {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"} and samples.ndim == 2:
-            index = samples.view(f"u{samples.itemsize}")
-            if colours == "PALETTE COLOR":
-                table = palette_table(dataset, samples.dtype)
-            else:
-                seen = np.zeros(256**samples.itemsize, np.bool_)
-                for rows in _blocks(frame):
-                    seen[index[rows]] = True
-                table = grey_table(dataset, samples.dtype, seen)
-            shown = np.empty(index.shape + table.shape[1:], np.uint8)
+    samples, colours = _samples(frame)
+    dataset = frame.dataset
+    if colours in {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"} and samples.ndim == 2:
+        index = samples.view(f"u{samples.itemsize}")
+        if colours == "PALETTE COLOR":
+            table = palette_table(dataset, samples.dtype)
+        else:
+            counts = np.zeros(256**samples.itemsize, np.int64)
             for rows in _blocks(frame):
-                shown[rows] = table[index[rows]]
-            return Image.fromarray(shown)
-        if colours in {"RGB", "YBR_FULL", "YBR_FULL_422"} and samples.ndim == 3:
-            return _colour(frame, samples, colours)
-        raise ImageError(
-            f"the DICOM's colours are {colours:.20} with {integer(dataset, 'SamplesPerPixel')} "
-            "samples a pixel, which cannot be read"
-        )
+                counts += np.bincount(index[rows].ravel(), minlength=len(counts))
+            table = grey_table(dataset, samples.dtype, counts, spec.deep_grey)
+        shown = np.empty(index.shape + table.shape[1:], np.uint8)
+        for rows in _blocks(frame):
+            shown[rows] = table[index[rows]]
+        return Image.fromarray(shown)
+    if colours in {"RGB", "YBR_FULL", "YBR_FULL_422"} and samples.ndim == 3:
+        return _colour(frame, samples, colours)
+    raise ImageError(
+        f"the DICOM's colours are {colours:.20} with {integer(dataset, 'SamplesPerPixel')} "
+        "samples a pixel, which cannot be read"
+    )
 
 
 def _samples(frame: Frame) -> tuple[NDArray[Any], str]:
@@ -126,29 +135,33 @@ def _check_encapsulated(frame: Frame) -> bool:
     if syntax == dicom_file.RLE:
         _check_rle(content, frame.width * frame.height)
     elif syntax in dicom_file.JPEG:
-        is_rgb = _check_size(frame, content, syntax.name, "JPEG")
+        check_segments(content)
+        is_rgb = _check_frame(frame, content, syntax.name, JpegImageFile)
         scans = content.count(b"\xff\xda")
         if scans > MOST_SCANS:
             raise ImageError(f"the DICOM's frame has {scans} scans; the limit is {MOST_SCANS}")
     else:
         # Some put a JP2 header before the codestream; it does not count, and can loop pydicom.
-        content = content[max(content.find(_CODESTREAM), 0) :]
-        _check_size(frame, content, syntax.name, "JPEG2000")
+        content = content[max(content.find(CODESTREAM), 0) :]
+        checked_codestream(content)
+        _check_frame(frame, content, syntax.name, Jpeg2KImageFile)
     # What was looked at is what is decoded.
     dataset.PixelData = encapsulate([content], has_bot=False)
     return is_rgb
 
 
-def _check_size(frame: Frame, content: bytes, name: str, kind: str) -> bool:
+def _check_frame(
+    frame: Frame, content: bytes, name: str, kind: Callable[[io.BytesIO], Image.Image]
+) -> bool:
     """Raise ImageError if a compressed frame is not as large as the DICOM says.
 
     Returns whether Pillow turns its colours into RGB, as it does where Adobe's marker says what
     they are; pydicom overlooks that, and would turn them again.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=[kind]) as image:
+        with kind(io.BytesIO(content)) as image:
             found, is_rgb = image.size, image.mode == "RGB" and "adobe_transform" in image.info
-    except UnidentifiedImageError:
+    except SyntaxError:
         raise ImageError(
             f"the DICOM's frame ({name}) cannot be read; JPEG of 8 bits and JPEG 2000 can be"
         ) from None
@@ -204,15 +217,3 @@ def _blocks(frame: Frame) -> Iterator[slice]:
     step = -(-_BLOCK // frame.width)
     for start in range(0, frame.height, step):
         yield slice(start, start + step)
-
-
-@contextmanager
-def _only_image_errors() -> Iterator[None]:
-    try:
-        yield
-    except (ImageError, ImportError, MemoryError):
-        raise
-    except Exception as error:
-        # pydicom raises whatever the damage leads it to: there is no list.
-        what = " ".join(str(error).split())
-        raise ImageError(f"the DICOM is damaged or cut off: {what:.200}") from error

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.bundle.dicom_file import first_item, number, raw, words
+from topwork.bundle.grey import share_of_white
+from topwork.bundle.preprocess import DeepGrey
 from topwork.errors import ImageError
 
 if TYPE_CHECKING:
@@ -22,13 +24,14 @@ Values = NDArray[np.floating[Any]]
 
 
 def grey_table(
-    dataset: Dataset, dtype: np.dtype[Any], seen: NDArray[np.bool_]
+    dataset: Dataset, dtype: np.dtype[Any], counts: NDArray[np.int64], mapping: DeepGrey
 ) -> NDArray[np.uint8]:
     """Return the shade (0 black, 255 white) of each sample, (256,) or (65536,).
 
-    Samples have 8 or 16 bits by ``dtype``, and count as unsigned where they index the table, and in
-    ``seen``, which says which of them the frame has. In order: modality LUT or rescale; VOI LUT,
-    or the first window, or else the range that is seen; MONOCHROME1 inverted; padding is black.
+    Samples have 8 or 16 bits by ``dtype``, and count as unsigned where they index the table, and
+    ``counts``, which says how often the frame has each. In order: modality LUT or rescale; VOI LUT,
+    or the first window, or else, by ``mapping``, the range from the least to the largest value
+    (``depth``) or robust statistics; MONOCHROME1 inverted; padding is black.
     An enhanced file has these in the functional groups of its first frame. Raises ImageError.
     """
     stored = _all_samples(dtype)
@@ -40,7 +43,12 @@ def grey_table(
         voi = _group(dataset, "FrameVOILUTSequence")
         share = _voi(voi, values)
         if share is None:
-            share = _full_range(values, seen & ~padding)
+            visible = np.where(padding, 0, counts)
+            share = (
+                _full_range(values, visible > 0)
+                if mapping == "depth"
+                else share_of_white(values, visible, zero_is_black=False)
+            )
     shade = np.rint(255 * share).astype(np.uint8)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shade = 255 - shade

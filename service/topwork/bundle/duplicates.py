@@ -93,7 +93,7 @@ def alike(thumbnail: bytes, other: bytes) -> bool:
 
 def _detail(thumbnail: bytes) -> NDArray[np.float32]:
     """Return brightness less its surroundings', of mean 0 and length 1 (0 where there is none)."""
-    grey = Image.open(io.BytesIO(thumbnail)).convert("L")
+    grey = Image.open(io.BytesIO(thumbnail), formats=["JPEG"]).convert("L")
     blurred = grey.filter(ImageFilter.BoxBlur(2))
     detail = (np.asarray(grey, dtype=np.float32) - np.asarray(blurred, dtype=np.float32)).ravel()
     detail -= detail.mean()

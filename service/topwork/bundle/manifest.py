@@ -147,6 +147,16 @@ def to_json(value: object) -> bytes:
 def from_json(content: bytes, kind: type[T], *, name: str) -> T:
     """Return the ``kind`` that ``to_json`` wrote. Raises Corrupt, with ``name``, if it is none."""
     try:
+        if kind is BackboneInfo:
+            content = _completed(content)
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"{name} cannot be used: {error}") from error
+
+
+def _completed(backbone: bytes) -> bytes:
+    """Return a backbone.json whose spec names its mapping of deep greyscale; once none did."""
+    tree = msgspec.json.decode(backbone)
+    if isinstance(tree, dict) and isinstance(spec := tree.get("preprocess"), dict):
+        spec.setdefault("deep_grey", "depth")
+    return msgspec.json.encode(tree)

@@ -1,4 +1,4 @@
-"""Which data says how an image's bytes become the backbone's input."""
+"""The preprocess spec: the data that says how an image's bytes become the backbone's input."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ LARGEST = 4096
 """Pixels that a short side may be scaled to: what a backbone's input may cost in memory."""
 
 Interpolation = Literal["bilinear", "bicubic"]
+DeepGrey = Literal["depth", "percentiles"]
+
+DEEP_GREY: DeepGrey = "percentiles"
+"""The mapping of new specs. A model keeps the one of its backbone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,11 @@ class PreprocessSpec:
     """Side in pixels of the central square that is kept; at most ``resize``."""
     interpolation: Interpolation = "bicubic"
     """Filter of the scaling, with antialiasing."""
+    deep_grey: DeepGrey = DEEP_GREY
+    """How greyscale samples of more than 8 bits become 8 bits; see ``topwork.bundle.grey``.
+
+    A stored spec that does not have it was written when there was only ``depth``.
+    """
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize <= LARGEST:
@@ -34,3 +43,5 @@ class PreprocessSpec:
             )
         if self.interpolation not in get_args(Interpolation):
             raise ValueError(f"unknown interpolation {self.interpolation!r}")
+        if self.deep_grey not in get_args(DeepGrey):
+            raise ValueError(f"unknown mapping of deep grey {self.deep_grey!r}")

@@ -177,6 +177,7 @@ def to_revision(published: Published) -> revision_pb.Revision:
                 resize=info.preprocess.resize,
                 crop=info.preprocess.crop,
                 interpolation=info.preprocess.interpolation,
+                deep_grey=info.preprocess.deep_grey,
             ),
         ),
         metrics=_metrics(published.metrics),

@@ -40,8 +40,9 @@ class ClassifyRequest(google.protobuf.message.Message):
     """
     @property
     def images(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
-        """Encoded image files (JPEG, PNG, WebP, GIF, BMP, TIFF), each at most `Limits.max_image_bytes`
-        long and `Limits.max_image_pixels` large. EXIF orientation is honoured. Required: at least one.
+        """Encoded image files (JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC, AVIF, JPEG 2000, Netpbm), each at
+        most `Limits.max_image_bytes` long and `Limits.max_image_pixels` large. EXIF orientation is
+        honoured. Required: at least one.
         """
 
     def __init__(

@@ -180,20 +180,26 @@ class PreprocessSpec(google.protobuf.message.Message):
     RESIZE_FIELD_NUMBER: builtins.int
     CROP_FIELD_NUMBER: builtins.int
     INTERPOLATION_FIELD_NUMBER: builtins.int
+    DEEP_GREY_FIELD_NUMBER: builtins.int
     resize: builtins.int
     """Length in pixels that the short side is scaled to."""
     crop: builtins.int
     """Side in pixels of the central square that is kept."""
     interpolation: builtins.str
     """Filter of the scaling: `bilinear` or `bicubic`, antialiased."""
+    deep_grey: builtins.str
+    """How greyscale samples of more than 8 bits become 8 bits: `depth` or `percentiles`, see
+    docs/medical-images.md.
+    """
     def __init__(
         self,
         *,
         resize: builtins.int = ...,
         crop: builtins.int = ...,
         interpolation: builtins.str = ...,
+        deep_grey: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["crop", b"crop", "interpolation", b"interpolation", "resize", b"resize"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["crop", b"crop", "deep_grey", b"deep_grey", "interpolation", b"interpolation", "resize", b"resize"]) -> None: ...
 
 Global___PreprocessSpec: typing_extensions.TypeAlias = PreprocessSpec
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,9 +62,10 @@ STORED, HIGH_BIT, FRAMES = 0x00280101, 0x00280102, 0x00280008
 
 
 def shown(content: bytes) -> NDArray[np.uint8]:
-    """Return the picture of a DICOM file at its full size."""
+    """Return the picture of a DICOM file at its full size; without a window, of its full range."""
     frame = under_test.open_frame(content, most_bytes=10_000_000)
-    return np.asarray(under_test.decode(frame))
+    spec = replace(SPEC, deep_grey="depth")
+    return np.asarray(under_test.decode(frame, spec))
 
 
 def window(centre: float, width: float, function: str = "LINEAR") -> Elements:
@@ -506,7 +508,7 @@ def test_a_dicom_is_cropped_and_scaled_as_any_picture() -> None:
 def test_a_dicom_s_size_is_limited_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame of too many pixels is refused with value and limit, undecoded."""
     limits = Limits(max_image_pixels=319)
-    monkeypatch.setattr(under_test, "decode", lambda _frame: pytest.fail("it was decoded"))
+    monkeypatch.setattr(under_test, "decode", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(ImageError, match="= 320 pixels; the limit is 319") as caught:
         preprocess(dicom(RAMP), SPEC, limits=limits)
     assert caught.value.reason == "IMAGE_TOO_LARGE"

@@ -150,6 +150,7 @@ def changed(path: str, value: Any) -> bytes:
         ("weights_digest", "x"),
         ("precision", "fp8"),
         ("preprocess.interpolation", "nearest"),
+        ("preprocess.deep_grey", "gamma"),
         ("preprocess.crop", 257),
         ("preprocess.crop", 0),
         ("preprocess.resize", 4097),
@@ -169,6 +170,14 @@ def test_a_wrong_field_is_corrupt(path: str, value: Any) -> None:
         from_json(content, kind, name="the file")
     assert "the file cannot be used" in str(caught.value)
     assert path.split(".", maxsplit=1)[0] in str(caught.value)
+
+
+def test_backbone_of_an_older_version_keeps_its_mapping_of_deep_grey() -> None:
+    """A spec that does not name its mapping was written when there was only ``depth``."""
+    old = from_json(changed("preprocess.deep_grey", ...), BackboneInfo, name="it")
+    assert old == replace(BACKBONE, preprocess=replace(BACKBONE.preprocess, deep_grey="depth"))
+    assert from_json(to_json(old), BackboneInfo, name="it") == old
+    assert BACKBONE.preprocess.deep_grey == "percentiles"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -10,9 +11,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from support import tiny
-from support.bad_images import bombs, unreadable
-from support.pictures import picture, pictures
+from support.bad_images import KINDS, bombs, unreadable
+from support.pictures import encode, picture, pictures
 
 from topwork.bundle.duplicates import fingerprint
 from topwork.bundle.exemplars import Exemplars
@@ -79,6 +81,16 @@ def test_bad_files_are_named_and_the_rest_goes_on(session: Session) -> None:
     assert {one.label for one in skipped} == {"green"}
     assert {one.reason for one in skipped} == {"IMAGE_UNREADABLE"}
     assert all(one.message for one in skipped)
+
+
+def test_every_format_is_embedded(session: Session) -> None:
+    """A folder of any mixture of formats is learned from, file by file."""
+    image = Image.open(io.BytesIO(picture("green", 1)))
+    mixed = [source(encode(image, kind), kind, kind) for kind in KINDS]
+    made, skipped = run(mixed, session)
+    assert not skipped
+    assert made is not None
+    assert len(made) == len(KINDS)
 
 
 def test_limits_are_kept_and_said(session: Session) -> None:

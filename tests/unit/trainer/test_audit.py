@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image, ImageFile
 from support import pictures, tiny
+from support.heifs import heic
 
 from topwork.bundle.findings import Finding
 from topwork.bundle.preprocess import PreprocessSpec
@@ -221,14 +222,17 @@ def test_pixels_are_not_looked_at(data: Path, kind: str, monkeypatch: pytest.Mon
     assert _files(data) == []
 
 
-@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff", "avif", "heic"])
 def test_turned_images_are_noted(data: Path, kind: str) -> None:
     """An EXIF orientation of 6 is handled, and said, in every format that has one."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 32)).save(data / "blue" / f"turned.{kind}", exif=exif)
-    exif[0x0112] = 1
-    Image.new("RGB", (40, 32)).save(data / "blue" / f"upright.{kind}", exif=exif)
+    for name, orientation in (("turned", 6), ("upright", 1)):
+        path = data / "blue" / f"{name}.{kind}"
+        if kind == "heic":
+            path.write_bytes(heic(Image.new("RGB", (40, 32)), orientation))
+        else:
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            Image.new("RGB", (40, 32)).save(path, exif=exif)
     found = _only(_files(data))
     assert (found.kind, found.severity) == ("turned", "note")
     assert found.images == (f"blue/turned.{kind}",)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from topwork.errors import TopworkError
 from topwork_trainer.backbones import TorchBackbone
+from topwork_trainer.backbones.stamp import stamped
 
 OPSET = 18
 """What torch's exporter writes; others it converts to. ONNX Runtime runs it since 1.14."""
@@ -165,4 +166,4 @@ def _to_onnx(model: EmbeddingModel, backbone: TorchBackbone) -> bytes:
     # Stack traces and file names of this machine: the same backbone should have the same digest.
     ClearMetadataAndDocStringPass()(program.model)
     program.model.ir_version = IR_VERSION
-    return program.model_proto.SerializeToString(deterministic=True)
+    return stamped(program.model_proto.SerializeToString(), backbone.spec)

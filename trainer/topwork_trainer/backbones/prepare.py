@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
+from topwork.bundle.preprocess import DEEP_GREY
 from topwork.bundle.store import Repository
 from topwork.engine.backend import open_session, software_versions
 from topwork.engine.cores import available_cores
@@ -11,6 +14,7 @@ from topwork.errors import InvalidInput
 from topwork_trainer import backbones
 from topwork_trainer.backbones import Choice, TorchBackbone
 from topwork_trainer.backbones.exports import Exports
+from topwork_trainer.backbones.stamp import stamped
 
 
 def prepare_backbone(
@@ -80,4 +84,15 @@ def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:
 
 
 def _stored(repository: Repository, identity: str) -> BackboneInfo | None:
-    return next((info for info in repository.backbones() if info.identity == identity), None)
+    """Return a stored export for new fits; one of another mapping of deep greyscale is copied."""
+    found = [info for info in repository.backbones() if info.identity == identity]
+    if not found:
+        return None
+    specs = [replace(info.preprocess, deep_grey=DEEP_GREY) for info in found]
+    for info, spec in zip(found, specs, strict=True):
+        if info.preprocess == spec:
+            return info
+    model = stamped(repository.backbone_model(found[0].digest), specs[0])
+    return repository.put_backbone(
+        model, replace(found[0], digest=sha256(model), preprocess=specs[0])
+    )

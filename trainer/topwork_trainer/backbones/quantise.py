@@ -61,7 +61,7 @@ def calibration_sample(items: Sequence[T]) -> list[T]:
 
 
 def quantise(model: bytes, calibration: Iterable[Pixels]) -> bytes:
-    """Return the int8 graph of an fp32 backbone's, with the same input and output.
+    """Return the int8 graph of an fp32 backbone's, with the same input, output and metadata.
 
     Static quantisation in QDQ form: int8 weights a channel, uint8 activations whose ranges are the
     extremes over the ``calibration`` images (read one at a time). The normalisation, the first
@@ -116,6 +116,7 @@ def quantise(model: bytes, calibration: Iterable[Pixels]) -> bytes:
     used = [one for one in quantised.opset_import if one.domain in domains]
     del quantised.opset_import[:], quantised.graph.value_info[:], quantised.metadata_props[:]
     quantised.opset_import.extend(used)
+    quantised.metadata_props.extend(onnx.load_from_string(model).metadata_props)
     return quantised.SerializeToString(deterministic=True)
 
 

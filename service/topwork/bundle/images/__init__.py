@@ -1,0 +1,1 @@
+"""Image file formats: signatures, bounds on the work of decoding, and an opener for each."""

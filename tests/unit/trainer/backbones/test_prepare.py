@@ -1,0 +1,61 @@
+"""Stored exports are used again by new fits, with the mapping of deep greyscale that is new."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import tiny
+
+from topwork.bundle.files import sha256
+from topwork.bundle.manifest import BackboneInfo
+from topwork.bundle.store import Repository
+from topwork.engine.backend import open_session
+from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones.prepare import prepare_backbone
+
+CHOICE = Choice(name="efficientnet_lite0")
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> tuple[Repository, BackboneInfo]:
+    """Return a repository with an export whose spec keeps the depth of deep greyscale."""
+    repository = Repository(tmp_path)
+    model = tiny.backbone_model()
+    info = tiny.backbone_info(model)
+    spec = replace(info.preprocess, deep_grey="depth")
+    info = replace(info, identity=CHOICE.identity(), digest=sha256(model), preprocess=spec)
+    return repository, repository.put_backbone(model, info)
+
+
+def test_prepare_of_an_old_export_gives_the_new_mapping(
+    old: tuple[Repository, BackboneInfo],
+) -> None:
+    """A fit into an old repository gets its own backbone; models of the old one keep theirs."""
+    repository, info = old
+    new = prepare_backbone(repository, CHOICE)
+    assert new.preprocess == replace(info.preprocess, deep_grey="percentiles")
+    assert new.digest != info.digest
+    assert repository.backbone_info(info.digest) == info
+
+
+def test_prepare_of_an_old_export_computes_the_same(old: tuple[Repository, BackboneInfo]) -> None:
+    """The new backbone gives the old one's embeddings, bit by bit."""
+    repository, info = old
+    new = prepare_backbone(repository, CHOICE)
+    crop = info.preprocess.crop
+    images = np.random.default_rng(0).integers(0, 256, (2, crop, crop, 3), dtype=np.uint8)
+    before, after = (
+        open_session(repository.backbone_model(one.digest), output="embedding").run(images)
+        for one in (info, new)
+    )
+    assert (before == after).all()
+
+
+def test_prepare_makes_one_new_backbone(old: tuple[Repository, BackboneInfo]) -> None:
+    """The second fit uses what the first one stored."""
+    repository, _ = old
+    assert prepare_backbone(repository, CHOICE) == prepare_backbone(repository, CHOICE)
+    assert len(repository.backbones()) == 2

@@ -1,0 +1,23 @@
+"""Metadata of an ONNX graph: the preprocess spec of the images that it is given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import onnx
+
+from topwork.bundle.preprocess import PreprocessSpec
+
+SPEC_KEY = "topwork.preprocess"
+
+
+def stamped(model: bytes, spec: PreprocessSpec) -> bytes:
+    """Return a graph with ``spec`` in its metadata.
+
+    A backbone is stored by the digest of its graph, with its spec beside it. Graphs that differ
+    only in the images that they are given need different bytes.
+    """
+    graph = onnx.load_from_string(model)
+    onnx.helper.set_model_props(graph, {SPEC_KEY: json.dumps(asdict(spec), sort_keys=True)})
+    return graph.SerializeToString(deterministic=True)

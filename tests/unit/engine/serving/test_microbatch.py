@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from topwork.bundle.image import Pixels
+from topwork.engine.serving import microbatch
 from topwork.engine.serving.backbone import Embedded
 from topwork.engine.serving.microbatch import MicroBatcher
 from topwork.errors import Unavailable
@@ -254,6 +255,19 @@ def test_close_answers_what_was_taken_and_refuses_the_rest() -> None:
     assert [future.result(timeout=0).embedding[0] for future in futures] == [0, 1, 2, 3, 4]
     with pytest.raises(Unavailable):
         ask(one, 6).result(timeout=0)
+
+
+def test_close_waits_for_no_run_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that hangs, as of a GPU that fell off, holds no server that stops."""
+    monkeypatch.setattr(microbatch, "JOIN_SECONDS", 0.05)
+    steps = Steps()
+    one = steps.started()
+    waiting = ask(one, 1)
+    steps.next()
+    one.close()
+    assert not waiting.done()
+    steps.may_end.put(None)
+    assert waiting.result(timeout=30).embedding[0] == 1
 
 
 def test_a_failed_run_is_its_images_error_alone() -> None:

@@ -522,6 +522,15 @@ def test_add_class_for_people(topwork: Command, model: str, tmp_path: Path, labe
     assert f"recall of {label}" in output
 
 
+def test_names_reach_a_terminal_as_escapes(topwork: Command, model: str, tmp_path: Path) -> None:
+    """What a photo is called, by whoever uploaded it, writes no control characters."""
+    photos = written(tmp_path / "violet", [*VIOLETS, ("\x1b[31m\u202egnp.png", b"no photo")])
+    status, output, errors = topwork("add-class", "--model", model, "--label", "violet", photos)
+    assert status == 0
+    assert r"\x1b[31m\u202egnp.png" in output
+    assert not {"\x1b", "\u202e"}.intersection(output + errors)
+
+
 def test_an_empty_folder_is_told(topwork: Command, tmp_path: Path) -> None:
     """A folder without any file is an error before anything is uploaded."""
     status, output, errors = topwork(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 
 import click
@@ -57,6 +58,8 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the command line; an expected error is one line on standard error and exit status 1."""
+    if sys.stderr is not None and not faulthandler.is_enabled():
+        faulthandler.enable()  # a crash in native code shows where Python was
     try:
         cli()
     except TopworkError as error:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from topwork.relay import visible
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import revision_pb2 as revision_pb
 
@@ -15,7 +16,7 @@ from topwork.v1 import revision_pb2 as revision_pb
 def error(problem: Exception) -> None:
     """Print an expected error as one line on standard error."""
     Console(stderr=True).print(
-        "[red]error:[/]", escape(str(problem)), highlight=False, soft_wrap=True
+        "[red]error:[/]", escape(visible(str(problem))), highlight=False, soft_wrap=True
     )
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from topwork.cli import show
+from topwork.relay import visible
 from topwork.rpc.client import CallFailed, progress, rejected
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import revision_pb2 as revision_pb
@@ -200,4 +201,4 @@ def comparison_json(comparison: revision_pb.Comparison) -> dict[str, Any]:
 
 
 def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(visible(text), highlight=False, markup=False, soft_wrap=True)

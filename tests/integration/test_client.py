@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -38,14 +37,6 @@ COMPARISON = {
     "images", "accuracy_before", "accuracy_after", "drop", "drop_low", "drop_high",
     "calibration_error_before", "calibration_error_after", "labels", "taught", "confusions",
 }  # fmt: skip
-
-
-@pytest.fixture
-def nobody() -> Iterator[str]:
-    """Yield an address that nobody listens on, nor can."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def written(folder: Path, images: list[tuple[str, bytes]]) -> Path:
@@ -604,3 +595,66 @@ def test_servers_behind_one_name_take_turns(server: Running, idle: Running) -> N
             return calls(server) > before[0] and calls(idle) > before[1]
 
         eventually(both)
+
+
+@pytest.mark.parametrize("calls", ["add_class", "add_examples"])
+def test_what_the_source_of_an_upload_raises_comes_out(
+    idle: Running, caplog: pytest.LogCaptureFixture, calls: str
+) -> None:
+    """It is the caller's own error, from either client; nothing is learnt, and nothing logged."""
+
+    def images() -> Iterator[tuple[str, bytes]]:
+        yield from VIOLETS[:6]
+        raise KeyError("gone")
+
+    async def upload() -> None:
+        async with AsyncClient(idle.address) as own:
+            await getattr(own, calls)("colours", "blue", images())
+
+    with Client(idle.address) as own:
+        before = len(list(own.operations()))
+        with pytest.raises(KeyError, match="gone"):
+            getattr(own, calls)("colours", "blue", images())
+        with pytest.raises(KeyError, match="gone"):
+            asyncio.run(upload())
+        assert len(list(own.operations())) == before
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("ending", ["stream.close()", "", "raise SystemExit(0)", "client.close()"])
+def test_a_client_process_ends_well_amid_a_stream(server: Running, ending: str) -> None:
+    """Its status is 0, however it leaves a stream whose source is in native code.
+
+    gRPC takes from the source in a thread of its own, which must not come back when the interpreter
+    has ended.
+    """
+    program = f"""
+import sys
+import numpy as np
+from support import tiny
+from support.pictures import picture
+from topwork.engine.backend import open_session
+from topwork.rpc.client import Client
+
+session = open_session(tiny.busy_backbone_model(), output="embedding")
+
+def images():
+    yield (photo := picture("blue", 1))
+    while session.run(np.zeros((1, 16, 16, 3), np.uint8)).size:
+        yield photo
+
+client = Client(sys.argv[1])
+stream = client.classify_stream("colours", images(), images_per_message=1)
+next(stream)
+{ending}
+"""
+    for _ in range(3):
+        ended = subprocess.run(
+            [sys.executable, "-c", program, server.address],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert (ended.returncode, ended.stderr) == (0, "")

@@ -110,7 +110,7 @@ class AsyncClient:
     ) -> operations_pb2.Operation:
         """See Client.add_class."""
         requests = calls.add_class_requests(model, label, images, request_id, options)
-        return await calls.ask_async(self._models.AddClass, requests, timeout)
+        return await calls.upload_async(self._models.AddClass, requests, timeout)
 
     async def add_examples(
         self,
@@ -124,7 +124,7 @@ class AsyncClient:
     ) -> operations_pb2.Operation:
         """See Client.add_examples."""
         requests = calls.add_examples_requests(model, label, images, request_id, options)
-        return await calls.ask_async(self._models.AddExamples, requests, timeout)
+        return await calls.upload_async(self._models.AddExamples, requests, timeout)
 
     async def remove_class(
         self,

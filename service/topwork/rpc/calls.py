@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +15,7 @@ from google.rpc import code_pb2, status_pb2
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.errors import TopworkError
 from topwork.rpc import status as statuses
+from topwork.rpc.source import Source
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
@@ -116,6 +119,60 @@ async def ask_async(
     """Return what a method of a stub for asyncio answers. Raises CallFailed."""
     try:
         return await method(request, timeout=timeout)
+    except grpc.RpcError as error:
+        raise failed(error) from error
+
+
+def upload(
+    method: grpc.StreamUnaryMultiCallable[P, T], requests: Iterator[P], timeout: float | None
+) -> T:
+    """Return what a method answers to a stream. Raises CallFailed, and what ``requests`` raises."""
+    begun = threading.Event()
+    source = Source(requests)
+
+    def sent() -> Iterator[P]:  # in a thread of gRPC's
+        yield from source
+        if source.failure is not None:
+            begun.wait()
+            call.cancel()  # an end would pass for the upload's own
+
+    call: grpc.Future[T] = method.future(sent(), timeout=timeout)
+    begun.set()
+    with source:
+        try:
+            return call.result()
+        except grpc.FutureCancelledError:
+            assert source.failure is not None, "nobody else cancels it"
+            raise source.failure from None
+        except grpc.RpcError as error:
+            raise failed(error) from error
+        finally:
+            call.cancel()  # for an interrupt
+
+
+async def upload_async(
+    method: grpc.aio.StreamUnaryMultiCallable[P, T], requests: Iterator[P], timeout: float | None
+) -> T:
+    """See ``upload``."""
+    failure: Exception | None = None
+
+    async def sent() -> AsyncIterator[P]:  # gRPC would pass what is raised off as a cancellation
+        nonlocal failure
+        try:
+            for request in requests:
+                yield request
+        except Exception as error:
+            failure = error
+            call.cancel()
+
+    call: grpc.aio.StreamUnaryCall[P, T] = method(sent(), timeout=timeout)
+    try:
+        return await call
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if failure is None or (task is not None and task.cancelling()):
+            raise
+        raise failure from None
     except grpc.RpcError as error:
         raise failed(error) from error
 

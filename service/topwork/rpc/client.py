@@ -134,10 +134,10 @@ class Client:
         """Upload (name, encoded image) pairs of a new label and return the accepted operation.
 
         A repeated call with the same ``request_id`` (a UUID) is the same operation; so it is with
-        every change. Raises CallFailed.
+        every change. Raises CallFailed, and what ``images`` raises: nothing is learnt then.
         """
         requests = calls.add_class_requests(model, label, images, request_id, options)
-        return calls.ask(self._models.AddClass, requests, timeout)
+        return calls.upload(self._models.AddClass, requests, timeout)
 
     def add_examples(
         self,
@@ -151,7 +151,7 @@ class Client:
     ) -> operations_pb2.Operation:
         """Upload (name, encoded image) pairs of a label that the model has. Raises CallFailed."""
         requests = calls.add_examples_requests(model, label, images, request_id, options)
-        return calls.ask(self._models.AddExamples, requests, timeout)
+        return calls.upload(self._models.AddExamples, requests, timeout)
 
     def remove_class(
         self,

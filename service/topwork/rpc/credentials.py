@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,11 +99,26 @@ class _Bearing:
         self.stream_stream = self._make("stream_stream")
 
     def _make(self, kind: str) -> Callable[..., Any]:
-        def make(*arguments: Any, **named: Any) -> Any:
+        def make(*arguments: Any, **named: Any) -> _BearingMethod:
             method = getattr(self._channel, kind)(*arguments, **named)
-            return functools.partial(method, metadata=self._metadata)
+            return _BearingMethod(method, self._metadata)
 
         return make
+
+
+class _BearingMethod:
+    """What clients use of a stub's method."""
+
+    def __init__(self, method: Any, metadata: Metadata) -> None:
+        self._method = method
+        self._metadata = metadata
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._method(*arguments, metadata=self._metadata, **named)
+
+    def future(self, *arguments: Any, **named: Any) -> Any:
+        """See grpc.StreamUnaryMultiCallable; asyncio's methods have none."""
+        return self._method.future(*arguments, metadata=self._metadata, **named)
 
 
 def _content(field_name: str, path: Path | None) -> bytes | None:

@@ -24,7 +24,8 @@ from support.servers import Command, Running, Teach, eventually, failure
 
 from topwork.cli import options
 from topwork.cli.classify import _interrupts
-from topwork.rpc.client import AsyncClient, CallFailed, Client, progress, result
+from topwork.errors import InvalidInput
+from topwork.rpc.client import AsyncClient, CallFailed, Client, Credentials, progress, result
 
 LABELS = ["amber", "blue", "crimson", "green"]
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
@@ -658,3 +659,17 @@ next(stream)
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("wrong", ["\u00e4", "\udcff", "\n", " ", "\x1b[31m"])
+def test_a_token_that_can_be_none_is_refused_unseen(
+    topwork: Command, server: Running, wrong: str
+) -> None:
+    """Where a character is that no token has is said, and nothing of the token."""
+    secret = "topwork_0123456789ab_" + 8 * "s3cret"
+    status, output, errors = topwork("models", "--token", f"{secret}{wrong}{secret}")
+    assert (status, output) == (1, "")
+    assert f"at position {len(secret) + 1}" in errors
+    assert "s3cret" not in errors
+    with pytest.raises(InvalidInput):
+        AsyncClient(server.address, Credentials(token=secret + wrong))

@@ -27,11 +27,12 @@ class AsyncClient:
 
     def __init__(self, address: str, credentials: Credentials = NOTHING) -> None:
         self._address = address
+        metadata = credentials.metadata(address)  # before there is something to close
         if (secure := credentials.channel_credentials()) is not None:
             self._channel = grpc.aio.secure_channel(address, secure, options=calls.OPTIONS)
         else:
             self._channel = grpc.aio.insecure_channel(address, options=calls.OPTIONS)
-        channel = bearing(self._channel, credentials.metadata(address))
+        channel = bearing(self._channel, metadata)
         self._classifier: classify_grpc.ClassifierServiceAsyncStub = (
             classify_grpc.ClassifierServiceStub(channel)
         )

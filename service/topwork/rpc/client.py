@@ -49,8 +49,9 @@ class Client:
 
     def __init__(self, address: str, credentials: Credentials = NOTHING) -> None:
         self._address = address
+        metadata = credentials.metadata(address)  # before there is something to close
         self._channel = credentials.open_channel(address, calls.OPTIONS)
-        channel = bearing(self._channel, credentials.metadata(address))
+        channel = bearing(self._channel, metadata)
         self._classifier = classify_grpc.ClassifierServiceStub(channel)
         self._models = model_grpc.ModelServiceStub(channel)
         self._operations = operations_pb2_grpc.OperationsStub(channel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ import grpc
 
 from topwork.errors import InvalidInput
 from topwork.rpc.loopback import is_loopback
+
+_NO_TOKEN = re.compile(r"[^!-~]")
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 C = TypeVar("C", grpc.Channel, grpc.aio.Channel)
@@ -71,6 +74,13 @@ class Credentials:
         """
         if not self.token:
             return ()
+        # gRPC would show the whole token in its error.
+        if (wrong := _NO_TOKEN.search(self.token)) is not None:
+            raise InvalidInput(
+                f"the token, of {len(self.token)} characters, has a space, a line end or another "
+                f"character that no token has at position {wrong.start() + 1}",
+                field="token",
+            )
         if not (self.tls or is_loopback(address)):
             raise InvalidInput(
                 f"a token would go to {address} in plaintext; use TLS", field="token"

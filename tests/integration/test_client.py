@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -596,6 +597,66 @@ def test_servers_behind_one_name_take_turns(server: Running, idle: Running) -> N
             return calls(server) > before[0] and calls(idle) > before[1]
 
         eventually(both)
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY"])
+def test_no_proxy_is_asked_for_this_host(
+    topwork: Command,
+    server: Running,
+    nobody: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variable: str,
+) -> None:
+    """Whatever proxy the environment names, all commands and clients reach the loopback."""
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, f"http://{nobody}")
+    monkeypatch.setattr(options, "START_SECONDS", 5.0)
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(picture("blue", 40))
+    for command in (
+        ("health",),
+        ("models",),
+        ("describe", "colours"),
+        ("history", "colours"),
+        ("operations",),
+        ("classify", "--model", "colours", photo),
+        ("add-class", "--validate-only", "--model", "colours", "--label", "violet", photo),
+    ):
+        _, _, errors = topwork(*command)
+        assert "no server answers" not in errors
+        assert "failed to connect" not in errors
+    port = server.address.rpartition(":")[2]
+
+    async def ask(address: str) -> None:
+        async with AsyncClient(address) as own:
+            await own.wait_until_ready(5)
+            assert (await own.model("colours")).revisions == [1]
+
+    for address in (server.address, f"localhost:{port}", f"dns:///localhost:{port}"):
+        asyncio.run(ask(address))
+        with Client(address) as own:
+            own.wait_until_ready(5)
+            assert own.model("colours").revisions == [1]
+
+
+def test_another_host_is_reached_by_way_of_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's proxy is asked for it, and named where nothing comes of that."""
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY", "grpc_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        address = f"http://me:secret@127.0.0.1:{proxy.getsockname()[1]}"
+        monkeypatch.setenv("http_proxy", address)
+        with Client("example.org:50051") as own:
+            error = failure(lambda: own.wait_until_ready(0.5))
+        proxy.settimeout(60)
+        asked, _ = proxy.accept()
+        with asked:
+            assert asked.recv(4096).startswith(b"CONNECT example.org:50051")
+    assert "no server answers at example.org:50051" in str(error)
+    assert "the proxy in http_proxy" in str(error)
+    assert "secret" not in str(error)
 
 
 @pytest.mark.parametrize("calls", ["add_class", "add_examples"])

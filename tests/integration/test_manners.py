@@ -203,12 +203,19 @@ def test_connections_end_when_they_are_old_and_reflection_when_it_is_off(tmp_pat
     assert error.code == "UNIMPLEMENTED"
 
 
-def test_spans_are_sent_to_the_collector(tmp_path: Path) -> None:
-    """A call's span and those of its stages arrive, below the client's, before the server ends."""
+def test_spans_are_sent_to_the_collector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nobody: str
+) -> None:
+    """A call's span and those of its stages arrive, below the client's, before the server ends.
+
+    No proxy that the server's environment names is asked for a collector on its own host.
+    """
     repository = tiny.repository(tmp_path / "repository")
+    monkeypatch.setenv("http_proxy", f"http://{nobody}")
+    monkeypatch.delenv("no_proxy", raising=False)
     with collector() as (endpoint, received):
         with servers.running(repository.root, worker=False, otlp_endpoint=endpoint) as started:
-            with grpc.insecure_channel(started.address) as channel:
+            with grpc.insecure_channel(started.address, calls.DIRECT) as channel:
                 stub = classify_grpc.ClassifierServiceStub(channel)
                 request = classify_pb.ClassifyRequest(
                     model="models/colours", images=pictures("blue", 2)

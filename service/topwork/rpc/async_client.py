@@ -28,10 +28,11 @@ class AsyncClient:
     def __init__(self, address: str, credentials: Credentials = NOTHING) -> None:
         self._address = address
         metadata = credentials.metadata(address)  # before there is something to close
+        options = calls.options_for(address)
         if (secure := credentials.channel_credentials()) is not None:
-            self._channel = grpc.aio.secure_channel(address, secure, options=calls.OPTIONS)
+            self._channel = grpc.aio.secure_channel(address, secure, options=options)
         else:
-            self._channel = grpc.aio.insecure_channel(address, options=calls.OPTIONS)
+            self._channel = grpc.aio.insecure_channel(address, options=options)
         channel = bearing(self._channel, metadata)
         self._classifier: classify_grpc.ClassifierServiceAsyncStub = (
             classify_grpc.ClassifierServiceStub(channel)

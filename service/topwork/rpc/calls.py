@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.rpc import code_pb2, status_pb2
@@ -15,6 +16,7 @@ from google.rpc import code_pb2, status_pb2
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.errors import TopworkError
 from topwork.rpc import status as statuses
+from topwork.rpc.loopback import is_loopback
 from topwork.rpc.source import Source
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -38,6 +40,18 @@ OPTIONS = [
     ("grpc.max_receive_message_length", DEFAULT_LIMITS.max_message_bytes),
     ("grpc.max_send_message_length", DEFAULT_LIMITS.max_message_bytes),
 ]
+
+
+DIRECT = [("grpc.enable_http_proxy", 0)]
+"""The option of a channel that no proxy is asked for."""
+
+PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""The environment variables that name gRPC's proxy; the first that is set counts."""
+
+
+def options_for(address: str) -> list[tuple[str, Any]]:
+    """Return the options of a channel to ``address``: a proxy cannot reach this host's own."""
+    return OPTIONS + DIRECT if is_loopback(address) else OPTIONS
 
 
 class CallFailed(TopworkError):
@@ -194,6 +208,9 @@ def _with_images(
 def unreachable(address: str, seconds: float) -> CallFailed:
     """Return the error of a server that cannot be reached."""
     text = f"no server answers at {address} within {seconds:g} s"
+    named = next(filter(os.environ.get, PROXY_VARIABLES), None)
+    if named is not None and not is_loopback(address):
+        text += f"; gRPC asks the proxy in {named}, unless no_proxy names the host"
     return CallFailed(status_pb2.Status(code=code_pb2.UNAVAILABLE, message=text))
 
 

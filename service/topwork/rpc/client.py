@@ -50,7 +50,7 @@ class Client:
     def __init__(self, address: str, credentials: Credentials = NOTHING) -> None:
         self._address = address
         metadata = credentials.metadata(address)  # before there is something to close
-        self._channel = credentials.open_channel(address, calls.OPTIONS)
+        self._channel = credentials.open_channel(address, calls.options_for(address))
         channel = bearing(self._channel, metadata)
         self._classifier = classify_grpc.ClassifierServiceStub(channel)
         self._models = model_grpc.ModelServiceStub(channel)

@@ -280,7 +280,7 @@ def test_the_configuration_is_printed_and_nothing_served(topwork: Command, tmp_p
     [
         (("--tls-cert", "server.pem"), "go together"),
         (("--client-ca", "ca.pem"), "go together"),
-        (("--health-port", "here"), "neither PORT nor HOST:PORT"),
+        (("--health-port", "here"), "neither PORT, HOST:PORT nor unix:PATH"),
     ],
 )
 def test_options_that_do_not_fit_together_are_told(

@@ -44,16 +44,22 @@ pem = click.Path(dir_okay=False, path_type=Path)
 
 
 def _health_address(context: click.Context, option: click.Parameter, given: str) -> str:
-    """Return HOST:PORT for what may be a PORT alone."""
+    """Return HOST:PORT or unix:PATH for what may be a PORT alone."""
     address = f"127.0.0.1:{given}" if given and ":" not in given else given
-    if address and not address.rpartition(":")[2].isdecimal():
-        raise click.BadParameter(f"{given!r} is neither PORT nor HOST:PORT", context, option)
+    known = address.startswith("unix:") or address.rpartition(":")[2].isdecimal()
+    if address and not known:
+        text = f"{given!r} is neither PORT, HOST:PORT nor unix:PATH"
+        raise click.BadParameter(text, context, option)
     return address
 
 
 @click.command()
 @repository
-@click.option("--address", default="127.0.0.1:50051", help="HOST:PORT; port 0 takes a free one.")
+@click.option(
+    "--address",
+    default="127.0.0.1:50051",
+    help="HOST:PORT, or unix:PATH; port 0 takes a free one.",
+)
 @click.option("--tls-cert", type=pem, help="PEM of the server's certificate. Default: plaintext.")
 @click.option("--tls-key", type=pem, help="PEM of its private key.")
 @click.option(
@@ -76,7 +82,8 @@ def _health_address(context: click.Context, option: click.Parameter, given: str)
     "--health-port",
     default="",
     callback=_health_address,
-    help="PORT of the loopback, or HOST:PORT, for health alone, in plaintext. Default: nowhere.",
+    help="PORT of the loopback, HOST:PORT or unix:PATH, for health alone, in plaintext. "
+    "Default: nowhere.",
 )
 @click.option(
     "--reflection/--no-reflection",

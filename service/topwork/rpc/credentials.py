@@ -70,7 +70,7 @@ class Credentials:
     def metadata(self, address: str) -> Metadata:
         """Return what every call to ``address`` bears.
 
-        Raises InvalidInput if the token would go to another host in plaintext.
+        Raises InvalidInput if the token would go to another host in plaintext, or can be none.
         """
         if not self.token:
             return ()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import socket
+
 import grpc
 import structlog
 
 from topwork.config import ServeConfig
 from topwork.errors import InvalidInput, Unavailable
-from topwork.rpc.loopback import is_loopback
+from topwork.rpc.loopback import is_loopback, socket_path
 from topwork.rpc.tls import Certificates
 
 log = structlog.get_logger(__name__)
+
+PROBE_SECONDS = 1.0
+"""Raising it gives a process that listens on a socket's path longer to take a connection."""
 
 
 def certificates(config: ServeConfig) -> Certificates | None:
@@ -52,10 +59,37 @@ def open_ports(
 def open_port(
     server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None
 ) -> int:
-    """Open HOST:PORT and return its number; no credentials: plaintext. Raises Unavailable."""
+    """Open HOST:PORT or unix:PATH and return its number; no credentials: plaintext.
+
+    Raises Unavailable.
+    """
     try:
+        if (path := socket_path(address)) is not None:
+            _claim(path)
         if credentials is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, credentials)
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise Unavailable(f"cannot listen on {address!r}: {error}") from error
+
+
+def _claim(path: str) -> None:
+    """Make a socket's path this process's own until it ends. Raises OSError if another has it.
+
+    gRPC takes a path from whoever listens there, and when a server stops deletes whatever socket is
+    there by then (grpc/grpc issue 17122).
+    """
+    if not path:
+        raise OSError("there is no path")
+    # Never closed: gRPC deletes the socket at a moment of its own.
+    lock = os.open(f"{path}.lock", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with socket.socket(socket.AF_UNIX) as probe:  # of one that takes no such lock
+            probe.settimeout(PROBE_SECONDS)
+            probe.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return  # nobody listens, as after a crash
+    except BlockingIOError:
+        pass
+    raise OSError("another process listens there")

@@ -31,6 +31,7 @@ from topwork.rpc.access import Access
 from topwork.rpc.changes import Changes
 from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
+from topwork.rpc.loopback import is_socket
 from topwork.rpc.open_inference.servicer import OpenInferenceServicer
 from topwork.rpc.servicers import (
     ClassifierServicer,
@@ -222,7 +223,8 @@ class Server:
     def _serve_metrics(self) -> None:
         if self._config.metrics_port is None:
             return
-        host = self._config.address.rpartition(":")[0].strip("[]")
+        address = self._config.address
+        host = "127.0.0.1" if is_socket(address) else address.rpartition(":")[0].strip("[]")
         try:
             self._metrics, _ = self._telemetry.serve(host, self._config.metrics_port)
         except OSError as error:

@@ -683,6 +683,27 @@ def test_what_the_source_of_an_upload_raises_comes_out(
     assert not caplog.records
 
 
+def test_an_upload_that_the_end_of_its_process_cuts_off_is_none(
+    idle: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part that was sent by then is not taken for all: nothing is learnt from it."""
+    at_exit: list[Callable[[], None]] = []
+    monkeypatch.setattr("topwork.rpc.source.atexit.register", at_exit.append)
+    ends = threading.Event()
+
+    def images() -> Iterator[tuple[str, bytes]]:
+        yield from VIOLETS
+        threading.Thread(target=lambda: [end() for end in at_exit]).start()
+        ends.wait(0.2)  # the process, while this waits for another photo
+        yield VIOLETS[0]
+
+    with Client(idle.address) as own:
+        before = len(list(own.operations()))
+        error = failure(lambda: own.add_class("colours", "violet", images()))
+        assert error.code == "CANCELLED"
+        assert len(list(own.operations())) == before
+
+
 @pytest.mark.parametrize("ending", ["stream.close()", "", "raise SystemExit(0)", "client.close()"])
 def test_a_client_process_ends_well_amid_a_stream(server: Running, ending: str) -> None:
     """Its status is 0, however it leaves a stream whose source is in native code.

@@ -146,18 +146,20 @@ def upload(
 
     def sent() -> Iterator[P]:  # in a thread of gRPC's
         yield from source
-        if source.failure is not None:
+        if not source.exhausted:
             begun.wait()
             call.cancel()  # an end would pass for the upload's own
 
-    call: grpc.Future[T] = method.future(sent(), timeout=timeout)
-    begun.set()
     with source:
+        call: grpc.Future[T] = method.future(sent(), timeout=timeout)
+        begun.set()
         try:
             return call.result()
-        except grpc.FutureCancelledError:
-            assert source.failure is not None, "nobody else cancels it"
-            raise source.failure from None
+        except grpc.FutureCancelledError as error:
+            if source.failure is not None:
+                raise source.failure from None
+            text = "this process ends before all was sent"
+            raise CallFailed(status_pb2.Status(code=code_pb2.CANCELLED, message=text)) from error
         except grpc.RpcError as error:
             raise failed(error) from error
         finally:

@@ -20,7 +20,7 @@ LEAVE_SECONDS = 2.0
 class Source(Generic[T]):
     """Iterates over ``items`` in one thread until another, which opened it, closes it.
 
-    What ``items`` raises ends it and is kept.
+    What ``items`` raises ends it and is kept. Only if it is ``exhausted`` has it given all items.
     """
 
     def __init__(self, items: Iterable[T]) -> None:
@@ -28,7 +28,8 @@ class Source(Generic[T]):
         self._changed = threading.Condition()
         self._inside = False
         self._closed = False
-        self.failure: Exception | None = None
+        self.exhausted = False
+        self.failure: BaseException | None = None
 
     def __enter__(self) -> Self:
         atexit.register(self._close)
@@ -49,8 +50,9 @@ class Source(Generic[T]):
         try:
             return next(self._items)
         except StopIteration:
+            self.exhausted = True
             raise
-        except Exception as error:
+        except BaseException as error:
             self.failure = error
             raise StopIteration from None
         finally:

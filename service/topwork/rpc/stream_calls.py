@@ -51,8 +51,8 @@ def blocking(method: Method, images: Iterable[bytes], exchange: Exchange) -> Ite
         if last is not None:
             yield last
 
-    call = method(requests())
     with source:
+        call = method(requests())
         try:
             for response in call:
                 with changed:

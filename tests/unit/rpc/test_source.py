@@ -15,6 +15,7 @@ def test_a_source_gives_all_items_in_order() -> None:
     """Whatever iterates over an open source gets what is in it."""
     with Source(iter("abc")) as opened:
         assert [*opened] == ["a", "b", "c"]
+        assert opened.exhausted
         assert opened.failure is None
 
 
@@ -28,6 +29,7 @@ def test_what_the_items_raise_ends_the_source_and_is_kept() -> None:
     with Source(items()) as opened:
         assert [*opened] == ["a"]
         assert isinstance(opened.failure, KeyError)
+        assert not opened.exhausted
         assert [*opened] == []
 
 
@@ -53,6 +55,7 @@ def test_a_closed_source_has_been_left() -> None:
     assert go_on.is_set()
     thread.join()
     assert (made, taken) == ([0], [0])
+    assert not opened.exhausted
 
 
 def test_an_item_that_never_comes_holds_nobody_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

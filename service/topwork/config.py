@@ -33,7 +33,7 @@ class ServeConfig:
 
     repository: Path
     address: str = "127.0.0.1:50051"
-    """HOST:PORT; port 0 takes a free one."""
+    """HOST:PORT or unix:PATH; port 0 takes a free one."""
     tls: TlsFiles | None = None
     """None: plaintext, which only this host may speak unless ``insecure``."""
     mtls_address: str = ""
@@ -43,7 +43,7 @@ class ServeConfig:
     access: Path | None = None
     """File that says who may call what; None: everybody may call everything."""
     health_address: str = ""
-    """HOST:PORT where health, and nothing else, is answered in plaintext."""
+    """HOST:PORT or unix:PATH where health, and nothing else, is answered in plaintext."""
     reflection: bool = True
     """Whether tools may ask for the contract."""
     channelz: bool = False
@@ -62,7 +62,10 @@ class ServeConfig:
     grace_seconds: float = 10.0
     """How long calls in flight may go on after SIGTERM."""
     metrics_port: int | None = None
-    """Where Prometheus' GET /metrics is answered, on the address's host; None: nowhere."""
+    """Where Prometheus' GET /metrics is answered; None: nowhere.
+
+    On the host of ``address``; where that is a socket, on the loopback.
+    """
     database: str = ""
     """URL of the database that keeps operations; empty: a SQLite file in the repository."""
     worker: bool = True

@@ -1,10 +1,11 @@
-"""Ctrl-C in a command: exit status 130 without a traceback at any moment, imports included.
+"""Commands that are cut off: by Ctrl-C, or by a crash of native code, imports included.
 
 Imports little itself: until it is imported, Ctrl-C has Python's own traceback.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -25,8 +26,10 @@ def interruptible() -> Iterator[None]:
     Importing needs more than that: C extensions turn an interrupted import into an ImportError, and
     an exception in a weak reference's callback, of which each import has one, is printed and lost.
     A second SIGINT kills the process. Where SIGINT is ignored, as in a shell's background jobs, it
-    stays ignored.
+    stays ignored. A crash prints the Python stacks of all threads.
     """
+    if sys.stderr is not None and not faulthandler.is_enabled():
+        faulthandler.enable()
     interrupted = False
 
     def interrupt(*_: object) -> None:

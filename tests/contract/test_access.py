@@ -393,7 +393,7 @@ def test_no_secret_is_in_the_log(server: Running) -> None:
         assert servers.failure(lambda: one.model("colours")).reason == "CREDENTIALS_UNKNOWN"
     for made in TOKENS.values():
         assert made.token not in server.log
-        assert made.token.rpartition("_")[2] not in server.log
+        assert made.token.split("_", 2)[2] not in server.log  # a secret may have "_", too
         assert made.entry.rpartition(":")[2] not in server.log
 
 

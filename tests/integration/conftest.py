@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -118,6 +119,14 @@ def teach(client: Client) -> Teach:
         return finished
 
     return add_class
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """Yield an address that nobody listens on, nor can."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 @pytest.fixture

@@ -25,8 +25,9 @@ from support.servers import Command, Running, Teach, eventually, failure
 
 from topwork.cli import options
 from topwork.cli.classify import _interrupts
+from topwork.errors import InvalidInput
 from topwork.interrupts import STATUS
-from topwork.rpc.client import AsyncClient, CallFailed, Client, progress, result
+from topwork.rpc.client import AsyncClient, CallFailed, Client, Credentials, progress, result
 
 LABELS = ["amber", "blue", "crimson", "green"]
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
@@ -39,14 +40,6 @@ COMPARISON = {
     "images", "accuracy_before", "accuracy_after", "drop", "drop_low", "drop_high",
     "calibration_error_before", "calibration_error_after", "labels", "taught", "confusions",
 }  # fmt: skip
-
-
-@pytest.fixture
-def nobody() -> Iterator[str]:
-    """Yield an address that nobody listens on, nor can."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def written(folder: Path, images: list[tuple[str, bytes]]) -> Path:
@@ -773,6 +766,15 @@ def test_add_class_for_people(topwork: Command, model: str, tmp_path: Path, labe
     assert f"recall of {label}" in output
 
 
+def test_names_reach_a_terminal_as_escapes(topwork: Command, model: str, tmp_path: Path) -> None:
+    """What a photo is called, by whoever uploaded it, writes no control characters."""
+    photos = written(tmp_path / "violet", [*VIOLETS, ("\x1b[31m\u202egnp.png", b"no photo")])
+    status, output, errors = topwork("add-class", "--model", model, "--label", "violet", photos)
+    assert status == 0
+    assert r"\x1b[31m\u202egnp.png" in output
+    assert not {"\x1b", "\u202e"}.intersection(output + errors)
+
+
 def test_an_empty_folder_is_told(topwork: Command, tmp_path: Path) -> None:
     """A folder without any file is an error before anything is uploaded."""
     status, output, errors = topwork(
@@ -847,3 +849,161 @@ def test_servers_behind_one_name_take_turns(server: Running, idle: Running) -> N
             return calls(server) > before[0] and calls(idle) > before[1]
 
         eventually(both)
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY"])
+def test_no_proxy_is_asked_for_this_host(
+    topwork: Command,
+    server: Running,
+    nobody: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variable: str,
+) -> None:
+    """Whatever proxy the environment names, all commands and clients reach the loopback."""
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, f"http://{nobody}")
+    monkeypatch.setattr(options, "START_SECONDS", 5.0)
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(picture("blue", 40))
+    for command in (
+        ("health",),
+        ("models",),
+        ("describe", "colours"),
+        ("history", "colours"),
+        ("operations",),
+        ("classify", "--model", "colours", photo),
+        ("add-class", "--validate-only", "--model", "colours", "--label", "violet", photo),
+    ):
+        _, _, errors = topwork(*command)
+        assert "no server answers" not in errors
+        assert "failed to connect" not in errors
+    port = server.address.rpartition(":")[2]
+
+    async def ask(address: str) -> None:
+        async with AsyncClient(address) as own:
+            await own.wait_until_ready(5)
+            assert (await own.model("colours")).revisions == [1]
+
+    for address in (server.address, f"localhost:{port}", f"dns:///localhost:{port}"):
+        asyncio.run(ask(address))
+        with Client(address) as own:
+            own.wait_until_ready(5)
+            assert own.model("colours").revisions == [1]
+
+
+def test_another_host_is_reached_by_way_of_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's proxy is asked for it, and named where nothing comes of that."""
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY", "grpc_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        address = f"http://me:secret@127.0.0.1:{proxy.getsockname()[1]}"
+        monkeypatch.setenv("http_proxy", address)
+        with Client("example.org:50051") as own:
+            error = failure(lambda: own.wait_until_ready(0.5))
+        proxy.settimeout(60)
+        asked, _ = proxy.accept()
+        with asked:
+            assert asked.recv(4096).startswith(b"CONNECT example.org:50051")
+    assert "no server answers at example.org:50051" in str(error)
+    assert "the proxy in http_proxy" in str(error)
+    assert "secret" not in str(error)
+
+
+@pytest.mark.parametrize("calls", ["add_class", "add_examples"])
+def test_what_the_source_of_an_upload_raises_comes_out(
+    idle: Running, caplog: pytest.LogCaptureFixture, calls: str
+) -> None:
+    """It is the caller's own error, from either client; nothing is learnt, and nothing logged."""
+
+    def images() -> Iterator[tuple[str, bytes]]:
+        yield from VIOLETS[:6]
+        raise KeyError("gone")
+
+    async def upload() -> None:
+        async with AsyncClient(idle.address) as own:
+            await getattr(own, calls)("colours", "blue", images())
+
+    with Client(idle.address) as own:
+        before = len(list(own.operations()))
+        with pytest.raises(KeyError, match="gone"):
+            getattr(own, calls)("colours", "blue", images())
+        with pytest.raises(KeyError, match="gone"):
+            asyncio.run(upload())
+        assert len(list(own.operations())) == before
+    assert not caplog.records
+
+
+def test_an_upload_that_the_end_of_its_process_cuts_off_is_none(
+    idle: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part that was sent by then is not taken for all: nothing is learnt from it."""
+    at_exit: list[Callable[[], None]] = []
+    monkeypatch.setattr("topwork.rpc.source.atexit.register", at_exit.append)
+    ends = threading.Event()
+
+    def images() -> Iterator[tuple[str, bytes]]:
+        yield from VIOLETS
+        threading.Thread(target=lambda: [end() for end in at_exit]).start()
+        ends.wait(0.2)  # the process, while this waits for another photo
+        yield VIOLETS[0]
+
+    with Client(idle.address) as own:
+        before = len(list(own.operations()))
+        error = failure(lambda: own.add_class("colours", "violet", images()))
+        assert error.code == "CANCELLED"
+        assert len(list(own.operations())) == before
+
+
+@pytest.mark.parametrize("ending", ["stream.close()", "", "raise SystemExit(0)", "client.close()"])
+def test_a_client_process_ends_well_amid_a_stream(server: Running, ending: str) -> None:
+    """Its status is 0, however it leaves a stream whose source is in native code.
+
+    gRPC takes from the source in a thread of its own, which must not come back when the interpreter
+    has ended.
+    """
+    program = f"""
+import sys
+import numpy as np
+from support import tiny
+from support.pictures import picture
+from topwork.engine.backend import open_session
+from topwork.rpc.client import Client
+
+session = open_session(tiny.busy_backbone_model(), output="embedding")
+
+def images():
+    yield (photo := picture("blue", 1))
+    while session.run(np.zeros((1, 16, 16, 3), np.uint8)).size:
+        yield photo
+
+client = Client(sys.argv[1])
+stream = client.classify_stream("colours", images(), images_per_message=1)
+next(stream)
+{ending}
+"""
+    for _ in range(3):
+        ended = subprocess.run(
+            [sys.executable, "-c", program, server.address],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("wrong", ["\u00e4", "\udcff", "\n", " ", "\x1b[31m"])
+def test_a_token_that_can_be_none_is_refused_unseen(
+    topwork: Command, server: Running, wrong: str
+) -> None:
+    """Where a character is that no token has is said, and nothing of the token."""
+    secret = "topwork_0123456789ab_" + 8 * "s3cret"
+    status, output, errors = topwork("models", "--token", f"{secret}{wrong}{secret}")
+    assert (status, output) == (1, "")
+    assert f"at position {len(secret) + 1}" in errors
+    assert "s3cret" not in errors
+    with pytest.raises(InvalidInput):
+        AsyncClient(server.address, Credentials(token=secret + wrong))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import io
+import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,12 +20,17 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.rpc import code_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from PIL import ExifTags, Image
+from structlog.testing import capture_logs
 from support import servers, tiny
-from support.pictures import picture, pictures
+from support.pictures import encode, picture, pictures
 from support.servers import Running, failure
 
 from topwork.bundle.store import Repository
+from topwork.config import ServeConfig
 from topwork.engine import worker
+from topwork.rpc import probe
+from topwork.rpc import server as rpc_server
 from topwork.rpc.client import CallFailed, Client, progress, result
 from topwork.rpc.server import SERVICES
 from topwork.v1 import change_pb2 as change_pb
@@ -383,3 +392,135 @@ def waits_for_lock(pid: int) -> bool:
             if path.readlink().name == "worker.lock":
                 return True
     return False
+
+
+def broken_tiff() -> bytes:
+    """Return a TIFF whose pixels are no zlib stream, of which libtiff tells standard error."""
+    whole = encode(Image.new("L", (16, 16)), "TIFF", compression="tiff_adobe_deflate")
+    with Image.open(io.BytesIO(whole)) as image:
+        start = int(image.getexif()[ExifTags.Base.StripOffsets])
+    return whole[:start] + b"\xde\xad" + whole[start + 2 :]
+
+
+def test_every_line_of_a_json_log_is_json(colours: Repository) -> None:
+    """What native decoders write, in the server and in its worker, is no line of its own kind."""
+    broken = broken_tiff()
+    server = Running(servers.command(colours.root), colours.root)
+    try:
+        server.fact("worker ready")
+        with Client(server.address) as client:
+            (answer,) = client.classify("colours", [broken]).results
+            assert answer.HasField("error")
+            server.fact("native output")
+            accepted = client.add_class("colours", "violet", [*VIOLETS, ("bad.tif", broken)])
+            assert result([*client.watch(accepted.name)][-1]).revision.revision == 2
+            server.fact("native output", count=2)
+        assert server.stop() == 0
+        assert server.gone(), "a process was left behind"
+        for line in server.log.splitlines():
+            assert isinstance(json.loads(line), dict)
+    finally:
+        server.close()
+
+
+def test_a_crash_shows_where(colours: Repository) -> None:
+    """SIGSEGV in the worker or the server leaves the Python stacks of its threads in the log."""
+    with servers.running(colours.root) as server:
+        os.kill(server.worker(), signal.SIGSEGV)
+        assert server.fact("worker died")["exit_code"] == -signal.SIGSEGV
+        servers.eventually(lambda: "Fatal Python error: Segmentation fault" in server.log)
+        assert "in watch" in server.log  # the worker's main thread
+        os.kill(server.process.pid, signal.SIGABRT)
+        assert server.process.wait(servers.PATIENCE) == -signal.SIGABRT
+        assert server.gone(), "a process was left behind"
+        assert "Fatal Python error: Aborted" in server.log
+        assert "in run" in server.log  # the server's
+
+
+def test_what_hangs_after_the_grace_holds_no_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A part that does not close, such as for a disk that is away, is told of and left."""
+
+    class Hangs:
+        def __init__(self, _: ServeConfig) -> None:
+            pass
+
+        async def start(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        async def aclose(self) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(rpc_server, "Server", Hangs)
+    monkeypatch.setattr(rpc_server, "CLOSING_SECONDS", 0.05)
+    with capture_logs() as logged:
+        asyncio.run(rpc_server.serve(ServeConfig(repository=tmp_path, grace_seconds=0.0)))
+    assert [line["event"] for line in logged] == ["stopping", "not closed in time"]
+
+
+def listening(repository: Repository, *options: str) -> Running:
+    """Return a server that was started with options instead of a port."""
+    command = servers.command(repository.root)
+    place = command.index("--address")
+    return Running(
+        [*command[:place], *command[place + 2 :], "--no-worker", *options], repository.root
+    )
+
+
+@pytest.mark.parametrize("option", ["--address", "--health-port"])
+def test_a_second_server_on_a_socket_is_an_error(colours: Repository, option: str) -> None:
+    """It says so and ends; the first one's socket is still there, and is answered."""
+    path = colours.root / "topwork.sock"
+    own = {"--address": (), "--health-port": ("--address", "127.0.0.1:0")}[option]
+    first = listening(colours, *own, option, f"unix:{path}")
+    second = None
+    try:
+        first.fact("ready")
+        second = listening(colours, *own, option, f"unix://{path}")
+        assert second.process.wait(servers.PATIENCE) == 1
+        assert second.gone()
+        assert "another process listens there" in second.log
+        assert probe.status(f"unix:{path}", "", servers.PATIENCE) == "SERVING"
+        assert first.stop() == 0
+        assert not path.exists()
+    finally:
+        first.close()
+        if second is not None:
+            second.close()
+
+
+def test_the_socket_of_a_server_that_was_killed_is_taken_over(colours: Repository) -> None:
+    """Nobody listens on what a killed server leaves; the next one does, and answers clients."""
+    address = f"unix:{colours.root}/topwork.sock"
+    first = listening(colours, "--address", address)
+    second = None
+    try:
+        first.fact("ready")
+        first.kill()
+        second = listening(colours, "--address", address, "--metrics-port", "0")
+        second.fact("ready")
+        with Client(address) as client:
+            assert client.classify("colours", [picture("blue", 50)]).revision == 1
+        assert second.stop() == 0
+    finally:
+        first.close()
+        if second is not None:
+            second.close()
+
+
+def test_a_socket_of_another_program_is_left_alone(colours: Repository) -> None:
+    """One that listens and takes no lock, an older server for one, is noticed all the same."""
+    path = colours.root / "topwork.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        server = listening(colours, "--address", f"unix:{path}")
+        try:
+            assert server.process.wait(servers.PATIENCE) == 1
+            assert server.gone()
+            assert "another process listens there" in server.log
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+        finally:
+            server.close()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -81,6 +82,41 @@ def test_the_access_line_has_the_trace(server: Running, channel: grpc.Channel) -
         lambda: next((fact for fact in server.facts if fact.get("trace_id") == TRACE), None)
     )
     assert (line["event"], line["code"]) == ("call", "OK")
+
+
+def test_a_token_that_is_no_text_is_not_logged(tmp_path: Path) -> None:
+    """Metadata that gRPC cannot decode, such as a token, is logged by it without the value.
+
+    No client of gRPC's sends such bytes: these frames of HTTP/2 are written by hand.
+    """
+    secret = b"topwork_0123456789ab_" + 8 * b"s3cret"
+
+    def field(name: bytes, value: bytes) -> bytes:  # a literal, of at most 126 bytes (RFC 7541)
+        return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        head = len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big")
+        return head + payload
+
+    headers = {
+        b":method": b"POST",
+        b":scheme": b"http",
+        b":path": b"/topwork.v1.ModelService/ListModels",
+        b":authority": b"localhost",
+        b"te": b"trailers",
+        b"content-type": b"application/grpc",
+        b"authorization": b"Bearer " + secret + b"\xff",
+        b"cookie": b"s3cret\xff",
+    }
+    call = frame(1, 4, 1, b"".join(field(*one) for one in headers.items()))
+    with servers.running(tmp_path / "repository", worker=False) as started:
+        host, port = started.address.split(":")
+        with socket.create_connection((host, int(port)), servers.PATIENCE) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + call)
+            connection.sendall(frame(0, 1, 1, bytes(5)))
+            started.fact("call")
+        assert "Invalid encoding on" in started.log
+        assert "s3cret" not in started.log
 
 
 def test_the_service_config_names_methods_of_the_contract() -> None:
@@ -167,12 +203,19 @@ def test_connections_end_when_they_are_old_and_reflection_when_it_is_off(tmp_pat
     assert error.code == "UNIMPLEMENTED"
 
 
-def test_spans_are_sent_to_the_collector(tmp_path: Path) -> None:
-    """A call's span and those of its stages arrive, below the client's, before the server ends."""
+def test_spans_are_sent_to_the_collector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nobody: str
+) -> None:
+    """A call's span and those of its stages arrive, below the client's, before the server ends.
+
+    No proxy that the server's environment names is asked for a collector on its own host.
+    """
     repository = tiny.repository(tmp_path / "repository")
+    monkeypatch.setenv("http_proxy", f"http://{nobody}")
+    monkeypatch.delenv("no_proxy", raising=False)
     with collector() as (endpoint, received):
         with servers.running(repository.root, worker=False, otlp_endpoint=endpoint) as started:
-            with grpc.insecure_channel(started.address) as channel:
+            with grpc.insecure_channel(started.address, calls.DIRECT) as channel:
                 stub = classify_grpc.ClassifierServiceStub(channel)
                 request = classify_pb.ClassifyRequest(
                     model="models/colours", images=pictures("blue", 2)

@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import itertools
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.rpc import code_pb2
 from PIL import Image
-from support import servers
+from support import servers, tiny
 from support.bad_images import without_palette
 from support.pictures import encode, picture, pictures
 from support.servers import Running, failure
@@ -28,6 +31,7 @@ from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 
 LABELS = ["amber", "blue", "crimson", "green"]
 PHOTOS = [picture(label, 40) for label in LABELS]
+GRACE = 10.0
 BEYOND = MOST_IMAGES + 256
 """More images than a client and a server have in hand."""
 
@@ -275,3 +279,34 @@ def test_a_server_that_stops_ends_its_streams(colours: Repository) -> None:
         assert server.process.wait(servers.PATIENCE) == 0
     assert len(found) > 100
     assert all(wanted == got for wanted, got in found)
+
+
+@pytest.mark.parametrize("end", ["closed", "broken"])
+def test_a_server_ends_well_after_a_stream_that_was_left(tmp_path: Path, end: str) -> None:
+    """SIGTERM amid the work of a stream that its client has left is status 0, each of ten times.
+
+    The threads are in native code then: one that comes back to an interpreter which has ended
+    aborts the process.
+    """
+    repository = Repository(tmp_path / "repository")
+    labels = ("amber", "blue")
+    exemplars = tiny.embed_pictures({label: pictures(label, 12) for label in labels})
+    tiny.publish(repository, "colours", exemplars, backbone=tiny.busy_backbone_model())
+
+    def leave(_: int) -> tuple[int, float]:
+        with servers.running(repository.root, worker=False, grace_seconds=GRACE) as server:
+            with Client(server.address) as client:
+                stream = client.classify_stream("colours", endless([0]), images_per_message=2)
+                next(stream)
+                if end == "broken":
+                    client.close()
+                else:
+                    stream.close()
+                before = time.monotonic()
+                status = server.stop()
+            return status, time.monotonic() - before
+
+    with ThreadPoolExecutor(3) as pool:
+        statuses, seconds = zip(*pool.map(leave, range(10)), strict=True)
+    assert set(statuses) == {0}
+    assert max(seconds) < GRACE

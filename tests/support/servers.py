@@ -6,7 +6,6 @@ limits, no worker, or a worker that dies where a test wants it to.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import json
@@ -237,7 +236,8 @@ def main() -> None:
         }
     )
     logs.configure(config.log_format)
-    asyncio.run(server.serve(config))
+    logs.capture(config.log_format)
+    server.run(config)
 
 
 def arrange_deaths() -> None:

@@ -54,6 +54,30 @@ def backbone_model() -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
+def busy_backbone_model() -> bytes:
+    """Return the tiny backbone with a needless matrix product: a tenth of a second in native code.
+
+    The product is of the input, so that nothing computes it once for all.
+    """
+    model = onnx.load_from_string(backbone_model())
+    graph = model.graph
+    graph.node[-1].output[0] = "plain"
+    graph.node.extend(
+        [
+            helper.make_node("ReduceMean", ["plain"], ["mean"], keepdims=0),
+            helper.make_node("Mul", ["zeros", "mean"], ["scaled"]),
+            helper.make_node("MatMul", ["scaled", "zeros"], ["product"]),
+            helper.make_node("ReduceMean", ["product"], ["nothing"], keepdims=0),
+            helper.make_node("Add", ["plain", "nothing"], ["embedding"]),
+        ]
+    )
+    graph.initializer.append(
+        numpy_helper.from_array(np.zeros((1600, 1600), dtype=np.float32), "zeros")
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)
+
+
 def backbone_info(model: bytes) -> BackboneInfo:
     """Return what the tiny backbone says of itself."""
     return BackboneInfo(
@@ -97,9 +121,13 @@ def publish(
     *,
     seed: int = 0,
     recipe: Recipe = LOGISTIC,
+    backbone: bytes | None = None,
 ) -> Manifest:
-    """Publish a revision that was fitted on ``exemplars``, and let it serve."""
-    backbone = backbone_model()
+    """Publish a revision that was fitted on ``exemplars``, and let it serve.
+
+    ``backbone`` is its graph, if it is not the tiny one.
+    """
+    backbone = backbone or backbone_model()
     info = backbone_info(backbone)
     repository.put_backbone(backbone, info)
     manifest = publish_learned(

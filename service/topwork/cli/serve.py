@@ -17,6 +17,7 @@ from topwork.cli.addresses import Address, check_url
 from topwork.cli.options import signing_options
 
 if TYPE_CHECKING:
+    from topwork import logs
     from topwork.config import TlsFiles
 
 repository = click.option(
@@ -174,18 +175,15 @@ def serve(
     executor: str | None,
     worker: bool,
     signing: SigningFiles,
-    log_format: str,
+    log_format: logs.Format,
     otlp_endpoint: str,
     print_config: bool,
 ) -> None:
     """Serve all models of a repository over gRPC, until SIGTERM."""
-    _end_on_sigterm()
+    _begin(log_format, quiet=print_config)
     # Imported here: the other commands need neither ONNX Runtime nor the database.
     from typing import cast
 
-    import uvloop
-
-    from topwork import logs
     from topwork.config import ServeConfig, shown
     from topwork.engine.backend import Provider
     from topwork.engine.cores import available_cores
@@ -214,15 +212,14 @@ def serve(
         worker=worker,
         executor=executor or _executor(database),
         signing=signing,
-        log_format=cast("logs.Format", log_format),
+        log_format=log_format,
         otlp_endpoint=otlp_endpoint,
         limits=replace(DEFAULT_LIMITS, max_model_bytes=model_quota_megabytes * 10**6),
     )
     if print_config:
         print(shown(config))
         return
-    logs.configure(config.log_format)
-    uvloop.run(server.serve(config))
+    server.run(config)
 
 
 @click.command()
@@ -238,16 +235,13 @@ def worker(
     executor: str | None,
     cores: int | None,
     signing: SigningFiles,
-    log_format: str,
+    log_format: logs.Format,
 ) -> None:
     """Make the changes that servers were asked for, until SIGTERM.
 
     `topwork serve` does this too, unless it is told --no-worker: this is for hosts of their own.
     """
-    _end_on_sigterm()
-    from typing import cast
-
-    from topwork import logs
+    _begin(log_format)
     from topwork.engine import worker as workers
     from topwork.engine.cores import available_cores
     from topwork.engine.operations import database_url, prepare
@@ -263,7 +257,7 @@ def worker(
             cores=cores or available_cores(),
             limits=DEFAULT_LIMITS,
             signing=signing,
-            log_format=cast("logs.Format", log_format),
+            log_format=log_format,
         )
     )
 
@@ -284,9 +278,14 @@ def _executor(database: str) -> str:
     return socket.gethostname() if database else "worker"
 
 
-def _end_on_sigterm() -> None:
-    """End at once, until there is more to end.
+def _begin(log_format: logs.Format, *, quiet: bool = False) -> None:
+    """End at once on SIGTERM, until there is more to end; let all that is written be log lines.
 
     To process 1, which a container's command is, a signal that it does not handle is nothing.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if not quiet:
+        from topwork import logs
+
+        logs.configure(log_format)
+        logs.capture(log_format)

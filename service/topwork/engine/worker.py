@@ -79,6 +79,7 @@ def run(config: WorkerConfig, parent: Connection) -> None:
 
     The pipe brings it what ``Tell`` is told.
     """
+    logs.configure(config.log_format)
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     work(config, parent.send)
 
@@ -96,7 +97,6 @@ def work(config: WorkerConfig, tell: Tell) -> None:
     Of several workers under one executor's name one works, and the others wait for it to end.
     Raises InvalidInput if there can be no such name.
     """
-    logs.configure(config.log_format)
     os.nice(19)  # requests come first; this gets what they leave, and a fiftieth of the rest
     try:
         why = _work(config, tell)

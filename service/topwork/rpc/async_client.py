@@ -29,11 +29,13 @@ class AsyncClient:
     def __init__(self, address: str, credentials: Credentials = NOTHING) -> None:
         self._address = address
         self._tls = credentials.tls
+        metadata = credentials.metadata(address)  # before there is something to close
+        options = calls.options_for(address)
         if (secure := credentials.channel_credentials()) is not None:
-            self._channel = grpc.aio.secure_channel(address, secure, options=calls.OPTIONS)
+            self._channel = grpc.aio.secure_channel(address, secure, options=options)
         else:
-            self._channel = grpc.aio.insecure_channel(address, options=calls.OPTIONS)
-        channel = bearing(self._channel, credentials.metadata(address))
+            self._channel = grpc.aio.insecure_channel(address, options=options)
+        channel = bearing(self._channel, metadata)
         self._classifier: classify_grpc.ClassifierServiceAsyncStub = (
             classify_grpc.ClassifierServiceStub(channel)
         )
@@ -113,7 +115,7 @@ class AsyncClient:
     ) -> operations_pb2.Operation:
         """See Client.add_class."""
         requests = calls.add_class_requests(model, label, images, request_id, options)
-        return await calls.ask_async(self._models.AddClass, requests, timeout)
+        return await calls.upload_async(self._models.AddClass, requests, timeout)
 
     async def add_examples(
         self,
@@ -127,7 +129,7 @@ class AsyncClient:
     ) -> operations_pb2.Operation:
         """See Client.add_examples."""
         requests = calls.add_examples_requests(model, label, images, request_id, options)
-        return await calls.ask_async(self._models.AddExamples, requests, timeout)
+        return await calls.upload_async(self._models.AddExamples, requests, timeout)
 
     async def remove_class(
         self,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.rpc import code_pb2, status_pb2
@@ -16,6 +18,8 @@ from topwork.errors import TopworkError
 from topwork.printable import encodable
 from topwork.rpc import status as statuses
 from topwork.rpc.addresses import why_unreachable
+from topwork.rpc.loopback import is_loopback
+from topwork.rpc.source import Source
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
@@ -43,6 +47,18 @@ OPTIONS = [
 ]
 
 
+DIRECT = [("grpc.enable_http_proxy", 0)]
+"""The option of a channel that no proxy is asked for."""
+
+PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""The environment variables that name gRPC's proxy; the first that is set counts."""
+
+
+def options_for(address: str) -> list[tuple[str, Any]]:
+    """Return the options of a channel to ``address``: a proxy cannot reach this host's own."""
+    return OPTIONS + DIRECT if is_loopback(address) else OPTIONS
+
+
 class CallFailed(TopworkError):
     """A call or an operation ended with an error; the attributes say which.
 
@@ -56,23 +72,6 @@ class CallFailed(TopworkError):
         self.retry_after = statuses.retry_after(status)
         self.status = status
         super().__init__(status.message, reason=statuses.reason(status) or self.code)
-
-
-class Messages(Iterator[P]):
-    """The messages of an upload; remembers the exception of its images, which gRPC hides."""
-
-    def __init__(self, messages: Iterator[P]) -> None:
-        self._messages: Iterator[P] = messages
-        self.failure: Exception | None = None
-
-    def __next__(self) -> P:
-        try:
-            return next(self._messages)
-        except StopIteration:
-            raise
-        except Exception as error:
-            self.failure = error
-            raise
 
 
 def classify_request(
@@ -90,8 +89,8 @@ def add_class_requests(
     images: Iterable[tuple[str, bytes]],
     request_id: str,
     options: change_pb.ChangeOptions | None,
-) -> Messages[change_pb.AddClassRequest]:
-    """Return the messages of an AddClass call."""
+) -> Iterator[change_pb.AddClassRequest]:
+    """Yield the messages of an AddClass call."""
     config = change_pb.AddClassConfig(
         model=f"models/{model}",
         label=label,
@@ -99,7 +98,7 @@ def add_class_requests(
         options=options,
     )
     first = change_pb.AddClassRequest(config=config)
-    return Messages(_with_images(first, change_pb.AddClassRequest, images))
+    return _with_images(first, change_pb.AddClassRequest, images)
 
 
 def add_examples_requests(
@@ -108,8 +107,8 @@ def add_examples_requests(
     images: Iterable[tuple[str, bytes]],
     request_id: str,
     options: change_pb.ChangeOptions | None,
-) -> Messages[change_pb.AddExamplesRequest]:
-    """Return the messages of an AddExamples call."""
+) -> Iterator[change_pb.AddExamplesRequest]:
+    """Yield the messages of an AddExamples call."""
     config = change_pb.AddExamplesConfig(
         model=f"models/{model}",
         label=label,
@@ -117,7 +116,7 @@ def add_examples_requests(
         options=options,
     )
     first = change_pb.AddExamplesRequest(config=config)
-    return Messages(_with_images(first, change_pb.AddExamplesRequest, images))
+    return _with_images(first, change_pb.AddExamplesRequest, images)
 
 
 def new_request_id() -> str:
@@ -126,11 +125,11 @@ def new_request_id() -> str:
 
 
 def ask(method: Callable[..., T], request: object, timeout: float | None = None) -> T:
-    """Return what a method of a stub answers. Raises CallFailed, and what ``Messages`` raise."""
+    """Return what a method of a stub answers. Raises CallFailed."""
     try:
         return method(request, timeout=timeout)
     except grpc.RpcError as error:
-        raise _raised(request) or failed(error) from error
+        raise failed(error) from error
 
 
 async def ask_async(
@@ -141,15 +140,62 @@ async def ask_async(
         return await method(request, timeout=timeout)
     except grpc.RpcError as error:
         raise failed(error) from error
-    except asyncio.CancelledError as error:  # by gRPC, unless somebody cancelled the task
-        task, raised = asyncio.current_task(), _raised(request)
-        if raised is None or (task is not None and task.cancelling()):
+
+
+def upload(
+    method: grpc.StreamUnaryMultiCallable[P, T], requests: Iterator[P], timeout: float | None
+) -> T:
+    """Return what a method answers to a stream. Raises CallFailed, and what ``requests`` raises."""
+    begun = threading.Event()
+    source = Source(requests)
+
+    def sent() -> Iterator[P]:  # in a thread of gRPC's
+        yield from source
+        if not source.exhausted:
+            begun.wait()
+            call.cancel()  # an end would pass for the upload's own
+
+    with source:
+        call: grpc.Future[T] = method.future(sent(), timeout=timeout)
+        begun.set()
+        try:
+            return call.result()
+        except grpc.FutureCancelledError as error:
+            if source.failure is not None:
+                raise source.failure from None
+            text = "this process ends before all was sent"
+            raise CallFailed(status_pb2.Status(code=code_pb2.CANCELLED, message=text)) from error
+        except grpc.RpcError as error:
+            raise failed(error) from error
+        finally:
+            call.cancel()  # for an interrupt
+
+
+async def upload_async(
+    method: grpc.aio.StreamUnaryMultiCallable[P, T], requests: Iterator[P], timeout: float | None
+) -> T:
+    """See ``upload``."""
+    failure: Exception | None = None
+
+    async def sent() -> AsyncIterator[P]:  # gRPC would pass what is raised off as a cancellation
+        nonlocal failure
+        try:
+            for request in requests:
+                yield request
+        except Exception as error:
+            failure = error
+            call.cancel()
+
+    call: grpc.aio.StreamUnaryCall[P, T] = method(sent(), timeout=timeout)
+    try:
+        return await call
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if failure is None or (task is not None and task.cancelling()):
             raise
-        raise raised from error
-
-
-def _raised(request: object) -> Exception | None:
-    return request.failure if isinstance(request, Messages) else None
+        raise failure from None
+    except grpc.RpcError as error:
+        raise failed(error) from error
 
 
 def _with_images(
@@ -170,7 +216,11 @@ def _with_images(
 
 def unreachable(address: str, seconds: float, *, tls: bool) -> CallFailed:
     """Return the error of a server that cannot be reached. Blocks for a second at most."""
-    why = why_unreachable(address, tls=tls)
+    proxy = next(filter(os.environ.get, PROXY_VARIABLES), None)
+    if proxy is not None and not is_loopback(address):
+        why = f"gRPC asks the proxy in {proxy}, unless no_proxy names the host"
+    else:
+        why = why_unreachable(address, tls=tls)
     text = f"no server answers at {address} within {seconds:g} s{why and ': '}{why}"
     return CallFailed(status_pb2.Status(code=code_pb2.UNAVAILABLE, message=text))
 

@@ -50,8 +50,9 @@ class Client:
     def __init__(self, address: str, credentials: Credentials = NOTHING) -> None:
         self._address = address
         self._tls = credentials.tls
-        self._channel = credentials.open_channel(address, calls.OPTIONS)
-        channel = bearing(self._channel, credentials.metadata(address))
+        metadata = credentials.metadata(address)  # before there is something to close
+        self._channel = credentials.open_channel(address, calls.options_for(address))
+        channel = bearing(self._channel, metadata)
         self._classifier = classify_grpc.ClassifierServiceStub(channel)
         self._models = model_grpc.ModelServiceStub(channel)
         self._operations = operations_pb2_grpc.OperationsStub(channel)
@@ -138,7 +139,7 @@ class Client:
         every change. Raises CallFailed, or what ``images`` raises: then nothing is learnt.
         """
         requests = calls.add_class_requests(model, label, images, request_id, options)
-        return calls.ask(self._models.AddClass, requests, timeout)
+        return calls.upload(self._models.AddClass, requests, timeout)
 
     def add_examples(
         self,
@@ -152,7 +153,7 @@ class Client:
     ) -> operations_pb2.Operation:
         """Upload (name, encoded image) pairs of a label that the model has. Raises CallFailed."""
         requests = calls.add_examples_requests(model, label, images, request_id, options)
-        return calls.ask(self._models.AddExamples, requests, timeout)
+        return calls.upload(self._models.AddExamples, requests, timeout)
 
     def remove_class(
         self,

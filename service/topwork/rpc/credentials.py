@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,8 @@ import grpc
 
 from topwork.errors import InvalidInput
 from topwork.rpc.loopback import is_loopback
+
+_NO_TOKEN = re.compile(r"[^!-~]")
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 C = TypeVar("C", grpc.Channel, grpc.aio.Channel)
@@ -68,10 +70,17 @@ class Credentials:
     def metadata(self, address: str) -> Metadata:
         """Return what every call to ``address`` bears.
 
-        Raises InvalidInput if the token would go to another host in plaintext.
+        Raises InvalidInput if the token would go to another host in plaintext, or can be none.
         """
         if not self.token:
             return ()
+        # gRPC would show the whole token in its error.
+        if (wrong := _NO_TOKEN.search(self.token)) is not None:
+            raise InvalidInput(
+                f"the token, of {len(self.token)} characters, has a space, a line end or another "
+                f"character that no token has at position {wrong.start() + 1}",
+                field="token",
+            )
         if not (self.tls or is_loopback(address)):
             raise InvalidInput(
                 f"a token would go to {address} in plaintext; use TLS", field="token"
@@ -100,11 +109,26 @@ class _Bearing:
         self.stream_stream = self._make("stream_stream")
 
     def _make(self, kind: str) -> Callable[..., Any]:
-        def make(*arguments: Any, **named: Any) -> Any:
+        def make(*arguments: Any, **named: Any) -> _BearingMethod:
             method = getattr(self._channel, kind)(*arguments, **named)
-            return functools.partial(method, metadata=self._metadata)
+            return _BearingMethod(method, self._metadata)
 
         return make
+
+
+class _BearingMethod:
+    """What clients use of a stub's method."""
+
+    def __init__(self, method: Any, metadata: Metadata) -> None:
+        self._method = method
+        self._metadata = metadata
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._method(*arguments, metadata=self._metadata, **named)
+
+    def future(self, *arguments: Any, **named: Any) -> Any:
+        """See grpc.StreamUnaryMultiCallable; asyncio's methods have none."""
+        return self._method.future(*arguments, metadata=self._metadata, **named)
 
 
 def _content(field_name: str, path: Path | None) -> bytes | None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import socket
+
 import grpc
 import structlog
 
 from topwork.config import ServeConfig
 from topwork.errors import InvalidInput, Unavailable
 from topwork.rpc.addresses import HostPort, check_free, parse
-from topwork.rpc.loopback import is_loopback
+from topwork.rpc.loopback import is_loopback, socket_path
 from topwork.rpc.tls import Certificates
 
 log = structlog.get_logger(__name__)
+
+PROBE_SECONDS = 1.0
+"""Raising it gives a process that listens on a socket's path longer to take a connection."""
 
 
 def certificates(config: ServeConfig) -> Certificates | None:
@@ -54,6 +61,9 @@ def check_ports(config: ServeConfig) -> None:
         if fixed.count(address) > 1:
             raise InvalidInput(f"two of the addresses are {address}", field="address")
         check_free(address)
+    for path in filter(None, map(socket_path, given)):
+        if _is_served(path):
+            raise Unavailable(f"cannot listen on unix:{path}: another process listens there")
 
 
 def open_ports(
@@ -75,12 +85,49 @@ def open_ports(
 def open_port(
     server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None
 ) -> int:
-    """Open HOST:PORT and return its number; no credentials: plaintext. Raises Unavailable."""
+    """Open HOST:PORT or unix:PATH and return its number; no credentials: plaintext.
+
+    Raises Unavailable.
+    """
     try:
+        if (path := socket_path(address)) is not None:
+            _claim(path)
         if credentials is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, credentials)
-    except RuntimeError as error:  # says less than the system does
+    except (OSError, RuntimeError) as error:  # gRPC's says less than the system's own
         if (parsed := parse(address)) is not None:
             check_free(parsed)
         raise Unavailable(f"cannot listen on {address!r}: {error}") from error
+
+
+def _claim(path: str) -> None:
+    """Make a socket's path this process's own until it ends. Raises OSError if another has it.
+
+    gRPC takes a path from whoever listens there, and when a server stops deletes whatever socket is
+    there by then (grpc/grpc issue 17122).
+    """
+    if not path:
+        raise OSError("there is no path")
+    # Never closed: gRPC deletes the socket at a moment of its own.
+    lock = os.open(f"{path}.lock", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        served = _is_served(path)  # by one that takes no such lock
+    except BlockingIOError:
+        served = True
+    if served:
+        raise OSError("another process listens there")
+
+
+def _is_served(path: str) -> bool:
+    """Return whether a process listens on a socket's path; after a crash none does."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PROBE_SECONDS)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except BlockingIOError:  # its backlog is full
+            return True
+    return True

@@ -17,7 +17,7 @@ def status(address: str, service: str, seconds: float, credentials: Credentials 
     service.
     """
     # A probe is about this very server, never about a proxy.
-    with credentials.open_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+    with credentials.open_channel(address, calls.DIRECT) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         answer = calls.ask(check, health_pb2.HealthCheckRequest(service=service), seconds)
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+from typing import NoReturn
 from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
+import uvloop
 from google.longrunning import operations_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from topwork import logs
 from topwork.bundle.store import Repository
 from topwork.config import ServeConfig
 from topwork.engine.operations import Operations, database_url
@@ -67,6 +70,9 @@ STREAM_IMAGES = 16
 
 LAST_SECONDS = 0.2
 """For answers on their way when the last call of the grace has ended."""
+
+CLOSING_SECONDS = 10.0
+"""Raising it gives what hangs after the grace, such as a disk, longer before the process ends."""
 
 
 class Server:
@@ -279,6 +285,16 @@ def _add_channelz(server: grpc.aio.Server) -> None:
     channelz.add_channelz_servicer(server)
 
 
+def run(config: ServeConfig) -> NoReturn:
+    """Serve until SIGTERM or SIGINT, then end this process with status 0.
+
+    Raises what Server.start raises.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(config))
+        logs.exit_process(0)
+
+
 async def serve(config: ServeConfig) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully."""
     server = Server(config)
@@ -293,4 +309,8 @@ async def serve(config: ServeConfig) -> None:
         await stopping.wait()
         log.info("stopping")
     finally:
-        await server.aclose()
+        try:
+            async with asyncio.timeout(config.grace_seconds + CLOSING_SECONDS):
+                await server.aclose()
+        except TimeoutError:
+            log.error("not closed in time", seconds=config.grace_seconds + CLOSING_SECONDS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import grpc
@@ -16,6 +17,7 @@ import grpc
 from topwork.engine.serving.backbone import MicroBatch
 from topwork.engine.serving.classify_job import Finished
 from topwork.errors import NotReady
+from topwork.rpc.loopback import is_loopback
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -124,6 +126,7 @@ def open_spans(endpoint: str) -> Spans | None:
     if not endpoint:
         return None
     try:
+        import requests
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -132,6 +135,9 @@ def open_spans(endpoint: str) -> Spans | None:
         raise NotReady("spans need the extra: topwork[otel]") from error
     named = Resource({SERVICE_NAME: "topwork"}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=named, shutdown_on_exit=False)
-    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
+    session = requests.Session()
+    # A proxy that the environment names cannot reach this host's own collector.
+    session.trust_env = not is_loopback(f"{urlsplit(endpoint).hostname}:0")
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", session=session)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return Spans(provider)

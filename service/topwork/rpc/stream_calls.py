@@ -11,6 +11,7 @@ import grpc
 
 from topwork.rpc import calls
 from topwork.rpc.exchange import Exchange, StreamResult
+from topwork.rpc.source import Source
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 Requests: TypeAlias = Iterator[classify_pb.StreamClassifyRequest]
@@ -30,48 +31,48 @@ def blocking(method: Method, images: Iterable[bytes], exchange: Exchange) -> Ite
     """
     changed = threading.Condition()
     closed = False
-    failure: Exception | None = None
+
+    def put(image: bytes) -> classify_pb.StreamClassifyRequest | None:
+        with changed:
+            return exchange.put(image)
+
+    source = Source(map(put, images))
 
     def requests() -> Requests:  # in a thread of gRPC's
-        nonlocal failure
-        try:
-            for image in images:
+        for message in source:
+            if message is not None:
+                yield message
                 with changed:
-                    message = exchange.put(image)
-                if message is not None:
-                    yield message
-                    with changed:
-                        changed.wait_for(lambda: closed or exchange.has_room)
-                if closed:
-                    return
-        except Exception as error:
-            failure = error
+                    changed.wait_for(lambda: closed or exchange.has_room)
+            if closed:
+                return
         with changed:
             last = exchange.end()
         if last is not None:
             yield last
 
-    call = method(requests())
-    try:
-        for response in call:
-            with changed:
-                exchange.answer(response)
-            while True:
+    with source:
+        call = method(requests())
+        try:
+            for response in call:
                 with changed:
-                    taken = exchange.take()
-                    changed.notify()
-                if not taken:
-                    break
-                yield from taken
-    except grpc.RpcError as error:
-        raise calls.failed(error) from error
-    finally:
-        with changed:
-            closed = True
-            changed.notify()
-        call.cancel()
-    if failure is not None:
-        raise failure
+                    exchange.answer(response)
+                while True:
+                    with changed:
+                        taken = exchange.take()
+                        changed.notify()
+                    if not taken:
+                        break
+                    yield from taken
+        except grpc.RpcError as error:
+            raise calls.failed(error) from error
+        finally:
+            with changed:
+                closed = True
+                changed.notify()
+            call.cancel()
+    if source.failure is not None:
+        raise source.failure
     exchange.close()
 
 

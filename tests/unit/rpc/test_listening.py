@@ -24,7 +24,20 @@ def config(address: str, **settings: object) -> ServeConfig:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "127.9.9.9:1", "localhost:1", "[::1]:1", "unix:topwork.sock"]
+    "address",
+    [
+        "127.0.0.1:1",
+        "127.9.9.9:1",
+        "localhost:1",
+        "LocalHost:1",
+        "[::1]:1",
+        "unix:topwork.sock",
+        "unix-abstract:topwork",
+        "dns:localhost:1",
+        "dns:///127.0.0.1:1",
+        "ipv4:127.0.0.1:1,127.0.0.2:1",
+        "ipv6:[::1]:1",
+    ],
 )
 def test_plaintext_stays_on_this_host(address: str) -> None:
     """On an address that only this host reaches, nothing needs to be said."""
@@ -33,7 +46,18 @@ def test_plaintext_stays_on_this_host(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["0.0.0.0:1", "[::]:1", ":1", "10.0.0.1:1", "example.org:1", "localhost.evil:1"]
+    "address",
+    [
+        "0.0.0.0:1",
+        "[::]:1",
+        ":1",
+        "10.0.0.1:1",
+        "example.org:1",
+        "localhost.evil:1",
+        "dns://10.0.0.1/localhost:1",
+        "ipv4:127.0.0.1:1,10.0.0.1:1",
+        "vsock:2:1",
+    ],
 )
 def test_plaintext_for_other_hosts_must_be_asked_for(address: str) -> None:
     """Any other address is refused without TLS, unless ``insecure`` says that it is meant."""

@@ -55,3 +55,6 @@ class Backbone(Protocol):
 
         Raises nothing: what goes wrong is delivered.
         """
+
+    def close(self) -> None:
+        """Embed what was taken, then end the threads, if it has any, and wait for that."""

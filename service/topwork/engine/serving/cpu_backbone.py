@@ -64,6 +64,9 @@ class CpuBackbone:
             self._seconds[wide] *= 1 + STEP if computed > self._seconds[wide] else 1 - STEP
         deliver(Embedded(embedding=embedding, waited=0.0, computed=computed, micro_batch=1))
 
+    def close(self) -> None:
+        """See Backbone; it has no threads."""
+
 
 def open_cpu_backbone(
     info: BackboneInfo, model: bytes, narrow: Session, *, provider: Provider, cores: int

@@ -40,7 +40,7 @@ class GpuBackbone:
         self._batcher.put(pixels, deliver)
 
     def close(self) -> None:
-        """Embed what was taken, then end the thread and wait for that."""
+        """See Backbone."""
         self._batcher.close()
 
 

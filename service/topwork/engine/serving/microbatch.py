@@ -22,6 +22,10 @@ Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """(N, H, W, 3) uint8 -> (N, D) float32, rows in input order. Only called in one thread."""
 
 
+JOIN_SECONDS = 5.0
+"""Raising it lets close() wait longer for runs under way, as of a GPU that hangs."""
+
+
 class MicroBatcher:
     """Two buffers that change places: one is run while images are put into the other.
 
@@ -80,13 +84,13 @@ class MicroBatcher:
         self._wake.put(False)
 
     def close(self) -> None:
-        """Take no more, answer what was taken, and wait for the thread's end."""
+        """Take no more, answer what was taken, and wait for the thread's end, but not for ever."""
         with self._lock:
             self._closed = True
             self._room.notify_all()
         self.stop()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(JOIN_SECONDS)
 
     def _take(self, deliver: Deliver) -> tuple[_Batch, int] | None:
         """Return a free row of the buffer that is being filled; None after close()."""

@@ -105,11 +105,13 @@ class Registry:
         self._watcher = asyncio.create_task(self._watch(), name="registry")
 
     async def aclose(self) -> None:
-        """Stop watching and release the threads."""
+        """Stop watching, close the backbones and release the threads."""
         tasks = [*self._swaps.values(), *([self._watcher] if self._watcher is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for backbone in list(self._backbones.values()):
+            await asyncio.to_thread(backbone.close)
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 

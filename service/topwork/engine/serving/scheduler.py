@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from topwork.bundle.image import Pixels
@@ -22,6 +23,8 @@ from topwork.engine.serving.fair_queue import FairQueue, Flow, Ticket
 from topwork.engine.serving.head import Head
 from topwork.engine.serving.pace import Pace
 from topwork.errors import ImageError, Unavailable
+
+log = structlog.get_logger(__name__)
 
 A_co = TypeVar("A_co", covariant=True)
 A = TypeVar("A")
@@ -34,6 +37,9 @@ NICE = 2
 
 LARGEST_GROUP = 8
 """Images, since no answer shall wait long."""
+
+JOIN_SECONDS = 5.0
+"""Raising it lets close() wait longer for the threads, each of which ends the image it is at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,23 +130,36 @@ class Scheduler:
         self._runs: set[_Run] = set()
         self._at_work = 0
         self._pace = Pace(0.01 / cores)
-        self._threads: set[int] = set()
+        self._threads: frozenset[threading.Thread] = frozenset()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._progress = 0.0
 
     def start(self) -> None:
         """Start the threads."""
-        for number in range(self._cores):
-            threading.Thread(target=self._work, name=f"classify-{number}", daemon=True).start()
+        self._threads = frozenset(
+            threading.Thread(target=self._work, name=f"classify-{number}", daemon=True)
+            for number in range(self._cores)
+        )
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """Let the threads end after the image they are at; all other jobs fail as Unavailable."""
+        """End the threads after the image they are at; all jobs left fail as Unavailable.
+
+        Waits for them: one that comes back from native code when the interpreter has ended aborts
+        the process.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
             left = list(self._runs)
         _resolve([(run, None, Unavailable("the server is stopping")) for run in left])
+        deadline = time.monotonic() + JOIN_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if alive := sorted(thread.name for thread in self._threads if thread.is_alive()):
+            log.warning("threads still at work", threads=alive)
 
     def expected_seconds(self, images: int) -> float:
         """Return in how many seconds a new job of ``images`` would end, by the present pace."""
@@ -180,7 +199,6 @@ class Scheduler:
                 self._leave(run)
 
     def _work(self) -> None:
-        self._threads.add(threading.get_ident())
         # The event loop comes first: it has little to do, and others wait for it.
         thread = threading.get_native_id()
         niceness = os.getpriority(os.PRIO_PROCESS, thread)  # the whole process may be nice already
@@ -240,7 +258,7 @@ class Scheduler:
                 if not run.left:
                     self._held = self._held or 1
                     self._complete.append(run)
-                    if threading.get_ident() not in self._threads:
+                    if threading.current_thread() not in self._threads:
                         self._changed.notify()  # else this thread finds it by itself
                 return
             self._leave(run)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from topwork.bundle.image import Pixels
+from topwork.engine.serving import microbatch
 from topwork.engine.serving.backbone import Embedded
 from topwork.engine.serving.microbatch import MicroBatcher
 from topwork.errors import Unavailable
@@ -303,6 +304,19 @@ def test_run_waits_until_its_rows_are_copied_in(monkeypatch: pytest.MonkeyPatch)
         may_copy.set()
         assert answer.result(timeout=30).embedding[0] == 7
     one.close()
+
+
+def test_close_waits_for_no_run_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that hangs, as of a GPU that fell off, holds no server that stops."""
+    monkeypatch.setattr(microbatch, "JOIN_SECONDS", 0.05)
+    steps = Steps()
+    one = steps.started()
+    waiting = ask(one, 1)
+    steps.next()
+    one.close()
+    assert not waiting.done()
+    steps.may_end.put(None)
+    assert waiting.result(timeout=30).embedding[0] == 1
 
 
 def test_a_failed_run_is_its_images_error_alone() -> None:

@@ -31,6 +31,7 @@ from topwork.engine.serving import registry as registry_module
 from topwork.engine.serving.backbone import Embedded
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.classify_job import Answer
+from topwork.engine.serving.cpu_backbone import CpuBackbone
 from topwork.engine.serving.registry import Registry
 from topwork.errors import Corrupt, NotFound, Unavailable
 from topwork.telemetry import Telemetry
@@ -131,6 +132,21 @@ def test_a_swap_never_mixes_two_revisions(colours: Repository) -> None:
     assert {revision for revision, _, _ in answers} == {1, 2}
     assert all(found == labels[revision] for revision, found, _ in answers)
     assert {best for _, _, best in answers} == {"green"}
+
+
+def test_a_registry_that_closes_closes_its_backbones(
+    colours: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So threads of a GPU's backbone have ended before the process does."""
+    closed: list[str] = []
+    monkeypatch.setattr(CpuBackbone, "close", lambda self: closed.append(self.info.name))
+
+    async def scenario() -> None:
+        async with started(colours):
+            assert closed == []
+
+    asyncio.run(scenario())
+    assert closed == ["tiny"]
 
 
 def test_a_new_revision_is_noticed(colours: Repository) -> None:

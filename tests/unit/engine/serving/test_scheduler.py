@@ -8,7 +8,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +23,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from numpy.typing import NDArray
+from structlog.testing import capture_logs
 from support import tiny
 
 from topwork.bundle.image import Pixels
 from topwork.bundle.manifest import BackboneInfo
+from topwork.engine.serving import scheduler as scheduler_module
 from topwork.engine.serving.backbone import Deliver, Embedded
 from topwork.engine.serving.fair_queue import Flow
 from topwork.engine.serving.scheduler import LARGEST_GROUP, NICE, Outcome, Scheduler, Scores
@@ -457,19 +458,37 @@ def test_close_leaves_nobody_waiting() -> None:
     asyncio.run(scenario())
 
 
-def test_closed_threads_end() -> None:
-    """After close no thread of the scheduler is left."""
+@pytest.mark.parametrize("ends", [True, False])
+def test_close_waits_for_the_images_at_work(monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+    """When it returns no thread can come back from native code any more, but one that hangs."""
+    monkeypatch.setattr(scheduler_module, "JOIN_SECONDS", 30.0 if ends else 0.05)
 
     async def scenario() -> None:
-        scheduler = Scheduler(cores=2)
+        begun, go_on = threading.Event(), threading.Event()
+        scheduler = Scheduler(cores=1)
+        job = FakeJob([1, 2, 3], FakeBackbone(), FakeHead(1))
+
+        def decode(_: int) -> Pixels:
+            begun.set()
+            go_on.wait()
+            raise ImageError("late")
+
+        monkeypatch.setattr(job, "decode", decode)
         scheduler.start()
-        scheduler.close()
+        task = asyncio.create_task(scheduler.run(job, deadline=1.0, flow=Flow()))
+        await asyncio.to_thread(begun.wait)
+        if ends:
+            threading.Timer(0.1, go_on.set).start()
+        with capture_logs() as logged:
+            scheduler.close()
+        assert [line["threads"] for line in logged] == ([] if ends else [["classify-0"]])
+        assert go_on.is_set() == ends
+        assert any(thread.is_alive() for thread in scheduler._threads) != ends
+        go_on.set()
+        with pytest.raises(Unavailable):
+            await task
 
     asyncio.run(scenario())
-    deadline = time.monotonic() + 60
-    while any(thread.name.startswith("classify-") for thread in threading.enumerate()):
-        assert time.monotonic() < deadline, "a thread goes on"
-        time.sleep(0.001)
 
 
 def test_a_new_job_is_expected_to_end_after_what_goes_before() -> None:

@@ -17,6 +17,8 @@ from topwork.rpc.tls import Certificates
 
 log = structlog.get_logger(__name__)
 
+_TAKEN = "another process listens there"
+
 PROBE_SECONDS = 1.0
 """Raising it gives a process that listens on a socket's path longer to take a connection."""
 
@@ -62,8 +64,10 @@ def check_ports(config: ServeConfig) -> None:
             raise InvalidInput(f"two of the addresses are {address}", field="address")
         check_free(address)
     for path in filter(None, map(socket_path, given)):
-        if _is_served(path):
-            raise Unavailable(f"cannot listen on unix:{path}: another process listens there")
+        try:
+            _refuse_served(path)
+        except OSError as error:
+            raise Unavailable(f"cannot listen on 'unix:{path}': {error}") from error
 
 
 def open_ports(
@@ -113,21 +117,19 @@ def _claim(path: str) -> None:
     lock = os.open(f"{path}.lock", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        served = _is_served(path)  # by one that takes no such lock
     except BlockingIOError:
-        served = True
-    if served:
-        raise OSError("another process listens there")
+        raise OSError(_TAKEN) from None
+    _refuse_served(path)  # by one that takes no such lock
 
 
-def _is_served(path: str) -> bool:
-    """Return whether a process listens on a socket's path; after a crash none does."""
+def _refuse_served(path: str) -> None:
+    """Raise OSError if a process listens on a socket's path; after a crash none does."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(PROBE_SECONDS)
         try:
             probe.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        except BlockingIOError:  # its backlog is full
-            return True
-    return True
+            return
+        except BlockingIOError:  # so many wait to be let in
+            pass
+    raise OSError(_TAKEN)

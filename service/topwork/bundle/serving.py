@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from topwork.bundle.documents import document
 from topwork.bundle.numbers import Number
 
 KEPT_MOVES = 1_000
@@ -25,6 +26,7 @@ class Move:
     time: datetime
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """What serving.json holds: replaced as a whole, so state and history cannot disagree."""

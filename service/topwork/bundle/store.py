@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from topwork.bundle import files, signatures
-from topwork.bundle.manifest import SCHEMA, Manifest, check_may_serve, from_json, to_json
+from topwork.bundle.documents import from_json, to_json
+from topwork.bundle.manifest import SCHEMA, Manifest, check_may_serve
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model, is_model
 from topwork.bundle.serving import Move, Serving

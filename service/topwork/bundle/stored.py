@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from topwork.bundle import files
+from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.exemplars import Exemplars, merge, shard_of
-from topwork.bundle.manifest import BackboneInfo, Manifest, ShardRef, from_json, to_json
+from topwork.bundle.manifest import BackboneInfo, Manifest, ShardRef
 from topwork.bundle.shards import Shard, open_shard, to_bytes
 from topwork.errors import Corrupt
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from topwork.bundle.comparison import Comparison, Gate
+from topwork.bundle.documents import document
 from topwork.bundle.findings import Finding
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.recipe import Recipe
@@ -45,6 +46,7 @@ class Conflict:
     """Whether all pixels are the same; else they are near-duplicates."""
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What a change was asked to do."""
@@ -69,6 +71,7 @@ class Job:
     """Say what would come of it and change nothing."""
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """How far a job is. ``total`` is 0 where nothing is counted."""
@@ -98,6 +101,7 @@ class Predicted:
     metrics: Metrics
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeResult:
     """What a change did, or would do."""
@@ -131,6 +135,7 @@ class Failure:
     """The numbers that it was rejected for."""
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a job ended: exactly one of the first two is set."""

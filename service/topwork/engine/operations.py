@@ -14,9 +14,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import msgspec
 import structlog
 from dbos import (
     DBOS,
@@ -29,6 +28,7 @@ from dbos import (
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from topwork.bundle import files
+from topwork.bundle.documents import document, from_data, to_data
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.store import Repository
 from topwork.engine.jobs import ChangeResult, Failure, Job, Kind, Outcome, Progress
@@ -78,6 +78,7 @@ _FINISHED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 T = TypeVar("T")
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """What an operation is about; as ``Job`` has it."""
@@ -163,14 +164,14 @@ class Operations:
             # changes may swap places: harmless, since heads do not depend on the order.
             "priority": int(job.accepted * 1000) % 2**31 or 1,
             "app_version": APPLICATION_VERSION,
-            "attributes": {**to_json(subject), "accepted": job.accepted, "bytes": size},
+            "attributes": {**to_data(subject), "accepted": job.accepted, "bytes": size},
         }
         client = await self._connect()
         async with self._submitting:
             if await self._find(request_id) is None:
                 await self.check_room(job.model)
                 with _available():
-                    await client.enqueue_async(options, to_json(job))
+                    await client.enqueue_async(options, to_data(job))
         operation = await self.get(request_id)
         check_same(operation, subject)
         return operation
@@ -369,7 +370,7 @@ class Operations:
             ended = datetime.fromtimestamp(max(told, accepted), UTC)
         return Operation(
             id=status.workflow_id,
-            subject=from_json(attributes, Subject),
+            subject=from_data(attributes, Subject),
             created=datetime.fromtimestamp(accepted, UTC),
             ended=ended,
             progress=progress,
@@ -380,7 +381,7 @@ class Operations:
         client = await self._connect()
         with _available():
             found = await client.get_event_async(status.workflow_id, key, 0)
-        return from_json(found, kind) if found is not None else None
+        return from_data(found, kind) if found is not None else None
 
 
 def no_operation(identifier: str) -> NotFound:
@@ -411,7 +412,7 @@ def pending_images(url: str) -> set[str]:
             found = client.list_workflows(name=CHANGE, status=list(_UNFINISHED), load_input=True)
         finally:
             client.destroy()
-    jobs = [from_json(one.input["args"][0], Job) for one in found if one.input]
+    jobs = [from_data(one.input["args"][0], Job) for one in found if one.input]
     return {upload.digest for job in jobs for upload in job.uploads}
 
 
@@ -465,16 +466,6 @@ def noted_database(root: Path) -> str:
     return note.read_text().strip() if note.exists() else ""
 
 
-def to_json(value: object) -> Any:
-    """Return a dataclass of ``topwork.engine.jobs`` as JSON data."""
-    return msgspec.to_builtins(value)
-
-
-def from_json(data: Any, kind: type[T]) -> T:
-    """Return the ``kind`` that ``to_json`` gave."""
-    return msgspec.convert(data, kind)
-
-
 @contextlib.contextmanager
 def _available() -> Iterator[None]:
     """Raise Unavailable for what a database that is away, full or read-only raises."""
@@ -525,7 +516,7 @@ def _note(root: Path) -> Path:
 
 def _outcome(status: WorkflowStatus) -> Outcome:
     if status.status == "SUCCESS":
-        return from_json(status.output, Outcome)
+        return from_data(status.output, Outcome)
     if status.status == "CANCELLED":
         failure = Failure(kind="Cancelled", reason="CANCELLED", message="cancelled on request")
     else:

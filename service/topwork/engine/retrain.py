@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from topwork.bundle.comparison import Rejection
+from topwork.bundle.documents import document
 from topwork.bundle.exemplars import Exemplars, merge, split
 from topwork.bundle.findings import left_out
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
@@ -51,6 +52,7 @@ class OnImage(Protocol):
         """Take note."""
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewExemplars:
     """The exemplars that a change brings, and what was left out."""
@@ -64,6 +66,7 @@ class NewExemplars:
     conflicts: tuple[Conflict, ...]
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """What was solved and judged; it does not serve yet."""

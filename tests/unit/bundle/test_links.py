@@ -15,8 +15,8 @@ from support import stored
 
 from topwork.bundle import files
 from topwork.bundle.check import check
+from topwork.bundle.documents import to_json
 from topwork.bundle.garbage import collect
-from topwork.bundle.manifest import to_json
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound
 

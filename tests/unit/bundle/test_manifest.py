@@ -18,14 +18,13 @@ from topwork.bundle.comparison import (
     Rejection,
     Taught,
 )
+from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.manifest import (
     BackboneInfo,
     ChosenHead,
     Manifest,
     PrecisionGate,
     ShardRef,
-    from_json,
-    to_json,
 )
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.preprocess import PreprocessSpec

@@ -20,9 +20,10 @@ import pytest
 from support import tiny
 
 from topwork.bundle.comparison import Gate, Rejection
+from topwork.bundle.documents import to_json
 from topwork.bundle.exemplars import Exemplars, make, shard_of
 from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
-from topwork.bundle.manifest import ChosenHead, Manifest, to_json
+from topwork.bundle.manifest import ChosenHead, Manifest
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.shards import to_bytes

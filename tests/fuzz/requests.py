@@ -23,13 +23,11 @@ from topwork.bundle.limits import Limits
 from topwork.bundle.manifest import Manifest
 from topwork.engine.jobs import Job, Progress
 from topwork.engine.operations import (
-    Operation,
     Operations,
     Wanted,
-    check_same,
-    subject_of,
 )
 from topwork.engine.room import Rooms
+from topwork.engine.rows import Operation, check_same, subject_of
 from topwork.engine.serving import classifier as classifying
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.classify_job import Classified, Timings

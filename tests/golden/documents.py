@@ -34,7 +34,7 @@ from topwork.engine.jobs import (
     StageSeconds,
     Upload,
 )
-from topwork.engine.operations import Subject
+from topwork.engine.rows import Subject
 
 A, B, C = ("0123456789abcdef" * 4, "a" * 64, "9" * 64)
 """Digests."""
@@ -199,6 +199,7 @@ DOCUMENTS: tuple[object, ...] = (
     Progress(stage="embedding", done=5, total=12, conflicts=(CONFLICT,)),
     RESULT,
     Outcome(result=RESULT, ended=SECONDS),
+    FAILURE,
     retrain.NewExemplars(shard=A, backbone=B, images=12, skipped=(SKIPPED,), conflicts=(CONFLICT,)),
     retrain.Candidate(result=replace(RESULT, predicted=None), published=True, rejected=FAILURE),
     worker._StepDone(value={"shard": A}, failure=FAILURE, started=SECONDS, seconds=1.5),

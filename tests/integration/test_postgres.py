@@ -23,11 +23,11 @@ from topwork.engine.jobs import Job
 from topwork.engine.operations import (
     APPLICATION,
     CHANGE,
-    Operation,
     Operations,
     Wanted,
     noted_database,
 )
+from topwork.engine.rows import Operation
 from topwork.errors import Unavailable
 
 MODELS = ("colours", "hues", "shades", "tones")

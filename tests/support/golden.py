@@ -23,3 +23,8 @@ def kinds() -> frozenset[type]:
 def newest(kind: type) -> Path:
     """Return the file of this version's document of a type, with every field filled in."""
     return next((ROOT / topwork.__version__).glob(f"{kind.__name__}.*"))
+
+
+def name(path: Path) -> str:
+    """Return how a test calls a file: its version and its name."""
+    return f"{path.parent.name}/{path.name}"

@@ -12,6 +12,7 @@ Everything is immutable but serving.json. Every file is checked against its sha2
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -257,12 +258,25 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _parsed(content: bytes, path: Path) -> Manifest:
-    manifest = from_json(content, Manifest, name=files.shown(path))
-    if manifest.schema > SCHEMA:
-        raise Corrupt(
-            f"{files.shown(path)} has schema {manifest.schema}; this software reads {SCHEMA}"
-        )
-    return manifest
+    schema = _schema(content)
+    try:
+        manifest = from_json(content, Manifest, name=files.shown(path))
+    except Corrupt:
+        if schema == SCHEMA:
+            raise
+    else:
+        if schema <= SCHEMA:
+            return manifest
+    raise Corrupt(f"{files.shown(path)} has schema {schema}; this software reads {SCHEMA}")
+
+
+def _schema(content: bytes) -> int:
+    """Return the schema that a manifest names, also one of another schema; else SCHEMA."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(content)
+        if isinstance(found, dict) and isinstance(found.get("schema"), int):
+            return int(found["schema"])
+    return SCHEMA
 
 
 def revision_directories(model: Path) -> list[Path]:

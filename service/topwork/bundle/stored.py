@@ -68,8 +68,12 @@ class Stored:
         return files.read_verified(self.path("backbones", digest) / "backbone.onnx", digest)
 
     def backbones(self) -> list[BackboneInfo]:
-        """Return all stored backbones, in the order of their digests."""
-        return [self.backbone_info(digest) for digest in sorted(self.stored("backbones"))]
+        """Return all stored backbones that can be read, in the order of their digests."""
+        found = []
+        for digest in sorted(self.stored("backbones")):
+            with contextlib.suppress(Corrupt):
+                found.append(self.backbone_info(digest))
+        return found
 
     # Exemplars and images
 

@@ -20,7 +20,9 @@ def error(problem: Exception) -> None:
 
 
 def accuracy(metrics: revision_pb.Metrics) -> str:
-    """Return an accuracy with its interval, such as ``0.931 (0.919..0.941)``."""
+    """Return an accuracy with its interval, such as ``0.931 (0.919..0.941)``; - without images."""
+    if not metrics.images:
+        return "-"
     return f"{metrics.accuracy:.3f} ({metrics.accuracy_low:.3f}..{metrics.accuracy_high:.3f})"
 
 

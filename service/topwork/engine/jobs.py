@@ -9,6 +9,7 @@ from topwork.bundle.comparison import Comparison, Gate
 from topwork.bundle.documents import document
 from topwork.bundle.findings import Finding
 from topwork.bundle.metrics import Metrics
+from topwork.bundle.numbers import Count, Number
 from topwork.bundle.recipe import Recipe
 
 Kind = Literal["add_class", "add_examples", "remove_class", "rename_class", "retrain"]
@@ -76,9 +77,10 @@ class Job:
 class Progress:
     """How far a job is. ``total`` is 0 where nothing is counted."""
 
-    stage: Stage
-    done: int = 0
-    total: int = 0
+    stage: Stage | Literal[""] = ""
+    """Empty: one that this version does not know."""
+    done: Count = 0
+    total: Count = 0
     conflicts: tuple[Conflict, ...] = ()
     """Known once all images are embedded, which is before anything is learnt from them."""
 
@@ -106,12 +108,12 @@ class Predicted:
 class ChangeResult:
     """What a change did, or would do."""
 
-    revision: int
+    revision: Number = 0
     """The one that serves; the parent where nothing was to be done; 0 if only validated."""
-    images_used: int
-    skipped: tuple[SkippedUpload, ...]
-    conflicts: tuple[Conflict, ...]
-    comparison: Comparison | None
+    images_used: Count = 0
+    skipped: tuple[SkippedUpload, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    comparison: Comparison | None = None
     """None where nothing was to be done."""
     gate_failures: tuple[str, ...] = ()
     """Why it would be rejected; only where it was only validated."""
@@ -122,14 +124,15 @@ class ChangeResult:
     seconds: StageSeconds = field(default_factory=StageSeconds)
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """Why a job ended without a result. ``kind`` is the name of a class in ``topwork.errors``."""
 
-    kind: str
-    reason: str
-    message: str
-    revision: int = 0
+    kind: str = ""
+    reason: str = ""
+    message: str = ""
+    revision: Number = 0
     """The revision that was published and rejected."""
     comparison: Comparison | None = None
     """The numbers that it was rejected for."""

@@ -12,9 +12,8 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import structlog
 from dbos import (
@@ -28,16 +27,18 @@ from dbos import (
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from topwork.bundle import files
-from topwork.bundle.documents import document, from_data, to_data
+from topwork.bundle.documents import to_data
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.store import Repository
-from topwork.engine.jobs import ChangeResult, Failure, Job, Kind, Outcome, Progress
+from topwork.engine import rows
+from topwork.engine.jobs import Job
+from topwork.engine.rows import Operation, check_same, subject_of
 from topwork.errors import (
-    AlreadyExists,
     InvalidInput,
     NotFound,
     NotReady,
     Overloaded,
+    TopworkError,
     Unavailable,
 )
 
@@ -73,28 +74,6 @@ RETRY_SECONDS = 5.0
 """When who found too many operations or watches may try again."""
 
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
-_UNFINISHED = ("ENQUEUED", "PENDING")
-_FINISHED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
-T = TypeVar("T")
-
-
-@document
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What an operation is about; as ``Job`` has it."""
-
-    kind: Kind
-    model: str
-    label: str
-    new_label: str
-    validate_only: bool
-
-    def __str__(self) -> str:
-        """Say it in an error."""
-        label = f" {self.label!r}" if self.label else ""
-        renamed = f" to {self.new_label!r}" if self.new_label else ""
-        only = " (validate only)" if self.validate_only else ""
-        return f"{self.kind}{label}{renamed} of {self.model!r}{only}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,19 +84,6 @@ class Wanted:
     """Fields of ``Subject`` and what they must be."""
     done: bool | None = None
     """Whether they are finished; None: both."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """An operation's state at one moment."""
-
-    id: str
-    subject: Subject
-    created: datetime
-    ended: datetime | None
-    progress: Progress
-    outcome: Outcome | None
-    """None while it is not finished."""
 
 
 class Operations:
@@ -188,7 +154,7 @@ class Operations:
 
     async def pending_bytes(self, model: str) -> int:
         """Return the length of all images of a model's unfinished operations, in bytes."""
-        return sum((one.attributes or {}).get("bytes", 0) for one in await self._unfinished(model))
+        return sum(map(rows.size, await self._unfinished(model)))
 
     async def get(self, identifier: str) -> Operation:
         """Return an operation. Raises NotFound."""
@@ -307,8 +273,8 @@ class Operations:
                 *(
                     one
                     for one in page
-                    if wanted.attributes.items() <= (one.attributes or {}).items()
-                    and (visible is None or visible(str((one.attributes or {}).get("model"))))
+                    if wanted.attributes.items() <= rows.attributes(one).items()
+                    and (visible is None or visible(str(rows.attributes(one).get("model"))))
                 ),
             ]
             looked_at += len(page)
@@ -324,7 +290,7 @@ class Operations:
         limit: int,
         attributes: dict[str, str | bool] | None = None,
     ) -> Sequence[WorkflowStatus]:
-        status = {None: None, True: [*_FINISHED], False: [*_UNFINISHED]}[done]
+        status = {None: None, True: [*rows.FINISHED], False: [*rows.UNFINISHED]}[done]
         client = await self._connect()
         with _available():
             return await client.list_workflows_async(
@@ -350,38 +316,26 @@ class Operations:
             return self._client
 
     async def _operation(self, status: WorkflowStatus) -> Operation:
-        attributes = dict(status.attributes or {})
-        accepted = attributes.pop("accepted", (status.created_at or 0) / 1000)
-        outcome = _outcome(status) if status.status in _FINISHED else None
-        if status.status == "CANCELLED":
-            late = await self._event(status, RESULT, ChangeResult)
-            model = str(attributes.get("model"))
-            if late is not None and await asyncio.to_thread(
-                self._repository.was_moved_by, model, status.workflow_id
-            ):
-                outcome = Outcome(result=late)  # the cancel came too late
-        progress = Progress(stage="queued" if outcome is None else "done")
+        progress = late = None
         if status.status == "PENDING":
-            progress = await self._event(status, PROGRESS, Progress) or progress
-        ended = None
-        if outcome is not None:
-            # Many a SQLite tells whole seconds only.
-            told = outcome.ended or (status.completed_at or status.updated_at or 0) / 1000
-            ended = datetime.fromtimestamp(max(told, accepted), UTC)
-        return Operation(
-            id=status.workflow_id,
-            subject=from_data(attributes, Subject),
-            created=datetime.fromtimestamp(accepted, UTC),
-            ended=ended,
-            progress=progress,
-            outcome=outcome,
-        )
+            progress = await self._event(status, PROGRESS)
+        if status.status == "CANCELLED":
+            late = await self._event(status, RESULT)
+            if late is not None and not await asyncio.to_thread(self._has_moved, status):
+                late = None  # the cancel came in time
+        return rows.operation(status, progress=progress, late=late)
 
-    async def _event(self, status: WorkflowStatus, key: str, kind: type[T]) -> T | None:
+    def _has_moved(self, status: WorkflowStatus) -> bool:
+        """Return whether an operation moved the serving pointer; False where nobody can tell."""
+        model = str(rows.attributes(status).get("model"))
+        with contextlib.suppress(TopworkError):
+            return self._repository.was_moved_by(model, status.workflow_id)
+        return False
+
+    async def _event(self, status: WorkflowStatus, key: str) -> Any:
         client = await self._connect()
         with _available():
-            found = await client.get_event_async(status.workflow_id, key, 0)
-        return from_data(found, kind) if found is not None else None
+            return await client.get_event_async(status.workflow_id, key, 0)
 
 
 def no_operation(identifier: str) -> NotFound:
@@ -390,30 +344,20 @@ def no_operation(identifier: str) -> NotFound:
     return NotFound(f"there is no operation {name!r}", kind="operation", resource=name)
 
 
-def subject_of(job: Job) -> Subject:
-    """Return what ``job`` is about."""
-    return Subject(
-        kind=job.kind,
-        model=job.model,
-        label=job.label,
-        new_label=job.new_label,
-        validate_only=job.validate_only,
-    )
-
-
 def pending_images(url: str) -> set[str]:
     """Return the digests of the images that unfinished operations still need.
 
-    Raises Unavailable.
+    Raises Unavailable, and Corrupt if those of one cannot be told.
     """
     with _available():
         client = connect(url)
         try:
-            found = client.list_workflows(name=CHANGE, status=list(_UNFINISHED), load_input=True)
+            found = client.list_workflows(
+                name=CHANGE, status=list(rows.UNFINISHED), load_input=True
+            )
         finally:
             client.destroy()
-    jobs = [from_data(one.input["args"][0], Job) for one in found if one.input]
-    return {upload.digest for job in jobs for upload in job.uploads}
+    return {digest for row in found for digest in rows.uploads(row)}
 
 
 def new_request_id(given: str, *, field: str) -> str:
@@ -426,23 +370,6 @@ def new_request_id(given: str, *, field: str) -> str:
     if not _UUID.fullmatch(given):  # uuid.UUID takes much else, such as 0x and other digits
         raise InvalidInput(f"request_id {given[:80]!r} is no UUID", field=field)
     return given.lower()
-
-
-def check_same(operation: Operation, subject: Subject) -> None:
-    """Raise AlreadyExists unless ``operation`` is about this very ``subject``.
-
-    What it is about instead is told only of the same model: the caller may have no other.
-    """
-    if operation.subject != subject:
-        theirs = str(operation.subject)
-        if operation.subject.model != subject.model:
-            theirs = "a change of another model"
-        raise AlreadyExists(
-            f"request_id {operation.id!r} was used for {theirs}, not {subject}",
-            kind="operation",
-            resource=f"operations/{operation.id}",
-            reason="REQUEST_ID_REUSED",
-        )
 
 
 def database_url(root: Path) -> str:
@@ -512,15 +439,3 @@ def connect(url: str) -> DBOSClient:
 
 def _note(root: Path) -> Path:
     return root / "operations.database"
-
-
-def _outcome(status: WorkflowStatus) -> Outcome:
-    if status.status == "SUCCESS":
-        return from_data(status.output, Outcome)
-    if status.status == "CANCELLED":
-        failure = Failure(kind="Cancelled", reason="CANCELLED", message="cancelled on request")
-    else:
-        failure = Failure(
-            kind="Internal", reason="INTERNAL", message="internal error; see the worker's log"
-        )
-    return Outcome(failure=failure)

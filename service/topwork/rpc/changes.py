@@ -14,13 +14,11 @@ from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.engine.change_rules import check_change
 from topwork.engine.jobs import Job, Kind
 from topwork.engine.operations import (
-    Operation,
     Operations,
-    check_same,
     new_request_id,
-    subject_of,
 )
 from topwork.engine.room import ModelRoom, Rooms
+from topwork.engine.rows import Operation, check_same, subject_of
 from topwork.engine.serving.registry import Registry
 from topwork.errors import InvalidInput, NotFound
 from topwork.rpc import convert

@@ -103,7 +103,7 @@ class Model(google.protobuf.message.Message):
     """Resource name, `models/{model}`."""
     @property
     def serving_revision(self) -> topwork.v1.revision_pb2.Revision:
-        """The revision that serves, described in full."""
+        """The revision that serves, described in full; without metrics or backbone if those are damaged."""
 
     @property
     def revisions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:

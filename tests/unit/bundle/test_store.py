@@ -634,3 +634,11 @@ def test_model_names_are_never_paths(method: str, name: str, repository: Reposit
     with pytest.raises(InvalidInput):
         BY_NAME[method](repository, name)
     assert tree(repository.root.parent) == before
+
+
+def test_a_backbone_that_cannot_be_read_is_left_out(repository: Repository) -> None:
+    """The others are listed, so a fit finds the export that it can use."""
+    other = repository.put_backbone(b"other", tiny.backbone_info(b"other"))
+    first(repository)
+    (repository.path("backbones", other.digest) / "backbone.json").write_bytes(b"{}")
+    assert repository.backbones() == [tiny.backbone_info(BACKBONE)]

@@ -16,13 +16,13 @@ from topwork.bundle.limits import Limits
 from topwork.bundle.store import Repository
 from topwork.engine.jobs import Job, Upload
 from topwork.engine.operations import (
-    Operation,
     Operations,
     Wanted,
     database_url,
     new_request_id,
     pending_images,
 )
+from topwork.engine.rows import Operation
 from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady, Overloaded
 
 

@@ -214,9 +214,9 @@ class Repository(Stored):
                     return manifest
         return None
 
-    def abandoned(self) -> list[Path]:
-        """Return what crashed writers left more than an hour ago."""
-        return [path for one in self._written_to() for path in files.abandoned(one)]
+    def abandoned(self, *, age: float = files.ABANDONED_AFTER) -> list[Path]:
+        """Return what crashed writers left more than ``age`` seconds ago."""
+        return [path for one in self._written_to() for path in files.abandoned(one, age=age)]
 
     def sweep(self) -> list[Path]:
         """Delete what ``abandoned`` returns and return the paths."""
@@ -234,7 +234,7 @@ class Repository(Stored):
 
     def _written_to(self) -> list[Path]:
         models = [path for path in (self.root / "models").glob("*") if path.is_dir()]
-        return [*(self.root / kind for kind in KINDS), *models]
+        return [self.root, *(self.root / name for name in ("checkpoints", *KINDS)), *models]
 
     def _renew(self, manifest: Manifest) -> None:
         """Make young what a manifest refers to. Raises Corrupt if something is missing."""

@@ -71,7 +71,12 @@ class Changes:
         uploads, refused, size = await self._uploads.store(first, parts, room)
         job = replace(job, uploads=uploads, refused=refused, accepted=time.time())
         known = await self._known(job, request_id)  # much may have happened since
-        return known or await self._operations.submit(job, request_id, size=size)
+        if known is not None:
+            return known
+        # No gc deletes them between the look whether they are there and the operation's commit,
+        # by which it knows that they are needed.
+        async with self._uploads.holding(uploads):
+            return await self._operations.submit(job, request_id, size=size)
 
     async def remove(self, request: change_pb.RemoveClassRequest) -> Operation:
         """Let a label be removed."""

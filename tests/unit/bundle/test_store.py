@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from support import tiny
 
+from topwork.bundle.check import check
 from topwork.bundle.comparison import Gate, Rejection
 from topwork.bundle.documents import to_json
 from topwork.bundle.exemplars import Exemplars, make, shard_of
@@ -642,3 +643,33 @@ def test_a_backbone_that_cannot_be_read_is_left_out(repository: Repository) -> N
     first(repository)
     (repository.path("backbones", other.digest) / "backbone.json").write_bytes(b"{}")
     assert repository.backbones() == [tiny.backbone_info(BACKBONE)]
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "link"])
+def test_storing_again_repairs_what_is_damaged(harm: str, repository: Repository) -> None:
+    """An image, a shard and a backbone that are not what they were are replaced by the same."""
+    manifest = first(repository)
+    backbone = repository.path("backbones", manifest.backbone)
+    damaged = [
+        repository.path("images", sha256(IMAGE)),
+        repository.path("exemplars", manifest.exemplars[0].digest),
+        backbone / "backbone.onnx",
+        backbone / "backbone.json",
+    ]
+    kept = {path: path.read_bytes() for path in damaged}
+    shards = repository.exemplars(manifest.exemplars)
+    before = check(repository)
+    for path, content in kept.items():
+        if harm == "cut":
+            path.write_bytes(content[: len(content) // 2])
+        elif harm == "changed":
+            path.write_bytes(b"x" * len(content))
+        else:
+            path.unlink()
+            path.symlink_to("/dev/zero")
+    assert len(check(repository)) > len(before)
+    repository.put_image(IMAGE)
+    repository.put_exemplars(shards)
+    repository.put_backbone(BACKBONE, tiny.backbone_info(BACKBONE))
+    assert {path: path.read_bytes() for path in damaged} == kept
+    assert check(repository) == before

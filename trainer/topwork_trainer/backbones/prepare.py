@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.engine.backend import open_session, software_versions
 from topwork.engine.cores import available_cores
-from topwork.errors import InvalidInput
+from topwork.errors import Corrupt, InvalidInput
 from topwork_trainer import backbones
 from topwork_trainer.backbones import Choice, TorchBackbone
 
@@ -67,4 +69,10 @@ def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:
 
 
 def _stored(repository: Repository, identity: str) -> BackboneInfo | None:
-    return next((info for info in repository.backbones() if info.identity == identity), None)
+    """Return a stored backbone of that identity whose graph is whole."""
+    for info in repository.backbones():
+        if info.identity == identity:
+            with contextlib.suppress(Corrupt):
+                repository.backbone_model(info.digest)
+                return info
+    return None

@@ -21,7 +21,7 @@ from topwork.bundle.check import check
 from topwork.bundle.files import sha256
 from topwork.bundle.store import Repository
 from topwork.cli.keep import fsck, gc
-from topwork.engine.operations import database_url, note_database, prepare
+from topwork.engine.database import database_url, note_database, prepare
 from topwork.errors import InvalidInput
 from topwork.rpc.client import Client, result
 from topwork.v1 import change_pb2 as change_pb
@@ -126,7 +126,7 @@ def test_gc_keeps_what_unfinished_operations_need(
         asked.append(url)
         return {sha256(image(8))}
 
-    monkeypatch.setattr("topwork.engine.operations.pending_images", pending)
+    monkeypatch.setattr("topwork.engine.database.pending_images", pending)
     put_shard(repository, 8)
     grow_old(repository)
     assert run.json(gc, "--database", "postgresql://host/topwork")["removed"] == []
@@ -150,7 +150,7 @@ def test_gc_asks_for_a_database_that_was_used(
     assert error.value.field == "database"
     assert repository.stored("images") == before
     assert "secret" not in (repository.root / "operations.database").read_text()
-    monkeypatch.setattr("topwork.engine.operations.pending_images", lambda _url: set())
+    monkeypatch.setattr("topwork.engine.database.pending_images", lambda _url: set())
     assert len(run.json(gc, "--database", url)["removed"]) == 2
 
 
@@ -263,6 +263,41 @@ def test_notes_are_no_failure(repository: Repository, run: Run) -> None:
     result = run(fsck)
     assert result.status == 0
     assert result.stdout.startswith("note: backbones: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "operations.sqlite is empty, and operations were kept in it"),
+        (b"garbage", "file is not a database"),
+        (None, "operations.sqlite is missing, and operations were kept in it"),
+    ],
+    ids=["empty", "garbage", "missing"],
+)
+def test_fsck_names_a_lost_database(
+    content: bytes | None, why: str, repository: Repository, run: Run
+) -> None:
+    """Operations that were kept and cannot be read are an error, beside a sound repository."""
+    prepare(database_url(repository.root))
+    assert run(fsck).stdout == "nothing is wrong\n"
+    path = repository.root / "operations.sqlite"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    result = run(fsck)
+    assert result.status == 1
+    assert result.stdout.startswith(f"error: operations.sqlite: {why}")
+
+
+def test_fsck_names_a_damaged_page(repository: Repository, run: Run) -> None:
+    """A database whose header is whole and whose pages are not is an error."""
+    prepare(database_url(repository.root))
+    path = repository.root / "operations.sqlite"
+    content = path.read_bytes()
+    path.write_bytes(content[:8192] + bytes(len(content) - 8192))
+    (problem,) = run.json(fsck)["problems"]
+    assert (problem["severity"], problem["path"]) == ("error", "operations.sqlite")
+    assert path.read_bytes()[:8192] == content[:8192]  # nothing was changed
 
 
 # Both

@@ -59,7 +59,7 @@ def gc(
     Servers, fits and workers may go on meanwhile. Exit status 1 if something cannot be read: all
     that it might refer to stays.
     """
-    from topwork.engine.operations import pending_images
+    from topwork.engine.database import pending_images
 
     urls = _databases(repository, database)
     with _disk_errors():
@@ -86,7 +86,7 @@ def gc(
 def fsck(repository: Path, trusted_keys: Path | None, require_signed: bool, as_json: bool) -> None:
     """Verify every digest and every reference in REPOSITORY and name all that is wrong.
 
-    With --trusted-keys the signatures, too.
+    And its own database of operations, and with --trusted-keys the signatures.
     Nothing is changed; servers, fits and workers may go on meanwhile. Exit status 1 if there is an
     error; notes are none.
     """
@@ -99,6 +99,7 @@ def fsck(repository: Path, trusted_keys: Path | None, require_signed: bool, as_j
             signing=signing,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+        problems = [*_database_problems(repository), *problems]
     if as_json:
         print(json.dumps(_problems_json(problems)))
     else:
@@ -121,7 +122,7 @@ def _databases(root: Path, database: str) -> set[str]:
 
     Raises InvalidInput if one is not given.
     """
-    from topwork.engine.operations import database_url, noted_database
+    from topwork.engine.database import noted_database, own_database
 
     kind = noted_database(root)
     if kind and not database:
@@ -131,11 +132,14 @@ def _databases(root: Path, database: str) -> set[str]:
             f"{root / 'operations.database'}",
             field="database",
         )
-    own = database_url(root)
-    urls = {database} - {""}
-    if Path(own.removeprefix("sqlite:///")).exists():
-        urls.add(own)
-    return urls
+    return {database, own_database(root)} - {""}
+
+
+def _database_problems(root: Path) -> list[Problem]:
+    from topwork.engine.database import damage
+
+    text = damage(root)
+    return [Problem(severity="error", path="operations.sqlite", text=text)] if text else []
 
 
 @contextmanager

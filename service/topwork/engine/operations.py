@@ -1,7 +1,6 @@
 """Durable operations: what the server asks of the worker, kept in a database until it is done.
 
-DBOS keeps them: a SQLite file in the repository by default, PostgreSQL by URL. The server enqueues
-and looks; the worker process (``topwork.engine.worker``) runs them.
+The server enqueues and looks; the worker process (``topwork.engine.worker``) runs them.
 """
 
 from __future__ import annotations
@@ -12,25 +11,16 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
-from dbos import (
-    DBOS,
-    DBOSClient,
-    DBOSPortableJSONSerializer,
-    EnqueueOptions,
-    WorkflowStatus,
-    error,
-)
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from dbos import DBOSClient, EnqueueOptions, WorkflowStatus
 
-from topwork.bundle import files
 from topwork.bundle.documents import to_data
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.store import Repository
 from topwork.engine import rows
+from topwork.engine.database import CHANGE, QUEUE, available, connect, note_database
 from topwork.engine.jobs import Job
 from topwork.engine.rows import Operation, check_same, subject_of
 from topwork.errors import (
@@ -44,19 +34,6 @@ from topwork.errors import (
 
 log = structlog.get_logger(__name__)
 
-QUEUE = "changes"
-"""Partitioned by model: one model's changes run one at a time, different models' side by side."""
-
-WORKER_CONCURRENCY = 2
-"""Models that one worker changes at a time: bounds its memory."""
-
-POLL_SECONDS = 0.09
-"""How often a worker looks at the queue: the most that this adds to an operation."""
-
-CHANGE = "change"
-"""The one workflow: every kind of change takes the same steps."""
-
-APPLICATION = "topwork"
 APPLICATION_VERSION = "2"
 """Of the stored steps. A worker takes up only operations of its own; raise it when steps change."""
 
@@ -136,7 +113,7 @@ class Operations:
         async with self._submitting:
             if await self._find(request_id) is None:
                 await self.check_room(job.model)
-                with _available():
+                with available():
                     await client.enqueue_async(options, to_data(job))
         operation = await self.get(request_id)
         check_same(operation, subject)
@@ -182,7 +159,7 @@ class Operations:
 
     async def _find(self, identifier: str) -> WorkflowStatus | None:
         client = await self._connect()
-        with _available():
+        with available():
             found = await client.list_workflows_async(workflow_ids=[identifier], load_input=False)
         return found[0] if found else None
 
@@ -204,7 +181,7 @@ class Operations:
         """Let an unfinished operation end, cancelled, before its next step. Raises NotFound."""
         if (await self.get(identifier)).outcome is None:
             client = await self._connect()
-            with _available():
+            with available():
                 await client.cancel_workflow_async(identifier)
 
     async def delete(self, identifier: str) -> None:
@@ -212,7 +189,7 @@ class Operations:
         if (await self.get(identifier)).outcome is None:
             raise NotReady(f"operation {identifier!r} is not finished; cancel it first")
         client = await self._connect()
-        with _available():
+        with available():
             await client.delete_workflow_async(identifier)
 
     async def watch(self, identifier: str) -> AsyncIterator[Operation]:
@@ -292,7 +269,7 @@ class Operations:
     ) -> Sequence[WorkflowStatus]:
         status = {None: None, True: [*rows.FINISHED], False: [*rows.UNFINISHED]}[done]
         client = await self._connect()
-        with _available():
+        with available():
             return await client.list_workflows_async(
                 name=CHANGE,
                 status=status,
@@ -311,7 +288,7 @@ class Operations:
                 except OSError as failed:
                     text = f"the repository cannot be written: {failed.strerror}"
                     raise Unavailable(text, reason="STORAGE") from failed
-                with _available():
+                with available():
                     self._client = await asyncio.to_thread(connect, self._url)
             return self._client
 
@@ -334,7 +311,7 @@ class Operations:
 
     async def _event(self, status: WorkflowStatus, key: str) -> Any:
         client = await self._connect()
-        with _available():
+        with available():
             return await client.get_event_async(status.workflow_id, key, 0)
 
 
@@ -342,22 +319,6 @@ def no_operation(identifier: str) -> NotFound:
     """Return the error of an operation that is not there, or not for who asks."""
     name = f"operations/{identifier}"
     return NotFound(f"there is no operation {name!r}", kind="operation", resource=name)
-
-
-def pending_images(url: str) -> set[str]:
-    """Return the digests of the images that unfinished operations still need.
-
-    Raises Unavailable, and Corrupt if those of one cannot be told.
-    """
-    with _available():
-        client = connect(url)
-        try:
-            found = client.list_workflows(
-                name=CHANGE, status=list(rows.UNFINISHED), load_input=True
-            )
-        finally:
-            client.destroy()
-    return {digest for row in found for digest in rows.uploads(row)}
 
 
 def new_request_id(given: str, *, field: str) -> str:
@@ -370,72 +331,3 @@ def new_request_id(given: str, *, field: str) -> str:
     if not _UUID.fullmatch(given):  # uuid.UUID takes much else, such as 0x and other digits
         raise InvalidInput(f"request_id {given[:80]!r} is no UUID", field=field)
     return given.lower()
-
-
-def database_url(root: Path) -> str:
-    """Return the URL of the default database: a SQLite file in the repository."""
-    return f"sqlite:///{root.absolute() / 'operations.sqlite'}"
-
-
-def note_database(root: Path, url: str) -> None:
-    """Let the repository say that its operations are elsewhere, before there is one.
-
-    What kind of database it is, not its URL, which may have a password.
-    """
-    note = _note(root)
-    if url != database_url(root) and not note.exists():
-        files.write_file(note, f"{url.partition(':')[0]}\n".encode())
-
-
-def noted_database(root: Path) -> str:
-    """Return the kind of database elsewhere that the repository has operations in, or nothing."""
-    note = _note(root)
-    return note.read_text().strip() if note.exists() else ""
-
-
-@contextlib.contextmanager
-def _available() -> Iterator[None]:
-    """Raise Unavailable for what a database that is away, full or read-only raises."""
-    try:
-        yield
-    except (SQLAlchemyError, error.DBOSException, OSError) as failed:
-        raise Unavailable(
-            f"the database of operations cannot be used now: {cause_of(failed)}", reason="DATABASE"
-        ) from failed
-
-
-def cause_of(failed: Exception) -> str:
-    """Return what a database said, without the statement that it said it of."""
-    return str(failed.orig if isinstance(failed, DBAPIError) else failed)
-
-
-def prepare(url: str) -> None:
-    """Create the schema and the queue where they are missing. Raises Unavailable."""
-    with _available():
-        connect(url).destroy()
-
-
-def connect(url: str) -> DBOSClient:
-    """Return a client of the database, whose schema and queue are there from then on."""
-    if url.startswith("sqlite:///"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    DBOS.migrate(url)  # as run_dbos_database_migrations does, which says of any error only Exit
-    client = DBOSClient(
-        system_database_url=url,
-        application_name=APPLICATION,
-        retry_connection_errors=False,  # who calls is told, and may try another server
-        # The default pickles; what is read here must never be able to run code.
-        serializer=DBOSPortableJSONSerializer(),
-    )
-    # Before a worker starts: it looks for new queues only once a second.
-    client.register_queue(
-        QUEUE,
-        partition_concurrency=1,
-        worker_concurrency=WORKER_CONCURRENCY,
-        polling_interval_sec=POLL_SECONDS,
-    )
-    return client
-
-
-def _note(root: Path) -> Path:
-    return root / "operations.database"

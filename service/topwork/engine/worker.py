@@ -26,7 +26,7 @@ from topwork.bundle.documents import document, from_data, to_data
 from topwork.bundle.limits import Limits
 from topwork.bundle.signatures import SigningFiles
 from topwork.bundle.store import Repository
-from topwork.engine import operations
+from topwork.engine import database, operations
 from topwork.engine.executors import Takeover, alone, claim
 from topwork.engine.jobs import (
     ChangeResult,
@@ -39,7 +39,7 @@ from topwork.engine.jobs import (
     StageSeconds,
 )
 from topwork.engine.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
-from topwork.errors import TopworkError
+from topwork.errors import TopworkError, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -104,7 +104,9 @@ def work(config: WorkerConfig, tell: Tell) -> None:
     try:
         why = _work(config, tell)
     except (OSError, SQLAlchemyError, error.DBOSException) as failed:
-        why = operations.cause_of(failed)
+        why = database.cause_of(failed)
+    except Unavailable as failed:
+        why = str(failed)
     log.error("worker gives up", error=why)
     os._exit(GAVE_UP)
 
@@ -113,13 +115,13 @@ def _work(config: WorkerConfig, tell: Tell) -> str:
     """Run operations, and return only if this process must end, and why."""
     claimed = claim(config.root, config.executor, on_wait=lambda: tell(True))
     tell(False)
-    operations.note_database(config.root, config.url)
+    database.note_database(config.root, config.url)
     repository = Repository(config.root, config.signing.read(publishes=True))
     for path in repository.sweep():
         log.info("swept", path=str(path))
     DBOS(
         config={
-            "name": operations.APPLICATION,
+            "name": database.APPLICATION,
             "system_database_url": config.url,
             "executor_id": config.executor,
             "application_version": operations.APPLICATION_VERSION,
@@ -130,7 +132,7 @@ def _work(config: WorkerConfig, tell: Tell) -> str:
     logs.adopt("dbos")
     running: set[str] = set()
     _define(Trainer(repository, cores=config.cores, limits=config.limits), config.root, running)
-    takeover = Takeover(claimed, operations.connect(config.url), running)
+    takeover = Takeover(claimed, database.connect(config.url), running)
     takeover.recover()
     DBOS.launch()
     log.info("worker ready", repository=str(config.root), executor=config.executor)
@@ -185,7 +187,7 @@ def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
         served = serve_step(data, to_data(result))
         return replace(result, seconds=replace(seconds, publishing=served.seconds))
 
-    @DBOS.workflow(name=operations.CHANGE, max_recovery_attempts=MOST_RECOVERIES)
+    @DBOS.workflow(name=database.CHANGE, max_recovery_attempts=MOST_RECOVERIES)
     def change(data: Any) -> Any:
         job = from_data(data, Job)
         try:

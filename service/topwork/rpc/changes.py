@@ -116,7 +116,7 @@ class Changes:
             return known
         if job.kind != "remove_class":  # which lets things go
             room = await self._room(job.model)
-            await asyncio.to_thread(room.check, 0, 0)
+            await asyncio.to_thread(room.check, 0, 0, 0)
         return await self._operations.submit(job, request_id)
 
     async def _room(self, model: str) -> ModelRoom:

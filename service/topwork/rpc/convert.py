@@ -157,6 +157,7 @@ def to_model(stored: Stored, limits: Limits) -> model_pb.Model:
             max_watches=limits.max_watches,
             max_queue_bytes=limits.max_queue_bytes,
             min_free_bytes=limits.min_free_bytes,
+            min_free_inodes=limits.min_free_inodes,
         ),
     )
 

@@ -31,8 +31,8 @@ Part: TypeAlias = change_pb.AddClassRequest | change_pb.AddExamplesRequest
 class Room(Protocol):
     """Says whether there is room for an upload; see ``topwork.engine.room``."""
 
-    def check(self, total: int, coming: int) -> None:
-        """Raise QuotaExceeded if ``total`` bytes, or ``coming`` of them, are too many."""
+    def check(self, total: int, coming: int, images: int) -> None:
+        """Raise QuotaExceeded if ``total`` bytes, or ``coming`` in ``images``, are too many."""
 
 
 class Uploads:
@@ -93,7 +93,7 @@ class Uploads:
                     field="images",
                     reason="UPLOAD_TOO_LARGE",
                 )
-            await asyncio.to_thread(room.check, size, coming)
+            await asyncio.to_thread(room.check, size, coming, len(message.images))
             # Side by side: each waits for the disk, which syncs several at the price of one.
             stored += await asyncio.gather(
                 *(

@@ -14,13 +14,12 @@ import pytest
 
 from topwork.bundle.limits import Limits
 from topwork.bundle.store import Repository
+from topwork.engine.database import database_url, pending_images
 from topwork.engine.jobs import Job, Upload
 from topwork.engine.operations import (
     Operations,
     Wanted,
-    database_url,
     new_request_id,
-    pending_images,
 )
 from topwork.engine.rows import Operation
 from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady, Overloaded

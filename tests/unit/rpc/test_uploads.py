@@ -32,11 +32,11 @@ class Room:
 
     def __init__(self, most: int = 10**6) -> None:
         self.most = most
-        self.asked: list[tuple[int, int]] = []
+        self.asked: list[tuple[int, int, int]] = []
 
-    def check(self, total: int, coming: int) -> None:
+    def check(self, total: int, coming: int, images: int) -> None:
         """Raise QuotaExceeded beyond the most."""
-        self.asked.append((total, coming))
+        self.asked.append((total, coming, images))
         if total > self.most:
             raise QuotaExceeded(f"{total} are too many", subject="models/x")
 
@@ -87,7 +87,7 @@ def test_each_message_is_asked_for_room_before_it_is_stored(tmp_path: Path) -> N
     room = Room(most=60)
     with pytest.raises(QuotaExceeded, match="61 are too many"):
         stored(tmp_path, part(10, 20), part(30), part(1), room=room)
-    assert room.asked == [(30, 30), (60, 30), (61, 1)]
+    assert room.asked == [(30, 30, 2), (60, 30, 1), (61, 1, 1)]
     assert files_of(tmp_path) == 3
 
 

@@ -16,6 +16,7 @@ from support import tiny
 from support.pictures import picture, pictures
 
 from topwork.bundle.comparison import Gate
+from topwork.bundle.files import sha256
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.recipe import Recipe
@@ -310,6 +311,21 @@ def test_a_step_that_is_repeated_publishes_once(repository: Repository) -> None:
         trainer.serve(asked, 2, "x")
     assert repository.revisions("m") == [1, 2]
     assert [one.revision for one in repository.serving_state("m").moves] == [1, 2]
+
+
+def test_an_id_that_comes_again_with_other_images_is_another_change(
+    repository: Repository,
+) -> None:
+    """What the deleted operation of that id had published, of the same parent, is not taken."""
+    trainer = Trainer(repository, cores=2, limits=LIMITS)
+    for number, contents in ((2, POOL["c"][:5]), (3, POOL["c"][5:10])):
+        asked = job(repository, "add_class", "c", contents)
+        found = trainer.solve(asked, trainer.embed(asked, silent), "x")
+        assert found.result.revision == number
+        manifest = repository.manifest("m", number)
+        assert (manifest.operation, manifest.parent) == ("x", 1)
+        digests = {row.tobytes().hex() for row in repository.exemplars(manifest.exemplars).contents}
+        assert {sha256(content) for content in contents} <= digests
 
 
 def test_what_was_rolled_back_since_stays(repository: Repository) -> None:

@@ -81,9 +81,7 @@ def write_file(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(path, directory=False) as (temporary, descriptor):
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(content)
-        os.fsync(descriptor)
+        _write_synced(descriptor, content)
         with under():
             temporary.replace(path)
     sync_directory(path.parent)
@@ -204,6 +202,12 @@ def _opened(path: str, flags: int) -> int:
 
 def _not_regular(path: Path) -> Corrupt:
     return Corrupt(f"{shown(path)} is no regular file: a link or device is not followed")
+
+
+def _write_synced(descriptor: int, content: bytes) -> None:
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(content)
+    os.fsync(descriptor)
 
 
 @contextmanager

@@ -42,6 +42,9 @@ class Serving:
         """Return what serves after ``move``."""
         return replace(self, revision=move.revision, moves=(*self.moves, move)[-KEPT_MOVES:])
 
-    def was_moved_by(self, operation: str) -> bool:
-        """Return whether one of the remembered moves was ``operation``'s."""
-        return any(move.operation == operation for move in self.moves)
+    def was_moved_by(self, operation: str, revision: int) -> bool:
+        """Return whether one of the remembered moves was ``operation``'s, to ``revision``.
+
+        An id whose operation was deleted may be another's, which has another revision.
+        """
+        return any((move.operation, move.revision) == (operation, revision) for move in self.moves)

@@ -65,10 +65,10 @@ class Repository(Stored):
         path = files.existing(self.serving_file(model), kind="model", name=f"models/{model}")
         return from_json(files.read(path), Serving, name=files.shown(path))
 
-    def was_moved_by(self, model: str, operation: str) -> bool:
-        """Return whether ``operation`` has moved the model's serving pointer."""
+    def was_moved_by(self, model: str, operation: str, revision: int) -> bool:
+        """Return whether ``operation`` has moved the model's serving pointer to ``revision``."""
         return self.serving_file(model).exists() and self.serving_state(model).was_moved_by(
-            operation
+            operation, revision
         )
 
     def set_serving(
@@ -83,7 +83,7 @@ class Repository(Stored):
         """Let ``revision`` serve, atomically, and return the number of the one that serves then.
 
         With ``parent`` that is only done while ``parent`` serves; else the one that does goes on.
-        An operation moves the pointer once: again, after a crash, it changes nothing. Raises
+        An operation moves the pointer to it once: again, after a crash, it changes nothing. Raises
         NotFound if it was never published, NotReady if its gate rejected it.
         """
         with self.locked(model):
@@ -94,7 +94,9 @@ class Repository(Stored):
                 if parent is not None:
                     raise
                 state = Serving(revision=0)
-            if revision == state.revision or (operation and state.was_moved_by(operation)):
+            if revision == state.revision or (
+                operation and state.was_moved_by(operation, revision)
+            ):
                 return state.revision
             if parent not in {None, state.revision}:
                 return state.revision

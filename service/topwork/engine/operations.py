@@ -298,15 +298,16 @@ class Operations:
             progress = await self._event(status, PROGRESS)
         if status.status == "CANCELLED":
             late = await self._event(status, RESULT)
-            if late is not None and not await asyncio.to_thread(self._has_moved, status):
+            if late is not None and not await asyncio.to_thread(self._has_moved, status, late):
                 late = None  # the cancel came in time
         return rows.operation(status, progress=progress, late=late)
 
-    def _has_moved(self, status: WorkflowStatus) -> bool:
-        """Return whether an operation moved the serving pointer; False where nobody can tell."""
+    def _has_moved(self, status: WorkflowStatus, late: Any) -> bool:
+        """Return whether an operation made its result serve; False where nobody can tell."""
         model = str(rows.attributes(status).get("model"))
+        revision = rows.result(late).revision
         with contextlib.suppress(TopworkError):
-            return self._repository.was_moved_by(model, status.workflow_id)
+            return self._repository.was_moved_by(model, status.workflow_id, revision)
         return False
 
     async def _event(self, status: WorkflowStatus, key: str) -> Any:

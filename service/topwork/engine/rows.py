@@ -95,7 +95,7 @@ def operation(row: WorkflowStatus, *, progress: Any = None, late: Any = None) ->
         accepted = (row.created_at or 0) / 1000
     outcome = None
     if late is not None:
-        outcome = Outcome(result=_readable(late, ChangeResult))
+        outcome = Outcome(result=result(late))
     elif row.status in FINISHED:
         outcome = _outcome(row)
     stage: Literal["queued", "done"] = "queued" if outcome is None else "done"
@@ -118,6 +118,11 @@ def attributes(row: WorkflowStatus) -> dict[str, Any]:
     """Return what an operation can be found by: the fields of ``Subject``, and others."""
     found: Any = row.attributes
     return found if isinstance(found, dict) else {}
+
+
+def result(data: Any) -> ChangeResult:
+    """Return the result of a change, as far as it can be read."""
+    return _readable(data, ChangeResult)
 
 
 def size(row: WorkflowStatus) -> int:
@@ -155,7 +160,7 @@ def _succeeded(output: Any) -> Outcome:
             return found
     given = output if isinstance(output, dict) else {}
     if isinstance(given.get("result"), dict):
-        return Outcome(result=_readable(given["result"], ChangeResult))
+        return Outcome(result=result(given["result"]))
     if isinstance(given.get("failure"), dict):
         return Outcome(failure=_readable(given["failure"], Failure))
     text = "the stored outcome cannot be read"

@@ -536,17 +536,18 @@ def test_what_serves_already_makes_no_move(repository: Repository) -> None:
 def test_an_operation_moves_the_pointer_once(repository: Repository) -> None:
     """An operation that comes again after a crash does not undo the rollback that came since."""
     again(repository)
-    assert not repository.was_moved_by("m", "o")
+    assert not repository.was_moved_by("m", "o", 2)
     repository.set_serving("m", 2, why="add_class", operation="o", parent=1)
     repository.set_serving("m", 1, why="rollback")
-    assert repository.was_moved_by("m", "o")
+    assert repository.was_moved_by("m", "o", 2)
     assert repository.set_serving("m", 2, why="add_class", operation="o", parent=1) == 1
     assert repository.serving("m") == 1
+    assert not repository.was_moved_by("m", "o", 1)
 
 
 def test_nothing_moved_a_model_that_does_not_serve(repository: Repository) -> None:
     """A model without serving revision was moved by no operation."""
-    assert not repository.was_moved_by("other", "o")
+    assert not repository.was_moved_by("other", "o", 1)
 
 
 def test_a_move_waits_for_its_parent(repository: Repository) -> None:
@@ -616,7 +617,7 @@ BY_NAME: dict[str, Callable[[Repository, str], object]] = {
     "serving_file": lambda it, name: it.serving_file(name),
     "set_serving": lambda it, name: it.set_serving(name, 1, why="test"),
     "serving_state": lambda it, name: it.serving_state(name),
-    "was_moved_by": lambda it, name: it.was_moved_by(name, "o"),
+    "was_moved_by": lambda it, name: it.was_moved_by(name, "o", 1),
     "pin": lambda it, name: it.pin(name, 1, pinned=True),
     "manifest": lambda it, name: it.manifest(name, 1),
     "find": lambda it, name: it.find(name, lambda _manifest: True),

@@ -145,6 +145,24 @@ def test_rows_of_a_newer_version_do_not_break_the_list(idle: Running, topwork: C
     assert (status, len(out.splitlines())) == (0, len(names))
 
 
+def test_a_change_that_only_a_newer_version_can_make_fails(idle: Running) -> None:
+    """Its operation says DATA_LOSS and why, and the next change of the model is made."""
+    with Client(idle.address) as client:
+        newer, plain = client.retrain("colours").name, client.retrain("colours").name
+    with closing(sqlite3.connect(idle.repository / "operations.sqlite")) as database:
+        database.execute(
+            "UPDATE workflow_input SET inputs = replace(inputs, 'retrain', 'merge_classes') "
+            "WHERE workflow_uuid = ?",
+            [newer.removeprefix("operations/")],
+        )
+        database.commit()
+    with servers.running(idle.repository) as server, Client(server.address) as client:
+        *_, failed = client.watch(newer)
+        assert (reason(failed), "merge_classes" in failed.error.message) == ("DATA_LOSS", True)
+        *_, last = client.watch(plain)
+        assert result(last).revision.revision == 2
+
+
 # Damage
 
 

@@ -39,7 +39,7 @@ from topwork.engine.jobs import (
     StageSeconds,
 )
 from topwork.engine.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
-from topwork.errors import TopworkError, Unavailable
+from topwork.errors import Corrupt, TopworkError, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -189,10 +189,12 @@ def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
 
     @DBOS.workflow(name=database.CHANGE, max_recovery_attempts=MOST_RECOVERIES)
     def change(data: Any) -> Any:
-        job = from_data(data, Job)
         try:
+            job = from_data(data, Job)
             with _among(running), alone(root, job.model):
                 return to_data(replace(attempts(data, job), ended=time.time()))
+        except Corrupt as failed:  # a newer version was asked, or a step of it was done there
+            return to_data(Outcome(failure=_failure(failed)))
         except SQLAlchemyError:
             log.exception("database cannot be used", id=DBOS.workflow_id)
             os._exit(GAVE_UP)  # when it can be, the next worker goes on from the last step
@@ -263,7 +265,7 @@ def _step(work: Callable[..., Any]) -> Callable[..., _StepDone]:
         try:
             value = to_data(work(*arguments))
         except TopworkError as failed:
-            failure = Failure(kind=type(failed).__name__, reason=failed.reason, message=str(failed))
+            failure = _failure(failed)
         except OSError as failed:  # such as a full disk
             failure = _storage_failure(failed)
         seconds = time.time() - started
@@ -276,6 +278,10 @@ def _step(work: Callable[..., Any]) -> Callable[..., _StepDone]:
         return done
 
     return call
+
+
+def _failure(failed: TopworkError) -> Failure:
+    return Failure(kind=type(failed).__name__, reason=failed.reason, message=str(failed))
 
 
 def _storage_failure(failed: OSError) -> Failure:

@@ -130,9 +130,10 @@ def test_gc_keeps_what_unfinished_operations_need(
     put_shard(repository, 8)
     grow_old(repository)
     assert run.json(gc, "--database", "postgresql://host/topwork")["removed"] == []
-    assert asked == ["postgresql://host/topwork"]
+    assert set(asked) == {"postgresql://host/topwork"}
+    asked.clear()
     assert len(run.json(gc)["removed"]) == 2  # there is no SQLite file
-    assert asked == ["postgresql://host/topwork"]
+    assert asked == []
 
 
 def test_gc_asks_for_a_database_that_was_used(

@@ -238,22 +238,29 @@ def _dead(path: Path, age: float) -> Iterator[bool]:
     """Yield whether a temporary name is abandoned; while the block runs no writer locks it."""
     with contextlib.ExitStack() as stack:
         dead = False
-        with contextlib.suppress(FileNotFoundError):  # it was work in progress
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # it is work in progress
             status = path.lstat()
-            try:
-                mode = os.O_RDONLY if stat.S_ISDIR(status.st_mode) else os.O_RDWR
-                descriptor = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                stack.callback(os.close, descriptor)
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass
-            except FileNotFoundError:
-                raise
-            except OSError:
-                dead = time.time() - status.st_mtime > ABANDONED_AFTER
-            else:
-                dead = age == 0 or time.time() - status.st_mtime > age
+            old = time.time() - status.st_mtime
+            if age == 0 or old > age:
+                dead = _lock_if_free(path, status, stack) or old > ABANDONED_AFTER
         yield dead
+
+
+def _lock_if_free(path: Path, status: os.stat_result, stack: contextlib.ExitStack) -> bool:
+    """Lock a temporary name until ``stack`` ends; return False if it cannot be locked at all.
+
+    Raises BlockingIOError if its writer lives, FileNotFoundError if it is gone.
+    """
+    mode = os.O_RDONLY if stat.S_ISDIR(status.st_mode) else os.O_RDWR
+    try:
+        descriptor = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        stack.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError):
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -116,6 +116,7 @@ class _Run:
         """Return the digests of the images that unfinished operations need; None if not known."""
         lock = self.repository.lock
         try:
+            ask()  # first without the lock, for which uploads wait: a database may be long away
             with contextlib.nullcontext() if self.dry_run else files.locked(lock):
                 return frozenset(ask())
         except (Corrupt, Unavailable) as error:

@@ -48,8 +48,8 @@ class Stored:
         if not self.renew(target):
             # Another writer may store the same bytes first.
             with contextlib.suppress(FileExistsError), files.new_directory(target) as directory:
-                for name, one in content.items():
-                    (directory / name).write_bytes(one)
+                for name, data in content.items():
+                    (directory / name).write_bytes(data)
         if not _has(target / "backbone.onnx", model):
             files.write_file(target / "backbone.onnx", model)
         with contextlib.suppress(Corrupt):

@@ -91,7 +91,7 @@ def operation(row: WorkflowStatus, *, progress: Any = None, late: Any = None) ->
     moved the serving pointer before; None where there is none.
     """
     accepted = attributes(row).get("accepted")
-    if not isinstance(accepted, float):
+    if not isinstance(accepted, int | float):
         accepted = (row.created_at or 0) / 1000
     outcome = None
     if late is not None:
@@ -135,7 +135,7 @@ def uploads(row: WorkflowStatus) -> set[str]:
     """Return the digests of an operation's images. Raises Corrupt if they cannot be told."""
     try:
         stored: Any = row.input
-        return {str(one["digest"]) for one in stored["args"][0].get("uploads", ())}
+        return {str(upload["digest"]) for upload in stored["args"][0].get("uploads", ())}
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise Corrupt(f"the images of operation {row.workflow_id!r} cannot be told") from error
 

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TARGET := serve
 IMAGE := topwork:$(TARGET)
 
-.PHONY: install demo test tritonclient lint format proto bench image image-base image-test soak fuzz audit sbom soak-edge clean
+.PHONY: install demo test tritonclient lint format proto released bench image image-base image-test soak fuzz audit sbom soak-edge clean
 
 install: $(INSTALLED)  ## Make .venv with everything in it; TORCH_INDEX=, an index of torch for CPUs alone
 
@@ -49,6 +49,10 @@ format: $(INSTALLED)  ## Format and fix what can be fixed
 
 proto: $(INSTALLED)  ## Generate service/topwork/{inference,v1} and docs/api.md from proto/
 	$(BIN)/python proto/generate.py
+
+released: $(INSTALLED)  ## At a release: keep its contract and what it stores, for the tests of later ones
+	$(BIN)/python proto/generate.py --release
+	PYTHONPATH=tests $(BIN)/python -m golden.make
 
 bench: $(INSTALLED)  ## Measure; DATA=/path/to/folders for your own photos
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.serving $(if $(DATA),"$(DATA)") $(if $(PEERS),--peers "$(PEERS)") --docs

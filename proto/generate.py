@@ -1,5 +1,8 @@
 """Lint the contract, generate its Python and docs/api.md; ``--check`` only says if they are fresh.
 
+Either fails where the contract breaks clients of the last release, which proto/released.binpb
+describes. ``--release`` writes that file anew: once a release, and never to silence this.
+
 buf reads a descriptor set that protoc compiled, because googleapis-common-protos ships
 operations.proto under another file name and buf cannot be told so.
 """
@@ -27,6 +30,7 @@ PACKAGES = ("topwork/inference", "topwork/v1")
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 TARGET = PROTO.parent / "service"
 PAGE = PROTO.parent / "docs" / "api.md"
+RELEASED = PROTO / "released.binpb"
 SOURCES = sorted(
     str(path.relative_to(PROTO)) for name in PACKAGES for path in (PROTO / name).glob("*.proto")
 )
@@ -50,18 +54,20 @@ def compile_protos(work: Path, *outputs: str) -> None:
 
 
 def lint(work: Path) -> FileDescriptorSet:
-    """Run buf's rules over the contract and return it; exits when one is broken."""
+    """Run buf's rules over the contract and return it; exits when one is broken.
+
+    And its rules of compatibility with the last release.
+    """
     image = work / "image.binpb"
     compile_protos(
         work, f"--descriptor_set_out={image}", "--include_imports", "--include_source_info"
     )
     paths = [flag for source in SOURCES for flag in ("--path", source)]
-    config = str(PROTO / "buf.yaml")
-    done = subprocess.run(
-        [SCRIPTS / "buf", "lint", str(image), "--config", config, *paths], check=False
-    )
-    if done.returncode:
-        sys.exit("buf lint failed")
+    config = ["--config", str(PROTO / "buf.yaml"), *paths]
+    for rules in (["lint", str(image)], ["breaking", str(image), "--against", str(RELEASED)]):
+        done = subprocess.run([SCRIPTS / "buf", *rules, *config], check=False)
+        if done.returncode:
+            sys.exit(f"buf {rules[0]} failed")
     return FileDescriptorSet.FromString(image.read_bytes())
 
 
@@ -89,9 +95,14 @@ def main() -> None:
     """Regenerate, or with ``--check`` fail when that would change a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if not fresh")
-    check = parser.parse_args().check
+    parser.add_argument("--release", action="store_true", help=f"write {RELEASED.name} only")
+    asked = parser.parse_args()
+    check = asked.check
     with TemporaryDirectory() as directory:
         work = Path(directory)
+        if asked.release:
+            compile_protos(work, f"--descriptor_set_out={RELEASED}", "--include_imports")
+            return
         page = reference.page(lint(work), SOURCES)
         fresh = generate(work)
         names = [name for package in PACKAGES for name in _files(fresh, package)]

@@ -1,19 +1,59 @@
-"""The generated code and docs/api.md are what the contract gives."""
+"""The generated code and docs/api.md are what the contract gives, and it breaks no client."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+PROTO = Path(__file__).parents[2] / "proto"
+
+
+def checked(proto: Path) -> subprocess.CompletedProcess[str]:
+    """Return how ``generate.py --check`` of a directory ended."""
+    pytest.importorskip("grpc_tools", reason="grpcio-tools 1.71 has no build for this Python")
+    return subprocess.run(
+        [sys.executable, proto / "generate.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
 
 def test_what_is_generated_is_fresh() -> None:
     """Generating again would change no byte."""
-    pytest.importorskip("grpc_tools", reason="grpcio-tools 1.71 has no build for this Python")
-    generate = Path(__file__).parents[2] / "proto" / "generate.py"
-    done = subprocess.run(
-        [sys.executable, generate, "--check"], capture_output=True, text=True, check=False
-    )
+    done = checked(PROTO)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        ("int64 parent_revision = 3;", "int64 parent_revision = 33;", "was deleted"),
+        ("int64 parent_revision = 3;", "int64 ancestor = 3;", "changed name"),
+        ("int64 parent_revision = 3;", "int32 parent_revision = 3;", "changed type"),
+    ],
+    ids=["number", "name", "type"],
+)
+def test_a_change_that_breaks_clients_is_refused(
+    before: str, after: str, why: str, tmp_path: Path
+) -> None:
+    """A field of the last release keeps its number, its name and its type."""
+    proto = shutil.copytree(PROTO, tmp_path / "proto")
+    file = proto / "topwork" / "v1" / "revision.proto"
+    file.write_text(file.read_text().replace(before, after))
+    done = checked(proto)
+    assert (done.returncode, "buf breaking failed" in done.stderr) == (1, True)
+    assert why in done.stdout + done.stderr
+
+
+def test_a_field_may_be_added(tmp_path: Path) -> None:
+    """A new field breaks nobody: only what is generated is not fresh."""
+    proto = shutil.copytree(PROTO, tmp_path / "proto")
+    file = proto / "topwork" / "v1" / "revision.proto"
+    old = "  int64 parent_revision = 3;\n"
+    file.write_text(file.read_text().replace(old, f"{old}  // New.\n  int64 new = 99;\n"))
+    assert "not fresh" in checked(proto).stderr

@@ -18,19 +18,16 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2
 
 from fuzz import workplace
+from topwork.bundle.documents import from_data, to_data
 from topwork.bundle.limits import Limits
 from topwork.bundle.manifest import Manifest
 from topwork.engine.jobs import Job, Progress
 from topwork.engine.operations import (
-    Operation,
     Operations,
     Wanted,
-    check_same,
-    from_json,
-    subject_of,
-    to_json,
 )
 from topwork.engine.room import Rooms
+from topwork.engine.rows import Operation, check_same, subject_of
 from topwork.engine.serving import classifier as classifying
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.classify_job import Classified, Timings
@@ -257,7 +254,7 @@ class _Operations:
         self._last: Operation | None = None
 
     async def submit(self, job: Job, request_id: str, *, size: int = 0) -> Operation:
-        assert from_json(json.loads(json.dumps(to_json(job), allow_nan=False)), Job) == job
+        assert from_data(json.loads(json.dumps(to_data(job), allow_nan=False)), Job) == job
         assert size >= 0
         self._last = Operation(
             id=request_id,

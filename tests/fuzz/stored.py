@@ -9,14 +9,13 @@ import numpy as np
 
 from fuzz import workplace
 from topwork.bundle import exemplars
+from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import (
     SCHEMA,
     BackboneInfo,
     Manifest,
     check_may_serve,
-    from_json,
-    to_json,
 )
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.serving import Move, Serving

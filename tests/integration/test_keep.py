@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+import grpc
 import pytest
-from support import stored
+from support import servers, stored
+from support.pictures import pictures
+from support.servers import failure
 from support.stored import grow_old, image, put_backbone, put_shard
 
+from topwork.bundle.check import check
 from topwork.bundle.files import sha256
 from topwork.bundle.store import Repository
 from topwork.cli.keep import fsck, gc
-from topwork.engine.operations import database_url, note_database, prepare
-from topwork.errors import InvalidInput, Unavailable
+from topwork.engine.database import database_url, note_database, prepare
+from topwork.errors import InvalidInput
+from topwork.rpc.client import Client, result
+from topwork.v1 import change_pb2 as change_pb
+from topwork.v1 import model_service_pb2_grpc as model_grpc
 
 
 @pytest.fixture
@@ -117,13 +126,14 @@ def test_gc_keeps_what_unfinished_operations_need(
         asked.append(url)
         return {sha256(image(8))}
 
-    monkeypatch.setattr("topwork.engine.operations.pending_images", pending)
+    monkeypatch.setattr("topwork.engine.database.pending_images", pending)
     put_shard(repository, 8)
     grow_old(repository)
     assert run.json(gc, "--database", "postgresql://host/topwork")["removed"] == []
-    assert asked == ["postgresql://host/topwork"]
+    assert set(asked) == {"postgresql://host/topwork"}
+    asked.clear()
     assert len(run.json(gc)["removed"]) == 2  # there is no SQLite file
-    assert asked == ["postgresql://host/topwork"]
+    assert asked == []
 
 
 def test_gc_asks_for_a_database_that_was_used(
@@ -141,18 +151,22 @@ def test_gc_asks_for_a_database_that_was_used(
     assert error.value.field == "database"
     assert repository.stored("images") == before
     assert "secret" not in (repository.root / "operations.database").read_text()
-    monkeypatch.setattr("topwork.engine.operations.pending_images", lambda _url: set())
+    monkeypatch.setattr("topwork.engine.database.pending_images", lambda _url: set())
     assert len(run.json(gc, "--database", url)["removed"]) == 2
 
 
-def test_gc_deletes_nothing_without_the_database(repository: Repository) -> None:
-    """A database that cannot be reached is an expected error, and all stays."""
+def test_gc_without_the_database_deletes_no_image(repository: Repository, run: Run) -> None:
+    """Where a database cannot be asked, old revisions go and all images and shards stay."""
     put_shard(repository, 8)
     grow_old(repository)
     nowhere = f"postgresql://nobody@/topwork?host={repository.root}"
-    with pytest.raises(Unavailable, match="cannot be used now"):
-        gc.main([str(repository.root), "--database", nowhere], standalone_mode=False)
-    assert sha256(image(8)) in repository.stored("images")
+    result = run(gc, "--keep", "1", "--json", "--database", nowhere)
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert result.status == 1
+    assert [one["path"] for one in found["removed"]] == ["models/m/1", "models/m/2"]
+    (text,) = found["refused"]
+    assert "cannot be used now" in text
+    assert "no shard and no image was deleted" in text
 
 
 def test_gc_reads_the_repositorys_own_database(repository: Repository, run: Run) -> None:
@@ -162,6 +176,54 @@ def test_gc_reads_the_repositorys_own_database(repository: Repository, run: Run)
     grow_old(repository)
     assert len(run.json(gc)["removed"]) == 2
     assert (repository.root / "operations.sqlite").exists()
+
+
+# gc beside uploads
+
+
+def test_no_upload_is_acknowledged_whose_images_gc_deleted(colours: Repository) -> None:
+    """One that takes longer than gc spares, by whatever clock, is UNAVAILABLE; again, it is done.
+
+    gc runs after each of its messages, when all that was stored looks a hundred days old.
+    """
+    config = change_pb.AddClassConfig(
+        model="models/colours", label="violet", request_id=str(uuid.uuid4())
+    )
+    images = [change_pb.TrainingImage(content=one) for one in pictures("violet", 12)]
+
+    def slowly() -> Iterator[change_pb.AddClassRequest]:
+        yield change_pb.AddClassRequest(config=config, images=images[:6])
+        servers.eventually(lambda: len(colours.stored("images")) == 6)
+        grow_old(colours)
+        gc.main([str(colours.root)], standalone_mode=False)
+        assert colours.stored("images") == {}
+        yield change_pb.AddClassRequest(images=images[6:])
+
+    with servers.running(colours.root) as server, Client(server.address) as client:
+        with grpc.insecure_channel(server.address) as channel:
+            stub = model_grpc.ModelServiceStub(channel)
+            error = failure(lambda: stub.AddClass(slowly()))
+            assert (error.code, error.reason) == ("UNAVAILABLE", "UPLOAD_EXPIRED")
+            assert list(client.operations()) == []
+            whole = change_pb.AddClassRequest(config=config, images=images)
+            accepted = stub.AddClass(iter([whole]))
+        grow_old(colours)
+        gc.main([str(colours.root), "--spare-hours", "0"], standalone_mode=False)
+        *_, finished = client.watch(accepted.name)
+        assert result(finished).images_used == 12
+    assert [one for one in check(colours) if one.severity == "error"] == []
+
+
+def test_an_image_that_was_damaged_is_repaired_by_an_upload(colours: Repository) -> None:
+    """A change whose image cannot be read fails; the same photos again repair it and pass."""
+    violets = [(f"{n}.png", one) for n, one in enumerate(pictures("violet", 6))]
+    digests = [colours.put_image(one) for _, one in violets]
+    colours.path("images", digests[0]).write_bytes(b"damaged")
+    assert [one.path for one in check(colours) if one.severity == "error"]
+    with servers.running(colours.root) as server, Client(server.address) as client:
+        *_, finished = client.watch(client.add_class("colours", "violet", violets).name)
+        assert result(finished).images_used == 6
+    assert [one for one in check(colours) if one.severity == "error"] == []
 
 
 # fsck
@@ -202,6 +264,41 @@ def test_notes_are_no_failure(repository: Repository, run: Run) -> None:
     result = run(fsck)
     assert result.status == 0
     assert result.stdout.startswith("note: backbones: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "operations.sqlite is empty, and operations were kept in it"),
+        (b"garbage", "file is not a database"),
+        (None, "operations.sqlite is missing, and operations were kept in it"),
+    ],
+    ids=["empty", "garbage", "missing"],
+)
+def test_fsck_names_a_lost_database(
+    content: bytes | None, why: str, repository: Repository, run: Run
+) -> None:
+    """Operations that were kept and cannot be read are an error, beside a sound repository."""
+    prepare(database_url(repository.root))
+    assert run(fsck).stdout == "nothing is wrong\n"
+    path = repository.root / "operations.sqlite"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    result = run(fsck)
+    assert result.status == 1
+    assert result.stdout.startswith(f"error: operations.sqlite: {why}")
+
+
+def test_fsck_names_a_damaged_page(repository: Repository, run: Run) -> None:
+    """A database whose header is whole and whose pages are not is an error."""
+    prepare(database_url(repository.root))
+    path = repository.root / "operations.sqlite"
+    content = path.read_bytes()
+    path.write_bytes(content[:8192] + bytes(len(content) - 8192))
+    (problem,) = run.json(fsck)["problems"]
+    assert (problem["severity"], problem["path"]) == ("error", "operations.sqlite")
+    assert path.read_bytes()[:8192] == content[:8192]  # nothing was changed
 
 
 # Both

@@ -19,15 +19,10 @@ from support.servers import DEATHS, Running, eventually
 
 from topwork.bundle.store import Repository
 from topwork.engine import worker
+from topwork.engine.database import APPLICATION, CHANGE, noted_database
 from topwork.engine.jobs import Job
-from topwork.engine.operations import (
-    APPLICATION,
-    CHANGE,
-    Operation,
-    Operations,
-    Wanted,
-    noted_database,
-)
+from topwork.engine.operations import Operations, Wanted
+from topwork.engine.rows import Operation
 from topwork.errors import Unavailable
 
 MODELS = ("colours", "hues", "shades", "tones")

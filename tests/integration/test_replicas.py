@@ -11,7 +11,7 @@ from support.pictures import pictures
 from support.servers import Running
 
 from topwork.bundle.store import Repository
-from topwork.engine.operations import APPLICATION, database_url
+from topwork.engine.database import APPLICATION, database_url
 from topwork.rpc.client import Client, result
 
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -16,8 +17,8 @@ from topwork.errors import Corrupt, NotFound
 
 CHECK_PAUSE = 1.0
 GC_PAUSE = 10.0
-SPARE_HOURS = 0.01
-"""Far less than an operator should give: 36 s."""
+SPARE_HOURS = (0.01, 0.0)
+"""In turns; far less than an operator should give: 36 s, and nothing, which costs uploads only."""
 
 
 class Keeper:
@@ -74,10 +75,11 @@ class Keeper:
 
     def collect(self) -> None:
         """Run gc again and again until it is over."""
+        spared = itertools.cycle(SPARE_HOURS)
         while not self._over.wait(GC_PAUSE):
             self.remember()
             with self._house.swept:
-                self.gc("--spare-hours", str(SPARE_HOURS))
+                self.gc("--spare-hours", str(next(spared)))
 
     def gc(self, *options: str) -> None:
         """Run the command; it must end well."""

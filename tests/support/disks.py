@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +13,11 @@ import pytest
 
 
 @contextlib.contextmanager
-def small(directory: Path, *, megabytes: int) -> Iterator[Path]:
+def small(directory: Path, *, megabytes: int, inodes: int = 10_000) -> Iterator[Path]:
     """Yield a new directory with a file system of its own."""
     directory.mkdir()
-    _mount("-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(directory))
+    options = f"size={megabytes}m,nr_inodes={inodes}"
+    _mount("-t", "tmpfs", "-o", options, "tmpfs", str(directory))
     try:
         yield directory
     finally:
@@ -32,6 +35,20 @@ def full(directory: Path) -> Iterator[None]:
         yield
     finally:
         filler.unlink()
+
+
+@contextlib.contextmanager
+def without_inodes(directory: Path) -> Iterator[None]:
+    """Leave no inode free on a directory's file system while the block runs."""
+    fillers = directory / "fillers"
+    fillers.mkdir()
+    try:
+        with contextlib.suppress(OSError):
+            for number in itertools.count():
+                (fillers / str(number)).touch()
+        yield
+    finally:
+        shutil.rmtree(fillers)
 
 
 @contextlib.contextmanager

@@ -20,9 +20,10 @@ from torch import nn
 import topwork
 import topwork_trainer
 from topwork.bundle import shards
+from topwork.bundle.documents import from_json
 from topwork.bundle.files import sha256
 from topwork.bundle.image import preprocess
-from topwork.bundle.manifest import BackboneInfo, Manifest, from_json
+from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.serving import Serving

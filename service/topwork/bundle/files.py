@@ -12,17 +12,20 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from topwork.errors import Corrupt, NotFound
 
 TEMPORARY = ".tmp-"
-"""Prefix of names that are not published yet; whoever finds an old one may delete it."""
+"""Prefix of names that are not published yet. Their writers lock them as long as they live."""
 
 ABANDONED_AFTER = 3600.0
-"""Age in seconds at which such a name is no longer somebody's work in progress."""
+"""Age in seconds at which such a name that nobody has locked is deleted by itself.
+
+One that cannot be locked, such as a directory on NFS, is never deleted sooner.
+"""
 
 
 def sha256(content: bytes) -> str:
@@ -69,15 +72,18 @@ def shown(path: Path) -> str:
     return "/".join(path.parts[-4:])
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` durably, whole or not at all, replacing what was there."""
+def write_file(
+    path: Path, content: bytes, *, under: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> None:
+    """Put ``content`` at ``path`` durably, whole or not at all, replacing what was there.
+
+    It is put there ``under`` a lock, if one is given; it is written before.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-    try:
-        _write_synced(temporary, content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _temporary(path, directory=False) as (temporary, descriptor):
+        _write_synced(descriptor, content)
+        with under():
+            temporary.replace(path)
     sync_directory(path.parent)
 
 
@@ -88,9 +94,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises FileExistsError if ``path`` exists by then; the temporary directory is gone either way.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-    temporary.mkdir()
-    try:
+    with _temporary(path, directory=True) as (temporary, _):
         yield temporary
         for file in temporary.iterdir():
             _sync(file)
@@ -101,8 +105,6 @@ def new_directory(path: Path) -> Iterator[Path]:
             if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
                 raise FileExistsError(str(path)) from error
             raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     sync_directory(path.parent)
 
 
@@ -130,20 +132,25 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(now, now), follow_symlinks=False)
 
 
-def abandoned(directory: Path) -> list[Path]:
-    """Return what crashed writers left right below ``directory`` more than an hour ago."""
-    old = time.time() - ABANDONED_AFTER
+def abandoned(directory: Path, *, age: float = ABANDONED_AFTER) -> list[Path]:
+    """Return what crashed writers left right below ``directory`` more than ``age`` seconds ago."""
     found = []
     for path in sorted(directory.glob(f"{TEMPORARY}*")):
-        with contextlib.suppress(FileNotFoundError):  # it was work in progress
-            if path.lstat().st_mtime < old:
+        with _dead(path, age) as dead:
+            if dead:
                 found.append(path)
     return found
 
 
-def sweep(directory: Path) -> list[Path]:
+def sweep(directory: Path, *, age: float = ABANDONED_AFTER) -> list[Path]:
     """Delete what ``abandoned`` returns and return the paths."""
-    return [path for path in abandoned(directory) if delete(path)]
+    return [path for path in abandoned(directory, age=age) if delete_abandoned(path, age=age)]
+
+
+def delete_abandoned(path: Path, *, age: float = ABANDONED_AFTER) -> bool:
+    """Delete one of what ``abandoned`` returns; return False if somebody else does."""
+    with _dead(path, age) as dead:
+        return dead and delete(path)
 
 
 def move_aside(path: Path) -> Path:
@@ -197,11 +204,63 @@ def _not_regular(path: Path) -> Corrupt:
     return Corrupt(f"{shown(path)} is no regular file: a link or device is not followed")
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
+def _write_synced(descriptor: int, content: bytes) -> None:
+    with open(descriptor, "wb", closefd=False) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    os.fsync(descriptor)
+
+
+@contextmanager
+def _temporary(path: Path, *, directory: bool) -> Iterator[tuple[Path, int]]:
+    """Yield a new temporary name beside ``path``, locked, and its descriptor; it is gone after."""
+    while True:
+        temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+        if directory:
+            temporary.mkdir()
+        flags = os.O_RDONLY if directory else os.O_RDWR | os.O_CREAT | os.O_EXCL
+        descriptor = os.open(temporary, flags | os.O_CLOEXEC, 0o666)
+        try:
+            with contextlib.suppress(OSError):  # see ABANDONED_AFTER
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if temporary.exists():  # and not taken for a dead writer's before it was locked
+                yield temporary, descriptor
+                return
+        finally:
+            os.close(descriptor)
+            if directory:
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _dead(path: Path, age: float) -> Iterator[bool]:
+    """Yield whether a temporary name is abandoned; while the block runs no writer locks it."""
+    with contextlib.ExitStack() as stack:
+        dead = False
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # it is work in progress
+            status = path.lstat()
+            old = time.time() - status.st_mtime
+            if age == 0 or old > age:
+                dead = _lock_if_free(path, status, stack) or old > ABANDONED_AFTER
+        yield dead
+
+
+def _lock_if_free(path: Path, status: os.stat_result, stack: contextlib.ExitStack) -> bool:
+    """Lock a temporary name until ``stack`` ends; return False if it cannot be locked at all.
+
+    Raises BlockingIOError if its writer lives, FileNotFoundError if it is gone.
+    """
+    mode = os.O_RDONLY if stat.S_ISDIR(status.st_mode) else os.O_RDWR
+    try:
+        descriptor = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        stack.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError):
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _sync(path: Path) -> None:

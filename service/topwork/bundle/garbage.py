@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from topwork.bundle.manifest import Manifest
 from topwork.bundle.names import is_model
 from topwork.bundle.store import Repository, read_manifest, revision_directories
 from topwork.bundle.stored import KINDS, Kind
-from topwork.errors import Corrupt, InvalidInput, NotFound
+from topwork.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
 RemovedKind = Literal["revision", "backbone", "shard", "image", "temporary"]
 
@@ -52,33 +52,41 @@ def collect(
     *,
     keep: int = 10,
     spare_seconds: float = 3600,
-    held: Collection[str] = (),
+    held: Callable[[], Collection[str]] = tuple,
     dry_run: bool = False,
 ) -> Collected:
     """Delete what no longer serves anybody; with ``dry_run`` say only what would go.
 
     A model keeps the revision that serves, those that are pinned, and its ``keep`` newest. Shards,
-    images and backbones go when nothing that is kept refers to them and ``held`` (digests of images
-    that unfinished operations need) does not name them; a shard of held images stays, too. Nothing
-    goes that is younger than ``spare_seconds``, which must be longer than any writer takes between
-    storing something and publishing what refers to it. Raises InvalidInput if ``keep`` is below 1:
-    the newest revision stays, so that its number is never another's.
+    images and backbones go when nothing that is kept refers to them and ``held`` does not name
+    them: it returns the digests of the images that unfinished operations need, and is asked while
+    nobody is ``Stored.holding`` images. A shard of held images stays, too; where ``held`` raises
+    Unavailable or Corrupt all shards and images stay. Nothing goes that is younger than
+    ``spare_seconds``, which should be longer than any writer takes between storing something and
+    publishing what refers to it: else that fails. Of temporary names only those go that no living
+    writer has. Raises InvalidInput if ``keep`` is below 1: the newest revision stays, so that its
+    number is never another's.
     """
     if keep < 1:
         raise InvalidInput(f"keep is {keep}; at least the newest revision is kept", field="keep")
+    if not repository.root.is_dir():
+        return Collected(removed=(), refused=())
     run = _Run(repository=repository, before=time.time() - spare_seconds, dry_run=dry_run)
-    # Looked at before the references are: what a writer refers to later is made young by it.
+    # In this order: what a writer refers to later it has made young since the first of these, and
+    # an operation that is finished before the second has published what the third finds.
     old = {kind: run.old(kind) for kind in KINDS}
+    # What needs no lock file goes first: on a full disk none can be made.
+    run.remove_abandoned(min(spare_seconds, files.ABANDONED_AFTER))
     for name in _models(repository):
         run.remove_revisions(name, keep)
+    images = run.held(held)
     references = run.references()
     if references is not None:
-        needed = run.needed(references, old["exemplars"], frozenset(held))
+        needed = run.needed(references, old["exemplars"], images)
         for kind in KINDS:
             for digest, age in old[kind].items():
                 if digest not in needed[kind]:
                     run.remove_stored(kind, digest, age)
-    run.remove_abandoned()
     return Collected(removed=tuple(run.removed), refused=tuple(run.refused))
 
 
@@ -104,6 +112,17 @@ class _Run:
                 found[digest] = changed
         return found
 
+    def held(self, ask: Callable[[], Collection[str]]) -> frozenset[str] | None:
+        """Return the digests of the images that unfinished operations need; None if not known."""
+        lock = self.repository.lock
+        try:
+            ask()  # first without the lock, for which uploads wait: a database may be long away
+            with contextlib.nullcontext() if self.dry_run else files.locked(lock):
+                return frozenset(ask())
+        except (Corrupt, Unavailable) as error:
+            self.refused.append(f"{error}: no shard and no image was deleted")
+            return None
+
     def remove_revisions(self, model: str, keep: int) -> None:
         """Delete a model's revisions but those that are kept."""
         aside = []
@@ -117,7 +136,7 @@ class _Run:
                 changed = _changed(path)
                 if int(path.name) in kept or changed is None or changed / 1e9 >= self.before:
                     continue
-                self.note("revision", path)
+                self.note("revision", path, files.size(path))
                 self.doomed.add(path)
                 if not self.dry_run:
                     aside.append(files.move_aside(path))
@@ -143,9 +162,13 @@ class _Run:
         return None if unreadable else found
 
     def needed(
-        self, references: list[Manifest], old_shards: Collection[str], held: frozenset[str]
+        self, references: list[Manifest], old_shards: Collection[str], held: frozenset[str] | None
     ) -> dict[Kind, set[str]]:
-        """Return the digests of what stays of each kind."""
+        """Return the digests of what stays of each kind; where ``held`` is not known, all."""
+        backbones = {manifest.backbone for manifest in references}
+        if held is None:
+            stored = {kind: set(self.repository.stored(kind)) for kind in KINDS}
+            return {**stored, "backbones": backbones}
         shards = {ref.digest for manifest in references for ref in manifest.exemplars}
         images = set(held)
         for digest in sorted(shards | self.repository.stored("exemplars").keys()):
@@ -163,7 +186,7 @@ class _Run:
                     shards.add(digest)
                     images |= contents
         return {
-            "backbones": {manifest.backbone for manifest in references},
+            "backbones": backbones,
             "exemplars": shards,
             "images": images,
         }
@@ -172,26 +195,26 @@ class _Run:
         """Delete a file or directory unless somebody has made it young since ``changed``."""
         path = self.repository.path(kind, digest)
         if self.dry_run:
-            self.note(_SINGULAR[kind], path)
+            self.note(_SINGULAR[kind], path, files.size(path))
             return
         with files.locked(self.repository.lock):
             if _changed(path) != changed:
                 return
-            self.note(_SINGULAR[kind], path)
+            self.note(_SINGULAR[kind], path, files.size(path))
             aside = files.move_aside(path)
         files.delete(aside)
 
-    def remove_abandoned(self) -> None:
-        """Delete what crashed writers left."""
-        for path in self.repository.abandoned():
-            self.note("temporary", path)
-            if not self.dry_run:
-                files.delete(path)
+    def remove_abandoned(self, age: float) -> None:
+        """Delete what crashed writers left more than ``age`` seconds ago."""
+        for path in self.repository.abandoned(age=age):
+            size = files.size(path)
+            if self.dry_run or files.delete_abandoned(path, age=age):
+                self.note("temporary", path, size)
 
-    def note(self, kind: RemovedKind, path: Path) -> None:
+    def note(self, kind: RemovedKind, path: Path, size: int) -> None:
         """Remember what is deleted."""
         below = path.relative_to(self.repository.root)
-        self.removed.append(Removed(kind=kind, path=str(below), size=files.size(path)))
+        self.removed.append(Removed(kind=kind, path=str(below), size=size))
 
 
 def _models(repository: Repository) -> Iterator[str]:

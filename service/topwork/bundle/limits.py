@@ -49,6 +49,8 @@ class Limits:
     """Length of all encoded images in the server at a time."""
     min_free_bytes: int = 512 * 2**20
     """What an upload must leave free on the repository's disk: publishing needs room, too."""
+    min_free_inodes: int = 1_000
+    """The same in files: a change writes about ten, of which each takes an inode."""
 
 
 DEFAULT_LIMITS = Limits()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 
 from topwork.bundle.comparison import Comparison, Rejection
+from topwork.bundle.documents import document
 from topwork.bundle.numbers import Count, Number, Seed
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
-from topwork.errors import Corrupt, NotReady
-
-T = TypeVar("T")
+from topwork.errors import NotReady
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """A sha256 in hexadecimal; checked when read, since it becomes part of a path."""
@@ -23,6 +22,7 @@ SCHEMA = 3
 """Version of the JSON forms; a reader refuses a newer one."""
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneInfo:
     """backbone.json: what a backbone is and where it came from."""
@@ -86,6 +86,7 @@ class ShardRef:
     digest: Digest
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """manifest.json: one revision. It names all that it refers to by sha256."""
@@ -137,26 +138,3 @@ def check_may_serve(manifest: Manifest) -> None:
             + "; ".join(manifest.rejection.failures),
             reason="REVISION_REJECTED",
         )
-
-
-def to_json(value: object) -> bytes:
-    """Return a dataclass of this package as indented JSON with keys in field order."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
-
-
-def from_json(content: bytes, kind: type[T], *, name: str) -> T:
-    """Return the ``kind`` that ``to_json`` wrote. Raises Corrupt, with ``name``, if it is none."""
-    try:
-        if kind is BackboneInfo:
-            content = _completed(content)
-        return msgspec.json.decode(content, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Corrupt(f"{name} cannot be used: {error}") from error
-
-
-def _completed(backbone: bytes) -> bytes:
-    """Return a backbone.json whose spec names its mapping of deep greyscale; once none did."""
-    tree = msgspec.json.decode(backbone)
-    if isinstance(tree, dict) and isinstance(spec := tree.get("preprocess"), dict):
-        spec.setdefault("deep_grey", "depth")
-    return msgspec.json.encode(tree)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.bundle.documents import document
 from topwork.bundle.numbers import Count
 
 BINS = 15
@@ -75,6 +76,7 @@ class Candidate:
     """How many it was judged on; 0: all."""
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
     """Quality by cross-validation: each image judged by a head that saw no image of its fold."""

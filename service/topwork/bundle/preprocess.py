@@ -12,7 +12,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 DeepGrey = Literal["depth", "percentiles"]
 
 DEEP_GREY: DeepGrey = "percentiles"
-"""The mapping of new specs. A model keeps the one of its backbone."""
+"""The mapping for new backbones. A model keeps the one of its backbone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +29,10 @@ class PreprocessSpec:
     """Side in pixels of the central square that is kept; at most ``resize``."""
     interpolation: Interpolation = "bicubic"
     """Filter of the scaling, with antialiasing."""
-    deep_grey: DeepGrey = DEEP_GREY
+    deep_grey: DeepGrey = "depth"
     """How greyscale samples of more than 8 bits become 8 bits; see ``topwork.bundle.grey``.
 
-    A stored spec that does not have it was written when there was only ``depth``.
+    The default is for stored specs without it, of a time when there was only ``depth``.
     """
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from topwork.bundle.documents import document
 from topwork.bundle.numbers import Number
 
 KEPT_MOVES = 1_000
@@ -25,6 +26,7 @@ class Move:
     time: datetime
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """What serving.json holds: replaced as a whole, so state and history cannot disagree."""
@@ -40,6 +42,9 @@ class Serving:
         """Return what serves after ``move``."""
         return replace(self, revision=move.revision, moves=(*self.moves, move)[-KEPT_MOVES:])
 
-    def was_moved_by(self, operation: str) -> bool:
-        """Return whether one of the remembered moves was ``operation``'s."""
-        return any(move.operation == operation for move in self.moves)
+    def was_moved_by(self, operation: str, revision: int) -> bool:
+        """Return whether one of the remembered moves was ``operation``'s, to ``revision``.
+
+        An id whose operation was deleted may be another's, which has another revision.
+        """
+        return any((move.operation, move.revision) == (operation, revision) for move in self.moves)

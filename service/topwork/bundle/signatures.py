@@ -14,8 +14,8 @@ from typing import Annotated
 import msgspec
 
 from topwork.bundle import files
+from topwork.bundle.documents import document, from_json, to_json
 from topwork.bundle.keys import SigningKey, TrustedKey, read_signing_key, read_trusted_keys
-from topwork.bundle.manifest import from_json, to_json
 from topwork.errors import Corrupt, InvalidInput
 
 FILE = "manifest.sig"
@@ -24,6 +24,7 @@ FILE = "manifest.sig"
 KeyId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signatures:
     """manifest.sig: what keys said of a manifest, each by its id."""

@@ -12,6 +12,7 @@ Everything is immutable but serving.json. Every file is checked against its sha2
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from topwork.bundle import files, signatures
-from topwork.bundle.manifest import SCHEMA, Manifest, check_may_serve, from_json, to_json
+from topwork.bundle.documents import from_json, to_json
+from topwork.bundle.manifest import SCHEMA, Manifest, check_may_serve
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model, is_model
 from topwork.bundle.serving import Move, Serving
@@ -63,10 +65,10 @@ class Repository(Stored):
         path = files.existing(self.serving_file(model), kind="model", name=f"models/{model}")
         return from_json(files.read(path), Serving, name=files.shown(path))
 
-    def was_moved_by(self, model: str, operation: str) -> bool:
-        """Return whether ``operation`` has moved the model's serving pointer."""
+    def was_moved_by(self, model: str, operation: str, revision: int) -> bool:
+        """Return whether ``operation`` has moved the model's serving pointer to ``revision``."""
         return self.serving_file(model).exists() and self.serving_state(model).was_moved_by(
-            operation
+            operation, revision
         )
 
     def set_serving(
@@ -81,7 +83,7 @@ class Repository(Stored):
         """Let ``revision`` serve, atomically, and return the number of the one that serves then.
 
         With ``parent`` that is only done while ``parent`` serves; else the one that does goes on.
-        An operation moves the pointer once: again, after a crash, it changes nothing. Raises
+        An operation moves the pointer to it once: again, after a crash, it changes nothing. Raises
         NotFound if it was never published, NotReady if its gate rejected it.
         """
         with self.locked(model):
@@ -92,7 +94,9 @@ class Repository(Stored):
                 if parent is not None:
                     raise
                 state = Serving(revision=0)
-            if revision == state.revision or (operation and state.was_moved_by(operation)):
+            if revision == state.revision or (
+                operation and state.was_moved_by(operation, revision)
+            ):
                 return state.revision
             if parent not in {None, state.revision}:
                 return state.revision
@@ -212,9 +216,9 @@ class Repository(Stored):
                     return manifest
         return None
 
-    def abandoned(self) -> list[Path]:
-        """Return what crashed writers left more than an hour ago."""
-        return [path for one in self._written_to() for path in files.abandoned(one)]
+    def abandoned(self, *, age: float = files.ABANDONED_AFTER) -> list[Path]:
+        """Return what crashed writers left more than ``age`` seconds ago."""
+        return [path for one in self._written_to() for path in files.abandoned(one, age=age)]
 
     def sweep(self) -> list[Path]:
         """Delete what ``abandoned`` returns and return the paths."""
@@ -232,7 +236,7 @@ class Repository(Stored):
 
     def _written_to(self) -> list[Path]:
         models = [path for path in (self.root / "models").glob("*") if path.is_dir()]
-        return [*(self.root / kind for kind in KINDS), *models]
+        return [self.root, *(self.root / name for name in ("checkpoints", *KINDS)), *models]
 
     def _renew(self, manifest: Manifest) -> None:
         """Make young what a manifest refers to. Raises Corrupt if something is missing."""
@@ -256,12 +260,25 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _parsed(content: bytes, path: Path) -> Manifest:
-    manifest = from_json(content, Manifest, name=files.shown(path))
-    if manifest.schema > SCHEMA:
-        raise Corrupt(
-            f"{files.shown(path)} has schema {manifest.schema}; this software reads {SCHEMA}"
-        )
-    return manifest
+    schema = _schema(content)
+    try:
+        manifest = from_json(content, Manifest, name=files.shown(path))
+    except Corrupt:
+        if schema == SCHEMA:
+            raise
+    else:
+        if schema <= SCHEMA:
+            return manifest
+    raise Corrupt(f"{files.shown(path)} has schema {schema}; this software reads {SCHEMA}")
+
+
+def _schema(content: bytes) -> int:
+    """Return the schema that a manifest names, also one of another schema; else SCHEMA."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(content)
+        if isinstance(found, dict) and isinstance(found.get("schema"), int):
+            return int(found["schema"])
+    return SCHEMA
 
 
 def revision_directories(model: Path) -> list[Path]:

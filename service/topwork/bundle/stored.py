@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from topwork.bundle import files
+from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.exemplars import Exemplars, merge, shard_of
-from topwork.bundle.manifest import BackboneInfo, Manifest, ShardRef, from_json, to_json
+from topwork.bundle.manifest import BackboneInfo, Manifest, ShardRef
 from topwork.bundle.shards import Shard, open_shard, to_bytes
 from topwork.errors import Corrupt
 
@@ -24,7 +25,7 @@ _DIGEST = re.compile(r"([0-9a-f]{64})(\.npz)?")
 
 
 class Stored:
-    """The immutable part of a repository. What is stored already is never written again.
+    """The immutable part of a repository. What is stored already is only written again if damaged.
 
     What no revision refers to is deleted by ``garbage.collect`` once it is old. So who stores or
     refers to what is there already makes it young, under a lock that keeps it from being deleted.
@@ -38,14 +39,23 @@ class Stored:
     # Backbones
 
     def put_backbone(self, model: bytes, info: BackboneInfo) -> BackboneInfo:
-        """Store an ONNX backbone and return what is stored: one that is there stays as it is."""
+        """Store an ONNX backbone and return what is stored: one that is there stays as it is.
+
+        But for a damaged file of it, which is replaced.
+        """
         target = self.path("backbones", info.digest)
+        content = {"backbone.onnx": model, "backbone.json": to_json(info)}
         if not self.renew(target):
             # Another writer may store the same bytes first.
             with contextlib.suppress(FileExistsError), files.new_directory(target) as directory:
-                (directory / "backbone.onnx").write_bytes(model)
-                (directory / "backbone.json").write_bytes(to_json(info))
-        return self.backbone_info(info.digest)
+                for name, data in content.items():
+                    (directory / name).write_bytes(data)
+        if not _has(target / "backbone.onnx", model):
+            files.write_file(target / "backbone.onnx", model)
+        with contextlib.suppress(Corrupt):
+            return self.backbone_info(info.digest)
+        files.write_file(target / "backbone.json", content["backbone.json"])
+        return info
 
     def backbone(self, manifest: Manifest) -> BackboneInfo:
         """Return what a revision's backbone is. Raises Corrupt if it was changed or is missing."""
@@ -67,8 +77,12 @@ class Stored:
         return files.read_verified(self.path("backbones", digest) / "backbone.onnx", digest)
 
     def backbones(self) -> list[BackboneInfo]:
-        """Return all stored backbones, in the order of their digests."""
-        return [self.backbone_info(digest) for digest in sorted(self.stored("backbones"))]
+        """Return all stored backbones that can be read, in the order of their digests."""
+        found = []
+        for digest in sorted(self.stored("backbones")):
+            with contextlib.suppress(Corrupt):
+                found.append(self.backbone_info(digest))
+        return found
 
     # Exemplars and images
 
@@ -124,14 +138,48 @@ class Stored:
         """Make something that is stored young; return whether it is there."""
         if not path.exists():
             return False
-        with files.locked(self.lock, shared=True), contextlib.suppress(FileNotFoundError):
+        with self._kept(), contextlib.suppress(FileNotFoundError):
             files.touch(path)
             return True
         return False
 
+    @contextlib.contextmanager
+    def holding(self, images: Collection[str]) -> Iterator[None]:
+        """Make images young and durable, and keep them while the block runs.
+
+        Who lets something refer to them within the block, such as an operation, finds them there:
+        ``garbage.collect`` asks for such references while nobody holds images. Raises Corrupt if
+        one is missing.
+        """
+        with self._kept():
+            for digest in images:
+                path = self.path("images", digest)
+                try:
+                    files.touch(path)
+                except FileNotFoundError:
+                    raise Corrupt(f"{files.shown(path)} is missing") from None
+            if images:  # whoever stored them first may not have come to it
+                files.sync_directory(self.root / "images")
+            yield
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Let nothing stored be deleted while the block runs."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with files.locked(self.lock, shared=True):
+            yield
+
     def _put(self, kind: Kind, content: bytes) -> str:
         digest = files.sha256(content)
         path = self.path(kind, digest)
-        if not self.renew(path):
-            files.write_file(path, content)
+        if not (self.renew(path) and _has(path, content)):
+            files.write_file(path, content, under=self._kept)
         return digest
+
+
+def _has(path: Path, content: bytes) -> bool:
+    """Return whether a file has this content; False if it is missing or cannot be read."""
+    try:
+        return files.read(path) == content
+    except (Corrupt, OSError):
+        return False

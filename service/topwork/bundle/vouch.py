@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,7 +52,9 @@ def sign(repository: Repository, model: str, revision: int, key: SigningKey) -> 
 def tell(repository: Repository, signing: Signing) -> Iterator[Vouched]:
     """Yield what is known of each revision of each model that serves, newest first."""
     for model in repository.models():
-        serving = repository.serving(model)
+        serving = 0
+        with contextlib.suppress(Corrupt, NotFound):  # it is told of the revisions all the same
+            serving = repository.serving(model)
         for revision in reversed(repository.revisions(model)):
             keys: tuple[str, ...] = ()
             problem = ""

@@ -40,8 +40,9 @@ repository_argument = click.argument(
     "--spare-hours",
     default=1.0,
     type=click.FloatRange(min=0),
-    help="What is younger stays. It must be longer than a fit takes from its first backbone to its "
-    "end; 0 only while nobody writes.",
+    help="What is younger stays. It should be longer than any fit and any upload takes: one that "
+    "loses what it has stored fails, and must be repeated. 0 leaves of half-written files only "
+    "those of living processes.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
 @click.option(
@@ -60,12 +61,15 @@ def gc(
     Servers, fits and workers may go on meanwhile. Exit status 1 if something cannot be read: all
     that it might refer to stays.
     """
+    from topwork.engine.database import pending_images
+
+    urls = _databases(repository, database)
     with _disk_errors():
         found = collect(
             opened(repository),
             keep=keep,
             spare_seconds=spare_hours * 3600,
-            held=_held(repository, database),
+            held=lambda: {digest for url in urls for digest in pending_images(url)},
             dry_run=dry_run,
         )
     if as_json:
@@ -84,7 +88,7 @@ def gc(
 def fsck(repository: Path, trusted_keys: Path | None, require_signed: bool, as_json: bool) -> None:
     """Verify every digest and every reference in REPOSITORY and name all that is wrong.
 
-    With --trusted-keys the signatures, too.
+    And its own database of operations, and with --trusted-keys the signatures.
     Nothing is changed; servers, fits and workers may go on meanwhile. Exit status 1 if there is an
     error; notes are none.
     """
@@ -97,6 +101,7 @@ def fsck(repository: Path, trusted_keys: Path | None, require_signed: bool, as_j
             signing=signing,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+        problems = [*_database_problems(repository), *problems]
     if as_json:
         print(json.dumps(_problems_json(problems)))
     else:
@@ -114,12 +119,12 @@ def opened(root: Path) -> Repository:
     return Repository(root)
 
 
-def _held(root: Path, database: str) -> set[str]:
-    """Return the digests of images that unfinished operations need.
+def _databases(root: Path, database: str) -> set[str]:
+    """Return the URLs of all databases that may have operations of a repository.
 
-    Raises InvalidInput if some may be in a database that is not given.
+    Raises InvalidInput if one is not given.
     """
-    from topwork.engine.operations import database_url, noted_database, pending_images
+    from topwork.engine.database import noted_database, own_database
 
     kind = noted_database(root)
     if kind and not database:
@@ -129,11 +134,14 @@ def _held(root: Path, database: str) -> set[str]:
             f"{root / 'operations.database'}",
             field="database",
         )
-    own = database_url(root)
-    urls = {database} - {""}
-    if Path(own.removeprefix("sqlite:///")).exists():
-        urls.add(own)
-    return {digest for url in urls for digest in pending_images(url)}
+    return {database, own_database(root)} - {""}
+
+
+def _database_problems(root: Path) -> list[Problem]:
+    from topwork.engine.database import damage
+
+    text = damage(root)
+    return [Problem(severity="error", path="operations.sqlite", text=text)] if text else []
 
 
 @contextmanager

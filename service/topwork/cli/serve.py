@@ -244,7 +244,7 @@ def worker(
     _begin(log_format)
     from topwork.engine import worker as workers
     from topwork.engine.cores import available_cores
-    from topwork.engine.operations import database_url, prepare
+    from topwork.engine.database import database_url, prepare
 
     signing.read(publishes=True)  # a wrong key ends the command before anything starts
     url = database or database_url(repository)

@@ -13,7 +13,9 @@ from topwork.v1 import revision_pb2 as revision_pb
 
 
 def accuracy(metrics: revision_pb.Metrics) -> str:
-    """Return an accuracy with its interval, such as ``0.931 (0.919..0.941)``."""
+    """Return an accuracy with its interval, such as ``0.931 (0.919..0.941)``; - without images."""
+    if not metrics.images:
+        return "-"
     return f"{metrics.accuracy:.3f} ({metrics.accuracy_low:.3f}..{metrics.accuracy_high:.3f})"
 
 

@@ -26,12 +26,12 @@ _SAID = {
 
 def kind(metadata: change_pb.ChangeMetadata) -> str:
     """Return what is asked for, such as ``add_class``."""
-    return change_pb.ChangeKind.Name(metadata.kind).removeprefix("CHANGE_KIND_").lower()
+    return _named(change_pb.ChangeKind, metadata.kind, prefix="CHANGE_KIND_")
 
 
 def stage(metadata: change_pb.ChangeMetadata) -> str:
     """Return what is being done, such as ``embedding``."""
-    return change_pb.ChangeStage.Name(metadata.stage).removeprefix("CHANGE_STAGE_").lower()
+    return _named(change_pb.ChangeStage, metadata.stage, prefix="CHANGE_STAGE_")
 
 
 def seconds_of(duration: Duration) -> float:
@@ -48,7 +48,9 @@ def changed(
     """Print what a change did, before and after; ``seconds`` from the call to its end."""
     metadata, revision = progress(operation), response.revision
     if response.HasField("comparison"):
-        said = _SAID[kind(metadata)].format(label=metadata.label, new=metadata.new_label)
+        said = _SAID.get(kind(metadata), "changed").format(
+            label=metadata.label, new=metadata.new_label
+        )
         end = "nothing was changed" if metadata.validate_only else f"revision {revision.revision}"
         _line(console, f"{said}: {end}")
         table = compared(response.comparison)
@@ -191,6 +193,12 @@ def comparison_json(comparison: revision_pb.Comparison) -> dict[str, Any]:
             for one in comparison.confusions
         ],
     }
+
+
+def _named(enum: Any, number: int, *, prefix: str) -> str:
+    """Return the name of an enum's value; the number of one that only newer servers know."""
+    known = number in enum.values()
+    return str(enum.Name(number)).removeprefix(prefix).lower() if known else str(number)
 
 
 def _line(console: Console, text: str) -> None:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from topwork.bundle import files
 from topwork.bundle.names import check_model
-from topwork.engine.operations import CHANGE, QUEUE
+from topwork.engine.database import CHANGE, QUEUE
 from topwork.errors import InvalidInput
 
 log = structlog.get_logger(__name__)

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from topwork.bundle.comparison import Comparison, Gate
+from topwork.bundle.documents import document
 from topwork.bundle.findings import Finding
 from topwork.bundle.metrics import Metrics
+from topwork.bundle.numbers import Count, Number
 from topwork.bundle.recipe import Recipe
 
 Kind = Literal["add_class", "add_examples", "remove_class", "rename_class", "retrain"]
@@ -45,6 +47,7 @@ class Conflict:
     """Whether all pixels are the same; else they are near-duplicates."""
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What a change was asked to do."""
@@ -69,13 +72,15 @@ class Job:
     """Say what would come of it and change nothing."""
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """How far a job is. ``total`` is 0 where nothing is counted."""
 
-    stage: Stage
-    done: int = 0
-    total: int = 0
+    stage: Stage | Literal[""] = ""
+    """Empty: one that this version does not know."""
+    done: Count = 0
+    total: Count = 0
     conflicts: tuple[Conflict, ...] = ()
     """Known once all images are embedded, which is before anything is learnt from them."""
 
@@ -98,16 +103,17 @@ class Predicted:
     metrics: Metrics
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeResult:
     """What a change did, or would do."""
 
-    revision: int
+    revision: Number = 0
     """The one that serves; the parent where nothing was to be done; 0 if only validated."""
-    images_used: int
-    skipped: tuple[SkippedUpload, ...]
-    conflicts: tuple[Conflict, ...]
-    comparison: Comparison | None
+    images_used: Count = 0
+    skipped: tuple[SkippedUpload, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    comparison: Comparison | None = None
     """None where nothing was to be done."""
     gate_failures: tuple[str, ...] = ()
     """Why it would be rejected; only where it was only validated."""
@@ -118,19 +124,21 @@ class ChangeResult:
     seconds: StageSeconds = field(default_factory=StageSeconds)
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """Why a job ended without a result. ``kind`` is the name of a class in ``topwork.errors``."""
 
-    kind: str
-    reason: str
-    message: str
-    revision: int = 0
+    kind: str = ""
+    reason: str = ""
+    message: str = ""
+    revision: Number = 0
     """The revision that was published and rejected."""
     comparison: Comparison | None = None
     """The numbers that it was rejected for."""
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a job ended: exactly one of the first two is set."""

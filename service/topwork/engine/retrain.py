@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from topwork.bundle.comparison import Rejection
+from topwork.bundle.documents import document
 from topwork.bundle.exemplars import Exemplars, merge, split
 from topwork.bundle.findings import left_out
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
@@ -29,7 +30,7 @@ from topwork.engine.jobs import (
     SkippedUpload,
 )
 from topwork.engine.publish import Origin, publish
-from topwork.errors import NotReady, Stale
+from topwork.errors import Corrupt, NotFound, NotReady, Stale
 from topwork.learning import gate
 from topwork.learning.audit import audit_exemplars
 from topwork.learning.conflicts import Known, find_conflicts
@@ -51,6 +52,7 @@ class OnImage(Protocol):
         """Take note."""
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewExemplars:
     """The exemplars that a change brings, and what was left out."""
@@ -64,6 +66,7 @@ class NewExemplars:
     conflicts: tuple[Conflict, ...]
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """What was solved and judged; it does not serve yet."""
@@ -170,7 +173,18 @@ class Trainer:
         )
         if published is not None:
             return _candidate(published, new)
-        return self._solved(job, new, parent, shards, operation)
+        try:
+            return self._solved(job, new, parent, shards, operation)
+        except (Corrupt, NotFound) as error:
+            serving = self._repository.serving(job.model)
+            if serving == parent.revision:
+                raise
+            # Nothing keeps the parent any more: gc may have deleted what the change is made of.
+            raise NotReady(
+                f"model {job.model!r} serves revision {serving} by now, and {parent.revision} "
+                f"cannot be read: {error}",
+                reason="MODEL_CHANGED",
+            ) from error
 
     def serve(self, job: Job, revision: int, operation: str) -> None:
         """Let ``revision`` serve, once: what moved the pointer since stays.
@@ -178,7 +192,7 @@ class Trainer:
         Raises Stale, or NotReady with the reason MODEL_CHANGED, if another one than its parent
         serves.
         """
-        if self._repository.was_moved_by(job.model, operation):
+        if self._repository.was_moved_by(job.model, operation, revision):
             return
         parent = self._repository.manifest(job.model, revision).parent
         serving = self._repository.set_serving(

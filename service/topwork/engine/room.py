@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,11 +23,11 @@ class ModelRoom:
     used: int
     """Bytes that it takes."""
 
-    def check(self, total: int, coming: int) -> None:
+    def check(self, total: int, coming: int, images: int) -> None:
         """Raise QuotaExceeded if ``total`` bytes more are too many for the model.
 
-        Or if ``coming``, those of them that are not on the disk yet, are too many for that. Raises
-        Unavailable if the disk cannot be asked.
+        Or if ``coming``, those of them that are not on the disk yet, are too many for that, or the
+        files of the ``images`` that they are. Raises Unavailable if the disk cannot be asked.
         """
         most = self.limits.max_model_bytes
         if self.used + total > most:
@@ -38,14 +38,14 @@ class ModelRoom:
                 reason="MODEL_QUOTA",
             )
         with _readable():
-            free = shutil.disk_usage(self.repository.root).free
-        least = self.limits.min_free_bytes
+            disk = os.statvfs(self.repository.root)
+        free, least = disk.f_bavail * disk.f_frsize, self.limits.min_free_bytes
         if free - coming < least:
-            raise QuotaExceeded(
-                f"the repository's disk has {free} bytes free, of which {least} must remain",
-                subject="repository",
-                reason="DISK_FULL",
-            )
+            raise _disk_full(f"{free} bytes free, of which {least}")
+        files_left, least = disk.f_favail, self.limits.min_free_inodes
+        # Some file systems, such as Btrfs, have no fixed number, and say that they have 0 in all.
+        if disk.f_files and files_left - images < least:
+            raise _disk_full(f"{files_left} inodes (room for files) free, of which {least}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,14 @@ class Rooms:
             )
             self._shards[digest] = size
         return size
+
+
+def _disk_full(said: str) -> QuotaExceeded:
+    return QuotaExceeded(
+        f"the repository's disk has {said} must remain: let topwork gc run",
+        subject="repository",
+        reason="DISK_FULL",
+    )
 
 
 @contextlib.contextmanager

@@ -22,10 +22,11 @@ from dbos import DBOS, DBOSPortableJSONSerializer, error
 from sqlalchemy.exc import SQLAlchemyError
 
 from topwork import logs
+from topwork.bundle.documents import document, from_data, to_data
 from topwork.bundle.limits import Limits
 from topwork.bundle.signatures import SigningFiles
 from topwork.bundle.store import Repository
-from topwork.engine import operations
+from topwork.engine import database, operations
 from topwork.engine.executors import Takeover, alone, claim
 from topwork.engine.jobs import (
     ChangeResult,
@@ -37,9 +38,8 @@ from topwork.engine.jobs import (
     Stage,
     StageSeconds,
 )
-from topwork.engine.operations import from_json, to_json
 from topwork.engine.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
-from topwork.errors import TopworkError
+from topwork.errors import Corrupt, TopworkError, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -101,7 +101,9 @@ def work(config: WorkerConfig, tell: Tell) -> None:
     try:
         why = _work(config, tell)
     except (OSError, SQLAlchemyError, error.DBOSException) as failed:
-        why = operations.cause_of(failed)
+        why = database.cause_of(failed)
+    except Unavailable as failed:
+        why = str(failed)
     log.error("worker gives up", error=why)
     os._exit(GAVE_UP)
 
@@ -110,13 +112,13 @@ def _work(config: WorkerConfig, tell: Tell) -> str:
     """Run operations, and return only if this process must end, and why."""
     claimed = claim(config.root, config.executor, on_wait=lambda: tell(True))
     tell(False)
-    operations.note_database(config.root, config.url)
+    database.note_database(config.root, config.url)
     repository = Repository(config.root, config.signing.read(publishes=True))
     for path in repository.sweep():
         log.info("swept", path=str(path))
     DBOS(
         config={
-            "name": operations.APPLICATION,
+            "name": database.APPLICATION,
             "system_database_url": config.url,
             "executor_id": config.executor,
             "application_version": operations.APPLICATION_VERSION,
@@ -127,7 +129,7 @@ def _work(config: WorkerConfig, tell: Tell) -> str:
     logs.adopt("dbos")
     running: set[str] = set()
     _define(Trainer(repository, cores=config.cores, limits=config.limits), config.root, running)
-    takeover = Takeover(claimed, operations.connect(config.url), running)
+    takeover = Takeover(claimed, database.connect(config.url), running)
     takeover.recover()
     DBOS.launch()
     log.info("worker ready", repository=str(config.root), executor=config.executor)
@@ -148,27 +150,27 @@ def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
     """
 
     def embed(job: Any) -> NewExemplars:
-        return trainer.embed(from_json(job, Job), _Reporter("embedding"))
+        return trainer.embed(from_data(job, Job), _Reporter("embedding"))
 
     def solve(job: Any, new: Any) -> Candidate:
-        added = from_json(new, NewExemplars)
+        added = from_data(new, NewExemplars)
         _set_progress(Progress(stage="solving", conflicts=added.conflicts))
-        return trainer.solve(from_json(job, Job), added, _workflow_id())
+        return trainer.solve(from_data(job, Job), added, _workflow_id())
 
     def serve(job: Any, data: Any) -> None:
-        result = from_json(data, ChangeResult)
+        result = from_data(data, ChangeResult)
         _set_progress(Progress(stage="publishing", conflicts=result.conflicts))
         # First: if the pointer moves and this process dies, a cancel that comes then comes too
         # late, and this is what the server answers.
         DBOS.set_event(operations.RESULT, data)
-        trainer.serve(from_json(job, Job), result.revision, _workflow_id())
+        trainer.serve(from_data(job, Job), result.revision, _workflow_id())
 
     embed_step, solve_step, serve_step = _step(embed), _step(solve), _step(serve)
 
     def attempt(data: Any, job: Job) -> ChangeResult:
         embedded = embed_step(data)
         solved = solve_step(data, embedded.value)
-        candidate = from_json(solved.value, Candidate)
+        candidate = from_data(solved.value, Candidate)
         if candidate.rejected is not None:
             raise _StepFailed(candidate.rejected)
         seconds = StageSeconds(
@@ -179,20 +181,22 @@ def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
         result = replace(candidate.result, seconds=seconds)
         if not candidate.published:
             return result
-        served = serve_step(data, to_json(result))
+        served = serve_step(data, to_data(result))
         return replace(result, seconds=replace(seconds, publishing=served.seconds))
 
-    @DBOS.workflow(name=operations.CHANGE, max_recovery_attempts=MOST_RECOVERIES)
+    @DBOS.workflow(name=database.CHANGE, max_recovery_attempts=MOST_RECOVERIES)
     def change(data: Any) -> Any:
-        job = from_json(data, Job)
         try:
+            job = from_data(data, Job)
             with _among(running), alone(root, job.model):
-                return to_json(replace(attempts(data, job), ended=time.time()))
+                return to_data(replace(attempts(data, job), ended=time.time()))
+        except Corrupt as failed:  # a newer version was asked, or a step of it was done there
+            return to_data(Outcome(failure=_failure(failed)))
         except SQLAlchemyError:
             log.exception("database cannot be used", id=DBOS.workflow_id)
             os._exit(GAVE_UP)  # when it can be, the next worker goes on from the last step
         except OSError as failed:  # of the model's lock: steps keep theirs
-            return to_json(Outcome(failure=_storage_failure(failed)))
+            return to_data(Outcome(failure=_storage_failure(failed)))
 
     def attempts(data: Any, job: Job) -> Outcome:
         for again in reversed(range(ATTEMPTS)):
@@ -228,6 +232,7 @@ def _workflow_id() -> str:
     return operation
 
 
+@document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _StepDone:
     """What a step gave; this is what DBOS stores, so that a repeated workflow sees the same."""
@@ -255,21 +260,25 @@ def _step(work: Callable[..., Any]) -> Callable[..., _StepDone]:
         started = time.time()
         value = failure = None
         try:
-            value = to_json(work(*arguments))
+            value = to_data(work(*arguments))
         except TopworkError as failed:
-            failure = Failure(kind=type(failed).__name__, reason=failed.reason, message=str(failed))
+            failure = _failure(failed)
         except OSError as failed:  # such as a full disk
             failure = _storage_failure(failed)
         seconds = time.time() - started
-        return to_json(_StepDone(value=value, failure=failure, started=started, seconds=seconds))
+        return to_data(_StepDone(value=value, failure=failure, started=started, seconds=seconds))
 
     def call(*arguments: Any) -> _StepDone:
-        done = from_json(run_step(*arguments), _StepDone)
+        done = from_data(run_step(*arguments), _StepDone)
         if done.failure is not None:
             raise _StepFailed(done.failure)
         return done
 
     return call
+
+
+def _failure(failed: TopworkError) -> Failure:
+    return Failure(kind=type(failed).__name__, reason=failed.reason, message=str(failed))
 
 
 def _storage_failure(failed: OSError) -> Failure:
@@ -294,4 +303,4 @@ class _Reporter:
 
 
 def _set_progress(progress: Progress) -> None:
-    DBOS.set_event(operations.PROGRESS, to_json(progress))
+    DBOS.set_event(operations.PROGRESS, to_data(progress))

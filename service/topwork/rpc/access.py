@@ -15,6 +15,7 @@ from typing import TypeAlias
 import msgspec
 import structlog
 
+from topwork.bundle.documents import document, from_toml
 from topwork.errors import InvalidInput, Unauthenticated
 from topwork.rpc import tokens
 from topwork.rpc.allowance import Allowance, CallLimits
@@ -49,6 +50,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     limits: CallLimits | None = None
 
 
+@document
 class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     principals: dict[str, _Entry] = {}
     limits: CallLimits = CallLimits()
@@ -146,7 +148,7 @@ def _look(path: Path) -> tuple[int, int, int] | None:
 
 def _parse(content: bytes, before: _Table | None) -> _Table:
     """Return what a file says; who is in it as before keeps its allowance. Raises ValueError."""
-    file = msgspec.toml.decode(content, type=_File)
+    file = from_toml(content, _File)
     principals: dict[str, Principal] = {}
     owners: dict[str, tuple[bytes, Principal]] = {}
     certificates: dict[str, Principal] = {}

@@ -68,7 +68,8 @@ class CallFailed(TopworkError):
     """
 
     def __init__(self, status: status_pb2.Status) -> None:
-        self.code = code_pb2.Code.Name(status.code)
+        known = status.code in code_pb2.Code.values()
+        self.code = code_pb2.Code.Name(status.code) if known else "UNKNOWN"
         self.retry_after = statuses.retry_after(status)
         self.status = status
         super().__init__(status.message, reason=statuses.reason(status) or self.code)

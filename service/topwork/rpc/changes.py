@@ -14,13 +14,11 @@ from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.engine.change_rules import check_change
 from topwork.engine.jobs import Job, Kind
 from topwork.engine.operations import (
-    Operation,
     Operations,
-    check_same,
     new_request_id,
-    subject_of,
 )
 from topwork.engine.room import ModelRoom, Rooms
+from topwork.engine.rows import Operation, check_same, subject_of
 from topwork.engine.serving.registry import Registry
 from topwork.errors import InvalidInput, NotFound
 from topwork.rpc import convert
@@ -73,7 +71,12 @@ class Changes:
         uploads, refused, size = await self._uploads.store(first, parts, room)
         job = replace(job, uploads=uploads, refused=refused, accepted=time.time())
         known = await self._known(job, request_id)  # much may have happened since
-        return known or await self._operations.submit(job, request_id, size=size)
+        if known is not None:
+            return known
+        # No gc deletes them between the look whether they are there and the operation's commit,
+        # by which it knows that they are needed.
+        async with self._uploads.holding(uploads):
+            return await self._operations.submit(job, request_id, size=size)
 
     async def remove(self, request: change_pb.RemoveClassRequest) -> Operation:
         """Let a label be removed."""
@@ -113,7 +116,7 @@ class Changes:
             return known
         if job.kind != "remove_class":  # which lets things go
             room = await self._room(job.model)
-            await asyncio.to_thread(room.check, 0, 0)
+            await asyncio.to_thread(room.check, 0, 0, 0)
         return await self._operations.submit(job, request_id)
 
     async def _room(self, model: str) -> ModelRoom:

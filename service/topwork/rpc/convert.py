@@ -15,8 +15,8 @@ from topwork.bundle.limits import Limits
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.serving import Move, Serving
-from topwork.engine.jobs import ChangeResult, Conflict, Kind, Stage
-from topwork.engine.operations import Operation, Subject
+from topwork.engine.jobs import ChangeResult, Conflict
+from topwork.engine.rows import Operation, Subject
 from topwork.engine.serving.classify_job import Answer, Classified
 from topwork.errors import ImageError, InvalidInput
 from topwork.rpc import status as statuses
@@ -31,8 +31,9 @@ class Published:
     """A revision as it is stored."""
 
     manifest: Manifest
-    metrics: Metrics
-    backbone: BackboneInfo
+    metrics: Metrics | None
+    """None: damaged; the same for ``backbone``."""
+    backbone: BackboneInfo | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Stored:
     revisions: list[int]
 
 
-STAGES: dict[Stage, change_pb.ChangeStage.ValueType] = {
+STAGES: dict[str, change_pb.ChangeStage.ValueType] = {
     "queued": change_pb.CHANGE_STAGE_QUEUED,
     "embedding": change_pb.CHANGE_STAGE_EMBEDDING,
     "solving": change_pb.CHANGE_STAGE_SOLVING,
@@ -52,7 +53,7 @@ STAGES: dict[Stage, change_pb.ChangeStage.ValueType] = {
     "done": change_pb.CHANGE_STAGE_DONE,
 }
 
-KINDS: dict[Kind, change_pb.ChangeKind.ValueType] = {
+KINDS: dict[str, change_pb.ChangeKind.ValueType] = {
     "add_class": change_pb.CHANGE_KIND_ADD_CLASS,
     "add_examples": change_pb.CHANGE_KIND_ADD_EXAMPLES,
     "remove_class": change_pb.CHANGE_KIND_REMOVE_CLASS,
@@ -156,6 +157,7 @@ def to_model(stored: Stored, limits: Limits) -> model_pb.Model:
             max_watches=limits.max_watches,
             max_queue_bytes=limits.max_queue_bytes,
             min_free_bytes=limits.min_free_bytes,
+            min_free_inodes=limits.min_free_inodes,
         ),
     )
 
@@ -168,7 +170,9 @@ def to_revision(published: Published) -> revision_pb.Revision:
         revision=manifest.revision,
         parent_revision=manifest.parent,
         labels=manifest.labels,
-        backbone=revision_pb.Backbone(
+        backbone=None
+        if info is None
+        else revision_pb.Backbone(
             name=info.name,
             digest=info.digest,
             width=info.width,
@@ -180,7 +184,7 @@ def to_revision(published: Published) -> revision_pb.Revision:
                 deep_grey=info.preprocess.deep_grey,
             ),
         ),
-        metrics=_metrics(published.metrics),
+        metrics=None if published.metrics is None else _metrics(published.metrics),
         create_time=_timestamp(manifest.created),
         head=revision_pb.Head(
             kind=manifest.chosen.kind,
@@ -209,12 +213,12 @@ def to_operation(operation: Operation, published: Published | None) -> operation
     subject, outcome = operation.subject, operation.outcome
     message.metadata.Pack(
         change_pb.ChangeMetadata(
-            kind=KINDS[subject.kind],
+            kind=KINDS.get(subject.kind, change_pb.CHANGE_KIND_UNSPECIFIED),
             model=f"models/{subject.model}",
             label=subject.label,
             new_label=subject.new_label,
             validate_only=subject.validate_only,
-            stage=STAGES[operation.progress.stage],
+            stage=STAGES.get(operation.progress.stage, change_pb.CHANGE_STAGE_UNSPECIFIED),
             done=operation.progress.done,
             total=operation.progress.total,
             conflicts=[_conflict(one) for one in operation.progress.conflicts],

@@ -18,7 +18,8 @@ from grpc_reflection.v1alpha import reflection
 from topwork import logs
 from topwork.bundle.store import Repository
 from topwork.config import ServeConfig
-from topwork.engine.operations import Operations, database_url
+from topwork.engine.database import database_url
+from topwork.engine.operations import Operations
 from topwork.engine.room import Rooms
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.registry import Registry

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import structlog
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
@@ -13,9 +14,11 @@ from grpc.aio import ServicerContext
 
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.manifest import Manifest
+from topwork.bundle.serving import Serving
 from topwork.bundle.store import Repository
-from topwork.engine.operations import Operation, Operations, no_operation
+from topwork.engine.operations import Operations, no_operation
 from topwork.engine.pointer import pin, roll_back
+from topwork.engine.rows import Operation
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.registry import Registry
 from topwork.errors import Corrupt, Forbidden, InvalidInput, NotFound
@@ -30,7 +33,10 @@ from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 from topwork.v1 import revision_pb2 as revision_pb
 
+log = structlog.get_logger(__name__)
+
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 STREAM_WINDOW = 32
 """Images of one StreamClassify call in the server at a time."""
@@ -252,13 +258,25 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         return convert.to_model(stored, self._limits)
 
     def _stored(self, manifest: Manifest) -> convert.Stored:
+        """Return a model; of what cannot be read only what is in memory."""
+        state = self._intact(lambda one: self._repository.serving_state(one.model), manifest)
         return convert.Stored(
-            self._repository.serving_state(manifest.model),
+            state or Serving(revision=manifest.revision),
             convert.Published(
-                manifest, self._repository.metrics(manifest), self._repository.backbone(manifest)
+                manifest,
+                self._intact(self._repository.metrics, manifest),
+                self._intact(self._repository.backbone, manifest),
             ),
             self._repository.revisions(manifest.model),
         )
+
+    def _intact(self, read: Callable[[Manifest], T], manifest: Manifest) -> T | None:
+        """Return what ``read`` does; log it and return None if it is damaged."""
+        try:
+            return read(manifest)
+        except (Corrupt, NotFound) as error:
+            log.warning("model cannot be described", model=manifest.model, error=str(error))
+            return None
 
     def _page_of(self, model: str, start: int, size: int) -> _Page[revision_pb.Revision]:
         """Return a page of a model's revisions, newest first."""

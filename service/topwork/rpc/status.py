@@ -78,7 +78,7 @@ def from_failure(failure: Failure, *, comparison: Message | None = None) -> stat
     details: list[Message] = [_error_info(failure.reason, revision=failure.revision)]
     if comparison is not None:
         details.append(comparison)
-    return _status(_BY_NAME[failure.kind], failure.message, details)
+    return _status(_BY_NAME.get(failure.kind, code_pb2.UNKNOWN), failure.message, details)
 
 
 def from_skipped(reason: str, message: str) -> status_pb2.Status:

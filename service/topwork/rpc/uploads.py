@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
 from topwork.bundle.limits import Limits
 from topwork.bundle.store import Repository
 from topwork.engine.jobs import SkippedUpload, Upload
-from topwork.errors import DeadlinePassed, InvalidInput, Overloaded, Unavailable
+from topwork.errors import Corrupt, DeadlinePassed, InvalidInput, Overloaded, Unavailable
 from topwork.v1 import change_pb2 as change_pb
 
 SILENCE_SECONDS = 60.0
@@ -19,14 +21,18 @@ SILENCE_SECONDS = 60.0
 RETRY_SECONDS = 5.0
 """When who found too many uploads may try again."""
 
+RENEW_SECONDS = 600.0
+"""How often the images of an upload that goes on are made young: ``topwork gc`` must spare longer,
+or the upload fails."""
+
 Part: TypeAlias = change_pb.AddClassRequest | change_pb.AddExamplesRequest
 
 
 class Room(Protocol):
     """Says whether there is room for an upload; see ``topwork.engine.room``."""
 
-    def check(self, total: int, coming: int) -> None:
-        """Raise QuotaExceeded if ``total`` bytes, or ``coming`` of them, are too many."""
+    def check(self, total: int, coming: int, images: int) -> None:
+        """Raise QuotaExceeded if ``total`` bytes, or ``coming`` in ``images``, are too many."""
 
 
 class Uploads:
@@ -69,6 +75,7 @@ class Uploads:
         """
         stored: list[Upload | SkippedUpload] = []
         size = 0
+        renewed = time.monotonic()
         while True:
             most = self._limits.max_images_per_upload
             if len(stored) + len(message.images) > most:
@@ -86,7 +93,7 @@ class Uploads:
                     field="images",
                     reason="UPLOAD_TOO_LARGE",
                 )
-            await asyncio.to_thread(room.check, size, coming)
+            await asyncio.to_thread(room.check, size, coming, len(message.images))
             # Side by side: each waits for the disk, which syncs several at the price of one.
             stored += await asyncio.gather(
                 *(
@@ -101,16 +108,47 @@ class Uploads:
             following = await _next(parts)
             if following is None:
                 break
+            if time.monotonic() - renewed >= RENEW_SECONDS:
+                renewed = time.monotonic()
+                async with self.holding(_uploads(stored)):
+                    pass
             message = following
             if message.HasField("config"):
                 raise InvalidInput("only the first message may have a config", field="config")
         if not stored:
             raise InvalidInput("the upload has no image", field="images")
         return (
-            tuple(one for one in stored if isinstance(one, Upload)),
+            _uploads(stored),
             tuple(one for one in stored if isinstance(one, SkippedUpload)),
             size,
         )
+
+    @contextlib.asynccontextmanager
+    async def holding(self, uploads: tuple[Upload, ...]) -> AsyncIterator[None]:
+        """Keep images in the repository while the block runs; see ``Stored.holding``.
+
+        Raises Unavailable if one was deleted since it was stored, or none can be kept now.
+        """
+        held = self._repository.holding({one.digest for one in uploads})
+        entering = asyncio.ensure_future(asyncio.to_thread(held.__enter__))
+        try:
+            await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            entering.add_done_callback(lambda done: done.exception() is None and _leave(held))
+            raise
+        except Corrupt as error:
+            raise Unavailable(
+                f"{error}: it was deleted before the upload ended; upload again",
+                reason="UPLOAD_EXPIRED",
+            ) from error
+        except OSError as error:
+            raise Unavailable(
+                f"images cannot be kept: {error.strerror}", reason="STORAGE"
+            ) from error
+        try:
+            yield
+        finally:
+            held.__exit__(None, None, None)
 
     async def _store_one(self, name: str, content: bytes) -> Upload | SkippedUpload:
         if len(content) > self._limits.max_image_bytes:
@@ -123,6 +161,14 @@ class Uploads:
                 f"{name} cannot be stored: {error.strerror}", reason="STORAGE"
             ) from error
         return Upload(name=name, digest=digest)
+
+
+def _uploads(stored: list[Upload | SkippedUpload]) -> tuple[Upload, ...]:
+    return tuple(one for one in stored if isinstance(one, Upload))
+
+
+def _leave(held: AbstractContextManager[None]) -> bool | None:
+    return held.__exit__(None, None, None)
 
 
 async def _next(parts: AsyncIterator[Part]) -> Part | None:

@@ -103,7 +103,7 @@ class Model(google.protobuf.message.Message):
     """Resource name, `models/{model}`."""
     @property
     def serving_revision(self) -> topwork.v1.revision_pb2.Revision:
-        """The revision that serves, described in full."""
+        """The revision that serves, described in full; without metrics or backbone if those are damaged."""
 
     @property
     def revisions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
@@ -249,6 +249,7 @@ class Limits(google.protobuf.message.Message):
     MAX_WATCHES_FIELD_NUMBER: builtins.int
     MAX_QUEUE_BYTES_FIELD_NUMBER: builtins.int
     MIN_FREE_BYTES_FIELD_NUMBER: builtins.int
+    MIN_FREE_INODES_FIELD_NUMBER: builtins.int
     max_images_per_request: builtins.int
     """Images in one Classify request."""
     max_image_bytes: builtins.int
@@ -285,6 +286,8 @@ class Limits(google.protobuf.message.Message):
     """Length in bytes of all images that wait or are being classified, of all clients."""
     min_free_bytes: builtins.int
     """What an upload must leave free on the repository's disk, in bytes."""
+    min_free_inodes: builtins.int
+    """The same in files: inodes that an upload must leave free there."""
     def __init__(
         self,
         *,
@@ -306,8 +309,9 @@ class Limits(google.protobuf.message.Message):
         max_watches: builtins.int = ...,
         max_queue_bytes: builtins.int = ...,
         min_free_bytes: builtins.int = ...,
+        min_free_inodes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_display_name_length", b"max_display_name_length", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images_per_model", b"max_images_per_model", "max_images_per_request", b"max_images_per_request", "max_images_per_upload", b"max_images_per_upload", "max_label_length", b"max_label_length", "max_labels", b"max_labels", "max_message_bytes", b"max_message_bytes", "max_model_bytes", b"max_model_bytes", "max_pending_operations", b"max_pending_operations", "max_queue_bytes", b"max_queue_bytes", "max_streams", b"max_streams", "max_upload_bytes", b"max_upload_bytes", "max_uploads", b"max_uploads", "max_watches", b"max_watches", "min_free_bytes", b"min_free_bytes", "min_images_per_label", b"min_images_per_label"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_display_name_length", b"max_display_name_length", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images_per_model", b"max_images_per_model", "max_images_per_request", b"max_images_per_request", "max_images_per_upload", b"max_images_per_upload", "max_label_length", b"max_label_length", "max_labels", b"max_labels", "max_message_bytes", b"max_message_bytes", "max_model_bytes", b"max_model_bytes", "max_pending_operations", b"max_pending_operations", "max_queue_bytes", b"max_queue_bytes", "max_streams", b"max_streams", "max_upload_bytes", b"max_upload_bytes", "max_uploads", b"max_uploads", "max_watches", b"max_watches", "min_free_bytes", b"min_free_bytes", "min_free_inodes", b"min_free_inodes", "min_images_per_label", b"min_images_per_label"]) -> None: ...
 
 Global___Limits: typing_extensions.TypeAlias = Limits
 

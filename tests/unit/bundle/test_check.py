@@ -20,8 +20,9 @@ from support.stored import image, publish, put_backbone, put_shard
 from topwork.bundle import files
 from topwork.bundle.check import Problem, check
 from topwork.bundle.comparison import Gate, Rejection
+from topwork.bundle.documents import to_json
 from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
-from topwork.bundle.manifest import Manifest, to_json
+from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository, revision_directories
 
 

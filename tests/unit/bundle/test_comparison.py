@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topwork.bundle.comparison import Gate, LabelChange, Rejection, drop_interval
-from topwork.bundle.manifest import from_json, to_json
+from topwork.bundle.comparison import LabelChange, drop_interval
 
 SEEDED = settings(derandomize=True, database=None, deadline=None)
 
@@ -82,9 +81,3 @@ def test_the_interval_holds_the_truth(
         worse += low > 0
     assert held >= 925
     assert lost > gained or worse <= 40
-
-
-def test_a_rejection_survives_its_file() -> None:
-    """A gate with its limits and the reasons are the same after they were written and read."""
-    rejection = Rejection(gate=Gate(max_old_class_drop=0.1, max_conflicts=3), failures=("no",))
-    assert from_json(to_json(rejection), Rejection, name="manifest.json") == rejection

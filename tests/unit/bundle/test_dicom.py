@@ -50,7 +50,7 @@ pytest.importorskip("pydicom")
 # pytest sets its own filters of warnings, in place of the one that topwork sets on import.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::pydicom\.")
 
-SPEC = PreprocessSpec(resize=20, crop=16)
+SPEC = PreprocessSpec(resize=20, crop=16, deep_grey="percentiles")
 SEEDED = settings(derandomize=True, database=None, deadline=None)
 NATIVE = [UNCOMPRESSED, IMPLICIT, BIG_ENDIAN, DEFLATED]
 

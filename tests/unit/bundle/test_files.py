@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import time
@@ -256,6 +257,76 @@ def test_sweep_takes_only_what_is_old_and_temporary(tmp_path: Path) -> None:
     swept = sweep(tmp_path)
     assert {path.name for path in swept} == {f"{TEMPORARY}file", f"{TEMPORARY}directory"}
     assert names(tmp_path) == [f"{TEMPORARY}young", "directory", "file"]
+
+
+def test_no_age_makes_a_live_writers_name_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a file and half a directory stay while they are written, however old they look."""
+    swept: list[Path] = []
+    replace = Path.replace
+
+    def sweep_first(self: Path, target: Path) -> Path:
+        swept.extend(sweep(tmp_path, age=0))
+        return replace(self, target)
+
+    with new_directory(tmp_path / "7") as directory:
+        (directory / "a").write_bytes(b"a")
+        os.utime(directory, times=(0, 0))
+        monkeypatch.setattr(Path, "replace", sweep_first)
+        write_file(tmp_path / "file", b"content")
+    assert swept == []
+    assert names(tmp_path) == ["7", "file"]
+
+
+def test_a_dead_writers_names_are_swept_at_any_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a file and half a directory of a moment ago go if that is asked for, and only then."""
+    with power_cut(monkeypatch, Path, "replace"):
+        write_file(tmp_path / "file", b"content")
+    with power_cut(monkeypatch, Path, "rename"), new_directory(tmp_path / "7") as directory:
+        (directory / "a").write_bytes(b"a")
+    assert sweep(tmp_path) == []
+    assert len(sweep(tmp_path, age=0)) == 2
+    assert names(tmp_path) == []
+
+
+def test_a_name_that_is_swept_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep in the moment between a name and its lock costs the writer nothing."""
+    lock = fcntl.flock
+    swept: list[Path] = []
+
+    def sweep_first(descriptor: int, how: int) -> None:
+        if how == fcntl.LOCK_SH and not swept:
+            swept.extend(tmp_path.glob(f"{TEMPORARY}*"))
+            swept[0].unlink()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", sweep_first)
+    write_file(tmp_path / "file", b"content")
+    assert len(swept) == 1
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_cannot_be_locked_is_swept_when_it_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system without locks nobody knows who lives, so only age counts."""
+
+    def refuse(_descriptor: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write_file(tmp_path / "file", b"content")
+    old, young = tmp_path / f"{TEMPORARY}old", tmp_path / f"{TEMPORARY}young"
+    for path in (old, young):
+        path.write_bytes(b"")
+    then = time.time() - ABANDONED_AFTER - 60
+    os.utime(old, times=(then, then))
+    assert sweep(tmp_path, age=0) == [old]
 
 
 def test_nothing_is_swept_where_nothing_is(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
 
@@ -23,7 +23,7 @@ from topwork.bundle.check import check
 from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
 from topwork.bundle.garbage import Collected, collect
 from topwork.bundle.store import Repository
-from topwork.errors import Corrupt, InvalidInput, NotFound
+from topwork.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
 SEEDED = settings(derandomize=True, database=None, deadline=None, max_examples=40)
 
@@ -145,7 +145,7 @@ def test_images_of_unfinished_operations_stay(repository: Repository) -> None:
     shard = put_shard(repository, 8)
     put_shard(repository, 9)
     grow_old(repository)
-    collect(repository, held={sha256(image(8))})
+    collect(repository, held=lambda: {sha256(image(8))})
     assert images(repository) == {1, 2, 3, 4, 8}
     assert shard in repository.stored("exemplars")
     assert len(repository.stored("exemplars")) == 5
@@ -190,6 +190,23 @@ def test_what_crashes_left_goes(repository: Repository) -> None:
     assert paths(found, "temporary") == [f"images/{TEMPORARY}1"]
     assert not left.exists()
     assert young.exists()
+
+
+def test_without_a_time_to_spare_what_the_dead_left_goes(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A revision that a killed process half wrote goes at once; one that is being written stays."""
+    model = repository.root / "models" / "m"
+    with monkeypatch.context() as until_killed:
+        until_killed.setattr(shutil, "rmtree", lambda *_args, **_options: None)
+        with suppress(Killed), files.new_directory(model / "5") as left:
+            (left / "head.onnx").write_bytes(b"half")
+            raise Killed
+    with files.new_directory(model / "6") as living:
+        assert not paths(collect(repository), "temporary")
+        assert paths(collect(repository, spare_seconds=0), "temporary") == [f"models/m/{left.name}"]
+        assert living.exists()
+    assert not left.exists()
 
 
 def test_bytes_are_counted(repository: Repository) -> None:
@@ -286,7 +303,7 @@ def test_a_damaged_shard_that_nobody_needs_goes(repository: Repository) -> None:
     path = repository.path("exemplars", put_shard(repository, 9))
     path.write_bytes(b"")
     grow_old(repository)
-    found = collect(repository, held={sha256(image(1))})
+    found = collect(repository, held=lambda: {sha256(image(1))})
     assert paths(found, "shard") == [f"exemplars/{path.name}"]
     assert not found.refused
 
@@ -417,6 +434,63 @@ def test_what_is_stored_again_meanwhile_stays(
     assert 8 in images(repository)
     collect(repository, keep=1)
     assert images(repository) == {2, 3, 4, 8}
+
+
+def test_an_operation_is_asked_for_while_no_upload_ends(repository: Repository) -> None:
+    """What an upload holds stays: by its operation, though the clock was set and it looks old."""
+    repository.put_image(image(8))
+    operations: set[str] = set()
+    grow_old(repository)
+    with ThreadPoolExecutor(1) as pool:
+        with repository.holding([sha256(image(8))]):
+            grow_old(repository)
+            collecting = pool.submit(
+                collect, repository, spare_seconds=0, held=lambda: list(operations)
+            )
+            with pytest.raises(TimeoutError):
+                collecting.result(timeout=0.2)
+            operations.add(sha256(image(8)))
+        collecting.result(timeout=30)
+    assert 8 in images(repository)
+
+
+def test_an_upload_that_ends_after_operations_were_asked_for_keeps_its_images(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its operation is not known to this run, but its images were made young since."""
+    repository.put_image(image(8))
+    grow_old(repository)
+    before_deleting(monkeypatch, lambda: hold(repository, image(8)))
+    collect(repository, spare_seconds=0)
+    assert 8 in images(repository)
+
+
+def hold(repository: Repository, content: bytes) -> None:
+    """Hold an image for a moment, as an upload that ends does."""
+    with repository.holding([sha256(content)]):
+        pass
+
+
+def test_an_image_that_is_gone_cannot_be_held(repository: Repository) -> None:
+    """An upload whose images were deleted before it ended finds out."""
+    with pytest.raises(Corrupt, match="is missing"):
+        hold(repository, image(8))
+
+
+def test_where_operations_cannot_be_asked_for_images_and_shards_stay(
+    repository: Repository,
+) -> None:
+    """Old revisions and backbones go, and it is said why the others stay."""
+
+    def away() -> list[str]:
+        raise Unavailable("the database is away")
+
+    put_backbone(repository, 7)
+    grow_old(repository)
+    found = collect(repository, keep=1, held=away)
+    assert {one.kind for one in found.removed} == {"revision", "backbone"}
+    assert found.refused == ("the database is away: no shard and no image was deleted",)
+    assert images(repository) == {1, 2, 3, 4}
 
 
 def test_what_was_deleted_first_cannot_be_referred_to(repository: Repository) -> None:

@@ -17,7 +17,7 @@ from topwork.bundle.grey import share_of_white, to_eight_bits
 from topwork.bundle.image import preprocess
 from topwork.bundle.preprocess import PreprocessSpec
 
-SPEC = PreprocessSpec(resize=64, crop=64)
+SPEC = PreprocessSpec(resize=64, crop=64, deep_grey="percentiles")
 
 
 def scene(seed: int = 0, top: int = 900, side: int = 64) -> NDArray[Any]:

@@ -37,7 +37,7 @@ from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import ImageError
 
-SPEC = PreprocessSpec(resize=20, crop=16)
+SPEC = PreprocessSpec(resize=20, crop=16, deep_grey="percentiles")
 DEPTH = PreprocessSpec(resize=20, crop=16, deep_grey="depth")
 """The spec of models that were fitted when deep greyscale kept the upper bits of its depth."""
 SEEDED = settings(derandomize=True, database=None, deadline=None)

@@ -15,8 +15,8 @@ from support import stored
 
 from topwork.bundle import files
 from topwork.bundle.check import check
+from topwork.bundle.documents import to_json
 from topwork.bundle.garbage import collect
-from topwork.bundle.manifest import to_json
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound
 
@@ -51,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         lambda it, model: it.revisions(model),
         lambda it, model: it.serving(model),
         lambda it, model: it.serving_file(model),
-        lambda it, model: it.was_moved_by(model, "operations/1"),
+        lambda it, model: it.was_moved_by(model, "operations/1", 1),
         lambda it, model: it.manifest(model, 1),
         lambda it, model: it.set_serving(model, 1, why="rollback"),
         lambda it, model: it.pin(model, 1, pinned=True),

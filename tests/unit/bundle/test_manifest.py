@@ -18,14 +18,13 @@ from topwork.bundle.comparison import (
     Rejection,
     Taught,
 )
+from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.manifest import (
     BackboneInfo,
     ChosenHead,
     Manifest,
     PrecisionGate,
     ShardRef,
-    from_json,
-    to_json,
 )
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.preprocess import PreprocessSpec
@@ -37,7 +36,9 @@ BACKBONE = BackboneInfo(
     name="efficientnet_lite0",
     identity="efficientnet_lite0:224:fp32",
     digest=A,
-    preprocess=PreprocessSpec(resize=256, crop=224, interpolation="bilinear"),
+    preprocess=PreprocessSpec(
+        resize=256, crop=224, interpolation="bilinear", deep_grey="percentiles"
+    ),
     width=1280,
     precision="int8",
     licence="Apache-2.0",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn import metrics as oracle
 
-from topwork.bundle.manifest import from_json, to_json
+from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.metrics import (
     Candidate,
     LeftOut,

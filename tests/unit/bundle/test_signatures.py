@@ -221,3 +221,11 @@ def test_keys_stay_in_their_process(key: Path) -> None:
     assert pickle.loads(pickle.dumps(files)) == files  # noqa: S301  # as multiprocessing does
     assert files.read(publishes=False).key is None
     assert files.read(publishes=True).key is not None
+
+
+def test_revisions_are_told_where_the_pointer_is_damaged(tmp_path: Path, key: Path) -> None:
+    """Who signed what is known without serving.json; none of its revisions is said to serve."""
+    repository, _ = published(tmp_path, signing(key))
+    repository.serving_file("m").write_bytes(b"{}")
+    told = vouch.tell(repository, signing(None, key, publishes=False))
+    assert [(one.revision, one.serving, one.problem) for one in told] == [(1, False, "")]

@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 from support import tiny
 
+from topwork.bundle.check import check
 from topwork.bundle.comparison import Gate, Rejection
+from topwork.bundle.documents import to_json
 from topwork.bundle.exemplars import Exemplars, make, shard_of
 from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
-from topwork.bundle.manifest import ChosenHead, Manifest, to_json
+from topwork.bundle.manifest import ChosenHead, Manifest
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.shards import to_bytes
@@ -534,17 +536,18 @@ def test_what_serves_already_makes_no_move(repository: Repository) -> None:
 def test_an_operation_moves_the_pointer_once(repository: Repository) -> None:
     """An operation that comes again after a crash does not undo the rollback that came since."""
     again(repository)
-    assert not repository.was_moved_by("m", "o")
+    assert not repository.was_moved_by("m", "o", 2)
     repository.set_serving("m", 2, why="add_class", operation="o", parent=1)
     repository.set_serving("m", 1, why="rollback")
-    assert repository.was_moved_by("m", "o")
+    assert repository.was_moved_by("m", "o", 2)
     assert repository.set_serving("m", 2, why="add_class", operation="o", parent=1) == 1
     assert repository.serving("m") == 1
+    assert not repository.was_moved_by("m", "o", 1)
 
 
 def test_nothing_moved_a_model_that_does_not_serve(repository: Repository) -> None:
     """A model without serving revision was moved by no operation."""
-    assert not repository.was_moved_by("other", "o")
+    assert not repository.was_moved_by("other", "o", 1)
 
 
 def test_a_move_waits_for_its_parent(repository: Repository) -> None:
@@ -614,7 +617,7 @@ BY_NAME: dict[str, Callable[[Repository, str], object]] = {
     "serving_file": lambda it, name: it.serving_file(name),
     "set_serving": lambda it, name: it.set_serving(name, 1, why="test"),
     "serving_state": lambda it, name: it.serving_state(name),
-    "was_moved_by": lambda it, name: it.was_moved_by(name, "o"),
+    "was_moved_by": lambda it, name: it.was_moved_by(name, "o", 1),
     "pin": lambda it, name: it.pin(name, 1, pinned=True),
     "manifest": lambda it, name: it.manifest(name, 1),
     "find": lambda it, name: it.find(name, lambda _manifest: True),
@@ -633,3 +636,41 @@ def test_model_names_are_never_paths(method: str, name: str, repository: Reposit
     with pytest.raises(InvalidInput):
         BY_NAME[method](repository, name)
     assert tree(repository.root.parent) == before
+
+
+def test_a_backbone_that_cannot_be_read_is_left_out(repository: Repository) -> None:
+    """The others are listed, so a fit finds the export that it can use."""
+    other = repository.put_backbone(b"other", tiny.backbone_info(b"other"))
+    first(repository)
+    (repository.path("backbones", other.digest) / "backbone.json").write_bytes(b"{}")
+    assert repository.backbones() == [tiny.backbone_info(BACKBONE)]
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "link"])
+def test_storing_again_repairs_what_is_damaged(harm: str, repository: Repository) -> None:
+    """An image, a shard and a backbone that are not what they were are replaced by the same."""
+    manifest = first(repository)
+    backbone = repository.path("backbones", manifest.backbone)
+    damaged = [
+        repository.path("images", sha256(IMAGE)),
+        repository.path("exemplars", manifest.exemplars[0].digest),
+        backbone / "backbone.onnx",
+        backbone / "backbone.json",
+    ]
+    kept = {path: path.read_bytes() for path in damaged}
+    shards = repository.exemplars(manifest.exemplars)
+    before = check(repository)
+    for path, content in kept.items():
+        if harm == "cut":
+            path.write_bytes(content[: len(content) // 2])
+        elif harm == "changed":
+            path.write_bytes(b"x" * len(content))
+        else:
+            path.unlink()
+            path.symlink_to("/dev/zero")
+    assert len(check(repository)) > len(before)
+    repository.put_image(IMAGE)
+    repository.put_exemplars(shards)
+    repository.put_backbone(BACKBONE, tiny.backbone_info(BACKBONE))
+    assert {path: path.read_bytes() for path in damaged} == kept
+    assert check(repository) == before

@@ -13,15 +13,9 @@ from dbos import DBOSClient, DBOSPortableJSONSerializer, WorkflowStatus
 from structlog.testing import capture_logs
 
 from topwork.engine import executors
+from topwork.engine.database import APPLICATION, CHANGE, QUEUE, database_url, prepare
 from topwork.engine.executors import Claim, Takeover, alone, claim
-from topwork.engine.operations import (
-    APPLICATION,
-    APPLICATION_VERSION,
-    CHANGE,
-    QUEUE,
-    database_url,
-    prepare,
-)
+from topwork.engine.operations import APPLICATION_VERSION
 from topwork.errors import InvalidInput
 
 PATIENCE = 60.0

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
 import pytest
+from dbos import DBOSPortableJSONSerializer
 
+from topwork.bundle.documents import to_json
+from topwork.bundle.files import write_file
 from topwork.bundle.limits import Limits
+from topwork.bundle.serving import Move, Serving
 from topwork.bundle.store import Repository
+from topwork.engine.database import database_url, pending_images
 from topwork.engine.jobs import Job, Upload
 from topwork.engine.operations import (
-    Operation,
+    RESULT,
     Operations,
     Wanted,
-    database_url,
     new_request_id,
-    pending_images,
 )
+from topwork.engine.rows import Operation
 from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady, Overloaded
 
 
@@ -49,6 +56,7 @@ def operations(root: Path, runner: asyncio.Runner) -> Iterator[Operations]:
 
 
 EVERY = Wanted(attributes={})
+NOW = datetime.now(UTC)
 
 
 def job(label: str = "violet", model: str = "colours") -> Job:
@@ -367,3 +375,37 @@ def test_images_of_unfinished_operations_are_needed(tmp_path: Path) -> None:
 
     asyncio.run(scenario())
     assert pending_images(database_url(tmp_path)) == {"a" * 64}
+
+
+@pytest.mark.parametrize(
+    ("stored", "moved", "revision"), [(True, True, 7), (True, False, None), (False, True, None)]
+)
+def test_a_cancel_that_comes_too_late_is_none(
+    stored: bool,
+    moved: bool,
+    revision: int | None,
+    operations: Operations,
+    runner: asyncio.Runner,
+    root: Path,
+) -> None:
+    """It is too late once the result is stored and the serving pointer has moved, not before."""
+    request_id, model = new_id(), f"model-{stored}-{moved}".lower()
+    move = Move(revision=7, previous=6, why="add_class", operation=request_id, time=NOW)
+    serving = Serving(revision=7, moves=(move,) if moved else ())
+    write_file(Repository(root).serving_file(model), to_json(serving))
+    runner.run(operations.submit(job(model=model), request_id))
+    serializer = DBOSPortableJSONSerializer()
+    row = request_id, RESULT, serializer.serialize({"revision": 7}), serializer.name()
+    with closing(sqlite3.connect(root / "operations.sqlite")) as database:
+        if stored:
+            database.execute(
+                "INSERT INTO workflow_events (workflow_uuid, key, value, serialization) "
+                "VALUES (?, ?, ?, ?)",
+                row,
+            )
+        database.commit()
+    runner.run(operations.cancel(request_id))
+    outcome = runner.run(operations.get(request_id)).outcome
+    assert outcome is not None
+    assert (outcome.result.revision if outcome.result is not None else None) == revision
+    assert (outcome.failure is None) == (revision is not None)

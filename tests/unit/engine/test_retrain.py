@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,15 @@ from support import tiny
 from support.pictures import picture, pictures
 
 from topwork.bundle.comparison import Gate
+from topwork.bundle.files import sha256
+from topwork.bundle.garbage import collect
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.engine.backend import open_session
 from topwork.engine.jobs import ChangeResult, Conflict, Job, Kind, Upload
-from topwork.engine.retrain import Candidate, NewExemplars, Trainer
+from topwork.engine.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
 from topwork.errors import Corrupt, NotReady, Stale
 
 ANY = Gate(max_old_class_drop=1.0, min_new_class_recall=0.0)
@@ -310,6 +313,56 @@ def test_a_step_that_is_repeated_publishes_once(repository: Repository) -> None:
         trainer.serve(asked, 2, "x")
     assert repository.revisions("m") == [1, 2]
     assert [one.revision for one in repository.serving_state("m").moves] == [1, 2]
+
+
+def test_an_id_that_comes_again_with_other_images_is_another_change(
+    repository: Repository,
+) -> None:
+    """What the deleted operation of that id had published, of the same parent, is not taken."""
+    trainer = Trainer(repository, cores=2, limits=LIMITS)
+    for number, contents in ((2, POOL["c"][:5]), (3, POOL["c"][5:10])):
+        asked = job(repository, "add_class", "c", contents)
+        found = trainer.solve(asked, trainer.embed(asked, silent), "x")
+        assert found.result.revision == number
+        manifest = repository.manifest("m", number)
+        assert (manifest.operation, manifest.parent) == ("x", 1)
+        digests = {row.tobytes().hex() for row in repository.exemplars(manifest.exemplars).contents}
+        assert {sha256(content) for content in contents} <= digests
+
+
+def test_an_id_that_comes_again_with_another_change_serves_it(repository: Repository) -> None:
+    """That the deleted operation of that id moved the pointer keeps this one from nothing."""
+    trainer = Trainer(repository, cores=2, limits=LIMITS)
+    for label in "cd":
+        asked = job(repository, "add_class", label, POOL[label][:5])
+        found = trainer.solve(asked, trainer.embed(asked, silent), "x")
+        trainer.serve(asked, found.result.revision, "x")
+        assert repository.serving("m") == found.result.revision
+    assert serving(repository).labels == ("a", "b", "c", "d")
+
+
+def test_a_revision_that_gc_deletes_under_a_change_means_that_it_was_overtaken(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing of a parent that serves no more is no damage: the change is made again."""
+    other = tiny.publish(repository, "m", tiny.embed_pictures({one: POOL[one][:9] for one in "ab"}))
+    repository.set_serving("m", 1, why="rollback")
+    asked = job(repository, "rename_class", "a", new_label="c")
+    trainer = Trainer(repository, cores=2, limits=LIMITS)
+    new = trainer.embed(asked, silent)
+    published = repository.publish
+
+    def overtaken(*arguments: Any, **options: Any) -> Manifest:
+        repository.set_serving("m", other.revision, why="rollback")
+        collect(repository, keep=1, spare_seconds=0)
+        return published(*arguments, **options)
+
+    monkeypatch.setattr(repository, "publish", overtaken)
+    with pytest.raises(NotReady) as caught:
+        trainer.solve(asked, new, "x")
+    assert caught.value.reason in OVERTAKEN
+    monkeypatch.undo()
+    assert trainer.solve(asked, new, "x").result.revision == 3
 
 
 def test_what_was_rolled_back_since_stays(repository: Repository) -> None:

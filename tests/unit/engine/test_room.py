@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,13 @@ from topwork.engine.room import Rooms
 from topwork.errors import NotFound, QuotaExceeded, Unavailable
 
 
-class Usage(NamedTuple):
-    """A part of what ``shutil.disk_usage`` returns."""
+class Disk(NamedTuple):
+    """A part of what ``os.statvfs`` returns."""
 
-    free: int
+    f_bavail: int = 10**6
+    f_frsize: int = 10
+    f_files: int = 10**6
+    f_favail: int = 10**6
 
 
 def size_of(repository: Repository, model: str, shards: set[str], images: set[int]) -> int:
@@ -92,9 +96,9 @@ def test_a_disk_that_cannot_be_read_is_unavailable(
     def away(_: object) -> None:
         raise OSError(116, "Stale file handle", str(tmp_path))
 
-    monkeypatch.setattr(shutil, "disk_usage", away)
+    monkeypatch.setattr(os, "statvfs", away)
     monkeypatch.setattr(made, "revisions", away)
-    for call in (lambda: room.check(1, 1), lambda: Rooms(made, DEFAULT_LIMITS).of("m")):
+    for call in (lambda: room.check(1, 1, 1), lambda: Rooms(made, DEFAULT_LIMITS).of("m")):
         with pytest.raises(Unavailable, match=r"now: Stale file handle$") as caught:
             call()
         assert caught.value.reason == "STORAGE"
@@ -112,17 +116,39 @@ def test_a_quota_is_all_that_a_model_may_take(tmp_path: Path) -> None:
     used = Rooms(made, DEFAULT_LIMITS).of("m").used
     limits = replace(DEFAULT_LIMITS, max_model_bytes=used + 10, min_free_bytes=0)
     room = Rooms(made, limits).of("m")
-    room.check(10, 10)
+    room.check(10, 10, 1)
     with pytest.raises(QuotaExceeded, match=rf"takes {used} bytes, and 11 more") as caught:
-        room.check(11, 1)
+        room.check(11, 1, 1)
     assert (caught.value.subject, caught.value.reason) == ("models/m", "MODEL_QUOTA")
 
 
 def test_a_disk_is_never_filled_by_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What would leave less than the least is refused, whoever filled the disk."""
     room = Rooms(stored.repository(tmp_path), replace(DEFAULT_LIMITS, min_free_bytes=100)).of("m")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free=130))
-    room.check(5000, 30)
+    monkeypatch.setattr(os, "statvfs", lambda _: Disk(f_bavail=13))
+    room.check(5000, 30, 1)
     with pytest.raises(QuotaExceeded, match="130 bytes free, of which 100 must remain") as caught:
-        room.check(5000, 31)
+        room.check(5000, 31, 1)
     assert (caught.value.subject, caught.value.reason) == ("repository", "DISK_FULL")
+
+
+def test_inodes_are_never_used_up_by_uploads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image takes a file; what would leave fewer than the least is refused and says so."""
+    limits = replace(DEFAULT_LIMITS, min_free_bytes=0, min_free_inodes=100)
+    room = Rooms(stored.repository(tmp_path), limits).of("m")
+    monkeypatch.setattr(os, "statvfs", lambda _: Disk(f_favail=130))
+    room.check(5000, 5000, 30)
+    with pytest.raises(QuotaExceeded, match=r"130 inodes .* free, of which 100 must") as caught:
+        room.check(5000, 5000, 31)
+    assert (caught.value.subject, caught.value.reason) == ("repository", "DISK_FULL")
+
+
+def test_a_file_system_without_inodes_has_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Btrfs says that it has 0 inodes in all: nothing is refused for want of them."""
+    room = Rooms(stored.repository(tmp_path), DEFAULT_LIMITS).of("m")
+    monkeypatch.setattr(os, "statvfs", lambda _: Disk(f_bavail=10**9, f_files=0, f_favail=0))
+    room.check(5000, 5000, 31)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
+from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.exemplars import FOLDS, Exemplars, make, merge, shard_of, split
 from topwork.bundle.features import make as make_normaliser
 from topwork.bundle.head_graph import to_onnx
-from topwork.bundle.manifest import from_json, to_json
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.bundle.shards import Shard, open_shard, to_bytes

@@ -24,7 +24,7 @@ from topwork.engine.jobs import (
     SkippedUpload,
     StageSeconds,
 )
-from topwork.engine.operations import Operation, Subject
+from topwork.engine.rows import Operation, Subject
 from topwork.engine.serving.classify_job import Answer, Classified, Prediction, Timings
 from topwork.errors import ImageError, InvalidInput
 from topwork.rpc import convert
@@ -133,6 +133,7 @@ def test_a_model_that_cannot_tell_the_unknown_says_nothing_of_it() -> None:
 def test_a_model_says_all_that_the_manifest_does(published: convert.Published) -> None:
     """A model's message has its revision's facts, from labels to the confusion matrix."""
     manifest, metrics = published.manifest, published.metrics
+    assert metrics is not None
     moves = tuple(
         Move(
             revision=number,
@@ -184,6 +185,14 @@ def test_a_model_says_all_that_the_manifest_does(published: convert.Published) -
     assert [
         list(revision.metrics.confusion[row * size : (row + 1) * size]) for row in range(size)
     ] == [list(row) for row in metrics.confusion]
+
+
+def test_damaged_metrics_leave_a_revision_its_labels(published: convert.Published) -> None:
+    """What cannot be read is unset, and all that the manifest says is told."""
+    revision = convert.to_revision(convert.Published(published.manifest, None, None))
+    assert tuple(revision.labels) == published.manifest.labels
+    assert not revision.HasField("metrics")
+    assert not revision.HasField("backbone")
 
 
 def test_every_limit_is_told(published: convert.Published) -> None:
@@ -285,6 +294,7 @@ def test_a_revision_that_is_gone_has_its_name() -> None:
 
 def test_what_was_only_validated_has_no_number(published: convert.Published) -> None:
     """Labels, metrics, findings and the gate's reasons are told of what was not published."""
+    assert published.metrics is not None
     finding = Finding(kind="copies", severity="note", message="alike", images=("a",), labels=("b",))
     result = ChangeResult(
         revision=0,

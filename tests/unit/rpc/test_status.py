@@ -137,9 +137,12 @@ def test_a_failed_operation_has_the_code_of_its_error(kind: type[errors.TopworkE
     assert (status.code, status.message, statuses.reason(status)) == (codes[0], "so", "WHY")
 
 
-@pytest.mark.parametrize(("kind", "code"), [("Cancelled", "CANCELLED"), ("Internal", "INTERNAL")])
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("Cancelled", "CANCELLED"), ("Internal", "INTERNAL"), ("OfANewerVersion", "UNKNOWN")],
+)
 def test_an_operation_can_end_otherwise(kind: str, code: str) -> None:
-    """An operation that was cancelled, or ended by an unexpected error, says so."""
+    """An operation that was cancelled, or ended by an error that is not in the table, says so."""
     status = statuses.from_failure(Failure(kind=kind, reason="WHY", message="so"))
     assert code_pb2.Code.Name(status.code) == code
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from topwork.bundle import files
 from topwork.bundle.limits import Limits
 from topwork.bundle.store import Repository
 from topwork.engine.jobs import SkippedUpload, Upload
-from topwork.errors import InvalidInput, Overloaded, QuotaExceeded, TopworkError
+from topwork.errors import InvalidInput, Overloaded, QuotaExceeded, TopworkError, Unavailable
+from topwork.rpc import uploads as uploading
 from topwork.rpc.uploads import Uploads
 from topwork.v1 import change_pb2 as change_pb
 
@@ -29,11 +32,11 @@ class Room:
 
     def __init__(self, most: int = 10**6) -> None:
         self.most = most
-        self.asked: list[tuple[int, int]] = []
+        self.asked: list[tuple[int, int, int]] = []
 
-    def check(self, total: int, coming: int) -> None:
+    def check(self, total: int, coming: int, images: int) -> None:
         """Raise QuotaExceeded beyond the most."""
-        self.asked.append((total, coming))
+        self.asked.append((total, coming, images))
         if total > self.most:
             raise QuotaExceeded(f"{total} are too many", subject="models/x")
 
@@ -84,7 +87,7 @@ def test_each_message_is_asked_for_room_before_it_is_stored(tmp_path: Path) -> N
     room = Room(most=60)
     with pytest.raises(QuotaExceeded, match="61 are too many"):
         stored(tmp_path, part(10, 20), part(30), part(1), room=room)
-    assert room.asked == [(30, 30), (60, 30), (61, 1)]
+    assert room.asked == [(30, 30, 2), (60, 30, 1), (61, 1, 1)]
     assert files_of(tmp_path) == 3
 
 
@@ -115,3 +118,63 @@ def test_only_so_many_uploads_go_on(tmp_path: Path) -> None:
             raise TopworkError("it failed")
         with uploads.open():
             pass
+
+
+def test_images_of_a_slow_upload_are_kept_young(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When another message comes, all that came before is young again."""
+    monkeypatch.setattr(uploading, "RENEW_SECONDS", 0.0)
+
+    async def slowly() -> AsyncIterator[change_pb.AddClassRequest]:
+        for path in (tmp_path / "images").iterdir():
+            os.utime(path, times=(0, 0))
+        yield part(3)
+
+    uploads = Uploads(Repository(tmp_path), LIMITS)
+    asyncio.run(uploads.store(part(1, 2), slowly(), Room()))
+    assert min(path.stat().st_mtime for path in (tmp_path / "images").iterdir()) > 0
+
+
+def test_an_upload_whose_images_were_deleted_fails_when_it_ends(tmp_path: Path) -> None:
+    """It is UNAVAILABLE, and says that it must be sent again, before anything is promised."""
+
+    async def ended() -> None:
+        uploads = Uploads(Repository(tmp_path), LIMITS)
+        images, _, _ = await uploads.store(part(1, 2), nothing(), Room())
+        next((tmp_path / "images").iterdir()).unlink()
+        async with uploads.holding(images):
+            raise AssertionError("it was held")
+
+    with pytest.raises(Unavailable, match=r"is missing: .* upload again") as caught:
+        asyncio.run(ended())
+    assert caught.value.reason == "UPLOAD_EXPIRED"
+
+
+async def nothing() -> AsyncIterator[change_pb.AddClassRequest]:
+    """Yield no further message."""
+    for _ in ():
+        yield part()
+
+
+def test_a_cancelled_upload_lets_go_of_the_lock(tmp_path: Path) -> None:
+    """Who waits to hold images and is cancelled leaves nobody waiting."""
+    repository = Repository(tmp_path)
+    repository.put_image(b"image")
+
+    async def cancelled() -> None:
+        uploads = Uploads(repository, LIMITS)
+        images = (Upload(name="a", digest=files.sha256(b"image")),)
+        with files.locked(repository.lock):
+            holding = asyncio.create_task(uploads.holding(images).__aenter__())
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(holding, 0.1)
+        await asyncio.to_thread(take, repository)
+
+    asyncio.run(cancelled())
+
+
+def take(repository: Repository) -> None:
+    """Wait until nobody holds the repository's lock."""
+    with files.locked(repository.lock):
+        pass

@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 from topwork.bundle import files
-from topwork.bundle.manifest import BackboneInfo, from_json, to_json
+from topwork.bundle.documents import from_json, to_json
+from topwork.bundle.manifest import BackboneInfo
 from topwork.engine.backend import software_versions
 from topwork.errors import Corrupt
 

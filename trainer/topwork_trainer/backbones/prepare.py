@@ -10,7 +10,7 @@ from topwork.bundle.preprocess import DEEP_GREY
 from topwork.bundle.store import Repository
 from topwork.engine.backend import open_session, software_versions
 from topwork.engine.cores import available_cores
-from topwork.errors import InvalidInput
+from topwork.errors import Corrupt, InvalidInput
 from topwork_trainer import backbones
 from topwork_trainer.backbones import Choice, TorchBackbone
 from topwork_trainer.backbones.exports import Exports
@@ -84,15 +84,19 @@ def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:
 
 
 def _stored(repository: Repository, identity: str) -> BackboneInfo | None:
-    """Return a stored export for new fits; one of another mapping of deep greyscale is copied."""
+    """Return a stored export for new fits; one of another mapping of deep greyscale is copied.
+
+    An export whose graph is damaged is none.
+    """
     found = [info for info in repository.backbones() if info.identity == identity]
-    if not found:
-        return None
-    specs = [replace(info.preprocess, deep_grey=DEEP_GREY) for info in found]
-    for info, spec in zip(found, specs, strict=True):
-        if info.preprocess == spec:
+    for info in sorted(found, key=lambda info: info.preprocess.deep_grey != DEEP_GREY):
+        try:
+            model = repository.backbone_model(info.digest)
+        except Corrupt:
+            continue
+        if info.preprocess.deep_grey == DEEP_GREY:
             return info
-    model = stamped(repository.backbone_model(found[0].digest), specs[0])
-    return repository.put_backbone(
-        model, replace(found[0], digest=sha256(model), preprocess=specs[0])
-    )
+        spec = replace(info.preprocess, deep_grey=DEEP_GREY)
+        model = stamped(model, spec)
+        return repository.put_backbone(model, replace(info, digest=sha256(model), preprocess=spec))
+    return None

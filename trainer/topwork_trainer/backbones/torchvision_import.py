@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from topwork.bundle.preprocess import PreprocessSpec
+from topwork.bundle.preprocess import DEEP_GREY, PreprocessSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,7 @@ def published(name: str) -> Published:
             resize=view.resize_size[0],
             crop=view.crop_size[0],
             interpolation=view.interpolation.value,
+            deep_grey=DEEP_GREY,
         ),
     )
 

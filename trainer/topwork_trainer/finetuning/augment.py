@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,10 +51,10 @@ class TrainPreset:
 
         All chance comes from ``rng``, none from torch's generator, which threads would share.
         """
-        finer = PreprocessSpec(
+        finer = replace(
+            self.spec,
             resize=round(self.spec.resize * MARGIN),
             crop=round(self.spec.crop * MARGIN),
-            interpolation=self.spec.interpolation,
         )
         image = torch.from_numpy(preprocess(content, finer).copy()).permute(2, 0, 1)
         v2 = _functional()

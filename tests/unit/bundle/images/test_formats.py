@@ -17,7 +17,7 @@ from topwork.bundle.limits import Limits
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import ImageError
 
-SPEC = PreprocessSpec(resize=20, crop=16)
+SPEC = PreprocessSpec(resize=20, crop=16, deep_grey="percentiles")
 IMAGE = gradient(40, 32)
 PICTURE = preprocess(encode(IMAGE), SPEC)
 

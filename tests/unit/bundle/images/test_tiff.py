@@ -43,7 +43,7 @@ from topwork.bundle.images import tiff_directory
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import ImageError
 
-SPEC = PreprocessSpec(resize=20, crop=16)
+SPEC = PreprocessSpec(resize=20, crop=16, deep_grey="percentiles")
 LAYOUTS = [
     {"big_endian": big, "deflated": deflated, "planar": planar, "rows": rows}
     for big, deflated, planar, rows in itertools.product(*[(False, True)] * 3, (0, 7))

@@ -55,9 +55,21 @@ def input_of(layer: nn.Module, run: Callable[[], object]) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "spec", "numbers"),
     [
-        ("efficientnet_lite0", PreprocessSpec(resize=224, crop=224), (0.131645, 0.434671, -9.9439)),
-        ("efficientnet_lite1", PreprocessSpec(resize=240, crop=240), (0.110606, 0.435821, 7.8411)),
-        ("efficientnet_lite2", PreprocessSpec(resize=260, crop=260), (0.115794, 0.343425, -5.3079)),
+        (
+            "efficientnet_lite0",
+            PreprocessSpec(resize=224, crop=224, deep_grey="percentiles"),
+            (0.131645, 0.434671, -9.9439),
+        ),
+        (
+            "efficientnet_lite1",
+            PreprocessSpec(resize=240, crop=240, deep_grey="percentiles"),
+            (0.110606, 0.435821, 7.8411),
+        ),
+        (
+            "efficientnet_lite2",
+            PreprocessSpec(resize=260, crop=260, deep_grey="percentiles"),
+            (0.115794, 0.343425, -5.3079),
+        ),
     ],
 )
 def test_lite_computes_what_timm_does(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.engine.backend import open_session
-from topwork_trainer.backbones import Choice
+from topwork_trainer import backbones
+from topwork_trainer.backbones import Choice, prepare
 from topwork_trainer.backbones.prepare import prepare_backbone
 
 CHOICE = Choice(name="efficientnet_lite0")
@@ -59,3 +61,23 @@ def test_prepare_makes_one_new_backbone(old: tuple[Repository, BackboneInfo]) ->
     repository, _ = old
     assert prepare_backbone(repository, CHOICE) == prepare_backbone(repository, CHOICE)
     assert len(repository.backbones()) == 2
+
+
+def test_an_export_is_used_again_unless_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit takes what is stored; what is damaged is exported again, which repairs it."""
+    repository, choice = Repository(tmp_path), Choice(name="efficientnet_lite0")
+    model = tiny.backbone_model()
+    info = tiny.backbone_info(model)
+    spec = replace(info.preprocess, deep_grey="percentiles")
+    info = replace(info, identity=choice.identity(), preprocess=spec)
+    repository.put_backbone(model, info)
+    assert prepare.prepare_backbone(repository, choice) == info
+    path = repository.path("backbones", info.digest) / "backbone.onnx"
+    path.write_bytes(b"damaged")
+    loaded = SimpleNamespace(identity=choice.identity())
+    monkeypatch.setattr(backbones, "load", lambda _choice: loaded)
+    monkeypatch.setattr(prepare, "store", lambda kept, _one: kept.put_backbone(model, info))
+    assert prepare.prepare_backbone(repository, choice) == info
+    assert path.read_bytes() == model

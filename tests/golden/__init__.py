@@ -1,0 +1,1 @@
+"""Stored documents of released versions, and the repository that such a release leaves behind."""

@@ -1,0 +1,30 @@
+"""Documents that released versions stored: ``tests/golden/<version>/<type>.json``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+import topwork
+from topwork.bundle import documents
+
+ROOT = Path(__file__).parents[1] / "golden"
+
+
+def kinds() -> frozenset[type]:
+    """Return all types that are stored as documents."""
+    for module in pkgutil.walk_packages(topwork.__path__, "topwork."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    return documents.registered()
+
+
+def newest(kind: type) -> Path:
+    """Return the file of this version's document of a type, with every field filled in."""
+    return next((ROOT / topwork.__version__).glob(f"{kind.__name__}.*"))
+
+
+def name(path: Path) -> str:
+    """Return how a test calls a file: its version and its name."""
+    return f"{path.parent.name}/{path.name}"

@@ -132,7 +132,9 @@ DOCUMENTS: tuple[object, ...] = (
         name="efficientnet_lite0",
         identity="efficientnet_lite0:224:int8",
         digest=A,
-        preprocess=PreprocessSpec(resize=256, crop=224, interpolation="bilinear"),
+        preprocess=PreprocessSpec(
+            resize=256, crop=224, interpolation="bilinear", deep_grey="percentiles"
+        ),
         width=1280,
         precision="int8",
         licence="Apache-2.0",

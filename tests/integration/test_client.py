@@ -771,7 +771,7 @@ def test_names_reach_a_terminal_as_escapes(topwork: Command, model: str, tmp_pat
     photos = written(tmp_path / "violet", [*VIOLETS, ("\x1b[31m\u202egnp.png", b"no photo")])
     status, output, errors = topwork("add-class", "--model", model, "--label", "violet", photos)
     assert status == 0
-    assert r"\x1b[31m\u202egnp.png" in output
+    assert r"\u001b[31m\u202egnp.png" in output
     assert not {"\x1b", "\u202e"}.intersection(output + errors)
 
 

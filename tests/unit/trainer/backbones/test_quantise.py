@@ -31,6 +31,8 @@ from topwork_trainer.backbones.quantise import (
 )
 
 CROP = 16
+VNNI = "vnni" in Path("/proc/cpuinfo").read_text()
+"""Whether sums of int8 products are exact here; older x86 processors saturate at 16 bits."""
 
 
 def network(*, pooled: bool = False, mirrored: bool = False, wide: bool = False) -> bytes:
@@ -289,8 +291,8 @@ def test_lite0_on_photos(flower_photos: Path) -> None:
     assert len(int8) < 0.3 * len(fp32)
     judged = np.stack(pixels[1::2])
     found = likeness(embed(fp32)(judged), embed(int8)(judged))
-    assert found.mean_cosine > 0.99
-    assert found.min_cosine > 0.95
+    assert found.mean_cosine > (0.99 if VNNI else 0.98)
+    assert found.min_cosine > (0.95 if VNNI else 0.92)
 
 
 def test_sample_is_even() -> None:

@@ -1,0 +1,41 @@
+"""Channel options of the servers.
+
+gRPC ignores an option that it does not know, in silence, and some that it knows: each of these has
+a test of its behaviour in ``tests/unit/rpc/test_options.py``, as have the client's in ``calls``.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from topwork.bundle.limits import Limits
+
+Options: TypeAlias = list[tuple[str, int]]
+
+CALLS_A_CONNECTION = 1024
+"""Calls at a time of one connection; the client's gRPC queues more."""
+
+HEALTH: Options = [("grpc.so_reuseport", 0)]
+"""Options of the server that answers health alone."""
+
+
+def of_server(
+    limits: Limits, *, connection_seconds: float | None = None, channelz: bool = False
+) -> Options:
+    """Return the options of the server; ``connection_seconds`` None: connections never end."""
+    options = [
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes),
+        ("grpc.max_concurrent_streams", CALLS_A_CONNECTION),
+        # A second server on the port is an error, not a silent half of the traffic.
+        ("grpc.so_reuseport", 0),
+        # By default pings more often than every 5 minutes end the connection, and its calls.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # A client that vanished does not hold its streams for ever. It has gRPC's 60 s to answer.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.enable_channelz", int(channelz)),
+    ]
+    if connection_seconds is not None:
+        options.append(("grpc.max_connection_age_ms", round(connection_seconds * 1e3)))
+    return options

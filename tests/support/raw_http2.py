@@ -1,6 +1,6 @@
-"""HTTP/2 by hand (RFC 9113): peers that count keepalive pings and never answer them.
+"""HTTP/2 by hand (RFC 9113): peers that count keepalive pings, and ping as often as a test wants.
 
-gRPC's own peers answer pings where no test can see it, and ping no faster than they are set to.
+gRPC's own peers ping no more often than they think fit, and show no test what comes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,8 @@ ACK = 1
 class Peer:
     """One end of a connection; a thread reads its frames until the other end closes it."""
 
-    def __init__(
-        self, connection: socket.socket, *, greeting: bytes = b"", answers: bool = True
-    ) -> None:
+    def __init__(self, connection: socket.socket, *, greeting: bytes = b"") -> None:
         self._connection = connection
-        self._answers = answers
         self._changed = threading.Condition()
         self.pings = 0
         """Keepalive pings of the other end."""
@@ -39,10 +36,9 @@ class Peer:
         self._reader.start()
 
     @classmethod
-    def connect(cls, port: int, *, answers: bool = True) -> Self:
+    def connect(cls, port: int) -> Self:
         """Return a client's end of a new connection to the loopback."""
-        connection = socket.create_connection(("127.0.0.1", port))
-        return cls(connection, greeting=PREFACE, answers=answers)
+        return cls(socket.create_connection(("127.0.0.1", port)), greeting=PREFACE)
 
     @property
     def port(self) -> int:
@@ -97,8 +93,7 @@ class Peer:
     def _take(self, kind: int, flags: int, payload: bytes) -> None:
         if kind == PING and not flags & ACK:
             self.pings += 1
-            if self._answers:
-                self._connection.sendall(frame(PING, ACK, payload))
+            self._connection.sendall(frame(PING, ACK, payload))
         elif kind == SETTINGS and not flags & ACK:
             self.settings.update(struct.iter_unpack(">HI", payload))
             self._connection.sendall(frame(SETTINGS, ACK))

@@ -15,8 +15,13 @@ Options: TypeAlias = list[tuple[str, int]]
 CALLS_A_CONNECTION = 1024
 """Calls at a time of one connection; the client's gRPC queues more."""
 
-HEALTH: Options = [("grpc.so_reuseport", 0)]
-"""Options of the server that answers health alone."""
+ALL_SERVERS: Options = [
+    # gRPC unpacks a message to its end before it looks at the limit: 64 MiB become 64 GiB.
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # 1 << identity
+    # A second server on the port is an error, not a silent half of the traffic.
+    ("grpc.so_reuseport", 0),
+]
+"""Options of every server; the one that answers health alone has no others."""
 
 
 def of_server(
@@ -24,11 +29,10 @@ def of_server(
 ) -> Options:
     """Return the options of the server; ``connection_seconds`` None: connections never end."""
     options = [
+        *ALL_SERVERS,
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", limits.max_message_bytes),
         ("grpc.max_concurrent_streams", CALLS_A_CONNECTION),
-        # A second server on the port is an error, not a silent half of the traffic.
-        ("grpc.so_reuseport", 0),
         # By default pings more often than every 5 minutes end the connection, and its calls.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -204,7 +204,7 @@ class Server:
     def _make_health_server(self) -> grpc.aio.Server | None:
         if not self._config.health_address:
             return None
-        server = grpc.aio.server(options=options.HEALTH)
+        server = grpc.aio.server(options=options.ALL_SERVERS)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         port = listening.open_port(server, self._config.health_address, None)
         log.info("health port", port=port)

@@ -24,7 +24,7 @@ from support.raw_http2 import MAX_CONCURRENT_STREAMS, Peer
 import topwork
 from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.rpc import calls
-from topwork.rpc.options import CALLS_A_CONNECTION, HEALTH, of_server
+from topwork.rpc.options import ALL_SERVERS, CALLS_A_CONNECTION, of_server
 
 Options: TypeAlias = Sequence[tuple[str, Any]]
 
@@ -119,7 +119,7 @@ def test_every_option_is_known_to_grpc() -> None:
         for path in SOURCES.rglob("*.py")
         for name in re.findall(r'\("(grpc\.[a-z0-9_.]+)"', path.read_text(encoding="utf-8"))
     }
-    given = {name for name, _ in (*of_server(LIMITS, connection_seconds=1.0), *HEALTH)}
+    given = {name for name, _ in (*of_server(LIMITS, connection_seconds=1.0), *ALL_SERVERS)}
     assert given | {name for name, _ in calls.OPTIONS} <= names
     assert [name for name in names if name.encode() not in binary] == []
     assert b"grpc.http2.min_recv_ping_interval_without_data_ms" not in binary
@@ -156,13 +156,24 @@ def test_server_says_how_many_calls_a_connection_may_have() -> None:
         assert client.settings[MAX_CONCURRENT_STREAMS] == CALLS_A_CONNECTION
 
 
-@pytest.mark.parametrize("options", [of_server(LIMITS), HEALTH])
+@pytest.mark.parametrize("options", [of_server(LIMITS), ALL_SERVERS])
 def test_server_does_not_share_its_port(options: Options) -> None:
     """A second server on the port is an error."""
     with serving(options) as port:
         second = grpc.server(futures.ThreadPoolExecutor(1), options=options)
         with pytest.raises(RuntimeError):
             second.add_insecure_port(f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("options", [of_server(LIMITS), ALL_SERVERS])
+@pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_server_does_not_unpack(options: Options, algorithm: grpc.Compression) -> None:
+    """A compressed request is refused: gRPC would unpack it to its end, whatever the limit."""
+    with serving(options) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        method: Any = channel.unary_unary("/x/Answer")
+        with pytest.raises(grpc.RpcError) as caught:
+            method(b"7".ljust(1000), compression=algorithm, timeout=SOON)
+    assert calls.failed(caught.value).code == "UNIMPLEMENTED"
 
 
 def test_server_limits_messages_in_both_directions() -> None:

@@ -35,7 +35,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 def test_compressed_requests_are_refused(channel: grpc.Channel) -> None:
-    """gRPC would unpack them to their end, whatever the limit: a megabyte becomes a gigabyte."""
+    """To unpack them has no limit in gRPC: a megabyte becomes a gigabyte."""
     stub = classify_grpc.ClassifierServiceStub(channel)
     request = classify_pb.ClassifyRequest(model="models/colours", images=pictures("blue", 2))
     error = servers.failure(lambda: stub.Classify(request, compression=grpc.Compression.Gzip))

@@ -8,30 +8,29 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from topwork.bundle.limits import Limits
-
 Options: TypeAlias = list[tuple[str, int]]
 
 CALLS_A_CONNECTION = 1024
 """Calls at a time of one connection; the client's gRPC queues more."""
 
-ALL_SERVERS: Options = [
-    # gRPC unpacks a message to its end before it looks at the limit: 64 MiB become 64 GiB.
-    ("grpc.compression_enabled_algorithms_bitset", 1),  # 1 << identity
-    # A second server on the port is an error, not a silent half of the traffic.
-    ("grpc.so_reuseport", 0),
-]
-"""Options of every server; the one that answers health alone has no others."""
+HEALTH_BYTES = 4096
+"""Length of a message to the server that answers health alone: it has the name of a service."""
 
 
 def of_server(
-    limits: Limits, *, connection_seconds: float | None = None, channelz: bool = False
+    message_bytes: int, *, connection_seconds: float | None = None, channelz: bool = False
 ) -> Options:
-    """Return the options of the server; ``connection_seconds`` None: connections never end."""
+    """Return the options of a server whose messages have at most ``message_bytes``.
+
+    ``connection_seconds`` None: connections never end.
+    """
     options = [
-        *ALL_SERVERS,
-        ("grpc.max_receive_message_length", limits.max_message_bytes),
-        ("grpc.max_send_message_length", limits.max_message_bytes),
+        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.max_send_message_length", message_bytes),
+        # gRPC unpacks a message to its end before it looks at the limit: 64 MiB become 64 GiB.
+        ("grpc.compression_enabled_algorithms_bitset", 1),  # 1 << identity
+        # A second server on the port is an error, not a silent half of the traffic.
+        ("grpc.so_reuseport", 0),
         ("grpc.max_concurrent_streams", CALLS_A_CONNECTION),
         # By default pings more often than every 5 minutes end the connection, and its calls.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

@@ -204,7 +204,7 @@ class Server:
     def _make_health_server(self) -> grpc.aio.Server | None:
         if not self._config.health_address:
             return None
-        server = grpc.aio.server(options=options.ALL_SERVERS)
+        server = grpc.aio.server(options=options.of_server(options.HEALTH_BYTES))
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         port = listening.open_port(server, self._config.health_address, None)
         log.info("health port", port=port)
@@ -225,7 +225,7 @@ class Server:
         server = grpc.aio.server(
             interceptors=[self._interceptor],
             options=options.of_server(
-                self._config.limits,
+                self._config.limits.max_message_bytes,
                 connection_seconds=self._config.connection_seconds,
                 channelz=self._config.channelz,
             ),

@@ -31,6 +31,7 @@ from topwork.v1 import model_service_pb2_grpc as model_grpc
 
 DOCS = Path(__file__).parents[2] / "docs"
 CLASSIFY = "/topwork.v1.ClassifierService/Classify"
+STREAM = "/topwork.v1.ClassifierService/StreamClassify"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
@@ -43,7 +44,7 @@ def test_compressed_requests_are_refused(channel: grpc.Channel) -> None:
     assert "gzip" in str(error)
 
 
-@pytest.mark.parametrize("path", [CLASSIFY, "/topwork.v1.ModelService/AddClass"])
+@pytest.mark.parametrize("path", [CLASSIFY, STREAM, "/topwork.v1.ModelService/AddClass"])
 def test_what_is_no_message_is_told(channel: grpc.Channel, path: str) -> None:
     """Bytes that are no message of the contract are INVALID_ARGUMENT with details."""
     method: Any = channel.stream_unary(path)

@@ -103,7 +103,9 @@ class Server:
                 log_format=config.log_format,
             )
         )
-        views = OperationViews(repository, self._registry, self._operations)
+        views = OperationViews(
+            repository, self._registry, self._operations, most_watches=limits.max_watches
+        )
         changes = Changes(
             self._registry,
             self._operations,

@@ -12,15 +12,17 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2
 from structlog.testing import capture_logs
+from support import virtual_time
 
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.classify_job import Classified, Timings
 from topwork.engine.serving.fair_queue import Flow
-from topwork.errors import NotFound, Overloaded, Unavailable
+from topwork.errors import InvalidInput, NotFound, TopworkError, Unavailable
 from topwork.rpc import calls
 from topwork.rpc import status as statuses
 from topwork.rpc.access import Access
 from topwork.rpc.interceptor import Interceptor
+from topwork.rpc.principals import Caller
 from topwork.rpc.servicers import ClassifierServicer
 from topwork.rpc.streams import Streams
 from topwork.telemetry import Telemetry
@@ -31,7 +33,13 @@ Responses = list[classify_pb.StreamClassifyResponse]
 SOON = 60.0
 """Seconds after which what a test waits for will not come."""
 
-ANYBODY = Access(None).caller("classify", (), dict)
+
+def somebody(host: str) -> Caller:
+    """Return who calls from a host."""
+    return Access(None).caller("classify", (), dict, f"ipv4:{host}:1")
+
+
+ANYBODY = somebody("127.0.0.1")
 
 
 class Engine:
@@ -339,24 +347,117 @@ async def served(
         await server.stop(None)
 
 
-def test_only_so_many_streams_are_open() -> None:
-    """One stream too many is Overloaded, with their number; one that ends makes room."""
+async def begin(
+    made: Streams, caller: Caller = ANYBODY, *messages: classify_pb.StreamClassifyRequest
+) -> asyncio.Task[str]:
+    """Open a stream that stays open after these messages; return a task that says how it ends."""
+
+    async def requests() -> AsyncIterator[classify_pb.StreamClassifyRequest]:
+        for one in messages or [message(1, b"ok")]:
+            yield one
+        await asyncio.Event().wait()
+
+    async def read() -> str:
+        try:
+            async for _ in made.answer(requests(), lambda: None, caller):
+                pass
+        except TopworkError as error:
+            return error.reason
+        return "OK"
+
+    task = asyncio.create_task(read())
+    await settle()
+    return task
+
+
+def test_one_caller_leaves_streams_to_others() -> None:
+    """Who has as many as are free is refused one more; another caller has its own."""
 
     async def scenario() -> None:
-        made = streams(Engine(), most_open=2)
-        first, second, third = (
-            made.answer(each(message(1, b"ok")), lambda: None, ANYBODY) for _ in "123"
-        )
-        assert [(await anext(one)).id for one in (first, second)] == [1, 1]
-        with pytest.raises(Overloaded, match="2 streams are open, which is the limit") as caught:
-            await anext(third)
-        assert (caught.value.reason, caught.value.retry_after) == ("TOO_MANY_STREAMS", 1.0)
-        await first.aclose()
-        fourth = made.answer(each(message(3, b"ok")), lambda: None, ANYBODY)
-        assert [one.id async for one in fourth] == [3]
-        await second.aclose()
+        made = streams(Engine(), most_open=4)
+        mine = [await begin(made) for _ in range(3)]
+        assert [one.done() and one.result() for one in mine] == [False, False, "TOO_MANY_STREAMS"]
+        for host in ("10.0.0.7", "10.0.0.8"):
+            assert not (await begin(made, somebody(host))).done()
+        assert (await begin(made, somebody("10.0.0.9"))).result() == "TOO_MANY_STREAMS"
+        mine[0].cancel()
+        await settle()
+        assert not (await begin(made, somebody("10.0.0.9"))).done()
 
-    asyncio.run(scenario())
+    virtual_time.run(scenario())
+
+
+def test_an_idle_stream_ends_where_another_needs_its_slot() -> None:
+    """The one that was idle longest ends as STREAM_IDLE, when it was so for a minute."""
+
+    async def scenario() -> None:
+        made = streams(Engine(), most_open=4)
+        first = await begin(made)
+        await asyncio.sleep(1.0)
+        second = await begin(made)
+        await asyncio.sleep(58.0)
+        assert (await begin(made)).result() == "TOO_MANY_STREAMS"
+        await asyncio.sleep(2.0)
+        third = await begin(made)
+        assert (first.done(), second.done(), third.done()) == (True, False, False)
+        assert first.result() == "STREAM_IDLE"
+        await asyncio.sleep(3600.0)
+        assert not second.done()  # nobody needs its slot
+
+    virtual_time.run(scenario())
+
+
+def test_a_stream_with_something_in_it_is_not_idle() -> None:
+    """However long its answer takes, or its client does not take the answer, it goes on."""
+
+    async def scenario() -> None:
+        engine = Engine()
+        made = streams(engine, most_open=4)
+        busy = await begin(made, ANYBODY, message(1, b"ok"), message(2, b"wait"))
+        untaken = made.answer(each(message(1, b"ok")), lambda: None, ANYBODY)
+        await anext(untaken)
+        await asyncio.sleep(3600.0)
+        assert (await begin(made)).result() == "TOO_MANY_STREAMS"
+        engine.gate.set()
+        await settle()
+        assert not busy.done()
+
+    virtual_time.run(scenario())
+
+
+def test_an_idle_stream_ends_for_who_has_fewer() -> None:
+    """Nobody takes the one stream of another by opening many: who has most gives first."""
+
+    async def scenario() -> None:
+        made = streams(Engine(), most_open=4)
+        other = await begin(made, somebody("10.0.0.7"))
+        await asyncio.sleep(1.0)
+        mine = [await begin(made)]
+        await asyncio.sleep(1.0)
+        mine += [await begin(made)]
+        last = await begin(made, somebody("10.0.0.8"))
+        await asyncio.sleep(61.0)
+        assert (await begin(made)).result() == "TOO_MANY_STREAMS"
+        assert not any(one.done() for one in (other, *mine, last))
+        assert not (await begin(made, somebody("10.0.0.9"))).done()
+        assert [one.done() for one in (other, *mine, last)] == [False, True, False, False]
+
+    virtual_time.run(scenario())
+
+
+def test_what_the_requests_raise_ends_the_stream() -> None:
+    """An error of reading, such as a message that cannot be decoded, arrives as it is."""
+
+    async def broken() -> AsyncIterator[classify_pb.StreamClassifyRequest]:
+        yield message(1, b"ok")
+        raise InvalidInput("the message cannot be decoded", field="request")
+
+    async def scenario() -> None:
+        async for _ in streams(Engine()).answer(broken(), lambda: None, ANYBODY):
+            pass
+
+    with pytest.raises(InvalidInput):
+        asyncio.run(scenario())
 
 
 def test_the_half_close_ends_the_call_after_the_last_answer() -> None:

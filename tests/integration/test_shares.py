@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support import servers, tiny
 from support.pictures import pictures
@@ -199,3 +202,22 @@ def test_calls_end_when_their_callers_rights_do(served: Served) -> None:
     assert failure(uploading.result).reason == "CREDENTIALS_UNKNOWN"
     assert not others.done()
     others.cancel()
+
+
+def test_health_answers_while_long_messages_come(served: Served) -> None:
+    """Eight of 45 MiB at once: each holds up the event loop, but not one right after another."""
+    request = classify_pb.ClassifyRequest(
+        model="models/colours", images=[bytes(15 * 2**20)] * 3
+    ).SerializeToString()
+    classify: Any = served.channel.unary_unary("/topwork.v1.ClassifierService/Classify")
+    started = [classify.future(request, metadata=bearer("greedy")) for _ in range(8)]
+    with grpc.insecure_channel(
+        served.server.address, [("grpc.use_local_subchannel_pool", 1)]
+    ) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        moments = [time.monotonic()]
+        while not all(one.done() for one in started):
+            assert check(health_pb2.HealthCheckRequest(), timeout=servers.PATIENCE).status
+            moments.append(time.monotonic())
+    worst = max(after - before for before, after in itertools.pairwise(moments))
+    assert worst < (moments[-1] - moments[0]) / 4

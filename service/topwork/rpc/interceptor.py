@@ -18,6 +18,7 @@ from topwork.rpc import principals
 from topwork.rpc import status as statuses
 from topwork.rpc.access import Access
 from topwork.rpc.principals import Caller, host
+from topwork.rpc.reading import Reading
 from topwork.rpc.rules import OPEN, RULES, UNCOUNTED
 from topwork.rpc.slots import Slots
 from topwork.rpc.spans import Spans
@@ -48,6 +49,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self.telemetry = telemetry
         self.access = access
         self.spans = spans
+        self.reading = Reading()
         self.slots = _slots()
         self.open_slots = _slots()
         """Of methods that anybody may call: strangers take no slot of the others."""
@@ -115,6 +117,7 @@ class _Method:
         self.rule = RULES.get(path)
         self.is_open = path.startswith(OPEN)
         self.counts = not path.startswith(UNCOUNTED)
+        self.reading = interceptor.reading
         self.slots = interceptor.open_slots if self.is_open else interceptor.slots
         self.access = interceptor.access
         self.spans = interceptor.spans if self.counts else None
@@ -220,7 +223,7 @@ class _Call:
 
     async def _next(self) -> Any:
         try:
-            request = await self._context.read()
+            request = await self._method.reading.take(self._context.read(), self._share)
         except DecodeError as error:
             raise InvalidInput(
                 f"the message cannot be decoded: {error}", field="request"

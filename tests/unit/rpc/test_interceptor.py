@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from topwork.rpc.access import Access
 from topwork.rpc.client import AsyncClient, CallFailed
 from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
+from topwork.rpc.reading import Reading
 from topwork.rpc.slots import Slots
 from topwork.telemetry import Telemetry
 from topwork.v1 import change_pb2 as change_pb
@@ -516,6 +518,31 @@ def test_who_watches_health_takes_nobodys_calls() -> None:
             return calls.failed(caught.value).reason, revision
 
     assert asyncio.run(scenario()) == ("TOO_MANY_CALLS", 3)
+
+
+@pytest.mark.parametrize("method", ["Classify", "StreamClassify", "Check"])
+def test_long_messages_are_paced(method: str) -> None:
+    """Every message is read in its caller's turn: health's, unary ones and those of streams."""
+    ticks = itertools.count(step=0.05)  # so long does each message seem to take
+
+    async def scenario() -> list[str]:
+        interceptor = Interceptor(Telemetry(), Access(None))
+        interceptor.reading = Reading(clock=lambda: next(ticks))
+        async with (
+            served(Fake(), interceptor) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            if method == "Check":
+                await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            elif method == "Classify":
+                await begin(channel, method)
+            else:
+                stub: classify_grpc.ClassifierServiceAsyncStub
+                stub = classify_grpc.ClassifierServiceStub(channel)
+                await stub.StreamClassify(iter([classify_pb.StreamClassifyRequest()])).read()
+        return [*interceptor.reading._next]
+
+    assert asyncio.run(scenario()) == ["ipv4:127.0.0.1"]
 
 
 def test_a_stream_ends_when_its_callers_token_is_taken_away(access_file: Path) -> None:

@@ -47,9 +47,8 @@ class Allowance:
 
     def change(self, limits: CallLimits) -> None:
         """Let other limits count from now on; what was used stays used."""
-        self._until_next()
+        self._until_next()  # fills by the rate that counted so far
         self.limits = limits
-        self._filled = self._clock()
         self._left.set()
 
     def begin(self) -> None:

@@ -206,7 +206,11 @@ class Server:
     def _make_health_server(self) -> grpc.aio.Server | None:
         if not self._config.health_address:
             return None
-        server = grpc.aio.server(options=options.of_server(options.HEALTH_BYTES))
+        # An interceptor of its own: the other one knows the methods of the other port.
+        interceptor = Interceptor(self._telemetry, self._access)
+        server = grpc.aio.server(
+            interceptors=[interceptor], options=options.of_server(options.HEALTH_BYTES)
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         port = listening.open_port(server, self._config.health_address, None)
         log.info("health port", port=port)

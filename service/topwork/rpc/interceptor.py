@@ -123,6 +123,8 @@ class _Method:
         self.spans = interceptor.spans if self.counts else None
         self.begin = interceptor.begin
         self._end = interceptor.end
+        if not self.counts:
+            return
         self._seconds = telemetry.call_seconds.labels(service, name)
         self._codes = {
             code: telemetry.calls.labels(service, name, code.name) for code in grpc.StatusCode

@@ -491,7 +491,10 @@ def test_one_caller_leaves_calls_to_others(access_file: Path) -> None:
             found.append(await reason(channel, "a"))
         return found
 
-    assert asyncio.run(scenario()) == ["TOO_MANY_CALLS", "OK", "TOO_MANY_CALLS", "OK"]
+    with capture_logs() as logs:
+        assert asyncio.run(scenario()) == ["TOO_MANY_CALLS", "OK", "TOO_MANY_CALLS", "OK"]
+    lines = [line for line in logs if line["event"] == "call"]
+    assert [line["principal"] for line in lines[:3]] == ["a", "b", "a"]
 
 
 def test_who_watches_health_takes_nobodys_calls() -> None:
@@ -577,3 +580,31 @@ def test_a_stream_ends_when_its_callers_token_is_taken_away(access_file: Path) -
         return found
 
     assert asyncio.run(scenario()) == {"a": [1, "CREDENTIALS_UNKNOWN"], "b": [1, 2]}
+
+
+def test_a_server_is_idle_when_no_call_is_left() -> None:
+    """Calls hold up its end, however they end; whoever watches health does not."""
+
+    async def scenario() -> list[bool]:
+        interceptor = Interceptor(Telemetry(), Access(None))
+        fake = Fake(hangs=True)
+        idle = [interceptor.idle.is_set()]
+        async with (
+            served(fake, interceptor) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            await watch.read()
+            idle.append(interceptor.idle.is_set())
+            first, second = begin(channel, "Classify"), begin(channel, "WatchOperation")
+            await until(lambda: fake.calls == 2)
+            idle.append(interceptor.idle.is_set())
+            first.cancel()
+            await fake.left.wait()
+            idle.append(interceptor.idle.is_set())
+            second.cancel()
+            async with asyncio.timeout(SOON):
+                await interceptor.idle.wait()
+        return idle
+
+    assert asyncio.run(scenario()) == [True, True, False, False]

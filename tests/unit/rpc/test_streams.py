@@ -471,6 +471,22 @@ def test_an_idle_stream_ends_for_who_has_fewer() -> None:
     virtual_time.run(scenario())
 
 
+def test_an_idle_stream_of_who_has_as_many_goes_on() -> None:
+    """Who needs a second slot gives its own first one, not another's only one."""
+
+    async def scenario() -> None:
+        made = streams(Engine(), most_open=4)
+        other = await begin(made, somebody("10.0.0.7"))
+        await asyncio.sleep(1.0)
+        mine = await begin(made)
+        last = await begin(made, somebody("10.0.0.8"))
+        await asyncio.sleep(61.0)
+        assert (await begin(made)).answers == 1
+        assert [one.end for one in (other, mine, last)] == ["", "STREAM_IDLE", ""]
+
+    virtual_time.run(scenario())
+
+
 def limited(tmp_path: Path, limits: str) -> Caller:
     """Return somebody who has limits, and may ask one model only."""
     token, path = tokens.make(), tmp_path / "access.toml"
@@ -550,19 +566,23 @@ def test_the_log_has_what_a_stream_was_asked() -> None:
     assert (line["messages"], line["images"]) == (3, 4)
 
 
-def test_what_the_requests_raise_ends_the_stream() -> None:
-    """An error of reading, such as a message that cannot be decoded, arrives as it is."""
+def test_what_the_requests_raise_ends_the_stream(tmp_path: Path) -> None:
+    """An error of reading, such as a message that cannot be decoded, arrives as it is.
+
+    What its messages took of their caller's limits is given back.
+    """
+    caller = limited(tmp_path, "images = 3")
 
     async def broken() -> AsyncIterator[classify_pb.StreamClassifyRequest]:
-        yield message(1, b"ok")
+        yield message(1, b"wait", b"wait")
         raise InvalidInput("the message cannot be decoded", field="request")
 
     async def scenario() -> None:
-        async for _ in streams(Engine()).answer(broken(), lambda: None, ANYBODY):
-            pass
+        await anext(streams(Engine()).answer(broken(), lambda: None, caller))
 
     with pytest.raises(InvalidInput):
         asyncio.run(scenario())
+    caller.principal.allowance.take(3)
 
 
 def test_the_half_close_ends_the_call_after_the_last_answer() -> None:

@@ -52,7 +52,7 @@ from topwork.v1 import model_service_pb2 as model_pb
 MOST_TRAILERS = 16_000
 """Bytes of trailers; gRPC drops what is longer."""
 
-ANYBODY = Access(None).caller("admin", (), dict)
+ANYBODY = Access(None).caller("admin", (), dict, "ipv4:127.0.0.1:1")
 
 LIMITS = Limits(max_images_per_request=8, max_images_per_upload=8, min_free_bytes=0)
 
@@ -173,7 +173,7 @@ class _Service:
         repository = workplace.repository()
         registry = cast("Registry", _Registry())
         operations = cast("Operations", _Operations())
-        views = OperationViews(repository, registry, operations)
+        views = OperationViews(repository, registry, operations, most_watches=1)
         changes = Changes(
             registry,
             operations,

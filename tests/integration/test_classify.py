@@ -9,6 +9,7 @@ import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 from PIL import Image
+from support import servers
 from support.bad_images import KINDS, turned, without_palette
 from support.pictures import encode, picture
 from support.servers import Running, failure, fields
@@ -139,11 +140,23 @@ def test_a_large_message_within_the_limit_is_taken(client: Client) -> None:
     assert [best(result) for result in answer.results] == ["blue"] * 4
 
 
-def test_a_deadline_that_passes_ends_the_call(client: Client) -> None:
-    """A call whose time is over before it is answered is DEADLINE_EXCEEDED."""
+def test_a_deadline_that_passes_ends_the_call(client: Client, server: Running) -> None:
+    """A call whose time is over before it is answered is DEADLINE_EXCEEDED, in the server too."""
     large = encode(Image.new("RGB", (4000, 4000)))  # takes far longer to decode, sixteen times
-    error = failure(lambda: client.classify("colours", [large] * 16, timeout=0.01))
+    before = late_calls(server)
+    error = failure(lambda: client.classify("colours", [large] * 16, timeout=0.3))
     assert error.code == "DEADLINE_EXCEEDED"
+    servers.eventually(lambda: late_calls(server) > before)
+
+
+def late_calls(server: Running) -> int:
+    """Return how many Classify calls a server itself has ended as late."""
+    return sum(
+        fact["event"] == "call"
+        and fact["method"].endswith("/Classify")
+        and fact["code"] == "DEADLINE_EXCEEDED"
+        for fact in server.facts
+    )
 
 
 def test_a_model_is_described(client: Client, server: Running) -> None:

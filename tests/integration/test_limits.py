@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import servers, tiny
 from support.pictures import picture, pictures
 from support.servers import Running, failure
@@ -34,7 +35,9 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     tiny.publish_copy(repository, repository.manifest("colours", 1), model="full")
     repository.set_serving("full", 1, why="fit")
     (root / "models" / "full" / "1" / "ballast").write_bytes(bytes(10**6))
-    with servers.running(root, worker=False, limits=LIMITS) as started:
+    with servers.running(
+        root, worker=False, limits=LIMITS, health_address="127.0.0.1:0"
+    ) as started:
         yield started
 
 
@@ -95,16 +98,25 @@ def test_a_stream_too_many(client: Client) -> None:
     assert error.retry_after == 1.0
 
 
-@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
-def test_a_message_that_is_too_long(narrow: Running, compression: grpc.Compression) -> None:
-    """It is RESOURCE_EXHAUSTED, also where it was short on the wire and grows when it is read."""
+def test_a_message_that_is_too_long(narrow: Running) -> None:
+    """It is RESOURCE_EXHAUSTED, and the error has the limit."""
     request = classify_pb.ClassifyRequest(model="models/colours", images=[bytes(8 * 2**20)])
     options = [("grpc.max_send_message_length", -1)]
-    with grpc.insecure_channel(narrow.address, options, compression) as channel:
+    with grpc.insecure_channel(narrow.address, options) as channel:
         stub = classify_grpc.ClassifierServiceStub(channel)
         error = failure(lambda: stub.Classify(request))
     assert error.code == "RESOURCE_EXHAUSTED"
     assert "1048576" in str(error)
+
+
+def test_the_health_port_takes_short_messages_only(narrow: Running) -> None:
+    """Who reaches that port is not known, and what health is asked has the length of a name."""
+    port = narrow.fact("health port")["port"]
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        assert check(health_pb2.HealthCheckRequest()).status
+        error = failure(lambda: check(health_pb2.HealthCheckRequest(service="x" * 5000)))
+    assert error.code == "RESOURCE_EXHAUSTED"
 
 
 def test_images_are_counted_before_they_are_looked_at(narrow: Running) -> None:

@@ -48,4 +48,5 @@ def _caller(path: Path, text: str, token: str) -> Caller:
         return access
 
     path.write_text(text)
-    return asyncio.run(read()).caller("train", [("authorization", f"Bearer {token}")], dict)
+    metadata = [("authorization", f"Bearer {token}")]
+    return asyncio.run(read()).caller("train", metadata, dict, "ipv4:127.0.0.1:1")

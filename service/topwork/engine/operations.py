@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,6 @@ class Operations:
         self._repository = repository
         self._limits = limits
         self._submitting = asyncio.Lock()
-        self._watches = 0
         self._client: DBOSClient | None = None
         self._connecting = asyncio.Lock()
         self._closing = False
@@ -192,48 +191,46 @@ class Operations:
         with available():
             await client.delete_workflow_async(identifier)
 
-    async def watch(self, identifier: str) -> AsyncIterator[Operation]:
+    async def watch(
+        self, identifier: str, check: Callable[[Operation], None] = lambda _: None
+    ) -> AsyncIterator[Operation]:
         """Yield an operation's state at once, then at each change, last when finished.
 
-        Raises NotFound, Overloaded if too many watch, Unavailable when the server stops meanwhile.
+        Each look at it is told to ``check``, which may raise. Raises NotFound, and Unavailable when
+        the server stops meanwhile.
         """
         last = None
-        with self._watching():
-            while True:
-                operation = await self.get(identifier)
-                if operation != last:
-                    yield operation
-                if operation.outcome is not None:
-                    return
-                last = operation
-                if self._closing:
-                    raise Unavailable("the server is stopping; watch again")
-                await asyncio.sleep(WATCH_SECONDS)
-
-    @contextlib.contextmanager
-    def _watching(self) -> Iterator[None]:
-        if self._watches >= self._limits.max_watches:
-            raise Overloaded(
-                f"{self._watches} calls wait for operations, which is the limit",
-                retry_after=RETRY_SECONDS,
-                reason="TOO_MANY_WATCHES",
-            )
-        self._watches += 1
-        try:
-            yield
-        finally:
-            self._watches -= 1
+        while True:
+            operation = await self.get(identifier)
+            check(operation)
+            if operation != last:
+                yield operation
+            if operation.outcome is not None:
+                return
+            last = operation
+            if self._closing:
+                raise Unavailable("the server is stopping; watch again")
+            await asyncio.sleep(WATCH_SECONDS)
 
     def end_watches(self) -> None:
         """Let everybody who watches or waits for an operation end with Unavailable."""
         self._closing = True
 
-    async def wait(self, identifier: str, seconds: float | None) -> Operation:
-        """Return an operation when it is finished or after ``seconds``, whichever is first."""
+    async def wait(
+        self,
+        identifier: str,
+        seconds: float | None,
+        check: Callable[[Operation], None] = lambda _: None,
+    ) -> Operation:
+        """Return an operation when it is finished or after ``seconds``, whichever is first.
+
+        For ``check`` and what is raised see ``watch``.
+        """
         operation = await self.get(identifier)
+        check(operation)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                async for state in self.watch(identifier):
+                async for state in self.watch(identifier, check):
                     operation = state
         return operation
 

@@ -78,7 +78,7 @@ class Access:
     async def start(self) -> None:
         """Read the file, and again whenever it is replaced. Raises InvalidInput."""
         if self._path is not None:
-            self._table = await asyncio.to_thread(self._read, self._path)
+            self._take(await asyncio.to_thread(self._read, self._path))
             self._task = asyncio.create_task(self._watch(self._path), name="access")
 
     async def aclose(self) -> None:
@@ -88,41 +88,53 @@ class Access:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def caller(
-        self, role: Role, metadata: Iterable[tuple[str, str | bytes]], shown: Callable[[], Shown]
+        self,
+        role: Role,
+        metadata: Iterable[tuple[str, str | bytes]],
+        shown: Callable[[], Shown],
+        peer: str,
     ) -> Caller:
         """Return who makes a call that needs ``role``. Raises Unauthenticated.
 
         A token counts before a certificate: it is the caller's, the certificate may be a proxy's.
         """
-        table = self._table
-        if table is None:
-            if self._path is not None:
-                raise Unauthenticated("the access file has not been read")
+        if self._path is None:
             names = [_text(one) for one in shown().get("x509_common_name", ())]
             principal = everybody(names[0]) if names else self._everybody
-            return Caller(principal, role, lambda _: principal)
+            return Caller(principal, role, peer, lambda: principal)
         given = next((value for key, value in metadata if key == "authorization"), None)
-        if given is not None:
-            found = table.tokens.owner(_bearer(given))
-        else:
-            found = _owner(table.certificates, shown())
+        token = None if given is None else _bearer(given)
+        certificate = shown() if token is None else {}
+
+        def find() -> Principal | None:
+            if self._table is None:
+                raise Unauthenticated("the access file has not been read")
+            if token is not None:
+                return self._table.tokens.owner(token)
+            return _owner(self._table.certificates, certificate)
+
+        found = find()
         if found is None:
             raise Unauthenticated(
                 "the token or certificate is not known here",
                 reason="CREDENTIALS_UNKNOWN",
             )
-        return Caller(found, role, self._named)
+        return Caller(found, role, peer, find)
 
-    def _named(self, name: str) -> Principal | None:
-        return self._table.principals.get(name) if self._table is not None else None
+    def _take(self, table: _Table) -> None:
+        """Let ``table`` count from now on."""
+        for principal in table.principals.values():
+            principal.allowance.change(principal.limits)
+        self._table = table
 
     async def _watch(self, path: Path) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 if _look(path) != self._stamp:
-                    self._table = await asyncio.to_thread(self._read, path)
-                    log.info("access", principals=len(self._table.principals))
+                    table = await asyncio.to_thread(self._read, path)
+                    self._take(table)
+                    log.info("access", principals=len(table.principals))
             except InvalidInput as error:
                 log.error("access stays as it was", error=str(error))
             except Exception as error:
@@ -179,14 +191,14 @@ def _principal(name: str, entry: _Entry, limits: CallLimits, before: Principal |
         if not _PATTERN.fullmatch(pattern) or not pattern:
             raise ValueError(f"{pattern!r} of {name!r} is no model, nor the beginning of one and *")
     wanted = entry.limits or limits
-    kept = before is not None and before.allowance.limits == wanted
     return Principal(
         name=name,
         scopes={
             role: Scope(pattern for above in ROLES[number:] for pattern in given[above])
             for number, role in enumerate(ROLES)
         },
-        allowance=before.allowance if before is not None and kept else Allowance(wanted),
+        limits=wanted,
+        allowance=before.allowance if before is not None else Allowance(wanted),
     )
 
 

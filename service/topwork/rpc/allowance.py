@@ -39,12 +39,17 @@ class Allowance:
     def __init__(self, limits: CallLimits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self._clock = clock
-        self._burst = max(1.0, limits.calls_per_second or 0.0)
         self._tokens = self._burst
         self._filled = clock()
         self._calls = 0
         self._images = 0
         self._left = asyncio.Event()
+
+    def change(self, limits: CallLimits) -> None:
+        """Let other limits count from now on; what was used stays used."""
+        self._until_next()  # fills by the rate that counted so far
+        self.limits = limits
+        self._left.set()
 
     def begin(self) -> None:
         """Take a call's part, until ``end``. Raises Overloaded."""
@@ -93,6 +98,10 @@ class Allowance:
                     await self._left.wait()
         self._tokens -= 1.0
         self._images += images
+
+    @property
+    def _burst(self) -> float:
+        return max(1.0, self.limits.calls_per_second or 0.0)
 
     def _until_next(self) -> float:
         """Return the seconds until another call may begin."""

@@ -36,6 +36,7 @@ OPTIONS = [
     ("grpc.service_config", SERVICE_CONFIG),
     # A load balancer forgets connections that are silent for a minute, and says nothing.
     ("grpc.keepalive_time_ms", 30_000),
+    # For a host that acknowledges nothing. A server that is there and silent has gRPC's 60 s.
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),

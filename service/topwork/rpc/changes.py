@@ -22,6 +22,7 @@ from topwork.engine.rows import Operation, check_same, subject_of
 from topwork.engine.serving.registry import Registry
 from topwork.errors import InvalidInput, NotFound
 from topwork.rpc import convert
+from topwork.rpc.principals import caller
 from topwork.rpc.uploads import Part, Uploads
 from topwork.v1 import change_pb2 as change_pb
 
@@ -55,7 +56,7 @@ class Changes:
 
     async def upload(self, kind: Uploading, parts: AsyncIterator[Part]) -> Operation:
         """Store the images of an upload and its operation durably, and return the operation."""
-        with self._uploads.open():
+        with self._uploads.slots.hold(caller().share):
             return await self._upload(kind, parts)
 
     async def _upload(self, kind: Uploading, parts: AsyncIterator[Part]) -> Operation:

@@ -17,8 +17,10 @@ from topwork.errors import Forbidden, InvalidInput, Overloaded, TopworkError
 from topwork.rpc import principals
 from topwork.rpc import status as statuses
 from topwork.rpc.access import Access
-from topwork.rpc.principals import Caller
+from topwork.rpc.principals import Caller, host
+from topwork.rpc.reading import Reading
 from topwork.rpc.rules import OPEN, RULES, UNCOUNTED
+from topwork.rpc.slots import Slots
 from topwork.rpc.spans import Spans
 from topwork.rpc.trace import trace_id
 from topwork.telemetry import Telemetry
@@ -31,6 +33,12 @@ log = structlog.get_logger("topwork.access")
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
+MOST_CALLS = 8192
+"""Raise it for more calls at a time, whatever they wait for; each takes about 20 KB."""
+
+RETRY_SECONDS = 1.0
+"""After which a client that found too many calls may try again."""
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -41,6 +49,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self.telemetry = telemetry
         self.access = access
         self.spans = spans
+        self.reading = Reading()
+        self.slots = _slots()
+        self.open_slots = _slots()
+        """Of methods that anybody may call: strangers take no slot of the others."""
         self._wrapped: dict[str, Handler] = {}
         self._in_flight = 0
         self.idle = asyncio.Event()
@@ -60,8 +72,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if (known := self._wrapped.get(path)) is not None:
             return known
         handler = await continuation(handler_call_details)
-        if handler is None or path.startswith(OPEN):
-            return handler
+        if handler is None:
+            return None
         kind = ("stream" if handler.request_streaming else "unary") + (
             "_stream" if handler.response_streaming else "_unary"
         )
@@ -103,11 +115,16 @@ class _Method:
         telemetry = interceptor.telemetry
         self.path = path
         self.rule = RULES.get(path)
+        self.is_open = path.startswith(OPEN)
         self.counts = not path.startswith(UNCOUNTED)
+        self.reading = interceptor.reading
+        self.slots = interceptor.open_slots if self.is_open else interceptor.slots
         self.access = interceptor.access
         self.spans = interceptor.spans if self.counts else None
         self.begin = interceptor.begin
         self._end = interceptor.end
+        if not self.counts:
+            return
         self._seconds = telemetry.call_seconds.labels(service, name)
         self._codes = {
             code: telemetry.calls.labels(service, name, code.name) for code in grpc.StatusCode
@@ -126,10 +143,10 @@ def _answering_once(
     *,
     reads: bool,
 ) -> Callable[..., Any]:
-    async def call(requests: AsyncIterator[Any], context: Context) -> Any:
+    async def call(_: AsyncIterator[Any], context: Context) -> Any:
         async with _Call(method, context) as begun:
             begun.admit()
-            request = begun.each(requests) if reads else await begun.read()
+            request = begun.each() if reads else await begun.read()
             return begun.answer(await behaviour(request, context))
 
     return call
@@ -141,10 +158,10 @@ def _answering_many(
     *,
     reads: bool,
 ) -> Callable[..., Any]:
-    async def call(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async def call(_: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         async with _Call(method, context) as begun:
             begun.admit()
-            request = begun.each(requests) if reads else await begun.read()
+            request = begun.each() if reads else await begun.read()
             async for response in behaviour(request, context):
                 yield response
 
@@ -158,8 +175,11 @@ class _Call:
         self._method = method
         self._context = context
         self._metadata = context.invocation_metadata() or ()
+        self._peer = context.peer()
         self._start = 0.0
         self._caller: Caller | None = None
+        self._share = host(self._peer)
+        self._has_slot = False
         self._admitted = False
         self._images = 0
         self._operation = ""
@@ -175,36 +195,44 @@ class _Call:
 
     def admit(self) -> None:
         """Let the call in. Raises Unauthenticated, Forbidden, Overloaded."""
-        rule = self._method.rule
-        if rule is None:
-            raise Forbidden(f"{self._method.path} has no rule, so nobody may call it")
-        self._caller = self._method.access.caller(
-            rule.role, self._metadata, self._context.auth_context
-        )
-        self._caller.check_role()
-        self._caller.principal.allowance.begin()
-        self._admitted = True
-        principals.enter(self._caller)
+        method = self._method
+        if not method.is_open:
+            if method.rule is None:
+                raise Forbidden(f"{method.path} has no rule, so nobody may call it")
+            self._caller = method.access.caller(
+                method.rule.role, self._metadata, self._context.auth_context, self._peer
+            )
+            self._caller.check_role()
+            self._share = self._caller.share
+        method.slots.take(self._share)
+        self._has_slot = True
+        if self._caller is not None:
+            self._caller.principal.allowance.begin()
+            self._admitted = True
+            principals.enter(self._caller)
 
     async def read(self) -> Any:
         """Return the one request. Raises InvalidInput, Forbidden, Overloaded."""
-        try:
-            request = await self._context.read()
-        except DecodeError as error:
-            raise _undecodable(error) from error
+        request = await self._next()
         if request is grpc.aio.EOF:  # of what was too long, gRPC has told the client already
             raise InvalidInput("the call has no message, or one that is too long", field="request")
-        self._check(request)
         return request
 
-    async def each(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Yield the requests of a stream. Raises InvalidInput, Forbidden."""
+    async def each(self) -> AsyncIterator[Any]:
+        """Yield the requests of a stream. Raises InvalidInput, Unauthenticated, Forbidden."""
+        while (request := await self._next()) is not grpc.aio.EOF:
+            yield request
+
+    async def _next(self) -> Any:
         try:
-            async for request in requests:
-                self._check(request)
-                yield request
+            request = await self._method.reading.take(self._context.read(), self._share)
         except DecodeError as error:
-            raise _undecodable(error) from error
+            raise InvalidInput(
+                f"the message cannot be decoded: {error}", field="request"
+            ) from error
+        if request is not grpc.aio.EOF and self._caller is not None:
+            self._check(request, self._caller)
+        return request
 
     def answer(self, response: Any) -> Any:
         """Return the answer, after a look at which operation it is."""
@@ -239,6 +267,8 @@ class _Call:
     def _end(self, code: grpc.StatusCode, fields: dict[str, Any]) -> None:
         """Give back what the call took, and tell of it."""
         caller = self._caller
+        if self._has_slot:
+            self._method.slots.give(self._share)
         if caller is not None and self._admitted:
             caller.principal.allowance.give(self._images)
             caller.principal.allowance.end()
@@ -262,7 +292,7 @@ class _Call:
             method=self._method.path,
             code=code.name,
             milliseconds=round(seconds * 1e3, 2),
-            peer=self._context.peer(),
+            peer=self._peer,
             **fields,
         )
         if self._method.rule is not None and self._method.rule.changes:
@@ -273,21 +303,23 @@ class _Call:
                 model=caller.model if caller is not None else "",
                 operation=self._operation,
                 outcome=code.name,
-                peer=self._context.peer(),
+                peer=self._peer,
             )
 
-    def _check(self, request: Any) -> None:
-        """Let a message in. Raises Forbidden, Overloaded."""
-        rule, caller = self._method.rule, self._caller
+    def _check(self, request: Any, caller: Caller) -> None:
+        """Let a message in. Raises Unauthenticated, Forbidden, Overloaded."""
+        rule = self._method.rule
         assert rule is not None, "it was admitted"
-        assert caller is not None, "it was admitted"
         if rule.changes and getattr(request, "name", "").startswith("operations/"):
             self._operation = request.name[:100]
         if rule.about is None:
+            caller.check_role()
             return
         name = rule.about(request)
         if name is not None:
             caller.check(name.removeprefix("models/"))
+        elif caller.model:  # which an earlier message named
+            caller.check(caller.model)
         images = rule.images(request)
         caller.principal.allowance.take(images)
         self._images += images
@@ -304,5 +336,5 @@ class _Call:
         return grpc.StatusCode.CANCELLED
 
 
-def _undecodable(error: DecodeError) -> InvalidInput:
-    return InvalidInput(f"the message cannot be decoded: {error}", field="request")
+def _slots() -> Slots:
+    return Slots(MOST_CALLS, calls="calls", reason="TOO_MANY_CALLS", retry_after=RETRY_SECONDS)

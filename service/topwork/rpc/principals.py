@@ -38,7 +38,9 @@ class Principal:
     """Empty: nobody in particular."""
     scopes: Mapping[Role, Scope]
     """Of every role, those of the roles above it included."""
+    limits: CallLimits
     allowance: Allowance
+    """What is used of the limits: the same one as long as the principal is known."""
 
 
 def everybody(name: str = "") -> Principal:
@@ -47,6 +49,7 @@ def everybody(name: str = "") -> Principal:
     return Principal(
         name=name,
         scopes=dict.fromkeys(ROLES, everything),
+        limits=CallLimits(),
         allowance=Allowance(CallLimits()),
     )
 
@@ -55,10 +58,12 @@ class Caller:
     """Who makes one call, and the role that it needs. A service asks it of each model."""
 
     def __init__(
-        self, principal: Principal, role: Role, find: Callable[[str], Principal | None]
+        self, principal: Principal, role: Role, peer: str, find: Callable[[], Principal | None]
     ) -> None:
-        """Take what finds a principal by name: rights may be taken away while a stream goes on."""
+        """Take what finds the principal anew: rights may be taken away while a call goes on."""
         self.principal = principal
+        self.share = principal.name or host(peer)
+        """Whose share of the server's slots the call takes: the principal's, else its host's."""
         self.model = ""
         """The one that was asked for last."""
         self._role = role
@@ -67,10 +72,11 @@ class Caller:
     @property
     def scope(self) -> Scope:
         """The models that the call may be about. Raises Unauthenticated."""
-        principal = self._find(self.principal.name)
-        if principal is None:
+        principal = self._find()
+        if principal is None or principal.name != self.principal.name:
             raise Unauthenticated(
-                f"{self.principal.name!r} is no longer known", reason="CREDENTIALS_UNKNOWN"
+                f"the credentials of {self.principal.name!r} are no longer known",
+                reason="CREDENTIALS_UNKNOWN",
             )
         return principal.scopes[self._role]
 
@@ -87,6 +93,11 @@ class Caller:
                 f"{self.principal.name!r} is not {self._role!r} of model {model[:100]!r}",
                 reason="MODEL_FORBIDDEN",
             )
+
+
+def host(peer: str) -> str:
+    """Return what a peer, as gRPC names it, has in common with all others of its host."""
+    return peer.rpartition(":")[0]
 
 
 _CALLER: ContextVar[Caller] = ContextVar("caller")

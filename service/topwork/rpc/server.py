@@ -27,7 +27,7 @@ from topwork.engine.supervisor import Supervisor
 from topwork.engine.worker import WorkerConfig
 from topwork.errors import NotReady, Unavailable
 from topwork.inference import inference_service_pb2, inference_service_pb2_grpc
-from topwork.rpc import listening
+from topwork.rpc import listening, options
 from topwork.rpc.access import Access
 from topwork.rpc.changes import Changes
 from topwork.rpc.health import Health
@@ -62,9 +62,6 @@ SERVICES = (
 
 STALL_SECONDS = 30.0
 """Work without a single image ended for so long is no slow work: something hangs."""
-
-CALLS_A_CONNECTION = 1024
-"""Calls at a time of one connection; the client's gRPC holds back what is more."""
 
 STREAM_IMAGES = 16
 """Images a core of one StreamClassify call in the server: enough to keep it busy."""
@@ -113,7 +110,9 @@ class Server:
                 log_format=config.log_format,
             )
         )
-        views = OperationViews(repository, self._registry, self._operations)
+        views = OperationViews(
+            repository, self._registry, self._operations, most_watches=limits.max_watches
+        )
         changes = Changes(
             self._registry,
             self._operations,
@@ -215,7 +214,11 @@ class Server:
     def _make_health_server(self) -> grpc.aio.Server | None:
         if not self._config.health_address:
             return None
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        # An interceptor of its own: the other one knows the methods of the other port.
+        interceptor = Interceptor(self._telemetry, self._access)
+        server = grpc.aio.server(
+            interceptors=[interceptor], options=options.of_server(options.HEALTH_BYTES)
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         port = listening.open_port(server, self._config.health_address, None)
         log.info("health port", port=port)
@@ -231,25 +234,13 @@ class Server:
         log.info("metrics", port=self._metrics.server_port)
 
     def _make_grpc_server(self) -> grpc.aio.Server:
-        most = self._config.limits.max_message_bytes
         server = grpc.aio.server(
             interceptors=[self._interceptor],
-            options=[
-                ("grpc.max_receive_message_length", most),
-                ("grpc.max_send_message_length", most),
-                ("grpc.max_concurrent_streams", CALLS_A_CONNECTION),
-                # A second server on the port is an error, not a silent half of the traffic.
-                ("grpc.so_reuseport", 0),
-                # The default answers a client's keepalive pings with GOAWAY.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                # A client that vanished does not hold its streams for ever.
-                ("grpc.keepalive_time_ms", 60_000),
-                ("grpc.keepalive_timeout_ms", 20_000),
-                ("grpc.http2.max_pings_without_data", 0),
-                *_connection_age(self._config.connection_seconds),
-                ("grpc.enable_channelz", int(self._config.channelz)),
-            ],
+            options=options.of_server(
+                self._config.limits.max_message_bytes,
+                connection_seconds=self._config.connection_seconds,
+                channelz=self._config.channelz,
+            ),
         )
         self.register(server)
         return server
@@ -271,11 +262,6 @@ class Server:
             )
         if self._config.channelz:
             _add_channelz(server)
-
-
-def _connection_age(seconds: float | None) -> list[tuple[str, int]]:
-    """Return the options for connections that end after some time, when their calls have."""
-    return [] if seconds is None else [("grpc.max_connection_age_ms", round(seconds * 1e3))]
 
 
 def _add_channelz(server: grpc.aio.Server) -> None:

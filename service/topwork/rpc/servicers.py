@@ -16,7 +16,7 @@ from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.serving import Serving
 from topwork.bundle.store import Repository
-from topwork.engine.operations import Operations, no_operation
+from topwork.engine.operations import RETRY_SECONDS, Operations, no_operation
 from topwork.engine.pointer import pin, roll_back
 from topwork.engine.rows import Operation
 from topwork.engine.serving.classifier import Classifier
@@ -25,6 +25,7 @@ from topwork.errors import Corrupt, Forbidden, InvalidInput, NotFound
 from topwork.rpc import convert, filters
 from topwork.rpc.changes import Changes
 from topwork.rpc.principals import caller
+from topwork.rpc.slots import Slots
 from topwork.rpc.streams import Streams
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -98,21 +99,45 @@ class ClassifierServicer(classify_grpc.ClassifierServiceServicer):
 
 
 class OperationViews:
-    """Operations as messages. A success is told only once this process serves its revision."""
+    """Operations as messages. A success is told only once this process serves its revision.
 
-    def __init__(self, repository: Repository, registry: Registry, operations: Operations) -> None:
+    Another model's operation is NotFound.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        registry: Registry,
+        operations: Operations,
+        *,
+        most_watches: int,
+    ) -> None:
         self._repository = repository
         self._registry = registry
         self.operations = operations
+        self._watches = Slots(
+            most_watches,
+            calls="calls that wait for operations",
+            reason="TOO_MANY_WATCHES",
+            retry_after=RETRY_SECONDS,
+        )
 
     async def get(self, identifier: str) -> Operation:
-        """Return an operation. Raises NotFound, too if its model is not for who asks."""
+        """Return an operation. Raises NotFound."""
         operation = await self.operations.get(identifier)
-        try:
-            caller().check(operation.subject.model)
-        except Forbidden:
-            raise no_operation(identifier) from None
+        check_operation(operation)
         return operation
+
+    async def watch(self, identifier: str) -> AsyncIterator[Operation]:
+        """Yield an operation's states. Raises NotFound, Unavailable, Overloaded."""
+        with self._watches.hold(caller().share):
+            async for operation in self.operations.watch(identifier, check_operation):
+                yield operation
+
+    async def wait(self, identifier: str, seconds: float) -> Operation:
+        """Return an operation when it is finished or ``seconds`` are over. See ``watch``."""
+        with self._watches.hold(caller().share):
+            return await self.operations.wait(identifier, seconds, check_operation)
 
     async def message(self, operation: Operation) -> operations_pb2.Operation:
         """Return ``operation`` as a message."""
@@ -249,8 +274,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         self, request: model_pb.WatchOperationRequest, context: Context
     ) -> AsyncIterator[model_pb.WatchOperationResponse]:
         """See the contract."""
-        identifier = (await self._views.get(operation_id(request.name))).id
-        async for operation in self._views.operations.watch(identifier):
+        async for operation in self._views.watch(operation_id(request.name)):
             yield model_pb.WatchOperationResponse(operation=await self._views.message(operation))
 
     async def _model(self, model: str) -> model_pb.Model:
@@ -351,14 +375,21 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
         seconds = MOST_WAIT_SECONDS
         if request.HasField("timeout"):
             seconds = min(seconds, convert.seconds(request.timeout, field="timeout"))
-        identifier = (await self._views.get(operation_id(request.name))).id
-        operation = await self._views.operations.wait(identifier, seconds)
+        operation = await self._views.wait(operation_id(request.name), seconds)
         return await self._views.message(operation)
 
 
 def operation_id(name: str) -> str:
     """Return the id in an operation's resource name. Raises InvalidInput."""
     return convert.resource_id(name, collection="operations", field="name")
+
+
+def check_operation(operation: Operation) -> None:
+    """Raise NotFound if the call may not be about the operation's model."""
+    try:
+        caller().check(operation.subject.model)
+    except Forbidden:
+        raise no_operation(operation.id) from None
 
 
 class _Page(Generic[M]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -10,17 +11,20 @@ import structlog
 
 from topwork.engine.serving.classify_job import Classified
 from topwork.engine.serving.fair_queue import Flow
-from topwork.errors import Overloaded, TopworkError, Unavailable
+from topwork.errors import TopworkError, Unavailable
 from topwork.rpc import convert
 from topwork.rpc import status as statuses
-from topwork.rpc.allowance import Allowance
 from topwork.rpc.principals import Caller
+from topwork.rpc.slots import Slots
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 1.0
-"""When who found too many streams may try again."""
+"""After which a client that found too many streams may try again."""
+
+IDLE_SECONDS = 60.0
+"""How long a stream may be idle for sure. A longer one ends where another has no slot else."""
 
 
 class Engine(Protocol):
@@ -41,19 +45,29 @@ class Engine(Protocol):
 
 
 class Streams:
-    """All StreamClassify calls of a server.
+    """All StreamClassify calls of a server, of which at most ``most_open`` are there at a time.
 
     Of each, messages are taken while fewer than ``window`` images are in it, those included whose
     answers the client has not taken yet: so a client that writes too fast, or never reads, is held
-    up by HTTP/2 itself, and costs no more than this. At most ``most_open`` are there at a time.
-    Belongs to one event loop.
+    up by HTTP/2 itself, and costs no more than this. Belongs to one event loop.
     """
 
-    def __init__(self, engine: Engine, *, most_seconds: float, window: int, most_open: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        most_seconds: float,
+        window: int,
+        most_open: int,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> None:
         self._engine = engine
-        self._most_open = most_open
+        self._slots = Slots(
+            most_open, calls="streams", reason="TOO_MANY_STREAMS", retry_after=RETRY_SECONDS
+        )
         self._most_seconds = most_seconds
         self._window = window
+        self._idle_seconds = idle_seconds
         self._open: set[_Stream] = set()
         self._ending = False
 
@@ -67,16 +81,13 @@ class Streams:
 
         ``remaining`` returns the seconds until the call's deadline, None if it has none. A message
         about a model that is not for the ``caller`` is refused alone. Raises Overloaded if too many
-        are open, Unavailable if the server stops before the client has sent all.
+        are open, Unavailable if the server stops before the client has sent all, or if the stream
+        was idle and another one needs its slot.
         """
         if self._ending:
             raise _stopping()
-        if len(self._open) >= self._most_open:
-            raise Overloaded(
-                f"{len(self._open)} streams are open, which is the limit",
-                retry_after=RETRY_SECONDS,
-                reason="TOO_MANY_STREAMS",
-            )
+        if not self._slots.has_room(caller.share):
+            await self._end_an_idle_one(caller.share)
         flow = Flow()
 
         async def classify(
@@ -96,28 +107,52 @@ class Streams:
             )
             return convert.to_classify_response(classified)
 
-        stream = _Stream(requests, classify, self._window, caller.principal.allowance)
-        self._open.add(stream)
-        work = asyncio.create_task(stream.run())
+        stream = _Stream(requests, classify, self._window, caller)
         try:
-            while (answered := await stream.answered.get()) is not None:
-                response, images = answered
-                yield response
-                stream.leave(images)  # it is on its way: gRPC took it
-            await work
+            with self._slots.hold(caller.share):
+                self._open.add(stream)
+                work = asyncio.create_task(stream.run())
+                try:
+                    while (answered := await stream.answered.get()) is not None:
+                        response, images = answered
+                        yield response
+                        stream.leave(images)  # it is on its way: gRPC took it
+                    await work
+                finally:
+                    self._open.discard(stream)
+                    work.cancel()
+                    await asyncio.gather(work, return_exceptions=True)
+                    log.info("stream", messages=stream.messages, images=stream.images)
         finally:
-            self._open.discard(stream)
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
-            log.info("stream", messages=stream.messages, images=stream.images)
-        if stream.cut_off:
-            raise _stopping()
+            stream.closed.set()
+        if stream.cut_off is not None:
+            raise stream.cut_off
+
+    async def _end_an_idle_one(self, share: str) -> None:
+        """End an idle stream whose slot this ``share`` may have, and wait until it has ended.
+
+        One of the share itself or of one that has more: of that which has most the longest idle.
+        """
+        held = self._slots.held
+        since = asyncio.get_running_loop().time() - self._idle_seconds
+        idle = [
+            stream
+            for stream in self._open
+            if stream.idle_since <= since
+            and (stream.share == share or held(stream.share) > held(share))
+            and self._slots.has_room(share, without=stream.share)
+        ]
+        if idle:
+            longest = min(idle, key=lambda stream: (-held(stream.share), stream.idle_since))
+            longest.idle_since = math.inf  # another caller that looks meanwhile ends another one
+            longest.cut(_idle(self._idle_seconds))
+            await longest.closed.wait()
 
     def end(self) -> None:
         """Take no more messages: streams end with Unavailable when what they hold is answered."""
         self._ending = True
         for stream in self._open:
-            stream.cut()
+            stream.cut(_stopping())
 
 
 class _Stream:
@@ -130,9 +165,10 @@ class _Stream:
             [classify_pb.StreamClassifyRequest], Awaitable[classify_pb.ClassifyResponse]
         ],
         window: int,
-        allowance: Allowance,
+        caller: Caller,
     ) -> None:
-        self._allowance = allowance
+        self.share = caller.share
+        self._allowance = caller.principal.allowance
         self._taken = 0
         self._requests = requests
         self._classify = classify
@@ -142,18 +178,28 @@ class _Stream:
         self._reading: asyncio.Task[None] | None = None
         self.messages = 0
         self.images = 0
-        self.cut_off = False
+        self.idle_since = asyncio.get_running_loop().time()
+        """Since when nothing is asked and nothing is answered; infinite while something is."""
+        self.cut_off: Unavailable | None = None
+        """Why no more is read, though the client has not sent all."""
+        self.closed = asyncio.Event()
+        """Set when it has given its slot back."""
         self.answered: asyncio.Queue[tuple[classify_pb.StreamClassifyResponse, int] | None] = (
             asyncio.Queue()
         )
         """Answers, each with the images that it holds in the window; ends with None."""
 
     async def run(self) -> None:
-        """Read and answer until the client has sent all and all is answered."""
+        """Read and answer until the client has sent all and all is answered.
+
+        Raises what ``requests`` raises.
+        """
         try:
             async with asyncio.TaskGroup() as group:
-                if not self.cut_off:
+                if self.cut_off is None:
                     self._reading = group.create_task(self._read(group))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         finally:
             self._give(self._taken)  # of messages whose answers were never begun
             self.answered.put_nowait(None)
@@ -162,15 +208,17 @@ class _Stream:
         """Give room back."""
         self._inside -= images
         self._left.set()
+        if not self._inside:
+            self.idle_since = asyncio.get_running_loop().time()
 
     def _give(self, images: int) -> None:
         self._taken -= images
         self._allowance.give(images)
 
-    def cut(self) -> None:
+    def cut(self, why: Unavailable) -> None:
         """Read no more; nothing changes if all was read."""
         if self._reading is None or self._reading.cancel():
-            self.cut_off = True
+            self.cut_off = why
 
     async def _read(self, group: asyncio.TaskGroup) -> None:
         async for message in self._requests:
@@ -178,9 +226,10 @@ class _Stream:
             self.messages += 1
             self.images += images
             held = max(1, images)  # a message without images has an answer too
+            self._inside += held
+            self.idle_since = math.inf
             await self._allowance.wait(images)
             self._taken += images
-            self._inside += held
             group.create_task(self._answer(message, held))
             while self._inside >= self._window:
                 self._left.clear()
@@ -210,3 +259,11 @@ def _given(message: classify_pb.StreamClassifyRequest, remaining: float | None) 
 
 def _stopping() -> Unavailable:
     return Unavailable("the server is stopping; send what was not answered again")
+
+
+def _idle(seconds: float) -> Unavailable:
+    return Unavailable(
+        f"the stream was idle for more than {seconds:g} s and another one needed its slot; "
+        "open a new one when there is something to send",
+        reason="STREAM_IDLE",
+    )

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
 from topwork.bundle.limits import Limits
 from topwork.bundle.store import Repository
 from topwork.engine.jobs import SkippedUpload, Upload
-from topwork.errors import Corrupt, DeadlinePassed, InvalidInput, Overloaded, Unavailable
+from topwork.errors import Corrupt, DeadlinePassed, InvalidInput, Unavailable
+from topwork.rpc.slots import Slots
 from topwork.v1 import change_pb2 as change_pb
 
 SILENCE_SECONDS = 60.0
-"""How long an upload may send nothing."""
+"""How long an upload may let the server wait at a time."""
+
+BYTES_A_SECOND = 256
+"""Raise it to end slow uploads sooner: so fast on average must one be, but for a first minute."""
 
 RETRY_SECONDS = 5.0
-"""When who found too many uploads may try again."""
+"""After which a client that found too many uploads may try again."""
 
 RENEW_SECONDS = 600.0
 """How often the images of an upload that goes on are made young: ``topwork gc`` must spare longer,
@@ -41,26 +45,17 @@ class Uploads:
     def __init__(self, repository: Repository, limits: Limits) -> None:
         self._repository = repository
         self._limits = limits
-        self._open = 0
-
-    @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
-        """Be one of the uploads that go on. Raises Overloaded if there are as many as may be."""
-        if self._open >= self._limits.max_uploads:
-            raise Overloaded(
-                f"{self._open} uploads go on, which is the limit",
-                retry_after=RETRY_SECONDS,
-                reason="TOO_MANY_UPLOADS",
-            )
-        self._open += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
+        self.slots = Slots(
+            limits.max_uploads,
+            calls="uploads",
+            reason="TOO_MANY_UPLOADS",
+            retry_after=RETRY_SECONDS,
+        )
+        """Of the uploads that go on."""
 
     async def first(self, parts: AsyncIterator[Part]) -> Part:
         """Return the first message. Raises InvalidInput if there is none, DeadlinePassed."""
-        message = await _next(parts)
+        message, _ = await _next(parts, SILENCE_SECONDS)
         if message is None:
             raise InvalidInput("the upload has no message", field="config")
         return message
@@ -76,6 +71,7 @@ class Uploads:
         stored: list[Upload | SkippedUpload] = []
         size = 0
         renewed = time.monotonic()
+        patience = SILENCE_SECONDS
         while True:
             most = self._limits.max_images_per_upload
             if len(stored) + len(message.images) > most:
@@ -105,7 +101,9 @@ class Uploads:
                     for position, image in enumerate(message.images, len(stored))
                 )
             )
-            following = await _next(parts)
+            patience = min(SILENCE_SECONDS, patience + coming / BYTES_A_SECOND)
+            following, waited = await _next(parts, patience)
+            patience -= waited
             if following is None:
                 break
             if time.monotonic() - renewed >= RENEW_SECONDS:
@@ -171,12 +169,19 @@ def _leave(held: AbstractContextManager[None]) -> bool | None:
     return held.__exit__(None, None, None)
 
 
-async def _next(parts: AsyncIterator[Part]) -> Part | None:
-    """Return the next message, None after the last. Raises DeadlinePassed if none comes."""
+async def _next(parts: AsyncIterator[Part], patience: float) -> tuple[Part | None, float]:
+    """Return the next message, None after the last, and the seconds that it took to come.
+
+    Raises DeadlinePassed if none comes within ``patience`` seconds.
+    """
+    start = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(SILENCE_SECONDS):
-            return await anext(parts, None)
+        async with asyncio.timeout(patience):
+            message = await anext(parts, None)
     except TimeoutError:
         raise DeadlinePassed(
-            f"the upload was silent for {SILENCE_SECONDS:.0f} s", reason="UPLOAD_SILENT"
+            f"nothing came for {patience:.0f} s; an upload must send something every "
+            f"{SILENCE_SECONDS:.0f} s, and {BYTES_A_SECOND} bytes a second on average",
+            reason="UPLOAD_SILENT",
         ) from None
+    return message, asyncio.get_running_loop().time() - start

@@ -74,7 +74,9 @@ class ClassifierServiceServicer(object):
         must read while it writes. Ends with OK after the client's half-close, when all is answered.
 
         The stream itself fails with RESOURCE_EXHAUSTED with RetryInfo (`Limits.max_streams`),
-        UNAVAILABLE (starting or stopping; what the server had taken is answered before).
+        UNAVAILABLE (starting or stopping, what the server had taken is answered before; or, with the
+        reason STREAM_IDLE, idle for more than a minute while another stream needed its slot),
+        UNAUTHENTICATED (the caller's credentials were taken away meanwhile).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -104,7 +104,9 @@ class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType, _Clas
     must read while it writes. Ends with OK after the client's half-close, when all is answered.
 
     The stream itself fails with RESOURCE_EXHAUSTED with RetryInfo (`Limits.max_streams`),
-    UNAVAILABLE (starting or stopping; what the server had taken is answered before).
+    UNAVAILABLE (starting or stopping, what the server had taken is answered before; or, with the
+    reason STREAM_IDLE, idle for more than a minute while another stream needed its slot),
+    UNAUTHENTICATED (the caller's credentials were taken away meanwhile).
     """
 
 ClassifierServiceAsyncStub: typing_extensions.TypeAlias = ClassifierServiceStub[
@@ -151,7 +153,9 @@ class ClassifierServiceServicer(metaclass=abc.ABCMeta):
         must read while it writes. Ends with OK after the client's half-close, when all is answered.
 
         The stream itself fails with RESOURCE_EXHAUSTED with RetryInfo (`Limits.max_streams`),
-        UNAVAILABLE (starting or stopping; what the server had taken is answered before).
+        UNAVAILABLE (starting or stopping, what the server had taken is answered before; or, with the
+        reason STREAM_IDLE, idle for more than a minute while another stream needed its slot),
+        UNAUTHENTICATED (the caller's credentials were taken away meanwhile).
         """
 
 def add_ClassifierServiceServicer_to_server(servicer: ClassifierServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -277,7 +277,9 @@ class Limits(google.protobuf.message.Message):
     max_pending_operations: builtins.int
     """Unfinished operations of one model."""
     max_uploads: builtins.int
-    """AddClass and AddExamples calls at a time, of all clients."""
+    """AddClass and AddExamples calls at a time, of all clients. As with `max_streams` and
+    `max_watches` a caller gets another one only while it has fewer than are free.
+    """
     max_streams: builtins.int
     """StreamClassify calls at a time, of all clients."""
     max_watches: builtins.int

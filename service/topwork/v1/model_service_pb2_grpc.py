@@ -227,7 +227,8 @@ class ModelServiceServicer(object):
 
     def WatchOperation(self, request, context):
         """Streams an operation's state: at once, then whenever it changes, and ends with the finished
-        operation. Fails with NOT_FOUND, RESOURCE_EXHAUSTED (`Limits.max_watches`).
+        operation. Fails with NOT_FOUND, RESOURCE_EXHAUSTED (`Limits.max_watches`), UNAVAILABLE
+        (stopping), UNAUTHENTICATED (the caller's credentials were taken away meanwhile).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -381,7 +381,8 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
 
     WatchOperation: _ModelServiceWatchOperationType
     """Streams an operation's state: at once, then whenever it changes, and ends with the finished
-    operation. Fails with NOT_FOUND, RESOURCE_EXHAUSTED (`Limits.max_watches`).
+    operation. Fails with NOT_FOUND, RESOURCE_EXHAUSTED (`Limits.max_watches`), UNAVAILABLE
+    (stopping), UNAUTHENTICATED (the caller's credentials were taken away meanwhile).
     """
 
 ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
@@ -568,7 +569,8 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[topwork.v1.model_service_pb2.WatchOperationResponse], collections.abc.AsyncIterator[topwork.v1.model_service_pb2.WatchOperationResponse]]:
         """Streams an operation's state: at once, then whenever it changes, and ends with the finished
-        operation. Fails with NOT_FOUND, RESOURCE_EXHAUSTED (`Limits.max_watches`).
+        operation. Fails with NOT_FOUND, RESOURCE_EXHAUSTED (`Limits.max_watches`), UNAVAILABLE
+        (stopping), UNAUTHENTICATED (the caller's credentials were taken away meanwhile).
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -6,12 +6,11 @@ import asyncio
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
 import pytest
 from dbos import DBOSPortableJSONSerializer
@@ -30,7 +29,14 @@ from topwork.engine.operations import (
     new_request_id,
 )
 from topwork.engine.rows import Operation
-from topwork.errors import AlreadyExists, InvalidInput, NotFound, NotReady, Overloaded
+from topwork.errors import (
+    AlreadyExists,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    Overloaded,
+    Unauthenticated,
+)
 
 
 @pytest.fixture(scope="module")
@@ -280,8 +286,8 @@ def test_a_request_id_has_one_spelling() -> None:
 
 @pytest.fixture
 def few(root: Path, runner: asyncio.Runner) -> Iterator[Operations]:
-    """Yield operations of which a model may have two, and two calls may wait for them."""
-    limits = Limits(max_pending_operations=2, max_watches=2)
+    """Yield operations of which a model may have two."""
+    limits = Limits(max_pending_operations=2)
     made = Operations(database_url(root), Repository(root), limits)
     runner.run(made.start())
     yield made
@@ -313,23 +319,27 @@ def test_a_model_has_only_so_many_unfinished_operations(
     assert "model 'crowded' has 2 unfinished operations, which is the limit" in str(refused[0])
 
 
-def test_only_so_many_calls_wait_for_operations(few: Operations, runner: asyncio.Runner) -> None:
-    """Who would watch or wait beside as many as may is Overloaded; one that ends makes room."""
+def test_a_watch_ends_with_what_its_check_raises(few: Operations, runner: asyncio.Runner) -> None:
+    """Each look is told to the check, also when nothing changes: rights may be withdrawn."""
+    looks: list[Operation] = []
+
+    def check(operation: Operation) -> None:
+        looks.append(operation)
+        if len(looks) == 3:
+            raise Unauthenticated("no longer known")
 
     async def scenario() -> None:
         submitted = await few.submit(job("a", "watched"), new_id())
-        watches = [few.watch(submitted.id) for _ in range(2)]
-        for one in watches:
-            await anext(one)
-        for call in (anext(few.watch(submitted.id)), few.wait(submitted.id, 1.0)):
-            with pytest.raises(Overloaded, match="2 calls wait for operations") as caught:
-                await call
-            assert caught.value.reason == "TOO_MANY_WATCHES"
-        for one in watches:
-            await cast("AsyncGenerator[Operation, None]", one).aclose()
-        assert (await few.wait(submitted.id, 0.0)).id == submitted.id
+        with pytest.raises(Unauthenticated):
+            await few.wait(submitted.id, 60.0, check)
+        looks.clear()
+        watch = few.watch(submitted.id, check)
+        assert await anext(watch) == looks[0]
+        with pytest.raises(Unauthenticated):
+            await anext(watch)
 
     runner.run(scenario())
+    assert all(look == looks[0] for look in looks)
 
 
 def test_only_what_is_wanted_is_listed(operations: Operations, runner: asyncio.Runner) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from topwork.errors import Forbidden, InvalidInput, Unauthenticated
+from topwork.errors import Forbidden, InvalidInput, Overloaded, Unauthenticated
 from topwork.rpc import tokens
 from topwork.rpc.access import Access, Shown
 from topwork.rpc.principals import Caller, Role
@@ -62,7 +62,7 @@ def ask(
     metadata: Sequence[tuple[str, str | bytes]] = [("user-agent", "test")]
     if authorization is not None:
         metadata = [*metadata, ("authorization", authorization)]
-    return access.caller(role, metadata, lambda: shown or {})
+    return access.caller(role, metadata, lambda: shown or {}, "ipv4:127.0.0.1:1")
 
 
 def test_without_a_file_everybody_may_do_everything() -> None:
@@ -205,3 +205,104 @@ def test_limits_are_the_principals_or_those_of_all(tmp_path: Path) -> None:
     b = ask(access, authorization=f"Bearer {entry.token}").principal.allowance.limits
     assert (a.calls, a.images) == (9, None)
     assert (b.calls, b.images) == (None, 5)
+
+
+def again(access: Access, path: Path, text: str) -> None:
+    """Let a file be read again with another text."""
+    path.write_text(text)
+    access._take(access._read(path))
+
+
+def limited(limits: str, name: str = "a") -> str:
+    """Return a file with one principal."""
+    tail = f"limits = {{ {limits} }}\n" if limits else ""
+    return f"[principals.{name}]\ntokens = ['{LINE.entry}']\nclassify = ['*']\n{tail}"
+
+
+@pytest.mark.parametrize("limits", ["calls_per_second = 0.001", "calls_per_second = 0.002"])
+def test_a_spent_allowance_stays_spent(tmp_path: Path, limits: str) -> None:
+    """Whether its limits change or not, a file that is read again gives no call back."""
+    path = tmp_path / "access.toml"
+    access = read(path, limited("calls_per_second = 0.001"))
+    ask(access, authorization=f"Bearer {LINE.token}").principal.allowance.begin()
+    again(access, path, limited(limits))
+    with pytest.raises(Overloaded) as caught:
+        ask(access, authorization=f"Bearer {LINE.token}").principal.allowance.begin()
+    assert caught.value.reason == "RATE_LIMIT"
+
+
+def test_other_limits_count_for_calls_that_go_on(tmp_path: Path) -> None:
+    """What is in the server counts against them, and is given back to them."""
+    path = tmp_path / "access.toml"
+    access = read(path, limited("calls = 1"))
+    first = ask(access, authorization=f"Bearer {LINE.token}").principal.allowance
+    first.begin()
+    again(access, path, limited("calls = 2"))
+    second = ask(access, authorization=f"Bearer {LINE.token}").principal.allowance
+    second.begin()
+    with pytest.raises(Overloaded, match="2 of your calls are in the server; the limit is 2"):
+        second.begin()
+    first.end()
+    second.begin()
+    again(access, path, limited(""))
+    second.begin()
+
+
+def test_a_file_that_cannot_be_used_changes_no_limit(tmp_path: Path) -> None:
+    """What was read of it before the mistake does not count either."""
+    path = tmp_path / "access.toml"
+    access = read(path, limited("calls = 1"))
+    with pytest.raises(InvalidInput):
+        again(access, path, limited("calls = 5") + "[principals.b]\nadmin = ['*x']\n")
+    limits = ask(access, authorization=f"Bearer {LINE.token}").principal.allowance.limits
+    assert limits.calls == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        limited("").replace(LINE.entry, tokens.make().entry),
+        limited("", name="b"),
+    ],
+)
+def test_a_call_in_progress_is_nobodys_without_its_token(tmp_path: Path, text: str) -> None:
+    """Its principal gone, its token alone gone, or handed to another: it may do no more."""
+    path = tmp_path / "access.toml"
+    access = read(path, limited(""))
+    caller = ask(access, authorization=f"Bearer {LINE.token}")
+    caller.check("screws")
+    again(access, path, text)
+    for look in (caller.check_role, lambda: caller.check("screws")):
+        with pytest.raises(Unauthenticated) as caught:
+            look()
+        assert caught.value.reason == "CREDENTIALS_UNKNOWN"
+
+
+def test_a_call_in_progress_is_nobodys_without_its_certificate(tmp_path: Path) -> None:
+    """The same for certificates; a role that is withdrawn is Forbidden."""
+    path = tmp_path / "access.toml"
+    access = read(path)
+    shown = {"x509_common_name": [b"line-3"]}
+    caller = ask(access, shown=shown)
+    again(access, path, FILE.replace('classify = ["screws", "nuts-*"]', ""))
+    with pytest.raises(Forbidden):
+        caller.check("screws")
+    again(access, path, FILE.replace("CN:line-3", "CN:line-4"))
+    with pytest.raises(Unauthenticated):
+        caller.check("nuts-7")
+
+
+def test_callers_share_by_name_or_by_host(access: Access) -> None:
+    """A principal's calls have one share wherever they come from; else it is their host's."""
+    line = ask(access, authorization=f"Bearer {LINE.token}")
+    assert line.share == ask(access, shown={"x509_common_name": [b"line-3"]}).share == "line-3"
+    peers = {
+        "ipv4:10.0.0.7:4711": "ipv4:10.0.0.7",
+        "ipv6:%5Bfe80::1%5D:4711": "ipv6:%5Bfe80::1%5D",
+        "unix:": "unix",
+    }
+    everybody = Access(None)
+    assert [everybody.caller("classify", (), dict, peer).share for peer in peers] == [
+        *peers.values()
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from support import virtual_time
 
 from topwork.errors import Overloaded
 from topwork.rpc.allowance import Allowance, CallLimits
@@ -76,30 +77,64 @@ def test_images_at_a_time() -> None:
 def test_a_stream_waits_for_room_instead() -> None:
     """Its next message is taken as soon as the room is given back."""
 
-    async def scenario() -> bool:
+    async def scenario() -> float:
         allowance = Allowance(CallLimits(images=4))
         await allowance.wait(4)
         waiting = asyncio.create_task(allowance.wait(1))
-        await asyncio.sleep(0)
-        waited = not waiting.done()
+        await asyncio.sleep(1.01)
+        assert not waiting.done()
         allowance.give(4)
         await waiting
-        return waited
+        return asyncio.get_running_loop().time()
 
-    assert asyncio.run(scenario())
+    assert virtual_time.run(scenario()) == pytest.approx(1.01)
+
+
+def test_other_limits_count_at_once() -> None:
+    """A rate fills what is left by itself from then on; who waits looks again."""
+
+    async def scenario() -> float:
+        loop = asyncio.get_running_loop()
+        allowance = Allowance(CallLimits(calls_per_second=0.1), clock=loop.time)
+        await allowance.wait(1)
+        await asyncio.sleep(5.0)  # half a call
+        waiting = asyncio.create_task(allowance.wait(1))
+        await asyncio.sleep(0)
+        allowance.change(CallLimits(calls_per_second=0.2))
+        await waiting
+        return loop.time()
+
+    assert virtual_time.run(scenario()) == pytest.approx(5.0 + 0.5 / 0.2)
 
 
 def test_a_stream_keeps_to_the_rate() -> None:
     """Messages of a stream count as calls."""
 
-    async def scenario() -> None:
-        allowance = Allowance(CallLimits(calls_per_second=1), clock=Clock())
-        await allowance.wait(1)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await allowance.wait(1)
+    async def scenario() -> list[float]:
+        loop = asyncio.get_running_loop()
+        allowance = Allowance(CallLimits(calls_per_second=2), clock=loop.time)
+        times = []
+        for _ in range(5):
+            await allowance.wait(1)
+            allowance.give(1)
+            times.append(loop.time())
+        return times
 
-    asyncio.run(scenario())
+    assert virtual_time.run(scenario()) == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.5])
+
+
+def test_calls_without_a_limit_are_not_held_against_a_later_one() -> None:
+    """Who had no rate begins with the whole of it."""
+    clock = Clock()
+    allowance = Allowance(CallLimits(), clock=clock)
+    for _ in range(100):
+        allowance.begin()
+    clock.now += 1000
+    allowance.change(CallLimits(calls_per_second=3))
+    for _ in range(3):
+        allowance.begin()
+    with pytest.raises(Overloaded):
+        allowance.begin()
 
 
 @pytest.mark.parametrize("limits", [{"calls": 0}, {"images": -1}, {"calls_per_second": 0.0}])

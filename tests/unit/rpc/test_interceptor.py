@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.longrunning import operations_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from topwork.errors import NotFound, Overloaded, TopworkError
+from topwork.rpc import calls, tokens
 from topwork.rpc.access import Access
 from topwork.rpc.client import AsyncClient, CallFailed
+from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
+from topwork.rpc.reading import Reading
+from topwork.rpc.slots import Slots
 from topwork.telemetry import Telemetry
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
+
+SOON = 30.0
+"""Seconds after which what a test waits for will not come."""
+
+TOKENS = {name: tokens.make() for name in ("a", "b")}
 
 
 def missing() -> NotFound:
@@ -36,11 +48,13 @@ class Fake(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServiceServi
     def __init__(self, error: BaseException | None = None, *, hangs: bool = False) -> None:
         self.error = error
         self.hangs = hangs
+        self.calls = 0
         self.entered = asyncio.Event()
         self.left = asyncio.Event()
 
     async def act(self) -> None:
         """Do it."""
+        self.calls += 1
         self.entered.set()
         try:
             if self.hangs:
@@ -66,9 +80,9 @@ class Fake(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServiceServi
     async def StreamClassify(
         self, request_iterator: Any, context: Any
     ) -> AsyncIterator[classify_pb.StreamClassifyResponse]:
-        """Is not asked for."""
-        raise NotImplementedError
-        yield  # makes it a generator
+        """Answer each with one."""
+        async for request in request_iterator:
+            yield classify_pb.StreamClassifyResponse(id=request.id)
 
     async def AddClass(self, request_iterator: Any, context: Any) -> Any:
         """Answer many with one."""
@@ -115,18 +129,23 @@ class Fake(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServiceServi
 
 
 @asynccontextmanager
-async def served(fake: Fake) -> AsyncIterator[str]:
+async def served(fake: Fake, interceptor: Interceptor | None = None) -> AsyncIterator[str]:
     """Serve a fake on a free port and yield the address."""
-    server = grpc.aio.server(interceptors=[Interceptor(Telemetry(), Access(None))])
+    interceptor = interceptor or Interceptor(Telemetry(), Access(None))
+    server = grpc.aio.server(interceptors=[interceptor])
     classify_grpc.add_ClassifierServiceServicer_to_server(fake, server)
     model_grpc.add_ModelServiceServicer_to_server(fake, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
+    health = Health({"": lambda: True})
+    await health.start()
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
         yield f"127.0.0.1:{port}"
     finally:
         await server.stop(None)
+        await health.aclose()
+        await interceptor.access.aclose()
 
 
 async def call(client: AsyncClient, method: str) -> list[Any]:
@@ -224,11 +243,52 @@ def test_an_answer_before_the_error_arrives() -> None:
 
 
 def test_the_delay_of_an_overload_reaches_the_client() -> None:
-    """A client reads from the error when a retry makes sense."""
-    failed, _ = ask(Fake(Overloaded("full", retry_after=0.75)), "Classify")
-    assert isinstance(failed, CallFailed)
+    """A client reads from the error when a retry makes sense, and gRPC from a trailer."""
+
+    async def scenario() -> grpc.aio.AioRpcError:
+        fake = Fake(Overloaded("full", retry_after=0.7501))
+        async with served(fake) as address, grpc.aio.insecure_channel(address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await begin(channel, "Classify")
+            return caught.value
+
+    error = asyncio.run(scenario())
+    failed = calls.failed(error)
     assert (failed.code, failed.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
-    assert failed.retry_after == 0.75
+    assert failed.retry_after == pytest.approx(0.7501)
+    assert error.trailing_metadata()["grpc-retry-pushback-ms"] == "751"
+
+
+def test_grpc_tries_again_when_the_trailer_says_so() -> None:
+    """A client whose service config retries RESOURCE_EXHAUSTED waits as long as it is told."""
+    config = {
+        "methodConfig": [
+            {
+                "name": [{"service": "topwork.v1.ClassifierService"}],
+                "retryPolicy": {
+                    "maxAttempts": 2,
+                    "initialBackoff": "60s",
+                    "maxBackoff": "60s",
+                    "backoffMultiplier": 1,
+                    "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
+                },
+            }
+        ]
+    }
+    options = [("grpc.service_config", json.dumps(config))]
+
+    async def scenario() -> int:
+        fake = Fake(Overloaded("full", retry_after=0.01))
+        async with (
+            asyncio.timeout(SOON),
+            served(fake) as address,
+            grpc.aio.insecure_channel(address, options) as channel,
+        ):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await begin(channel, "Classify")
+            return fake.calls
+
+    assert asyncio.run(scenario()) == 2
 
 
 @METHODS
@@ -299,3 +359,253 @@ def test_a_method_that_is_not_there_is_unimplemented() -> None:
             return caught.value.code()
 
     assert asyncio.run(scenario()) is grpc.StatusCode.UNIMPLEMENTED
+
+
+def few(count: int) -> Slots:
+    """Return slots for few calls."""
+    return Slots(count, calls="calls", reason="TOO_MANY_CALLS", retry_after=1.0)
+
+
+@pytest.fixture
+def access_file(tmp_path: Path) -> Path:
+    """Return an access file that knows a and b; the limits of b follow."""
+    entries = (
+        f"[principals.{name}]\ntokens = ['{token.entry}']\ntrain = ['*']\n"
+        for name, token in TOKENS.items()
+    )
+    path = tmp_path / "access.toml"
+    path.write_text("".join(entries))
+    return path
+
+
+async def guarded(access_file: Path) -> Interceptor:
+    """Return an interceptor that lets in whom the file knows."""
+    access = Access(access_file)
+    await access.start()
+    return Interceptor(Telemetry(), access)
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    """Replace a text in a file."""
+    path.write_text(path.read_text().replace(old, new))
+
+
+async def until(look: Callable[[], bool]) -> None:
+    """Return as soon as ``look`` returns true."""
+    while not look():  # noqa: ASYNC110 - what is looked at has no event
+        await asyncio.sleep(0.001)
+
+
+def bearer(name: str) -> tuple[tuple[str, str]]:
+    """Return the metadata of somebody's calls."""
+    return (("authorization", f"Bearer {TOKENS[name].token}"),)
+
+
+async def reason(channel: grpc.aio.Channel, name: str, images: int = 1) -> str:
+    """Return why somebody's Classify call fails, or OK."""
+    stub: classify_grpc.ClassifierServiceAsyncStub = classify_grpc.ClassifierServiceStub(channel)
+    request = classify_pb.ClassifyRequest(model="models/x", images=[b""] * images)
+    try:
+        await stub.Classify(request, metadata=bearer(name), timeout=SOON)
+    except grpc.aio.AioRpcError as error:
+        return str(calls.failed(error).reason)
+    return "OK"
+
+
+@pytest.mark.parametrize("error", [None, missing, lambda: ZeroDivisionError("a bug")])
+def test_what_a_call_took_of_its_limits_is_given_back(
+    access_file: Path, error: Callable[[], Exception] | None
+) -> None:
+    """Images and calls at a time are free again when the call has ended, well or not."""
+    with access_file.open("a") as file:
+        file.write("limits = { calls = 1, images = 3 }\n")
+
+    async def scenario() -> tuple[set[str], list[str]]:
+        interceptor = await guarded(access_file)
+        fake = Fake()
+        async with (
+            served(fake, interceptor) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            ended = set()
+            for _ in range(3):
+                fake.error = error() if error is not None else None
+                ended.add(await reason(channel, "b", images=2))
+            fake.error, fake.hangs = None, True
+            fake.entered.clear()
+            call = asyncio.ensure_future(reason(channel, "b", images=2))
+            await fake.entered.wait()
+            refused = [await reason(channel, "b", images=2) for _ in range(3)]
+            call.cancel()
+            await fake.left.wait()
+            fake.hangs = False
+            refused.append(await reason(channel, "b", images=2))
+        return ended, refused
+
+    ended, refused = asyncio.run(scenario())
+    assert len(ended) == 1
+    assert not {"TOO_MANY_CALLS", "TOO_MANY_IMAGES_AT_A_TIME"} & ended
+    assert refused == [*["TOO_MANY_CALLS"] * 3, "OK"]  # what was refused gives nothing back
+
+
+def test_images_at_a_time_are_those_of_all_calls(access_file: Path) -> None:
+    """A call beside others may have what they left of the caller's images."""
+    with access_file.open("a") as file:
+        file.write("limits = { images = 3 }\n")
+
+    async def scenario() -> list[str]:
+        interceptor = await guarded(access_file)
+        fake = Fake(hangs=True)
+        async with (
+            served(fake, interceptor) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            call = asyncio.ensure_future(reason(channel, "b", images=2))
+            await fake.entered.wait()
+            fake.hangs = False
+            found = [await reason(channel, "b", images=images) for images in (2, 1, 2, 1, 2)]
+            call.cancel()
+        return found
+
+    refused = "TOO_MANY_IMAGES_AT_A_TIME"
+    assert asyncio.run(scenario()) == [refused, "OK", refused, "OK", refused]
+
+
+def test_one_caller_leaves_calls_to_others(access_file: Path) -> None:
+    """However many calls it lets wait, another caller has its own; what ends makes room."""
+
+    async def scenario() -> list[str]:
+        interceptor = await guarded(access_file)
+        interceptor.slots = few(4)
+        fake = Fake(hangs=True)
+        async with (
+            served(fake, interceptor) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            waiting = [asyncio.ensure_future(reason(channel, "a")) for _ in range(2)]
+            await until(lambda: fake.calls == 2)
+            fake.hangs = False
+            found = [await reason(channel, name) for name in ("a", "b", "a")]
+            for one in waiting:
+                one.cancel()
+            await until(lambda: not interceptor.slots.held("a"))
+            found.append(await reason(channel, "a"))
+        return found
+
+    with capture_logs() as logs:
+        assert asyncio.run(scenario()) == ["TOO_MANY_CALLS", "OK", "TOO_MANY_CALLS", "OK"]
+    lines = [line for line in logs if line["event"] == "call"]
+    assert [line["principal"] for line in lines[:3]] == ["a", "b", "a"]
+
+
+def test_who_watches_health_takes_nobodys_calls() -> None:
+    """Health has slots of its own: whoever fills them is refused more health, and no call."""
+
+    async def scenario() -> tuple[str, int]:
+        interceptor = Interceptor(Telemetry(), Access(None))
+        interceptor.open_slots = few(2)
+        interceptor.slots = few(2)
+        async with (
+            served(Fake(), interceptor) as address,
+            grpc.aio.insecure_channel(address) as channel,
+            AsyncClient(address) as client,
+        ):
+            stub = health_pb2_grpc.HealthStub(channel)
+            watch = stub.Watch(health_pb2.HealthCheckRequest())
+            await watch.read()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.Check(health_pb2.HealthCheckRequest())
+            revision = (await client.classify("x", [b"photo"])).revision
+            watch.cancel()
+            await until(lambda: not interceptor.open_slots.held("ipv4:127.0.0.1"))
+            await stub.Check(health_pb2.HealthCheckRequest())
+            return calls.failed(caught.value).reason, revision
+
+    assert asyncio.run(scenario()) == ("TOO_MANY_CALLS", 3)
+
+
+@pytest.mark.parametrize("method", ["Classify", "StreamClassify", "Check"])
+def test_long_messages_are_paced(method: str) -> None:
+    """Every message is read in its caller's turn: health's, unary ones and those of streams."""
+    ticks = itertools.count(step=0.05)  # so long does each message seem to take
+
+    async def scenario() -> list[str]:
+        interceptor = Interceptor(Telemetry(), Access(None))
+        interceptor.reading = Reading(clock=lambda: next(ticks))
+        async with (
+            served(Fake(), interceptor) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            if method == "Check":
+                await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            elif method == "Classify":
+                await begin(channel, method)
+            else:
+                stub: classify_grpc.ClassifierServiceAsyncStub
+                stub = classify_grpc.ClassifierServiceStub(channel)
+                await stub.StreamClassify(iter([classify_pb.StreamClassifyRequest()])).read()
+        return [*interceptor.reading._next]
+
+    assert asyncio.run(scenario()) == ["ipv4:127.0.0.1"]
+
+
+def test_a_stream_ends_when_its_callers_token_is_taken_away(access_file: Path) -> None:
+    """Of another caller's streams none does, nor before the next message."""
+
+    async def scenario() -> dict[str, list[int | str]]:
+        interceptor = await guarded(access_file)
+        found: dict[str, list[int | str]] = {"a": [], "b": []}
+        async with (
+            served(Fake(), interceptor) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            stub: classify_grpc.ClassifierServiceAsyncStub
+            stub = classify_grpc.ClassifierServiceStub(channel)
+            streams = {name: stub.StreamClassify(metadata=bearer(name)) for name in found}
+
+            async def say(number: int) -> None:
+                for name, stream in streams.items():
+                    try:
+                        await stream.write(classify_pb.StreamClassifyRequest(id=number))
+                        answer: Any = await stream.read()
+                        found[name].append(answer.id)
+                    except grpc.aio.AioRpcError as error:
+                        found[name].append(calls.failed(error).reason)
+
+            await say(1)
+            replace(access_file, TOKENS["a"].entry, tokens.make().entry)
+            interceptor.access._take(interceptor.access._read(access_file))
+            await say(2)
+            for stream in streams.values():
+                stream.cancel()
+        return found
+
+    assert asyncio.run(scenario()) == {"a": [1, "CREDENTIALS_UNKNOWN"], "b": [1, 2]}
+
+
+def test_a_server_is_idle_when_no_call_is_left() -> None:
+    """Calls hold up its end, however they end; whoever watches health does not."""
+
+    async def scenario() -> list[bool]:
+        interceptor = Interceptor(Telemetry(), Access(None))
+        fake = Fake(hangs=True)
+        idle = [interceptor.idle.is_set()]
+        async with (
+            served(fake, interceptor) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            await watch.read()
+            idle.append(interceptor.idle.is_set())
+            first, second = begin(channel, "Classify"), begin(channel, "WatchOperation")
+            await until(lambda: fake.calls == 2)
+            idle.append(interceptor.idle.is_set())
+            first.cancel()
+            await fake.left.wait()
+            idle.append(interceptor.idle.is_set())
+            second.cancel()
+            async with asyncio.timeout(SOON):
+                await interceptor.idle.wait()
+        return idle
+
+    assert asyncio.run(scenario()) == [True, True, False, False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import cast
 
 import grpc
@@ -12,15 +13,17 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2
 from structlog.testing import capture_logs
+from support import virtual_time
 
 from topwork.engine.serving.classifier import Classifier
 from topwork.engine.serving.classify_job import Classified, Timings
 from topwork.engine.serving.fair_queue import Flow
-from topwork.errors import NotFound, Overloaded, Unavailable
-from topwork.rpc import calls
+from topwork.errors import InvalidInput, NotFound, Overloaded, TopworkError, Unavailable
+from topwork.rpc import calls, tokens
 from topwork.rpc import status as statuses
 from topwork.rpc.access import Access
 from topwork.rpc.interceptor import Interceptor
+from topwork.rpc.principals import Caller
 from topwork.rpc.servicers import ClassifierServicer
 from topwork.rpc.streams import Streams
 from topwork.telemetry import Telemetry
@@ -31,7 +34,13 @@ Responses = list[classify_pb.StreamClassifyResponse]
 SOON = 60.0
 """Seconds after which what a test waits for will not come."""
 
-ANYBODY = Access(None).caller("classify", (), dict)
+
+def somebody(host: str) -> Caller:
+    """Return who calls from a host."""
+    return Access(None).caller("classify", (), dict, f"ipv4:{host}:1")
+
+
+ANYBODY = somebody("127.0.0.1")
 
 
 class Engine:
@@ -339,24 +348,241 @@ async def served(
         await server.stop(None)
 
 
-def test_only_so_many_streams_are_open() -> None:
-    """One stream too many is Overloaded, with their number; one that ends makes room."""
+class Opened:
+    """A stream that stays open after its messages: what it was answered, and how it ended."""
+
+    def __init__(
+        self, made: Streams, caller: Caller, messages: Sequence[classify_pb.StreamClassifyRequest]
+    ) -> None:
+        self.answers = 0
+        self.end = ""
+        self._messages = messages
+        self.task = asyncio.create_task(self._read(made, caller))
+
+    async def _requests(self) -> AsyncIterator[classify_pb.StreamClassifyRequest]:
+        for one in self._messages:
+            yield one
+        await asyncio.Event().wait()
+
+    async def _read(self, made: Streams, caller: Caller) -> None:
+        try:
+            async for _ in made.answer(self._requests(), lambda: None, caller):
+                self.answers += 1
+        except TopworkError as error:
+            self.end = error.reason
+
+
+async def begin(
+    made: Streams, caller: Caller = ANYBODY, *messages: classify_pb.StreamClassifyRequest
+) -> Opened:
+    """Open a stream, by default with one message, and let everything go on that can."""
+    opened = Opened(made, caller, messages or [message(1, b"ok")])
+    await settle()
+    return opened
+
+
+def test_one_caller_leaves_streams_to_others() -> None:
+    """Who has as many as are free is refused one more; another caller has its own."""
 
     async def scenario() -> None:
-        made = streams(Engine(), most_open=2)
-        first, second, third = (
-            made.answer(each(message(1, b"ok")), lambda: None, ANYBODY) for _ in "123"
-        )
-        assert [(await anext(one)).id for one in (first, second)] == [1, 1]
-        with pytest.raises(Overloaded, match="2 streams are open, which is the limit") as caught:
-            await anext(third)
-        assert (caught.value.reason, caught.value.retry_after) == ("TOO_MANY_STREAMS", 1.0)
-        await first.aclose()
-        fourth = made.answer(each(message(3, b"ok")), lambda: None, ANYBODY)
-        assert [one.id async for one in fourth] == [3]
-        await second.aclose()
+        made = streams(Engine(), most_open=4)
+        mine = [await begin(made) for _ in range(3)]
+        assert [one.answers for one in mine] == [1, 1, 0]
+        assert mine[2].end == "TOO_MANY_STREAMS"
+        for host in ("10.0.0.7", "10.0.0.8"):
+            assert (await begin(made, somebody(host))).answers == 1
+        assert (await begin(made, somebody("10.0.0.9"))).end == "TOO_MANY_STREAMS"
+        mine[0].task.cancel()
+        await settle()
+        assert (await begin(made, somebody("10.0.0.9"))).answers == 1
+
+    virtual_time.run(scenario())
+
+
+def test_an_idle_stream_ends_where_another_needs_its_slot() -> None:
+    """The one that was idle longest ends as STREAM_IDLE, when it was so for a minute."""
+
+    async def scenario() -> None:
+        made = streams(Engine(), most_open=4)
+        first = await begin(made)
+        await asyncio.sleep(1.0)
+        second = await begin(made)
+        await asyncio.sleep(58.0)
+        assert (await begin(made)).end == "TOO_MANY_STREAMS"
+        await asyncio.sleep(2.0)
+        assert (await begin(made)).answers == 1
+        assert (first.end, second.end) == ("STREAM_IDLE", "")
+        await asyncio.sleep(3600.0)
+        assert not second.end  # nobody needs its slot
+
+    virtual_time.run(scenario())
+
+
+def test_each_that_needs_a_slot_ends_another_idle_stream() -> None:
+    """Two that come at once are both let in."""
+
+    async def scenario() -> None:
+        made = streams(Engine(), most_open=4)
+        idle = [await begin(made) for _ in range(2)]
+        await asyncio.sleep(61.0)
+        fresh = [Opened(made, ANYBODY, [message(1, b"ok")]) for _ in range(2)]
+        await settle()
+        assert [one.answers for one in fresh] == [1, 1]
+        assert [one.end for one in idle] == ["STREAM_IDLE"] * 2
+
+    virtual_time.run(scenario())
+
+
+def test_a_stream_with_something_in_it_is_not_idle() -> None:
+    """However long its answer takes, or its client does not take the answer, it goes on."""
+
+    async def scenario() -> None:
+        engine = Engine()
+        made = streams(engine, most_open=4)
+        busy = await begin(made, ANYBODY, message(1, b"ok"), message(2, b"wait"))
+        untaken = made.answer(each(message(1, b"ok")), lambda: None, ANYBODY)
+        await anext(untaken)
+        await asyncio.sleep(3600.0)
+        assert (await begin(made)).end == "TOO_MANY_STREAMS"
+        engine.gate.set()
+        await settle()
+        assert (busy.answers, busy.end) == (2, "")
+
+    virtual_time.run(scenario())
+
+
+def test_an_idle_stream_ends_for_who_has_fewer() -> None:
+    """Nobody takes the one stream of another by opening many: who has most gives first."""
+
+    async def scenario() -> None:
+        made = streams(Engine(), most_open=4)
+        other = await begin(made, somebody("10.0.0.7"))
+        await asyncio.sleep(1.0)
+        mine = [await begin(made)]
+        await asyncio.sleep(1.0)
+        mine += [await begin(made)]
+        last = await begin(made, somebody("10.0.0.8"))
+        await asyncio.sleep(61.0)
+        assert (await begin(made)).end == "TOO_MANY_STREAMS"
+        assert not any(one.end for one in (other, *mine, last))
+        assert (await begin(made, somebody("10.0.0.9"))).answers == 1
+        assert [one.end for one in (other, *mine, last)] == ["", "STREAM_IDLE", "", ""]
+
+    virtual_time.run(scenario())
+
+
+def test_an_idle_stream_of_who_has_as_many_goes_on() -> None:
+    """Who needs a second slot gives its own first one, not another's only one."""
+
+    async def scenario() -> None:
+        made = streams(Engine(), most_open=4)
+        other = await begin(made, somebody("10.0.0.7"))
+        await asyncio.sleep(1.0)
+        mine = await begin(made)
+        last = await begin(made, somebody("10.0.0.8"))
+        await asyncio.sleep(61.0)
+        assert (await begin(made)).answers == 1
+        assert [one.end for one in (other, mine, last)] == ["", "STREAM_IDLE", ""]
+
+    virtual_time.run(scenario())
+
+
+def limited(tmp_path: Path, limits: str) -> Caller:
+    """Return somebody who has limits, and may ask one model only."""
+    token, path = tokens.make(), tmp_path / "access.toml"
+    path.write_text(
+        f"[principals.a]\ntokens = ['{token.entry}']\nclassify = ['x']\nlimits = {{ {limits} }}\n"
+    )
+    access = Access(path)
+    access._take(access._read(path))
+    metadata = [("authorization", f"Bearer {token.token}")]
+    return access.caller("classify", metadata, dict, "ipv4:127.0.0.1:1")
+
+
+def test_a_message_waits_for_its_callers_images(tmp_path: Path) -> None:
+    """Of a caller that may have three at a time no more are in the server; none is lost."""
+    caller = limited(tmp_path, "images = 3")
+
+    async def scenario() -> None:
+        engine = Engine()
+        made = streams(engine, window=100)
+        messages = [message(number, b"wait", b"wait") for number in range(5)]
+        answer = made.answer(each(*messages), lambda: None, caller)
+        first = asyncio.ensure_future(anext(answer))
+        await settle()
+        assert engine.inside == 2
+        engine.gate.set()
+        await first
+        assert len([one async for one in answer]) == 4
+        assert engine.most == 2
+
+    virtual_time.run(scenario())
+    caller.principal.allowance.take(3)
+    with pytest.raises(Overloaded):
+        caller.principal.allowance.take(1)
+
+
+def test_what_a_stream_took_is_given_back_when_it_is_left(tmp_path: Path) -> None:
+    """Of messages in work, of those that wait, and of those whose answers were not begun."""
+    caller = limited(tmp_path, "images = 5")
+
+    async def scenario() -> None:
+        engine = Engine()
+        messages = [message(number, b"wait", b"wait") for number in range(5)]
+        answer = streams(engine).answer(each(message(9, b"ok"), *messages), lambda: None, caller)
+        await anext(answer)
+        await settle()
+        assert engine.inside > 0
+        await answer.aclose()
 
     asyncio.run(scenario())
+    caller.principal.allowance.take(5)
+    with pytest.raises(Overloaded):
+        caller.principal.allowance.take(1)
+
+
+def test_a_message_about_a_model_that_is_not_the_callers_fails_alone(tmp_path: Path) -> None:
+    """It is MODEL_FORBIDDEN, and never asked of the engine."""
+    caller = limited(tmp_path, "")
+    other = message(2, b"ok")
+    other.request.model = "models/y"
+
+    async def scenario() -> tuple[dict[int, str], int]:
+        engine = Engine()
+        found = streams(engine).answer(
+            each(message(1, b"ok"), other, message(3, b"ok")), lambda: None, caller
+        )
+        reasons = {one.id: statuses.reason(one.error) async for one in found}
+        return reasons, len(engine.budgets)
+
+    assert asyncio.run(scenario()) == ({1: "", 2: "MODEL_FORBIDDEN", 3: ""}, 2)
+
+
+def test_the_log_has_what_a_stream_was_asked() -> None:
+    """A line a stream: messages and images."""
+    with capture_logs() as logs:
+        answers(message(1, b"ok", b"ok"), message(2, b"ok"), message(3, b"missing"))
+    (line,) = (line for line in logs if line["event"] == "stream")
+    assert (line["messages"], line["images"]) == (3, 4)
+
+
+def test_what_the_requests_raise_ends_the_stream(tmp_path: Path) -> None:
+    """An error of reading, such as a message that cannot be decoded, arrives as it is.
+
+    What its messages took of their caller's limits is given back.
+    """
+    caller = limited(tmp_path, "images = 3")
+
+    async def broken() -> AsyncIterator[classify_pb.StreamClassifyRequest]:
+        yield message(1, b"wait", b"wait")
+        raise InvalidInput("the message cannot be decoded", field="request")
+
+    async def scenario() -> None:
+        await anext(streams(Engine()).answer(broken(), lambda: None, caller))
+
+    with pytest.raises(InvalidInput):
+        asyncio.run(scenario())
+    caller.principal.allowance.take(3)
 
 
 def test_the_half_close_ends_the_call_after_the_last_answer() -> None:

@@ -8,18 +8,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from support import virtual_time
 
 from topwork.bundle import files
 from topwork.bundle.limits import Limits
 from topwork.bundle.store import Repository
 from topwork.engine.jobs import SkippedUpload, Upload
-from topwork.errors import InvalidInput, Overloaded, QuotaExceeded, TopworkError, Unavailable
+from topwork.errors import DeadlinePassed, InvalidInput, QuotaExceeded, Unavailable
 from topwork.rpc import uploads as uploading
 from topwork.rpc.uploads import Uploads
 from topwork.v1 import change_pb2 as change_pb
 
 LIMITS = Limits(
-    max_uploads=2,
     max_upload_bytes=100,
     max_image_bytes=60,
     max_images_per_upload=4,
@@ -107,19 +107,6 @@ def test_a_display_name_is_cut(tmp_path: Path, name: str) -> None:
     assert [one.name for one in uploads] == ["rose-17"]
 
 
-def test_only_so_many_uploads_go_on(tmp_path: Path) -> None:
-    """One too many is Overloaded, with their number; one that ends, well or not, makes room."""
-    uploads = Uploads(Repository(tmp_path), LIMITS)
-    with uploads.open():
-        with uploads.open(), pytest.raises(Overloaded, match="2 uploads go on") as caught:
-            uploads.open().__enter__()
-        assert (caught.value.reason, caught.value.retry_after) == ("TOO_MANY_UPLOADS", 5.0)
-        with pytest.raises(TopworkError), uploads.open():
-            raise TopworkError("it failed")
-        with uploads.open():
-            pass
-
-
 def test_images_of_a_slow_upload_are_kept_young(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,3 +165,62 @@ def take(repository: Repository) -> None:
     """Wait until nobody holds the repository's lock."""
     with files.locked(repository.lock):
         pass
+
+
+def trickled(root: Path, *, pause: float, length: int, count: int) -> float:
+    """Upload ``count`` messages with pauses before each; return how many seconds it took."""
+
+    async def others() -> AsyncIterator[change_pb.AddClassRequest]:
+        for _ in range(count):
+            await asyncio.sleep(pause)
+            yield part(length)
+
+    async def scenario() -> float:
+        uploads = Uploads(Repository(root), Limits(max_images_per_upload=10**6))
+        await uploads.store(part(0), others(), Room(10**9))
+        return asyncio.get_running_loop().time()
+
+    return virtual_time.run(scenario())
+
+
+def test_a_silent_upload_ends(tmp_path: Path) -> None:
+    """However much it sent before, a minute of silence is too long."""
+    with pytest.raises(DeadlinePassed, match="nothing came for 60 s") as caught:
+        trickled(tmp_path, pause=61.0, length=10**6, count=1)
+    assert caught.value.reason == "UPLOAD_SILENT"
+
+
+def test_a_trickle_ends(tmp_path: Path) -> None:
+    """A byte every 50 s holds no slot: after a minute of waiting in all it is too slow."""
+    with pytest.raises(DeadlinePassed, match=r"nothing came for 10 s; .* 256 bytes a second"):
+        trickled(tmp_path, pause=50.0, length=1, count=2)
+
+
+def test_a_slow_upload_goes_on(tmp_path: Path) -> None:
+    """A photo of 13 KB every 50 s is 260 bytes a second: that may take an hour."""
+    assert trickled(tmp_path, pause=50.0, length=13_000, count=75) == pytest.approx(3750.0)
+
+
+def test_a_burst_buys_no_more_than_a_minute(tmp_path: Path) -> None:
+    """Whatever came before, a trickle after it ends as soon as any other."""
+
+    async def parts() -> AsyncIterator[change_pb.AddClassRequest]:
+        yield part(10**6)
+        for _ in range(2):
+            await asyncio.sleep(50.0)
+            yield part(1)
+
+    uploads = Uploads(Repository(tmp_path), Limits())
+    with pytest.raises(DeadlinePassed, match="nothing came for 10 s"):
+        virtual_time.run(uploads.store(part(0), parts(), Room(10**9)))
+
+
+def test_an_upload_that_never_begins_ends() -> None:
+    """The first message has a minute, too."""
+
+    async def silent() -> AsyncIterator[change_pb.AddClassRequest]:
+        await asyncio.sleep(61.0)
+        yield part(1)
+
+    with pytest.raises(DeadlinePassed):
+        virtual_time.run(Uploads(Repository(Path("repository")), LIMITS).first(silent()))

@@ -112,6 +112,44 @@ def test_the_patient_leave_half_to_others() -> None:
     asyncio.run(scenario())
 
 
+def test_the_patient_leave_half_of_the_bytes_to_others() -> None:
+    """Those that found room at once count as those that waited for it."""
+
+    async def scenario() -> None:
+        admission = Admission(100, an_image_a_second, most_bytes=1000)
+        await admission.enter(1, size=300, budget=None, patient=True)
+        waiting = asyncio.create_task(admission.enter(1, size=201, budget=None, patient=True))
+        await asyncio.sleep(0)
+        assert admission.inside == 1
+        admission.leave(1, size=300, patient=True)
+        await waiting
+        late = asyncio.create_task(admission.enter(1, size=300, budget=None, patient=True))
+        await asyncio.sleep(0)
+        assert admission.inside == 1
+        late.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_room_for_who_has_gone_is_given_back() -> None:
+    """A call that is cancelled in the moment in which it gets room leaves it to the next one."""
+
+    async def scenario() -> None:
+        admission = Admission(4, an_image_a_second)
+        await admission.enter(2, budget=None, patient=True)
+        gone, following = (
+            asyncio.create_task(admission.enter(2, budget=None, patient=True)) for _ in "12"
+        )
+        await asyncio.sleep(0)
+        admission.leave(2, patient=True)
+        gone.cancel()
+        async with asyncio.timeout(10):
+            await following
+        assert (gone.cancelled(), admission.inside) == (True, 2)
+
+    asyncio.run(scenario())
+
+
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(
     steps=st.lists(

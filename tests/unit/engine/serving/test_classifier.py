@@ -57,6 +57,7 @@ class Gate:
 
     def __init__(self, backbone: Backbone) -> None:
         self.images = 0
+        self.seen: list[Pixels] = []
         self.broken = False
         self.info = backbone.info
         self._backbone = backbone
@@ -66,6 +67,7 @@ class Gate:
     def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:
         """Embed, once the gate is open."""
         self.images += 1
+        self.seen.append(pixels)
         assert self._open.wait(60), "the test forgot to open the gate"
         if self.broken:
             deliver(ArithmeticError("the backbone is broken"))
@@ -120,6 +122,7 @@ async def desk(
     *,
     queue_limit: int = 64,
     limits: Limits = DEFAULT_LIMITS,
+    cores: int = 2,
 ) -> AsyncIterator[Desk]:
     """Yield a started classifier whose backbone stands behind a gate."""
     gates: list[Gate] = []
@@ -134,7 +137,7 @@ async def desk(
         await registry.start()
     (gate,) = gates
     classifier = Classifier(
-        registry, limits=limits, cores=2, queue_limit=queue_limit, telemetry=Telemetry()
+        registry, limits=limits, cores=cores, queue_limit=queue_limit, telemetry=Telemetry()
     )
     classifier.start()
     try:
@@ -457,6 +460,44 @@ def test_a_spent_budget_ends_the_request(repository: Repository) -> None:
             return images
 
     assert asyncio.run(scenario()) <= 2 + 1
+
+
+def test_the_earliest_deadline_is_first(repository: Repository) -> None:
+    """Of requests that wait in the same turn that with the least budget is next; without one last.
+
+    So it is for both ways to ask.
+    """
+
+    async def scenario() -> list[str]:
+        async with desk(repository, cores=1) as asked:
+            asked.gate.close()
+            first = asked.ask(1)
+            await until(lambda: asked.gate.images == 1)
+            classify, infer = asked.classifier.classify, asked.classifier.infer
+            waiting = [
+                asyncio.create_task(ask("colours", [PHOTOS[label]], budget=budget))
+                for ask, label, budget in (
+                    (classify, "amber", None),
+                    (infer, "green", 50.0),
+                    (classify, "blue", 40.0),
+                    (infer, "crimson", 30.0),
+                )
+            ]
+            await until(lambda: asked.classifier._scheduler.waiting() == 4)
+            asked.gate.open()
+            await asyncio.gather(first, *waiting)
+            return [shown(pixels) for pixels in asked.gate.seen[1:]]
+
+    assert asyncio.run(scenario()) == ["crimson", "blue", "green", "amber"]
+
+
+def shown(pixels: Pixels) -> str:
+    """Return the label of the photo that has these pixels."""
+    return next(
+        label
+        for label, photo in PHOTOS.items()
+        if np.array_equal(preprocess(photo, tiny.SPEC), pixels)
+    )
 
 
 def test_the_budget_covers_the_loading_of_an_old_revision(

@@ -1,0 +1,44 @@
+"""Channel options of the servers.
+
+gRPC ignores an option that it does not know, in silence, and some that it knows: each of these has
+a test of its behaviour in ``tests/unit/rpc/test_options.py``, as have the client's in ``calls``.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+Options: TypeAlias = list[tuple[str, int]]
+
+CALLS_A_CONNECTION = 1024
+"""Calls at a time of one connection; the client's gRPC queues more."""
+
+HEALTH_BYTES = 4096
+"""Length of a message to the server that answers health alone: it has the name of a service."""
+
+
+def of_server(
+    message_bytes: int, *, connection_seconds: float | None = None, channelz: bool = False
+) -> Options:
+    """Return the options of a server whose messages have at most ``message_bytes``.
+
+    ``connection_seconds`` None: connections never end.
+    """
+    options = [
+        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.max_send_message_length", message_bytes),
+        # gRPC unpacks a message to its end before it looks at the limit: 64 MiB become 64 GiB.
+        ("grpc.compression_enabled_algorithms_bitset", 1),  # 1 << identity
+        # A second server on the port is an error, not a silent half of the traffic.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_concurrent_streams", CALLS_A_CONNECTION),
+        # By default pings more often than every 5 minutes end the connection, and its calls.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # A client that vanished does not hold its streams for ever. It has gRPC's 60 s to answer.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.enable_channelz", int(channelz)),
+    ]
+    if connection_seconds is not None:
+        options.append(("grpc.max_connection_age_ms", round(connection_seconds * 1e3)))
+    return options

@@ -1,0 +1,327 @@
+"""Each channel option does what it is there for: gRPC ignores a misspelt one in silence.
+
+Times are a hundredth of the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+import pytest
+from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
+from support.raw_http2 import MAX_CONCURRENT_STREAMS, Peer
+
+import topwork
+from topwork.bundle.limits import DEFAULT_LIMITS
+from topwork.rpc import calls
+from topwork.rpc.options import CALLS_A_CONNECTION, of_server
+
+Options: TypeAlias = Sequence[tuple[str, Any]]
+
+FASTER = 100
+SOON = 30.0
+"""Seconds after which what a test waits for will not come."""
+MOST = 2**20
+SOURCES = Path(topwork.__file__).parent
+
+
+def faster(*options: Options) -> list[tuple[str, Any]]:
+    """Return options with all times shortened."""
+    return [
+        (name, value // FASTER if name.endswith("_ms") else value)
+        for given in options
+        for name, value in given
+    ]
+
+
+def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+    """Answer with as many bytes as the request says; fail if it says so."""
+    if request.startswith(b"fail"):
+        context.abort(grpc.StatusCode.UNAVAILABLE, "try again")
+    return bytes(int(request.rstrip(b" ") or b"0"))
+
+
+def stream(request: bytes, _: grpc.ServicerContext) -> Iterator[bytes]:
+    """Answer at once and then after as many seconds as the request says."""
+    yield b"begun"
+    time.sleep(float(request))
+    yield b"ended"
+
+
+@contextmanager
+def serving(
+    options: Options, *, handle: Callable[..., bytes] = answer, services: Sequence[str] = ("x",)
+) -> Iterator[int]:
+    """Serve on a free port and yield it."""
+    server = grpc.server(futures.ThreadPoolExecutor(4), options=options)
+    for service in services:
+        handlers: dict[str, Any] = {
+            "Answer": grpc.unary_unary_rpc_method_handler(handle),
+            "GetModel": grpc.unary_unary_rpc_method_handler(handle),
+            "Stream": grpc.unary_stream_rpc_method_handler(stream),
+        }
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
+    channelz.add_channelz_servicer(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(None).wait()
+
+
+@contextmanager
+def accepting(*, call: bool = False) -> Iterator[Peer]:
+    """Yield the server's end of a client's connection, with a call that is never answered."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+        channel = stack.enter_context(grpc.insecure_channel(target, faster(calls.OPTIONS)))
+        if call:
+            method: Any = channel.unary_unary("/x/Answer")
+            stack.callback(method.future(b"").cancel)
+        else:
+            grpc.channel_ready_future(channel)
+        connection, _ = listener.accept()
+        yield stack.enter_context(Peer(connection))
+
+
+def ask(channel: grpc.Channel, request: bytes, path: str = "/x/Answer") -> bytes:
+    """Return what a server answers."""
+    method: Any = channel.unary_unary(path)
+    found: bytes = method(request, timeout=SOON)
+    return found
+
+
+def assert_too_long(channel: grpc.Channel, request: bytes, most: int) -> None:
+    """Assert that a call fails, since its request or answer is longer than ``most``."""
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(channel, request)
+    error = calls.failed(caught.value)
+    assert error.code == "RESOURCE_EXHAUSTED"
+    assert f"{most + 1} vs. {most}" in str(error)
+
+
+def test_every_option_is_known_to_grpc() -> None:
+    """Each name in our sources is in gRPC's binary, which a misspelt one is not."""
+    (binary,) = (path.read_bytes() for path in Path(grpc.__file__).parent.rglob("cygrpc*.so"))
+    names = {
+        name
+        for path in SOURCES.rglob("*.py")
+        for name in re.findall(r'\("(grpc\.[a-z0-9_.]+)"', path.read_text(encoding="utf-8"))
+    }
+    given = {name for name, _ in of_server(MOST, connection_seconds=1.0)}
+    assert given | {name for name, _ in calls.OPTIONS} <= names
+    assert [name for name in names if name.encode() not in binary] == []
+    assert b"grpc.http2.min_recv_ping_interval_without_data_ms" not in binary
+
+
+def test_server_takes_pings_of_quiet_clients() -> None:
+    """More than its interval apart, any number of pings is fine, without data or calls."""
+    interval = 10.0 / FASTER
+    with serving(faster(of_server(MOST))) as port, Peer.connect(port) as client:
+        for _ in range(8):
+            client.ping()
+            assert not client.wait(1.5 * interval, closed=True), client.goaway
+
+
+def test_server_ends_connections_that_ping_too_often() -> None:
+    """A client that pings without a pause is sent away after a few pings."""
+    with serving(faster(of_server(MOST))) as port, Peer.connect(port) as client:
+        for _ in range(4):
+            client.ping()
+        assert client.wait(SOON, closed=True)
+        assert client.goaway == b"too_many_pings"
+
+
+def test_server_pings_quiet_clients() -> None:
+    """It asks again and again whether a client without calls is still there."""
+    with serving(faster(of_server(MOST))) as port, Peer.connect(port) as client:
+        assert client.wait(SOON, pings=4)
+
+
+def test_server_says_how_many_calls_a_connection_may_have() -> None:
+    """The client's gRPC queues more by itself."""
+    with serving(of_server(MOST)) as port, Peer.connect(port) as client:
+        assert client.wait(SOON, settings=True)
+        assert client.settings[MAX_CONCURRENT_STREAMS] == CALLS_A_CONNECTION
+
+
+def test_server_does_not_share_its_port() -> None:
+    """A second server on the port is an error."""
+    with serving(of_server(MOST)) as port:
+        second = grpc.server(futures.ThreadPoolExecutor(1), options=of_server(MOST))
+        with pytest.raises(RuntimeError):
+            second.add_insecure_port(f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_server_does_not_unpack(algorithm: grpc.Compression) -> None:
+    """A compressed request is refused: gRPC would unpack it to its end, whatever the limit."""
+    with (
+        serving(of_server(MOST)) as port,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        method: Any = channel.unary_unary("/x/Answer")
+        with pytest.raises(grpc.RpcError) as caught:
+            method(b"7".ljust(1000), compression=algorithm, timeout=SOON)
+    assert calls.failed(caught.value).code == "UNIMPLEMENTED"
+
+
+def test_server_limits_messages_in_both_directions() -> None:
+    """One byte more than the limit is RESOURCE_EXHAUSTED, the limit itself is fine."""
+    with (
+        serving(of_server(MOST)) as port,
+        grpc.insecure_channel(f"127.0.0.1:{port}", calls.OPTIONS) as channel,
+    ):
+        assert len(ask(channel, b"%d" % MOST)) == MOST
+        assert_too_long(channel, b"%d" % (MOST + 1), MOST)
+        assert ask(channel, b"7".ljust(MOST)) == bytes(7)
+        assert_too_long(channel, b"7".ljust(MOST + 1), MOST)
+
+
+def test_connections_end_when_they_are_old_and_their_calls_have_ended() -> None:
+    """A client is told to connect anew; its call goes on to the end."""
+    options = of_server(MOST, connection_seconds=0.2)
+    with serving(options) as port, Peer.connect(port) as client:
+        assert client.wait(SOON, closed=True)
+        assert client.goaway == b"max_age"
+    with serving(options) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        method: Any = channel.unary_stream("/x/Stream")
+        assert list(method(b"0.5", timeout=SOON)) == [b"begun", b"ended"]
+
+
+def test_connections_last_by_default() -> None:
+    """Without the option no connection ends by itself."""
+    assert "grpc.max_connection_age_ms" not in dict(of_server(MOST))
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_channelz_shows_connections_only_where_it_is_on(on: bool) -> None:
+    """By default gRPC keeps count of them, shown or not."""
+    with (
+        serving(of_server(MOST, channelz=on)) as port,
+        Peer.connect(port) as client,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        assert client.wait(SOON, settings=True)
+        stub = channelz_pb2_grpc.ChannelzStub(channel)
+        sockets = [
+            found.name
+            for server in stub.GetServers(channelz_pb2.GetServersRequest(), timeout=SOON).server
+            for found in stub.GetServerSockets(
+                channelz_pb2.GetServerSocketsRequest(server_id=server.ref.server_id), timeout=SOON
+            ).socket_ref
+        ]
+        assert any(name.endswith(f":{client.port}") for name in sockets) == on
+
+
+def test_client_pings_without_calls() -> None:
+    """A load balancer does not take the connection for dead."""
+    with accepting() as server:
+        assert server.wait(SOON, pings=1)
+
+
+def test_client_pings_as_long_as_a_call_is_silent() -> None:
+    """By default gRPC stops after two pings without data."""
+    with accepting(call=True) as server:
+        assert server.wait(SOON, pings=3)
+
+
+def test_client_gives_up_hosts_that_acknowledge_nothing() -> None:
+    """The kernel ends a connection whose bytes nobody acknowledges in that time."""
+    wanted = dict(faster(calls.OPTIONS))["grpc.keepalive_timeout_ms"]
+    with accepting():
+        assert wanted in user_timeouts()
+
+
+def user_timeouts() -> set[int]:
+    """Return TCP_USER_TIMEOUT of all of this process's connections, in milliseconds."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            with socket.socket(fileno=os.dup(int(entry.name))) as copy:
+                found.add(copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+        except OSError:
+            continue  # no socket, none of TCP, or closed meanwhile
+    return found
+
+
+def test_client_takes_long_messages() -> None:
+    """Those that a server sends by default, not gRPC's own 4 MiB; no longer ones."""
+    most = DEFAULT_LIMITS.max_message_bytes
+    with serving([]) as port, grpc.insecure_channel(f"127.0.0.1:{port}", calls.OPTIONS) as channel:
+        assert len(ask(channel, b"%d" % most)) == most
+        assert_too_long(channel, b"%d" % (most + 1), most)
+
+
+def test_client_does_not_send_what_is_too_long() -> None:
+    """A message that no server takes by default fails before it is sent."""
+    most = DEFAULT_LIMITS.max_message_bytes
+    unlimited = [("grpc.max_receive_message_length", -1)]
+    with (
+        serving(unlimited) as port,
+        grpc.insecure_channel(f"127.0.0.1:{port}", calls.OPTIONS) as channel,
+    ):
+        assert_too_long(channel, bytes(most + 1), most)
+
+
+def test_client_calls_all_servers_of_a_name_in_turns() -> None:
+    """So does the service config say."""
+    asked: list[int] = []
+
+    def note(number: int) -> Callable[..., bytes]:
+        def handle(*_: object) -> bytes:
+            asked.append(number)
+            return b""
+
+        return handle
+
+    with serving([], handle=note(1)) as first, serving([], handle=note(2)) as second:
+        target = f"ipv4:127.0.0.1:{first},127.0.0.1:{second}"
+        with grpc.insecure_channel(target, calls.OPTIONS) as channel:
+            while len(set(asked)) < 2:  # the second connection may come later
+                ask(channel, b"")
+            del asked[:]
+            for _ in range(10):
+                ask(channel, b"")
+    assert (asked.count(1), asked.count(2)) == (5, 5)
+
+
+def test_client_stops_trying_again_when_most_fails() -> None:
+    """Four attempts each, until half of the throttle's tokens are spent: then one."""
+    attempts: list[int] = [0]
+
+    def count(request: bytes, context: grpc.ServicerContext) -> bytes:
+        attempts[-1] += 1
+        return answer(request, context)
+
+    service, method = "topwork.v1.ModelService", "GetModel"
+    with (
+        serving([], handle=count, services=[service]) as port,
+        grpc.insecure_channel(f"127.0.0.1:{port}", quickly()) as channel,
+    ):
+        for _ in range(5):
+            with pytest.raises(grpc.RpcError):
+                ask(channel, b"fail", f"/{service}/{method}")
+            attempts.append(0)
+    assert attempts == [4, 4, 2, 1, 1, 0]
+
+
+def quickly() -> list[tuple[str, Any]]:
+    """Return the client's options with pauses between attempts that take no time."""
+    options = dict(calls.OPTIONS)
+    config = json.loads(str(options["grpc.service_config"]))
+    for method in config["methodConfig"]:
+        method["retryPolicy"] |= {"initialBackoff": "0.001s", "maxBackoff": "0.001s"}
+    return [*{**options, "grpc.service_config": json.dumps(config)}.items()]

@@ -272,9 +272,13 @@ class _Operations:
             raise NotFound(f"no {identifier!r}", kind="operation", resource=identifier)
         return self._last
 
-    async def wait(self, identifier: str, seconds: float) -> Operation:
+    async def wait(
+        self, identifier: str, seconds: float, check: Callable[[Operation], None]
+    ) -> Operation:
         assert 0 <= seconds <= 3600
-        return await self.get(identifier)
+        operation = await self.get(identifier)
+        check(operation)
+        return operation
 
     async def list(
         self, wanted: Wanted, *, offset: int, limit: int, visible: object = None

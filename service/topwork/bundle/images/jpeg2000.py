@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
 from topwork.bundle.images.isobmff import boxes
-from topwork.bundle.images.work import check_size
+from topwork.bundle.images.work import Steps, check_size
 from topwork.bundle.limits import Limits
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import ImageError
@@ -44,7 +44,7 @@ def open_jpeg2000(content: bytes, _spec: PreprocessSpec, limits: Limits) -> Imag
     codestream = content
     if not content.startswith(CODESTREAM):
         found: dict[bytes, tuple[int, int]] = {}
-        for kind, start, end in boxes(content, 0, len(content)):
+        for kind, start, end in boxes(content, 0, len(content), Steps()):
             found.setdefault(kind, (start, end))  # decoders, too, take the first of a kind
         start, end = found[b"jp2h"]
         if end - start > MOST_HEADER_BYTES:

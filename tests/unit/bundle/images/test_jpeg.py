@@ -89,9 +89,7 @@ def behind_marker(content: bytes) -> bytes:
     tables = b"".join(re.findall(rb"\xff\xc4.*?(?=\xff)", content, re.DOTALL))
     scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 0, 1)
     hidden = b"\xff\xda".join([b"\xff\x02\xff\xff", *others[1:]])
-    return b"".join(
-        (start, b"\xff\xdd\0\4\0\1\xff\xc2", frame, tables, scan, hidden, b"\xff\xd9")
-    )
+    return b"".join((start, b"\xff\xdd\0\4\0\1\xff\xc2", frame, tables, scan, hidden, b"\xff\xd9"))
 
 
 @pytest.mark.parametrize("wrap", [behind_tables, behind_marker])

@@ -151,9 +151,7 @@ def test_coded_size_beyond_the_claimed_one_is_refused(kind: str) -> None:
     name, content, properties = coded(encode(plain(RED, (1_000, 1_000)), kind))
     lie = [(b"ispe", struct.pack(">III", 0, 8, 8)) if key == b"ispe" else (key, value)
            for key, value in properties]  # fmt: skip
-    with pytest.raises(
-        ImageError, match="tiles of over 300000 pixels"
-    ) as caught:
+    with pytest.raises(ImageError, match="tiles of over 300000 pixels") as caught:
         preprocess(assembled([(name, content, lie)]), SPEC, limits=Limits(max_image_pixels=100_000))
     assert caught.value.reason == "IMAGE_TOO_LARGE"
 

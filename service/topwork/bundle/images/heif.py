@@ -49,14 +49,15 @@ def open_heif(content: bytes, _spec: PreprocessSpec, limits: Limits) -> Image.Im
     """Return the primary picture, not decoded yet, whichever of the two codings it has.
 
     AVIF's is to be turned by its EXIF orientation, which Pillow makes of the item's properties;
-    HEIF's is upright when it is decoded. EXIF itself is ignored, as ISO/IEC 23008-12 has it. Raises
-    ImageError.
+    HEIF's is upright when it is decoded; ``info["turned"]`` says whether that turns it. EXIF itself
+    is ignored, as ISO/IEC 23008-12 has it. Raises ImageError.
     """
     steps = Steps()
     picture = _Picture(content, isobmff.read(content, steps), limits, steps)
     file = io.BytesIO(picture.written())
     plugin = AvifImagePlugin.AvifImageFile if picture.is_avif else heif_class()
     image: ImageFile.ImageFile = plugin(file)
+    image.info["turned"] = picture.is_turned
     check_size(*image.size, limits)
     return image
 
@@ -89,6 +90,14 @@ class _Picture:
         if not (codings <= _AV1 or codings <= _HEVC):
             raise ImageError("the image has parts of different codings, which is not read")
         return codings == _AV1
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether it is to be rotated or mirrored."""
+        _, _, properties = self._parts[self._meta.primary]
+        return any(
+            kind == b"imir" or (kind == b"irot" and value != b"\0") for kind, value in properties
+        )
 
     def written(self) -> bytes:
         """Return a file of the picture alone."""

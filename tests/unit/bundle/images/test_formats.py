@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -150,6 +151,7 @@ def test_netpbm_gives_its_pixels(kind: str) -> None:
     ("content", "message"),
     [
         (b"P5\n", "no size"),
+        (b"P5 44", "no size"),
         (b"P5 4 4", "largest sample"),
         (b"P5 4 4 0\n" + bytes(16), "largest sample is 0"),
         (b"P5 4 4 65536\n" + bytes(32), "largest sample is 65536"),
@@ -179,6 +181,37 @@ def test_plain_netpbm_takes_no_seconds(head: bytes) -> None:
     start = time.process_time()
     preprocess(content, SPEC)
     assert time.process_time() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"P5" + b" " * 16_000_000 + b"2 2 255 1234", "header"),
+        (b"P5" + b"#\n" * 8_000_000 + b"2 2 255 1234", "header"),
+        (b"P5 2 2" + b" " * 16_000_000 + b"255 1234", "header"),
+        (b"P1 2000 2000\n" + b"#\n0 " * 4_000_000, "comments"),
+        (b"P2 2000 2000 1\n" + b"#\n0 " * 4_000_000, "comments"),
+    ],
+    ids=["spaces", "comments", "more spaces", "bits", "samples"],
+)
+def test_netpbm_floods_are_refused(content: bytes, message: str) -> None:
+    """Spaces and comments without number are not read one by one: that took 2.5 GB."""
+    start = time.process_time()
+    with pytest.raises(ImageError, match=message):
+        preprocess(content, SPEC)
+    assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize(
+    "content", [b"P1 3000 2000\n" + b"00 " * 5_000_000, b"P4 10000 5000\n" + bytes(6_250_000)]
+)
+def test_bitmaps_take_no_more_memory_than_their_pixels(content: bytes) -> None:
+    """A byte a pixel, and little beside it."""
+    tracemalloc.start()
+    preprocess(content, SPEC)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 130_000_000
 
 
 # GIF, BMP, WebP

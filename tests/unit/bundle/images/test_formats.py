@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import time
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from support.bad_images import gradient, plain
 from support.pictures import encode
 
 from topwork.bundle.image import preprocess
+from topwork.bundle.images import jpeg2000
 from topwork.bundle.images.isobmff import box
 from topwork.bundle.limits import Limits
 from topwork.bundle.preprocess import PreprocessSpec
@@ -87,6 +89,59 @@ def test_jpeg_2000_of_many_layers_and_precincts_is_refused() -> None:
     at = content.index(b"\xff\x52") + 6
     with pytest.raises(ImageError, match="precincts of 65535 layers"):
         preprocess(content[:at] + b"\xff\xff" + content[at + 2 :], SPEC)
+
+
+def passes(width: int, height: int, components: int = 3) -> bytes:
+    """Return a codestream, not wavelet transformed, of blocks with 30 coding passes on no data."""
+    blocks = components * -(-width // 64) * -(-height // 64)
+    size = struct.pack(">HHIIIIIIIIH", 38 + 3 * components, 0, width, height, 0, 0, width, height,
+                       0, 0, components) + bytes([7, 1, 1]) * components  # fmt: skip
+    style = struct.pack(">HBBHBBBBBBB", 13, 1, 0, 1, 0, 0, 4, 4, 0, 1, 0x66)
+    # Included at once, no empty bit planes, 30 passes in 2 bytes: 1 1 1 1111 11000 0 0000010.
+    packets = bytes([0b11111111, 0b01100000, 0b00001000, 0x55, 0x55]) * blocks
+    tile = struct.pack(">HHIBB", 10, 0, 14 + len(packets), 0, 1)
+    return b"".join(
+        (b"\xff\x4f\xff\x51", size, b"\xff\x52", style, b"\xff\x5c\0\4\x40\x50\xff\x90",
+         tile, b"\xff\x93", packets, b"\xff\xd9")
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options", [{"offset": (3, 5), "tile_size": (256, 256)}, {"tile_size": (99, 99)}]
+)
+def test_large_jpeg_2000_that_has_no_lower_resolution_is_refused(
+    options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles between the pixels of a lower resolution, which Pillow loses, are no damage."""
+    content = encode(gradient(401, 303), "JPEG2000", **options)
+    assert preprocess(content, SPEC).shape == (16, 16, 3)
+    monkeypatch.setattr(jpeg2000, "MOST_SAMPLES", 100_000)
+    with pytest.raises(ImageError, match="samples to decode"):
+        preprocess(content, SPEC)
+
+
+def test_jpeg_2000_of_many_passes_is_refused() -> None:
+    """Two bytes ask for 30 passes over 4,096 samples, so the samples that are decoded are few."""
+    assert preprocess(passes(512, 512), SPEC).shape == (16, 16, 3)
+    start = time.process_time()
+    with pytest.raises(ImageError, match="12000000 samples to decode") as caught:
+        preprocess(passes(2_000, 2_000), SPEC)
+    assert caught.value.reason == "IMAGE_TOO_LARGE"
+    assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("codestream", [False, True])
+@pytest.mark.parametrize("options", [{}, {"tile_size": (200, 120)}])
+@pytest.mark.parametrize("size", [(401, 303), (400, 302), (397, 301)])
+def test_large_jpeg_2000_is_decoded_at_a_lower_resolution(
+    size: tuple[int, int], options: Any, codestream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of many samples look the same, nearly, whatever their sizes are divisible by."""
+    content = encode(gradient(*size), "JPEG2000", no_jp2=codestream, **options)
+    want = preprocess(content, SPEC).astype(int)
+    for most in (100_000, 30_000, 8_000):  # half, quarter, eighth
+        monkeypatch.setattr(jpeg2000, "MOST_SAMPLES", most)
+        assert np.abs(preprocess(content, SPEC) - want).max() <= 6
 
 
 def test_jpeg_2000_size_is_that_of_the_codestream_too() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from topwork.bundle.images import isobmff
 from topwork.bundle.images.isobmff import Part, Reference
+from topwork.bundle.images.work import Steps
 
 
 def heic(image: Image.Image, orientation: int = 1, **options: Any) -> bytes:
@@ -36,7 +37,7 @@ def _saved(file: pillow_heif.HeifFile, **options: Any) -> bytes:
 
 def coded(file: bytes) -> Part:
     """Return the kind, the content and the properties of a file's primary item."""
-    meta = isobmff.read(file)
+    meta = isobmff.read(file, Steps())
     item = meta.items[meta.primary]
     content = b"".join(file[start:end] for start, end in item.extents)
     return item.kind, content, item.properties

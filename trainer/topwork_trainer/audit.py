@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.findings import Finding, Severity, left_out
-from topwork.bundle.images.heif import heif_class
+from topwork.bundle.images.heif import open_heif
 from topwork.bundle.images.signatures import recognise
 from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.preprocess import PreprocessSpec
@@ -137,7 +137,7 @@ def audit_files(photos: Photos, skipped: Sequence[Skipped], spec: PreprocessSpec
         if source.name in out:
             continue
         try:
-            headers += _read_header(source.path, source)
+            headers += _read_header(source.path, source, spec)
         except OSError as error:
             message = f"{source.name} was used but can no longer be read: {error}"
             gone.append(_finding("unreadable", "error", message, [source]))
@@ -185,15 +185,20 @@ class _Header:
     animated: bool
 
 
-def _read_header(path: Path, source: Source) -> list[_Header]:
+def _read_header(path: Path, source: Source, spec: PreprocessSpec) -> list[_Header]:
     """Return a file's header; none where Pillow alone cannot read it, though the decoder could.
 
     Raises OSError if the file cannot be opened.
     """
     with path.open("rb") as file:
         is_heif = recognise(file.read(256)) == "HEIF"
+        file.seek(0)
         try:
-            with heif_class()(file) if is_heif else Image.open(file, formats=_FORMATS) as image:
+            with (
+                open_heif(file.read(), spec, DEFAULT_LIMITS)
+                if is_heif
+                else Image.open(file, formats=_FORMATS)
+            ) as image:
                 short, long = sorted(image.size)
                 header = _Header(
                     source=source,
@@ -212,8 +217,8 @@ def _turned(image: Image.Image) -> bool:
     if image.format == "PNG" and "exif" not in image.info:
         return False  # Pillow would decode all pixels to look behind them
     try:
-        said = image.info.get("original_orientation")  # HEIC: EXIF does not have it any more
-        return (said or image.getexif().get(ExifTags.Base.Orientation, 1)) in range(2, 9)
+        said = image.info.get("turned")  # HEIC: by its properties
+        return said or image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
     except Exception:
         return False  # damaged metadata spoils no picture
 

@@ -128,6 +128,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    image.load()  # which may change its size
     if image.mode == "I" or image.mode.startswith("I;16"):
         transparent = image.info.get("transparency")
         samples = np.asarray(image)
@@ -135,9 +136,8 @@ def _to_rgb(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
             grey.to_eight_bits(samples, spec.deep_grey, transparent=transparent)
         )
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.new("RGBA", layer.size, "white")
-        image.alpha_composite(layer)
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image.convert("RGB")
 
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image, ImageFile
 from support import pictures, tiny
-from support.heifs import heic
+from support.heifs import assembled, coded, heic
 
 from topwork.bundle.findings import Finding
 from topwork.bundle.preprocess import PreprocessSpec
@@ -219,6 +219,16 @@ def test_pixels_are_not_looked_at(data: Path, kind: str, monkeypatch: pytest.Mon
         raise AssertionError(f"{image.format} is decoded")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert _files(data) == []
+
+
+def test_audit_survives_a_heic_of_odd_metadata(data: Path) -> None:
+    """Metadata whose kind is no UTF-8 crashes pi-heif, which never gets to see it."""
+    content = assembled(
+        [coded(heic(Image.new("RGB", (40, 32)))), (b"E\xeaif", bytes(48), [])],
+        [(b"cdsc", 2, [1])],
+    )
+    (data / "blue" / "odd.heic").write_bytes(content)
     assert _files(data) == []
 
 

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from topwork.bundle.images.bits import Bits
+from topwork.bundle.images.work import Steps
 from topwork.errors import ImageError
 
-MOST_UNITS = 10_000
-"""Raising it lets a picture be in more NAL units or OBUs, which are counted in Python."""
 MOST_FRAMES = 8
 """Raising it lets more AV1 frames be decoded for the one that is shown: layers are frames, too."""
 
 _SEQUENCE_PARAMETERS = 33
 _FIRST_NON_PICTURE = 32
 _HEADER = 256  # bytes that hold the sizes, whatever comes before them
+_SIZE_STEPS = 20  # what it takes to read a size, which is seldom there twice
 
 
-def hevc_passes(configuration: bytes, content: bytes) -> tuple[int, int]:
+def hevc_passes(configuration: bytes, content: bytes, steps: Steps) -> tuple[int, int]:
     """Return the coded pixels of an ``hvc1`` item, and the slices that cover them.
 
-    Each slice may cover all of them. Raises ImageError for more than one picture.
+    Each slice may cover all of them. Raises ImageError for more than one picture, or too many NAL
+    units.
     """
     if configuration[21] & 3 != 3:
         raise ImageError("the HEIF's NAL units have lengths of less than 4 bytes")
     sizes, slices, pictures = [], 0, 0
-    for unit in (*_configured(configuration), *_units(content)):
+    for unit in (*_configured(configuration, steps), *_units(content, steps)):
         kind = unit[0] >> 1 & 63
         if kind == _SEQUENCE_PARAMETERS:
+            steps.take(_SIZE_STEPS)
             sizes.append(_hevc_pixels(unit))
         elif kind < _FIRST_NON_PICTURE:
             slices += 1
@@ -35,15 +37,14 @@ def hevc_passes(configuration: bytes, content: bytes) -> tuple[int, int]:
     return max(sizes), slices
 
 
-def av1_passes(content: bytes) -> tuple[int, int]:
+def av1_passes(content: bytes, steps: Steps) -> tuple[int, int]:
     """Return the coded pixels of an ``av01`` item, and the frames of that size.
 
-    Raises ImageError for more than MOST_FRAMES.
+    Raises ImageError for more than MOST_FRAMES, or too many OBUs.
     """
     at, pixels, frames = 0, 0, 0
-    for _ in range(MOST_UNITS):
-        if at >= len(content):
-            break
+    while at < len(content):
+        steps.take()
         header = content[at]
         at += 2 if header & 4 else 1
         length = len(content) - at
@@ -51,40 +52,39 @@ def av1_passes(content: bytes) -> tuple[int, int]:
             length, at = _leb128(content, at)
         kind = header >> 3 & 15
         if kind == 1:
+            steps.take(_SIZE_STEPS)
             pixels = max(pixels, _av1_pixels(content[at : at + min(length, _HEADER)]))
         elif kind in {3, 6}:
             frames += 1
         at += length
-    else:
-        raise ImageError(f"the AVIF has over {MOST_UNITS} parts")
     if frames > MOST_FRAMES or not pixels:
         raise ImageError(f"the AVIF has {frames} frames of {pixels} pixels for one that is shown")
     return pixels, frames
 
 
-def _configured(configuration: bytes) -> list[bytes]:
+def _configured(configuration: bytes, steps: Steps) -> list[bytes]:
     """Return the NAL units of an ``hvcC`` box (ISO/IEC 14496-15, 8.3.3.1)."""
     units, at = [], 23
     for _ in range(configuration[22]):
         count = int.from_bytes(configuration[at + 1 : at + 3])
         at += 3
-        for _ in range(min(count, MOST_UNITS)):
+        for _ in range(count):
+            steps.take()
             length = int.from_bytes(configuration[at : at + 2])
             units.append(configuration[at + 2 : at + 2 + length])
             at += 2 + length
     return [unit for unit in units if unit]
 
 
-def _units(content: bytes) -> list[bytes]:
+def _units(content: bytes, steps: Steps) -> list[bytes]:
     """Return the beginnings of the NAL units of an item."""
     units, at = [], 0
     while at + 4 < len(content):
+        steps.take()
         length = int.from_bytes(content[at : at + 4])
         if length:
             units.append(content[at + 4 : at + 4 + min(length, _HEADER)])
         at += 4 + length
-        if len(units) > MOST_UNITS or (not length and at > MOST_UNITS):
-            raise ImageError(f"the HEIF has over {MOST_UNITS} NAL units")
     return units
 
 

@@ -17,13 +17,20 @@ from PIL import AvifImagePlugin, Image, ImageFile
 from topwork.bundle.images import isobmff
 from topwork.bundle.images.coded import av1_passes, hevc_passes
 from topwork.bundle.images.isobmff import Item, Meta, Part
-from topwork.bundle.images.work import check_passes, check_size, too_many_pixels
+from topwork.bundle.images.work import Steps, check_size, too_many_pixels
 from topwork.bundle.limits import Limits
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import ImageError
 
 MOST_ITEMS = 4_096
-"""Raising it lets a picture be made of more items, whose parts are counted in Python."""
+"""Raising it lets a picture be made of more items, which may be one that repeats."""
+MOST_TILES = 3
+"""Coded pixels that all tiles of a picture and of its alpha may have, in pixels of the largest one.
+
+Raising it makes a small file's decoding cost more: HEVC takes 15 to 150 ns a pixel.
+"""
+MOST_SLICES = 8
+"""The same where each slice or frame, which may cover its tile or a part of it, counts anew."""
 MOST_DERIVATIONS = 3
 """Raising it lets pictures be derived from derived ones more often in a row."""
 
@@ -42,16 +49,15 @@ def open_heif(content: bytes, _spec: PreprocessSpec, limits: Limits) -> Image.Im
     """Return the primary picture, not decoded yet, whichever of the two codings it has.
 
     AVIF's is to be turned by its EXIF orientation, which Pillow makes of the item's properties;
-    HEIF's is upright when it is decoded. EXIF itself is ignored, as ISO/IEC 23008-12 has it. Raises
-    ImageError.
+    HEIF's is upright when it is decoded; ``info["turned"]`` says whether that turns it. EXIF itself
+    is ignored, as ISO/IEC 23008-12 has it. Raises ImageError.
     """
-    meta = isobmff.read(content)
-    picture = _Picture(content, meta, limits)
-    picture.add(meta.primary)
-    check_passes(f"the image decodes to {picture.pixels} pixels", picture.pixels, limits)
+    steps = Steps()
+    picture = _Picture(content, isobmff.read(content, steps), limits, steps)
     file = io.BytesIO(picture.written())
     plugin = AvifImagePlugin.AvifImageFile if picture.is_avif else heif_class()
     image: ImageFile.ImageFile = plugin(file)
+    image.info["turned"] = picture.is_turned
     check_size(*image.size, limits)
     return image
 
@@ -59,22 +65,23 @@ def open_heif(content: bytes, _spec: PreprocessSpec, limits: Limits) -> Image.Im
 class _Picture:
     """An item and all that it is made of, with what it takes to decode them."""
 
-    def __init__(self, file: bytes, meta: Meta, limits: Limits) -> None:
-        self.pixels = 0
+    def __init__(self, file: bytes, meta: Meta, limits: Limits, steps: Steps) -> None:
         self._file = file
         self._meta = meta
         self._limits = limits
+        self._steps = steps
         self._parts: dict[int, Part] = {}
         self._references: list[tuple[bytes, int, list[int]]] = []
+        self._made_of: dict[int, list[int]] = {}
+        self._costs: dict[int, tuple[int, int]] = {}
         self._contents: dict[tuple[tuple[int, int], ...], bytes] = {}
-        self._length = 0
-        self._costs: dict[tuple[bytes, bytes], int] = {}
-        self._visits = 0
+        self._length = self._visits = self._pixels = self._passes = 0
         self._alphas: dict[int, list[int]] = {}
         for (kind, source), targets in meta.references.items():
             if kind == b"auxl" and _is_alpha(meta.items.get(source, Item())):
                 for target in targets:
                     self._alphas.setdefault(target, []).append(source)
+        self._add(meta.primary, depth=0)
 
     @property
     def is_avif(self) -> bool:
@@ -83,6 +90,14 @@ class _Picture:
         if not (codings <= _AV1 or codings <= _HEVC):
             raise ImageError("the image has parts of different codings, which is not read")
         return codings == _AV1
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether it is to be rotated or mirrored."""
+        _, _, properties = self._parts[self._meta.primary]
+        return any(
+            kind == b"imir" or (kind == b"irot" and value != b"\0") for kind, value in properties
+        )
 
     def written(self) -> bytes:
         """Return a file of the picture alone."""
@@ -94,32 +109,44 @@ class _Picture:
         brand = b"avif" if self.is_avif else b"heic"
         return isobmff.written([*self._parts.values()], references, primary=1, brand=brand)
 
-    def add(self, number: int, depth: int = 0) -> None:
+    def _add(self, number: int, depth: int) -> None:
         """Add an item, what it is made of, and its alpha. Raises ImageError if that has no end."""
         self._visits += 1
         if self._visits > MOST_ITEMS or depth > MOST_DERIVATIONS:
             raise ImageError(f"the image is made of over {MOST_ITEMS} others")
+        if number not in self._parts:
+            self._look_at(number)
+        pixels, passes = self._costs[number]
+        self._pixels += pixels
+        self._passes += pixels * passes
+        for what, found, most in (
+            ("tiles", self._pixels, MOST_TILES),
+            ("slices or frames", self._passes, MOST_SLICES),
+        ):
+            if found > most * self._limits.max_image_pixels:
+                over = most * self._limits.max_image_pixels
+                raise too_many_pixels(f"the image has {what} of over {over} pixels", self._limits)
+        for part in self._made_of[number]:
+            self._add(part, depth + 1)
+
+    def _look_at(self, number: int) -> None:
         item = self._meta.items[number]
         content = self._content(item)
-        is_new = number not in self._parts
         properties = self._properties(item)
         self._parts[number] = item.kind, content, [*properties.items()]
         parts: list[int] = []
+        self._costs[number] = 0, 0
         if item.kind in _DERIVED:
             parts = self._meta.references.get((b"dimg", number), [])
             if item.kind == b"grid":
                 self._check_grid(content, len(parts))
         else:
-            self.pixels += self._cost(item.kind, content, properties.get(b"hvcC", b""))
+            self._costs[number] = self._cost(item.kind, content, properties.get(b"hvcC", b""))
         alphas = self._alphas.get(number, [])
-        if is_new:
-            self._references += [(b"dimg", number, parts)] if parts else []
-            self._references += [(b"auxl", alpha, [number]) for alpha in alphas]
-            self._references += (
-                [(b"prem", number, alphas)] if self._is_premultiplied(number) else []
-            )
-        for part in (*parts, *alphas):
-            self.add(part, depth + 1)
+        self._made_of[number] = [*parts, *alphas]
+        self._references += [(b"dimg", number, parts)] if parts else []
+        self._references += [(b"auxl", alpha, [number]) for alpha in alphas]
+        self._references += [(b"prem", number, alphas)] if self._is_premultiplied(number) else []
 
     def _content(self, item: Item) -> bytes:
         extents = tuple(item.extents)
@@ -142,25 +169,16 @@ class _Picture:
                 found.setdefault(kind, value)
         return found
 
-    def _cost(self, kind: bytes, content: bytes, configuration: bytes) -> int:
-        """Return how many pixels decoding a coded item takes. Raises ImageError."""
-        key = (content, configuration)
-        if key in self._costs:
-            return self._costs[key]
+    def _cost(self, kind: bytes, content: bytes, configuration: bytes) -> tuple[int, int]:
+        """Return how many pixels a coded item has, and how often they are decoded, at most."""
         if kind in _AV1:
-            pixels, passes = av1_passes(content)
-        elif kind in _HEVC:
-            pixels, passes = hevc_passes(configuration, content)
-        else:
-            raise ImageError(
-                f"the image is coded as {kind.decode('latin-1')!r}, which is not read; HEVC (hvc1) "
-                "and AV1 (av01) are"
-            )
-        # Coded sizes are multiples of up to 64, of which the picture is a part.
-        if pixels > 2 * self._limits.max_image_pixels:
-            raise too_many_pixels(f"the image has {pixels} coded pixels", self._limits)
-        self._costs[key] = pixels * passes
-        return self._costs[key]
+            return av1_passes(content, self._steps)
+        if kind in _HEVC:
+            return hevc_passes(configuration, content, self._steps)
+        raise ImageError(
+            f"the image is coded as {kind.decode('latin-1')!r}, which is not read; HEVC (hvc1) "
+            "and AV1 (av01) are"
+        )
 
     def _check_grid(self, grid: bytes, parts: int) -> None:
         width, height = struct.unpack_from(">2I" if grid[1] & 1 else ">2H", grid, 4)

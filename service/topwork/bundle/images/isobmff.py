@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from topwork.bundle.images.work import Steps
 from topwork.errors import ImageError
 
 Property: TypeAlias = tuple[bytes, bytes]
@@ -15,9 +16,6 @@ Part: TypeAlias = tuple[bytes, bytes, Sequence[Property]]
 """Kind, content and properties of an item that is written."""
 Reference: TypeAlias = tuple[bytes, int, Sequence[int]]
 """Kind, and the items from which and to which it goes."""
-
-MOST_BOXES = 10_000
-"""Raising it lets a file have more boxes and items; a phone's 48 megapixels take 1,000."""
 
 
 @dataclass(slots=True)
@@ -41,12 +39,12 @@ class Meta:
     """Items that an item refers to, by the kind of reference."""
 
 
-def read(file: bytes) -> Meta:
-    """Return the items of a file. Raises ImageError if it has none, or too many boxes."""
+def read(file: bytes, steps: Steps) -> Meta:
+    """Return the items of a file. Raises ImageError if it has none, or takes too many steps."""
     meta = Meta()
-    for kind, start, end in boxes(file, 0, len(file)):
+    for kind, start, end in boxes(file, 0, len(file), steps):
         if kind == b"meta":
-            _read_meta(file, start + 4, end, meta)
+            _Reader(file, steps).read(start + 4, end, meta)
             return meta
     raise ImageError("the image is damaged or cut off: it has no items")
 
@@ -55,7 +53,8 @@ def written(
     parts: Sequence[Part], references: Sequence[Reference], *, primary: int, brand: bytes
 ) -> bytes:
     """Return a file of these items, numbered from 1. Equal contents are in it once."""
-    known = list(dict.fromkeys(each for _, _, properties in parts for each in properties))
+    every = dict.fromkeys(each for _, _, properties in parts for each in properties)
+    known = {each: place for place, each in enumerate(every, 1)}
     contents = list(dict.fromkeys(content for _, content, _ in parts))
     numbers = range(1, len(parts) + 1)
     kinds = [
@@ -65,7 +64,7 @@ def written(
     associations = [
         struct.pack(">HB", number, len(properties))
         + b"".join(
-            struct.pack(">H", 1 + known.index(each) | (0x8000 if each[0] in _ESSENTIAL else 0))
+            struct.pack(">H", known[each] | (0x8000 if each[0] in _ESSENTIAL else 0))
             for each in properties
         )
         for number, (_, _, properties) in zip(numbers, parts, strict=True)
@@ -112,11 +111,10 @@ _ESSENTIAL = {b"hvcC", b"av1C", b"irot", b"imir", b"clap", b"a1op", b"lsel"}
 """Properties without which an item may not be shown."""
 
 
-def boxes(file: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the kind, start and end of the content of each box."""
-    for _ in range(MOST_BOXES):
-        if at + 8 > end:
-            return
+def boxes(file: bytes, at: int, end: int, steps: Steps) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the kind, start and end of the content of each box, for a step each."""
+    while at + 8 <= end:
+        steps.take()
         length, kind = struct.unpack_from(">I4s", file, at)
         header = 8
         if length == 1:
@@ -127,87 +125,94 @@ def boxes(file: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
             raise ImageError(f"the image is damaged or cut off in its box {kind!r}")
         yield kind, at + header, stop
         at = stop
-    raise ImageError(f"the image has over {MOST_BOXES} boxes")
 
 
-def _read_meta(file: bytes, start: int, end: int, meta: Meta) -> None:
-    found: dict[bytes, tuple[int, int]] = {}
-    for kind, inner, stop in boxes(file, start, end):
-        found.setdefault(kind, (inner, stop))
-    at, _ = found[b"pitm"]
-    meta.primary = _Fields(file, at + 4).take(4 if file[at] else 2)
-    _read_kinds(file, *found[b"iinf"], meta)
-    _read_locations(file, found[b"iloc"][0], found.get(b"idat", (0, 0)), meta)
-    if b"iref" in found:
-        _read_references(file, *found[b"iref"], meta)
-    _read_properties(file, *found[b"iprp"], meta)
-    if meta.primary not in meta.items:
-        raise ImageError("the image is damaged: its primary item is missing")
+class _Reader:
+    """Reads the boxes that say what the items of a file are, a step for each box and field."""
 
+    def __init__(self, file: bytes, steps: Steps) -> None:
+        self._file = file
+        self._steps = steps
 
-def _read_kinds(file: bytes, start: int, end: int, meta: Meta) -> None:
-    for _, at, _ in boxes(file, start + (8 if file[start] else 6), end):
-        fields = _Fields(file, at + 4)
-        item = meta.items.setdefault(fields.take(4 if file[at] > 2 else 2), Item())
-        item.kind = file[fields.at + 2 : fields.at + 6]
+    def read(self, start: int, end: int, meta: Meta) -> None:
+        found: dict[bytes, tuple[int, int]] = {}
+        for kind, inner, stop in self._boxes(start, end):
+            found.setdefault(kind, (inner, stop))
+        at, _ = found[b"pitm"]
+        meta.primary = self._fields(at + 4).take(4 if self._file[at] else 2)
+        self._kinds(*found[b"iinf"], meta)
+        self._locations(found[b"iloc"][0], found.get(b"idat", (0, 0)), meta)
+        if b"iref" in found:
+            self._references(*found[b"iref"], meta)
+        self._properties(*found[b"iprp"], meta)
+        if meta.primary not in meta.items:
+            raise ImageError("the image is damaged: its primary item is missing")
 
+    def _kinds(self, start: int, end: int, meta: Meta) -> None:
+        for _, at, _ in self._boxes(start + (8 if self._file[start] else 6), end):
+            fields = self._fields(at + 4)
+            item = meta.items.setdefault(fields.take(4 if self._file[at] > 2 else 2), Item())
+            item.kind = self._file[fields.at + 2 : fields.at + 6]
 
-def _read_locations(file: bytes, start: int, idat: tuple[int, int], meta: Meta) -> None:
-    version, fields = file[start], _Fields(file, start + 4)
-    sizes = fields.take(2)
-    offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
-    index_size = sizes & 15 if version else 0
-    wide = 4 if version > 1 else 2
-    extents = 0
-    for _ in range(fields.take(wide)):
-        item = meta.items.setdefault(fields.take(wide), Item())
-        is_inside = version and fields.take(2) & 15 == 1  # the file's idat box
-        fields.take(2)
-        base = fields.take(base_size) + (idat[0] if is_inside else 0)
-        parts = fields.take(2)
-        extents += parts
-        if extents > MOST_BOXES:
-            raise ImageError(f"the image's items have over {MOST_BOXES} parts")
-        for _ in range(parts):
-            fields.take(index_size)
-            offset = base + fields.take(offset_size)
-            length = fields.take(length_size)
-            item.extents.append((offset, offset + length if length else len(file)))
+    def _locations(self, start: int, idat: tuple[int, int], meta: Meta) -> None:
+        version, fields = self._file[start], self._fields(start + 4)
+        sizes = fields.take(2)
+        offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
+        index_size = sizes & 15 if version else 0
+        wide = 4 if version > 1 else 2
+        for _ in range(fields.take(wide)):
+            item = meta.items.setdefault(fields.take(wide), Item())
+            is_inside = version and fields.take(2) & 15 == 1  # the file's idat box
+            fields.take(2)
+            base = fields.take(base_size) + (idat[0] if is_inside else 0)
+            for _ in range(fields.take(2)):
+                fields.take(index_size)
+                offset = base + fields.take(offset_size)
+                length = fields.take(length_size)
+                item.extents.append((offset, offset + length if length else len(self._file)))
 
+    def _references(self, start: int, end: int, meta: Meta) -> None:
+        size = 4 if self._file[start] else 2
+        for kind, at, _ in self._boxes(start + 4, end):
+            fields = self._fields(at)
+            targets = meta.references.setdefault((kind, fields.take(size)), [])
+            targets.extend([fields.take(size) for _ in range(fields.take(2))])
 
-def _read_references(file: bytes, start: int, end: int, meta: Meta) -> None:
-    size = 4 if file[start] else 2
-    for kind, at, _ in boxes(file, start + 4, end):
-        fields = _Fields(file, at)
-        targets = meta.references.setdefault((kind, fields.take(size)), [])
-        targets.extend([fields.take(size) for _ in range(fields.take(2))])
+    def _properties(self, start: int, end: int, meta: Meta) -> None:
+        known: list[Property] = []
+        for box, at, stop in self._boxes(start, end):
+            if box == b"ipco":
+                known = [
+                    (kind, self._file[inner:last]) for kind, inner, last in self._boxes(at, stop)
+                ]
+            elif box == b"ipma":
+                fields = self._fields(at + 4)
+                wide, narrow = (4 if self._file[at] else 2), (2 if self._file[at + 3] & 1 else 1)
+                for _ in range(fields.take(4)):
+                    item = meta.items.setdefault(fields.take(wide), Item())
+                    for _ in range(fields.take(1)):
+                        index = fields.take(narrow) & (0x7FFF if narrow == 2 else 0x7F)
+                        if 0 < index <= len(known):
+                            item.properties.append(known[index - 1])
 
+    def _boxes(self, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+        return boxes(self._file, at, end, self._steps)
 
-def _read_properties(file: bytes, start: int, end: int, meta: Meta) -> None:
-    known: list[Property] = []
-    for box, at, stop in boxes(file, start, end):
-        if box == b"ipco":
-            known = [(kind, file[inner:last]) for kind, inner, last in boxes(file, at, stop)]
-        elif box == b"ipma":
-            fields = _Fields(file, at + 4)
-            wide, narrow = (4 if file[at] else 2), (2 if file[at + 3] & 1 else 1)
-            for _ in range(min(fields.take(4), MOST_BOXES)):
-                item = meta.items.setdefault(fields.take(wide), Item())
-                for _ in range(fields.take(1)):
-                    index = fields.take(narrow) & (0x7FFF if narrow == 2 else 0x7F)
-                    if 0 < index <= len(known):
-                        item.properties.append(known[index - 1])
+    def _fields(self, at: int) -> _Fields:
+        return _Fields(self._file, at, self._steps)
 
 
 class _Fields:
     """Reads unsigned integers, one after the other."""
 
-    def __init__(self, file: bytes, at: int) -> None:
+    def __init__(self, file: bytes, at: int, steps: Steps) -> None:
         self._file = file
+        self._steps = steps
         self.at = at
 
     def take(self, size: int) -> int:
         """Return the next ``size`` bytes as an integer. Raises ImageError behind the end."""
+        self._steps.take()
         self.at += size
         if self.at > len(self._file):
             raise ImageError("the image is cut off within its items")

@@ -33,8 +33,9 @@ _BARE = {0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)}
 """Markers that are no segments, and so have no length."""
 _SCAN, _END = 0xDA, 0xD9
 
-# 0xFF, then neither 0 (which escapes it), nor 0xFF (fill), nor a marker that may be between scans.
-_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
+# Restart markers may be anywhere in a scan. Of others below 0xC0 libjpeg passes over the two bytes
+# alone, where it looks for a restart, and else ends: they have no length that could hide scans.
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 
 
 def open_jpeg(content: bytes, spec: PreprocessSpec, limits: Limits) -> Image.Image:
@@ -83,7 +84,7 @@ def _has_more_scans(content: bytes, most: int) -> bool:
     at, scans = 2, 0
     while found := _MARKER.search(content, at):
         marker, at = content[found.end() - 1], found.end()
-        if marker == _END:
+        if marker == _END and scans:  # before the first scan it ends a file of tables alone
             break
         scans += marker == _SCAN
         if scans > most:

@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from topwork.bundle import grey
 from topwork.bundle.images.tiff_directory import LISTS, Directory, Tag, read, written
-from topwork.bundle.images.work import check_passes, check_size
+from topwork.bundle.images.work import check_passes, check_size, too_many_pixels
 from topwork.bundle.limits import Limits
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import ImageError
@@ -161,10 +161,17 @@ def _check_strips(content: bytes, directory: Directory, limits: Limits) -> int:
         raise ImageError(f"the TIFF is damaged: {width} x {height} pixels, {wide} x {high} a strip")
     check_size(wide, high, limits)
     count = math.ceil(width / wide) * math.ceil(height / high)
+    if count * wide * high > 2 * limits.max_image_pixels:  # as tiles reach over the edges
+        raise too_many_pixels(f"the TIFF has {count} tiles of {wide} x {high} pixels", limits)
     passes = count
     if compression == _OLD_JPEG:  # one JPEG, from which strips are cut
         passes *= max(1, content.count(_SCAN))
-    elif compression == _JPEG:  # one in each strip
+    else:
+        is_separate = directory.number(Tag.PLANAR, 1) == _SEPARATE
+        needed = count * (directory.number(Tag.SAMPLES, 1) if is_separate else 1)
+        if (found := len(directory.numbers(lists[0]))) < needed:
+            raise ImageError(f"the TIFF is damaged: it has {found} of {needed} strips")
+    if compression == _JPEG:  # one in each strip
         offsets, lengths = (directory.numbers(tag) for tag in lists)
         lengths = tuple(length or len(content) for length in lengths)  # which libtiff then guesses
         if sum(lengths) > 2 * len(content):

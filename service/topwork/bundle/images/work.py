@@ -11,6 +11,23 @@ MOST_PASSES = 30
 Raising it makes a small file's decoding cost more: 30 empty passes over 50 megapixels take 0.5 s.
 """
 
+MOST_STEPS = 100_000
+"""Raising it lets a file have more parts that are read in Python; a phone's 48 megapixels take
+5,000, and all of them 0.1 s."""
+
+
+class Steps:
+    """Counter of the steps that the structure of one file takes, however its parts repeat."""
+
+    def __init__(self) -> None:
+        self._left = MOST_STEPS
+
+    def take(self, count: int = 1) -> None:
+        """Take ``count`` steps. Raises ImageError if there were too many."""
+        self._left -= count
+        if self._left < 0:
+            raise ImageError("the image has too many parts")
+
 
 def check_size(width: int, height: int, limits: Limits) -> None:
     """Raise ImageError if an image has too many pixels."""

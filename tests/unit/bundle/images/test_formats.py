@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import time
+import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from support.bad_images import gradient, plain
 from support.pictures import encode
 
 from topwork.bundle.image import preprocess
+from topwork.bundle.images import jpeg2000
 from topwork.bundle.images.isobmff import box
 from topwork.bundle.limits import Limits
 from topwork.bundle.preprocess import PreprocessSpec
@@ -88,6 +91,62 @@ def test_jpeg_2000_of_many_layers_and_precincts_is_refused() -> None:
         preprocess(content[:at] + b"\xff\xff" + content[at + 2 :], SPEC)
 
 
+def passes(width: int, height: int, components: int = 3) -> bytes:
+    """Return a codestream, not wavelet transformed, of blocks with 30 coding passes on no data."""
+    blocks = components * -(-width // 64) * -(-height // 64)
+    size = struct.pack(">HHIIIIIIIIH", 38 + 3 * components, 0, width, height, 0, 0, width, height,
+                       0, 0, components) + bytes([7, 1, 1]) * components  # fmt: skip
+    style = struct.pack(">HBBHBBBBBBB", 13, 1, 0, 1, 0, 0, 4, 4, 0, 1, 0x66)
+    # Included at once, no empty bit planes, 30 passes in 2 bytes: 1 1 1 1111 11000 0 0000010.
+    packets = bytes([0b11111111, 0b01100000, 0b00001000, 0x55, 0x55]) * blocks
+    tile = struct.pack(">HHIBB", 10, 0, 14 + len(packets), 0, 1)
+    return b"".join(
+        (b"\xff\x4f\xff\x51", size, b"\xff\x52", style, b"\xff\x5c\0\4\x40\x50\xff\x90",
+         tile, b"\xff\x93", packets, b"\xff\xd9")
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options", [{"offset": (3, 5), "tile_size": (256, 256)}, {"tile_size": (99, 99)}]
+)
+def test_large_jpeg_2000_that_has_no_lower_resolution_is_refused(
+    options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles between the pixels of a lower resolution, which Pillow loses, are no damage."""
+    content = encode(gradient(401, 303), "JPEG2000", **options)
+    assert preprocess(content, SPEC).shape == (16, 16, 3)
+    monkeypatch.setattr(jpeg2000, "MOST_SAMPLES", 100_000)
+    with pytest.raises(ImageError, match="samples to decode"):
+        preprocess(content, SPEC)
+
+
+def test_jpeg_2000_of_many_passes_is_refused() -> None:
+    """Two bytes ask for 30 passes over 4,096 samples, so the samples that are decoded are few."""
+    assert preprocess(passes(512, 512), SPEC).shape == (16, 16, 3)
+    start = time.process_time()
+    with pytest.raises(ImageError, match="12000000 samples to decode") as caught:
+        preprocess(passes(2_000, 2_000), SPEC)
+    assert caught.value.reason == "IMAGE_TOO_LARGE"
+    assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("codestream", [False, True])
+@pytest.mark.parametrize("options", [{}, {"tile_size": (200, 120)}])
+@pytest.mark.parametrize("size", [(401, 303), (400, 302), (397, 301)])
+def test_large_jpeg_2000_is_decoded_at_a_lower_resolution(
+    size: tuple[int, int], options: Any, codestream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of many samples look the same, nearly, whatever their sizes are divisible by."""
+    image = gradient(*size)
+    for mode in ("RGB", "RGBA"):
+        content = encode(image.convert(mode), "JPEG2000", no_jp2=codestream, **options)
+        want = preprocess(encode(image), SPEC).astype(int)
+        for reduction in range(4):
+            most = 4 * (size[0] >> reduction) * (size[1] >> reduction) + 2_000
+            monkeypatch.setattr(jpeg2000, "MOST_SAMPLES", most)
+            assert np.abs(preprocess(content, SPEC) - want).max() <= 6
+
+
 def test_jpeg_2000_size_is_that_of_the_codestream_too() -> None:
     """A container that claims fewer pixels than its codestream has hides nothing."""
     content = encode(plain((1, 2, 3), (700, 700)), "JPEG2000")
@@ -150,6 +209,7 @@ def test_netpbm_gives_its_pixels(kind: str) -> None:
     ("content", "message"),
     [
         (b"P5\n", "no size"),
+        (b"P5 44", "no size"),
         (b"P5 4 4", "largest sample"),
         (b"P5 4 4 0\n" + bytes(16), "largest sample is 0"),
         (b"P5 4 4 65536\n" + bytes(32), "largest sample is 65536"),
@@ -179,6 +239,37 @@ def test_plain_netpbm_takes_no_seconds(head: bytes) -> None:
     start = time.process_time()
     preprocess(content, SPEC)
     assert time.process_time() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"P5" + b" " * 16_000_000 + b"2 2 255 1234", "header"),
+        (b"P5" + b"#\n" * 8_000_000 + b"2 2 255 1234", "header"),
+        (b"P5 2 2" + b" " * 16_000_000 + b"255 1234", "header"),
+        (b"P1 2000 2000\n" + b"#\n0 " * 4_000_000, "comments"),
+        (b"P2 2000 2000 1\n" + b"#\n0 " * 4_000_000, "comments"),
+    ],
+    ids=["spaces", "comments", "more spaces", "bits", "samples"],
+)
+def test_netpbm_floods_are_refused(content: bytes, message: str) -> None:
+    """Spaces and comments without number are not read one by one: that took 2.5 GB."""
+    start = time.process_time()
+    with pytest.raises(ImageError, match=message):
+        preprocess(content, SPEC)
+    assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize(
+    "content", [b"P1 3000 2000\n" + b"00 " * 5_000_000, b"P4 10000 5000\n" + bytes(6_250_000)]
+)
+def test_bitmaps_take_no_more_memory_than_their_pixels(content: bytes) -> None:
+    """A byte a pixel, and little beside it."""
+    tracemalloc.start()
+    preprocess(content, SPEC)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 130_000_000
 
 
 # GIF, BMP, WebP

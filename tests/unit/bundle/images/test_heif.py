@@ -16,6 +16,7 @@ from support.pictures import encode
 from topwork.bundle.image import preprocess
 from topwork.bundle.images.coded import av1_passes, hevc_passes
 from topwork.bundle.images.isobmff import Part, box
+from topwork.bundle.images.work import Steps
 from topwork.bundle.limits import Limits
 from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import ImageError
@@ -137,8 +138,8 @@ def test_decoders_run_in_one_thread() -> None:
 def test_coded_sizes_are_read(size: tuple[int, int]) -> None:
     """Headers of both codings give at least the size of the picture, and not much more."""
     _, content, properties = coded(heic(plain(RED, size)))
-    hevc, slices = hevc_passes(dict(properties)[b"hvcC"], content)
-    av1, frames = av1_passes(coded(encode(plain(RED, size), "AVIF"))[1])
+    hevc, slices = hevc_passes(dict(properties)[b"hvcC"], content, Steps())
+    av1, frames = av1_passes(coded(encode(plain(RED, size), "AVIF"))[1], Steps())
     assert (slices, frames) == (1, 1)
     for pixels in (hevc, av1):
         assert size[0] * size[1] <= pixels <= (size[0] + 63) * (size[1] + 63)
@@ -150,7 +151,7 @@ def test_coded_size_beyond_the_claimed_one_is_refused(kind: str) -> None:
     name, content, properties = coded(encode(plain(RED, (1_000, 1_000)), kind))
     lie = [(b"ispe", struct.pack(">III", 0, 8, 8)) if key == b"ispe" else (key, value)
            for key, value in properties]  # fmt: skip
-    with pytest.raises(ImageError, match="coded pixels; the limit is 100000") as caught:
+    with pytest.raises(ImageError, match="tiles of over 300000 pixels") as caught:
         preprocess(assembled([(name, content, lie)]), SPEC, limits=Limits(max_image_pixels=100_000))
     assert caught.value.reason == "IMAGE_TOO_LARGE"
 
@@ -160,7 +161,7 @@ def test_tiles_that_share_a_picture_are_counted(kind: str) -> None:
     """900 tiles that are all the same coded picture are as much work as 900 pictures."""
     content = grid(encode(plain(RED, (512, 512)), kind), 30, 30, (100, 100))
     limits = Limits(max_image_pixels=1_000_000)
-    with pytest.raises(ImageError, match="decodes to 235929600 pixels") as caught:
+    with pytest.raises(ImageError, match="tiles of over 3000000 pixels") as caught:
         preprocess(content, SPEC, limits=limits)
     assert caught.value.reason == "IMAGE_TOO_LARGE"
 
@@ -177,7 +178,7 @@ def test_item_of_many_slices_is_refused() -> None:
     name, content, properties = coded(heic(plain(RED, (512, 512))))
     follower = content[:6] + bytes([content[6] & 0x7F]) + content[7:]
     limits = Limits(max_image_pixels=1_000_000)
-    with pytest.raises(ImageError, match="decodes to 262406144 pixels"):
+    with pytest.raises(ImageError, match="slices or frames of over 8000000 pixels"):
         preprocess(assembled([(name, content + follower * 1_000, properties)]), SPEC, limits=limits)
 
 
@@ -239,10 +240,62 @@ def test_cut_off_file_is_refused(kind: str) -> None:
             preprocess(content[:end], SPEC)
 
 
-def test_box_flood_is_refused() -> None:
-    """A hundred thousand boxes before the items are not walked through."""
-    content = heic(plain(RED))
-    start = 8 + int.from_bytes(content[:4]) - 8
-    flood = content[:start] + box(b"free", b"") * 100_000 + content[start:]
-    with pytest.raises(ImageError, match="over 10000 boxes"):
-        preprocess(flood, SPEC)
+FLOOD = 200_000
+
+
+def items(*boxes: bytes, count: int = 1, behind: bytes = b"") -> bytes:
+    """Return a file of ``count`` items that are nowhere, and of other boxes about them."""
+    kinds = [
+        box(b"infe", struct.pack(">BxxxHH4sx", 2, 1 + item, 0, b"hvc1")) for item in range(count)
+    ]
+    return box(b"ftyp", b"heic" + bytes(4) + b"mif1") + box(
+        b"meta",
+        bytes(4),
+        box(b"pitm", struct.pack(">4xH", 1)),
+        box(b"iinf", struct.pack(">4xH", count), *kinds),
+        *boxes,
+        behind,
+    )
+
+
+def test_structure_floods_are_refused() -> None:
+    """Boxes, items, references and properties without number are not all read, one by one."""
+    sound = heic(plain(RED))
+    nowhere = box(b"iloc", struct.pack(">4xBBH", 0x44, 0, 0))
+    located = struct.pack(">B3xBBI", 2, 0, 0, FLOOD) + b"".join(
+        struct.pack(">I6x", item) for item in range(FLOOD)
+    )
+    # Each claims as many as a field of 16 bits can, in the bytes of those behind it.
+    references = [box(b"dimg", struct.pack(">HH", item, 0xFFFF)) for item in range(1_000)]
+    associated = box(b"ipma", struct.pack(">II", 0, 10_000))
+    size = box(b"ispe", bytes(12))
+    for content in (
+        sound[: sound.index(b"meta") - 4] + box(b"free", b"") * FLOOD,
+        items(box(b"iloc", located)),
+        items(nowhere, box(b"iref", bytes(4), *references), behind=bytes(FLOOD)),
+        items(nowhere, box(b"iprp", *[associated] * 10), behind=bytes(FLOOD)),
+        items(nowhere, box(b"iprp", box(b"ipco", size * FLOOD))),
+    ):
+        start = time.process_time()
+        with pytest.raises(ImageError, match="too many parts"):
+            preprocess(content, SPEC)
+        assert time.process_time() - start < 0.5
+
+
+def test_tiles_of_many_parts_are_refused() -> None:
+    """Headers that all tiles of a grid share are not read anew for each, a thousand times."""
+    name, content, properties = coded(heic(plain(RED, (64, 64))))
+    header = dict(properties)[b"hvcC"]
+    units = struct.pack(">BH", 39, 10_000) + bytes(20_000)
+    long = header[:22] + bytes([header[22] + 50]) + header[23:] + units * 50
+    empty = struct.pack(">IHH", 4, 0x4E01, 0)
+    for parts in (
+        [(name, content + struct.pack(">I", index), [(b"hvcC", long)]) for index in range(50)],
+        [(name, content + empty * (4_000 + index), [(b"hvcC", header)]) for index in range(50)],
+    ):
+        grid_of: Part = (b"grid", struct.pack(">BBBBHH", 0, 0, 4, 9, 640, 320), [])
+        file = assembled([*parts, grid_of], [(b"dimg", 51, list(range(1, 51)))], primary=51)
+        start = time.process_time()
+        with pytest.raises(ImageError, match="too many parts"):
+            preprocess(file, SPEC)
+        assert time.process_time() - start < 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import time
 from collections.abc import Callable
@@ -69,6 +70,35 @@ def test_many_scans_are_refused_before_decoding(wrap: Callable[[bytes], bytes]) 
     assert time.process_time() - start < 0.5
     with Image.open(io.BytesIO(content)) as image:
         assert image.size == (SIDE, SIDE)
+
+
+def behind_tables(content: bytes) -> bytes:
+    """Return a JPEG whose tables are in a file of their own before it (T.81, B.5)."""
+    at = content.index(b"\xff\xdb")
+    end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
+    return content[:2] + content[at:end] + b"\xff\xd9" + content
+
+
+def behind_marker(content: bytes) -> bytes:
+    """Return a JPEG with its scans, but for the first, behind a marker that libjpeg passes over.
+
+    It does so where it looks for a restart marker.
+    """
+    first, *others = content.split(b"\xff\xda")
+    start, frame = first.split(b"\xff\xc2", 1)
+    tables = b"".join(re.findall(rb"\xff\xc4.*?(?=\xff)", content, re.DOTALL))
+    scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 0, 1)
+    hidden = b"\xff\xda".join([b"\xff\x02\xff\xff", *others[1:]])
+    return b"".join((start, b"\xff\xdd\0\4\0\1\xff\xc2", frame, tables, scan, hidden, b"\xff\xd9"))
+
+
+@pytest.mark.parametrize("wrap", [behind_tables, behind_marker])
+def test_hidden_scans_are_counted(wrap: Callable[[bytes], bytes]) -> None:
+    """Scans are counted wherever libjpeg finds them, which has its own way with damage."""
+    assert preprocess(wrap(scans(20)), SPEC, limits=LIMITS).shape == (16, 16, 3)
+    with pytest.raises(ImageError, match="scans of") as caught:
+        preprocess(wrap(scans(3_000)), SPEC, limits=LIMITS)
+    assert caught.value.reason == "IMAGE_TOO_LARGE"
 
 
 @pytest.mark.parametrize("wrap", [bytes, multi_picture, in_tiff], ids=["plain", "MPO", "TIFF"])

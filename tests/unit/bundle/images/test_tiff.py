@@ -256,9 +256,12 @@ def test_undefined_sample_format_is_unsigned() -> None:
                              TILE_HEIGHT: 30_000}, deflated=True),
         tiff_of([b"\0"] * (tiff_directory.MOST_STRIPS + 1),
                 {WIDTH: 1, HEIGHT: 100_000, BITS: 8, PHOTOMETRIC: 1, ROWS: 1}),
+        tiff_of([bytes(48_000_000)], {WIDTH: 16, HEIGHT: 29 * 16, BITS: 8, PHOTOMETRIC: 1,
+                                      TILE_WIDTH: 3_000_000, TILE_HEIGHT: 16, 324: (8,) * 29,
+                                      325: (46_671,) * 29}, deflated=True),
         tiff(samples(1, "u1"), tags={PALETTE: (0,) * 600_000}),
     ],
-    ids=["tiles", "strips", "palette"],
+    ids=["tiles", "strips", "overhang", "palette"],
 )  # fmt: skip
 def test_oversized_tiles_strips_and_tags_are_refused(content: bytes) -> None:
     """Tiles beyond all pixels, and a hundred thousand strips, are refused before they are read."""
@@ -266,6 +269,16 @@ def test_oversized_tiles_strips_and_tags_are_refused(content: bytes) -> None:
     with pytest.raises(ImageError):
         preprocess(content, SPEC)
     assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_missing_strips_are_damage(planar: bool) -> None:
+    """A file that lists fewer strips than its picture has is not read as black below them."""
+    content = tiff(samples(3, "u1"), RGB, planar=planar, rows=10)
+    rows = struct.pack("<HHII", ROWS, 3, 1, 10)
+    assert preprocess(content, SPEC).any()
+    with pytest.raises(ImageError, match=f"damaged: it has {6 if planar else 2} of"):
+        preprocess(content.replace(rows, struct.pack("<HHII", ROWS, 3, 1, 5)), SPEC)
 
 
 def test_tags_without_values_are_ignored() -> None:

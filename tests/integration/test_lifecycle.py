@@ -353,6 +353,22 @@ def test_the_command_serves_until_a_signal(tmp_path: Path, number: signal.Signal
         server.close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_start_that_hangs(colours: Repository, number: signal.Signals) -> None:
+    """A database that takes connections and says nothing holds no server that is to stop."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none"
+        server = Running([*servers.command(colours.root), "--database", url], colours.root)
+        try:
+            silent.settimeout(servers.PATIENCE)
+            with silent.accept()[0]:  # by the server, which now waits for it
+                server.process.send_signal(number)
+                assert server.process.wait(servers.PATIENCE) == 0
+            assert server.gone(), "a process was left behind"
+        finally:
+            server.close()
+
+
 @pytest.mark.parametrize("option", ["--address", "--health-port", "--metrics-port"])
 def test_a_taken_port_is_told_before_models_are_loaded(
     colours: Repository, server: Running, option: str
@@ -447,7 +463,7 @@ def test_what_hangs_after_the_grace_holds_no_server(
             pass
 
         async def start(self) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
+            asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
 
         async def aclose(self) -> None:
             await asyncio.Event().wait()

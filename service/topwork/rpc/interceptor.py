@@ -243,12 +243,12 @@ class _Call:
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         fields: dict[str, Any] = {}
         status = None
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            code = self._gone()
+        if isinstance(error, asyncio.CancelledError | GeneratorExit | grpc.aio.BaseError):
+            code = self._gone()  # BaseError: gRPC's own, such as of a server that has stopped
         elif isinstance(error, TopworkError):
             status = statuses.from_error(error)
             fields = {"reason": error.reason, "error": str(error)}
-        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+        elif isinstance(error, Exception):
             log.error("unexpected error", method=self._method.path, exc_info=error)
             status = statuses.internal()
         else:

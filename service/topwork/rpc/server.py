@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+from collections.abc import Callable
 from typing import NoReturn
 from wsgiref.simple_server import WSGIServer
 
@@ -283,13 +284,13 @@ def run(config: ServeConfig) -> NoReturn:
 
 
 async def serve(config: ServeConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then stop gracefully."""
+    """Serve until SIGTERM or SIGINT, then stop gracefully; end this process if they come before."""
     server = Server(config)
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    _on_signal(logs.exit_process, 0)  # the start may wait for a disk or a database that is away
     try:
         await server.start()
+        _on_signal(stopping.set)
         # What is there now stays: without it a full collection takes a millisecond, not sixty.
         gc.collect()
         gc.freeze()
@@ -301,3 +302,8 @@ async def serve(config: ServeConfig) -> None:
                 await server.aclose()
         except TimeoutError:
             log.error("not closed in time", seconds=config.grace_seconds + CLOSING_SECONDS)
+
+
+def _on_signal(act: Callable[..., object], *arguments: object) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, act, *arguments)

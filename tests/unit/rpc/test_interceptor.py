@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,31 @@ def test_an_unexpected_error_is_for_the_log_only(
     assert unexpected["exc_info"] is error
     assert error.__traceback__ is not None
     assert (unexpected["log_level"], access["code"]) == ("error", "INTERNAL")
+
+
+def test_a_call_that_meets_the_end_of_the_server_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What gRPC raises when it has stopped meanwhile is no unexpected error, just a call cut off."""
+
+    async def stopped(read: Coroutine[Any, Any, Any], _: str) -> Any:
+        read.close()
+        raise grpc.aio.BaseError("Server already stopped.")
+
+    interceptor = Interceptor(Telemetry(), Access(None))
+    monkeypatch.setattr(interceptor.reading, "take", stopped)
+
+    async def scenario() -> None:
+        async with (
+            served(Fake(), interceptor) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await begin(channel, "Classify")
+
+    with capture_logs() as logs:
+        asyncio.run(scenario())
+    assert [(line["event"], line["code"]) for line in logs] == [("call", "CANCELLED")]
 
 
 @METHODS

@@ -65,6 +65,9 @@ def _stat(pid: int) -> list[str]:
 
 
 def _memory_mib(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except ProcessLookupError:  # it has ended, and its parent has not asked how
+        return 0.0
     (line,) = (line for line in lines if line.startswith("Pss:"))
     return int(line.split()[1]) / 1024

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 from benchmarks.serving import peers
@@ -46,3 +48,11 @@ def test_a_process_costs_what_it_costs() -> None:
     sum(range(3_000_000))
     assert own.cpu_seconds() >= before > 0
     assert own.memory_mib() > 1
+
+
+def test_an_ended_process_has_no_memory() -> None:
+    """A child that has ended, and that nobody has waited for, is counted as nothing."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    assert Processes(ended.pid).memory_mib() == 0
+    ended.wait()

@@ -116,6 +116,7 @@ def test_a_token_counts_before_a_certificate(access: Access) -> None:
         (None, {"x509_common_name": [b"stranger"]}, "CREDENTIALS_UNKNOWN"),
         (None, {"peer_dns": [b"line-3"]}, "CREDENTIALS_UNKNOWN"),
     ],
+    ids=range(7),
 )
 def test_who_is_not_known_is_refused(
     access: Access, authorization: str | None, shown: Shown, reason: str

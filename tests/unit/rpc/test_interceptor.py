@@ -215,7 +215,7 @@ def test_an_unexpected_error_is_for_the_log_only(
 def test_a_call_that_meets_the_end_of_the_server_is_no_bug(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What gRPC raises when it has stopped meanwhile is no unexpected error, just a call cut off."""
+    """What gRPC raises when it has stopped meanwhile is a call cut off, no unexpected error."""
 
     async def stopped(read: Coroutine[Any, Any, Any], _: str) -> Any:
         read.close()

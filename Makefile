@@ -27,8 +27,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Tell the whole story; DATA=/path/to/folders NEW=class for your own photos
 	$(BIN)/topwork-train demo $(if $(DATA),"$(DATA)") $(if $(NEW),--new "$(NEW)")
 
-test: $(INSTALLED)  ## Run all tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## Run all tests, on all cores
+	$(BIN)/python -m pytest --numprocesses auto
 
 # Its grpcio and protobuf are none that our generated code is made for.
 tritonclient: $(INSTALLED)  ## Test with NVIDIA's client, in an environment of its own

@@ -16,9 +16,15 @@ PHOTOS = Path(__file__).parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_cache_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what commands cache away from the home of whoever runs the tests."""
+    """Keep what commands cache away from the home of whoever runs the tests.
+
+    The processes that share a run of the tests share the cache.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
         yield
 
 

@@ -55,7 +55,18 @@ def _tell(photos: Path, repository: Path, work: Path) -> Story:
     return Story(repository, fitted, added, joint, before, after, by_joint)
 
 
-@pytest.fixture(scope="module", params=["rendered", "flower_photos"])
+@pytest.fixture(scope="module")
+def real(flower_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 5 x 140 real photos."""
+    folder = tmp_path_factory.mktemp("real")
+    for label in LABELS:
+        (folder / label).mkdir()
+        for photo in sorted((flower_photos / label).iterdir())[:140]:
+            (folder / label / photo.name).symlink_to(photo)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["rendered", "real"])
 def story(
     request: pytest.FixtureRequest,
     new_repository: Callable[[], Path],

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from support.pictures import picture
 
 from topwork.bundle.store import Repository
+from topwork_trainer.cli.options import cache_directory
 from topwork_trainer.fit import FitConfig, Fitted, fit
 
 LABELS = ("amber", "blue", "crimson")
@@ -42,6 +44,7 @@ def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
         epochs=1,
         publish="finetuned",
         precision="int8",
+        cache=cache_directory(),
     )
     return fit(config, lambda *_: None)
 
@@ -84,7 +87,13 @@ def test_no_checkpoint_is_left(fitted: Fitted) -> None:
 def test_a_fit_that_is_no_better_says_so(data: Path, tmp_path: Path) -> None:
     """By default the frozen backbone is published unless the tuned one is better beyond chance."""
     config = FitConfig(
-        data=data, model="m", repository=tmp_path, image_size=32, unfreeze="last:1", epochs=1
+        data=data,
+        model="m",
+        repository=tmp_path,
+        image_size=32,
+        unfreeze="last:1",
+        epochs=1,
+        cache=cache_directory(),
     )
     fitted = fit(config, lambda *_: None)
     assert ":tuned:" not in fitted.backbone.identity
@@ -97,7 +106,7 @@ def test_a_fit_killed_while_tuning_goes_on(data: Path, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "topwork_trainer.cli", "fit", str(data), "--model", "m",
         "--repository", str(tmp_path), "--image-size", "32", "--unfreeze", "last:1",
-        "--epochs", "3", "--no-cache", "--json",
+        "--epochs", "3", "--json",
     ]  # fmt: skip
     checkpoint = tmp_path / "checkpoints" / "m.pt"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -112,4 +121,4 @@ def test_a_fit_killed_while_tuning_goes_on(data: Path, tmp_path: Path) -> None:
 
 def _until(condition: Callable[[], bool]) -> None:
     while not condition():  # the test's own time limit ends it
-        pass
+        time.sleep(0.01)

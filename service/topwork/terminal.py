@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import click
 import rich.console
 from rich.markup import escape
 from rich.text import Text
@@ -21,6 +23,21 @@ class Console(rich.console.Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """See rich.console.Console."""
         return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
+
+
+class LocalPath(click.Path):
+    """A file or folder on this host: a URL, of which a path would lose a slash, is refused."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """See click."""
+        if "://" in os.fspath(value):
+            self.fail(f"{value!r} is a URL, no file or folder: download it first", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def run(command: Callable[[], object]) -> None:

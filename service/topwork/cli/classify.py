@@ -25,7 +25,6 @@ from rich.progress import (
 from rich.text import Text
 
 from topwork.cli.options import (
-    PhotoPath,
     ServerAt,
     connected,
     json_output,
@@ -38,7 +37,7 @@ from topwork.errors import ImageError
 from topwork.inputs.folders import group
 from topwork.printable import file_name, printable
 from topwork.rpc.client import Client
-from topwork.terminal import Console
+from topwork.terminal import Console, LocalPath
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 READERS = 4
@@ -57,7 +56,7 @@ Row = dict[str, Any]
 @click.option("--revision", default=0, type=click.IntRange(min=0), help="0: the one that serves.")
 @click.option("--top-k", default=5, type=click.IntRange(min=1), help="Predictions an image.")
 @json_output
-@click.argument("images", nargs=-1, required=True, type=PhotoPath(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=LocalPath(path_type=Path))
 def classify(
     server: ServerAt,
     model: str,

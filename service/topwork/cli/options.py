@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,21 +38,6 @@ validate_only_option = click.option(
     "--validate-only", is_flag=True, help="Say what would come of it, and change nothing."
 )
 json_output = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-
-
-class PhotoPath(click.Path):
-    """A file or folder on this host: a URL, of which a path would lose a slash, is refused."""
-
-    def convert(
-        self,
-        value: str | os.PathLike[str],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> str | bytes | os.PathLike[str]:
-        """See click."""
-        if "://" in os.fspath(value):
-            self.fail(f"{value!r} is a URL, no file: download it, and give the file", param, ctx)
-        return super().convert(value, param, ctx)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

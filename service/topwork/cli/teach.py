@@ -11,7 +11,6 @@ from google.longrunning import operations_pb2
 
 from topwork.cli.follow import follow, progress_bar, tell
 from topwork.cli.options import (
-    PhotoPath,
     ServerAt,
     change_options,
     connected,
@@ -25,10 +24,11 @@ from topwork.errors import ImageError
 from topwork.inputs.folders import Omitted, group
 from topwork.printable import file_name
 from topwork.rpc.client import Client
+from topwork.terminal import LocalPath
 from topwork.v1 import change_pb2 as change_pb
 
 photos_argument = click.argument(
-    "photos", nargs=-1, required=True, type=PhotoPath(exists=True, path_type=Path)
+    "photos", nargs=-1, required=True, type=LocalPath(exists=True, path_type=Path)
 )
 Photos = Iterable[tuple[str, bytes]]
 

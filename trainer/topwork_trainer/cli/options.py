@@ -11,25 +11,9 @@ from typing import Any
 import click
 
 from topwork.inputs.folders import LeftOut
-from topwork.terminal import Console
+from topwork.terminal import Console, LocalPath
 
-
-class _DataPath(click.Path):
-    """A folder on this host: a URL, of which a path would lose a slash, is refused."""
-
-    def convert(
-        self,
-        value: str | os.PathLike[str],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> str | bytes | os.PathLike[str]:
-        """See click."""
-        if "://" in os.fspath(value):
-            self.fail(f"{value!r} is a URL, no folder: download the photos first", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-data_argument = click.argument("data", type=_DataPath(path_type=Path))
+data_argument = click.argument("data", type=LocalPath(path_type=Path))
 
 
 def cache_directory() -> Path:

@@ -1,3 +1,52 @@
-"""Serve a frozen image backbone and graft classes onto it. This package runs without torch."""
+"""Topwork serves a frozen image encoder and grafts classes onto it. It runs without torch.
+
+The names below are the Python client. They are loaded when they are first asked for, since the
+server and the trainer import this package too.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from topwork.client.asynchronous import AsyncClient
+    from topwork.client.blocking import Client
+    from topwork.client.calls import CallFailed
+    from topwork.client.credentials import Credentials
+    from topwork.client.exchange import StreamResult
+    from topwork.client.outcomes import progress, rejected, result
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncClient",
+    "CallFailed",
+    "Client",
+    "Credentials",
+    "StreamResult",
+    "progress",
+    "rejected",
+    "result",
+]
+
+_HOMES = {
+    "AsyncClient": "asynchronous",
+    "CallFailed": "calls",
+    "Client": "blocking",
+    "Credentials": "credentials",
+    "StreamResult": "exchange",
+    "progress": "outcomes",
+    "rejected": "outcomes",
+    "result": "outcomes",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"topwork.client.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

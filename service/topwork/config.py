@@ -7,10 +7,10 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from topwork.bundle.limits import DEFAULT_LIMITS, Limits
-from topwork.bundle.signatures import NO_FILES, SigningFiles
-from topwork.engine.backend import Provider
-from topwork.logs import Format
+from topwork.bundle.signing.signatures import NO_FILES, SigningFiles
+from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.runtime.backend import Provider
+from topwork.runtime.logs import Format
 
 _SECRETS = re.compile(r"(?<=//)[^/@]*:.*(?=@)|(?<=password=)[^&]*", re.IGNORECASE)
 """In a URL: who logs in and how, and what else may be a password."""

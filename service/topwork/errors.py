@@ -15,7 +15,7 @@
     ├── Unavailable           this process is starting or stopping: try another, or later
     └── Corrupt               stored data fails its checksum or its schema: an operator must look
 
-``topwork.rpc.status`` holds the one table from these to gRPC codes.
+``topwork.wire.status`` holds the one table from these to gRPC codes.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from topwork.bundle.image import Pixels, preprocess
-from topwork.bundle.preprocess import PreprocessSpec
+from topwork.inputs.image import Pixels, preprocess
+from topwork.inputs.preprocess import PreprocessSpec
 
 
 def write(directory: Path, *, backbone: bytes, head: bytes, spec: PreprocessSpec) -> None:

@@ -31,9 +31,9 @@ from rich.table import Table
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
-from topwork.engine.backend import Provider, Session, open_session, software_versions
-from topwork.engine.serving.backbone import Embedded
-from topwork.engine.serving.gpu_backbone import GpuBackbone, new_buffer, open_gpu_backbone
+from topwork.runtime.backend import Provider, Session, open_session, software_versions
+from topwork.serving.encoders.backbone import Embedded
+from topwork.serving.encoders.gpu_backbone import GpuBackbone, new_buffer, open_gpu_backbone
 from topwork_trainer.backbones import DEFAULT, Choice
 from topwork_trainer.backbones.prepare import prepare_backbone
 

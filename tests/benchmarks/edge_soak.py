@@ -27,8 +27,8 @@ from support.certificates import Authority
 from support.pictures import pictures
 
 from benchmarks.serving.processes import free_port
-from topwork.rpc import tokens
-from topwork.rpc.client import AsyncClient, CallFailed, Credentials
+from topwork import AsyncClient, CallFailed, Credentials
+from topwork.access import tokens
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork_trainer import commands
 

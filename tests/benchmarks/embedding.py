@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from topwork.bundle.image import preprocess
 from topwork.bundle.store import Repository
-from topwork.engine.backend import open_session
-from topwork.engine.cores import available_cores
-from topwork.engine.embed import Cache, Source, embed
+from topwork.inputs.image import preprocess
+from topwork.runtime.backend import open_session
+from topwork.runtime.cores import available_cores
+from topwork.training.embed import Cache, Source, embed
 from topwork_trainer import commands
 from topwork_trainer.backbones import DEFAULT, Choice
 from topwork_trainer.backbones.prepare import prepare_backbone

@@ -31,15 +31,15 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork import Client, result
 from topwork.bundle.exemplars import Exemplars, make
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
-from topwork.bundle.thumbnail import SIDE, thumbnail
-from topwork.engine.backend import open_session
-from topwork.engine.cores import available_cores
-from topwork.engine.embed import Source, embed
-from topwork.engine.jobs import Job
-from topwork.rpc.client import Client, result
+from topwork.changes.jobs import Job
+from topwork.inputs.thumbnail import SIDE, thumbnail
+from topwork.runtime.backend import open_session
+from topwork.runtime.cores import available_cores
+from topwork.training.embed import Source, embed
 from topwork_trainer import commands
 
 EXEMPLARS = (500, 2_000, 10_000, 100_000)
@@ -207,10 +207,10 @@ def prepare(exemplars: int, classes: int, work: Path) -> Row:
     from topwork.bundle.exemplars import shard_of
     from topwork.bundle.files import sha256
     from topwork.bundle.manifest import BackboneInfo
-    from topwork.bundle.preprocess import PreprocessSpec
-    from topwork.engine.publish import publish
+    from topwork.inputs.preprocess import PreprocessSpec
     from topwork.learning.learn import learn
     from topwork.report.content import Making
+    from topwork.training.publish import publish
 
     made = made_up(exemplars, classes)[0]
     store = Repository(work)
@@ -250,7 +250,7 @@ def prepare(exemplars: int, classes: int, work: Path) -> Row:
 
 def of_topwork(exemplars: int, classes: int, work: Path) -> Row:
     """Learn once to load what is loaded, in small, and change once to measure."""
-    from topwork.engine.retrain import NewExemplars, Trainer
+    from topwork.changes.retrain import NewExemplars, Trainer
     from topwork.learning.learn import learn
 
     learn(made_up(60, 3)[0], seed=SEED, threads=2)

@@ -9,12 +9,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from support import tiny
 from support.pictures import encode
 
-from topwork.bundle.image import preprocess
-from topwork.bundle.preprocess import PreprocessSpec
-from topwork.engine.serving.classify_job import Answer, Classified, Prediction, Timings
-from topwork.engine.serving.fair_queue import FairQueue, Flow
-from topwork.engine.serving.head import HeadLoader
+from topwork.inputs.image import preprocess
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork.rpc import convert
+from topwork.serving.classify_job import Answer, Classified, Prediction, Timings
+from topwork.serving.fair_queue import FairQueue, Flow
+from topwork.serving.head import HeadLoader
 
 WIDTH, LABELS = 1280, 5
 

@@ -18,15 +18,16 @@ from support import servers, tiny
 from support.pictures import pictures
 from support.servers import Running
 
+from topwork import CallFailed, Client, progress
+from topwork.access import tokens
+from topwork.access.principals import ROLES
+from topwork.access.rules import OPEN, RULES
 from topwork.bundle.store import Repository
+from topwork.client import calls
+from topwork.client.credentials import Credentials
 from topwork.config import ServeConfig
 from topwork.inference import inference_service_pb2 as inference_pb
 from topwork.inference import inference_service_pb2_grpc as inference_grpc
-from topwork.rpc import calls, tokens
-from topwork.rpc.client import CallFailed, Client, progress
-from topwork.rpc.credentials import Credentials
-from topwork.rpc.principals import ROLES
-from topwork.rpc.rules import OPEN, RULES
 from topwork.rpc.server import Server
 from topwork.v1 import classifier_service_pb2 as classify_pb
 

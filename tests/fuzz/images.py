@@ -22,10 +22,10 @@ from support.heifs import deep_heic, grid
 from support.pictures import encode
 from support.tiffs import RGB, tiff
 
-from topwork.bundle.image import preprocess
-from topwork.bundle.limits import Limits
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import ImageError
+from topwork.inputs.image import preprocess
+from topwork.inputs.preprocess import PreprocessSpec
+from topwork.limits import Limits
 
 SPEC = PreprocessSpec(resize=20, crop=16)
 LIMITS = Limits(max_image_pixels=2**20)

@@ -18,25 +18,17 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2
 
 from fuzz import workplace
+from topwork.access.access_file import Access
+from topwork.access.principals import enter
 from topwork.bundle.documents import from_data, to_data
-from topwork.bundle.limits import Limits
 from topwork.bundle.manifest import Manifest
-from topwork.engine.jobs import Job, Progress
-from topwork.engine.operations import (
-    Operations,
-    Wanted,
-)
-from topwork.engine.room import Rooms
-from topwork.engine.rows import Operation, check_same, subject_of
-from topwork.engine.serving import classifier as classifying
-from topwork.engine.serving.classifier import Classifier
-from topwork.engine.serving.classify_job import Classified, Timings
-from topwork.engine.serving.registry import Registry
+from topwork.changes.jobs import Job, Progress
+from topwork.changes.operations import Operations, Wanted
+from topwork.changes.room import Rooms
+from topwork.changes.rows import Operation, check_same, subject_of
 from topwork.errors import NotFound, TopworkError
-from topwork.rpc import status as statuses
-from topwork.rpc.access import Access
+from topwork.limits import Limits
 from topwork.rpc.changes import Changes
-from topwork.rpc.principals import enter
 from topwork.rpc.servicers import (
     ClassifierServicer,
     Context,
@@ -45,9 +37,14 @@ from topwork.rpc.servicers import (
     OperationViews,
 )
 from topwork.rpc.uploads import Uploads
+from topwork.serving import classifier as classifying
+from topwork.serving.classifier import Classifier
+from topwork.serving.classify_job import Classified, Timings
+from topwork.serving.registry import Registry
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import model_service_pb2 as model_pb
+from topwork.wire import status as statuses
 
 MOST_TRAILERS = 16_000
 """Bytes of trailers; gRPC drops what is longer."""

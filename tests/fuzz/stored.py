@@ -20,7 +20,7 @@ from topwork.bundle.manifest import (
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.serving import Move, Serving
 from topwork.bundle.shards import open_shard
-from topwork.bundle.signatures import Signatures
+from topwork.bundle.signing.signatures import Signatures
 from topwork.bundle.store import read_manifest
 from topwork.errors import Corrupt, NotReady
 from topwork.rpc import convert

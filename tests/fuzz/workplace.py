@@ -10,8 +10,8 @@ from pathlib import Path
 
 from support import tiny
 
-from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.store import Repository
+from topwork.limits import DEFAULT_LIMITS
 
 MODEL = "colours"
 LIMITS = DEFAULT_LIMITS

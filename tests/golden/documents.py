@@ -17,12 +17,11 @@ from topwork.bundle.metrics import (
     ReliabilityBin,
     UnknownMetrics,
 )
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.serving import Move, Serving
-from topwork.bundle.signatures import Signatures
-from topwork.engine import retrain, worker
-from topwork.engine.jobs import (
+from topwork.bundle.signing.signatures import Signatures
+from topwork.changes import retrain, worker
+from topwork.changes.jobs import (
     ChangeResult,
     Conflict,
     Failure,
@@ -34,7 +33,8 @@ from topwork.engine.jobs import (
     StageSeconds,
     Upload,
 )
-from topwork.engine.rows import Subject
+from topwork.changes.rows import Subject
+from topwork.inputs.preprocess import PreprocessSpec
 
 A, B, C = ("0123456789abcdef" * 4, "a" * 64, "9" * 64)
 """Digests."""

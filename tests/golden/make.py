@@ -26,10 +26,10 @@ from support.pictures import picture
 
 import topwork
 from golden.documents import DOCUMENTS
+from topwork import CallFailed, Client, progress
 from topwork.bundle.documents import to_json
 from topwork.bundle.store import Repository
-from topwork.engine.embed import Row
-from topwork.rpc.client import CallFailed, Client, progress
+from topwork.training.embed import Row
 from topwork.v1 import change_pb2 as change_pb
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.finetuning import checkpoints

@@ -15,8 +15,8 @@ from support import containers, postgres, servers, tiny
 from support.containers import Container, Engine, Spec, container
 from support.pictures import picture, pictures
 
+from topwork import Client, result
 from topwork.bundle.store import Repository
-from topwork.rpc.client import Client, result
 from topwork_trainer.backbones import DEFAULT, Choice
 
 pytestmark = pytest.mark.image

@@ -14,10 +14,10 @@ from support import servers, tiny
 from support.pictures import pictures
 from support.servers import Command, Running, Teach
 
+from topwork import CallFailed, Client
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.store import Repository
 from topwork.cli import main
-from topwork.rpc.client import CallFailed, Client
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 
 LIMITS = {

@@ -16,12 +16,12 @@ from support.bad_images import without_palette
 from support.pictures import picture, pictures
 from support.servers import Running, Teach, failure, fields
 
+from topwork import CallFailed, Client, result
 from topwork.bundle.exemplars import Exemplars
-from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.store import Repository
 from topwork.errors import DeadlinePassed
+from topwork.limits import DEFAULT_LIMITS
 from topwork.rpc import uploads
-from topwork.rpc.client import CallFailed, Client, result
 from topwork.rpc.uploads import Uploads
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc

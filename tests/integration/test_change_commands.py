@@ -11,7 +11,7 @@ import pytest
 from support.pictures import pictures
 from support.servers import Command, Running, Teach
 
-from topwork.rpc.client import Client
+from topwork import Client
 
 LABELS = ["amber", "blue", "crimson", "green"]
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]

@@ -12,9 +12,9 @@ from google.longrunning import operations_pb2
 from support.pictures import picture, pictures
 from support.servers import Running, Teach, failure, fields
 
+from topwork import CallFailed, Client, progress, rejected, result
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.store import Repository
-from topwork.rpc.client import CallFailed, Client, progress, rejected, result
 from topwork.v1 import change_pb2 as change_pb
 
 LABELS = ["amber", "blue", "crimson", "green"]

@@ -14,9 +14,9 @@ from support.bad_images import KINDS, turned, without_palette
 from support.pictures import encode, picture
 from support.servers import Running, failure, fields
 
+from topwork import Client
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.store import Repository
-from topwork.rpc.client import Client
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 from topwork.v1 import model_service_pb2 as model_pb

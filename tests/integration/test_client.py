@@ -23,11 +23,11 @@ from google.longrunning import operations_pb2
 from support.pictures import picture, pictures
 from support.servers import Command, Running, Teach, eventually, failure
 
+from topwork import AsyncClient, CallFailed, Client, Credentials, progress, result
 from topwork.cli import options
 from topwork.cli.classify import _interrupts
 from topwork.errors import InvalidInput
-from topwork.interrupts import STATUS
-from topwork.rpc.client import AsyncClient, CallFailed, Client, Credentials, progress, result
+from topwork.runtime.interrupts import STATUS
 
 LABELS = ["amber", "blue", "crimson", "green"]
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
@@ -940,7 +940,7 @@ def test_an_upload_that_the_end_of_its_process_cuts_off_is_none(
 ) -> None:
     """The part that was sent by then is not taken for all: nothing is learnt from it."""
     at_exit: list[Callable[[], None]] = []
-    monkeypatch.setattr("topwork.rpc.source.atexit.register", at_exit.append)
+    monkeypatch.setattr("topwork.client.source.atexit.register", at_exit.append)
     ends = threading.Event()
 
     def images() -> Iterator[tuple[str, bytes]]:

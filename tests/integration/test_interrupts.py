@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import servers
 
-from topwork.interrupts import STATUS
+from topwork.runtime.interrupts import STATUS
 
 # A shell has what it runs in the background ignore SIGINT, and what that starts ignores it, too.
 INTERRUPTIBLE = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -85,15 +85,14 @@ def test_an_interrupted_import_ends_the_command(
 @pytest.mark.parametrize("code", [IN_A_CALLBACK, AS_ANOTHER_ERROR])
 def test_an_interrupt_that_an_import_hides_ends_the_command(code: str) -> None:
     """So it is where Python loses the exception or a library makes another one of it."""
-    code += (
-        "import time; from topwork.interrupts import interruptible\nwith interruptible(): load()"
-    )
+    code += "import time; from topwork.runtime.interrupts import interruptible\n"
+    code += "with interruptible(): load()"
     assert interrupted(code, []) == (STATUS, "")
 
 
 def test_an_error_without_an_interrupt_stays_an_error() -> None:
     """What is wrong without an interrupt has its traceback."""
-    code = "from topwork.interrupts import interruptible\nwith interruptible(): 1 / 0"
+    code = "from topwork.runtime.interrupts import interruptible\nwith interruptible(): 1 / 0"
     status, said = interrupted(code, [])
     assert (status, "ZeroDivisionError" in said) == (1, True)
 
@@ -102,7 +101,7 @@ def test_an_ignored_interrupt_stays_ignored() -> None:
     """A shell's background job does not end by the Ctrl-C that is meant for another."""
     code = (
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from topwork.interrupts import interruptible\n"
+        "from topwork.runtime.interrupts import interruptible\n"
         "with interruptible(): os.kill(os.getpid(), signal.SIGINT)"
     )
     assert interrupted(code, []) == (0, "")

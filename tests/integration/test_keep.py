@@ -17,13 +17,13 @@ from support.pictures import pictures
 from support.servers import failure
 from support.stored import grow_old, image, put_backbone, put_shard
 
-from topwork.bundle.check import check
+from topwork import Client, result
 from topwork.bundle.files import sha256
+from topwork.bundle.maintenance.check import check
 from topwork.bundle.store import Repository
+from topwork.changes.database import database_url, note_database, prepare
 from topwork.cli.keep import fsck, gc
-from topwork.engine.database import database_url, note_database, prepare
 from topwork.errors import InvalidInput
-from topwork.rpc.client import Client, result
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 
@@ -126,7 +126,7 @@ def test_gc_keeps_what_unfinished_operations_need(
         asked.append(url)
         return {sha256(image(8))}
 
-    monkeypatch.setattr("topwork.engine.database.pending_images", pending)
+    monkeypatch.setattr("topwork.changes.database.pending_images", pending)
     put_shard(repository, 8)
     grow_old(repository)
     assert run.json(gc, "--database", "postgresql://host/topwork")["removed"] == []
@@ -151,7 +151,7 @@ def test_gc_asks_for_a_database_that_was_used(
     assert error.value.field == "database"
     assert repository.stored("images") == before
     assert "secret" not in (repository.root / "operations.database").read_text()
-    monkeypatch.setattr("topwork.engine.database.pending_images", lambda _url: set())
+    monkeypatch.setattr("topwork.changes.database.pending_images", lambda _url: set())
     assert len(run.json(gc, "--database", url)["removed"]) == 2
 
 

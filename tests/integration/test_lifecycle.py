@@ -26,12 +26,12 @@ from support import servers, tiny
 from support.pictures import encode, picture, pictures
 from support.servers import Running, failure
 
+from topwork import CallFailed, Client, progress, result
 from topwork.bundle.store import Repository
+from topwork.changes import worker
+from topwork.client import probe
 from topwork.config import ServeConfig
-from topwork.engine import worker
-from topwork.rpc import probe
 from topwork.rpc import server as rpc_server
-from topwork.rpc.client import CallFailed, Client, progress, result
 from topwork.rpc.server import SERVICES
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
@@ -41,7 +41,7 @@ DEATHS = (
     "topwork.bundle.store:Repository.put_shard",
     "topwork.bundle.store:Repository.publish",
     "topwork.bundle.store:Repository.set_serving",
-    "topwork.engine.worker:log.warning",  # "operation failed"
+    "topwork.changes.worker:log.warning",  # "operation failed"
 )
 
 
@@ -87,7 +87,7 @@ def test_a_cancel_that_comes_too_late_changes_nothing(colours: Repository) -> No
 
 def test_conflicts_are_told_until_the_end(colours: Repository) -> None:
     """What showed another label's image when all were embedded is told while it publishes, too."""
-    deaths = ["topwork.engine.worker:DBOS.set_event=result"]
+    deaths = ["topwork.changes.worker:DBOS.set_event=result"]
     with servers.running(colours.root, deaths=deaths) as server, Client(server.address) as client:
         mixed = [*VIOLETS, ("a blue one.png", picture("blue", 0))]
         client.add_class("colours", "violet", mixed)
@@ -101,7 +101,7 @@ def test_conflicts_are_told_until_the_end(colours: Repository) -> None:
 
 def test_a_cancel_that_comes_in_time_keeps_a_revision_from_serving(colours: Repository) -> None:
     """An operation that is cancelled just before its revision serves ends so, and it never does."""
-    deaths = ["topwork.engine.worker:DBOS.set_event=result"]
+    deaths = ["topwork.changes.worker:DBOS.set_event=result"]
     with servers.running(colours.root, deaths=deaths) as server, Client(server.address) as client:
         accepted = client.add_class("colours", "violet", VIOLETS)
         server.fact("worker died")

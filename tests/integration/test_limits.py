@@ -13,8 +13,8 @@ from support import servers, tiny
 from support.pictures import picture, pictures
 from support.servers import Running, failure
 
+from topwork import CallFailed, Client
 from topwork.bundle.store import Repository
-from topwork.rpc.client import CallFailed, Client
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 

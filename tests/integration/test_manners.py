@@ -23,8 +23,8 @@ from support import servers, tiny
 from support.pictures import pictures
 from support.servers import Command, Running
 
-from topwork.rpc import calls
-from topwork.rpc.client import AsyncClient, CallFailed, Client
+from topwork import AsyncClient, CallFailed, Client
+from topwork.client import calls
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 from topwork.v1 import model_service_pb2 as model_pb

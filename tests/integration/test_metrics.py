@@ -13,8 +13,8 @@ from support import servers, tiny
 from support.pictures import picture
 from support.servers import Running, failure
 
+from topwork import Client
 from topwork.bundle.store import Repository
-from topwork.rpc.client import Client
 
 PHOTO = picture("blue", 40)
 CLASSIFY = {"grpc_service": "topwork.v1.ClassifierService", "grpc_method": "Classify"}

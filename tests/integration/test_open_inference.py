@@ -18,12 +18,12 @@ from support.infers import outputs, request
 from support.pictures import encode, picture
 from support.servers import Running, failure, fields
 
+from topwork import Client
 from topwork.bundle.comparison import Gate, Rejection
-from topwork.bundle.image import preprocess
 from topwork.bundle.store import Repository
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inference import inference_service_pb2_grpc as pb_grpc
-from topwork.rpc.client import Client
+from topwork.inputs.image import preprocess
 
 LABELS = ["amber", "blue", "crimson", "green"]
 SHOWN = ["green", "amber", "blue", "crimson", "green"]

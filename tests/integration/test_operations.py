@@ -16,7 +16,7 @@ from support import servers
 from support.pictures import pictures
 from support.servers import Running, Teach, failure, fields
 
-from topwork.rpc.client import Client, progress, result
+from topwork import Client, progress, result
 from topwork.v1 import change_pb2 as change_pb
 
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]

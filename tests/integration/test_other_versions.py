@@ -18,12 +18,12 @@ from support import golden, servers, tiny
 from support.pictures import picture
 from support.servers import Command, Running
 
-from topwork.bundle.check import check
+from topwork import CallFailed, Client, progress, result
+from topwork.bundle.maintenance.check import check
 from topwork.bundle.store import Repository
 from topwork.cli.keep import gc
 from topwork.inference import inference_service_pb2 as infer_pb
 from topwork.inference import inference_service_pb2_grpc as infer_grpc
-from topwork.rpc.client import CallFailed, Client, progress, result
 from topwork.v1 import change_pb2 as change_pb
 from topwork_trainer.cache import EmbeddingCache, _Part
 from topwork_trainer.finetuning import checkpoints

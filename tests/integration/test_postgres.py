@@ -18,11 +18,11 @@ from support.postgres import Postgres
 from support.servers import DEATHS, Running, eventually
 
 from topwork.bundle.store import Repository
-from topwork.engine import worker
-from topwork.engine.database import APPLICATION, CHANGE, noted_database
-from topwork.engine.jobs import Job
-from topwork.engine.operations import Operations, Wanted
-from topwork.engine.rows import Operation
+from topwork.changes import worker
+from topwork.changes.database import APPLICATION, CHANGE, noted_database
+from topwork.changes.jobs import Job
+from topwork.changes.operations import Operations, Wanted
+from topwork.changes.rows import Operation
 from topwork.errors import Unavailable
 
 MODELS = ("colours", "hues", "shades", "tones")
@@ -31,7 +31,7 @@ EACH = 4
 WORKER = (
     "import sys; from support import servers; from topwork.cli.serve import worker;"
     "servers.arrange_deaths();"
-    "servers.note_calls('topwork.engine.retrain:learn', sys.argv.pop(1)); worker()"
+    "servers.note_calls('topwork.changes.retrain:learn', sys.argv.pop(1)); worker()"
 )
 SOLVED = "solved"
 """The file in the repository that has a line for each head that was solved."""

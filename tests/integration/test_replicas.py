@@ -10,9 +10,9 @@ from support import servers
 from support.pictures import pictures
 from support.servers import Running
 
+from topwork import Client, result
 from topwork.bundle.store import Repository
-from topwork.engine.database import APPLICATION, database_url
-from topwork.rpc.client import Client, result
+from topwork.changes.database import APPLICATION, database_url
 
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 MOVES = 5

@@ -18,9 +18,9 @@ from support import servers, tiny
 from support.pictures import pictures
 from support.servers import Running, failure
 
-from topwork.rpc import tokens
-from topwork.rpc.client import Client
-from topwork.rpc.credentials import Credentials
+from topwork import Client
+from topwork.access import tokens
+from topwork.client.credentials import Credentials
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc

@@ -12,12 +12,12 @@ from support.pictures import picture, pictures
 from support.servers import Running, failure
 from support.signed import new_key, public
 
-from topwork.bundle import signatures
-from topwork.bundle.keys import read_signing_key
+from topwork import Client, result
 from topwork.bundle.manifest import Manifest
+from topwork.bundle.signing import signatures
+from topwork.bundle.signing.keys import read_signing_key
 from topwork.bundle.store import Repository
 from topwork.cli import main
-from topwork.rpc.client import Client, result
 
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 

@@ -11,12 +11,12 @@ from support import disks, servers, stored, tiny
 from support.pictures import picture, pictures
 from support.servers import Running, failure
 
-from topwork.bundle.check import check
+from topwork import CallFailed, Client, result
+from topwork.bundle.maintenance.check import check
 from topwork.bundle.store import Repository
+from topwork.changes import worker
+from topwork.changes.database import damage
 from topwork.cli.keep import gc
-from topwork.engine import worker
-from topwork.engine.database import damage
-from topwork.rpc.client import CallFailed, Client, result
 
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 

@@ -22,12 +22,12 @@ from support.bad_images import without_palette
 from support.pictures import encode, picture, pictures
 from support.servers import Running, failure
 
+from topwork import AsyncClient, CallFailed, Client, StreamResult
 from topwork.bundle.store import Repository
-from topwork.rpc import status as statuses
-from topwork.rpc.client import AsyncClient, CallFailed, Client, StreamResult
-from topwork.rpc.exchange import IMAGES_A_MESSAGE, MOST_IMAGES
+from topwork.client.exchange import IMAGES_A_MESSAGE, MOST_IMAGES
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
+from topwork.wire import status as statuses
 
 LABELS = ["amber", "blue", "crimson", "green"]
 PHOTOS = [picture(label, 40) for label in LABELS]

@@ -18,8 +18,8 @@ from support.certificates import Authority
 from support.pictures import pictures
 from support.servers import Command, Running
 
-from topwork.rpc.client import AsyncClient, CallFailed, Client
-from topwork.rpc.credentials import Credentials
+from topwork import AsyncClient, CallFailed, Client
+from topwork.client.credentials import Credentials
 
 SECONDS = 30.0
 """Within which a connection is there, or never."""

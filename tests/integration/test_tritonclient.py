@@ -15,8 +15,8 @@ from support import tiny
 from support.pictures import encode, picture
 from support.servers import Running
 
-from topwork.bundle.image import preprocess
-from topwork.rpc.client import Client
+from topwork import Client
+from topwork.inputs.image import preprocess
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-tritonclient" / "bin" / "python"

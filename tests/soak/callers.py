@@ -15,7 +15,7 @@ from google.longrunning import operations_pb2
 from soak.house import AGAIN, House
 from soak.ledger import Change, Ledger, Rollback, State
 from soak.pool import Pool, colour_of
-from topwork.rpc.client import CallFailed, Client
+from topwork import CallFailed, Client
 from topwork.v1 import change_pb2 as change_pb
 
 TIMEOUT = 30.0

@@ -16,10 +16,10 @@ from support.servers import PATIENCE, Running
 
 from soak import steps
 from soak.ledger import Ledger
-from topwork.bundle.check import check
+from topwork import CallFailed, Client
 from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY
+from topwork.bundle.maintenance.check import check
 from topwork.bundle.store import Repository
-from topwork.rpc.client import CallFailed, Client
 
 T = TypeVar("T")
 

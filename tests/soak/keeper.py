@@ -10,7 +10,7 @@ import threading
 from soak.house import House
 from soak.ledger import Ledger
 from soak.pool import MODELS
-from topwork.bundle.check import check
+from topwork.bundle.maintenance.check import check
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound

@@ -36,9 +36,9 @@ class Step:
 
 
 _STORE = "topwork.bundle.store:Repository"
-_WORKER = "topwork.engine.worker"
-_OPERATIONS = "topwork.engine.operations"
-_REGISTRY = "topwork.engine.serving.registry:Registry"
+_WORKER = "topwork.changes.worker"
+_OPERATIONS = "topwork.changes.operations"
+_REGISTRY = "topwork.serving.registry:Registry"
 _WRITTEN = "topwork.bundle.files:_write_synced"
 
 STEPS = (
@@ -47,7 +47,7 @@ STEPS = (
     Step(
         name="worker spawned",
         process="server",
-        where="topwork.engine.supervisor:Supervisor._spawn",
+        where="topwork.changes.supervisor:Supervisor._spawn",
         at_start=True,
     ),
     Step(name="image half stored", process="server", where=_WRITTEN),
@@ -73,7 +73,7 @@ STEPS = (
     Step(
         name="own operations put back",
         process="worker",
-        where="topwork.engine.executors:Takeover.recover",
+        where="topwork.changes.executors:Takeover.recover",
         at_start=True,
     ),
     Step(name="ready", process="worker", where=f"{_WORKER}:DBOS.launch", at_start=True),
@@ -83,7 +83,7 @@ STEPS = (
     Step(name="shard stored", process="worker", where=f"{_STORE}.put_shard"),
     Step(name="embedding ends", process="worker", where=f"{_WORKER}:Trainer.embed"),
     Step(name="solving begins", process="worker", where=f"{_WORKER}:Trainer.solve", before=True),
-    Step(name="solved", process="worker", where="topwork.engine.retrain:learn"),
+    Step(name="solved", process="worker", where="topwork.changes.retrain:learn"),
     Step(name="revision half published", process="worker", where=f"{_STORE}._renew"),
     Step(name="revision published", process="worker", where=f"{_STORE}.publish"),
     Step(name="solving ends", process="worker", where=f"{_WORKER}:Trainer.solve"),

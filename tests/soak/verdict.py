@@ -15,16 +15,16 @@ from soak.house import House
 from soak.keeper import Keeper
 from soak.ledger import Change, Ledger
 from soak.pool import MODELS, Pairs, Pool
-from topwork.bundle.check import check
+from topwork import CallFailed, Client, result
 from topwork.bundle.exemplars import data_digest
 from topwork.bundle.files import sha256
 from topwork.bundle.head_graph import to_onnx
+from topwork.bundle.maintenance.check import check
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
-from topwork.engine.serving.head import HeadLoader
 from topwork.learning.learn import learn
-from topwork.rpc.client import CallFailed, Client, result
-from topwork.rpc.status import reason
+from topwork.serving.head import HeadLoader
+from topwork.wire.status import reason
 
 FAILURES = {
     "ALREADY_EXISTS LABEL_EXISTS",

@@ -10,9 +10,9 @@ from typing import Any
 import pillow_heif
 from PIL import Image
 
-from topwork.bundle.images import isobmff
-from topwork.bundle.images.isobmff import Part, Reference
-from topwork.bundle.images.work import Steps
+from topwork.inputs.images import isobmff
+from topwork.inputs.images.isobmff import Part, Reference
+from topwork.inputs.images.work import Steps
 
 
 def heic(image: Image.Image, orientation: int = 1, **options: Any) -> bytes:

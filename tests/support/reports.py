@@ -21,8 +21,8 @@ from topwork.bundle.comparison import (
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import BackboneInfo, ChosenHead, Manifest, ShardRef
 from topwork.bundle.metrics import Candidate, LeftOut, UnknownMetrics, evaluate
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.recipe import Recipe
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import Judged
 from topwork.report.content import Content, Making, Parent, RankedBackbone
 

@@ -25,11 +25,12 @@ from google.longrunning import operations_pb2
 from google.rpc import error_details_pb2
 
 from support.certificates import Pem
-from topwork import logs
-from topwork.bundle.limits import Limits
+from topwork import CallFailed
+from topwork.client import calls
 from topwork.config import ServeConfig, TlsFiles
-from topwork.rpc import calls, server
-from topwork.rpc.client import CallFailed
+from topwork.limits import Limits
+from topwork.rpc import server
+from topwork.runtime import logs
 
 T = TypeVar("T")
 Teach = Callable[..., operations_pb2.Operation]
@@ -145,7 +146,7 @@ def running(
 
     Without a ``worker`` operations are accepted and wait. The worker dies, once each, right after
     its first call of each of ``deaths``, such as ``topwork.bundle.store:Repository.publish``, or
-    ``topwork.engine.worker:DBOS.set_event=result``: called with this. ``settings`` are those of
+    ``topwork.changes.worker:DBOS.set_event=result``: called with this. ``settings`` are those of
     ServeConfig.
     """
     given = {"repository": str(repository), "limits": limits or {}, "worker": worker, **settings}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from topwork.bundle import keys
-from topwork.bundle.signatures import Signing, SigningFiles
+from topwork.bundle.signing import keys
+from topwork.bundle.signing.signatures import Signing, SigningFiles
 
 
 def new_key(directory: Path, name: str = "key") -> Path:

@@ -17,8 +17,8 @@ import structlog
 
 from support import tiny
 from topwork.bundle.store import Repository
-from topwork.engine.serving.head import Head
-from topwork.engine.serving.registry import Registry
+from topwork.serving.head import Head
+from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
 
 WARM_UP, SWAPS = 50, 250

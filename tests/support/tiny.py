@@ -18,15 +18,15 @@ from topwork.bundle.files import sha256
 from topwork.bundle.head import Head, Scorer
 from topwork.bundle.head_graph import to_onnx
 from topwork.bundle.manifest import BackboneInfo, Manifest
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.shards import to_bytes
 from topwork.bundle.store import Repository
-from topwork.engine.backend import open_session
-from topwork.engine.embed import Source, embed
-from topwork.engine.publish import publish as publish_learned
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import learn
 from topwork.report.content import Making
+from topwork.runtime.backend import open_session
+from topwork.training.embed import Source, embed
+from topwork.training.publish import publish as publish_learned
 
 SPEC = PreprocessSpec(resize=16, crop=16)
 WIDTH = 48

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import pkgutil
 import subprocess
 import sys
 from importlib import metadata
+
+import pytest
 
 import topwork
 
@@ -28,10 +31,41 @@ def test_serving_package_imports_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_public_names_are_the_light_client() -> None:
+    """What ``topwork`` offers is all there, and needs neither NumPy nor anything of the server."""
+    heavy = {"numpy", "onnxruntime", "dbos", "PIL", "msgspec", "structlog"}
+    code = (
+        "import sys, topwork\n"
+        "for name in topwork.__all__: getattr(topwork, name)\n"
+        f"print(sorted(topwork.__all__), sorted({heavy!r} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = [
+        "AsyncClient",
+        "CallFailed",
+        "Client",
+        "Credentials",
+        "StreamResult",
+        "progress",
+        "rejected",
+        "result",
+    ]
+    assert done.stdout.strip() == f"{names!r} []"
+
+
+def test_the_former_place_of_the_client_warns() -> None:
+    """Programs that import the client from where it was go on, and are told where it is."""
+    sys.modules.pop("topwork.rpc.client", None)
+    with pytest.warns(DeprecationWarning, match="import from topwork"):
+        former = importlib.import_module("topwork.rpc.client")
+    assert former.__all__ == topwork.__all__
+    assert all(getattr(former, name) is getattr(topwork, name) for name in topwork.__all__)
+
+
 def test_the_client_leaves_the_protocol_to_others() -> None:
     """Our client fits into a process with tritonclient, which brings a package `inference`, too."""
     code = (
-        "import topwork.rpc.client, topwork.rpc.async_client, topwork.cli.commands\n"
+        "import topwork.client.blocking, topwork.client.asynchronous, topwork.cli.commands\n"
         "from google.protobuf import descriptor_pool\n"
         "pool = descriptor_pool.Default()\n"
         "pool.FindServiceByName('topwork.v1.ClassifierService')\n"

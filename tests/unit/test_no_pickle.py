@@ -22,16 +22,16 @@ import topwork_trainer
 from topwork.bundle import shards
 from topwork.bundle.documents import from_json
 from topwork.bundle.files import sha256
-from topwork.bundle.image import preprocess
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.serving import Serving
 from topwork.bundle.shards import open_shard
-from topwork.bundle.signatures import Signatures
-from topwork.engine.backend import open_session
-from topwork.engine.serving.head import HeadLoader
+from topwork.bundle.signing.signatures import Signatures
 from topwork.errors import Corrupt, ImageError, InvalidInput, TopworkError
+from topwork.inputs.image import preprocess
+from topwork.inputs.preprocess import PreprocessSpec
+from topwork.runtime.backend import open_session
+from topwork.serving.head import HeadLoader
 from topwork_trainer.backbones.weights import fill
 from topwork_trainer.finetuning import checkpoints
 

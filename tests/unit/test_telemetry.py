@@ -15,13 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from support import tiny
 from support.pictures import picture, pictures
 
-from topwork.bundle.limits import DEFAULT_LIMITS
+from topwork.access.access_file import Access
 from topwork.bundle.store import Repository
-from topwork.engine.serving.classifier import Classifier
-from topwork.engine.serving.registry import Registry
 from topwork.errors import DeadlinePassed, NotFound, Overloaded
-from topwork.rpc.access import Access
+from topwork.limits import DEFAULT_LIMITS
 from topwork.rpc.interceptor import Interceptor
+from topwork.serving.classifier import Classifier
+from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
 
 PHOTO = picture("blue", 40)

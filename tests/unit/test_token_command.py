@@ -8,9 +8,9 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+from topwork.access.access_file import Access
+from topwork.access.principals import Caller
 from topwork.cli.commands import cli
-from topwork.rpc.access import Access
-from topwork.rpc.principals import Caller
 
 
 def test_the_printed_lines_let_the_printed_token_in(tmp_path: Path) -> None:

@@ -13,18 +13,18 @@ from PIL import ExifTags, Image
 
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.findings import Finding, Severity, left_out
-from topwork.bundle.images.heif import open_heif
-from topwork.bundle.images.signatures import recognise
-from topwork.bundle.limits import DEFAULT_LIMITS
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
-from topwork.engine.cores import available_cores
-from topwork.engine.embed import Skipped, Source
 from topwork.errors import InvalidInput
 from topwork.inputs.folders import LOSSES, LeftOut
+from topwork.inputs.images.heif import open_heif
+from topwork.inputs.images.signatures import recognise
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.audit import audit_exemplars
 from topwork.learning.learn import Judged, learn
+from topwork.limits import DEFAULT_LIMITS
+from topwork.runtime.cores import available_cores
+from topwork.training.embed import Skipped, Source
 from topwork_trainer import backbones
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.bundle.exemplars import Exemplars
-from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
-from topwork.engine.backend import Session, open_session
-from topwork.engine.embed import Skipped, Source, embed
 from topwork.learning.learn import Learned, learn
+from topwork.limits import DEFAULT_LIMITS
+from topwork.runtime.backend import Session, open_session
+from topwork.training.embed import Skipped, Source, embed
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import check_counts

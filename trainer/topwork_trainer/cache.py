@@ -18,8 +18,8 @@ import PIL
 
 from topwork.bundle.files import locked
 from topwork.bundle.manifest import BackboneInfo
-from topwork.engine.backend import software_versions
-from topwork.engine.embed import Cache, Row
+from topwork.runtime.backend import software_versions
+from topwork.training.embed import Cache, Row
 
 FILE = "embeddings.sqlite"
 LIMIT_BYTES = 4 * 2**30

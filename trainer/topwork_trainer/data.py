@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.names import check_label
-from topwork.engine.embed import Source
 from topwork.errors import InvalidInput
 from topwork.inputs.folders import (
     LOSSES,
@@ -25,7 +23,9 @@ from topwork.inputs.folders import (
     read_photo,
     splits,
 )
+from topwork.limits import DEFAULT_LIMITS, Limits
 from topwork.printable import file_name
+from topwork.training.embed import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,14 +14,14 @@ from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model
 from topwork.bundle.recipe import Recipe
-from topwork.bundle.signatures import SigningFiles
+from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
-from topwork.engine.cores import available_cores
-from topwork.engine.embed import Skipped
-from topwork.engine.publish import publish
 from topwork.inputs.folders import LeftOut
 from topwork.learning.audit import audit_exemplars
 from topwork.report.content import Making, RankedBackbone
+from topwork.runtime.cores import available_cores
+from topwork.training.embed import Skipped
+from topwork.training.publish import publish
 from topwork_trainer import backbones
 from topwork_trainer.audit import audit_files, require_clean
 from topwork_trainer.backbones import Choice

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle.duplicates import near_duplicates
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.metrics import wilson_interval
-from topwork.engine.embed import Skipped, Source
+from topwork.inputs.duplicates import near_duplicates
+from topwork.training.embed import Skipped, Source
 from topwork_trainer.bench import Attempt, Bench
 
 

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.bundle.exemplars import Exemplars
-from topwork.bundle.image import preprocess
-from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.manifest import BackboneInfo
-from topwork.bundle.preprocess import PreprocessSpec
-from topwork.engine.backend import Session, open_session
-from topwork.engine.embed import Source
 from topwork.errors import InvalidInput, TopworkError
+from topwork.inputs.image import preprocess
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import learn
+from topwork.limits import DEFAULT_LIMITS
 from topwork.report.content import RankedBackbone
+from topwork.runtime.backend import Session, open_session
+from topwork.training.embed import Source
 from topwork_trainer.backbones import Choice
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.bench import Bench

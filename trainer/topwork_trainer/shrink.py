@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from topwork.bundle.files import sha256
-from topwork.bundle.image import Pixels, preprocess
 from topwork.bundle.manifest import PrecisionGate
-from topwork.bundle.preprocess import PreprocessSpec
-from topwork.engine.backend import open_session
-from topwork.engine.embed import Source
+from topwork.inputs.image import Pixels, preprocess
+from topwork.inputs.preprocess import PreprocessSpec
+from topwork.runtime.backend import open_session
+from topwork.training.embed import Source
 from topwork_trainer.backbones.quantise import calibration_sample, gate, quantise, speed_ratio
 from topwork_trainer.bench import Attempt, Bench
 

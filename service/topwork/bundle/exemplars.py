@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle.duplicates import near_duplicates
 from topwork.bundle.shards import Shard
 from topwork.errors import Corrupt
+from topwork.inputs.duplicates import near_duplicates
 
 FOLDS = 5
 """Folds of the cross-validation."""

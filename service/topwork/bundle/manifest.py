@@ -11,9 +11,9 @@ import msgspec
 from topwork.bundle.comparison import Comparison, Rejection
 from topwork.bundle.documents import document
 from topwork.bundle.numbers import Count, Number, Seed
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.errors import NotReady
+from topwork.inputs.preprocess import PreprocessSpec
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """A sha256 in hexadecimal; checked when read, since it becomes part of a path."""

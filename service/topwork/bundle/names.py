@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.errors import InvalidInput
+from topwork.limits import DEFAULT_LIMITS, Limits
 
 _MODEL = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 

@@ -19,13 +19,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from topwork.bundle import files, signatures
+from topwork.bundle import files
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.manifest import SCHEMA, Manifest, check_may_serve
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model, is_model
 from topwork.bundle.serving import Move, Serving
-from topwork.bundle.signatures import UNSIGNED, Signing
+from topwork.bundle.signing import signatures
+from topwork.bundle.signing.signatures import UNSIGNED, Signing
 from topwork.bundle.stored import KINDS, Stored
 from topwork.errors import Corrupt, NotFound
 

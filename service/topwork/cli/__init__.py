@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from topwork.interrupts import interruptible
+from topwork.runtime.interrupts import interruptible
 
 
 def main() -> None:

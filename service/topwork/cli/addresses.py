@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from topwork.errors import InvalidInput
-from topwork.rpc.addresses import parse
+from topwork.wire.addresses import parse
 
 SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix-abstract:", "vsock:", "xds:")
 """Of names that gRPC's clients resolve, beside HOST:PORT and unix:PATH."""

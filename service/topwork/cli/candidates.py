@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import click
 from google.rpc import error_details_pb2
 
-from topwork.rpc.client import CallFailed, Client
+from topwork import CallFailed, Client
 
 FEW = 5
 """Names that are all shown where none is close to the one that was given."""

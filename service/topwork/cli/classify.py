@@ -24,6 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from topwork import Client
 from topwork.cli.options import (
     ServerAt,
     connected,
@@ -36,7 +37,6 @@ from topwork.cli.options import (
 from topwork.errors import ImageError
 from topwork.inputs.folders import group
 from topwork.printable import file_name, printable
-from topwork.rpc.client import Client
 from topwork.terminal import Console, LocalPath
 from topwork.v1 import classifier_service_pb2 as classify_pb
 

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from google.longrunning import operations_pb2
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from topwork import tables
+from topwork import CallFailed, Client, progress, rejected, result, tables
 from topwork.cli import show_change
 from topwork.inputs.folders import LeftOut
-from topwork.rpc.client import CallFailed, Client, progress, rejected, result
 from topwork.terminal import Console
 
 

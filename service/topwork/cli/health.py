@@ -7,7 +7,7 @@ import sys
 import click
 
 from topwork.cli.options import ServerAt, server_option
-from topwork.rpc import probe
+from topwork.client import probe
 
 
 @click.command()

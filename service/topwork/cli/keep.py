@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from topwork import tables
-from topwork.bundle.check import Problem, check
-from topwork.bundle.garbage import REMOVABLE, Collected, collect
-from topwork.bundle.signatures import SigningFiles
+from topwork.bundle.maintenance.check import Problem, check
+from topwork.bundle.maintenance.garbage import REMOVABLE, Collected, collect
+from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
 from topwork.bundle.stored import KINDS
 from topwork.cli.addresses import check_url
@@ -61,7 +61,7 @@ def gc(
     Servers, fits and workers may go on meanwhile. Exit status 1 if something cannot be read: all
     that it might refer to stays.
     """
-    from topwork.engine.database import pending_images
+    from topwork.changes.database import pending_images
 
     urls = _databases(repository, database)
     with _disk_errors():
@@ -124,7 +124,7 @@ def _databases(root: Path, database: str) -> set[str]:
 
     Raises InvalidInput if one is not given.
     """
-    from topwork.engine.database import noted_database, own_database
+    from topwork.changes.database import noted_database, own_database
 
     kind = noted_database(root)
     if kind and not database:
@@ -138,7 +138,7 @@ def _databases(root: Path, database: str) -> set[str]:
 
 
 def _database_problems(root: Path) -> list[Problem]:
-    from topwork.engine.database import damage
+    from topwork.changes.database import damage
 
     text = damage(root)
     return [Problem(severity="error", path="operations.sqlite", text=text)] if text else []

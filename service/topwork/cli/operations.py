@@ -9,11 +9,10 @@ from typing import Any
 import click
 from google.longrunning import operations_pb2
 
-from topwork import tables
+from topwork import CallFailed, progress, tables
 from topwork.cli import show, show_change
 from topwork.cli.follow import see_through
 from topwork.cli.options import ServerAt, connected, json_output, server_option
-from topwork.rpc.client import CallFailed, progress
 
 operation_argument = click.argument("operation")
 

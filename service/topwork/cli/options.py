@@ -10,15 +10,15 @@ from pathlib import Path
 
 import click
 
-from topwork.bundle.limits import DEFAULT_LIMITS
-from topwork.bundle.signatures import SigningFiles
+from topwork import CallFailed, Client, Credentials
+from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.addresses import Address
 from topwork.cli.candidates import naming_candidates
 from topwork.errors import InvalidInput
 from topwork.inputs import folders
 from topwork.inputs.folders import LeftOut, Listing
+from topwork.limits import DEFAULT_LIMITS
 from topwork.printable import file_name
-from topwork.rpc.client import CallFailed, Client, Credentials
 from topwork.v1 import change_pb2 as change_pb
 
 START_SECONDS = 30.0

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from topwork.bundle.limits import DEFAULT_LIMITS
-from topwork.bundle.signatures import SigningFiles
+from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.addresses import Address, check_url
 from topwork.cli.options import signing_options
+from topwork.limits import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
-    from topwork import logs
     from topwork.config import TlsFiles
+    from topwork.runtime import logs
 
 repository = click.option(
     "--repository",
@@ -185,9 +185,9 @@ def serve(
     from typing import cast
 
     from topwork.config import ServeConfig, shown
-    from topwork.engine.backend import Provider
-    from topwork.engine.cores import available_cores
     from topwork.rpc import server
+    from topwork.runtime.backend import Provider
+    from topwork.runtime.cores import available_cores
 
     signing.read(publishes=worker)  # a wrong key ends the command before anything starts
     config = ServeConfig(
@@ -242,9 +242,9 @@ def worker(
     `topwork serve` does this too, unless it is told --no-worker: this is for hosts of their own.
     """
     _begin(log_format)
-    from topwork.engine import worker as workers
-    from topwork.engine.cores import available_cores
-    from topwork.engine.database import database_url, prepare
+    from topwork.changes import worker as workers
+    from topwork.changes.database import database_url, prepare
+    from topwork.runtime.cores import available_cores
 
     signing.read(publishes=True)  # a wrong key ends the command before anything starts
     url = database or database_url(repository)
@@ -285,7 +285,7 @@ def _begin(log_format: logs.Format, *, quiet: bool = False) -> None:
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if not quiet:
-        from topwork import logs
+        from topwork.runtime import logs
 
         logs.configure(log_format)
         logs.capture(log_format)

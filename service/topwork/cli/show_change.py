@@ -8,9 +8,8 @@ from google.longrunning import operations_pb2
 from google.protobuf.duration_pb2 import Duration
 from rich.table import Table
 
-from topwork import tables
+from topwork import CallFailed, progress, rejected, tables
 from topwork.cli import show
-from topwork.rpc.client import CallFailed, progress, rejected
 from topwork.terminal import Console
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import revision_pb2 as revision_pb

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from topwork.bundle import keys, vouch
-from topwork.bundle.signatures import SigningFiles
+from topwork.bundle.signing import keys, vouch
+from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.keep import opened, repository_argument
 from topwork.cli.options import json_output, signing_key_option, trusted_keys_option
 

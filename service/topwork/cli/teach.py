@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from google.longrunning import operations_pb2
 
+from topwork import Client
 from topwork.cli.follow import follow, progress_bar, tell
 from topwork.cli.options import (
     ServerAt,
@@ -23,7 +24,6 @@ from topwork.cli.options import (
 from topwork.errors import ImageError
 from topwork.inputs.folders import Omitted, group
 from topwork.printable import file_name
-from topwork.rpc.client import Client
 from topwork.terminal import LocalPath
 from topwork.v1 import change_pb2 as change_pb
 

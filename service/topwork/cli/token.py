@@ -38,7 +38,7 @@ def token(role: str, models: Sequence[str], as_json: bool, principal: str) -> No
     entry.
     """
     # Imported here: the other commands need none of it.
-    from topwork.rpc import tokens
+    from topwork.access import tokens
 
     if not _NAME.fullmatch(principal):
         text = f"principal {principal!r} must be 1 to 63 letters, digits, _ or -"

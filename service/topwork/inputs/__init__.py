@@ -1,1 +1,1 @@
-"""Input files: from folders and bytes to the arrays that encoders take."""
+"""Inputs: from folders and bytes to the arrays that encoders take."""

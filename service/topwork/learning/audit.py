@@ -9,10 +9,10 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle.duplicates import alike, closest_pairs
 from topwork.bundle.exemplars import FOLDS, Exemplars
 from topwork.bundle.findings import Finding
 from topwork.bundle.metrics import wilson_interval
+from topwork.inputs.duplicates import alike, closest_pairs
 from topwork.learning.learn import Judged
 
 MOST_SUSPECTS = 50

@@ -9,9 +9,9 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle.duplicates import NEAR_DUPLICATE_BITS, alike
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.shards import Shard
+from topwork.inputs.duplicates import NEAR_DUPLICATE_BITS, alike
 
 BLOCK = 512, 4096
 """New and known rows that are compared at once: bounds memory to some 30 MB."""

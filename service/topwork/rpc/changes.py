@@ -8,22 +8,19 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Literal, TypeAlias, cast, get_args
 
-from topwork.bundle.limits import Limits
+from topwork.access.principals import caller
 from topwork.bundle.names import check_label, compose_label
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
-from topwork.engine.change_rules import check_change
-from topwork.engine.jobs import Job, Kind
-from topwork.engine.operations import (
-    Operations,
-    new_request_id,
-)
-from topwork.engine.room import ModelRoom, Rooms
-from topwork.engine.rows import Operation, check_same, subject_of
-from topwork.engine.serving.registry import Registry
+from topwork.changes.change_rules import check_change
+from topwork.changes.jobs import Job, Kind
+from topwork.changes.operations import Operations, new_request_id
+from topwork.changes.room import ModelRoom, Rooms
+from topwork.changes.rows import Operation, check_same, subject_of
 from topwork.errors import InvalidInput, NotFound
+from topwork.limits import Limits
 from topwork.rpc import convert
-from topwork.rpc.principals import caller
 from topwork.rpc.uploads import Part, Uploads
+from topwork.serving.registry import Registry
 from topwork.v1 import change_pb2 as change_pb
 
 Uploading = Literal["add_class", "add_examples"]

@@ -11,19 +11,19 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from topwork.bundle.comparison import Comparison, Gate
-from topwork.bundle.limits import Limits
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.serving import Move, Serving
-from topwork.engine.jobs import ChangeResult, Conflict
-from topwork.engine.rows import Operation, Subject
-from topwork.engine.serving.classify_job import Answer, Classified
+from topwork.changes.jobs import ChangeResult, Conflict
+from topwork.changes.rows import Operation, Subject
 from topwork.errors import ImageError, InvalidInput
-from topwork.rpc import status as statuses
+from topwork.limits import Limits
+from topwork.serving.classify_job import Answer, Classified
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import revision_pb2 as revision_pb
+from topwork.wire import status as statuses
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +230,12 @@ def to_operation(operation: Operation, published: Published | None) -> operation
     )
     if outcome is not None and outcome.failure is not None:
         message.error.CopyFrom(
-            statuses.from_failure(
-                outcome.failure, comparison=to_comparison(outcome.failure.comparison)
+            statuses.from_stored(
+                outcome.failure.kind,
+                outcome.failure.message,
+                reason=outcome.failure.reason,
+                revision=outcome.failure.revision,
+                comparison=to_comparison(outcome.failure.comparison),
             )
         )
     elif outcome is not None and outcome.result is not None:

@@ -6,8 +6,8 @@ import re
 import unicodedata
 from typing import get_args
 
-from topwork.engine.jobs import Kind
-from topwork.engine.operations import Wanted
+from topwork.changes.jobs import Kind
+from topwork.changes.operations import Wanted
 from topwork.errors import InvalidInput
 from topwork.rpc.convert import resource_id
 

@@ -13,17 +13,17 @@ import structlog
 from google.longrunning import operations_pb2
 from google.protobuf.message import DecodeError
 
+from topwork.access import principals
+from topwork.access.access_file import Access
+from topwork.access.principals import Caller, host
+from topwork.access.rules import OPEN, RULES, UNCOUNTED
+from topwork.access.slots import Slots
 from topwork.errors import Forbidden, InvalidInput, Overloaded, TopworkError
-from topwork.rpc import principals
-from topwork.rpc import status as statuses
-from topwork.rpc.access import Access
-from topwork.rpc.principals import Caller, host
 from topwork.rpc.reading import Reading
-from topwork.rpc.rules import OPEN, RULES, UNCOUNTED
-from topwork.rpc.slots import Slots
 from topwork.rpc.spans import Spans
 from topwork.rpc.trace import trace_id
 from topwork.telemetry import Telemetry
+from topwork.wire import status as statuses
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

@@ -11,9 +11,9 @@ import structlog
 
 from topwork.config import ServeConfig
 from topwork.errors import InvalidInput, Unavailable
-from topwork.rpc.addresses import HostPort, check_free, parse
-from topwork.rpc.loopback import is_loopback, socket_path
 from topwork.rpc.tls import Certificates
+from topwork.wire.addresses import HostPort, check_free, parse
+from topwork.wire.loopback import is_loopback, socket_path
 
 log = structlog.get_logger(__name__)
 

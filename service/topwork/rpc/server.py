@@ -16,20 +16,17 @@ from google.longrunning import operations_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from topwork import logs
+from topwork.access.access_file import Access
 from topwork.bundle.store import Repository
+from topwork.changes.database import database_url
+from topwork.changes.operations import Operations
+from topwork.changes.room import Rooms
+from topwork.changes.supervisor import Supervisor
+from topwork.changes.worker import WorkerConfig
 from topwork.config import ServeConfig
-from topwork.engine.database import database_url
-from topwork.engine.operations import Operations
-from topwork.engine.room import Rooms
-from topwork.engine.serving.classifier import Classifier
-from topwork.engine.serving.registry import Registry
-from topwork.engine.supervisor import Supervisor
-from topwork.engine.worker import WorkerConfig
 from topwork.errors import NotReady, Unavailable
 from topwork.inference import inference_service_pb2, inference_service_pb2_grpc
 from topwork.rpc import listening, options
-from topwork.rpc.access import Access
 from topwork.rpc.changes import Changes
 from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
@@ -43,6 +40,9 @@ from topwork.rpc.servicers import (
 from topwork.rpc.spans import open_spans
 from topwork.rpc.tls import Certificates
 from topwork.rpc.uploads import Uploads
+from topwork.runtime import logs
+from topwork.serving.classifier import Classifier
+from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
 from topwork.v1 import (
     classifier_service_pb2,

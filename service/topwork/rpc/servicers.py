@@ -12,21 +12,21 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from grpc.aio import ServicerContext
 
-from topwork.bundle.limits import DEFAULT_LIMITS, Limits
+from topwork.access.principals import caller
+from topwork.access.slots import Slots
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.serving import Serving
 from topwork.bundle.store import Repository
-from topwork.engine.operations import RETRY_SECONDS, Operations, no_operation
-from topwork.engine.pointer import pin, roll_back
-from topwork.engine.rows import Operation
-from topwork.engine.serving.classifier import Classifier
-from topwork.engine.serving.registry import Registry
+from topwork.changes.operations import RETRY_SECONDS, Operations, no_operation
+from topwork.changes.pointer import pin, roll_back
+from topwork.changes.rows import Operation
 from topwork.errors import Corrupt, Forbidden, InvalidInput, NotFound
+from topwork.limits import DEFAULT_LIMITS, Limits
 from topwork.rpc import convert, filters
 from topwork.rpc.changes import Changes
-from topwork.rpc.principals import caller
-from topwork.rpc.slots import Slots
 from topwork.rpc.streams import Streams
+from topwork.serving.classifier import Classifier
+from topwork.serving.registry import Registry
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc

@@ -14,10 +14,10 @@ from weakref import WeakKeyDictionary
 
 import grpc
 
-from topwork.engine.serving.backbone import MicroBatch
-from topwork.engine.serving.classify_job import Finished
 from topwork.errors import NotReady
-from topwork.rpc.loopback import is_loopback
+from topwork.serving.classify_job import Finished
+from topwork.serving.encoders.backbone import MicroBatch
+from topwork.wire.loopback import is_loopback
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

@@ -9,14 +9,14 @@ from typing import Protocol
 
 import structlog
 
-from topwork.engine.serving.classify_job import Classified
-from topwork.engine.serving.fair_queue import Flow
+from topwork.access.principals import Caller
+from topwork.access.slots import Slots
 from topwork.errors import TopworkError, Unavailable
 from topwork.rpc import convert
-from topwork.rpc import status as statuses
-from topwork.rpc.principals import Caller
-from topwork.rpc.slots import Slots
+from topwork.serving.classify_job import Classified
+from topwork.serving.fair_queue import Flow
 from topwork.v1 import classifier_service_pb2 as classify_pb
+from topwork.wire import status as statuses
 
 log = structlog.get_logger(__name__)
 

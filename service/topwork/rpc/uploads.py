@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
-from topwork.bundle.limits import Limits
+from topwork.access.slots import Slots
 from topwork.bundle.store import Repository
-from topwork.engine.jobs import SkippedUpload, Upload
+from topwork.changes.jobs import SkippedUpload, Upload
 from topwork.errors import Corrupt, DeadlinePassed, InvalidInput, Unavailable
-from topwork.rpc.slots import Slots
+from topwork.limits import Limits
 from topwork.v1 import change_pb2 as change_pb
 
 SILENCE_SECONDS = 60.0
@@ -33,7 +33,7 @@ Part: TypeAlias = change_pb.AddClassRequest | change_pb.AddExamplesRequest
 
 
 class Room(Protocol):
-    """Says whether there is room for an upload; see ``topwork.engine.room``."""
+    """Says whether there is room for an upload; see ``topwork.changes.room``."""
 
     def check(self, total: int, coming: int, images: int) -> None:
         """Raise QuotaExceeded if ``total`` bytes, or ``coming`` in ``images``, are too many."""

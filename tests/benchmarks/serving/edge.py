@@ -15,7 +15,7 @@ from benchmarks.serving.client import Load
 from benchmarks.serving.loads import Case
 from benchmarks.serving.processes import Processes
 from benchmarks.serving.tables import Table
-from topwork.rpc import tokens
+from topwork.access import tokens
 
 MANY = 10**6
 """Limits that are counted, and never met."""

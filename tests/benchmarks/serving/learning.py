@@ -13,7 +13,7 @@ from benchmarks.serving import client
 from benchmarks.serving.client import Endpoint
 from benchmarks.serving.tables import Table
 from benchmarks.serving.workload import CLASSIFY, LEARNERS, Workload, answered, requests
-from topwork.rpc.client import AsyncClient
+from topwork import AsyncClient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

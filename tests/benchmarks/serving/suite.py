@@ -14,7 +14,7 @@ from benchmarks.serving.loads import Case, Pace, Row
 from benchmarks.serving.processes import LEARNER, Processes
 from benchmarks.serving.tables import Table
 from benchmarks.serving.workload import CLASSIFY, PRECISIONS, Workload, answered, requests
-from topwork.engine.cores import available_cores
+from topwork.runtime.cores import available_cores
 from topwork_trainer import commands
 
 BOTH_ENDS = (1, 32)

@@ -17,7 +17,6 @@ from PIL import Image
 from support.bad_images import gradient
 from support.pictures import encode
 
-from topwork.bundle.duplicates import NEAR_DUPLICATE_BITS, fingerprint
 from topwork.bundle.exemplars import (
     FOLDS,
     Exemplars,
@@ -25,10 +24,11 @@ from topwork.bundle.exemplars import (
     merge,
     split,
 )
-from topwork.bundle.image import preprocess
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.shards import Shard
 from topwork.errors import Corrupt
+from topwork.inputs.duplicates import NEAR_DUPLICATE_BITS, fingerprint
+from topwork.inputs.image import preprocess
+from topwork.inputs.preprocess import PreprocessSpec
 
 SEEDED = settings(derandomize=True, database=None, deadline=None)
 SPEC = PreprocessSpec(resize=64, crop=64)

@@ -15,7 +15,7 @@ from topwork.bundle.features import make
 from topwork.bundle.head import Fourier, Head, Kernel, Scorer, Support, Unknown, softmax
 from topwork.bundle.head_graph import IR_VERSION, OPSET, to_onnx
 from topwork.bundle.recipe import Normalisation
-from topwork.engine.backend import open_session
+from topwork.runtime.backend import open_session
 
 Floats = NDArray[np.float32]
 KINDS: tuple[Normalisation, ...] = get_args(Normalisation)

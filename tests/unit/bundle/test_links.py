@@ -14,9 +14,9 @@ import pytest
 from support import stored
 
 from topwork.bundle import files
-from topwork.bundle.check import check
 from topwork.bundle.documents import to_json
-from topwork.bundle.garbage import collect
+from topwork.bundle.maintenance.check import check
+from topwork.bundle.maintenance.garbage import collect
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound
 

@@ -27,9 +27,9 @@ from topwork.bundle.manifest import (
     ShardRef,
 )
 from topwork.bundle.metrics import Metrics, evaluate
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.recipe import Recipe
 from topwork.errors import Corrupt
+from topwork.inputs.preprocess import PreprocessSpec
 
 A, B = "a" * 64, "0123456789abcdef" * 4
 BACKBONE = BackboneInfo(

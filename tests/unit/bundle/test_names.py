@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topwork.bundle.limits import Limits
 from topwork.bundle.names import check_label, check_model, compose_label
 from topwork.errors import InvalidInput
+from topwork.limits import Limits
 
 SEEDED = settings(derandomize=True, database=None, deadline=None, max_examples=300)
 

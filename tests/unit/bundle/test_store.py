@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from support import tiny
 
-from topwork.bundle.check import check
 from topwork.bundle.comparison import Gate, Rejection
 from topwork.bundle.documents import to_json
 from topwork.bundle.exemplars import Exemplars, make, shard_of
 from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
+from topwork.bundle.maintenance.check import check
 from topwork.bundle.manifest import ChosenHead, Manifest
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.recipe import Recipe

@@ -8,11 +8,11 @@ from typing import cast
 import click
 import pytest
 
+from topwork import CallFailed, Client
 from topwork.cli.candidates import FEW, naming_candidates
 from topwork.errors import Forbidden, NotFound, TopworkError
-from topwork.rpc import status
-from topwork.rpc.client import CallFailed, Client
 from topwork.v1 import model_service_pb2 as model_pb
+from topwork.wire import status
 
 
 class Seeing:

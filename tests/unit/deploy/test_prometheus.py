@@ -10,10 +10,10 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
-from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.store import Repository
-from topwork.engine.serving.classifier import Classifier
-from topwork.engine.serving.registry import Registry
+from topwork.limits import DEFAULT_LIMITS
+from topwork.serving.classifier import Classifier
+from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
 
 DEPLOY = Path(__file__).parents[3] / "deploy"

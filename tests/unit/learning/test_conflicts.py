@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from topwork.bundle.duplicates import NEAR_DUPLICATE_BITS
 from topwork.bundle.exemplars import Exemplars, make, shard_of
-from topwork.bundle.thumbnail import thumbnail
+from topwork.inputs.duplicates import NEAR_DUPLICATE_BITS
+from topwork.inputs.thumbnail import thumbnail
 from topwork.learning.conflicts import BLOCK, NEAREST, Known, LabelConflict, find_conflicts
 
 Bytes = NDArray[np.uint8]

@@ -22,13 +22,13 @@ from topwork.bundle.head_graph import to_onnx
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.bundle.shards import Shard, open_shard, to_bytes
-from topwork.engine.backend import open_session
 from topwork.errors import Corrupt, NotReady
 from topwork.learning import calibration, choosing, judging, ridge, task
 from topwork.learning.choosing import NORMALISATIONS
 from topwork.learning.families import FAMILIES
 from topwork.learning.judging import Judge, Trial
 from topwork.learning.learn import Learned, learn
+from topwork.runtime.backend import open_session
 
 KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 ALL_NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)

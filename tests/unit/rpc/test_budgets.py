@@ -10,13 +10,13 @@ import pytest
 from support.infers import request
 from support.pictures import picture
 
-from topwork.bundle.limits import DEFAULT_LIMITS
 from topwork.bundle.store import Repository
-from topwork.engine.serving.classifier import Classifier
-from topwork.engine.serving.registry import Registry
 from topwork.errors import DeadlinePassed
+from topwork.limits import DEFAULT_LIMITS
 from topwork.rpc.open_inference.servicer import OpenInferenceServicer
 from topwork.rpc.servicers import ClassifierServicer, Context
+from topwork.serving.classifier import Classifier
+from topwork.serving.registry import Registry
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 MOST = 60.0

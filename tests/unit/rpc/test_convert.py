@@ -12,9 +12,8 @@ from support.reports import COMPARISON
 
 from topwork.bundle.comparison import Gate
 from topwork.bundle.findings import Finding
-from topwork.bundle.limits import DEFAULT_LIMITS, Limits
 from topwork.bundle.serving import Move, Serving
-from topwork.engine.jobs import (
+from topwork.changes.jobs import (
     ChangeResult,
     Conflict,
     Failure,
@@ -24,10 +23,11 @@ from topwork.engine.jobs import (
     SkippedUpload,
     StageSeconds,
 )
-from topwork.engine.rows import Operation, Subject
-from topwork.engine.serving.classify_job import Answer, Classified, Prediction, Timings
+from topwork.changes.rows import Operation, Subject
 from topwork.errors import ImageError, InvalidInput
+from topwork.limits import DEFAULT_LIMITS, Limits
 from topwork.rpc import convert
+from topwork.serving.classify_job import Answer, Classified, Prediction, Timings
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import revision_pb2 as revision_pb
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from topwork.engine.operations import Wanted
+from topwork.changes.operations import Wanted
 from topwork.errors import InvalidInput
 from topwork.rpc.filters import parse
 

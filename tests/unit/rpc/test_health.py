@@ -16,11 +16,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from topwork.engine.serving.backbone import Deliver, Embedded
-from topwork.engine.serving.fair_queue import Flow
-from topwork.engine.serving.scheduler import Scheduler
 from topwork.rpc import health as health_module
 from topwork.rpc.health import Health
+from topwork.serving.encoders.backbone import Deliver, Embedded
+from topwork.serving.fair_queue import Flow
+from topwork.serving.scheduler import Scheduler
 
 PATIENCE = 60.0
 SERVING = health_pb2.HealthCheckResponse.SERVING

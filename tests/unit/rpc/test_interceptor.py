@@ -16,14 +16,15 @@ from google.longrunning import operations_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
+from topwork import AsyncClient, CallFailed
+from topwork.access import tokens
+from topwork.access.access_file import Access
+from topwork.access.slots import Slots
+from topwork.client import calls
 from topwork.errors import NotFound, Overloaded, TopworkError
-from topwork.rpc import calls, tokens
-from topwork.rpc.access import Access
-from topwork.rpc.client import AsyncClient, CallFailed
 from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
 from topwork.rpc.reading import Reading
-from topwork.rpc.slots import Slots
 from topwork.telemetry import Telemetry
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb

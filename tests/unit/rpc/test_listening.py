@@ -10,12 +10,12 @@ import grpc
 import pytest
 from support.certificates import Authority
 
+from topwork import Client
+from topwork.client.credentials import Credentials
 from topwork.config import ServeConfig, TlsFiles
 from topwork.errors import InvalidInput, Unavailable
-from topwork.rpc.client import Client
-from topwork.rpc.credentials import Credentials
 from topwork.rpc.listening import certificates, check_ports, metrics_address, open_port
-from topwork.rpc.loopback import is_loopback
+from topwork.wire.loopback import is_loopback
 
 
 def config(address: str, **settings: object) -> ServeConfig:

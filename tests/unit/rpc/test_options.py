@@ -22,8 +22,8 @@ from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
 from support.raw_http2 import MAX_CONCURRENT_STREAMS, Peer
 
 import topwork
-from topwork.bundle.limits import DEFAULT_LIMITS
-from topwork.rpc import calls
+from topwork.client import calls
+from topwork.limits import DEFAULT_LIMITS
 from topwork.rpc.options import CALLS_A_CONNECTION, of_server
 
 Options: TypeAlias = Sequence[tuple[str, Any]]

@@ -10,8 +10,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
+from topwork.client import calls
 from topwork.config import ServeConfig
-from topwork.rpc import calls, interceptor
+from topwork.rpc import interceptor
 from topwork.rpc.server import Server
 
 

@@ -13,12 +13,12 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from topwork.engine.serving.backbone import MicroBatch
-from topwork.engine.serving.classify_job import Finished, Timings
-from topwork.engine.serving.registry import Snapshot
-from topwork.engine.serving.scheduler import Outcome
 from topwork.errors import ImageError
 from topwork.rpc.spans import Spans, open_spans
+from topwork.serving.classify_job import Finished, Timings
+from topwork.serving.encoders.backbone import MicroBatch
+from topwork.serving.registry import Snapshot
+from topwork.serving.scheduler import Outcome
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SENT = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("other-bin", b"x"))

@@ -15,20 +15,21 @@ from google.rpc import code_pb2
 from structlog.testing import capture_logs
 from support import virtual_time
 
-from topwork.engine.serving.classifier import Classifier
-from topwork.engine.serving.classify_job import Classified, Timings
-from topwork.engine.serving.fair_queue import Flow
+from topwork.access import tokens
+from topwork.access.access_file import Access
+from topwork.access.principals import Caller
+from topwork.client import calls
 from topwork.errors import InvalidInput, NotFound, Overloaded, TopworkError, Unavailable
-from topwork.rpc import calls, tokens
-from topwork.rpc import status as statuses
-from topwork.rpc.access import Access
 from topwork.rpc.interceptor import Interceptor
-from topwork.rpc.principals import Caller
 from topwork.rpc.servicers import ClassifierServicer
 from topwork.rpc.streams import Streams
+from topwork.serving.classifier import Classifier
+from topwork.serving.classify_job import Classified, Timings
+from topwork.serving.fair_queue import Flow
 from topwork.telemetry import Telemetry
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
+from topwork.wire import status as statuses
 
 Responses = list[classify_pb.StreamClassifyResponse]
 SOON = 60.0

@@ -11,10 +11,10 @@ import pytest
 from support import virtual_time
 
 from topwork.bundle import files
-from topwork.bundle.limits import Limits
 from topwork.bundle.store import Repository
-from topwork.engine.jobs import SkippedUpload, Upload
+from topwork.changes.jobs import SkippedUpload, Upload
 from topwork.errors import DeadlinePassed, InvalidInput, QuotaExceeded, Unavailable
+from topwork.limits import Limits
 from topwork.rpc import uploads as uploading
 from topwork.rpc.uploads import Uploads
 from topwork.v1 import change_pb2 as change_pb

@@ -15,10 +15,10 @@ from support import pictures, tiny
 from support.heifs import assembled, coded, heic
 
 from topwork.bundle.findings import Finding
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.store import Repository
-from topwork.engine.embed import Skipped
 from topwork.errors import InvalidInput
+from topwork.inputs.preprocess import PreprocessSpec
+from topwork.training.embed import Skipped
 from topwork_trainer import backbones
 from topwork_trainer.audit import Audit, AuditConfig, audit, audit_files, require_clean
 from topwork_trainer.backbones import Choice

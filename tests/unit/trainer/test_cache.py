@@ -20,8 +20,8 @@ from support import tiny
 from support.pictures import pictures
 
 from topwork.bundle.manifest import BackboneInfo
-from topwork.engine.backend import Session, open_session
-from topwork.engine.embed import Row, Source, embed
+from topwork.runtime.backend import Session, open_session
+from topwork.training.embed import Row, Source, embed
 from topwork_trainer import cache as module
 from topwork_trainer.cache import BATCH, FILE, EmbeddingCache
 

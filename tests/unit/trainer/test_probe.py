@@ -18,12 +18,12 @@ from support.pictures import picture, pictures
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
-from topwork.engine.embed import Source
 from topwork.errors import NotFound
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import Learned, learn
+from topwork.training.embed import Source
 from topwork_trainer import probe
 from topwork_trainer.backbones import Choice
 from topwork_trainer.backbones.exports import Exports

@@ -97,7 +97,7 @@ def test_only_photos_that_both_judged_count() -> None:
 
 
 def bench_of(labels: str, count: int) -> Bench:
-    from topwork.engine.embed import Source
+    from topwork.training.embed import Source
 
     return Bench(
         repository=Repository(Path("unused")),

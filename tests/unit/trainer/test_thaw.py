@@ -13,7 +13,7 @@ from support.pictures import pictures
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
-from topwork.engine.embed import Source
+from topwork.training.embed import Source
 from topwork_trainer import backbones, shrink, thaw
 from topwork_trainer.backbones import Choice
 from topwork_trainer.bench import Bench

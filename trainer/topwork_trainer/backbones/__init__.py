@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import InvalidInput
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork_trainer.backbones import plans, weights
 from topwork_trainer.backbones.plans import Rgb
 

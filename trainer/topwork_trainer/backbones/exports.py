@@ -13,8 +13,8 @@ from pathlib import Path
 from topwork.bundle import files
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.manifest import BackboneInfo
-from topwork.engine.backend import software_versions
 from topwork.errors import Corrupt
+from topwork.runtime.backend import software_versions
 
 LIMIT_BYTES = 4 * 2**30
 """Size above which those go that were not used for longest: 300 of EfficientNet-Lite0."""

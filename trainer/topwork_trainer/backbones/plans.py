@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from topwork.bundle.preprocess import DEEP_GREY, PreprocessSpec
 from topwork.errors import InvalidInput
+from topwork.inputs.preprocess import DEEP_GREY, PreprocessSpec
 from topwork_trainer.backbones import weights
 
 if TYPE_CHECKING:

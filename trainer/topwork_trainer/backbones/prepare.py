@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
-from topwork.bundle.preprocess import DEEP_GREY
 from topwork.bundle.store import Repository
-from topwork.engine.backend import open_session, software_versions
-from topwork.engine.cores import available_cores
 from topwork.errors import Corrupt, InvalidInput
+from topwork.inputs.preprocess import DEEP_GREY
+from topwork.runtime.backend import open_session, software_versions
+from topwork.runtime.cores import available_cores
 from topwork_trainer import backbones
 from topwork_trainer.backbones import Choice, TorchBackbone
 from topwork_trainer.backbones.exports import Exports

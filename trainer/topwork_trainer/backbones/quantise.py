@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from topwork.bundle.image import Pixels
 from topwork.bundle.manifest import PrecisionGate
 from topwork.errors import TopworkError
+from topwork.inputs.image import Pixels
 from topwork_trainer.paired import paired
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import onnx
 
-from topwork.bundle.preprocess import PreprocessSpec
+from topwork.inputs.preprocess import PreprocessSpec
 
 SPEC_KEY = "topwork.preprocess"
 

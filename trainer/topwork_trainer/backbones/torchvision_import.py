@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from topwork.bundle.preprocess import DEEP_GREY, PreprocessSpec
+from topwork.inputs.preprocess import DEEP_GREY, PreprocessSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

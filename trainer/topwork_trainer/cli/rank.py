@@ -16,8 +16,8 @@ from rich.table import Column, Table
 from topwork import tables
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
-from topwork.engine.cores import available_cores
 from topwork.report.content import RankedBackbone
+from topwork.runtime.cores import available_cores
 from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.backbones import LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE, Choice

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from topwork.bundle.image import preprocess
-from topwork.bundle.preprocess import PreprocessSpec
+from topwork.inputs.image import preprocess
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork_trainer.backbones import torchvision_import
 
 MARGIN = 1.15

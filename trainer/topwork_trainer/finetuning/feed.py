@@ -9,8 +9,8 @@ from concurrent.futures import Executor, Future
 import torch
 from torch import Tensor
 
-from topwork.engine.embed import Source
 from topwork.errors import ImageError, InvalidInput
+from topwork.training.embed import Source
 
 _AHEAD = 2
 """Batches that are decoded while one is computed on: bounds memory."""

@@ -20,9 +20,9 @@ from torch import nn
 
 import topwork
 from topwork.bundle.files import sha256
-from topwork.engine.cores import available_cores
-from topwork.engine.embed import Source
 from topwork.errors import InvalidInput
+from topwork.runtime.cores import available_cores
+from topwork.training.embed import Source
 from topwork_trainer.backbones import TorchBackbone, torchvision_import
 from topwork_trainer.backbones.stages import parse, stages
 from topwork_trainer.finetuning import checkpoints

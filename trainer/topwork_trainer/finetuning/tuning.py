@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 # the name that torch's own documentation uses
 from torch import Tensor, nn
 
-from topwork.engine.embed import Source
 from topwork.errors import InvalidInput
+from topwork.training.embed import Source
 from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.export import EmbeddingModel
 from topwork_trainer.backbones.stages import Stage

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.engine.serving.inferred import Inferred
 from topwork.inference import inference_service_pb2 as pb
 from topwork.rpc.open_inference.tensors import Wanted
+from topwork.serving.inferred import Inferred
 
 
 def to_response(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from topwork.bundle.limits import Limits
 from topwork.bundle.manifest import BackboneInfo, Manifest
-from topwork.engine.serving.statistics import Done
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inference import model_config_pb2 as config_pb
+from topwork.limits import Limits
 from topwork.rpc.open_inference.tensors import OUTPUTS
+from topwork.serving.statistics import Done
 
 NAME = "topwork"
 """Of the server, and of what runs its models."""

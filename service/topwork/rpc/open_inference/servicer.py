@@ -9,17 +9,17 @@ from typing import Any, TypeAlias
 from grpc.aio import ServicerContext
 
 import topwork
-from topwork.bundle.limits import Limits
+from topwork.access.principals import caller
 from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
 from topwork.bundle.store import Repository
-from topwork.engine.serving.classifier import Classifier
-from topwork.engine.serving.registry import Registry
-from topwork.engine.serving.statistics import Done
 from topwork.errors import Corrupt, InvalidInput, NotFound, NotReady
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inference import inference_service_pb2_grpc as pb_grpc
+from topwork.limits import Limits
 from topwork.rpc.open_inference import answers, describe, tensors
-from topwork.rpc.principals import caller
+from topwork.serving.classifier import Classifier
+from topwork.serving.registry import Registry
+from topwork.serving.statistics import Done
 
 EXTENSIONS = ("classification", "model_configuration", "statistics")
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle.image import Pixels
-from topwork.bundle.limits import Limits
-from topwork.bundle.prepared import take
-from topwork.bundle.preprocess import PreprocessSpec
-from topwork.engine.serving.classifier import check_count
-from topwork.engine.serving.classify_job import Image
 from topwork.errors import InvalidInput
 from topwork.inference import inference_service_pb2 as pb
+from topwork.inputs.image import Pixels
+from topwork.inputs.prepared import take
+from topwork.inputs.preprocess import PreprocessSpec
+from topwork.limits import Limits
+from topwork.serving.classifier import check_count
+from topwork.serving.classify_job import Image
 
 OUTPUTS = ("probabilities", "logits", "embedding")
 """In the order in which they come if none is named."""

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support import infers
 
-from topwork.engine.serving.inferred import Inferred
 from topwork.rpc.open_inference import answers, tensors
+from topwork.serving.inferred import Inferred
 
 PROBABILITIES = np.array([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]], dtype=np.float32)
 FOUND = Inferred(

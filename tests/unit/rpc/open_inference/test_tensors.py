@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import infers
 
-from topwork.bundle.limits import Limits
-from topwork.bundle.preprocess import PreprocessSpec
-from topwork.engine.serving.classify_job import Image
 from topwork.errors import ImageError, InvalidInput
 from topwork.inference import inference_service_pb2 as pb
+from topwork.inputs.preprocess import PreprocessSpec
+from topwork.limits import Limits
 from topwork.rpc.open_inference import answers, tensors
 from topwork.rpc.open_inference.tensors import Wanted
+from topwork.serving.classify_job import Image
 
 LIMITS = Limits(max_images_per_request=4)
 SPEC = PreprocessSpec(resize=4, crop=2)

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import Corrupt, InvalidInput, NotFound
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork_trainer import backbones
 from topwork_trainer.backbones import Choice, plans, torchvision_import, weights
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from topwork.bundle.preprocess import PreprocessSpec
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork_trainer import backbones
 from topwork_trainer.backbones import Choice, TorchBackbone
 from topwork_trainer.backbones.export import (

@@ -13,7 +13,7 @@ from support import tiny
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
-from topwork.engine.backend import open_session
+from topwork.runtime.backend import open_session
 from topwork_trainer import backbones
 from topwork_trainer.backbones import Choice, prepare
 from topwork_trainer.backbones.prepare import prepare_backbone

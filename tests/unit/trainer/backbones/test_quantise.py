@@ -14,9 +14,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from topwork.bundle.image import Pixels, preprocess
-from topwork.engine.backend import open_session
 from topwork.errors import ImageError
+from topwork.inputs.image import Pixels, preprocess
+from topwork.runtime.backend import open_session
 from topwork_trainer import backbones
 from topwork_trainer.backbones import export
 from topwork_trainer.backbones.quantise import (

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from support.pictures import encode, picture
 
-from topwork.bundle.image import preprocess
-from topwork.bundle.preprocess import PreprocessSpec
 from topwork.errors import ImageError
+from topwork.inputs.image import preprocess
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork_trainer.finetuning.augment import EvalPreset, TrainPreset
 
 SPEC = PreprocessSpec(resize=36, crop=32)

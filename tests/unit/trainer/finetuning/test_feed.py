@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from topwork.engine.embed import Source
 from topwork.errors import ImageError, InvalidInput
+from topwork.training.embed import Source
 from topwork_trainer.finetuning.feed import batches
 
 

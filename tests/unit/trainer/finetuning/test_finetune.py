@@ -19,10 +19,10 @@ import torch
 from support.pictures import picture
 from torch import Tensor, nn
 
-from topwork.bundle.image import preprocess
-from topwork.bundle.preprocess import PreprocessSpec
-from topwork.engine.embed import Source
 from topwork.errors import InvalidInput
+from topwork.inputs.image import preprocess
+from topwork.inputs.preprocess import PreprocessSpec
+from topwork.training.embed import Source
 from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.export import EmbeddingModel, export
 from topwork_trainer.finetuning import checkpoints

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from topwork.bundle.preprocess import PreprocessSpec
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.stages import stages
 from topwork_trainer.finetuning.settings import FinetuneConfig, LinearHead

@@ -1,0 +1,1 @@
+"""Who may do what, and how often: access file, principals, tokens, roles, rate limits; no grpc."""

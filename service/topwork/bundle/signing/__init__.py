@@ -1,0 +1,1 @@
+"""Signatures of revisions: keys, signatures, and how a repository is signed."""

@@ -1,0 +1,1 @@
+"""Changes of models as durable operations: queue, worker, and the steps of each change."""

@@ -1,0 +1,331 @@
+"""Durable operations: what the server asks of the worker, kept in a database until it is done.
+
+The server enqueues and looks; the worker process (``topwork.changes.worker``) runs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from dbos import DBOSClient, EnqueueOptions, WorkflowStatus
+
+from topwork.bundle.documents import to_data
+from topwork.bundle.store import Repository
+from topwork.changes import rows
+from topwork.changes.database import CHANGE, QUEUE, available, connect, note_database
+from topwork.changes.jobs import Job
+from topwork.changes.rows import Operation, check_same, subject_of
+from topwork.errors import (
+    InvalidInput,
+    NotFound,
+    NotReady,
+    Overloaded,
+    TopworkError,
+    Unavailable,
+)
+from topwork.limits import DEFAULT_LIMITS, Limits
+
+log = structlog.get_logger(__name__)
+
+APPLICATION_VERSION = "2"
+"""Of the stored steps. A worker takes up only operations of its own; raise it when steps change."""
+
+PROGRESS = "progress"
+RESULT = "result"
+"""Events of an operation: how far it is, and its result, stored just before its revision serves."""
+
+WATCH_SECONDS = 0.05
+"""How often a watched operation is looked at."""
+
+SEARCHED = 1000
+"""Operations that are read at a time where the database itself cannot tell which are wanted."""
+
+RETRY_SECONDS = 5.0
+"""When who found too many operations or watches may try again."""
+
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which operations to list."""
+
+    attributes: dict[str, str | bool]
+    """Fields of ``Subject`` and what they must be."""
+    done: bool | None = None
+    """Whether they are finished; None: both."""
+
+
+class Operations:
+    """The server's side of the queue."""
+
+    def __init__(self, url: str, repository: Repository, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._url = url
+        self._repository = repository
+        self._limits = limits
+        self._submitting = asyncio.Lock()
+        self._client: DBOSClient | None = None
+        self._connecting = asyncio.Lock()
+        self._closing = False
+
+    async def start(self) -> None:
+        """Create the schema if it is missing, and connect.
+
+        A database that cannot be had is logged: what needs none goes on, and each call tries again.
+        """
+        try:
+            await self._connect()
+        except Unavailable as missing:
+            log.error("no database", error=str(missing))
+
+    async def aclose(self) -> None:
+        """Disconnect."""
+        if self._client is not None:
+            await asyncio.to_thread(self._client.destroy)
+
+    async def submit(self, job: Job, request_id: str, *, size: int = 0) -> Operation:
+        """Store ``job`` durably and return its operation; the same id gives the same operation.
+
+        ``size`` is the length of its images in bytes. Raises AlreadyExists if the id was used for
+        something else, and what ``check_room`` raises.
+        """
+        subject = subject_of(job)
+        options: EnqueueOptions = {
+            "queue_name": QUEUE,
+            "workflow_name": CHANGE,
+            "workflow_id": request_id,
+            "queue_partition_key": job.model,
+            # On SQLite DBOS orders by whole seconds. Milliseconds wrap every 24 days, when two
+            # changes may swap places: harmless, since heads do not depend on the order.
+            "priority": int(job.accepted * 1000) % 2**31 or 1,
+            "app_version": APPLICATION_VERSION,
+            "attributes": {**to_data(subject), "accepted": job.accepted, "bytes": size},
+        }
+        client = await self._connect()
+        async with self._submitting:
+            if await self._find(request_id) is None:
+                await self.check_room(job.model)
+                with available():
+                    await client.enqueue_async(options, to_data(job))
+        operation = await self.get(request_id)
+        check_same(operation, subject)
+        return operation
+
+    async def check_room(self, model: str) -> None:
+        """Raise Overloaded if a model has as many unfinished operations as it may have."""
+        most = self._limits.max_pending_operations
+        if len(await self._unfinished(model)) >= most:
+            raise Overloaded(
+                f"model {model!r} has {most} unfinished operations, which is the limit",
+                retry_after=RETRY_SECONDS,
+                reason="TOO_MANY_OPERATIONS",
+            )
+
+    async def pending_bytes(self, model: str) -> int:
+        """Return the length of all images of a model's unfinished operations, in bytes."""
+        return sum(map(rows.size, await self._unfinished(model)))
+
+    async def get(self, identifier: str) -> Operation:
+        """Return an operation. Raises NotFound."""
+        found = await self._find(identifier)
+        if found is None:
+            raise no_operation(identifier)
+        return await self._operation(found)
+
+    async def list(
+        self,
+        wanted: Wanted,
+        *,
+        offset: int,
+        limit: int,
+        visible: Callable[[str], bool] | None = None,
+    ) -> list[Operation]:
+        """Return the ``wanted`` operations of the ``visible`` models, oldest first."""
+        found = await self._statuses(wanted, offset=offset, limit=limit, visible=visible)
+        return [await self._operation(one) for one in found]
+
+    async def _unfinished(self, model: str) -> Sequence[WorkflowStatus]:
+        wanted = Wanted(attributes={"model": model}, done=False)
+        most = self._limits.max_pending_operations
+        return await self._statuses(wanted, offset=0, limit=most)
+
+    async def _find(self, identifier: str) -> WorkflowStatus | None:
+        client = await self._connect()
+        with available():
+            found = await client.list_workflows_async(workflow_ids=[identifier], load_input=False)
+        return found[0] if found else None
+
+    async def _statuses(
+        self,
+        wanted: Wanted,
+        *,
+        offset: int,
+        limit: int,
+        visible: Callable[[str], bool] | None = None,
+    ) -> Sequence[WorkflowStatus]:
+        if visible is not None or (wanted.attributes and self._url.startswith("sqlite")):
+            return (await self._searched(wanted, offset + limit, visible))[offset:]
+        return await self._listed(
+            wanted.done, offset=offset, limit=limit, attributes=wanted.attributes
+        )
+
+    async def cancel(self, identifier: str) -> None:
+        """Let an unfinished operation end, cancelled, before its next step. Raises NotFound."""
+        if (await self.get(identifier)).outcome is None:
+            client = await self._connect()
+            with available():
+                await client.cancel_workflow_async(identifier)
+
+    async def delete(self, identifier: str) -> None:
+        """Forget a finished operation. Raises NotFound, or NotReady if it is not finished."""
+        if (await self.get(identifier)).outcome is None:
+            raise NotReady(f"operation {identifier!r} is not finished; cancel it first")
+        client = await self._connect()
+        with available():
+            await client.delete_workflow_async(identifier)
+
+    async def watch(
+        self, identifier: str, check: Callable[[Operation], None] = lambda _: None
+    ) -> AsyncIterator[Operation]:
+        """Yield an operation's state at once, then at each change, last when finished.
+
+        Each look at it is told to ``check``, which may raise. Raises NotFound, and Unavailable when
+        the server stops meanwhile.
+        """
+        last = None
+        while True:
+            operation = await self.get(identifier)
+            check(operation)
+            if operation != last:
+                yield operation
+            if operation.outcome is not None:
+                return
+            last = operation
+            if self._closing:
+                raise Unavailable("the server is stopping; watch again")
+            await asyncio.sleep(WATCH_SECONDS)
+
+    def end_watches(self) -> None:
+        """Let everybody who watches or waits for an operation end with Unavailable."""
+        self._closing = True
+
+    async def wait(
+        self,
+        identifier: str,
+        seconds: float | None,
+        check: Callable[[Operation], None] = lambda _: None,
+    ) -> Operation:
+        """Return an operation when it is finished or after ``seconds``, whichever is first.
+
+        For ``check`` and what is raised see ``watch``.
+        """
+        operation = await self.get(identifier)
+        check(operation)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                async for state in self.watch(identifier, check):
+                    operation = state
+        return operation
+
+    async def _searched(
+        self, wanted: Wanted, count: int, visible: Callable[[str], bool] | None
+    ) -> Sequence[WorkflowStatus]:
+        """Return the first ``count`` wanted ones: DBOS cannot look for attributes on SQLite."""
+        matching: Sequence[WorkflowStatus] = []
+        looked_at = 0
+        while len(matching) < count:
+            page = await self._listed(wanted.done, offset=looked_at, limit=SEARCHED)
+            matching = [
+                *matching,
+                *(
+                    one
+                    for one in page
+                    if wanted.attributes.items() <= rows.attributes(one).items()
+                    and (visible is None or visible(str(rows.attributes(one).get("model"))))
+                ),
+            ]
+            looked_at += len(page)
+            if len(page) < SEARCHED:
+                break
+        return matching[:count]
+
+    async def _listed(
+        self,
+        done: bool | None,
+        *,
+        offset: int,
+        limit: int,
+        attributes: dict[str, str | bool] | None = None,
+    ) -> Sequence[WorkflowStatus]:
+        status = {None: None, True: [*rows.FINISHED], False: [*rows.UNFINISHED]}[done]
+        client = await self._connect()
+        with available():
+            return await client.list_workflows_async(
+                name=CHANGE,
+                status=status,
+                attributes=attributes or None,
+                offset=offset,
+                limit=limit,
+                load_input=False,
+            )
+
+    async def _connect(self) -> DBOSClient:
+        """Return the client, connected. Raises Unavailable."""
+        async with self._connecting:
+            if self._client is None:
+                try:
+                    await asyncio.to_thread(note_database, self._repository.root, self._url)
+                except OSError as failed:
+                    text = f"the repository cannot be written: {failed.strerror}"
+                    raise Unavailable(text, reason="STORAGE") from failed
+                with available():
+                    self._client = await asyncio.to_thread(connect, self._url)
+            return self._client
+
+    async def _operation(self, status: WorkflowStatus) -> Operation:
+        progress = late = None
+        if status.status == "PENDING":
+            progress = await self._event(status, PROGRESS)
+        if status.status == "CANCELLED":
+            late = await self._event(status, RESULT)
+            if late is not None and not await asyncio.to_thread(self._has_moved, status, late):
+                late = None  # the cancel came in time
+        return rows.operation(status, progress=progress, late=late)
+
+    def _has_moved(self, status: WorkflowStatus, late: Any) -> bool:
+        """Return whether an operation made its result serve; False where nobody can tell."""
+        model = str(rows.attributes(status).get("model"))
+        revision = rows.result(late).revision
+        with contextlib.suppress(TopworkError):
+            return self._repository.was_moved_by(model, status.workflow_id, revision)
+        return False
+
+    async def _event(self, status: WorkflowStatus, key: str) -> Any:
+        client = await self._connect()
+        with available():
+            return await client.get_event_async(status.workflow_id, key, 0)
+
+
+def no_operation(identifier: str) -> NotFound:
+    """Return the error of an operation that is not there, or not for who asks."""
+    name = f"operations/{identifier}"
+    return NotFound(f"there is no operation {name!r}", kind="operation", resource=name)
+
+
+def new_request_id(given: str, *, field: str) -> str:
+    """Return the id of a request: ``given``, in lower case, or a new one if it is empty.
+
+    Raises InvalidInput if it is no UUID.
+    """
+    if not given:
+        return str(uuid.uuid4())
+    if not _UUID.fullmatch(given):  # uuid.UUID takes much else, such as 0x and other digits
+        raise InvalidInput(f"request_id {given[:80]!r} is no UUID", field=field)
+    return given.lower()

@@ -1,0 +1,306 @@
+"""The worker: a process beside the serving one that runs the operations.
+
+It may be killed at any moment: the next worker, of the same name or another, repeats only the step
+that was cut off, and steps are idempotent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import structlog
+from dbos import DBOS, DBOSPortableJSONSerializer, error
+from sqlalchemy.exc import SQLAlchemyError
+
+from topwork.bundle.documents import document, from_data, to_data
+from topwork.bundle.signing.signatures import SigningFiles
+from topwork.bundle.store import Repository
+from topwork.changes import database, operations
+from topwork.changes.executors import Takeover, alone, claim
+from topwork.changes.jobs import (
+    ChangeResult,
+    Conflict,
+    Failure,
+    Job,
+    Outcome,
+    Progress,
+    Stage,
+    StageSeconds,
+)
+from topwork.changes.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
+from topwork.errors import Corrupt, TopworkError, Unavailable
+from topwork.limits import Limits
+from topwork.runtime import logs
+
+log = structlog.get_logger(__name__)
+
+GAVE_UP = 75
+"""Exit status of a worker that cannot work for now, such as on a full disk (EX_TEMPFAIL)."""
+
+ATTEMPTS = 5
+"""How often a change is made before it fails, when a fit or a rollback overtakes it each time."""
+
+MOST_RECOVERIES = 1_000_000
+"""Deaths of the worker that an operation survives."""
+
+PROGRESS_SECONDS = 0.1
+"""Least time between two progress events of a stage; each is a database write."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """What a worker needs to know; crosses the process boundary."""
+
+    root: Path
+    url: str
+    executor: str
+    """Its name, the same after every restart; no two live workers have one name."""
+    cores: int
+    limits: Limits
+    signing: SigningFiles
+    log_format: logs.Format
+
+
+Tell = Callable[[bool], None]
+"""Is told whether changes are made from now on, by this worker or by another of its name."""
+
+
+def run(config: WorkerConfig, parent: Connection) -> None:
+    """Work until the parent closes its end of the pipe ``parent``, or dies.
+
+    The pipe brings it what ``Tell`` is told.
+    """
+    logs.configure(config.log_format)
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    work(config, parent.send)
+
+
+def run_alone(config: WorkerConfig) -> None:
+    """Work until SIGTERM or SIGINT. What runs then is repeated by the next worker."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
+    work(config, lambda _works: None)
+
+
+def work(config: WorkerConfig, tell: Tell) -> None:
+    """Run operations, for good, or end with GAVE_UP when it cannot for now.
+
+    Of several workers under one executor's name one works, and the others wait for it to end.
+    Raises InvalidInput if there can be no such name.
+    """
+    os.nice(19)  # requests come first; this gets what they leave, and a fiftieth of the rest
+    try:
+        why = _work(config, tell)
+    except (OSError, SQLAlchemyError, error.DBOSException) as failed:
+        why = database.cause_of(failed)
+    except Unavailable as failed:
+        why = str(failed)
+    log.error("worker gives up", error=why)
+    os._exit(GAVE_UP)
+
+
+def _work(config: WorkerConfig, tell: Tell) -> str:
+    """Run operations, and return only if this process must end, and why."""
+    claimed = claim(config.root, config.executor, on_wait=lambda: tell(True))
+    tell(False)
+    database.note_database(config.root, config.url)
+    repository = Repository(config.root, config.signing.read(publishes=True))
+    for path in repository.sweep():
+        log.info("swept", path=str(path))
+    DBOS(
+        config={
+            "name": database.APPLICATION,
+            "system_database_url": config.url,
+            "executor_id": config.executor,
+            "application_version": operations.APPLICATION_VERSION,
+            "serializer": DBOSPortableJSONSerializer(),
+            "log_level": "WARNING",
+        }
+    )
+    logs.adopt("dbos")
+    running: set[str] = set()
+    _define(Trainer(repository, cores=config.cores, limits=config.limits), config.root, running)
+    takeover = Takeover(claimed, database.connect(config.url), running)
+    takeover.recover()
+    DBOS.launch()
+    log.info("worker ready", repository=str(config.root), executor=config.executor)
+    tell(True)
+    return takeover.watch()
+
+
+def _exit_with(parent: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        parent.recv_bytes()
+    os._exit(0)  # whatever runs now is repeated by the next worker
+
+
+def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
+    """Register the workflow and its steps with DBOS. What a step gave is stored when it ends.
+
+    ``running`` has the ids of the operations under way in this process.
+    """
+
+    def embed(job: Any) -> NewExemplars:
+        return trainer.embed(from_data(job, Job), _Reporter("embedding"))
+
+    def solve(job: Any, new: Any) -> Candidate:
+        added = from_data(new, NewExemplars)
+        _set_progress(Progress(stage="solving", conflicts=added.conflicts))
+        return trainer.solve(from_data(job, Job), added, _workflow_id())
+
+    def serve(job: Any, data: Any) -> None:
+        result = from_data(data, ChangeResult)
+        _set_progress(Progress(stage="publishing", conflicts=result.conflicts))
+        # First: if the pointer moves and this process dies, a cancel that comes then comes too
+        # late, and this is what the server answers.
+        DBOS.set_event(operations.RESULT, data)
+        trainer.serve(from_data(job, Job), result.revision, _workflow_id())
+
+    embed_step, solve_step, serve_step = _step(embed), _step(solve), _step(serve)
+
+    def attempt(data: Any, job: Job) -> ChangeResult:
+        embedded = embed_step(data)
+        solved = solve_step(data, embedded.value)
+        candidate = from_data(solved.value, Candidate)
+        if candidate.rejected is not None:
+            raise _StepFailed(candidate.rejected)
+        seconds = StageSeconds(
+            queued=embedded.started - job.accepted,
+            embedding=embedded.seconds,
+            solving=solved.seconds,
+        )
+        result = replace(candidate.result, seconds=seconds)
+        if not candidate.published:
+            return result
+        served = serve_step(data, to_data(result))
+        return replace(result, seconds=replace(seconds, publishing=served.seconds))
+
+    @DBOS.workflow(name=database.CHANGE, max_recovery_attempts=MOST_RECOVERIES)
+    def change(data: Any) -> Any:
+        try:
+            job = from_data(data, Job)
+            with _among(running), alone(root, job.model):
+                return to_data(replace(attempts(data, job), ended=time.time()))
+        except Corrupt as failed:  # a newer version was asked, or a step of it was done there
+            return to_data(Outcome(failure=_failure(failed)))
+        except SQLAlchemyError:
+            log.exception("database cannot be used", id=DBOS.workflow_id)
+            os._exit(GAVE_UP)  # when it can be, the next worker goes on from the last step
+        except OSError as failed:  # of the model's lock: steps keep theirs
+            return to_data(Outcome(failure=_storage_failure(failed)))
+
+    def attempts(data: Any, job: Job) -> Outcome:
+        for again in reversed(range(ATTEMPTS)):
+            try:
+                result = attempt(data, job)
+            except _StepFailed as failed:
+                failure = failed.failure
+                if again and failure.reason in OVERTAKEN:
+                    log.info("overtaken", id=DBOS.workflow_id, model=job.model)
+                    continue
+                log.warning("operation failed", id=DBOS.workflow_id, error=failure.message)
+                return Outcome(failure=failure)
+            log.info(
+                "changed", kind=job.kind, model=job.model, label=job.label, revision=result.revision
+            )
+            return Outcome(result=result)
+        raise AssertionError("the last attempt returns")
+
+
+@contextlib.contextmanager
+def _among(running: set[str]) -> Iterator[None]:
+    operation = _workflow_id()
+    running.add(operation)
+    try:
+        yield
+    finally:
+        running.discard(operation)
+
+
+def _workflow_id() -> str:
+    operation = DBOS.workflow_id
+    assert operation is not None, "a step runs in a workflow"
+    return operation
+
+
+@document
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StepDone:
+    """What a step gave; this is what DBOS stores, so that a repeated workflow sees the same."""
+
+    value: Any = None
+    failure: Failure | None = None
+    started: float
+    """Seconds since 1970."""
+    seconds: float
+
+
+class _StepFailed(Exception):
+    """A step ended with an expected error."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def _step(work: Callable[..., Any]) -> Callable[..., _StepDone]:
+    """Make ``work`` a step. Its expected errors are stored as values: DBOS forgets their class."""
+
+    @DBOS.step(name=work.__name__)
+    def run_step(*arguments: Any) -> Any:
+        started = time.time()
+        value = failure = None
+        try:
+            value = to_data(work(*arguments))
+        except TopworkError as failed:
+            failure = _failure(failed)
+        except OSError as failed:  # such as a full disk
+            failure = _storage_failure(failed)
+        seconds = time.time() - started
+        return to_data(_StepDone(value=value, failure=failure, started=started, seconds=seconds))
+
+    def call(*arguments: Any) -> _StepDone:
+        done = from_data(run_step(*arguments), _StepDone)
+        if done.failure is not None:
+            raise _StepFailed(done.failure)
+        return done
+
+    return call
+
+
+def _failure(failed: TopworkError) -> Failure:
+    return Failure(kind=type(failed).__name__, reason=failed.reason, message=str(failed))
+
+
+def _storage_failure(failed: OSError) -> Failure:
+    """Log what is wrong with the repository, and say it without its paths."""
+    log.error("repository cannot be used", id=DBOS.workflow_id, exc_info=failed)
+    text = f"the repository cannot be used: {failed.strerror}"
+    return Failure(kind="Unavailable", reason="STORAGE", message=text)
+
+
+class _Reporter:
+    """Turns counts into progress events, the last one always, the others not too often."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage: Stage = stage
+        self._next = 0.0
+
+    def __call__(self, done: int, total: int, conflicts: tuple[Conflict, ...] = ()) -> None:
+        now = time.monotonic()
+        if now >= self._next or done == total:
+            self._next = now + PROGRESS_SECONDS
+            _set_progress(Progress(stage=self._stage, done=done, total=total, conflicts=conflicts))
+
+
+def _set_progress(progress: Progress) -> None:
+    DBOS.set_event(operations.PROGRESS, to_data(progress))

@@ -1,1 +1,0 @@
-"""What the server does, with no word about how it is reached: no grpc, no protobuf here."""

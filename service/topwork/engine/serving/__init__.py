@@ -1,1 +1,0 @@
-"""What answers Classify: from encoded images to predictions, every core at work."""

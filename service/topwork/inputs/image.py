@@ -1,0 +1,145 @@
+"""Image decoding and preprocessing: from bytes to the backbone's input, in training and serving."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import struct
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from PIL import _imaging as core
+
+from topwork.errors import ImageError
+from topwork.inputs import grey
+from topwork.inputs.images.openers import OPENERS
+from topwork.inputs.images.signatures import READABLE, recognise
+from topwork.inputs.preprocess import PreprocessSpec
+from topwork.limits import DEFAULT_LIMITS, Limits
+
+Pixels = NDArray[np.uint8]
+"""One preprocessed image: uint8 (crop, crop, 3), RGB."""
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow warns of damaged metadata, with texts as varied as the damage: each would stay in memory.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# Pillow gives each image's memory back to the system and takes pages anew for the next one, which
+# costs a quarter of a JPEG's decoding, and more where many threads do so. It keeps this much.
+core.set_block_size(4 * 2**20)
+core.set_blocks_max(32)
+
+# What decoders are seen to raise on damaged files. It is no complete list, nor can there be one.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError,
+           OverflowError, RuntimeError, struct.error)  # fmt: skip
+
+_LOG = logging.getLogger(__name__)
+
+
+def preprocess(content: bytes, spec: PreprocessSpec, *, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+    """Return the pixels of an encoded image as ``spec`` says.
+
+    The first frame of an animation; upright by its EXIF orientation; transparency on white;
+    greyscale and CMYK become RGB; deep greyscale is mapped to 8 bits, deep colours keep the upper 8
+    of their 16; DICOM is shown in its first window; ICC profiles are ignored. Raises ImageError if
+    the bytes are empty, too long, of no format that is read, damaged or cut off, or if decoding
+    would take too much (which is seen before). Whatever a decoder raises becomes ImageError, but
+    for MemoryError.
+    """
+    if not content:
+        raise ImageError("the image is empty (0 bytes)")
+    if len(content) > limits.max_image_bytes:
+        raise ImageError(
+            f"the image is {_mib(len(content))}; the limit is {_mib(limits.max_image_bytes)}",
+            reason="IMAGE_TOO_LARGE",
+        )
+    name = recognise(content)
+    if name is None:
+        raise ImageError(f"the image ({len(content)} bytes) is none of {', '.join(READABLE)}")
+    if name not in OPENERS:
+        raise ImageError(f"the image is {name}, which is not read; {', '.join(READABLE)} are")
+    try:
+        with OPENERS[name](content, spec, limits) as image:
+            return _preprocess(image, spec)
+    except (ImageError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:  # beyond what Pillow itself decodes
+        raise ImageError(f"the {name} is too large: {error}", reason="IMAGE_TOO_LARGE") from None
+    except Exception as error:
+        if not isinstance(error, _DAMAGE):
+            digest = hashlib.sha256(content).hexdigest()
+            _LOG.warning("%s from the decoder of %s %s", type(error).__name__, name, digest)
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(
+            f"the {name} ({len(content)} bytes) is damaged or cut off: {what:.200}"
+        ) from error
+
+
+def pixel_digest(pixels: Pixels) -> str:
+    """Return the image digest: sha256 of the preprocessed pixels, in hexadecimal.
+
+    Files that differ only in what the backbone never sees (container, metadata) share it.
+    """
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def _preprocess(image: Image.Image, spec: PreprocessSpec) -> Pixels:
+    rgb = _to_rgb(image, spec)
+    orientation = _orientation(image)
+    small = _crop_and_scale(rgb, spec)
+    if orientation in _UPRIGHT:
+        small = small.transpose(_UPRIGHT[orientation])
+    return np.asarray(small, dtype=np.uint8)
+
+
+def _crop_and_scale(rgb: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    # Crop, then scale: the picture of scale-then-crop for half the work. The box is symmetric, so
+    # turning the small result equals turning the large source.
+    side = min(rgb.size) * spec.crop / spec.resize
+    left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+    return rgb.resize(
+        (spec.crop, spec.crop),
+        _FILTERS[spec.interpolation],
+        box=(left, top, left + side, top + side),
+        reducing_gap=3.0,
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return how a loaded image still has to be turned; loading turned TIFF and HEIF."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
+    except Exception:
+        return 1  # damaged metadata spoils no picture
+
+
+def _to_rgb(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    image.load()  # which may change its size
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        transparent = image.info.get("transparency")
+        samples = np.asarray(image)
+        image = Image.fromarray(
+            grey.to_eight_bits(samples, spec.deep_grey, transparent=transparent)
+        )
+    if image.has_transparency_data:
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
+
+
+def _mib(length: int) -> str:
+    return f"{math.ceil(length * 10 / 2**20) / 10:.1f} MiB"  # up: what is over looks so

@@ -1,0 +1,44 @@
+"""A table of the formats that are read, each with the function that opens its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from PIL import Image
+
+from topwork.inputs import dicom
+from topwork.inputs.images.bmp import open_bmp
+from topwork.inputs.images.gif import open_gif
+from topwork.inputs.images.heif import open_heif
+from topwork.inputs.images.jpeg import open_jpeg
+from topwork.inputs.images.jpeg2000 import open_jpeg2000
+from topwork.inputs.images.png import open_png
+from topwork.inputs.images.pnm import open_pnm
+from topwork.inputs.images.tiff import open_tiff
+from topwork.inputs.images.webp import open_webp
+from topwork.inputs.preprocess import PreprocessSpec
+from topwork.limits import Limits
+
+Opener: TypeAlias = Callable[[bytes, PreprocessSpec, Limits], Image.Image]
+"""Returns the picture in a file, decoded or not yet; raises whatever damage leads to.
+
+Before it decodes, it checks the number of pixels, and whatever else decoding takes time and memory
+for: ImageError.
+"""
+
+
+OPENERS: Mapping[str, Opener] = {
+    "JPEG": open_jpeg,
+    "PNG": open_png,
+    "WEBP": open_webp,
+    "GIF": open_gif,
+    "BMP": open_bmp,
+    "TIFF": open_tiff,
+    "HEIF": open_heif,
+    "AVIF": open_heif,
+    "JPEG 2000": open_jpeg2000,
+    "PNM": open_pnm,
+    "DICOM": dicom.open_dicom,
+}
+"""By the name that ``signatures.recognise`` returns."""

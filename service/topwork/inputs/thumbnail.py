@@ -1,0 +1,20 @@
+"""What a training image looked like, small enough to be kept with its exemplar."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+from topwork.inputs.image import Pixels
+
+SIDE = 64
+"""Pixels of a thumbnail's sides."""
+
+
+def thumbnail(pixels: Pixels) -> bytes:
+    """Return a JPEG file of SIDE x SIDE pixels, about 2 KB; equal pixels give equal bytes."""
+    buffer = io.BytesIO()
+    small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=1.0)
+    small.save(buffer, "JPEG", quality=75)
+    return buffer.getvalue()

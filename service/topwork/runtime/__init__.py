@@ -1,0 +1,1 @@
+"""The process: ONNX Runtime, cores, logs, interrupts."""

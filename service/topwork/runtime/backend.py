@@ -1,0 +1,277 @@
+"""ONNX Runtime: the only module that imports it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+import topwork
+from topwork.errors import Corrupt, NotReady
+from topwork.runtime.cores import available_cores
+
+# Else recent ones tell their makers what they run, and keep a database of it in the user's home.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort  # after what it looks at when it is imported
+
+Provider = Literal["cpu", "cuda", "tensorrt", "openvino", "auto"]
+"""What runs a graph; ``auto`` is CUDA where it works, else the CPU."""
+
+S = TypeVar("S", bound=np.generic)
+
+_NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+_CUDA = {
+    # The default, EXHAUSTIVE, benchmarks all algorithms again at every new batch size.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # The default, the next power of two, would take twice what a size needs, for each size.
+    "arena_extend_strategy": "kSameAsRequested",
+}
+_NEEDS = {
+    "cuda": "NVIDIA's driver, CUDA, cuDNN, and onnxruntime-gpu in place of onnxruntime",
+    "tensorrt": "what 'cuda' needs, and TensorRT of the version that onnxruntime-gpu was built for",
+    "openvino": "onnxruntime-openvino in place of onnxruntime",
+}
+
+
+class Session:
+    """One ONNX graph, loaded. ``run`` may be called from several threads at once."""
+
+    def __init__(self, session: ort.InferenceSession, output: str) -> None:
+        self._session = session
+        self._output = output
+        self._input = session.get_inputs()[0]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the graph runs on an NVIDIA GPU."""
+        return self.uses("cuda") or self.uses("tensorrt")
+
+    def uses(self, provider: Provider) -> bool:
+        """Return whether the graph runs on ``provider``, which is not ``auto``."""
+        return bool(self._session.get_providers()[0] == _NAMES[provider])
+
+    def outputs(self) -> list[str]:
+        """Return the names of the graph's outputs."""
+        return [output.name for output in self._session.get_outputs()]
+
+    def run(self, batch: NDArray[S]) -> NDArray[np.float32]:
+        """Return the output float32 (N, ...) for a batch (N, ...), rows in input order."""
+        (result,) = self.run_outputs(batch, (self._output,))
+        return result
+
+    def run_outputs(self, batch: NDArray[S], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Return the named outputs, float32 (N, ...) each, for a batch (N, ...)."""
+        return self.run_fed({self._input.name: batch}, outputs)
+
+    def run_fed(
+        self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+    ) -> list[NDArray[np.float32]]:
+        """Return the named outputs for a value of each of the graph's inputs, by name."""
+        results = self._session.run(list(outputs), dict(feeds))
+        return [np.asarray(result, dtype=np.float32) for result in results]
+
+
+class BoundSession:
+    """An ONNX graph on CUDA for batches of one shape. ``run`` belongs to one thread at a time.
+
+    ONNX Runtime plans all convolutions anew when a batch has another size than the last one: more
+    than half a second for EfficientNet-Lite0 (onnxruntime #23006). Of one size they are planned
+    once; input and output stay where they are on the device; and where the whole graph runs there,
+    it is launched as one CUDA graph instead of kernel by kernel.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        output: str,
+        shape: tuple[int, ...],
+        width: int,
+        device: str = "cuda",
+    ) -> None:
+        self._session = session
+        new = ort.OrtValue.ortvalue_from_shape_and_type
+        self._input = new(shape, np.uint8, device, 0)
+        self._output = new((shape[0], width), np.float32, device, 0)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input(session.get_inputs()[0].name, self._input)
+        self._binding.bind_ortvalue_output(output, self._output)
+
+    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the output (N, D) for a batch of the session's shape, rows in input order."""
+        self._input.update_inplace(batch)
+        self._session.run_with_iobinding(self._binding)
+        result: NDArray[np.float32] = self._output.numpy()
+        return result
+
+
+def open_bound_session(
+    model: bytes, *, output: str, shape: tuple[int, ...], width: int
+) -> BoundSession:
+    """Load a graph that a CUDA session was opened for, for batches of ``shape``, and run it once.
+
+    ``width`` is that of its output (N, D).
+    """
+    options = _options(threads=1, spin=False)
+    options.log_severity_level = 4  # it may not be one CUDA graph: no error
+    for graph in ("1", "0"):  # some graphs, such as quantised ones, have nodes for the CPU
+        cuda = (_NAMES["cuda"], {**_CUDA, "enable_cuda_graph": graph})
+        try:
+            session = _load(model, options, [cuda, _NAMES["cpu"]], enable_fallback=0)
+            bound = BoundSession(session, output, shape, width)
+            bound.run(np.zeros(shape, dtype=np.uint8))
+        except Corrupt:
+            raise
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            failed = error
+        else:
+            return bound
+    raise Corrupt(f"ONNX Runtime cannot run the graph on CUDA: {failed}") from failed
+
+
+def open_session(
+    model: bytes, *, output: str, provider: Provider = "cpu", threads: int = 1, spin: bool = False
+) -> Session:
+    """Load an ONNX graph whose one input is a batch and which has an output called ``output``.
+
+    ``threads`` is the number of CPU threads that one run uses. With ``spin`` they wait for each
+    other's part of a run in busy loops: faster if no other run wants their cores. Between runs none
+    spins. Raises NotReady if ``provider`` does not work here, Corrupt if the graph cannot be
+    loaded, lacks the output, or keeps tensors in other files (which no checksum covers).
+    """
+    check_provider(provider)
+    if provider != "cpu":
+        _find_cuda()
+    options = _options(threads=threads, spin=spin)
+    try:
+        loaded = _load(model, options, _wanted(provider, threads))
+    except Corrupt:
+        raise
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        raise Corrupt(f"ONNX Runtime cannot load the graph: {error}") from error
+    session = Session(loaded, output)
+    if output not in session.outputs():
+        raise Corrupt(f"the graph has no output {output!r}; it has {', '.join(session.outputs())}")
+    if provider != "auto" and not session.uses(provider):  # ONNX Runtime went on without it
+        raise _unavailable(provider)
+    return session
+
+
+def _load(
+    model: bytes, options: ort.SessionOptions, providers: Sequence[Any], **more: Any
+) -> ort.InferenceSession:
+    """Return a session; no other place makes one. Raises Corrupt, and what ONNX Runtime raises."""
+    _refuse_external_data(model)
+    return ort.InferenceSession(model, options, providers=providers, **more)
+
+
+def _options(*, threads: int, spin: bool) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def check_provider(provider: Provider) -> None:
+    """Raise NotReady if this ONNX Runtime was built without ``provider``."""
+    if provider != "auto" and _NAMES[provider] not in ort.get_available_providers():
+        raise _unavailable(provider)
+
+
+@functools.cache
+def _find_cuda() -> None:
+    """Load CUDA and cuDNN from their packages, where ONNX Runtime's own search does not look."""
+    if _NAMES["cuda"] in ort.get_available_providers():
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses
+            ort.preload_dlls()
+
+
+def _unavailable(provider: Provider) -> NotReady:
+    return NotReady(
+        f"provider {provider!r} was asked for, but does not work here (this ONNX Runtime has "
+        f"{', '.join(ort.get_available_providers())}); it needs {_NEEDS[provider]}",
+        reason="PROVIDER_UNAVAILABLE",
+    )
+
+
+def _wanted(provider: Provider, threads: int) -> list[Any]:
+    """Return ONNX Runtime's providers with their options, the first choice first."""
+    cuda = (_NAMES["cuda"], _CUDA)
+    match provider:
+        case "cuda":
+            chosen: list[Any] = [cuda]
+        case "tensorrt":
+            # Without options of ours it obeys ORT_TENSORRT_...: engine cache, shapes, precision.
+            chosen = [_NAMES["tensorrt"], cuda]
+        case "openvino":
+            # Its threads are shared by all runs of a session, each of which takes a stream.
+            streams = max(1, available_cores() // threads)
+            chosen = [
+                (
+                    _NAMES["openvino"],
+                    {
+                        "device_type": "CPU",
+                        "precision": "FP32",
+                        "num_of_threads": str(streams * threads),
+                        "num_streams": str(streams),
+                    },
+                )
+            ]
+        case "auto" if _NAMES["cuda"] in ort.get_available_providers():
+            chosen = [cuda]
+        case _:
+            chosen = []
+    return [*chosen, _NAMES["cpu"]]
+
+
+def _refuse_external_data(model: bytes) -> None:
+    try:
+        tensors = _tensors(onnx.load_model_from_string(model))
+        external = [one.name for one in tensors if _is_elsewhere(one)]
+    except Exception as error:  # protobuf's, which this package does not know
+        raise Corrupt(f"ONNX Runtime cannot load the graph: {error}") from error
+    if external:
+        raise Corrupt(f"the graph keeps tensor {external[0]!r} as external data, in another file")
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """Yield all tensors in a message, wherever: in subgraphs, functions and sparse ones, too.
+
+    ONNX's own list lacks the sparse ones.
+    """
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for one in [value] if hasattr(value, "ListFields") else value:
+                yield from _tensors(one)
+
+
+def _is_elsewhere(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.external_data) or tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions that decide what a graph computes, for manifests."""
+    return {
+        "topwork": topwork.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnxruntime": str(ort.__version__),
+    }

@@ -1,0 +1,1 @@
+"""Classify: admission, fair queue, scheduler, and the models in memory."""

@@ -1,0 +1,179 @@
+"""Micro-batches: an image shares its run with those that came while the last one ran."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from topwork.errors import Unavailable
+from topwork.inputs.image import Pixels
+from topwork.serving.encoders.backbone import Deliver, Embedded, MicroBatch
+
+log = structlog.get_logger(__name__)
+
+Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""(N, H, W, 3) uint8 -> (N, D) float32, rows in input order. Only called in one thread."""
+
+
+JOIN_SECONDS = 5.0
+"""Raising it lets close() wait longer for runs under way, as of a GPU that hangs."""
+
+
+class MicroBatcher:
+    """Two buffers that change places: one is run while images are put into the other.
+
+    A run starts as soon as the last one has ended and an image is there, with all that are: no
+    image ever waits for company. One thread runs them all, since runs of one session on a GPU share
+    a stream. What is taken is answered once, whatever the run does.
+    """
+
+    def __init__(
+        self, run: Run, buffers: tuple[NDArray[np.uint8], NDArray[np.uint8]], sizes: Sequence[int]
+    ) -> None:
+        """Take buffers of ``sizes[-1]`` slots each; ``sizes`` ascend."""
+        self._run = run
+        self._sizes = sizes
+        self._shape = buffers[0].shape[1:]
+        self._filling, self._other = (_Batch(pixels) for pixels in buffers)
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._written = threading.Condition(self._lock)
+        self._closed = False
+        # True: the buffer that is being filled has its first image; False: end. A garbage
+        # collection in any thread, at any line, may call stop(): only SimpleQueue stands that.
+        self._wake: SimpleQueue[bool] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread and wait until it has run every size. Raises what a run raises."""
+        warmed: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._work, args=(warmed,), name="micro-batches", daemon=True
+        )
+        self._thread.start()
+        warmed.result()
+
+    def put(self, pixels: Pixels, deliver: Deliver) -> None:
+        """Take a copy of one image (H, W, 3). Blocks while both buffers are full.
+
+        Delivers its embedding; else what the run raised, Unavailable after close(), or ValueError
+        if it is no uint8 image of the buffers' size.
+        """
+        if pixels.shape != self._shape or pixels.dtype != np.uint8:
+            found = f"{pixels.dtype} {pixels.shape}"
+            deliver(ValueError(f"an image is {found}; the backbone takes uint8 {self._shape}"))
+        elif (slot := self._take(deliver)) is None:
+            deliver(Unavailable("the server is stopping"))
+        else:
+            batch, row = slot
+            batch.pixels[row] = pixels  # outside the lock: callers write side by side
+            with self._lock:
+                batch.unwritten -= 1
+                if not batch.unwritten:
+                    self._written.notify()
+
+    def stop(self) -> None:
+        """Let the thread end after what was taken. Only for a batcher that nobody can put into."""
+        self._wake.put(False)
+
+    def close(self) -> None:
+        """Take no more, answer what was taken, and wait for the thread's end, but not for ever."""
+        with self._lock:
+            self._closed = True
+            self._room.notify_all()
+        self.stop()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(JOIN_SECONDS)
+
+    def _take(self, deliver: Deliver) -> tuple[_Batch, int] | None:
+        """Return a free row of the buffer that is being filled; None after close()."""
+        since = time.perf_counter()
+        with self._lock:
+            self._room.wait_for(lambda: self._closed or not self._filling.full)
+            if self._closed:
+                return None
+            batch, row = self._filling, len(self._filling.waiting)
+            batch.waiting.append((deliver, since))
+            batch.unwritten += 1
+            if row == 0:
+                self._wake.put(True)
+            return batch, row
+
+    def _work(self, warmed: Future[None]) -> None:
+        try:
+            # The largest first: memory for it serves all, and TensorRT builds for the widest range.
+            for size in (self._sizes[-1], *self._sizes[:-1]):
+                self._run(self._filling.pixels[:size])
+        except Exception as error:
+            warmed.set_exception(error)
+            return
+        warmed.set_result(None)
+        while self._wake.get():
+            self._answer(self._cut())
+
+    def _cut(self) -> _Batch:
+        """Return the buffer that was being filled; from now on it is the other one."""
+        with self._lock:
+            batch = self._filling
+            self._filling, self._other = self._other, batch
+            self._room.notify_all()
+            self._written.wait_for(lambda: not batch.unwritten)
+            return batch
+
+    def _answer(self, batch: _Batch) -> None:
+        count = len(batch.waiting)
+        start = time.perf_counter()
+        rows = self._embed(batch.pixels, count)
+        run = MicroBatch(start=start, seconds=time.perf_counter() - start, images=count)
+        computed = run.seconds / count
+        for row, (deliver, since) in enumerate(batch.waiting):
+            try:
+                if isinstance(rows, Exception):
+                    deliver(rows)
+                else:
+                    waited = start - since
+                    embedded = Embedded(
+                        embedding=rows[row],
+                        waited=waited,
+                        computed=computed,
+                        micro_batch=count,
+                        run=run,
+                    )
+                    deliver(embedded)
+            except Exception:  # the others' answers must not be lost with it
+                log.exception("an answer could not be delivered; this is a bug")
+        batch.waiting.clear()
+
+    def _embed(self, pixels: NDArray[np.uint8], count: int) -> NDArray[np.float32] | Exception:
+        """Return the embeddings (at least ``count``, D) of the first images, or what failed."""
+        size = next(size for size in self._sizes if size >= count)
+        try:
+            rows = self._run(pixels[:size])
+        except Exception as error:
+            return error
+        if len(rows) != size:
+            return ValueError(f"the backbone gave {len(rows)} rows for {size} images")
+        return rows
+
+
+class _Batch:
+    """A buffer and those whose images stand in its first slots."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self.pixels = pixels
+        """(S, H, W, 3), S slots"""
+        self.waiting: list[tuple[Deliver, float]] = []
+        """Who gets which row, and since when it waits."""
+        self.unwritten = 0
+        """Slots that are taken and not filled yet."""
+
+    @property
+    def full(self) -> bool:
+        return len(self.waiting) == len(self.pixels)

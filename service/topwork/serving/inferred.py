@@ -1,0 +1,48 @@
+"""The numbers behind the predictions of one request, for who asks for tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.errors import ImageError
+from topwork.serving.classify_job import Finished
+from topwork.serving.encoders.backbone import Embedded
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inferred:
+    """What one revision says of N images, a row each, in request order."""
+
+    revision: int
+    labels: tuple[str, ...]
+    """C of them; class index = position."""
+    probabilities: Floats
+    """(N, C)"""
+    logits: Floats | None
+    """(N, C); None if nobody asked."""
+    embeddings: Floats
+    """(N, D)"""
+
+
+def inferred(finished: Finished, *, logits: bool) -> Inferred:
+    """Return what was found. Raises the first ImageError, its message with the image's index."""
+    rows = []
+    for index, outcome in enumerate(finished.outcomes):
+        if not isinstance(outcome.result, Embedded):
+            error = outcome.result
+            raise ImageError(f"image {index}: {error}", field=error.field, reason=error.reason)
+        rows.append(outcome.result.embedding)
+    assert finished.scores is not None, "every image was embedded"
+    embeddings, manifest = np.stack(rows), finished.snapshot.manifest
+    return Inferred(
+        revision=manifest.revision,
+        labels=manifest.labels,
+        probabilities=finished.scores.probabilities,
+        logits=finished.snapshot.head.logits(embeddings) if logits else None,
+        embeddings=embeddings,
+    )

@@ -1,0 +1,110 @@
+"""From what was learnt to a published revision: the last step of fit and of every change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from topwork.bundle.comparison import Comparison, Rejection
+from topwork.bundle.exemplars import Exemplars
+from topwork.bundle.head_graph import to_onnx
+from topwork.bundle.manifest import ChosenHead, Manifest, PrecisionGate, ShardRef
+from topwork.bundle.recipe import Recipe
+from topwork.bundle.store import Repository
+from topwork.errors import NotFound
+from topwork.learning.learn import Learned
+from topwork.report.content import Content, Making, Parent
+from topwork.report.page import render
+from topwork.runtime.backend import software_versions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a revision comes from: what its manifest says of it."""
+
+    change: str = "fit"
+    parent: int = 0
+    operation: str = ""
+    comparison: Comparison | None = None
+    rejection: Rejection | None = None
+
+
+FIT = Origin()
+
+
+def publish(
+    repository: Repository,
+    exemplars: Exemplars,
+    learned: Learned,
+    *,
+    model: str,
+    backbone: str,
+    shards: Sequence[ShardRef],
+    seed: int,
+    recipe: Recipe,
+    making: Making,
+    backbone_info: str | None = None,
+    origin: Origin = FIT,
+    precision_gate: PrecisionGate | None = None,
+) -> Manifest:
+    """Publish what was learnt from the exemplars of ``shards`` as the model's next revision.
+
+    ``backbone`` and ``shards`` are digests of what is stored already, and ``backbone_info`` that of
+    the backbone's backbone.json; None is that of the one that is there, whoever wrote it. The
+    report compares with the serving revision. The revision does not serve yet.
+    """
+    head = learned.head
+    draft = Manifest(
+        model=model,
+        revision=0,  # publish knows it, and the digests of the files
+        parent=origin.parent,
+        labels=exemplars.labels,
+        backbone=backbone,
+        backbone_info=backbone_info or repository.backbone_info_digest(backbone),
+        head="",
+        metrics="",
+        report="",
+        exemplars=tuple(shards),
+        data_digest=exemplars.data_digest(),
+        images=len(exemplars),
+        seed=seed,
+        recipe=recipe,
+        chosen=ChosenHead(
+            kind=learned.kind,
+            normalisation=head.normaliser.kind,
+            strength=learned.strength,
+            temperature=head.temperature,
+            unknown_threshold=head.unknown.threshold if head.unknown else None,
+        ),
+        precision_gate=precision_gate,
+        change=origin.change,
+        operation=origin.operation,
+        comparison=origin.comparison,
+        rejection=origin.rejection,
+        created=datetime.now(UTC),
+        versions=software_versions(),
+    )
+    content = Content(
+        manifest=draft,
+        metrics=learned.metrics,
+        backbone=repository.backbone(draft),
+        exemplars=exemplars,
+        judged=learned.judged,
+        parent=_serving(repository, model),
+        making=making,
+    )
+    return repository.publish(
+        draft,
+        head=to_onnx(head),
+        metrics=learned.metrics,
+        report=lambda manifest: render(replace(content, manifest=manifest)).encode(),
+    )
+
+
+def _serving(repository: Repository, model: str) -> Parent | None:
+    try:
+        manifest = repository.manifest(model, repository.serving(model))
+    except NotFound:
+        return None
+    return Parent(manifest=manifest, metrics=repository.metrics(manifest))

@@ -1,0 +1,677 @@
+"""Whatever is uploaded becomes the backbone's input, or one image's error."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngImageFile
+from support.bad_images import (
+    EXACT,
+    KINDS,
+    STORED_AS,
+    bombs,
+    gradient,
+    grey_png,
+    grey_tiff,
+    plain,
+    png_chunk,
+    turned,
+    unreadable,
+)
+from support.heifs import grid, heic
+from support.pictures import encode
+from support.tiffs import RGB, tiff
+
+from topwork.errors import ImageError
+from topwork.inputs.image import pixel_digest, preprocess
+from topwork.inputs.preprocess import PreprocessSpec
+from topwork.limits import DEFAULT_LIMITS, Limits
+
+SPEC = PreprocessSpec(resize=20, crop=16, deep_grey="percentiles")
+DEPTH = PreprocessSpec(resize=20, crop=16, deep_grey="depth")
+"""The spec of models that were fitted when deep greyscale kept the upper bits of its depth."""
+SEEDED = settings(derandomize=True, database=None, deadline=None)
+RED, BLUE = (220, 10, 20), (10, 20, 220)
+
+
+def close(pixels: np.ndarray, colour: Any, *, within: int = 2) -> bool:
+    """Return whether all pixels are ``colour``, or those of another picture, but for rounding."""
+    return bool((np.abs(pixels.astype(int) - np.asarray(colour, dtype=int)) <= within).all())
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(("what", "content"), unreadable().items(), ids=unreadable().keys())
+def test_what_is_no_picture_is_an_image_error(what: str, content: bytes) -> None:
+    """Empty, foreign, corrupt and cut-off files raise ImageError with a reason for clients."""
+    with pytest.raises(ImageError) as caught:
+        preprocess(content, SPEC)
+    assert caught.value.reason == "IMAGE_UNREADABLE", what
+
+
+def test_what_is_no_picture_is_told_the_formats() -> None:
+    """A file of an unknown kind is answered with its length and the formats that are known."""
+    with pytest.raises(ImageError, match=r"7 bytes.*JPEG, PNG, WEBP, GIF, BMP, TIFF"):
+        preprocess(b"no JPEG", SPEC)
+
+
+def test_an_empty_file_is_told_to_be_empty() -> None:
+    """The commonest bad file, of no bytes at all, is named as such."""
+    with pytest.raises(ImageError, match=r"empty \(0 bytes\)"):
+        preprocess(b"", SPEC)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(10_000, 5_001), (11_000, 12_000), (16_000, 16_000)])
+def test_bombs_are_refused_undecoded(
+    kind: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file of huge dimensions is refused, with value and limit, before it is decoded."""
+
+    def decode(_self: object, *_args: object) -> None:
+        pytest.fail("the bomb was decoded")
+
+    bomb = bombs(*size)[kind]
+    assert len(bomb) < 2_000
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decode)
+    with pytest.raises(ImageError) as caught:
+        preprocess(bomb, SPEC)
+    assert caught.value.reason == "IMAGE_TOO_LARGE"
+    assert str(size[0] * size[1]) in str(caught.value)
+    assert "50000000" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [AssertionError(), RecursionError("deep"), KeyError(7), UnicodeDecodeError("a", b"", 0, 1, ""),
+     ZeroDivisionError(), type("OwnError", (Exception,), {})("of a library")],
+    ids=lambda one: type(one).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["open", "load", "convert"])
+def test_whatever_a_decoder_raises_is_an_image_error(
+    place: str, raised: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening, decoding or converting: any exception is this image's error, which names it."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise raised
+
+    method = {"open": "_open", "load": "load", "convert": "convert"}[place]
+    monkeypatch.setattr(PngImageFile, method, broken)
+    with pytest.raises(
+        ImageError, match=r"the PNG \(\d+ bytes\) is damaged or cut off: ."
+    ) as caught:
+        preprocess(encode(plain(RED)), SPEC)
+    assert caught.value.reason == "IMAGE_UNREADABLE"
+
+
+def test_unexpected_exceptions_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A kind of exception that damage does not explain leaves its name and the image's sha256."""
+    content = encode(plain(RED))
+
+    raised = iter([OSError("damage"), AssertionError("a bug")])
+
+    def broken(*_: object) -> None:
+        raise next(raised)
+
+    monkeypatch.setattr(PngImageFile, "_open", broken)
+    for _ in range(2):
+        with pytest.raises(ImageError):
+            preprocess(content, SPEC)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == f"AssertionError from the decoder of PNG {hashlib.sha256(content).hexdigest()}"
+
+
+@pytest.mark.parametrize("method", ["_open", "load", "getexif"])
+def test_no_memory_is_not_the_image_s_error(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory runs out, the image is not to blame."""
+
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(PngImageFile, method, broken)
+    with pytest.raises(MemoryError):
+        preprocess(encode(plain(RED)), SPEC)
+
+
+def test_as_many_pixels_as_the_limit_are_read() -> None:
+    """The limit of pixels is itself allowed, one more is not."""
+    content = encode(plain(RED, (30, 20)))
+    preprocess(content, SPEC, limits=Limits(max_image_pixels=600))
+    with pytest.raises(ImageError, match=r"30 x 20 = 600 pixels; the limit is 599 pixels"):
+        preprocess(content, SPEC, limits=Limits(max_image_pixels=599))
+
+
+def test_as_many_bytes_as_the_limit_are_read() -> None:
+    """The limit of bytes is itself allowed, one more is not."""
+    content = encode(plain(RED))
+    preprocess(content, SPEC, limits=Limits(max_image_bytes=len(content)))
+    with pytest.raises(ImageError) as caught:
+        preprocess(content, SPEC, limits=Limits(max_image_bytes=len(content) - 1))
+    assert caught.value.reason == "IMAGE_TOO_LARGE"
+
+
+def test_too_many_bytes_are_refused_with_value_and_limit() -> None:
+    """A file over the limit is refused with its length and the limit, whatever is in it."""
+    with pytest.raises(ImageError, match=r"3\.0 MiB; the limit is 2\.0 MiB"):
+        preprocess(bytes(3 * 2**20), SPEC, limits=Limits(max_image_bytes=2 * 2**20))
+
+
+def test_floating_point_samples_are_refused_by_name() -> None:
+    """A floating-point TIFF, whose range nobody knows, is refused and told why."""
+    with pytest.raises(ImageError, match="floating-point"):
+        preprocess(encode(Image.fromarray(np.ones((20, 20), np.float32)), "TIFF"), SPEC)
+
+
+# Kinds of pictures
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_is_read(kind: str) -> None:
+    """Each of the formats gives the picture that was saved."""
+    pixels = preprocess(encode(plain(RED), kind, **EXACT.get(kind, {})), SPEC)
+    assert pixels.shape == (16, 16, 3)
+    assert pixels.dtype == np.uint8
+    assert close(pixels, RED)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_animations_give_their_first_frame(kind: str) -> None:
+    """Of a file with several frames the first is the picture."""
+    content = encode(plain(RED), kind, save_all=True, append_images=[plain(BLUE)])
+    with Image.open(io.BytesIO(content)) as image:
+        assert getattr(image, "n_frames", 1) == 2
+    assert close(preprocess(content, SPEC), RED, within=5)
+
+
+def test_cmyk_jpeg_keeps_its_colours() -> None:
+    """A CMYK JPEG, which Adobe stores inverted, comes out in its own colours."""
+    content = encode(plain(RED).convert("CMYK"), "JPEG", quality=100)
+    assert close(preprocess(content, SPEC), RED, within=4)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P"])
+def test_modes_of_few_colours_become_rgb(mode: str) -> None:
+    """Greyscale, 1-bit and palette pictures give the same pixels as their RGB form."""
+    image = gradient(40, 32).convert(mode)
+    want = preprocess(encode(image.convert("RGB")), SPEC)
+    assert want.std() > 10
+    assert (preprocess(encode(image), SPEC) == want).all()
+
+
+def sixteen_bits(order: str) -> bytes:
+    """Return 24 x 20 samples that rise by rows over the whole range."""
+    return np.linspace(0, 65_535, 480).astype(order + "u2").tobytes()
+
+
+DEEP: dict[str, Callable[[], bytes]] = {
+    "PNG": lambda: grey_png(sixteen_bits(">"), width=24, height=20, depth=16),
+    "TIFF": lambda: grey_tiff(sixteen_bits("<"), width=24, height=20, depth=16),
+    "big-endian TIFF": lambda: grey_tiff(
+        sixteen_bits(">"), width=24, height=20, depth=16, big_endian=True
+    ),
+    "TIFF of 32-bit samples": lambda: encode(
+        Image.fromarray(np.linspace(0, 65_535, 480).astype(np.int32).reshape(20, 24)), "TIFF"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_greyscale_keeps_its_upper_bits(kind: str) -> None:
+    """16-bit samples give the picture of their upper 8 bits; nothing is clipped to white."""
+    upper = (np.linspace(0, 65_535, 480).astype(np.uint16) >> 8).astype(np.uint8).reshape(20, 24)
+    pixels = preprocess(DEEP[kind](), DEPTH)
+    assert (pixels == preprocess(encode(Image.fromarray(upper)), DEPTH)).all()
+    assert close(pixels.mean(), 127, within=3)
+
+
+@pytest.mark.parametrize(
+    ("highest", "bits"),
+    [(1, 8), (255, 8), (256, 10), (1_023, 10), (1_024, 12), (4_095, 12), (4_096, 14),
+     (16_383, 14), (16_384, 16), (65_535, 16)],
+)  # fmt: skip
+def test_the_depth_is_the_smallest_that_holds_the_samples(highest: int, bits: int) -> None:
+    """Samples of 10, 12 or 14 bits in a container of 16 keep the upper 8 of those bits."""
+    samples = np.linspace(0, highest, 480).astype(np.uint16)
+    upper = (samples >> (bits - 8)).astype(np.uint8).reshape(20, 24)
+    want = preprocess(encode(Image.fromarray(upper)), DEPTH)
+    for content in (
+        grey_png(samples.astype(">u2").tobytes(), width=24, height=20, depth=16),
+        grey_tiff(samples.astype("<u2").tobytes(), width=24, height=20, depth=16),
+        grey_tiff(samples.astype(">u2").tobytes(), width=24, height=20, depth=16, big_endian=True),
+        encode(Image.fromarray(samples.astype(np.int32).reshape(20, 24)), "TIFF"),
+    ):
+        assert (preprocess(content, DEPTH) == want).all()
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+@pytest.mark.parametrize(
+    ("lowest", "highest", "lift", "bits"),
+    [
+        (-1_024, 3_071, 1_024, 12),  # Hounsfield units
+        (-1_000, 400, 1_024, 12),
+        (-2_000, 3_071, 2_048, 14),
+        (0, 4_095, 0, 12),
+        (-1, 254, 1, 8),
+        (-32_768, 32_767, 32_768, 16),
+    ],
+)
+def test_signed_samples_do_not_wrap_around(
+    lowest: int, highest: int, lift: int, bits: int, *, big_endian: bool
+) -> None:
+    """Samples below 0 are lifted by a power of two, and then are as others of that depth."""
+    samples = np.linspace(lowest, highest, 480).round().astype(int)
+    order = ">" if big_endian else "<"
+    content = grey_tiff(
+        samples.astype(order + "i2").tobytes(),
+        width=24,
+        height=20,
+        depth=16,
+        signed=True,
+        big_endian=big_endian,
+    )
+    upper = ((samples + lift) >> (bits - 8)).astype(np.uint8).reshape(20, 24)
+    want = preprocess(encode(Image.fromarray(upper)), DEPTH)
+    assert (preprocess(content, DEPTH) == want).all()
+
+
+def test_signed_bytes_do_not_wrap_around() -> None:
+    """A TIFF of signed samples of 8 bits is black at its lowest, not in the middle."""
+    samples = np.linspace(-128, 127, 480).round().astype(np.int8)
+    content = grey_tiff(samples.tobytes(), width=24, height=20, depth=8, signed=True)
+    upper = (samples.astype(int) + 128).astype(np.uint8).reshape(20, 24)
+    assert (preprocess(content, DEPTH) == preprocess(encode(Image.fromarray(upper)), DEPTH)).all()
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize("depth", [1, 8, 12, 16])
+def test_where_white_is_zero_it_is_white(depth: int, *, deflated: bool) -> None:
+    """A TIFF whose lowest sample is white comes out as its opposite, black at the lowest."""
+    if depth == 1:
+        samples = np.random.default_rng(0).integers(0, 256, 60, dtype=np.uint8).tobytes()
+    else:
+        dtype = "u1" if depth == 8 else "<u2"
+        samples = np.linspace(0, 2**depth - 1, 480).astype(dtype).tobytes()
+    options: dict[str, Any] = {
+        "width": 24,
+        "height": 20,
+        "depth": 16 if depth == 12 else depth,
+        "deflated": deflated,
+    }
+    black_is_zero = preprocess(grey_tiff(samples, **options), SPEC)
+    white_is_zero = preprocess(grey_tiff(samples, **options, white_is_zero=True), SPEC)
+    assert black_is_zero.std() > 30
+    assert close(white_is_zero, 255 - black_is_zero.astype(int), within=1)
+
+
+def test_twelve_packed_bits_are_read() -> None:
+    """A TIFF that packs two samples of 12 bits into 3 bytes is known to have that depth."""
+    samples = np.linspace(0, 800, 480).astype(int).reshape(-1, 2)
+    packed = (samples[:, 0] << 12 | samples[:, 1]).astype(">u4").view(np.uint8).reshape(-1, 4)
+    content = grey_tiff(packed[:, 1:].tobytes(), width=24, height=20, depth=12)
+    upper = (samples >> 4).astype(np.uint8).reshape(20, 24)
+    assert (preprocess(content, DEPTH) == preprocess(encode(Image.fromarray(upper)), DEPTH)).all()
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(0, 65_536), (-1, 65_535), (-70_000, 9)])
+def test_samples_beyond_16_bits_are_refused(lowest: int, highest: int) -> None:
+    """Samples of 32 bits whose range nobody knows are refused with the range that they have."""
+    samples = np.linspace(lowest, highest, 480).round().astype(np.int32).reshape(20, 24)
+    with pytest.raises(ImageError, match=f"samples from {lowest} to {highest}; 16 bits"):
+        preprocess(encode(Image.fromarray(samples), "TIFF"), SPEC)
+
+
+def test_deep_colours_keep_their_upper_bits() -> None:
+    """A PNG with 16 bits a colour gives its upper 8 bits."""
+    rgb = struct.pack(">HHH", 0x4000, 0x8000, 0xC0FF) * 4
+    content = grey_png(rgb * 4, width=4, height=4, depth=16).replace(
+        png_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 0, 0, 0, 0)),
+        png_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)),
+    )
+    assert close(preprocess(content, SPEC), (0x40, 0x80, 0xC0), within=1)
+
+
+def see_through(mode: str) -> bytes:
+    """Return a picture of RED (or grey 100) behind which half, or everything, can be seen."""
+    if mode == "RGBA":
+        return encode(Image.new("RGBA", (24, 20), (*RED, 128)))
+    if mode == "RGBA WebP":
+        return encode(Image.new("RGBA", (24, 20), (*RED, 128)), "WEBP", lossless=True, exact=True)
+    if mode == "LA":
+        return encode(Image.new("LA", (24, 20), (100, 128)))
+    image = plain(RED).quantize(2)
+    if mode == "GIF":
+        return encode(image, "GIF", transparency=image.getpixel((0, 0)))
+    alphas = bytes([128, 128])
+    return encode(image, transparency=alphas)
+
+
+@pytest.mark.parametrize(
+    ("mode", "want"),
+    [
+        ("RGBA", (237, 132, 137)),
+        ("RGBA WebP", (237, 132, 137)),
+        ("LA", (177, 177, 177)),
+        ("P", (237, 132, 137)),
+        ("GIF", (255, 255, 255)),
+    ],
+)
+def test_transparency_lies_on_white(mode: str, want: tuple[int, int, int]) -> None:
+    """Half transparent pixels are mixed with white, whatever their mode; transparent are white."""
+    assert close(preprocess(see_through(mode), SPEC), want)
+
+
+def test_transparent_deep_grey_lies_on_white() -> None:
+    """In a 16-bit greyscale PNG the sample that is said to be transparent is white."""
+    content = grey_png(
+        struct.pack(">H", 0x4000) * 16,
+        width=4,
+        height=4,
+        depth=16,
+        extra=png_chunk(b"tRNS", struct.pack(">H", 0x4000)),
+    )
+    assert close(preprocess(content, SPEC), (255, 255, 255))
+
+
+def test_a_transparent_sample_sets_no_depth() -> None:
+    """A transparent sample that is brighter than all others leaves them their contrast."""
+    content = grey_png(
+        struct.pack(">16H", *[0x0800] * 15, 0xFFFF),
+        width=4,
+        height=4,
+        depth=16,
+        extra=png_chunk(b"tRNS", struct.pack(">H", 0xFFFF)),
+    )
+    pixels = preprocess(content, PreprocessSpec(resize=4, crop=4, deep_grey="depth"))
+    assert close(pixels[:3], 0x80)
+    assert close(pixels[3, 3], 255)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5_000), (5_000, 1), (2, 3), (300, 17)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_any_shape_fills_the_square(size: tuple[int, int], kind: str) -> None:
+    """Single pixels and very long pictures give a full square in their colour."""
+    pixels = preprocess(encode(plain(RED, size), kind), SPEC)
+    assert pixels.shape == (16, 16, 3)
+    assert close(pixels, RED, within=4)
+
+
+# Geometry
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "HEIF", "AVIF"])
+@pytest.mark.parametrize("orientation", STORED_AS)
+def test_pictures_are_upright(kind: str, orientation: int) -> None:
+    """However the camera was held, the pixels are those of the upright picture."""
+    upright = gradient(36, 24)
+    want = preprocess(encode(upright), SPEC)
+    assert close(
+        preprocess(turned(upright, orientation, kind), SPEC),
+        want,
+        within=1 if kind in {"PNG", "WEBP", "TIFF"} else 3,
+    )
+
+
+@pytest.mark.parametrize("orientation", STORED_AS)
+def test_pictures_are_upright_when_scaled_in_the_decoder(orientation: int) -> None:
+    """A large JPEG, decoded at an eighth of its size, is upright all the same."""
+    upright = gradient(487, 331)
+    want = preprocess(encode(upright), SPEC)
+    assert close(preprocess(turned(upright, orientation, "JPEG"), SPEC), want, within=5)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65_535])
+def test_unknown_orientations_turn_nothing(orientation: int) -> None:
+    """An orientation that EXIF does not know leaves the picture as it is stored."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = preprocess(encode(gradient(36, 24), exif=exif), SPEC)
+    assert (pixels == preprocess(encode(gradient(36, 24)), SPEC)).all()
+
+
+@pytest.mark.parametrize("size", [(256, 256), (256, 144), (144, 256), (97, 211), (30, 45)])
+@pytest.mark.parametrize("spec", [(72, 64), (40, 40), (90, 30)])
+def test_a_gradient_has_its_values_where_they_belong(
+    size: tuple[int, int], spec: tuple[int, int]
+) -> None:
+    """Output pixel i shows the source at (i - (crop - 1) / 2) * short / resize from the centre."""
+    resize, crop = spec
+    width, height = size
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    content = encode(Image.fromarray(np.stack([x, y, 255 - x], axis=2).astype(np.uint8)))
+    pixels = preprocess(content, PreprocessSpec(resize=resize, crop=crop))
+    along = (np.arange(crop) - (crop - 1) / 2) * min(size) / resize
+    red, green = along + (width - 1) / 2, along + (height - 1) / 2
+    # A filter's support is cut at the edges of the picture, so the outermost pixels bend inwards.
+    inside = slice(3, -3)
+    got = pixels[inside, inside].astype(float)
+    np.testing.assert_allclose(got[..., 0], np.tile(red[inside], (crop - 6, 1)), atol=1)
+    np.testing.assert_allclose(got[..., 1].T, np.tile(green[inside], (crop - 6, 1)), atol=1)
+    np.testing.assert_allclose(got[..., 2], 255 - got[..., 0], atol=1)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("size", [(300, 300), (640, 427), (333, 1000), (50, 90)])
+def test_it_is_scale_then_crop(size: tuple[int, int], kind: str, interpolation: str) -> None:
+    """A picture comes out as if all of it were scaled and then the centre cut out."""
+    width, height = size
+    resize, crop = 72, 64
+    scale = resize / min(size)
+    x, y = np.meshgrid(np.arange(width) * scale, np.arange(height) * scale)
+    waves = [np.sin(x / 5), np.sin(y / 6), np.sin((x + y) / 7)]
+    image = Image.fromarray((127 + 100 * np.stack(waves, axis=2)).astype(np.uint8))
+    full = image.resize(
+        (round(width * scale), round(height * scale)),
+        {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation],
+    )
+    left, top = (full.width - crop) / 2, (full.height - crop) / 2
+    want = np.asarray(full.crop((int(left), int(top), int(left) + crop, int(top) + crop)))
+    spec = PreprocessSpec(resize=resize, crop=crop, interpolation=interpolation)  # type: ignore[arg-type]  # parametrised
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    got = preprocess(encode(image, kind, **options), spec)
+    error = np.abs(got.astype(int) - want)
+    # Half a pixel of the scaled picture is a slope of up to 10.
+    assert error.max() <= 14
+    assert error.mean() <= 4
+
+
+def test_the_filter_is_the_one_of_the_spec() -> None:
+    """Bilinear and bicubic scaling give different pixels."""
+    content = encode(gradient(9, 7).quantize(3))
+    bilinear, bicubic = (
+        preprocess(content, PreprocessSpec(resize=20, crop=16, interpolation=one))
+        for one in ("bilinear", "bicubic")
+    )
+    assert (bilinear != bicubic).any()
+
+
+# Digest
+
+
+def test_the_digest_is_of_the_pixels() -> None:
+    """The same pixels in another container, with other metadata, have the same digest."""
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    files = [
+        encode(gradient(36, 24)),
+        encode(gradient(36, 24), exif=exif, compress_level=1),
+        encode(gradient(36, 24), "WEBP", lossless=True),
+        encode(gradient(36, 24), "BMP"),
+    ]
+    assert len({pixel_digest(preprocess(content, SPEC)) for content in files}) == 1
+
+
+def test_one_other_pixel_is_another_digest() -> None:
+    """One sample that differs by 1 changes the digest."""
+    pixels = preprocess(encode(gradient(36, 24)), SPEC)
+    other = pixels.copy()
+    other[15, 15, 2] ^= 1
+    assert pixel_digest(other) != pixel_digest(pixels)
+
+
+# Anything at all
+
+
+def check_anything(content: bytes, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Assert that ``content`` gives pixels or ImageError."""
+    try:
+        pixels = preprocess(content, SPEC, limits=limits)
+    except ImageError:
+        return
+    assert pixels.shape == (16, 16, 3)
+    assert pixels.dtype == np.uint8
+
+
+MAGIC = [
+    b"\xff\xd8\xff\xe0",
+    b"\x89PNG\r\n\x1a\n",
+    b"RIFF\0\1\0\0WEBPVP8 ",
+    b"GIF89a",
+    b"BM",
+    b"II*\0",
+    b"MM\0+\0\x08\0\0",
+    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic\0\0\0\x80meta\0\0\0\0",
+    b"\xff\x4f\xff\x51\0\x2f\0\0",
+    b"\0\0\0\x0cjP  \r\n\x87\n",
+    b"P3 4 4 255\n",
+    b"P4 4 4\n",
+]
+
+
+@settings(SEEDED, max_examples=300)
+@given(st.sampled_from([b"", *MAGIC]), st.binary(max_size=300))
+def test_arbitrary_bytes_are_pixels_or_an_image_error(magic: bytes, rest: bytes) -> None:
+    """No bytes, also behind a format's first ones, make it raise anything but ImageError."""
+    check_anything(magic + rest)
+
+
+def valid() -> dict[str, bytes]:
+    """Return a file of each format and of its main variants, with metadata in it."""
+    rng = np.random.default_rng(1)
+    rgb = Image.fromarray(rng.integers(0, 256, (24, 36, 3), dtype=np.uint8))
+    rgba = Image.fromarray(rng.integers(0, 256, (24, 36, 4), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "Maker"
+    frames: dict[str, Any] = {"save_all": True, "append_images": [plain(RED, (36, 24))]}
+    return {
+        "JPEG": encode(rgb, "JPEG", exif=exif),
+        "progressive JPEG": encode(rgb, "JPEG", progressive=True, dpi=(72, 72)),
+        "CMYK JPEG": encode(rgb.convert("CMYK"), "JPEG"),
+        "two JPEGs in one": encode(rgb, "MPO", **frames),
+        "PNG": encode(rgb, exif=exif),
+        "palette PNG": encode(rgb.quantize(16), transparency=bytes(range(16))),
+        "16-bit PNG": DEEP["PNG"](),
+        "animated PNG": encode(rgb, **frames),
+        "WebP": encode(rgba, "WEBP", exif=exif),
+        "lossless WebP": encode(rgba, "WEBP", lossless=True),
+        "animated WebP": encode(rgb, "WEBP", **frames),
+        "GIF": encode(rgb, "GIF", comment="no comment", **frames),
+        "BMP": encode(rgb, "BMP"),
+        "palette BMP": encode(rgb.quantize(16), "BMP"),
+        "TIFF": encode(rgb, "TIFF", exif=exif),
+        "16-bit TIFF": DEEP["TIFF"](),
+        "signed TIFF": grey_tiff(
+            np.arange(-480, 480, 2).astype("<i2").tobytes(),
+            width=24,
+            height=20,
+            depth=16,
+            signed=True,
+        ),
+        "12-bit TIFF": grey_tiff(bytes(range(240)) * 3, width=24, height=20, depth=12),
+        "LZW TIFF": encode(rgb, "TIFF", compression="tiff_lzw"),
+        "JPEG TIFF": encode(rgb, "TIFF", compression="jpeg"),
+        "16-bit planes in a TIFF": tiff(
+            rng.integers(0, 65_536, (24, 36, 3), dtype=np.uint16), RGB, planar=True, rows=9
+        ),
+        "BigTIFF": tiff(np.asarray(rgb), RGB, bigtiff=True, deflated=True),
+        "HEIC": heic(rgba, 6),
+        "grid of HEIC": grid(heic(plain(RED, (64, 64))), 2, 1, (120, 60)),
+        "AVIF": encode(rgba, "AVIF", exif=exif),
+        "animated AVIF": encode(rgb, "AVIF", **frames),
+        "JPEG 2000": encode(rgb, "JPEG2000"),
+        "JPEG 2000 codestream": encode(rgb, "JPEG2000", no_jp2=True, tile_size=(16, 16)),
+        "PPM": encode(rgb, "PPM"),
+        "plain PGM": b"P2 6 4 900 # a comment\n" + b" ".join(b"%d" % n for n in range(0, 888, 37)),
+    }
+
+
+VALID = valid()
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """Return a valid file in which bytes were changed, cut out, put in, or cut off at the end."""
+    content = bytearray(VALID[draw(st.sampled_from(sorted(VALID)))])
+    for _ in range(draw(st.integers(1, 4))):
+        # Headers are where decoders branch: half of the damage is done there.
+        at = draw(st.integers(0, 80) | st.integers(0, len(content)))
+        match draw(st.sampled_from(["change", "change", "change", "cut out", "put in", "cut off"])):
+            case "change":
+                content[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
+            case "cut out":
+                del content[at : at + draw(st.integers(1, 16))]
+            case "put in":
+                content[at:at] = draw(st.binary(min_size=1, max_size=4))
+            case _:
+                del content[at:]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", VALID)
+def test_damage_costs_no_more_than_the_picture(kind: str) -> None:
+    """Cut, flipped and overwritten in many places, each file is pixels or an error, and soon."""
+    whole = VALID[kind]
+    rng = np.random.default_rng(len(whole))
+    for at in [*range(0, len(whole), max(1, len(whole) // 40)), *rng.integers(0, len(whole), 40)]:
+        flipped, overwritten = bytearray(whole), bytearray(whole)
+        flipped[at] ^= 1 << rng.integers(8)
+        overwritten[at : at + 4] = rng.choice([b"\0\0\0\0", b"\xff" * 4, rng.bytes(4)])
+        for content in (whole[:at], bytes(flipped), bytes(overwritten)):
+            start = time.process_time()
+            check_anything(content, Limits(max_image_pixels=1_000_000))
+            assert time.process_time() - start < 5
+
+
+@settings(SEEDED, max_examples=1500)
+@given(damaged())
+def test_damaged_files_are_pixels_or_an_image_error(content: bytes) -> None:
+    """No damage to a valid file makes it raise anything but ImageError."""
+    check_anything(content)
+
+
+DAMAGED_METADATA = {
+    "EXIF cut short": encode(plain(RED), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0"),
+    "EXIF beyond its end": encode(
+        plain(RED),
+        exif=b"Exif\0\0" + struct.pack("<4sIHHHIII", b"II*\0", 8, 1, 0x010F, 2, 99, 9999, 0),
+    ),
+    "no second JPEG": encode(plain(RED), "MPO", save_all=True, append_images=[plain(BLUE)]).replace(
+        struct.pack("<HHII", 0xB001, 4, 1, 2), struct.pack("<HHII", 0xB001, 4, 1, 9)
+    ),
+    "an animation of no frames": encode(
+        plain(RED), save_all=True, append_images=[plain(BLUE)]
+    ).replace(
+        png_chunk(b"acTL", struct.pack(">II", 2, 0)), png_chunk(b"acTL", struct.pack(">II", 0, 0))
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED_METADATA)
+def test_damaged_metadata_spoils_no_picture(what: str) -> None:
+    """A sound picture whose metadata is damaged is read, and without a warning."""
+    assert close(preprocess(DAMAGED_METADATA[what], SPEC), RED, within=5)

@@ -1,0 +1,346 @@
+"""Sessions load what is sound, refuse what is not, and keep callers apart."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from support import tiny
+
+import topwork
+import topwork_trainer
+from topwork.errors import Corrupt, NotReady
+from topwork.runtime import backend
+from topwork.runtime.backend import (
+    BoundSession,
+    Provider,
+    check_provider,
+    open_bound_session,
+    open_session,
+    software_versions,
+)
+
+
+def patches(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return what the tiny backbone computes, by NumPy: the means of 4 x 4 patches."""
+    planes = batch.astype(np.float32).transpose(0, 3, 1, 2).reshape(-1, 3, 4, 4, 4, 4)
+    return np.asarray(planes.mean(axis=(3, 5)).reshape(len(batch), tiny.WIDTH), dtype=np.float32)
+
+
+def images(count: int, *, seed: int = 0) -> NDArray[np.uint8]:
+    """Return random images of the tiny backbone's size."""
+    return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_rows_come_back_in_order(count: int, threads: int) -> None:
+    """The output is float32, one row an image, in the order of the batch."""
+    session = open_session(tiny.backbone_model(), output="embedding", threads=threads)
+    found = session.run(images(count))
+    assert found.dtype == np.float32
+    assert found.shape == (count, tiny.WIDTH)
+    np.testing.assert_allclose(found, patches(images(count)), rtol=1e-5)
+    assert not session.on_gpu
+
+
+def test_callers_in_threads_get_their_own_rows() -> None:
+    """Runs of different sizes from many threads at once each return the caller's rows."""
+    session = open_session(tiny.backbone_model(), output="embedding")
+    alone = {seed: session.run(images(1 + seed % 5, seed=seed)) for seed in range(200)}
+
+    def run(seed: int) -> bool:
+        return np.array_equal(session.run(images(1 + seed % 5, seed=seed)), alone[seed])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(run, alone))
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [b"", b"\0garbage", tiny.backbone_model()[:-20], b"<html>"],
+    ids=["empty", "garbage", "cut off", "HTML"],
+)
+def test_a_corrupt_graph_is_corrupt(graph: bytes) -> None:
+    """Bytes that are no graph are Corrupt."""
+    with pytest.raises(Corrupt, match="cannot load the graph"):
+        open_session(graph, output="embedding")
+
+
+def test_an_unknown_operator_is_corrupt() -> None:
+    """A graph that is sound protobuf but that ONNX Runtime cannot execute is Corrupt."""
+    model = onnx.load_model_from_string(tiny.backbone_model())
+    model.graph.node[0].op_type = "NoSuchOperator"
+    with pytest.raises(Corrupt, match="NoSuchOperator"):
+        open_session(model.SerializeToString(), output="embedding")
+
+
+def with_external_data(location: str) -> bytes:
+    """Return a graph that adds weights which stand in another file."""
+    weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[64, 64])
+    weights.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", str(64 * 64 * 4))):
+        weights.external_data.add(key=key, value=value)
+    shape = [64, 64]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        "external",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [weights],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
+def test_external_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph whose weights stand in a file that no digest covers is Corrupt."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.bin").write_bytes(bytes(64 * 64 * 4))
+    with pytest.raises(Corrupt, match=r"(?i)external"):
+        open_session(with_external_data("weights.bin"), output="y")
+
+
+def outside(name: str = "w") -> TensorProto:
+    """Return a tensor that stands in another file."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    return tensor
+
+
+def hidden(where: str) -> bytes:
+    """Return a graph that keeps a tensor elsewhere, in a place that is easily overlooked."""
+    x, y, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xyz")
+    add = helper.make_node("Add", ["x", "w"], ["y"])
+    constant = helper.make_node("Constant", [], ["w"], value=outside())
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    functions = []
+    graph = helper.make_graph([constant, add], "g", [x], [y])
+    if where == "a sparse tensor":
+        sparse = onnx.SparseTensorProto(dims=[1], values=outside())
+        sparse.indices.CopyFrom(helper.make_tensor("i", TensorProto.INT64, [1], [0]))
+        graph = helper.make_graph([add], "g", [x], [y], sparse_initializer=[sparse])
+    elif where == "a subgraph":
+        same = helper.make_node("Identity", ["w"], ["z"])
+        branch = helper.make_graph([same], "branch", [], [z], [outside()])
+        test = helper.make_tensor_value_info("x", TensorProto.BOOL, [1])
+        chosen = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
+        graph = helper.make_graph([chosen], "g", [test], [y])
+    elif where == "a function":
+        functions = [helper.make_function("own", "F", ["x"], ["y"], [constant, add], opsets[:1])]
+        graph = helper.make_graph(
+            [helper.make_node("F", ["x"], ["y"], domain="own")], "g", [x], [y]
+        )
+    model = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=8)
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("where", ["an attribute", "a sparse tensor", "a subgraph", "a function"])
+@pytest.mark.parametrize("bound", [False, True])
+def test_external_data_is_found_wherever_it_hides(
+    where: str, bound: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both kinds of session look at all tensors of a graph, though the file is there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.bin").write_bytes(bytes(4))
+    opened = partial(open_bound_session, shape=(1,), width=1) if bound else open_session
+    with pytest.raises(Corrupt, match="keeps tensor 'w' as external data"):
+        opened(hidden(where), output="y")
+
+
+def test_only_one_place_makes_sessions() -> None:
+    """No module but this one has ONNX Runtime, and it makes sessions where it looks at tensors."""
+    made = [
+        (path.name, line.strip())
+        for root in (Path(str(topwork.__file__)).parent, Path(str(topwork_trainer.__file__)).parent)
+        for path in root.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if "InferenceSession(" in line
+    ]
+    text = "return ort.InferenceSession(model, options, providers=providers, **more)"
+    assert made == [("backend.py", text)]
+    assert "_refuse_external_data(model)" in inspect.getsource(backend._load)
+
+
+def test_an_output_that_is_not_there_is_corrupt() -> None:
+    """A graph without the output that is asked for is Corrupt when it is loaded."""
+    with pytest.raises(Corrupt, match="nonsense"):
+        open_session(tiny.backbone_model(), output="nonsense")
+
+
+@pytest.fixture
+def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ONNX Runtime have no other execution provider, also on machines where it has."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+
+
+@pytest.mark.usefixtures("cpu_only")
+@pytest.mark.parametrize(
+    ("provider", "help_"),
+    [("cuda", "onnxruntime-gpu"), ("tensorrt", "TensorRT"), ("openvino", "onnxruntime-openvino")],
+)
+def test_a_provider_that_is_not_there_is_not_ready(provider: Provider, help_: str) -> None:
+    """Asking for it is NotReady, at once; what there is is said, and what is missing."""
+    for ask in (
+        lambda: check_provider(provider),
+        lambda: open_session(tiny.backbone_model(), output="embedding", provider=provider),
+    ):
+        with pytest.raises(
+            NotReady, match=rf"(?s)'{provider}'.*CPUExecutionProvider.*{help_}"
+        ) as e:
+            ask()
+        assert e.value.reason == "PROVIDER_UNAVAILABLE"
+
+
+@pytest.mark.usefixtures("cpu_only")
+def test_auto_without_cuda_is_the_cpu() -> None:
+    """``auto`` falls back where there is no CUDA."""
+    session = open_session(tiny.backbone_model(), output="embedding", provider="auto")
+    assert session.uses("cpu")
+    assert not session.on_gpu
+    np.testing.assert_allclose(session.run(images(2)), patches(images(2)), rtol=1e-5)
+
+
+Asked = list[tuple[ort.SessionOptions, list[Any]]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Return what ONNX Runtime is asked for; it says it has everything, and gives the CPU."""
+    load = ort.InferenceSession
+    found: Asked = []
+
+    def noted(model: bytes, options: ort.SessionOptions, *, providers: list[Any]) -> Any:
+        found.append((options, providers))
+        return load(model, options, providers=["CPUExecutionProvider"])
+
+    every = ["Tensorrt", "CUDA", "OpenVINO", "CPU"]
+    named = [f"{name}ExecutionProvider" for name in every]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: named)
+    monkeypatch.setattr(ort, "InferenceSession", noted)
+    monkeypatch.setattr(backend, "available_cores", lambda: 8)
+    return found
+
+
+CUDA = (
+    "CUDAExecutionProvider",
+    {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
+)
+CPU = "CPUExecutionProvider"
+
+
+def openvino(*, threads: str, streams: str) -> tuple[str, dict[str, str]]:
+    """Return OpenVINO with its options: threads are a session's, not a run's."""
+    options = {
+        "device_type": "CPU",
+        "precision": "FP32",
+        "num_of_threads": threads,
+        "num_streams": streams,
+    }
+    return "OpenVINOExecutionProvider", options
+
+
+@pytest.mark.parametrize(
+    ("provider", "threads", "providers"),
+    [
+        ("cpu", 3, [CPU]),
+        ("auto", 3, [CUDA, CPU]),
+        ("cuda", 3, [CUDA, CPU]),
+        ("tensorrt", 3, ["TensorrtExecutionProvider", CUDA, CPU]),
+        ("openvino", 1, [openvino(threads="8", streams="8"), CPU]),
+        ("openvino", 8, [openvino(threads="8", streams="1"), CPU]),
+        ("openvino", 9, [openvino(threads="9", streams="1"), CPU]),
+    ],
+)
+def test_a_session_is_asked_for_what_was_said(
+    provider: Provider, threads: int, providers: list[Any], asked: Asked
+) -> None:
+    """Only what was said may be used, the CPU last; what was said and does not work is NotReady."""
+    refused = nullcontext() if provider in {"cpu", "auto"} else pytest.raises(NotReady)
+    with refused:
+        open_session(tiny.backbone_model(), output="embedding", provider=provider, threads=threads)
+    ((options, found),) = asked
+    assert found == providers
+    assert options.intra_op_num_threads == threads
+
+
+@pytest.mark.parametrize(("spin", "entry"), [(False, "0"), (True, "1")])
+def test_threads_spin_only_within_a_run_and_only_if_asked(
+    spin: bool, entry: str, asked: Asked
+) -> None:
+    """An idle session burns no CPU, whatever it does while it runs."""
+    open_session(tiny.backbone_model(), output="embedding", threads=2, spin=spin)
+    ((options, _),) = asked
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == entry
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_a_bound_session_gives_the_rows_of_each_batch() -> None:
+    """What was put at the input's place last is what the output is of."""
+    bare = ort.InferenceSession(tiny.backbone_model(), providers=[CPU])
+    bound = BoundSession(bare, "embedding", (3, 16, 16, 3), patches(images(3)).shape[1], "cpu")
+    for seed in range(3):
+        batch = images(3, seed=seed)
+        np.testing.assert_allclose(bound.run(batch), patches(batch), rtol=1e-5)
+
+
+@pytest.mark.skipif(
+    "OpenVINOExecutionProvider" not in ort.get_available_providers(),
+    reason="onnxruntime-openvino is not installed",
+)
+def test_openvino_gives_what_the_cpu_gives() -> None:
+    """Through OpenVINO the rows are the same, for callers in threads, too."""
+    session = open_session(tiny.backbone_model(), output="embedding", provider="openvino")
+    assert session.uses("openvino")
+
+    def run(seed: int) -> NDArray[np.float32]:
+        return session.run(images(1 + seed % 5, seed=seed))
+
+    with ThreadPoolExecutor(8) as pool:
+        for seed, found in enumerate(pool.map(run, range(50))):
+            expected = patches(images(1 + seed % 5, seed=seed))
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_manifests_say_what_computed() -> None:
+    """The versions are those of the software that runs."""
+    versions = software_versions()
+    assert versions["topwork"] == topwork.__version__
+    assert versions["numpy"] == np.__version__
+    assert versions["onnxruntime"] == ort.__version__
+    assert all(versions.values())
+
+
+def test_nothing_is_told_to_the_makers_of_the_runtime(tmp_path: Path) -> None:
+    """ONNX Runtime reports nothing: running a graph writes nothing, at home or for now."""
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(tiny.backbone_model())
+    homes = {name: tmp_path / name for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
+    for home in homes.values():
+        home.mkdir()
+    code = (
+        "import pathlib, sys\n"
+        "from topwork.runtime.backend import open_session\n"
+        "open_session(pathlib.Path(sys.argv[1]).read_bytes(), output='embedding')\n"
+    )
+    given = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
+    subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        env=given | {name: str(home) for name, home in homes.items()},
+        check=True,
+    )
+    assert [one for home in homes.values() for one in home.rglob("*")] == []

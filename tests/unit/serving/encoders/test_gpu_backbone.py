@@ -1,0 +1,103 @@
+"""A backbone in micro-batches gives what its images give alone, and leaves no thread behind."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support import tiny
+
+from topwork.errors import NotReady
+from topwork.runtime.backend import open_session
+from topwork.serving.encoders import gpu_backbone
+from topwork.serving.encoders.backbone import Embedded
+from topwork.serving.encoders.gpu_backbone import open_gpu_backbone
+
+
+def resolve(future: Future[Embedded], answer: Embedded | Exception) -> None:
+    """Put an answer into a future."""
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
+
+
+def images(count: int) -> NDArray[np.uint8]:
+    """Return random images of the tiny backbone's size."""
+    return np.random.default_rng(1).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+
+
+def test_a_real_session_gives_each_image_its_embedding() -> None:
+    """Through ONNX Runtime, micro-batches give what the images give alone."""
+    model = tiny.backbone_model()
+    session = open_session(model, output="embedding")
+    backbone = open_gpu_backbone(tiny.backbone_info(model), model, session, sizes=(1, 2, 4, 8))
+    assert backbone.info.name == "tiny"
+    pictures = images(100)
+    futures: list[Future[Embedded]] = [Future() for _ in pictures]
+
+    def call(number: int) -> None:
+        backbone.embed(pictures[number], partial(resolve, futures[number]), present=1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(call, range(len(pictures))))
+    found = np.stack([future.result(timeout=30).embedding for future in futures])
+    np.testing.assert_allclose(found, session.run(pictures), rtol=1e-6)
+    backbone.close()
+
+
+def test_a_backbone_that_nobody_holds_ends_its_thread() -> None:
+    """Swapping models for years must not gather threads."""
+    model = tiny.backbone_model()
+    session = open_session(model, output="embedding")
+    backbone = open_gpu_backbone(tiny.backbone_info(model), model, session, sizes=(1,))
+    thread = backbone._batcher._thread
+    assert thread is not None
+    assert thread.is_alive()
+    del backbone
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+
+
+def test_without_page_locked_memory_it_serves_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that refuses costs speed only."""
+
+    def refuse(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        raise OSError(f"no room for {shape}")
+
+    class OnGpu:
+        on_gpu = True
+        uses = staticmethod(lambda _: False)
+        run = staticmethod(open_session(tiny.backbone_model(), output="embedding").run)
+
+    monkeypatch.setattr(gpu_backbone, "page_locked", refuse)
+    info = tiny.backbone_info(tiny.backbone_model())
+    backbone = open_gpu_backbone(info, b"", OnGpu(), sizes=(1, 2))  # type: ignore[arg-type]  # all of a Session that is used
+    future: Future[Embedded] = Future()
+    backbone.embed(images(1)[0], partial(resolve, future), present=1)
+    expected = OnGpu.run(images(1))[0]
+    np.testing.assert_allclose(future.result(timeout=30).embedding, expected, rtol=1e-6)
+    backbone.close()
+
+
+@pytest.mark.cuda
+def test_a_gpu_gives_what_the_cpu_gives() -> None:
+    """Micro-batches on CUDA agree with single images on the CPU."""
+    model = tiny.backbone_model()
+    try:
+        session = open_session(model, output="embedding", provider="cuda")
+    except NotReady as error:
+        pytest.skip(str(error))
+    backbone = open_gpu_backbone(tiny.backbone_info(model), model, session)
+    pictures = images(300)
+    futures: list[Future[Embedded]] = [Future() for _ in pictures]
+    for image, future in zip(pictures, futures, strict=True):
+        backbone.embed(image, partial(resolve, future), present=1)
+    found = np.stack([future.result(timeout=30).embedding for future in futures])
+    alone = open_session(model, output="embedding").run(pictures)
+    np.testing.assert_allclose(found, alone, rtol=1e-4)
+    assert {future.result().micro_batch for future in futures} != {1}
+    backbone.close()

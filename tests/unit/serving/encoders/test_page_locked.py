@@ -1,0 +1,128 @@
+"""Page-locked memory is the driver's, and goes back to it when nothing looks at it any more."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import pytest
+
+from topwork.serving.encoders.page_locked import page_locked
+
+
+class Driver:
+    """NVIDIA's driver, with memory of the heap; ``refuses`` names a function that fails."""
+
+    def __init__(self, *, refuses: str = "") -> None:
+        self.refuses = refuses
+        self.current: list[int] = []
+        self.allocated: dict[int, Any] = {}
+        self.functions = {
+            "cuInit": lambda _: 0,
+            "cuDeviceGet": self.get_device,
+            "cuDevicePrimaryCtxRetain": self.get_context,
+            "cuCtxPushCurrent_v2": self.push,
+            "cuCtxPopCurrent_v2": self.pop,
+            "cuMemHostAlloc": self.allocate,
+            "cuMemFreeHost": self.free,
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a function of the driver by its name in C."""
+        return (lambda *_: 2) if name == self.refuses else self.functions[name]
+
+    def get_device(self, handle: Any, device: int) -> int:
+        """Give the handle of a device."""
+        handle._obj.value = 40 + device
+        return 0
+
+    def get_context(self, context: Any, handle: ctypes.c_int) -> int:
+        """Give the context of a device."""
+        context._obj.value = 100 * handle.value
+        return 0
+
+    def push(self, context: ctypes.c_void_p) -> int:
+        """Make a context current."""
+        assert context.value is not None
+        self.current.append(context.value)
+        return 0
+
+    def pop(self, context: Any) -> int:
+        """Make the one before it current."""
+        context._obj.value = self.current.pop()
+        return 0
+
+    def allocate(self, address: Any, length: ctypes.c_size_t, flags: int) -> int:
+        """Give memory; it holds what was there before."""
+        assert (self.current, flags) == ([4000], 1)
+        memory = ctypes.create_string_buffer(b"\xff" * length.value, length.value)
+        address._obj.value = ctypes.addressof(memory)
+        self.allocated[address._obj.value] = memory
+        return 0
+
+    def free(self, address: ctypes.c_void_p) -> int:
+        """Take memory back."""
+        assert self.current == [4000]
+        assert address.value is not None
+        del self.allocated[address.value]
+        return 0
+
+
+def drive(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    """Let ``driver`` be the one of this machine."""
+    monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": driver}.__getitem__)
+
+
+def test_memory_is_the_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The array is zeroed, stands where the driver put it, and can be written."""
+    driver = Driver()
+    drive(monkeypatch, driver)
+    array = page_locked((2, 3, 4))
+    np.testing.assert_array_equal(array, np.zeros((2, 3, 4), dtype=np.uint8), strict=True)
+    assert list(driver.allocated) == [array.ctypes.data]
+    array[1, 2, 3] = 7
+    (memory,) = driver.allocated.values()
+    assert memory.raw == bytes(23) + b"\x07"
+    assert driver.current == []
+
+
+def test_memory_goes_back_with_its_last_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays while a part of it is looked at, and is freed then."""
+    driver = Driver()
+    drive(monkeypatch, driver)
+    array = page_locked((4, 4))
+    view = array[1:, 2]
+    del array
+    assert driver.allocated
+    assert view.tolist() == [0, 0, 0]
+    del view
+    assert not driver.allocated
+    assert driver.current == []
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", "cuMemHostAlloc"],
+)
+def test_a_refusal_is_an_error(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the driver refuses is OSError with its number, and no context stays current."""
+    driver = Driver(refuses=function)
+    drive(monkeypatch, driver)
+    with pytest.raises(OSError, match="CUDA error 2"):
+        page_locked((4, 4))
+    assert driver.current == []
+
+
+@pytest.mark.cuda
+def test_a_real_driver_gives_memory() -> None:
+    """With a GPU the memory is writable and comes and goes."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        pytest.skip(f"there is no NVIDIA driver: {error}")
+    for _ in range(3):
+        array = page_locked((64, 224, 224, 3))
+        array[:] = 5
+        assert array.min() == 5
+        del array

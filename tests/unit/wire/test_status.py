@@ -1,0 +1,174 @@
+"""The table from errors to statuses is complete, and statuses say what a client needs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from topwork import errors
+from topwork.wire import status as statuses
+
+EXAMPLES: dict[str, errors.TopworkError] = {
+    "INTERNAL": errors.TopworkError("something"),
+    "INVALID_ARGUMENT": errors.InvalidInput("top_k is -1", field="top_k"),
+    "UNAUTHENTICATED": errors.Unauthenticated("send a token"),
+    "PERMISSION_DENIED": errors.Forbidden("'line-3' is not 'train' of any model"),
+    "NOT_FOUND": errors.NotFound("there is no model", kind="model", resource="models/x"),
+    "ALREADY_EXISTS": errors.AlreadyExists("the label is there", kind="label", resource="roses"),
+    "FAILED_PRECONDITION": errors.NotReady("too few", reason="TOO_FEW_IMAGES"),
+    "ABORTED": errors.Stale("model 'x' serves revision 3, not 2"),
+    "RESOURCE_EXHAUSTED": errors.Overloaded("512 images are queued", retry_after=1.25),
+    "DEADLINE_EXCEEDED": errors.DeadlinePassed("3 images were not classified"),
+    "UNAVAILABLE": errors.Unavailable("stopping"),
+    "DATA_LOSS": errors.Corrupt("head.onnx was changed"),
+}
+"""One error of each code."""
+
+KINDS = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, errors.TopworkError) and not kind.__name__.startswith("_")
+]
+
+
+def unpacked(status: status_pb2.Status, kind: type[Any]) -> list[Any]:
+    """Return the details of one kind."""
+    found = []
+    for detail in status.details:
+        message = kind()
+        if detail.Unpack(message):
+            found.append(message)
+    return found
+
+
+def test_every_error_has_its_row() -> None:
+    """Each class of topwork.errors has a code; only ImageError and QuotaExceeded share one."""
+    shared: set[type[errors.TopworkError]] = {errors.ImageError, errors.QuotaExceeded}
+    assert {type(error) for error in EXAMPLES.values()} == set(KINDS) - shared
+    assert set(statuses.CODES) == set(KINDS) - {errors.ImageError}
+    assert len(set(statuses.CODES.values())) == len(statuses.CODES) - 1
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_a_status_has_code_text_and_reason(code: str) -> None:
+    """Every error becomes its code with its own text and one ErrorInfo."""
+    error = EXAMPLES[code]
+    status = statuses.from_error(error)
+    assert code_pb2.Code.Name(status.code) == code
+    assert status.message == str(error)
+    (info,) = unpacked(status, error_details_pb2.ErrorInfo)
+    assert (info.reason, info.domain) == (error.reason, "topwork")
+
+
+def test_a_quota_names_its_subject() -> None:
+    """What is used up is RESOURCE_EXHAUSTED with a QuotaFailure, and no time to try again."""
+    status = statuses.from_error(errors.QuotaExceeded("too many bytes", subject="models/x"))
+    (failure,) = unpacked(status, error_details_pb2.QuotaFailure)
+    assert code_pb2.Code.Name(status.code) == "RESOURCE_EXHAUSTED"
+    assert [(one.subject, one.description) for one in failure.violations] == [
+        ("models/x", "too many bytes")
+    ]
+    assert statuses.retry_after(status) == 0.0
+
+
+def test_a_wrong_field_is_named() -> None:
+    """A bad image is INVALID_ARGUMENT with a BadRequest that names the field."""
+    status = statuses.from_error(errors.ImageError("cut off", field="images[3]"))
+    (bad,) = unpacked(status, error_details_pb2.BadRequest)
+    assert code_pb2.Code.Name(status.code) == "INVALID_ARGUMENT"
+    assert [(one.field, one.description) for one in bad.field_violations] == [
+        ("images[3]", "cut off")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "name"),
+    [
+        ("NOT_FOUND", "topwork.v1/model", "models/x"),
+        ("ALREADY_EXISTS", "topwork.v1/label", "roses"),
+    ],
+)
+def test_a_resource_is_named(code: str, kind: str, name: str) -> None:
+    """An error about one thing says in a ResourceInfo which."""
+    (info,) = unpacked(statuses.from_error(EXAMPLES[code]), error_details_pb2.ResourceInfo)
+    assert (info.resource_type, info.resource_name) == (kind, name)
+
+
+def test_overload_says_when_to_retry() -> None:
+    """An overload carries its delay, readable again at the client; other errors have none."""
+    status = statuses.from_error(EXAMPLES["RESOURCE_EXHAUSTED"])
+    assert len(unpacked(status, error_details_pb2.RetryInfo)) == 1
+    assert statuses.retry_after(status) == 1.25
+    assert statuses.retry_after(statuses.from_error(EXAMPLES["UNAVAILABLE"])) == 0
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_details_are_only_where_they_fit(code: str) -> None:
+    """Beside ErrorInfo there is at most the one detail that belongs to the error."""
+    fitting = {
+        "INVALID_ARGUMENT": ["BadRequest"],
+        "NOT_FOUND": ["ResourceInfo"],
+        "ALREADY_EXISTS": ["ResourceInfo"],
+        "RESOURCE_EXHAUSTED": ["RetryInfo"],
+    }
+    status = statuses.from_error(EXAMPLES[code])
+    names = [detail.type_url.rpartition(".")[2] for detail in status.details]
+    assert names == ["ErrorInfo", *fitting.get(code, [])]
+
+
+def test_a_subclass_has_the_row_of_its_base() -> None:
+    """An error that a later version adds below an existing one is not INTERNAL."""
+
+    class Fresh(errors.NotReady):
+        pass
+
+    assert statuses.from_error(Fresh("new")).code == code_pb2.FAILED_PRECONDITION
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failed_operation_has_the_code_of_its_error(kind: type[errors.TopworkError]) -> None:
+    """An operation that failed with an error has the same code as a call that did."""
+    status = statuses.from_stored(kind.__name__, "so", reason="WHY")
+    codes = [statuses.CODES[one] for one in kind.__mro__ if one in statuses.CODES]
+    assert (status.code, status.message, statuses.reason(status)) == (codes[0], "so", "WHY")
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("Cancelled", "CANCELLED"), ("Internal", "INTERNAL"), ("OfANewerVersion", "UNKNOWN")],
+)
+def test_an_operation_can_end_otherwise(kind: str, code: str) -> None:
+    """An operation that was cancelled, or ended by an error that is not in the table, says so."""
+    status = statuses.from_stored(kind, "so", reason="WHY")
+    assert code_pb2.Code.Name(status.code) == code
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        ("DUPLICATE", "ALREADY_EXISTS"),
+        ("IMAGE_UNREADABLE", "INVALID_ARGUMENT"),
+        ("IMAGE_TOO_LARGE", "INVALID_ARGUMENT"),
+    ],
+)
+def test_a_skipped_image_has_the_contracts_code(reason: str, code: str) -> None:
+    """A duplicate is ALREADY_EXISTS, any other image that is left out INVALID_ARGUMENT."""
+    status = statuses.from_skipped(reason, "why")
+    assert (code_pb2.Code.Name(status.code), statuses.reason(status)) == (code, reason)
+
+
+def test_an_unexpected_error_tells_nothing() -> None:
+    """The status of an unexpected error is always the same, and has a reason all the same."""
+    status = statuses.internal()
+    assert code_pb2.Code.Name(status.code) == "INTERNAL"
+    assert status.message == "internal error; see the server's log"
+    assert statuses.reason(status) == "INTERNAL"
+
+
+def test_a_status_without_details_has_no_reason() -> None:
+    """What gRPC itself says has neither reason nor delay."""
+    bare = status_pb2.Status(code=14, message="Socket closed")
+    assert (statuses.reason(bare), statuses.retry_after(bare)) == ("", 0.0)

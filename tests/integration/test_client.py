@@ -87,14 +87,6 @@ def test_blocking_and_asyncio_agree(client: Client, server: Running, model: str)
     ]
 
 
-def test_both_clients_have_the_same_methods() -> None:
-    """What the blocking client can do, the one for asyncio can."""
-    blocking, for_asyncio = (
-        {name for name in vars(kind) if not name.startswith("_")} for kind in (Client, AsyncClient)
-    )
-    assert for_asyncio - {"aclose"} == blocking - {"close"}
-
-
 CALLS: dict[str, Callable[[Client], Any]] = {
     "classify": lambda client: client.classify("unknown", [b"photo"]),
     "classify_stream": lambda client: list(client.classify_stream("unknown", [b"photo"])),
@@ -968,8 +960,8 @@ import sys
 import numpy as np
 from support import tiny
 from support.pictures import picture
-from topwork.engine.backend import open_session
-from topwork.rpc.client import Client
+from topwork import Client
+from topwork.runtime.backend import open_session
 
 session = open_session(tiny.busy_backbone_model(), output="embedding")
 

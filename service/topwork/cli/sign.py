@@ -11,7 +11,8 @@ import click
 from topwork.bundle.signing import keys, vouch
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.keep import opened, repository_argument
-from topwork.cli.options import json_output, signing_key_option, trusted_keys_option
+from topwork.cli.options import json_output
+from topwork.cli.signing_options import signing_key_option, trusted_keys_option
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""What is wrong with folders of photos, before anything is learnt from them."""
+"""Audit of folders of photos, before anything is learnt from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good one backbone is on a sample of photos, and what it costs."""
+"""Linear probe of one backbone on a sample of photos, and its cost."""
 
 from __future__ import annotations
 

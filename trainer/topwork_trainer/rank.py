@@ -1,4 +1,4 @@
-"""Which backbone to take: what each one gains on these photos, and what it costs to serve."""
+"""Ranking of backbones: what each gains on these photos, and what it costs to serve."""
 
 from __future__ import annotations
 

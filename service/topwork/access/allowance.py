@@ -1,4 +1,4 @@
-"""How much one principal may ask for: calls a second, calls at a time, images at a time."""
+"""Rate limits of one principal: calls a second, calls at a time, images at a time."""
 
 from __future__ import annotations
 

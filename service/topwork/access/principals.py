@@ -1,4 +1,4 @@
-"""Who calls, and what they may do."""
+"""Principals: the callers, their roles, and the models that each role is for."""
 
 from __future__ import annotations
 

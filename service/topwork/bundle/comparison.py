@@ -1,4 +1,4 @@
-"""What a change does to a model, and when it does too much harm to be served."""
+"""Comparison of a revision with its parent, and the limits that a gate sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good a head is, said with intervals."""
+"""Metrics of a head, with confidence intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a repository stores by its sha256: backbones, shards of exemplars, and images."""
+"""Blobs of a repository by sha256: backbones, shards of exemplars, and images."""
 
 from __future__ import annotations
 

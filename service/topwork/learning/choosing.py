@@ -1,4 +1,4 @@
-"""Which normalisation, head and strength suit the exemplars? A race over cross-validation's folds.
+"""Choice of normalisation, head and strength: a race over the folds of cross-validation.
 
 All that is tried is judged on the first folds, and only what is not clearly worse there on the
 others: the loser of a race need not run to the end for that to be known.

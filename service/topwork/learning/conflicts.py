@@ -1,4 +1,4 @@
-"""Which new images show what an exemplar shows, under another label or the same."""
+"""Label conflicts: new images that show what an exemplar shows, and duplicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a candidate revision is fit to take its parent's place."""
+"""Gate: the comparison that a candidate revision must pass to take its parent's place."""
 
 from __future__ import annotations
 

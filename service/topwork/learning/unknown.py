@@ -1,4 +1,4 @@
-"""How a head learns to know what it does not know: by leaving out classes that it does know."""
+"""Out-of-distribution detection, learnt by leaving out each known class in turn."""
 
 from __future__ import annotations
 

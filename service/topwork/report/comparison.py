@@ -1,4 +1,4 @@
-"""What changed since the parent revision."""
+"""Section of the report: the comparison with the parent revision."""
 
 from __future__ import annotations
 

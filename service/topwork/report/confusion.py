@@ -1,4 +1,4 @@
-"""Which labels are taken for which."""
+"""Section of the report: the confusion matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the audit of the training images said, gravest first."""
+"""Section of the report: findings of the audit, gravest first."""
 
 from __future__ import annotations
 

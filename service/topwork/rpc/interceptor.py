@@ -1,4 +1,4 @@
-"""What happens around every call: who may make it, the error table, metrics, and one line each."""
+"""Interceptor of every call: access, the error table, metrics, and one log line each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a StreamClassify call is answered: several messages at a time, each when it is ready."""
+"""StreamClassify on the server: several messages at a time, each answered when it is ready."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is let in of requests to classify, and for how long, on its way to the scheduler."""
+"""Classifier: admits requests, bounds their time, and hands them to the scheduler."""
 
 from __future__ import annotations
 

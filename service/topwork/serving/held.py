@@ -1,4 +1,4 @@
-"""What stays in memory: what was asked for lately, up to a weight; loaded once for all who ask."""
+"""LRU cache bounded by weight; a value is loaded once for all who ask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose serving.json was replaced: a look at all models of a repository, at little cost."""
+"""Change detection: a cheap look at the serving.json of all models."""
 
 from __future__ import annotations
 

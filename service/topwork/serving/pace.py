@@ -1,4 +1,4 @@
-"""How long an image takes, measured while images wait: what a new one has to expect."""
+"""Throughput estimate, measured while images wait: what a new image has to expect."""
 
 from __future__ import annotations
 

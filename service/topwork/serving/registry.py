@@ -1,4 +1,4 @@
-"""Which revision of which model is in memory, and how the next one takes its place."""
+"""Registry of the models in memory: snapshots, and their hot reload."""
 
 from __future__ import annotations
 

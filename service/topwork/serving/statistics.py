@@ -1,4 +1,4 @@
-"""What each revision has done since the server started."""
+"""Statistics of each revision since the server started."""
 
 from __future__ import annotations
 

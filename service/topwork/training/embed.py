@@ -1,4 +1,4 @@
-"""From encoded images to exemplars, all cores at work: used by fit and by AddClass alike."""
+"""Embedding of encoded images into exemplars, on all cores; fit and AddClass share it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which backbones there are, and how to load one with its weights. Only ``load`` needs torch."""
+"""Catalogue of backbones, and how one is loaded with its weights. Only ``load`` needs torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a backbone becomes an int8 one, and whether that is worth it."""
+"""Quantisation of a backbone to int8, and whether that pays."""
 
 from __future__ import annotations
 

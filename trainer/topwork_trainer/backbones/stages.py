@@ -1,4 +1,4 @@
-"""Which stages has a backbone, so that its top can be thawed and the rest not? Imports torch."""
+"""Stages of a backbone: its top can be thawed, the rest not. Imports torch."""
 
 from __future__ import annotations
 

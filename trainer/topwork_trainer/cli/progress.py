@@ -1,4 +1,4 @@
-"""How far a command is, shown on standard error."""
+"""Progress bars of the commands, on standard error."""
 
 from __future__ import annotations
 

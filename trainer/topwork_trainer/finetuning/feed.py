@@ -1,4 +1,4 @@
-"""How images reach the network in time: decoded in threads while it computes. Imports torch."""
+"""Data loader: threads decode images while the network computes. Imports torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a backbone learn, too, once its head is fitted? By tuning its upper stages.
+"""Fine-tuning of a backbone after its head is fitted, and its judgement.
 
 Imports torch.
 """

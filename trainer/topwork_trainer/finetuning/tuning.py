@@ -1,4 +1,4 @@
-"""How does one epoch of fine-tuning go, and is it any better than the last one? Imports torch."""
+"""State of a fine-tuning: one epoch at a time, the best one kept. Imports torch."""
 
 from __future__ import annotations
 

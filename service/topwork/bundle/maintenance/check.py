@@ -1,4 +1,4 @@
-"""Whether everything in a repository is what it says it is, and what is wrong if not."""
+"""Integrity check of a repository: every digest, reference and signature."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be deleted from a repository, and deleting it while others serve, fit and publish."""
+"""Garbage collection of a repository, while others serve, fit and publish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked for, in the engine's words: the images in a request's input, and its outputs."""
+"""Input tensors of the Open Inference Protocol: the images of a request, and its outputs."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from topwork.learning.audit import audit_exemplars
 from topwork.learning.learn import Judged, learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.cores import available_cores
-from topwork.training.embed import Skipped, Source
+from topwork.training.embed import ImageSource, Skipped
 from topwork_trainer import backbones
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
@@ -175,7 +175,7 @@ def require_clean(findings: Sequence[Finding]) -> None:
 class _Header:
     """What a file says of its picture before the pixels."""
 
-    source: Source
+    source: ImageSource
     short: int
     """Pixels of its short side."""
     elongation: float
@@ -185,7 +185,7 @@ class _Header:
     animated: bool
 
 
-def _read_header(path: Path, source: Source, spec: PreprocessSpec) -> list[_Header]:
+def _read_header(path: Path, source: ImageSource, spec: PreprocessSpec) -> list[_Header]:
     """Return a file's header; none where Pillow alone cannot read it, though the decoder could.
 
     Raises OSError if the file cannot be opened.
@@ -302,14 +302,14 @@ def _judge(exemplars: Exemplars, seed: int, cores: int) -> Judged | None:
     return learn(exemplars, seed=seed, threads=cores).judged
 
 
-def _usable(sources: Sequence[Source], skipped: Sequence[Skipped]) -> dict[str, int]:
+def _usable(sources: Sequence[ImageSource], skipped: Sequence[Skipped]) -> dict[str, int]:
     counts = Counter(one.label for one in sources)
     counts.subtract(one.label for one in skipped)
     return dict(counts)
 
 
 def _finding(
-    kind: str, severity: Severity, message: str, found: Sequence[Source | Skipped]
+    kind: str, severity: Severity, message: str, found: Sequence[ImageSource | Skipped]
 ) -> Finding:
     return Finding(
         kind=kind,

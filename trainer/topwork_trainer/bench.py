@@ -16,7 +16,7 @@ from topwork.bundle.store import Repository
 from topwork.learning.learn import Learned, learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.backend import Session, open_session
-from topwork.training.embed import Skipped, Source, embed
+from topwork.training.embed import ImageSource, Skipped, embed
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import check_counts
@@ -55,7 +55,7 @@ class Bench:
     """Photos and all else that attempts share."""
 
     repository: Repository
-    sources: Sequence[Source]
+    sources: Sequence[ImageSource]
     recipe: Recipe
     seed: int
     cores: int

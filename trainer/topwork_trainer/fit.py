@@ -24,7 +24,7 @@ from topwork.training.embed import Skipped
 from topwork.training.publish import publish
 from topwork_trainer import backbones
 from topwork_trainer.audit import audit_files, require_clean
-from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.bench import Attempt, Bench, OnProgress
@@ -171,7 +171,7 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
     )
 
 
-def _choose(config: FitConfig, bench: Bench) -> tuple[Choice, Sequence[RankedBackbone]]:
+def _choose(config: FitConfig, bench: Bench) -> tuple[BackboneChoice, Sequence[RankedBackbone]]:
     """Return the backbone to take, and what was tried to find it."""
     if AUTO not in {config.backbone, config.image_size, config.views}:
         assert not isinstance(config.image_size, str)
@@ -196,7 +196,7 @@ def _thawed(
     config: FitConfig,
     bench: Bench,
     frozen: Attempt,
-    choice: Choice,
+    choice: BackboneChoice,
     checkpoint: Path,
     notes: list[str],
 ) -> Attempt:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.metrics import wilson_interval
 from topwork.inputs.duplicates import near_duplicates
-from topwork.training.embed import Skipped, Source
+from topwork.training.embed import ImageSource, Skipped
 from topwork_trainer.bench import Attempt, Bench
 
 
@@ -49,7 +49,7 @@ class HeldOut:
         )
 
 
-def judge(bench: Bench, attempt: Attempt, split: str, photos: Sequence[Source]) -> HeldOut:
+def judge(bench: Bench, attempt: Attempt, split: str, photos: Sequence[ImageSource]) -> HeldOut:
     """Return how the head and backbone of ``attempt`` do on the photos of a split.
 
     Photos that repeat training photos are not judged: those of the same pixels, and near-duplicates

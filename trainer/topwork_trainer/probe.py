@@ -20,8 +20,8 @@ from topwork.learning.learn import learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.report.content import RankedBackbone
 from topwork.runtime.backend import Session, open_session
-from topwork.training.embed import Source
-from topwork_trainer.backbones import Choice
+from topwork.training.embed import ImageSource
+from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.bench import Bench
 
@@ -34,7 +34,7 @@ TIMED_RUNS = 3
 class Tried:
     """A backbone that was tried, or could not be: then its row has the error."""
 
-    choice: Choice
+    choice: BackboneChoice
     row: RankedBackbone
     right: Mapping[str, bool] = field(default_factory=dict)
     """Whether each photo, by name, was called right by a head that saw no photo of its fold."""
@@ -47,14 +47,14 @@ class Prober:
         self._bench = bench
         self._reference: Exemplars | None = None
 
-    def tried(self, choice: Choice) -> Tried:
+    def tried(self, choice: BackboneChoice) -> Tried:
         """Return how good a backbone is. Whatever stands in its way becomes its row's error."""
         try:
             return self._tried(choice)
         except TopworkError as error:
             return Tried(choice=choice, row=_failed(choice, str(error)))
 
-    def _tried(self, choice: Choice) -> Tried:
+    def _tried(self, choice: BackboneChoice) -> Tried:
         bench = self._bench
         bench.on_progress(f"try {choice}", 0, len(bench.sources))
         info = prepare_backbone(bench.repository, choice, bench.exports)
@@ -84,7 +84,7 @@ class Prober:
             right=dict(zip(names, right.tolist(), strict=True)),
         )
 
-    def _embedded(self, choice: Choice, info: BackboneInfo, session: Session) -> Exemplars:
+    def _embedded(self, choice: BackboneChoice, info: BackboneInfo, session: Session) -> Exemplars:
         bench = self._bench
         exemplars, skipped = bench.embed(info, session, stage=f"try {choice}")
         if exemplars is None or len(exemplars.labels) < 2:
@@ -125,13 +125,13 @@ class Prober:
         return [source.read() for source in sources[:: -(-len(sources) // TIMED_IMAGES)]]
 
 
-def sample(sources: Sequence[Source], size: int, *, seed: int) -> list[Source]:
+def sample(sources: Sequence[ImageSource], size: int, *, seed: int) -> list[ImageSource]:
     """Return about ``size`` photos, in the order given, as equal a number of each class as can be.
 
     Of each class those whose names come first when hashed with ``seed``: a photo more in a folder
     changes the sample by one. No class gets fewer than a fit needs.
     """
-    by_label: dict[str, list[Source]] = defaultdict(list)
+    by_label: dict[str, list[ImageSource]] = defaultdict(list)
     for source in sources:
         by_label[source.label].append(source)
     left, chosen = size, set[str]()
@@ -182,7 +182,7 @@ def milliseconds(session: Session, spec: PreprocessSpec, contents: Sequence[byte
     return 1000 * total / len(contents)
 
 
-def _failed(choice: Choice, error: str) -> RankedBackbone:
+def _failed(choice: BackboneChoice, error: str) -> RankedBackbone:
     return RankedBackbone(
         name=choice.name,
         image_size=choice.image_size or 0,

@@ -12,7 +12,7 @@ import numpy as np
 from topwork.errors import InvalidInput
 from topwork.report.content import RankedBackbone
 from topwork_trainer import backbones
-from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.bench import Bench
 from topwork_trainer.paired import paired
 from topwork_trainer.probe import Prober, Tried, sample
@@ -28,8 +28,8 @@ IMAGE_SIZES = (288, 320)
 
 
 def rank(
-    bench: Bench, choices: Sequence[Choice], *, size: int = SAMPLE
-) -> tuple[Choice, list[RankedBackbone]]:
+    bench: Bench, choices: Sequence[BackboneChoice], *, size: int = SAMPLE
+) -> tuple[BackboneChoice, list[RankedBackbone]]:
     """Try backbones on a sample of ``bench``'s photos; return the one to take, and all, best first.
 
     A backbone that cannot be tried is listed last, with the reason. Raises InvalidInput if none
@@ -47,7 +47,7 @@ def select(
     image_size: int | Literal["auto"] | None = None,
     views: int | Literal["auto"] = 1,
     size: int = SAMPLE,
-) -> tuple[Choice, list[RankedBackbone]]:
+) -> tuple[BackboneChoice, list[RankedBackbone]]:
     """Search for the backbone to take; return it, and all that were tried, best first.
 
     ``name`` None stands for every available backbone. Sizes and views are tried for the best ones
@@ -57,7 +57,7 @@ def select(
     if name is None and weights is not None:
         raise InvalidInput("a weights file needs the name of its backbone", field="backbone")
     prober = _prober(bench, size)
-    own = Choice(
+    own = BackboneChoice(
         name=name or backbones.DEFAULT,
         weights=weights,
         image_size=None if image_size == "auto" else image_size,
@@ -124,7 +124,7 @@ def _prober(bench: Bench, size: int) -> Prober:
     return Prober(replace(bench, sources=sample(bench.sources, size, seed=bench.seed)))
 
 
-def _result(tried: Sequence[Tried]) -> tuple[Choice, list[RankedBackbone]]:
+def _result(tried: Sequence[Tried]) -> tuple[BackboneChoice, list[RankedBackbone]]:
     if not (working := _working(tried)):
         reasons = "; ".join(f"{one.choice}: {one.row.error}" for one in tried)
         raise InvalidInput(f"no backbone can be used. {reasons}", field="backbone")
@@ -142,7 +142,7 @@ def _best(tried: Sequence[Tried], count: int) -> list[Tried]:
     return order[:count]
 
 
-def _larger(tried: Sequence[Tried]) -> list[Choice]:
+def _larger(tried: Sequence[Tried]) -> list[BackboneChoice]:
     return [
         replace(one.choice, image_size=size)
         for one in tried
@@ -151,7 +151,7 @@ def _larger(tried: Sequence[Tried]) -> list[Choice]:
     ]
 
 
-def _joined(tried: Sequence[Tried]) -> list[Choice]:
+def _joined(tried: Sequence[Tried]) -> list[BackboneChoice]:
     """Return the two most accurate names as one backbone, at the image size of the best, if any."""
     best = _best(tried, len(tried))
     names = list(dict.fromkeys(one.choice.name for one in best))[:2]

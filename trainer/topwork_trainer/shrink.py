@@ -10,7 +10,7 @@ from topwork.bundle.manifest import PrecisionGate
 from topwork.inputs.image import Pixels, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.runtime.backend import open_session
-from topwork.training.embed import Source
+from topwork.training.embed import ImageSource
 from topwork_trainer.backbones.quantise import calibration_sample, gate, quantise, speed_ratio
 from topwork_trainer.bench import Attempt, Bench
 
@@ -40,5 +40,5 @@ def shrink(bench: Bench, fp32: Attempt) -> tuple[Attempt, PrecisionGate]:
     return int8, gate(fp32.right(), int8.right(), speed_ratio=ratio)
 
 
-def _pixels(sources: Sequence[Source], spec: PreprocessSpec) -> Iterator[Pixels]:
+def _pixels(sources: Sequence[ImageSource], spec: PreprocessSpec) -> Iterator[Pixels]:
     return (preprocess(source.read(), spec) for source in sources)

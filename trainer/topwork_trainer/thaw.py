@@ -14,7 +14,7 @@ from topwork.errors import NotReady
 from topwork.learning.families import FAMILIES
 from topwork.learning.task import Task
 from topwork_trainer import backbones
-from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.prepare import store
 from topwork_trainer.bench import Attempt, Bench, compare
 from topwork_trainer.finetuning.finetune import finetune
@@ -31,7 +31,7 @@ HEAD_STRENGTH = 30.0
 def thaw(
     bench: Bench,
     frozen: Attempt,
-    choice: Choice,
+    choice: BackboneChoice,
     *,
     unfreeze: str,
     epochs: int | None,

@@ -61,7 +61,7 @@ class _Table:
     """What a file says."""
 
     principals: Mapping[str, Principal]
-    tokens: tokens.Known[Principal]
+    tokens: tokens.KnownToken[Principal]
     certificates: Mapping[str, Principal]
 
 
@@ -178,7 +178,9 @@ def _parse(content: bytes, before: _Table | None) -> _Table:
             if one in certificates:
                 raise ValueError(f"certificate {one!r} is in the file twice")
             certificates[one] = principal
-    return _Table(principals=principals, tokens=tokens.Known(owners), certificates=certificates)
+    return _Table(
+        principals=principals, tokens=tokens.KnownToken(owners), certificates=certificates
+    )
 
 
 def _principal(name: str, entry: _Entry, limits: CallLimits, before: Principal | None) -> Principal:

@@ -13,7 +13,7 @@ Key = tuple[str, int]
 """Model and revision."""
 
 
-class Held(Generic[T]):
+class LruCache(Generic[T]):
     """Values by model and revision, of ``most`` bytes together, as ``weigh`` says of each.
 
     All state belongs to one event loop.

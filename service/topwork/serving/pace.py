@@ -9,7 +9,7 @@ LEAST = 8
 """Ends that a window has at least: micro-batches end many images at once."""
 
 
-class Pace:
+class ThroughputEstimate:
     """Seconds between the ends of two images while others wait, whatever works on them."""
 
     def __init__(self, seconds: float) -> None:

@@ -32,7 +32,7 @@ from topwork.inputs.image import Pixels
 from topwork.serving import scheduler as scheduler_module
 from topwork.serving.encoders.backbone import Deliver, Embedded
 from topwork.serving.fair_queue import Flow
-from topwork.serving.scheduler import LARGEST_GROUP, NICE, Outcome, Scheduler, Scores
+from topwork.serving.scheduler import LARGEST_GROUP, NICE, ImageOutcome, Scheduler, Scores
 
 INFO = tiny.backbone_info(b"")
 Said = tuple[int, list[float | str]]
@@ -117,7 +117,7 @@ class FakeJob:
             raise ImageError(f"image {self.numbers[index]}")
         return np.array([self.numbers[index]], dtype=np.uint64).view(np.uint8)
 
-    def answer(self, outcomes: list[Outcome], scores: Scores | None) -> Said:
+    def answer(self, outcomes: list[ImageOutcome], scores: Scores | None) -> Said:
         """Return what was said of each image, and by which revision."""
         rows = iter(scores.probabilities.tolist() if scores is not None else [])
         said: list[float | str] = []

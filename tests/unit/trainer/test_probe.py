@@ -23,19 +23,19 @@ from topwork.bundle.store import Repository
 from topwork.errors import NotFound
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import Learned, learn
-from topwork.training.embed import Source
+from topwork.training.embed import ImageSource
 from topwork_trainer import probe
-from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.bench import Bench
 from topwork_trainer.probe import NEIGHBOURS, Prober, knn_accuracy, milliseconds, sample
 
 
-def source(name: str, label: str, content: bytes = b"") -> Source:
-    return Source(name=name, label=label, read=lambda: content)
+def source(name: str, label: str, content: bytes = b"") -> ImageSource:
+    return ImageSource(name=name, label=label, read=lambda: content)
 
 
-def numbered(label: str, count: int) -> list[Source]:
+def numbered(label: str, count: int) -> list[ImageSource]:
     return [source(f"{label}/{index}", label) for index in range(count)]
 
 
@@ -130,7 +130,7 @@ def model_of(side: int) -> bytes:
     return made.SerializeToString(deterministic=True)
 
 
-def prepare(repository: Repository, choice: Choice, _: Exports | None) -> BackboneInfo:
+def prepare(repository: Repository, choice: BackboneChoice, _: Exports | None) -> BackboneInfo:
     """Stand in for ``prepare_backbone``: the tiny backbone at the image size that is asked for."""
     if choice.name == "missing":
         raise NotFound("no weights of missing", kind="weights", resource="missing")
@@ -166,7 +166,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def test_row_says_what_was_measured(bench: Bench) -> None:
     """Accuracy, cost and size of a backbone that worked, and which photos were called right."""
-    tried = Prober(bench).tried(Choice(name="tiny"))
+    tried = Prober(bench).tried(BackboneChoice(name="tiny"))
     row = tried.row
     assert (row.name, row.image_size, row.views, row.width) == ("tiny", 64, 1, 48)
     assert (row.error, row.chosen, row.licence) == ("", False, "Apache-2.0")
@@ -191,13 +191,15 @@ def test_folds_are_those_of_the_first_backbone(
 
     monkeypatch.setattr(probe, "learn", noted)
     prober = Prober(bench)
-    rows = [prober.tried(Choice(name="tiny", image_size=size)).row for size in (64, 32, 128)]
+    rows = [
+        prober.tried(BackboneChoice(name="tiny", image_size=size)).row for size in (64, 32, 128)
+    ]
     assert [row.image_size for row in rows] == [64, 32, 128]
     folds = [dict(zip(one.names, one.folds(0).tolist(), strict=True)) for one in judged]
     assert folds[0] == folds[1] == folds[2]
     assert len({one.embeddings.tobytes() for one in judged}) == 3
     alone = Prober(bench)
-    alone.tried(Choice(name="tiny", image_size=32))
+    alone.tried(BackboneChoice(name="tiny", image_size=32))
     assert dict(zip(judged[3].names, judged[3].folds(0).tolist(), strict=True)) != folds[0]
 
 
@@ -211,9 +213,9 @@ def test_embeddings_stay_with_their_photos(bench: Bench, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(probe, "learn", noted)
     prober, alone = Prober(bench), Prober(bench)
-    prober.tried(Choice(name="tiny"))
-    prober.tried(Choice(name="tiny", image_size=32))
-    alone.tried(Choice(name="tiny", image_size=32))
+    prober.tried(BackboneChoice(name="tiny"))
+    prober.tried(BackboneChoice(name="tiny", image_size=32))
+    alone.tried(BackboneChoice(name="tiny", image_size=32))
     _, second, own = judged
     assert second.names != own.names
     embedding_of = dict(zip(own.names, own.embeddings, strict=True))
@@ -224,7 +226,7 @@ def test_embeddings_stay_with_their_photos(bench: Bench, monkeypatch: pytest.Mon
 
 def test_backbone_that_cannot_be_had_is_a_row(bench: Bench) -> None:
     """What stands in the way is in the row, and numbers are 0."""
-    tried = Prober(bench).tried(Choice(name="missing", image_size=96, views=2))
+    tried = Prober(bench).tried(BackboneChoice(name="missing", image_size=96, views=2))
     assert tried.row.error == "no weights of missing"
     assert (tried.row.image_size, tried.row.views, tried.row.accuracy) == (96, 2, 0)
     assert not tried.right
@@ -233,7 +235,7 @@ def test_backbone_that_cannot_be_had_is_a_row(bench: Bench) -> None:
 def test_photos_of_one_class_are_not_enough(bench: Bench) -> None:
     """Where all photos of a class are damaged the row says that."""
     sources = [*bench.sources[:20], *(source(f"blue/{i}", "blue", b"bad") for i in range(9))]
-    tried = Prober(replace(bench, sources=sources)).tried(Choice(name="tiny"))
+    tried = Prober(replace(bench, sources=sources)).tried(BackboneChoice(name="tiny"))
     assert "20 of 29 photos are usable" in tried.row.error
 
 
@@ -241,5 +243,5 @@ def test_progress_is_told_by_backbone(bench: Bench) -> None:
     """Every photo counts, under the name of the backbone that is tried."""
     told: list[tuple[str, int, int]] = []
     bench = replace(bench, on_progress=lambda *step: told.append(step))
-    Prober(bench).tried(Choice(name="tiny", image_size=32, views=2))
+    Prober(bench).tried(BackboneChoice(name="tiny", image_size=32, views=2))
     assert told == [("try tiny@32x2", done, 42) for done in range(43)]

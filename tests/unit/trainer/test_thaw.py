@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +14,9 @@ from support.pictures import pictures
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
-from topwork.training.embed import Source
+from topwork.training.embed import ImageSource
 from topwork_trainer import backbones, shrink, thaw
-from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.bench import Bench
 
 LABELS = ("amber", "blue", "crimson")
@@ -27,7 +28,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(
         repository=Repository(tmp_path / "repository"),
         sources=[
-            Source(name=f"{label}/{index:02}", label=label, read=lambda content=content: content)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+            ImageSource(name=f"{label}/{index:02}", label=label, read=partial(bytes, content))
             for label in LABELS
             for index, content in enumerate(pictures(label, 30))
         ],
@@ -48,7 +49,11 @@ def test_photos_that_fine_tuning_saw_are_marked_as_seen(
     saw: dict[str, set[str]] = {}
 
     def finetune(
-        _: object, train: Sequence[Source], validation: Sequence[Source], *__: object, **___: object
+        _: object,
+        train: Sequence[ImageSource],
+        validation: Sequence[ImageSource],
+        *__: object,
+        **___: object,
     ) -> SimpleNamespace:
         saw["train"], saw["validation"] = (
             {one.name for one in photos} for photos in (train, validation)
@@ -65,7 +70,7 @@ def test_photos_that_fine_tuning_saw_are_marked_as_seen(
     tuned, _ = thaw.thaw(
         bench,
         frozen,
-        Choice(name="tiny"),
+        BackboneChoice(name="tiny"),
         unfreeze="all",
         epochs=1,
         mirror=True,

@@ -20,7 +20,7 @@ from topwork.report.content import RankedBackbone
 from topwork.runtime.cores import available_cores
 from topwork.terminal import Console
 from topwork_trainer import backbones
-from topwork_trainer.backbones import LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE, Choice
+from topwork_trainer.backbones import LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE, BackboneChoice
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.bench import Bench
 from topwork_trainer.cache import EmbeddingCache
@@ -119,7 +119,7 @@ def rank(
         _show(console, rows)
 
 
-def _choices(wanted: str | None, image_size: int | None, views: int | None) -> list[Choice]:
+def _choices(wanted: str | None, image_size: int | None, views: int | None) -> list[BackboneChoice]:
     found = [backbones.parse(one) for one in split_names(wanted) or backbones.available()]
     return [
         replace(

@@ -12,7 +12,7 @@ from support.pictures import encode
 from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.rpc import convert
-from topwork.serving.classify_job import Classified, ImageAnswer, Prediction, Timings
+from topwork.serving.classify_batch import Classified, ImageAnswer, Prediction, Timings
 from topwork.serving.fair_queue import FairQueue, Flow
 from topwork.serving.head import HeadLoader
 

@@ -21,7 +21,7 @@ from support.servers import Command, Running
 from topwork import CallFailed, Client, progress, result
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.store import Repository
-from topwork.cli.keep import gc
+from topwork.cli.maintain import gc
 from topwork.inference import inference_service_pb2 as infer_pb
 from topwork.inference import inference_service_pb2_grpc as infer_grpc
 from topwork.v1 import change_pb2 as change_pb

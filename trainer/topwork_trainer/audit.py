@@ -28,9 +28,9 @@ from topwork.training.embed import ImageSource, Skipped
 from topwork_trainer import backbones
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
-from topwork_trainer.bench import Bench, OnProgress
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import Photos, scan
+from topwork_trainer.fit.attempts import Attempts, OnProgress
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """Gravest first."""
@@ -96,7 +96,7 @@ def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
         on_progress("backbone", 0, 0)
         exports = Exports(config.cache) if config.cache else None
         info = prepare_backbone(repository, choice, exports)
-        bench = Bench(
+        attempts = Attempts(
             repository=repository,
             sources=photos.train,
             recipe=Recipe(),
@@ -105,7 +105,7 @@ def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
             cache=stack.enter_context(EmbeddingCache(config.cache)) if config.cache else None,
             on_progress=on_progress,
         )
-        exemplars, skipped = bench.embed(info, bench.session(info), stage="embed")
+        exemplars, skipped = attempts.embed(info, attempts.session(info), stage="embed")
     on_progress("audit", 0, 0)
     empty = dict.fromkeys(set(photos.labels) - {one.label for one in photos.train}, 0)
     findings = [
@@ -113,7 +113,7 @@ def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
         *audit_files(photos, skipped, info.preprocess),
     ]
     if exemplars is not None:
-        judged = _judge(exemplars, config.seed, bench.cores)
+        judged = _judge(exemplars, config.seed, attempts.cores)
         findings += audit_exemplars(exemplars, judged, seed=config.seed)
     counts = dict(sorted({**empty, **_usable(photos.train, skipped)}.items()))
     return Audit(

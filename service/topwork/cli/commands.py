@@ -100,12 +100,12 @@ SECTIONS = {
     },
     "Maintain a repository": {
         "gc": Lazy(
-            "topwork.cli.keep:gc",
+            "topwork.cli.maintain:gc",
             "Delete old revisions of REPOSITORY's models, and what nothing refers to any more.",
             "topwork gc repository",
         ),
         "fsck": Lazy(
-            "topwork.cli.keep:fsck",
+            "topwork.cli.maintain:fsck",
             "Verify every digest and every reference in REPOSITORY and name all that is wrong.",
             "topwork fsck repository",
         ),

@@ -18,7 +18,7 @@ from topwork.changes.jobs import ChangeResult, Conflict
 from topwork.changes.rows import Operation, Subject
 from topwork.errors import ImageError, InvalidInput
 from topwork.limits import Limits
-from topwork.serving.classify_job import Classified, ImageAnswer
+from topwork.serving.classify_batch import Classified, ImageAnswer
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import model_service_pb2 as model_pb

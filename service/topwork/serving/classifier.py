@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from topwork.errors import DeadlinePassed, InvalidInput, Overloaded
 from topwork.limits import Limits
 from topwork.serving.admission import Admission
-from topwork.serving.classify_job import Classified, ClassifyBatch, Finished, Image, classified
+from topwork.serving.classify_batch import Classified, ClassifyBatch, Finished, Image, classified
 from topwork.serving.fair_queue import Flow
 from topwork.serving.inferred import Inferred, inferred
 from topwork.serving.registry import Registry

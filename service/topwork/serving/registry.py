@@ -17,11 +17,11 @@ from topwork.bundle.manifest import Manifest, check_may_serve
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, NotReady, Unavailable
 from topwork.runtime.backend import Provider, check_provider
+from topwork.serving.change_detection import FileStamp, read_marks
 from topwork.serving.encoders.backbone import Backbone
 from topwork.serving.encoders.backbones import open_backbone
 from topwork.serving.head import HeadLoader, LoadedHead
-from topwork.serving.held import LruCache
-from topwork.serving.marks import FileStamp, read_marks
+from topwork.serving.lru_cache import LruCache
 from topwork.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)

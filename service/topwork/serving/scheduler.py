@@ -22,7 +22,7 @@ from topwork.inputs.image import Pixels
 from topwork.serving.encoders.backbone import Backbone, Embedded
 from topwork.serving.fair_queue import FairQueue, Flow, Ticket
 from topwork.serving.head import LoadedHead
-from topwork.serving.pace import ThroughputEstimate
+from topwork.serving.throughput import ThroughputEstimate
 
 log = structlog.get_logger(__name__)
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from topwork.bundle.manifest import Manifest
-from topwork.serving.classify_job import Finished
+from topwork.serving.classify_batch import Finished
 from topwork.serving.encoders.backbone import Embedded
 
 

@@ -27,7 +27,7 @@ from topwork.changes.rows import Operation, Subject
 from topwork.errors import ImageError, InvalidInput
 from topwork.limits import DEFAULT_LIMITS, Limits
 from topwork.rpc import convert
-from topwork.serving.classify_job import Classified, ImageAnswer, Prediction, Timings
+from topwork.serving.classify_batch import Classified, ImageAnswer, Prediction, Timings
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import revision_pb2 as revision_pb
 

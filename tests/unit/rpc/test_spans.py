@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from topwork.errors import ImageError
 from topwork.rpc.spans import Spans, open_spans
-from topwork.serving.classify_job import Finished, Timings
+from topwork.serving.classify_batch import Finished, Timings
 from topwork.serving.encoders.backbone import MicroBatch
 from topwork.serving.registry import Snapshot
 from topwork.serving.scheduler import ImageOutcome

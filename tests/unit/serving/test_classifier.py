@@ -30,10 +30,10 @@ from topwork.errors import (
 from topwork.inputs.image import Pixels, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import DEFAULT_LIMITS, Limits
-from topwork.serving import classify_job
+from topwork.serving import classify_batch
 from topwork.serving import registry as registry_module
 from topwork.serving.classifier import Classifier
-from topwork.serving.classify_job import Classified, Image, ImageAnswer
+from topwork.serving.classify_batch import Classified, Image, ImageAnswer
 from topwork.serving.encoders.backbone import Backbone, Deliver
 from topwork.serving.encoders.backbones import open_backbone
 from topwork.serving.fair_queue import Flow
@@ -634,7 +634,7 @@ def test_calls_of_one_flow_share_a_place(
 
     async def scenario() -> int:
         async with desk(repository) as asked:
-            monkeypatch.setattr(classify_job, "preprocess", noting)
+            monkeypatch.setattr(classify_batch, "preprocess", noting)
             asked.gate.close()
             first = asked.ask(2)
             await until(lambda: asked.gate.images == 2)

@@ -31,7 +31,7 @@ from topwork.errors import Corrupt, NotFound, Unavailable
 from topwork.limits import DEFAULT_LIMITS
 from topwork.serving import registry as registry_module
 from topwork.serving.classifier import Classifier
-from topwork.serving.classify_job import ImageAnswer
+from topwork.serving.classify_batch import ImageAnswer
 from topwork.serving.encoders.backbone import Embedded
 from topwork.serving.encoders.cpu_backbone import CpuBackbone
 from topwork.serving.registry import Registry

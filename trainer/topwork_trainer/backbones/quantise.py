@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from topwork.bundle.manifest import PrecisionGate
 from topwork.errors import TopworkError
 from topwork.inputs.image import Pixels
-from topwork_trainer.paired import paired
+from topwork_trainer.fit.paired import paired
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from rich.progress import (
 )
 
 from topwork.terminal import Console
-from topwork_trainer.bench import OnProgress
+from topwork_trainer.fit.attempts import OnProgress
 
 
 @contextmanager

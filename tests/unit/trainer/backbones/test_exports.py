@@ -18,7 +18,7 @@ from topwork_trainer import backbones
 from topwork_trainer.backbones import DEFAULT, BackboneChoice, prepare
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
-from topwork_trainer.fit import FitConfig, fit
+from topwork_trainer.fit.fit import FitConfig, fit
 
 MODEL = tiny.backbone_model()
 INFO = replace(tiny.backbone_info(MODEL), identity=BackboneChoice(name=DEFAULT).identity())

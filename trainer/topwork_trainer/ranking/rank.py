@@ -13,9 +13,9 @@ from topwork.errors import InvalidInput
 from topwork.report.content import RankedBackbone
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice
-from topwork_trainer.bench import Bench
-from topwork_trainer.paired import paired
-from topwork_trainer.probe import Prober, Tried, sample
+from topwork_trainer.fit.attempts import Attempts
+from topwork_trainer.fit.paired import paired
+from topwork_trainer.ranking.probe import Prober, Tried, sample
 
 SAMPLE = 1000
 """Photos that backbones are tried on: a standard error of about half a point between two."""
@@ -28,19 +28,19 @@ IMAGE_SIZES = (288, 320)
 
 
 def rank(
-    bench: Bench, choices: Sequence[BackboneChoice], *, size: int = SAMPLE
+    attempts: Attempts, choices: Sequence[BackboneChoice], *, size: int = SAMPLE
 ) -> tuple[BackboneChoice, list[RankedBackbone]]:
-    """Try backbones on a sample of ``bench``'s photos; return the one to take, and all, best first.
+    """Try backbones on a sample of the photos; return the one to take, and all, best first.
 
     A backbone that cannot be tried is listed last, with the reason. Raises InvalidInput if none
     can.
     """
-    prober = _prober(bench, size)
+    prober = _prober(attempts, size)
     return _result([prober.tried(choice) for choice in choices])
 
 
 def select(
-    bench: Bench,
+    attempts: Attempts,
     *,
     name: str | None = None,
     weights: Path | None = None,
@@ -56,7 +56,7 @@ def select(
     """
     if name is None and weights is not None:
         raise InvalidInput("a weights file needs the name of its backbone", field="backbone")
-    prober = _prober(bench, size)
+    prober = _prober(attempts, size)
     own = BackboneChoice(
         name=name or backbones.DEFAULT,
         weights=weights,
@@ -120,8 +120,8 @@ def _numbers(row: RankedBackbone) -> str:
     return f"accuracy {row.accuracy:.3f} at {row.milliseconds:.1f} ms an image on one core"
 
 
-def _prober(bench: Bench, size: int) -> Prober:
-    return Prober(replace(bench, sources=sample(bench.sources, size, seed=bench.seed)))
+def _prober(attempts: Attempts, size: int) -> Prober:
+    return Prober(replace(attempts, sources=sample(attempts.sources, size, seed=attempts.seed)))
 
 
 def _result(tried: Sequence[Tried]) -> tuple[BackboneChoice, list[RankedBackbone]]:

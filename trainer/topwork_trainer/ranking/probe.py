@@ -23,7 +23,7 @@ from topwork.runtime.backend import Session, open_session
 from topwork.training.embed import ImageSource
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.prepare import prepare_backbone
-from topwork_trainer.bench import Bench
+from topwork_trainer.fit.attempts import Attempts
 
 NEIGHBOURS = 5
 TIMED_IMAGES = 16
@@ -43,8 +43,8 @@ class Tried:
 class Prober:
     """Tries backbones on the same photos in the same folds, so that they can be compared."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
+    def __init__(self, attempts: Attempts) -> None:
+        self._attempts = attempts
         self._reference: Exemplars | None = None
 
     def tried(self, choice: BackboneChoice) -> Tried:
@@ -55,14 +55,16 @@ class Prober:
             return Tried(choice=choice, row=_failed(choice, str(error)))
 
     def _tried(self, choice: BackboneChoice) -> Tried:
-        bench = self._bench
-        bench.on_progress(f"try {choice}", 0, len(bench.sources))
-        info = prepare_backbone(bench.repository, choice, bench.exports)
-        model = bench.repository.backbone_model(info.digest)
+        attempts = self._attempts
+        attempts.on_progress(f"try {choice}", 0, len(attempts.sources))
+        info = prepare_backbone(attempts.repository, choice, attempts.exports)
+        model = attempts.repository.backbone_model(info.digest)
         session = open_session(model, output="embedding")
         exemplars = self._with_reference_folds(self._embedded(choice, info, session))
-        folds = exemplars.folds(bench.seed)
-        learned = learn(exemplars, seed=bench.seed, recipe=bench.recipe, threads=bench.cores)
+        folds = exemplars.folds(attempts.seed)
+        learned = learn(
+            exemplars, seed=attempts.seed, recipe=attempts.recipe, threads=attempts.cores
+        )
         called = learned.judged.probabilities.argmax(axis=1)
         right = called == exemplars.targets[learned.judged.rows]
         names = [exemplars.names[row] for row in learned.judged.rows]
@@ -85,12 +87,12 @@ class Prober:
         )
 
     def _embedded(self, choice: BackboneChoice, info: BackboneInfo, session: Session) -> Exemplars:
-        bench = self._bench
-        exemplars, skipped = bench.embed(info, session, stage=f"try {choice}")
+        attempts = self._attempts
+        exemplars, skipped = attempts.embed(info, session, stage=f"try {choice}")
         if exemplars is None or len(exemplars.labels) < 2:
             raise InvalidInput(
-                f"{len(bench.sources) - len(skipped)} of {len(bench.sources)} photos are usable"
-                " and do not show two classes",
+                f"{len(attempts.sources) - len(skipped)} of {len(attempts.sources)} photos are "
+                "usable and do not show two classes",
                 field="data",
             )
         return exemplars
@@ -121,7 +123,7 @@ class Prober:
 
     def _timed(self, exemplars: Exemplars) -> list[bytes]:
         usable = set(exemplars.names)
-        sources = [source for source in self._bench.sources if source.name in usable]
+        sources = [source for source in self._attempts.sources if source.name in usable]
         return [source.read() for source in sources[:: -(-len(sources) // TIMED_IMAGES)]]
 
 

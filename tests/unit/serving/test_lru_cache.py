@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from topwork.serving.held import LruCache
+from topwork.serving.lru_cache import LruCache
 
 
 class Loads:

@@ -33,7 +33,7 @@ class CallLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 raise ValueError(f"{name} is {value}; it must be above 0")
 
 
-class Allowance:
+class RateLimiter:
     """What one principal has used of its limits. Belongs to one event loop."""
 
     def __init__(self, limits: CallLimits, *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from topwork.serving.pace import ThroughputEstimate
+from topwork.serving.throughput import ThroughputEstimate
 
 
 def test_it_follows_what_is_measured() -> None:

@@ -16,7 +16,7 @@ from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound
 from topwork_trainer.backbones import DEFAULT, BackboneChoice
-from topwork_trainer.fit import FitConfig, Fitted, fit
+from topwork_trainer.fit.fit import FitConfig, Fitted, fit
 
 LABELS = ("amber", "blue", "crimson")
 

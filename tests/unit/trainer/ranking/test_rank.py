@@ -17,13 +17,13 @@ from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.report.content import RankedBackbone
 from topwork_trainer import backbones
-from topwork_trainer import rank as module
 from topwork_trainer.backbones import BackboneChoice
-from topwork_trainer.bench import Bench
 from topwork_trainer.cache import FILE
 from topwork_trainer.cli.rank import rank as command
-from topwork_trainer.probe import Tried
-from topwork_trainer.rank import choose, explain, rank, select, shown
+from topwork_trainer.fit.attempts import Attempts
+from topwork_trainer.ranking import rank as module
+from topwork_trainer.ranking.probe import Tried
+from topwork_trainer.ranking.rank import choose, explain, rank, select, shown
 
 IMAGES = 1000
 
@@ -96,10 +96,10 @@ def test_only_photos_that_both_judged_count() -> None:
     assert choose([cheap, replace(dear, right={"another": True})]) is cheap
 
 
-def bench_of(labels: str, count: int) -> Bench:
+def bench_of(labels: str, count: int) -> Attempts:
     from topwork.training.embed import ImageSource
 
-    return Bench(
+    return Attempts(
         repository=Repository(Path("unused")),
         sources=[
             ImageSource(name=f"{label}/{index}", label=label, read=bytes)
@@ -122,9 +122,9 @@ class Script:
         self.asked: list[str] = []
         self.photos = 0
 
-    def __call__(self, bench: Bench) -> Script:
+    def __call__(self, attempts: Attempts) -> Script:
         """Count the photos, where a Prober is made."""
-        self.photos = len(bench.sources)
+        self.photos = len(attempts.sources)
         return self
 
     def tried(self, choice: BackboneChoice) -> Tried:

@@ -515,7 +515,7 @@ def test_threads_give_way_however_nice_the_process_is(nice: int) -> None:
     expected = min(os.nice(0) + nice + NICE, 19)
     code = """
 import os, sys, threading, time
-from topwork.engine.serving.scheduler import Scheduler
+from topwork.serving.scheduler import Scheduler
 nice, expected = map(int, sys.argv[1:])
 os.nice(nice)
 scheduler = Scheduler(cores=1)

@@ -292,7 +292,8 @@ def test_identity_needs_no_torch() -> None:
     """Finding an export that is there already does not import torch."""
     code = (
         "import sys; from topwork_trainer import backbones;"
-        "backbones.BackboneChoice(name='efficientnet_lite0').identity(); sys.exit('torch' in sys.modules)"
+        "backbones.BackboneChoice("
+        "name='efficientnet_lite0').identity(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

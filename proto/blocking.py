@@ -63,5 +63,6 @@ def client(source: str) -> str:
 
 def _ruff(*command: str, given: str) -> str:
     """Return ``given`` as ruff changes it."""
-    ruff = [RUFF, *command, "--stdin-filename=service/topwork/client/blocking.py", "-"]
-    return subprocess.run(ruff, input=given, capture_output=True, text=True, check=True).stdout
+    ruff = [str(RUFF), *command, "--stdin-filename=service/topwork/client/blocking.py", "-"]
+    done = subprocess.run(ruff, input=given, capture_output=True, text=True, check=True)
+    return done.stdout

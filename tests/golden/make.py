@@ -29,7 +29,7 @@ from golden.documents import DOCUMENTS
 from topwork import CallFailed, Client, progress
 from topwork.bundle.documents import to_json
 from topwork.bundle.store import Repository
-from topwork.training.embed import Row
+from topwork.training.embed import EmbeddedRow
 from topwork.v1 import change_pb2 as change_pb
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.finetuning import checkpoints
@@ -82,16 +82,14 @@ def expected(root: Path) -> dict[str, Any]:
             "serving": model.serving_revision.revision,
             "revisions": list(model.revisions),
             "pinned": list(model.pinned_revisions),
-            "probabilities": {
-                one.label: one.probability for one in answer.results[0].classification.predictions
-            },
+            "probabilities": {one.label: one.probability for one in answer.results[0].predictions},
             "operations": [
                 {
                     "name": one.name,
                     "kind": change_pb.ChangeKind.Name(progress(one).kind),
                     "label": progress(one).label,
                     "done": one.done,
-                    "reason": CallFailed(one.error).reason if one.HasField("error") else "",
+                    "reason": CallFailed(one.raw.error).reason if one.raw.HasField("error") else "",
                 }
                 for one in client.operations()
             ],
@@ -100,7 +98,7 @@ def expected(root: Path) -> dict[str, Any]:
 
 def cache(directory: Path) -> None:
     """Let a fit leave a cache of embeddings with one row."""
-    row = Row(
+    row = EmbeddedRow(
         digest=bytes(range(32)),
         fingerprint=np.arange(32, dtype=np.uint8),
         embedding=np.linspace(0, 1, 4, dtype=np.float32),

@@ -17,7 +17,7 @@ from support.pictures import picture, pictures
 
 from topwork import Client, result
 from topwork.bundle.store import Repository
-from topwork_trainer.backbones import DEFAULT, Choice
+from topwork_trainer.backbones import DEFAULT, BackboneChoice
 
 pytestmark = pytest.mark.image
 
@@ -89,7 +89,7 @@ def test_classify_and_add_class(served: Container) -> None:
         assert result(finished).revision.revision == 2
         after = client.classify("colours", [picture("violet", 60)])
         assert after.revision == 2
-        assert after.results[0].classification.predictions[0].label == "violet"
+        assert after.results[0].predictions[0].label == "violet"
     status, said = served.inside("sh", "-c", "touch /opt/topwork/mark")
     assert status != 0
     assert "Read-only file system" in said
@@ -195,7 +195,7 @@ def default_backbone(root: Path) -> Path:
     commands.run("topwork_trainer", "demo-data", photos, "--images-per-label", 8, "--seed", 7)
     commands.run(
         "topwork_trainer", "fit", photos, "--model", "flowers", "--repository", root,
-        "--backbone", Choice(name=DEFAULT).name, "--json",
+        "--backbone", BackboneChoice(name=DEFAULT).name, "--json",
     )  # fmt: skip
     return root
 

@@ -72,7 +72,7 @@ def test_a_new_class_is_learnt(client: Client, teach: Teach, model: str) -> None
     shown = [*LABELS, "violet"]
     answer = client.classify(model, [picture(label, 60) for label in shown])
     assert answer.revision == 2
-    assert [one.classification.predictions[0].label for one in answer.results] == shown
+    assert [one.predictions[0].label for one in answer.results] == shown
 
 
 def test_the_old_revision_answers_when_asked_for(client: Client, teach: Teach, model: str) -> None:
@@ -246,7 +246,7 @@ def test_a_label_with_any_other_characters_is_learnt(
     """What looks like a path, a number or markup is a label like any other."""
     assert label in result(teach(model, label, VIOLETS[:6])).revision.labels
     answer = client.classify(model, [picture("violet", 60)])
-    assert answer.results[0].classification.predictions[0].label == label
+    assert answer.results[0].predictions[0].label == label
 
 
 def upload_of(case: str) -> list[change_pb.AddClassRequest]:
@@ -331,7 +331,7 @@ def test_the_last_room_for_a_label_is_given_once(
         except CallFailed as error:
             return int(error.status.code)
         *_, finished = client.watch(accepted.name)
-        return int(finished.error.code)
+        return int(finished.raw.error.code)
 
     with ThreadPoolExecutor(2) as pool:
         codes = sorted(pool.map(add, ["violet", "indigo"]))
@@ -421,7 +421,7 @@ def test_one_label_twice_at_once_lands_once(client: Client, model: str) -> None:
     """Of two uploads of one label one is learnt; the other operation ends with ALREADY_EXISTS."""
     accepted = [client.add_class(model, "violet", VIOLETS[:half]) for half in (6, 12)]
     finished = [list(client.watch(one.name))[-1] for one in accepted]
-    codes = sorted(one.error.code for one in finished)
+    codes = sorted(one.raw.error.code for one in finished)
     assert codes == [code_pb2.OK, code_pb2.ALREADY_EXISTS]
     assert list(client.model(model).revisions) == [1, 2]
 
@@ -437,7 +437,7 @@ def test_serving_never_stops(server: Running, client: Client, model: str) -> Non
         with Client(server.address) as own:
             while not stop.is_set():
                 answer = own.classify(model, [photo], top_k=10)
-                predictions = answer.results[0].classification.predictions
+                predictions = answer.results[0].predictions
                 known = sorted(one.label for one in predictions)
                 answers.append((answer.revision, known, predictions[0].label))
 

@@ -210,7 +210,7 @@ def test_one_client_serves_many_threads(client: Client) -> None:
     def ask(label: str) -> str:
         barrier.wait(60)
         answer = client.classify("colours", [picture(label, 45)])
-        return str(answer.results[0].classification.predictions[0].label)
+        return str(answer.results[0].predictions[0].label)
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ask, LABELS)) == LABELS
@@ -960,8 +960,8 @@ import sys
 import numpy as np
 from support import tiny
 from support.pictures import picture
-from topwork import Client
 from topwork.runtime.backend import open_session
+from topwork import Client
 
 session = open_session(tiny.busy_backbone_model(), output="embedding")
 

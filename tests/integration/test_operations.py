@@ -190,7 +190,7 @@ def test_a_cancelled_operation_ends(
     cancel(queue, accepted.name)
     (last,) = watched
     assert last == get(queue, accepted.name)
-    assert (last.done, last.error.code) == (True, grpc.StatusCode.CANCELLED.value[0])
+    assert (last.done, last.raw.error.code) == (True, grpc.StatusCode.CANCELLED.value[0])
 
 
 def test_an_operation_is_cancelled_while_it_runs(
@@ -201,7 +201,7 @@ def test_an_operation_is_cancelled_while_it_runs(
     for state in client.watch(accepted.name):
         if stage(state) == "CHANGE_STAGE_EMBEDDING":
             cancel(operations, accepted.name)
-    assert state.error.code == grpc.StatusCode.CANCELLED.value[0]
+    assert state.raw.error.code == grpc.StatusCode.CANCELLED.value[0]
     assert client.model(model).serving_revision.revision == 1
     after = result(teach(model, "indigo", VIOLETS)).revision
     assert list(after.labels) == ["amber", "blue", "crimson", "green", "indigo"]

@@ -21,8 +21,9 @@ import grpc
 
 from topwork.client import calls
 from topwork.client.credentials import Credentials
-from topwork.client.exchange import Exchange, StreamResult
+from topwork.client.exchange import Exchange
 from topwork.client.images import Image, NamedImage, check_several, content, named
+from topwork.client.results import StreamResult
 from topwork.client.upload import P, Upload
 from topwork.v1 import classifier_service_pb2 as classify_pb
 

@@ -6,7 +6,7 @@ async_calls has the same functions for asyncio.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import starmap
 from typing import TypeAlias, TypeVar
 
@@ -16,8 +16,9 @@ from google.rpc import code_pb2, status_pb2
 from topwork.client import calls
 from topwork.client.calls import CallFailed
 from topwork.client.credentials import Credentials
-from topwork.client.exchange import Exchange, StreamResult
+from topwork.client.exchange import Exchange
 from topwork.client.images import Image, NamedImage, check_several, content, named
+from topwork.client.results import StreamResult
 from topwork.client.source import Source
 from topwork.client.upload import P, Upload
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -102,7 +103,7 @@ def upload(
 
 def stream(
     method: StreamMethod, images: Iterable[Image], exchange: Exchange
-) -> Iterator[StreamResult]:
+) -> Generator[StreamResult, None, None]:
     """Yield one result an image, in order.
 
     Raises CallFailed, and what ``images`` and their files raise, after the results of the images

@@ -18,7 +18,7 @@ class Upload(Generic[P]):
     """One call's messages, of which ``first`` has the config."""
 
     def __init__(self, first: P) -> None:
-        self._message = first
+        self._message: P = first
         self._make: type[P] = type(first)
         self._length = 0
 

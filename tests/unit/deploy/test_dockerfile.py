@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from topwork.cli.commands import COMMANDS
+from topwork.cli.commands import cli
 from topwork.cli.serve import serve
 
 ROOT = Path(__file__).parents[3]
@@ -24,7 +24,7 @@ def test_variables_are_options() -> None:
     assert len(VARIABLES) > 5
     options = {
         f"TOPWORK_{command.name}_{parameter.name}".upper()
-        for command in COMMANDS
+        for command in cli.load_all().values()
         for parameter in command.params
     }
     assert VARIABLES.keys() <= options

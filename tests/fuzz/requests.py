@@ -38,7 +38,7 @@ from topwork.rpc.servicers import (
 )
 from topwork.serving import classifier as classifying
 from topwork.serving.classifier import Classifier
-from topwork.serving.classify_job import Classified, Timings
+from topwork.serving.classify_batch import Classified, Timings
 from topwork.serving.registry import Registry
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb

@@ -63,11 +63,11 @@ def imports(pid: int) -> bool:
     [
         ("click", ["topwork", "models"]),
         ("grpc", ["topwork", "models"]),
-        ("topwork.cli.serve", ["topwork", "models"]),
+        ("topwork.cli.serve", ["topwork", "serve", "--repository", "r"]),
         ("topwork.rpc.server", ["topwork", "serve", "--repository", "r"]),
         ("click", FIT),
         ("topwork_trainer.cli.fit", FIT),
-        ("topwork_trainer.fit", FIT),
+        ("topwork_trainer.fit.fit", FIT),
     ],
 )
 def test_an_interrupted_import_ends_the_command(

@@ -1,4 +1,4 @@
-"""Intake of changes: few looks at the database, and one operation for a call and its repetitions."""
+"""Intake of changes: few database calls, and one operation for a call and its repetitions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from support import statements, tiny
+from support import statements
 
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
@@ -189,12 +190,11 @@ def test_full_quota_refuses_all_changes_but_removals(root: Path) -> None:
     """Removing a label lets something go; the other kinds are QuotaExceeded and store nothing."""
     house = House(root, Limits(max_model_bytes=1))
     try:
+        rename = ChangeRequest(kind="rename_class", model="colours", label="blue", new_label="navy")
         for ask in (
-            lambda: house.take(RETRAIN),
-            lambda: house.upload(ADD),
-            lambda: house.take(
-                ChangeRequest(kind="rename_class", model="colours", label="blue", new_label="navy")
-            ),
+            partial(house.take, RETRAIN),
+            partial(house.upload, ADD),
+            partial(house.take, rename),
         ):
             with pytest.raises(QuotaExceeded) as caught:
                 ask()

@@ -19,10 +19,11 @@ from support.servers import Running, Teach, failure, fields
 from topwork import CallFailed, Client, result
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.store import Repository
+from topwork.changes import uploads
+from topwork.changes.requests import UploadItem
+from topwork.changes.uploads import Uploads
 from topwork.errors import DeadlinePassed
 from topwork.limits import DEFAULT_LIMITS
-from topwork.rpc import uploads
-from topwork.rpc.uploads import Uploads
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 
@@ -344,12 +345,12 @@ def test_a_silent_upload_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(uploads, "SILENCE_SECONDS", 0.05)
     receiving = Uploads(Repository(tmp_path), DEFAULT_LIMITS)
 
-    async def silent() -> AsyncIterator[change_pb.AddClassRequest]:
+    async def silent() -> AsyncIterator[UploadItem]:
         await asyncio.Event().wait()
-        yield change_pb.AddClassRequest()
+        yield ()
 
     with pytest.raises(DeadlinePassed, match="nothing came for"):
-        asyncio.run(receiving.first(silent()))
+        asyncio.run(receiving.request(silent()))
 
 
 def test_a_repeated_call_is_the_same_operation(client: Client, model: str) -> None:

@@ -55,7 +55,7 @@ Admit: TypeAlias = Callable[[int], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class OperationFilter:
     """Which operations to list."""
 
     attributes: dict[str, str | bool]
@@ -142,7 +142,7 @@ class Operations:
         Raises Overloaded if it has as many of them as it may have.
         """
         most = self._limits.max_pending_operations
-        wanted = Wanted(attributes={"model": model}, done=False)
+        wanted = OperationFilter(attributes={"model": model}, done=False)
         unfinished = await self._statuses(wanted, offset=0, limit=most)
         if len(unfinished) >= most:
             raise Overloaded(
@@ -166,7 +166,7 @@ class Operations:
 
     async def list(
         self,
-        wanted: Wanted,
+        wanted: OperationFilter,
         *,
         offset: int,
         limit: int,
@@ -199,7 +199,7 @@ class Operations:
 
     async def _statuses(
         self,
-        wanted: Wanted,
+        wanted: OperationFilter,
         *,
         offset: int,
         limit: int,
@@ -269,7 +269,7 @@ class Operations:
         return operation
 
     async def _searched(
-        self, wanted: Wanted, count: int, visible: Callable[[str], bool] | None
+        self, wanted: OperationFilter, count: int, visible: Callable[[str], bool] | None
     ) -> Sequence[WorkflowStatus]:
         """Return the first ``count`` wanted ones: DBOS cannot look for attributes on SQLite."""
         matching: Sequence[WorkflowStatus] = []

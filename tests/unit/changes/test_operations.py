@@ -23,7 +23,7 @@ from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.store import Repository
 from topwork.changes.database import database_url, pending_images
 from topwork.changes.jobs import Job, Upload
-from topwork.changes.operations import RESULT, Operations, Wanted
+from topwork.changes.operations import RESULT, OperationFilter, Operations
 from topwork.changes.rows import Operation
 from topwork.errors import (
     AlreadyExists,
@@ -57,7 +57,7 @@ def operations(root: Path, runner: asyncio.Runner) -> Iterator[Operations]:
     runner.run(made.aclose())
 
 
-EVERY = Wanted(attributes={})
+EVERY = OperationFilter(attributes={})
 NOW = datetime.now(UTC)
 
 
@@ -348,7 +348,7 @@ def test_only_what_is_wanted_is_listed(operations: Operations, runner: asyncio.R
         await operations.cancel(second.id)
 
         async def listed(done: bool | None = None, **attributes: str | bool) -> list[str]:
-            wanted = Wanted(attributes={"model": model, **attributes}, done=done)
+            wanted = OperationFilter(attributes={"model": model, **attributes}, done=done)
             return [one.id for one in await operations.list(wanted, offset=0, limit=10)]
 
         assert await listed() == [first.id, second.id, third.id]

@@ -100,13 +100,13 @@ STEPS = (
     Step(
         name="result known, not stored",
         process="worker",
-        where=f"{_WORKER}:Outcome",
+        where=f"{_WORKER}:ChangeOutcome",
         argument="result",
     ),
     Step(
         name="failure known, not stored",
         process="worker",
-        where=f"{_WORKER}:Outcome",
+        where=f"{_WORKER}:ChangeOutcome",
         argument="failure",
     ),
 )

@@ -99,7 +99,7 @@ def test_a_stage_that_is_not_known_keeps_its_counts() -> None:
 
 def test_a_result_keeps_what_can_be_read() -> None:
     """A value that is not known costs its own field only."""
-    output = stored("0.1.0", "Outcome")
+    output = stored("0.1.0", "ChangeOutcome")
     whole = done(output).result
     assert whole is not None
     output["result"]["findings"][0]["severity"] = "catastrophe"
@@ -111,7 +111,7 @@ def test_a_result_keeps_what_can_be_read() -> None:
 @pytest.mark.parametrize("version", ["schema-1", "schema-2"])
 def test_results_of_before_the_first_release_are_read(version: str) -> None:
     """Their revision, images and times are shown."""
-    found = done(stored(version, "Outcome")).result
+    found = done(stored(version, "ChangeOutcome")).result
     assert found is not None
     assert (found.revision, found.images_used, found.seconds.solving) == (2, 12, 2.0)
 

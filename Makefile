@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TARGET := serve
 IMAGE := topwork:$(TARGET)
 
-.PHONY: install demo test tritonclient lint format proto released bench image image-base image-test soak fuzz audit sbom soak-edge clean
+.PHONY: install demo test test-fast tritonclient lint format proto released bench image image-base image-test soak fuzz audit sbom soak-edge clean
 
 install: $(INSTALLED)  ## Make .venv with everything in it; TORCH_INDEX=, an index of torch for CPUs alone
 
@@ -30,10 +30,16 @@ demo: $(INSTALLED)  ## Tell the whole story; DATA=/path/to/folders NEW=class for
 test: $(INSTALLED)  ## Run all tests, on all cores
 	$(BIN)/python -m pytest --numprocesses auto
 
+test-fast: $(INSTALLED)  ## Run the tests that need neither torch nor a server process, in a minute
+	$(BIN)/python -m pytest --numprocesses auto --ignore tests/unit/trainer tests/unit
+
 # Its grpcio and protobuf are none that our generated code is made for.
-tritonclient: $(INSTALLED)  ## Test with NVIDIA's client, in an environment of its own
+.venv-tritonclient/installed:
 	$(PYTHON) -m venv .venv-tritonclient
 	.venv-tritonclient/bin/python -m pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.73.0'
+	touch $@
+
+tritonclient: $(INSTALLED) .venv-tritonclient/installed  ## Test with NVIDIA's client, in an environment of its own
 	$(BIN)/python -m pytest tests/integration/test_tritonclient.py
 
 lint: $(INSTALLED)  ## Style, types, import rules, contract

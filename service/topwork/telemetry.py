@@ -1,4 +1,4 @@
-"""What a serving process counts and times, for Prometheus.
+"""Metrics of a serving process for Prometheus: counters and histograms.
 
 Names and units follow Prometheus' and, for calls, go-grpc-prometheus' conventions. docs/serving.md
 says what to watch.

@@ -34,7 +34,7 @@ from topwork.bundle.store import Repository
 from topwork.runtime.backend import Provider, Session, open_session, software_versions
 from topwork.serving.encoders.backbone import Embedded
 from topwork.serving.encoders.gpu_backbone import GpuBackbone, new_buffer, open_gpu_backbone
-from topwork_trainer.backbones import DEFAULT, Choice
+from topwork_trainer.backbones import DEFAULT, BackboneChoice
 from topwork_trainer.backbones.prepare import prepare_backbone
 
 SECONDS = 2.0
@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         repository = Repository(options.repository or Path(temporary))
         if options.repository is None:
-            prepare_backbone(repository, Choice(name=DEFAULT))
+            prepare_backbone(repository, BackboneChoice(name=DEFAULT))
         for info in repository.backbones():
             model = repository.backbone_model(info.digest)
             provider = cast("Provider", options.provider)

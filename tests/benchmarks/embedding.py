@@ -24,9 +24,9 @@ from topwork.bundle.store import Repository
 from topwork.inputs.image import preprocess
 from topwork.runtime.backend import open_session
 from topwork.runtime.cores import available_cores
-from topwork.training.embed import Cache, Source, embed
+from topwork.training.embed import Cache, ImageSource, embed
 from topwork_trainer import commands
-from topwork_trainer.backbones import DEFAULT, Choice
+from topwork_trainer.backbones import DEFAULT, BackboneChoice
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import scan
@@ -44,24 +44,24 @@ def main() -> None:
             commands.run("topwork_trainer", "demo-data", data)
         sources = scan(data).train
         repository = Repository(work / "repository")
-        info = prepare_backbone(repository, Choice(name=DEFAULT))
+        info = prepare_backbone(repository, BackboneChoice(name=DEFAULT))
         session = open_session(repository.backbone_model(info.digest), output="embedding")
         cores = available_cores()
 
-        def one(source: Source) -> None:
+        def one(source: ImageSource) -> None:
             session.run(preprocess(source.read(), info.preprocess)[None])
 
-        def fully(some: Sequence[Source], cache: Cache | None = None) -> None:
+        def fully(some: Sequence[ImageSource], cache: Cache | None = None) -> None:
             embed(some, session, info.preprocess, cores=cores, cache=cache)
 
-        def bare(some: Sequence[Source]) -> None:
+        def bare(some: Sequence[ImageSource]) -> None:
             with ThreadPoolExecutor(cores) as pool:
                 for _ in pool.map(one, some):
                     pass
 
         with EmbeddingCache(work / "cache") as cache:
             fully(sources, cache.of(info))
-            ways: dict[str, Callable[[Sequence[Source]], None]] = {
+            ways: dict[str, Callable[[Sequence[ImageSource]], None]] = {
                 "bare": bare,
                 "embed": fully,
                 "cached": lambda some: fully(some, cache.of(info)),

@@ -39,7 +39,7 @@ from topwork.changes.jobs import Job
 from topwork.inputs.thumbnail import SIDE, thumbnail
 from topwork.runtime.backend import open_session
 from topwork.runtime.cores import available_cores
-from topwork.training.embed import Source, embed
+from topwork.training.embed import ImageSource, embed
 from topwork_trainer import commands
 
 EXEMPLARS = (500, 2_000, 10_000, 100_000)
@@ -175,7 +175,7 @@ def seconds_to_embed(store: Repository, photos: Sequence[Path]) -> float:
     """Return how long the worker's own loop takes, with all cores."""
     manifest = store.manifest("joint", 1)
     session = open_session(store.backbone_model(manifest.backbone), output="embedding")
-    sources = [Source(name=one.name, label="new", read=one.read_bytes) for one in photos]
+    sources = [ImageSource(name=one.name, label="new", read=one.read_bytes) for one in photos]
     start = time.perf_counter()
     embed(sources, session, store.backbone(manifest).preprocess, cores=available_cores())
     return time.perf_counter() - start

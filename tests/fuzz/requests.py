@@ -39,7 +39,7 @@ from topwork.rpc.servicers import (
 from topwork.rpc.uploads import Uploads
 from topwork.serving import classifier as classifying
 from topwork.serving.classifier import Classifier
-from topwork.serving.classify_job import Classified, Timings
+from topwork.serving.classify_batch import Classified, Timings
 from topwork.serving.registry import Registry
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb

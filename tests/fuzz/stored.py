@@ -18,14 +18,14 @@ from topwork.bundle.manifest import (
     check_may_serve,
 )
 from topwork.bundle.metrics import Metrics
-from topwork.bundle.serving import Move, Serving
+from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.shards import open_shard
 from topwork.bundle.signing.signatures import Signatures
 from topwork.bundle.store import read_manifest
 from topwork.errors import Corrupt, NotReady
 from topwork.rpc import convert
 
-KINDS = (Manifest, BackboneInfo, Metrics, Serving, Signatures)
+KINDS = (Manifest, BackboneInfo, Metrics, ServingState, Signatures)
 """What a document may be; the first byte of an input says which."""
 
 
@@ -45,7 +45,7 @@ def read_json(content: bytes) -> None:
     repository = workplace.repository()
     manifest = repository.manifest(workplace.MODEL, 1)
     metrics, backbone = repository.metrics(manifest), repository.backbone(manifest)
-    state = Serving(revision=1)
+    state = ServingState(revision=1)
     if isinstance(document, Manifest):
         manifest = document
         with contextlib.suppress(NotReady):
@@ -54,7 +54,7 @@ def read_json(content: bytes) -> None:
         metrics = document
     elif isinstance(document, BackboneInfo):
         backbone = document
-    elif isinstance(document, Serving):
+    elif isinstance(document, ServingState):
         state = document
     published = convert.Published(manifest, metrics, backbone)
     convert.to_model(convert.Stored(state, published, [1]), workplace.LIMITS).SerializeToString()
@@ -84,7 +84,7 @@ def documents() -> list[bytes]:
         manifest,
         repository.backbone(manifest),
         repository.metrics(manifest),
-        Serving(revision=1, pinned=(1,)).moved(move),
+        ServingState(revision=1, pinned=(1,)).moved(move),
         Signatures(signatures={"0123456789abcdef": bytes(64)}),
     )
     whole = [bytes([number]) + to_json(one) for number, one in enumerate(made)]

@@ -6,19 +6,26 @@ import math
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from topwork.bundle.comparison import Comparison, Confusion, Gate, LabelChange, Rejection, Taught
+from topwork.bundle.comparison import (
+    Comparison,
+    ConfusedLabels,
+    Gate,
+    LabelChange,
+    Rejection,
+    Taught,
+)
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import BackboneInfo, ChosenHead, Manifest, PrecisionGate, ShardRef
 from topwork.bundle.metrics import (
-    Candidate,
     LabelMetrics,
-    LeftOut,
+    LeftOutLabel,
     Metrics,
     ReliabilityBin,
+    TriedHead,
     UnknownMetrics,
 )
 from topwork.bundle.recipe import Recipe
-from topwork.bundle.serving import Move, Serving
+from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing.signatures import Signatures
 from topwork.changes import retrain, worker
 from topwork.changes.jobs import (
@@ -62,7 +69,7 @@ COMPARISON = Comparison(
         ),
     ),
     taught=Taught(label="雛菊", images=100, recall=0.5, low=0.4, high=0.6),
-    confusions=(Confusion(label="雛菊", called="daisy", images=50, share=0.5),),
+    confusions=(ConfusedLabels(label="雛菊", called="daisy", images=50, share=0.5),),
 )
 
 METRICS = Metrics(
@@ -83,10 +90,10 @@ METRICS = Metrics(
         auroc=0.9,
         false_reject_rate=0.05,
         detection_rate=0.7,
-        per_label=(LeftOut(label="daisy", auroc=0.8),),
+        per_label=(LeftOutLabel(label="daisy", auroc=0.8),),
     ),
     candidates=(
-        Candidate(
+        TriedHead(
             head="ridge",
             normalisation="l2",
             strength=10.0,
@@ -176,7 +183,7 @@ DOCUMENTS: tuple[object, ...] = (
         versions={"topwork": "0.1.0"},
     ),
     METRICS,
-    Serving(
+    ServingState(
         revision=7,
         pinned=(1, 6),
         moves=(Move(revision=7, previous=6, why="add_class", operation=ID, time=TIME),),

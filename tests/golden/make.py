@@ -29,7 +29,7 @@ from golden.documents import DOCUMENTS
 from topwork import CallFailed, Client, progress
 from topwork.bundle.documents import to_json
 from topwork.bundle.store import Repository
-from topwork.training.embed import Row
+from topwork.training.embed import EmbeddedRow
 from topwork.v1 import change_pb2 as change_pb
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.finetuning import checkpoints
@@ -100,7 +100,7 @@ def expected(root: Path) -> dict[str, Any]:
 
 def cache(directory: Path) -> None:
     """Let a fit leave a cache of embeddings with one row."""
-    row = Row(
+    row = EmbeddedRow(
         digest=bytes(range(32)),
         fingerprint=np.arange(32, dtype=np.uint8),
         embedding=np.linspace(0, 1, 4, dtype=np.float32),

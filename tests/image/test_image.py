@@ -17,7 +17,7 @@ from support.pictures import picture, pictures
 
 from topwork import Client, result
 from topwork.bundle.store import Repository
-from topwork_trainer.backbones import DEFAULT, Choice
+from topwork_trainer.backbones import DEFAULT, BackboneChoice
 
 pytestmark = pytest.mark.image
 
@@ -195,7 +195,7 @@ def default_backbone(root: Path) -> Path:
     commands.run("topwork_trainer", "demo-data", photos, "--images-per-label", 8, "--seed", 7)
     commands.run(
         "topwork_trainer", "fit", photos, "--model", "flowers", "--repository", root,
-        "--backbone", Choice(name=DEFAULT).name, "--json",
+        "--backbone", BackboneChoice(name=DEFAULT).name, "--json",
     )  # fmt: skip
     return root
 

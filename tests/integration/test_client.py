@@ -968,8 +968,8 @@ import sys
 import numpy as np
 from support import tiny
 from support.pictures import picture
-from topwork.engine.backend import open_session
-from topwork.rpc.client import Client
+from topwork.runtime.backend import open_session
+from topwork import Client
 
 session = open_session(tiny.busy_backbone_model(), output="embedding")
 

@@ -16,7 +16,7 @@ from support.pictures import picture
 
 from topwork.bundle.store import Repository
 from topwork_trainer.cli.options import cache_directory
-from topwork_trainer.fit import FitConfig, Fitted, fit
+from topwork_trainer.fit.fit import FitConfig, Fitted, fit
 
 LABELS = ("amber", "blue", "crimson")
 

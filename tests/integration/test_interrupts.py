@@ -67,7 +67,7 @@ def imports(pid: int) -> bool:
         ("topwork.rpc.server", ["topwork", "serve", "--repository", "r"]),
         ("click", FIT),
         ("topwork_trainer.cli.fit", FIT),
-        ("topwork_trainer.fit", FIT),
+        ("topwork_trainer.fit.fit", FIT),
     ],
 )
 def test_an_interrupted_import_ends_the_command(

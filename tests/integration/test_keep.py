@@ -22,7 +22,7 @@ from topwork.bundle.files import sha256
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.store import Repository
 from topwork.changes.database import database_url, note_database, prepare
-from topwork.cli.keep import fsck, gc
+from topwork.cli.maintain import fsck, gc
 from topwork.errors import InvalidInput
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
@@ -321,7 +321,7 @@ def test_a_disk_that_fails_is_one_line(
     def fail(*_args: object, **_options: object) -> None:
         raise OSError(30, "Read-only file system", "images")
 
-    monkeypatch.setattr(f"topwork.cli.keep.{'collect' if command is gc else 'check'}", fail)
+    monkeypatch.setattr(f"topwork.cli.maintain.{'collect' if command is gc else 'check'}", fail)
     result = run(command)
     assert result.status == 1
     assert "Read-only file system" in result.stderr.splitlines()[-1]

@@ -16,7 +16,7 @@ from topwork.bundle.maintenance.check import check
 from topwork.bundle.store import Repository
 from topwork.changes import worker
 from topwork.changes.database import damage
-from topwork.cli.keep import gc
+from topwork.cli.maintain import gc
 
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 

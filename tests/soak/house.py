@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -65,6 +66,9 @@ class House:
         for life in self.lives:
             if not life.gone():
                 self._ledger.violated("a process outlived its server")
+            codes = {fact["exit_code"] for fact in life.facts if fact["event"] == "worker died"}
+            for code in {life.process.returncode, *codes} - {0, -signal.SIGKILL}:
+                self._ledger.violated(f"a process ended with {code}")
             life.close()
 
     def life(self) -> Running:

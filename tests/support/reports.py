@@ -12,7 +12,7 @@ import numpy as np
 from topwork.bundle import exemplars
 from topwork.bundle.comparison import (
     Comparison,
-    Confusion,
+    ConfusedLabels,
     Gate,
     LabelChange,
     Rejection,
@@ -20,7 +20,7 @@ from topwork.bundle.comparison import (
 )
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import BackboneInfo, ChosenHead, Manifest, ShardRef
-from topwork.bundle.metrics import Candidate, LeftOut, UnknownMetrics, evaluate
+from topwork.bundle.metrics import LeftOutLabel, TriedHead, UnknownMetrics, evaluate
 from topwork.bundle.recipe import Recipe
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import Judged
@@ -91,7 +91,9 @@ def full(small: Content) -> Content:
                 auroc=0.9,
                 false_reject_rate=0.05,
                 detection_rate=0.7,
-                per_label=tuple(LeftOut(label=one, auroc=0.9) for one in small.manifest.labels),
+                per_label=tuple(
+                    LeftOutLabel(label=one, auroc=0.9) for one in small.manifest.labels
+                ),
             ),
             candidates=(CANDIDATE, replace(CANDIDATE, head="ridge", chosen=False)),
         ),
@@ -179,7 +181,7 @@ COMPARISON = Comparison(
         LabelChange(label="rose", images=30, recall_before=1.0, recall_after=0.9, lost=3, gained=0),
     ),
     taught=Taught(label="tulip", images=30, recall=0.4, low=0.25, high=0.58),
-    confusions=(Confusion(label="tulip", called="rose", images=18, share=0.6),),
+    confusions=(ConfusedLabels(label="tulip", called="rose", images=18, share=0.6),),
 )
 FAILURES = ("too much was lost of 'rose'", "'tulip' was not <b>learnt</b>")
 BACKBONE = BackboneInfo(
@@ -195,7 +197,7 @@ BACKBONE = BackboneInfo(
     parity_error=2e-6,
     versions={},
 )
-CANDIDATE = Candidate(
+CANDIDATE = TriedHead(
     head="logistic",
     normalisation="sqrt_l2",
     strength=30.0,

@@ -17,7 +17,7 @@ import structlog
 
 from support import tiny
 from topwork.bundle.store import Repository
-from topwork.serving.head import Head
+from topwork.serving.head import LoadedHead
 from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
 
@@ -43,7 +43,7 @@ async def main(repository: Repository) -> dict[str, int]:
     before = memory()
     await swap(SWAPS)
     growth = memory() - before
-    heads = sum(type(one) is Head for one in gc.get_objects())
+    heads = sum(type(one) is LoadedHead for one in gc.get_objects())
     counted = registry.heads_in_memory()
     await registry.aclose()
     return {"growth": growth, "heads": heads, "heads_in_memory": counted}

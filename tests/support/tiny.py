@@ -25,7 +25,7 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import learn
 from topwork.report.content import Making
 from topwork.runtime.backend import open_session
-from topwork.training.embed import Source, embed
+from topwork.training.embed import ImageSource, embed
 from topwork.training.publish import publish as publish_learned
 
 SPEC = PreprocessSpec(resize=16, crop=16)
@@ -98,7 +98,7 @@ def backbone_info(model: bytes) -> BackboneInfo:
 def embed_pictures(images: Mapping[str, Sequence[bytes]]) -> Exemplars:
     """Return the exemplars of encoded images by label."""
     sources = [
-        Source(name=f"{label}-{index}", label=label, read=lambda content=content: content)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+        ImageSource(name=f"{label}-{index}", label=label, read=lambda content=content: content)  # type: ignore[misc]  # mypy cannot infer a lambda's default
         for label, contents in images.items()
         for index, content in enumerate(contents)
     ]

@@ -53,6 +53,18 @@ def test_the_public_names_are_the_light_client() -> None:
     assert done.stdout.strip() == f"{names!r} []"
 
 
+def test_commands_of_clients_import_nothing_of_the_server() -> None:
+    """So that they start fast: NumPy, msgspec and ONNX Runtime take longer than all the rest."""
+    modules = ("ask", "change", "classify", "health", "history", "operations", "teach")
+    code = (
+        "import sys\n"
+        f"from topwork.cli import {', '.join(modules)}\n"
+        "print(sorted({'numpy', 'msgspec', 'onnxruntime', 'PIL', 'dbos'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_former_place_of_the_client_warns() -> None:
     """Programs that import the client from where it was go on, and are told where it is."""
     sys.modules.pop("topwork.rpc.client", None)

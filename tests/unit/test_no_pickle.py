@@ -24,7 +24,7 @@ from topwork.bundle.documents import from_json
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
-from topwork.bundle.serving import Serving
+from topwork.bundle.serving import ServingState
 from topwork.bundle.shards import open_shard
 from topwork.bundle.signing.signatures import Signatures
 from topwork.errors import Corrupt, ImageError, InvalidInput, TopworkError
@@ -73,7 +73,7 @@ LOADERS: dict[str, Callable[[Path], object]] = {
         f"a document: {kind.__name__}": lambda path, kind=kind: from_json(  # type: ignore[misc]  # mypy cannot infer a lambda's default
             path.read_bytes(), kind, name="it"
         )
-        for kind in (Manifest, BackboneInfo, Metrics, Serving, Signatures)
+        for kind in (Manifest, BackboneInfo, Metrics, ServingState, Signatures)
     },
 }
 

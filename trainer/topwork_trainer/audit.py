@@ -1,4 +1,4 @@
-"""What is wrong with folders of photos, before anything is learnt from them."""
+"""Audit of folders of photos, before anything is learnt from them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from topwork.learning.audit import audit_exemplars
 from topwork.learning.learn import Judged, learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.cores import available_cores
-from topwork.training.embed import Skipped, Source
+from topwork.training.embed import ImageSource, Skipped
 from topwork_trainer import backbones
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
-from topwork_trainer.bench import Bench, OnProgress
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import Photos, scan
+from topwork_trainer.fit.attempts import Attempts, OnProgress
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """Gravest first."""
@@ -96,7 +96,7 @@ def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
         on_progress("backbone", 0, 0)
         exports = Exports(config.cache) if config.cache else None
         info = prepare_backbone(repository, choice, exports)
-        bench = Bench(
+        attempts = Attempts(
             repository=repository,
             sources=photos.train,
             recipe=Recipe(),
@@ -105,7 +105,7 @@ def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
             cache=stack.enter_context(EmbeddingCache(config.cache)) if config.cache else None,
             on_progress=on_progress,
         )
-        exemplars, skipped = bench.embed(info, bench.session(info), stage="embed")
+        exemplars, skipped = attempts.embed(info, attempts.session(info), stage="embed")
     on_progress("audit", 0, 0)
     empty = dict.fromkeys(set(photos.labels) - {one.label for one in photos.train}, 0)
     findings = [
@@ -113,7 +113,7 @@ def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
         *audit_files(photos, skipped, info.preprocess),
     ]
     if exemplars is not None:
-        judged = _judge(exemplars, config.seed, bench.cores)
+        judged = _judge(exemplars, config.seed, attempts.cores)
         findings += audit_exemplars(exemplars, judged, seed=config.seed)
     counts = dict(sorted({**empty, **_usable(photos.train, skipped)}.items()))
     return Audit(
@@ -175,7 +175,7 @@ def require_clean(findings: Sequence[Finding]) -> None:
 class _Header:
     """What a file says of its picture before the pixels."""
 
-    source: Source
+    source: ImageSource
     short: int
     """Pixels of its short side."""
     elongation: float
@@ -185,7 +185,7 @@ class _Header:
     animated: bool
 
 
-def _read_header(path: Path, source: Source, spec: PreprocessSpec) -> list[_Header]:
+def _read_header(path: Path, source: ImageSource, spec: PreprocessSpec) -> list[_Header]:
     """Return a file's header; none where Pillow alone cannot read it, though the decoder could.
 
     Raises OSError if the file cannot be opened.
@@ -302,14 +302,14 @@ def _judge(exemplars: Exemplars, seed: int, cores: int) -> Judged | None:
     return learn(exemplars, seed=seed, threads=cores).judged
 
 
-def _usable(sources: Sequence[Source], skipped: Sequence[Skipped]) -> dict[str, int]:
+def _usable(sources: Sequence[ImageSource], skipped: Sequence[Skipped]) -> dict[str, int]:
     counts = Counter(one.label for one in sources)
     counts.subtract(one.label for one in skipped)
     return dict(counts)
 
 
 def _finding(
-    kind: str, severity: Severity, message: str, found: Sequence[Source | Skipped]
+    kind: str, severity: Severity, message: str, found: Sequence[ImageSource | Skipped]
 ) -> Finding:
     return Finding(
         kind=kind,

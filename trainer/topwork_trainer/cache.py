@@ -19,7 +19,7 @@ import PIL
 from topwork.bundle.files import locked
 from topwork.bundle.manifest import BackboneInfo
 from topwork.runtime.backend import software_versions
-from topwork.training.embed import Cache, Row
+from topwork.training.embed import Cache, EmbeddedRow
 
 FILE = "embeddings.sqlite"
 LIMIT_BYTES = 4 * 2**30
@@ -142,20 +142,20 @@ class _Part:
     backbone: bytes
     width: int
 
-    def get(self, content: bytes) -> Row | None:
+    def get(self, content: bytes) -> EmbeddedRow | None:
         stored = self.cache.get(self.backbone, content)
         # SQLite itself does not notice a flipped bit.
         if not isinstance(stored, bytes) or hashlib.sha256(stored[32:]).digest() != stored[:32]:
             return None
         thumbnail = 96 + 4 * self.width
-        return Row(
+        return EmbeddedRow(
             digest=stored[32:64],
             fingerprint=np.frombuffer(stored[64:96], dtype=np.uint8),
             embedding=np.frombuffer(stored[96:thumbnail], dtype="<f4"),
             thumbnail=stored[thumbnail:],
         )
 
-    def put(self, content: bytes, row: Row) -> None:
+    def put(self, content: bytes, row: EmbeddedRow) -> None:
         assert row.embedding.shape == (self.width,), "backbone.json says another width"
         fingerprint, embedding = row.fingerprint.tobytes(), row.embedding.astype("<f4").tobytes()
         payload = row.digest + fingerprint + embedding + row.thumbnail

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
+class RunningServer:
     """A running server."""
 
     address: str
@@ -44,7 +44,7 @@ def run(package: str, *arguments: object, check: bool = True) -> list[Row]:
 
 
 @contextmanager
-def serving(repository: Path, log: Path, *options: object) -> Iterator[Serving]:
+def serving(repository: Path, log: Path, *options: object) -> Iterator[RunningServer]:
     """Run ``topwork serve`` on a free port, its log in the file ``log``, for the block's time.
 
     The block starts when it is ready to classify and to learn.
@@ -55,7 +55,7 @@ def serving(repository: Path, log: Path, *options: object) -> Iterator[Serving]:
     command += ["--address", "127.0.0.1:0", "--log-format", "json", *map(str, options)]
     with log.open("w") as file, subprocess.Popen(command, stderr=file) as process:
         try:
-            yield Serving(address=f"127.0.0.1:{_port(process, log)}", process=process)
+            yield RunningServer(address=f"127.0.0.1:{_port(process, log)}", process=process)
         finally:
             process.terminate()
 

@@ -25,11 +25,11 @@ from topwork.inputs.folders import (
 )
 from topwork.limits import DEFAULT_LIMITS, Limits
 from topwork.printable import file_name
-from topwork.training.embed import Source
+from topwork.training.embed import ImageSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Photo(Source):
+class Photo(ImageSource):
     """A training image that is a file; its name is the path below the data's folder, escaped."""
 
     path: Path

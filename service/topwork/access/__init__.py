@@ -1,1 +1,1 @@
-"""Who may do what, and how often: access file, principals, tokens, roles, rate limits; no grpc."""
+"""Access: access file, principals, tokens, roles and rate limits; no grpc."""

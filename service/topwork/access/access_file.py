@@ -16,8 +16,8 @@ import msgspec
 import structlog
 
 from topwork.access import tokens
-from topwork.access.allowance import Allowance, CallLimits
 from topwork.access.principals import ROLES, Caller, Principal, Role, Scope, everybody
+from topwork.access.rate_limits import CallLimits, RateLimiter
 from topwork.bundle.documents import document, from_toml
 from topwork.errors import InvalidInput, Unauthenticated
 
@@ -61,7 +61,7 @@ class _Table:
     """What a file says."""
 
     principals: Mapping[str, Principal]
-    tokens: tokens.Known[Principal]
+    tokens: tokens.KnownToken[Principal]
     certificates: Mapping[str, Principal]
 
 
@@ -124,7 +124,7 @@ class Access:
     def _take(self, table: _Table) -> None:
         """Let ``table`` count from now on."""
         for principal in table.principals.values():
-            principal.allowance.change(principal.limits)
+            principal.limiter.change(principal.limits)
         self._table = table
 
     async def _watch(self, path: Path) -> None:
@@ -159,7 +159,7 @@ def _look(path: Path) -> tuple[int, int, int] | None:
 
 
 def _parse(content: bytes, before: _Table | None) -> _Table:
-    """Return what a file says; who is in it as before keeps its allowance. Raises ValueError."""
+    """Return what a file says; who is in it as before keeps its limiter. Raises ValueError."""
     file = from_toml(content, _File)
     principals: dict[str, Principal] = {}
     owners: dict[str, tuple[bytes, Principal]] = {}
@@ -178,7 +178,9 @@ def _parse(content: bytes, before: _Table | None) -> _Table:
             if one in certificates:
                 raise ValueError(f"certificate {one!r} is in the file twice")
             certificates[one] = principal
-    return _Table(principals=principals, tokens=tokens.Known(owners), certificates=certificates)
+    return _Table(
+        principals=principals, tokens=tokens.KnownToken(owners), certificates=certificates
+    )
 
 
 def _principal(name: str, entry: _Entry, limits: CallLimits, before: Principal | None) -> Principal:
@@ -198,7 +200,7 @@ def _principal(name: str, entry: _Entry, limits: CallLimits, before: Principal |
             for number, role in enumerate(ROLES)
         },
         limits=wanted,
-        allowance=before.allowance if before is not None else Allowance(wanted),
+        limiter=before.limiter if before is not None else RateLimiter(wanted),
     )
 
 

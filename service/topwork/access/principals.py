@@ -1,4 +1,4 @@
-"""Who calls, and what they may do."""
+"""Principals: the callers, their roles, and the models that each role is for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from topwork.access.allowance import Allowance, CallLimits
+from topwork.access.rate_limits import CallLimits, RateLimiter
 from topwork.errors import Forbidden, Unauthenticated
 
 Role = Literal["classify", "train", "admin"]
@@ -39,7 +39,7 @@ class Principal:
     scopes: Mapping[Role, Scope]
     """Of every role, those of the roles above it included."""
     limits: CallLimits
-    allowance: Allowance
+    limiter: RateLimiter
     """What is used of the limits: the same one as long as the principal is known."""
 
 
@@ -50,7 +50,7 @@ def everybody(name: str = "") -> Principal:
         name=name,
         scopes=dict.fromkeys(ROLES, everything),
         limits=CallLimits(),
-        allowance=Allowance(CallLimits()),
+        limiter=RateLimiter(CallLimits()),
     )
 
 

@@ -47,7 +47,7 @@ def parse(entry: str) -> tuple[str, bytes]:
     return match[1], bytes.fromhex(match[2])
 
 
-class Known(Generic[T]):
+class KnownToken(Generic[T]):
     """Tokens and whose they are, by id."""
 
     def __init__(self, owners: Mapping[str, tuple[bytes, T]]) -> None:

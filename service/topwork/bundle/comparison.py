@@ -1,4 +1,4 @@
-"""What a change does to a model, and when it does too much harm to be served."""
+"""Comparison of a revision with its parent, and the limits that a gate sets."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Taught:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Confusion:
+class ConfusedLabels:
     """Images of one label that the candidate calls another."""
 
     label: str
@@ -106,7 +106,7 @@ class Comparison:
     """The parent's labels that both have and that have such images, in label order."""
     taught: Taught | None
     """None where no label was."""
-    confusions: tuple[Confusion, ...]
+    confusions: tuple[ConfusedLabels, ...]
     """The candidate's most confused pairs, ten at most, worst share first.
 
     The taught label's three worst are among them.

@@ -1,4 +1,4 @@
-"""How an embedding becomes the features that a head works on."""
+"""Features: the normalised embeddings that a head works on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How files are written so that a crash at any byte leaves the old state or the new one."""
+"""Crash-safe files: a crash at any byte leaves the old state or the new one."""
 
 from __future__ import annotations
 

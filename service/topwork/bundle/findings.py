@@ -1,4 +1,4 @@
-"""What an audit of training images says."""
+"""Findings of an audit of training images."""
 
 from __future__ import annotations
 

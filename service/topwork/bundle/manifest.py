@@ -1,4 +1,4 @@
-"""What a bundle says of itself, and its JSON form."""
+"""Manifest of a bundle, and its JSON form."""
 
 from __future__ import annotations
 

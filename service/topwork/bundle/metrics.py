@@ -1,4 +1,4 @@
-"""How good a head is, said with intervals."""
+"""Metrics of a head, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ReliabilityBin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
+class LeftOutLabel:
     """How well a label is told from the known ones by a head that never saw it."""
 
     label: str
@@ -59,11 +59,11 @@ class UnknownMetrics:
     """Share of known images, unseen by the head, that are called unknown."""
     detection_rate: float
     """Share of images of left-out labels that are called unknown."""
-    per_label: tuple[LeftOut, ...]
+    per_label: tuple[LeftOutLabel, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class TriedHead:
     """A head that was tried by cross-validation: on all folds, or on the first ones only."""
 
     head: str
@@ -101,7 +101,7 @@ class Metrics:
     """BINS bins of equal width, lowest first."""
     unknown: UnknownMetrics | None = None
     """None where the model cannot tell what is unknown to it."""
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[TriedHead, ...] = ()
     """The heads that were tried, the chosen one among them."""
     right: bytes = b""
     """A bit an image, in the order in which they were judged (``np.packbits``): whether its most

@@ -1,4 +1,4 @@
-"""Which strings may name a model or a label."""
+"""Names of models and labels: the strings that are allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which whole numbers a stored document may have: those that the contract's messages carry."""
+"""Bounds of whole numbers in stored documents: those of the contract's messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kinds of heads there are, and what a model is to be learnt with."""
+"""Kinds of heads and normalisations, and the recipe that a model is trained by."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Move:
 
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
+class ServingState:
     """What serving.json holds: replaced as a whole, so state and history cannot disagree."""
 
     revision: Number
@@ -38,7 +38,7 @@ class Serving:
     moves: tuple[Move, ...] = ()
     """The latest, oldest first."""
 
-    def moved(self, move: Move) -> Serving:
+    def moved(self, move: Move) -> ServingState:
         """Return what serves after ``move``."""
         return replace(self, revision=move.revision, moves=(*self.moves, move)[-KEPT_MOVES:])
 

@@ -24,16 +24,16 @@ from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.manifest import SCHEMA, Manifest, check_may_serve
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model, is_model
-from topwork.bundle.serving import Move, Serving
+from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing import signatures
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
-from topwork.bundle.stored import KINDS, Stored
+from topwork.bundle.stored import KINDS, BlobStore
 from topwork.errors import Corrupt, NotFound
 
 _REVISION = re.compile(r"[1-9][0-9]{0,17}")
 
 
-class Repository(Stored):
+class Repository(BlobStore):
     """A repository on a file system. Any number of readers, in any process; writers may race.
 
     ``signing`` says whose signatures a revision must have to be read at all, and with which key
@@ -61,10 +61,10 @@ class Repository(Stored):
         """Return the number of the revision that serves. Raises NotFound."""
         return self.serving_state(model).revision
 
-    def serving_state(self, model: str) -> Serving:
+    def serving_state(self, model: str) -> ServingState:
         """Return what serves, what is pinned, and how that came. Raises NotFound, Corrupt."""
         path = files.existing(self.serving_file(model), kind="model", name=f"models/{model}")
-        return from_json(files.read(path), Serving, name=files.shown(path))
+        return from_json(files.read(path), ServingState, name=files.shown(path))
 
     def was_moved_by(self, model: str, operation: str, revision: int) -> bool:
         """Return whether ``operation`` has moved the model's serving pointer to ``revision``."""
@@ -94,7 +94,7 @@ class Repository(Stored):
             except NotFound:
                 if parent is not None:
                     raise
-                state = Serving(revision=0)
+                state = ServingState(revision=0)
             if revision == state.revision or (
                 operation and state.was_moved_by(operation, revision)
             ):
@@ -111,7 +111,7 @@ class Repository(Stored):
             files.write_file(self.serving_file(model), to_json(state.moved(move)))
         return revision
 
-    def pin(self, model: str, revision: int, *, pinned: bool) -> Serving:
+    def pin(self, model: str, revision: int, *, pinned: bool) -> ServingState:
         """Keep a revision for good, or no longer, and return what is so then. Raises NotFound."""
         with self.locked(model):
             state = self.serving_state(model)

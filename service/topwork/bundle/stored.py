@@ -1,4 +1,4 @@
-"""What a repository stores by its sha256: backbones, shards of exemplars, and images."""
+"""Blobs of a repository by sha256: backbones, shards of exemplars, and images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from topwork.bundle.manifest import BackboneInfo, Manifest, ShardRef
 from topwork.bundle.shards import Shard, open_shard, to_bytes
 from topwork.errors import Corrupt
 
-Kind = Literal["backbones", "exemplars", "images"]
+BlobKind = Literal["backbones", "exemplars", "images"]
 """The directory."""
 
-KINDS: tuple[Kind, ...] = ("backbones", "exemplars", "images")
+KINDS: tuple[BlobKind, ...] = ("backbones", "exemplars", "images")
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"([0-9a-f]{64})(\.npz)?")
 
 
-class Stored:
+class BlobStore:
     """The immutable part of a repository. What is stored already is only written again if damaged.
 
     What no revision refers to is deleted by ``garbage.collect`` once it is old. So who stores or
@@ -119,13 +119,13 @@ class Stored:
 
     # All kinds
 
-    def path(self, kind: Kind, digest: str) -> Path:
+    def path(self, kind: BlobKind, digest: str) -> Path:
         """Return where something is stored, or would be. Raises Corrupt if it is no digest."""
         if not _HEX.fullmatch(digest):  # whoever wrote it: it becomes part of a path
             raise Corrupt(f"{digest[:80]!r} is no sha256")
         return self.root / kind / (f"{digest}.npz" if kind == "exemplars" else digest)
 
-    def stored(self, kind: Kind) -> dict[str, Path]:
+    def stored(self, kind: BlobKind) -> dict[str, Path]:
         """Return the path of everything of one kind, by its digest; other names are left out."""
         found = {}
         for path in (self.root / kind).glob("*"):
@@ -169,7 +169,7 @@ class Stored:
         with files.locked(self.lock, shared=True):
             yield
 
-    def _put(self, kind: Kind, content: bytes) -> str:
+    def _put(self, kind: BlobKind, content: bytes) -> str:
         digest = files.sha256(content)
         path = self.path(kind, digest)
         if not (self.renew(path) and _has(path, content)):

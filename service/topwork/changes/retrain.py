@@ -22,13 +22,13 @@ from topwork.changes.jobs import ChangeResult, Conflict, Failure, Job, Predicted
 from topwork.errors import Corrupt, NotFound, NotReady, Stale
 from topwork.learning import gate
 from topwork.learning.audit import audit_exemplars
-from topwork.learning.conflicts import Known, find_conflicts
+from topwork.learning.conflicts import KnownExemplars, find_conflicts
 from topwork.learning.gate import Judgement
 from topwork.learning.learn import learn
 from topwork.limits import DEFAULT_LIMITS, Limits
 from topwork.report.content import Making
 from topwork.runtime.backend import Session, open_session
-from topwork.training.embed import Source, embed
+from topwork.training.embed import ImageSource, embed
 from topwork.training.publish import Origin, publish
 
 UPLOADING = ("add_class", "add_examples")
@@ -95,7 +95,7 @@ class Trainer:
                 shard="", backbone=parent.backbone, images=0, skipped=(), conflicts=()
             )
         new, skipped = self._embedded(job, parent, on_image)
-        known = Known.of(self._repository.shards(parent.exemplars))
+        known = KnownExemplars.of(self._repository.shards(parent.exemplars))
         conflicts: tuple[Conflict, ...] = ()
         if new is not None:
             place = {upload.name: number for number, upload in enumerate(job.uploads)}
@@ -218,7 +218,7 @@ class Trainer:
 
         exemplars, skipped = embed(
             [
-                Source(
+                ImageSource(
                     name=upload.name,
                     label=job.label,
                     read=lambda digest=upload.digest: self._repository.image(digest),  # type: ignore[misc]  # mypy cannot infer a lambda's default

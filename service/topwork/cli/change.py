@@ -36,7 +36,7 @@ def remove_class(
     options: change_pb.ChangeOptions,
     as_json: bool,
 ) -> None:
-    """Make a live model forget a class: it becomes what it would be without that class's photos.
+    """Remove a class: the model becomes what it would be without that class's photos.
 
     Exit status 1 if the class was not removed.
     """
@@ -62,7 +62,7 @@ def rename_class(
     options: change_pb.ChangeOptions,
     as_json: bool,
 ) -> None:
-    """Give a class of a live model another name. Exit status 1 if it was not renamed."""
+    """Rename a class of a live model. Exit status 1 if it was not renamed."""
     start = time.perf_counter()
     with connected(server) as client:
         accepted = client.rename_class(
@@ -95,7 +95,7 @@ def retrain(
     options: change_pb.ChangeOptions,
     as_json: bool,
 ) -> None:
-    """Solve a live model's head anew, from the photos that it has. Exit status 1 if it failed."""
+    """Train a live model's head again, on the photos that it has. Exit status 1 if it failed."""
     start = time.perf_counter()
     with connected(server) as client:
         accepted = client.retrain(

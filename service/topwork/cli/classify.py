@@ -65,7 +65,7 @@ def classify(
     as_json: bool,
     images: tuple[Path, ...],
 ) -> None:
-    """Say what is on IMAGES (files, or directories of them).
+    """Classify IMAGES (files, or folders of them).
 
     With --json, one object a line: image, revision, predictions, unknown_probability, is_unknown,
     error. If files were left out, the last line has only left_out: reason, count and names. Exit

@@ -1,4 +1,4 @@
-"""From an accepted operation to what came of it, with a bar for those who look on."""
+"""Progress bar of an operation, and its result."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from topwork.v1 import revision_pb2 as revision_pb
 @json_output
 @click.argument("model")
 def history(server: ServerAt, as_json: bool, model: str) -> None:
-    """Show a model's revisions, newest first, and how the serving pointer moved.
+    """Show a model's revisions, newest first, and when each of them served.
 
     With --json, one object: model, serving, revisions, moves.
     """

@@ -13,7 +13,7 @@ import click
 
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.addresses import Address, check_url
-from topwork.cli.options import signing_options
+from topwork.cli.signing_options import signing_options
 from topwork.limits import DEFAULT_LIMITS
 
 if TYPE_CHECKING:

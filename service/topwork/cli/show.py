@@ -1,4 +1,4 @@
-"""How models and what became of them are shown: as tables, and as JSON."""
+"""Tables and JSON of models and revisions."""
 
 from __future__ import annotations
 

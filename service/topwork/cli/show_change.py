@@ -1,4 +1,4 @@
-"""How a change of a model is shown, from the queue to what came of it: as a table, and as JSON."""
+"""Tables and JSON of a change of a model, from the queue to its result."""
 
 from __future__ import annotations
 

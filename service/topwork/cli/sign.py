@@ -1,4 +1,4 @@
-"""``topwork keygen``, ``sign`` and ``verify``: who vouches for a repository's revisions."""
+"""``topwork keygen``, ``sign`` and ``verify``: signatures of published revisions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import click
 
-from topwork.bundle.signing import keys, vouch
+from topwork.bundle.signing import keys, revisions
 from topwork.bundle.signing.signatures import SigningFiles
-from topwork.cli.keep import opened, repository_argument
-from topwork.cli.options import json_output, signing_key_option, trusted_keys_option
+from topwork.cli.maintain import opened, repository_argument
+from topwork.cli.options import json_output
+from topwork.cli.signing_options import signing_key_option, trusted_keys_option
 
 
 @click.command()
@@ -47,7 +48,7 @@ def sign(
     found = opened(repository)
     for name in [model] if model else found.models():
         for number in [revision] if revision else found.revisions(name):
-            new = vouch.sign(found, name, number, key)
+            new = revisions.sign(found, name, number, key)
             print(f"models/{name}/revisions/{number} {'signed' if new else 'was signed'}")
 
 
@@ -67,7 +68,7 @@ def verify(
         raise click.MissingParameter(ctx=context, param_hint="--trusted-keys", param_type="option")
     files = SigningFiles(trusted_keys=trusted_keys, require_signed=True)
     refused = False
-    for one in vouch.tell(opened(repository), files.read(publishes=False)):
+    for one in revisions.tell(opened(repository), files.read(publishes=False)):
         refused |= bool(one.problem)
         name = f"models/{one.model}/revisions/{one.revision}"
         if as_json:

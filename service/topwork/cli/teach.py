@@ -49,7 +49,7 @@ def add_class(
     as_json: bool,
     photos: tuple[Path, ...],
 ) -> None:
-    """Teach a live model a new class from PHOTOS (files, or directories of them).
+    """Teach a live model a new class from PHOTOS (files, or folders of them).
 
     Unreadable photos are named and left out. With --json, ends with one object: operation,
     revision, labels, metrics, comparison, left_out and more. Exit status 1 if the class was not
@@ -78,7 +78,7 @@ def add_examples(
     as_json: bool,
     photos: tuple[Path, ...],
 ) -> None:
-    """Teach a live model more PHOTOS (files, or directories of them) of a class that it has.
+    """Teach a live model more PHOTOS (files, or folders of them) of a class that it has.
 
     Photos that the class has already are named and change nothing. Else as add-class.
     """

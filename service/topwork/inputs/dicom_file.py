@@ -1,4 +1,4 @@
-"""Which elements of a DICOM file matter to its picture, and how they are read within bounds.
+"""Elements of a DICOM file that matter to its picture, read within bounds.
 
 pydicom reads them. Left alone it builds an object for each of any number of elements and sequence
 items, and inflates any number of bytes; so it gets a file that counts, and is asked for little:

@@ -1,4 +1,4 @@
-"""Which shade or colour a stored DICOM sample is shown in: rescale, window, palette (PS3.3 C.11).
+"""Display values of stored DICOM samples: rescale, window, palette (PS3.3 C.11).
 
 A sample has up to 16 bits, so there are at most 65,536 answers: they are worked out once, as a
 table, however many pixels there are.

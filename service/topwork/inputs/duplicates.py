@@ -1,4 +1,4 @@
-"""Which photos show the same, though their bytes differ."""
+"""Near-duplicates: photos that show the same, though their bytes differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training image looked like, small enough to be kept with its exemplar."""
+"""Thumbnail of a training image, small enough to be kept with its exemplar."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From exemplars to a head, and an honest account of it: what fit and AddClass have in common."""
+"""Learning: exemplars in, a head with cross-validated metrics out; fit and AddClass share it."""

@@ -1,4 +1,4 @@
-"""What can be said against training images from their exemplars alone."""
+"""Audit of training images by their exemplars alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure a head may be: the temperature that makes its probabilities honest."""
+"""Temperature scaling: the calibration of a head's probabilities."""
 
 from __future__ import annotations
 

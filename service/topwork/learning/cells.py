@@ -1,4 +1,4 @@
-"""Which rows are in the same sets: a sum over each set is made of sums over few such cells."""
+"""Partition of rows into cells, so that sums over many sets are sums over few cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which normalisation, head and strength suit the exemplars? A race over cross-validation's folds.
+"""Choice of normalisation, head and strength: a race over the folds of cross-validation.
 
 All that is tried is judged on the first folds, and only what is not clearly worse there on the
 others: the loser of a race need not run to the end for that to be known.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from topwork.bundle.features import make as make_normaliser
-from topwork.bundle.metrics import Candidate
+from topwork.bundle.metrics import TriedHead
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.learning.families import FAMILIES, KERNEL_ROWS
 from topwork.learning.judging import Judge, Trial
@@ -73,17 +73,17 @@ LOGISTIC_NUMBERS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class HeadChoice:
     """What suits the exemplars."""
 
     task: Task
     """The exemplars by the best trial's normaliser."""
     best: Trial
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[TriedHead, ...]
     """All heads and strengths that were tried with it, in order."""
 
 
-def choose(judge: Judge, recipe: Recipe, threads: Threads) -> Choice:
+def choose(judge: Judge, recipe: Recipe, threads: Threads) -> HeadChoice:
     """Return the best head for what the recipe leaves open: a function of the exemplars alone."""
     heads = _heads(judge) if recipe.head == "auto" else (recipe.head,)
     short = judge.shortened(RACED)
@@ -130,7 +130,7 @@ def choose(judge: Judge, recipe: Recipe, threads: Threads) -> Choice:
                 if end is None
                 else _candidate(judge, end, chosen=end is best)
             )
-    return Choice(task=task, best=best, candidates=tuple(candidates))
+    return HeadChoice(task=task, best=best, candidates=tuple(candidates))
 
 
 def _screened(judge: Judge, threads: Threads) -> tuple[Task, Trial]:
@@ -150,8 +150,8 @@ def _screened(judge: Judge, threads: Threads) -> tuple[Task, Trial]:
     return next((task, trial) for task, trial in screened if trial is best)
 
 
-def _candidate(judge: Judge, trial: Trial, *, chosen: bool) -> Candidate:
-    return Candidate(
+def _candidate(judge: Judge, trial: Trial, *, chosen: bool) -> TriedHead:
+    return TriedHead(
         head=trial.kind,
         normalisation=trial.normaliser.kind,
         strength=trial.strength,

@@ -1,4 +1,4 @@
-"""Which new images show what an exemplar shows, under another label or the same."""
+"""Label conflicts: new images that show what an exemplar shows, and duplicates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LabelConflict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class KnownExemplars:
     """The exemplars of a revision, shard after shard: N rows."""
 
     digests: NDArray[np.uint8]
@@ -51,7 +51,7 @@ class Known:
     """The row after each shard's last."""
 
     @classmethod
-    def of(cls, shards: Iterable[tuple[str, Shard]]) -> Known:
+    def of(cls, shards: Iterable[tuple[str, Shard]]) -> KnownExemplars:
         """Return what is known from shards, each with its label. Reads no embeddings."""
         parts = list(shards)
         labels = tuple(sorted({label for label, _ in parts}))
@@ -87,7 +87,7 @@ class Known:
         return self.shards[number], row - (self.ends[number - 1] if number else 0)
 
 
-def find_conflicts(new: Exemplars, known: Known, label: str) -> tuple[LabelConflict, ...]:
+def find_conflicts(new: Exemplars, known: KnownExemplars, label: str) -> tuple[LabelConflict, ...]:
     """Return which images of ``new``, taught as ``label``, show what is known under other labels.
 
     Near-duplicates are those of the audit: within NEAR_DUPLICATE_BITS, and alike where both have
@@ -119,7 +119,7 @@ def find_conflicts(new: Exemplars, known: Known, label: str) -> tuple[LabelConfl
 
 
 def _nearest(
-    new: Exemplars, block: NDArray[np.int64], known: Known, rows: NDArray[np.int64]
+    new: Exemplars, block: NDArray[np.int64], known: KnownExemplars, rows: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Return for each row of ``block`` the nearest among ``rows`` of each label, (B, C).
 

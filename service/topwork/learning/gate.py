@@ -1,4 +1,4 @@
-"""Whether a candidate revision is fit to take its parent's place."""
+"""Gate: the comparison that a candidate revision must pass to take its parent's place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from topwork.bundle.comparison import (
     Comparison,
-    Confusion,
+    ConfusedLabels,
     Gate,
     LabelChange,
     Taught,
@@ -207,7 +207,7 @@ def _taught(metrics: Metrics, label: str) -> Taught:
     return Taught(label=label, images=one.images, recall=one.recall, low=low, high=high)
 
 
-def _confusions(metrics: Metrics, taught: str | None) -> tuple[Confusion, ...]:
+def _confusions(metrics: Metrics, taught: str | None) -> tuple[ConfusedLabels, ...]:
     labels = [one.label for one in metrics.per_label]
     wrong = np.array(metrics.confusion, dtype=np.int64)
     np.fill_diagonal(wrong, 0)
@@ -219,7 +219,7 @@ def _confusions(metrics: Metrics, taught: str | None) -> tuple[Confusion, ...]:
     own = [pair for pair in pairs if taught in {labels[pair[0]], labels[pair[1]]}][:OWN_CONFUSIONS]
     others = [pair for pair in pairs if pair not in own][: CONFUSIONS - len(own)]
     return tuple(
-        Confusion(
+        ConfusedLabels(
             label=labels[row],
             called=labels[column],
             images=int(wrong[row, column]),
@@ -257,7 +257,7 @@ def _recall_failure(comparison: Comparison, taught: Taught, least: float) -> str
     )
 
 
-def _confused(confusions: Sequence[Confusion]) -> str:
+def _confused(confusions: Sequence[ConfusedLabels]) -> str:
     pairs = ", ".join(
         f"{one.label!r} called {one.called!r} {_several(one.images, 'time')} "
         f"({_percent(one.share)} %)"

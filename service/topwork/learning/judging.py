@@ -1,4 +1,4 @@
-"""How heads are compared: by cross-validation on the same folds, image by image."""
+"""Paired comparison of heads by cross-validation on the same folds, image by image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From exemplars to a head and an honest account of it: what fit and AddClass have in common."""
+"""Learning of a head from exemplars, with its metrics: fit and AddClass share it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is a whole grid of logistic regressions solved at once? By one batched L-BFGS.
+"""Logistic regression for a whole grid of strengths at once, by one batched L-BFGS.
 
 Problem b is scikit-learn's L2-regularised multinomial logistic regression with sample weights s_b
 and inverse regularisation C_b: over W and c, with logits z_i = W x_i + c,

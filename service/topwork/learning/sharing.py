@@ -1,4 +1,4 @@
-"""How is work shared, its result not knowing between how many threads? In fixed parts."""
+"""Deterministic parallel sums: fixed parts, whatever the number of threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is to be learnt: features with their classes, and what lies near to what."""
+"""Learning task: features with their classes, folds, and near-duplicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a head learns to know what it does not know: by leaving out classes that it does know."""
+"""Out-of-distribution detection, learnt by leaving out each known class in turn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from topwork.bundle.exemplars import FOLDS
 from topwork.bundle.head import Unknown
-from topwork.bundle.metrics import LeftOut, UnknownMetrics
+from topwork.bundle.metrics import LeftOutLabel, UnknownMetrics
 from topwork.learning import logistic
 from topwork.learning.families import Family
 from topwork.learning.sharing import ALONE, Threads
@@ -94,7 +94,7 @@ def learn_unknown(
             false_reject_rate=_false_rejects(mine, known_folds),
             detection_rate=float(np.mean(found)),
             per_label=tuple(
-                LeftOut(label=labels[target], auroc=value)
+                LeftOutLabel(label=labels[target], auroc=value)
                 for (target, _), value in zip(per_label, aurocs, strict=True)
             ),
         ),

@@ -1,1 +1,1 @@
-"""What a revision learnt and how good it is, as one HTML file that needs nothing else."""
+"""Report of a revision: one HTML file that needs nothing else."""

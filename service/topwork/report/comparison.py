@@ -1,4 +1,4 @@
-"""What changed since the parent revision."""
+"""Section of the report: the comparison with the parent revision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from topwork.bundle import comparison as paired
-from topwork.bundle.comparison import Confusion, Taught, drop_interval
+from topwork.bundle.comparison import ConfusedLabels, Taught, drop_interval
 from topwork.bundle.metrics import Metrics
 from topwork.report import intervals
 from topwork.report.content import Content, Parent
@@ -17,7 +17,7 @@ SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelChange:
+class LabelChangeRow:
     """How the recall of a label changed."""
 
     label: str
@@ -26,7 +26,7 @@ class LabelChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class ComparisonSection:
     """A revision beside its parent."""
 
     revision: int
@@ -45,18 +45,18 @@ class Comparison:
     """Images that both judged, each compared with itself; 0: those of each are taken as others."""
     accuracy: Change | None
     """On the images of the common labels; None where there are none."""
-    changes: tuple[LabelChange, ...]
+    changes: tuple[LabelChangeRow, ...]
     """The common labels that have images, the largest changes first."""
     taught: Taught | None
-    confusions: tuple[Confusion, ...]
+    confusions: tuple[ConfusedLabels, ...]
 
     @property
-    def rows(self) -> tuple[LabelChange, ...]:
+    def rows(self) -> tuple[LabelChangeRow, ...]:
         """What is shown at once."""
         return self.changes[:SHOWN] if len(self.changes) > 2 * SHOWN else self.changes
 
     @property
-    def folded(self) -> tuple[LabelChange, ...]:
+    def folded(self) -> tuple[LabelChangeRow, ...]:
         """More rows, for those who ask."""
         return self.changes[len(self.rows) :]
 
@@ -65,7 +65,7 @@ class Comparison:
         return sum(one.recall.verdict == verdict for one in self.changes)
 
 
-def compare(content: Content) -> Comparison | None:
+def compare(content: Content) -> ComparisonSection | None:
     """Return what changed; None where there is nothing to compare with.
 
     As the manifest says it, image by image, where it does; else from the metrics of both.
@@ -75,7 +75,7 @@ def compare(content: Content) -> Comparison | None:
     return None if content.parent is None else _unpaired(content, content.parent)
 
 
-def _paired(content: Content, found: paired.Comparison) -> Comparison:
+def _paired(content: Content, found: paired.Comparison) -> ComparisonSection:
     manifest = content.manifest
     parent = content.parent
     if parent is not None and parent.manifest.revision != manifest.parent:
@@ -84,14 +84,14 @@ def _paired(content: Content, found: paired.Comparison) -> Comparison:
     added, removed = _without(manifest.labels, old), _without(old, manifest.labels)
     renamed = manifest.change == "rename_class" and len(added) == len(removed) == 1
     changes = (
-        LabelChange(
+        LabelChangeRow(
             label=one.label,
             images=one.images,
             recall=_change(one.recall_before, one.recall_after, drop_interval([one])),
         )
         for one in found.labels
     )
-    return Comparison(
+    return ComparisonSection(
         revision=manifest.parent,
         before=None if parent is None else parent.metrics,
         ece_before=found.ece_before,
@@ -111,14 +111,14 @@ def _paired(content: Content, found: paired.Comparison) -> Comparison:
     )
 
 
-def _unpaired(content: Content, parent: Parent) -> Comparison:
+def _unpaired(content: Content, parent: Parent) -> ComparisonSection:
     before, after = parent.metrics, content.metrics
     old, new = parent.manifest.labels, content.manifest.labels
     common = set(old) & set(new)
     was, now = _recalls(before), _recalls(after)
     share_before, share_after = _share_on(before, common), _share_on(after, common)
     changes = (
-        LabelChange(
+        LabelChangeRow(
             label=label,
             images=now[label].images,
             recall=intervals.change(was[label], now[label]),
@@ -126,7 +126,7 @@ def _unpaired(content: Content, parent: Parent) -> Comparison:
         for label in new
         if label in was and label in now
     )
-    return Comparison(
+    return ComparisonSection(
         revision=parent.manifest.revision,
         before=before,
         ece_before=before.ece,
@@ -144,7 +144,7 @@ def _unpaired(content: Content, parent: Parent) -> Comparison:
     )
 
 
-def _largest_first(changes: Iterable[LabelChange]) -> tuple[LabelChange, ...]:
+def _largest_first(changes: Iterable[LabelChangeRow]) -> tuple[LabelChangeRow, ...]:
     return tuple(sorted(changes, key=lambda one: (-abs(one.recall.value), one.label)))
 
 

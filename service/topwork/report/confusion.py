@@ -1,4 +1,4 @@
-"""Which labels are taken for which."""
+"""Section of the report: the confusion matrix."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class ConfusionRow:
     """A label, and what its images were called, in label order."""
 
     label: str
@@ -63,12 +63,12 @@ class Compact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Confusion:
+class ConfusionMatrix:
     """The confusion matrix in the form that suits its size."""
 
     wrong: int
     """Images that were called something else than they are."""
-    rows: tuple[Row, ...]
+    rows: tuple[ConfusionRow, ...]
     """All of it; empty above FULL labels."""
     pairs: tuple[Pair, ...]
     """The most confused pairs, most images first."""
@@ -76,12 +76,12 @@ class Confusion:
     """None up to FULL labels."""
 
 
-def lay_out(metrics: Metrics) -> Confusion:
+def lay_out(metrics: Metrics) -> ConfusionMatrix:
     """Return the confusion matrix as it is shown."""
     counts = np.array(metrics.confusion, dtype=np.int64)
     wrong = counts - np.diag(np.diag(counts))
     small = len(counts) <= FULL
-    return Confusion(
+    return ConfusionMatrix(
         wrong=int(wrong.sum()),
         rows=_rows(metrics, wrong) if small else (),
         pairs=_pairs(metrics, wrong),
@@ -89,7 +89,7 @@ def lay_out(metrics: Metrics) -> Confusion:
     )
 
 
-def _rows(metrics: Metrics, wrong: NDArray[np.int64]) -> tuple[Row, ...]:
+def _rows(metrics: Metrics, wrong: NDArray[np.int64]) -> tuple[ConfusionRow, ...]:
     """Return all rows. Mistakes are as deep as the square root of their share of the worst one."""
     counts = np.array(metrics.confusion)
     images = np.maximum([[one.images] for one in metrics.per_label], 1)
@@ -98,7 +98,7 @@ def _rows(metrics: Metrics, wrong: NDArray[np.int64]) -> tuple[Row, ...]:
     depths = np.where(wrong > 0, np.sqrt(shares / worst), shares)
     heats = (DEEPEST * depths).round().astype(np.int64)
     return tuple(
-        Row(
+        ConfusionRow(
             label=one.label,
             cells=tuple(
                 Cell(

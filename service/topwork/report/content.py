@@ -1,4 +1,4 @@
-"""What a report is made from."""
+"""Content of a report: all that it is made from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the images lie, as the backbone sees them."""
+"""Section of the report: a map of the embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the audit of the training images said, gravest first."""
+"""Section of the report: findings of the audit, gravest first."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SUSPICIONS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class FindingKind:
     """The findings of one kind and severity, in the order in which they came."""
 
     shown: tuple[Finding, ...]
@@ -47,7 +47,7 @@ class Group:
     severity: Severity
     title: str
     meaning: str
-    kinds: tuple[Kind, ...]
+    kinds: tuple[FindingKind, ...]
     count: int
     """Findings in all."""
 
@@ -65,7 +65,7 @@ def group(findings: Iterable[Finding]) -> tuple[Group, ...]:
             if severity == "note" and SUSPECTED & kinds[severity].keys()
             else meaning,
             kinds=tuple(
-                Kind(
+                FindingKind(
                     shown=tuple(same[:SHOWN]),
                     folded=tuple(same[SHOWN : SHOWN + FOLDED]),
                     left_out=max(0, len(same) - SHOWN - FOLDED),

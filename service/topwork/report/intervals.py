@@ -1,4 +1,4 @@
-"""How sure a share is, and whether it differs from another one."""
+"""Confidence intervals of shares and of their changes, as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well each label is told."""
+"""Section of the report: precision and recall of each label."""
 
 from __future__ import annotations
 

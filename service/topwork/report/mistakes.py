@@ -1,4 +1,4 @@
-"""Which images someone should look at."""
+"""Section of the report: suspected labels and misclassified images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where names can stand on a map without covering each other."""
+"""Placement of names on a map, so that none covers another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a probability of 90 % means that 90 % are right."""
+"""Section of the report: the reliability diagram, which shows calibration."""
 
 from __future__ import annotations
 

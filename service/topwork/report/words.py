@@ -1,4 +1,4 @@
-"""How numbers and times are said in a report."""
+"""Numbers and times as text in a report."""
 
 from __future__ import annotations
 

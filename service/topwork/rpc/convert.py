@@ -13,12 +13,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from topwork.bundle.comparison import Comparison, Gate
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
-from topwork.bundle.serving import Move, Serving
+from topwork.bundle.serving import Move, ServingState
 from topwork.changes.jobs import ChangeResult, Conflict
 from topwork.changes.rows import Operation, Subject
 from topwork.errors import ImageError, InvalidInput
 from topwork.limits import Limits
-from topwork.serving.classify_job import Answer, Classified
+from topwork.serving.classify_batch import Classified, ImageAnswer
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import model_service_pb2 as model_pb
@@ -40,7 +40,7 @@ class Published:
 class Stored:
     """A model as it is stored."""
 
-    state: Serving
+    state: ServingState
     serving: Published
     revisions: list[int]
 
@@ -284,7 +284,7 @@ def to_comparison(comparison: Comparison | None) -> revision_pb.Comparison | Non
     )
 
 
-def _result(result: Answer | ImageError) -> classify_pb.ImageResult:
+def _result(result: ImageAnswer | ImageError) -> classify_pb.ImageResult:
     if isinstance(result, ImageError):
         return classify_pb.ImageResult(error=statuses.from_error(result))
     return classify_pb.ImageResult(

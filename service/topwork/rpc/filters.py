@@ -1,4 +1,4 @@
-"""What ``ListOperationsRequest.filter`` means: a small part of AIP-160."""
+"""Filters of ListOperations: a small part of AIP-160."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens around every call: who may make it, the error table, metrics, and one line each."""
+"""Interceptor of every call: access, the error table, metrics, and one log line each."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ class _Call:
         method.slots.take(self._share)
         self._has_slot = True
         if self._caller is not None:
-            self._caller.principal.allowance.begin()
+            self._caller.principal.limiter.begin()
             self._admitted = True
             principals.enter(self._caller)
 
@@ -270,8 +270,8 @@ class _Call:
         if self._has_slot:
             self._method.slots.give(self._share)
         if caller is not None and self._admitted:
-            caller.principal.allowance.give(self._images)
-            caller.principal.allowance.end()
+            caller.principal.limiter.give(self._images)
+            caller.principal.limiter.end()
         if not self._method.counts:
             return
         seconds = time.perf_counter() - self._start
@@ -321,7 +321,7 @@ class _Call:
         elif caller.model:  # which an earlier message named
             caller.check(caller.model)
         images = rule.images(request)
-        caller.principal.allowance.take(images)
+        caller.principal.limiter.take(images)
         self._images += images
 
     def _gone(self) -> grpc.StatusCode:

@@ -1,4 +1,4 @@
-"""Who can reach a server, and how: which ports are opened with which credentials."""
+"""Ports of a server: addresses, credentials, and the hosts that can reach them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from grpc.aio import ServicerContext
 from topwork.access.principals import caller
 from topwork.access.slots import Slots
 from topwork.bundle.manifest import Manifest
-from topwork.bundle.serving import Serving
+from topwork.bundle.serving import ServingState
 from topwork.bundle.store import Repository
 from topwork.changes.operations import RETRY_SECONDS, Operations, no_operation
 from topwork.changes.pointer import pin, roll_back
@@ -285,7 +285,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         """Return a model; of what cannot be read only what is in memory."""
         state = self._intact(lambda one: self._repository.serving_state(one.model), manifest)
         return convert.Stored(
-            state or Serving(revision=manifest.revision),
+            state or ServingState(revision=manifest.revision),
             convert.Published(
                 manifest,
                 self._intact(self._repository.metrics, manifest),

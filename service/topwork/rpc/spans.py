@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import grpc
 
 from topwork.errors import NotReady
-from topwork.serving.classify_job import Finished
+from topwork.serving.classify_batch import Finished
 from topwork.serving.encoders.backbone import MicroBatch
 from topwork.wire.loopback import is_loopback
 

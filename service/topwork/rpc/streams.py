@@ -1,4 +1,4 @@
-"""How a StreamClassify call is answered: several messages at a time, each when it is ready."""
+"""StreamClassify on the server: several messages at a time, each answered when it is ready."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from topwork.access.principals import Caller
 from topwork.access.slots import Slots
 from topwork.errors import TopworkError, Unavailable
 from topwork.rpc import convert
-from topwork.serving.classify_job import Classified
+from topwork.serving.classify_batch import Classified
 from topwork.serving.fair_queue import Flow
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.wire import status as statuses
@@ -168,7 +168,7 @@ class _Stream:
         caller: Caller,
     ) -> None:
         self.share = caller.share
-        self._allowance = caller.principal.allowance
+        self._limiter = caller.principal.limiter
         self._taken = 0
         self._requests = requests
         self._classify = classify
@@ -213,7 +213,7 @@ class _Stream:
 
     def _give(self, images: int) -> None:
         self._taken -= images
-        self._allowance.give(images)
+        self._limiter.give(images)
 
     def cut(self, why: Unavailable) -> None:
         """Read no more; nothing changes if all was read."""
@@ -228,7 +228,7 @@ class _Stream:
             held = max(1, images)  # a message without images has an answer too
             self._inside += held
             self.idle_since = math.inf
-            await self._allowance.wait(images)
+            await self._limiter.wait(images)
             self._taken += images
             group.create_task(self._answer(message, held))
             while self._inside >= self._window:

@@ -1,4 +1,4 @@
-"""How many cores this process may really use."""
+"""Number of cores that this process may really use."""
 
 from __future__ import annotations
 

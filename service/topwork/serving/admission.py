@@ -1,4 +1,4 @@
-"""Whether a request is let in: what has no room, or no time, is refused at once."""
+"""Admission control: a request without room, or without time, is refused at once."""
 
 from __future__ import annotations
 

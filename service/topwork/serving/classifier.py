@@ -1,4 +1,4 @@
-"""What is let in of requests to classify, and for how long, on its way to the scheduler."""
+"""Classifier: admits requests, bounds their time, and hands them to the scheduler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from topwork.errors import DeadlinePassed, InvalidInput, Overloaded
 from topwork.limits import Limits
 from topwork.serving.admission import Admission
-from topwork.serving.classify_job import Classified, ClassifyJob, Finished, Image, classified
+from topwork.serving.classify_batch import Classified, ClassifyBatch, Finished, Image, classified
 from topwork.serving.fair_queue import Flow
 from topwork.serving.inferred import Inferred, inferred
 from topwork.serving.registry import Registry
@@ -134,7 +134,7 @@ class Classifier:
                 await self._admission.enter(len(images), size=size, budget=budget, patient=patient)
                 try:
                     snapshot = await self._registry.snapshot(model, revision)
-                    job = ClassifyJob(
+                    job = ClassifyBatch(
                         snapshot,
                         images,
                         say=say,
@@ -154,7 +154,7 @@ class Classifier:
                 f"{len(images)} images were not classified within {budget:.3f} s"
             ) from None
 
-    async def _run(self, job: ClassifyJob[A], *, deadline: float, flow: Flow) -> A:
+    async def _run(self, job: ClassifyBatch[A], *, deadline: float, flow: Flow) -> A:
         """Return a job's answer, and count it."""
         try:
             answer, finished = await self._scheduler.run(job, deadline=deadline, flow=flow)

@@ -1,4 +1,4 @@
-"""Which image is next: callers in turns, and within a turn the earliest deadline first."""
+"""Fair queue of images: callers in turns, and within a turn the earliest deadline first."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from topwork.runtime.backend import Session, open_session
 Floats = NDArray[np.float32]
 
 
-class Head:
+class LoadedHead:
     """One head, loaded. ``run`` may be called from several threads at once."""
 
     def __init__(
@@ -58,7 +58,7 @@ class HeadLoader:
         self._graphs: weakref.WeakValueDictionary[bytes, Session] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
-    def load(self, content: bytes, *, width: int, labels: int, unknown: bool) -> Head:
+    def load(self, content: bytes, *, width: int, labels: int, unknown: bool) -> LoadedHead:
         """Return the head of a head.onnx, tried once. May be called from several threads at once.
 
         Raises Corrupt if it cannot be loaded, or does not turn embeddings of ``width`` into
@@ -75,7 +75,7 @@ class HeadLoader:
                 self._graphs[form] = graph
         if unknown and "unknown" not in graph.outputs():
             raise Corrupt("the head cannot tell the unknown, but has a threshold for it")
-        head = Head(graph, embedding, weights, unknown=unknown)
+        head = LoadedHead(graph, embedding, weights, unknown=unknown)
         try:
             probabilities, unknowns = head.run(np.zeros((1, width), dtype=np.float32))
         except Exception as error:  # ONNX Runtime's own exceptions share no base class

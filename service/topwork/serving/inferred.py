@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.errors import ImageError
-from topwork.serving.classify_job import Finished
+from topwork.serving.classify_batch import Finished
 from topwork.serving.encoders.backbone import Embedded
 
 Floats = NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""Which revision of which model is in memory, and how the next one takes its place."""
+"""Registry of the models in memory: snapshots, and their hot reload."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from topwork.bundle.manifest import Manifest, check_may_serve
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, NotReady, Unavailable
 from topwork.runtime.backend import Provider, check_provider
+from topwork.serving.change_detection import FileStamp, read_marks
 from topwork.serving.encoders.backbone import Backbone
 from topwork.serving.encoders.backbones import open_backbone
-from topwork.serving.head import Head, HeadLoader
-from topwork.serving.held import Held
-from topwork.serving.marks import Mark, read_marks
+from topwork.serving.head import HeadLoader, LoadedHead
+from topwork.serving.lru_cache import LruCache
 from topwork.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
@@ -54,7 +54,7 @@ class Snapshot:
 
     manifest: Manifest
     backbone: Backbone
-    head: Head
+    head: LoadedHead
 
 
 class Registry:
@@ -80,12 +80,12 @@ class Registry:
         self._cores = cores
         self._telemetry = telemetry
         self._serving: dict[str, _Serving] = {}
-        self._held: Held[Snapshot] = Held(head_bytes, weigh=lambda one: one.head.size)
+        self._held: LruCache[Snapshot] = LruCache(head_bytes, weigh=lambda one: one.head.size)
         self._heads = HeadLoader()
         self._backbones: weakref.WeakValueDictionary[str, Backbone] = weakref.WeakValueDictionary()
         self._opening = asyncio.Lock()
         self._swaps: dict[str, asyncio.Task[None]] = {}
-        self._marks: dict[str, Mark] = {}
+        self._marks: dict[str, FileStamp] = {}
         self._looking = asyncio.Lock()
         self._pause = POLL_SECONDS
         self._threads: ThreadPoolExecutor | None = None
@@ -186,7 +186,7 @@ class Registry:
                 self._swaps[model] = swap
                 swap.add_done_callback(partial(self._swaps.pop, model))
 
-    def _read_marks(self) -> dict[str, Mark | None]:
+    def _read_marks(self) -> dict[str, FileStamp | None]:
         start = time.thread_time()
         try:
             marks = read_marks(self._repository.root / "models", self._marks)
@@ -198,7 +198,7 @@ class Registry:
         self._pause = min(max(POLL_SECONDS, cost / POLL_SHARE), LONGEST_POLL_SECONDS)
         return marks
 
-    async def _swap(self, model: str, mark: Mark) -> None:
+    async def _swap(self, model: str, mark: FileStamp) -> None:
         """Let the revision that serving.json names serve. Raises NotReady, at the start only."""
         starting = self._watcher is None
         try:
@@ -253,7 +253,7 @@ class Registry:
         head = await self._in_thread(self._load_head, serving.manifest, serving.backbone.info.width)
         return Snapshot(manifest=serving.manifest, backbone=serving.backbone, head=head)
 
-    def _load_head(self, manifest: Manifest, width: int) -> Head:
+    def _load_head(self, manifest: Manifest, width: int) -> LoadedHead:
         content = self._repository.head(manifest)
         try:
             return self._heads.load(

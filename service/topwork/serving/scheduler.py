@@ -21,8 +21,8 @@ from topwork.errors import ImageError, Unavailable
 from topwork.inputs.image import Pixels
 from topwork.serving.encoders.backbone import Backbone, Embedded
 from topwork.serving.fair_queue import FairQueue, Flow, Ticket
-from topwork.serving.head import Head
-from topwork.serving.pace import Pace
+from topwork.serving.head import LoadedHead
+from topwork.serving.throughput import ThroughputEstimate
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +43,7 @@ JOIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ImageOutcome:
     """What became of one image, and seconds of its stages."""
 
     result: Embedded | ImageError
@@ -65,7 +65,7 @@ class Scores:
     """That the head took, for all answers of its group."""
 
 
-class Job(Protocol[A_co]):
+class RequestBatch(Protocol[A_co]):
     """A request batch. Its methods are called in the scheduler's threads."""
 
     @property
@@ -80,10 +80,10 @@ class Job(Protocol[A_co]):
         """Return the pixels of an image. Raises ImageError."""
 
     @property
-    def head(self) -> Head:
+    def head(self) -> LoadedHead:
         """What makes scores of their embeddings."""
 
-    def answer(self, outcomes: list[Outcome], scores: Scores | None) -> A_co:
+    def answer(self, outcomes: list[ImageOutcome], scores: Scores | None) -> A_co:
         """Return the answer.
 
         ``outcomes`` has one an image, in order; ``scores`` a row for each that was embedded, in the
@@ -95,10 +95,10 @@ class Job(Protocol[A_co]):
 class _Run:
     """A job on its way. What changes does so under the scheduler's lock."""
 
-    job: Job[Any]
+    job: RequestBatch[Any]
     future: asyncio.Future[Any]
     since: float
-    outcomes: list[Outcome | None]
+    outcomes: list[ImageOutcome | None]
     left: int
     """Images without an outcome."""
     ticket: Ticket[_Run] | None = None
@@ -129,7 +129,7 @@ class Scheduler:
         """Images that ended since the first complete job did, that one included."""
         self._runs: set[_Run] = set()
         self._at_work = 0
-        self._pace = Pace(0.01 / cores)
+        self._pace = ThroughputEstimate(0.01 / cores)
         self._threads: frozenset[threading.Thread] = frozenset()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -176,7 +176,7 @@ class Scheduler:
             busy = self._at_work or len(self._queue)
             return time.perf_counter() - self._progress if busy else 0.0
 
-    async def run(self, job: Job[A], *, deadline: float, flow: Flow) -> A:
+    async def run(self, job: RequestBatch[A], *, deadline: float, flow: Flow) -> A:
         """Return a job's answer; ``deadline`` in seconds of the event loop's clock.
 
         Raises what its backbone or its ``answer`` raises, and Unavailable after close().
@@ -253,7 +253,7 @@ class Scheduler:
                 waited = taken - run.since
                 if isinstance(result, Embedded):
                     waited += result.waited
-                run.outcomes[index] = Outcome(result, waited, decoded - taken)
+                run.outcomes[index] = ImageOutcome(result, waited, decoded - taken)
                 run.left -= 1
                 if not run.left:
                     self._held = self._held or 1

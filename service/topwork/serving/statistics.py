@@ -1,4 +1,4 @@
-"""What each revision has done since the server started."""
+"""Statistics of each revision since the server started."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import time
 from dataclasses import dataclass
 
 from topwork.bundle.manifest import Manifest
-from topwork.serving.classify_job import Finished
+from topwork.serving.classify_batch import Finished
 from topwork.serving.encoders.backbone import Embedded
 
 
 @dataclass(slots=True)
-class Done:
+class RevisionStatistics:
     """A revision's requests. Seconds are sums over the answered ones; see Timings."""
 
     answered: int = 0
@@ -36,9 +36,9 @@ class Statistics:
     """Counts of all revisions that were asked. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._done: dict[str, dict[int, Done]] = {}
+        self._done: dict[str, dict[int, RevisionStatistics]] = {}
 
-    def of(self, model: str) -> dict[int, Done]:
+    def of(self, model: str) -> dict[int, RevisionStatistics]:
         """Return what the revisions of a model that were asked have done."""
         return self._done.get(model, {})
 
@@ -62,5 +62,7 @@ class Statistics:
         done.failed += 1
         done.failed_total += seconds
 
-    def _of(self, manifest: Manifest) -> Done:
-        return self._done.setdefault(manifest.model, {}).setdefault(manifest.revision, Done())
+    def _of(self, manifest: Manifest) -> RevisionStatistics:
+        return self._done.setdefault(manifest.model, {}).setdefault(
+            manifest.revision, RevisionStatistics()
+        )

@@ -1,1 +1,1 @@
-"""What fit and every change share, without torch: embed photos, publish a revision."""
+"""Training without torch, shared by fit and every change: embed photos, publish a revision."""

@@ -1,4 +1,4 @@
-"""From encoded images to exemplars, all cores at work: used by fit and by AddClass alike."""
+"""Embedding of encoded images into exemplars, on all cores; fit and AddClass share it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WINDOW = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class ImageSource:
     """One training image: where it comes from, and what it shows."""
 
     name: str
@@ -52,7 +52,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class EmbeddedRow:
     """What one image's bytes become."""
 
     digest: bytes
@@ -67,15 +67,15 @@ class Row:
 class Cache(Protocol):
     """Rows made before, of one backbone and one preprocess spec; used by several threads."""
 
-    def get(self, content: bytes) -> Row | None:
+    def get(self, content: bytes) -> EmbeddedRow | None:
         """Return the row of the file whose sha256 (32 bytes) is ``content``, if it is there."""
 
-    def put(self, content: bytes, row: Row) -> None:
+    def put(self, content: bytes, row: EmbeddedRow) -> None:
         """Keep that row, or leave it."""
 
 
 def embed(
-    sources: Iterable[Source],
+    sources: Iterable[ImageSource],
     session: Session,
     spec: PreprocessSpec,
     *,
@@ -91,7 +91,7 @@ def embed(
     has is taken from there, without another look at ``limits``.
     """
 
-    def one(source: Source) -> tuple[bytes, Row] | Skipped:
+    def one(source: ImageSource) -> tuple[bytes, EmbeddedRow] | Skipped:
         try:
             content = source.read()
             key = hashlib.sha256(content).digest()
@@ -106,8 +106,8 @@ def embed(
         except OSError as error:
             return _skipped(source, ImageError.reason, f"the file cannot be read: {error}")
 
-    used: list[Source] = []
-    rows: list[Row] = []
+    used: list[ImageSource] = []
+    rows: list[EmbeddedRow] = []
     contents: list[bytes] = []
     skipped: list[Skipped] = []
     first: dict[tuple[bytes, str], str] = {}
@@ -140,9 +140,9 @@ def embed(
     return made, skipped
 
 
-def _row(content: bytes, session: Session, spec: PreprocessSpec, limits: Limits) -> Row:
+def _row(content: bytes, session: Session, spec: PreprocessSpec, limits: Limits) -> EmbeddedRow:
     pixels = preprocess(content, spec, limits=limits)
-    return Row(
+    return EmbeddedRow(
         digest=bytes.fromhex(pixel_digest(pixels)),
         fingerprint=fingerprint(pixels),
         thumbnail=thumbnail(pixels),
@@ -151,16 +151,16 @@ def _row(content: bytes, session: Session, spec: PreprocessSpec, limits: Limits)
     )
 
 
-def _skipped(source: Source, reason: str, message: str) -> Skipped:
+def _skipped(source: ImageSource, reason: str, message: str) -> Skipped:
     return Skipped(name=source.name, label=source.label, reason=reason, message=message)
 
 
 def _in_order(
-    work: Callable[[Source], T], sources: Iterable[Source], cores: int
-) -> Generator[tuple[Source, T], None, None]:
+    work: Callable[[ImageSource], T], sources: Iterable[ImageSource], cores: int
+) -> Generator[tuple[ImageSource, T], None, None]:
     """Yield every source with what ``work`` makes of it, in order, WINDOW a core in flight."""
     pool = ThreadPoolExecutor(cores)
-    waiting: deque[tuple[Source, Future[T]]] = deque()
+    waiting: deque[tuple[ImageSource, Future[T]]] = deque()
     try:
         for source in sources:
             waiting.append((source, pool.submit(work, source)))

@@ -1,4 +1,4 @@
-"""From what was learnt to a published revision: the last step of fit and of every change."""
+"""Publication of a revision: the last step of fit and of every change."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What client and server share of the wire: addresses, and errors as google.rpc.Status."""
+"""Wire: addresses, and errors as google.rpc.Status; client and server share it."""

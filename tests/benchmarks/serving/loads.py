@@ -112,7 +112,8 @@ def _measure(case: Case, processes: Processes, ceiling: Ceiling, cores: int, pac
             case.bodies,
             case.check,
             callers=case.callers,
-            seconds=pace.load,
+            # Long enough for each caller's first answer, and more.
+            seconds=max(pace.load, 2 * case.callers * case.images / before[0]),
             server_cpu=processes.cpu_seconds,
         )
     )

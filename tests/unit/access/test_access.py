@@ -202,8 +202,8 @@ def test_limits_are_the_principals_or_those_of_all(tmp_path: Path) -> None:
         f"[principals.b]\ntokens = ['{entry.entry}']\nlimits.images = 5\n"
     )
     access = read(tmp_path / "access.toml", text)
-    a = ask(access, authorization=f"Bearer {LINE.token}").principal.allowance.limits
-    b = ask(access, authorization=f"Bearer {entry.token}").principal.allowance.limits
+    a = ask(access, authorization=f"Bearer {LINE.token}").principal.limiter.limits
+    b = ask(access, authorization=f"Bearer {entry.token}").principal.limiter.limits
     assert (a.calls, a.images) == (9, None)
     assert (b.calls, b.images) == (None, 5)
 
@@ -225,10 +225,10 @@ def test_a_spent_allowance_stays_spent(tmp_path: Path, limits: str) -> None:
     """Whether its limits change or not, a file that is read again gives no call back."""
     path = tmp_path / "access.toml"
     access = read(path, limited("calls_per_second = 0.001"))
-    ask(access, authorization=f"Bearer {LINE.token}").principal.allowance.begin()
+    ask(access, authorization=f"Bearer {LINE.token}").principal.limiter.begin()
     again(access, path, limited(limits))
     with pytest.raises(Overloaded) as caught:
-        ask(access, authorization=f"Bearer {LINE.token}").principal.allowance.begin()
+        ask(access, authorization=f"Bearer {LINE.token}").principal.limiter.begin()
     assert caught.value.reason == "RATE_LIMIT"
 
 
@@ -236,10 +236,10 @@ def test_other_limits_count_for_calls_that_go_on(tmp_path: Path) -> None:
     """What is in the server counts against them, and is given back to them."""
     path = tmp_path / "access.toml"
     access = read(path, limited("calls = 1"))
-    first = ask(access, authorization=f"Bearer {LINE.token}").principal.allowance
+    first = ask(access, authorization=f"Bearer {LINE.token}").principal.limiter
     first.begin()
     again(access, path, limited("calls = 2"))
-    second = ask(access, authorization=f"Bearer {LINE.token}").principal.allowance
+    second = ask(access, authorization=f"Bearer {LINE.token}").principal.limiter
     second.begin()
     with pytest.raises(Overloaded, match="2 of your calls are in the server; the limit is 2"):
         second.begin()
@@ -255,7 +255,7 @@ def test_a_file_that_cannot_be_used_changes_no_limit(tmp_path: Path) -> None:
     access = read(path, limited("calls = 1"))
     with pytest.raises(InvalidInput):
         again(access, path, limited("calls = 5") + "[principals.b]\nadmin = ['*x']\n")
-    limits = ask(access, authorization=f"Bearer {LINE.token}").principal.allowance.limits
+    limits = ask(access, authorization=f"Bearer {LINE.token}").principal.limiter.limits
     assert limits.calls == 1
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from topwork.bundle.comparison import (
     Comparison,
-    Confusion,
+    ConfusedLabels,
     Gate,
     LabelChange,
     Rejection,
@@ -89,7 +89,7 @@ MANIFEST = Manifest(
             ),
         ),
         taught=Taught(label="雛菊", images=100, recall=0.5, low=0.4, high=0.6),
-        confusions=(Confusion(label="雛菊", called="daisy", images=50, share=0.5),),
+        confusions=(ConfusedLabels(label="雛菊", called="daisy", images=50, share=0.5),),
     ),
     rejection=Rejection(gate=Gate(max_conflicts=3), failures=("recall 0.5 is below 0.6",)),
     created=datetime(2026, 11, 23, 21, 3, 4, 567_890, tzinfo=UTC),

@@ -13,9 +13,9 @@ from sklearn import metrics as oracle
 
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.metrics import (
-    Candidate,
-    LeftOut,
+    LeftOutLabel,
     Metrics,
+    TriedHead,
     UnknownMetrics,
     evaluate,
     wilson_interval,
@@ -121,10 +121,10 @@ def test_metrics_survive_their_file() -> None:
             auroc=0.9,
             false_reject_rate=0.05,
             detection_rate=0.4,
-            per_label=(LeftOut(label="a", auroc=0.8),),
+            per_label=(LeftOutLabel(label="a", auroc=0.8),),
         ),
         candidates=(
-            Candidate(
+            TriedHead(
                 head="ridge",
                 normalisation="l2",
                 strength=2.0,

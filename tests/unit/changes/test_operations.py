@@ -17,7 +17,7 @@ from dbos import DBOSPortableJSONSerializer
 
 from topwork.bundle.documents import to_json
 from topwork.bundle.files import write_file
-from topwork.bundle.serving import Move, Serving
+from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.store import Repository
 from topwork.changes.database import database_url, pending_images
 from topwork.changes.jobs import Job, Upload
@@ -396,7 +396,7 @@ def test_a_cancel_that_comes_too_late_is_none(
     """It is too late once the result is stored and the serving pointer has moved, not before."""
     request_id, model = new_id(), f"model-{stored}-{moved}".lower()
     move = Move(revision=7, previous=6, why="add_class", operation=request_id, time=NOW)
-    serving = Serving(revision=7, moves=(move,) if moved else ())
+    serving = ServingState(revision=7, moves=(move,) if moved else ())
     write_file(Repository(root).serving_file(model), to_json(serving))
     runner.run(operations.submit(job(model=model), request_id))
     serializer = DBOSPortableJSONSerializer()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from topwork.cli.commands import COMMANDS
+from topwork.cli.commands import cli
 
 ROOT = Path(__file__).parents[3]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -44,7 +44,7 @@ def test_a_wrong_field_is_seen(tmp_path: Path) -> None:
 def test_the_server_is_told_what_it_knows() -> None:
     """Its arguments are options of `topwork serve`, and its worker has a name that stays."""
     name, *arguments = COMPOSE["services"]["server"]["command"]
-    (command,) = (one for one in COMMANDS if one.name == name)
+    command = cli.load_all()[name]
     options = {text for parameter in command.params for text in parameter.opts}
     given = {argument.partition("=")[0] for argument in arguments}
     assert given <= options

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from topwork.cli.commands import COMMANDS
+from topwork.cli.commands import cli
 from topwork.cli.serve import serve
 
 TEXT = (Path(__file__).parents[3] / "Dockerfile").read_text()
@@ -20,7 +20,7 @@ def test_variables_are_options() -> None:
     assert len(VARIABLES) > 5
     options = {
         f"TOPWORK_{command.name}_{parameter.name}".upper()
-        for command in COMMANDS
+        for command in cli.load_all().values()
         for parameter in command.params
     }
     assert VARIABLES.keys() <= options

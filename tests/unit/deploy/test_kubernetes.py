@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from topwork.cli.commands import COMMANDS
+from topwork.cli.commands import cli
 from topwork.rpc.server import SERVICES
 
 BASE = Path(__file__).parents[3] / "deploy" / "kubernetes"
@@ -101,7 +101,7 @@ def test_pods_are_restricted() -> None:
 
 def test_commands_are_topworks() -> None:
     """Every argument and every variable is an option of the command that it is given to."""
-    commands = {one.name: one for one in COMMANDS}
+    commands = cli.load_all()
     for one in containers():
         name, *arguments = one["args"]
         command = commands[name]

@@ -536,8 +536,8 @@ def test_pydicom_s_warnings_and_logs_stay_inside() -> None:
     broken = dicom(RAMP, syntax=JPEG_2000, frames=[codestream[: len(codestream) // 2]])
     program = f"""
 import logging
-from topwork.bundle.image import preprocess
-from topwork.bundle.preprocess import PreprocessSpec
+from topwork.inputs.image import preprocess
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork.errors import ImageError
 logging.basicConfig(level=0)
 for content in ({odd!r}, {broken!r}):

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 from topwork.bundle.exemplars import Exemplars, make, shard_of
 from topwork.inputs.duplicates import NEAR_DUPLICATE_BITS
 from topwork.inputs.thumbnail import thumbnail
-from topwork.learning.conflicts import BLOCK, NEAREST, Known, LabelConflict, find_conflicts
+from topwork.learning.conflicts import BLOCK, NEAREST, KnownExemplars, LabelConflict, find_conflicts
 
 Bytes = NDArray[np.uint8]
 
@@ -41,9 +41,9 @@ def rows(
     )
 
 
-def known(*parts: Exemplars) -> Known:
+def known(*parts: Exemplars) -> KnownExemplars:
     """Return what is known from the shards of exemplars of one label each."""
-    return Known.of([(part.labels[0], shard_of(part, part.labels[0])) for part in parts])
+    return KnownExemplars.of([(part.labels[0], shard_of(part, part.labels[0])) for part in parts])
 
 
 def noise(count: int, seed: int) -> Bytes:
@@ -185,5 +185,5 @@ def test_what_the_label_has_already_is_told() -> None:
 def test_nothing_is_known_of_nothing() -> None:
     """Without shards there are neither conflicts nor copies."""
     new = rows("x", noise(2, 16))
-    assert find_conflicts(new, Known.of([]), "x") == ()
-    assert not Known.of([]).find_same(new, "x").any()
+    assert find_conflicts(new, KnownExemplars.of([]), "x") == ()
+    assert not KnownExemplars.of([]).find_same(new, "x").any()

@@ -10,7 +10,7 @@ from support.reports import COMPARISON, candidate, content
 
 from topwork.bundle.comparison import drop_interval
 from topwork.bundle.metrics import Metrics, evaluate
-from topwork.report.comparison import SHOWN, Comparison, compare
+from topwork.report.comparison import SHOWN, ComparisonSection, compare
 from topwork.report.content import Parent
 from topwork.report.intervals import Change
 
@@ -103,7 +103,9 @@ def test_without_an_image_of_both_there_is_no_change() -> None:
     assert (found.accuracy, found.changes) == (None, ())
 
 
-def _compare(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> Comparison:
+def _compare(
+    before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]
+) -> ComparisonSection:
     """Compare revisions given as right images and images of each label."""
     made = content(tuple(after), images=1)
     parent = content(tuple(before), images=1)

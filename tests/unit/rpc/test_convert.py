@@ -12,7 +12,7 @@ from support.reports import COMPARISON
 
 from topwork.bundle.comparison import Gate
 from topwork.bundle.findings import Finding
-from topwork.bundle.serving import Move, Serving
+from topwork.bundle.serving import Move, ServingState
 from topwork.changes.jobs import (
     ChangeResult,
     Conflict,
@@ -27,7 +27,7 @@ from topwork.changes.rows import Operation, Subject
 from topwork.errors import ImageError, InvalidInput
 from topwork.limits import DEFAULT_LIMITS, Limits
 from topwork.rpc import convert
-from topwork.serving.classify_job import Answer, Classified, Prediction, Timings
+from topwork.serving.classify_batch import Classified, ImageAnswer, Prediction, Timings
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import revision_pb2 as revision_pb
 
@@ -89,7 +89,7 @@ def test_a_classification_keeps_the_order() -> None:
         Classified(
             revision=7,
             results=(
-                Answer(
+                ImageAnswer(
                     predictions=(
                         Prediction(label="roses", probability=0.75),
                         Prediction(label="tulips", probability=0.25),
@@ -120,7 +120,7 @@ def test_a_classification_keeps_the_order() -> None:
 
 def test_a_model_that_cannot_tell_the_unknown_says_nothing_of_it() -> None:
     """Neither a probability nor a verdict is set, which is not the same as a denial."""
-    answer = Answer(predictions=(), unknown_probability=None, is_unknown=False)
+    answer = ImageAnswer(predictions=(), unknown_probability=None, is_unknown=False)
     timings = Timings(decode=0, queue=0, backbone=0, head=0, total=0)
     message = convert.to_classify_response(
         Classified(revision=1, results=(answer,), timings=timings)
@@ -145,7 +145,7 @@ def test_a_model_says_all_that_the_manifest_does(published: convert.Published) -
         for number in range(1, 121)
     )
     stored = convert.Stored(
-        Serving(revision=1, pinned=(1, 7), moves=moves), published, list(range(1, 121))
+        ServingState(revision=1, pinned=(1, 7), moves=moves), published, list(range(1, 121))
     )
     message = convert.to_model(stored, DEFAULT_LIMITS)
     revision = message.serving_revision
@@ -198,7 +198,7 @@ def test_damaged_metrics_leave_a_revision_its_labels(published: convert.Publishe
 def test_every_limit_is_told(published: convert.Published) -> None:
     """The limits' message has each of Topwork's limits under its own name."""
     limits = Limits(**{name: 1000 + n for n, name in enumerate(Limits.__slots__)})
-    stored = convert.Stored(Serving(revision=1), published, [1])
+    stored = convert.Stored(ServingState(revision=1), published, [1])
     message = convert.to_model(stored, limits).limits
     told = {field.name: value for field, value in message.ListFields()}
     assert told == {name: getattr(limits, name) for name in Limits.__slots__}

@@ -24,7 +24,7 @@ from topwork.rpc.interceptor import Interceptor
 from topwork.rpc.servicers import ClassifierServicer
 from topwork.rpc.streams import Streams
 from topwork.serving.classifier import Classifier
-from topwork.serving.classify_job import Classified, Timings
+from topwork.serving.classify_batch import Classified, Timings
 from topwork.serving.fair_queue import Flow
 from topwork.telemetry import Telemetry
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -518,9 +518,9 @@ def test_a_message_waits_for_its_callers_images(tmp_path: Path) -> None:
         assert engine.most == 2
 
     virtual_time.run(scenario())
-    caller.principal.allowance.take(3)
+    caller.principal.limiter.take(3)
     with pytest.raises(Overloaded):
-        caller.principal.allowance.take(1)
+        caller.principal.limiter.take(1)
 
 
 def test_what_a_stream_took_is_given_back_when_it_is_left(tmp_path: Path) -> None:
@@ -537,9 +537,9 @@ def test_what_a_stream_took_is_given_back_when_it_is_left(tmp_path: Path) -> Non
         await answer.aclose()
 
     asyncio.run(scenario())
-    caller.principal.allowance.take(5)
+    caller.principal.limiter.take(5)
     with pytest.raises(Overloaded):
-        caller.principal.allowance.take(1)
+        caller.principal.limiter.take(1)
 
 
 def test_a_message_about_a_model_that_is_not_the_callers_fails_alone(tmp_path: Path) -> None:
@@ -583,7 +583,7 @@ def test_what_the_requests_raise_ends_the_stream(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidInput):
         asyncio.run(scenario())
-    caller.principal.allowance.take(3)
+    caller.principal.limiter.take(3)
 
 
 def test_the_half_close_ends_the_call_after_the_last_answer() -> None:

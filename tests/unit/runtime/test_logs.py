@@ -43,7 +43,7 @@ def written(
     """Return the lines that a process of its own writes, which ends with ``status``."""
     setup = (
         "import ctypes, logging, os, signal, threading, warnings, structlog\n"
-        "from topwork import logs\n"
+        "from topwork.runtime import logs\n"
         f"logs.configure({log_format!r})\n"
         "log = structlog.get_logger('test')\n"
     )

@@ -30,10 +30,10 @@ from topwork.errors import (
 from topwork.inputs.image import Pixels, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import DEFAULT_LIMITS, Limits
-from topwork.serving import classify_job
+from topwork.serving import classify_batch
 from topwork.serving import registry as registry_module
 from topwork.serving.classifier import Classifier
-from topwork.serving.classify_job import Answer, Classified, Image
+from topwork.serving.classify_batch import Classified, Image, ImageAnswer
 from topwork.serving.encoders.backbone import Backbone, Deliver
 from topwork.serving.encoders.backbones import open_backbone
 from topwork.serving.fair_queue import Flow
@@ -169,7 +169,7 @@ def runner() -> Iterator[asyncio.Runner]:
         yield made
 
 
-def best(result: Answer | ImageError) -> str:
+def best(result: ImageAnswer | ImageError) -> str:
     """Return the most probable label."""
     assert not isinstance(result, ImageError)
     return result.predictions[0].label
@@ -244,7 +244,7 @@ def test_batch_result_is_single_result(repository: Repository) -> None:
         loop.run(entered.__aexit__(None, None, None))
 
 
-def same(left: Answer | ImageError, right: Answer | ImageError) -> bool:
+def same(left: ImageAnswer | ImageError, right: ImageAnswer | ImageError) -> bool:
     """Return whether two results are the same but for the last bits of a product's order."""
     assert not isinstance(left, ImageError)
     assert not isinstance(right, ImageError)
@@ -299,7 +299,7 @@ def test_an_image_at_the_threshold_is_called_unknown(
 ) -> None:
     """The threshold belongs to the unknown, as where it was chosen; the next number is beyond."""
 
-    async def ask() -> Answer:
+    async def ask() -> ImageAnswer:
         async with desk(colours) as asked:
             (result,) = (await asked.classify(PHOTOS["green"])).results
         assert not isinstance(result, ImageError)
@@ -634,7 +634,7 @@ def test_calls_of_one_flow_share_a_place(
 
     async def scenario() -> int:
         async with desk(repository) as asked:
-            monkeypatch.setattr(classify_job, "preprocess", noting)
+            monkeypatch.setattr(classify_batch, "preprocess", noting)
             asked.gate.close()
             first = asked.ask(2)
             await until(lambda: asked.gate.images == 2)

@@ -31,7 +31,7 @@ from topwork.errors import Corrupt, NotFound, Unavailable
 from topwork.limits import DEFAULT_LIMITS
 from topwork.serving import registry as registry_module
 from topwork.serving.classifier import Classifier
-from topwork.serving.classify_job import Answer
+from topwork.serving.classify_batch import ImageAnswer
 from topwork.serving.encoders.backbone import Embedded
 from topwork.serving.encoders.cpu_backbone import CpuBackbone
 from topwork.serving.registry import Registry
@@ -111,7 +111,7 @@ def test_a_swap_never_mixes_two_revisions(colours: Repository) -> None:
                 while swapping:
                     found = await classifier.classify("colours", [picture("green", 50)] * 2)
                     for result in found.results:
-                        assert isinstance(result, Answer)
+                        assert isinstance(result, ImageAnswer)
                         said = [one.label for one in result.predictions]
                         answers.append((found.revision, {*said}, said[0]))
 

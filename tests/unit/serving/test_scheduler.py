@@ -32,7 +32,7 @@ from topwork.inputs.image import Pixels
 from topwork.serving import scheduler as scheduler_module
 from topwork.serving.encoders.backbone import Deliver, Embedded
 from topwork.serving.fair_queue import Flow
-from topwork.serving.scheduler import LARGEST_GROUP, NICE, Outcome, Scheduler, Scores
+from topwork.serving.scheduler import LARGEST_GROUP, NICE, ImageOutcome, Scheduler, Scores
 
 INFO = tiny.backbone_info(b"")
 Said = tuple[int, list[float | str]]
@@ -117,7 +117,7 @@ class FakeJob:
             raise ImageError(f"image {self.numbers[index]}")
         return np.array([self.numbers[index]], dtype=np.uint64).view(np.uint8)
 
-    def answer(self, outcomes: list[Outcome], scores: Scores | None) -> Said:
+    def answer(self, outcomes: list[ImageOutcome], scores: Scores | None) -> Said:
         """Return what was said of each image, and by which revision."""
         rows = iter(scores.probabilities.tolist() if scores is not None else [])
         said: list[float | str] = []
@@ -515,7 +515,7 @@ def test_threads_give_way_however_nice_the_process_is(nice: int) -> None:
     expected = min(os.nice(0) + nice + NICE, 19)
     code = """
 import os, sys, threading, time
-from topwork.engine.serving.scheduler import Scheduler
+from topwork.serving.scheduler import Scheduler
 nice, expected = map(int, sys.argv[1:])
 os.nice(nice)
 scheduler = Scheduler(cores=1)

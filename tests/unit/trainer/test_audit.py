@@ -21,7 +21,7 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.training.embed import Skipped
 from topwork_trainer import backbones
 from topwork_trainer.audit import Audit, AuditConfig, audit, audit_files, require_clean
-from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.cli.audit import audit as command
 from topwork_trainer.data import scan
 
@@ -34,7 +34,7 @@ def repository(tmp_path: Path) -> Path:
     """Return a repository in which the tiny backbone passes for the default one."""
     made = Repository(tmp_path / "repository")
     model = tiny.backbone_model()
-    identity = Choice(name=backbones.DEFAULT).identity()
+    identity = BackboneChoice(name=backbones.DEFAULT).identity()
     made.put_backbone(model, replace(tiny.backbone_info(model), identity=identity))
     return made.root
 

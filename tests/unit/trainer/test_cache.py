@@ -21,7 +21,7 @@ from support.pictures import pictures
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.runtime.backend import Session, open_session
-from topwork.training.embed import Row, Source, embed
+from topwork.training.embed import EmbeddedRow, ImageSource, embed
 from topwork_trainer import cache as module
 from topwork_trainer.cache import BATCH, FILE, EmbeddingCache
 
@@ -36,9 +36,9 @@ def key(index: int) -> bytes:
     return sha256(str(index).encode()).digest()
 
 
-def row(index: int) -> Row:
+def row(index: int) -> EmbeddedRow:
     rng = np.random.default_rng(index)
-    return Row(
+    return EmbeddedRow(
         digest=rng.bytes(32),
         fingerprint=rng.integers(0, 256, 32, dtype=np.uint8),
         embedding=rng.standard_normal(tiny.WIDTH, dtype=np.float32),
@@ -46,7 +46,7 @@ def row(index: int) -> Row:
     )
 
 
-def same(one: Row, other: Row) -> bool:
+def same(one: EmbeddedRow, other: EmbeddedRow) -> bool:
     return all(
         np.array_equal(getattr(one, name), getattr(other, name))
         for name in ("digest", "fingerprint", "embedding", "thumbnail")
@@ -105,7 +105,7 @@ class Counted:
 def test_embedding_again_runs_no_backbone(tmp_path: Path, info: BackboneInfo) -> None:
     """With all images in the cache the exemplars are the same bytes, and the backbone rests."""
     sources = [
-        Source(name=f"{label}-{index}", label=label, read=lambda content=content: content)  # type: ignore[misc] # mypy cannot infer a lambda's default
+        ImageSource(name=f"{label}-{index}", label=label, read=lambda content=content: content)  # type: ignore[misc] # mypy cannot infer a lambda's default
         for label in ("amber", "blue")
         for index, content in enumerate([*pictures(label, 20), b"no picture"])
     ]

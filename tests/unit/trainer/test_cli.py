@@ -17,7 +17,7 @@ def test_help_needs_no_torch() -> None:
     """Command line, fit and catalogue import no torch: only an export does."""
     code = (
         "import sys; import topwork_trainer.cli.commands\n"
-        "import topwork_trainer.fit, topwork_trainer.backbones\n"
+        "import topwork_trainer.fit.fit, topwork_trainer.backbones\n"
         "found = {name.partition('.')[0] for name in sys.modules}\n"
         "print(sorted(found & {'torch', 'torchvision'}))"
     )

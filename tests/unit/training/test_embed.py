@@ -23,7 +23,7 @@ from topwork.inputs.image import pixel_digest, preprocess
 from topwork.limits import DEFAULT_LIMITS, Limits
 from topwork.runtime.backend import Session, open_session
 from topwork.training import embed as module
-from topwork.training.embed import Row, Skipped, Source, embed
+from topwork.training.embed import EmbeddedRow, ImageSource, Skipped, embed
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,12 @@ def session() -> Session:
     return open_session(tiny.backbone_model(), output="embedding")
 
 
-def source(content: bytes, name: str = "photo", label: str = "amber") -> Source:
+def source(content: bytes, name: str = "photo", label: str = "amber") -> ImageSource:
     """Return a source that is in memory."""
-    return Source(name=name, label=label, read=lambda: content)
+    return ImageSource(name=name, label=label, read=lambda: content)
 
 
-def sources(label: str, count: int, *, start: int = 0) -> list[Source]:
+def sources(label: str, count: int, *, start: int = 0) -> list[ImageSource]:
     """Return different pictures of one label."""
     return [
         source(content, f"{label}-{index}", label)
@@ -46,7 +46,7 @@ def sources(label: str, count: int, *, start: int = 0) -> list[Source]:
 
 
 def run(
-    given: list[Source],
+    given: list[ImageSource],
     session: Session,
     *,
     limits: Limits = DEFAULT_LIMITS,
@@ -122,7 +122,7 @@ def test_files_that_cannot_be_opened_are_named(
     def read() -> bytes:
         raise error
 
-    made, skipped = run([Source(name="it", label="a", read=read)], session)
+    made, skipped = run([ImageSource(name="it", label="a", read=read)], session)
     assert made is None
     assert [(one.name, one.reason) for one in skipped] == [("it", reason)]
     assert str(error) in skipped[0].message
@@ -135,7 +135,7 @@ def test_what_is_no_image_error_stops_it(session: Session) -> None:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        run([Source(name="it", label="a", read=read)], session)
+        run([ImageSource(name="it", label="a", read=read)], session)
 
 
 def test_duplicates_are_named_with_the_first(session: Session) -> None:
@@ -191,12 +191,12 @@ def test_progress_can_stop_it(session: Session) -> None:
     """What on_image raises, such as a cancellation, comes out, and little more is read."""
     read: list[int] = []
 
-    def counted(index: int) -> Source:
+    def counted(index: int) -> ImageSource:
         def content() -> bytes:
             read.append(index)
             return picture("amber", index)
 
-        return Source(name=str(index), label="amber", read=content)
+        return ImageSource(name=str(index), label="amber", read=content)
 
     def stop() -> None:
         raise KeyboardInterrupt
@@ -210,7 +210,7 @@ def test_no_sources_are_no_exemplars(session: Session) -> None:
     """A generator that yields nothing gives None and nothing skipped."""
     called: list[None] = []
     found = embed(
-        (one for one in list[Source]()),
+        (one for one in list[ImageSource]()),
         session,
         tiny.SPEC,
         cores=2,
@@ -225,7 +225,7 @@ def test_memory_is_bounded(session: Session) -> None:
     taken: list[int] = []
     ahead: list[int] = []
 
-    def generate() -> Iterator[Source]:
+    def generate() -> Iterator[ImageSource]:
         for index in range(300):
             taken.append(index)
             yield source(b"bad", str(index))
@@ -255,8 +255,8 @@ def test_slow_image_holds_up_only_itself(session: Session) -> None:
         later.set()
         return picture("blue", 1)
 
-    given[slow] = Source(name="slow", label="blue", read=wait)
-    given[last] = Source(name="last", label="blue", read=tell)
+    given[slow] = ImageSource(name="slow", label="blue", read=wait)
+    given[last] = ImageSource(name="last", label="blue", read=tell)
     made, skipped = run(given, session)
     assert made is not None
     assert made.counts().tolist() == [len(given) - 2, 2]
@@ -267,13 +267,13 @@ class Kept:
     """A cache in memory."""
 
     def __init__(self) -> None:
-        self.rows: dict[bytes, Row] = {}
+        self.rows: dict[bytes, EmbeddedRow] = {}
 
-    def get(self, content: bytes) -> Row | None:
+    def get(self, content: bytes) -> EmbeddedRow | None:
         """Return what was put."""
         return self.rows.get(content)
 
-    def put(self, content: bytes, row: Row) -> None:
+    def put(self, content: bytes, row: EmbeddedRow) -> None:
         """Keep it."""
         self.rows[content] = row
 

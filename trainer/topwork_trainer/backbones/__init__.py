@@ -1,4 +1,4 @@
-"""Which backbones there are, and how to load one with its weights. Only ``load`` needs torch."""
+"""Catalogue of backbones, and how one is loaded with its weights. Only ``load`` needs torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE = 32, 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class BackboneChoice:
     """A backbone as one may ask for it. Raises InvalidInput for numbers that no backbone takes."""
 
     name: str
@@ -91,7 +91,7 @@ class Choice:
         return None
 
 
-def parse(text: str) -> Choice:
+def parse(text: str) -> BackboneChoice:
     """Return what ``NAME[+NAME...][@[SIZE][xVIEWS]]`` asks for. Raises InvalidInput."""
     found = _NOTATION.fullmatch(text.strip())
     if found is None:
@@ -101,7 +101,7 @@ def parse(text: str) -> Choice:
             field="backbone",
         )
     name, size, views = found.groups()
-    return Choice(name=name, image_size=int(size) if size else None, views=int(views or 1))
+    return BackboneChoice(name=name, image_size=int(size) if size else None, views=int(views or 1))
 
 
 _NOTATION = re.compile(r"([^@+\s]+(?:\+[^@+\s]+)*)(?:@(?!$)([0-9]{1,9})?(?:x([0-9]{1,9}))?)?")
@@ -121,7 +121,7 @@ class TorchBackbone:
     std: Rgb
     spec: PreprocessSpec
     views: int = 1
-    """How many views its export looks at; see ``Choice``. ``module`` sees one at a time."""
+    """How many views its export looks at; see ``BackboneChoice``. ``module`` sees one at a time."""
     width: int
     licence: str
     """Licence of the weights."""
@@ -147,7 +147,7 @@ def available() -> list[str]:
     return [*plans.LITES, *there]
 
 
-def load(choice: Choice) -> TorchBackbone:
+def load(choice: BackboneChoice) -> TorchBackbone:
     """Return a backbone with its published weights, or with those in ``choice.weights``.
 
     ``weights`` is a state dict that ``torch.save`` wrote; a classifier in it is not used. Raises
@@ -187,7 +187,7 @@ def _load_part(name: str, file: Path | None) -> TorchBackbone:
         width = plan.module(torch.zeros(2, 3, plan.spec.crop, plan.spec.crop)).shape[1]
     return TorchBackbone(
         name=name,
-        identity=Choice(name=name, weights=file).identity(),
+        identity=BackboneChoice(name=name, weights=file).identity(),
         module=plan.module,
         mean=plan.mean,
         std=plan.std,

@@ -1,4 +1,4 @@
-"""How a backbone in torch becomes one ONNX graph that computes the same. Imports torch."""
+"""Export of a torch backbone to one ONNX graph, with a parity check. Imports torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a backbone is built, up to its weights: the catalogue. Torch when needed."""
+"""Construction of backbones, up to their weights. Torch when needed."""
 
 from __future__ import annotations
 

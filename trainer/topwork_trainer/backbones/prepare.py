@@ -12,13 +12,13 @@ from topwork.inputs.preprocess import DEEP_GREY
 from topwork.runtime.backend import open_session, software_versions
 from topwork.runtime.cores import available_cores
 from topwork_trainer import backbones
-from topwork_trainer.backbones import Choice, TorchBackbone
+from topwork_trainer.backbones import BackboneChoice, TorchBackbone
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.stamp import stamped
 
 
 def prepare_backbone(
-    repository: Repository, choice: Choice, exports: Exports | None = None
+    repository: Repository, choice: BackboneChoice, exports: Exports | None = None
 ) -> BackboneInfo:
     """Return the stored export of a backbone, exporting it first if the repository has none.
 

@@ -1,4 +1,4 @@
-"""How a backbone becomes an int8 one, and whether that is worth it."""
+"""Quantisation of a backbone to int8, and whether that pays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from topwork.bundle.manifest import PrecisionGate
 from topwork.errors import TopworkError
 from topwork.inputs.image import Pixels
-from topwork_trainer.paired import paired
+from topwork_trainer.fit.paired import paired
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Which stages has a backbone, so that its top can be thawed and the rest not? Imports torch."""
+"""Stages of a backbone: its top can be thawed, the rest not. Imports torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from topwork_trainer.backbones.joined import Joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class BackboneStage:
     """Parameters that are thawed together."""
 
     name: str
@@ -26,7 +26,7 @@ class Stage:
     """How many numbers they are."""
 
 
-def stages(module: nn.Module) -> tuple[Stage, ...]:
+def stages(module: nn.Module) -> tuple[BackboneStage, ...]:
     """Return the stages of a backbone, from the output side to the input side.
 
     Every parameter is in one stage. Of our own networks and torchvision's these are the blocks that
@@ -55,12 +55,14 @@ def stages(module: nn.Module) -> tuple[Stage, ...]:
     if bare:
         merged = [(merged[0][0], bare + merged[0][1]), *merged[1:]] if merged else [("all", bare)]
     return tuple(
-        Stage(name=unit, parameters=tuple(names), size=sum(parameters[n].numel() for n in names))
+        BackboneStage(
+            name=unit, parameters=tuple(names), size=sum(parameters[n].numel() for n in names)
+        )
         for unit, names in reversed(merged)
     )
 
 
-def parse(unfreeze: str, available: Sequence[Stage]) -> int:
+def parse(unfreeze: str, available: Sequence[BackboneStage]) -> int:
     """Return how many stages ``none``, ``last:N`` or ``all`` thaws, counted from the output side.
 
     Raises InvalidInput, naming what is possible.
@@ -85,12 +87,12 @@ def parse(unfreeze: str, available: Sequence[Stage]) -> int:
 _OPEN = {"features", "encoder", "layers", "trunk_output", "blocks", "_blocks"}
 
 
-def _side_by_side(joined: Joined) -> tuple[Stage, ...]:
+def _side_by_side(joined: Joined) -> tuple[BackboneStage, ...]:
     """Return the uppermost stages of all parts as one, then the next ones, and so on."""
     paths = [f"parts.{index}.module" for index in range(len(joined.parts))]
     columns = [
         [
-            Stage(
+            BackboneStage(
                 name=stage.name,
                 parameters=tuple(f"{path}.{name}" for name in stage.parameters),
                 size=stage.size,
@@ -101,7 +103,7 @@ def _side_by_side(joined: Joined) -> tuple[Stage, ...]:
     ]
     rows = [[stage for stage in row if stage] for row in zip_longest(*columns)]
     return tuple(
-        Stage(
+        BackboneStage(
             name=" + ".join(stage.name for stage in row),
             parameters=tuple(name for stage in row for name in stage.parameters),
             size=sum(stage.size for stage in row),

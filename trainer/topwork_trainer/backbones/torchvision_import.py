@@ -13,7 +13,7 @@ from topwork.inputs.preprocess import DEEP_GREY, PreprocessSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
+class PublishedWeights:
     """The weights that torchvision publishes for a model, and how it wants its images."""
 
     url: str
@@ -30,12 +30,12 @@ def names() -> list[str]:
     return list(models.list_models(module=models))
 
 
-def published(name: str) -> Published:
+def published(name: str) -> PublishedWeights:
     """Return the weights of the model ``name`` that suit a frozen backbone best."""
     weights = package().models.get_model_weights(name).__members__
     choice = next(weights[key] for key in _PREFERRED if key in weights)
     view = choice.transforms()
-    return Published(
+    return PublishedWeights(
         url=choice.url,
         licence=choice.meta.get("license", "BSD-3-Clause"),
         mean=tuple(255 * value for value in view.mean),

@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from, and how they get into its module. Torch when needed."""
+"""Pre-trained weights of backbones: found, checked, loaded. Torch when needed."""
 
 from __future__ import annotations
 

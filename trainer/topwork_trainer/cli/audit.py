@@ -53,7 +53,7 @@ def audit(
     as_json: bool,
     strict: bool,
 ) -> None:
-    """Say what is wrong with the photos in DATA, a folder with a folder for each class.
+    """Audit the photos in DATA, a folder with a folder for each class.
 
     Of a data set with splits only the photos in train are looked at: pass DATA/val for others.
     Nothing is changed. Suspected labels are for a person to look at: a photo may be just unusual.

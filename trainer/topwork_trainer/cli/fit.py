@@ -20,8 +20,8 @@ from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
 from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
-from topwork_trainer.fit import FitConfig, Fitted
-from topwork_trainer.held_out import HeldOut
+from topwork_trainer.fit.fit import FitConfig, Fitted
+from topwork_trainer.fit.held_out import HeldOut
 
 MOST_CALLED = 12
 """Labels up to which the confusion matrix is printed, where the terminal is wide enough."""
@@ -133,7 +133,7 @@ def fit(
     With --json, ends with: model, revision, labels, accuracy, accuracy_low, accuracy_high,
     per_class, seconds, held_out, left_out and more.
     """
-    from topwork_trainer import fit as fitting
+    from topwork_trainer.fit import fit as fitting
 
     config = FitConfig(
         data=data,

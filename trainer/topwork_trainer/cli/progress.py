@@ -1,4 +1,4 @@
-"""How far a command is, shown on standard error."""
+"""Progress bars of the commands, on standard error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.progress import (
 )
 
 from topwork.terminal import Console
-from topwork_trainer.bench import OnProgress
+from topwork_trainer.fit.attempts import OnProgress
 
 
 @contextmanager

@@ -20,15 +20,15 @@ from topwork.report.content import RankedBackbone
 from topwork.runtime.cores import available_cores
 from topwork.terminal import Console
 from topwork_trainer import backbones
-from topwork_trainer.backbones import LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE, Choice
+from topwork_trainer.backbones import LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE, BackboneChoice
 from topwork_trainer.backbones.exports import Exports
-from topwork_trainer.bench import Bench
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.cli import progress
 from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
 from topwork_trainer.data import scan
-from topwork_trainer.rank import SAMPLE, explain, shown
-from topwork_trainer.rank import rank as ranked
+from topwork_trainer.fit.attempts import Attempts
+from topwork_trainer.ranking.rank import SAMPLE, explain, shown
+from topwork_trainer.ranking.rank import rank as ranked
 
 
 @click.command()
@@ -93,7 +93,7 @@ def rank(
         root = repository or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         kept = stack.enter_context(EmbeddingCache(cache)) if cache else None
         on_progress = stack.enter_context(progress.stages())
-        bench = Bench(
+        attempts = Attempts(
             repository=Repository(root),
             sources=photos.train,
             recipe=Recipe(),
@@ -103,7 +103,7 @@ def rank(
             exports=Exports(cache) if cache else None,
             on_progress=on_progress,
         )
-        taken, rows = ranked(bench, choices, size=size)
+        taken, rows = ranked(attempts, choices, size=size)
     if as_json:
         shape = {
             "backbones": [asdict(row) for row in rows],
@@ -119,7 +119,7 @@ def rank(
         _show(console, rows)
 
 
-def _choices(wanted: str | None, image_size: int | None, views: int | None) -> list[Choice]:
+def _choices(wanted: str | None, image_size: int | None, views: int | None) -> list[BackboneChoice]:
     found = [backbones.parse(one) for one in split_names(wanted) or backbones.available()]
     return [
         replace(

@@ -1,4 +1,4 @@
-"""What do the five kinds of flowers look like? Meshes of petals, leaf by leaf.
+"""Meshes of the five kinds of flowers, leaf by leaf.
 
 x to the right, y down, z to the camera; lengths in radii of the flower's head.
 """

@@ -1,4 +1,4 @@
-"""How is the demo data set drawn? Five kinds of flowers, modelled leaf by leaf and photographed.
+"""Renderer of the demo data set: five kinds of flowers, photographed in varied light.
 
 Nothing here is a photo. Petals and leaves are sheets of quads, lit by one lamp and painted back to
 front over an out-of-focus backdrop; the picture is then finished as a camera would (exposure,

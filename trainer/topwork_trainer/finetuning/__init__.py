@@ -1,1 +1,1 @@
-"""How a backbone is thawed and tuned on the photos. Its modules import torch."""
+"""Fine-tuning of a backbone's upper stages on the photos. Its modules import torch."""

@@ -1,4 +1,4 @@
-"""What a network sees of an image: while it is trained, and while it is judged. Imports torch."""
+"""Augmentation of training images, and preprocessing of judged ones. Imports torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a long training survives a crash: its state in a file for the same run. Imports torch."""
+"""Checkpoints of a fine-tuning, which survive a crash. Imports torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How images reach the network in time: decoded in threads while it computes. Imports torch."""
+"""Data loader: threads decode images while the network computes. Imports torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from topwork.errors import ImageError, InvalidInput
-from topwork.training.embed import Source
+from topwork.training.embed import ImageSource
 
 _AHEAD = 2
 """Batches that are decoded while one is computed on: bounds memory."""
@@ -18,7 +18,7 @@ _AHEAD = 2
 
 def batches(
     pool: Executor,
-    sources: Sequence[Source],
+    sources: Sequence[ImageSource],
     rows: Sequence[int],
     view: Callable[[bytes, int], Tensor],
     *,
@@ -52,7 +52,7 @@ def batches(
                 view_of_row.cancel()
 
 
-def read(source: Source) -> bytes:
+def read(source: ImageSource) -> bytes:
     """Return the encoded image. Raises InvalidInput."""
     try:
         return source.read()
@@ -60,7 +60,7 @@ def read(source: Source) -> bytes:
         raise _unreadable(source, error) from error
 
 
-def _unreadable(source: Source, error: Exception) -> InvalidInput:
+def _unreadable(source: ImageSource, error: Exception) -> InvalidInput:
     return InvalidInput(
         f"{source.name} cannot be read: {error}; take it out and start again", field="data"
     )

@@ -1,4 +1,4 @@
-"""How does a backbone learn, too, once its head is fitted? By tuning its upper stages.
+"""Fine-tuning of a backbone after its head is fitted, and its judgement.
 
 Imports torch.
 """
@@ -22,7 +22,7 @@ import topwork
 from topwork.bundle.files import sha256
 from topwork.errors import InvalidInput
 from topwork.runtime.cores import available_cores
-from topwork.training.embed import Source
+from topwork.training.embed import ImageSource
 from topwork_trainer.backbones import TorchBackbone, torchvision_import
 from topwork_trainer.backbones.stages import parse, stages
 from topwork_trainer.finetuning import checkpoints
@@ -34,7 +34,7 @@ from topwork_trainer.finetuning.settings import (
     LinearHead,
     OnProgress,
 )
-from topwork_trainer.finetuning.tuning import Classifier, Images, Tuning
+from topwork_trainer.finetuning.tuning import TrainableClassifier, TrainingImages, Tuning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +52,8 @@ class Finetuned:
 
 def finetune(
     backbone: TorchBackbone,
-    train: Sequence[Source],
-    validation: Sequence[Source],
+    train: Sequence[ImageSource],
+    validation: Sequence[ImageSource],
     head: LinearHead,
     labels: Sequence[str],
     config: FinetuneConfig,
@@ -76,13 +76,13 @@ def finetune(
     """
     available = stages(backbone.module)
     thawed = available[: parse(config.unfreeze, available)]
-    training, judging = Images.of(train, labels), Images.of(validation, labels)
+    training, judging = TrainingImages.of(train, labels), TrainingImages.of(validation, labels)
     run_digest = _run_digest(backbone, training, judging, head, labels, config)
     with (
         _lent(backbone.module, config.device) as device,
         ThreadPoolExecutor(available_cores()) as pool,
     ):
-        model = Classifier(backbone, head).to(device)
+        model = TrainableClassifier(backbone, head).to(device)
         run = Tuning(model, thawed, training, judging, config, pool)
         try:
             run.begin(checkpoints.load(checkpoint, run_digest))
@@ -143,8 +143,8 @@ def _move(module: nn.Module, place: torch.device, memory_format: torch.memory_fo
 
 def _run_digest(
     backbone: TorchBackbone,
-    training: Images,
-    judging: Images,
+    training: TrainingImages,
+    judging: TrainingImages,
     head: LinearHead,
     labels: Sequence[str],
     config: FinetuneConfig,

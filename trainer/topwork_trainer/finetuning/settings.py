@@ -1,4 +1,4 @@
-"""What goes into a fine-tuning, and what comes out of each epoch."""
+"""Settings of a fine-tuning, and the report of each epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does one epoch of fine-tuning go, and is it any better than the last one? Imports torch."""
+"""State of a fine-tuning: one epoch at a time, the best one kept. Imports torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import torch.nn.functional as F  # noqa: N812 # the name that torch's own docume
 from torch import Tensor, nn
 
 from topwork.errors import InvalidInput
-from topwork.training.embed import Source
+from topwork.training.embed import ImageSource
 from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.export import EmbeddingModel
-from topwork_trainer.backbones.stages import Stage
+from topwork_trainer.backbones.stages import BackboneStage
 from topwork_trainer.finetuning.augment import EvalPreset, TrainPreset
 from topwork_trainer.finetuning.feed import batches
 from topwork_trainer.finetuning.settings import (
@@ -30,7 +30,7 @@ from topwork_trainer.finetuning.settings import (
 )
 
 
-class Classifier(nn.Module):
+class TrainableClassifier(nn.Module):
     """Maps images uint8 (N, crop, crop, 3), RGB, to logits (N, C)."""
 
     def __init__(self, backbone: TorchBackbone, head: LinearHead) -> None:
@@ -54,15 +54,15 @@ class Classifier(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Images:
+class TrainingImages:
     """Images and what they show."""
 
-    sources: Sequence[Source]
+    sources: Sequence[ImageSource]
     targets: Tensor
     """(N,), class index."""
 
     @classmethod
-    def of(cls, sources: Sequence[Source], labels: Sequence[str]) -> Self:
+    def of(cls, sources: Sequence[ImageSource], labels: Sequence[str]) -> Self:
         """Return these images. Raises InvalidInput if there are none, or one of another label."""
         position = {label: index for index, label in enumerate(labels)}
         unknown = sorted({source.label for source in sources} - set(position))
@@ -81,10 +81,10 @@ class Tuning:
 
     def __init__(
         self,
-        model: Classifier,
-        thawed: Sequence[Stage],
-        training: Images,
-        judging: Images,
+        model: TrainableClassifier,
+        thawed: Sequence[BackboneStage],
+        training: TrainingImages,
+        judging: TrainingImages,
         config: FinetuneConfig,
         pool: Executor,
     ) -> None:
@@ -253,7 +253,7 @@ _WARM_UP = 0.1
 
 
 def _thaw(
-    model: Classifier, thawed: Sequence[Stage], config: FinetuneConfig
+    model: TrainableClassifier, thawed: Sequence[BackboneStage], config: FinetuneConfig
 ) -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
     """Let the linear layer and these stages be trained; return their parameters, and in groups.
 

@@ -1,4 +1,4 @@
-"""Whether everything in a repository is what it says it is, and what is wrong if not."""
+"""Integrity check of a repository: every digest, reference and signature."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from topwork.bundle.names import is_model
 from topwork.bundle.signing import signatures
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
 from topwork.bundle.store import Repository, read_manifest, revision_directories
-from topwork.bundle.stored import KINDS, Kind
+from topwork.bundle.stored import KINDS, BlobKind
 from topwork.errors import Corrupt, NotFound, NotReady
 
 OnProgress = Callable[[int, int], None]
 """Is told of things checked, and of all things to check."""
 
-_NAMES: dict[Kind, str] = {"backbones": "backbones", "exemplars": "shards", "images": "images"}
+_NAMES: dict[BlobKind, str] = {"backbones": "backbones", "exemplars": "shards", "images": "images"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +208,7 @@ class _Run:
         shards = {ref.digest for manifest in known for ref in manifest.exemplars}
         if not shards <= self._shards.keys():
             return
-        referred: dict[Kind, set[str]] = {
+        referred: dict[BlobKind, set[str]] = {
             "backbones": {manifest.backbone for manifest in known},
             "exemplars": shards,
             "images": {one for shard in shards for one in self._shards[shard].contents},

@@ -1,4 +1,4 @@
-"""What may be deleted from a repository, and deleting it while others serve, fit and publish."""
+"""Garbage collection of a repository, while others serve, fit and publish."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from topwork.bundle import files
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.names import is_model
 from topwork.bundle.store import Repository, read_manifest, revision_directories
-from topwork.bundle.stored import KINDS, Kind
+from topwork.bundle.stored import KINDS, BlobKind
 from topwork.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
 RemovedKind = Literal["revision", "backbone", "shard", "image", "temporary"]
 
 REMOVABLE: tuple[RemovedKind, ...] = ("revision", "backbone", "shard", "image", "temporary")
 
-_SINGULAR: dict[Kind, RemovedKind] = {
+_SINGULAR: dict[BlobKind, RemovedKind] = {
     "backbones": "backbone",
     "exemplars": "shard",
     "images": "image",
@@ -103,7 +103,7 @@ class _Run:
     doomed: set[Path] = field(default_factory=set)
     """Directories of revisions that are gone, or would be."""
 
-    def old(self, kind: Kind) -> dict[str, int]:
+    def old(self, kind: BlobKind) -> dict[str, int]:
         """Return when all that is old enough was changed, in nanoseconds, by digest."""
         found = {}
         for digest, path in sorted(self.repository.stored(kind).items()):
@@ -163,7 +163,7 @@ class _Run:
 
     def needed(
         self, references: list[Manifest], old_shards: Collection[str], held: frozenset[str] | None
-    ) -> dict[Kind, set[str]]:
+    ) -> dict[BlobKind, set[str]]:
         """Return the digests of what stays of each kind; where ``held`` is not known, all."""
         backbones = {manifest.backbone for manifest in references}
         if held is None:
@@ -191,7 +191,7 @@ class _Run:
             "images": images,
         }
 
-    def remove_stored(self, kind: Kind, digest: str, changed: int) -> None:
+    def remove_stored(self, kind: BlobKind, digest: str, changed: int) -> None:
         """Delete a file or directory unless somebody has made it young since ``changed``."""
         path = self.repository.path(kind, digest)
         if self.dry_run:

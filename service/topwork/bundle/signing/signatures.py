@@ -1,4 +1,4 @@
-"""Who vouches for a revision: manifest.sig, and whose word counts.
+"""Signatures of a revision: manifest.sig, and the keys that are trusted.
 
 A signature is Ed25519's over the very bytes of manifest.json. Since that names every other file of
 the revision by sha256, and model and number besides, it covers all that is served.

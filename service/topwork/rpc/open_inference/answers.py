@@ -1,4 +1,4 @@
-"""What the engine found, as the tensors that were asked for."""
+"""Output tensors of the Open Inference Protocol."""
 
 from __future__ import annotations
 

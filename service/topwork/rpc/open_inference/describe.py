@@ -7,7 +7,7 @@ from topwork.inference import inference_service_pb2 as pb
 from topwork.inference import model_config_pb2 as config_pb
 from topwork.limits import Limits
 from topwork.rpc.open_inference.tensors import OUTPUTS
-from topwork.serving.statistics import Done
+from topwork.serving.statistics import RevisionStatistics
 
 NAME = "topwork"
 """Of the server, and of what runs its models."""
@@ -67,7 +67,7 @@ def to_config(manifest: Manifest, info: BackboneInfo, limits: Limits) -> config_
     )
 
 
-def to_statistics(model: str, revision: int, done: Done) -> pb.ModelStatistics:
+def to_statistics(model: str, revision: int, done: RevisionStatistics) -> pb.ModelStatistics:
     """Return what a revision has done."""
 
     def taken(seconds: float, count: int = done.answered) -> pb.StatisticDuration:

@@ -19,7 +19,7 @@ from topwork.limits import Limits
 from topwork.rpc.open_inference import answers, describe, tensors
 from topwork.serving.classifier import Classifier
 from topwork.serving.registry import Registry
-from topwork.serving.statistics import Done
+from topwork.serving.statistics import RevisionStatistics
 
 EXTENSIONS = ("classification", "model_configuration", "statistics")
 
@@ -121,7 +121,9 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         statistics = self._classifier.statistics
         return pb.ModelStatisticsResponse(
             model_stats=[
-                describe.to_statistics(model, revision, statistics.of(model).get(revision, Done()))
+                describe.to_statistics(
+                    model, revision, statistics.of(model).get(revision, RevisionStatistics())
+                )
                 for model, revisions in asked.items()
                 for revision in revisions
             ]

@@ -1,4 +1,4 @@
-"""What is asked for, in the engine's words: the images in a request's input, and its outputs."""
+"""Input tensors of the Open Inference Protocol: the images of a request, and its outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from topwork.inputs.prepared import take
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import Limits
 from topwork.serving.classifier import check_count
-from topwork.serving.classify_job import Image
+from topwork.serving.classify_batch import Image
 
 OUTPUTS = ("probabilities", "logits", "embedding")
 """In the order in which they come if none is named."""

@@ -1,4 +1,4 @@
-"""What a backbone in memory offers: an image's pixels in, its embedding delivered."""
+"""Interface of a backbone in memory: an image's pixels in, its embedding delivered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kind of backbone a model's graph becomes: that of a CPU or of a GPU."""
+"""Choice of a backbone's implementation: that of a CPU or of a GPU."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from support.signed import new_key, public, signing
 
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.manifest import Manifest
-from topwork.bundle.signing import keys, signatures, vouch
+from topwork.bundle.signing import keys, revisions, signatures
 from topwork.bundle.signing.signatures import UNSIGNED, Signing, SigningFiles
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound
@@ -162,8 +162,8 @@ def test_keys_follow_each_other(tmp_path: Path, key: Path, other: Path) -> None:
     assert read(tmp_path, both).revision == 1
     assert refusal(tmp_path, only_new) == "SIGNATURE_UNTRUSTED"
     new = keys.read_signing_key(other)
-    assert vouch.sign(Repository(made.root), "m", 1, new)
-    assert not vouch.sign(Repository(made.root), "m", 1, new)
+    assert revisions.sign(Repository(made.root), "m", 1, new)
+    assert not revisions.sign(Repository(made.root), "m", 1, new)
     assert read(tmp_path, only_new) == read(tmp_path, signing(None, key, publishes=False))
     ids = tuple(sorted((new.id, keys.read_signing_key(key).id)))
     assert both.check(directory, (directory / "manifest.json").read_bytes()) == ids
@@ -191,7 +191,7 @@ def test_what_is_damaged_is_not_signed(tmp_path: Path, key: Path, damaged: str) 
     (path,) = made.root.glob(damaged)
     path.write_bytes(b"other")
     with pytest.raises(Corrupt):
-        vouch.sign(made, "m", 1, keys.read_signing_key(key))
+        revisions.sign(made, "m", 1, keys.read_signing_key(key))
     assert not (directory / "manifest.sig").exists()
 
 
@@ -200,7 +200,7 @@ def test_what_is_not_there_is_not_signed(tmp_path: Path, key: Path) -> None:
     made, _ = published(tmp_path, UNSIGNED)
     for model, revision in (("m", 2), ("n", 1)):
         with pytest.raises(NotFound):
-            vouch.sign(made, model, revision, keys.read_signing_key(key))
+            revisions.sign(made, model, revision, keys.read_signing_key(key))
 
 
 def test_what_would_be_refused_ends_the_start(key: Path, other: Path) -> None:
@@ -227,5 +227,5 @@ def test_revisions_are_told_where_the_pointer_is_damaged(tmp_path: Path, key: Pa
     """Who signed what is known without serving.json; none of its revisions is said to serve."""
     repository, _ = published(tmp_path, signing(key))
     repository.serving_file("m").write_bytes(b"{}")
-    told = vouch.tell(repository, signing(None, key, publishes=False))
+    told = revisions.tell(repository, signing(None, key, publishes=False))
     assert [(one.revision, one.serving, one.problem) for one in told] == [(1, False, "")]

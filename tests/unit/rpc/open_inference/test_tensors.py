@@ -17,7 +17,7 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import Limits
 from topwork.rpc.open_inference import answers, tensors
 from topwork.rpc.open_inference.tensors import Wanted
-from topwork.serving.classify_job import Image
+from topwork.serving.classify_batch import Image
 
 LIMITS = Limits(max_images_per_request=4)
 SPEC = PreprocessSpec(resize=4, crop=2)

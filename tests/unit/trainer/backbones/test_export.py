@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork_trainer import backbones
-from topwork_trainer.backbones import Choice, TorchBackbone
+from topwork_trainer.backbones import BackboneChoice, TorchBackbone
 from topwork_trainer.backbones.export import (
     IR_VERSION,
     OPSET,
@@ -51,7 +51,7 @@ def open_session(model: bytes) -> Embed:
 
 @pytest.fixture(scope="module")
 def lite0() -> TorchBackbone:
-    return backbones.load(Choice(name="efficientnet_lite0"))
+    return backbones.load(BackboneChoice(name="efficientnet_lite0"))
 
 
 @pytest.fixture(scope="module")

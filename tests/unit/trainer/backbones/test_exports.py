@@ -15,13 +15,13 @@ from support import pictures, tiny
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork_trainer import backbones
-from topwork_trainer.backbones import DEFAULT, Choice, prepare
+from topwork_trainer.backbones import DEFAULT, BackboneChoice, prepare
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
-from topwork_trainer.fit import FitConfig, fit
+from topwork_trainer.fit.fit import FitConfig, fit
 
 MODEL = tiny.backbone_model()
-INFO = replace(tiny.backbone_info(MODEL), identity=Choice(name=DEFAULT).identity())
+INFO = replace(tiny.backbone_info(MODEL), identity=BackboneChoice(name=DEFAULT).identity())
 
 
 def no_export(*_: object) -> NoReturn:
@@ -37,7 +37,7 @@ def test_find_gives_back_what_was_put(tmp_path: Path) -> None:
     assert exports.find(INFO.identity) == (MODEL, INFO)
     assert exports.find(INFO.identity, "digest") == (MODEL, INFO)
     assert exports.find(INFO.identity, "other") is None
-    assert exports.find(Choice(name=DEFAULT, views=2).identity()) is None
+    assert exports.find(BackboneChoice(name=DEFAULT, views=2).identity()) is None
 
 
 @pytest.mark.parametrize("package", ["torch", "onnxscript"])
@@ -112,17 +112,17 @@ def test_a_second_repository_needs_no_export(
     monkeypatch.setattr(prepare, "store", no_export)
     monkeypatch.setattr(backbones, "load", no_export)
     repository = Repository(tmp_path / "repository")
-    assert prepare_backbone(repository, Choice(name=DEFAULT), exports) == INFO
+    assert prepare_backbone(repository, BackboneChoice(name=DEFAULT), exports) == INFO
     assert repository.backbone_model(INFO.digest) == MODEL
     with pytest.raises(AssertionError, match="it was exported"):
-        prepare_backbone(Repository(tmp_path / "other"), Choice(name=DEFAULT))
+        prepare_backbone(Repository(tmp_path / "other"), BackboneChoice(name=DEFAULT))
 
 
 def test_weights_that_the_name_leaves_open_are_part_of_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of torchvision's backbones an export counts only for the very weights it was made of."""
-    choice, exports = Choice(name="resnet18"), Exports(tmp_path)
+    choice, exports = BackboneChoice(name="resnet18"), Exports(tmp_path)
     stored: list[BackboneInfo] = []
 
     def store(repository: Repository, _: object) -> BackboneInfo:

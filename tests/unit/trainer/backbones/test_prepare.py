@@ -15,10 +15,10 @@ from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.runtime.backend import open_session
 from topwork_trainer import backbones
-from topwork_trainer.backbones import Choice, prepare
+from topwork_trainer.backbones import BackboneChoice, prepare
 from topwork_trainer.backbones.prepare import prepare_backbone
 
-CHOICE = Choice(name="efficientnet_lite0")
+CHOICE = BackboneChoice(name="efficientnet_lite0")
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_an_export_is_used_again_unless_it_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fit takes what is stored; what is damaged is exported again, which repairs it."""
-    repository, choice = Repository(tmp_path), Choice(name="efficientnet_lite0")
+    repository, choice = Repository(tmp_path), BackboneChoice(name="efficientnet_lite0")
     model = tiny.backbone_model()
     info = tiny.backbone_info(model)
     spec = replace(info.preprocess, deep_grey="percentiles")

@@ -283,7 +283,7 @@ def _one_torch_thread() -> Iterator[None]:
 @pytest.mark.usefixtures("_one_torch_thread")
 def test_lite0_on_photos(flower_photos: Path) -> None:
     """EfficientNet-Lite0 keeps its embeddings of photos that it was not calibrated with."""
-    lite0 = backbones.load(backbones.Choice(name="efficientnet_lite0"))
+    lite0 = backbones.load(backbones.BackboneChoice(name="efficientnet_lite0"))
     fp32 = export.export(lite0, open_session=embed).onnx
     files = sorted(flower_photos.glob("*/*.jpg"))
     pixels = [preprocess(file.read_bytes(), lite0.spec) for file in files[:: len(files) // 32]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from topwork.errors import ImageError, InvalidInput
-from topwork.training.embed import Source
+from topwork.training.embed import ImageSource
 from topwork_trainer.finetuning.feed import batches
 
 
@@ -19,8 +19,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield made
 
 
-def photo(row: int) -> Source:
-    return Source(name=f"photo {row}", label="a", read=lambda: bytes([row]))
+def photo(row: int) -> ImageSource:
+    return ImageSource(name=f"photo {row}", label="a", read=lambda: bytes([row]))
 
 
 def as_view(content: bytes, row: int) -> Tensor:
@@ -75,7 +75,7 @@ def test_an_image_that_cannot_be_read_is_named(pool: ThreadPoolExecutor) -> None
     def damaged(content: bytes, row: int) -> Tensor:
         raise ImageError(f"row {row} ({len(content)} bytes) is cut off")
 
-    missing = Source(name="missing.jpg", label="a", read=gone)
+    missing = ImageSource(name="missing.jpg", label="a", read=gone)
     with pytest.raises(InvalidInput, match=r"missing.jpg cannot be read: no such file"):
         list(batches(pool, [missing], [0], as_view, size=1))
     with pytest.raises(InvalidInput, match=r"photo 3 cannot be read: row 0 \(1 bytes\) is cut off"):

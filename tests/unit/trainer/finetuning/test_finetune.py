@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from topwork.errors import InvalidInput
 from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.training.embed import Source
+from topwork.training.embed import ImageSource
 from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.export import EmbeddingModel, export
 from topwork_trainer.finetuning import checkpoints
@@ -75,14 +75,14 @@ def backbone() -> TorchBackbone:
     )
 
 
-def sources(start: int, count: int) -> list[Source]:
+def sources(start: int, count: int) -> list[ImageSource]:
     contents = {
         f"{label}/{index}": (label, picture(label, index))
         for index in range(start, start + count)
         for label in LABELS
     }
     return [
-        Source(name=name, label=label, read=io.BytesIO(content).getvalue)
+        ImageSource(name=name, label=label, read=io.BytesIO(content).getvalue)
         for name, (label, content) in contents.items()
     ]
 
@@ -103,7 +103,7 @@ def run(
     config: FinetuneConfig = CONFIG,
     *,
     given: TorchBackbone | None = None,
-    train: list[Source] = TRAIN,
+    train: list[ImageSource] = TRAIN,
     start: LinearHead | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Finetuned:
@@ -380,7 +380,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
         raise FileNotFoundError("no such file")
 
     for read, reason in ((gone, "no such file"), (lambda: b"GIF89a", "6 bytes")):
-        spoilt = Source(name="amber/spoilt.png", label="amber", read=read)
+        spoilt = ImageSource(name="amber/spoilt.png", label="amber", read=read)
         with pytest.raises(InvalidInput, match=rf"amber/spoilt.png cannot be read: .*{reason}"):
             run(tmp_path / "checkpoint", train=[*TRAIN, spoilt])
 

@@ -12,7 +12,7 @@ from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.stages import stages
 from topwork_trainer.finetuning.settings import FinetuneConfig, LinearHead
 from topwork_trainer.finetuning.tuning import (
-    Classifier,
+    TrainableClassifier,
     _blend,
     _class_weights,
     _rate_factor,
@@ -71,7 +71,7 @@ def test_rates_fall_from_stage_to_stage_and_norms_do_not_decay() -> None:
         weights_sha256="",
     )
     zeros = np.zeros((3, 2), dtype=np.float32)
-    model = Classifier(backbone, LinearHead(weights=zeros, bias=zeros[:, 0]))
+    model = TrainableClassifier(backbone, LinearHead(weights=zeros, bias=zeros[:, 0]))
     config = FinetuneConfig(rate=1.0, head_rate=5.0, decay=0.5, weight_decay=0.1)
     trained, groups = _thaw(model, stages(module), config)
     assert [(group["peak"], group["weight_decay"]) for group in groups] == [

@@ -1,4 +1,4 @@
-"""Which backbone to take: what each one gains on these photos, and what it costs to serve."""
+"""Ranking of backbones: what each gains on these photos, and what it costs to serve."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from topwork.errors import InvalidInput
 from topwork.report.content import RankedBackbone
 from topwork_trainer import backbones
-from topwork_trainer.backbones import Choice
-from topwork_trainer.bench import Bench
-from topwork_trainer.paired import paired
-from topwork_trainer.probe import Prober, Tried, sample
+from topwork_trainer.backbones import BackboneChoice
+from topwork_trainer.fit.attempts import Attempts
+from topwork_trainer.fit.paired import paired
+from topwork_trainer.ranking.probe import Prober, Tried, sample
 
 SAMPLE = 1000
 """Photos that backbones are tried on: a standard error of about half a point between two."""
@@ -28,26 +28,26 @@ IMAGE_SIZES = (288, 320)
 
 
 def rank(
-    bench: Bench, choices: Sequence[Choice], *, size: int = SAMPLE
-) -> tuple[Choice, list[RankedBackbone]]:
-    """Try backbones on a sample of ``bench``'s photos; return the one to take, and all, best first.
+    attempts: Attempts, choices: Sequence[BackboneChoice], *, size: int = SAMPLE
+) -> tuple[BackboneChoice, list[RankedBackbone]]:
+    """Try backbones on a sample of the photos; return the one to take, and all, best first.
 
     A backbone that cannot be tried is listed last, with the reason. Raises InvalidInput if none
     can.
     """
-    prober = _prober(bench, size)
+    prober = _prober(attempts, size)
     return _result([prober.tried(choice) for choice in choices])
 
 
 def select(
-    bench: Bench,
+    attempts: Attempts,
     *,
     name: str | None = None,
     weights: Path | None = None,
     image_size: int | Literal["auto"] | None = None,
     views: int | Literal["auto"] = 1,
     size: int = SAMPLE,
-) -> tuple[Choice, list[RankedBackbone]]:
+) -> tuple[BackboneChoice, list[RankedBackbone]]:
     """Search for the backbone to take; return it, and all that were tried, best first.
 
     ``name`` None stands for every available backbone. Sizes and views are tried for the best ones
@@ -56,8 +56,8 @@ def select(
     """
     if name is None and weights is not None:
         raise InvalidInput("a weights file needs the name of its backbone", field="backbone")
-    prober = _prober(bench, size)
-    own = Choice(
+    prober = _prober(attempts, size)
+    own = BackboneChoice(
         name=name or backbones.DEFAULT,
         weights=weights,
         image_size=None if image_size == "auto" else image_size,
@@ -120,11 +120,11 @@ def _numbers(row: RankedBackbone) -> str:
     return f"accuracy {row.accuracy:.3f} at {row.milliseconds:.1f} ms an image on one core"
 
 
-def _prober(bench: Bench, size: int) -> Prober:
-    return Prober(replace(bench, sources=sample(bench.sources, size, seed=bench.seed)))
+def _prober(attempts: Attempts, size: int) -> Prober:
+    return Prober(replace(attempts, sources=sample(attempts.sources, size, seed=attempts.seed)))
 
 
-def _result(tried: Sequence[Tried]) -> tuple[Choice, list[RankedBackbone]]:
+def _result(tried: Sequence[Tried]) -> tuple[BackboneChoice, list[RankedBackbone]]:
     if not (working := _working(tried)):
         reasons = "; ".join(f"{one.choice}: {one.row.error}" for one in tried)
         raise InvalidInput(f"no backbone can be used. {reasons}", field="backbone")
@@ -142,7 +142,7 @@ def _best(tried: Sequence[Tried], count: int) -> list[Tried]:
     return order[:count]
 
 
-def _larger(tried: Sequence[Tried]) -> list[Choice]:
+def _larger(tried: Sequence[Tried]) -> list[BackboneChoice]:
     return [
         replace(one.choice, image_size=size)
         for one in tried
@@ -151,7 +151,7 @@ def _larger(tried: Sequence[Tried]) -> list[Choice]:
     ]
 
 
-def _joined(tried: Sequence[Tried]) -> list[Choice]:
+def _joined(tried: Sequence[Tried]) -> list[BackboneChoice]:
     """Return the two most accurate names as one backbone, at the image size of the best, if any."""
     best = _best(tried, len(tried))
     names = list(dict.fromkeys(one.choice.name for one in best))[:2]

@@ -23,19 +23,19 @@ from topwork.bundle.store import Repository
 from topwork.errors import NotFound
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import Learned, learn
-from topwork.training.embed import Source
-from topwork_trainer import probe
-from topwork_trainer.backbones import Choice
+from topwork.training.embed import ImageSource
+from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports
-from topwork_trainer.bench import Bench
-from topwork_trainer.probe import NEIGHBOURS, Prober, knn_accuracy, milliseconds, sample
+from topwork_trainer.fit.attempts import Attempts
+from topwork_trainer.ranking import probe
+from topwork_trainer.ranking.probe import NEIGHBOURS, Prober, knn_accuracy, milliseconds, sample
 
 
-def source(name: str, label: str, content: bytes = b"") -> Source:
-    return Source(name=name, label=label, read=lambda: content)
+def source(name: str, label: str, content: bytes = b"") -> ImageSource:
+    return ImageSource(name=name, label=label, read=lambda: content)
 
 
-def numbered(label: str, count: int) -> list[Source]:
+def numbered(label: str, count: int) -> list[ImageSource]:
     return [source(f"{label}/{index}", label) for index in range(count)]
 
 
@@ -130,7 +130,7 @@ def model_of(side: int) -> bytes:
     return made.SerializeToString(deterministic=True)
 
 
-def prepare(repository: Repository, choice: Choice, _: Exports | None) -> BackboneInfo:
+def prepare(repository: Repository, choice: BackboneChoice, _: Exports | None) -> BackboneInfo:
     """Stand in for ``prepare_backbone``: the tiny backbone at the image size that is asked for."""
     if choice.name == "missing":
         raise NotFound("no weights of missing", kind="weights", resource="missing")
@@ -146,10 +146,10 @@ def prepare(repository: Repository, choice: Choice, _: Exports | None) -> Backbo
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attempts:
     """Return two classes of 20 pictures, of each one that is damaged, and tiny backbones."""
     monkeypatch.setattr(probe, "prepare_backbone", prepare)
-    return Bench(
+    return Attempts(
         repository=Repository(tmp_path),
         sources=[
             source(f"{label}/{index}", label, content)
@@ -164,9 +164,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     )
 
 
-def test_row_says_what_was_measured(bench: Bench) -> None:
+def test_row_says_what_was_measured(attempts: Attempts) -> None:
     """Accuracy, cost and size of a backbone that worked, and which photos were called right."""
-    tried = Prober(bench).tried(Choice(name="tiny"))
+    tried = Prober(attempts).tried(BackboneChoice(name="tiny"))
     row = tried.row
     assert (row.name, row.image_size, row.views, row.width) == ("tiny", 64, 1, 48)
     assert (row.error, row.chosen, row.licence) == ("", False, "Apache-2.0")
@@ -175,12 +175,12 @@ def test_row_says_what_was_measured(bench: Bench) -> None:
     assert row.knn_accuracy > 0.9
     assert 0.01 < row.milliseconds < 1000
     assert row.megabytes == pytest.approx(len(model_of(64)) / 1e6)
-    used = {one.name for one in bench.sources if not one.name.endswith("/20")}
+    used = {one.name for one in attempts.sources if not one.name.endswith("/20")}
     assert tried.right.keys() == used
 
 
 def test_folds_are_those_of_the_first_backbone(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    attempts: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At another image size, where pixels have other digests, every photo keeps its fold."""
     judged: list[Exemplars] = []
@@ -190,18 +190,22 @@ def test_folds_are_those_of_the_first_backbone(
         return learn(exemplars, seed=seed, recipe=recipe, threads=threads)
 
     monkeypatch.setattr(probe, "learn", noted)
-    prober = Prober(bench)
-    rows = [prober.tried(Choice(name="tiny", image_size=size)).row for size in (64, 32, 128)]
+    prober = Prober(attempts)
+    rows = [
+        prober.tried(BackboneChoice(name="tiny", image_size=size)).row for size in (64, 32, 128)
+    ]
     assert [row.image_size for row in rows] == [64, 32, 128]
     folds = [dict(zip(one.names, one.folds(0).tolist(), strict=True)) for one in judged]
     assert folds[0] == folds[1] == folds[2]
     assert len({one.embeddings.tobytes() for one in judged}) == 3
-    alone = Prober(bench)
-    alone.tried(Choice(name="tiny", image_size=32))
+    alone = Prober(attempts)
+    alone.tried(BackboneChoice(name="tiny", image_size=32))
     assert dict(zip(judged[3].names, judged[3].folds(0).tolist(), strict=True)) != folds[0]
 
 
-def test_embeddings_stay_with_their_photos(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embeddings_stay_with_their_photos(
+    attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Put into the first one's order, each photo has its own embedding and label."""
     judged: list[Exemplars] = []
 
@@ -210,10 +214,10 @@ def test_embeddings_stay_with_their_photos(bench: Bench, monkeypatch: pytest.Mon
         return learn(exemplars, seed=seed, recipe=recipe, threads=threads)
 
     monkeypatch.setattr(probe, "learn", noted)
-    prober, alone = Prober(bench), Prober(bench)
-    prober.tried(Choice(name="tiny"))
-    prober.tried(Choice(name="tiny", image_size=32))
-    alone.tried(Choice(name="tiny", image_size=32))
+    prober, alone = Prober(attempts), Prober(attempts)
+    prober.tried(BackboneChoice(name="tiny"))
+    prober.tried(BackboneChoice(name="tiny", image_size=32))
+    alone.tried(BackboneChoice(name="tiny", image_size=32))
     _, second, own = judged
     assert second.names != own.names
     embedding_of = dict(zip(own.names, own.embeddings, strict=True))
@@ -222,24 +226,24 @@ def test_embeddings_stay_with_their_photos(bench: Bench, monkeypatch: pytest.Mon
         assert second.labels[second.targets[row]] == name.partition("/")[0]
 
 
-def test_backbone_that_cannot_be_had_is_a_row(bench: Bench) -> None:
+def test_backbone_that_cannot_be_had_is_a_row(attempts: Attempts) -> None:
     """What stands in the way is in the row, and numbers are 0."""
-    tried = Prober(bench).tried(Choice(name="missing", image_size=96, views=2))
+    tried = Prober(attempts).tried(BackboneChoice(name="missing", image_size=96, views=2))
     assert tried.row.error == "no weights of missing"
     assert (tried.row.image_size, tried.row.views, tried.row.accuracy) == (96, 2, 0)
     assert not tried.right
 
 
-def test_photos_of_one_class_are_not_enough(bench: Bench) -> None:
+def test_photos_of_one_class_are_not_enough(attempts: Attempts) -> None:
     """Where all photos of a class are damaged the row says that."""
-    sources = [*bench.sources[:20], *(source(f"blue/{i}", "blue", b"bad") for i in range(9))]
-    tried = Prober(replace(bench, sources=sources)).tried(Choice(name="tiny"))
+    sources = [*attempts.sources[:20], *(source(f"blue/{i}", "blue", b"bad") for i in range(9))]
+    tried = Prober(replace(attempts, sources=sources)).tried(BackboneChoice(name="tiny"))
     assert "20 of 29 photos are usable" in tried.row.error
 
 
-def test_progress_is_told_by_backbone(bench: Bench) -> None:
+def test_progress_is_told_by_backbone(attempts: Attempts) -> None:
     """Every photo counts, under the name of the backbone that is tried."""
     told: list[tuple[str, int, int]] = []
-    bench = replace(bench, on_progress=lambda *step: told.append(step))
-    Prober(bench).tried(Choice(name="tiny", image_size=32, views=2))
+    attempts = replace(attempts, on_progress=lambda *step: told.append(step))
+    Prober(attempts).tried(BackboneChoice(name="tiny", image_size=32, views=2))
     assert told == [("try tiny@32x2", done, 42) for done in range(43)]

@@ -1,4 +1,4 @@
-"""How good one backbone is on a sample of photos, and what it costs."""
+"""Linear probe of one backbone on a sample of photos, and its cost."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from topwork.learning.learn import learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.report.content import RankedBackbone
 from topwork.runtime.backend import Session, open_session
-from topwork.training.embed import Source
-from topwork_trainer.backbones import Choice
+from topwork.training.embed import ImageSource
+from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.prepare import prepare_backbone
-from topwork_trainer.bench import Bench
+from topwork_trainer.fit.attempts import Attempts
 
 NEIGHBOURS = 5
 TIMED_IMAGES = 16
@@ -34,7 +34,7 @@ TIMED_RUNS = 3
 class Tried:
     """A backbone that was tried, or could not be: then its row has the error."""
 
-    choice: Choice
+    choice: BackboneChoice
     row: RankedBackbone
     right: Mapping[str, bool] = field(default_factory=dict)
     """Whether each photo, by name, was called right by a head that saw no photo of its fold."""
@@ -43,26 +43,28 @@ class Tried:
 class Prober:
     """Tries backbones on the same photos in the same folds, so that they can be compared."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
+    def __init__(self, attempts: Attempts) -> None:
+        self._attempts = attempts
         self._reference: Exemplars | None = None
 
-    def tried(self, choice: Choice) -> Tried:
+    def tried(self, choice: BackboneChoice) -> Tried:
         """Return how good a backbone is. Whatever stands in its way becomes its row's error."""
         try:
             return self._tried(choice)
         except TopworkError as error:
             return Tried(choice=choice, row=_failed(choice, str(error)))
 
-    def _tried(self, choice: Choice) -> Tried:
-        bench = self._bench
-        bench.on_progress(f"try {choice}", 0, len(bench.sources))
-        info = prepare_backbone(bench.repository, choice, bench.exports)
-        model = bench.repository.backbone_model(info.digest)
+    def _tried(self, choice: BackboneChoice) -> Tried:
+        attempts = self._attempts
+        attempts.on_progress(f"try {choice}", 0, len(attempts.sources))
+        info = prepare_backbone(attempts.repository, choice, attempts.exports)
+        model = attempts.repository.backbone_model(info.digest)
         session = open_session(model, output="embedding")
         exemplars = self._with_reference_folds(self._embedded(choice, info, session))
-        folds = exemplars.folds(bench.seed)
-        learned = learn(exemplars, seed=bench.seed, recipe=bench.recipe, threads=bench.cores)
+        folds = exemplars.folds(attempts.seed)
+        learned = learn(
+            exemplars, seed=attempts.seed, recipe=attempts.recipe, threads=attempts.cores
+        )
         called = learned.judged.probabilities.argmax(axis=1)
         right = called == exemplars.targets[learned.judged.rows]
         names = [exemplars.names[row] for row in learned.judged.rows]
@@ -84,13 +86,13 @@ class Prober:
             right=dict(zip(names, right.tolist(), strict=True)),
         )
 
-    def _embedded(self, choice: Choice, info: BackboneInfo, session: Session) -> Exemplars:
-        bench = self._bench
-        exemplars, skipped = bench.embed(info, session, stage=f"try {choice}")
+    def _embedded(self, choice: BackboneChoice, info: BackboneInfo, session: Session) -> Exemplars:
+        attempts = self._attempts
+        exemplars, skipped = attempts.embed(info, session, stage=f"try {choice}")
         if exemplars is None or len(exemplars.labels) < 2:
             raise InvalidInput(
-                f"{len(bench.sources) - len(skipped)} of {len(bench.sources)} photos are usable"
-                " and do not show two classes",
+                f"{len(attempts.sources) - len(skipped)} of {len(attempts.sources)} photos are "
+                "usable and do not show two classes",
                 field="data",
             )
         return exemplars
@@ -121,17 +123,17 @@ class Prober:
 
     def _timed(self, exemplars: Exemplars) -> list[bytes]:
         usable = set(exemplars.names)
-        sources = [source for source in self._bench.sources if source.name in usable]
+        sources = [source for source in self._attempts.sources if source.name in usable]
         return [source.read() for source in sources[:: -(-len(sources) // TIMED_IMAGES)]]
 
 
-def sample(sources: Sequence[Source], size: int, *, seed: int) -> list[Source]:
+def sample(sources: Sequence[ImageSource], size: int, *, seed: int) -> list[ImageSource]:
     """Return about ``size`` photos, in the order given, as equal a number of each class as can be.
 
     Of each class those whose names come first when hashed with ``seed``: a photo more in a folder
     changes the sample by one. No class gets fewer than a fit needs.
     """
-    by_label: dict[str, list[Source]] = defaultdict(list)
+    by_label: dict[str, list[ImageSource]] = defaultdict(list)
     for source in sources:
         by_label[source.label].append(source)
     left, chosen = size, set[str]()
@@ -182,7 +184,7 @@ def milliseconds(session: Session, spec: PreprocessSpec, contents: Sequence[byte
     return 1000 * total / len(contents)
 
 
-def _failed(choice: Choice, error: str) -> RankedBackbone:
+def _failed(choice: BackboneChoice, error: str) -> RankedBackbone:
     return RankedBackbone(
         name=choice.name,
         image_size=choice.image_size or 0,

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from support import virtual_time
 
-from topwork.access.allowance import Allowance, CallLimits
+from topwork.access.rate_limits import CallLimits, RateLimiter
 from topwork.errors import Overloaded
 
 
@@ -25,65 +25,65 @@ class Clock:
 def test_calls_come_at_their_rate() -> None:
     """After as many as a second allows the next is refused, with the time until it is not."""
     clock = Clock()
-    allowance = Allowance(CallLimits(calls_per_second=4), clock=clock)
+    limiter = RateLimiter(CallLimits(calls_per_second=4), clock=clock)
     for _ in range(4):
-        allowance.begin()
+        limiter.begin()
     with pytest.raises(Overloaded) as caught:
-        allowance.begin()
+        limiter.begin()
     assert (caught.value.reason, caught.value.retry_after) == ("RATE_LIMIT", 0.25)
     clock.now += 0.25
-    allowance.begin()
+    limiter.begin()
     clock.now += 1000
     for _ in range(4):  # a pause is worth no more than a second
-        allowance.begin()
+        limiter.begin()
     with pytest.raises(Overloaded):
-        allowance.begin()
+        limiter.begin()
 
 
 def test_a_slow_rate_lets_the_first_call_in() -> None:
     """Less than one a second is a rate, too."""
     clock = Clock()
-    allowance = Allowance(CallLimits(calls_per_second=0.5), clock=clock)
-    allowance.begin()
+    limiter = RateLimiter(CallLimits(calls_per_second=0.5), clock=clock)
+    limiter.begin()
     with pytest.raises(Overloaded) as caught:
-        allowance.begin()
+        limiter.begin()
     assert caught.value.retry_after == 2.0
 
 
 def test_calls_at_a_time() -> None:
     """A call that ends makes room for another."""
-    allowance = Allowance(CallLimits(calls=2))
-    allowance.begin()
-    allowance.begin()
+    limiter = RateLimiter(CallLimits(calls=2))
+    limiter.begin()
+    limiter.begin()
     with pytest.raises(Overloaded, match="the limit is 2") as caught:
-        allowance.begin()
+        limiter.begin()
     assert caught.value.reason == "TOO_MANY_CALLS"
-    allowance.end()
-    allowance.begin()
+    limiter.end()
+    limiter.begin()
 
 
 def test_images_at_a_time() -> None:
     """What is refused takes no room, and what is larger than the limit is let in alone."""
-    allowance = Allowance(CallLimits(images=10))
-    allowance.take(8)
+    limiter = RateLimiter(CallLimits(images=10))
+    limiter.take(8)
     with pytest.raises(Overloaded) as caught:
-        allowance.take(3)
+        limiter.take(3)
     assert caught.value.reason == "TOO_MANY_IMAGES_AT_A_TIME"
-    allowance.take(2)
-    allowance.give(10)
-    allowance.take(11)
+    limiter.take(2)
+    limiter.give(10)
+    limiter.take(11)
 
 
 def test_a_stream_waits_for_room_instead() -> None:
     """Its next message is taken as soon as the room is given back."""
 
     async def scenario() -> float:
-        allowance = Allowance(CallLimits(images=4))
-        await allowance.wait(4)
-        waiting = asyncio.create_task(allowance.wait(1))
+        limiter = RateLimiter(CallLimits(images=4))
+        await limiter.wait(4)
+        waiting = asyncio.create_task(limiter.wait(1))
         await asyncio.sleep(1.01)
         assert not waiting.done()
-        allowance.give(4)
+        limiter.give(4)
         await waiting
         return asyncio.get_running_loop().time()
 
@@ -95,12 +95,12 @@ def test_other_limits_count_at_once() -> None:
 
     async def scenario() -> float:
         loop = asyncio.get_running_loop()
-        allowance = Allowance(CallLimits(calls_per_second=0.1), clock=loop.time)
-        await allowance.wait(1)
+        limiter = RateLimiter(CallLimits(calls_per_second=0.1), clock=loop.time)
+        await limiter.wait(1)
         await asyncio.sleep(5.0)  # half a call
-        waiting = asyncio.create_task(allowance.wait(1))
+        waiting = asyncio.create_task(limiter.wait(1))
         await asyncio.sleep(0)
-        allowance.change(CallLimits(calls_per_second=0.2))
+        limiter.change(CallLimits(calls_per_second=0.2))
         await waiting
         return loop.time()
 
@@ -112,11 +112,11 @@ def test_a_stream_keeps_to_the_rate() -> None:
 
     async def scenario() -> list[float]:
         loop = asyncio.get_running_loop()
-        allowance = Allowance(CallLimits(calls_per_second=2), clock=loop.time)
+        limiter = RateLimiter(CallLimits(calls_per_second=2), clock=loop.time)
         times = []
         for _ in range(5):
-            await allowance.wait(1)
-            allowance.give(1)
+            await limiter.wait(1)
+            limiter.give(1)
             times.append(loop.time())
         return times
 
@@ -126,15 +126,15 @@ def test_a_stream_keeps_to_the_rate() -> None:
 def test_calls_without_a_limit_are_not_held_against_a_later_one() -> None:
     """Who had no rate begins with the whole of it."""
     clock = Clock()
-    allowance = Allowance(CallLimits(), clock=clock)
+    limiter = RateLimiter(CallLimits(), clock=clock)
     for _ in range(100):
-        allowance.begin()
+        limiter.begin()
     clock.now += 1000
-    allowance.change(CallLimits(calls_per_second=3))
+    limiter.change(CallLimits(calls_per_second=3))
     for _ in range(3):
-        allowance.begin()
+        limiter.begin()
     with pytest.raises(Overloaded):
-        allowance.begin()
+        limiter.begin()
 
 
 @pytest.mark.parametrize("limits", [{"calls": 0}, {"images": -1}, {"calls_per_second": 0.0}])

@@ -14,12 +14,12 @@ from topwork.errors import NotReady
 from topwork.learning.families import FAMILIES
 from topwork.learning.task import Task
 from topwork_trainer import backbones
-from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.prepare import store
-from topwork_trainer.bench import Attempt, Bench, compare
 from topwork_trainer.finetuning.finetune import finetune
 from topwork_trainer.finetuning.settings import FinetuneConfig, LinearHead
-from topwork_trainer.paired import Difference
+from topwork_trainer.fit.attempts import Attempt, Attempts, compare
+from topwork_trainer.fit.paired import Difference
 
 HELD_OUT, VALIDATION = 0, 1
 """Folds: the first proves the result, the second stops training; neither is trained on."""
@@ -28,10 +28,10 @@ HEAD_STRENGTH = 30.0
 """Of the head that training starts from: what cross-validation usually takes on frozen features."""
 
 
-def thaw(
-    bench: Bench,
+def finetune_backbone(
+    attempts: Attempts,
     frozen: Attempt,
-    choice: Choice,
+    choice: BackboneChoice,
     *,
     unfreeze: str,
     epochs: int | None,
@@ -45,8 +45,8 @@ def thaw(
     too few to hold any out, Diverged, ExportError.
     """
     exemplars = frozen.exemplars
-    folds = exemplars.folds(bench.seed)
-    by_name = {source.name: source for source in bench.sources}
+    folds = exemplars.folds(attempts.seed)
+    by_name = {source.name: source for source in attempts.sources}
     held_out, validation, train = (
         [by_name[exemplars.names[row]] for row in np.flatnonzero(rows)]
         for rows in (folds == HELD_OUT, folds == VALIDATION, folds > VALIDATION)
@@ -56,7 +56,7 @@ def thaw(
             f"{len(exemplars)} photos are too few to hold some out of fine-tuning",
             reason="TOO_FEW_IMAGES",
         )
-    settings = FinetuneConfig(unfreeze=unfreeze, mirror=mirror, seed=bench.seed)
+    settings = FinetuneConfig(unfreeze=unfreeze, mirror=mirror, seed=attempts.seed)
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
     tuned = finetune(
@@ -67,11 +67,11 @@ def thaw(
         exemplars.labels,
         settings,
         checkpoint=checkpoint,
-        on_progress=lambda done, total: bench.on_progress("fine-tune", done, total),
+        on_progress=lambda done, total: attempts.on_progress("fine-tune", done, total),
     )
-    info = store(bench.repository, tuned.backbone)
+    info = store(attempts.repository, tuned.backbone)
     seen = frozenset(source.name for source in (*train, *validation))
-    attempt = bench.attempt(info, seen=seen, stage="embed again")
+    attempt = attempts.attempt(info, seen=seen, stage="embed again")
     return attempt, compare(attempt, frozen)
 
 

@@ -1,4 +1,4 @@
-"""How long an image takes, measured while images wait: what a new one has to expect."""
+"""Throughput estimate, measured while images wait: what a new image has to expect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LEAST = 8
 """Ends that a window has at least: micro-batches end many images at once."""
 
 
-class Pace:
+class ThroughputEstimate:
     """Seconds between the ends of two images while others wait, whatever works on them."""
 
     def __init__(self, seconds: float) -> None:

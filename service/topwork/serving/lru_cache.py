@@ -1,4 +1,4 @@
-"""What stays in memory: what was asked for lately, up to a weight; loaded once for all who ask."""
+"""LRU cache bounded by weight; a value is loaded once for all who ask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Key = tuple[str, int]
 """Model and revision."""
 
 
-class Held(Generic[T]):
+class LruCache(Generic[T]):
     """Values by model and revision, of ``most`` bytes together, as ``weigh`` says of each.
 
     All state belongs to one event loop.

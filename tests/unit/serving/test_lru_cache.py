@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from topwork.serving.held import Held
+from topwork.serving.lru_cache import LruCache
 
 
 class Loads:
@@ -29,9 +29,9 @@ class Loads:
         return load
 
 
-def held(most: int) -> Held[int]:
+def held(most: int) -> LruCache[int]:
     """Return one whose values weigh what they are."""
-    return Held(most, weigh=lambda value: value)
+    return LruCache(most, weigh=lambda value: value)
 
 
 def test_the_least_recently_asked_for_leave_first() -> None:

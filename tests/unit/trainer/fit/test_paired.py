@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from topwork_trainer.paired import paired
+from topwork_trainer.fit.paired import paired
 
 
 def _right(*pattern: bool, times: int = 100) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

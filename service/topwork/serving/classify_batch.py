@@ -14,15 +14,15 @@ from topwork.inputs.image import Pixels, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import Limits
 from topwork.serving.encoders.backbone import Backbone, Embedded, MicroBatch
-from topwork.serving.head import Head
+from topwork.serving.head import LoadedHead
 from topwork.serving.registry import Snapshot
-from topwork.serving.scheduler import Outcome, Scores
+from topwork.serving.scheduler import ImageOutcome, Scores
 from topwork.telemetry import Telemetry
 
 A = TypeVar("A")
 
 
-class Prepared(Protocol):
+class PreparedImage(Protocol):
     """An image that its sender decoded and preprocessed."""
 
     @property
@@ -33,7 +33,7 @@ class Prepared(Protocol):
         """Return what the backbone takes. Raises ImageError if it is not as ``spec`` says."""
 
 
-Image: TypeAlias = bytes | Prepared
+Image: TypeAlias = bytes | PreparedImage
 """An encoded image, or one that was preprocessed."""
 
 
@@ -46,7 +46,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ImageAnswer:
     """What is on one image."""
 
     predictions: tuple[Prediction, ...]
@@ -73,7 +73,7 @@ class Classified:
     """The answer to one request."""
 
     revision: int
-    results: tuple[Answer | ImageError, ...]
+    results: tuple[ImageAnswer | ImageError, ...]
     """One an image, in request order."""
     timings: Timings
 
@@ -83,7 +83,7 @@ class Finished:
     """All that is known of a request batch when its last image is done."""
 
     snapshot: Snapshot
-    outcomes: list[Outcome]
+    outcomes: list[ImageOutcome]
     """One an image, in request order."""
     scores: Scores | None
     """A row for each image that was embedded; None if none was."""
@@ -92,7 +92,7 @@ class Finished:
     """The micro-batches that its images were in; on a CPU none."""
 
 
-class ClassifyJob(Generic[A]):
+class ClassifyBatch(Generic[A]):
     """A request batch as a Job: its images, and the one snapshot that answers for all of them.
 
     ``say`` makes the answer; if it raises, the request fails with that.
@@ -110,7 +110,7 @@ class ClassifyJob(Generic[A]):
     ) -> None:
         self.images = len(images)
         self.backbone: Backbone = snapshot.backbone
-        self.head: Head = snapshot.head
+        self.head: LoadedHead = snapshot.head
         self.manifest = snapshot.manifest
         self.start = start
         self._snapshot = snapshot
@@ -129,7 +129,7 @@ class ClassifyJob(Generic[A]):
         except ImageError as error:
             raise ImageError(str(error), field=f"images[{index}]", reason=error.reason) from None
 
-    def answer(self, outcomes: list[Outcome], scores: Scores | None) -> tuple[A, Finished]:
+    def answer(self, outcomes: list[ImageOutcome], scores: Scores | None) -> tuple[A, Finished]:
         """Return the answer, and what it was made of. See Job."""
         self._observe(outcomes, scores)
         good = [one.result for one in outcomes if isinstance(one.result, Embedded)]
@@ -148,7 +148,7 @@ class ClassifyJob(Generic[A]):
         )
         return self._say(finished), finished
 
-    def _observe(self, outcomes: list[Outcome], scores: Scores | None) -> None:
+    def _observe(self, outcomes: list[ImageOutcome], scores: Scores | None) -> None:
         telemetry, good = self._telemetry, 0
         for one in outcomes:
             telemetry.queue.observe(one.waited)
@@ -179,13 +179,13 @@ def classified(finished: Finished, *, top_k: int) -> Classified:
     )
 
 
-def _say(snapshot: Snapshot, scores: Scores, top_k: int) -> list[Answer]:
+def _say(snapshot: Snapshot, scores: Scores, top_k: int) -> list[ImageAnswer]:
     """Return the answer for each row."""
     labels, threshold = snapshot.manifest.labels, snapshot.manifest.chosen.unknown_threshold
     order = np.argsort(-scores.probabilities, axis=1, kind="stable")[:, :top_k].tolist()
     strangers = [None] * len(order) if scores.unknown is None else scores.unknown.tolist()
     return [
-        Answer(
+        ImageAnswer(
             predictions=tuple(
                 Prediction(label=labels[index], probability=row[index]) for index in best
             ),

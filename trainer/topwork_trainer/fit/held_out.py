@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.metrics import wilson_interval
 from topwork.inputs.duplicates import near_duplicates
-from topwork.training.embed import Skipped, Source
-from topwork_trainer.bench import Attempt, Bench
+from topwork.training.embed import ImageSource, Skipped
+from topwork_trainer.fit.attempts import Attempt, Attempts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +49,16 @@ class HeldOut:
         )
 
 
-def judge(bench: Bench, attempt: Attempt, split: str, photos: Sequence[Source]) -> HeldOut:
+def judge(
+    attempts: Attempts, attempt: Attempt, split: str, photos: Sequence[ImageSource]
+) -> HeldOut:
     """Return how the head and backbone of ``attempt`` do on the photos of a split.
 
     Photos that repeat training photos are not judged: those of the same pixels, and near-duplicates
     of the same label, which share a fold in cross-validation for the same reason.
     """
-    found, skipped = replace(bench, sources=photos).embed(
-        attempt.backbone, bench.session(attempt.backbone), stage=f"judge {split}"
+    found, skipped = replace(attempts, sources=photos).embed(
+        attempt.backbone, attempts.session(attempt.backbone), stage=f"judge {split}"
     )
     if found is None:
         return HeldOut(split=split, images=0, right=0, repeated=0, skipped=skipped)

@@ -10,35 +10,35 @@ from topwork.bundle.manifest import PrecisionGate
 from topwork.inputs.image import Pixels, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.runtime.backend import open_session
-from topwork.training.embed import Source
+from topwork.training.embed import ImageSource
 from topwork_trainer.backbones.quantise import calibration_sample, gate, quantise, speed_ratio
-from topwork_trainer.bench import Attempt, Bench
+from topwork_trainer.fit.attempts import Attempt, Attempts
 
 
-def shrink(bench: Bench, fp32: Attempt) -> tuple[Attempt, PrecisionGate]:
+def quantise_backbone(attempts: Attempts, fp32: Attempt) -> tuple[Attempt, PrecisionGate]:
     """Quantise the backbone of ``fp32`` on the photos; return the attempt with it and the gate.
 
     The head is learnt on int8 embeddings, and both are judged on the same folds. The new backbone
     is stored. Raises QuantisationError.
     """
     info, names = fp32.backbone, set(fp32.exemplars.names)
-    model = bench.repository.backbone_model(info.digest)
-    sample = calibration_sample([source for source in bench.sources if source.name in names])
-    bench.on_progress("quantise", 0, 0)
+    model = attempts.repository.backbone_model(info.digest)
+    sample = calibration_sample([source for source in attempts.sources if source.name in names])
+    attempts.on_progress("quantise", 0, 0)
     quantised = quantise(model, _pixels(sample, info.preprocess))
     digest = sha256(quantised)
-    stored = bench.repository.put_backbone(
+    stored = attempts.repository.put_backbone(
         quantised,
         replace(info, identity=f"{info.identity}:int8:{digest}", digest=digest, precision="int8"),
     )
     seen = {
         name for name, was in zip(fp32.exemplars.names, fp32.exemplars.seen, strict=True) if was
     }
-    int8 = bench.attempt(stored, seen=frozenset(seen), stage="embed int8")
+    int8 = attempts.attempt(stored, seen=frozenset(seen), stage="embed int8")
     slow, fast = (open_session(one, output="embedding").run for one in (model, quantised))
     ratio = speed_ratio(slow, fast, next(_pixels(sample, info.preprocess)))
     return int8, gate(fp32.right(), int8.right(), speed_ratio=ratio)
 
 
-def _pixels(sources: Sequence[Source], spec: PreprocessSpec) -> Iterator[Pixels]:
+def _pixels(sources: Sequence[ImageSource], spec: PreprocessSpec) -> Iterator[Pixels]:
     return (preprocess(source.read(), spec) for source in sources)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,21 +14,22 @@ from support.pictures import pictures
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
-from topwork.training.embed import Source
-from topwork_trainer import backbones, shrink, thaw
-from topwork_trainer.backbones import Choice
-from topwork_trainer.bench import Bench
+from topwork.training.embed import ImageSource
+from topwork_trainer import backbones
+from topwork_trainer.backbones import BackboneChoice
+from topwork_trainer.fit import finetune_phase, quantise_phase
+from topwork_trainer.fit.attempts import Attempts
 
 LABELS = ("amber", "blue", "crimson")
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def attempts(tmp_path: Path) -> Attempts:
     """Return three classes of 30 pictures."""
-    return Bench(
+    return Attempts(
         repository=Repository(tmp_path / "repository"),
         sources=[
-            Source(name=f"{label}/{index:02}", label=label, read=lambda content=content: content)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+            ImageSource(name=f"{label}/{index:02}", label=label, read=partial(bytes, content))
             for label in LABELS
             for index, content in enumerate(pictures(label, 30))
         ],
@@ -40,15 +42,19 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_photos_that_fine_tuning_saw_are_marked_as_seen(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    attempts: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that it was trained on, and those that chose its best epoch; no other is."""
     model = tiny.backbone_model()
-    info = bench.repository.put_backbone(model, tiny.backbone_info(model))
+    info = attempts.repository.put_backbone(model, tiny.backbone_info(model))
     saw: dict[str, set[str]] = {}
 
     def finetune(
-        _: object, train: Sequence[Source], validation: Sequence[Source], *__: object, **___: object
+        _: object,
+        train: Sequence[ImageSource],
+        validation: Sequence[ImageSource],
+        *__: object,
+        **___: object,
     ) -> SimpleNamespace:
         saw["train"], saw["validation"] = (
             {one.name for one in photos} for photos in (train, validation)
@@ -58,14 +64,14 @@ def test_photos_that_fine_tuning_saw_are_marked_as_seen(
     def store(*_: object) -> BackboneInfo:
         return info
 
-    monkeypatch.setattr(thaw, "finetune", finetune)
-    monkeypatch.setattr(thaw, "store", store)
+    monkeypatch.setattr(finetune_phase, "finetune", finetune)
+    monkeypatch.setattr(finetune_phase, "store", store)
     monkeypatch.setattr(backbones, "load", lambda _: None)
-    frozen = bench.attempt(info)
-    tuned, _ = thaw.thaw(
-        bench,
+    frozen = attempts.attempt(info)
+    tuned, _ = finetune_phase.finetune_backbone(
+        attempts,
         frozen,
-        Choice(name="tiny"),
+        BackboneChoice(name="tiny"),
         unfreeze="all",
         epochs=1,
         mirror=True,
@@ -80,13 +86,13 @@ def test_photos_that_fine_tuning_saw_are_marked_as_seen(
 
 
 def test_photos_that_were_seen_stay_so_when_the_backbone_is_quantised(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    attempts: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An int8 backbone saw what the one saw that it was made of."""
     model = tiny.backbone_model()
-    info = bench.repository.put_backbone(model, tiny.backbone_info(model))
-    seen = frozenset(source.name for source in bench.sources[::2])
-    monkeypatch.setattr(shrink, "quantise", lambda *_: model)
-    monkeypatch.setattr(shrink, "speed_ratio", lambda *_: 2.0)
-    int8, _ = shrink.shrink(bench, bench.attempt(info, seen=seen))
+    info = attempts.repository.put_backbone(model, tiny.backbone_info(model))
+    seen = frozenset(source.name for source in attempts.sources[::2])
+    monkeypatch.setattr(quantise_phase, "quantise", lambda *_: model)
+    monkeypatch.setattr(quantise_phase, "speed_ratio", lambda *_: 2.0)
+    int8, _ = quantise_phase.quantise_backbone(attempts, attempts.attempt(info, seen=seen))
     assert set(np.array(int8.exemplars.names)[int8.exemplars.seen]) == seen

@@ -19,7 +19,8 @@ from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
 from topwork.bundle.stored import KINDS
 from topwork.cli.addresses import check_url
-from topwork.cli.options import json_output, require_signed_option, trusted_keys_option
+from topwork.cli.options import json_output
+from topwork.cli.signing_options import require_signed_option, trusted_keys_option
 from topwork.errors import InvalidInput
 from topwork.terminal import Console
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from topwork.bundle.files import write_file
-from topwork.serving.marks import read_marks
+from topwork.serving.change_detection import read_marks
 
 
 def model(root: Path, name: str) -> Path:

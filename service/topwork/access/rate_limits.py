@@ -1,4 +1,4 @@
-"""How much one principal may ask for: calls a second, calls at a time, images at a time."""
+"""Rate limits of one principal: calls a second, calls at a time, images at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CallLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 raise ValueError(f"{name} is {value}; it must be above 0")
 
 
-class Allowance:
+class RateLimiter:
     """What one principal has used of its limits. Belongs to one event loop."""
 
     def __init__(self, limits: CallLimits, *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -15,7 +15,7 @@ from topwork.errors import Corrupt, NotFound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vouched:
+class SignedRevision:
     """What is known of one revision."""
 
     model: str
@@ -50,7 +50,7 @@ def sign(repository: Repository, model: str, revision: int, key: SigningKey) -> 
         return True
 
 
-def tell(repository: Repository, signing: Signing) -> Iterator[Vouched]:
+def tell(repository: Repository, signing: Signing) -> Iterator[SignedRevision]:
     """Yield what is known of each revision of each model that serves, newest first."""
     for model in repository.models():
         serving = 0
@@ -65,7 +65,7 @@ def tell(repository: Repository, signing: Signing) -> Iterator[Vouched]:
                 keys = signing.check(directory, files.read(directory / "manifest.json"))
             except (Corrupt, NotFound) as error:
                 problem = str(error)
-            yield Vouched(
+            yield SignedRevision(
                 model=model,
                 revision=revision,
                 serving=revision == serving,

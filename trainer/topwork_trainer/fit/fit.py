@@ -24,15 +24,15 @@ from topwork.training.embed import Skipped
 from topwork.training.publish import publish
 from topwork_trainer import backbones
 from topwork_trainer.audit import audit_files, require_clean
-from topwork_trainer.backbones import Choice
+from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
-from topwork_trainer.bench import Attempt, Bench, OnProgress
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import scan
-from topwork_trainer.held_out import HeldOut, judge
-from topwork_trainer.rank import explain, select
-from topwork_trainer.shrink import shrink
+from topwork_trainer.fit.attempts import Attempt, Attempts, OnProgress
+from topwork_trainer.fit.held_out import HeldOut, judge
+from topwork_trainer.fit.quantise_phase import quantise_backbone
+from topwork_trainer.ranking.rank import explain, select
 
 AUTO = "auto"
 Precision = Literal["fp32", "int8", "auto"]
@@ -69,7 +69,7 @@ class FitConfig:
     """Directory of embeddings and exported backbones that were made before."""
     signing_key: Path | None = None
     """Private key that signs what is published."""
-    command: str = "topwork_trainer.fit"
+    command: str = "topwork_trainer.fit.fit"
     """What to call this fit in its report."""
 
 
@@ -105,7 +105,7 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
     repository = Repository(config.repository, signing)
     watch = _Stopwatch(on_progress)
     with EmbeddingCache(config.cache) if config.cache else contextlib.nullcontext() as cache:
-        bench = Bench(
+        attempts = Attempts(
             repository=repository,
             sources=photos.train,
             recipe=config.recipe,
@@ -115,9 +115,9 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
             exports=Exports(config.cache) if config.cache else None,
             on_progress=watch,
         )
-        choice, ranked = _choose(config, bench)
+        choice, ranked = _choose(config, attempts)
         watch("backbone", 0, 0)
-        attempt = bench.attempt(prepare_backbone(repository, choice, bench.exports))
+        attempt = attempts.attempt(prepare_backbone(repository, choice, attempts.exports))
         files = audit_files(photos, attempt.skipped, attempt.backbone.preprocess)
         seen = audit_exemplars(attempt.exemplars, attempt.learned.judged, seed=config.seed)
         if config.strict:
@@ -125,14 +125,14 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
         notes = [*photos.notes, *([explain(ranked)] if ranked else [])]
         checkpoint = config.repository / "checkpoints" / f"{config.model}.pt"
         if config.unfreeze != "none":
-            attempt = _thawed(config, bench, attempt, choice, checkpoint, notes)
+            attempt = _thawed(config, attempts, attempt, choice, checkpoint, notes)
         gate = None
         if config.precision != "fp32":
-            int8, gate = shrink(bench, attempt)
+            int8, gate = quantise_backbone(attempts, attempt)
             notes.append(gate.why)
             if gate.taken or config.precision == "int8":
                 attempt = int8
-        held_out = [judge(bench, attempt, *split) for split in photos.held_out.items()]
+        held_out = [judge(attempts, attempt, *split) for split in photos.held_out.items()]
         notes += map(str, held_out)
     watch("publish", 0, 0)
     manifest = publish(
@@ -171,7 +171,9 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
     )
 
 
-def _choose(config: FitConfig, bench: Bench) -> tuple[Choice, Sequence[RankedBackbone]]:
+def _choose(
+    config: FitConfig, attempts: Attempts
+) -> tuple[BackboneChoice, Sequence[RankedBackbone]]:
     """Return the backbone to take, and what was tried to find it."""
     if AUTO not in {config.backbone, config.image_size, config.views}:
         assert not isinstance(config.image_size, str)
@@ -184,7 +186,7 @@ def _choose(config: FitConfig, bench: Bench) -> tuple[Choice, Sequence[RankedBac
             views=config.views if config.views > 1 else choice.views,
         ), []
     return select(
-        bench,
+        attempts,
         name=None if config.backbone == AUTO else config.backbone,
         weights=config.weights,
         image_size=config.image_size,
@@ -194,17 +196,17 @@ def _choose(config: FitConfig, bench: Bench) -> tuple[Choice, Sequence[RankedBac
 
 def _thawed(
     config: FitConfig,
-    bench: Bench,
+    attempts: Attempts,
     frozen: Attempt,
-    choice: Choice,
+    choice: BackboneChoice,
     checkpoint: Path,
     notes: list[str],
 ) -> Attempt:
     """Return the attempt with the fine-tuned backbone, or ``frozen`` where that is not better."""
-    from topwork_trainer.thaw import thaw
+    from topwork_trainer.fit.finetune_phase import finetune_backbone
 
-    tuned, difference = thaw(
-        bench,
+    tuned, difference = finetune_backbone(
+        attempts,
         frozen,
         choice,
         unfreeze=config.unfreeze,

@@ -15,8 +15,8 @@ from support import pictures, signed, tiny
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound
-from topwork_trainer.backbones import DEFAULT, Choice
-from topwork_trainer.fit import FitConfig, Fitted, fit
+from topwork_trainer.backbones import DEFAULT, BackboneChoice
+from topwork_trainer.fit.fit import FitConfig, Fitted, fit
 
 LABELS = ("amber", "blue", "crimson")
 
@@ -26,7 +26,7 @@ def repository(tmp_path: Path) -> Repository:
     """Return a repository in which the tiny backbone passes for the default one."""
     made = Repository(tmp_path / "repository")
     model = tiny.backbone_model()
-    info = replace(tiny.backbone_info(model), identity=Choice(name=DEFAULT).identity())
+    info = replace(tiny.backbone_info(model), identity=BackboneChoice(name=DEFAULT).identity())
     made.put_backbone(model, info)
     return made
 

@@ -1,4 +1,4 @@
-"""How much better one head is than another, judged on the same images."""
+"""Paired comparison of two heads, judged on the same images."""
 
 from __future__ import annotations
 

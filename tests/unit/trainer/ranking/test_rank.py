@@ -17,13 +17,13 @@ from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.report.content import RankedBackbone
 from topwork_trainer import backbones
-from topwork_trainer import rank as module
-from topwork_trainer.backbones import Choice
-from topwork_trainer.bench import Bench
+from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.cache import FILE
 from topwork_trainer.cli.rank import rank as command
-from topwork_trainer.probe import Tried
-from topwork_trainer.rank import choose, explain, rank, select, shown
+from topwork_trainer.fit.attempts import Attempts
+from topwork_trainer.ranking import rank as module
+from topwork_trainer.ranking.probe import Tried
+from topwork_trainer.ranking.rank import choose, explain, rank, select, shown
 
 IMAGES = 1000
 
@@ -96,13 +96,13 @@ def test_only_photos_that_both_judged_count() -> None:
     assert choose([cheap, replace(dear, right={"another": True})]) is cheap
 
 
-def bench_of(labels: str, count: int) -> Bench:
-    from topwork.training.embed import Source
+def bench_of(labels: str, count: int) -> Attempts:
+    from topwork.training.embed import ImageSource
 
-    return Bench(
+    return Attempts(
         repository=Repository(Path("unused")),
         sources=[
-            Source(name=f"{label}/{index}", label=label, read=bytes)
+            ImageSource(name=f"{label}/{index}", label=label, read=bytes)
             for label in labels
             for index in range(count)
         ],
@@ -122,12 +122,12 @@ class Script:
         self.asked: list[str] = []
         self.photos = 0
 
-    def __call__(self, bench: Bench) -> Script:
+    def __call__(self, attempts: Attempts) -> Script:
         """Count the photos, where a Prober is made."""
-        self.photos = len(bench.sources)
+        self.photos = len(attempts.sources)
         return self
 
-    def tried(self, choice: Choice) -> Tried:
+    def tried(self, choice: BackboneChoice) -> Tried:
         """Return it, or a failure."""
         self.asked.append(str(choice))
         return self.known.get(str(choice)) or failed(str(choice), f"no {choice}")
@@ -164,14 +164,14 @@ def test_rank_is_best_first_and_failures_last(script: Script) -> None:
 
 def test_rank_takes_a_sample(script: Script) -> None:
     """Only about as many photos as asked for are embedded."""
-    rank(bench_of("wxyz", 100), [Choice(name="a")], size=40)
+    rank(bench_of("wxyz", 100), [BackboneChoice(name="a")], size=40)
     assert script.photos == 40
 
 
 @pytest.mark.usefixtures("script")
 def test_nothing_that_works_is_an_error() -> None:
     """If no backbone can be used, the error has every reason."""
-    choices = [Choice(name="x"), Choice(name="y")]
+    choices = [BackboneChoice(name="x"), BackboneChoice(name="y")]
     with pytest.raises(InvalidInput, match="x: no x; y: no y"):
         rank(bench_of("xy", 4), choices)
     with pytest.raises(InvalidInput, match="no nonsense"):
@@ -213,12 +213,12 @@ def test_weights_need_a_name(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("script")
 def test_cost_stands_beside_gain() -> None:
     """The sentence has points gained and times the cost, or says that dearer ones are no better."""
-    _, rows = rank(bench_of("xy", 4), [Choice(name="a"), backbones.parse("a@288")])
+    _, rows = rank(bench_of("xy", 4), [BackboneChoice(name="a"), backbones.parse("a@288")])
     assert explain(rows) == (
         "a@288 is taken: accuracy 0.920 at 9.0 ms an image on one core, which is +2.0 points for"
         " 1.8 times the cost of the cheapest, a@224 (accuracy 0.900 at 5.0 ms an image on one core)"
     )
-    _, rows = rank(bench_of("xy", 4), [Choice(name="a"), Choice(name="c")])
+    _, rows = rank(bench_of("xy", 4), [BackboneChoice(name="a"), BackboneChoice(name="c")])
     assert explain(rows).startswith("a@224 is taken: accuracy 0.900 at 5.0 ms")
 
 

@@ -16,11 +16,11 @@ from topwork.bundle.store import Repository
 from topwork.learning.learn import Learned, learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.backend import Session, open_session
-from topwork.training.embed import Skipped, Source, embed
+from topwork.training.embed import ImageSource, Skipped, embed
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import check_counts
-from topwork_trainer.paired import Difference, paired
+from topwork_trainer.fit.paired import Difference, paired
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a stage's name, units done and in all (0: one step)."""
@@ -51,11 +51,11 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """Photos and all else that attempts share."""
+class Attempts:
+    """Maker of attempts: the photos, and all else that they share."""
 
     repository: Repository
-    sources: Sequence[Source]
+    sources: Sequence[ImageSource]
     recipe: Recipe
     seed: int
     cores: int

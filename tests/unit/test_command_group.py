@@ -1,0 +1,87 @@
+"""The tables of commands, which are imported when they are run."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import topwork.cli.commands
+import topwork_trainer.cli.commands
+from topwork.command_group import CommandGroup, Lazy
+
+GROUPS: dict[str, click.Group] = {
+    "topwork": topwork.cli.commands.cli,
+    "topwork-train": topwork_trainer.cli.commands.cli,
+}
+ROWS = pytest.mark.parametrize(
+    ("program", "name", "lazy"),
+    [
+        pytest.param(program, name, lazy, id=f"{program} {name}")
+        for program, module in (
+            ("topwork", topwork.cli.commands),
+            ("topwork-train", topwork_trainer.cli.commands),
+        )
+        for commands in module.SECTIONS.values()
+        for name, lazy in commands.items()
+    ],
+)
+
+
+@ROWS
+def test_a_row_says_what_its_command_says(program: str, name: str, lazy: Lazy) -> None:
+    """The name and the first sentence of the command's own help are those of the table."""
+    command = lazy.load()
+    paragraph = inspect.cleandoc(command.help or "").split("\n\n")[0].replace("\n", " ")
+    assert (program, command.name) == (lazy.example.split()[0], name)
+    assert lazy.help.endswith(".")
+    assert f"{paragraph} ".startswith(f"{lazy.help} ")
+
+
+@ROWS
+def test_an_example_is_a_command_line(
+    program: str, name: str, lazy: Lazy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is shown at the end of the help, and has the arguments and options that there are."""
+    given, called, *arguments = shlex.split(lazy.example)
+    assert (given, called) == (program, name)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("photos/tulips", "more-tulips", "repository"):
+        Path(folder).mkdir(parents=True)
+    for file in ("signing-key", "signing-key.pub"):
+        Path(file).touch()
+    command = lazy.load()
+    if isinstance(command, click.Group):
+        command = command.commands[arguments.pop(0)]
+    command.make_context(name, arguments)
+    shown = CliRunner().invoke(GROUPS[program], [name, "--help"])
+    assert shown.output.endswith(f"Example:\n    {lazy.example}\n")
+
+
+@pytest.mark.parametrize("program", GROUPS)
+def test_help_lists_all_commands_and_imports_none(program: str) -> None:
+    """Help and version need click alone."""
+    module = "topwork.cli" if program == "topwork" else "topwork_trainer.cli"
+    code = (
+        f"import sys; sys.argv = [{program!r}, '--help']; from {module} import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'numpy', 'torch', 'grpc', 'msgspec'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    group = GROUPS[program]
+    assert isinstance(group, CommandGroup)
+    assert all(f"\n  {name} " in done.stdout for name in group.load_all())
+    assert done.stdout.endswith("[]\n")
+
+
+def test_a_command_that_is_not_there_is_named() -> None:
+    """A typo is answered as click answers it."""
+    done = CliRunner().invoke(GROUPS["topwork"], ["clasify"])
+    assert done.exit_code == 2
+    assert "clasify" in done.output

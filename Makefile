@@ -31,7 +31,7 @@ test: $(INSTALLED)  ## Run all tests, on all cores
 	$(BIN)/python -m pytest --numprocesses auto
 
 test-fast: $(INSTALLED)  ## Run the tests that need neither torch nor a server process, in a minute
-	$(BIN)/python -m pytest --numprocesses auto --ignore tests/unit/trainer tests/unit
+	$(BIN)/python -m pytest --numprocesses auto -m 'not slow' --ignore tests/unit/trainer tests/unit
 
 # Its grpcio and protobuf are none that our generated code is made for.
 .venv-tritonclient/installed:

@@ -63,7 +63,7 @@ def imports(pid: int) -> bool:
     [
         ("click", ["topwork", "models"]),
         ("grpc", ["topwork", "models"]),
-        ("topwork.cli.serve", ["topwork", "models"]),
+        ("topwork.cli.serve", ["topwork", "serve", "--repository", "r"]),
         ("topwork.rpc.server", ["topwork", "serve", "--repository", "r"]),
         ("click", FIT),
         ("topwork_trainer.cli.fit", FIT),

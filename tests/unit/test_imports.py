@@ -13,6 +13,7 @@ import pytest
 import topwork
 
 
+@pytest.mark.slow
 def test_serving_package_imports_no_torch() -> None:
     """All modules of topwork together import none of torch, torchvision, topwork_trainer."""
     names = [

@@ -60,6 +60,7 @@ died of SIGSEGV in each run.
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_first_decode_by_eight_threads_does_not_crash(kind: type) -> None:
     """In a fresh interpreter eight threads decode a document at once, and the process lives."""

@@ -148,6 +148,7 @@ def _accepted(label: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_every_accepted_label_shows_something() -> None:
     """Of all assigned code points, alone and beside joiners and spaces, what passes is visible."""
     for char in map(chr, (*range(0x40000), *range(0xE0000, 0xF0100), sys.maxunicode)):

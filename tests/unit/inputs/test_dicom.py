@@ -678,6 +678,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.slow
 @settings(SEEDED, max_examples=600)
 @given(damaged())
 def test_damaged_files_are_pixels_or_an_image_error(content: bytes) -> None:

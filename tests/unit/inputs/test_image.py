@@ -647,6 +647,7 @@ def test_damage_costs_no_more_than_the_picture(kind: str) -> None:
             assert time.process_time() - start < 5
 
 
+@pytest.mark.slow
 @settings(SEEDED, max_examples=1500)
 @given(damaged())
 def test_damaged_files_are_pixels_or_an_image_error(content: bytes) -> None:

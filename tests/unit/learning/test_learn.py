@@ -92,6 +92,7 @@ def dealt(made: Exemplars, seed: int) -> list[tuple[str, Shard]]:
     return [pairs[index] for index in rng.permutation(len(pairs))]
 
 
+@pytest.mark.slow
 @settings(derandomize=True, database=None, deadline=None, max_examples=8)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.sampled_from([*KINDS, "auto"]))
 def test_neither_arrival_nor_threads_leave_a_trace(

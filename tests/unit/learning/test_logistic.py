@@ -225,6 +225,7 @@ def test_absent_class() -> None:
     assert probabilities(solution, 1, features)[:, 1].max() > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-12])
 def test_separable_data_stays_finite(

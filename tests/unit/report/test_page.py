@@ -217,12 +217,14 @@ def test_half_a_surrogate_pair_can_be_written() -> None:
     assert page.encode()
 
 
+@pytest.mark.slow
 def test_a_thousand_labels_stay_small() -> None:
     """1,000 labels with an answer in every corner of the matrix are a page of below 2 MB."""
     labels = [f"species number {index:04}" for index in range(1000)]
     assert len(render(full(content(labels, images=4, mistakes=0.5))).encode()) < 2_000_000
 
 
+@pytest.mark.slow
 def test_a_candidate_of_many_labels_stays_small() -> None:
     """1,000 labels, all of them changed, with findings of each, are a page of below 3 MB."""
     labels = [f"species number {index:04}" for index in range(1000)]

@@ -144,6 +144,7 @@ def test_server_ends_connections_that_ping_too_often() -> None:
         assert client.goaway == b"too_many_pings"
 
 
+@pytest.mark.slow
 def test_server_pings_quiet_clients() -> None:
     """It asks again and again whether a client without calls is still there."""
     with serving(faster(of_server(MOST))) as port, Peer.connect(port) as client:
@@ -232,6 +233,7 @@ def test_client_pings_without_calls() -> None:
         assert server.wait(SOON, pings=1)
 
 
+@pytest.mark.slow
 def test_client_pings_as_long_as_a_call_is_silent() -> None:
     """By default gRPC stops after two pings without data."""
     with accepting(call=True) as server:

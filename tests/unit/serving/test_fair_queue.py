@@ -160,6 +160,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert all(flow.waiting == 0 for flow in self.flows)
 
 
+@pytest.mark.slow
 def test_every_image_comes_once_and_in_its_requests_order() -> None:
     """Whatever comes, leaves and is served: each image comes once, or left with its request."""
     run_state_machine_as_test(

@@ -640,6 +640,7 @@ def test_a_snapshot_is_all_of_one_revision(
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_swaps_leave_nothing_behind(colours: Repository) -> None:
     """After hundreds of swaps under requests, memory holds one head and hardly more bytes."""
     for revision in range(4):

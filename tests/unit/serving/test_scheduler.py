@@ -240,6 +240,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             assert task.result() == (job.head.revision, said)
 
 
+@pytest.mark.slow
 def test_everybody_gets_their_own_answer_and_nobody_waits_for_ever() -> None:
     """Every caller gets its own answer, its own cancellation or the error of its own images."""
     run_state_machine_as_test(

@@ -601,6 +601,7 @@ def test_writers_and_collectors_race_to_no_harm(repository: Repository) -> None:
     assert sound(repository)
 
 
+@pytest.mark.slow
 @SEEDED
 @given(
     st.lists(

@@ -27,8 +27,9 @@ COPY pyproject.toml constraints.txt ./
 # Without the sources: what pip brings is kept until one of these two files changes.
 RUN python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
         extras = project["optional-dependencies"]; \
-        [open(f"{name}.txt", "w").write("\n".join([*project["dependencies"], *extras[name]])) \
-         for name in ("cpu", "cuda", "train")]' \
+        [open(f"{name}.txt", "w").write("\n".join( \
+            [*project["dependencies"], *extras["serve"], *extras[name]] \
+         ).replace("topwork[serve]\n", "")) for name in ("cpu", "cuda", "train")]' \
     && python3 -m venv --without-pip /opt/topwork
 
 

@@ -1,4 +1,6 @@
-"""Lint the contract, generate its Python and docs/api.md; ``--check`` only says if they are fresh.
+"""Lint the contract, generate its Python, docs/api.md and the blocking client.
+
+``--check`` only says if they are fresh.
 
 Either fails where the contract breaks clients of the last release, which proto/released.binpb
 describes. ``--release`` writes that file anew: once a release, and never to silence this.
@@ -20,6 +22,7 @@ from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import blocking
 import grpc_tools
 import reference
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
@@ -30,6 +33,7 @@ PACKAGES = ("topwork/inference", "topwork/v1")
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 TARGET = PROTO.parent / "service"
 PAGE = PROTO.parent / "docs" / "api.md"
+CLIENTS = TARGET / "topwork" / "client"
 RELEASED = PROTO / "released.binpb"
 SOURCES = sorted(
     str(path.relative_to(PROTO)) for name in PACKAGES for path in (PROTO / name).glob("*.proto")
@@ -103,14 +107,18 @@ def main() -> None:
         if asked.release:
             compile_protos(work, f"--descriptor_set_out={RELEASED}", "--include_imports")
             return
-        page = reference.page(lint(work), SOURCES)
+        texts = {
+            PAGE: reference.page(lint(work), SOURCES),
+            CLIENTS / "blocking.py": blocking.client((CLIENTS / "asynchronous.py").read_text()),
+        }
         fresh = generate(work)
         names = [name for package in PACKAGES for name in _files(fresh, package)]
         if not check:
             for package in PACKAGES:
                 shutil.rmtree(TARGET / package, ignore_errors=True)
                 shutil.copytree(fresh / package, TARGET / package)
-            PAGE.write_text(page)
+            for path, text in texts.items():
+                path.write_text(text)
             print(json.dumps({"generated": names}))
             return
         kept = [name for package in PACKAGES for name in _files(TARGET, package)]
@@ -120,8 +128,11 @@ def main() -> None:
             if name in kept and not filecmp.cmp(fresh / name, TARGET / name, shallow=False)
         ]
         stale += sorted(set(names) ^ set(kept))
-        if not PAGE.exists() or PAGE.read_text() != page:
-            stale.append(f"docs/{PAGE.name}")
+        stale += [
+            str(path.relative_to(PROTO.parent))
+            for path, text in texts.items()
+            if not path.exists() or path.read_text() != text
+        ]
         if stale:
             sys.exit(f"not fresh, run `make proto`: {', '.join(stale)}")
 

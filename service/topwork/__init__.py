@@ -14,16 +14,26 @@ if TYPE_CHECKING:
     from topwork.client.blocking import Client
     from topwork.client.calls import CallFailed
     from topwork.client.credentials import Credentials
-    from topwork.client.exchange import StreamResult
     from topwork.client.outcomes import progress, rejected, result
+    from topwork.client.results import (
+        ClassifyResult,
+        ImageResult,
+        Operation,
+        Prediction,
+        StreamResult,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncClient",
     "CallFailed",
+    "ClassifyResult",
     "Client",
     "Credentials",
+    "ImageResult",
+    "Operation",
+    "Prediction",
     "StreamResult",
     "progress",
     "rejected",
@@ -33,9 +43,13 @@ __all__ = [
 _HOMES = {
     "AsyncClient": "asynchronous",
     "CallFailed": "calls",
+    "ClassifyResult": "results",
     "Client": "blocking",
     "Credentials": "credentials",
-    "StreamResult": "exchange",
+    "ImageResult": "results",
+    "Operation": "results",
+    "Prediction": "results",
+    "StreamResult": "results",
     "progress": "outcomes",
     "rejected": "outcomes",
     "result": "outcomes",

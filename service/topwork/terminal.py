@@ -13,7 +13,7 @@ import rich.console
 from rich.markup import escape
 from rich.text import Text
 
-from topwork.errors import InvalidInput, TopworkError
+from topwork.errors import InvalidInput, NotReady, TopworkError
 from topwork.printable import printable
 
 
@@ -40,10 +40,11 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-def run(command: Callable[[], object]) -> None:
+def run(command: Callable[[], object], *, extras: str) -> None:
     """Run a command line; an expected error is one line on standard error and exit status 1.
 
-    Standard output escapes what its encoding lacks, as standard error does, instead of failing.
+    Such as a package that is not installed: the error names the ``extras`` that bring all. Standard
+    output escapes what its encoding lacks, as standard error does, instead of failing.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -51,6 +52,11 @@ def run(command: Callable[[], object]) -> None:
         command()
     except TopworkError as error:
         _fail(error)
+    except ModuleNotFoundError as error:
+        if (package := (error.name or "topwork").partition(".")[0]).startswith("topwork"):
+            raise
+        wanted = f"this needs the package {package}: pip install 'topwork[{extras}]'"
+        _fail(NotReady(wanted))
     except UnicodeEncodeError as error:  # of a message to the server
         _fail(InvalidInput(f"{printable(error.object)} is no UTF-8", field="argument"))
 

@@ -27,9 +27,8 @@ from support.certificates import Authority
 from support.pictures import pictures
 
 from benchmarks.serving.processes import free_port
-from topwork import AsyncClient, CallFailed, Credentials
+from topwork import AsyncClient, CallFailed, Credentials, ImageResult
 from topwork.access import tokens
-from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork_trainer import commands
 
 CLIENTS = 12
@@ -124,16 +123,14 @@ class Soak:
 
     async def _call(
         self, client: AsyncClient, sent: Sequence[Known], *, stream: bool
-    ) -> list[classify_pb.ImageResult]:
+    ) -> list[ImageResult]:
         photos = [one.photo for one in sent]
         if not stream:
             return list((await client.classify("colours", photos, timeout=PATIENCE)).results)
         answers = client.classify_stream("colours", photos, images_per_message=2, timeout=PATIENCE)
         return [one.result async for one in answers]
 
-    def _note(
-        self, call: asyncio.Task[list[classify_pb.ImageResult]], sent: Sequence[Known]
-    ) -> None:
+    def _note(self, call: asyncio.Task[list[ImageResult]], sent: Sequence[Known]) -> None:
         if call.cancelled():
             self.tally.counts["cancelled"] += 1
         elif (error := call.exception()) is not None:
@@ -196,8 +193,8 @@ def _tell(tally: Tally, minutes: float) -> bool:
     return not tally.problems and growth <= MOST_GROWTH
 
 
-def _probabilities(result: classify_pb.ImageResult) -> dict[str, float]:
-    return {one.label: one.probability for one in result.classification.predictions}
+def _probabilities(result: ImageResult) -> dict[str, float]:
+    return {one.label: one.probability for one in result.predictions}
 
 
 def _memory_mib(pid: int) -> float:

@@ -1,4 +1,4 @@
-"""The generated code and docs/api.md are what the contract gives, and it breaks no client."""
+"""Generated files (stubs, docs/api.md, the blocking client) are fresh; no client is broken."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-PROTO = Path(__file__).parents[2] / "proto"
+ROOT = Path(__file__).parents[2]
+PROTO = ROOT / "proto"
+CLIENT = Path("service", "topwork", "client")
 
 
 def checked(proto: Path) -> subprocess.CompletedProcess[str]:
@@ -53,6 +55,7 @@ def test_a_change_that_breaks_clients_is_refused(
 def test_a_field_may_be_added(tmp_path: Path) -> None:
     """A new field breaks nobody: only what is generated is not fresh."""
     proto = shutil.copytree(PROTO, tmp_path / "proto")
+    shutil.copytree(ROOT / CLIENT, tmp_path / CLIENT)
     file = proto / "topwork" / "v1" / "revision.proto"
     old = "  int64 parent_revision = 3;\n"
     file.write_text(file.read_text().replace(old, f"{old}  // New.\n  int64 new = 99;\n"))

@@ -8,7 +8,6 @@ import functools
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -22,13 +21,14 @@ from topwork.access.access_file import Access
 from topwork.access.principals import enter
 from topwork.bundle.documents import from_data, to_data
 from topwork.bundle.manifest import Manifest
-from topwork.changes.jobs import Job, Progress
-from topwork.changes.operations import Operations, Wanted
-from topwork.changes.room import Rooms
-from topwork.changes.rows import Operation, check_same, subject_of
+from topwork.changes.intake import Intake
+from topwork.changes.jobs import Job
+from topwork.changes.operations import Admit, Operations, Wanted, no_operation
+from topwork.changes.quota import Quotas
+from topwork.changes.rows import Operation, queued, subject_of
+from topwork.changes.uploads import Uploads
 from topwork.errors import NotFound, TopworkError
 from topwork.limits import Limits
-from topwork.rpc.changes import Changes
 from topwork.rpc.servicers import (
     ClassifierServicer,
     Context,
@@ -36,7 +36,6 @@ from topwork.rpc.servicers import (
     OperationsServicer,
     OperationViews,
 )
-from topwork.rpc.uploads import Uploads
 from topwork.serving import classifier as classifying
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import Classified, Timings
@@ -171,14 +170,14 @@ class _Service:
         registry = cast("Registry", _Registry())
         operations = cast("Operations", _Operations())
         views = OperationViews(repository, registry, operations, most_watches=1)
-        changes = Changes(
+        intake = Intake(
             registry,
             operations,
             Uploads(repository, LIMITS),
-            Rooms(repository, LIMITS),
+            Quotas(repository, LIMITS),
             LIMITS,
         )
-        models = ModelServicer(repository, registry, views, changes, LIMITS)
+        models = ModelServicer(repository, registry, views, intake, LIMITS)
         classifier = ClassifierServicer(cast("Classifier", _Classifier()), most_seconds=60.0)
         running = OperationsServicer(views)
         self.methods = (
@@ -250,24 +249,24 @@ class _Operations:
     def __init__(self) -> None:
         self._last: Operation | None = None
 
-    async def submit(self, job: Job, request_id: str, *, size: int = 0) -> Operation:
+    async def submit(
+        self, job: Job, request_id: str, *, size: int = 0, admit: Admit | None = None
+    ) -> Operation:
+        if admit is not None:
+            await admit(0)
         assert from_data(json.loads(json.dumps(to_data(job), allow_nan=False)), Job) == job
         assert size >= 0
-        self._last = Operation(
-            id=request_id,
-            subject=subject_of(job),
-            created=datetime.now(UTC),
-            ended=None,
-            progress=Progress(stage="queued"),
-            outcome=None,
-        )
-        check_same(self._last, subject_of(job))
+        self._last = queued(request_id, subject_of(job), job.accepted)
         return self._last
 
+    async def find(self, identifier: str) -> Operation | None:
+        return self._last if identifier != workplace.MODEL else None
+
     async def get(self, identifier: str) -> Operation:
-        if self._last is None or identifier == workplace.MODEL:
-            raise NotFound(f"no {identifier!r}", kind="operation", resource=identifier)
-        return self._last
+        found = await self.find(identifier)
+        if found is None:
+            raise no_operation(identifier)
+        return found
 
     async def wait(
         self, identifier: str, seconds: float, check: Callable[[Operation], None]
@@ -286,10 +285,8 @@ class _Operations:
         assert 1 <= limit <= 1001
         return [self._last] if self._last is not None else []
 
-    async def check_room(self, model: str) -> None:
-        assert model == workplace.MODEL
-
     async def pending_bytes(self, model: str) -> int:
+        assert model == workplace.MODEL
         return 0
 
 

@@ -82,16 +82,14 @@ def expected(root: Path) -> dict[str, Any]:
             "serving": model.serving_revision.revision,
             "revisions": list(model.revisions),
             "pinned": list(model.pinned_revisions),
-            "probabilities": {
-                one.label: one.probability for one in answer.results[0].classification.predictions
-            },
+            "probabilities": {one.label: one.probability for one in answer.results[0].predictions},
             "operations": [
                 {
                     "name": one.name,
                     "kind": change_pb.ChangeKind.Name(progress(one).kind),
                     "label": progress(one).label,
                     "done": one.done,
-                    "reason": CallFailed(one.error).reason if one.HasField("error") else "",
+                    "reason": CallFailed(one.raw.error).reason if one.raw.HasField("error") else "",
                 }
                 for one in client.operations()
             ],

@@ -89,7 +89,7 @@ def test_classify_and_add_class(served: Container) -> None:
         assert result(finished).revision.revision == 2
         after = client.classify("colours", [picture("violet", 60)])
         assert after.revision == 2
-        assert after.results[0].classification.predictions[0].label == "violet"
+        assert after.results[0].predictions[0].label == "violet"
     status, said = served.inside("sh", "-c", "touch /opt/topwork/mark")
     assert status != 0
     assert "Read-only file system" in said

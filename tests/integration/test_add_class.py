@@ -19,10 +19,11 @@ from support.servers import Running, Teach, failure, fields
 from topwork import CallFailed, Client, result
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.store import Repository
+from topwork.changes import uploads
+from topwork.changes.requests import UploadItem
+from topwork.changes.uploads import Uploads
 from topwork.errors import DeadlinePassed
 from topwork.limits import DEFAULT_LIMITS
-from topwork.rpc import uploads
-from topwork.rpc.uploads import Uploads
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 
@@ -72,7 +73,7 @@ def test_a_new_class_is_learnt(client: Client, teach: Teach, model: str) -> None
     shown = [*LABELS, "violet"]
     answer = client.classify(model, [picture(label, 60) for label in shown])
     assert answer.revision == 2
-    assert [one.classification.predictions[0].label for one in answer.results] == shown
+    assert [one.predictions[0].label for one in answer.results] == shown
 
 
 def test_the_old_revision_answers_when_asked_for(client: Client, teach: Teach, model: str) -> None:
@@ -246,7 +247,7 @@ def test_a_label_with_any_other_characters_is_learnt(
     """What looks like a path, a number or markup is a label like any other."""
     assert label in result(teach(model, label, VIOLETS[:6])).revision.labels
     answer = client.classify(model, [picture("violet", 60)])
-    assert answer.results[0].classification.predictions[0].label == label
+    assert answer.results[0].predictions[0].label == label
 
 
 def upload_of(case: str) -> list[change_pb.AddClassRequest]:
@@ -331,7 +332,7 @@ def test_the_last_room_for_a_label_is_given_once(
         except CallFailed as error:
             return int(error.status.code)
         *_, finished = client.watch(accepted.name)
-        return int(finished.error.code)
+        return int(finished.raw.error.code)
 
     with ThreadPoolExecutor(2) as pool:
         codes = sorted(pool.map(add, ["violet", "indigo"]))
@@ -344,12 +345,12 @@ def test_a_silent_upload_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(uploads, "SILENCE_SECONDS", 0.05)
     receiving = Uploads(Repository(tmp_path), DEFAULT_LIMITS)
 
-    async def silent() -> AsyncIterator[change_pb.AddClassRequest]:
+    async def silent() -> AsyncIterator[UploadItem]:
         await asyncio.Event().wait()
-        yield change_pb.AddClassRequest()
+        yield ()
 
     with pytest.raises(DeadlinePassed, match="nothing came for"):
-        asyncio.run(receiving.first(silent()))
+        asyncio.run(receiving.request(silent()))
 
 
 def test_a_repeated_call_is_the_same_operation(client: Client, model: str) -> None:
@@ -421,7 +422,7 @@ def test_one_label_twice_at_once_lands_once(client: Client, model: str) -> None:
     """Of two uploads of one label one is learnt; the other operation ends with ALREADY_EXISTS."""
     accepted = [client.add_class(model, "violet", VIOLETS[:half]) for half in (6, 12)]
     finished = [list(client.watch(one.name))[-1] for one in accepted]
-    codes = sorted(one.error.code for one in finished)
+    codes = sorted(one.raw.error.code for one in finished)
     assert codes == [code_pb2.OK, code_pb2.ALREADY_EXISTS]
     assert list(client.model(model).revisions) == [1, 2]
 
@@ -437,7 +438,7 @@ def test_serving_never_stops(server: Running, client: Client, model: str) -> Non
         with Client(server.address) as own:
             while not stop.is_set():
                 answer = own.classify(model, [photo], top_k=10)
-                predictions = answer.results[0].classification.predictions
+                predictions = answer.results[0].predictions
                 known = sorted(one.label for one in predictions)
                 answers.append((answer.revision, known, predictions[0].label))
 

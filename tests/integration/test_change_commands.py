@@ -237,7 +237,7 @@ def test_operations_cancel(topwork: Command, idle: Running) -> None:
         status, output, _ = topwork("operations cancel", accepted.name, address=idle.address)
         assert (status, output) == (0, "")
         *_, finished = own.watch(accepted.name)
-    assert finished.error.message == "cancelled on request"
+    assert finished.raw.error.message == "cancelled on request"
     unknown = str(uuid.UUID(int=7))
     status, _, errors = topwork("operations cancel", unknown)
     assert status == 1

@@ -98,13 +98,12 @@ def test_a_renamed_label_is_called_so(client: Client, model: str) -> None:
     assert list(response.revision.labels) == ["amber", "azure", "crimson", "green"]
     after = client.classify(model, [picture("blue", 60)], top_k=4).results[0]
     renamed = {
-        "azure" if one.label == "blue" else one.label: one.probability
-        for one in before.classification.predictions
+        "azure" if one.label == "blue" else one.label: one.probability for one in before.predictions
     }
-    assert after.classification.predictions[0].label == "azure"
-    assert {
-        one.label: one.probability for one in after.classification.predictions
-    } == pytest.approx(renamed, abs=1e-5)
+    assert after.predictions[0].label == "azure"
+    assert {one.label: one.probability for one in after.predictions} == pytest.approx(
+        renamed, abs=1e-5
+    )
 
 
 def test_an_invisible_label_of_an_old_model_can_be_renamed(
@@ -114,7 +113,7 @@ def test_an_invisible_label_of_an_old_model_can_be_renamed(
     old = replace(four_colours, labels=("amber", "blue", "crimson", "\u3164"))
     model = serve(old)
     (answer,) = client.classify(model, [picture("green", 60)], top_k=1).results
-    assert answer.classification.predictions[0].label == "\u3164"
+    assert answer.predictions[0].label == "\u3164"
     response = done(client, client.rename_class(model, "\u3164", "green"))
     assert list(response.revision.labels) == LABELS
     error = failure(lambda: client.rename_class(model, "green", "\u3164"))

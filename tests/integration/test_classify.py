@@ -14,7 +14,7 @@ from support.bad_images import KINDS, turned, without_palette
 from support.pictures import encode, picture
 from support.servers import Running, failure, fields
 
-from topwork import Client
+from topwork import Client, ImageResult
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.store import Repository
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -26,10 +26,10 @@ LABELS = ["amber", "blue", "crimson", "green"]
 PHOTO = picture("blue", 40)
 
 
-def best(result: classify_pb.ImageResult) -> str:
+def best(result: ImageResult) -> str:
     """Return the most probable label of an image that was classified."""
-    assert result.WhichOneof("result") == "classification"
-    return result.classification.predictions[0].label
+    assert result.error is None
+    return result.predictions[0].label
 
 
 def test_every_image_has_its_answer_in_its_place(client: Client) -> None:
@@ -39,12 +39,11 @@ def test_every_image_has_its_answer_in_its_place(client: Client) -> None:
     assert [best(result) for result in answer.results] == shown
     assert answer.revision == 1
     for result in answer.results:
-        predictions = result.classification.predictions
-        probabilities = [one.probability for one in predictions]
-        assert sorted(one.label for one in predictions) == LABELS
-        assert probabilities == sorted(probabilities, reverse=True)
+        labels, probabilities = zip(*result.predictions, strict=True)
+        assert sorted(labels) == LABELS
+        assert list(probabilities) == sorted(probabilities, reverse=True)
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
-    timings = answer.timings
+    timings = answer.raw.timings
     assert timings.total.ToNanoseconds() > 0
     assert timings.decode.ToNanoseconds() > 0
     assert timings.backbone.ToNanoseconds() > 0
@@ -53,7 +52,7 @@ def test_every_image_has_its_answer_in_its_place(client: Client) -> None:
 def test_top_k_predictions(client: Client) -> None:
     """top_k bounds the predictions of each image."""
     answer = client.classify("colours", [PHOTO, PHOTO], top_k=1)
-    assert [len(result.classification.predictions) for result in answer.results] == [1, 1]
+    assert [len(result.predictions) for result in answer.results] == [1, 1]
 
 
 def test_every_format_is_classified_alike(client: Client) -> None:
@@ -72,7 +71,7 @@ def test_one_bad_image_is_that_images_error(client: Client) -> None:
     assert [best(answer.results[place]) for place in (0, 4)] == ["blue", "blue"]
     reasons = ["IMAGE_UNREADABLE", "IMAGE_TOO_LARGE", "IMAGE_UNREADABLE"]
     for place, reason in zip((1, 2, 3), reasons, strict=True):
-        error = answer.results[place].error
+        error = answer.results[place].raw.error
         info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         assert error.code == code_pb2.INVALID_ARGUMENT
         assert error.details[0].Unpack(info)

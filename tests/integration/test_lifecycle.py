@@ -69,8 +69,8 @@ def test_a_worker_that_dies_keeps_the_reason_of_a_failure(mortal: Running) -> No
     with Client(mortal.address) as client:
         accepted = client.add_class("colours", "junk", [("note.txt", b"not a photo")])
         *_, finished = client.watch(accepted.name)
-        assert code_pb2.Code.Name(finished.error.code) == "FAILED_PRECONDITION"
-        assert "'junk' has 0 usable images" in finished.error.message
+        assert code_pb2.Code.Name(finished.raw.error.code) == "FAILED_PRECONDITION"
+        assert "'junk' has 0 usable images" in finished.raw.error.message
 
 
 def test_a_cancel_that_comes_too_late_changes_nothing(colours: Repository) -> None:
@@ -426,7 +426,7 @@ def test_every_line_of_a_json_log_is_json(colours: Repository) -> None:
         server.fact("worker ready")
         with Client(server.address) as client:
             (answer,) = client.classify("colours", [broken]).results
-            assert answer.HasField("error")
+            assert answer.error is not None
             server.fact("native output")
             accepted = client.add_class("colours", "violet", [*VIOLETS, ("bad.tif", broken)])
             assert result([*client.watch(accepted.name)][-1]).revision.revision == 2

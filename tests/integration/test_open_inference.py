@@ -52,7 +52,7 @@ def classified(client: Client, files: list[bytes]) -> np.ndarray[Any, Any]:
     answer = client.classify("colours", files)
     found = np.zeros((len(files), len(LABELS)), dtype=np.float32)
     for row, result in zip(found, answer.results, strict=True):
-        for one in result.classification.predictions:
+        for one in result.predictions:
             row[LABELS.index(one.label)] = one.probability
     return found
 

@@ -110,9 +110,9 @@ def test_a_finished_operation_stays_as_it_is(
     """Watch, get, wait and cancel of a finished operation all leave and give the same."""
     finished = teach(model, "violet", VIOLETS)
     assert list(client.watch(finished.name)) == [finished]
-    assert wait(operations, finished.name, 60) == finished
+    assert wait(operations, finished.name, 60) == finished.raw
     cancel(operations, finished.name)
-    assert get(operations, finished.name) == finished
+    assert get(operations, finished.name) == finished.raw
 
 
 def test_waiting_ends_with_the_operation(
@@ -189,8 +189,8 @@ def test_a_cancelled_operation_ends(
     assert not next(watched).done
     cancel(queue, accepted.name)
     (last,) = watched
-    assert last == get(queue, accepted.name)
-    assert (last.done, last.error.code) == (True, grpc.StatusCode.CANCELLED.value[0])
+    assert last.raw == get(queue, accepted.name)
+    assert (last.done, last.raw.error.code) == (True, grpc.StatusCode.CANCELLED.value[0])
 
 
 def test_an_operation_is_cancelled_while_it_runs(
@@ -201,7 +201,7 @@ def test_an_operation_is_cancelled_while_it_runs(
     for state in client.watch(accepted.name):
         if stage(state) == "CHANGE_STAGE_EMBEDDING":
             cancel(operations, accepted.name)
-    assert state.error.code == grpc.StatusCode.CANCELLED.value[0]
+    assert state.raw.error.code == grpc.StatusCode.CANCELLED.value[0]
     assert client.model(model).serving_revision.revision == 1
     after = result(teach(model, "indigo", VIOLETS)).revision
     assert list(after.labels) == ["amber", "blue", "crimson", "green", "indigo"]

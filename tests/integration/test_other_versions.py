@@ -59,7 +59,7 @@ def test_a_server_goes_on_where_an_earlier_release_stopped(left: Path) -> None:
             "colours", [picture("violet", 50, size=SIZE)], revision=expected["serving"]
         )
         assert {
-            one.label: one.probability for one in answer.results[0].classification.predictions
+            one.label: one.probability for one in answer.results[0].predictions
         } == pytest.approx(expected["probabilities"], abs=1e-5)
         for name in waiting:
             *_, last = client.watch(name)
@@ -140,7 +140,7 @@ def test_rows_of_a_newer_version_do_not_break_the_list(idle: Running, topwork: C
             "PAUSED",
             "",
         ]
-        assert listed[names["error"]].error.code == grpc.StatusCode.UNKNOWN.value[0]
+        assert listed[names["error"]].raw.error.code == grpc.StatusCode.UNKNOWN.value[0]
         for name in names.values():
             assert next(client.watch(name)).name == name
     status, out, _ = topwork("operations list", "--json", address=idle.address)
@@ -160,7 +160,7 @@ def test_a_change_that_only_a_newer_version_can_make_fails(idle: Running) -> Non
         database.commit()
     with servers.running(idle.repository) as server, Client(server.address) as client:
         *_, failed = client.watch(newer)
-        assert (reason(failed), "merge_classes" in failed.error.message) == ("DATA_LOSS", True)
+        assert (reason(failed), "merge_classes" in failed.raw.error.message) == ("DATA_LOSS", True)
         *_, last = client.watch(plain)
         assert result(last).revision.revision == 2
 

@@ -98,7 +98,7 @@ def test_the_signed_revision_goes_on_where_an_unsigned_one_comes(
     signed.fact("revision cannot be loaded", count=2)
     answer = client.classify("colours", [picture("violet", 60)])
     assert answer.revision == 2
-    assert answer.results[0].classification.predictions[0].label == "violet"
+    assert answer.results[0].predictions[0].label == "violet"
     unsigned.set_serving("colours", 2, why="rollback")
 
 

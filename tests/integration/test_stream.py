@@ -27,7 +27,6 @@ from topwork.bundle.store import Repository
 from topwork.client.exchange import IMAGES_A_MESSAGE, MOST_IMAGES
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
-from topwork.wire import status as statuses
 
 LABELS = ["amber", "blue", "crimson", "green"]
 PHOTOS = [picture(label, 40) for label in LABELS]
@@ -38,8 +37,8 @@ BEYOND = MOST_IMAGES + 256
 
 def label(found: StreamResult) -> str:
     """Return the most probable label of an image that was classified."""
-    assert found.result.HasField("classification")
-    return found.result.classification.predictions[0].label
+    assert found.result.error is None
+    return found.result.predictions[0].label
 
 
 def shown(count: int) -> list[int]:
@@ -57,7 +56,7 @@ def test_results_come_in_the_order_of_the_images(client: Client, images_per_mess
     found = list(stream)
     assert [label(one) for one in found] == [LABELS[one] for one in order]
     assert {one.revision for one in found} == {1}
-    assert {len(one.result.classification.predictions) for one in found} == {1}
+    assert {len(one.result.predictions) for one in found} == {1}
 
 
 def test_a_stream_says_what_classify_says(client: Client, server: Running) -> None:
@@ -77,19 +76,13 @@ def test_a_stream_says_what_classify_says(client: Client, server: Running) -> No
             ]
 
     for found in (list(client.classify_stream("colours", images)), *asyncio.run(ask())):
-        assert [one.result.HasField("error") for one in found] == [n in {3, 8} for n in range(9)]
+        assert [n for n, one in enumerate(found) if one.result.error] == [3, 8]
         for got, wanted in zip(found, asked, strict=True):
-            if got.result.HasField("error"):
-                assert got.result.error.code == wanted.error.code
-                assert statuses.reason(got.result.error) == statuses.reason(wanted.error)
-            else:
-                one, other = got.result.classification, wanted.classification
-                assert [each.label for each in one.predictions] == [
-                    each.label for each in other.predictions
-                ]
-                assert one.predictions[0].probability == pytest.approx(
-                    other.predictions[0].probability, abs=1e-6
-                )
+            one, other = got.result.error, wanted.error
+            assert (one and (one.code, one.reason)) == (other and (other.code, other.reason))
+            for mine, theirs in zip(got.result.predictions, wanted.predictions, strict=True):
+                assert mine.label == theirs.label
+                assert mine.probability == pytest.approx(theirs.probability, abs=1e-6)
 
 
 def test_no_image_is_no_result(client: Client) -> None:

@@ -64,7 +64,7 @@ def test_it_gets_what_classify_says(
     """The same JPEGs through Classify and through NVIDIA's client have the same probabilities."""
     results = client.classify("colours", files).results
     for row, result in zip(found["probabilities"][way], results, strict=True):
-        for one in result.classification.predictions:
+        for one in result.predictions:
             assert row[LABELS.index(one.label)] == pytest.approx(one.probability, abs=1e-6)
 
 

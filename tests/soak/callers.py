@@ -240,7 +240,7 @@ class Asker:
             self._ledger.answered.add((model, answer.revision))
             labels = self._labels(model, answer.revision)
             for colour, one in zip(asked, answer.results, strict=True):
-                said = [prediction.label for prediction in one.classification.predictions]
+                said = [prediction.label for prediction in one.predictions]
                 if sorted(said) != sorted(labels):
                     self._ledger.violated(
                         f"{model} revision {answer.revision} has {labels} and said {said}"

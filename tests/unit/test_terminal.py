@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
 from pathlib import Path
@@ -39,9 +40,24 @@ def test_output_escapes_what_its_encoding_lacks(monkeypatch: pytest.MonkeyPatch)
     """On a terminal that knows only ASCII a label is escaped instead of ending the command."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", errors="strict"))
-    run(lambda: sys.stdout.write("caf\u00e9 \udcff"))
+    run(lambda: sys.stdout.write("caf\u00e9 \udcff"), extras="cpu")
     sys.stdout.flush()
     assert raw.getvalue() == b"caf\\xe9 \\udcff"
+
+
+def test_missing_package_names_the_extras(capsys: pytest.CaptureFixture[str]) -> None:
+    """A command that needs what is not installed says in one line what to install."""
+    with pytest.raises(SystemExit, match="1"):
+        run(lambda: importlib.import_module("no_such_package.part"), extras="cpu,train")
+    assert capsys.readouterr().err == (
+        "error: this needs the package no_such_package: pip install 'topwork[cpu,train]'\n"
+    )
+
+
+def test_missing_module_of_topwork_is_a_bug() -> None:
+    """No extra brings it: it has its traceback."""
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        run(lambda: importlib.import_module("topwork.no_such_module"), extras="cpu")
 
 
 def test_no_command_prints_by_richs_own_console() -> None:

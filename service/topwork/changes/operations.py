@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import structlog
-from dbos import DBOSClient, EnqueueOptions, WorkflowStatus
+from dbos import DBOSClient, EnqueueOptions, WorkflowStatus, error
 
 from topwork.bundle.documents import to_data
 from topwork.bundle.store import Repository
@@ -23,7 +22,6 @@ from topwork.changes.database import CHANGE, QUEUE, available, connect, note_dat
 from topwork.changes.jobs import Job
 from topwork.changes.rows import Operation, check_same, subject_of
 from topwork.errors import (
-    InvalidInput,
     NotFound,
     NotReady,
     Overloaded,
@@ -50,7 +48,9 @@ SEARCHED = 1000
 RETRY_SECONDS = 5.0
 """When who found too many operations or watches may try again."""
 
-_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+
+Admit: TypeAlias = Callable[[int], Awaitable[None]]
+"""Is told the bytes of the images of a model's unfinished operations, and may raise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,8 @@ class Operations:
         self._url = url
         self._repository = repository
         self._limits = limits
-        self._submitting = asyncio.Lock()
+        self._submitting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """One call a model looks how many operations there are, and then adds one."""
         self._client: DBOSClient | None = None
         self._connecting = asyncio.Lock()
         self._closing = False
@@ -90,17 +91,21 @@ class Operations:
         if self._client is not None:
             await asyncio.to_thread(self._client.destroy)
 
-    async def submit(self, job: Job, request_id: str, *, size: int = 0) -> Operation:
+    async def submit(
+        self, job: Job, request_id: str, *, size: int = 0, admit: Admit | None = None
+    ) -> Operation:
         """Store ``job`` durably and return its operation; the same id gives the same operation.
 
-        ``size`` is the length of its images in bytes. Raises AlreadyExists if the id was used for
-        something else, and what ``check_room`` raises.
+        ``size`` is the length of its images in bytes; ``admit`` may refuse it. Raises what
+        ``admit`` raises, AlreadyExists if the id was used for something else, and Overloaded if
+        the model has as many unfinished operations as it may have.
         """
         subject = subject_of(job)
         options: EnqueueOptions = {
             "queue_name": QUEUE,
             "workflow_name": CHANGE,
             "workflow_id": request_id,
+            "workflow_id_reuse_policy": "reject",
             "queue_partition_key": job.model,
             # On SQLite DBOS orders by whole seconds. Milliseconds wrap every 24 days, when two
             # changes may swap places: harmless, since heads do not depend on the order.
@@ -108,36 +113,53 @@ class Operations:
             "app_version": APPLICATION_VERSION,
             "attributes": {**to_data(subject), "accepted": job.accepted, "bytes": size},
         }
-        client = await self._connect()
-        async with self._submitting:
-            if await self._find(request_id) is None:
-                await self.check_room(job.model)
-                with available():
-                    await client.enqueue_async(options, to_data(job))
+        async with self._submitting[job.model]:
+            pending = await self.pending_bytes(job.model)
+            if admit is not None:
+                await admit(pending)
+            if await self._enqueue(options, to_data(job)):
+                return rows.queued(request_id, subject, job.accepted)
         operation = await self.get(request_id)
         check_same(operation, subject)
         return operation
 
-    async def check_room(self, model: str) -> None:
-        """Raise Overloaded if a model has as many unfinished operations as it may have."""
+    async def _enqueue(self, options: EnqueueOptions, job: Any) -> bool:
+        """Store an operation durably; return whether its id is new."""
+        client = await self._connect()
+        with available():
+            try:
+                await client.enqueue_async(options, job)
+            except error.DBOSWorkflowIDInUseError:
+                return False
+        return True
+
+    async def pending_bytes(self, model: str) -> int:
+        """Return the length of all images of a model's unfinished operations, in bytes.
+
+        Raises Overloaded if it has as many of them as it may have.
+        """
         most = self._limits.max_pending_operations
-        if len(await self._unfinished(model)) >= most:
+        wanted = Wanted(attributes={"model": model}, done=False)
+        unfinished = await self._statuses(wanted, offset=0, limit=most)
+        if len(unfinished) >= most:
             raise Overloaded(
                 f"model {model!r} has {most} unfinished operations, which is the limit",
                 retry_after=RETRY_SECONDS,
                 reason="TOO_MANY_OPERATIONS",
             )
+        return sum(map(rows.size, unfinished))
 
-    async def pending_bytes(self, model: str) -> int:
-        """Return the length of all images of a model's unfinished operations, in bytes."""
-        return sum(map(rows.size, await self._unfinished(model)))
+    async def find(self, identifier: str) -> Operation | None:
+        """Return an operation; None if there is none."""
+        found = await self._find(identifier)
+        return None if found is None else await self._operation(found)
 
     async def get(self, identifier: str) -> Operation:
         """Return an operation. Raises NotFound."""
-        found = await self._find(identifier)
+        found = await self.find(identifier)
         if found is None:
             raise no_operation(identifier)
-        return await self._operation(found)
+        return found
 
     async def list(
         self,
@@ -150,11 +172,6 @@ class Operations:
         """Return the ``wanted`` operations of the ``visible`` models, oldest first."""
         found = await self._statuses(wanted, offset=offset, limit=limit, visible=visible)
         return [await self._operation(one) for one in found]
-
-    async def _unfinished(self, model: str) -> Sequence[WorkflowStatus]:
-        wanted = Wanted(attributes={"model": model}, done=False)
-        most = self._limits.max_pending_operations
-        return await self._statuses(wanted, offset=0, limit=most)
 
     async def _find(self, identifier: str) -> WorkflowStatus | None:
         client = await self._connect()
@@ -317,15 +334,3 @@ def no_operation(identifier: str) -> NotFound:
     """Return the error of an operation that is not there, or not for who asks."""
     name = f"operations/{identifier}"
     return NotFound(f"there is no operation {name!r}", kind="operation", resource=name)
-
-
-def new_request_id(given: str, *, field: str) -> str:
-    """Return the id of a request: ``given``, in lower case, or a new one if it is empty.
-
-    Raises InvalidInput if it is no UUID.
-    """
-    if not given:
-        return str(uuid.uuid4())
-    if not _UUID.fullmatch(given):  # uuid.UUID takes much else, such as 0x and other digits
-        raise InvalidInput(f"request_id {given[:80]!r} is no UUID", field=field)
-    return given.lower()

@@ -84,6 +84,18 @@ def check_same(operation: Operation, subject: Subject) -> None:
         )
 
 
+def queued(identifier: str, subject: Subject, accepted: float) -> Operation:
+    """Return an operation that was ``accepted`` just now, in seconds since 1970."""
+    return Operation(
+        id=identifier,
+        subject=subject,
+        created=_moment(accepted),
+        ended=None,
+        progress=Progress(stage="queued"),
+        outcome=None,
+    )
+
+
 def operation(row: WorkflowStatus, *, progress: Any = None, late: Any = None) -> Operation:
     """Return the operation that a row is.
 

@@ -8,7 +8,12 @@ from topwork.runtime.interrupts import interruptible
 def main() -> None:
     """Run the command line; an expected error is one line on standard error and exit status 1."""
     with interruptible():
-        from topwork.cli.commands import cli
-        from topwork.terminal import run  # a second of imports, which Ctrl-C may end
+        from topwork.terminal import run
 
-        run(cli)
+        run(_run, extras="cpu")
+
+
+def _run() -> None:
+    from topwork.cli.commands import cli  # a second of imports, which Ctrl-C may end
+
+    cli()

@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from topwork import Client
+from topwork import Client, ImageResult
 from topwork.cli.options import (
     ServerAt,
     connected,
@@ -38,7 +38,6 @@ from topwork.errors import ImageError
 from topwork.inputs.folders import group
 from topwork.printable import file_name, printable
 from topwork.terminal import Console, LocalPath
-from topwork.v1 import classifier_service_pb2 as classify_pb
 
 READERS = 4
 AHEAD = 16
@@ -212,20 +211,15 @@ class _Speed(ProgressColumn):
         )
 
 
-def _row(path: Path, revision: int, result: classify_pb.ImageResult) -> Row:
-    if result.HasField("error"):
-        return _failure(path, revision, result.error.message)
+def _row(path: Path, revision: int, result: ImageResult) -> Row:
+    if result.error is not None:
+        return _failure(path, revision, str(result.error))
     return {
         "image": file_name(path),
         "revision": revision,
-        "predictions": [
-            {"label": one.label, "probability": one.probability}
-            for one in result.classification.predictions
-        ],
-        "unknown_probability": result.classification.unknown_probability
-        if result.classification.HasField("unknown_probability")
-        else None,
-        "is_unknown": result.classification.is_unknown,
+        "predictions": [prediction._asdict() for prediction in result.predictions],
+        "unknown_probability": result.unknown_probability,
+        "is_unknown": bool(result.is_unknown),
         "error": None,
     }
 

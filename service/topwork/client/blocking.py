@@ -1,26 +1,21 @@
-"""The blocking client.
-
-    with Client("127.0.0.1:50051") as client:
-        answer = client.classify("flowers", [photo])
-        print(answer.results[0].classification.predictions[0].label)
-
-README.md has a longer example, which the tests run.
-"""
+"""The blocking Python client. Generated from asynchronous.py by `make proto`; never edited."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
-from topwork.client import calls, stream_calls
+from topwork.client import blocking_calls, calls
 from topwork.client.credentials import NOTHING, Credentials, bearing
-from topwork.client.exchange import IMAGES_A_MESSAGE, Exchange, StreamResult
+from topwork.client.exchange import IMAGES_A_MESSAGE, Exchange
+from topwork.client.images import Image, NamedImage
+from topwork.client.results import ClassifyResult, Operation, StreamResult
 from topwork.v1 import change_pb2 as change_pb
-from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
@@ -28,7 +23,7 @@ from topwork.v1 import revision_pb2 as revision_pb
 
 
 class Client:
-    """A blocking client of one server. Safe to use from several threads.
+    """A client of one server that blocks. Safe to use from several threads.
 
     Without ``credentials`` it speaks plaintext.
     """
@@ -37,10 +32,12 @@ class Client:
         self._address = address
         self._tls = credentials.tls
         metadata = credentials.metadata(address)  # before there is something to close
-        self._channel = credentials.open_channel(address, calls.options_for(address))
+        self._channel = blocking_calls.open_channel(address, credentials)
         channel = bearing(self._channel, metadata)
-        self._classifier = classify_grpc.ClassifierServiceStub(channel)
-        self._models = model_grpc.ModelServiceStub(channel)
+        self._classifier: classify_grpc.ClassifierServiceStub = classify_grpc.ClassifierServiceStub(
+            channel
+        )
+        self._models: model_grpc.ModelServiceStub = model_grpc.ModelServiceStub(channel)
         self._operations = operations_pb2_grpc.OperationsStub(channel)
 
     def __enter__(self) -> Self:
@@ -60,86 +57,104 @@ class Client:
 
     def wait_until_ready(self, seconds: float) -> None:
         """Return when the server can be reached. Raises CallFailed if it cannot in ``seconds``."""
-        try:
-            grpc.channel_ready_future(self._channel).result(timeout=seconds)
-        except grpc.FutureTimeoutError:
-            raise calls.unreachable(self._address, seconds, tls=self._tls) from None
+        blocking_calls.wait_until_ready(self._channel, self._address, seconds, tls=self._tls)
 
     def classify(
         self,
         model: str,
-        images: Iterable[bytes],
+        images: Iterable[Image],
         *,
         revision: int = 0,
         top_k: int = 0,
         timeout: float | None = None,
-    ) -> classify_pb.ClassifyResponse:
+    ) -> ClassifyResult:
         """Return one result an encoded image, in order; see topwork.v1.ClassifyRequest.
 
-        ``timeout`` in seconds. Raises CallFailed; a bad image is an error in its own result.
+        An image is its bytes, the path of its file, or a file that is open in binary mode.
+        ``timeout`` in seconds. Raises CallFailed, and OSError if a file cannot be read; a bad image
+        is an error in its own result.
         """
-        request = calls.classify_request(model, images, revision, top_k)
-        return calls.ask(self._classifier.Classify, request, timeout)
+        encoded = blocking_calls.contents(images)
+        request = calls.classify_request(model, encoded, revision, top_k)
+        answer = blocking_calls.ask(self._classifier.Classify, request, timeout)
+        return ClassifyResult.of(answer)
 
     def classify_stream(
         self,
         model: str,
-        images: Iterable[bytes],
+        images: Iterable[Image],
         *,
         revision: int = 0,
         top_k: int = 0,
         images_per_message: int = IMAGES_A_MESSAGE,
         timeout: float | None = None,
-    ) -> Generator[StreamResult, None, None]:
+    ) -> Generator[StreamResult, None]:
         """Yield one result an encoded image, in order, for any number of images.
 
         Takes ``images`` as fast as the server has room for them, in a thread of its own, and never
         holds more than some hundred. They wait until their message is complete: a source that is
         slower than the server, such as a camera, wants one ``images_per_message``. ``timeout`` in
         seconds is each message's. A bad image is an error in its own result; raises CallFailed, or
-        what ``images`` raises, after the results of all images before.
+        what ``images`` and their files raise, after the results of all images before.
         """
+        described = self.model(model)
         exchange = Exchange(
             model,
-            self.model(model).limits,
+            described.limits,
             revision=revision,
             top_k=top_k,
             images_per_message=images_per_message,
             timeout=timeout,
         )
-        yield from stream_calls.blocking(self._classifier.StreamClassify, images, exchange)
+        stream = blocking_calls.stream(self._classifier.StreamClassify, images, exchange)
+        with closing(stream) as results:
+            yield from results
 
     def add_class(
         self,
         model: str,
         label: str,
-        images: Iterable[tuple[str, bytes]],
+        images: Iterable[NamedImage],
         *,
         request_id: str = "",
         options: change_pb.ChangeOptions | None = None,
         timeout: float | None = None,
-    ) -> operations_pb2.Operation:
-        """Upload (name, encoded image) pairs of a new label and return the accepted operation.
+    ) -> Operation:
+        """Upload the images of a new label, and return the accepted operation.
 
-        A repeated call with the same ``request_id`` (a UUID) is the same operation; so it is with
-        every change. Raises CallFailed, or what ``images`` raises: then nothing is learnt.
+        An image is what ``classify`` takes, or a pair of its display name and that; the display
+        name of a file is else its path. A repeated call with the same ``request_id`` (a UUID) is
+        the same operation; so it is with every change. Raises CallFailed, or what ``images`` and
+        their files raise: then nothing is learnt.
         """
-        requests = calls.add_class_requests(model, label, images, request_id, options)
-        return calls.upload(self._models.AddClass, requests, timeout)
+        config = change_pb.AddClassConfig(
+            model=f"models/{model}",
+            label=label,
+            request_id=request_id or calls.new_request_id(),
+            options=options,
+        )
+        first = change_pb.AddClassRequest(config=config)
+        return Operation.of(blocking_calls.upload(self._models.AddClass, first, images, timeout))
 
     def add_examples(
         self,
         model: str,
         label: str,
-        images: Iterable[tuple[str, bytes]],
+        images: Iterable[NamedImage],
         *,
         request_id: str = "",
         options: change_pb.ChangeOptions | None = None,
         timeout: float | None = None,
-    ) -> operations_pb2.Operation:
-        """Upload (name, encoded image) pairs of a label that the model has. Raises CallFailed."""
-        requests = calls.add_examples_requests(model, label, images, request_id, options)
-        return calls.upload(self._models.AddExamples, requests, timeout)
+    ) -> Operation:
+        """Upload more images, as ``add_class`` takes them, of a label that the model has."""
+        config = change_pb.AddExamplesConfig(
+            model=f"models/{model}",
+            label=label,
+            request_id=request_id or calls.new_request_id(),
+            options=options,
+        )
+        first = change_pb.AddExamplesRequest(config=config)
+        return Operation.of(blocking_calls.upload(self._models.AddExamples, first, images, timeout))
 
     def remove_class(
         self,
@@ -149,7 +164,7 @@ class Client:
         request_id: str = "",
         options: change_pb.ChangeOptions | None = None,
         timeout: float | None = None,
-    ) -> operations_pb2.Operation:
+    ) -> Operation:
         """Let a model forget a label, and return the accepted operation. Raises CallFailed."""
         request = change_pb.RemoveClassRequest(
             model=f"models/{model}",
@@ -157,7 +172,7 @@ class Client:
             request_id=request_id or calls.new_request_id(),
             options=options,
         )
-        return calls.ask(self._models.RemoveClass, request, timeout)
+        return Operation.of(blocking_calls.ask(self._models.RemoveClass, request, timeout))
 
     def rename_class(
         self,
@@ -168,7 +183,7 @@ class Client:
         request_id: str = "",
         options: change_pb.ChangeOptions | None = None,
         timeout: float | None = None,
-    ) -> operations_pb2.Operation:
+    ) -> Operation:
         """Give a label another name, and return the accepted operation. Raises CallFailed."""
         request = change_pb.RenameClassRequest(
             model=f"models/{model}",
@@ -177,7 +192,7 @@ class Client:
             request_id=request_id or calls.new_request_id(),
             options=options,
         )
-        return calls.ask(self._models.RenameClass, request, timeout)
+        return Operation.of(blocking_calls.ask(self._models.RenameClass, request, timeout))
 
     def retrain(
         self,
@@ -188,7 +203,7 @@ class Client:
         request_id: str = "",
         options: change_pb.ChangeOptions | None = None,
         timeout: float | None = None,
-    ) -> operations_pb2.Operation:
+    ) -> Operation:
         """Solve a model's head anew, and return the accepted operation. Raises CallFailed."""
         request = change_pb.RetrainRequest(
             model=f"models/{model}",
@@ -197,7 +212,7 @@ class Client:
             request_id=request_id or calls.new_request_id(),
             options=options,
         )
-        return calls.ask(self._models.Retrain, request, timeout)
+        return Operation.of(blocking_calls.ask(self._models.Retrain, request, timeout))
 
     def rollback(
         self,
@@ -215,7 +230,7 @@ class Client:
             expected_revision=expected_revision,
             validate_only=validate_only,
         )
-        return calls.ask(self._models.Rollback, request, timeout)
+        return blocking_calls.ask(self._models.Rollback, request, timeout)
 
     def pin_revision(
         self,
@@ -230,14 +245,14 @@ class Client:
         request = model_pb.PinRevisionRequest(
             model=f"models/{model}", revision=revision, unpin=unpin, validate_only=validate_only
         )
-        return calls.ask(self._models.PinRevision, request, timeout)
+        return blocking_calls.ask(self._models.PinRevision, request, timeout)
 
-    def watch(self, operation: str) -> Iterator[operations_pb2.Operation]:
+    def watch(self, operation: str) -> Iterator[Operation]:
         """Yield the states of ``operation`` (its name) until it is finished. Raises CallFailed."""
         call = self._models.WatchOperation(model_pb.WatchOperationRequest(name=operation))
         try:
             for response in call:
-                yield response.operation
+                yield Operation.of(response.operation)
         except grpc.RpcError as error:
             raise calls.failed(error) from error
         finally:
@@ -245,42 +260,40 @@ class Client:
 
     def model(self, model: str) -> model_pb.Model:
         """Return a model. Raises CallFailed."""
-        return calls.ask(self._models.GetModel, model_pb.GetModelRequest(name=f"models/{model}"))
+        request = model_pb.GetModelRequest(name=f"models/{model}")
+        return blocking_calls.ask(self._models.GetModel, request)
 
     def models(self) -> Iterator[model_pb.Model]:
         """Yield all models, in the order of their names. Raises CallFailed."""
-        token = ""
-        while True:
-            request = model_pb.ListModelsRequest(page_token=token)
-            page = calls.ask(self._models.ListModels, request)
+        for page in self._pages(self._models.ListModels, model_pb.ListModelsRequest()):
             yield from page.models
-            if not (token := page.next_page_token):
-                return
 
     def revisions(self, model: str) -> Iterator[revision_pb.Revision]:
         """Yield all revisions of a model, newest first. Raises CallFailed."""
-        token = ""
-        while True:
-            request = model_pb.ListRevisionsRequest(model=f"models/{model}", page_token=token)
-            page = calls.ask(self._models.ListRevisions, request)
+        request = model_pb.ListRevisionsRequest(model=f"models/{model}")
+        for page in self._pages(self._models.ListRevisions, request):
             yield from page.revisions
-            if not (token := page.next_page_token):
-                return
 
-    def operations(self, wanted: str = "") -> Iterator[operations_pb2.Operation]:
+    def operations(self, wanted: str = "") -> Iterator[Operation]:
         """Yield the operations that the filter ``wanted`` lets pass, oldest first.
 
         Such as ``model = "models/flowers" AND done = false``. Raises CallFailed.
         """
-        token = ""
-        while True:
-            request = operations_pb2.ListOperationsRequest(filter=wanted, page_token=token)
-            page = calls.ask(self._operations.ListOperations, request)
-            yield from page.operations
-            if not (token := page.next_page_token):
-                return
+        request = operations_pb2.ListOperationsRequest(filter=wanted)
+        for page in self._pages(self._operations.ListOperations, request):
+            for operation in page.operations:
+                yield Operation.of(operation)
 
     def cancel(self, operation: str) -> None:
         """End ``operation`` (its name) before its next step. Raises CallFailed."""
         request = operations_pb2.CancelOperationRequest(name=operation)
-        calls.ask(self._operations.CancelOperation, request)
+        blocking_calls.ask(self._operations.CancelOperation, request)
+
+    def _pages(self, method: Any, request: Any) -> Iterator[Any]:
+        """Yield the pages of a list."""
+        while True:
+            page = blocking_calls.ask(method, request)
+            yield page
+            if not (token := page.next_page_token):
+                return
+            request.page_token = token

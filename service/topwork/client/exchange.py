@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from google.rpc import code_pb2, status_pb2
 
 from topwork.client import calls
-from topwork.client.calls import MESSAGE_BYTES, CallFailed
+from topwork.client.calls import CallFailed
+from topwork.client.results import ImageResult, StreamResult
+from topwork.client.upload import MESSAGE_BYTES
 from topwork.errors import ImageError
 from topwork.limits import DEFAULT_LIMITS
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -26,15 +28,6 @@ MOST_BYTES = 64 * 2**20
 
 OVERHEAD = 4096
 """Bytes of a message that are not its images', at most."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamResult:
-    """What became of one image of a stream."""
-
-    revision: int
-    """The revision that answered."""
-    result: classify_pb.ImageResult
 
 
 @dataclass(slots=True)
@@ -114,7 +107,8 @@ class Exchange:
             return
         message.results = [
             StreamResult(
-                revision=response.response.revision, result=message.refused.get(position, result)
+                revision=response.response.revision,
+                result=ImageResult.of(message.refused.get(position, result)),
             )
             for position, result in enumerate(response.response.results)
         ]

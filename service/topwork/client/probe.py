@@ -5,6 +5,7 @@ from __future__ import annotations
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from topwork.client import calls
+from topwork.client.blocking_calls import ask
 from topwork.client.credentials import NOTHING, Credentials
 
 SERVING = "SERVING"
@@ -19,5 +20,5 @@ def status(address: str, service: str, seconds: float, credentials: Credentials 
     # A probe is about this very server, never about a proxy.
     with credentials.open_channel(address, calls.DIRECT) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
-        answer = calls.ask(check, health_pb2.HealthCheckRequest(service=service), seconds)
+        answer = ask(check, health_pb2.HealthCheckRequest(service=service), seconds)
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

@@ -1,163 +1,61 @@
-"""How a request to change a model becomes a durable operation."""
+"""Conversion of messages that ask for changes of a model into plain requests."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from typing import Literal, TypeAlias, cast, get_args
+from itertools import islice
+from typing import TypeAlias
 
-from topwork.access.principals import caller
-from topwork.bundle.names import check_label, compose_label
-from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
-from topwork.changes.change_rules import check_change
-from topwork.changes.jobs import Job, Kind
-from topwork.changes.operations import Operations, new_request_id
-from topwork.changes.room import ModelRoom, Rooms
-from topwork.changes.rows import Operation, check_same, subject_of
-from topwork.errors import InvalidInput, NotFound
+from topwork.changes.jobs import Kind
+from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.limits import Limits
 from topwork.rpc import convert
-from topwork.rpc.uploads import Part, Uploads
-from topwork.serving.registry import Registry
 from topwork.v1 import change_pb2 as change_pb
 
-Uploading = Literal["add_class", "add_examples"]
-Plain: TypeAlias = (
-    change_pb.RemoveClassRequest | change_pb.RenameClassRequest | change_pb.RetrainRequest
+Upload: TypeAlias = change_pb.AddClassRequest | change_pb.AddExamplesRequest
+Change: TypeAlias = (
+    change_pb.AddClassConfig
+    | change_pb.AddExamplesConfig
+    | change_pb.RemoveClassRequest
+    | change_pb.RenameClassRequest
+    | change_pb.RetrainRequest
 )
-Config: TypeAlias = change_pb.AddClassConfig | change_pb.AddExamplesConfig | Plain
 
 
-class Changes:
-    """Takes requests: images first, then the operation, and only then the answer.
+def from_change(kind: Kind, message: Change, *, path: str = "", **own: str) -> ChangeRequest:
+    """Return the request of a message; ``own`` are the fields that only its kind has.
 
-    A request id that is known returns its operation at once, whatever images follow. All methods
-    raise InvalidInput, NotFound, AlreadyExists, NotReady, Stale, Overloaded and QuotaExceeded.
+    Errors name its fields with ``path`` before them. Raises InvalidInput.
     """
-
-    def __init__(
-        self,
-        registry: Registry,
-        operations: Operations,
-        uploads: Uploads,
-        rooms: Rooms,
-        limits: Limits,
-    ) -> None:
-        self._registry = registry
-        self._operations = operations
-        self._uploads = uploads
-        self._rooms = rooms
-        self._limits = limits
-
-    async def upload(self, kind: Uploading, parts: AsyncIterator[Part]) -> Operation:
-        """Store the images of an upload and its operation durably, and return the operation."""
-        with self._uploads.slots.hold(caller().share):
-            return await self._upload(kind, parts)
-
-    async def _upload(self, kind: Uploading, parts: AsyncIterator[Part]) -> Operation:
-        first = await self._uploads.first(parts)
-        if not first.HasField("config"):
-            raise InvalidInput("the first message has no config", field="config")
-        job = self._job(first.config, kind=kind, label=first.config.label, prefix="config.")
-        request_id = new_request_id(first.config.request_id, field="config.request_id")
-        known = await self._known(job, request_id)
-        if known is not None:
-            return known
-        room = await self._room(job.model)
-        uploads, refused, size = await self._uploads.store(first, parts, room)
-        job = replace(job, uploads=uploads, refused=refused, accepted=time.time())
-        known = await self._known(job, request_id)  # much may have happened since
-        if known is not None:
-            return known
-        # No gc deletes them between the look whether they are there and the operation's commit,
-        # by which it knows that they are needed.
-        async with self._uploads.holding(uploads):
-            return await self._operations.submit(job, request_id, size=size)
-
-    async def remove(self, request: change_pb.RemoveClassRequest) -> Operation:
-        """Let a label be removed."""
-        return await self._ask(
-            self._job(request, kind="remove_class", label=request.label), request
-        )
-
-    async def rename(self, request: change_pb.RenameClassRequest) -> Operation:
-        """Let a label be renamed."""
-        job = self._job(request, kind="rename_class", label=request.label)
-        new_label = check_label(request.new_label, limits=self._limits, field="new_label")
-        return await self._ask(replace(job, new_label=new_label), request)
-
-    async def retrain(self, request: change_pb.RetrainRequest) -> Operation:
-        """Let a head be solved anew."""
-        job = self._job(request, kind="retrain", label=None)
-        parent = self._registry.serving(job.model).recipe
-        recipe = Recipe(
-            head=cast(
-                "HeadKind", _choice(request.head or parent.head, get_args(HeadKind), field="head")
-            ),
-            normalisation=cast(
-                "Normalisation",
-                _choice(
-                    request.normalisation or parent.normalisation,
-                    get_args(Normalisation),
-                    field="normalisation",
-                ),
-            ),
-        )
-        return await self._ask(replace(job, recipe=recipe), request)
-
-    async def _ask(self, job: Job, request: Plain) -> Operation:
-        request_id = new_request_id(request.request_id, field="request_id")
-        known = await self._known(job, request_id)
-        if known is not None:
-            return known
-        if job.kind != "remove_class":  # which lets things go
-            room = await self._room(job.model)
-            await asyncio.to_thread(room.check, 0, 0, 0)
-        return await self._operations.submit(job, request_id)
-
-    async def _room(self, model: str) -> ModelRoom:
-        pending = await self._operations.pending_bytes(model)
-        return await asyncio.to_thread(self._rooms.of, model, pending=pending)
-
-    def _job(self, config: Config, *, kind: Kind, label: str | None, prefix: str = "") -> Job:
-        """Return the job of a request, without its images.
-
-        Only new labels are checked: models of earlier versions may have labels that fail the check.
-        """
-        field = f"{prefix}options"
-        check = check_label if kind == "add_class" else compose_label
-        return Job(
-            kind=kind,
-            model=convert.resource_id(config.model, collection="models", field=f"{prefix}model"),
-            label=""
-            if label is None
-            else check(label, limits=self._limits, field=f"{prefix}label"),
-            accepted=time.time(),
-            gate=convert.from_gate(config.options.gate, field=f"{field}.gate"),
-            expected_revision=convert.number(
-                config.options.expected_revision, field=f"{field}.expected_revision"
-            ),
-            validate_only=config.options.validate_only,
-        )
-
-    async def _known(self, job: Job, request_id: str) -> Operation | None:
-        """Return the operation of a repeated call; raise what forbids one that is not."""
-        serving = self._registry.serving(job.model)
-        try:
-            operation = await self._operations.get(request_id)
-        except NotFound:
-            check_change(job, serving, self._limits)
-            await self._operations.check_room(job.model)
-            return None
-        check_same(operation, subject_of(job))
-        return operation
+    options = f"{path}options"
+    return ChangeRequest(
+        kind=kind,
+        model=convert.resource_id(message.model, collection="models", field=f"{path}model"),
+        request_id=message.request_id,
+        gate=convert.from_gate(message.options.gate, field=f"{options}.gate"),
+        expected_revision=convert.number(
+            message.options.expected_revision, field=f"{options}.expected_revision"
+        ),
+        validate_only=message.options.validate_only,
+        path=path,
+        **own,
+    )
 
 
-def _choice(given: str, known: tuple[str, ...], *, field: str) -> str:
-    if given not in {"auto", *known}:
-        raise InvalidInput(
-            f"{field} {given[:80]!r} must be auto or one of {', '.join(known)}", field=field
-        )
-    return given
+async def from_upload(
+    kind: Kind, messages: AsyncIterator[Upload], limits: Limits
+) -> AsyncIterator[UploadItem]:
+    """Yield the request of an upload and its images, a portion a message. Raises InvalidInput.
+
+    Of a message with more images than an upload may have only one too many is converted.
+    """
+    async for message in messages:
+        if message.HasField("config"):
+            config = message.config
+            yield from_change(kind, config, path="config.", label=config.label)
+        yield [
+            UploadedImage(
+                name=image.display_name[: limits.max_display_name_length], content=image.content
+            )
+            for image in islice(message.images, limits.max_images_per_upload + 1)
+        ]

@@ -8,8 +8,8 @@ from topwork.client.asynchronous import AsyncClient
 from topwork.client.blocking import Client
 from topwork.client.calls import CallFailed
 from topwork.client.credentials import Credentials
-from topwork.client.exchange import StreamResult
 from topwork.client.outcomes import progress, rejected, result
+from topwork.client.results import StreamResult
 
 __all__ = [
     "AsyncClient",

@@ -19,15 +19,16 @@ from grpc_reflection.v1alpha import reflection
 from topwork.access.access_file import Access
 from topwork.bundle.store import Repository
 from topwork.changes.database import database_url
+from topwork.changes.intake import Intake
 from topwork.changes.operations import Operations
-from topwork.changes.room import Rooms
+from topwork.changes.quota import Quotas
 from topwork.changes.supervisor import Supervisor
+from topwork.changes.uploads import Uploads
 from topwork.changes.worker import WorkerConfig
 from topwork.config import ServeConfig
 from topwork.errors import NotReady, Unavailable
 from topwork.inference import inference_service_pb2, inference_service_pb2_grpc
 from topwork.rpc import listening, options
-from topwork.rpc.changes import Changes
 from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
 from topwork.rpc.open_inference.servicer import OpenInferenceServicer
@@ -39,7 +40,6 @@ from topwork.rpc.servicers import (
 )
 from topwork.rpc.spans import open_spans
 from topwork.rpc.tls import Certificates
-from topwork.rpc.uploads import Uploads
 from topwork.runtime import logs
 from topwork.serving.classifier import Classifier
 from topwork.serving.registry import Registry
@@ -114,11 +114,11 @@ class Server:
         views = OperationViews(
             repository, self._registry, self._operations, most_watches=limits.max_watches
         )
-        changes = Changes(
+        intake = Intake(
             self._registry,
             self._operations,
             Uploads(repository, limits),
-            Rooms(repository, limits),
+            Quotas(repository, limits),
             limits,
         )
         self._classifier_servicer = ClassifierServicer(
@@ -127,7 +127,7 @@ class Server:
             stream_window=STREAM_IMAGES * config.cores,
             most_streams=limits.max_streams,
         )
-        self._model_servicer = ModelServicer(repository, self._registry, views, changes, limits)
+        self._model_servicer = ModelServicer(repository, self._registry, views, intake, limits)
         self._operations_servicer = OperationsServicer(views)
         self._open_inference_servicer = OpenInferenceServicer(
             repository,

@@ -17,13 +17,16 @@ from topwork.access.slots import Slots
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.serving import ServingState
 from topwork.bundle.store import Repository
+from topwork.changes.intake import Intake
+from topwork.changes.jobs import Kind
 from topwork.changes.operations import RETRY_SECONDS, Operations, no_operation
 from topwork.changes.pointer import pin, roll_back
+from topwork.changes.requests import ChangeRequest
 from topwork.changes.rows import Operation
 from topwork.errors import Corrupt, Forbidden, InvalidInput, NotFound
 from topwork.limits import DEFAULT_LIMITS, Limits
 from topwork.rpc import convert, filters
-from topwork.rpc.changes import Changes
+from topwork.rpc.changes import Upload, from_change, from_upload
 from topwork.rpc.streams import Streams
 from topwork.serving.classifier import Classifier
 from topwork.serving.registry import Registry
@@ -171,14 +174,20 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         repository: Repository,
         registry: Registry,
         views: OperationViews,
-        changes: Changes,
+        intake: Intake,
         limits: Limits,
     ) -> None:
         self._repository = repository
         self._registry = registry
         self._views = views
-        self._changes = changes
+        self._intake = intake
         self._limits = limits
+        self._uploads = Slots(
+            limits.max_uploads,
+            calls="uploads",
+            reason="TOO_MANY_UPLOADS",
+            retry_after=RETRY_SECONDS,
+        )
 
     async def ListModels(
         self, request: model_pb.ListModelsRequest, context: Context
@@ -213,33 +222,35 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         self, request_iterator: AsyncIterator[change_pb.AddClassRequest], context: Context
     ) -> operations_pb2.Operation:
         """See the contract."""
-        operation = await self._changes.upload("add_class", request_iterator)
-        return await self._views.message(operation)
+        return await self._upload("add_class", request_iterator)
 
     async def AddExamples(
         self, request_iterator: AsyncIterator[change_pb.AddExamplesRequest], context: Context
     ) -> operations_pb2.Operation:
         """See the contract."""
-        operation = await self._changes.upload("add_examples", request_iterator)
-        return await self._views.message(operation)
+        return await self._upload("add_examples", request_iterator)
 
     async def RemoveClass(
         self, request: change_pb.RemoveClassRequest, context: Context
     ) -> operations_pb2.Operation:
         """See the contract."""
-        return await self._views.message(await self._changes.remove(request))
+        return await self._change(from_change("remove_class", request, label=request.label))
 
     async def RenameClass(
         self, request: change_pb.RenameClassRequest, context: Context
     ) -> operations_pb2.Operation:
         """See the contract."""
-        return await self._views.message(await self._changes.rename(request))
+        return await self._change(
+            from_change("rename_class", request, label=request.label, new_label=request.new_label)
+        )
 
     async def Retrain(
         self, request: change_pb.RetrainRequest, context: Context
     ) -> operations_pb2.Operation:
         """See the contract."""
-        return await self._views.message(await self._changes.retrain(request))
+        return await self._change(
+            from_change("retrain", request, head=request.head, normalisation=request.normalisation)
+        )
 
     async def Rollback(self, request: model_pb.RollbackRequest, context: Context) -> model_pb.Model:
         """See the contract."""
@@ -276,6 +287,16 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         """See the contract."""
         async for operation in self._views.watch(operation_id(request.name)):
             yield model_pb.WatchOperationResponse(operation=await self._views.message(operation))
+
+    async def _upload(
+        self, kind: Kind, messages: AsyncIterator[Upload]
+    ) -> operations_pb2.Operation:
+        with self._uploads.hold(caller().share):
+            operation = await self._intake.upload(from_upload(kind, messages, self._limits))
+        return await self._views.message(operation)
+
+    async def _change(self, request: ChangeRequest) -> operations_pb2.Operation:
+        return await self._views.message(await self._intake.take(request))
 
     async def _model(self, model: str) -> model_pb.Model:
         stored = await asyncio.to_thread(self._stored, self._registry.serving(model))

@@ -56,7 +56,7 @@ def measure(
                         f"learner-{number}", workload.new_label, workload.new_photos
                     )
                     async for state in learner.watch(operation.name):
-                        assert not state.HasField("error"), state.error
+                        assert not state.raw.HasField("error"), state.raw.error
                     took.append(time.perf_counter() - start)
                     if stopping.is_set():
                         return

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from topwork.cli.commands import cli
 from topwork.cli.serve import serve
 
-TEXT = (Path(__file__).parents[3] / "Dockerfile").read_text()
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / "Dockerfile").read_text()
 SERVER = TEXT[TEXT.index("FROM runtime AS server") :].split("\n\n\n")[0].replace("\\\n", " ")
 VARIABLES = dict(re.findall(r"(TOPWORK_[A-Z_]+)=(\S+)", SERVER))
 
@@ -24,6 +28,21 @@ def test_variables_are_options() -> None:
         for parameter in command.params
     }
     assert VARIABLES.keys() <= options
+
+
+@pytest.mark.parametrize(
+    ("environment", "backend"), [("cpu", "onnxruntime"), ("cuda", "onnxruntime-gpu")]
+)
+def test_environment_has_what_a_server_needs(
+    tmp_path: Path, environment: str, backend: str
+) -> None:
+    """What pip is asked for before the sources are there: all that the extra brings, but us."""
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    (program,) = re.findall(r"RUN python3 -c '(.*?)'", TEXT.replace("\\\n", ""))
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    names = re.findall(r"^[\w-]+", (tmp_path / f"{environment}.txt").read_text(), re.MULTILINE)
+    assert {"grpcio", "dbos", "numpy", backend} <= set(names)
+    assert "topwork" not in names
 
 
 def test_health_is_asked_where_it_is_answered() -> None:

@@ -8,8 +8,12 @@ from topwork.runtime.interrupts import interruptible
 def main() -> None:
     """Run the command line; an expected error is one line on standard error and exit status 1."""
     with interruptible():
-        # A second of imports, which Ctrl-C may end.
         from topwork.terminal import run
-        from topwork_trainer.cli.commands import cli
 
-        run(cli)
+        run(_run, extras="cpu,train")
+
+
+def _run() -> None:
+    from topwork_trainer.cli.commands import cli  # a second of imports, which Ctrl-C may end
+
+    cli()

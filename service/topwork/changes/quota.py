@@ -1,4 +1,4 @@
-"""What a model takes on the disk, and whether it may take more."""
+"""Quota of a model on the disk: the bytes that it takes, and whether it may take more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from topwork.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
-class ModelRoom:
+class ModelQuota:
     """What ``model`` may still take, as it was when this was made."""
 
     model: str
@@ -57,7 +57,7 @@ class _Revision:
     """When its directory was, in ns: a number may be another's after a model was deleted."""
 
 
-class Rooms:
+class Quotas:
     """Counts what models take: their revisions, and what these refer to.
 
     A shard of exemplars counts once a model, with the uploaded images that it names. What only
@@ -71,8 +71,8 @@ class Rooms:
         self._shards: dict[str, int] = {}
         self._revisions: dict[str, dict[int, _Revision]] = {}
 
-    def of(self, model: str, *, pending: int = 0) -> ModelRoom:
-        """Return the room of a model whose unfinished operations have ``pending`` bytes of images.
+    def of(self, model: str, *, pending: int = 0) -> ModelQuota:
+        """Return the quota of a model whose unfinished operations have ``pending`` bytes of images.
 
         Raises NotFound, Unavailable if the repository cannot be read now.
         """
@@ -85,7 +85,7 @@ class Rooms:
             self._revisions[model] = there
             shards = set().union(*(one.shards for one in there.values()))
             used = sum(one.size for one in there.values()) + sum(map(self._shard, shards))
-        return ModelRoom(model, self._repository, self._limits, pending + used)
+        return ModelQuota(model, self._repository, self._limits, pending + used)
 
     def _revision(self, model: str, number: int, known: _Revision | None) -> _Revision:
         path = self._repository.serving_file(model).with_name(str(number))

@@ -1,4 +1,4 @@
-"""What a model takes on the disk is counted, and bounded."""
+"""The bytes that a model takes on the disk are counted, and bounded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.stored import image, publish, put_shard
 
 from topwork.bundle import files
 from topwork.bundle.store import Repository
-from topwork.changes.room import Rooms
+from topwork.changes.quota import Quotas
 from topwork.errors import NotFound, QuotaExceeded, Unavailable
 from topwork.limits import DEFAULT_LIMITS
 
@@ -41,16 +41,16 @@ def size_of(repository: Repository, model: str, shards: set[str], images: set[in
 def test_a_model_takes_its_revisions_shards_and_images(tmp_path: Path) -> None:
     """A shard counts once a model with its images; what others refer to counts for them."""
     made = Repository(tmp_path)
-    rooms = Rooms(made, DEFAULT_LIMITS)
+    quotas = Quotas(made, DEFAULT_LIMITS)
     one, two = put_shard(made, 1, 2), put_shard(made, 3)
     put_shard(made, 9)  # which nobody refers to
     publish(made, [one])
     publish(made, [one, two])
-    assert rooms.of("m").used == size_of(made, "m", {one, two}, {1, 2, 3})
+    assert quotas.of("m").used == size_of(made, "m", {one, two}, {1, 2, 3})
     publish(made, [two], model="other")
-    assert rooms.of("other").used == size_of(made, "other", {two}, {3})
+    assert quotas.of("other").used == size_of(made, "other", {two}, {3})
     publish(made, [put_shard(made, 4, put=False)])
-    assert rooms.of("m", pending=7).used == 7 + size_of(
+    assert quotas.of("m", pending=7).used == 7 + size_of(
         made, "m", {one, two, put_shard(made, 4, put=False)}, {1, 2, 3}
     )
 
@@ -58,11 +58,11 @@ def test_a_model_takes_its_revisions_shards_and_images(tmp_path: Path) -> None:
 def test_what_was_deleted_counts_no_more(tmp_path: Path) -> None:
     """A revision that is gone takes nothing, nor do the shards that it alone referred to."""
     made = stored.repository(tmp_path)
-    rooms = Rooms(made, DEFAULT_LIMITS)
-    before = rooms.of("m").used
+    quotas = Quotas(made, DEFAULT_LIMITS)
+    before = quotas.of("m").used
     shutil.rmtree(tmp_path / "models" / "m" / "1")
-    after = rooms.of("m").used
-    assert after == Rooms(made, DEFAULT_LIMITS).of("m").used
+    after = quotas.of("m").used
+    assert after == Quotas(made, DEFAULT_LIMITS).of("m").used
     assert after < before
 
 
@@ -73,17 +73,17 @@ def test_a_damaged_revision_counts_for_its_files(tmp_path: Path) -> None:
     for path in (tmp_path / "exemplars").iterdir():
         path.unlink()
     revisions = (tmp_path / "models" / "m").glob("[0-9]*")
-    assert Rooms(made, DEFAULT_LIMITS).of("m").used == sum(map(files.size, revisions))
+    assert Quotas(made, DEFAULT_LIMITS).of("m").used == sum(map(files.size, revisions))
 
 
 def test_a_number_that_is_anothers_is_counted_anew(tmp_path: Path) -> None:
     """A model that was deleted and fitted again takes what it takes now."""
     made = stored.repository(tmp_path)
-    rooms = Rooms(made, DEFAULT_LIMITS)
-    assert rooms.of("m").used > 0
+    quotas = Quotas(made, DEFAULT_LIMITS)
+    assert quotas.of("m").used > 0
     shutil.rmtree(tmp_path / "models" / "m")
     publish(made, [put_shard(made, 5, 6, 7)])
-    assert rooms.of("m").used == Rooms(made, DEFAULT_LIMITS).of("m").used
+    assert quotas.of("m").used == Quotas(made, DEFAULT_LIMITS).of("m").used
 
 
 def test_a_disk_that_cannot_be_read_is_unavailable(
@@ -91,14 +91,14 @@ def test_a_disk_that_cannot_be_read_is_unavailable(
 ) -> None:
     """It is away for a moment: no reason to call it a bug, or to tell its path."""
     made = stored.repository(tmp_path)
-    room = Rooms(made, DEFAULT_LIMITS).of("m")
+    quota = Quotas(made, DEFAULT_LIMITS).of("m")
 
     def away(_: object) -> None:
         raise OSError(116, "Stale file handle", str(tmp_path))
 
     monkeypatch.setattr(os, "statvfs", away)
     monkeypatch.setattr(made, "revisions", away)
-    for call in (lambda: room.check(1, 1, 1), lambda: Rooms(made, DEFAULT_LIMITS).of("m")):
+    for call in (lambda: quota.check(1, 1, 1), lambda: Quotas(made, DEFAULT_LIMITS).of("m")):
         with pytest.raises(Unavailable, match=r"now: Stale file handle$") as caught:
             call()
         assert caught.value.reason == "STORAGE"
@@ -107,28 +107,28 @@ def test_a_disk_that_cannot_be_read_is_unavailable(
 def test_an_unknown_model_has_no_room(tmp_path: Path) -> None:
     """It is NotFound."""
     with pytest.raises(NotFound, match="models/nothing"):
-        Rooms(stored.repository(tmp_path), DEFAULT_LIMITS).of("nothing")
+        Quotas(stored.repository(tmp_path), DEFAULT_LIMITS).of("nothing")
 
 
 def test_a_quota_is_all_that_a_model_may_take(tmp_path: Path) -> None:
     """Up to the quota there is room, one byte beyond it is QuotaExceeded, with the numbers."""
     made = stored.repository(tmp_path)
-    used = Rooms(made, DEFAULT_LIMITS).of("m").used
+    used = Quotas(made, DEFAULT_LIMITS).of("m").used
     limits = replace(DEFAULT_LIMITS, max_model_bytes=used + 10, min_free_bytes=0)
-    room = Rooms(made, limits).of("m")
-    room.check(10, 10, 1)
+    quota = Quotas(made, limits).of("m")
+    quota.check(10, 10, 1)
     with pytest.raises(QuotaExceeded, match=rf"takes {used} bytes, and 11 more") as caught:
-        room.check(11, 1, 1)
+        quota.check(11, 1, 1)
     assert (caught.value.subject, caught.value.reason) == ("models/m", "MODEL_QUOTA")
 
 
 def test_a_disk_is_never_filled_by_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What would leave less than the least is refused, whoever filled the disk."""
-    room = Rooms(stored.repository(tmp_path), replace(DEFAULT_LIMITS, min_free_bytes=100)).of("m")
+    quota = Quotas(stored.repository(tmp_path), replace(DEFAULT_LIMITS, min_free_bytes=100)).of("m")
     monkeypatch.setattr(os, "statvfs", lambda _: Disk(f_bavail=13))
-    room.check(5000, 30, 1)
+    quota.check(5000, 30, 1)
     with pytest.raises(QuotaExceeded, match="130 bytes free, of which 100 must remain") as caught:
-        room.check(5000, 31, 1)
+        quota.check(5000, 31, 1)
     assert (caught.value.subject, caught.value.reason) == ("repository", "DISK_FULL")
 
 
@@ -137,11 +137,11 @@ def test_inodes_are_never_used_up_by_uploads(
 ) -> None:
     """Each image takes a file; what would leave fewer than the least is refused and says so."""
     limits = replace(DEFAULT_LIMITS, min_free_bytes=0, min_free_inodes=100)
-    room = Rooms(stored.repository(tmp_path), limits).of("m")
+    quota = Quotas(stored.repository(tmp_path), limits).of("m")
     monkeypatch.setattr(os, "statvfs", lambda _: Disk(f_favail=130))
-    room.check(5000, 5000, 30)
+    quota.check(5000, 5000, 30)
     with pytest.raises(QuotaExceeded, match=r"130 inodes .* free, of which 100 must") as caught:
-        room.check(5000, 5000, 31)
+        quota.check(5000, 5000, 31)
     assert (caught.value.subject, caught.value.reason) == ("repository", "DISK_FULL")
 
 
@@ -149,6 +149,6 @@ def test_a_file_system_without_inodes_has_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Btrfs says that it has 0 inodes in all: nothing is refused for want of them."""
-    room = Rooms(stored.repository(tmp_path), DEFAULT_LIMITS).of("m")
+    quota = Quotas(stored.repository(tmp_path), DEFAULT_LIMITS).of("m")
     monkeypatch.setattr(os, "statvfs", lambda _: Disk(f_bavail=10**9, f_files=0, f_favail=0))
-    room.check(5000, 5000, 31)
+    quota.check(5000, 5000, 31)

@@ -12,22 +12,22 @@ from support import virtual_time
 
 from topwork.bundle import files
 from topwork.bundle.store import Repository
+from topwork.changes import uploads as uploading
 from topwork.changes.jobs import SkippedUpload, Upload
+from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
+from topwork.changes.uploads import Uploads
 from topwork.errors import DeadlinePassed, InvalidInput, QuotaExceeded, Unavailable
 from topwork.limits import Limits
-from topwork.rpc import uploads as uploading
-from topwork.rpc.uploads import Uploads
-from topwork.v1 import change_pb2 as change_pb
 
 LIMITS = Limits(
     max_upload_bytes=100,
     max_image_bytes=60,
     max_images_per_upload=4,
-    max_display_name_length=7,
 )
+REQUEST = ChangeRequest(kind="add_class", model="colours", label="violet")
 
 
-class Room:
+class Quota:
     """Has room for so many bytes, and notes what it was asked."""
 
     def __init__(self, most: int = 10**6) -> None:
@@ -41,23 +41,23 @@ class Room:
             raise QuotaExceeded(f"{total} are too many", subject="models/x")
 
 
-def part(*lengths: int, name: str = "") -> change_pb.AddClassRequest:
-    """Return a message with images of these lengths."""
-    images = [change_pb.TrainingImage(content=b"x" * one, display_name=name) for one in lengths]
-    return change_pb.AddClassRequest(images=images)
+def part(*lengths: int, name: str = "") -> list[UploadedImage]:
+    """Return a portion of images of these lengths."""
+    return [UploadedImage(name=name, content=b"x" * length) for length in lengths]
+
+
+async def sent(*items: UploadItem) -> AsyncIterator[UploadItem]:
+    """Yield items at once."""
+    for item in items:
+        yield item
 
 
 def stored(
-    root: Path, *parts: change_pb.AddClassRequest, room: Room | None = None
+    root: Path, *items: UploadItem, quota: Quota | None = None
 ) -> tuple[tuple[Upload, ...], tuple[SkippedUpload, ...], int]:
-    """Return what an upload of ``parts`` gives."""
-
-    async def others() -> AsyncIterator[change_pb.AddClassRequest]:
-        for one in parts[1:]:
-            yield one
-
+    """Return what an upload of ``items`` gives."""
     uploads = Uploads(Repository(root), LIMITS)
-    return asyncio.run(uploads.store(parts[0], others(), room or Room()))
+    return asyncio.run(uploads.store(sent(*items), quota or Quota()))
 
 
 def files_of(root: Path) -> int:
@@ -73,7 +73,7 @@ def files_of(root: Path) -> int:
     ],
 )
 def test_an_upload_ends_where_it_is_too_large(
-    tmp_path: Path, parts: tuple[change_pb.AddClassRequest, ...], reason: str, said: str
+    tmp_path: Path, parts: tuple[list[UploadedImage], ...], reason: str, said: str
 ) -> None:
     """Images and bytes are counted over all messages; the one that is too much is not stored."""
     with pytest.raises(InvalidInput, match=said) as caught:
@@ -82,12 +82,12 @@ def test_an_upload_ends_where_it_is_too_large(
     assert files_of(tmp_path) == 2
 
 
-def test_each_message_is_asked_for_room_before_it_is_stored(tmp_path: Path) -> None:
-    """Room is asked for all bytes so far and for those that come; what has none is not stored."""
-    room = Room(most=60)
+def test_quota_is_checked_before_a_message_is_stored(tmp_path: Path) -> None:
+    """It is asked for all bytes so far and for those that come; what it refuses is not stored."""
+    quota = Quota(most=60)
     with pytest.raises(QuotaExceeded, match="61 are too many"):
-        stored(tmp_path, part(10, 20), part(30), part(1), room=room)
-    assert room.asked == [(30, 30, 2), (60, 30, 1), (61, 1, 1)]
+        stored(tmp_path, part(10, 20), part(30), part(1), quota=quota)
+    assert quota.asked == [(30, 30, 2), (60, 30, 1), (61, 1, 1)]
     assert files_of(tmp_path) == 3
 
 
@@ -100,11 +100,32 @@ def test_an_image_that_is_too_large_fails_alone(tmp_path: Path) -> None:
     assert size == 66
 
 
-@pytest.mark.parametrize("name", ["rose-17", "rose-17.jpg", "rose-17" * 1000])
-def test_a_display_name_is_cut(tmp_path: Path, name: str) -> None:
-    """Of a long name the beginning is kept."""
-    uploads, _, _ = stored(tmp_path, part(5, name=name))
-    assert [one.name for one in uploads] == ["rose-17"]
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ((), "the upload has no message"),
+        ((part(1), REQUEST), "the first message has no config"),
+    ],
+)
+def test_an_upload_begins_with_its_request(items: tuple[UploadItem, ...], said: str) -> None:
+    """Without a message, or with images before the request, it is InvalidInput."""
+    uploads = Uploads(Repository(Path("repository")), LIMITS)
+    with pytest.raises(InvalidInput, match=said) as caught:
+        asyncio.run(uploads.request(sent(*items)))
+    assert caught.value.field == "config"
+
+
+def test_an_upload_has_one_request(tmp_path: Path) -> None:
+    """A second one among the images is InvalidInput."""
+    with pytest.raises(InvalidInput, match="only the first message may have a config") as caught:
+        stored(tmp_path, part(1), REQUEST)
+    assert caught.value.field == "config"
+
+
+def test_an_upload_has_images(tmp_path: Path) -> None:
+    """Messages without a single image are InvalidInput."""
+    with pytest.raises(InvalidInput, match="the upload has no image"):
+        stored(tmp_path, [], [])
 
 
 def test_images_of_a_slow_upload_are_kept_young(
@@ -113,13 +134,14 @@ def test_images_of_a_slow_upload_are_kept_young(
     """When another message comes, all that came before is young again."""
     monkeypatch.setattr(uploading, "RENEW_SECONDS", 0.0)
 
-    async def slowly() -> AsyncIterator[change_pb.AddClassRequest]:
+    async def slowly() -> AsyncIterator[UploadItem]:
+        yield part(1, 2)
         for path in (tmp_path / "images").iterdir():
             os.utime(path, times=(0, 0))
         yield part(3)
 
     uploads = Uploads(Repository(tmp_path), LIMITS)
-    asyncio.run(uploads.store(part(1, 2), slowly(), Room()))
+    asyncio.run(uploads.store(slowly(), Quota()))
     assert min(path.stat().st_mtime for path in (tmp_path / "images").iterdir()) > 0
 
 
@@ -128,7 +150,7 @@ def test_an_upload_whose_images_were_deleted_fails_when_it_ends(tmp_path: Path) 
 
     async def ended() -> None:
         uploads = Uploads(Repository(tmp_path), LIMITS)
-        images, _, _ = await uploads.store(part(1, 2), nothing(), Room())
+        images, _, _ = await uploads.store(sent(part(1, 2)), Quota())
         next((tmp_path / "images").iterdir()).unlink()
         async with uploads.holding(images):
             raise AssertionError("it was held")
@@ -136,12 +158,6 @@ def test_an_upload_whose_images_were_deleted_fails_when_it_ends(tmp_path: Path) 
     with pytest.raises(Unavailable, match=r"is missing: .* upload again") as caught:
         asyncio.run(ended())
     assert caught.value.reason == "UPLOAD_EXPIRED"
-
-
-async def nothing() -> AsyncIterator[change_pb.AddClassRequest]:
-    """Yield no further message."""
-    for _ in ():
-        yield part()
 
 
 def test_a_cancelled_upload_lets_go_of_the_lock(tmp_path: Path) -> None:
@@ -170,14 +186,15 @@ def take(repository: Repository) -> None:
 def trickled(root: Path, *, pause: float, length: int, count: int) -> float:
     """Upload ``count`` messages with pauses before each; return how many seconds it took."""
 
-    async def others() -> AsyncIterator[change_pb.AddClassRequest]:
+    async def parts() -> AsyncIterator[UploadItem]:
+        yield part(0)
         for _ in range(count):
             await asyncio.sleep(pause)
             yield part(length)
 
     async def scenario() -> float:
         uploads = Uploads(Repository(root), Limits(max_images_per_upload=10**6))
-        await uploads.store(part(0), others(), Room(10**9))
+        await uploads.store(parts(), Quota(10**9))
         return asyncio.get_running_loop().time()
 
     return virtual_time.run(scenario())
@@ -204,7 +221,8 @@ def test_a_slow_upload_goes_on(tmp_path: Path) -> None:
 def test_a_burst_buys_no_more_than_a_minute(tmp_path: Path) -> None:
     """Whatever came before, a trickle after it ends as soon as any other."""
 
-    async def parts() -> AsyncIterator[change_pb.AddClassRequest]:
+    async def parts() -> AsyncIterator[UploadItem]:
+        yield part(0)
         yield part(10**6)
         for _ in range(2):
             await asyncio.sleep(50.0)
@@ -212,15 +230,15 @@ def test_a_burst_buys_no_more_than_a_minute(tmp_path: Path) -> None:
 
     uploads = Uploads(Repository(tmp_path), Limits())
     with pytest.raises(DeadlinePassed, match="nothing came for 10 s"):
-        virtual_time.run(uploads.store(part(0), parts(), Room(10**9)))
+        virtual_time.run(uploads.store(parts(), Quota(10**9)))
 
 
 def test_an_upload_that_never_begins_ends() -> None:
     """The first message has a minute, too."""
 
-    async def silent() -> AsyncIterator[change_pb.AddClassRequest]:
+    async def silent() -> AsyncIterator[UploadItem]:
         await asyncio.sleep(61.0)
-        yield part(1)
+        yield REQUEST
 
     with pytest.raises(DeadlinePassed):
-        virtual_time.run(Uploads(Repository(Path("repository")), LIMITS).first(silent()))
+        virtual_time.run(Uploads(Repository(Path("repository")), LIMITS).request(silent()))

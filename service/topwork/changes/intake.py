@@ -1,0 +1,175 @@
+"""Intake of changes: find a repeated call, check the quota, store images, submit the operation."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Protocol, cast, get_args
+
+from topwork.bundle.manifest import Manifest
+from topwork.bundle.names import check_label, compose_label
+from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.changes.change_rules import check_change
+from topwork.changes.jobs import Job
+from topwork.changes.operations import Admit, Operations
+from topwork.changes.quota import Quotas
+from topwork.changes.requests import ChangeRequest, UploadItem
+from topwork.changes.rows import Operation, check_same, subject_of
+from topwork.changes.uploads import Uploads
+from topwork.errors import InvalidInput, TopworkError
+from topwork.limits import Limits
+
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+
+
+class Models(Protocol):
+    """The models that may be changed; see ``topwork.serving.registry``."""
+
+    def serving(self, model: str) -> Manifest:
+        """Return the manifest of the revision that serves. Raises NotFound."""
+
+
+class Intake:
+    """Takes requests: images first, then the operation, and only then the answer.
+
+    A request id that is known returns its operation at once, whatever images follow. Both methods
+    raise InvalidInput, NotFound, AlreadyExists, NotReady, Stale, Overloaded and QuotaExceeded.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        operations: Operations,
+        uploads: Uploads,
+        quotas: Quotas,
+        limits: Limits,
+    ) -> None:
+        self._models = models
+        self._operations = operations
+        self._uploads = uploads
+        self._quotas = quotas
+        self._limits = limits
+
+    async def upload(self, items: AsyncIterator[UploadItem]) -> Operation:
+        """Store the images of an upload and its operation durably, and return the operation."""
+        request = await self._uploads.request(items)
+        job, request_id = self._job(request), _request_id(request)
+        manifest = self._models.serving(job.model)
+        known = await self._known(job, request_id)
+        if known is not None:
+            return known
+        check_change(job, manifest, self._limits)
+        pending = await self._operations.pending_bytes(job.model)
+        quota = await asyncio.to_thread(self._quotas.of, job.model, pending=pending)
+        uploads, refused, size = await self._uploads.store(items, quota)
+        job = replace(job, uploads=uploads, refused=refused, accepted=time.time())
+        # No gc deletes them between the look whether they are there and the operation's commit,
+        # by which it knows that they are needed.
+        async with self._uploads.holding(uploads):
+            return await self._submit(job, request_id, size=size)
+
+    async def take(self, request: ChangeRequest) -> Operation:
+        """Store the operation of a change without images durably, and return it."""
+        job, request_id = self._job(request), _request_id(request)
+
+        async def admit(pending: int) -> None:
+            if job.kind != "remove_class":  # which lets things go
+                await asyncio.to_thread(self._check_quota, job.model, pending)
+
+        return await self._submit(job, request_id, admit=admit)
+
+    async def _submit(
+        self, job: Job, request_id: str, *, size: int = 0, admit: Admit | None = None
+    ) -> Operation:
+        """Store a job's operation; a repeated call gets its own, whatever forbids it by now."""
+        manifest = self._models.serving(job.model)
+        try:
+            check_change(job, manifest, self._limits)
+            return await self._operations.submit(job, request_id, size=size, admit=admit)
+        except TopworkError:
+            known = await self._known(job, request_id)
+            if known is None:
+                raise
+            return known
+
+    def _check_quota(self, model: str, pending: int) -> None:
+        self._quotas.of(model, pending=pending).check(0, 0, 0)
+
+    def _job(self, request: ChangeRequest) -> Job:
+        """Return the job of a request, without its images.
+
+        Only new labels are checked: models of earlier versions may have labels that fail the check.
+        """
+        limits, path = self._limits, request.path
+        label = new_label = ""
+        recipe = None
+        if request.kind != "retrain":
+            check = check_label if request.kind == "add_class" else compose_label
+            label = check(request.label, limits=limits, field=f"{path}label")
+        if request.kind == "rename_class":
+            new_label = check_label(request.new_label, limits=limits, field=f"{path}new_label")
+        if request.kind == "retrain":
+            recipe = _recipe(request, self._models.serving(request.model).recipe)
+        return Job(
+            kind=request.kind,
+            model=request.model,
+            accepted=time.time(),
+            label=label,
+            new_label=new_label,
+            recipe=recipe,
+            gate=request.gate,
+            expected_revision=request.expected_revision,
+            validate_only=request.validate_only,
+        )
+
+    async def _known(self, job: Job, request_id: str) -> Operation | None:
+        """Return the operation of a repeated call. Raises AlreadyExists if it is another's."""
+        operation = await self._operations.find(request_id)
+        if operation is not None:
+            check_same(operation, subject_of(job))
+        return operation
+
+
+def new_request_id(given: str, *, field: str) -> str:
+    """Return the id of a request: ``given``, in lower case, or a new one if it is empty.
+
+    Raises InvalidInput if it is no UUID.
+    """
+    if not given:
+        return str(uuid.uuid4())
+    if not _UUID.fullmatch(given):  # uuid.UUID takes much else, such as 0x and other digits
+        raise InvalidInput(f"request_id {given[:80]!r} is no UUID", field=field)
+    return given.lower()
+
+
+def _request_id(request: ChangeRequest) -> str:
+    return new_request_id(request.request_id, field=f"{request.path}request_id")
+
+
+def _recipe(request: ChangeRequest, parent: Recipe) -> Recipe:
+    """Return what a retrain may choose from. Raises InvalidInput."""
+    return Recipe(
+        head=cast(
+            "HeadKind", _choice(request.head or parent.head, get_args(HeadKind), field="head")
+        ),
+        normalisation=cast(
+            "Normalisation",
+            _choice(
+                request.normalisation or parent.normalisation,
+                get_args(Normalisation),
+                field="normalisation",
+            ),
+        ),
+    )
+
+
+def _choice(given: str, known: tuple[str, ...], *, field: str) -> str:
+    if given not in {"auto", *known}:
+        raise InvalidInput(
+            f"{field} {given[:80]!r} must be auto or one of {', '.join(known)}", field=field
+        )
+    return given

@@ -1,0 +1,158 @@
+"""Calls of the client for asyncio: a task of gRPC's sends while the caller's task receives.
+
+blocking_calls has the same functions for threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+)
+from functools import partial
+from typing import TypeAlias, TypeVar
+
+import grpc
+
+from topwork.client import calls
+from topwork.client.credentials import Credentials
+from topwork.client.exchange import Exchange
+from topwork.client.images import Image, NamedImage, check_several, content, named
+from topwork.client.results import StreamResult
+from topwork.client.upload import P, Upload
+from topwork.v1 import classifier_service_pb2 as classify_pb
+
+T = TypeVar("T")
+StreamMethod: TypeAlias = """grpc.aio.StreamStreamMultiCallable[
+    classify_pb.StreamClassifyRequest, classify_pb.StreamClassifyResponse
+]"""
+
+
+def open_channel(address: str, credentials: Credentials) -> grpc.aio.Channel:
+    """See blocking_calls."""
+    options = calls.options_for(address)
+    if (secure := credentials.channel_credentials()) is not None:
+        return grpc.aio.secure_channel(address, secure, options=options)
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+async def wait_until_ready(
+    channel: grpc.aio.Channel, address: str, seconds: float, *, tls: bool
+) -> None:
+    """See blocking_calls."""
+    try:
+        async with asyncio.timeout(seconds):
+            await channel.channel_ready()
+    except TimeoutError:
+        unreachable = partial(calls.unreachable, address, seconds, tls=tls)
+        raise await asyncio.to_thread(unreachable) from None
+
+
+async def contents(images: Iterable[Image] | AsyncIterable[Image]) -> list[bytes]:
+    """See blocking_calls."""
+    check_several(images)
+    return [await _content(image) async for image in _each(images)]
+
+
+async def ask(
+    method: Callable[..., Awaitable[T]], request: object, timeout: float | None = None
+) -> T:
+    """See blocking_calls."""
+    try:
+        return await method(request, timeout=timeout)
+    except grpc.RpcError as error:
+        raise calls.failed(error) from error
+
+
+async def upload(
+    method: grpc.aio.StreamUnaryMultiCallable[P, T],
+    first: P,
+    images: Iterable[NamedImage] | AsyncIterable[NamedImage],
+    timeout: float | None,
+) -> T:
+    """See blocking_calls."""
+    check_several(images)
+    messages = Upload(first)
+    failure: Exception | None = None
+
+    async def sent() -> AsyncIterator[P]:  # gRPC would pass what is raised off as a cancellation
+        nonlocal failure
+        try:
+            async for given in _each(images):
+                name, image = named(given)
+                if (message := messages.put(name, await _content(image))) is not None:
+                    yield message
+        except Exception as error:
+            failure = error
+            call.cancel()
+        else:
+            yield messages.end()
+
+    call: grpc.aio.StreamUnaryCall[P, T] = method(sent(), timeout=timeout)
+    try:
+        return await call
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if failure is None or (task is not None and task.cancelling()):
+            raise
+        raise failure from None
+    except grpc.RpcError as error:
+        raise calls.failed(error) from error
+
+
+async def stream(
+    method: StreamMethod, images: Iterable[Image] | AsyncIterable[Image], exchange: Exchange
+) -> AsyncGenerator[StreamResult, None]:
+    """See blocking_calls."""
+    check_several(images)
+    room = asyncio.Event()
+    failure: Exception | None = None
+
+    async def requests() -> AsyncIterator[classify_pb.StreamClassifyRequest]:
+        nonlocal failure
+        try:
+            async for image in _each(images):
+                if (message := exchange.put(await _content(image))) is not None:
+                    yield message
+                    while not exchange.has_room:
+                        room.clear()
+                        await room.wait()
+        except Exception as error:
+            failure = error
+        if (last := exchange.end()) is not None:
+            yield last
+
+    call = method(requests())
+    try:
+        async for response in call:
+            exchange.answer(response)
+            while taken := exchange.take():
+                room.set()
+                for result in taken:
+                    yield result
+    except grpc.RpcError as error:
+        raise calls.failed(error) from error
+    finally:
+        call.cancel()
+    if failure is not None:
+        raise failure
+    exchange.close()
+
+
+async def _content(image: Image) -> bytes:
+    """Return an image's bytes; its file, which may be far away, is read in a thread."""
+    return image if isinstance(image, bytes) else await asyncio.to_thread(content, image)
+
+
+async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

@@ -1,0 +1,57 @@
+"""Encoded images as callers give them (bytes, path, open file), read into bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterable, Iterable
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+from topwork.printable import file_name
+
+Image: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO
+"""An encoded image: its bytes, the path of its file, or that file, opened in binary mode."""
+
+NamedImage: TypeAlias = Image | tuple[str, Image]
+"""An image, or a pair of its display name and the image. Else the name is the file's path."""
+
+
+def check_several(images: object) -> None:
+    """Raise TypeError unless ``images`` can be several: bytes, a path and a file are one image.
+
+    Bytes, texts and files could be iterated over, for what is no image.
+    """
+    one = isinstance(images, bytes | str | os.PathLike) or hasattr(images, "read")
+    if one or not isinstance(images, Iterable | AsyncIterable):
+        kind = type(images).__name__
+        raise TypeError(f"images is {kind}: give a list of images, also for a single one")
+
+
+def content(image: Image) -> bytes:
+    """Return an image's bytes. Raises OSError, with the name of the file, and TypeError."""
+    if isinstance(image, bytes):
+        return image
+    try:
+        if isinstance(image, str | os.PathLike):
+            return Path(image).read_bytes()
+        found = image.read()
+    except OSError as error:
+        if error.filename is None:
+            error.filename = _name(image)
+        raise
+    except AttributeError:
+        kind = type(image).__name__
+        raise TypeError(f"an image is {kind}: give bytes, a path or a binary file") from None
+    if not isinstance(found, bytes):
+        raise TypeError(f"the file {_name(image)!r} is not open in binary mode")
+    return found
+
+
+def named(image: NamedImage) -> tuple[str, Image]:
+    """Return an image's display name, ``""`` if there is none, and the image."""
+    return image if isinstance(image, tuple) else (_name(image), image)
+
+
+def _name(image: Image) -> str:
+    path = image if isinstance(image, str | os.PathLike) else getattr(image, "name", "")
+    return file_name(path) if isinstance(path, str | os.PathLike) else ""

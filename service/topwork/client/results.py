@@ -1,0 +1,112 @@
+"""Results of calls as frozen values; ``raw`` is the protobuf message that each was read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from google.longrunning import operations_pb2
+
+from topwork.client import outcomes
+from topwork.client.calls import CallFailed
+from topwork.v1 import change_pb2 as change_pb
+from topwork.v1 import classifier_service_pb2 as classify_pb
+
+
+class _Result:
+    """Base of the values; an attribute that they lack is the message's, such as ``HasField``.
+
+    So programs that were written for the messages go on. Type checkers see only the values.
+    """
+
+    __slots__ = ()
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__") or name == "raw":  # what copy and pickle look for
+                raise AttributeError(name)
+            return getattr(self.raw, name)
+
+
+class Prediction(NamedTuple):
+    """A label and its probability."""
+
+    label: str
+    probability: float
+    """Calibrated, 0..1; over all labels of the model the sum is 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageResult(_Result):
+    """Classification of one image, or the error of an image that could not be classified."""
+
+    predictions: tuple[Prediction, ...]
+    """The most probable first; none if there is an error."""
+    unknown_probability: float | None
+    """Probability that the image shows none of the labels; None: the model cannot tell."""
+    is_unknown: bool | None
+    """Whether that reaches the model's own threshold; None: the model cannot tell."""
+    error: CallFailed | None = field(compare=False)
+    raw: classify_pb.ImageResult = field(repr=False, hash=False)
+
+    @classmethod
+    def of(cls, raw: classify_pb.ImageResult) -> Self:
+        """Return the value of a message."""
+        found = raw.classification
+        known = found.HasField("unknown_probability")
+        return cls(
+            predictions=tuple(Prediction(one.label, one.probability) for one in found.predictions),
+            unknown_probability=found.unknown_probability if known else None,
+            is_unknown=found.is_unknown if known else None,
+            error=CallFailed(raw.error) if raw.HasField("error") else None,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifyResult(_Result):
+    """Results of a Classify call."""
+
+    revision: int
+    """The revision that answered."""
+    results: tuple[ImageResult, ...]
+    """One an image, in order."""
+    raw: classify_pb.ClassifyResponse = field(repr=False, hash=False)
+
+    @classmethod
+    def of(cls, raw: classify_pb.ClassifyResponse) -> Self:
+        """Return the value of a message."""
+        return cls(revision=raw.revision, results=tuple(map(ImageResult.of, raw.results)), raw=raw)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamResult:
+    """Result of one image of a stream."""
+
+    revision: int
+    """The revision that answered."""
+    result: ImageResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation(_Result):
+    """State of a change of a model."""
+
+    name: str
+    """Such as ``operations/0eedf153-e607-48de-8787-0cdbbd424572``."""
+    done: bool
+    """Whether it has ended, well or not."""
+    raw: operations_pb2.Operation = field(repr=False, hash=False)
+
+    @classmethod
+    def of(cls, raw: operations_pb2.Operation) -> Self:
+        """Return the value of a message."""
+        return cls(name=raw.name, done=raw.done, raw=raw)
+
+    def progress(self) -> change_pb.ChangeMetadata:
+        """Return what the change is about, and how far it is."""
+        return outcomes.progress(self.raw)
+
+    def result(self) -> change_pb.ChangeResponse:
+        """Return what the finished change gave. Raises CallFailed if it failed."""
+        return outcomes.result(self.raw)

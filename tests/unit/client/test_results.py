@@ -1,0 +1,101 @@
+"""Results as values: what they say, and that programs written for the messages go on."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from google.longrunning import operations_pb2
+from google.rpc import code_pb2, status_pb2
+
+from topwork.client.results import ClassifyResult, ImageResult, Operation, Prediction
+from topwork.v1 import change_pb2 as change_pb
+from topwork.v1 import classifier_service_pb2 as classify_pb
+
+PREDICTIONS = [
+    classify_pb.Prediction(label="tulips", probability=0.75),
+    classify_pb.Prediction(label="roses", probability=0.25),
+]
+CLASSIFIED = classify_pb.ImageResult(
+    classification=classify_pb.Classification(
+        predictions=PREDICTIONS, unknown_probability=0.5, is_unknown=True
+    )
+)
+FAILED = classify_pb.ImageResult(
+    error=status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message="no photo")
+)
+RESPONSE = classify_pb.ClassifyResponse(revision=3, results=[CLASSIFIED, FAILED])
+
+
+def test_a_classified_image_has_predictions_and_no_error() -> None:
+    """Labels with their probabilities, in order, and how probable none of them is."""
+    result = ImageResult.of(CLASSIFIED)
+    assert result.predictions == (Prediction("tulips", 0.75), Prediction("roses", 0.25))
+    assert (result.unknown_probability, result.is_unknown, result.error) == (0.5, True, None)
+    assert result.raw is CLASSIFIED
+
+
+def test_a_bad_image_has_an_error_that_can_be_raised() -> None:
+    """Its code and text are the server's, and nothing was predicted."""
+    result = ImageResult.of(FAILED)
+    assert result.error is not None
+    assert (result.error.code, str(result.error)) == ("INVALID_ARGUMENT", "no photo")
+    assert (result.predictions, result.unknown_probability, result.is_unknown) == ((), None, None)
+
+
+def test_a_model_that_cannot_tell_says_none() -> None:
+    """Which 0 and false would not."""
+    raw = classify_pb.ImageResult(
+        classification=classify_pb.Classification(predictions=PREDICTIONS)
+    )
+    result = ImageResult.of(raw)
+    assert (result.unknown_probability, result.is_unknown) == (None, None)
+
+
+def test_an_answer_has_a_result_an_image() -> None:
+    """In order, with the revision that answered."""
+    answer = ClassifyResult.of(RESPONSE)
+    assert answer.revision == 3
+    assert [one.error is None for one in answer.results] == [True, False]
+
+
+def test_an_operation_has_progress_and_result() -> None:
+    """They are unpacked from its messages."""
+    raw = operations_pb2.Operation(name="operations/x", done=True)
+    raw.metadata.Pack(change_pb.ChangeMetadata(label="tulips"))
+    raw.response.Pack(change_pb.ChangeResponse(images_used=7))
+    operation = Operation.of(raw)
+    assert (operation.name, operation.done) == ("operations/x", True)
+    assert operation.progress().label == "tulips"
+    assert operation.result().images_used == 7
+
+
+def test_programs_for_the_messages_go_on() -> None:
+    """What they ask of a message, the value answers."""
+    answer: Any = ClassifyResult.of(RESPONSE)
+    first, second = answer.results
+    assert answer.HasField("timings") is False
+    assert first.WhichOneof("result") == "classification"
+    assert first.classification.predictions[0].label == "tulips"
+    assert second.HasField("error")
+    assert second.error.message == "no photo"
+    operation: Any = Operation.of(operations_pb2.Operation(error=FAILED.error))
+    assert operation.HasField("error")
+    assert operation.error.code == code_pb2.INVALID_ARGUMENT
+
+
+def test_a_name_that_nobody_has_is_missing() -> None:
+    """The message says so."""
+    answer: Any = ClassifyResult.of(RESPONSE)
+    with pytest.raises(AttributeError, match="colour"):
+        answer.colour  # noqa: B018  # what is tested
+
+
+@pytest.mark.parametrize("through", [copy.copy, copy.deepcopy])
+def test_values_can_be_copied_and_hashed(through: Any) -> None:
+    """A copy is equal, of the same type, and has the same hash."""
+    for value in (ImageResult.of(CLASSIFIED), Operation.of(operations_pb2.Operation(name="x"))):
+        copied = through(value)
+        assert type(copied) is type(value)
+        assert (copied, hash(copied)) == (value, hash(value))

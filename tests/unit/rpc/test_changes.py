@@ -1,0 +1,91 @@
+"""Messages that ask for changes become plain requests, whatever is in them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from topwork.bundle.comparison import Gate
+from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
+from topwork.errors import InvalidInput
+from topwork.limits import Limits
+from topwork.rpc.changes import from_change, from_upload
+from topwork.v1 import change_pb2 as change_pb
+
+LIMITS = Limits(max_images_per_upload=4, max_display_name_length=7)
+CONFIG = change_pb.AddClassConfig(model="models/colours", label="violet", request_id="an id")
+
+
+def items(*messages: change_pb.AddClassRequest) -> list[UploadItem]:
+    """Return what messages become."""
+
+    async def sent() -> AsyncIterator[change_pb.AddClassRequest]:
+        for message in messages:
+            yield message
+
+    async def collected() -> list[UploadItem]:
+        return [item async for item in from_upload("add_class", sent(), LIMITS)]
+
+    return asyncio.run(collected())
+
+
+def images(*lengths: int, name: str = "") -> list[change_pb.TrainingImage]:
+    """Return images of these lengths."""
+    return [change_pb.TrainingImage(content=bytes(one), display_name=name) for one in lengths]
+
+
+def test_a_change_keeps_all_that_was_asked() -> None:
+    """Every field of a message is in its request."""
+    options = change_pb.ChangeOptions(expected_revision=3, validate_only=True)
+    options.gate.max_conflicts = 2
+    message = change_pb.RenameClassRequest(
+        model="models/colours", label="blue", new_label="navy", request_id="id", options=options
+    )
+    assert from_change("rename_class", message, label="blue", new_label="navy") == ChangeRequest(
+        kind="rename_class",
+        model="colours",
+        request_id="id",
+        label="blue",
+        new_label="navy",
+        gate=Gate(max_conflicts=2),
+        expected_revision=3,
+        validate_only=True,
+    )
+
+
+def test_a_wrong_field_is_named_by_its_path() -> None:
+    """An error about a field inside of a message says where the message has it."""
+    message = change_pb.AddClassConfig(model="models/colours")
+    message.options.expected_revision = -1
+    with pytest.raises(InvalidInput) as caught:
+        from_change("add_class", message, path="config.")
+    assert caught.value.field == "config.options.expected_revision"
+
+
+def test_an_upload_becomes_a_request_and_portions_of_images() -> None:
+    """The config comes first; each message then has its images, though it may have none."""
+    first = change_pb.AddClassRequest(config=CONFIG, images=images(1, name="a.jpg"))
+    request = ChangeRequest(
+        kind="add_class", model="colours", label="violet", request_id="an id", path="config."
+    )
+    assert items(first, change_pb.AddClassRequest()) == [
+        request,
+        [UploadedImage(name="a.jpg", content=bytes(1))],
+        [],
+    ]
+
+
+@pytest.mark.parametrize("name", ["rose-17", "rose-17.jpg", "rose-17" * 1000])
+def test_a_display_name_is_cut(name: str) -> None:
+    """Of a long name the beginning is kept."""
+    portion = [UploadedImage(name="rose-17", content=bytes(5))]
+    assert items(change_pb.AddClassRequest(images=images(5, name=name))) == [portion]
+
+
+def test_a_message_of_very_many_images_is_not_converted_whole() -> None:
+    """One more than an upload may have is enough for it to be refused."""
+    (portion,) = items(change_pb.AddClassRequest(images=images(*[0] * 1000)))
+    assert isinstance(portion, list)
+    assert len(portion) == 5

@@ -23,7 +23,7 @@ from topwork.bundle.documents import from_data, to_data
 from topwork.bundle.manifest import Manifest
 from topwork.changes.intake import Intake
 from topwork.changes.jobs import Job
-from topwork.changes.operations import Admit, Operations, Wanted, no_operation
+from topwork.changes.operations import Admit, OperationFilter, Operations, no_operation
 from topwork.changes.quota import Quotas
 from topwork.changes.rows import Operation, queued, subject_of
 from topwork.changes.uploads import Uploads
@@ -277,7 +277,7 @@ class _Operations:
         return operation
 
     async def list(
-        self, wanted: Wanted, *, offset: int, limit: int, visible: object = None
+        self, wanted: OperationFilter, *, offset: int, limit: int, visible: object = None
     ) -> list[Operation]:
         assert visible is None
         json.dumps(wanted.attributes)

@@ -56,8 +56,10 @@ def read_json(content: bytes) -> None:
         backbone = document
     elif isinstance(document, ServingState):
         state = document
-    published = convert.Published(manifest, metrics, backbone)
-    convert.to_model(convert.Stored(state, published, [1]), workplace.LIMITS).SerializeToString()
+    published = convert.PublishedRevision(manifest, metrics, backbone)
+    convert.to_model(
+        convert.StoredModel(state, published, [1]), workplace.LIMITS
+    ).SerializeToString()
 
 
 def read_shard(content: bytes) -> None:

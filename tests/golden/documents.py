@@ -29,11 +29,11 @@ from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing.signatures import Signatures
 from topwork.changes import retrain, worker
 from topwork.changes.jobs import (
+    ChangeOutcome,
     ChangeResult,
     Conflict,
     Failure,
     Job,
-    Outcome,
     Predicted,
     Progress,
     SkippedUpload,
@@ -207,7 +207,7 @@ DOCUMENTS: tuple[object, ...] = (
     ),
     Progress(stage="embedding", done=5, total=12, conflicts=(CONFLICT,)),
     RESULT,
-    Outcome(result=RESULT, ended=SECONDS),
+    ChangeOutcome(result=RESULT, ended=SECONDS),
     FAILURE,
     retrain.NewExemplars(shard=A, backbone=B, images=12, skipped=(SKIPPED,), conflicts=(CONFLICT,)),
     retrain.Candidate(result=replace(RESULT, predicted=None), published=True, rejected=FAILURE),

@@ -21,7 +21,7 @@ from topwork.bundle.store import Repository
 from topwork.changes import worker
 from topwork.changes.database import APPLICATION, CHANGE, noted_database
 from topwork.changes.jobs import Job
-from topwork.changes.operations import Operations, Wanted
+from topwork.changes.operations import OperationFilter, Operations
 from topwork.changes.rows import Operation
 from topwork.errors import Unavailable
 
@@ -250,7 +250,7 @@ def test_operations_are_found_by_what_they_are_about(repository: Repository, url
         operations = Operations(url, repository)
         await operations.start()
         try:
-            wanted = Wanted(attributes={"model": "hues"}, done=False)
+            wanted = OperationFilter(attributes={"model": "hues"}, done=False)
             pages = [await operations.list(wanted, offset=start, limit=3) for start in (0, 3)]
         finally:
             await operations.aclose()

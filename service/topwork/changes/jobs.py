@@ -12,9 +12,9 @@ from topwork.bundle.metrics import Metrics
 from topwork.bundle.numbers import Count, Number
 from topwork.bundle.recipe import Recipe
 
-Kind = Literal["add_class", "add_examples", "remove_class", "rename_class", "retrain"]
+ChangeKind = Literal["add_class", "add_examples", "remove_class", "rename_class", "retrain"]
 
-Stage = Literal["queued", "embedding", "solving", "publishing", "done"]
+ChangeStage = Literal["queued", "embedding", "solving", "publishing", "done"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Conflict:
 class Job:
     """What a change was asked to do."""
 
-    kind: Kind
+    kind: ChangeKind
     model: str
     accepted: float
     """When it was, in seconds since 1970."""
@@ -77,7 +77,7 @@ class Job:
 class Progress:
     """How far a job is. ``total`` is 0 where nothing is counted."""
 
-    stage: Stage | Literal[""] = ""
+    stage: ChangeStage | Literal[""] = ""
     """Empty: one that this version does not know."""
     done: Count = 0
     total: Count = 0
@@ -140,7 +140,7 @@ class Failure:
 
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ChangeOutcome:
     """How a job ended: exactly one of the first two is set."""
 
     result: ChangeResult | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from topwork.bundle.store import Repository
 from topwork.changes import rows
 from topwork.changes.database import CHANGE, QUEUE, available, connect, note_database
 from topwork.changes.jobs import Job
+from topwork.changes.polling import Poller
 from topwork.changes.rows import Operation, check_same, subject_of
 from topwork.errors import (
     NotFound,
@@ -54,7 +55,7 @@ Admit: TypeAlias = Callable[[int], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class OperationFilter:
     """Which operations to list."""
 
     attributes: dict[str, str | bool]
@@ -75,6 +76,7 @@ class Operations:
         self._client: DBOSClient | None = None
         self._connecting = asyncio.Lock()
         self._closing = False
+        self._poller = Poller(self._look, WATCH_SECONDS)
 
     async def start(self) -> None:
         """Create the schema if it is missing, and connect.
@@ -88,6 +90,7 @@ class Operations:
 
     async def aclose(self) -> None:
         """Disconnect."""
+        await self._poller.aclose()
         if self._client is not None:
             await asyncio.to_thread(self._client.destroy)
 
@@ -139,7 +142,7 @@ class Operations:
         Raises Overloaded if it has as many of them as it may have.
         """
         most = self._limits.max_pending_operations
-        wanted = Wanted(attributes={"model": model}, done=False)
+        wanted = OperationFilter(attributes={"model": model}, done=False)
         unfinished = await self._statuses(wanted, offset=0, limit=most)
         if len(unfinished) >= most:
             raise Overloaded(
@@ -163,7 +166,7 @@ class Operations:
 
     async def list(
         self,
-        wanted: Wanted,
+        wanted: OperationFilter,
         *,
         offset: int,
         limit: int,
@@ -173,6 +176,21 @@ class Operations:
         found = await self._statuses(wanted, offset=offset, limit=limit, visible=visible)
         return [await self._operation(one) for one in found]
 
+    async def _look(self, identifiers: Collection[str]) -> dict[str, Operation | Exception]:
+        """Return each operation, or why there is none, with one query but for what runs."""
+        client = await self._connect()
+        with available():
+            found = await client.list_workflows_async(workflow_ids=[*identifiers], load_input=False)
+        operations: dict[str, Operation | Exception] = {
+            identifier: no_operation(identifier) for identifier in identifiers
+        }
+        for status in found:
+            try:
+                operations[status.workflow_id] = await self._operation(status)
+            except TopworkError as failed:
+                operations[status.workflow_id] = failed
+        return operations
+
     async def _find(self, identifier: str) -> WorkflowStatus | None:
         client = await self._connect()
         with available():
@@ -181,7 +199,7 @@ class Operations:
 
     async def _statuses(
         self,
-        wanted: Wanted,
+        wanted: OperationFilter,
         *,
         offset: int,
         limit: int,
@@ -216,9 +234,8 @@ class Operations:
         Each look at it is told to ``check``, which may raise. Raises NotFound, and Unavailable when
         the server stops meanwhile.
         """
-        last = None
+        last, operation = None, await self.get(identifier)
         while True:
-            operation = await self.get(identifier)
             check(operation)
             if operation != last:
                 yield operation
@@ -227,7 +244,7 @@ class Operations:
             last = operation
             if self._closing:
                 raise Unavailable("the server is stopping; watch again")
-            await asyncio.sleep(WATCH_SECONDS)
+            operation = await self._poller.next(identifier)
 
     def end_watches(self) -> None:
         """Let everybody who watches or waits for an operation end with Unavailable."""
@@ -252,7 +269,7 @@ class Operations:
         return operation
 
     async def _searched(
-        self, wanted: Wanted, count: int, visible: Callable[[str], bool] | None
+        self, wanted: OperationFilter, count: int, visible: Callable[[str], bool] | None
     ) -> Sequence[WorkflowStatus]:
         """Return the first ``count`` wanted ones: DBOS cannot look for attributes on SQLite."""
         matching: Sequence[WorkflowStatus] = []

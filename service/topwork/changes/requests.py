@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from topwork.bundle.comparison import Gate
-from topwork.changes.jobs import Kind
+from topwork.changes.jobs import ChangeKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeRequest:
     """A change as a client asks for it; its labels, head and normalisation are not checked yet."""
 
-    kind: Kind
+    kind: ChangeKind
     model: str
     request_id: str = ""
     """A UUID by which the call can be repeated; empty: none was given."""

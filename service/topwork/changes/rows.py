@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from dbos import WorkflowStatus
 
 from topwork.bundle.documents import document, from_data
-from topwork.changes.jobs import ChangeResult, Failure, Job, Kind, Outcome, Progress
+from topwork.changes.jobs import ChangeKind, ChangeOutcome, ChangeResult, Failure, Job, Progress
 from topwork.errors import AlreadyExists, Corrupt
 
 UNFINISHED = ("ENQUEUED", "DELAYED", "PENDING")
@@ -28,7 +28,7 @@ T = TypeVar("T")
 class Subject:
     """What an operation is about; as ``Job`` has it."""
 
-    kind: Kind | Literal[""] = ""
+    kind: ChangeKind | Literal[""] = ""
     """Empty: one that this version does not know."""
     model: str = ""
     label: str = ""
@@ -52,7 +52,7 @@ class Operation:
     created: datetime
     ended: datetime | None
     progress: Progress
-    outcome: Outcome | None
+    outcome: ChangeOutcome | None
     """None while it is not finished."""
 
 
@@ -107,7 +107,7 @@ def operation(row: WorkflowStatus, *, progress: Any = None, late: Any = None) ->
         accepted = (row.created_at or 0) / 1000
     outcome = None
     if late is not None:
-        outcome = Outcome(result=result(late))
+        outcome = ChangeOutcome(result=result(late))
     elif row.status in FINISHED:
         outcome = _outcome(row)
     stage: Literal["queued", "done"] = "queued" if outcome is None else "done"
@@ -152,7 +152,7 @@ def uploads(row: WorkflowStatus) -> set[str]:
         raise Corrupt(f"the images of operation {row.workflow_id!r} cannot be told") from error
 
 
-def _outcome(row: WorkflowStatus) -> Outcome:
+def _outcome(row: WorkflowStatus) -> ChangeOutcome:
     if row.status == "SUCCESS":
         return _succeeded(row.output)
     if row.status == "CANCELLED":
@@ -161,22 +161,22 @@ def _outcome(row: WorkflowStatus) -> Outcome:
         failure = Failure(
             kind="Internal", reason="INTERNAL", message="internal error; see the worker's log"
         )
-    return Outcome(failure=failure)
+    return ChangeOutcome(failure=failure)
 
 
-def _succeeded(output: Any) -> Outcome:
+def _succeeded(output: Any) -> ChangeOutcome:
     """Return the outcome that a workflow gave. What cannot be read at all is a failure: Corrupt."""
     with contextlib.suppress(Corrupt):
-        found = from_data(output, Outcome)
-        if found != Outcome(ended=found.ended):
+        found = from_data(output, ChangeOutcome)
+        if found != ChangeOutcome(ended=found.ended):
             return found
     given = output if isinstance(output, dict) else {}
     if isinstance(given.get("result"), dict):
-        return Outcome(result=result(given["result"]))
+        return ChangeOutcome(result=result(given["result"]))
     if isinstance(given.get("failure"), dict):
-        return Outcome(failure=_readable(given["failure"], Failure))
+        return ChangeOutcome(failure=_readable(given["failure"], Failure))
     text = "the stored outcome cannot be read"
-    return Outcome(failure=Failure(kind="Corrupt", reason=Corrupt.reason, message=text))
+    return ChangeOutcome(failure=Failure(kind="Corrupt", reason=Corrupt.reason, message=text))
 
 
 def _readable(data: Any, kind: type[T]) -> T:

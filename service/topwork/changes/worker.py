@@ -27,13 +27,13 @@ from topwork.bundle.store import Repository
 from topwork.changes import database, operations
 from topwork.changes.executors import Takeover, alone, claim
 from topwork.changes.jobs import (
+    ChangeOutcome,
     ChangeResult,
+    ChangeStage,
     Conflict,
     Failure,
     Job,
-    Outcome,
     Progress,
-    Stage,
     StageSeconds,
 )
 from topwork.changes.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
@@ -191,14 +191,14 @@ def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
             with _among(running), alone(root, job.model):
                 return to_data(replace(attempts(data, job), ended=time.time()))
         except Corrupt as failed:  # a newer version was asked, or a step of it was done there
-            return to_data(Outcome(failure=_failure(failed)))
+            return to_data(ChangeOutcome(failure=_failure(failed)))
         except SQLAlchemyError:
             log.exception("database cannot be used", id=DBOS.workflow_id)
             os._exit(GAVE_UP)  # when it can be, the next worker goes on from the last step
         except OSError as failed:  # of the model's lock: steps keep theirs
-            return to_data(Outcome(failure=_storage_failure(failed)))
+            return to_data(ChangeOutcome(failure=_storage_failure(failed)))
 
-    def attempts(data: Any, job: Job) -> Outcome:
+    def attempts(data: Any, job: Job) -> ChangeOutcome:
         for again in reversed(range(ATTEMPTS)):
             try:
                 result = attempt(data, job)
@@ -208,11 +208,11 @@ def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
                     log.info("overtaken", id=DBOS.workflow_id, model=job.model)
                     continue
                 log.warning("operation failed", id=DBOS.workflow_id, error=failure.message)
-                return Outcome(failure=failure)
+                return ChangeOutcome(failure=failure)
             log.info(
                 "changed", kind=job.kind, model=job.model, label=job.label, revision=result.revision
             )
-            return Outcome(result=result)
+            return ChangeOutcome(result=result)
         raise AssertionError("the last attempt returns")
 
 
@@ -291,8 +291,8 @@ def _storage_failure(failed: OSError) -> Failure:
 class _Reporter:
     """Turns counts into progress events, the last one always, the others not too often."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage: Stage = stage
+    def __init__(self, stage: ChangeStage) -> None:
+        self._stage: ChangeStage = stage
         self._next = 0.0
 
     def __call__(self, done: int, total: int, conflicts: tuple[Conflict, ...] = ()) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from itertools import islice
 from typing import TypeAlias
 
-from topwork.changes.jobs import Kind
+from topwork.changes.jobs import ChangeKind
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.limits import Limits
 from topwork.rpc import convert
@@ -22,7 +22,7 @@ Change: TypeAlias = (
 )
 
 
-def from_change(kind: Kind, message: Change, *, path: str = "", **own: str) -> ChangeRequest:
+def from_change(kind: ChangeKind, message: Change, *, path: str = "", **own: str) -> ChangeRequest:
     """Return the request of a message; ``own`` are the fields that only its kind has.
 
     Errors name its fields with ``path`` before them. Raises InvalidInput.
@@ -43,7 +43,7 @@ def from_change(kind: Kind, message: Change, *, path: str = "", **own: str) -> C
 
 
 async def from_upload(
-    kind: Kind, messages: AsyncIterator[Upload], limits: Limits
+    kind: ChangeKind, messages: AsyncIterator[Upload], limits: Limits
 ) -> AsyncIterator[UploadItem]:
     """Yield the request of an upload and its images, a portion a message. Raises InvalidInput.
 

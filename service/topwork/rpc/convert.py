@@ -1,4 +1,4 @@
-"""Between the engine's values and the contract's messages."""
+"""Conversion between plain values and the messages of the contract."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from topwork.wire import status as statuses
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedRevision:
     """A revision as it is stored."""
 
     manifest: Manifest
@@ -37,11 +37,11 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredModel:
     """A model as it is stored."""
 
     state: ServingState
-    serving: Published
+    serving: PublishedRevision
     revisions: list[int]
 
 
@@ -129,7 +129,7 @@ def from_gate(gate: change_pb.Gate, *, field: str) -> Gate:
     return Gate(**given)
 
 
-def to_model(stored: Stored, limits: Limits) -> model_pb.Model:
+def to_model(stored: StoredModel, limits: Limits) -> model_pb.Model:
     """Return a model by its serving revision."""
     name = f"models/{stored.serving.manifest.model}"
     return model_pb.Model(
@@ -162,7 +162,7 @@ def to_model(stored: Stored, limits: Limits) -> model_pb.Model:
     )
 
 
-def to_revision(published: Published) -> revision_pb.Revision:
+def to_revision(published: PublishedRevision) -> revision_pb.Revision:
     """Return a published revision."""
     manifest, info = published.manifest, published.backbone
     return revision_pb.Revision(
@@ -205,7 +205,9 @@ def damaged_revision(model: str, revision: int) -> revision_pb.Revision:
     return revision_pb.Revision(name=_revision_name(model, revision), revision=revision)
 
 
-def to_operation(operation: Operation, published: Published | None) -> operations_pb2.Operation:
+def to_operation(
+    operation: Operation, published: PublishedRevision | None
+) -> operations_pb2.Operation:
     """Return an operation; ``published`` is its revision, None while or where there is none."""
     message = operations_pb2.Operation(
         name=f"operations/{operation.id}", done=operation.outcome is not None
@@ -300,7 +302,7 @@ def _result(result: ImageAnswer | ImageError) -> classify_pb.ImageResult:
 
 
 def _change_response(
-    subject: Subject, result: ChangeResult, published: Published | None
+    subject: Subject, result: ChangeResult, published: PublishedRevision | None
 ) -> change_pb.ChangeResponse:
     seconds = result.seconds
     if published is not None:

@@ -6,8 +6,8 @@ import re
 import unicodedata
 from typing import get_args
 
-from topwork.changes.jobs import Kind
-from topwork.changes.operations import Wanted
+from topwork.changes.jobs import ChangeKind
+from topwork.changes.operations import OperationFilter
 from topwork.errors import InvalidInput
 from topwork.rpc.convert import resource_id
 
@@ -21,7 +21,7 @@ LONGEST = 1000
 FIELDS = ("model", "label", "kind", "done", "validate_only")
 
 
-def parse(text: str) -> Wanted:
+def parse(text: str) -> OperationFilter:
     """Return what a filter wants, such as ``model = "models/flowers" AND done = false``.
 
     Terms of ``FIELDS``, each equal to a quoted or bare value, joined by AND; the same field twice
@@ -48,19 +48,19 @@ def parse(text: str) -> Wanted:
     return _wanted(text, given)
 
 
-def _wanted(text: str, given: dict[str, str]) -> Wanted:
+def _wanted(text: str, given: dict[str, str]) -> OperationFilter:
     attributes: dict[str, str | bool] = {}
     if "model" in given:
         attributes["model"] = resource_id(given["model"], collection="models", field="filter")
     if "label" in given:
         attributes["label"] = unicodedata.normalize("NFC", given["label"])  # as labels are stored
     if "kind" in given:
-        if given["kind"] not in get_args(Kind):
-            raise _refused(text, f"kind must be one of {', '.join(get_args(Kind))}")
+        if given["kind"] not in get_args(ChangeKind):
+            raise _refused(text, f"kind must be one of {', '.join(get_args(ChangeKind))}")
         attributes["kind"] = given["kind"]
     if "validate_only" in given:
         attributes["validate_only"] = _boolean(text, given["validate_only"])
-    return Wanted(
+    return OperationFilter(
         attributes=attributes, done=_boolean(text, given["done"]) if "done" in given else None
     )
 

@@ -18,7 +18,7 @@ from topwork.bundle.manifest import Manifest
 from topwork.bundle.serving import ServingState
 from topwork.bundle.store import Repository
 from topwork.changes.intake import Intake
-from topwork.changes.jobs import Kind
+from topwork.changes.jobs import ChangeKind
 from topwork.changes.operations import RETRY_SECONDS, Operations, no_operation
 from topwork.changes.pointer import pin, roll_back
 from topwork.changes.requests import ChangeRequest
@@ -155,11 +155,11 @@ class OperationViews:
             published = await asyncio.to_thread(self.published, model, result.revision)
         return convert.to_operation(operation, published)
 
-    def published(self, model: str, revision: int) -> convert.Published | None:
+    def published(self, model: str, revision: int) -> convert.PublishedRevision | None:
         """Return a revision, or None if it was removed or damaged since."""
         try:
             manifest = self._repository.manifest(model, revision)
-            return convert.Published(
+            return convert.PublishedRevision(
                 manifest, self._repository.metrics(manifest), self._repository.backbone(manifest)
             )
         except (NotFound, Corrupt):
@@ -289,7 +289,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
             yield model_pb.WatchOperationResponse(operation=await self._views.message(operation))
 
     async def _upload(
-        self, kind: Kind, messages: AsyncIterator[Upload]
+        self, kind: ChangeKind, messages: AsyncIterator[Upload]
     ) -> operations_pb2.Operation:
         with self._uploads.hold(caller().share):
             operation = await self._intake.upload(from_upload(kind, messages, self._limits))
@@ -302,12 +302,12 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         stored = await asyncio.to_thread(self._stored, self._registry.serving(model))
         return convert.to_model(stored, self._limits)
 
-    def _stored(self, manifest: Manifest) -> convert.Stored:
+    def _stored(self, manifest: Manifest) -> convert.StoredModel:
         """Return a model; of what cannot be read only what is in memory."""
         state = self._intact(lambda one: self._repository.serving_state(one.model), manifest)
-        return convert.Stored(
+        return convert.StoredModel(
             state or ServingState(revision=manifest.revision),
-            convert.Published(
+            convert.PublishedRevision(
                 manifest,
                 self._intact(self._repository.metrics, manifest),
                 self._intact(self._repository.backbone, manifest),

@@ -9,7 +9,7 @@ from support import tiny
 
 from topwork.bundle.manifest import Manifest, ShardRef
 from topwork.changes.change_rules import changed_shards, check_change
-from topwork.changes.jobs import Job, Kind, Upload
+from topwork.changes.jobs import ChangeKind, Job, Upload
 from topwork.errors import AlreadyExists, NotFound, NotReady, QuotaExceeded, Stale
 from topwork.limits import DEFAULT_LIMITS
 
@@ -26,7 +26,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return tiny.repository(tmp_path_factory.mktemp("rules")).manifest("colours", 1)
 
 
-def job(kind: Kind, label: str = "", new_label: str = "", expected: int = 0) -> Job:
+def job(kind: ChangeKind, label: str = "", new_label: str = "", expected: int = 0) -> Job:
     """Return a job."""
     return Job(
         kind=kind,
@@ -51,7 +51,7 @@ def job(kind: Kind, label: str = "", new_label: str = "", expected: int = 0) -> 
     ],
 )
 def test_shards_after_a_change(
-    kind: Kind, label: str, new: str, after: tuple[ShardRef, ...]
+    kind: ChangeKind, label: str, new: str, after: tuple[ShardRef, ...]
 ) -> None:
     """A change adds, drops or relabels whole shards, and rewrites none."""
     assert changed_shards((A, B, B2), job(kind, label, "z"), new) == after
@@ -108,7 +108,7 @@ def test_a_model_has_room_for_so_many_labels(parent: Manifest) -> None:
 
 
 @pytest.mark.parametrize("kind", ["add_class", "add_examples"])
-def test_a_model_has_only_so_many_images(parent: Manifest, kind: Kind) -> None:
+def test_a_model_has_only_so_many_images(parent: Manifest, kind: ChangeKind) -> None:
     """What would bring more images than a model may have is QuotaExceeded, with the numbers."""
     limits = replace(DEFAULT_LIMITS, max_images_per_model=82)
     uploads = tuple(Upload(name=str(number), digest=NEW) for number in range(3))

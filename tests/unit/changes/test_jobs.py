@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topwork.bundle.documents import from_data, to_data
-from topwork.changes.jobs import Job, Outcome, Progress
+from topwork.changes.jobs import ChangeOutcome, Job, Progress
 
 # Whole numbers as stored data may have them: Hypothesis knows nothing of msgspec's bounds.
 st.register_type_strategy(int, st.integers(0, 2**31 - 1))
@@ -17,8 +17,8 @@ seeded = settings(deadline=None, derandomize=True, database=None, max_examples=5
 
 
 @seeded
-@given(st.from_type(Job) | st.from_type(Outcome) | st.from_type(Progress))
-def test_what_is_stored_comes_back(value: Job | Outcome | Progress) -> None:
+@given(st.from_type(Job) | st.from_type(ChangeOutcome) | st.from_type(Progress))
+def test_what_is_stored_comes_back(value: Job | ChangeOutcome | Progress) -> None:
     """Every job, outcome and progress is the same after its way through JSON text."""
     stored = json.dumps(to_data(value), allow_nan=True)
     assert repr(from_data(json.loads(stored), type(value))) == repr(value)

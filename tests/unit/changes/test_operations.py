@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from dbos import DBOSPortableJSONSerializer
+from support import statements
 
 from topwork.bundle.documents import to_json
 from topwork.bundle.files import write_file
@@ -21,7 +23,7 @@ from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.store import Repository
 from topwork.changes.database import database_url, pending_images
 from topwork.changes.jobs import Job, Upload
-from topwork.changes.operations import RESULT, Operations, Wanted
+from topwork.changes.operations import RESULT, OperationFilter, Operations
 from topwork.changes.rows import Operation
 from topwork.errors import (
     AlreadyExists,
@@ -55,7 +57,7 @@ def operations(root: Path, runner: asyncio.Runner) -> Iterator[Operations]:
     runner.run(made.aclose())
 
 
-EVERY = Wanted(attributes={})
+EVERY = OperationFilter(attributes={})
 NOW = datetime.now(UTC)
 
 
@@ -173,27 +175,22 @@ def test_waiting_ends_with_its_time(operations: Operations, runner: asyncio.Runn
     runner.run(scenario())
 
 
-def test_a_cancelled_operation_is_finished(
-    operations: Operations, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cancelled_operation_is_finished(operations: Operations, runner: asyncio.Runner) -> None:
     """Cancelling ends a waiting operation; whoever watches it is told of the two states only."""
     looks = 0
-    look = operations.get
     looked_often = asyncio.Event()
 
-    async def counted(identifier: str) -> Operation:
+    def count(_: Operation) -> None:
         nonlocal looks
         looks += 1
         if looks == 4:
             looked_often.set()
-        return await look(identifier)
 
     async def scenario() -> None:
         made = await operations.submit(job(), new_id())
-        monkeypatch.setattr(operations, "get", counted)
 
         async def watch() -> list[Operation]:
-            return [state async for state in operations.watch(made.id)]
+            return [state async for state in operations.watch(made.id, count)]
 
         watching = asyncio.create_task(watch())
         await asyncio.wait_for(looked_often.wait(), 60)
@@ -288,6 +285,33 @@ def test_a_model_has_only_so_many_unfinished_operations(
     assert "model 'crowded' has 2 unfinished operations, which is the limit" in str(refused[0])
 
 
+def test_twenty_watches_cost_one_query_a_look(few: Operations, runner: asyncio.Runner) -> None:
+    """All who watch share each look at the database, which has one statement for what waits."""
+    looks: Counter[str] = Counter()
+    enough = asyncio.Event()
+
+    def count(operation: Operation) -> None:
+        looks[operation.id] += 1
+        if looks.total() >= 200:
+            enough.set()
+
+    async def scenario() -> int:
+        made = [await few.submit(job("a", f"many {number}"), new_id()) for number in range(2)]
+        with statements.noted() as noted:
+            waiting = [
+                asyncio.create_task(few.wait(made[number % 2].id, 60.0, count))
+                for number in range(20)
+            ]
+            await asyncio.wait_for(enough.wait(), 60)
+        for one in made:
+            await few.cancel(one.id)
+        await asyncio.gather(*waiting)
+        return len(noted)
+
+    # Two statements for each of the 20 that begin, then for each look of all of them.
+    assert runner.run(scenario()) < 20 * 2 + 10 * 2 + 10
+
+
 def test_a_watch_ends_with_what_its_check_raises(few: Operations, runner: asyncio.Runner) -> None:
     """Each look is told to the check, also when nothing changes: rights may be withdrawn."""
     looks: list[Operation] = []
@@ -324,7 +348,7 @@ def test_only_what_is_wanted_is_listed(operations: Operations, runner: asyncio.R
         await operations.cancel(second.id)
 
         async def listed(done: bool | None = None, **attributes: str | bool) -> list[str]:
-            wanted = Wanted(attributes={"model": model, **attributes}, done=done)
+            wanted = OperationFilter(attributes={"model": model, **attributes}, done=done)
             return [one.id for one in await operations.list(wanted, offset=0, limit=10)]
 
         assert await listed() == [first.id, second.id, third.id]

@@ -22,7 +22,7 @@ from topwork.bundle.maintenance.garbage import collect
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
-from topwork.changes.jobs import ChangeResult, Conflict, Job, Kind, Upload
+from topwork.changes.jobs import ChangeKind, ChangeResult, Conflict, Job, Upload
 from topwork.changes.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
 from topwork.errors import Corrupt, NotReady, Stale
 from topwork.limits import DEFAULT_LIMITS
@@ -52,7 +52,7 @@ def begun(root: Path, first: int = 8) -> Repository:
 
 def job(
     repository: Repository,
-    kind: Kind,
+    kind: ChangeKind,
     label: str = "",
     contents: Sequence[bytes] = (),
     *,
@@ -108,7 +108,7 @@ def fitted(images: dict[str, list[bytes]]) -> tuple[tuple[str, ...], bytes, str]
         return manifest.labels, made.head(manifest), manifest.data_digest
 
 
-Step = tuple[Kind, str, int, int]
+Step = tuple[ChangeKind, str, int, int]
 
 
 @st.composite
@@ -117,7 +117,7 @@ def histories(draw: st.DrawFn) -> list[Step]:
     has = {"a": set(range(8)), "b": set(range(8))}
     steps: list[Step] = []
     for _ in range(draw(st.integers(1, 5))):
-        kinds: list[Kind] = ["add_examples", "retrain"]
+        kinds: list[ChangeKind] = ["add_examples", "retrain"]
         kinds += ["remove_class"] if len(has) > 2 else []
         kinds += ["add_class"] if len(has) < len(POOL) else []
         kind = draw(st.sampled_from(kinds))
@@ -429,7 +429,7 @@ def test_the_new_head_knows_the_new_class(repository: Repository) -> None:
 
 @pytest.mark.parametrize("kind", ["retrain", "rename_class"])
 def test_a_changed_backbone_json_is_not_made_right_by_a_change(
-    repository: Repository, kind: Kind
+    repository: Repository, kind: ChangeKind
 ) -> None:
     """A new revision names the backbone.json of its parent, never one that was put in its place.
 

@@ -10,7 +10,7 @@ from dbos import WorkflowStatus
 from support import golden
 
 from topwork.changes import rows
-from topwork.changes.jobs import Failure, Outcome, Progress
+from topwork.changes.jobs import ChangeOutcome, Failure, Progress
 from topwork.changes.rows import Operation, Subject
 from topwork.errors import Corrupt
 from topwork.rpc import convert
@@ -43,7 +43,7 @@ def stored(version: str, kind: str) -> Any:
     return json.loads((golden.ROOT / version / f"{kind}.json").read_bytes())
 
 
-def done(output: Any) -> Outcome:
+def done(output: Any) -> ChangeOutcome:
     """Return the outcome of a finished row with this output."""
     outcome = rows.operation(row("SUCCESS", output=output)).outcome
     assert outcome is not None

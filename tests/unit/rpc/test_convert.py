@@ -14,10 +14,10 @@ from topwork.bundle.comparison import Gate
 from topwork.bundle.findings import Finding
 from topwork.bundle.serving import Move, ServingState
 from topwork.changes.jobs import (
+    ChangeOutcome,
     ChangeResult,
     Conflict,
     Failure,
-    Outcome,
     Predicted,
     Progress,
     SkippedUpload,
@@ -35,14 +35,16 @@ CONFLICT = Conflict(name="c.jpg", label="blue", other="d.jpg", exact=True)
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> convert.Published:
+def published(tmp_path_factory: pytest.TempPathFactory) -> convert.PublishedRevision:
     """Return a real revision."""
     repository = tiny.repository(tmp_path_factory.mktemp("convert") / "repository")
     manifest = repository.manifest("colours", 1)
-    return convert.Published(manifest, repository.metrics(manifest), repository.backbone(manifest))
+    return convert.PublishedRevision(
+        manifest, repository.metrics(manifest), repository.backbone(manifest)
+    )
 
 
-def operation(progress: Progress, outcome: Outcome | None = None) -> Operation:
+def operation(progress: Progress, outcome: ChangeOutcome | None = None) -> Operation:
     """Return an operation in some state."""
     created = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
     return Operation(
@@ -130,7 +132,7 @@ def test_a_model_that_cannot_tell_the_unknown_says_nothing_of_it() -> None:
     assert not found.HasField("is_unknown")
 
 
-def test_a_model_says_all_that_the_manifest_does(published: convert.Published) -> None:
+def test_a_model_says_all_that_the_manifest_does(published: convert.PublishedRevision) -> None:
     """A model's message has its revision's facts, from labels to the confusion matrix."""
     manifest, metrics = published.manifest, published.metrics
     assert metrics is not None
@@ -144,7 +146,7 @@ def test_a_model_says_all_that_the_manifest_does(published: convert.Published) -
         )
         for number in range(1, 121)
     )
-    stored = convert.Stored(
+    stored = convert.StoredModel(
         ServingState(revision=1, pinned=(1, 7), moves=moves), published, list(range(1, 121))
     )
     message = convert.to_model(stored, DEFAULT_LIMITS)
@@ -187,18 +189,18 @@ def test_a_model_says_all_that_the_manifest_does(published: convert.Published) -
     ] == [list(row) for row in metrics.confusion]
 
 
-def test_damaged_metrics_leave_a_revision_its_labels(published: convert.Published) -> None:
+def test_damaged_metrics_leave_a_revision_its_labels(published: convert.PublishedRevision) -> None:
     """What cannot be read is unset, and all that the manifest says is told."""
-    revision = convert.to_revision(convert.Published(published.manifest, None, None))
+    revision = convert.to_revision(convert.PublishedRevision(published.manifest, None, None))
     assert tuple(revision.labels) == published.manifest.labels
     assert not revision.HasField("metrics")
     assert not revision.HasField("backbone")
 
 
-def test_every_limit_is_told(published: convert.Published) -> None:
+def test_every_limit_is_told(published: convert.PublishedRevision) -> None:
     """The limits' message has each of Topwork's limits under its own name."""
     limits = Limits(**{name: 1000 + n for n, name in enumerate(Limits.__slots__)})
-    stored = convert.Stored(ServingState(revision=1), published, [1])
+    stored = convert.StoredModel(ServingState(revision=1), published, [1])
     message = convert.to_model(stored, limits).limits
     told = {field.name: value for field, value in message.ListFields()}
     assert told == {name: getattr(limits, name) for name in Limits.__slots__}
@@ -229,7 +231,7 @@ def test_a_failed_operation_has_its_error() -> None:
     """An operation that failed is done and has an error, no response."""
     failure = Failure(kind="NotReady", reason="TOO_FEW_IMAGES", message="2 usable images")
     message = convert.to_operation(
-        operation(Progress(stage="done"), Outcome(failure=failure)), None
+        operation(Progress(stage="done"), ChangeOutcome(failure=failure)), None
     )
     assert (message.done, message.WhichOneof("result")) == (True, "error")
     assert (message.error.code, message.error.message) == (9, "2 usable images")
@@ -242,7 +244,7 @@ def test_a_rejected_change_has_the_numbers() -> None:
         kind="NotReady", reason="GATE_FAILED", message="rejected", revision=7, comparison=COMPARISON
     )
     message = convert.to_operation(
-        operation(Progress(stage="done"), Outcome(failure=failure)), None
+        operation(Progress(stage="done"), ChangeOutcome(failure=failure)), None
     )
     info, comparison = error_details_pb2.ErrorInfo(), revision_pb.Comparison()
     assert message.error.details[0].Unpack(info)
@@ -251,7 +253,7 @@ def test_a_rejected_change_has_the_numbers() -> None:
     assert comparison == convert.to_comparison(COMPARISON)
 
 
-def test_a_finished_operation_has_its_response(published: convert.Published) -> None:
+def test_a_finished_operation_has_its_response(published: convert.PublishedRevision) -> None:
     """A success has its revision (its name, once that was removed) and all that came of it."""
     skipped = SkippedUpload(name="b.jpg", reason="DUPLICATE", message="same pixels as a.jpg")
     result = ChangeResult(
@@ -264,7 +266,7 @@ def test_a_finished_operation_has_its_response(published: convert.Published) -> 
         seconds=StageSeconds(queued=-1.0, embedding=1.5, solving=2.5, publishing=0.5),
     )
     message = convert.to_operation(
-        operation(Progress(stage="done"), Outcome(result=result)), published
+        operation(Progress(stage="done"), ChangeOutcome(result=result)), published
     )
     response = change_pb.ChangeResponse()
     assert message.done
@@ -285,14 +287,16 @@ def test_a_revision_that_is_gone_has_its_name() -> None:
     result = ChangeResult(
         revision=7, images_used=3, skipped=(), conflicts=(), comparison=COMPARISON
     )
-    message = convert.to_operation(operation(Progress(stage="done"), Outcome(result=result)), None)
+    message = convert.to_operation(
+        operation(Progress(stage="done"), ChangeOutcome(result=result)), None
+    )
     response = change_pb.ChangeResponse()
     assert message.response.Unpack(response)
     assert response.revision == convert.damaged_revision("colours", 7)
     assert response.revision.name == "models/colours/revisions/7"
 
 
-def test_what_was_only_validated_has_no_number(published: convert.Published) -> None:
+def test_what_was_only_validated_has_no_number(published: convert.PublishedRevision) -> None:
     """Labels, metrics, findings and the gate's reasons are told of what was not published."""
     assert published.metrics is not None
     finding = Finding(kind="copies", severity="note", message="alike", images=("a",), labels=("b",))
@@ -306,7 +310,9 @@ def test_what_was_only_validated_has_no_number(published: convert.Published) -> 
         findings=(finding,),
         predicted=Predicted(labels=("blue", "mauve"), metrics=published.metrics),
     )
-    message = convert.to_operation(operation(Progress(stage="done"), Outcome(result=result)), None)
+    message = convert.to_operation(
+        operation(Progress(stage="done"), ChangeOutcome(result=result)), None
+    )
     response = change_pb.ChangeResponse()
     assert message.response.Unpack(response)
     assert (response.revision.name, response.revision.revision) == ("", 0)

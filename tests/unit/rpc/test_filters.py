@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from topwork.changes.operations import Wanted
+from topwork.changes.operations import OperationFilter
 from topwork.errors import InvalidInput
 from topwork.rpc.filters import parse
 
@@ -27,7 +27,7 @@ from topwork.rpc.filters import parse
 )
 def test_a_filter(text: str, attributes: dict[str, str | bool], done: bool | None) -> None:
     """Terms of fields and values, joined by AND, bare or quoted."""
-    assert parse(text) == Wanted(attributes=attributes, done=done)
+    assert parse(text) == OperationFilter(attributes=attributes, done=done)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.inference import inference_service_pb2 as pb
-from topwork.rpc.open_inference.tensors import Wanted
+from topwork.rpc.open_inference.tensors import RequestedOutputs
 from topwork.serving.inferred import Inferred
 
 
 def to_response(
-    request: pb.ModelInferRequest, wanted: Sequence[Wanted], found: Inferred
+    request: pb.ModelInferRequest, wanted: Sequence[RequestedOutputs], found: Inferred
 ) -> pb.ModelInferResponse:
     """Return the answer to a request: raw if that was, else typed."""
     raw = bool(request.raw_input_contents)

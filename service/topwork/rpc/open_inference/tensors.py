@@ -31,7 +31,7 @@ _SHARED_MEMORY = "shared_memory_region"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RequestedOutputs:
     """An output that is asked for."""
 
     name: str
@@ -71,7 +71,7 @@ def images(request: pb.ModelInferRequest, limits: Limits) -> Sequence[Image]:
     return [_Raw(row) for row in np.frombuffer(content, dtype=dtype).reshape(shape)]
 
 
-def wanted(request: pb.ModelInferRequest) -> tuple[Wanted, ...]:
+def wanted(request: pb.ModelInferRequest) -> tuple[RequestedOutputs, ...]:
     """Return the outputs that a request asks for, in its order. Raises InvalidInput."""
     found = []
     for index, output in enumerate(request.outputs):
@@ -82,10 +82,10 @@ def wanted(request: pb.ModelInferRequest) -> tuple[Wanted, ...]:
                 field=f"{field}.name",
             )
         _refuse_shared_memory(output.parameters, field)
-        found.append(Wanted(output.name, _classes(output, field)))
+        found.append(RequestedOutputs(output.name, _classes(output, field)))
     if len({one.name for one in found}) < len(found):
         raise InvalidInput("an output is asked for twice", field="outputs")
-    return tuple(found) or tuple(Wanted(name, 0) for name in OUTPUTS)
+    return tuple(found) or tuple(RequestedOutputs(name, 0) for name in OUTPUTS)
 
 
 def split(content: bytes, count: int) -> list[bytes]:

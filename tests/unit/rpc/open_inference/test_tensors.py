@@ -16,7 +16,7 @@ from topwork.inference import inference_service_pb2 as pb
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import Limits
 from topwork.rpc.open_inference import answers, tensors
-from topwork.rpc.open_inference.tensors import Wanted
+from topwork.rpc.open_inference.tensors import RequestedOutputs
 from topwork.serving.classify_batch import Image
 
 LIMITS = Limits(max_images_per_request=4)
@@ -256,7 +256,10 @@ def test_outputs_in_the_order_of_the_request() -> None:
     """The client's order is kept, with the number of classes of each."""
     request = infers.request([b""], outputs=["embedding", "probabilities"])
     request.outputs[1].parameters["classification"].int64_param = 3
-    assert tensors.wanted(request) == (Wanted("embedding", 0), Wanted("probabilities", 3))
+    assert tensors.wanted(request) == (
+        RequestedOutputs("embedding", 0),
+        RequestedOutputs("probabilities", 3),
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ INTRODUCTION = """\
 # API reference
 
 Generated from the comments in [proto/](../proto/topwork) by `make proto`; never edited.
-[How to call it](tutorial-client.md); [which limits there are](../README.md#the-rpcs).
+[How to call it](tutorial-client.md); [limits](reference.md#limits).
 """
 # The numbers by which a file's source information finds its parts: descriptor.proto's fields.
 FILE_MESSAGES, FILE_ENUMS, FILE_SERVICES = 4, 5, 6

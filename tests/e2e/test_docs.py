@@ -196,3 +196,30 @@ def test_the_messages_of_json_are_known() -> None:
 def test_the_index_has_all_pages(page: str) -> None:
     """docs/README.md links each page."""
     assert page in {README, "README.md"} or f"]({page})" in (DOCS / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", [*PAGES, "../CONTRIBUTING.md", "../SECURITY.md"])
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    """Each relative link of a page has a target, and each anchor a heading there."""
+    path = DOCS / page
+    for link in re.findall(r'\]\(([^)\s]+)\)|src="([^"]+)"', path.read_text()):
+        name, _, anchor = "".join(link).partition("#")
+        if name.startswith("http"):
+            continue
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), flags=re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}
+            assert anchor in slugs | set(re.findall(r'name="([^"]+)"', target.read_text())), link
+
+
+def test_architecture_names_modules_that_exist() -> None:
+    """A module that is moved or renamed is so in docs/architecture.md, too."""
+    files = [
+        path for root in ("service", "trainer") for path in DOCS.parent.glob(f"{root}/**/*.py")
+    ]
+    named = re.findall(r"`([a-z_/]+\.py)`", (DOCS / "architecture.md").read_text())
+    assert len(named) > 20
+    for name in named:
+        assert any(path.as_posix().endswith(f"/{name}") for path in files), name

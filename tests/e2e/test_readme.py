@@ -1,4 +1,4 @@
-"""The tables of the README are complete; test_docs.py runs its commands."""
+"""The tables of docs/configuration.md are complete; test_docs.py runs the commands of all pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 
 
 def test_limits_and_options_are_the_real_ones() -> None:
@@ -16,7 +16,7 @@ def test_limits_and_options_are_the_real_ones() -> None:
         ("topwork", "serve", "| `topwork serve` |"),
         ("topwork_trainer", "fit", "| `topwork-train fit DATA` |"),
     ):
-        table = README[README.index(heading) :].split("\n\n")[0]
+        table = PAGE[PAGE.index(heading) :].split("\n\n")[0]
         shown = set(re.findall(r"`(--[a-z-]+)`", table))
         help_text = subprocess.run(
             [sys.executable, "-m", f"{package}.cli", command, "--help"],

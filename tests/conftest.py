@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import tiny
 
-from topwork.bundle.store import Repository
+from topwork.runtime import process
+
+process.configure()  # before ONNX Runtime is imported, which else reports to its makers
+
+from support import tiny  # noqa: E402  # see above
+
+from topwork.bundle.store import Repository  # noqa: E402  # see above
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data"
 

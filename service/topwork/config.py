@@ -1,19 +1,58 @@
-"""What a server needs to know. Only the command line fills it in."""
+"""Settings of ``topwork serve`` and ``topwork worker``: the one table of them.
+
+Each field is an option of the same name (``queue_limit``: ``--queue-limit``), made by
+``topwork.cli.settings``, an environment variable (``TOPWORK_SERVE_QUEUE_LIMIT``), a key of
+``--print-config`` and a row of the documentation's table. Imports neither NumPy nor ONNX Runtime,
+since ``--help`` needs it.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+import socket
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from topwork.bundle.signing.signatures import NO_FILES, SigningFiles
+from topwork.errors import InvalidInput
 from topwork.limits import DEFAULT_LIMITS, Limits
-from topwork.runtime.backend import Provider
-from topwork.runtime.logs import Format
+from topwork.runtime.cores import available_cores
+from topwork.runtime.providers import Provider
+from topwork.runtime.relay import Format
+
+if TYPE_CHECKING:
+    from topwork.bundle.signing.signatures import SigningFiles
 
 _SECRETS = re.compile(r"(?<=//)[^/@]*:.*(?=@)|(?<=password=)[^&]*", re.IGNORECASE)
-"""In a URL: who logs in and how, and what else may be a password."""
+"""In a URL: user name and password, and what else may be a password."""
+
+Kind = Literal[
+    "",
+    "flag",
+    "address",
+    "port or address",
+    "url",
+    "directory",
+    "file",
+    "existing",
+    "existing file",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A field's option on the command line, beside its name, type and default."""
+
+    help: str
+    default: str = ""
+    """What holds where none is given, if the field's default does not say it."""
+    kind: Kind = ""
+    """What a text or path is; "flag": a bool without ``--no-``."""
+    least: int | None = None
+    most: int | None = None
+    above: float | None = None
+    """Bounds; ``above`` is a lower one that is not itself allowed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,66 +63,252 @@ class TlsFiles:
     """The server's certificate, and those between it and its authority."""
     key: Path
     client_ca: Path | None = None
-    """Who signs clients' certificates; None: clients need none."""
+    """Certificate of the CA that signs client certificates; None: clients need none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServeConfig:
-    """The settings of ``topwork serve``; each is an option of the same name."""
+class WorkerConfig:
+    """The settings of ``topwork worker``; they cross the process boundary.
 
-    repository: Path
-    address: str = "127.0.0.1:50051"
-    """HOST:PORT or unix:PATH; port 0 takes a free one."""
-    tls: TlsFiles | None = None
-    """None: plaintext, which only this host may speak unless ``insecure``."""
-    mtls_address: str = ""
-    """Where clients must show a certificate, who then need none at ``address``."""
-    insecure: bool = False
-    """Whether other hosts may speak plaintext."""
-    access: Path | None = None
-    """File that says who may call what; None: everybody may call everything."""
-    health_address: str = ""
-    """HOST:PORT or unix:PATH where health, and nothing else, is answered in plaintext."""
-    reflection: bool = True
-    """Whether tools may ask for the contract."""
-    channelz: bool = False
-    """Whether gRPC tells of its connections."""
-    provider: Provider = "auto"
-    cores: int = 1
-    """Threads that decode, and threads that run the backbone on CPU."""
-    queue_limit: int = 512
-    """Images in the server at a time, over all callers; more are refused."""
-    head_megabytes: int = 1000
-    """What heads in memory may weigh together; those least recently asked for leave first."""
-    most_seconds: float = 60.0
-    """What a Classify call may take at most, whatever deadline its caller set."""
-    connection_seconds: float | None = None
-    """After which a connection ends once its calls have; None: never."""
-    grace_seconds: float = 10.0
-    """How long calls in flight may go on after SIGTERM."""
-    metrics_port: int | None = None
-    """Where Prometheus' GET /metrics is answered; None: nowhere.
-
-    On the host of ``address``; where that is a socket, on the loopback.
+    Raises InvalidInput if settings do not fit together, as does ServeConfig.
     """
-    database: str = ""
-    """URL of the database that keeps operations; empty: a SQLite file in the repository."""
-    worker: bool = True
-    """Whether this process keeps a worker beside it; else others must run one."""
-    executor: str = "worker"
-    """The worker's name, the same after every restart; each host that works needs its own."""
-    signing: SigningFiles = NO_FILES
-    """Whose signatures revisions must have, and the key of this process's worker."""
-    otlp_endpoint: str = ""
-    """URL of OpenTelemetry's collector; empty: no spans."""
-    log_format: Format = "text"
-    limits: Limits = DEFAULT_LIMITS
+
+    repository: Annotated[
+        Path, Setting(kind="directory", help="Directory of bundles; created if it is missing.")
+    ]
+    cores: Annotated[
+        int,
+        Setting(
+            least=1,
+            default="CPU affinity and cgroup quota",
+            help="Threads that decode images and run the backbone.",
+        ),
+    ] = field(default_factory=available_cores)
+    database: Annotated[
+        str,
+        Setting(
+            kind="url",
+            default="SQLite file in the repository",
+            help="URL of the database of operations, such as postgresql://user@host/topwork: for "
+            "several hosts.",
+        ),
+    ] = ""
+    executor: Annotated[
+        str,
+        Setting(
+            default="worker; with --database the host's name",
+            help="Name of the worker: the same after every restart, another one on each host.",
+        ),
+    ] = ""
+    trusted_keys: Annotated[
+        Path | None,
+        Setting(
+            kind="existing",
+            default="none",
+            help="PEM file of public keys, or a directory of them: revisions that only other keys "
+            "have signed are refused.",
+        ),
+    ] = None
+    require_signed: Annotated[
+        bool, Setting(kind="flag", help="Refuse revisions that no trusted key has signed.")
+    ] = False
+    signing_key: Annotated[
+        Path | None,
+        Setting(
+            kind="existing file",
+            default="none",
+            help="PEM file of the private key with which the worker signs what it publishes.",
+        ),
+    ] = None
+    log_format: Annotated[Format, Setting(help="Format of the log on standard error.")] = "text"
+
+    def __post_init__(self) -> None:
+        """Name the worker: by what this host's has after a restart, and no other host's has."""
+        if not self.executor:
+            name = socket.gethostname() if self.database else "worker"
+            object.__setattr__(self, "executor", name)
+
+    @property
+    def signing(self) -> SigningFiles:
+        """The keys that revisions are checked against and signed with."""
+        from topwork.bundle.signing.signatures import SigningFiles
+
+        return SigningFiles(
+            trusted_keys=self.trusted_keys,
+            require_signed=self.require_signed,
+            signing_key=self.signing_key,
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """The bounds on what clients send and models hold."""
+        return DEFAULT_LIMITS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig(WorkerConfig):
+    """The settings of ``topwork serve``, of the worker beside it too."""
+
+    address: Annotated[
+        str,
+        Setting(
+            kind="address",
+            help="HOST:PORT, [IPv6]:PORT or unix:PATH to listen on; port 0 takes a free one, which "
+            "the log names.",
+        ),
+    ] = "127.0.0.1:50051"
+    tls_cert: Annotated[
+        Path | None,
+        Setting(
+            kind="file",
+            default="plaintext",
+            help="PEM file of the server's certificate; may be replaced without a restart.",
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None,
+        Setting(kind="file", default="none", help="PEM file of the certificate's private key."),
+    ] = None
+    client_ca: Annotated[
+        Path | None,
+        Setting(
+            kind="file",
+            default="none",
+            help="PEM file of the CA that signs client certificates, which clients then need "
+            "(mTLS).",
+        ),
+    ] = None
+    mtls_address: Annotated[
+        str,
+        Setting(
+            kind="address",
+            default="none",
+            help="Second address, for clients with a certificate; those at --address need none "
+            "then.",
+        ),
+    ] = ""
+    insecure: Annotated[
+        bool,
+        Setting(
+            kind="flag",
+            help="Let other hosts connect in plaintext; otherwise only the loopback may.",
+        ),
+    ] = False
+    access: Annotated[
+        Path | None,
+        Setting(
+            kind="file",
+            default="everybody may call everything",
+            help="TOML file of tokens, roles and rate limits.",
+        ),
+    ] = None
+    health_port: Annotated[
+        str,
+        Setting(
+            kind="port or address",
+            default="none",
+            help="PORT of the loopback, HOST:PORT or unix:PATH, for health checks alone, in "
+            "plaintext.",
+        ),
+    ] = ""
+    reflection: Annotated[
+        bool, Setting(help="Serve gRPC reflection, which tools such as grpcurl ask.")
+    ] = True
+    channelz: Annotated[
+        bool,
+        Setting(help="Serve gRPC channelz, the state of connections, to admins; extra channelz."),
+    ] = False
+    provider: Annotated[
+        Provider,
+        Setting(
+            help="Execution provider of ONNX Runtime; auto is CUDA where it works, otherwise the "
+            "CPU."
+        ),
+    ] = "auto"
+    queue_limit: Annotated[
+        int,
+        Setting(
+            least=1,
+            help="Images in the server at a time, of all callers; more are refused at once, those "
+            "of streams wait.",
+        ),
+    ] = 512
+    head_megabytes: Annotated[
+        int, Setting(least=1, help="Size of the LRU cache of heads in memory.")
+    ] = 1000
+    max_seconds: Annotated[
+        float,
+        Setting(above=0, help="Time limit of a Classify call, whatever deadline its client set."),
+    ] = 60.0
+    connection_seconds: Annotated[
+        float | None,
+        Setting(
+            above=0,
+            default="never",
+            help="Age at which connections end once their calls have; clients connect anew, "
+            "perhaps to another server.",
+        ),
+    ] = None
+    grace_seconds: Annotated[
+        float, Setting(least=0, help="Time that calls in flight have to end after SIGTERM.")
+    ] = 10.0
+    metrics_port: Annotated[
+        int | None,
+        Setting(
+            least=0,
+            most=65535,
+            default="none",
+            help="Port that answers Prometheus' GET /metrics, on the host of --address; on the "
+            "loopback if that is a socket.",
+        ),
+    ] = None
+    worker: Annotated[
+        bool,
+        Setting(help="Run the worker beside the server; otherwise a `topwork worker` must run."),
+    ] = True
+    model_quota_megabytes: Annotated[
+        int,
+        Setting(
+            least=1,
+            help="Disk quota of a model's revisions, exemplars and uploaded images; changes beyond "
+            "it are refused.",
+        ),
+    ] = DEFAULT_LIMITS.max_model_bytes // 10**6
+    otlp_endpoint: Annotated[
+        str,
+        Setting(
+            kind="url",
+            default="none",
+            help="URL of an OpenTelemetry collector that receives spans, such as "
+            "http://127.0.0.1:4318; extra otel.",
+        ),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        """Check what no field can by itself."""
+        WorkerConfig.__post_init__(self)  # super() does not know the class that has the slots
+        if self.tls is None and (self.tls_cert or self.tls_key or self.client_ca):
+            raise InvalidInput(
+                "--tls-cert and --tls-key go together, and --client-ca with them", field="tls_cert"
+            )
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The PEM files of TLS; None: plaintext."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return TlsFiles(cert=self.tls_cert, key=self.tls_key, client_ca=self.client_ca)
+
+    @property
+    def limits(self) -> Limits:
+        """The bounds on what clients send and models hold."""
+        return replace(DEFAULT_LIMITS, max_model_bytes=self.model_quota_megabytes * 10**6)
 
 
 def shown(config: ServeConfig) -> str:
-    """Return a configuration as JSON, without the passwords in its URLs."""
-    fields = {
+    """Return a configuration and its limits as JSON, without the passwords in its URLs."""
+    settings = {
         name: _SECRETS.sub("***", value) if isinstance(value, str) else value
         for name, value in asdict(config).items()
     }
-    return json.dumps(fields, indent=2, default=str)
+    return json.dumps({**settings, "limits": asdict(config.limits)}, indent=2, default=str)

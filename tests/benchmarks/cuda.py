@@ -31,7 +31,8 @@ from rich.table import Table
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
-from topwork.runtime.backend import Provider, Session, open_session, software_versions
+from topwork.runtime.backend import Session, open_session, software_versions
+from topwork.runtime.providers import Provider
 from topwork.serving.encoders.backbone import Embedded
 from topwork.serving.encoders.gpu_backbone import GpuBackbone, new_buffer, open_gpu_backbone
 from topwork_trainer.backbones import DEFAULT, BackboneChoice

@@ -327,7 +327,7 @@ def test_the_grace_is_an_end_too(colours: Repository) -> None:
 def test_the_server_limits_what_a_call_may_take(colours: Repository) -> None:
     """A call without a deadline ends at the server's own, and says so."""
     with (
-        servers.running(colours.root, most_seconds=0.002, worker=False) as server,
+        servers.running(colours.root, max_seconds=0.002, worker=False) as server,
         Client(server.address) as client,
     ):
         large = picture("blue", 1, size=(1200, 900))

@@ -35,9 +35,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     tiny.publish_copy(repository, repository.manifest("colours", 1), model="full")
     repository.set_serving("full", 1, why="fit")
     (root / "models" / "full" / "1" / "ballast").write_bytes(bytes(10**6))
-    with servers.running(
-        root, worker=False, limits=LIMITS, health_address="127.0.0.1:0"
-    ) as started:
+    with servers.running(root, worker=False, limits=LIMITS, health_port="127.0.0.1:0") as started:
         yield started
 
 

@@ -92,7 +92,7 @@ def test_values_move_as_calls_are_answered(colours: Repository) -> None:
 def test_a_deadline_that_passed_is_counted(colours: Repository) -> None:
     """A call that the server's own limit ends counts as such, and each of its images as refused."""
     with (
-        servers.running(colours.root, worker=False, metrics_port=0, most_seconds=0.002) as server,
+        servers.running(colours.root, worker=False, metrics_port=0, max_seconds=0.002) as server,
         Client(server.address) as client,
     ):
         large = picture("blue", 1, size=(1200, 900))

@@ -43,9 +43,9 @@ def server(repository: Path, authority: Authority) -> Iterator[Running]:
     with servers.running(
         repository,
         worker=False,
-        tls=servers.tls(authority.issue("server"), authority.ca),
+        **servers.tls(authority.issue("server"), authority.ca),
         mtls_address="127.0.0.1:0",
-        health_address="127.0.0.1:0",
+        health_port="127.0.0.1:0",
     ) as started:
         yield started
 
@@ -146,7 +146,7 @@ def test_a_certificate_has_the_role_that_the_access_file_gives_it(
     with servers.running(
         repository,
         worker=False,
-        tls=servers.tls(authority.issue("server-3"), authority.ca),
+        **servers.tls(authority.issue("server-3"), authority.ca),
         access=str(access),
     ) as started:
         for name, uri in (("reader", "spiffe://factory/reader"), ("teacher", ""), ("other", "")):
@@ -169,7 +169,7 @@ def test_with_a_client_ca_alone_every_client_needs_a_certificate(
     """Without ``mtls_address`` the one port asks everybody for a certificate."""
     known = authority.issue("client-2")
     with servers.running(
-        repository, worker=False, tls=servers.tls(authority.issue("server-2"), authority.ca)
+        repository, worker=False, **servers.tls(authority.issue("server-2"), authority.ca)
     ) as started:
         assert refused(started.address, trusting)
         credentials = Credentials.from_files(
@@ -183,7 +183,7 @@ def test_a_certificate_is_replaced_without_a_restart(repository: Path, tmp_path:
     authority = Authority(tmp_path)
     with (
         servers.running(
-            repository, worker=False, tls=servers.tls(authority.issue("first", file="served"))
+            repository, worker=False, **servers.tls(authority.issue("first", file="served"))
         ) as started,
         Client(started.address, Credentials.from_files(tls_ca=authority.ca)) as client,
     ):

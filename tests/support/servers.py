@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,10 +28,10 @@ from google.rpc import error_details_pb2
 from support.certificates import Pem
 from topwork import CallFailed
 from topwork.client import calls
-from topwork.config import ServeConfig, TlsFiles
-from topwork.limits import Limits
+from topwork.config import ServeConfig
+from topwork.limits import DEFAULT_LIMITS, Limits
 from topwork.rpc import server
-from topwork.runtime import logs
+from topwork.runtime import logs, process
 
 T = TypeVar("T")
 Teach = Callable[..., operations_pb2.Operation]
@@ -149,7 +150,12 @@ def running(
     ``topwork.changes.worker:DBOS.set_event=result``: called with this. ``settings`` are those of
     ServeConfig.
     """
-    given = {"repository": str(repository), "limits": limits or {}, "worker": worker, **settings}
+    given = {
+        "repository": str(repository),
+        "other_limits": limits or {},
+        "worker": worker,
+        **settings,
+    }
     started = Running(
         [sys.executable, "-m", "support.servers", json.dumps(given)],
         repository,
@@ -170,9 +176,9 @@ def command(repository: Path, address: str = "127.0.0.1:0") -> list[str]:
     return [sys.executable, "-m", "topwork.cli", "serve", *options, "--log-format", "json"]
 
 
-def tls(server: Pem, client_ca: Path | None = None) -> dict[str, str]:
-    """Return the ``tls`` of a server's settings."""
-    files = {"cert": str(server.cert), "key": str(server.key)}
+def tls(server: Pem, client_ca: Path | None = None) -> dict[str, Any]:
+    """Return the settings of TLS."""
+    files = {"tls_cert": str(server.cert), "tls_key": str(server.key)}
     return files if client_ca is None else {**files, "client_ca": str(client_ca)}
 
 
@@ -218,24 +224,33 @@ def fields(error: CallFailed) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Config(ServeConfig):
+    """Settings with limits that no option sets."""
+
+    other_limits: dict[str, int]
+
+    @property
+    def limits(self) -> Limits:
+        """See ServeConfig."""
+        return replace(DEFAULT_LIMITS, **self.other_limits)
+
+
 def main() -> None:
     """Serve as the JSON in argv says."""
     given = json.loads(sys.argv[1])
-    if tls := given.get("tls"):
-        given["tls"] = TlsFiles(**{name: Path(path) for name, path in tls.items()})
-    if access := given.get("access"):
-        given["access"] = Path(access)
-    config = ServeConfig(
+    for name in given.keys() & {"repository", "access", "tls_cert", "tls_key", "client_ca"}:
+        given[name] = Path(given[name])
+    config = _Config(
         **{
             "address": "127.0.0.1:0",
             "provider": "cpu",
             "cores": 2,
             "log_format": "json",
             **given,
-            "repository": Path(given["repository"]),
-            "limits": Limits(**given["limits"]),
         }
     )
+    process.configure()
     logs.configure(config.log_format)
     logs.capture(config.log_format)
     server.run(config)

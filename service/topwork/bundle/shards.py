@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import resource
 import struct
 import zipfile
 from collections.abc import Sequence
@@ -97,7 +96,6 @@ def open_shard(path: Path, digest: str) -> Shard:
     """
     try:
         with open_file(path) as file:
-            _allow_many_files(file.fileno())
             found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != digest:
                 raise Corrupt(f"{shown(path)} has sha256 {found}, not {digest}: it was changed")
@@ -190,15 +188,3 @@ def _padded(name: str, at: int) -> zipfile.ZipInfo:
     begin = at + 30 + len(name) + 20 + 4
     info.extra = struct.pack("<HH", _PADDING, -begin % ALIGNMENT) + bytes(-begin % ALIGNMENT)
     return info
-
-
-def _allow_many_files(descriptor: int) -> None:
-    """Raise the soft limit of open files when half of it is used: a mapping keeps its file open.
-
-    It is 1,024 on many hosts, for the sake of programs that use select(2).
-    """
-    following = os.dup(descriptor)  # numbers are given from below, so it tells how many are open
-    os.close(following)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard and following * 2 > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -14,6 +14,7 @@ import structlog
 
 from topwork.changes import worker
 from topwork.changes.executors import check_executor
+from topwork.config import WorkerConfig
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +35,7 @@ class Supervisor:
     brings what the worker says of itself.
     """
 
-    def __init__(self, config: worker.WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None

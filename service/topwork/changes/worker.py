@@ -22,7 +22,6 @@ from dbos import DBOS, DBOSPortableJSONSerializer, error
 from sqlalchemy.exc import SQLAlchemyError
 
 from topwork.bundle.documents import document, from_data, to_data
-from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
 from topwork.changes import database, operations
 from topwork.changes.executors import Takeover, alone, claim
@@ -37,9 +36,9 @@ from topwork.changes.jobs import (
     StageSeconds,
 )
 from topwork.changes.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
+from topwork.config import WorkerConfig
 from topwork.errors import Corrupt, TopworkError, Unavailable
-from topwork.limits import Limits
-from topwork.runtime import logs
+from topwork.runtime import logs, process
 
 log = structlog.get_logger(__name__)
 
@@ -56,20 +55,6 @@ PROGRESS_SECONDS = 0.1
 """Least time between two progress events of a stage; each is a database write."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerConfig:
-    """What a worker needs to know; crosses the process boundary."""
-
-    root: Path
-    url: str
-    executor: str
-    """Its name, the same after every restart; no two live workers have one name."""
-    cores: int
-    limits: Limits
-    signing: SigningFiles
-    log_format: logs.Format
-
-
 Tell = Callable[[bool], None]
 """Is told whether changes are made from now on, by this worker or by another of its name."""
 
@@ -79,6 +64,7 @@ def run(config: WorkerConfig, parent: Connection) -> None:
 
     The pipe brings it what ``Tell`` is told.
     """
+    process.configure()
     logs.configure(config.log_format)
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     work(config, parent.send)
@@ -88,6 +74,7 @@ def run_alone(config: WorkerConfig) -> None:
     """Work until SIGTERM or SIGINT. What runs then is repeated by the next worker."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
+    database.prepare(config.database or database.database_url(config.repository))
     work(config, lambda _works: None)
 
 
@@ -110,16 +97,18 @@ def work(config: WorkerConfig, tell: Tell) -> None:
 
 def _work(config: WorkerConfig, tell: Tell) -> str:
     """Run operations, and return only if this process must end, and why."""
-    claimed = claim(config.root, config.executor, on_wait=lambda: tell(True))
+    root = config.repository
+    url = config.database or database.database_url(root)
+    claimed = claim(root, config.executor, on_wait=lambda: tell(True))
     tell(False)
-    database.note_database(config.root, config.url)
-    repository = Repository(config.root, config.signing.read(publishes=True))
+    database.note_database(root, url)
+    repository = Repository(root, config.signing.read(publishes=True))
     for path in repository.sweep():
         log.info("swept", path=str(path))
     DBOS(
         config={
             "name": database.APPLICATION,
-            "system_database_url": config.url,
+            "system_database_url": url,
             "executor_id": config.executor,
             "application_version": operations.APPLICATION_VERSION,
             "serializer": DBOSPortableJSONSerializer(),
@@ -128,11 +117,11 @@ def _work(config: WorkerConfig, tell: Tell) -> str:
     )
     logs.adopt("dbos")
     running: set[str] = set()
-    _define(Trainer(repository, cores=config.cores, limits=config.limits), config.root, running)
-    takeover = Takeover(claimed, database.connect(config.url), running)
+    _define(Trainer(repository, cores=config.cores, limits=config.limits), root, running)
+    takeover = Takeover(claimed, database.connect(url), running)
     takeover.recover()
     DBOS.launch()
-    log.info("worker ready", repository=str(config.root), executor=config.executor)
+    log.info("worker ready", repository=str(root), executor=config.executor)
     tell(True)
     return takeover.watch()
 

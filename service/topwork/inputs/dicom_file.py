@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import warnings
 import zlib
 from collections.abc import MutableSequence
 from typing import TYPE_CHECKING, Any
@@ -74,9 +73,6 @@ _VALUES = (
         for part in ("Descriptor", "Data")
     ),
 )
-
-# pydicom warns of what it finds odd, in texts as varied as the files: each would stay in memory.
-warnings.filterwarnings("ignore", module=r"pydicom\.")
 
 
 def read(content: bytes, *, most_bytes: int) -> Dataset:

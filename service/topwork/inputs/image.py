@@ -6,12 +6,10 @@ import hashlib
 import logging
 import math
 import struct
-import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
-from PIL import _imaging as core
 
 from topwork.errors import ImageError
 from topwork.inputs import grey
@@ -33,13 +31,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow warns of damaged metadata, with texts as varied as the damage: each would stay in memory.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-# Pillow gives each image's memory back to the system and takes pages anew for the next one, which
-# costs a quarter of a JPEG's decoding, and more where many threads do so. It keeps this much.
-core.set_block_size(4 * 2**20)
-core.set_blocks_max(32)
 
 # What decoders are seen to raise on damaged files. It is no complete list, nor can there be one.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError,

@@ -56,7 +56,7 @@ def check_ports(config: ServeConfig) -> None:
 
     Raises InvalidInput if an address is none, or two are the same.
     """
-    given = (config.address, config.mtls_address, config.health_address)
+    given = (config.address, config.mtls_address, config.health_port)
     wanted = [*map(parse, filter(None, given)), metrics_address(config)]
     fixed = [one for one in wanted if one is not None and one.port]
     for address in fixed:

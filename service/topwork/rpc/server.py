@@ -24,7 +24,6 @@ from topwork.changes.operations import Operations
 from topwork.changes.quota import Quotas
 from topwork.changes.supervisor import Supervisor
 from topwork.changes.uploads import Uploads
-from topwork.changes.worker import WorkerConfig
 from topwork.config import ServeConfig
 from topwork.errors import NotReady, Unavailable
 from topwork.inference import inference_service_pb2, inference_service_pb2_grpc
@@ -100,17 +99,7 @@ class Server:
             telemetry=self._telemetry,
             trace=self._spans,
         )
-        self._supervisor = Supervisor(
-            WorkerConfig(
-                root=config.repository,
-                url=url,
-                executor=config.executor,
-                cores=config.cores,
-                limits=limits,
-                signing=config.signing,
-                log_format=config.log_format,
-            )
-        )
+        self._supervisor = Supervisor(config)
         views = OperationViews(
             repository, self._registry, self._operations, most_watches=limits.max_watches
         )
@@ -123,7 +112,7 @@ class Server:
         )
         self._classifier_servicer = ClassifierServicer(
             self._classifier,
-            most_seconds=config.most_seconds,
+            most_seconds=config.max_seconds,
             stream_window=STREAM_IMAGES * config.cores,
             most_streams=limits.max_streams,
         )
@@ -134,7 +123,7 @@ class Server:
             self._registry,
             self._classifier,
             limits=limits,
-            most_seconds=config.most_seconds,
+            most_seconds=config.max_seconds,
             ready=self._classifies,
         )
         self._access = Access(config.access)
@@ -213,7 +202,7 @@ class Server:
         return self._supervisor.works() or not self._config.worker
 
     def _make_health_server(self) -> grpc.aio.Server | None:
-        if not self._config.health_address:
+        if not self._config.health_port:
             return None
         # An interceptor of its own: the other one knows the methods of the other port.
         interceptor = Interceptor(self._telemetry, self._access)
@@ -221,7 +210,7 @@ class Server:
             interceptors=[interceptor], options=options.of_server(options.HEALTH_BYTES)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
-        port = listening.open_port(server, self._config.health_address, None)
+        port = listening.open_port(server, self._config.health_port, None)
         log.info("health port", port=port)
         return server
 

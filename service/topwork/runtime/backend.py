@@ -5,44 +5,27 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 import topwork
 from topwork.errors import Corrupt, NotReady
 from topwork.runtime.cores import available_cores
-
-# Else recent ones tell their makers what they run, and keep a database of it in the user's home.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime as ort  # after what it looks at when it is imported
-
-Provider = Literal["cpu", "cuda", "tensorrt", "openvino", "auto"]
-"""What runs a graph; ``auto`` is CUDA where it works, else the CPU."""
+from topwork.runtime.providers import NAMES, NEEDS, Provider
 
 S = TypeVar("S", bound=np.generic)
 
-_NAMES = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-}
 _CUDA = {
     # The default, EXHAUSTIVE, benchmarks all algorithms again at every new batch size.
     "cudnn_conv_algo_search": "HEURISTIC",
     # The default, the next power of two, would take twice what a size needs, for each size.
     "arena_extend_strategy": "kSameAsRequested",
-}
-_NEEDS = {
-    "cuda": "NVIDIA's driver, CUDA, cuDNN, and onnxruntime-gpu in place of onnxruntime",
-    "tensorrt": "what 'cuda' needs, and TensorRT of the version that onnxruntime-gpu was built for",
-    "openvino": "onnxruntime-openvino in place of onnxruntime",
 }
 
 
@@ -61,7 +44,7 @@ class Session:
 
     def uses(self, provider: Provider) -> bool:
         """Return whether the graph runs on ``provider``, which is not ``auto``."""
-        return bool(self._session.get_providers()[0] == _NAMES[provider])
+        return bool(self._session.get_providers()[0] == NAMES[provider])
 
     def outputs(self) -> list[str]:
         """Return the names of the graph's outputs."""
@@ -127,9 +110,9 @@ def open_bound_session(
     options = _options(threads=1, spin=False)
     options.log_severity_level = 4  # it may not be one CUDA graph: no error
     for graph in ("1", "0"):  # some graphs, such as quantised ones, have nodes for the CPU
-        cuda = (_NAMES["cuda"], {**_CUDA, "enable_cuda_graph": graph})
+        cuda = (NAMES["cuda"], {**_CUDA, "enable_cuda_graph": graph})
         try:
-            session = _load(model, options, [cuda, _NAMES["cpu"]], enable_fallback=0)
+            session = _load(model, options, [cuda, NAMES["cpu"]], enable_fallback=0)
             bound = BoundSession(session, output, shape, width)
             bound.run(np.zeros(shape, dtype=np.uint8))
         except Corrupt:
@@ -189,14 +172,14 @@ def _options(*, threads: int, spin: bool) -> ort.SessionOptions:
 
 def check_provider(provider: Provider) -> None:
     """Raise NotReady if this ONNX Runtime was built without ``provider``."""
-    if provider != "auto" and _NAMES[provider] not in ort.get_available_providers():
+    if provider != "auto" and NAMES[provider] not in ort.get_available_providers():
         raise _unavailable(provider)
 
 
 @functools.cache
 def _find_cuda() -> None:
     """Load CUDA and cuDNN from their packages, where ONNX Runtime's own search does not look."""
-    if _NAMES["cuda"] in ort.get_available_providers():
+    if NAMES["cuda"] in ort.get_available_providers():
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses
             ort.preload_dlls()
 
@@ -204,26 +187,26 @@ def _find_cuda() -> None:
 def _unavailable(provider: Provider) -> NotReady:
     return NotReady(
         f"provider {provider!r} was asked for, but does not work here (this ONNX Runtime has "
-        f"{', '.join(ort.get_available_providers())}); it needs {_NEEDS[provider]}",
+        f"{', '.join(ort.get_available_providers())}); it needs {NEEDS[provider]}",
         reason="PROVIDER_UNAVAILABLE",
     )
 
 
 def _wanted(provider: Provider, threads: int) -> list[Any]:
     """Return ONNX Runtime's providers with their options, the first choice first."""
-    cuda = (_NAMES["cuda"], _CUDA)
+    cuda = (NAMES["cuda"], _CUDA)
     match provider:
         case "cuda":
             chosen: list[Any] = [cuda]
         case "tensorrt":
             # Without options of ours it obeys ORT_TENSORRT_...: engine cache, shapes, precision.
-            chosen = [_NAMES["tensorrt"], cuda]
+            chosen = [NAMES["tensorrt"], cuda]
         case "openvino":
             # Its threads are shared by all runs of a session, each of which takes a stream.
             streams = max(1, available_cores() // threads)
             chosen = [
                 (
-                    _NAMES["openvino"],
+                    NAMES["openvino"],
                     {
                         "device_type": "CPU",
                         "precision": "FP32",
@@ -232,11 +215,11 @@ def _wanted(provider: Provider, threads: int) -> list[Any]:
                     },
                 )
             ]
-        case "auto" if _NAMES["cuda"] in ort.get_available_providers():
+        case "auto" if NAMES["cuda"] in ort.get_available_providers():
             chosen = [cuda]
         case _:
             chosen = []
-    return [*chosen, _NAMES["cpu"]]
+    return [*chosen, NAMES["cpu"]]
 
 
 def _refuse_external_data(model: bytes) -> None:

@@ -14,17 +14,16 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Any, Literal, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import msgspec
 import structlog
 
 from topwork.runtime import relay
-from topwork.runtime.relay import redacted, visible
+from topwork.runtime.relay import Format, redacted, visible
 
 log = structlog.get_logger(__name__)
 
-Format = Literal["text", "json"]
 
 PAUSE = 0.05
 """Seconds that a routine line may wait to be written."""

@@ -17,7 +17,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import BinaryIO
+from typing import BinaryIO, Literal
+
+Format = Literal["text", "json"]
+"""Format of the log."""
 
 EVENT = "native output"
 """The ``event`` of a raw line's JSON object; the line is its ``text``."""

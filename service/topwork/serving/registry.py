@@ -16,7 +16,8 @@ import structlog
 from topwork.bundle.manifest import Manifest, check_may_serve
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, NotReady, Unavailable
-from topwork.runtime.backend import Provider, check_provider
+from topwork.runtime.backend import check_provider
+from topwork.runtime.providers import Provider
 from topwork.serving.change_detection import FileStamp, read_marks
 from topwork.serving.encoders.backbone import Backbone
 from topwork.serving.encoders.backbones import open_backbone

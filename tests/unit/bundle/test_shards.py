@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import resource
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -163,28 +161,6 @@ def test_a_deleted_shard_can_still_be_read(tmp_path: Path) -> None:
     read = stored(tmp_path, to_bytes(shard()))
     (tmp_path / "shard.npz").unlink()
     assert np.array_equal(read.embeddings, shard().embeddings)
-
-
-@pytest.fixture
-def few_files() -> Iterator[int]:
-    """Let this process open few files, as a soft limit that it may raise itself."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
-    few = highest + 64
-    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
-    yield few
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_more_shards_can_be_open_than_the_soft_limit_of_files(
-    few_files: int, tmp_path: Path
-) -> None:
-    """A model may have more shards than a process may open files, unless it asks."""
-    path = tmp_path / "shard.npz"
-    content = to_bytes(shard())
-    path.write_bytes(content)
-    held = [open_shard(path, sha256(content)) for _ in range(few_files + 10)]
-    assert len(held) == few_files + 10
 
 
 # Damage

@@ -12,7 +12,7 @@ from support.certificates import Authority
 
 from topwork import Client
 from topwork.client.credentials import Credentials
-from topwork.config import ServeConfig, TlsFiles
+from topwork.config import ServeConfig
 from topwork.errors import InvalidInput, Unavailable
 from topwork.rpc.listening import certificates, check_ports, metrics_address, open_port
 from topwork.wire.loopback import is_loopback
@@ -76,8 +76,8 @@ def test_an_mtls_address_needs_an_authority() -> None:
 def test_check_ports_refuses_an_address_given_twice() -> None:
     """Health at the server's own port would be a fault of gRPC's once all is loaded."""
     with pytest.raises(InvalidInput, match=r"two of the addresses are 127\.0\.0\.1:1$"):
-        check_ports(config("127.0.0.1:1", health_address="127.0.0.1:1"))
-    check_ports(config("127.0.0.1:0", health_address="127.0.0.1:0", metrics_port=0))
+        check_ports(config("127.0.0.1:1", health_port="127.0.0.1:1"))
+    check_ports(config("127.0.0.1:0", health_port="127.0.0.1:0", metrics_port=0))
 
 
 @pytest.mark.parametrize(
@@ -107,13 +107,13 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     empty = tmp_path / "empty.pem"
     empty.touch()
     for files, field in (
-        (TlsFiles(cert=tmp_path / "none.pem", key=one.key), "tls_cert"),
-        (TlsFiles(cert=one.cert, key=tmp_path / "none.key"), "tls_key"),
-        (TlsFiles(cert=one.cert, key=other.key), "tls_cert"),
-        (TlsFiles(cert=one.cert, key=one.key, client_ca=empty), "client_ca"),
+        ({"tls_cert": tmp_path / "none.pem", "tls_key": one.key}, "tls_cert"),
+        ({"tls_cert": one.cert, "tls_key": tmp_path / "none.key"}, "tls_key"),
+        ({"tls_cert": one.cert, "tls_key": other.key}, "tls_cert"),
+        ({"tls_cert": one.cert, "tls_key": one.key, "client_ca": empty}, "client_ca"),
     ):
         with pytest.raises(InvalidInput, match="cannot be used") as caught:
-            certificates(config("0.0.0.0:1", tls=files))
+            certificates(config("0.0.0.0:1", **files))
         assert caught.value.field == field
 
 

@@ -21,7 +21,7 @@ def test_the_health_port_shares_its_slots(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(interceptor, "MOST_CALLS", 2)
 
     async def scenario() -> str:
-        server = Server(ServeConfig(repository=Path("repository"), health_address="127.0.0.1:0"))
+        server = Server(ServeConfig(repository=Path("repository"), health_port="127.0.0.1:0"))
         with capture_logs() as logs:
             health = server._make_health_server()
         assert health is not None

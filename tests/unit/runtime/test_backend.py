@@ -26,12 +26,12 @@ from topwork.errors import Corrupt, NotReady
 from topwork.runtime import backend
 from topwork.runtime.backend import (
     BoundSession,
-    Provider,
     check_provider,
     open_bound_session,
     open_session,
     software_versions,
 )
+from topwork.runtime.providers import Provider
 
 
 def patches(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -334,6 +334,8 @@ def test_nothing_is_told_to_the_makers_of_the_runtime(tmp_path: Path) -> None:
         home.mkdir()
     code = (
         "import pathlib, sys\n"
+        "from topwork.runtime import process\n"
+        "process.configure()\n"
         "from topwork.runtime.backend import open_session\n"
         "open_session(pathlib.Path(sys.argv[1]).read_bytes(), output='embedding')\n"
     )

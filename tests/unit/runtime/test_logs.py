@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from topwork.runtime import logs
-from topwork.runtime.logs import Format, Lines
+from topwork.runtime.logs import Lines
+from topwork.runtime.relay import Format
 
 PATIENCE = 60.0
 

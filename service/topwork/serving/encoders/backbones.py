@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from topwork.bundle.manifest import BackboneInfo
-from topwork.runtime.backend import Provider, open_session
+from topwork.runtime.backend import open_session
+from topwork.runtime.providers import Provider
 from topwork.serving.encoders.backbone import Backbone
 from topwork.serving.encoders.cpu_backbone import open_cpu_backbone
 from topwork.serving.encoders.gpu_backbone import open_gpu_backbone

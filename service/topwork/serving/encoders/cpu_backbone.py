@@ -10,7 +10,8 @@ import structlog
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.inputs.image import Pixels
-from topwork.runtime.backend import Provider, Session, open_session
+from topwork.runtime.backend import Session, open_session
+from topwork.runtime.providers import Provider
 from topwork.serving.encoders.backbone import Deliver, Embedded
 
 log = structlog.get_logger(__name__)

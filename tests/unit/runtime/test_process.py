@@ -1,0 +1,133 @@
+"""Process-wide settings, seen in fresh interpreters."""
+
+from __future__ import annotations
+
+import json
+import os
+import pkgutil
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import topwork
+import topwork.cli
+import topwork_trainer.cli
+from topwork.changes import worker
+from topwork.config import WorkerConfig
+from topwork.runtime import process
+
+VARIABLES = ("ORT_DISABLE_TELEMETRY", "PILLOW_BLOCK_SIZE", "PILLOW_BLOCKS_MAX")
+
+LOOK = """
+import importlib, json, os, resource, signal, sys, warnings
+
+def look():
+    import PIL.Image, threadpoolctl
+
+    return {
+        "environment": dict(os.environ),
+        "warnings": [repr(entry) for entry in warnings.filters],
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "signals": [str(signal.getsignal(number)) for number in signal.valid_signals()],
+        "hooks": [repr(hook) for hook in (sys.excepthook, sys.unraisablehook)],
+        "threads": [pool["num_threads"] for pool in threadpoolctl.threadpool_info()],
+        "pillow": [PIL.Image.core.get_block_size(), PIL.Image.core.get_blocks_max()],
+        "pixels": PIL.Image.MAX_IMAGE_PIXELS,
+    }
+"""
+
+
+def run(code: str, *arguments: str, **variables: str) -> Any:
+    """Return the JSON that a fresh interpreter prints, which has few files and may have more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK + code, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**kept, **variables},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard)),
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_importing_topwork_changes_no_setting_of_the_process() -> None:
+    """Beyond what the libraries change by themselves, which are imported first."""
+    names = [
+        module.name
+        for module in pkgutil.walk_packages(topwork.__path__, "topwork.")
+        if not module.name.endswith("__main__")
+    ]
+    modules = run(
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "print(json.dumps([name for name in sys.modules if not name.startswith('topwork')]))",
+        *names,
+    )
+    before, after = run(
+        "import contextlib\n"
+        "others, own = map(json.loads, sys.argv[1:])\n"
+        "for name in others:\n"
+        "    with contextlib.suppress(Exception): importlib.import_module(name)\n"
+        "before = look()\n"
+        "for name in own: importlib.import_module(name)\n"
+        "print(json.dumps([before, look()]))",
+        json.dumps(modules),
+        json.dumps(names),
+    )
+    assert after == before
+
+
+def test_configure_sets_up_the_process() -> None:
+    """Pillow keeps memory, damaged files cause no warning, and the file limit is the hard one."""
+    found = run(
+        "from topwork.runtime import process\nprocess.configure()\nprint(json.dumps(look()))"
+    )
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert found["files"] == [hard, hard]
+    assert found["pillow"] == [4 * 2**20, 32]
+    assert found["environment"]["ORT_DISABLE_TELEMETRY"] == "1"
+    assert {"PIL", "pydicom"} <= {
+        name for name in ("PIL", "pydicom") for entry in found["warnings"] if name in entry
+    }
+
+
+def test_configure_leaves_variables_of_the_environment() -> None:
+    """Whoever starts the process decides."""
+    found = run(
+        "from topwork.runtime import process\nprocess.configure()\nprint(json.dumps(look()))",
+        PILLOW_BLOCKS_MAX="7",
+        ORT_DISABLE_TELEMETRY="0",
+    )
+    assert found["pillow"] == [4 * 2**20, 7]
+    assert found["environment"]["ORT_DISABLE_TELEMETRY"] == "0"
+
+
+@pytest.mark.parametrize(
+    "enter",
+    [
+        topwork.cli.main,
+        topwork_trainer.cli.main,
+        lambda: worker.run(WorkerConfig(repository=Path("r")), cast("Connection", None)),
+    ],
+)
+def test_entry_point_configures_the_process_first(
+    enter: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both command lines do, and the worker beside a server, which is a process of its own."""
+
+    class Configured(Exception):
+        pass
+
+    def configure() -> None:
+        raise Configured
+
+    monkeypatch.setattr(process, "configure", configure)
+    with pytest.raises(Configured):
+        enter()

@@ -16,7 +16,7 @@ from topwork_trainer import commands
 from topwork_trainer.demo.story import hold_out
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorial-client.md").read_text()
-SECTION = PAGE[PAGE.index("## In another language") : PAGE.index("## By JSON")]
+SECTION = PAGE[PAGE.index("## In another language") : PAGE.index("## In JSON")]
 
 
 def block(start: str) -> str:

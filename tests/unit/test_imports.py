@@ -127,7 +127,7 @@ def test_a_command_without_its_packages_says_what_to_install(module: str, extras
         "for name in ('numpy', 'onnxruntime', 'dbos', 'PIL', 'msgspec', 'structlog'):\n"
         "    sys.modules[name] = None\n"
         "import topwork.client.blocking, topwork.client.asynchronous, topwork.client.probe\n"
-        f"sys.argv = ['topwork', {'serve' if module == 'topwork' else 'fit'!r}, '--help']\n"
+        f"sys.argv = ['topwork', {'fsck' if module == 'topwork' else 'fit'!r}, '--help']\n"
         f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -539,6 +539,8 @@ import logging
 from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.errors import ImageError
+from topwork.runtime import process
+process.configure()
 logging.basicConfig(level=0)
 for content in ({odd!r}, {broken!r}):
     try:

@@ -65,6 +65,10 @@ class CallFailed(TopworkError):
         self.status = status
         super().__init__(status.message, reason=statuses.reason(status) or self.code)
 
+    def __reduce__(self) -> tuple[type[CallFailed], tuple[status_pb2.Status]]:
+        """Return how a copy is made: an exception's own way is from its message alone."""
+        return type(self), (self.status,)
+
 
 def classify_request(
     model: str, images: Iterable[bytes], revision: int, top_k: int

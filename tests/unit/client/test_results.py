@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -99,3 +100,17 @@ def test_values_can_be_copied_and_hashed(through: Any) -> None:
         copied = through(value)
         assert type(copied) is type(value)
         assert (copied, hash(copied)) == (value, hash(value))
+
+
+def pickled(value: Any) -> Any:
+    """Return what another process would get."""
+    return pickle.loads(pickle.dumps(value))  # noqa: S301 # our own
+
+
+@pytest.mark.parametrize("through", [copy.copy, copy.deepcopy, pickled])
+def test_an_error_can_be_copied(through: Any) -> None:
+    """An image's error survives a copy of the answer, and the way back from another process."""
+    failed = classify_pb.ImageResult(error=status_pb2.Status(code=code_pb2.NOT_FOUND, message="x"))
+    copied = through(ImageResult.of(failed))
+    assert copied.error.status == failed.error
+    assert (copied.error.code, str(copied.error)) == ("NOT_FOUND", "x")

@@ -44,7 +44,7 @@ class Limits:
     max_streams: int = 64
     """StreamClassify calls at a time; each has messages in memory."""
     max_watches: int = 100
-    """Calls at a time that wait for an operation; each asks the database 20 times a second."""
+    """Calls at a time that wait for an operation; one look for all of them, 20 times a second."""
     max_queue_bytes: int = 2**30
     """Length of all encoded images in the server at a time."""
     min_free_bytes: int = 512 * 2**20

@@ -23,7 +23,8 @@ from topwork.bundle.documents import from_data, to_data
 from topwork.bundle.manifest import Manifest
 from topwork.changes.intake import Intake
 from topwork.changes.jobs import Job
-from topwork.changes.operations import Admit, OperationFilter, Operations, no_operation
+from topwork.changes.operations import Admit, Operations, no_operation
+from topwork.changes.queue import OperationFilter
 from topwork.changes.quota import Quotas
 from topwork.changes.rows import Operation, queued, subject_of
 from topwork.changes.uploads import Uploads

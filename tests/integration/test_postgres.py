@@ -21,7 +21,8 @@ from topwork.bundle.store import Repository
 from topwork.changes import worker
 from topwork.changes.database import APPLICATION, CHANGE, noted_database
 from topwork.changes.jobs import Job
-from topwork.changes.operations import OperationFilter, Operations
+from topwork.changes.operations import Operations
+from topwork.changes.queue import OperationFilter
 from topwork.changes.rows import Operation
 from topwork.errors import Unavailable
 

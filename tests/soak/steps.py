@@ -38,12 +38,13 @@ class Step:
 _STORE = "topwork.bundle.store:Repository"
 _WORKER = "topwork.changes.worker"
 _OPERATIONS = "topwork.changes.operations"
+_QUEUE = "topwork.changes.queue"
 _REGISTRY = "topwork.serving.registry:Registry"
 _WRITTEN = "topwork.bundle.files:_write_synced"
 
 STEPS = (
     # Of the server, in the order in which it starts, takes a change, and serves what came of it.
-    Step(name="starts", process="server", where=f"{_OPERATIONS}:connect", at_start=True),
+    Step(name="starts", process="server", where=f"{_QUEUE}:connect", at_start=True),
     Step(
         name="worker spawned",
         process="server",
@@ -61,7 +62,7 @@ STEPS = (
     Step(
         name="queued, not acknowledged",
         process="server",
-        where=f"{_OPERATIONS}:DBOSClient.enqueue_async",
+        where=f"{_QUEUE}:DBOSClient.enqueue_async",
     ),
     Step(name="cancelled", process="server", where=f"{_OPERATIONS}:Operations.cancel"),
     Step(name="rollback decided", process="server", where=f"{_STORE}.set_serving", before=True),

@@ -13,8 +13,8 @@ from typing import Protocol, cast, get_args
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.names import check_label, compose_label
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
-from topwork.changes.change_rules import check_change
 from topwork.changes.jobs import Job
+from topwork.changes.kinds import KINDS, check_change
 from topwork.changes.operations import Admit, Operations
 from topwork.changes.quota import Quotas
 from topwork.changes.requests import ChangeRequest, UploadItem
@@ -77,7 +77,7 @@ class Intake:
         job, request_id = self._job(request), _request_id(request)
 
         async def admit(pending: int) -> None:
-            if job.kind != "remove_class":  # which lets things go
+            if not KINDS[job.kind].removes:
                 await asyncio.to_thread(self._check_quota, job.model, pending)
 
         return await self._submit(job, request_id, admit=admit)
@@ -104,15 +104,15 @@ class Intake:
 
         Only new labels are checked: models of earlier versions may have labels that fail the check.
         """
-        limits, path = self._limits, request.path
+        kind, limits, path = KINDS[request.kind], self._limits, request.path
         label = new_label = ""
         recipe = None
-        if request.kind != "retrain":
-            check = check_label if request.kind == "add_class" else compose_label
+        if kind.label != "none":
+            check = check_label if kind.label == "new" else compose_label
             label = check(request.label, limits=limits, field=f"{path}label")
-        if request.kind == "rename_class":
+        if kind.renames:
             new_label = check_label(request.new_label, limits=limits, field=f"{path}new_label")
-        if request.kind == "retrain":
+        if kind.has_recipe:
             recipe = _recipe(request, self._models.serving(request.model).recipe)
         return Job(
             kind=request.kind,

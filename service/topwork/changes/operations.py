@@ -8,91 +8,50 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any, TypeAlias
 
-import structlog
-from dbos import DBOSClient, EnqueueOptions, WorkflowStatus, error
+from dbos import WorkflowStatus
 
-from topwork.bundle.documents import to_data
 from topwork.bundle.store import Repository
 from topwork.changes import rows
-from topwork.changes.database import CHANGE, QUEUE, available, connect, note_database
 from topwork.changes.jobs import Job
 from topwork.changes.polling import Poller
+from topwork.changes.queue import PROGRESS, RESULT, OperationFilter, Queue
 from topwork.changes.rows import Operation, check_same, subject_of
-from topwork.errors import (
-    NotFound,
-    NotReady,
-    Overloaded,
-    TopworkError,
-    Unavailable,
-)
+from topwork.errors import NotFound, NotReady, Overloaded, TopworkError, Unavailable
 from topwork.limits import DEFAULT_LIMITS, Limits
-
-log = structlog.get_logger(__name__)
-
-APPLICATION_VERSION = "2"
-"""Of the stored steps. A worker takes up only operations of its own; raise it when steps change."""
-
-PROGRESS = "progress"
-RESULT = "result"
-"""Events of an operation: how far it is, and its result, stored just before its revision serves."""
 
 WATCH_SECONDS = 0.05
 """How often a watched operation is looked at."""
 
-SEARCHED = 1000
-"""Operations that are read at a time where the database itself cannot tell which are wanted."""
-
 RETRY_SECONDS = 5.0
 """When who found too many operations or watches may try again."""
-
 
 Admit: TypeAlias = Callable[[int], Awaitable[None]]
 """Is told the bytes of the images of a model's unfinished operations, and may raise."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OperationFilter:
-    """Which operations to list."""
-
-    attributes: dict[str, str | bool]
-    """Fields of ``Subject`` and what they must be."""
-    done: bool | None = None
-    """Whether they are finished; None: both."""
-
-
 class Operations:
-    """The server's side of the queue."""
+    """All that a server asks and tells of operations."""
 
     def __init__(self, url: str, repository: Repository, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._url = url
+        self._queue = Queue(url, repository.root)
         self._repository = repository
         self._limits = limits
         self._submitting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """One call a model looks how many operations there are, and then adds one."""
-        self._client: DBOSClient | None = None
-        self._connecting = asyncio.Lock()
         self._closing = False
         self._poller = Poller(self._look, WATCH_SECONDS)
 
     async def start(self) -> None:
-        """Create the schema if it is missing, and connect.
-
-        A database that cannot be had is logged: what needs none goes on, and each call tries again.
-        """
-        try:
-            await self._connect()
-        except Unavailable as missing:
-            log.error("no database", error=str(missing))
+        """Create the schema if it is missing, and connect; see ``Queue.start``."""
+        await self._queue.start()
 
     async def aclose(self) -> None:
         """Disconnect."""
         await self._poller.aclose()
-        if self._client is not None:
-            await asyncio.to_thread(self._client.destroy)
+        await self._queue.aclose()
 
     async def submit(
         self, job: Job, request_id: str, *, size: int = 0, admit: Admit | None = None
@@ -104,37 +63,15 @@ class Operations:
         the model has as many unfinished operations as it may have.
         """
         subject = subject_of(job)
-        options: EnqueueOptions = {
-            "queue_name": QUEUE,
-            "workflow_name": CHANGE,
-            "workflow_id": request_id,
-            "workflow_id_reuse_policy": "reject",
-            "queue_partition_key": job.model,
-            # On SQLite DBOS orders by whole seconds. Milliseconds wrap every 24 days, when two
-            # changes may swap places: harmless, since heads do not depend on the order.
-            "priority": int(job.accepted * 1000) % 2**31 or 1,
-            "app_version": APPLICATION_VERSION,
-            "attributes": {**to_data(subject), "accepted": job.accepted, "bytes": size},
-        }
         async with self._submitting[job.model]:
             pending = await self.pending_bytes(job.model)
             if admit is not None:
                 await admit(pending)
-            if await self._enqueue(options, to_data(job)):
+            if await self._queue.enqueue(job, request_id, size=size):
                 return rows.queued(request_id, subject, job.accepted)
         operation = await self.get(request_id)
         check_same(operation, subject)
         return operation
-
-    async def _enqueue(self, options: EnqueueOptions, job: Any) -> bool:
-        """Store an operation durably; return whether its id is new."""
-        client = await self._connect()
-        with available():
-            try:
-                await client.enqueue_async(options, job)
-            except error.DBOSWorkflowIDInUseError:
-                return False
-        return True
 
     async def pending_bytes(self, model: str) -> int:
         """Return the length of all images of a model's unfinished operations, in bytes.
@@ -143,7 +80,7 @@ class Operations:
         """
         most = self._limits.max_pending_operations
         wanted = OperationFilter(attributes={"model": model}, done=False)
-        unfinished = await self._statuses(wanted, offset=0, limit=most)
+        unfinished = await self._queue.select(wanted, offset=0, limit=most)
         if len(unfinished) >= most:
             raise Overloaded(
                 f"model {model!r} has {most} unfinished operations, which is the limit",
@@ -154,8 +91,8 @@ class Operations:
 
     async def find(self, identifier: str) -> Operation | None:
         """Return an operation; None if there is none."""
-        found = await self._find(identifier)
-        return None if found is None else await self._operation(found)
+        found = await self._queue.find([identifier])
+        return await self._operation(found[0]) if found else None
 
     async def get(self, identifier: str) -> Operation:
         """Return an operation. Raises NotFound."""
@@ -173,14 +110,12 @@ class Operations:
         visible: Callable[[str], bool] | None = None,
     ) -> list[Operation]:
         """Return the ``wanted`` operations of the ``visible`` models, oldest first."""
-        found = await self._statuses(wanted, offset=offset, limit=limit, visible=visible)
+        found = await self._queue.select(wanted, offset=offset, limit=limit, visible=visible)
         return [await self._operation(one) for one in found]
 
     async def _look(self, identifiers: Collection[str]) -> dict[str, Operation | Exception]:
         """Return each operation, or why there is none, with one query but for what runs."""
-        client = await self._connect()
-        with available():
-            found = await client.list_workflows_async(workflow_ids=[*identifiers], load_input=False)
+        found = await self._queue.find(identifiers)
         operations: dict[str, Operation | Exception] = {
             identifier: no_operation(identifier) for identifier in identifiers
         }
@@ -191,40 +126,16 @@ class Operations:
                 operations[status.workflow_id] = failed
         return operations
 
-    async def _find(self, identifier: str) -> WorkflowStatus | None:
-        client = await self._connect()
-        with available():
-            found = await client.list_workflows_async(workflow_ids=[identifier], load_input=False)
-        return found[0] if found else None
-
-    async def _statuses(
-        self,
-        wanted: OperationFilter,
-        *,
-        offset: int,
-        limit: int,
-        visible: Callable[[str], bool] | None = None,
-    ) -> Sequence[WorkflowStatus]:
-        if visible is not None or (wanted.attributes and self._url.startswith("sqlite")):
-            return (await self._searched(wanted, offset + limit, visible))[offset:]
-        return await self._listed(
-            wanted.done, offset=offset, limit=limit, attributes=wanted.attributes
-        )
-
     async def cancel(self, identifier: str) -> None:
         """Let an unfinished operation end, cancelled, before its next step. Raises NotFound."""
         if (await self.get(identifier)).outcome is None:
-            client = await self._connect()
-            with available():
-                await client.cancel_workflow_async(identifier)
+            await self._queue.cancel(identifier)
 
     async def delete(self, identifier: str) -> None:
         """Forget a finished operation. Raises NotFound, or NotReady if it is not finished."""
         if (await self.get(identifier)).outcome is None:
             raise NotReady(f"operation {identifier!r} is not finished; cancel it first")
-        client = await self._connect()
-        with available():
-            await client.delete_workflow_async(identifier)
+        await self._queue.delete(identifier)
 
     async def watch(
         self, identifier: str, check: Callable[[Operation], None] = lambda _: None
@@ -268,67 +179,12 @@ class Operations:
                     operation = state
         return operation
 
-    async def _searched(
-        self, wanted: OperationFilter, count: int, visible: Callable[[str], bool] | None
-    ) -> Sequence[WorkflowStatus]:
-        """Return the first ``count`` wanted ones: DBOS cannot look for attributes on SQLite."""
-        matching: Sequence[WorkflowStatus] = []
-        looked_at = 0
-        while len(matching) < count:
-            page = await self._listed(wanted.done, offset=looked_at, limit=SEARCHED)
-            matching = [
-                *matching,
-                *(
-                    one
-                    for one in page
-                    if wanted.attributes.items() <= rows.attributes(one).items()
-                    and (visible is None or visible(str(rows.attributes(one).get("model"))))
-                ),
-            ]
-            looked_at += len(page)
-            if len(page) < SEARCHED:
-                break
-        return matching[:count]
-
-    async def _listed(
-        self,
-        done: bool | None,
-        *,
-        offset: int,
-        limit: int,
-        attributes: dict[str, str | bool] | None = None,
-    ) -> Sequence[WorkflowStatus]:
-        status = {None: None, True: [*rows.FINISHED], False: [*rows.UNFINISHED]}[done]
-        client = await self._connect()
-        with available():
-            return await client.list_workflows_async(
-                name=CHANGE,
-                status=status,
-                attributes=attributes or None,
-                offset=offset,
-                limit=limit,
-                load_input=False,
-            )
-
-    async def _connect(self) -> DBOSClient:
-        """Return the client, connected. Raises Unavailable."""
-        async with self._connecting:
-            if self._client is None:
-                try:
-                    await asyncio.to_thread(note_database, self._repository.root, self._url)
-                except OSError as failed:
-                    text = f"the repository cannot be written: {failed.strerror}"
-                    raise Unavailable(text, reason="STORAGE") from failed
-                with available():
-                    self._client = await asyncio.to_thread(connect, self._url)
-            return self._client
-
     async def _operation(self, status: WorkflowStatus) -> Operation:
         progress = late = None
         if status.status == "PENDING":
-            progress = await self._event(status, PROGRESS)
+            progress = await self._queue.event(status.workflow_id, PROGRESS)
         if status.status == "CANCELLED":
-            late = await self._event(status, RESULT)
+            late = await self._queue.event(status.workflow_id, RESULT)
             if late is not None and not await asyncio.to_thread(self._has_moved, status, late):
                 late = None  # the cancel came in time
         return rows.operation(status, progress=progress, late=late)
@@ -340,11 +196,6 @@ class Operations:
         with contextlib.suppress(TopworkError):
             return self._repository.was_moved_by(model, status.workflow_id, revision)
         return False
-
-    async def _event(self, status: WorkflowStatus, key: str) -> Any:
-        client = await self._connect()
-        with available():
-            return await client.get_event_async(status.workflow_id, key, 0)
 
 
 def no_operation(identifier: str) -> NotFound:

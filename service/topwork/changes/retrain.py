@@ -17,8 +17,15 @@ from topwork.bundle.exemplars import Exemplars, merge, split
 from topwork.bundle.findings import left_out
 from topwork.bundle.manifest import BackboneInfo, Manifest, ShardRef
 from topwork.bundle.store import Repository
-from topwork.changes.change_rules import changed_shards, check_change
 from topwork.changes.jobs import ChangeResult, Conflict, Failure, Job, Predicted, SkippedUpload
+from topwork.changes.kinds import (
+    KINDS,
+    changed_shards,
+    check_change,
+    describe,
+    least_images,
+    renamed_labels,
+)
 from topwork.errors import Corrupt, NotFound, NotReady, Stale
 from topwork.learning import gate
 from topwork.learning.audit import audit_exemplars
@@ -30,9 +37,6 @@ from topwork.report.content import Making
 from topwork.runtime.backend import Session, open_session
 from topwork.training.embed import ImageSource, embed
 from topwork.training.publish import Origin, publish
-
-UPLOADING = ("add_class", "add_examples")
-"""The kinds of change that bring images."""
 
 OVERTAKEN = ("BACKBONE_CHANGED", "MODEL_CHANGED")
 """Reasons why a change must be made again: a fit or a rollback came between its steps."""
@@ -90,7 +94,7 @@ class Trainer:
         what another label's exemplars show, and what ``check_change`` raises.
         """
         parent = self._parent(job)
-        if job.kind not in UPLOADING:
+        if not KINDS[job.kind].has_images:
             return NewExemplars(
                 shard="", backbone=parent.backbone, images=0, skipped=(), conflicts=()
             )
@@ -148,7 +152,7 @@ class Trainer:
                 reason="BACKBONE_CHANGED",
             )
         shards = changed_shards(parent.exemplars, job, new.shard)
-        if job.kind == "add_examples" and shards == parent.exemplars:
+        if KINDS[job.kind].has_images and shards == parent.exemplars:
             result = ChangeResult(
                 revision=parent.revision,
                 images_used=0,
@@ -238,8 +242,8 @@ class Trainer:
 
     def _check_usable(self, job: Job, usable: int, skipped: Sequence[SkippedUpload]) -> None:
         """Raise NotReady if there are too few images; those that the label has are no failure."""
-        least = self._limits.min_images_per_label if job.kind == "add_class" else 1
-        if job.kind == "add_examples":
+        least = least_images(job, self._limits)
+        if KINDS[job.kind].label == "there":
             usable += sum(one.reason == "DUPLICATE" for one in skipped)
         if usable < least:
             raise NotReady(_too_few(job.label, usable, least, skipped), reason="TOO_FEW_IMAGES")
@@ -265,8 +269,8 @@ class Trainer:
         comparison = gate.compare(
             before,
             Judgement.of(exemplars, learned.metrics),
-            taught=job.label if job.kind in UPLOADING else None,
-            renamed={job.label: job.new_label} if job.kind == "rename_class" else {},
+            taught=job.label if KINDS[job.kind].has_images else None,
+            renamed=renamed_labels(job),
         )
         failures = gate.check(comparison, job.gate)
         if job.validate_only:
@@ -298,7 +302,9 @@ class Trainer:
                 comparison=comparison,
                 rejection=Rejection(gate=job.gate, failures=failures) if failures else None,
             ),
-            making=Making(command=_described(job, new, operation), findings=findings),
+            making=Making(
+                command=f"{describe(job, new.images)}, operation {operation}", findings=findings
+            ),
         )
         return _candidate(manifest, new)
 
@@ -337,18 +343,6 @@ def _candidate(manifest: Manifest, new: NewExemplars) -> Candidate:
         comparison=manifest.comparison,
     )
     return Candidate(result=result, published=True, rejected=failure)
-
-
-def _described(job: Job, new: NewExemplars, operation: str) -> str:
-    """Return what was asked for, for the report."""
-    what = {
-        "add_class": f"AddClass {job.label!r} ({new.images} images)",
-        "add_examples": f"AddExamples {job.label!r} ({new.images} images)",
-        "remove_class": f"RemoveClass {job.label!r}",
-        "rename_class": f"RenameClass {job.label!r} to {job.new_label!r}",
-        "retrain": "Retrain",
-    }[job.kind]
-    return f"{what}, operation {operation}"
 
 
 def _too_few(label: str, usable: int, least: int, skipped: Sequence[SkippedUpload]) -> str:

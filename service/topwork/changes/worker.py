@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from topwork.bundle.documents import document, from_data, to_data
 from topwork.bundle.store import Repository
-from topwork.changes import database, operations
+from topwork.changes import database
 from topwork.changes.executors import Takeover, alone, claim
 from topwork.changes.jobs import (
     ChangeOutcome,
@@ -35,6 +35,7 @@ from topwork.changes.jobs import (
     Progress,
     StageSeconds,
 )
+from topwork.changes.queue import APPLICATION_VERSION, PROGRESS, RESULT
 from topwork.changes.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
 from topwork.config import WorkerConfig
 from topwork.errors import Corrupt, TopworkError, Unavailable
@@ -110,7 +111,7 @@ def _work(config: WorkerConfig, tell: Tell) -> str:
             "name": database.APPLICATION,
             "system_database_url": url,
             "executor_id": config.executor,
-            "application_version": operations.APPLICATION_VERSION,
+            "application_version": APPLICATION_VERSION,
             "serializer": DBOSPortableJSONSerializer(),
             "log_level": "WARNING",
         }
@@ -151,7 +152,7 @@ def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
         _set_progress(Progress(stage="publishing", conflicts=result.conflicts))
         # First: if the pointer moves and this process dies, a cancel that comes then comes too
         # late, and this is what the server answers.
-        DBOS.set_event(operations.RESULT, data)
+        DBOS.set_event(RESULT, data)
         trainer.serve(from_data(job, Job), result.revision, _workflow_id())
 
     embed_step, solve_step, serve_step = _step(embed), _step(solve), _step(serve)
@@ -292,4 +293,4 @@ class _Reporter:
 
 
 def _set_progress(progress: Progress) -> None:
-    DBOS.set_event(operations.PROGRESS, to_data(progress))
+    DBOS.set_event(PROGRESS, to_data(progress))

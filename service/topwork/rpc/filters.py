@@ -7,7 +7,7 @@ import unicodedata
 from typing import get_args
 
 from topwork.changes.jobs import ChangeKind
-from topwork.changes.operations import OperationFilter
+from topwork.changes.queue import OperationFilter
 from topwork.errors import InvalidInput
 from topwork.rpc.convert import resource_id
 

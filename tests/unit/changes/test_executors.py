@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from topwork.changes import executors
 from topwork.changes.database import APPLICATION, CHANGE, QUEUE, database_url, prepare
 from topwork.changes.executors import Claim, Takeover, alone, claim
-from topwork.changes.operations import APPLICATION_VERSION
+from topwork.changes.queue import APPLICATION_VERSION
 from topwork.errors import InvalidInput
 
 PATIENCE = 60.0

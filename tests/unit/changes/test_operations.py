@@ -23,7 +23,8 @@ from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.store import Repository
 from topwork.changes.database import database_url, pending_images
 from topwork.changes.jobs import Job, Upload
-from topwork.changes.operations import RESULT, OperationFilter, Operations
+from topwork.changes.operations import Operations
+from topwork.changes.queue import RESULT, OperationFilter
 from topwork.changes.rows import Operation
 from topwork.errors import (
     AlreadyExists,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from topwork.changes.operations import OperationFilter
+from topwork.changes.queue import OperationFilter
 from topwork.errors import InvalidInput
 from topwork.rpc.filters import parse
 

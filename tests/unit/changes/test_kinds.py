@@ -1,15 +1,16 @@
-"""What a change makes of a model's shards, and what forbids it."""
+"""Kinds of changes: the shards that each leaves, and what forbids it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from support import tiny
 
 from topwork.bundle.manifest import Manifest, ShardRef
-from topwork.changes.change_rules import changed_shards, check_change
 from topwork.changes.jobs import ChangeKind, Job, Upload
+from topwork.changes.kinds import KINDS, changed_shards, check_change, describe
 from topwork.errors import AlreadyExists, NotFound, NotReady, QuotaExceeded, Stale
 from topwork.limits import DEFAULT_LIMITS
 
@@ -117,3 +118,23 @@ def test_a_model_has_only_so_many_images(parent: Manifest, kind: ChangeKind) -> 
     with pytest.raises(QuotaExceeded, match="would have 83 images; the limit is 82") as caught:
         check_change(replace(asked, uploads=uploads), parent, limits)
     assert (caught.value.subject, caught.value.reason) == ("models/colours", "TOO_MANY_IMAGES")
+
+
+def test_every_kind_of_change_has_its_row() -> None:
+    """The table has the kinds that jobs may have, and no other."""
+    assert set(KINDS) == set(get_args(ChangeKind))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (job("add_class", "violet"), "AddClass 'violet' (7 images)"),
+        (job("add_examples", "blue"), "AddExamples 'blue' (7 images)"),
+        (job("remove_class", "blue"), "RemoveClass 'blue'"),
+        (job("rename_class", "blue", "navy"), "RenameClass 'blue' to 'navy'"),
+        (job("retrain"), "Retrain"),
+    ],
+)
+def test_report_says_what_was_asked(asked: Job, said: str) -> None:
+    """A change is described by its rpc, and by the labels and images that it is about."""
+    assert describe(asked, 7) == said

@@ -63,8 +63,8 @@ released: $(INSTALLED)  ## At a release: keep its contract and what it stores, f
 bench: $(INSTALLED)  ## Measure; DATA=/path/to/folders for your own photos
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.serving $(if $(DATA),"$(DATA)") $(if $(PEERS),--peers "$(PEERS)") --docs
 	$(BIN)/python -m pytest -q tests/benchmarks/pieces.py
-	$(BIN)/python tests/benchmarks/learning.py $(if $(DATA),"$(DATA)") $(if $(NEW),--new "$(NEW)") --svg docs/learning.svg
-	$(BIN)/python tests/benchmarks/embedding.py $(if $(DATA),"$(DATA)")
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.learning $(if $(DATA),"$(DATA)") $(if $(NEW),--new "$(NEW)") --svg docs/learning.svg
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.embedding $(if $(DATA),"$(DATA)")
 
 image:  ## Build a container image; TARGET=serve-cuda or train, FLAGS for the build
 	$(PYTHON) deploy/image.py $(TARGET) --tag $(IMAGE) $(FLAGS)

@@ -1,6 +1,6 @@
 """Measure the embedding of photos beside a bare loop that does no more than it must.
 
-    python tests/benchmarks/embedding.py [PHOTOS]
+    PYTHONPATH=tests python -m benchmarks.embedding [PHOTOS]
 
 PHOTOS is a folder with a folder of photos for each class; without it flowers are rendered. The bare
 loop reads, preprocesses and runs the default backbone, with one thread a core; ``embed`` also makes

@@ -1,6 +1,7 @@
 """Measure AddClass beside a full retrain, and changes of many exemplars beside scikit-learn's fits.
 
-    python tests/benchmarks/learning.py [PHOTOS] [--new FOLDER] [--quick] [--solves] [--svg FILE]
+    PYTHONPATH=tests python -m benchmarks.learning [PHOTOS] [--new FOLDER] [--quick] [--solves]
+        [--svg FILE]
 
 PHOTOS is a folder with a folder of photos for each class, the last of which is added; without it
 flowers are rendered. Every image is learnt from, and accuracies are by cross-validation. Then a few

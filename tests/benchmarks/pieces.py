@@ -12,7 +12,7 @@ from support.pictures import encode
 from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.rpc import convert
-from topwork.serving.classify_batch import Classified, ImageAnswer, Prediction, Timings
+from topwork.serving.classify_batch import Classified, ImageAnswer, LabelProbability, Timings
 from topwork.serving.fair_queue import FairQueue, Flow
 from topwork.serving.head import HeadLoader
 
@@ -58,7 +58,9 @@ def test_queue(benchmark: BenchmarkFixture, waiting: int) -> None:
 def test_response(benchmark: BenchmarkFixture, images: int) -> None:
     """An answer becomes the bytes that are sent."""
     answer = ImageAnswer(
-        predictions=tuple(Prediction(label=f"label {at}", probability=0.2) for at in range(LABELS)),
+        predictions=tuple(
+            LabelProbability(label=f"label {at}", probability=0.2) for at in range(LABELS)
+        ),
         unknown_probability=0.1,
         is_unknown=False,
     )

@@ -26,7 +26,7 @@ from topwork.changes.jobs import Job
 from topwork.changes.operations import Admit, Operations, no_operation
 from topwork.changes.queue import OperationFilter
 from topwork.changes.quota import Quotas
-from topwork.changes.rows import Operation, queued, subject_of
+from topwork.changes.rows import OperationState, queued, subject_of
 from topwork.changes.uploads import Uploads
 from topwork.errors import NotFound, TopworkError
 from topwork.limits import Limits
@@ -248,11 +248,11 @@ class _Operations:
     """Accepts every job that a database could keep, and forgets it."""
 
     def __init__(self) -> None:
-        self._last: Operation | None = None
+        self._last: OperationState | None = None
 
     async def submit(
         self, job: Job, request_id: str, *, size: int = 0, admit: Admit | None = None
-    ) -> Operation:
+    ) -> OperationState:
         if admit is not None:
             await admit(0)
         assert from_data(json.loads(json.dumps(to_data(job), allow_nan=False)), Job) == job
@@ -260,18 +260,18 @@ class _Operations:
         self._last = queued(request_id, subject_of(job), job.accepted)
         return self._last
 
-    async def find(self, identifier: str) -> Operation | None:
+    async def find(self, identifier: str) -> OperationState | None:
         return self._last if identifier != workplace.MODEL else None
 
-    async def get(self, identifier: str) -> Operation:
+    async def get(self, identifier: str) -> OperationState:
         found = await self.find(identifier)
         if found is None:
             raise no_operation(identifier)
         return found
 
     async def wait(
-        self, identifier: str, seconds: float, check: Callable[[Operation], None]
-    ) -> Operation:
+        self, identifier: str, seconds: float, check: Callable[[OperationState], None]
+    ) -> OperationState:
         assert 0 <= seconds <= 3600
         operation = await self.get(identifier)
         check(operation)
@@ -279,7 +279,7 @@ class _Operations:
 
     async def list(
         self, wanted: OperationFilter, *, offset: int, limit: int, visible: object = None
-    ) -> list[Operation]:
+    ) -> list[OperationState]:
         assert visible is None
         json.dumps(wanted.attributes)
         assert 0 <= offset < 10**9

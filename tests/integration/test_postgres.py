@@ -23,7 +23,7 @@ from topwork.changes.database import APPLICATION, CHANGE, noted_database
 from topwork.changes.jobs import Job
 from topwork.changes.operations import Operations
 from topwork.changes.queue import OperationFilter
-from topwork.changes.rows import Operation
+from topwork.changes.rows import OperationState
 from topwork.errors import Unavailable
 
 MODELS = ("colours", "hues", "shades", "tones")
@@ -188,7 +188,7 @@ def test_a_database_that_was_away_costs_nothing(
 ) -> None:
     """Without the database nothing is accepted; what was accepted before is done after it."""
 
-    async def scenario() -> Operation:
+    async def scenario() -> OperationState:
         operations = Operations(url, repository)
         await operations.start()
         try:
@@ -217,7 +217,7 @@ def test_a_server_starts_without_its_database(
 ) -> None:
     """It serves what is there; when the database is there its worker makes changes."""
 
-    async def scenario() -> Operation:
+    async def scenario() -> OperationState:
         operations = Operations(url, repository)
         await operations.start()
         try:
@@ -263,7 +263,7 @@ def test_operations_are_found_by_what_they_are_about(repository: Repository, url
 def test_servers_may_start_at_once(repository: Repository, url: str) -> None:
     """Servers that find an empty database together make its tables, and each can use them."""
 
-    async def scenario() -> list[Operation]:
+    async def scenario() -> list[OperationState]:
         together = [Operations(url, repository) for _ in range(3)]
         await asyncio.gather(*(one.start() for one in together))
         try:

@@ -11,7 +11,7 @@ import pillow_heif
 from PIL import Image
 
 from topwork.inputs.images import isobmff
-from topwork.inputs.images.isobmff import Part, Reference
+from topwork.inputs.images.isobmff import ImageItem, Reference
 from topwork.inputs.images.work import Steps
 
 
@@ -35,7 +35,7 @@ def _saved(file: pillow_heif.HeifFile, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def coded(file: bytes) -> Part:
+def coded(file: bytes) -> ImageItem:
     """Return the kind, the content and the properties of a file's primary item."""
     meta = isobmff.read(file, Steps())
     item = meta.items[meta.primary]
@@ -44,7 +44,7 @@ def coded(file: bytes) -> Part:
 
 
 def assembled(
-    items: Sequence[Part], references: Sequence[Reference] = (), *, primary: int = 1
+    items: Sequence[ImageItem], references: Sequence[Reference] = (), *, primary: int = 1
 ) -> bytes:
     """Return a file of items, numbered from 1: the kind, content and properties of each."""
     brand = b"avif" if items[primary - 1][0] == b"av01" else b"heic"

@@ -18,7 +18,7 @@ from topwork.changes.kinds import KINDS, check_change
 from topwork.changes.operations import Admit, Operations
 from topwork.changes.quota import Quotas
 from topwork.changes.requests import ChangeRequest, UploadItem
-from topwork.changes.rows import Operation, check_same, subject_of
+from topwork.changes.rows import OperationState, check_same, subject_of
 from topwork.changes.uploads import Uploads
 from topwork.errors import InvalidInput, TopworkError
 from topwork.limits import Limits
@@ -54,7 +54,7 @@ class Intake:
         self._quotas = quotas
         self._limits = limits
 
-    async def upload(self, items: AsyncIterator[UploadItem]) -> Operation:
+    async def upload(self, items: AsyncIterator[UploadItem]) -> OperationState:
         """Store the images of an upload and its operation durably, and return the operation."""
         request = await self._uploads.request(items)
         job, request_id = self._job(request), _request_id(request)
@@ -72,7 +72,7 @@ class Intake:
         async with self._uploads.holding(uploads):
             return await self._submit(job, request_id, size=size)
 
-    async def take(self, request: ChangeRequest) -> Operation:
+    async def take(self, request: ChangeRequest) -> OperationState:
         """Store the operation of a change without images durably, and return it."""
         job, request_id = self._job(request), _request_id(request)
 
@@ -84,7 +84,7 @@ class Intake:
 
     async def _submit(
         self, job: Job, request_id: str, *, size: int = 0, admit: Admit | None = None
-    ) -> Operation:
+    ) -> OperationState:
         """Store a job's operation; a repeated call gets its own, whatever forbids it by now."""
         manifest = self._models.serving(job.model)
         try:
@@ -126,7 +126,7 @@ class Intake:
             validate_only=request.validate_only,
         )
 
-    async def _known(self, job: Job, request_id: str) -> Operation | None:
+    async def _known(self, job: Job, request_id: str) -> OperationState | None:
         """Return the operation of a repeated call. Raises AlreadyExists if it is another's."""
         operation = await self._operations.find(request_id)
         if operation is not None:

@@ -18,7 +18,7 @@ from topwork.changes import rows
 from topwork.changes.jobs import Job
 from topwork.changes.polling import Poller
 from topwork.changes.queue import PROGRESS, RESULT, OperationFilter, Queue
-from topwork.changes.rows import Operation, check_same, subject_of
+from topwork.changes.rows import OperationState, check_same, subject_of
 from topwork.errors import NotFound, NotReady, Overloaded, TopworkError, Unavailable
 from topwork.limits import DEFAULT_LIMITS, Limits
 
@@ -55,7 +55,7 @@ class Operations:
 
     async def submit(
         self, job: Job, request_id: str, *, size: int = 0, admit: Admit | None = None
-    ) -> Operation:
+    ) -> OperationState:
         """Store ``job`` durably and return its operation; the same id gives the same operation.
 
         ``size`` is the length of its images in bytes; ``admit`` may refuse it. Raises what
@@ -89,12 +89,12 @@ class Operations:
             )
         return sum(map(rows.size, unfinished))
 
-    async def find(self, identifier: str) -> Operation | None:
+    async def find(self, identifier: str) -> OperationState | None:
         """Return an operation; None if there is none."""
         found = await self._queue.find([identifier])
         return await self._operation(found[0]) if found else None
 
-    async def get(self, identifier: str) -> Operation:
+    async def get(self, identifier: str) -> OperationState:
         """Return an operation. Raises NotFound."""
         found = await self.find(identifier)
         if found is None:
@@ -108,15 +108,15 @@ class Operations:
         offset: int,
         limit: int,
         visible: Callable[[str], bool] | None = None,
-    ) -> list[Operation]:
+    ) -> list[OperationState]:
         """Return the ``wanted`` operations of the ``visible`` models, oldest first."""
         found = await self._queue.select(wanted, offset=offset, limit=limit, visible=visible)
         return [await self._operation(one) for one in found]
 
-    async def _look(self, identifiers: Collection[str]) -> dict[str, Operation | Exception]:
+    async def _look(self, identifiers: Collection[str]) -> dict[str, OperationState | Exception]:
         """Return each operation, or why there is none, with one query but for what runs."""
         found = await self._queue.find(identifiers)
-        operations: dict[str, Operation | Exception] = {
+        operations: dict[str, OperationState | Exception] = {
             identifier: no_operation(identifier) for identifier in identifiers
         }
         for status in found:
@@ -138,8 +138,8 @@ class Operations:
         await self._queue.delete(identifier)
 
     async def watch(
-        self, identifier: str, check: Callable[[Operation], None] = lambda _: None
-    ) -> AsyncIterator[Operation]:
+        self, identifier: str, check: Callable[[OperationState], None] = lambda _: None
+    ) -> AsyncIterator[OperationState]:
         """Yield an operation's state at once, then at each change, last when finished.
 
         Each look at it is told to ``check``, which may raise. Raises NotFound, and Unavailable when
@@ -165,8 +165,8 @@ class Operations:
         self,
         identifier: str,
         seconds: float | None,
-        check: Callable[[Operation], None] = lambda _: None,
-    ) -> Operation:
+        check: Callable[[OperationState], None] = lambda _: None,
+    ) -> OperationState:
         """Return an operation when it is finished or after ``seconds``, whichever is first.
 
         For ``check`` and what is raised see ``watch``.
@@ -179,7 +179,7 @@ class Operations:
                     operation = state
         return operation
 
-    async def _operation(self, status: WorkflowStatus) -> Operation:
+    async def _operation(self, status: WorkflowStatus) -> OperationState:
         progress = late = None
         if status.status == "PENDING":
             progress = await self._queue.event(status.workflow_id, PROGRESS)

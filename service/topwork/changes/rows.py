@@ -44,7 +44,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+class OperationState:
     """An operation's state at one moment."""
 
     id: str
@@ -67,7 +67,7 @@ def subject_of(job: Job) -> Subject:
     )
 
 
-def check_same(operation: Operation, subject: Subject) -> None:
+def check_same(operation: OperationState, subject: Subject) -> None:
     """Raise AlreadyExists unless ``operation`` is about this very ``subject``.
 
     What it is about instead is told only of the same model: the caller may have no other.
@@ -84,9 +84,9 @@ def check_same(operation: Operation, subject: Subject) -> None:
         )
 
 
-def queued(identifier: str, subject: Subject, accepted: float) -> Operation:
+def queued(identifier: str, subject: Subject, accepted: float) -> OperationState:
     """Return an operation that was ``accepted`` just now, in seconds since 1970."""
-    return Operation(
+    return OperationState(
         id=identifier,
         subject=subject,
         created=_moment(accepted),
@@ -96,7 +96,7 @@ def queued(identifier: str, subject: Subject, accepted: float) -> Operation:
     )
 
 
-def operation(row: WorkflowStatus, *, progress: Any = None, late: Any = None) -> Operation:
+def operation(row: WorkflowStatus, *, progress: Any = None, late: Any = None) -> OperationState:
     """Return the operation that a row is.
 
     ``progress`` is its stored progress, and ``late`` the stored result of a cancelled one that had
@@ -116,7 +116,7 @@ def operation(row: WorkflowStatus, *, progress: Any = None, late: Any = None) ->
         # Many a SQLite tells whole seconds only.
         told = outcome.ended or (row.completed_at or row.updated_at or 0) / 1000
         ended = _moment(max(told, accepted))
-    return Operation(
+    return OperationState(
         id=row.workflow_id,
         subject=_readable(attributes(row), Subject),
         created=_moment(accepted),

@@ -30,7 +30,7 @@ from topwork.v1 import change_pb2 as change_pb
 photos_argument = click.argument(
     "photos", nargs=-1, required=True, type=LocalPath(exists=True, path_type=Path)
 )
-Photos = Iterable[tuple[str, bytes]]
+NamedImages = Iterable[tuple[str, bytes]]
 
 
 @click.command("add-class")
@@ -56,7 +56,7 @@ def add_class(
     added.
     """
 
-    def call(client: Client, images: Photos) -> operations_pb2.Operation:
+    def call(client: Client, images: NamedImages) -> operations_pb2.Operation:
         return client.add_class(model, label, images, request_id=request_id, options=options)
 
     _teach(server, photos, call, as_json=as_json)
@@ -83,7 +83,7 @@ def add_examples(
     Photos that the class has already are named and change nothing. Else as add-class.
     """
 
-    def call(client: Client, images: Photos) -> operations_pb2.Operation:
+    def call(client: Client, images: NamedImages) -> operations_pb2.Operation:
         return client.add_examples(model, label, images, request_id=request_id, options=options)
 
     _teach(server, photos, call, as_json=as_json)
@@ -92,7 +92,7 @@ def add_examples(
 def _teach(
     server: ServerAt,
     photos: Sequence[Path],
-    call: Callable[[Client, Photos], operations_pb2.Operation],
+    call: Callable[[Client, NamedImages], operations_pb2.Operation],
     *,
     as_json: bool,
 ) -> None:

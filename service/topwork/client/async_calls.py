@@ -22,9 +22,9 @@ import grpc
 from topwork.client import calls
 from topwork.client.credentials import Credentials
 from topwork.client.exchange import Exchange
-from topwork.client.images import Image, NamedImage, check_several, content, named
+from topwork.client.images import ImageSource, NamedImage, check_several, content, named
 from topwork.client.results import StreamResult
-from topwork.client.upload import P, Upload
+from topwork.client.upload import P, UploadBatcher
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ async def wait_until_ready(
         raise await asyncio.to_thread(unreachable) from None
 
 
-async def contents(images: Iterable[Image] | AsyncIterable[Image]) -> list[bytes]:
+async def contents(images: Iterable[ImageSource] | AsyncIterable[ImageSource]) -> list[bytes]:
     """See blocking_calls."""
     check_several(images)
     return [await _content(image) async for image in _each(images)]
@@ -77,7 +77,7 @@ async def upload(
 ) -> T:
     """See blocking_calls."""
     check_several(images)
-    messages = Upload(first)
+    messages = UploadBatcher(first)
     failure: Exception | None = None
 
     async def sent() -> AsyncIterator[P]:  # gRPC would pass what is raised off as a cancellation
@@ -106,7 +106,9 @@ async def upload(
 
 
 async def stream(
-    method: StreamMethod, images: Iterable[Image] | AsyncIterable[Image], exchange: Exchange
+    method: StreamMethod,
+    images: Iterable[ImageSource] | AsyncIterable[ImageSource],
+    exchange: Exchange,
 ) -> AsyncGenerator[StreamResult, None]:
     """See blocking_calls."""
     check_several(images)
@@ -144,7 +146,7 @@ async def stream(
     exchange.close()
 
 
-async def _content(image: Image) -> bytes:
+async def _content(image: ImageSource) -> bytes:
     """Return an image's bytes; its file, which may be far away, is read in a thread."""
     return image if isinstance(image, bytes) else await asyncio.to_thread(content, image)
 

@@ -13,7 +13,7 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from topwork.client import async_calls, calls
 from topwork.client.credentials import NOTHING, Credentials, bearing
 from topwork.client.exchange import IMAGES_A_MESSAGE, Exchange
-from topwork.client.images import Image, NamedImage
+from topwork.client.images import ImageSource, NamedImage
 from topwork.client.results import ClassifyResult, Operation, StreamResult
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
@@ -62,7 +62,7 @@ class AsyncClient:
     async def classify(
         self,
         model: str,
-        images: Iterable[Image] | AsyncIterable[Image],
+        images: Iterable[ImageSource] | AsyncIterable[ImageSource],
         *,
         revision: int = 0,
         top_k: int = 0,
@@ -82,7 +82,7 @@ class AsyncClient:
     async def classify_stream(
         self,
         model: str,
-        images: Iterable[Image] | AsyncIterable[Image],
+        images: Iterable[ImageSource] | AsyncIterable[ImageSource],
         *,
         revision: int = 0,
         top_k: int = 0,

@@ -17,10 +17,10 @@ from topwork.client import calls
 from topwork.client.calls import CallFailed
 from topwork.client.credentials import Credentials
 from topwork.client.exchange import Exchange
-from topwork.client.images import Image, NamedImage, check_several, content, named
+from topwork.client.images import ImageSource, NamedImage, check_several, content, named
 from topwork.client.results import StreamResult
 from topwork.client.source import Source
-from topwork.client.upload import P, Upload
+from topwork.client.upload import P, UploadBatcher
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def wait_until_ready(channel: grpc.Channel, address: str, seconds: float, *, tls
         raise calls.unreachable(address, seconds, tls=tls) from None
 
 
-def contents(images: Iterable[Image]) -> list[bytes]:
+def contents(images: Iterable[ImageSource]) -> list[bytes]:
     """Return the bytes of images. Raises OSError and TypeError."""
     check_several(images)
     return [content(image) for image in images]
@@ -68,9 +68,9 @@ def upload(
     """
     check_several(images)
     begun = threading.Event()
-    messages = Upload(first)
+    messages = UploadBatcher(first)
 
-    def put(name: str, image: Image) -> P | None:
+    def put(name: str, image: ImageSource) -> P | None:
         return messages.put(name, content(image))
 
     source = Source(starmap(put, map(named, images)))
@@ -102,7 +102,7 @@ def upload(
 
 
 def stream(
-    method: StreamMethod, images: Iterable[Image], exchange: Exchange
+    method: StreamMethod, images: Iterable[ImageSource], exchange: Exchange
 ) -> Generator[StreamResult, None, None]:
     """Yield one result an image, in order.
 
@@ -113,7 +113,7 @@ def stream(
     changed = threading.Condition()
     closed = False
 
-    def put(image: Image) -> classify_pb.StreamClassifyRequest | None:
+    def put(image: ImageSource) -> classify_pb.StreamClassifyRequest | None:
         encoded = content(image)
         with changed:
             return exchange.put(encoded)

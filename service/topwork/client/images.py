@@ -9,10 +9,10 @@ from typing import BinaryIO, TypeAlias
 
 from topwork.printable import file_name
 
-Image: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO
+ImageSource: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO
 """An encoded image: its bytes, the path of its file, or that file, opened in binary mode."""
 
-NamedImage: TypeAlias = Image | tuple[str, Image]
+NamedImage: TypeAlias = ImageSource | tuple[str, ImageSource]
 """An image, or a pair of its display name and the image. Else the name is the file's path."""
 
 
@@ -27,7 +27,7 @@ def check_several(images: object) -> None:
         raise TypeError(f"images is {kind}: give a list of images, also for a single one")
 
 
-def content(image: Image) -> bytes:
+def content(image: ImageSource) -> bytes:
     """Return an image's bytes. Raises OSError, with the name of the file, and TypeError."""
     if isinstance(image, bytes):
         return image
@@ -47,11 +47,11 @@ def content(image: Image) -> bytes:
     return found
 
 
-def named(image: NamedImage) -> tuple[str, Image]:
+def named(image: NamedImage) -> tuple[str, ImageSource]:
     """Return an image's display name, ``""`` if there is none, and the image."""
     return image if isinstance(image, tuple) else (_name(image), image)
 
 
-def _name(image: Image) -> str:
+def _name(image: ImageSource) -> str:
     path = image if isinstance(image, str | os.PathLike) else getattr(image, "name", "")
     return file_name(path) if isinstance(path, str | os.PathLike) else ""

@@ -14,7 +14,7 @@ MESSAGE_BYTES = 2 * 2**20
 """Images are sent in messages of about this size; a larger image has its own."""
 
 
-class Upload(Generic[P]):
+class UploadBatcher(Generic[P]):
     """One call's messages, of which ``first`` has the config."""
 
     def __init__(self, first: P) -> None:

@@ -142,7 +142,7 @@ class _Groups:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trial:
+class _HeldOutSigns:
     """The signs of images that a head did not see, in deviations (n, 2)."""
 
     known: Floats
@@ -152,7 +152,7 @@ class _Trial:
 
 def _trials(
     task: Task, family: Family, strength: float, groups: _Groups, threads: Threads
-) -> list[_Trial]:
+) -> list[_HeldOutSigns]:
     tried = []
     judged = np.unique(groups.folds[groups.folds >= 0])  # one fold alone after fine-tuning
     for group in range(groups.count if len(judged) else 0):
@@ -167,14 +167,14 @@ def _trials(
     sets = np.stack([learnt for _, _, learnt, _, _ in tried])
     (scorers,) = family.solve(task, sets, [strength], final=False, threads=threads)
 
-    def judge(number: int) -> _Trial:
+    def judge(number: int) -> _HeldOutSigns:
         group, fold, _, known, unknown = tried[number]
         rows = np.flatnonzero(known | unknown)
         highest = task.scores(scorers[number], rows).max(axis=1)  # never of a class left out
         signs = _signs(highest, groups.nearest_without(group, fold)[rows])
         matrix = _deviations(signs, signs[known[rows]])
         targets = np.where(unknown[rows], task.targets[rows], -1)
-        return _Trial(
+        return _HeldOutSigns(
             known=matrix[targets < 0],
             left_out={one: matrix[targets == one] for one in np.unique(targets).tolist()[1:]},
         )
@@ -194,7 +194,7 @@ def _deviations(signs: Floats, known: Floats) -> Floats:
     return np.asarray(deviations)
 
 
-def _weigh(trials: list[_Trial]) -> tuple[Floats, float]:
+def _weigh(trials: list[_HeldOutSigns]) -> tuple[Floats, float]:
     """Return the weights (2,), none below 0, and the bias of the logistic regression.
 
     Known and unknown images count alike, as do all classes.

@@ -10,7 +10,7 @@ from topwork.bundle.comparison import ConfusedLabels, Taught, drop_interval
 from topwork.bundle.metrics import Metrics
 from topwork.report import intervals
 from topwork.report.content import Content, Parent
-from topwork.report.intervals import Change, Share
+from topwork.report.intervals import AccuracyChange, Share
 
 SHOWN = 20
 """Labels shown at once where there are more than twice as many; the others are folded."""
@@ -22,7 +22,7 @@ class LabelChangeRow:
 
     label: str
     images: int
-    recall: Change
+    recall: AccuracyChange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class ComparisonSection:
     """How many both know."""
     paired: int
     """Images that both judged, each compared with itself; 0: those of each are taken as others."""
-    accuracy: Change | None
+    accuracy: AccuracyChange | None
     """On the images of the common labels; None where there are none."""
     changes: tuple[LabelChangeRow, ...]
     """The common labels that have images, the largest changes first."""
@@ -61,7 +61,7 @@ class ComparisonSection:
         return self.changes[len(self.rows) :]
 
     def count(self, verdict: str) -> int:
-        """Return how many labels have changed like that; see ``Change.verdict``."""
+        """Return how many labels have changed like that; see ``AccuracyChange.verdict``."""
         return sum(one.recall.verdict == verdict for one in self.changes)
 
 
@@ -148,9 +148,9 @@ def _largest_first(changes: Iterable[LabelChangeRow]) -> tuple[LabelChangeRow, .
     return tuple(sorted(changes, key=lambda one: (-abs(one.recall.value), one.label)))
 
 
-def _change(before: float, after: float, drop: tuple[float, float]) -> Change:
+def _change(before: float, after: float, drop: tuple[float, float]) -> AccuracyChange:
     """Return a change whose drop has that interval."""
-    return Change(before=before, after=after, low=-drop[1], high=-drop[0])
+    return AccuracyChange(before=before, after=after, low=-drop[1], high=-drop[0])
 
 
 def _without(labels: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:

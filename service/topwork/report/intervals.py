@@ -20,7 +20,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class AccuracyChange:
     """A share before and after, with the 95 % interval of the change."""
 
     before: float
@@ -41,14 +41,14 @@ class Change:
         return "worse" if self.high < 0 else "within the noise"
 
 
-def change(before: Share, after: Share) -> Change:
+def change(before: Share, after: Share) -> AccuracyChange:
     """Return the change between shares of different images.
 
     Newcombe's interval (1998, Statistics in Medicine 17:873, method 10). Where most images are the
     same in truth, it is wider than it needs to be.
     """
     value = after.value - before.value
-    return Change(
+    return AccuracyChange(
         before=before.value,
         after=after.value,
         low=value - math.hypot(after.value - after.low, before.high - before.value),

@@ -12,8 +12,8 @@ from topwork.limits import Limits
 from topwork.rpc import convert
 from topwork.v1 import change_pb2 as change_pb
 
-Upload: TypeAlias = change_pb.AddClassRequest | change_pb.AddExamplesRequest
-Change: TypeAlias = (
+UploadMessage: TypeAlias = change_pb.AddClassRequest | change_pb.AddExamplesRequest
+ChangeMessage: TypeAlias = (
     change_pb.AddClassConfig
     | change_pb.AddExamplesConfig
     | change_pb.RemoveClassRequest
@@ -22,7 +22,9 @@ Change: TypeAlias = (
 )
 
 
-def from_change(kind: ChangeKind, message: Change, *, path: str = "", **own: str) -> ChangeRequest:
+def from_change(
+    kind: ChangeKind, message: ChangeMessage, *, path: str = "", **own: str
+) -> ChangeRequest:
     """Return the request of a message; ``own`` are the fields that only its kind has.
 
     Errors name its fields with ``path`` before them. Raises InvalidInput.
@@ -43,7 +45,7 @@ def from_change(kind: ChangeKind, message: Change, *, path: str = "", **own: str
 
 
 async def from_upload(
-    kind: ChangeKind, messages: AsyncIterator[Upload], limits: Limits
+    kind: ChangeKind, messages: AsyncIterator[UploadMessage], limits: Limits
 ) -> AsyncIterator[UploadItem]:
     """Yield the request of an upload and its images, a portion a message. Raises InvalidInput.
 

@@ -15,7 +15,7 @@ from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.serving import Move, ServingState
 from topwork.changes.jobs import ChangeResult, Conflict
-from topwork.changes.rows import Operation, Subject
+from topwork.changes.rows import OperationState, Subject
 from topwork.errors import ImageError, InvalidInput
 from topwork.limits import Limits
 from topwork.serving.classify_batch import Classified, ImageAnswer
@@ -206,7 +206,7 @@ def damaged_revision(model: str, revision: int) -> revision_pb.Revision:
 
 
 def to_operation(
-    operation: Operation, published: PublishedRevision | None
+    operation: OperationState, published: PublishedRevision | None
 ) -> operations_pb2.Operation:
     """Return an operation; ``published`` is its revision, None while or where there is none."""
     message = operations_pb2.Operation(

@@ -22,11 +22,11 @@ from topwork.changes.jobs import ChangeKind
 from topwork.changes.operations import RETRY_SECONDS, Operations, no_operation
 from topwork.changes.pointer import pin, roll_back
 from topwork.changes.requests import ChangeRequest
-from topwork.changes.rows import Operation
+from topwork.changes.rows import OperationState
 from topwork.errors import Corrupt, Forbidden, InvalidInput, NotFound
 from topwork.limits import DEFAULT_LIMITS, Limits
 from topwork.rpc import convert, filters
-from topwork.rpc.changes import Upload, from_change, from_upload
+from topwork.rpc.changes import UploadMessage, from_change, from_upload
 from topwork.rpc.streams import Streams
 from topwork.serving.classifier import Classifier
 from topwork.serving.registry import Registry
@@ -125,24 +125,24 @@ class OperationViews:
             retry_after=RETRY_SECONDS,
         )
 
-    async def get(self, identifier: str) -> Operation:
+    async def get(self, identifier: str) -> OperationState:
         """Return an operation. Raises NotFound."""
         operation = await self.operations.get(identifier)
         check_operation(operation)
         return operation
 
-    async def watch(self, identifier: str) -> AsyncIterator[Operation]:
+    async def watch(self, identifier: str) -> AsyncIterator[OperationState]:
         """Yield an operation's states. Raises NotFound, Unavailable, Overloaded."""
         with self._watches.hold(caller().share):
             async for operation in self.operations.watch(identifier, check_operation):
                 yield operation
 
-    async def wait(self, identifier: str, seconds: float) -> Operation:
+    async def wait(self, identifier: str, seconds: float) -> OperationState:
         """Return an operation when it is finished or ``seconds`` are over. See ``watch``."""
         with self._watches.hold(caller().share):
             return await self.operations.wait(identifier, seconds, check_operation)
 
-    async def message(self, operation: Operation) -> operations_pb2.Operation:
+    async def message(self, operation: OperationState) -> operations_pb2.Operation:
         """Return ``operation`` as a message."""
         result = operation.outcome.result if operation.outcome is not None else None
         if result is None:
@@ -289,7 +289,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
             yield model_pb.WatchOperationResponse(operation=await self._views.message(operation))
 
     async def _upload(
-        self, kind: ChangeKind, messages: AsyncIterator[Upload]
+        self, kind: ChangeKind, messages: AsyncIterator[UploadMessage]
     ) -> operations_pb2.Operation:
         with self._uploads.hold(caller().share):
             operation = await self._intake.upload(from_upload(kind, messages, self._limits))
@@ -405,7 +405,7 @@ def operation_id(name: str) -> str:
     return convert.resource_id(name, collection="operations", field="name")
 
 
-def check_operation(operation: Operation) -> None:
+def check_operation(operation: OperationState) -> None:
     """Raise NotFound if the call may not be about the operation's model."""
     try:
         caller().check(operation.subject.model)

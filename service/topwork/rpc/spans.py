@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span, SpanContext
 
-Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
+IncomingMetadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 
 
 class Spans:
@@ -40,7 +40,7 @@ class Spans:
         self._runs: WeakKeyDictionary[MicroBatch, SpanContext] = WeakKeyDictionary()
         self._epoch = time.time_ns() - time.perf_counter_ns()
 
-    def begin(self, path: str, metadata: Metadata) -> Span:
+    def begin(self, path: str, metadata: IncomingMetadata) -> Span:
         """Begin a call's span, which this task's other spans are then below of."""
         from opentelemetry import context
 

@@ -12,7 +12,13 @@ from typing import Protocol, TypeVar
 from topwork.errors import DeadlinePassed, InvalidInput, Overloaded
 from topwork.limits import Limits
 from topwork.serving.admission import Admission
-from topwork.serving.classify_batch import Classified, ClassifyBatch, Finished, Image, classified
+from topwork.serving.classify_batch import (
+    Classified,
+    ClassifyBatch,
+    Finished,
+    ImageInput,
+    classified,
+)
 from topwork.serving.fair_queue import Flow
 from topwork.serving.inferred import Inferred, inferred
 from topwork.serving.registry import Registry
@@ -96,7 +102,7 @@ class Classifier:
     async def infer(
         self,
         model: str,
-        images: Sequence[Image],
+        images: Sequence[ImageInput],
         *,
         revision: int = 0,
         budget: float | None = None,
@@ -113,7 +119,7 @@ class Classifier:
     async def _answer(
         self,
         model: str,
-        images: Sequence[Image],
+        images: Sequence[ImageInput],
         say: Callable[[Finished], A],
         *,
         revision: int,
@@ -180,7 +186,7 @@ def check_count(images: int, limits: Limits) -> None:
         )
 
 
-def _size(image: Image) -> int:
+def _size(image: ImageInput) -> int:
     return len(image) if isinstance(image, bytes) else image.size
 
 

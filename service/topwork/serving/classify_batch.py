@@ -33,12 +33,12 @@ class PreparedImage(Protocol):
         """Return what the backbone takes. Raises ImageError if it is not as ``spec`` says."""
 
 
-Image: TypeAlias = bytes | PreparedImage
+ImageInput: TypeAlias = bytes | PreparedImage
 """An encoded image, or one that was preprocessed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
+class LabelProbability:
     """A label and its calibrated probability, 0..1."""
 
     label: str
@@ -49,7 +49,7 @@ class Prediction:
 class ImageAnswer:
     """What is on one image."""
 
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[LabelProbability, ...]
     """The most probable one first."""
     unknown_probability: float | None
     """How likely the image is of no label that the model knows, 0..1; None: it cannot tell."""
@@ -101,7 +101,7 @@ class ClassifyBatch(Generic[A]):
     def __init__(
         self,
         snapshot: Snapshot,
-        images: Sequence[Image],
+        images: Sequence[ImageInput],
         *,
         say: Callable[[Finished], A],
         limits: Limits,
@@ -187,7 +187,7 @@ def _say(snapshot: Snapshot, scores: Scores, top_k: int) -> list[ImageAnswer]:
     return [
         ImageAnswer(
             predictions=tuple(
-                Prediction(label=labels[index], probability=row[index]) for index in best
+                LabelProbability(label=labels[index], probability=row[index]) for index in best
             ),
             unknown_probability=unknown,
             is_unknown=unknown is not None and threshold is not None and unknown >= threshold,

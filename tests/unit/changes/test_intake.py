@@ -19,7 +19,7 @@ from topwork.changes.intake import Intake, new_request_id
 from topwork.changes.operations import Operations
 from topwork.changes.quota import Quotas
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
-from topwork.changes.rows import Operation
+from topwork.changes.rows import OperationState
 from topwork.changes.uploads import Uploads
 from topwork.errors import AlreadyExists, InvalidInput, NotFound, Overloaded, QuotaExceeded
 from topwork.limits import Limits
@@ -59,11 +59,13 @@ class House:
         self._runner = asyncio.Runner()
         self._runner.run(self.operations.start())
 
-    def take(self, request: ChangeRequest) -> Operation:
+    def take(self, request: ChangeRequest) -> OperationState:
         """Ask for a change without images."""
         return self._runner.run(self.intake.take(request))
 
-    def upload(self, request: ChangeRequest, images: list[UploadedImage] = IMAGES) -> Operation:
+    def upload(
+        self, request: ChangeRequest, images: list[UploadedImage] = IMAGES
+    ) -> OperationState:
         """Ask for a change with images."""
 
         async def items() -> AsyncIterator[UploadItem]:
@@ -72,7 +74,7 @@ class House:
 
         return self._runner.run(self.intake.upload(items()))
 
-    def cancel(self, operation: Operation) -> None:
+    def cancel(self, operation: OperationState) -> None:
         """End an operation."""
         self._runner.run(self.operations.cancel(operation.id))
 

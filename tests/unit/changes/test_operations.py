@@ -25,7 +25,7 @@ from topwork.changes.database import database_url, pending_images
 from topwork.changes.jobs import Job, Upload
 from topwork.changes.operations import Operations
 from topwork.changes.queue import RESULT, OperationFilter
-from topwork.changes.rows import Operation
+from topwork.changes.rows import OperationState
 from topwork.errors import (
     AlreadyExists,
     NotFound,
@@ -181,7 +181,7 @@ def test_a_cancelled_operation_is_finished(operations: Operations, runner: async
     looks = 0
     looked_often = asyncio.Event()
 
-    def count(_: Operation) -> None:
+    def count(_: OperationState) -> None:
         nonlocal looks
         looks += 1
         if looks == 4:
@@ -190,7 +190,7 @@ def test_a_cancelled_operation_is_finished(operations: Operations, runner: async
     async def scenario() -> None:
         made = await operations.submit(job(), new_id())
 
-        async def watch() -> list[Operation]:
+        async def watch() -> list[OperationState]:
             return [state async for state in operations.watch(made.id, count)]
 
         watching = asyncio.create_task(watch())
@@ -270,7 +270,7 @@ def test_a_model_has_only_so_many_unfinished_operations(
     model = "crowded"
     first = new_id()
 
-    async def scenario() -> list[Operation | BaseException]:
+    async def scenario() -> list[OperationState | BaseException]:
         await few.submit(job("a", model), first, size=30)
         calls = (few.submit(job("b", model), new_id(), size=12) for _ in range(4))
         ends = await asyncio.gather(*calls, return_exceptions=True)
@@ -291,7 +291,7 @@ def test_twenty_watches_cost_one_query_a_look(few: Operations, runner: asyncio.R
     looks: Counter[str] = Counter()
     enough = asyncio.Event()
 
-    def count(operation: Operation) -> None:
+    def count(operation: OperationState) -> None:
         looks[operation.id] += 1
         if looks.total() >= 200:
             enough.set()
@@ -315,9 +315,9 @@ def test_twenty_watches_cost_one_query_a_look(few: Operations, runner: asyncio.R
 
 def test_a_watch_ends_with_what_its_check_raises(few: Operations, runner: asyncio.Runner) -> None:
     """Each look is told to the check, also when nothing changes: rights may be withdrawn."""
-    looks: list[Operation] = []
+    looks: list[OperationState] = []
 
-    def check(operation: Operation) -> None:
+    def check(operation: OperationState) -> None:
         looks.append(operation)
         if len(looks) == 3:
             raise Unauthenticated("no longer known")

@@ -11,7 +11,7 @@ from support import golden
 
 from topwork.changes import rows
 from topwork.changes.jobs import ChangeOutcome, Failure, Progress
-from topwork.changes.rows import Operation, Subject
+from topwork.changes.rows import OperationState, Subject
 from topwork.errors import Corrupt
 from topwork.rpc import convert
 from topwork.v1 import change_pb2 as change_pb
@@ -50,7 +50,7 @@ def done(output: Any) -> ChangeOutcome:
     return outcome
 
 
-def shown(operation: Operation) -> change_pb.ChangeMetadata:
+def shown(operation: OperationState) -> change_pb.ChangeMetadata:
     """Return what a client is told of an operation."""
     metadata = change_pb.ChangeMetadata()
     convert.to_operation(operation, None).metadata.Unpack(metadata)

@@ -122,7 +122,7 @@ def test_a_sign_that_points_the_wrong_way_is_left_out(wrong: int) -> None:
     shift = np.ones(2)
     shift[wrong] = -1
     known = rng.normal(size=(200, 2))
-    trials = [unknown._Trial(known=known, left_out={0: rng.normal(size=(200, 2)) + shift})]
+    trials = [unknown._HeldOutSigns(known=known, left_out={0: rng.normal(size=(200, 2)) + shift})]
     weights, bias = unknown._weigh(trials)
     assert weights[wrong] == 0
     assert weights[1 - wrong] > 0.5

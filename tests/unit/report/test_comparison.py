@@ -12,7 +12,7 @@ from topwork.bundle.comparison import drop_interval
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.report.comparison import SHOWN, ComparisonSection, compare
 from topwork.report.content import Parent
-from topwork.report.intervals import Change
+from topwork.report.intervals import AccuracyChange
 
 
 def test_a_revision_without_parent_is_compared_with_nothing() -> None:
@@ -62,7 +62,7 @@ def test_a_candidate_is_compared_image_by_image() -> None:
     """What the manifest says is shown, its paired intervals turned from drops into changes."""
     found = compare(candidate(content()))
     assert found is not None
-    assert found.accuracy == Change(before=0.95, after=0.9, low=-0.08, high=-0.02)
+    assert found.accuracy == AccuracyChange(before=0.95, after=0.9, low=-0.08, high=-0.02)
     assert (found.revision, found.paired, found.labels, found.ece_before) == (1, 60, 2, 0.01)
     assert [one.label for one in found.changes] == ["rose", "daisy"]
     low, high = drop_interval([COMPARISON.labels[1]])

@@ -23,11 +23,11 @@ from topwork.changes.jobs import (
     SkippedUpload,
     StageSeconds,
 )
-from topwork.changes.rows import Operation, Subject
+from topwork.changes.rows import OperationState, Subject
 from topwork.errors import ImageError, InvalidInput
 from topwork.limits import DEFAULT_LIMITS, Limits
 from topwork.rpc import convert
-from topwork.serving.classify_batch import Classified, ImageAnswer, Prediction, Timings
+from topwork.serving.classify_batch import Classified, ImageAnswer, LabelProbability, Timings
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import revision_pb2 as revision_pb
 
@@ -44,10 +44,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> convert.PublishedRevi
     )
 
 
-def operation(progress: Progress, outcome: ChangeOutcome | None = None) -> Operation:
+def operation(progress: Progress, outcome: ChangeOutcome | None = None) -> OperationState:
     """Return an operation in some state."""
     created = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
-    return Operation(
+    return OperationState(
         id="abc",
         subject=Subject(
             kind="rename_class",
@@ -93,8 +93,8 @@ def test_a_classification_keeps_the_order() -> None:
             results=(
                 ImageAnswer(
                     predictions=(
-                        Prediction(label="roses", probability=0.75),
-                        Prediction(label="tulips", probability=0.25),
+                        LabelProbability(label="roses", probability=0.75),
+                        LabelProbability(label="tulips", probability=0.25),
                     ),
                     unknown_probability=0.5,
                     is_unknown=True,

@@ -33,7 +33,7 @@ from topwork.limits import DEFAULT_LIMITS, Limits
 from topwork.serving import classify_batch
 from topwork.serving import registry as registry_module
 from topwork.serving.classifier import Classifier
-from topwork.serving.classify_batch import Classified, Image, ImageAnswer
+from topwork.serving.classify_batch import Classified, ImageAnswer, ImageInput
 from topwork.serving.encoders.backbone import Backbone, Deliver
 from topwork.serving.encoders.backbones import open_backbone
 from topwork.serving.fair_queue import Flow
@@ -338,7 +338,7 @@ def test_the_numbers_behind_the_predictions(repository: Repository) -> None:
         async with desk(repository) as asked:
             shown = ["green", "amber", "blue"]
             answer = await asked.classify(*[PHOTOS[label] for label in shown])
-            images: list[Image] = [PHOTOS["green"], Given("amber"), PHOTOS["blue"]]
+            images: list[ImageInput] = [PHOTOS["green"], Given("amber"), PHOTOS["blue"]]
             found = await asked.classifier.infer("colours", images, logits=True)
             assert (found.revision, found.labels) == (1, LABELS)
             for row, result in zip(found.probabilities, answer.results, strict=True):

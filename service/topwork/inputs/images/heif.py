@@ -17,7 +17,7 @@ from PIL import AvifImagePlugin, Image, ImageFile
 from topwork.errors import ImageError
 from topwork.inputs.images import isobmff
 from topwork.inputs.images.coded import av1_passes, hevc_passes
-from topwork.inputs.images.isobmff import Item, Meta, Part
+from topwork.inputs.images.isobmff import ImageItem, Item, Meta
 from topwork.inputs.images.work import Steps, check_size, too_many_pixels
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import Limits
@@ -70,7 +70,7 @@ class _Picture:
         self._meta = meta
         self._limits = limits
         self._steps = steps
-        self._parts: dict[int, Part] = {}
+        self._parts: dict[int, ImageItem] = {}
         self._references: list[tuple[bytes, int, list[int]]] = []
         self._made_of: dict[int, list[int]] = {}
         self._costs: dict[int, tuple[int, int]] = {}

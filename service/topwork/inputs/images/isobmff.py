@@ -12,7 +12,7 @@ from topwork.inputs.images.work import Steps
 
 Property: TypeAlias = tuple[bytes, bytes]
 """Kind, such as ``ispe``, and content."""
-Part: TypeAlias = tuple[bytes, bytes, Sequence[Property]]
+ImageItem: TypeAlias = tuple[bytes, bytes, Sequence[Property]]
 """Kind, content and properties of an item that is written."""
 Reference: TypeAlias = tuple[bytes, int, Sequence[int]]
 """Kind, and the items from which and to which it goes."""
@@ -50,7 +50,7 @@ def read(file: bytes, steps: Steps) -> Meta:
 
 
 def written(
-    parts: Sequence[Part], references: Sequence[Reference], *, primary: int, brand: bytes
+    parts: Sequence[ImageItem], references: Sequence[Reference], *, primary: int, brand: bytes
 ) -> bytes:
     """Return a file of these items, numbered from 1. Equal contents are in it once."""
     every = dict.fromkeys(each for _, _, properties in parts for each in properties)

@@ -17,7 +17,7 @@ from topwork.inputs.prepared import take
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import Limits
 from topwork.serving.classifier import check_count
-from topwork.serving.classify_batch import Image
+from topwork.serving.classify_batch import ImageInput
 
 OUTPUTS = ("probabilities", "logits", "embedding")
 """In the order in which they come if none is named."""
@@ -39,7 +39,7 @@ class RequestedOutputs:
     """How many of the largest to return as text; 0: all, as numbers."""
 
 
-def images(request: pb.ModelInferRequest, limits: Limits) -> Sequence[Image]:
+def images(request: pb.ModelInferRequest, limits: Limits) -> Sequence[ImageInput]:
     """Return the images of a request. Raises InvalidInput if its input is not as it should be.
 
     Pixels are looked at later, when their turn comes: ImageError is raised then.
@@ -172,7 +172,7 @@ def _checked(tensor: pb.ModelInferRequest.InferInputTensor, limits: Limits) -> l
     return shape
 
 
-def _typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: list[int]) -> Sequence[Image]:
+def _typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: list[int]) -> Sequence[ImageInput]:
     name = _TYPED[tensor.datatype]
     others = [field.name for field, _ in tensor.contents.ListFields() if field.name != name]
     if others:

@@ -13,7 +13,7 @@ from topwork.bundle.manifest import BackboneInfo
 from topwork.inputs.image import Pixels
 from topwork.runtime.backend import Session, open_bound_session
 from topwork.serving.encoders.backbone import Deliver
-from topwork.serving.encoders.microbatch import MicroBatcher, Run
+from topwork.serving.encoders.microbatch import MicroBatcher, RunBatch
 from topwork.serving.encoders.page_locked import page_locked
 
 log = structlog.get_logger(__name__)
@@ -56,7 +56,7 @@ def open_gpu_backbone(
     return GpuBackbone(info, batcher)
 
 
-def _bound(info: BackboneInfo, model: bytes, sizes: Sequence[int]) -> Run:
+def _bound(info: BackboneInfo, model: bytes, sizes: Sequence[int]) -> RunBatch:
     """Return what runs a batch of one of ``sizes``: a session of its own for each."""
     crop, width = info.preprocess.crop, info.width
     sessions = {

@@ -18,7 +18,7 @@ from topwork.serving.encoders.backbone import Deliver, Embedded, MicroBatch
 
 log = structlog.get_logger(__name__)
 
-Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+RunBatch = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """(N, H, W, 3) uint8 -> (N, D) float32, rows in input order. Only called in one thread."""
 
 
@@ -35,7 +35,10 @@ class MicroBatcher:
     """
 
     def __init__(
-        self, run: Run, buffers: tuple[NDArray[np.uint8], NDArray[np.uint8]], sizes: Sequence[int]
+        self,
+        run: RunBatch,
+        buffers: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+        sizes: Sequence[int],
     ) -> None:
         """Take buffers of ``sizes[-1]`` slots each; ``sizes`` ascend."""
         self._run = run

@@ -16,7 +16,7 @@ from support.pictures import encode
 from topwork.errors import ImageError
 from topwork.inputs.image import preprocess
 from topwork.inputs.images.coded import av1_passes, hevc_passes
-from topwork.inputs.images.isobmff import Part, box
+from topwork.inputs.images.isobmff import ImageItem, box
 from topwork.inputs.images.work import Steps
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import Limits
@@ -62,7 +62,7 @@ def test_exif_orientation_is_ignored(kind: str) -> None:
     exif[0x0112] = 6
     name, content, properties = coded(encode(upright, kind))
     for metadata in (struct.pack(">I", 6) + exif.tobytes(), b"", bytes(9)):
-        item: Part = (b"Exif", metadata, [])
+        item: ImageItem = (b"Exif", metadata, [])
         file = assembled([(name, content, properties), item], [(b"cdsc", 2, [1])])
         assert close(preprocess(file, SPEC), preprocess(encode(upright), SPEC))
 
@@ -293,7 +293,7 @@ def test_tiles_of_many_parts_are_refused() -> None:
         [(name, content + struct.pack(">I", index), [(b"hvcC", long)]) for index in range(50)],
         [(name, content + empty * (4_000 + index), [(b"hvcC", header)]) for index in range(50)],
     ):
-        grid_of: Part = (b"grid", struct.pack(">BBBBHH", 0, 0, 4, 9, 640, 320), [])
+        grid_of: ImageItem = (b"grid", struct.pack(">BBBBHH", 0, 0, 4, 9, 640, 320), [])
         file = assembled([*parts, grid_of], [(b"dimg", 51, list(range(1, 51)))], primary=51)
         start = time.process_time()
         with pytest.raises(ImageError, match="too many parts"):

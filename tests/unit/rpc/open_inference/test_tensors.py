@@ -17,7 +17,7 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import Limits
 from topwork.rpc.open_inference import answers, tensors
 from topwork.rpc.open_inference.tensors import RequestedOutputs
-from topwork.serving.classify_batch import Image
+from topwork.serving.classify_batch import ImageInput
 
 LIMITS = Limits(max_images_per_request=4)
 SPEC = PreprocessSpec(resize=4, crop=2)
@@ -26,7 +26,7 @@ PIXELS = np.arange(3 * 2 * 2 * 3, dtype=np.uint8).reshape(3, 2, 2, 3)
 seeded = settings(deadline=None, derandomize=True, database=None)
 
 
-def pixels(image: Image) -> Any:
+def pixels(image: ImageInput) -> Any:
     """Return an image's pixels; it is no encoded one."""
     assert not isinstance(image, bytes)
     return image.pixels(SPEC)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from topwork.arrays import Float32Array
 from topwork.bundle.recipe import Normalisation
-
-Floats = NDArray[np.float32]
 
 TINY = 1e-12
 """The least length that is divided by."""
@@ -29,12 +27,12 @@ class Normaliser:
     """
 
     kind: Normalisation
-    centre: Floats
+    centre: Float32Array
     """(D,), subtracted; 0 but for ``standardise``."""
-    scale: Floats
+    scale: Float32Array
     """(D,), multiplied with; 1 for those that divide by a length of their own."""
 
-    def __call__(self, embeddings: Floats) -> Floats:
+    def __call__(self, embeddings: Float32Array) -> Float32Array:
         """Return features (N, D) for embeddings (N, D)."""
         features = embeddings
         if self.kind == "sqrt_l2":
@@ -45,7 +43,7 @@ class Normaliser:
         return np.asarray((features - self.centre) * self.scale, dtype=np.float32)
 
 
-def make(kind: Normalisation, embeddings: Floats) -> Normaliser:
+def make(kind: Normalisation, embeddings: Float32Array) -> Normaliser:
     """Return the normalisation ``kind`` for embeddings (N, D): a function of their set."""
     width = embeddings.shape[1]
     centre = np.zeros(width)

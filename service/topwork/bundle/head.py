@@ -8,9 +8,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.arrays import Float32Array
 from topwork.bundle.features import Normaliser
 
-Floats = NDArray[np.float32]
 F = TypeVar("F", np.float32, np.float64)
 
 
@@ -22,18 +22,18 @@ class Support:
     but |x| is the whole length: so what points in no known direction is far from all.
     """
 
-    centre: Floats
+    centre: Float32Array
     """(D,)"""
-    projection: Floats
+    projection: Float32Array
     """(D, Q), orthogonal columns of length 1. Its values and the points' fit into 16 bits."""
-    points: Floats
+    points: Float32Array
     """(M, Q)"""
 
     def __getitem__(self, points: NDArray[np.int64]) -> Support:
         """Return the support of some points."""
         return replace(self, points=self.points[points])
 
-    def distances(self, features: Floats) -> Floats:
+    def distances(self, features: Float32Array) -> Float32Array:
         """Return squared distances (N, M) between features (N, D) and all points."""
         centred = features - self.centre
         found = (centred @ self.projection * np.float32(-2)) @ self.points.T
@@ -49,7 +49,7 @@ class Kernel:
     support: Support
     gamma: float
 
-    def __call__(self, features: Floats) -> Floats:
+    def __call__(self, features: Float32Array) -> Float32Array:
         """Return similarities (N, M) for features (N, D)."""
         return np.asarray(np.exp(np.float32(-self.gamma) * self.support.distances(features)))
 
@@ -58,12 +58,12 @@ class Kernel:
 class Fourier:
     """M waves in random directions (Rahimi and Recht, NeurIPS 2007)."""
 
-    projection: Floats
+    projection: Float32Array
     """(D, M)"""
-    phase: Floats
+    phase: Float32Array
     """(M,)"""
 
-    def __call__(self, features: Floats) -> Floats:
+    def __call__(self, features: Float32Array) -> Float32Array:
         """Return waves (N, M), of mean square 1 / M, for features (N, D)."""
         waves = np.cos(features @ self.projection + self.phase)
         return np.asarray(waves * np.float32(np.sqrt(2 / len(self.phase))), dtype=np.float32)
@@ -73,17 +73,17 @@ class Fourier:
 class Scorer:
     """Scores of all classes: linear in the features, or in an expansion of them."""
 
-    weights: Floats
+    weights: Float32Array
     """(C, M); M is D without an expansion."""
-    bias: Floats
+    bias: Float32Array
     """(C,)"""
     expansion: Kernel | Fourier | None = None
 
-    def __call__(self, features: Floats) -> Floats:
+    def __call__(self, features: Float32Array) -> Float32Array:
         """Return scores (N, C) for features (N, D)."""
         return self.linear(features if self.expansion is None else self.expansion(features))
 
-    def linear(self, expanded: Floats) -> Floats:
+    def linear(self, expanded: Float32Array) -> Float32Array:
         """Return scores (N, C) for what the features were expanded to, (N, M)."""
         return np.asarray(expanded @ self.weights.T + self.bias, dtype=np.float32)
 
@@ -107,7 +107,7 @@ class Unknown:
     threshold: float
     """From this probability on an image is called unknown."""
 
-    def probabilities(self, logits: Floats, distances: Floats) -> Floats:
+    def probabilities(self, logits: Float32Array, distances: Float32Array) -> Float32Array:
         """Return (N,) for calibrated logits (N, C) and nearest squared distances (N,)."""
         highest = np.minimum(logits.max(axis=1), np.float32(self.logit_limit))
         score = (
@@ -129,15 +129,15 @@ class Head:
     unknown: Unknown | None = None
     """None where no such thing could be learnt."""
 
-    def logits(self, embeddings: Floats) -> Floats:
+    def logits(self, embeddings: Float32Array) -> Float32Array:
         """Return calibrated logits (N, C) for embeddings (N, D), rows in input order."""
         return self.scorer(self.normaliser(embeddings)) * np.float32(1 / self.temperature)
 
-    def probabilities(self, embeddings: Floats) -> Floats:
+    def probabilities(self, embeddings: Float32Array) -> Float32Array:
         """Return probabilities (N, C) for embeddings (N, D): what the exported graph gives."""
         return softmax(self.logits(embeddings))
 
-    def unknown_probabilities(self, embeddings: Floats) -> Floats:
+    def unknown_probabilities(self, embeddings: Float32Array) -> Float32Array:
         """Return (N,) for embeddings (N, D); what cannot be told is 0."""
         if self.unknown is None:
             return np.zeros(len(embeddings), dtype=np.float32)

@@ -8,14 +8,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
+from topwork.arrays import FloatArray
 
 _BLOCK = 128
 
 
-def solve(system: Floats, aims: Floats, *, refined: bool = False) -> Floats:
+def solve(system: FloatArray, aims: FloatArray, *, refined: bool = False) -> FloatArray:
     """Return x (N, C) where system @ x = aims, for a symmetric positive definite system (N, N).
 
     In the precision of the system, or in double if it is positive definite only there. ``refined``:
@@ -39,12 +38,12 @@ def solve(system: Floats, aims: Floats, *, refined: bool = False) -> Floats:
 class _Factor:
     """The Cholesky factor of a system, which it overwrites."""
 
-    def __init__(self, system: Floats) -> None:
+    def __init__(self, system: FloatArray) -> None:
         self._lower = lower = system  # but for the diagonal blocks, which are kept inverted
         self._blocks = [
             slice(a, b) for a, b in pairwise([*range(0, len(lower), _BLOCK), len(lower)])
         ]
-        self._inverses: list[Floats] = []
+        self._inverses: list[FloatArray] = []
         for at, mine in enumerate(self._blocks):
             inverse = np.linalg.inv(np.linalg.cholesky(lower[mine, mine]))
             below = slice(mine.stop, None)
@@ -54,10 +53,10 @@ class _Factor:
                 lower[rest, other] -= lower[rest, mine] @ lower[other, mine].T
             self._inverses.append(inverse)
 
-    def solve(self, aims: Floats) -> Floats:
+    def solve(self, aims: FloatArray) -> FloatArray:
         """Return x (N, C) in the factor's precision."""
         lower = self._lower
-        x: Floats = np.array(aims, dtype=lower.dtype)
+        x: FloatArray = np.array(aims, dtype=lower.dtype)
         parts = list(zip(self._blocks, self._inverses, strict=True))
         for mine, inverse in parts:
             below = slice(mine.stop, None)

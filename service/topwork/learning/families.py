@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.arrays import FloatArray
 from topwork.bundle.head import Kernel, Scorer
 from topwork.bundle.recipe import HeadKind
 from topwork.errors import NotReady
@@ -36,7 +37,6 @@ A product with 15 columns took 0.6 times as long as one with 45, which took no l
 one with 75.
 """
 
-Floats = NDArray[np.floating]
 Sets = NDArray[np.bool_]
 """(B, N), whether a set has a row."""
 
@@ -195,7 +195,7 @@ class KernelRidge:
             targets, mine = task.targets[inside], np.flatnonzero(inside)
             present = np.bincount(targets, minlength=task.classes) > 0
             level = present / (int(np.count_nonzero(present)) or 1)
-            aims: Floats = np.eye(task.classes)[targets] - level
+            aims: FloatArray = np.eye(task.classes)[targets] - level
             system = similar[mine].take(mine, axis=1)
             noise = 1 / balanced_weights(targets, task.classes)
             scorers = []
@@ -253,7 +253,7 @@ FAMILIES: dict[HeadKind, Family] = {
 """From the cheapest to serve to the dearest."""
 
 
-def _scorer(weights: Floats, bias: Floats, expansion: Kernel | None = None) -> Scorer:
+def _scorer(weights: FloatArray, bias: FloatArray, expansion: Kernel | None = None) -> Scorer:
     return Scorer(
         weights=weights.astype(np.float32), bias=bias.astype(np.float32), expansion=expansion
     )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
+from topwork.arrays import FloatArray
 
 _MEMORY = 10
 """Steps that L-BFGS remembers."""
@@ -47,23 +47,23 @@ _NUMBERS = 2**27
 class Solution:
     """The solutions of B problems, in the order given."""
 
-    weights: Floats
+    weights: FloatArray
     """(B, C, D)"""
-    bias: Floats
+    bias: FloatArray
     """(B, C)"""
     iterations: NDArray[np.int64]
     """(B,)"""
-    decrement: Floats
+    decrement: FloatArray
     """(B,), estimated distance from the optimum: at most ``tolerance`` where converged."""
 
 
 def solve(
-    features: Floats,
+    features: FloatArray,
     targets: NDArray[np.int64],
     classes: int,
     *,
-    sample_weights: Floats,
-    strengths: Floats,
+    sample_weights: FloatArray,
+    strengths: FloatArray,
     tolerance: float = 1e-7,
     max_iterations: int = 1000,
     dtype: type[np.float32 | np.float64] = np.float64,
@@ -83,7 +83,7 @@ def solve(
     # The bias absorbs any shift of the features, so centring changes no optimum. But it takes away
     # the largest eigenvalue by far: half the squared length of non-negative rows is their mean.
     centre = features.mean(axis=0, dtype=np.float64)
-    x: Floats = np.empty((len(features), len(centre) + 1), dtype=dtype)
+    x: FloatArray = np.empty((len(features), len(centre) + 1), dtype=dtype)
     for start in range(0, len(x), _ROWS):  # no second copy of all
         x[start : start + _ROWS, :-1] = features[start : start + _ROWS] - centre
     x[:, -1] = 0
@@ -94,7 +94,7 @@ def solve(
     total[total == 0] = 1
     ridge = np.repeat(1 / (total * strengths[:, None]), x.shape[1], axis=1)
     ridge[:, -1] = 0
-    contrasts: Floats = np.asarray(_contrasts(classes), dtype=dtype)
+    contrasts: FloatArray = np.asarray(_contrasts(classes), dtype=dtype)
     theta = np.zeros((batch, contrasts.shape[1], x.shape[1]), dtype=dtype)
     theta[..., -1] = np.where(mass > 0, 0, _ABSENT / unit) @ contrasts
     iterations, decrement = np.zeros(batch, dtype=np.int64), np.zeros(batch)
@@ -119,12 +119,12 @@ def solve(
 
 
 def _class_mass(
-    features: Floats,
+    features: FloatArray,
     targets: NDArray[np.int64],
     classes: int,
-    sample_weights: Floats,
-    strengths: Floats,
-) -> Floats:
+    sample_weights: FloatArray,
+    strengths: FloatArray,
+) -> FloatArray:
     """Return each class's weight in each problem (B, C), or raise ValueError for what is wrong."""
     rows, batch = len(features), len(strengths)
     for name, array, shape in (
@@ -144,7 +144,7 @@ def _class_mass(
     return np.asarray(sample_weights @ np.eye(classes)[targets])
 
 
-def _contrasts(classes: int) -> Floats:
+def _contrasts(classes: int) -> FloatArray:
     """Return orthonormal columns (C, E) that theta is written in.
 
     Softmax knows no common shift, and the penalty wants none: rows of an optimum sum to 0, as
@@ -165,24 +165,24 @@ class _Problems:
     What a problem has one number of, such as its objective, is (B, 1, 1) here and below.
     """
 
-    x: Floats
+    x: FloatArray
     """(N, K)"""
     targets: NDArray[np.int64]
     """(N,)"""
-    weights: Floats
+    weights: FloatArray
     """(B, N); every row sums to 1."""
-    ridge: Floats
+    ridge: FloatArray
     """(B, 1, K); 0 in the last column, since the bias is free."""
-    contrasts: Floats
+    contrasts: FloatArray
     """(C, E), orthonormal: what theta's E rows say of the C classes."""
 
-    def logits(self, theta: Floats) -> Floats:
+    def logits(self, theta: FloatArray) -> FloatArray:
         """Return (B, C, N) for theta (B, E, K)."""
         batch, rows, columns = theta.shape
         logits = (theta.reshape(-1, columns) @ self.x.T).reshape(batch, rows, -1)
         return logits if rows == len(self.contrasts) else self.contrasts @ logits
 
-    def objective(self, theta: Floats, logits: Floats) -> tuple[Floats, Floats]:
+    def objective(self, theta: FloatArray, logits: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the objectives and the probabilities (B, C, N), which overwrite the logits."""
         logits -= logits.max(axis=1, keepdims=True)
         right = logits[:, self.targets, np.arange(len(self.targets))]
@@ -191,7 +191,7 @@ class _Problems:
         p /= total[:, None]
         return _dot(self.weights, np.log(total) - right) + _dot(self.ridge * theta, theta) / 2, p
 
-    def gradient(self, theta: Floats, p: Floats) -> Floats:
+    def gradient(self, theta: FloatArray, p: FloatArray) -> FloatArray:
         """Return the gradients (B, E, K); overwrites the probabilities (B, C, N)."""
         p *= self.weights[:, None]
         p[:, self.targets, np.arange(len(self.targets))] -= self.weights
@@ -202,8 +202,8 @@ class _Problems:
 
 
 def _minimise(
-    problems: _Problems, theta: Floats, tolerance: float, max_iterations: int
-) -> tuple[Floats, NDArray[np.int64], Floats]:
+    problems: _Problems, theta: FloatArray, tolerance: float, max_iterations: int
+) -> tuple[FloatArray, NDArray[np.int64], FloatArray]:
     """Return the optimal theta (B, C, K), the iterations (B,) and the decrements (B,).
 
     Nocedal & Wright, Numerical Optimization, algorithm 7.5 with backtracking (algorithm 3.1). As
@@ -214,7 +214,7 @@ def _minimise(
     logits = problems.logits(theta)
     value, p = problems.objective(theta, logits.copy())
     gradient = problems.gradient(theta, p)
-    pairs: list[tuple[Floats, Floats, Floats]] = []
+    pairs: list[tuple[FloatArray, FloatArray, FloatArray]] = []
     # No eigenvalue of the Hessian is above this (Boehning 1992, AISM 44).
     steepest = _lengths(problems.x).max() / 2 + problems.ridge[..., :1]
     scale, sound = 1 / steepest, np.ones_like(value, dtype=bool)
@@ -255,8 +255,8 @@ def _minimise(
 
 
 def _inverse_hessian_times(
-    gradient: Floats, pairs: list[tuple[Floats, Floats, Floats]], scale: Floats
-) -> Floats:
+    gradient: FloatArray, pairs: list[tuple[FloatArray, FloatArray, FloatArray]], scale: FloatArray
+) -> FloatArray:
     """Return H^-1 g (B, C, K) by Nocedal & Wright's algorithm 7.4: pairs (s, y, 1 / s'y)."""
     result, alphas = gradient.copy(), []
     for s, y, rho in reversed(pairs):
@@ -268,11 +268,11 @@ def _inverse_hessian_times(
     return result
 
 
-def _dot(a: Floats, b: Floats) -> Floats:
+def _dot(a: FloatArray, b: FloatArray) -> FloatArray:
     """Return the inner products (B, 1, 1) of a and b, both (B, ...)."""
     return a.reshape(len(a), 1, -1) @ b.reshape(len(b), -1, 1)
 
 
-def _lengths(x: Floats) -> Floats:
+def _lengths(x: FloatArray) -> FloatArray:
     """Return the squared length (N,) of each row."""
     return np.asarray(np.einsum("nk,nk->n", x, x))

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.arrays import FloatArray
 from topwork.learning import cholesky
-
-Floats = NDArray[np.floating]
 
 _ROWS = 4096
 """Rows whose products are summed at once: copies stay small, and sums of float32 exact enough."""
@@ -24,13 +23,13 @@ class Gram:
     subtracting theirs: what remains is what the other rows alone would give.
     """
 
-    products: Floats
+    products: FloatArray
     """(D, D), the weighted sum of x x'."""
-    aims: Floats
+    aims: FloatArray
     """(D, C), that of x y', y being the indicator of the class."""
-    rows: Floats
+    rows: FloatArray
     """(D,), that of x."""
-    classes: Floats
+    classes: FloatArray
     """(C,), that of y."""
 
     def __add__(self, other: Gram) -> Gram:
@@ -53,13 +52,13 @@ class Gram:
 
 
 def gram(
-    features: Floats,
+    features: FloatArray,
     targets: NDArray[np.int64],
     classes: int,
-    weights: Floats,
+    weights: FloatArray,
     *,
     rows: NDArray[np.int64] | None = None,
-    centre: Floats | None = None,
+    centre: FloatArray | None = None,
     dtype: type[np.float32 | np.float64] = np.float64,
 ) -> Gram:
     """Return the Gram matrices of features (N, D), classes (N,) and weights (N,), none negative.
@@ -70,14 +69,14 @@ def gram(
     rows = np.arange(len(targets)) if rows is None else rows
     rows = rows[np.argsort(targets[rows], kind="stable")]
     width = features.shape[1]
-    products: Floats = np.zeros((width, width), dtype=dtype)
+    products: FloatArray = np.zeros((width, width), dtype=dtype)
     aims = np.zeros((classes, width))
     for start in range(0, len(rows), _ROWS):
         block = rows[start : start + _ROWS]
-        x: Floats = np.asarray(features[block], dtype=dtype)
+        x: FloatArray = np.asarray(features[block], dtype=dtype)
         if centre is not None:
             x -= centre.astype(dtype)
-        root: Floats = np.asarray(np.sqrt(weights[block, None]), dtype=dtype)
+        root: FloatArray = np.asarray(np.sqrt(weights[block, None]), dtype=dtype)
         x *= root
         products += x.T @ x  # of a matrix with itself, which takes half the work
         x *= root
@@ -96,7 +95,7 @@ def solve(
     strengths: Sequence[float],
     *,
     dtype: type[np.float32 | np.float64] = np.float64,
-) -> list[tuple[Floats, Floats]]:
+) -> list[tuple[FloatArray, FloatArray]]:
     """Return, for each strength, weights (C, D) and bias (C,) that minimise, over W and c,
 
     ||W||^2 / strength + sum_i s_i ||W x_i + c - y_i||^2; without rows all is 0.
@@ -106,7 +105,7 @@ def solve(
     centred = np.outer(sums.rows.astype(mean.dtype), -mean)
     centred += sums.products
     centred = centred.astype(dtype, copy=False)
-    aims: Floats = (sums.aims - np.outer(sums.rows, sums.classes / total)).astype(dtype)
+    aims: FloatArray = (sums.aims - np.outer(sums.rows, sums.classes / total)).astype(dtype)
     diagonal, solved = centred.diagonal().copy(), []
     for strength in strengths:
         np.fill_diagonal(centred, diagonal + dtype(1 / strength))

@@ -8,6 +8,7 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.arrays import FloatArray
 from topwork.bundle.exemplars import FOLDS
 from topwork.bundle.head import Unknown
 from topwork.bundle.metrics import LeftOutLabel, UnknownMetrics
@@ -32,8 +33,6 @@ and 5 % of X-rays; with it all and 26 %. From 280 photos each all are called so 
 FALSE_REJECTS = 0.05
 """Share of known images that the threshold lets be called unknown."""
 
-Floats = NDArray[np.floating]
-
 
 def learn_unknown(
     task: Task,
@@ -42,7 +41,7 @@ def learn_unknown(
     *,
     labels: tuple[str, ...],
     folds: NDArray[np.int64],
-    highest: Floats,
+    highest: FloatArray,
     temperature: float,
     threads: Threads = ALONE,
 ) -> tuple[Unknown, UnknownMetrics] | None:
@@ -63,7 +62,7 @@ def learn_unknown(
     known, known_folds = known[reachable], folds[folds >= 0][reachable]
     weights, bias = _weigh(trials)
 
-    def probabilities(matrix: Floats) -> Floats:
+    def probabilities(matrix: FloatArray) -> FloatArray:
         return np.asarray(1 / (1 + np.exp(-np.clip(matrix @ weights + bias, -30, 30))))
 
     mine = probabilities(_deviations(known, known))
@@ -101,12 +100,12 @@ def learn_unknown(
     )
 
 
-def called_unknown(probabilities: Floats, threshold: float) -> NDArray[np.bool_]:
+def called_unknown(probabilities: FloatArray, threshold: float) -> NDArray[np.bool_]:
     """Return whether serving calls images of these unknown probabilities (N,) unknown."""
     return probabilities >= threshold
 
 
-def auroc(known: Floats, unknown: Floats) -> float:
+def auroc(known: FloatArray, unknown: FloatArray) -> float:
     """Return the chance that one of ``unknown`` is larger than one of ``known``; ties count half.
 
     The Mann-Whitney statistic.
@@ -129,13 +128,13 @@ class _Groups:
         nearest = task.nearest(cells, self.count * columns, threads)
         self._nearest = nearest.reshape(-1, self.count, columns)
 
-    def nearest_of_other_folds(self) -> Floats:
+    def nearest_of_other_folds(self) -> FloatArray:
         """Return the squared distances (N,) from rows to the nearest row of another fold."""
         by_fold = self._nearest.min(axis=1)
         by_fold[np.arange(len(by_fold)), self.folds + 1] = np.inf
         return np.asarray(by_fold.min(axis=1))
 
-    def nearest_without(self, group: int, fold: int) -> Floats:
+    def nearest_without(self, group: int, fold: int) -> FloatArray:
         """Return those (N,) to the nearest row of another group and another fold."""
         others = np.delete(np.delete(self._nearest, group, axis=1), fold + 1, axis=2)
         return np.asarray(others.min(axis=(1, 2), initial=np.inf))
@@ -145,8 +144,8 @@ class _Groups:
 class _HeldOutSigns:
     """The signs of images that a head did not see, in deviations (n, 2)."""
 
-    known: Floats
-    left_out: dict[int, Floats]
+    known: FloatArray
+    left_out: dict[int, FloatArray]
     """By class."""
 
 
@@ -182,19 +181,19 @@ def _trials(
     return threads.map(judge, range(len(tried)))
 
 
-def _signs(highest: Floats, nearest: Floats) -> NDArray[np.float64]:
+def _signs(highest: FloatArray, nearest: FloatArray) -> NDArray[np.float64]:
     """Return the two signs (N, 2), growing with the unknown."""
     return np.stack([-highest, nearest], axis=1).astype(np.float64)
 
 
-def _deviations(signs: Floats, known: Floats) -> Floats:
+def _deviations(signs: FloatArray, known: FloatArray) -> FloatArray:
     """Return signs (N, 2) in standard deviations of the known ones."""
     deviations = (signs - known.mean(axis=0)) / _spread(known)
     deviations[:, 0] = np.maximum(deviations[:, 0], -_EXTREME)
     return np.asarray(deviations)
 
 
-def _weigh(trials: list[_HeldOutSigns]) -> tuple[Floats, float]:
+def _weigh(trials: list[_HeldOutSigns]) -> tuple[FloatArray, float]:
     """Return the weights (2,), none below 0, and the bias of the logistic regression.
 
     Known and unknown images count alike, as do all classes.
@@ -220,12 +219,12 @@ def _weigh(trials: list[_HeldOutSigns]) -> tuple[Floats, float]:
         kept &= slopes >= 0  # a sign that points the wrong way is chance: do without it
 
 
-def _limit(probabilities: Floats) -> float:
+def _limit(probabilities: FloatArray) -> float:
     """Return what all but FALSE_REJECTS of the rows lie below, by more than float32 rounds."""
     return float(np.quantile(probabilities, 1 - FALSE_REJECTS, method="higher")) + 1e-4
 
 
-def _false_rejects(probabilities: Floats, folds: NDArray[np.int64]) -> float:
+def _false_rejects(probabilities: FloatArray, folds: NDArray[np.int64]) -> float:
     """Return the share of rows above the threshold that the other folds' rows would set."""
     rejected = 0
     for fold in np.unique(folds):
@@ -235,5 +234,5 @@ def _false_rejects(probabilities: Floats, folds: NDArray[np.int64]) -> float:
     return rejected / len(folds)
 
 
-def _spread(signs: Floats) -> Floats:
+def _spread(signs: FloatArray) -> FloatArray:
     return np.asarray(np.maximum(signs.std(axis=0), 1e-6))

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
+from topwork.arrays import Float32Array
 from topwork.errors import Corrupt
 from topwork.runtime.backend import Session, open_session
-
-Floats = NDArray[np.float32]
 
 
 class LoadedHead:
@@ -35,7 +34,7 @@ class LoadedHead:
         self.size = sum(weight.nbytes for weight in weights.values())
         """Bytes of its weights."""
 
-    def run(self, embeddings: Floats) -> tuple[Floats, Floats | None]:
+    def run(self, embeddings: Float32Array) -> tuple[Float32Array, Float32Array | None]:
         """Return, for embeddings (N, D), what they show: rows in input order.
 
         Probabilities (N, C) of the labels, and the unknown probabilities (N,); None where the head
@@ -45,7 +44,7 @@ class LoadedHead:
         found = self._graph.run_fed(feeds, self._outputs)
         return found[0], found[1] if len(found) > 1 else None
 
-    def logits(self, embeddings: Floats) -> Floats:
+    def logits(self, embeddings: Float32Array) -> Float32Array:
         """Return the calibrated logits (N, C), whose softmax the probabilities are."""
         (found,) = self._graph.run_fed({self._embedding: embeddings, **self._weights}, ["logits"])
         return found

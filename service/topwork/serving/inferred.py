@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from topwork.arrays import Float32Array
 from topwork.errors import ImageError
 from topwork.serving.classify_batch import Finished
 from topwork.serving.encoders.backbone import Embedded
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +19,11 @@ class Inferred:
     revision: int
     labels: tuple[str, ...]
     """C of them; class index = position."""
-    probabilities: Floats
+    probabilities: Float32Array
     """(N, C)"""
-    logits: Floats | None
+    logits: Float32Array | None
     """(N, C); None if nobody asked."""
-    embeddings: Floats
+    embeddings: Float32Array
     """(N, D)"""
 
 

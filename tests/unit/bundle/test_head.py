@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from sklearn.metrics.pairwise import rbf_kernel
 
+from topwork.arrays import Float32Array
 from topwork.bundle.features import make
 from topwork.bundle.head import Fourier, Head, Kernel, Scorer, Support, Unknown, softmax
 
-Floats = NDArray[np.float32]
 WIDTH = 64
 
 
-def embeddings(rows: int = 200, *, seed: int = 1) -> Floats:
+def embeddings(rows: int = 200, *, seed: int = 1) -> Float32Array:
     """Return embeddings of both signs, some entries exactly 0."""
     found = np.random.default_rng(seed).normal(0, 1, (rows, WIDTH))
     found[:, ::7] = 0

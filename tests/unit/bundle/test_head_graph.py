@@ -11,20 +11,20 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from topwork.arrays import Float32Array
 from topwork.bundle.features import make
 from topwork.bundle.head import Fourier, Head, Kernel, Scorer, Support, Unknown, softmax
 from topwork.bundle.head_graph import IR_VERSION, OPSET, to_onnx
 from topwork.bundle.recipe import Normalisation
 from topwork.runtime.backend import open_session
 
-Floats = NDArray[np.float32]
 KINDS: tuple[Normalisation, ...] = get_args(Normalisation)
 OUTPUTS = ("logits", "probabilities", "unknown")
 WIDTH = 64
 EXPANSIONS = ("linear", "kernel", "fourier")
 
 
-def half(values: NDArray[np.floating]) -> Floats:
+def half(values: NDArray[np.floating]) -> Float32Array:
     """Round to what 16 bits hold."""
     return values.astype(np.float16).astype(np.float32)
 
@@ -74,14 +74,14 @@ def head(
     )
 
 
-def embeddings(rows: int = 100, *, seed: int = 1, scale: float = 1.0) -> Floats:
+def embeddings(rows: int = 100, *, seed: int = 1, scale: float = 1.0) -> Float32Array:
     """Return embeddings of both signs, some entries exactly 0."""
     found = np.random.default_rng(seed).normal(0, scale, (rows, WIDTH))
     found[:, ::7] = 0
     return found.astype(np.float32)
 
 
-def served(one: Head, rows: Floats) -> tuple[Floats, Floats, Floats]:
+def served(one: Head, rows: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
     """Return the exported graph's three outputs."""
     logits, probabilities, unknown = open_session(to_onnx(one), output="unknown").run_outputs(
         rows, OUTPUTS

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from topwork.arrays import FloatArray
 from topwork.learning import logistic
 from topwork.learning.logistic import Solution, solve
-
-Floats = NDArray[np.floating]
 
 ROWS, WIDTH, CLASSES = 120, 20, 4
 
@@ -34,7 +33,7 @@ def make_weights(seed: int, problems: int, rows: int = ROWS) -> NDArray[np.float
     return random.random((problems, rows)) * (random.random((problems, rows)) > 0.2)
 
 
-def probabilities(solution: Solution, problem: int, features: Floats) -> Floats:
+def probabilities(solution: Solution, problem: int, features: FloatArray) -> FloatArray:
     """Return (N, C) by the definition of softmax."""
     odds = np.exp(features @ solution.weights[problem].T + solution.bias[problem])
     return np.asarray(odds / odds.sum(axis=1, keepdims=True))
@@ -42,11 +41,11 @@ def probabilities(solution: Solution, problem: int, features: Floats) -> Floats:
 
 def gradient(
     solution: Solution,
-    features: Floats,
+    features: FloatArray,
     targets: NDArray[np.int64],
-    weights: Floats,
+    weights: FloatArray,
     strength: float,
-) -> Floats:
+) -> FloatArray:
     """Return the gradient (C, D + 1) of problem 0 by the definition of its objective."""
     error = probabilities(solution, 0, features.astype(np.float64))
     error[np.arange(len(targets)), targets] -= 1
@@ -265,7 +264,7 @@ def test_equal_rows_have_the_class_shares() -> None:
 def test_non_finite_input_is_named(name: str, value: float) -> None:
     """A ValueError says which input is not finite."""
     features, targets = make_problem(seed=13)
-    inputs: dict[str, Floats] = {
+    inputs: dict[str, FloatArray] = {
         "features": features,
         "sample_weights": np.ones((2, ROWS)),
         "strengths": np.ones(2),

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.utils.class_weight import compute_sample_weight
 
+from topwork.arrays import Float32Array
 from topwork.learning import task as module
 from topwork.learning.sharing import Threads
 from topwork.learning.task import Task, balanced_weights, make_support, take_turns
 
-Floats = NDArray[np.float32]
 
-
-def features(rows: int, width: int, *, seed: int = 0) -> Floats:
+def features(rows: int, width: int, *, seed: int = 0) -> Float32Array:
     """Return features of length 1 whose variances fall as those of embeddings do."""
     rng = np.random.default_rng(seed)
     found = 1 + rng.normal(size=(rows, width)) * 3 / np.sqrt(1 + np.arange(width))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from topwork.arrays import Float32Array
 from topwork.bundle.exemplars import Exemplars, make
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.learning import unknown
@@ -18,11 +18,10 @@ from topwork.learning.learn import Learned, learn
 from topwork.learning.unknown import FALSE_REJECTS, auroc
 
 SEEDED = settings(derandomize=True, database=None, deadline=None)
-Floats = NDArray[np.float32]
 WIDTH = 40
 
 
-def cluster(number: int, count: int, *, seed: int = 0, spread: float = 0.5) -> Floats:
+def cluster(number: int, count: int, *, seed: int = 0, spread: float = 0.5) -> Float32Array:
     """Return embeddings, non-negative, around the centre of a class."""
     centre = np.abs(np.random.default_rng([7, number]).normal(size=WIDTH))
     noise = np.random.default_rng([seed, number]).normal(size=(count, WIDTH))
@@ -43,7 +42,7 @@ def taught(counts: list[int], *, seen: int = 0) -> Exemplars:
     )
 
 
-def shares(learned: Learned, *images: Floats) -> list[float]:
+def shares(learned: Learned, *images: Float32Array) -> list[float]:
     """Return the share of each batch that is called unknown."""
     assert learned.head.unknown is not None
     limit = learned.head.unknown.threshold

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from support import tiny
 
+from topwork.arrays import Float32Array
 from topwork.bundle.features import make
 from topwork.bundle.head import Fourier, Head, Kernel, Scorer, Support, Unknown
 from topwork.bundle.head_graph import to_onnx
@@ -21,18 +22,17 @@ from topwork.errors import Corrupt
 from topwork.runtime.backend import open_session
 from topwork.serving.head import HeadLoader
 
-Floats = NDArray[np.float32]
 EXPANSIONS = ("linear", "kernel", "fourier")
 WIDTH = 64
 LABELS = 5
 
 
-def embeddings(rows: int, *, seed: int = 1, width: int = WIDTH) -> Floats:
+def embeddings(rows: int, *, seed: int = 1, width: int = WIDTH) -> Float32Array:
     """Return random embeddings."""
     return np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
 
 
-def half(values: NDArray[np.floating]) -> Floats:
+def half(values: NDArray[np.floating]) -> Float32Array:
     """Round to what 16 bits hold."""
     return values.astype(np.float16).astype(np.float32)
 

@@ -1,0 +1,12 @@
+"""Types of NumPy arrays that several packages use."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32Array: TypeAlias = NDArray[np.float32]
+FloatArray: TypeAlias = NDArray[np.floating]
+"""Of any precision."""

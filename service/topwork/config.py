@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from topwork.errors import InvalidInput
-from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.limits import DEFAULT_LIMITS, ServerLimits
 from topwork.runtime.cores import available_cores
 from topwork.runtime.providers import Provider
 from topwork.runtime.relay import Format
@@ -140,7 +140,7 @@ class WorkerConfig:
         )
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> ServerLimits:
         """The bounds on what clients send and models hold."""
         return DEFAULT_LIMITS
 
@@ -300,7 +300,7 @@ class ServeConfig(WorkerConfig):
         return TlsFiles(cert=self.tls_cert, key=self.tls_key, client_ca=self.client_ca)
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> ServerLimits:
         """The bounds on what clients send and models hold."""
         return replace(DEFAULT_LIMITS, max_model_bytes=self.model_quota_megabytes * 10**6)
 

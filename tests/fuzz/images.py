@@ -25,10 +25,10 @@ from support.tiffs import RGB, tiff
 from topwork.errors import ImageError
 from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 SPEC = PreprocessSpec(resize=20, crop=16)
-LIMITS = Limits(max_image_pixels=2**20)
+LIMITS = InputLimits(max_image_pixels=2**20)
 """Few pixels: a search must try many pictures a second."""
 
 # Only the damage is of interest, not what is said of it.

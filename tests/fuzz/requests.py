@@ -29,7 +29,7 @@ from topwork.changes.quota import Quotas
 from topwork.changes.rows import OperationState, queued, subject_of
 from topwork.changes.uploads import Uploads
 from topwork.errors import NotFound, TopworkError
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 from topwork.rpc.servicers import (
     ClassifierServicer,
     Context,
@@ -51,7 +51,7 @@ MOST_TRAILERS = 16_000
 
 ANYBODY = Access(None).caller("admin", (), dict, "ipv4:127.0.0.1:1")
 
-LIMITS = Limits(max_images_per_request=8, max_images_per_upload=8, min_free_bytes=0)
+LIMITS = ServerLimits(max_images_per_request=8, max_images_per_upload=8, min_free_bytes=0)
 
 
 def call(content: bytes) -> None:

@@ -29,7 +29,7 @@ from support.certificates import Pem
 from topwork import CallFailed
 from topwork.client import calls
 from topwork.config import ServeConfig
-from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.limits import DEFAULT_LIMITS, ServerLimits
 from topwork.rpc import server
 from topwork.runtime import logs, process
 
@@ -231,7 +231,7 @@ class _Config(ServeConfig):
     other_limits: dict[str, int]
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> ServerLimits:
         """See ServeConfig."""
         return replace(DEFAULT_LIMITS, **self.other_limits)
 

@@ -23,7 +23,7 @@ from topwork.inputs.folders import (
     read_photo,
     splits,
 )
-from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.limits import DEFAULT_LIMITS, InputLimits
 from topwork.printable import file_name
 from topwork.training.embed import ImageSource
 
@@ -51,7 +51,7 @@ class Photos:
 
 
 def scan(
-    data: Path, *, classes: Sequence[str] | None = None, limits: Limits = DEFAULT_LIMITS
+    data: Path, *, classes: Sequence[str] | None = None, limits: InputLimits = DEFAULT_LIMITS
 ) -> Photos:
     """Return the photos below each folder of ``data``, labelled with the folder's name.
 
@@ -98,7 +98,7 @@ def check_counts(
     labels: Sequence[str],
     *,
     kind: str = "files",
-    limits: Limits,
+    limits: InputLimits,
     more: str = "",
 ) -> None:
     """Raise InvalidInput unless every label has enough; ``kind`` says what was counted."""
@@ -204,7 +204,7 @@ def _split(data: Path, top: _Tree) -> tuple[_Tree, dict[str, _Tree]]:
 
 
 def _check_labels(
-    data: Path, labels: Sequence[str], tree: _Tree, limits: Limits, more: str
+    data: Path, labels: Sequence[str], tree: _Tree, limits: InputLimits, more: str
 ) -> None:
     for label in labels:
         if label not in tree.folders:

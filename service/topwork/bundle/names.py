@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 from topwork.errors import InvalidInput
-from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.limits import DEFAULT_LIMITS, InputLimits
 
 _MODEL = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
@@ -47,7 +47,7 @@ def is_model(name: str) -> bool:
     return _MODEL.fullmatch(name) is not None
 
 
-def check_label(label: str, *, limits: Limits = DEFAULT_LIMITS, field: str = "label") -> str:
+def check_label(label: str, *, limits: InputLimits = DEFAULT_LIMITS, field: str = "label") -> str:
     """Return a new label in Unicode's composed form (NFC), in which labels are compared.
 
     Raises InvalidInput if it is empty or too long, if it has a control character, an invisible or
@@ -60,7 +60,7 @@ def check_label(label: str, *, limits: Limits = DEFAULT_LIMITS, field: str = "la
     return label
 
 
-def compose_label(label: str, *, limits: Limits = DEFAULT_LIMITS, field: str = "label") -> str:
+def compose_label(label: str, *, limits: InputLimits = DEFAULT_LIMITS, field: str = "label") -> str:
     """Return a label in composed form, whatever its characters: older models may have any.
 
     Raises InvalidInput if it is empty or too long.

@@ -21,7 +21,7 @@ from topwork.changes.requests import ChangeRequest, UploadItem
 from topwork.changes.rows import OperationState, check_same, subject_of
 from topwork.changes.uploads import Uploads
 from topwork.errors import InvalidInput, TopworkError
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
@@ -46,7 +46,7 @@ class Intake:
         operations: Operations,
         uploads: Uploads,
         quotas: Quotas,
-        limits: Limits,
+        limits: ServerLimits,
     ) -> None:
         self._models = models
         self._operations = operations

@@ -9,7 +9,7 @@ from typing import Literal
 from topwork.bundle.manifest import Manifest, ShardRef
 from topwork.changes.jobs import ChangeKind, Job
 from topwork.errors import AlreadyExists, NotFound, NotReady, QuotaExceeded, Stale
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 LEAST_LABELS = 2
 """Labels that a model must keep."""
@@ -42,7 +42,7 @@ KINDS: Mapping[ChangeKind, ChangeRules] = {
 }
 
 
-def check_change(job: Job, parent: Manifest, limits: Limits) -> None:
+def check_change(job: Job, parent: Manifest, limits: InputLimits) -> None:
     """Raise what forbids ``job`` while ``parent`` serves.
 
     Stale if another revision was expected, NotFound for a label that is not there, AlreadyExists
@@ -104,7 +104,7 @@ def renamed_labels(job: Job) -> dict[str, str]:
     return {job.label: job.new_label} if KINDS[job.kind].renames else {}
 
 
-def least_images(job: Job, limits: Limits) -> int:
+def least_images(job: Job, limits: InputLimits) -> int:
     """Return how many usable images ``job`` must bring at least, where it brings any."""
     return limits.min_images_per_label if KINDS[job.kind].label == "new" else 1
 

@@ -20,7 +20,7 @@ from topwork.changes.polling import Poller
 from topwork.changes.queue import PROGRESS, RESULT, OperationFilter, Queue
 from topwork.changes.rows import OperationState, check_same, subject_of
 from topwork.errors import NotFound, NotReady, Overloaded, TopworkError, Unavailable
-from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.limits import DEFAULT_LIMITS, ServerLimits
 
 WATCH_SECONDS = 0.05
 """How often a watched operation is looked at."""
@@ -35,7 +35,9 @@ Admit: TypeAlias = Callable[[int], Awaitable[None]]
 class Operations:
     """All that a server asks and tells of operations."""
 
-    def __init__(self, url: str, repository: Repository, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, url: str, repository: Repository, limits: ServerLimits = DEFAULT_LIMITS
+    ) -> None:
         self._queue = Queue(url, repository.root)
         self._repository = repository
         self._limits = limits

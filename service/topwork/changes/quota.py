@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from topwork.bundle import files
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, QuotaExceeded, Unavailable
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class ModelQuota:
 
     model: str
     repository: Repository
-    limits: Limits
+    limits: ServerLimits
     used: int
     """Bytes that it takes."""
 
@@ -65,7 +65,7 @@ class Quotas:
     so each is looked at once. May be used from several threads at once.
     """
 
-    def __init__(self, repository: Repository, limits: Limits) -> None:
+    def __init__(self, repository: Repository, limits: ServerLimits) -> None:
         self._repository = repository
         self._limits = limits
         self._shards: dict[str, int] = {}

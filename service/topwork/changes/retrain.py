@@ -32,7 +32,7 @@ from topwork.learning.audit import audit_exemplars
 from topwork.learning.conflicts import KnownExemplars, find_conflicts
 from topwork.learning.gate import Judgement
 from topwork.learning.learn import learn
-from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.limits import DEFAULT_LIMITS, InputLimits
 from topwork.report.content import Making
 from topwork.runtime.backend import Session, open_session
 from topwork.training.embed import ImageSource, embed
@@ -79,7 +79,7 @@ class Trainer:
     """Changes the models of one repository. Keeps loaded backbones for the next time."""
 
     def __init__(
-        self, repository: Repository, *, cores: int, limits: Limits = DEFAULT_LIMITS
+        self, repository: Repository, *, cores: int, limits: InputLimits = DEFAULT_LIMITS
     ) -> None:
         self._repository = repository
         self._cores = cores

@@ -13,7 +13,7 @@ from topwork.bundle.store import Repository
 from topwork.changes.jobs import SkippedUpload, Upload
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.errors import Corrupt, DeadlinePassed, InvalidInput, Unavailable
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 
 SILENCE_SECONDS = 60.0
 """How long an upload may let the server wait at a time."""
@@ -36,7 +36,7 @@ class Quota(Protocol):
 class Uploads:
     """Receives uploads. What it returned is on the disk."""
 
-    def __init__(self, repository: Repository, limits: Limits) -> None:
+    def __init__(self, repository: Repository, limits: ServerLimits) -> None:
         self._repository = repository
         self._limits = limits
 

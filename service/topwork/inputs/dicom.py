@@ -23,7 +23,7 @@ from topwork.inputs.images.jpeg import check_segments
 from topwork.inputs.images.jpeg2000 import CODESTREAM, checked_codestream
 from topwork.inputs.images.work import check_size
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -35,7 +35,7 @@ _BLOCK = 2**20  # pixels that are converted at a time: bounds the memory beside 
 _ITEM = b"\xfe\xff\x00\xe0"
 
 
-def open_dicom(content: bytes, spec: PreprocessSpec, limits: Limits) -> Image.Image:
+def open_dicom(content: bytes, spec: PreprocessSpec, limits: InputLimits) -> Image.Image:
     """Return the picture of a DICOM file's first frame, in mode L or RGB.
 
     Raises ImageError, and whatever pydicom raises for damage.

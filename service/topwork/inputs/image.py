@@ -16,7 +16,7 @@ from topwork.inputs import grey
 from topwork.inputs.images.openers import OPENERS
 from topwork.inputs.images.signatures import READABLE, recognise
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.limits import DEFAULT_LIMITS, InputLimits
 
 Pixels = NDArray[np.uint8]
 """One preprocessed image: uint8 (crop, crop, 3), RGB."""
@@ -39,7 +39,9 @@ _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, Ke
 _LOG = logging.getLogger(__name__)
 
 
-def preprocess(content: bytes, spec: PreprocessSpec, *, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+def preprocess(
+    content: bytes, spec: PreprocessSpec, *, limits: InputLimits = DEFAULT_LIMITS
+) -> Pixels:
     """Return the pixels of an encoded image as ``spec`` says.
 
     The first frame of an animation; upright by its EXIF orientation; transparency on white;

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from topwork.changes.jobs import ChangeKind
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 from topwork.rpc import convert
 from topwork.v1 import change_pb2 as change_pb
 
@@ -45,7 +45,7 @@ def from_change(
 
 
 async def from_upload(
-    kind: ChangeKind, messages: AsyncIterator[UploadMessage], limits: Limits
+    kind: ChangeKind, messages: AsyncIterator[UploadMessage], limits: ServerLimits
 ) -> AsyncIterator[UploadItem]:
     """Yield the request of an upload and its images, a portion a message. Raises InvalidInput.
 

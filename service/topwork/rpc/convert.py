@@ -17,7 +17,7 @@ from topwork.bundle.serving import Move, ServingState
 from topwork.changes.jobs import ChangeResult, Conflict
 from topwork.changes.rows import OperationState, Subject
 from topwork.errors import ImageError, InvalidInput
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 from topwork.serving.classify_batch import Classified, ImageAnswer
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -129,7 +129,7 @@ def from_gate(gate: change_pb.Gate, *, field: str) -> Gate:
     return Gate(**given)
 
 
-def to_model(stored: StoredModel, limits: Limits) -> model_pb.Model:
+def to_model(stored: StoredModel, limits: ServerLimits) -> model_pb.Model:
     """Return a model by its serving revision."""
     name = f"models/{stored.serving.manifest.model}"
     return model_pb.Model(

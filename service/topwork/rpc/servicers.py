@@ -24,7 +24,7 @@ from topwork.changes.pointer import pin, roll_back
 from topwork.changes.requests import ChangeRequest
 from topwork.changes.rows import OperationState
 from topwork.errors import Corrupt, Forbidden, InvalidInput, NotFound
-from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.limits import DEFAULT_LIMITS, ServerLimits
 from topwork.rpc import convert, filters
 from topwork.rpc.changes import UploadMessage, from_change, from_upload
 from topwork.rpc.streams import Streams
@@ -175,7 +175,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         registry: Registry,
         views: OperationViews,
         intake: Intake,
-        limits: Limits,
+        limits: ServerLimits,
     ) -> None:
         self._repository = repository
         self._registry = registry

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from topwork.errors import DeadlinePassed, InvalidInput, Overloaded
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 from topwork.serving.admission import Admission
 from topwork.serving.classify_batch import (
     Classified,
@@ -45,7 +45,7 @@ class Classifier:
         self,
         registry: Registry,
         *,
-        limits: Limits,
+        limits: ServerLimits,
         cores: int,
         queue_limit: int,
         telemetry: Telemetry,
@@ -173,7 +173,7 @@ class Classifier:
         return answer
 
 
-def check_count(images: int, limits: Limits) -> None:
+def check_count(images: int, limits: ServerLimits) -> None:
     """Raise InvalidInput unless a request may have so many images."""
     most = limits.max_images_per_request
     if not images:

@@ -12,7 +12,7 @@ import numpy as np
 from topwork.errors import ImageError
 from topwork.inputs.image import Pixels, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 from topwork.serving.encoders.backbone import Backbone, Embedded, MicroBatch
 from topwork.serving.head import LoadedHead
 from topwork.serving.registry import Snapshot
@@ -104,7 +104,7 @@ class ClassifyBatch(Generic[A]):
         images: Sequence[ImageInput],
         *,
         say: Callable[[Finished], A],
-        limits: Limits,
+        limits: InputLimits,
         start: float,
         telemetry: Telemetry,
     ) -> None:

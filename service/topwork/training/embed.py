@@ -20,7 +20,7 @@ from topwork.inputs.duplicates import fingerprint
 from topwork.inputs.image import pixel_digest, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.inputs.thumbnail import thumbnail
-from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.limits import DEFAULT_LIMITS, InputLimits
 from topwork.runtime.backend import Session
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ def embed(
     spec: PreprocessSpec,
     *,
     cores: int,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: InputLimits = DEFAULT_LIMITS,
     cache: Cache | None = None,
     on_image: Callable[[], None] = lambda: None,
 ) -> tuple[Exemplars | None, list[Skipped]]:
@@ -140,7 +140,9 @@ def embed(
     return made, skipped
 
 
-def _row(content: bytes, session: Session, spec: PreprocessSpec, limits: Limits) -> EmbeddedRow:
+def _row(
+    content: bytes, session: Session, spec: PreprocessSpec, limits: InputLimits
+) -> EmbeddedRow:
     pixels = preprocess(content, spec, limits=limits)
     return EmbeddedRow(
         digest=bytes.fromhex(pixel_digest(pixels)),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from topwork.bundle.names import check_label, check_model, compose_label
 from topwork.errors import InvalidInput
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 SEEDED = settings(derandomize=True, database=None, deadline=None, max_examples=300)
 
@@ -179,7 +179,7 @@ def test_a_label_that_is_there_already_is_only_composed() -> None:
 
 def test_a_long_label_is_refused_with_value_and_limit() -> None:
     """The limit is itself allowed; one character more is refused and both numbers are said."""
-    limits = Limits(max_label_length=30)
+    limits = InputLimits(max_label_length=30)
     assert check_label("x" * 30, limits=limits)
     with pytest.raises(InvalidInput, match=r"has 31 characters; the limit is 30"):
         check_label("x" * 31, limits=limits)
@@ -187,7 +187,7 @@ def test_a_long_label_is_refused_with_value_and_limit() -> None:
 
 def test_length_is_counted_composed() -> None:
     """A label is as long as it is composed, however it was typed."""
-    assert check_label("e\u0301" * 30, limits=Limits(max_label_length=30)) == "\u00e9" * 30
+    assert check_label("e\u0301" * 30, limits=InputLimits(max_label_length=30)) == "\u00e9" * 30
 
 
 @SEEDED

@@ -22,7 +22,7 @@ from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.changes.rows import OperationState
 from topwork.changes.uploads import Uploads
 from topwork.errors import AlreadyExists, InvalidInput, NotFound, Overloaded, QuotaExceeded
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 
 RETRAIN = ChangeRequest(kind="retrain", model="colours")
 ADD = ChangeRequest(kind="add_class", model="colours", label="violet", path="config.")
@@ -45,7 +45,7 @@ class Models:
 class House:
     """Intake and all that it needs, without a worker."""
 
-    def __init__(self, root: Path, limits: Limits) -> None:
+    def __init__(self, root: Path, limits: ServerLimits) -> None:
         self.repository = Repository(root)
         self.models = Models(self.repository.manifest("colours", 1))
         self.operations = Operations(database_url(root), self.repository, limits)
@@ -97,7 +97,7 @@ def root(colours: Repository) -> Path:
 @pytest.fixture
 def house(root: Path) -> Iterator[House]:
     """Yield a house in which a model may have two unfinished operations."""
-    made = House(root, Limits(max_pending_operations=2, min_free_bytes=0, min_free_inodes=0))
+    made = House(root, ServerLimits(max_pending_operations=2, min_free_bytes=0, min_free_inodes=0))
     yield made
     made.close()
 
@@ -190,7 +190,7 @@ def test_request_id_of_another_change_is_refused(house: House) -> None:
 
 def test_full_quota_refuses_all_changes_but_removals(root: Path) -> None:
     """Removing a label lets something go; the other kinds are QuotaExceeded and store nothing."""
-    house = House(root, Limits(max_model_bytes=1))
+    house = House(root, ServerLimits(max_model_bytes=1))
     try:
         rename = ChangeRequest(kind="rename_class", model="colours", label="blue", new_label="navy")
         for ask in (

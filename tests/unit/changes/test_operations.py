@@ -33,7 +33,7 @@ from topwork.errors import (
     Overloaded,
     Unauthenticated,
 )
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def test_nothing_stored_is_a_pickle(
 @pytest.fixture
 def few(root: Path, runner: asyncio.Runner) -> Iterator[Operations]:
     """Yield operations of which a model may have two."""
-    limits = Limits(max_pending_operations=2)
+    limits = ServerLimits(max_pending_operations=2)
     made = Operations(database_url(root), Repository(root), limits)
     runner.run(made.start())
     yield made

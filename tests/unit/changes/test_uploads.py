@@ -17,9 +17,9 @@ from topwork.changes.jobs import SkippedUpload, Upload
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.changes.uploads import Uploads
 from topwork.errors import DeadlinePassed, InvalidInput, QuotaExceeded, Unavailable
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 
-LIMITS = Limits(
+LIMITS = ServerLimits(
     max_upload_bytes=100,
     max_image_bytes=60,
     max_images_per_upload=4,
@@ -193,7 +193,7 @@ def trickled(root: Path, *, pause: float, length: int, count: int) -> float:
             yield part(length)
 
     async def scenario() -> float:
-        uploads = Uploads(Repository(root), Limits(max_images_per_upload=10**6))
+        uploads = Uploads(Repository(root), ServerLimits(max_images_per_upload=10**6))
         await uploads.store(parts(), Quota(10**9))
         return asyncio.get_running_loop().time()
 
@@ -228,7 +228,7 @@ def test_a_burst_buys_no_more_than_a_minute(tmp_path: Path) -> None:
             await asyncio.sleep(50.0)
             yield part(1)
 
-    uploads = Uploads(Repository(tmp_path), Limits())
+    uploads = Uploads(Repository(tmp_path), ServerLimits())
     with pytest.raises(DeadlinePassed, match="nothing came for 10 s"):
         virtual_time.run(uploads.store(parts(), Quota(10**9)))
 

@@ -44,7 +44,7 @@ from topwork.inputs import dicom as under_test
 from topwork.inputs import dicom_file
 from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 pytest.importorskip("pydicom")
 # pytest sets its own filters of warnings, in place of the one that topwork sets on import.
@@ -507,7 +507,7 @@ def test_a_dicom_is_cropped_and_scaled_as_any_picture() -> None:
 
 def test_a_dicom_s_size_is_limited_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame of too many pixels is refused with value and limit, undecoded."""
-    limits = Limits(max_image_pixels=319)
+    limits = InputLimits(max_image_pixels=319)
     monkeypatch.setattr(under_test, "decode", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(ImageError, match="= 320 pixels; the limit is 319") as caught:
         preprocess(dicom(RAMP), SPEC, limits=limits)
@@ -571,7 +571,7 @@ HOSTILE = hostile_dicoms()
 def test_hostile_files_are_refused_cheaply(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bombs, lies and endless nesting are found out, and fill no memory on the way."""
     monkeypatch.setattr(dicom_file, "MOST_READS", 10_000)
-    limits = Limits(max_image_pixels=4_000_000)
+    limits = InputLimits(max_image_pixels=4_000_000)
     content, message = HOSTILE[what]
     tracemalloc.start()
     try:

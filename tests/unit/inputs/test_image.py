@@ -35,7 +35,7 @@ from support.tiffs import RGB, tiff
 from topwork.errors import ImageError
 from topwork.inputs.image import pixel_digest, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.limits import DEFAULT_LIMITS, InputLimits
 
 SPEC = PreprocessSpec(resize=20, crop=16, deep_grey="percentiles")
 DEPTH = PreprocessSpec(resize=20, crop=16, deep_grey="depth")
@@ -150,24 +150,24 @@ def test_no_memory_is_not_the_image_s_error(method: str, monkeypatch: pytest.Mon
 def test_as_many_pixels_as_the_limit_are_read() -> None:
     """The limit of pixels is itself allowed, one more is not."""
     content = encode(plain(RED, (30, 20)))
-    preprocess(content, SPEC, limits=Limits(max_image_pixels=600))
+    preprocess(content, SPEC, limits=InputLimits(max_image_pixels=600))
     with pytest.raises(ImageError, match=r"30 x 20 = 600 pixels; the limit is 599 pixels"):
-        preprocess(content, SPEC, limits=Limits(max_image_pixels=599))
+        preprocess(content, SPEC, limits=InputLimits(max_image_pixels=599))
 
 
 def test_as_many_bytes_as_the_limit_are_read() -> None:
     """The limit of bytes is itself allowed, one more is not."""
     content = encode(plain(RED))
-    preprocess(content, SPEC, limits=Limits(max_image_bytes=len(content)))
+    preprocess(content, SPEC, limits=InputLimits(max_image_bytes=len(content)))
     with pytest.raises(ImageError) as caught:
-        preprocess(content, SPEC, limits=Limits(max_image_bytes=len(content) - 1))
+        preprocess(content, SPEC, limits=InputLimits(max_image_bytes=len(content) - 1))
     assert caught.value.reason == "IMAGE_TOO_LARGE"
 
 
 def test_too_many_bytes_are_refused_with_value_and_limit() -> None:
     """A file over the limit is refused with its length and the limit, whatever is in it."""
     with pytest.raises(ImageError, match=r"3\.0 MiB; the limit is 2\.0 MiB"):
-        preprocess(bytes(3 * 2**20), SPEC, limits=Limits(max_image_bytes=2 * 2**20))
+        preprocess(bytes(3 * 2**20), SPEC, limits=InputLimits(max_image_bytes=2 * 2**20))
 
 
 def test_floating_point_samples_are_refused_by_name() -> None:
@@ -526,7 +526,7 @@ def test_one_other_pixel_is_another_digest() -> None:
 # Anything at all
 
 
-def check_anything(content: bytes, limits: Limits = DEFAULT_LIMITS) -> None:
+def check_anything(content: bytes, limits: InputLimits = DEFAULT_LIMITS) -> None:
     """Assert that ``content`` gives pixels or ImageError."""
     try:
         pixels = preprocess(content, SPEC, limits=limits)
@@ -643,7 +643,7 @@ def test_damage_costs_no_more_than_the_picture(kind: str) -> None:
         overwritten[at : at + 4] = rng.choice([b"\0\0\0\0", b"\xff" * 4, rng.bytes(4)])
         for content in (whole[:at], bytes(flipped), bytes(overwritten)):
             start = time.process_time()
-            check_anything(content, Limits(max_image_pixels=1_000_000))
+            check_anything(content, InputLimits(max_image_pixels=1_000_000))
             assert time.process_time() - start < 5
 
 

@@ -10,11 +10,11 @@ import pytest
 from topwork.bundle.comparison import Gate
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.errors import InvalidInput
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 from topwork.rpc.changes import from_change, from_upload
 from topwork.v1 import change_pb2 as change_pb
 
-LIMITS = Limits(max_images_per_upload=4, max_display_name_length=7)
+LIMITS = ServerLimits(max_images_per_upload=4, max_display_name_length=7)
 CONFIG = change_pb.AddClassConfig(model="models/colours", label="violet", request_id="an id")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -25,7 +26,7 @@ from topwork.changes.jobs import (
 )
 from topwork.changes.rows import OperationState, Subject
 from topwork.errors import ImageError, InvalidInput
-from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.limits import DEFAULT_LIMITS, ServerLimits
 from topwork.rpc import convert
 from topwork.serving.classify_batch import Classified, ImageAnswer, LabelProbability, Timings
 from topwork.v1 import change_pb2 as change_pb
@@ -199,11 +200,11 @@ def test_damaged_metrics_leave_a_revision_its_labels(published: convert.Publishe
 
 def test_every_limit_is_told(published: convert.PublishedRevision) -> None:
     """The limits' message has each of Topwork's limits under its own name."""
-    limits = Limits(**{name: 1000 + n for n, name in enumerate(Limits.__slots__)})
+    limits = ServerLimits(**{field.name: 1000 + n for n, field in enumerate(fields(ServerLimits))})
     stored = convert.StoredModel(ServingState(revision=1), published, [1])
     message = convert.to_model(stored, limits).limits
     told = {field.name: value for field, value in message.ListFields()}
-    assert told == {name: getattr(limits, name) for name in Limits.__slots__}
+    assert told == asdict(limits)
 
 
 @pytest.mark.parametrize("stage", convert.STAGES)

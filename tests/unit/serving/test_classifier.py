@@ -29,7 +29,7 @@ from topwork.errors import (
 )
 from topwork.inputs.image import Pixels, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.limits import DEFAULT_LIMITS, ServerLimits
 from topwork.serving import classify_batch
 from topwork.serving import registry as registry_module
 from topwork.serving.classifier import Classifier
@@ -121,7 +121,7 @@ async def desk(
     repository: Repository,
     *,
     queue_limit: int = 64,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: ServerLimits = DEFAULT_LIMITS,
     cores: int = 2,
 ) -> AsyncIterator[Desk]:
     """Yield a started classifier whose backbone stands behind a gate."""

@@ -20,7 +20,7 @@ from topwork.bundle.exemplars import Exemplars
 from topwork.errors import ImageError
 from topwork.inputs.duplicates import fingerprint
 from topwork.inputs.image import pixel_digest, preprocess
-from topwork.limits import DEFAULT_LIMITS, Limits
+from topwork.limits import DEFAULT_LIMITS, InputLimits
 from topwork.runtime.backend import Session, open_session
 from topwork.training import embed as module
 from topwork.training.embed import EmbeddedRow, ImageSource, Skipped, embed
@@ -49,7 +49,7 @@ def run(
     given: list[ImageSource],
     session: Session,
     *,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: InputLimits = DEFAULT_LIMITS,
     on_image: Callable[[], None] = lambda: None,
 ) -> tuple[Exemplars | None, list[Skipped]]:
     """Embed with two threads."""
@@ -96,7 +96,7 @@ def test_every_format_is_embedded(session: Session) -> None:
 def test_limits_are_kept_and_said(session: Session) -> None:
     """Files with too many bytes or pixels are skipped as such, with value and limit."""
     large, bomb = source(bytes(3 * 2**20), "large"), source(bombs(9_000, 9_000)["JPEG"], "bomb")
-    limits = Limits(max_image_bytes=2**20)
+    limits = InputLimits(max_image_bytes=2**20)
     made, skipped = run([large, bomb, *sources("amber", 1)], session, limits=limits)
     assert made is not None
     assert [(one.name, one.reason) for one in skipped] == [

@@ -11,13 +11,13 @@ from PIL.BmpImagePlugin import BmpImageFile
 from topwork.errors import ImageError
 from topwork.inputs.images.work import check_size
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 MOST_RLE_BYTES, MOST_RLE_PIXELS = 2**20, 4_000_000
 """Raising them makes a run-length encoded file take longer: 1 s for so many."""
 
 
-def open_bmp(content: bytes, _spec: PreprocessSpec, limits: Limits) -> Image.Image:
+def open_bmp(content: bytes, _spec: PreprocessSpec, limits: InputLimits) -> Image.Image:
     """Return the picture, not decoded yet. Raises ImageError."""
     image = BmpImageFile(io.BytesIO(content))
     check_size(*image.size, limits)

@@ -14,7 +14,7 @@ from PIL.GifImagePlugin import GifImageFile
 from topwork.errors import ImageError
 from topwork.inputs.images.work import check_size
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 MOST_BLOCKS = 100_000
 """Raising it lets more blocks, of up to 255 bytes, come before the first frame: 1 s a million."""
@@ -22,7 +22,7 @@ MOST_BLOCKS = 100_000
 _EXTENSION, _FRAME = 0x21, 0x2C
 
 
-def open_gif(content: bytes, _spec: PreprocessSpec, limits: Limits) -> Image.Image:
+def open_gif(content: bytes, _spec: PreprocessSpec, limits: InputLimits) -> Image.Image:
     """Return the first frame, not decoded yet. Raises ImageError."""
     width, height, flags = struct.unpack_from("<HHB", content, 6)
     x, y, frame_width, frame_height = struct.unpack_from(

@@ -20,7 +20,7 @@ from topwork.inputs.images.coded import av1_passes, hevc_passes
 from topwork.inputs.images.isobmff import ImageItem, Item, Meta
 from topwork.inputs.images.work import Steps, check_size, too_many_pixels
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 MOST_ITEMS = 4_096
 """Raising it lets a picture be made of more items, which may be one that repeats."""
@@ -45,7 +45,7 @@ _PROPERTIES = {
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a thread a core already
 
 
-def open_heif(content: bytes, _spec: PreprocessSpec, limits: Limits) -> Image.Image:
+def open_heif(content: bytes, _spec: PreprocessSpec, limits: InputLimits) -> Image.Image:
     """Return the primary picture, not decoded yet, whichever of the two codings it has.
 
     AVIF's is to be turned by its EXIF orientation, which Pillow makes of the item's properties;
@@ -65,7 +65,7 @@ def open_heif(content: bytes, _spec: PreprocessSpec, limits: Limits) -> Image.Im
 class _Picture:
     """An item and all that it is made of, with what it takes to decode them."""
 
-    def __init__(self, file: bytes, meta: Meta, limits: Limits, steps: Steps) -> None:
+    def __init__(self, file: bytes, meta: Meta, limits: InputLimits, steps: Steps) -> None:
         self._file = file
         self._meta = meta
         self._limits = limits

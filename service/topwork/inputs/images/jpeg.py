@@ -15,7 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from topwork.errors import ImageError
 from topwork.inputs.images.work import MOST_PASSES, check_size, too_many_pixels
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 MOST_SEGMENTS = 2_000
 """Raising it lets more segments, of up to 64 KB each, come before the first scan.
@@ -38,7 +38,7 @@ _SCAN, _END = 0xDA, 0xD9
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 
 
-def open_jpeg(content: bytes, spec: PreprocessSpec, limits: Limits) -> Image.Image:
+def open_jpeg(content: bytes, spec: PreprocessSpec, limits: InputLimits) -> Image.Image:
     """Return the first picture, to be decoded at 1/2, 1/4 or 1/8 where that is large enough.
 
     Raises ImageError.
@@ -72,7 +72,7 @@ def check_segments(content: bytes) -> None:
     raise ImageError(f"the JPEG has over {MOST_SEGMENTS} segments before its first scan")
 
 
-def check_scans(content: bytes, pixels: int, limits: Limits) -> None:
+def check_scans(content: bytes, pixels: int, limits: InputLimits) -> None:
     """Raise ImageError if decoding the first picture takes too many passes over its pixels."""
     most = MOST_PASSES * limits.max_image_pixels // max(pixels, LEAST_PIXELS)
     # What follows the first picture has scans, too: so they are counted one by one, if need be.

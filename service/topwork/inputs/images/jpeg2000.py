@@ -19,7 +19,7 @@ from topwork.errors import ImageError
 from topwork.inputs.images.isobmff import boxes
 from topwork.inputs.images.work import Steps, check_size
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 MOST_TILES = 4_096
 """Raising it lets a picture have more tiles, of 6 KB of memory each."""
@@ -62,7 +62,7 @@ class Codestream:
         return _part(self.width, reduction), _part(self.height, reduction)
 
 
-def open_jpeg2000(content: bytes, _spec: PreprocessSpec, limits: Limits) -> Image.Image:
+def open_jpeg2000(content: bytes, _spec: PreprocessSpec, limits: InputLimits) -> Image.Image:
     """Return the picture, not decoded yet. Raises ImageError."""
     codestream = content
     if not content.startswith(CODESTREAM):

@@ -18,9 +18,9 @@ from topwork.inputs.images.pnm import open_pnm
 from topwork.inputs.images.tiff import open_tiff
 from topwork.inputs.images.webp import open_webp
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
-Opener: TypeAlias = Callable[[bytes, PreprocessSpec, Limits], Image.Image]
+Opener: TypeAlias = Callable[[bytes, PreprocessSpec, InputLimits], Image.Image]
 """Returns the picture in a file, decoded or not yet; raises whatever damage leads to.
 
 Before it decodes, it checks the number of pixels, and whatever else decoding takes time and memory

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngImageFile
 from topwork.errors import ImageError
 from topwork.inputs.images.work import check_size
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 MOST_CHUNKS = 100_000
 """Raising it lets a file have more chunks, which are read in Python: 1 s for a million."""
@@ -29,7 +29,7 @@ _SAMPLES = {0: 2, 2: 6}
 """Bytes of a transparent sample, by colour type."""
 
 
-def open_png(content: bytes, _spec: PreprocessSpec, limits: Limits) -> Image.Image:
+def open_png(content: bytes, _spec: PreprocessSpec, limits: InputLimits) -> Image.Image:
     """Return the picture, not decoded yet; of an animation the default image. Raises ImageError."""
     picture, metadata = _chunks(content)
     try:

@@ -17,7 +17,7 @@ from topwork.errors import ImageError
 from topwork.inputs import grey
 from topwork.inputs.images.work import check_size
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 MOST_HEADER_BYTES = 2**16
 """Raising it lets more spaces and comments come before the samples; the search takes 150 bytes of
@@ -33,7 +33,7 @@ _COMMENT = re.compile(rb"#[^\r\n]*")
 _WHITE = b" \t\n\v\f\r"
 
 
-def open_pnm(content: bytes, spec: PreprocessSpec, limits: Limits) -> Image.Image:
+def open_pnm(content: bytes, spec: PreprocessSpec, limits: InputLimits) -> Image.Image:
     """Return the picture: mode 1, L or RGB. Raises ImageError."""
     header = _HEADER.match(content, 0, MOST_HEADER_BYTES)
     if header is None:

@@ -19,7 +19,7 @@ from topwork.inputs import grey
 from topwork.inputs.images.tiff_directory import LISTS, Directory, Tag, read, written
 from topwork.inputs.images.work import check_passes, check_size, too_many_pixels
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 _NONE, _OLD_JPEG, _JPEG = 1, 6, 7
 _FAX = {2, 3, 4, 32771}
@@ -38,7 +38,7 @@ _SCAN = b"\xff\xda"
 _NOT_ALPHA, _PREMULTIPLIED, _ALPHA = 0, 1, 2
 
 
-def open_tiff(content: bytes, spec: PreprocessSpec, limits: Limits) -> Image.Image:
+def open_tiff(content: bytes, spec: PreprocessSpec, limits: InputLimits) -> Image.Image:
     """Return the first picture. Raises ImageError."""
     directory = read(content)
     check_size(directory.number(Tag.WIDTH), directory.number(Tag.HEIGHT), limits)
@@ -143,7 +143,7 @@ def _unreadable(directory: Directory) -> ImageError:
     )
 
 
-def _check_strips(content: bytes, directory: Directory, limits: Limits) -> int:
+def _check_strips(content: bytes, directory: Directory, limits: InputLimits) -> int:
     """Return how many strips or tiles a plane has; raise ImageError if they cost too much."""
     compression = directory.number(Tag.COMPRESSION, _NONE)
     if compression in _FAX:

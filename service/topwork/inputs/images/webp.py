@@ -10,10 +10,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from topwork.inputs.images.work import check_size
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 
-def open_webp(content: bytes, _spec: PreprocessSpec, limits: Limits) -> Image.Image:
+def open_webp(content: bytes, _spec: PreprocessSpec, limits: InputLimits) -> Image.Image:
     """Return the first frame, not decoded yet. Raises ImageError."""
     check_size(*_size(content), limits)
     image = WebPImageFile(io.BytesIO(content))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inference import model_config_pb2 as config_pb
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 from topwork.rpc.open_inference.tensors import OUTPUTS
 from topwork.serving.statistics import RevisionStatistics
 
@@ -32,7 +32,9 @@ def to_metadata(manifest: Manifest, info: BackboneInfo) -> pb.ModelMetadataRespo
     )
 
 
-def to_config(manifest: Manifest, info: BackboneInfo, limits: Limits) -> config_pb.ModelConfig:
+def to_config(
+    manifest: Manifest, info: BackboneInfo, limits: ServerLimits
+) -> config_pb.ModelConfig:
     """Return a revision's tensors, without the dimension of images, and its preprocess spec."""
     spec = info.preprocess
     return config_pb.ModelConfig(

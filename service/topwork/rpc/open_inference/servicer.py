@@ -15,7 +15,7 @@ from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound, NotReady
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inference import inference_service_pb2_grpc as pb_grpc
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 from topwork.rpc.open_inference import answers, describe, tensors
 from topwork.serving.classifier import Classifier
 from topwork.serving.registry import Registry
@@ -35,7 +35,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         registry: Registry,
         classifier: Classifier,
         *,
-        limits: Limits,
+        limits: ServerLimits,
         most_seconds: float,
         ready: Callable[[], bool],
     ) -> None:

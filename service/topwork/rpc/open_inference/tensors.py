@@ -15,7 +15,7 @@ from topwork.inference import inference_service_pb2 as pb
 from topwork.inputs.image import Pixels
 from topwork.inputs.prepared import take
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 from topwork.serving.classifier import check_count
 from topwork.serving.classify_batch import ImageInput
 
@@ -39,7 +39,7 @@ class RequestedOutputs:
     """How many of the largest to return as text; 0: all, as numbers."""
 
 
-def images(request: pb.ModelInferRequest, limits: Limits) -> Sequence[ImageInput]:
+def images(request: pb.ModelInferRequest, limits: ServerLimits) -> Sequence[ImageInput]:
     """Return the images of a request. Raises InvalidInput if its input is not as it should be.
 
     Pixels are looked at later, when their turn comes: ImageError is raised then.
@@ -147,7 +147,7 @@ class _Typed:
         return take(np.array(own, dtype=self.dtype).reshape(self.shape), spec)
 
 
-def _checked(tensor: pb.ModelInferRequest.InferInputTensor, limits: Limits) -> list[int]:
+def _checked(tensor: pb.ModelInferRequest.InferInputTensor, limits: ServerLimits) -> list[int]:
     """Return an input's shape. Raises InvalidInput for a wrong name, datatype or shape."""
     datatypes = _INPUTS.get(tensor.name)
     if datatypes is None:

@@ -18,7 +18,7 @@ from topwork.inputs.image import preprocess
 from topwork.inputs.images import jpeg2000
 from topwork.inputs.images.isobmff import box
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 SPEC = PreprocessSpec(resize=20, crop=16, deep_grey="percentiles")
 IMAGE = gradient(40, 32)
@@ -153,7 +153,7 @@ def test_jpeg_2000_size_is_that_of_the_codestream_too() -> None:
     header = content.index(b"ihdr") + 4
     lie = content[:header] + struct.pack(">II", 8, 8) + content[header + 8 :]
     with pytest.raises(ImageError, match="700 x 700 = 490000 pixels"):
-        preprocess(lie, SPEC, limits=Limits(max_image_pixels=100_000))
+        preprocess(lie, SPEC, limits=InputLimits(max_image_pixels=100_000))
 
 
 def test_jpeg_2000_of_two_codestreams_is_checked_by_the_first() -> None:
@@ -327,4 +327,4 @@ def test_webp_size_is_limited_before_it_is_opened(options: dict[str, bool]) -> N
     """Each of WebP's three headers is read for its size."""
     content = encode(plain((1, 2, 3), (300, 200)), "WEBP", **options)
     with pytest.raises(ImageError, match="300 x 200 = 60000 pixels; the limit is 59999"):
-        preprocess(content, SPEC, limits=Limits(max_image_pixels=59_999))
+        preprocess(content, SPEC, limits=InputLimits(max_image_pixels=59_999))

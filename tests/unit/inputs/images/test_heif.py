@@ -19,7 +19,7 @@ from topwork.inputs.images.coded import av1_passes, hevc_passes
 from topwork.inputs.images.isobmff import ImageItem, box
 from topwork.inputs.images.work import Steps
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 SPEC = PreprocessSpec(resize=20, crop=16)
 RED = (220, 10, 20)
@@ -152,7 +152,9 @@ def test_coded_size_beyond_the_claimed_one_is_refused(kind: str) -> None:
     lie = [(b"ispe", struct.pack(">III", 0, 8, 8)) if key == b"ispe" else (key, value)
            for key, value in properties]  # fmt: skip
     with pytest.raises(ImageError, match="tiles of over 300000 pixels") as caught:
-        preprocess(assembled([(name, content, lie)]), SPEC, limits=Limits(max_image_pixels=100_000))
+        preprocess(
+            assembled([(name, content, lie)]), SPEC, limits=InputLimits(max_image_pixels=100_000)
+        )
     assert caught.value.reason == "IMAGE_TOO_LARGE"
 
 
@@ -160,7 +162,7 @@ def test_coded_size_beyond_the_claimed_one_is_refused(kind: str) -> None:
 def test_tiles_that_share_a_picture_are_counted(kind: str) -> None:
     """900 tiles that are all the same coded picture are as much work as 900 pictures."""
     content = grid(encode(plain(RED, (512, 512)), kind), 30, 30, (100, 100))
-    limits = Limits(max_image_pixels=1_000_000)
+    limits = InputLimits(max_image_pixels=1_000_000)
     with pytest.raises(ImageError, match="tiles of over 3000000 pixels") as caught:
         preprocess(content, SPEC, limits=limits)
     assert caught.value.reason == "IMAGE_TOO_LARGE"
@@ -177,7 +179,7 @@ def test_item_of_many_slices_is_refused() -> None:
     """Each slice may cover all of the picture: a thousand are a thousand passes."""
     name, content, properties = coded(heic(plain(RED, (512, 512))))
     follower = content[:6] + bytes([content[6] & 0x7F]) + content[7:]
-    limits = Limits(max_image_pixels=1_000_000)
+    limits = InputLimits(max_image_pixels=1_000_000)
     with pytest.raises(ImageError, match="slices or frames of over 8000000 pixels"):
         preprocess(assembled([(name, content + follower * 1_000, properties)]), SPEC, limits=limits)
 

@@ -19,10 +19,10 @@ from topwork.errors import ImageError
 from topwork.inputs.image import preprocess
 from topwork.inputs.images import jpeg
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import InputLimits
 
 SPEC = PreprocessSpec(resize=20, crop=16)
-LIMITS = Limits(max_image_pixels=1_000_000)
+LIMITS = InputLimits(max_image_pixels=1_000_000)
 SIDE = 600
 
 

@@ -14,12 +14,12 @@ from support import infers
 from topwork.errors import ImageError, InvalidInput
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import Limits
+from topwork.limits import ServerLimits
 from topwork.rpc.open_inference import answers, tensors
 from topwork.rpc.open_inference.tensors import RequestedOutputs
 from topwork.serving.classify_batch import ImageInput
 
-LIMITS = Limits(max_images_per_request=4)
+LIMITS = ServerLimits(max_images_per_request=4)
 SPEC = PreprocessSpec(resize=4, crop=2)
 PIXELS = np.arange(3 * 2 * 2 * 3, dtype=np.uint8).reshape(3, 2, 2, 3)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from topwork.runtime import process
@@ -17,6 +18,9 @@ from support import tiny  # noqa: E402  # see above
 from topwork.bundle.store import Repository  # noqa: E402  # see above
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data"
+
+hypothesis.settings.register_profile("seeded", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("seeded")
 
 
 @pytest.fixture(scope="session", autouse=True)

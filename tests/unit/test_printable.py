@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from topwork.printable import encodable, file_name, printable
 
-SEEDED = settings(derandomize=True, database=None, deadline=None, max_examples=500)
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Bidi_Control of Unicode's PropList.txt."""
 
@@ -35,7 +34,7 @@ def test_file_names_are_escaped(raw: bytes, shown: str) -> None:
     assert file_name(os.fsdecode(raw)) == shown
 
 
-@SEEDED
+@settings(max_examples=500)
 @given(st.binary(min_size=1, max_size=12), st.binary(min_size=1, max_size=12))
 def test_no_two_file_names_become_one(one: bytes, other: bytes) -> None:
     """Names are keys of photos: different bytes stay different, and can be encoded."""

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from topwork.bundle.comparison import LabelChange, drop_interval
 
-SEEDED = settings(derandomize=True, database=None, deadline=None)
-
 
 def label(images: int, lost: int, gained: int, *, before: float = 0.9) -> LabelChange:
     """Return a label's change; its recalls before and after do not matter to the interval."""
@@ -54,7 +52,7 @@ def test_nothing_in_common_says_nothing() -> None:
     assert drop_interval([]) == (-1.0, 1.0)
 
 
-@settings(SEEDED, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(changes(), min_size=1, max_size=8))
 def test_the_interval_holds_the_drop(labels: list[LabelChange]) -> None:
     """It lies around the mean of the labels' drops, whatever these are, and within -1 to 1."""

@@ -30,7 +30,6 @@ from topwork.inputs.duplicates import NEAR_DUPLICATE_BITS, fingerprint
 from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 
-SEEDED = settings(derandomize=True, database=None, deadline=None)
 SPEC = PreprocessSpec(resize=64, crop=64)
 
 Row = tuple[int, str]
@@ -81,7 +80,7 @@ def folds_by_image(one: Exemplars, seed: int) -> dict[tuple[bytes, str], int]:
 # The set
 
 
-@settings(SEEDED, max_examples=80)
+@settings(max_examples=80)
 @given(ROWS)
 def test_exemplars_are_sorted_and_each_is_kept_once(rows: list[Row]) -> None:
     """They are sorted by digest, then label; each image is there once under each of its labels."""
@@ -104,7 +103,7 @@ def test_exemplars_are_sorted_and_each_is_kept_once(rows: list[Row]) -> None:
         assert (made.fingerprints[at] == one.fingerprints[0]).all()
 
 
-@settings(SEEDED, max_examples=80)
+@settings(max_examples=80)
 @given(ROWS, st.integers(0, 40), st.randoms(use_true_random=False))
 def test_the_order_of_rows_and_parts_does_not_matter(
     rows: list[Row], cut: int, random: Random
@@ -149,7 +148,7 @@ def test_of_equal_images_the_same_is_kept_whatever_came_first() -> None:
         assert kept.thumbnails == (bytes([3]),)
 
 
-@settings(SEEDED, max_examples=40)
+@settings(max_examples=40)
 @given(ROWS)
 def test_split_is_undone_by_merge(rows: list[Row]) -> None:
     """Each label's shard has its exemplars, and all of them make the exemplars again."""
@@ -160,7 +159,7 @@ def test_split_is_undone_by_merge(rows: list[Row]) -> None:
     assert equal(merge(parts), made)
 
 
-@settings(SEEDED, max_examples=40)
+@settings(max_examples=40)
 @given(ROWS, st.randoms(use_true_random=False))
 def test_some_exemplars_are_a_set_of_their_own(rows: list[Row], random: Random) -> None:
     """What a mask takes out is what those rows alone make, without the labels that have none."""
@@ -248,7 +247,7 @@ def test_another_seed_is_another_split() -> None:
     assert (made.folds(-5) != made.folds(5)).mean() > 0.5
 
 
-@settings(SEEDED, max_examples=60)
+@settings(max_examples=60)
 @given(ROWS, ROWS, st.integers(-3, 3))
 def test_adding_a_class_moves_no_old_exemplar(old: list[Row], new: list[Row], seed: int) -> None:
     """Old exemplars keep their folds when a label is added, even one with the same photos."""

@@ -15,7 +15,6 @@ from topwork.bundle.features import make
 from topwork.bundle.recipe import Normalisation
 
 KINDS: tuple[Normalisation, ...] = get_args(Normalisation)
-SEEDED = settings(derandomize=True, database=None, deadline=None)
 WIDTH = 64
 
 
@@ -26,7 +25,7 @@ def embeddings(rows: int = 50, *, seed: int = 1) -> NDArray[np.float32]:
     return found.astype(np.float32)
 
 
-@settings(SEEDED, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.sampled_from(["l2", "sqrt_l2"]),
     st.integers(0, 2**32 - 1),

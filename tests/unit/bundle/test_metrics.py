@@ -22,10 +22,9 @@ from topwork.bundle.metrics import (
 )
 
 LABELS = ("a", "b", "c", "d")
-SEEDED = settings(derandomize=True, database=None, deadline=None)
 
 
-@settings(SEEDED, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200), st.sampled_from(["float32", "float64"]))
 def test_metrics_are_those_of_scikit_learn(seed: int, images: int, dtype: str) -> None:
     """Confusion, accuracy, precision, recall and log loss are scikit-learn's, for any answers."""
@@ -85,7 +84,7 @@ def test_the_calibration_error_is_that_of_a_sum_by_hand() -> None:
     assert (found.reliability[0].low, found.reliability[14].high) == (0, 1)
 
 
-@settings(SEEDED, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200))
 def test_the_bins_hold_every_image_once(seed: int, images: int) -> None:
     """They count all images, and their shares make the accuracy."""
@@ -100,7 +99,7 @@ def test_the_bins_hold_every_image_once(seed: int, images: int) -> None:
     )
 
 
-@settings(SEEDED, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200))
 def test_what_was_right_is_kept_image_by_image(seed: int, images: int) -> None:
     """A bit an image, in the order given: whether its most probable label is its own."""
@@ -137,7 +136,7 @@ def test_metrics_survive_their_file() -> None:
     assert from_json(to_json(found), Metrics, name="metrics.json") == found
 
 
-@settings(SEEDED, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(1, 5_000), st.floats(0, 1))
 def test_the_interval_is_wilsons(trials: int, share: float) -> None:
     """The interval is scipy's Wilson interval, and has the share in it."""

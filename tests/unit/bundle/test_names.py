@@ -14,8 +14,6 @@ from topwork.bundle.names import check_label, check_model, compose_label
 from topwork.errors import InvalidInput
 from topwork.limits import InputLimits
 
-SEEDED = settings(derandomize=True, database=None, deadline=None, max_examples=300)
-
 
 @pytest.mark.parametrize("model", ["a", "7", "flowers", "flowers-2.1_b", "a..b", "x" * 63])
 def test_plain_model_names_are_let_in(model: str) -> None:
@@ -39,7 +37,7 @@ def test_model_names_are_never_paths(model: str) -> None:
     assert repr(model)[1:-1] in str(caught.value)
 
 
-@SEEDED
+@settings(max_examples=300)
 @given(st.text(alphabet="ab0./\\-_ \0\n~%", max_size=8) | st.text(max_size=70))
 def test_a_checked_model_name_stays_in_its_directory(model: str) -> None:
     """A model name that is let in is one visible entry of the directory that it is put in."""
@@ -190,7 +188,7 @@ def test_length_is_counted_composed() -> None:
     assert check_label("e\u0301" * 30, limits=InputLimits(max_label_length=30)) == "\u00e9" * 30
 
 
-@SEEDED
+@settings(max_examples=300)
 @given(st.text(max_size=12))
 def test_a_checked_label_is_checked_once_and_for_all(label: str) -> None:
     """What comes back is composed and passes again unchanged."""

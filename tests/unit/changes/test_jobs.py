@@ -13,10 +13,8 @@ from topwork.changes.jobs import ChangeOutcome, Job, Progress
 # Whole numbers as stored data may have them: Hypothesis knows nothing of msgspec's bounds.
 st.register_type_strategy(int, st.integers(0, 2**31 - 1))
 
-seeded = settings(deadline=None, derandomize=True, database=None, max_examples=50)
 
-
-@seeded
+@settings(max_examples=50)
 @given(st.from_type(Job) | st.from_type(ChangeOutcome) | st.from_type(Progress))
 def test_what_is_stored_comes_back(value: Job | ChangeOutcome | Progress) -> None:
     """Every job, outcome and progress is the same after its way through JSON text."""

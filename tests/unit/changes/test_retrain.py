@@ -141,7 +141,7 @@ def histories(draw: st.DrawFn) -> list[Step]:
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(history=histories())
 def test_a_history_gives_what_one_fit_gives(history: list[Step]) -> None:
     """Labels, head and data are, byte for byte, those of one fit on the images that remain."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 from google.rpc import code_pb2, status_pb2
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from topwork.client import exchange as exchanges
@@ -91,7 +91,6 @@ def test_a_message_without_images_is_no_message(images: int) -> None:
         exchange(images=images)
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(
     lengths=st.lists(st.integers(0, 25 * KILO), max_size=30),
     largest=st.integers(1, 60 * KILO),

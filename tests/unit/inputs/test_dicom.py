@@ -51,7 +51,6 @@ pytest.importorskip("pydicom")
 pytestmark = pytest.mark.filterwarnings(r"ignore:::pydicom\.")
 
 SPEC = PreprocessSpec(resize=20, crop=16, deep_grey="percentiles")
-SEEDED = settings(derandomize=True, database=None, deadline=None)
 NATIVE = [UNCOMPRESSED, IMPLICIT, BIG_ENDIAN, DEFLATED]
 
 SLOPE, INTERCEPT = 0x00281053, 0x00281052
@@ -627,7 +626,7 @@ def check_anything(content: bytes) -> None:
     assert pixels.dtype == np.uint8
 
 
-@settings(SEEDED, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.sampled_from([*NATIVE, RLE, JPEG, JPEG_2000]).map(dicom_header)
     | st.just(bytes(128) + b"DICM"),
@@ -681,7 +680,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 @pytest.mark.slow
-@settings(SEEDED, max_examples=600)
+@settings(max_examples=600)
 @given(damaged())
 def test_damaged_files_are_pixels_or_an_image_error(content: bytes) -> None:
     """No damage to a valid file makes it raise anything but ImageError."""

@@ -40,7 +40,6 @@ from topwork.limits import DEFAULT_LIMITS, InputLimits
 SPEC = PreprocessSpec(resize=20, crop=16, deep_grey="percentiles")
 DEPTH = PreprocessSpec(resize=20, crop=16, deep_grey="depth")
 """The spec of models that were fitted when deep greyscale kept the upper bits of its depth."""
-SEEDED = settings(derandomize=True, database=None, deadline=None)
 RED, BLUE = (220, 10, 20), (10, 20, 220)
 
 
@@ -552,7 +551,7 @@ MAGIC = [
 ]
 
 
-@settings(SEEDED, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from([b"", *MAGIC]), st.binary(max_size=300))
 def test_arbitrary_bytes_are_pixels_or_an_image_error(magic: bytes, rest: bytes) -> None:
     """No bytes, also behind a format's first ones, make it raise anything but ImageError."""
@@ -648,7 +647,7 @@ def test_damage_costs_no_more_than_the_picture(kind: str) -> None:
 
 
 @pytest.mark.slow
-@settings(SEEDED, max_examples=1500)
+@settings(max_examples=1500)
 @given(damaged())
 def test_damaged_files_are_pixels_or_an_image_error(content: bytes) -> None:
     """No damage to a valid file makes it raise anything but ImageError."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from topwork.learning.cells import find_cells
 
-SEEDED = settings(derandomize=True, database=None, deadline=None)
 
-
-@settings(SEEDED)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(1, 40))
 def test_a_set_is_the_cells_within_it(seed: int, count: int, rows: int) -> None:
     """Every row is in one cell, and the cells of a set have its rows and no others."""

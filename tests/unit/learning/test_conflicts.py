@@ -154,7 +154,7 @@ def test_an_image_of_many_labels_is_compared_with_few() -> None:
     ]
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.integers(1, BLOCK[0] + 40), st.integers(1, BLOCK[1] + 40))
 def test_every_copy_is_found_wherever_it_stands(seed: int, few: int, many: int) -> None:
     """Exactly the copied images are found, in order, across the blocks in which they are sought."""

@@ -18,8 +18,6 @@ from topwork.errors import Corrupt
 from topwork.learning.gate import CONFUSIONS, Judgement, check, compare
 from topwork.learning.learn import learn
 
-SEEDED = settings(derandomize=True, database=None, deadline=None)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -253,7 +251,7 @@ def test_a_gate_may_let_everything_through() -> None:
     assert check(found, Gate(max_old_class_drop=1, min_new_class_recall=0)) == ()
 
 
-@settings(SEEDED, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.integers(0, 9), st.sampled_from("abc"), st.sampled_from("abc"), st.booleans()),
@@ -276,7 +274,7 @@ def test_shards_give_the_judgement_of_their_exemplars(
     assert whole.labels == parts.labels == ("a", "b", "c")
 
 
-@settings(SEEDED, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 6))
 def test_a_comparison_agrees_with_one_by_hand(seed: int, labels: int) -> None:
     """Recalls of common images are those that a dictionary of images gives."""

@@ -93,7 +93,7 @@ def dealt(made: Exemplars, seed: int) -> list[tuple[str, Shard]]:
 
 
 @pytest.mark.slow
-@settings(derandomize=True, database=None, deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.sampled_from([*KINDS, "auto"]))
 def test_neither_arrival_nor_threads_leave_a_trace(
     seed: int, threads: int, kind: HeadKind | Literal["auto"]

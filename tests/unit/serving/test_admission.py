@@ -150,7 +150,7 @@ def test_room_for_who_has_gone_is_given_back() -> None:
     asyncio.run(scenario())
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300)
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(["come", "wait", "leave", "cancel", "turn"]), st.integers(1, 9)),

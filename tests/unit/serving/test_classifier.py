@@ -44,13 +44,6 @@ LABELS = ("amber", "blue", "crimson", "green")
 PHOTOS = {label: picture(label, 40) for label in LABELS}
 JUNK = b"no image at all"
 
-seeded = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-
 
 class Gate:
     """A backbone that works while it is open, and counts the images that came to it."""
@@ -230,7 +223,7 @@ def test_batch_result_is_single_result(repository: Repository) -> None:
             label: loop.run(asked.classify(photo)).results[0] for label, photo in PHOTOS.items()
         }
 
-        @seeded
+        @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
         @given(st.lists(st.sampled_from([*LABELS, "junk"]), min_size=1, max_size=20))
         def check(shown: list[str]) -> None:
             answer = loop.run(asked.classify(*[PHOTOS.get(one, JUNK) for one in shown]))
@@ -690,7 +683,7 @@ def test_a_broken_backbone_costs_no_permit(repository: Repository) -> None:
     asyncio.run(scenario())
 
 
-@settings(seeded, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     steps=st.lists(
         st.one_of(

@@ -165,11 +165,5 @@ def test_every_image_comes_once_and_in_its_requests_order() -> None:
     """Whatever comes, leaves and is served: each image comes once, or left with its request."""
     run_state_machine_as_test(
         AnyOrder,
-        settings=settings(
-            max_examples=200,
-            stateful_step_count=40,
-            deadline=None,
-            derandomize=True,
-            database=None,
-        ),
+        settings=settings(max_examples=200, stateful_step_count=40),
     )

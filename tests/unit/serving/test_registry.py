@@ -597,7 +597,7 @@ def acted_on(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     return repository
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@settings(max_examples=30)
 @given(acts=st.lists(st.sampled_from(get_args(Act)), min_size=5, max_size=40), small=st.booleans())
 def test_a_snapshot_is_all_of_one_revision(
     acted_on: Repository, acts: list[Act], *, small: bool

@@ -245,13 +245,7 @@ def test_everybody_gets_their_own_answer_and_nobody_waits_for_ever() -> None:
     """Every caller gets its own answer, its own cancellation or the error of its own images."""
     run_state_machine_as_test(
         AnyInterleaving,
-        settings=settings(
-            max_examples=400,
-            stateful_step_count=40,
-            deadline=None,
-            derandomize=True,
-            database=None,
-        ),
+        settings=settings(max_examples=400, stateful_step_count=40),
     )
 
 

@@ -26,8 +26,6 @@ from topwork.bundle.maintenance.garbage import Collected, collect
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
-SEEDED = settings(derandomize=True, database=None, deadline=None, max_examples=40)
-
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
@@ -602,7 +600,7 @@ def test_writers_and_collectors_race_to_no_harm(repository: Repository) -> None:
 
 
 @pytest.mark.slow
-@SEEDED
+@settings(max_examples=40)
 @given(
     st.lists(
         st.one_of(

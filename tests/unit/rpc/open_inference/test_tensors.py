@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import infers
 
@@ -22,8 +22,6 @@ from topwork.serving.classify_batch import ImageInput
 LIMITS = ServerLimits(max_images_per_request=4)
 SPEC = PreprocessSpec(resize=4, crop=2)
 PIXELS = np.arange(3 * 2 * 2 * 3, dtype=np.uint8).reshape(3, 2, 2, 3)
-
-seeded = settings(deadline=None, derandomize=True, database=None)
 
 
 def pixels(image: ImageInput) -> Any:
@@ -184,14 +182,12 @@ def test_lengths_that_lie_are_refused(content: bytes, count: int) -> None:
         tensors.split(content, count)
 
 
-@seeded
 @given(st.lists(st.binary(max_size=50), max_size=8))
 def test_what_is_joined_is_split(elements: list[bytes]) -> None:
     """Raw BYTES are what they were made of."""
     assert tensors.split(answers.join(elements), len(elements)) == elements
 
 
-@seeded
 @given(st.binary(max_size=60), st.integers(0, 6))
 def test_any_contents_are_split_exactly_or_refused(content: bytes, count: int) -> None:
     """Whatever the bytes are, no byte is lost and none is made up."""
@@ -216,7 +212,6 @@ def good_requests(draw: st.DrawFn) -> pb.ModelInferRequest:
     return infers.request(values, raw=raw)
 
 
-@seeded
 @given(good_requests())
 def test_a_good_request_is_taken(request: pb.ModelInferRequest) -> None:
     """Every image of it is an encoded one, or has pixels of the model's size."""
@@ -227,7 +222,6 @@ def test_a_good_request_is_taken(request: pb.ModelInferRequest) -> None:
             assert image.pixels(SPEC).shape == (2, 2, 3)
 
 
-@seeded
 @given(good_requests(), st.data())
 def test_a_damaged_request_is_refused(request: pb.ModelInferRequest, data: st.DataObject) -> None:
     """A shape or contents that no longer fit are InvalidInput with the field, and nothing else."""

@@ -96,7 +96,7 @@ class Steps:
         return made
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(
     callers=st.lists(st.integers(1, 12), min_size=1, max_size=8),
     bad=st.sets(st.integers(0, 95), max_size=4),

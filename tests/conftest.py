@@ -1,4 +1,4 @@
-"""Fixtures that several tests share."""
+"""Fixtures shared by tests, and their hypothesis profile."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ hypothesis.settings.load_profile("seeded")
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_cache_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what commands cache away from the home of whoever runs the tests.
+    """Move the cache of commands from the home directory to a temporary one.
 
-    The processes that share a run of the tests share the cache.
+    All processes of one test run share it.
     """
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

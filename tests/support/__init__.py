@@ -1,1 +1,1 @@
-"""What several tests build on: pictures, and a repository around a tiny backbone."""
+"""Shared test support: generated images, repositories with a tiny backbone, server processes."""

@@ -1,4 +1,4 @@
-"""Files that are no pictures, pictures that decoders get wrong, and pictures that are too large."""
+"""Unreadable files, images that decoders get wrong, and decompression bombs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from support.pictures import encode
 KINDS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF", "JPEG2000", "PPM",
 )  # fmt: skip
-"""The formats that Topwork reads, without DICOM, as ``encode`` calls them."""
+"""The formats that Topwork reads except DICOM, by their names in ``encode``."""
 
 EXACT: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 100, "subsampling": 0},
     "WEBP": {"lossless": True},
     "AVIF": {"quality": 100, "subsampling": "4:4:4"},
 }
-"""Options with which a format keeps colours as they are, nearly."""
+"""Options with which a lossy format changes colours least."""
 
 STORED_AS = {
     1: None,
@@ -35,7 +35,7 @@ STORED_AS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-"""How a camera turns the upright picture before it stores it under an EXIF orientation."""
+"""Transposition of the upright image that a camera stores, by EXIF orientation."""
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -52,7 +52,7 @@ def plain(colour: tuple[int, int, int], size: tuple[int, int] = (24, 20)) -> Ima
 
 
 def turned(upright: Image.Image, orientation: int, kind: str) -> bytes:
-    """Return the file of a camera that was held so: turned pixels, and EXIF that says how."""
+    """Return the file of a camera held in ``orientation``: turned pixels and the EXIF tag."""
     transpose = STORED_AS[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -70,7 +70,7 @@ def without_palette() -> bytes:
 
 
 def unreadable() -> dict[str, bytes]:
-    """Return files that no decoder can make a picture of, by what is wrong with them."""
+    """Return files that no decoder can read, by their defect."""
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
     half = {kind: (whole := encode(noise, kind))[: len(whole) // 2] for kind in KINDS}

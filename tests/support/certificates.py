@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority, and what it signs."""
+"""Certificates for tests, and the certificate authority that signs them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DAY = dt.timedelta(days=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pem:
-    """A certificate and its key, in files."""
+    """Files of a certificate and its key."""
 
     cert: Path
     key: Path
 
 
 class Authority:
-    """Signs certificates, which it writes into ``directory``; its own is ``ca``."""
+    """Certificate authority that writes into ``directory``; its own certificate is ``ca``."""
 
     def __init__(self, directory: Path, name: str = "authority") -> None:
         self._directory = directory
@@ -37,7 +37,7 @@ class Authority:
         self.ca.write_bytes(_pem(made.sign(self._key, hashes.SHA256())))
 
     def issue(self, name: str, *, uri: str = "", file: str = "") -> Pem:
-        """Return a certificate for NAME on this host; with ``file`` it is written over that one."""
+        """Return a new certificate for NAME on this host, in files named ``file`` or NAME."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [
             x509.DNSName("localhost"),

@@ -1,7 +1,7 @@
-"""Containers of an image, by docker or podman, or by chroot where there is only buildah.
+"""Containers of an image, run by docker or podman, or by chroot if only buildah is installed.
 
-All of them are run as a careful operator does: a user who is not root, without capabilities, with a
-root file system that cannot be written to, on the host's network.
+All are hardened: an unprivileged user, no capabilities, a read-only root file system. They use the
+host's network.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from support import servers
 from support.servers import Running
 
 USER = 10001
-"""The image's own."""
+"""User id in the image."""
 
-Done = tuple[int, str]
-"""Exit status and output."""
+Result = tuple[int, str]
+"""Exit status, and output of both streams."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What to run."""
+    """Arguments, user, environment and volumes of a container."""
 
     arguments: Sequence[str] = ()
     user: int = USER
@@ -41,26 +41,26 @@ class Engine(Protocol):
     """Runs containers of one image."""
 
     def config(self) -> dict[str, Any]:
-        """Return the image's configuration, as docker names its parts."""
+        """Return the image's configuration in docker's format."""
 
     def bytes_above(self, base: str) -> int:
-        """Return by how much the image is larger than ``base``."""
+        """Return the size of the image minus that of ``base``."""
 
     def command(self, name: str, spec: Spec) -> list[str]:
-        """Return what runs a container in the foreground, and ends with it, by its status."""
+        """Return a command that runs a container in the foreground and exits with its status."""
 
-    def inside(self, running: Running, name: str, spec: Spec, command: Sequence[str]) -> Done:
-        """Run another command in a container that runs."""
+    def inside(self, running: Running, name: str, spec: Spec, command: Sequence[str]) -> Result:
+        """Run another command in a running container."""
 
     def terminate(self, running: Running, name: str) -> None:
         """Send SIGTERM to a container's process 1."""
 
     def remove(self, running: Running, name: str) -> None:
-        """Remove a container, and what runs in it."""
+        """Kill and remove a container."""
 
 
 class Container:
-    """A container that runs."""
+    """A running container."""
 
     def __init__(self, engine: Engine, name: str, spec: Spec) -> None:
         self._engine = engine
@@ -71,17 +71,17 @@ class Container:
         )
         self.running = Running(engine.command(name, spec), repository)
 
-    def inside(self, *command: str) -> Done:
-        """Run a command in it; return its exit status and output."""
+    def inside(self, *command: str) -> Result:
+        """Run a command in the container; return its exit status and output."""
         return self._engine.inside(self.running, self._name, self._spec, command)
 
     def stop(self) -> int:
-        """End it as a supervisor does; return its exit status."""
+        """Send SIGTERM; return the container's exit status."""
         self._engine.terminate(self.running, self._name)
         return self.running.process.wait(servers.PATIENCE)
 
     def close(self) -> None:
-        """Remove it and all that runs in it."""
+        """Kill and remove the container."""
         self._engine.remove(self.running, self._name)
         self.running.close()
 
@@ -91,7 +91,7 @@ _numbers = itertools.count(1)
 
 @contextlib.contextmanager
 def container(engine: Engine, spec: Spec) -> Iterator[Container]:
-    """Run a container for the block's time."""
+    """Run a container while the block runs."""
     name = f"topwork-test-{os.getpid()}-{next(_numbers)}"
     started = Container(engine, name, spec)
     try:
@@ -101,7 +101,7 @@ def container(engine: Engine, spec: Spec) -> Iterator[Container]:
 
 
 class Cli:
-    """docker, podman and whatever takes the same arguments."""
+    """docker, podman or another engine with the same arguments."""
 
     def __init__(self, command: Sequence[str], image: str) -> None:
         self._command = command
@@ -111,7 +111,7 @@ class Cli:
         """See Engine."""
         found = self._inspect(self._image)
         config: dict[str, Any] = found["Config"]
-        # podman has it beside the rest.
+        # podman stores the health check outside of Config.
         return {"Healthcheck": found["Healthcheck"]} | config if "Healthcheck" in found else config
 
     def bytes_above(self, base: str) -> int:
@@ -120,18 +120,18 @@ class Cli:
 
     def command(self, name: str, spec: Spec) -> list[str]:
         """See Engine."""
-        given = [f"--env={key}={value}" for key, value in spec.environment.items()]
-        given += [f"--volume={path}:{at}" for path, at in spec.volumes.items()]
+        options = [f"--env={key}={value}" for key, value in spec.environment.items()]
+        options += [f"--volume={path}:{at}" for path, at in spec.volumes.items()]
         hardened = (
             "--network=host", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL",
             "--security-opt=no-new-privileges", f"--user={spec.user}:0",
         )  # fmt: skip
         return [
-            *(*self._command, "run", "--name", name, *hardened, *given),
+            *(*self._command, "run", "--name", name, *hardened, *options),
             *(self._image, *spec.arguments),
         ]
 
-    def inside(self, running: Running, name: str, spec: Spec, command: Sequence[str]) -> Done:
+    def inside(self, running: Running, name: str, spec: Spec, command: Sequence[str]) -> Result:
         """See Engine."""
         del running, spec
         return _done([*self._command, "exec", name, *command])
@@ -155,10 +155,10 @@ class Cli:
 
 
 class Chroot:
-    """What buildah built, run by util-linux: namespaces of processes and mounts, and a chroot.
+    """Images built by buildah, run by util-linux in a chroot with PID and mount namespaces.
 
-    For where no engine runs containers; needs root. Its one difference that counts: there is no
-    filter of system calls, and no limit on memory or processor.
+    For hosts on which no engine can run containers; needs root. Unlike an engine it has no seccomp
+    filter and no limit on memory or CPU.
     """
 
     def __init__(self, image: str) -> None:
@@ -194,7 +194,7 @@ class Chroot:
         script = " && ".join(map(shlex.join, [*mounts, ["exec", *self._confined(root, spec, run)]]))
         return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]
 
-    def inside(self, running: Running, name: str, spec: Spec, command: Sequence[str]) -> Done:
+    def inside(self, running: Running, name: str, spec: Spec, command: Sequence[str]) -> Result:
         """See Engine."""
         root = _buildah("mount", name)
         confined = self._confined(root, spec, command)
@@ -207,7 +207,7 @@ class Chroot:
 
     def remove(self, running: Running, name: str) -> None:
         """See Engine."""
-        if running.process.poll() is None:  # with process 1 all others of its namespace end
+        if running.process.poll() is None:  # the kernel ends the namespace with its process 1
             subprocess.run(["kill", "-KILL", str(self._first(running))], check=True)
             running.process.wait(servers.PATIENCE)
         _buildah("umount", name)
@@ -222,7 +222,7 @@ class Chroot:
         ]
 
     def _first(self, running: Running) -> int:
-        """Return the process that is number 1 in its container."""
+        """Return the host's id of the container's process 1."""
 
         def child() -> int | None:
             pid = running.process.pid
@@ -236,14 +236,14 @@ class Chroot:
         try:
             root = Path(_buildah("mount", name))
             files = (path.lstat() for path in root.rglob("*"))
-            # A file with several names is there once.
-            return sum({one.st_ino: one.st_size for one in files}.values())
+            # Hard links count once.
+            return sum({stat.st_ino: stat.st_size for stat in files}.values())
         finally:
             _buildah("rm", name)
 
 
 def engine(command: str, image: str) -> Engine:
-    """Return what runs containers of ``image``, which ``command`` built."""
+    """Return the engine for containers of ``image``, which ``command`` built."""
     words = shlex.split(command)
     return Chroot(image) if words == ["buildah"] else Cli(words, image)
 
@@ -254,7 +254,7 @@ def _buildah(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _done(command: Sequence[str]) -> Done:
+def _done(command: Sequence[str]) -> Result:
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""DICOM files made on the spot, without a library: sound ones and hostile ones."""
+"""Writer of valid and hostile DICOM files, without a DICOM library."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def dicom(
 ) -> bytes:
     """Return a DICOM file of integer samples (height, width) or (height, width, 3).
 
-    ``more`` adds elements, replaces them, or takes them away (None as the value). ``frames`` are
-    the compressed frames of an encapsulated transfer syntax. ``body`` is put in front of it all.
+    ``more`` adds elements, replaces them, or removes them (None as the value). ``frames`` are the
+    compressed frames of an encapsulated transfer syntax. ``body`` precedes all elements.
     """
     bits = 8 * samples.itemsize
     pixels = samples.astype(
@@ -74,7 +74,7 @@ def dicom(
 
 
 def dicom_header(syntax: str) -> bytes:
-    """Return how a DICOM file of a transfer syntax begins."""
+    """Return the preamble and file meta information for a transfer syntax."""
     meta = element(0x00020010, "UI", syntax)
     return bytes(128) + b"DICM" + element(0x00020000, "UL", struct.pack("<I", len(meta))) + meta
 
@@ -87,7 +87,7 @@ def element(
     content: bytes
     if vr == "SQ":
         content = b"".join(
-            item(b"".join(element(*one, syntax=syntax) for one in flat(items)), order=order)
+            item(b"".join(element(*nested, syntax=syntax) for nested in flat(items)), order=order)
             for items in value
         )
     elif isinstance(value, list):
@@ -107,7 +107,7 @@ def element(
 
 
 def flat(elements: Elements) -> list[tuple[int, str, Any]]:
-    """Return elements as (tag, value representation, value), by tag."""
+    """Return elements as (tag, value representation, value), sorted by tag."""
     return [(tag, vr, value) for tag, (vr, value) in sorted(elements.items())]
 
 
@@ -126,7 +126,7 @@ def rle_frame(*segments: bytes) -> bytes:
 
 
 def hostile_dicoms() -> dict[str, tuple[bytes, str]]:
-    """Return DICOM files that cost much to whoever believes them, and what gives them away."""
+    """Return DICOM files that exhaust a naive reader, with a pattern of the error, by attack."""
     small = np.zeros((8, 8), np.uint8)
     sequence = element(0x00081140, "SQ", [], endless=True)
     endless_item = _delimiter(_ITEM, _UNDEFINED)

@@ -1,4 +1,4 @@
-"""File systems that are full or read-only. Where none can be mounted the tests are skipped."""
+"""Full and read-only file systems. Tests are skipped if nothing can be mounted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 @contextlib.contextmanager
 def small(directory: Path, *, megabytes: int, inodes: int = 10_000) -> Iterator[Path]:
-    """Yield a new directory with a file system of its own."""
+    """Yield a new directory with its own small file system."""
     directory.mkdir()
     options = f"size={megabytes}m,nr_inodes={inodes}"
     _mount("-t", "tmpfs", "-o", options, "tmpfs", str(directory))
@@ -26,7 +26,7 @@ def small(directory: Path, *, megabytes: int, inodes: int = 10_000) -> Iterator[
 
 @contextlib.contextmanager
 def full(directory: Path) -> Iterator[None]:
-    """Leave no byte free on a directory's file system while the block runs."""
+    """Fill all bytes of a directory's file system while the block runs."""
     filler = directory / "filler"
     try:
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -39,7 +39,7 @@ def full(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_inodes(directory: Path) -> Iterator[None]:
-    """Leave no inode free on a directory's file system while the block runs."""
+    """Use up all inodes of a directory's file system while the block runs."""
     fillers = directory / "fillers"
     fillers.mkdir()
     try:
@@ -53,7 +53,7 @@ def without_inodes(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_only(*directories: Path) -> Iterator[None]:
-    """Let nobody write below ``directories`` while the block runs, but to what is open already."""
+    """Mount ``directories`` read-only while the block runs; open files stay writable."""
     with contextlib.ExitStack() as stack:
         for directory in directories:
             _mount("--bind", str(directory), str(directory))

@@ -15,16 +15,16 @@ ROOT = Path(__file__).parents[1] / "golden"
 def kinds() -> frozenset[type]:
     """Return all types that are stored as documents."""
     for module in pkgutil.walk_packages(topwork.__path__, "topwork."):
-        if not module.name.endswith(("__main__", "rpc.client")):  # one runs, one warns
+        if not module.name.endswith(("__main__", "rpc.client")):  # these run or warn when imported
             importlib.import_module(module.name)
     return documents.registered()
 
 
 def newest(kind: type) -> Path:
-    """Return the file of this version's document of a type, with every field filled in."""
+    """Return the golden file of a type, of this version, with every field filled in."""
     return next((ROOT / topwork.__version__).glob(f"{kind.__name__}.*"))
 
 
 def name(path: Path) -> str:
-    """Return how a test calls a file: its version and its name."""
+    """Return a test id for a golden file: its version and its name."""
     return f"{path.parent.name}/{path.name}"

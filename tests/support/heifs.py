@@ -1,4 +1,4 @@
-"""HEIC and AVIF files made on the spot: sound ones, and ones that lie about what is in them."""
+"""Writer of HEIC and AVIF files, valid and with wrong boxes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from topwork.inputs.images.work import Steps
 
 
 def heic(image: Image.Image, orientation: int = 1, **options: Any) -> bytes:
-    """Return a HEIC file of ``image``, which its boxes and its EXIF say how to turn."""
+    """Return a HEIC file of ``image`` with an orientation in its boxes and its EXIF."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = pillow_heif.from_pillow(image)
@@ -25,7 +25,7 @@ def heic(image: Image.Image, orientation: int = 1, **options: Any) -> bytes:
 
 
 def deep_heic(mode: str, size: tuple[int, int], samples: bytes) -> bytes:
-    """Return a HEIC file of 10 bits a sample, of samples of 16 bits, such as in mode RGB;16."""
+    """Return a HEIC file of 10 bits a sample from 16-bit samples, such as of mode RGB;16."""
     return _saved(pillow_heif.from_bytes(mode, size, samples))
 
 
@@ -36,7 +36,7 @@ def _saved(file: pillow_heif.HeifFile, **options: Any) -> bytes:
 
 
 def coded(file: bytes) -> ImageItem:
-    """Return the kind, the content and the properties of a file's primary item."""
+    """Return the kind, content and properties of a file's primary item."""
     meta = isobmff.read(file, Steps())
     item = meta.items[meta.primary]
     content = b"".join(file[start:end] for start, end in item.extents)
@@ -46,13 +46,13 @@ def coded(file: bytes) -> ImageItem:
 def assembled(
     items: Sequence[ImageItem], references: Sequence[Reference] = (), *, primary: int = 1
 ) -> bytes:
-    """Return a file of items, numbered from 1: the kind, content and properties of each."""
+    """Return a file of items, numbered from 1; each has a kind, content and properties."""
     brand = b"avif" if items[primary - 1][0] == b"av01" else b"heic"
     return isobmff.written(items, references, primary=primary, brand=brand)
 
 
 def grid(tile: bytes, columns: int, rows: int, size: tuple[int, int]) -> bytes:
-    """Return a file whose picture is a grid of the primary item of ``tile``, again and again."""
+    """Return a file whose image is a grid that repeats the primary item of ``tile``."""
     count = columns * rows
     payload = struct.pack(">BBBBHH", 0, 0, rows - 1, columns - 1, *size)
     properties = [(b"ispe", struct.pack(">III", 0, *size))]

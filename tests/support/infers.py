@@ -1,4 +1,4 @@
-"""ModelInfer requests, made and read by the protocol's own words, not by the code under test."""
+"""ModelInfer requests and responses, encoded by the protocol's text, not by the code under test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DATATYPES = {np.dtype(np.uint8): "UINT8", np.dtype(np.float32): "FP32"}
 
 
 def request(
-    given: Sequence[bytes] | NDArray[Any],
+    images: Sequence[bytes] | NDArray[Any],
     *,
     raw: bool = True,
     model: str = "colours",
@@ -23,44 +23,46 @@ def request(
     **fields: Any,
 ) -> pb.ModelInferRequest:
     """Return a request for encoded images, or for pixels uint8 or float32 (N, H, W, 3)."""
-    made = pb.ModelInferRequest(model_name=model, **fields)
+    infer = pb.ModelInferRequest(model_name=model, **fields)
     for name in outputs:
-        made.outputs.add(name=name)
-    if isinstance(given, np.ndarray):
-        tensor = made.inputs.add(name="pixels", datatype=DATATYPES[given.dtype], shape=given.shape)
+        infer.outputs.add(name=name)
+    if isinstance(images, np.ndarray):
+        tensor = infer.inputs.add(
+            name="pixels", datatype=DATATYPES[images.dtype], shape=images.shape
+        )
         if raw:
-            made.raw_input_contents.append(given.tobytes())
-        elif given.dtype == np.uint8:
-            tensor.contents.uint_contents.extend(given.ravel().tolist())
+            infer.raw_input_contents.append(images.tobytes())
+        elif images.dtype == np.uint8:
+            tensor.contents.uint_contents.extend(images.ravel().tolist())
         else:
-            tensor.contents.fp32_contents.extend(given.ravel().tolist())
-        return made
-    tensor = made.inputs.add(name="images", datatype="BYTES", shape=[len(given)])
+            tensor.contents.fp32_contents.extend(images.ravel().tolist())
+        return infer
+    tensor = infer.inputs.add(name="images", datatype="BYTES", shape=[len(images)])
     if raw:
-        content = b"".join(struct.pack("<I", len(one)) + one for one in given)
-        made.raw_input_contents.append(content)
+        content = b"".join(struct.pack("<I", len(image)) + image for image in images)
+        infer.raw_input_contents.append(content)
     else:
-        tensor.contents.bytes_contents.extend(given)
-    return made
+        tensor.contents.bytes_contents.extend(images)
+    return infer
 
 
 def outputs(response: pb.ModelInferResponse) -> dict[str, Any]:
-    """Return the outputs by name: arrays, or lists of lists of texts."""
+    """Return the outputs by name: arrays, or lists of lists of strings."""
     raw = iter(response.raw_output_contents)
-    found: dict[str, Any] = {}
-    for one in response.outputs:
-        if one.datatype == "FP32":
+    arrays: dict[str, Any] = {}
+    for output in response.outputs:
+        if output.datatype == "FP32":
             values = (
                 np.frombuffer(next(raw), dtype="<f4")
                 if response.raw_output_contents
-                else np.array(one.contents.fp32_contents, dtype=np.float32)
+                else np.array(output.contents.fp32_contents, dtype=np.float32)
             )
-            found[one.name] = values.reshape(list(one.shape))
+            arrays[output.name] = values.reshape(list(output.shape))
         else:
-            flat = [text.decode() for text in _texts(one, raw)]
-            width = one.shape[1]
-            found[one.name] = [flat[at : at + width] for at in range(0, len(flat), width)]
-    return found
+            flat = [text.decode() for text in _texts(output, raw)]
+            width = output.shape[1]
+            arrays[output.name] = [flat[at : at + width] for at in range(0, len(flat), width)]
+    return arrays
 
 
 def _texts(output: pb.ModelInferResponse.InferOutputTensor, raw: Any) -> list[bytes]:

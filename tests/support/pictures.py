@@ -1,4 +1,4 @@
-"""Pictures made on the spot, as encoded files."""
+"""Generated pictures, as encoded files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLOURS = {
     "white": (235, 235, 235),
     "zircon": (20, 200, 220),
 }
-"""One colour a label: what the tiny backbone can tell apart."""
+"""One colour a label; the tiny backbone can tell them apart."""
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -32,7 +32,7 @@ def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def picture(label: str, index: int, *, size: tuple[int, int] = (40, 32)) -> bytes:
-    """Return a noisy picture (PNG) in the colour of ``label``; no two indices are alike."""
+    """Return a noisy picture (PNG) in the colour of ``label``, different for each index."""
     rng = np.random.default_rng([sorted(COLOURS).index(label), index])
     width, height = size
     noise = rng.normal(0, 60, (height, width, 3)) + rng.normal(0, 25, 3)

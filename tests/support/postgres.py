@@ -1,4 +1,4 @@
-"""A throw-away PostgreSQL cluster for tests; where PostgreSQL is not installed they are skipped."""
+"""Temporary PostgreSQL cluster; tests are skipped if PostgreSQL is not installed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from psycopg import sql
 
 SUPERUSER = "topwork"
 PATIENCE = 60
-"""Seconds that a start or a stop may take."""
+"""Timeout in seconds of a start or a stop."""
 
 # What is thrown away may be lost in a power cut; a server that is killed loses nothing.
 FAST = ("fsync=off", "full_page_writes=off")
 
 
 class Postgres:
-    """One cluster, reached by a socket in its own directory only."""
+    """A cluster that listens only on a Unix socket in its directory."""
 
     def __init__(self, binaries: Path, directory: Path) -> None:
         self._binaries = binaries
@@ -34,36 +34,36 @@ class Postgres:
         self._numbers = itertools.count(1)
 
     def create(self) -> None:
-        """Make the cluster's files."""
+        """Create the cluster's files."""
         self._call(
             "initdb", "--auth=trust", f"--username={SUPERUSER}", "--no-sync", "--locale=C",
             "--encoding=UTF8",
         )  # fmt: skip
 
     def start(self) -> None:
-        """Start the server, and return when it takes connections."""
+        """Start the server, and return when it accepts connections."""
         settings = (
             *FAST, "listen_addresses=", f"unix_socket_directories={self._directory}",
         )  # fmt: skip
-        given = " ".join(f"-c {setting}" for setting in settings)
-        self._call("pg_ctl", "start", "--wait", f"--log={self._directory / 'log'}", "-o", given)
+        options = " ".join(f"-c {setting}" for setting in settings)
+        self._call("pg_ctl", "start", "--wait", f"--log={self._directory / 'log'}", "-o", options)
 
     def stop(self) -> None:
-        """End the server at once, as a crash does; its clients' connections break."""
+        """Stop the server at once, as in a crash; connections break."""
         self._call("pg_ctl", "stop", "--mode=immediate")
 
     def url(self, database: str, user: str = SUPERUSER) -> str:
-        """Return the URL of a database that is there or not."""
+        """Return the URL of a database, whether or not it exists."""
         return f"postgresql://{user}@/{database}?host={self._directory}"
 
     def new_database(self) -> str:
-        """Make an empty database and return its URL."""
+        """Create an empty database and return its URL."""
         database = f"test{next(self._numbers)}"
         self.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
         return self.url(database)
 
     def execute(self, statement: sql.Composed | sql.SQL) -> None:
-        """Execute a statement outside of a transaction, in no particular database."""
+        """Execute a statement outside of a transaction, in the database postgres."""
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(statement)
 
@@ -73,7 +73,7 @@ class Postgres:
         if os.geteuid() == 0:
             user = _unprivileged()
             as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        # The server holds what pg_ctl was given to write to: a pipe would not end with pg_ctl.
+        # A file, since the server inherits it: a pipe would stay open after pg_ctl exits.
         with (self._directory / "errors").open("w+") as errors:
             ended = subprocess.run(
                 [str(self._binaries / binary), *arguments, "-D", str(self._directory / "data")],
@@ -91,12 +91,12 @@ class Postgres:
 
 @contextlib.contextmanager
 def running() -> Iterator[Postgres]:
-    """Yield a cluster that runs; skip the test where PostgreSQL is not installed."""
+    """Yield a running cluster; skip the test if PostgreSQL is not installed."""
     binaries = _binaries()
     if binaries is None:
         pytest.skip("PostgreSQL is not installed: no pg_ctl on PATH or in /usr/lib/postgresql")
-    # Not in pytest's folders: another user than root could not enter them, and a socket's path
-    # has at most 107 characters.
+    # Not in pytest's folders: only their owner may enter them, and a socket's path has at most
+    # 107 characters.
     with tempfile.TemporaryDirectory(prefix="topwork-postgres-") as name:
         directory = Path(name)
         if os.geteuid() == 0:
@@ -121,7 +121,7 @@ def _binaries() -> Path | None:
 
 
 def _unprivileged() -> pwd.struct_passwd:
-    """Return the user as whom root runs PostgreSQL."""
+    """Return the user account under which root runs PostgreSQL."""
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)

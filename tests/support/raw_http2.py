@@ -1,6 +1,6 @@
-"""HTTP/2 by hand (RFC 9113): peers that count keepalive pings, and ping as often as a test wants.
+"""Raw HTTP/2 peer (RFC 9113) that counts keepalive pings and pings as often as a test wants.
 
-gRPC's own peers ping no more often than they think fit, and show no test what comes.
+gRPC's own peers limit the rate of their pings, and do not show the frames that arrive.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ class Peer:
         self._connection = connection
         self._changed = threading.Condition()
         self.pings = 0
-        """Keepalive pings of the other end."""
+        """Number of keepalive pings from the other end."""
         self.settings: dict[int, int] = {}
         """Settings of the other end."""
         self.goaway = b""
         """Debug text of the other end's GOAWAY."""
         self.closed = False
-        """Whether the other end closed the connection."""
+        """True if the other end closed the connection."""
         connection.sendall(greeting + frame(SETTINGS))
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     @classmethod
     def connect(cls, port: int) -> Self:
-        """Return a client's end of a new connection to the loopback."""
+        """Return the client's end of a new connection to the loopback."""
         return cls(socket.create_connection(("127.0.0.1", port)), greeting=PREFACE)
 
     @property
@@ -61,9 +61,9 @@ class Peer:
     def wait(
         self, seconds: float, *, pings: int = 0, settings: bool = False, closed: bool = False
     ) -> bool:
-        """Return whether all that is asked for has come within ``seconds``."""
+        """Wait for pings, settings or the close; return False after ``seconds``."""
 
-        def come() -> bool:
+        def arrived() -> bool:
             return (
                 self.pings >= pings
                 and (self.closed or not closed)
@@ -71,13 +71,13 @@ class Peer:
             )
 
         with self._changed:
-            return self._changed.wait_for(come, seconds)
+            return self._changed.wait_for(arrived, seconds)
 
     def _read(self) -> None:
         stream = self._connection.makefile("rb")
         try:
             while head := stream.read(9):
-                if head == PREFACE[:9]:  # a client's, which begins no frame
+                if head == PREFACE[:9]:  # a client's preface is no frame
                     stream.read(len(PREFACE) - 9)
                     continue
                 payload = stream.read(int.from_bytes(head[:3], "big"))
@@ -102,5 +102,5 @@ class Peer:
 
 
 def frame(kind: int, flags: int = 0, payload: bytes = b"") -> bytes:
-    """Return a frame of the connection itself."""
+    """Return a frame of stream 0, the connection."""
     return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, 0) + payload

@@ -1,4 +1,4 @@
-"""Contents of made-up reports: clouds of embeddings, and answers of a chosen quality."""
+"""Contents of synthetic reports: random embeddings, and predictions of a chosen accuracy."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def content(
     thumbnails: bool = True,
     seed: int = 0,
 ) -> Content:
-    """Return a report's content with ``images`` a label, a share of which is called wrong.
+    """Return a report's content with ``images`` a label, a share of them predicted wrong.
 
-    It has no parent, nothing on what is unknown, and no findings.
+    It has no parent, no out-of-distribution metrics and no findings.
     """
     rng = np.random.default_rng(seed)
     count = len(labels) * images
@@ -58,9 +58,9 @@ def content(
         thumbnails=[JPEG if thumbnails else b""] * count,
     )
     wrong = rng.random(count) < mistakes
-    called = np.where(wrong, (rows.targets + 1) % len(labels), rows.targets)
+    predicted = np.where(wrong, (rows.targets + 1) % len(labels), rows.targets)
     probabilities = np.full((count, len(labels)), 1.0)
-    probabilities[np.arange(count), called] = len(labels) * rng.uniform(1, 20, count)
+    probabilities[np.arange(count), predicted] = len(labels) * rng.uniform(1, 20, count)
     probabilities = (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32)
     return Content(
         manifest=manifest(rows.labels, count),
@@ -74,7 +74,7 @@ def content(
 
 
 def full(small: Content) -> Content:
-    """Return ``small`` with everything that a report may have besides."""
+    """Return ``small`` with every optional part of a report."""
     older = content(small.manifest.labels[:-1], seed=1)
     finding = Finding(
         kind="suspected_label",
@@ -92,7 +92,7 @@ def full(small: Content) -> Content:
                 false_reject_rate=0.05,
                 detection_rate=0.7,
                 per_label=tuple(
-                    LeftOutLabel(label=one, auroc=0.9) for one in small.manifest.labels
+                    LeftOutLabel(label=label, auroc=0.9) for label in small.manifest.labels
                 ),
             ),
             candidates=(CANDIDATE, replace(CANDIDATE, head="ridge", chosen=False)),
@@ -115,7 +115,7 @@ def full(small: Content) -> Content:
 
 
 def candidate(small: Content, *, rejected: bool = False) -> Content:
-    """Return ``small`` as an AddClass of its last label makes it from revision 1."""
+    """Return ``small`` as made from revision 1 by an AddClass of its last label."""
     older = content(small.manifest.labels[:-1], seed=1)
     return replace(
         small,
@@ -181,7 +181,7 @@ COMPARISON = Comparison(
         LabelChange(label="rose", images=30, recall_before=1.0, recall_after=0.9, lost=3, gained=0),
     ),
     taught=Taught(label="tulip", images=30, recall=0.4, low=0.25, high=0.58),
-    confusions=(ConfusedLabels(label="tulip", called="rose", images=18, share=0.6),),
+    confusions=(ConfusedLabels(label="tulip", predicted="rose", images=18, share=0.6),),
 )
 FAILURES = ("too much was lost of 'rose'", "'tulip' was not <b>learnt</b>")
 BACKBONE = BackboneInfo(

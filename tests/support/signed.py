@@ -1,4 +1,4 @@
-"""Keys for tests, made on the spot."""
+"""New signing keys for tests."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from topwork.bundle.signing.signatures import Signing, SigningFiles
 
 
 def new_key(directory: Path, name: str = "key") -> Path:
-    """Return the file of a new private key; its public one lies beside it."""
+    """Return the file of a new private key; the public key is beside it."""
     path = directory / name
     keys.generate(path)
     return path
 
 
 def public(key: Path) -> Path:
-    """Return the file of the public key of a private one."""
+    """Return the file of the public key of a private other."""
     return key.with_name(f"{key.name}.pub")
 
 
 def signing(
     key: Path | None = None, *trusted: Path, required: bool = True, publishes: bool = True
 ) -> Signing:
-    """Return what signs with ``key`` and trusts the public keys of others."""
+    """Return a Signing that signs with ``key`` and trusts the public keys of ``trusted``."""
     path = None
     if trusted:
-        path = trusted[0].parent / f"trusted-{'-'.join(one.name for one in trusted)}.pem"
-        path.write_bytes(b"".join(public(one).read_bytes() for one in trusted))
+        path = trusted[0].parent / f"trusted-{'-'.join(other.name for other in trusted)}.pem"
+        path.write_bytes(b"".join(public(other).read_bytes() for other in trusted))
     files = SigningFiles(
         trusted_keys=path, require_signed=required and path is not None, signing_key=key
     )

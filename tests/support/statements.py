@@ -1,4 +1,4 @@
-"""Statements that databases are given, noted while a test wants to know how many."""
+"""Recorder of SQL statements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import Engine, event
 
 @contextlib.contextmanager
 def noted() -> Iterator[list[str]]:
-    """Yield a list to which the statements of the block are added, such as ``SELECT ...``."""
+    """Yield a list that grows by each statement that the block executes, such as ``SELECT ...``."""
     statements: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:

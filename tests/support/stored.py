@@ -1,4 +1,4 @@
-"""Repositories whose revisions refer to what a test says; nothing in them was learnt."""
+"""Repositories with chosen references between files; the contents are placeholders."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ METRICS = evaluate(np.arange(4) % 2, np.eye(2)[np.arange(4) % 2], ("a", "b"), fo
 
 
 def image(number: int) -> bytes:
-    """Return what stands for an encoded image."""
+    """Return a placeholder for an encoded image."""
     return f"image {number}".encode()
 
 
 def put_shard(repository: Repository, *images: int, put: bool = True) -> str:
-    """Store the exemplars of images, and with ``put`` these, and return the shard's digest."""
+    """Store exemplars of images, with ``put`` also the images; return the shard's digest."""
     if put:
         for number in images:
             repository.put_image(image(number))
@@ -41,7 +41,7 @@ def put_shard(repository: Repository, *images: int, put: bool = True) -> str:
 
 
 def put_backbone(repository: Repository, number: int = 0) -> str:
-    """Store what stands for a backbone and return its digest."""
+    """Store a placeholder for a backbone and return its digest."""
     content = f"backbone {number}".encode()
     return repository.put_backbone(content, tiny.backbone_info(content)).digest
 
@@ -55,7 +55,7 @@ def publish(
     rejection: Rejection | None = None,
 ) -> Manifest:
     """Publish a revision of one label, ``a``, that refers to ``shards``; it does not serve yet."""
-    refs = tuple(ShardRef(label="a", digest=one) for one in shards)
+    refs = tuple(ShardRef(label="a", digest=shard) for shard in shards)
     exemplars = repository.exemplars(refs)
     digest = put_backbone(repository, backbone)
     draft = Manifest(
@@ -89,18 +89,19 @@ def publish(
         versions={},
     )
     return repository.publish(
-        draft, head=b"head", metrics=METRICS, report=lambda one: f"{one.revision}".encode()
+        draft, head=b"head", metrics=METRICS, report=lambda made: f"{made.revision}".encode()
     )
 
 
 def repository(root: Path) -> Repository:
     """Return a repository whose model ``m`` has revisions 1 to 4; 3 serves, and all are old.
 
-    1 refers to the shard of image 1, 2 to that of 2, 3 to those of 2 and 3, 4 to those of 2 to 4.
+    Revision 1 refers to the shard of image 1, revision 2 to that of image 2, revision 3 to those of
+    images 2 and 3, revision 4 to those of images 2 to 4.
     """
     made = Repository(root)
-    one, two, three, four = (put_shard(made, number) for number in (1, 2, 3, 4))
-    for shards in ([one], [two], [two, three], [two, three, four]):
+    first, second, third, fourth = (put_shard(made, number) for number in (1, 2, 3, 4))
+    for shards in ([first], [second], [second, third], [second, third, fourth]):
         publish(made, shards)
     made.set_serving("m", 3, why="fit")
     grow_old(made)
@@ -108,9 +109,9 @@ def repository(root: Path) -> Repository:
 
 
 def grow_old(repository: Repository) -> None:
-    """Make all that there is a hundred days old."""
-    then = time.time() - 100 * 24 * 3600
+    """Set the modification times of all files to a hundred days ago."""
+    past = time.time() - 100 * 24 * 3600
     for directory, _, names in os.walk(repository.root):
         for name in (".", *names):
-            with contextlib.suppress(FileNotFoundError):  # where others delete meanwhile
-                os.utime(Path(directory, name), (then, then))
+            with contextlib.suppress(FileNotFoundError):  # deleted concurrently
+                os.utime(Path(directory, name), (past, past))

@@ -1,7 +1,6 @@
-"""``python -m support.swapping REPOSITORY``: let the last four revisions take turns, 300 times.
+"""Leak check for hot reload: ``python -m support.swapping REPOSITORY`` swaps revisions 300 times.
 
-A process of its own: what is resident of one that has run other tests goes up and down by as much
-as their allocations left free, and by what their threads still do.
+It is a separate process because the memory and the threads of earlier tests would blur the result.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ WARM_UP, SWAPS = 50, 250
 
 
 async def main(repository: Repository) -> dict[str, int]:
-    """Return how many heads there are in the end, and by how many bytes memory grew."""
+    """Return the number of heads in the end, and the growth of memory in bytes."""
     numbers = repository.revisions("colours")[-4:]
-    ones = np.ones((1, tiny.WIDTH), dtype=np.float32)
+    embedding = np.embedding((1, tiny.WIDTH), dtype=np.float32)
     registry = Registry(repository, provider="cpu", cores=2, telemetry=Telemetry())
     await registry.start()
 
@@ -36,21 +35,21 @@ async def main(repository: Repository) -> dict[str, int]:
             number = numbers[turn % 4]
             repository.set_serving("colours", number, why="test")
             found, _ = await asyncio.gather(registry.snapshot("colours"), registry.refresh())
-            found.head.run(ones)
+            found.head.run(embedding)
             assert registry.serving("colours").revision == number
 
     await swap(WARM_UP)
     before = memory()
     await swap(SWAPS)
     growth = memory() - before
-    heads = sum(type(one) is LoadedHead for one in gc.get_objects())
+    heads = sum(type(item) is LoadedHead for item in gc.get_objects())
     counted = registry.heads_in_memory()
     await registry.aclose()
     return {"growth": growth, "heads": heads, "heads_in_memory": counted}
 
 
 def memory() -> int:
-    """Return the bytes that this process has resident but for those of files."""
+    """Return this process's resident anonymous memory in bytes."""
     gc.collect()
     lines = Path("/proc/self/status").read_text().splitlines()
     (anonymous,) = (line for line in lines if line.startswith("RssAnon:"))

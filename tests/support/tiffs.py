@@ -1,4 +1,4 @@
-"""TIFF files made on the spot, of kinds that libraries seldom write."""
+"""Writer of TIFF files, of kinds that libraries rarely write."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tiff(
 ) -> bytes:
     """Return a TIFF file of samples (height, width) or (height, width, samples a pixel).
 
-    ``rows`` of them are in each strip, by default all. ``tags`` adds some, or replaces them.
+    Each strip has ``rows`` rows, by default all. ``tags`` adds or replaces tags.
     """
     planes = samples if samples.ndim == 3 else samples[..., None]
     height, width, count = planes.shape
@@ -67,7 +67,7 @@ def tiff_of(
     deflated: bool = False,
     bigtiff: bool = False,
 ) -> bytes:
-    """Return a TIFF file of strips, as they are stored or to be deflated."""
+    """Return a TIFF file of strips, deflated here if ``deflated``."""
     order = ">" if big_endian else "<"
     if deflated:
         strips = [zlib.compress(strip) for strip in strips]

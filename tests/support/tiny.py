@@ -1,4 +1,4 @@
-"""A repository whose backbone is tiny: it averages 4 x 4 patches of a 16 x 16 image."""
+"""Repositories with a tiny backbone, which averages 4 x 4 patches of a 16 x 16 image."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from topwork.training.publish import publish as publish_learned
 SPEC = PreprocessSpec(resize=16, crop=16)
 WIDTH = 48
 LOGISTIC = Recipe(head="logistic", normalisation="sqrt_l2")
-"""Quick, and the same for any set."""
+"""A fixed recipe: quick, with nothing to choose."""
 
 
 def backbone_model() -> bytes:
@@ -57,7 +57,7 @@ def backbone_model() -> bytes:
 def busy_backbone_model() -> bytes:
     """Return the tiny backbone with a needless matrix product: a tenth of a second in native code.
 
-    The product is of the input, so that nothing computes it once for all.
+    The product depends on the input, so that constant folding cannot remove it.
     """
     model = onnx.load_from_string(backbone_model())
     graph = model.graph
@@ -79,7 +79,7 @@ def busy_backbone_model() -> bytes:
 
 
 def backbone_info(model: bytes) -> BackboneInfo:
-    """Return what the tiny backbone says of itself."""
+    """Return the description of the tiny backbone."""
     return BackboneInfo(
         name="tiny",
         identity="tiny:1",
@@ -110,7 +110,7 @@ def embed_pictures(images: Mapping[str, Sequence[bytes]]) -> Exemplars:
 
 
 def shard_files(exemplars: Exemplars) -> dict[str, bytes]:
-    """Return what the repository would store of exemplars, by label."""
+    """Return the shard files of exemplars, by label."""
     return {label: to_bytes(shard) for label, shard in split(exemplars)}
 
 
@@ -123,9 +123,9 @@ def publish(
     recipe: Recipe = LOGISTIC,
     backbone: bytes | None = None,
 ) -> Manifest:
-    """Publish a revision that was fitted on ``exemplars``, and let it serve.
+    """Publish a revision fitted on ``exemplars``, and let it serve.
 
-    ``backbone`` is its graph, if it is not the tiny one.
+    ``backbone`` is a graph to use instead of the tiny one.
     """
     backbone = backbone or backbone_model()
     info = backbone_info(backbone)
@@ -159,9 +159,9 @@ def publish_copy(
     head: bytes | None = None,
     model: str | None = None,
 ) -> Manifest:
-    """Publish ``manifest`` once more, with another head or of another model if one is given.
+    """Publish ``manifest`` again, optionally with another head or for another model.
 
-    It does not serve yet.
+    The copy does not serve yet.
     """
     return repository.publish(
         replace(manifest, model=model or manifest.model),

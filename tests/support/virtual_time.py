@@ -1,4 +1,4 @@
-"""An event loop whose time does not pass but jumps: when all wait, to the next timer."""
+"""Event loop with virtual time: when all tasks wait, the clock jumps to the next timer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ T = TypeVar("T")
 def run(scenario: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine whose sleeps and timeouts take no time.
 
-    Threads work in real time: what waits for one must have no timer beside it.
+    Threads run in real time: a coroutine that waits for a thread must not have a timeout.
     """
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(scenario)
 
 
 class _Selector(selectors.SelectSelector):
-    """Looks for events, and lets the time jump where none is there."""
+    """Selector that advances the clock instead of blocking."""
 
     now = 0.0
 

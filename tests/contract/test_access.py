@@ -158,7 +158,7 @@ def audited(server: Running, method: str, told: dict[str, str]) -> dict[str, Any
         lambda: next(
             (
                 fact
-                for fact in server.facts
+                for fact in server.log_entries
                 if fact["event"] == "audit"
                 and fact["method"].endswith(method)
                 and told.items() <= fact.items()
@@ -416,8 +416,8 @@ def test_the_access_file_is_read_again(tmp_path: Path) -> None:
 
         assert (reason(first), reason(second)) == ("OK", "CREDENTIALS_UNKNOWN")
         access.write_text("[principals")
-        assert "cannot be used" in started.fact("access stays as it was")["error"]
+        assert "cannot be used" in started.log_entry("access stays as it was")["error"]
         assert (reason(first), reason(second)) == ("OK", "CREDENTIALS_UNKNOWN")
         access.write_text(f"[principals.b]\ntokens = ['{second.entry}']\nclassify = ['*']\n")
-        assert started.fact("access")["principals"] == 1
+        assert started.log_entry("access")["principals"] == 1
         assert (reason(first), reason(second)) == ("CREDENTIALS_UNKNOWN", "OK")

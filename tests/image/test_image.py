@@ -72,7 +72,7 @@ def served(
     """Yield a server that is ready, run by the image's own user or by one that it does not know."""
     repository = tiny.repository(tmp_path_factory.mktemp("served") / "repository").root
     with container(engine, serving(repository, user=request.param)) as started:
-        started.running.fact("worker ready")
+        started.running.log_entry("worker ready")
         yield started
 
 
@@ -127,12 +127,12 @@ def test_nothing_is_there_that_does_not_serve(served: Container) -> None:
 def test_sigterm(engine: Engine, colours: Repository) -> None:
     """On SIGTERM process 1 and its worker end, with status 0, and say so."""
     with container(engine, serving(colours.root)) as started:
-        started.running.fact("worker ready")
+        started.running.log_entry("worker ready")
         before = time.monotonic()
         assert started.stop() == 0
         assert time.monotonic() - before < 5
-        assert started.running.gone(), "a process was left behind"
-        started.running.fact("stopping")
+        assert started.running.wait_ended(), "a process was left behind"
+        started.running.log_entry("stopping")
 
 
 def test_sigterm_while_it_starts(engine: Engine, colours: Repository) -> None:
@@ -146,7 +146,7 @@ def test_sigterm_while_it_starts(engine: Engine, colours: Repository) -> None:
         servers.eventually(minds)
         assert '"ready"' not in started.running.log
         assert started.stop() == 0
-        assert started.running.gone()
+        assert started.running.wait_ended()
 
 
 def test_what_the_image_says_of_itself(engine: Engine) -> None:
@@ -177,7 +177,7 @@ def test_cold_start(engine: Engine, tmp_path: Path) -> None:
     for _ in range(3):
         start = time.monotonic()
         with container(engine, spec) as started:
-            started.running.fact("ready")
+            started.running.log_entry("ready")
             times.append(time.monotonic() - start)
             _, said = started.inside("cat", "/proc/1/stat")
             user, system = said.rpartition(")")[2].split()[11:13]
@@ -223,6 +223,6 @@ def test_server_and_worker_in_containers_of_their_own(engine: Engine, colours: R
                 accepted = client.add_class("colours", "violet", VIOLETS)
                 *_, finished = client.watch(accepted.name)
                 assert result(finished).revision.revision == 2
-            assert works.running.fact("worker ready")["executor"] == "topwork-worker-0"
+            assert works.running.log_entry("worker ready")["executor"] == "topwork-worker-0"
             assert works.stop() == 0
-            assert works.running.gone()
+            assert works.running.wait_ended()

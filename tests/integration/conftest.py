@@ -1,4 +1,4 @@
-"""One running server for most tests; each that changes a model has a model of its own."""
+"""One server for most tests; each test that changes a model has its own model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from support import servers, tiny
 from support.pictures import pictures
-from support.servers import Command, Running, Teach
+from support.servers import AddClass, Command, Running
 
 from topwork import CallFailed, Client
 from topwork.bundle.exemplars import Exemplars
@@ -31,7 +31,7 @@ LIMITS = {
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Yield a server with a worker; its model ``colours`` stays as it is."""
+    """Yield a server with a worker; no test changes its model ``colours``."""
     repository = tiny.repository(tmp_path_factory.mktemp("server") / "repository")
     with servers.running(repository.root, limits=LIMITS) as started:
         yield started
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Yield a server whose operations wait for ever, and whose queue is short."""
+    """Yield a server without a worker, so that operations never start, with a short queue."""
     repository = tiny.repository(tmp_path_factory.mktemp("idle") / "repository")
     with servers.running(repository.root, worker=False, queue_limit=8) as started:
         yield started
@@ -54,7 +54,7 @@ def client(server: Running) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def channel(server: Running) -> Iterator[grpc.Channel]:
-    """Yield a bare channel to the server, for what the client would not send."""
+    """Yield a bare gRPC channel to the server, for requests that Client would not send."""
     with grpc.insecure_channel(
         server.address, options=[("grpc.max_send_message_length", -1)]
     ) as made:
@@ -63,13 +63,13 @@ def channel(server: Running) -> Iterator[grpc.Channel]:
 
 @pytest.fixture(scope="session")
 def models(channel: grpc.Channel) -> model_grpc.ModelServiceStub:
-    """Return the bare ModelService."""
+    """Return a bare stub of ModelService."""
     return model_grpc.ModelServiceStub(channel)
 
 
 @pytest.fixture(scope="session")
 def operations(channel: grpc.Channel) -> operations_pb2_grpc.OperationsStub:
-    """Return the server's operations."""
+    """Return a bare stub of the Operations service."""
     return operations_pb2_grpc.OperationsStub(channel)
 
 
@@ -82,7 +82,7 @@ def four_colours() -> Exemplars:
 
 @pytest.fixture(scope="session")
 def serve(server: Running, client: Client) -> Callable[[Exemplars], str]:
-    """Return what publishes a new model and returns its name once it is served."""
+    """Return a function that publishes a new model and returns its name once it is served."""
     numbers = itertools.count(1)
 
     def publish(exemplars: Exemplars) -> str:
@@ -108,22 +108,22 @@ def model(serve: Callable[[Exemplars], str], four_colours: Exemplars) -> str:
 
 
 @pytest.fixture(scope="session")
-def teach(client: Client) -> Teach:
-    """Return what adds a class and returns the finished operation."""
+def add_class(client: Client) -> AddClass:
+    """Return a function that adds a class and returns the finished operation."""
 
-    def add_class(
+    def run(
         model: str, label: str, images: Sequence[tuple[str, bytes]], *, request_id: str = ""
     ) -> operations_pb2.Operation:
         accepted = client.add_class(model, label, images, request_id=request_id)
         *_, finished = client.watch(accepted.name)
         return finished
 
-    return add_class
+    return run
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
-    """Yield an address that nobody listens on, nor can."""
+def unused_address() -> Iterator[str]:
+    """Yield an address that no server listens on or can bind."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
@@ -133,7 +133,7 @@ def nobody() -> Iterator[str]:
 def topwork(
     server: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
-    """Return what runs the command line and returns exit status, output and errors."""
+    """Return a function that runs ``topwork`` and returns exit status, output and errors."""
 
     def run(*arguments: object, address: str = server.address) -> tuple[int, str, str]:
         name, *others = map(str, arguments)

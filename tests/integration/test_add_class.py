@@ -1,4 +1,4 @@
-"""A live model learns a class that it has never seen."""
+"""AddClass on a running server: results, wrong uploads, retries and concurrency."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from google.rpc import code_pb2, error_details_pb2
 from support import servers, tiny
 from support.bad_images import without_palette
 from support.pictures import picture, pictures
-from support.servers import Running, Teach, failure, fields
+from support.servers import AddClass, Running, failure, fields
 
 from topwork import CallFailed, Client, result
 from topwork.bundle.exemplars import Exemplars
@@ -40,19 +40,19 @@ VIOLETS = named()
 
 
 def images(pairs: list[tuple[str, bytes]]) -> list[change_pb.TrainingImage]:
-    """Return pairs as the contract's images."""
+    """Return pairs as messages TrainingImage."""
     return [change_pb.TrainingImage(display_name=name, content=content) for name, content in pairs]
 
 
 def config(model: str, label: str = "violet", request_id: str = "") -> change_pb.AddClassConfig:
-    """Return what an upload begins with."""
+    """Return the config that starts an upload."""
     return change_pb.AddClassConfig(model=f"models/{model}", label=label, request_id=request_id)
 
 
-def test_a_new_class_is_learnt(client: Client, teach: Teach, model: str) -> None:
-    """The new revision serves, knows old and new, and the result says how it compares."""
+def test_add_class_serves_a_new_revision(client: Client, add_class: AddClass, model: str) -> None:
+    """The new revision serves, recognises all labels, and the result compares it to its parent."""
     before = client.model(model).serving_revision
-    response = result(teach(model, "violet", VIOLETS))
+    response = result(add_class(model, "violet", VIOLETS))
     revision, comparison = response.revision, response.comparison
     assert list(revision.labels) == [*LABELS, "violet"]
     assert (revision.revision, revision.parent_revision) == (2, 1)
@@ -65,7 +65,7 @@ def test_a_new_class_is_learnt(client: Client, teach: Teach, model: str) -> None
     assert comparison.taught.recall > 0.9
     assert revision.comparison == comparison
     assert (revision.change, list(revision.rejection)) == ("add_class", [])
-    assert next(one for one in revision.metrics.per_label if one.label == "violet").images == 12
+    assert next(m for m in revision.metrics.per_label if m.label == "violet").images == 12
     times = response.stage_times
     for stage in (times.queued, times.embedding, times.solving, times.publishing):
         assert 0 < stage.ToNanoseconds() < 60e9
@@ -73,28 +73,30 @@ def test_a_new_class_is_learnt(client: Client, teach: Teach, model: str) -> None
     shown = [*LABELS, "violet"]
     answer = client.classify(model, [picture(label, 60) for label in shown])
     assert answer.revision == 2
-    assert [one.predictions[0].label for one in answer.results] == shown
+    assert [image.predictions[0].label for image in answer.results] == shown
 
 
-def test_the_old_revision_answers_when_asked_for(client: Client, teach: Teach, model: str) -> None:
-    """A revision that serves no more gives the answers that it gave before."""
+def test_classify_with_the_old_revision_gives_its_old_answers(
+    client: Client, add_class: AddClass, model: str
+) -> None:
+    """A request for a revision that no longer serves gets the same answers as before."""
     photos = pictures("crimson", 3, start=60)
     before = client.classify(model, photos)
-    teach(model, "violet", VIOLETS)
+    add_class(model, "violet", VIOLETS)
     again = client.classify(model, photos, revision=1)
     assert client.classify(model, photos).revision == 2
     assert again.revision == 1
     assert again.results == before.results
 
 
-def test_how_an_upload_is_cut_and_ordered_does_not_matter(
+def test_head_does_not_depend_on_messages_or_order_of_an_upload(
     client: Client,
     models: model_grpc.ModelServiceStub,
     server: Running,
     serve: Callable[[Exemplars], str],
     four_colours: Exemplars,
 ) -> None:
-    """In one message, one image a message, backwards, or fitted from the start: the same head."""
+    """One message, one image a message in reverse order, or one joint fit: the same head."""
     ways: list[Callable[[str], Iterator[change_pb.AddClassRequest]]] = [
         lambda model: iter(
             [change_pb.AddClassRequest(config=config(model), images=images(VIOLETS))]
@@ -102,7 +104,7 @@ def test_how_an_upload_is_cut_and_ordered_does_not_matter(
         lambda model: iter(
             [
                 change_pb.AddClassRequest(config=config(model)),
-                *(change_pb.AddClassRequest(images=images([one])) for one in VIOLETS[::-1]),
+                *(change_pb.AddClassRequest(images=images([image])) for image in VIOLETS[::-1]),
             ]
         ),
     ]
@@ -113,7 +115,8 @@ def test_how_an_upload_is_cut_and_ordered_does_not_matter(
         *_, finished = client.watch(models.AddClass(upload(model)).name)
         assert result(finished).images_used == 12
         heads.add(repository.manifest(model, 2).head)
-    joint = tiny.embed_pictures({one: pictures(one, 20) for one in LABELS} | {"violet": PICTURES})
+    old = {label: pictures(label, 20) for label in LABELS}
+    joint = tiny.embed_pictures(old | {"violet": PICTURES})
     heads.add(repository.manifest(serve(joint), 1).head)
     assert len(heads) == 1
 
@@ -121,7 +124,7 @@ def test_how_an_upload_is_cut_and_ordered_does_not_matter(
 PICTURES = [content for _, content in VIOLETS]
 
 
-def test_bad_images_are_named_and_the_rest_is_used(teach: Teach, model: str) -> None:
+def test_add_class_skips_bad_images_and_names_them(add_class: AddClass, model: str) -> None:
     """Unreadable, too large and repeated images are left out, each with its name and reason."""
     bad = [
         ("notes.txt", b"not a photo"),
@@ -131,8 +134,8 @@ def test_bad_images_are_named_and_the_rest_is_used(teach: Teach, model: str) -> 
         ("twice.png", VIOLETS[3][1]),
         ("", b""),
     ]
-    response = result(teach(model, "violet", VIOLETS[:6] + bad + VIOLETS[6:]))
-    skipped = {one.display_name: one.error for one in response.skipped_images}
+    response = result(add_class(model, "violet", VIOLETS[:6] + bad + VIOLETS[6:]))
+    skipped = {image.display_name: image.error for image in response.skipped_images}
     assert response.images_used == 12
     assert {name: reason(error) for name, error in skipped.items()} == {
         "notes.txt": "IMAGE_UNREADABLE",
@@ -155,7 +158,7 @@ def reason(status: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("upload", "usable", "named_one"),
+    ("upload", "usable", "bad_name"),
     [
         ([(f"note-{n}.txt", b"not a photo %d" % n) for n in range(7)], 0, "note-0.txt"),
         ([(f"huge-{n}.png", bytes(2**20 + 1)) for n in range(2)], 0, "huge-1.png"),
@@ -164,46 +167,46 @@ def reason(status: object) -> str:
         ([*VIOLETS[:4], ("note.txt", b"not a photo")], 4, "note.txt"),
     ],
 )
-def test_too_few_usable_images(
+def test_add_class_fails_with_too_few_usable_images(
     client: Client,
-    teach: Teach,
+    add_class: AddClass,
     model: str,
     upload: list[tuple[str, bytes]],
     usable: int,
-    named_one: str,
+    bad_name: str,
 ) -> None:
-    """The operation fails with the numbers and the first bad names; what serves goes on serving."""
-    finished = teach(model, "violet", upload)
+    """The operation fails with the numbers and the first bad names; serving is not affected."""
+    finished = add_class(model, "violet", upload)
     error = finished.error
     assert finished.done
     assert code_pb2.Code.Name(error.code) == "FAILED_PRECONDITION"
     assert reason(error) == "TOO_FEW_IMAGES"
     assert f"label 'violet' has {usable} usable images; at least 5 are needed" in error.message
-    assert named_one in error.message
+    assert bad_name in error.message
     assert list(client.model(model).revisions) == [1]
     assert client.classify(model, [picture("blue", 60)]).revision == 1
 
 
-def test_a_failed_label_can_be_tried_again(teach: Teach, model: str) -> None:
-    """After an operation failed, the same label with better images is learnt."""
-    assert teach(model, "violet", VIOLETS[:2]).HasField("error")
-    assert result(teach(model, "violet", VIOLETS)).revision.revision == 2
+def test_a_failed_label_can_be_added_again(add_class: AddClass, model: str) -> None:
+    """After a failed operation the same label can be added with better images."""
+    assert add_class(model, "violet", VIOLETS[:2]).HasField("error")
+    assert result(add_class(model, "violet", VIOLETS)).revision.revision == 2
 
 
-def test_a_damaged_old_revision_does_not_keep_a_model_from_learning(
-    server: Running, teach: Teach, model: str
+def test_add_class_succeeds_beside_a_damaged_old_revision(
+    server: Running, add_class: AddClass, model: str
 ) -> None:
-    """A class is added also when a revision that nobody needs any more cannot be read."""
-    teach(model, "violet", VIOLETS)
-    teach(model, "white", named("white"))
+    """A class can be added although an unneeded old revision cannot be read."""
+    add_class(model, "violet", VIOLETS)
+    add_class(model, "white", named("white"))
     manifest = server.repository / "models" / model / "1" / "manifest.json"
     manifest.write_bytes(manifest.read_bytes()[:100])
-    assert result(teach(model, "zircon", named("zircon"))).revision.revision == 4
+    assert result(add_class(model, "zircon", named("zircon"))).revision.revision == 4
 
 
 @pytest.mark.parametrize("label", ["blue", "crimson"])
-def test_a_label_that_exists(client: Client, label: str) -> None:
-    """Adding a label that the model has is ALREADY_EXISTS, and names it."""
+def test_add_class_of_an_existing_label_is_refused(client: Client, label: str) -> None:
+    """Adding a label that the model has is ALREADY_EXISTS with the label's name."""
     error = failure(lambda: client.add_class("colours", label, VIOLETS))
     info = error_details_pb2.ResourceInfo()
     assert (error.code, error.reason) == ("ALREADY_EXISTS", "LABEL_EXISTS")
@@ -212,10 +215,10 @@ def test_a_label_that_exists(client: Client, label: str) -> None:
     assert list(client.model("colours").revisions) == [1]
 
 
-def test_a_label_that_looks_the_same_is_the_same(
+def test_labels_are_compared_in_composed_form(
     client: Client, serve: Callable[[Exemplars], str]
 ) -> None:
-    """Labels are compared in their composed form, however their letters were typed."""
+    """A label in decomposed Unicode form equals the composed one."""
     model = serve(
         tiny.embed_pictures({"caf\u00e9": pictures("blue", 5), "x": pictures("amber", 5)})
     )
@@ -223,7 +226,7 @@ def test_a_label_that_looks_the_same_is_the_same(
 
 
 @pytest.mark.parametrize(
-    ("label", "said"),
+    ("label", "message"),
     [
         ("", "the label is empty"),
         ("v" * 500, "500 characters; the limit is 100"),
@@ -233,25 +236,25 @@ def test_a_label_that_looks_the_same_is_the_same(
         (" violet", "white space at an end"),
     ],
 )
-def test_a_label_that_is_none(client: Client, label: str, said: str) -> None:
-    """A label against the rules is INVALID_ARGUMENT that names field and rule."""
+def test_add_class_refuses_an_invalid_label(client: Client, label: str, message: str) -> None:
+    """An invalid label is INVALID_ARGUMENT that names field and rule."""
     error = failure(lambda: client.add_class("colours", label, VIOLETS))
     assert (error.code, fields(error)) == ("INVALID_ARGUMENT", ["config.label"])
-    assert said in str(error)
+    assert message in str(error)
 
 
 @pytest.mark.parametrize("label", ["v" * 100, "Löwenzahn 🌼", "a/b", "..", "[/]", "5"])
-def test_a_label_with_any_other_characters_is_learnt(
-    client: Client, teach: Teach, model: str, label: str
+def test_add_class_accepts_unusual_labels(
+    client: Client, add_class: AddClass, model: str, label: str
 ) -> None:
-    """What looks like a path, a number or markup is a label like any other."""
-    assert label in result(teach(model, label, VIOLETS[:6])).revision.labels
+    """A label may look like a path, a number or markup."""
+    assert label in result(add_class(model, label, VIOLETS[:6])).revision.labels
     answer = client.classify(model, [picture("violet", 60)])
     assert answer.results[0].predictions[0].label == label
 
 
 def upload_of(case: str) -> list[change_pb.AddClassRequest]:
-    """Return the messages of a wrong upload."""
+    """Return the messages of an invalid upload."""
     first = change_pb.AddClassRequest(config=config("colours"), images=images(VIOLETS))
     only_images = change_pb.AddClassRequest(images=images(VIOLETS))
     return {
@@ -284,46 +287,46 @@ def upload_of(case: str) -> list[change_pb.AddClassRequest]:
         ("one too many", "images"),
     ],
 )
-def test_a_wrong_upload_is_told_what_is_wrong(
+def test_add_class_names_the_field_of_an_invalid_upload(
     models: model_grpc.ModelServiceStub, case: str, field: str
 ) -> None:
-    """Each wrong upload is INVALID_ARGUMENT, and names the field."""
+    """Each invalid upload is INVALID_ARGUMENT and names the field."""
     error = failure(lambda: models.AddClass(iter(upload_of(case))))
     assert (error.code, fields(error)) == ("INVALID_ARGUMENT", [field])
 
 
-def test_a_wrong_upload_leaves_no_operation(
+def test_an_invalid_upload_leaves_no_operation(
     client: Client, models: model_grpc.ModelServiceStub, model: str
 ) -> None:
-    """An upload that ends in an error after its images was never accepted: its id is free."""
+    """An upload that fails after its images is not accepted: no operation has its id."""
     request_id = str(uuid.uuid4())
     first = change_pb.AddClassRequest(
         config=config(model, request_id=request_id), images=images(VIOLETS)
     )
     assert failure(lambda: models.AddClass(iter([first, first]))).code == "INVALID_ARGUMENT"
-    gone = failure(lambda: list(client.watch(f"operations/{request_id}")))
-    assert gone.code == "NOT_FOUND"
+    missing = failure(lambda: list(client.watch(f"operations/{request_id}")))
+    assert missing.code == "NOT_FOUND"
 
 
-def test_a_model_that_is_not_there(client: Client) -> None:
+def test_add_class_to_an_unknown_model_is_not_found(client: Client) -> None:
     """Adding a class to an unknown model is NOT_FOUND."""
     assert failure(lambda: client.add_class("unknown", "violet", VIOLETS)).code == "NOT_FOUND"
 
 
-def test_a_model_has_room_for_so_many_labels(
+def test_add_class_beyond_the_limit_of_labels_is_refused(
     client: Client, serve: Callable[[Exemplars], str]
 ) -> None:
-    """A model with as many labels as there may be takes no more, and the error says how many."""
+    """A model at its limit of labels refuses another; the error has number and limit."""
     model = serve(tiny.embed_pictures({f"{n}": pictures("blue", 5, start=5 * n) for n in range(7)}))
     error = failure(lambda: client.add_class(model, "violet", VIOLETS))
     assert (error.code, error.reason) == ("FAILED_PRECONDITION", "TOO_MANY_LABELS")
     assert "7 labels; the limit is 7" in str(error)
 
 
-def test_the_last_room_for_a_label_is_given_once(
+def test_concurrent_uploads_do_not_exceed_the_limit_of_labels(
     client: Client, serve: Callable[[Exemplars], str]
 ) -> None:
-    """Of two uploads at once for a model with room for one label one is learnt, one is not."""
+    """If two concurrent uploads reach the limit of labels, one succeeds and one fails."""
     model = serve(tiny.embed_pictures({f"{n}": pictures("blue", 5, start=5 * n) for n in range(6)}))
 
     def add(label: str) -> int:
@@ -340,8 +343,8 @@ def test_the_last_room_for_a_label_is_given_once(
     assert len(client.model(model).serving_revision.labels) == 7
 
 
-def test_a_silent_upload_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that opens an upload and sends nothing does not hold it for ever."""
+def test_a_silent_upload_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload that receives no message ends with DeadlinePassed."""
     monkeypatch.setattr(uploads, "SILENCE_SECONDS", 0.05)
     receiving = Uploads(Repository(tmp_path), DEFAULT_LIMITS)
 
@@ -353,8 +356,8 @@ def test_a_silent_upload_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         asyncio.run(receiving.request(silent()))
 
 
-def test_a_repeated_call_is_the_same_operation(client: Client, model: str) -> None:
-    """Calls with one request id, at once and later, are one operation and one new revision."""
+def test_calls_with_one_request_id_are_one_operation(client: Client, model: str) -> None:
+    """Concurrent and later calls with one request id are one operation and one revision."""
     request_id = str(uuid.uuid4())
 
     def call(_: int) -> str:
@@ -370,25 +373,27 @@ def test_a_repeated_call_is_the_same_operation(client: Client, model: str) -> No
     assert list(client.model(model).revisions) == [1, 2]
 
 
-def test_a_request_id_is_for_one_label(client: Client, teach: Teach, model: str) -> None:
-    """A request id that was used for another label is ALREADY_EXISTS, and says for which."""
+def test_a_request_id_of_another_label_is_refused(
+    client: Client, add_class: AddClass, model: str
+) -> None:
+    """A request id that was used for another label is ALREADY_EXISTS and names that label."""
     request_id = str(uuid.uuid4())
-    teach(model, "violet", VIOLETS, request_id=request_id)
+    add_class(model, "violet", VIOLETS, request_id=request_id)
     error = failure(lambda: client.add_class(model, "indigo", VIOLETS, request_id=request_id))
     assert (error.code, error.reason) == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
     assert "'violet'" in str(error)
 
 
-def test_two_classes_at_once_both_land(client: Client, model: str) -> None:
-    """Two uploads for one model at once are done in turn: the second revision has both labels."""
+def test_two_concurrent_classes_are_both_added(client: Client, model: str) -> None:
+    """Concurrent uploads for one model run in turn: the last revision has both labels."""
     classes = {"violet": VIOLETS, "white": named("white", 8)}
     with ThreadPoolExecutor(2) as pool:
-        accepted = list(pool.map(lambda one: client.add_class(model, *one), classes.items()))
+        accepted = list(pool.map(lambda item: client.add_class(model, *item), classes.items()))
     revisions = []
     for operation in accepted:
         *_, finished = client.watch(operation.name)
         revisions.append(result(finished).revision)
-    first, second = sorted(revisions, key=lambda one: one.revision)
+    first, second = sorted(revisions, key=lambda made: made.revision)
     assert (first.revision, first.parent_revision) == (2, 1)
     assert (second.revision, second.parent_revision) == (3, 2)
     assert len(first.labels) == 5
@@ -396,10 +401,10 @@ def test_two_classes_at_once_both_land(client: Client, model: str) -> None:
     assert client.model(model).serving_revision == second
 
 
-def test_classes_are_learnt_in_the_order_of_their_arrival(
+def test_uploads_run_in_the_order_of_acceptance(
     client: Client, serve: Callable[[Exemplars], str]
 ) -> None:
-    """Uploads for one model are done in the order in which they were accepted."""
+    """Uploads for one model run in the order in which they were accepted."""
     model = serve(tiny.embed_pictures({"a": pictures("amber", 5), "b": pictures("blue", 5)}))
     anything = change_pb.ChangeOptions(
         gate=change_pb.Gate(max_old_class_drop=1, min_new_class_recall=0)
@@ -414,21 +419,23 @@ def test_classes_are_learnt_in_the_order_of_their_arrival(
         )
         for number in range(5)
     ]
-    finished = [list(client.watch(one.name))[-1] for one in accepted]
-    assert [result(one).revision.revision for one in finished] == [2, 3, 4, 5, 6]
+    finished = [list(client.watch(operation.name))[-1] for operation in accepted]
+    assert [result(operation).revision.revision for operation in finished] == [2, 3, 4, 5, 6]
 
 
-def test_one_label_twice_at_once_lands_once(client: Client, model: str) -> None:
-    """Of two uploads of one label one is learnt; the other operation ends with ALREADY_EXISTS."""
+def test_concurrent_uploads_of_one_label_add_it_once(client: Client, model: str) -> None:
+    """If one label is uploaded twice, one operation succeeds, the other is ALREADY_EXISTS."""
     accepted = [client.add_class(model, "violet", VIOLETS[:half]) for half in (6, 12)]
-    finished = [list(client.watch(one.name))[-1] for one in accepted]
-    codes = sorted(one.raw.error.code for one in finished)
+    finished = [list(client.watch(operation.name))[-1] for operation in accepted]
+    codes = sorted(operation.raw.error.code for operation in finished)
     assert codes == [code_pb2.OK, code_pb2.ALREADY_EXISTS]
     assert list(client.model(model).revisions) == [1, 2]
 
 
-def test_serving_never_stops(server: Running, client: Client, model: str) -> None:
-    """While classes are added no request fails, and each answer has the labels of its revision."""
+def test_classify_never_fails_while_classes_are_added(
+    server: Running, client: Client, model: str
+) -> None:
+    """While classes are added no request fails; each answer has the labels of its revision."""
     labels: dict[int, list[str]] = {1: LABELS}
     answers: list[tuple[int, list[str], str]] = []
     photo = picture("green", 60)
@@ -439,7 +446,7 @@ def test_serving_never_stops(server: Running, client: Client, model: str) -> Non
             while not stop.is_set():
                 answer = own.classify(model, [photo], top_k=10)
                 predictions = answer.results[0].predictions
-                known = sorted(one.label for one in predictions)
+                known = sorted(prediction.label for prediction in predictions)
                 answers.append((answer.revision, known, predictions[0].label))
 
     with ThreadPoolExecutor(4) as pool:
@@ -449,14 +456,15 @@ def test_serving_never_stops(server: Running, client: Client, model: str) -> Non
                 *_, finished = client.watch(client.add_class(model, label, upload).name)
                 revision = result(finished).revision
                 labels[revision.revision] = list(revision.labels)
-                asked = len(answers) + 8  # more than were under way when it began to serve
+                # More than were in flight when the revision began to serve.
+                enough = len(answers) + 8
                 servers.eventually(
-                    lambda asked=asked: len(answers) > asked or any(c.done() for c in callers)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+                    lambda enough=enough: len(answers) > enough or any(c.done() for c in callers)  # type: ignore[misc]  # mypy cannot infer a lambda's default
                 )
         finally:
             stop.set()
     for caller in callers:
-        caller.result()  # raises what failed
+        caller.result()  # raises the caller's error
     assert {revision for revision, _, _ in answers} == {1, 2, 3}
     assert all(known == labels[revision] for revision, known, _ in answers)
     assert {best for _, _, best in answers} == {"green"}

@@ -1,4 +1,4 @@
-"""The commands that change a model, and those that tell what became of it."""
+"""Commands that change a model, and commands that show operations and history."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 from support.pictures import pictures
-from support.servers import Command, Running, Teach
+from support.servers import AddClass, Command, Running
 
 from topwork import Client
 
 LABELS = ["amber", "blue", "crimson", "green"]
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 BLUES = pictures("blue", 20)
-"""Those that the model has been fitted on."""
+"""The pictures on which the model was fitted."""
 
 
 def written(folder: Path, contents: list[bytes]) -> Path:
@@ -28,25 +28,27 @@ def written(folder: Path, contents: list[bytes]) -> Path:
 
 
 def row(output: str) -> dict[str, Any]:
-    """Return the one JSON object of an output."""
+    """Return the single JSON object of an output."""
     (line,) = output.splitlines()
     found: dict[str, Any] = json.loads(line)
     return found
 
 
 def test_add_examples(topwork: Command, model: str, tmp_path: Path) -> None:
-    """`add-examples` learns the new photos and names those that are there already."""
+    """`add-examples` adds the new photos and names the duplicates."""
     photos = written(tmp_path / "blue", [*BLUES[:2], *pictures("blue", 6, start=200)])
     options = ("--model", model, "--label", "blue", "--json")
     status, output, _ = topwork("add-examples", *options, photos)
     answer = row(output)
     assert (status, answer["kind"], answer["revision"]) == (0, "add_examples", 2)
     assert answer["images_used"] == 6
-    assert [Path(one["image"]).name for one in answer["skipped"]] == ["00.png", "01.png"]
+    assert [Path(image["image"]).name for image in answer["skipped"]] == ["00.png", "01.png"]
 
 
-def test_nothing_to_be_done_is_told(topwork: Command, model: str, tmp_path: Path) -> None:
-    """When the class has all photos already, people and programs are told that nothing changed."""
+def test_add_examples_of_known_photos_reports_no_change(
+    topwork: Command, model: str, tmp_path: Path
+) -> None:
+    """If the class has all photos already, text and JSON report that nothing changed."""
     photos = written(tmp_path / "blue", BLUES[:2])
     options = ("--model", model, "--label", "blue")
     status, output, _ = topwork("add-examples", *options, photos)
@@ -57,7 +59,7 @@ def test_nothing_to_be_done_is_told(topwork: Command, model: str, tmp_path: Path
 
 
 def test_remove_class(topwork: Command, client: Client, model: str) -> None:
-    """`remove-class` says what the new revision is like."""
+    """`remove-class` prints the new revision and its accuracy."""
     status, output, _ = topwork("remove-class", "--model", model, "--label", "blue")
     assert status == 0
     assert "blue removed: revision 2" in output
@@ -66,7 +68,7 @@ def test_remove_class(topwork: Command, client: Client, model: str) -> None:
 
 
 def test_rename_class(topwork: Command, client: Client, model: str) -> None:
-    """`rename-class` names both labels."""
+    """`rename-class` prints both labels."""
     options = ("--model", model, "--label", "blue", "--new-label", "[b]azure")
     status, output, _ = topwork("rename-class", *options)
     assert status == 0
@@ -75,7 +77,7 @@ def test_rename_class(topwork: Command, client: Client, model: str) -> None:
 
 
 def test_retrain(topwork: Command, client: Client, model: str) -> None:
-    """`retrain` takes the kind of head; a kind that there is not is a usage error."""
+    """`retrain` takes a kind of head; an unknown kind is a usage error."""
     status, output, _ = topwork("retrain", "--model", model, "--head", "ridge", "--json")
     assert (status, row(output)["revision"]) == (0, 2)
     assert client.model(model).serving_revision.head.kind == "ridge"
@@ -84,8 +86,8 @@ def test_retrain(topwork: Command, client: Client, model: str) -> None:
     assert "oracle" in errors
 
 
-def test_validating_changes_nothing(topwork: Command, client: Client, model: str) -> None:
-    """`--validate-only` says so, has no revision, and the model is as it was."""
+def test_validate_only_changes_nothing(topwork: Command, client: Client, model: str) -> None:
+    """`--validate-only` prints that nothing changed, has no revision, and publishes none."""
     options = ("--model", model, "--label", "blue", "--validate-only")
     status, output, _ = topwork("remove-class", *options)
     assert status == 0
@@ -97,8 +99,10 @@ def test_validating_changes_nothing(topwork: Command, client: Client, model: str
     assert list(client.model(model).revisions) == [1]
 
 
-def test_a_change_that_the_gate_rejects(topwork: Command, model: str, tmp_path: Path) -> None:
-    """The numbers are told, to people as a table; the exit status is 1."""
+def test_a_change_rejected_by_the_gate_exits_with_1(
+    topwork: Command, model: str, tmp_path: Path
+) -> None:
+    """The comparison is printed, as a table or JSON; the exit status is 1."""
     photos = written(tmp_path / "violet", BLUES)
     options = ("--model", model, "--label", "violet")
     status, output, errors = topwork("add-class", *options, photos)
@@ -112,8 +116,8 @@ def test_a_change_that_the_gate_rejects(topwork: Command, model: str, tmp_path: 
     assert "rejected" in answer["error"]
 
 
-def test_the_gate_is_the_callers(topwork: Command, model: str, tmp_path: Path) -> None:
-    """With the options of the gate the same photos are learnt, or refused before that."""
+def test_options_set_the_gate(topwork: Command, model: str, tmp_path: Path) -> None:
+    """The gate's options let the same photos through, or refuse them for their conflicts."""
     photos = written(tmp_path / "violet", BLUES)
     options = ("--model", model, "--label", "violet", "--json")
     status, output, _ = topwork("add-class", *options, "--max-conflicts", 3, photos)
@@ -122,20 +126,20 @@ def test_the_gate_is_the_callers(topwork: Command, model: str, tmp_path: Path) -
     status, output, _ = topwork("add-class", *options, *anything, photos)
     answer = row(output)
     assert (status, answer["revision"]) == (0, 2)
-    assert {one["label"] for one in answer["conflicts"]} == {"blue"}
+    assert {conflict["label"] for conflict in answer["conflicts"]} == {"blue"}
 
 
-def test_a_change_of_another_revision(topwork: Command, model: str) -> None:
-    """`--expected-revision` that does not serve is an error in one line."""
+def test_a_change_of_another_expected_revision_is_an_error(topwork: Command, model: str) -> None:
+    """`--expected-revision` of a revision that does not serve is a one-line error."""
     options = ("--model", model, "--label", "blue", "--expected-revision", 7)
     status, output, errors = topwork("remove-class", *options)
     assert (status, output) == (1, "")
     assert errors.splitlines()[-1] == f"error: model {model!r} serves revision 1, not 7"
 
 
-def test_rollback(topwork: Command, client: Client, teach: Teach, model: str) -> None:
-    """`rollback` lets the revision before serve, or the one that is named."""
-    teach(model, "violet", VIOLETS)
+def test_rollback(topwork: Command, client: Client, add_class: AddClass, model: str) -> None:
+    """`rollback` makes the previous or the named revision serve."""
+    add_class(model, "violet", VIOLETS)
     status, output, _ = topwork("rollback", "--model", model, "--json")
     assert (status, row(output)) == (0, {"model": model, "serving": 1, "pinned": []})
     status, output, _ = topwork("rollback", "--model", model, "--revision", 2)
@@ -144,7 +148,7 @@ def test_rollback(topwork: Command, client: Client, teach: Teach, model: str) ->
 
 
 def test_pin_revision(topwork: Command, client: Client, model: str) -> None:
-    """`pin-revision` keeps a revision, and lets it go with --unpin."""
+    """`pin-revision` pins a revision and unpins it with --unpin."""
     options = ("--model", model, "--revision", 1, "--json")
     status, output, _ = topwork("pin-revision", *options)
     assert (status, row(output)["pinned"]) == (0, [1])
@@ -153,21 +157,22 @@ def test_pin_revision(topwork: Command, client: Client, model: str) -> None:
     assert not client.model(model).pinned_revisions
 
 
-def test_history(topwork: Command, client: Client, teach: Teach, model: str) -> None:
-    """`history` has revisions and moves, newest first, and why a revision was rejected."""
-    operation = teach(model, "violet", VIOLETS)
-    assert teach(model, "teal", [(f"{n}.png", one) for n, one in enumerate(BLUES)]).error.code
+def test_history(topwork: Command, client: Client, add_class: AddClass, model: str) -> None:
+    """`history` has revisions and moves, newest first, and the reason of a rejection."""
+    operation = add_class(model, "violet", VIOLETS)
+    assert add_class(model, "teal", [(f"{n}.png", blue) for n, blue in enumerate(BLUES)]).error.code
     client.rollback(model)
     client.pin_revision(model, 2)
     status, output, _ = topwork("history", "--json", model)
     found = row(output)
     assert (status, found["model"], found["serving"]) == (0, model, 1)
-    changes = [(one["revision"], one["change"], one["parent"]) for one in found["revisions"]]
+    revisions = found["revisions"]
+    changes = [(each["revision"], each["change"], each["parent"]) for each in revisions]
     assert changes == [(3, "add_class", 2), (2, "add_class", 1), (1, "fit", 0)]
-    assert [bool(one["rejection"]) for one in found["revisions"]] == [True, False, False]
-    assert [one["pinned"] for one in found["revisions"]] == [False, True, False]
-    assert found["revisions"][1]["operation"] == operation.name
-    moves = [(one["cause"], one["previous"], one["revision"]) for one in found["moves"]]
+    assert [bool(each["rejection"]) for each in revisions] == [True, False, False]
+    assert [each["pinned"] for each in revisions] == [False, True, False]
+    assert revisions[1]["operation"] == operation.name
+    moves = [(move["cause"], move["previous"], move["revision"]) for move in found["moves"]]
     assert moves == [("rollback", 2, 1), ("add_class", 1, 2), ("fit", 0, 1)]
     status, output, _ = topwork("history", model)
     assert status == 0
@@ -175,10 +180,10 @@ def test_history(topwork: Command, client: Client, teach: Teach, model: str) -> 
     assert "revision 3 was rejected: " in output
 
 
-def test_operations_list(topwork: Command, teach: Teach, model: str) -> None:
-    """`operations list` has what a filter lets pass, with how it ended."""
-    good = teach(model, "violet", VIOLETS)
-    bad = teach(model, "teal", VIOLETS[:2])
+def test_operations_list(topwork: Command, add_class: AddClass, model: str) -> None:
+    """`operations list` shows the operations that match a filter, with their state."""
+    good = add_class(model, "violet", VIOLETS)
+    bad = add_class(model, "teal", VIOLETS[:2])
     wanted = f"model = models/{model}"
     status, output, _ = topwork("operations list", "--filter", wanted, "--json")
     first, second = map(json.loads, output.splitlines())
@@ -197,15 +202,15 @@ def test_operations_list(topwork: Command, teach: Teach, model: str) -> None:
 
 
 @pytest.mark.parametrize("columns", ["80", ""])
-def test_names_to_copy_are_whole_in_narrow_terminals_and_pipes(
-    topwork: Command, teach: Teach, model: str, monkeypatch: pytest.MonkeyPatch, columns: str
+def test_tables_do_not_truncate_names(
+    topwork: Command, add_class: AddClass, model: str, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
-    """Operations and models are in one piece in the tables that people look them up in."""
+    """Names of operations and models stay whole in narrow terminals and in pipes."""
     if columns:
         monkeypatch.setenv("COLUMNS", columns)
     else:
         monkeypatch.delenv("COLUMNS", raising=False)
-    operation = teach(model, "violet", VIOLETS).name.removeprefix("operations/")
+    operation = add_class(model, "violet", VIOLETS).name.removeprefix("operations/")
     _, listed, _ = topwork("operations list", "--filter", f"model = models/{model}")
     _, moves, _ = topwork("history", model)
     _, models, _ = topwork("models")
@@ -217,21 +222,21 @@ def test_names_to_copy_are_whole_in_narrow_terminals_and_pipes(
     assert "…" not in listed + moves + models
 
 
-def test_operations_watch(topwork: Command, teach: Teach, model: str) -> None:
-    """`operations watch` ends as the command that began the operation, by name or bare id."""
-    good = teach(model, "violet", VIOLETS)
+def test_operations_watch(topwork: Command, add_class: AddClass, model: str) -> None:
+    """`operations watch` takes a name or id, and exits as the command that began the operation."""
+    good = add_class(model, "violet", VIOLETS)
     status, output, _ = topwork("operations watch", "--json", good.name)
     assert (status, row(output)["revision"]) == (0, 2)
     status, output, _ = topwork("operations watch", good.name.removeprefix("operations/"))
     assert status == 0
     assert "violet added: revision 2" in output
-    bad = teach(model, "teal", VIOLETS[:2])
+    bad = add_class(model, "teal", VIOLETS[:2])
     status, output, _ = topwork("operations watch", "--json", bad.name)
     assert (status, row(output)["reason"]) == (1, "TOO_FEW_IMAGES")
 
 
 def test_operations_cancel(topwork: Command, idle: Running) -> None:
-    """`operations cancel` ends what waits; what is not there is an error."""
+    """`operations cancel` cancels a waiting operation; an unknown one is an error."""
     with Client(idle.address) as own:
         accepted = own.add_class("colours", "violet", VIOLETS)
         status, output, _ = topwork("operations cancel", accepted.name, address=idle.address)
@@ -259,7 +264,7 @@ def test_operations_cancel(topwork: Command, idle: Running) -> None:
         ("operations watch",),
     ],
 )
-def test_a_wrong_command_line_is_status_2(topwork: Command, arguments: tuple[str, ...]) -> None:
+def test_a_wrong_command_line_exits_with_2(topwork: Command, arguments: tuple[str, ...]) -> None:
     """Missing or impossible arguments are a usage error."""
     status, output, errors = topwork(*arguments)
     assert (status, output) == (2, "")

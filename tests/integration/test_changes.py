@@ -1,4 +1,4 @@
-"""A live model is changed in every way there is, and back."""
+"""Every kind of change on a running server, the gate, validation, rollback and pins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.longrunning import operations_pb2
 from support.pictures import picture, pictures
-from support.servers import Running, Teach, failure, fields
+from support.servers import AddClass, Running, failure, fields
 
 from topwork import CallFailed, Client, progress, rejected, result
 from topwork.bundle.exemplars import Exemplars
@@ -20,48 +20,48 @@ from topwork.v1 import change_pb2 as change_pb
 LABELS = ["amber", "blue", "crimson", "green"]
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 BLUES = [(f"blue-{n}.png", content) for n, content in enumerate(pictures("blue", 20))]
-"""Those that the model has been fitted on."""
-NEW_BLUES = [(f"new-{n}.png", one) for n, one in enumerate(pictures("blue", 6, start=200))]
+"""The pictures on which the model was fitted."""
+NEW_BLUES = [(f"new-{n}.png", image) for n, image in enumerate(pictures("blue", 6, start=200))]
 
 
 def ended(client: Client, accepted: operations_pb2.Operation) -> operations_pb2.Operation:
-    """Return an operation when it is finished."""
+    """Wait for an operation and return it."""
     *_, finished = client.watch(accepted.name)
     return finished
 
 
 def done(client: Client, accepted: operations_pb2.Operation) -> change_pb.ChangeResponse:
-    """Return what a change gave."""
+    """Wait for a change and return its response."""
     return result(ended(client, accepted))
 
 
-def refused(client: Client, accepted: operations_pb2.Operation) -> CallFailed:
-    """Return why a change failed."""
+def error_of(client: Client, accepted: operations_pb2.Operation) -> CallFailed:
+    """Wait for a change that must fail and return its error."""
     return failure(lambda: done(client, accepted))
 
 
-def only(revision: int) -> change_pb.ChangeOptions:
-    """Return the condition that ``revision`` serves."""
+def expecting(revision: int) -> change_pb.ChangeOptions:
+    """Return options that expect ``revision`` to serve."""
     return change_pb.ChangeOptions(expected_revision=revision)
 
 
 VALIDATE = change_pb.ChangeOptions(validate_only=True)
 
 
-def test_more_images_of_a_label_are_learnt(client: Client, model: str) -> None:
-    """AddExamples learns what is new and names what the label has; its labels stay."""
+def test_add_examples_adds_new_images_only(client: Client, model: str) -> None:
+    """AddExamples adds new images and names duplicates; the labels stay the same."""
     response = done(client, client.add_examples(model, "blue", BLUES[:3] + NEW_BLUES))
     assert (response.revision.revision, response.images_used) == (2, 6)
-    assert [one.display_name for one in response.skipped_images] == [name for name, _ in BLUES[:3]]
+    assert [skip.display_name for skip in response.skipped_images] == [n for n, _ in BLUES[:3]]
     assert response.revision.change == "add_examples"
     assert list(response.revision.labels) == LABELS
-    counts = {one.label: one.images for one in response.revision.metrics.per_label}
+    counts = {metric.label: metric.images for metric in response.revision.metrics.per_label}
     assert counts == {"amber": 20, "blue": 26, "crimson": 20, "green": 20}
     assert response.comparison.taught.label == "blue"
 
 
-def test_images_that_are_there_make_no_revision(client: Client, model: str) -> None:
-    """When the label has all images already the answer is the revision that serves."""
+def test_add_examples_of_known_images_makes_no_revision(client: Client, model: str) -> None:
+    """If the label has all images already, the response has the serving revision."""
     response = done(client, client.add_examples(model, "blue", BLUES[:3]))
     assert (response.revision.revision, response.images_used) == (1, 0)
     assert len(response.skipped_images) == 3
@@ -69,10 +69,10 @@ def test_images_that_are_there_make_no_revision(client: Client, model: str) -> N
     assert list(client.model(model).revisions) == [1]
 
 
-def test_a_removed_label_is_forgotten(client: Client, teach: Teach, model: str) -> None:
-    """After AddClass and RemoveClass the head is, byte for byte, what it was before."""
+def test_remove_class_undoes_add_class(client: Client, add_class: AddClass, model: str) -> None:
+    """After AddClass and RemoveClass of a label, metrics and probabilities are as before."""
     first = client.model(model).serving_revision
-    teach(model, "violet", VIOLETS)
+    add_class(model, "violet", VIOLETS)
     response = done(client, client.remove_class(model, "violet"))
     assert (response.revision.revision, response.revision.parent_revision) == (3, 2)
     assert list(response.revision.labels) == LABELS
@@ -83,33 +83,32 @@ def test_a_removed_label_is_forgotten(client: Client, teach: Teach, model: str) 
     assert now.results == client.classify(model, photos, revision=1).results
 
 
-def test_two_labels_must_remain(client: Client, model: str) -> None:
-    """RemoveClass of the last label but one is refused, and says so."""
+def test_remove_class_refuses_to_leave_one_label(client: Client, model: str) -> None:
+    """RemoveClass is FAILED_PRECONDITION if only two labels are left."""
     for label in LABELS[:2]:
         done(client, client.remove_class(model, label))
     error = failure(lambda: client.remove_class(model, "green"))
     assert (error.code, error.reason) == ("FAILED_PRECONDITION", "TOO_FEW_LABELS")
 
 
-def test_a_renamed_label_is_called_so(client: Client, model: str) -> None:
-    """RenameClass changes the label and nothing that was learnt."""
+def test_rename_class_changes_only_the_label(client: Client, model: str) -> None:
+    """RenameClass changes the label; all probabilities stay the same."""
     before = client.classify(model, [picture("blue", 60)], top_k=4).results[0]
     response = done(client, client.rename_class(model, "blue", "azure"))
     assert list(response.revision.labels) == ["amber", "azure", "crimson", "green"]
     after = client.classify(model, [picture("blue", 60)], top_k=4).results[0]
     renamed = {
-        "azure" if one.label == "blue" else one.label: one.probability for one in before.predictions
+        label if label != "blue" else "azure": probability
+        for label, probability in before.predictions
     }
     assert after.predictions[0].label == "azure"
-    assert {one.label: one.probability for one in after.predictions} == pytest.approx(
-        renamed, abs=1e-5
-    )
+    assert dict(after.predictions) == pytest.approx(renamed, abs=1e-5)
 
 
 def test_an_invisible_label_of_an_old_model_can_be_renamed(
     client: Client, serve: Callable[[Exemplars], str], four_colours: Exemplars
 ) -> None:
-    """Earlier versions let such labels in: the model answers, and the label can be renamed."""
+    """A label that earlier versions allowed still serves and can be renamed."""
     old = replace(four_colours, labels=("amber", "blue", "crimson", "\u3164"))
     model = serve(old)
     (answer,) = client.classify(model, [picture("green", 60)], top_k=1).results
@@ -120,8 +119,8 @@ def test_an_invisible_label_of_an_old_model_can_be_renamed(
     assert (error.reason, fields(error)) == ("LABEL_INVALID", ["new_label"])
 
 
-def test_another_head_is_solved(client: Client, model: str) -> None:
-    """Retrain solves the kind of head that is asked for, and later changes keep to it."""
+def test_retrain_solves_the_requested_head(client: Client, model: str) -> None:
+    """Retrain solves the requested kind of head; later changes use the same kind."""
     response = done(client, client.retrain(model, head="nearest_mean"))
     assert response.revision.head.kind == "nearest_mean"
     assert response.revision.head.normalisation == "sqrt_l2"
@@ -166,7 +165,7 @@ WRONG: dict[str, tuple[Callable[[Client, str], Any], str, str]] = {
         "l3",
     ),
     "negative revision": (
-        lambda client, model: client.remove_class(model, "blue", options=only(-1)),
+        lambda client, model: client.remove_class(model, "blue", options=expecting(-1)),
         "INVALID_ARGUMENT",
         "expected_revision is -1",
     ),
@@ -184,7 +183,7 @@ WRONG: dict[str, tuple[Callable[[Client, str], Any], str, str]] = {
         "min_new_class_recall is 2",
     ),
     "another revision": (
-        lambda client, model: client.retrain(model, options=only(7)),
+        lambda client, model: client.retrain(model, options=expecting(7)),
         "ABORTED",
         "serves revision 1, not 7",
     ),
@@ -212,18 +211,18 @@ WRONG: dict[str, tuple[Callable[[Client, str], Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_done_is_refused_at_once(client: Client, case: str) -> None:
-    """Each impossible change has its code, names what is wrong, and changes nothing."""
-    call, code, said = WRONG[case]
+def test_impossible_changes_are_refused_at_once(client: Client, case: str) -> None:
+    """Each impossible change has its code, names the wrong value, and changes nothing."""
+    call, code, message = WRONG[case]
     error = failure(lambda: call(client, "colours"))
     assert error.code == code
-    assert said in str(error)
+    assert message in str(error)
     found = client.model("colours")
     assert (list(found.revisions), list(found.pinned_revisions)) == ([1], [])
 
 
-def test_a_field_that_is_wrong_is_named(client: Client) -> None:
-    """INVALID_ARGUMENT names the field as the contract has it."""
+def test_an_invalid_field_is_named(client: Client) -> None:
+    """INVALID_ARGUMENT has the path of the field in the request."""
     gate = change_pb.Gate(max_conflicts=-1)
     options = change_pb.ChangeOptions(gate=gate)
     error = failure(lambda: client.retrain("colours", options=options))
@@ -232,8 +231,8 @@ def test_a_field_that_is_wrong_is_named(client: Client) -> None:
     assert fields(error) == ["config.options.gate.max_conflicts"]
 
 
-def test_a_repeated_change_is_the_same_operation(client: Client, model: str) -> None:
-    """One request id is one removal; for something else it is ALREADY_EXISTS."""
+def test_changes_with_one_request_id_are_one_operation(client: Client, model: str) -> None:
+    """A repeated request id returns the operation; with another label it is ALREADY_EXISTS."""
     request_id = str(uuid.uuid4())
     finished = ended(client, client.remove_class(model, "blue", request_id=request_id))
     assert client.remove_class(model, "blue", request_id=request_id) == finished
@@ -242,14 +241,16 @@ def test_a_repeated_change_is_the_same_operation(client: Client, model: str) -> 
     assert (error.code, error.reason) == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
 
 
-def test_a_harmful_change_never_serves(server: Running, client: Client, model: str) -> None:
-    """A known class under a new label is rejected with the numbers; its report is published."""
-    error = refused(client, client.add_class(model, "violet", BLUES))
+def test_a_change_rejected_by_the_gate_does_not_serve(
+    server: Running, client: Client, model: str
+) -> None:
+    """A known class under a new label is rejected with its comparison; its report is published."""
+    error = error_of(client, client.add_class(model, "violet", BLUES))
     assert (error.code, error.reason) == ("FAILED_PRECONDITION", "GATE_FAILED")
     comparison = rejected(error)
     assert comparison is not None
     assert comparison.drop > 0.02
-    assert {(one.label, one.called) for one in comparison.confusions} & {
+    assert {(pair.label, pair.called) for pair in comparison.confusions} & {
         ("blue", "violet"),
         ("violet", "blue"),
     }
@@ -265,17 +266,17 @@ def test_a_harmful_change_never_serves(server: Running, client: Client, model: s
     assert (again.code, again.reason) == ("FAILED_PRECONDITION", "REVISION_REJECTED")
 
 
-def test_who_wants_it_all_the_same_may_have_it(client: Client, model: str) -> None:
-    """With a gate that lets everything through the same change serves."""
+def test_an_open_gate_lets_a_harmful_change_serve(client: Client, model: str) -> None:
+    """With a gate without limits the same change serves."""
     gate = change_pb.Gate(max_old_class_drop=1, min_new_class_recall=0)
     options = change_pb.ChangeOptions(gate=gate)
     response = done(client, client.add_class(model, "violet", BLUES, options=options))
     assert response.revision.revision == 2
-    assert {one.label for one in response.conflicts} == {"blue"}
+    assert {conflict.label for conflict in response.conflicts} == {"blue"}
     assert client.model(model).serving_revision.revision == 2
 
 
-def test_conflicts_are_told_before_anything_is_learnt(client: Client, model: str) -> None:
+def test_too_many_conflicts_fail_before_solving(client: Client, model: str) -> None:
     """With ``max_conflicts`` the operation ends before it solves, and names the images."""
     options = change_pb.ChangeOptions(gate=change_pb.Gate(max_conflicts=1))
     finished = ended(
@@ -309,8 +310,8 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_validating_says_what_would_come_of_it(client: Client, model: str, kind: str) -> None:
-    """Labels and metrics are predicted, and nothing is published, for every kind of change."""
+def test_validate_only_predicts_labels_and_metrics(client: Client, model: str, kind: str) -> None:
+    """For every kind of change labels and metrics are predicted, and nothing is published."""
     finished = ended(client, CHANGES[kind](client, model))
     metadata, response = progress(finished), result(finished)
     assert change_pb.ChangeKind.Name(metadata.kind) == f"CHANGE_KIND_{kind.upper()}"
@@ -322,27 +323,32 @@ def test_validating_says_what_would_come_of_it(client: Client, model: str, kind:
     assert list(client.model(model).revisions) == [1]
 
 
-def test_validating_says_that_the_gate_would_reject(client: Client, model: str) -> None:
-    """The reasons are told, and that is a success: nobody asked for more."""
+def test_validate_only_reports_failures_of_the_gate(client: Client, model: str) -> None:
+    """The response has the gate's reasons, and the operation succeeds."""
     response = done(client, client.add_class(model, "violet", BLUES, options=VALIDATE))
     assert response.gate_failures
     assert response.findings
     assert list(client.model(model).revisions) == [1]
 
 
-def test_a_change_of_another_revision_is_stale(client: Client, model: str) -> None:
-    """Of two changes that both expect revision 1 the one that comes later ends with ABORTED."""
-    accepted = [client.rename_class(model, one, f"{one} 2", options=only(1)) for one in LABELS[:2]]
-    ends = [ended(client, one) for one in accepted]
+def test_a_change_of_an_outdated_revision_is_aborted(client: Client, model: str) -> None:
+    """If two changes expect revision 1, the later one ends with ABORTED."""
+    accepted = [
+        client.rename_class(model, label, f"{label} 2", options=expecting(1))
+        for label in LABELS[:2]
+    ]
+    ends = [ended(client, operation) for operation in accepted]
     assert result(ends[0]).revision.revision == 2
     error = failure(lambda: result(ends[1]))
     assert (error.code, error.reason) == ("ABORTED", "REVISION_CHANGED")
     assert list(client.model(model).revisions) == [1, 2]
 
 
-def test_an_earlier_revision_serves_again(client: Client, teach: Teach, model: str) -> None:
-    """After Rollback its answers come at once, and a later change is made from it."""
-    operation = teach(model, "violet", VIOLETS)
+def test_rollback_serves_an_earlier_revision(
+    client: Client, add_class: AddClass, model: str
+) -> None:
+    """After Rollback the earlier revision answers at once, and a later change starts from it."""
+    operation = add_class(model, "violet", VIOLETS)
     found = client.rollback(model, expected_revision=2)
     assert found.serving_revision.revision == 1
     assert client.classify(model, [picture("blue", 60)]).revision == 1
@@ -351,20 +357,22 @@ def test_an_earlier_revision_serves_again(client: Client, teach: Teach, model: s
     assert (before.cause, before.operation) == ("add_class", operation.name)
     assert client.rollback(model).serving_revision.revision == 2
     client.rollback(model, 1)
-    response = result(teach(model, "teal", VIOLETS))
+    response = result(add_class(model, "teal", VIOLETS))
     assert (response.revision.revision, response.revision.parent_revision) == (3, 1)
     assert list(response.revision.labels) == sorted([*LABELS, "teal"])
 
 
-def test_a_rollback_may_be_validated(client: Client, teach: Teach, model: str) -> None:
-    """With ``validate_only`` nothing moves."""
-    teach(model, "violet", VIOLETS)
+def test_rollback_with_validate_only_moves_nothing(
+    client: Client, add_class: AddClass, model: str
+) -> None:
+    """Rollback with ``validate_only`` leaves the serving revision."""
+    add_class(model, "violet", VIOLETS)
     found = client.rollback(model, 1, validate_only=True)
     assert (found.serving_revision.revision, len(found.moves)) == (2, 2)
 
 
-def test_a_revision_is_pinned_and_let_go(client: Client, model: str) -> None:
-    """PinRevision is told with the model; validated only it changes nothing; so is letting go."""
+def test_pin_revision_pins_and_unpins(client: Client, model: str) -> None:
+    """PinRevision changes the model's pins, with ``unpin`` too, but not with ``validate_only``."""
     assert list(client.pin_revision(model, 1, validate_only=True).pinned_revisions) == []
     assert list(client.pin_revision(model, 1).pinned_revisions) == [1]
     assert list(client.model(model).pinned_revisions) == [1]
@@ -372,15 +380,15 @@ def test_a_revision_is_pinned_and_let_go(client: Client, model: str) -> None:
 
 
 def test_revisions_are_listed_newest_first(
-    server: Running, client: Client, teach: Teach, model: str
+    server: Running, client: Client, add_class: AddClass, model: str
 ) -> None:
-    """Each has what made it and from what; one that is damaged has its number and no more."""
-    teach(model, "violet", VIOLETS)
+    """Each has its change and its parent; a damaged revision has only its number."""
+    add_class(model, "violet", VIOLETS)
     done(client, client.rename_class(model, "violet", "mauve"))
-    newest, second, first = client.revisions(model)
-    assert [one.revision for one in (newest, second, first)] == [3, 2, 1]
-    assert [one.change for one in (newest, second, first)] == ["rename_class", "add_class", "fit"]
-    assert [one.parent_revision for one in (newest, second, first)] == [2, 1, 0]
+    revisions = list(client.revisions(model))
+    assert [revision.revision for revision in revisions] == [3, 2, 1]
+    assert [revision.change for revision in revisions] == ["rename_class", "add_class", "fit"]
+    assert [revision.parent_revision for revision in revisions] == [2, 1, 0]
     (server.repository / "models" / model / "2" / "manifest.json").write_bytes(b"{")
     _, damaged, _ = client.revisions(model)
     assert damaged.name == f"models/{model}/revisions/2"

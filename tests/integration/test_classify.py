@@ -1,4 +1,4 @@
-"""Classify and the models' descriptions, asked over the wire."""
+"""Classify, GetModel and ListModels over the wire."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ PHOTO = picture("blue", 40)
 
 
 def best(result: ImageResult) -> str:
-    """Return the most probable label of an image that was classified."""
+    """Return the most probable label of a classified image."""
     assert result.error is None
     return result.predictions[0].label
 
 
-def test_every_image_has_its_answer_in_its_place(client: Client) -> None:
+def test_classify_answers_in_request_order(client: Client) -> None:
     """Results come in request order, with calibrated probabilities, from one revision."""
     shown = ["green", "amber", "crimson", "blue", "amber", "green"]
     answer = client.classify("colours", [picture(label, 41 + n) for n, label in enumerate(shown)])
@@ -49,14 +49,14 @@ def test_every_image_has_its_answer_in_its_place(client: Client) -> None:
     assert timings.backbone.ToNanoseconds() > 0
 
 
-def test_top_k_predictions(client: Client) -> None:
-    """top_k bounds the predictions of each image."""
+def test_top_k_limits_predictions(client: Client) -> None:
+    """top_k limits the predictions of each image."""
     answer = client.classify("colours", [PHOTO, PHOTO], top_k=1)
     assert [len(result.predictions) for result in answer.results] == [1, 1]
 
 
 def test_every_format_is_classified_alike(client: Client) -> None:
-    """HEIC, AVIF and all others give the label that PNG gives, whatever their EXIF says."""
+    """HEIC, AVIF and all other formats give the label of the same PNG, at any EXIF orientation."""
     image = Image.open(io.BytesIO(PHOTO))
     files = [turned(image, 6, kind) if kind in {"HEIF", "AVIF"} else encode(image, kind)
              for kind in KINDS]  # fmt: skip
@@ -65,7 +65,7 @@ def test_every_format_is_classified_alike(client: Client) -> None:
 
 
 def test_one_bad_image_is_that_images_error(client: Client) -> None:
-    """An unreadable image and one that is too large are errors in their places, with details."""
+    """Unreadable and oversized images are errors in their places, with details."""
     bad = [b"nonsense", bytes(2**20 + 1), without_palette()]
     answer = client.classify("colours", [PHOTO, *bad, PHOTO])
     assert [best(answer.results[place]) for place in (0, 4)] == ["blue", "blue"]
@@ -77,7 +77,7 @@ def test_one_bad_image_is_that_images_error(client: Client) -> None:
         assert error.details[0].Unpack(info)
         assert error.details[1].Unpack(bad)
         assert info.reason == reason
-        assert [one.field for one in bad.field_violations] == [f"images[{place}]"]
+        assert [violation.field for violation in bad.field_violations] == [f"images[{place}]"]
 
 
 @pytest.mark.parametrize(
@@ -103,17 +103,17 @@ def test_one_bad_image_is_that_images_error(client: Client) -> None:
         ),
     ],
 )
-def test_a_bad_request_is_told_what_is_wrong(
+def test_classify_names_the_field_of_an_invalid_request(
     channel: grpc.Channel, request_: dict[str, object], code: str, field: str | None
 ) -> None:
-    """Each wrong request has its code, and names the field when one is wrong."""
+    """Each invalid request has its code and names the invalid field."""
     stub = classify_grpc.ClassifierServiceStub(channel)
     error = failure(lambda: stub.Classify(classify_pb.ClassifyRequest(**request_)))  # type: ignore[arg-type]  # fields by name
     assert error.code == code
     assert fields(error) == ([field] if field else [])
 
 
-def test_too_many_images_are_told_the_limit(client: Client) -> None:
+def test_classify_of_too_many_images_states_the_limit(client: Client) -> None:
     """The error of a request with too many images has the number and the limit."""
     error = failure(lambda: client.classify("colours", [PHOTO] * 17))
     assert error.reason == "TOO_MANY_IMAGES"
@@ -121,7 +121,7 @@ def test_too_many_images_are_told_the_limit(client: Client) -> None:
 
 
 def test_a_message_beyond_the_limit_is_refused(client: Client, channel: grpc.Channel) -> None:
-    """A message over the published limit is RESOURCE_EXHAUSTED with both sizes; service goes on."""
+    """A message over the published limit is RESOURCE_EXHAUSTED with both sizes."""
     limit = client.model("colours").limits.max_message_bytes
     stub = classify_grpc.ClassifierServiceStub(channel)
     request = classify_pb.ClassifyRequest(model="models/colours", images=[bytes(limit)])
@@ -131,17 +131,17 @@ def test_a_message_beyond_the_limit_is_refused(client: Client, channel: grpc.Cha
     assert best(client.classify("colours", [PHOTO]).results[0]) == "blue"
 
 
-def test_a_large_message_within_the_limit_is_taken(client: Client) -> None:
-    """The limit is the published one, not gRPC's own 4 MB: what fits is answered."""
+def test_a_large_message_within_the_limit_is_accepted(client: Client) -> None:
+    """The published limit applies, not gRPC's default of 4 MB."""
     limit = client.model("colours").limits.max_message_bytes
     large = PHOTO + bytes(limit // 4 - len(PHOTO) - 100)
     answer = client.classify("colours", [large] * 4)
     assert [best(result) for result in answer.results] == ["blue"] * 4
 
 
-def test_a_deadline_that_passes_ends_the_call(client: Client, server: Running) -> None:
-    """A call whose time is over before it is answered is DEADLINE_EXCEEDED, in the server too."""
-    large = encode(Image.new("RGB", (4000, 4000)))  # takes far longer to decode, sixteen times
+def test_an_exceeded_deadline_ends_the_call(client: Client, server: Running) -> None:
+    """A call past its deadline is DEADLINE_EXCEEDED in the client and in the server."""
+    large = encode(Image.new("RGB", (4000, 4000)))  # sixteen of them take far longer to decode
     before = late_calls(server)
     error = failure(lambda: client.classify("colours", [large] * 16, timeout=0.3))
     assert error.code == "DEADLINE_EXCEEDED"
@@ -149,17 +149,17 @@ def test_a_deadline_that_passes_ends_the_call(client: Client, server: Running) -
 
 
 def late_calls(server: Running) -> int:
-    """Return how many Classify calls a server itself has ended as late."""
+    """Return how many Classify calls the server ended with DEADLINE_EXCEEDED."""
     return sum(
-        fact["event"] == "call"
-        and fact["method"].endswith("/Classify")
-        and fact["code"] == "DEADLINE_EXCEEDED"
-        for fact in server.facts
+        entry["event"] == "call"
+        and entry["method"].endswith("/Classify")
+        and entry["code"] == "DEADLINE_EXCEEDED"
+        for entry in server.log_entries
     )
 
 
-def test_a_model_is_described(client: Client, server: Running) -> None:
-    """GetModel tells what the repository has: labels, backbone, metrics, revisions, limits."""
+def test_get_model_describes_the_model(client: Client, server: Running) -> None:
+    """GetModel returns labels, backbone, metrics and revisions of the repository, and limits."""
     manifest = Repository(server.repository).manifest("colours", 1)
     model = client.model("colours")
     revision = model.serving_revision
@@ -176,27 +176,27 @@ def test_a_model_is_described(client: Client, server: Running) -> None:
 @pytest.mark.parametrize(
     ("name", "code"), [("models/unknown", "NOT_FOUND"), ("unknown", "INVALID_ARGUMENT")]
 )
-def test_a_model_that_is_not_there(
+def test_get_model_of_an_unknown_model_is_not_found(
     models: model_grpc.ModelServiceStub, name: str, code: str
 ) -> None:
-    """An unknown model is NOT_FOUND, a name of another form INVALID_ARGUMENT."""
+    """An unknown model is NOT_FOUND, a malformed name INVALID_ARGUMENT."""
     assert failure(lambda: models.GetModel(model_pb.GetModelRequest(name=name))).code == code
 
 
 def test_a_very_long_name_is_not_found(client: Client) -> None:
-    """The length of a wrong name does not change the answer."""
+    """A very long unknown name has the same error as a short one."""
     assert failure(lambda: client.model("x" * 20_000)).code in {"NOT_FOUND", "INVALID_ARGUMENT"}
 
 
-def test_pages_hold_every_model_once(
+def test_list_models_pages_hold_every_model_once(
     client: Client,
     models: model_grpc.ModelServiceStub,
     serve: Callable[[Exemplars], str],
     four_colours: Exemplars,
 ) -> None:
-    """Pages of any size, put together, are all models in the order of their names."""
+    """Pages of any size together have all models, sorted by name."""
     made = {f"models/{serve(four_colours)}" for _ in range(2)}
-    whole = [one.name for one in client.models()]
+    whole = [model.name for model in client.models()]
     assert whole == sorted(whole)
     assert {"models/colours", *made} <= set(whole)
     for size in (1, 2, len(whole), 5000):
@@ -204,7 +204,7 @@ def test_pages_hold_every_model_once(
         token = ""
         while True:
             page = models.ListModels(model_pb.ListModelsRequest(page_size=size, page_token=token))
-            paged += [one.name for one in page.models]
+            paged += [model.name for model in page.models]
             assert len(page.models) <= size
             if not (token := page.next_page_token):
                 break
@@ -220,9 +220,9 @@ def test_pages_hold_every_model_once(
         ({"page_size": -1}, "page_size"),
     ],
 )
-def test_a_page_that_was_not_given(
+def test_list_models_refuses_an_invalid_page(
     models: model_grpc.ModelServiceStub, page: dict[str, object], field: str
 ) -> None:
-    """A page token that nobody gave, or a negative size, is INVALID_ARGUMENT."""
+    """An invented page token or a negative size is INVALID_ARGUMENT."""
     error = failure(lambda: models.ListModels(model_pb.ListModelsRequest(**page)))  # type: ignore[arg-type]  # fields by name
     assert (error.code, fields(error)) == ("INVALID_ARGUMENT", [field])

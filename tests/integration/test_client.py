@@ -1,4 +1,4 @@
-"""The Python clients and the command line, against a running server."""
+"""Python clients and command line against a running server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from google.longrunning import operations_pb2
 from support.pictures import picture, pictures
-from support.servers import Command, Running, Teach, eventually, failure
+from support.servers import AddClass, Command, Running, eventually, failure
 
 from topwork import AsyncClient, CallFailed, Client, Credentials, progress, result
 from topwork.cli import options
@@ -55,8 +55,8 @@ def rows(output: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.splitlines()]
 
 
-def test_blocking_and_asyncio_agree(client: Client, server: Running, model: str) -> None:
-    """Each method of the two clients gives the same."""
+def test_blocking_and_asyncio_clients_agree(client: Client, server: Running, model: str) -> None:
+    """Each method gives the same result in both clients."""
     photos = pictures("blue", 3, start=40)
     request_id = str(uuid.uuid4())
 
@@ -69,9 +69,9 @@ def test_blocking_and_asyncio_agree(client: Client, server: Running, model: str)
                 states[-1],
                 await own.add_class(model, "violet", VIOLETS, request_id=request_id),
                 await own.model(model),
-                [one async for one in own.models()],
-                [one async for one in own.revisions(model)],
-                [one async for one in own.operations(f"model = models/{model}")],
+                [listed async for listed in own.models()],
+                [revision async for revision in own.revisions(model)],
+                [operation async for operation in own.operations(f"model = models/{model}")],
             ]
 
     from_asyncio = asyncio.run(ask())
@@ -109,8 +109,8 @@ LISTS: dict[str, Callable[[Client], Any]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_failed_call_says_why(client: Client, call: str) -> None:
-    """Every method raises CallFailed with code, reason and text of the server's status."""
+def test_a_failed_call_raises_call_failed(client: Client, call: str) -> None:
+    """Every method raises CallFailed with code, reason and message of the server's status."""
     error = failure(lambda: CALLS[call](client))
     assert (error.code, error.reason, error.retry_after) == ("NOT_FOUND", "NOT_FOUND", 0)
     assert str(error) == error.status.message
@@ -118,14 +118,14 @@ def test_a_failed_call_says_why(client: Client, call: str) -> None:
 
 
 @pytest.mark.parametrize("call", CALLS | LISTS)
-def test_a_server_that_is_not_there(nobody: str, call: str) -> None:
-    """Every method raises CallFailed UNAVAILABLE when nobody listens, blocking or not."""
-    with Client(nobody) as own:
+def test_calls_without_a_server_raise_unavailable(unused_address: str, call: str) -> None:
+    """Every method of both clients raises CallFailed UNAVAILABLE if no server listens."""
+    with Client(unused_address) as own:
         error = failure(lambda: (CALLS | LISTS)[call](own))
     assert (error.code, error.reason) == ("UNAVAILABLE", "UNAVAILABLE")
 
     async def ask() -> None:
-        async with AsyncClient(nobody) as own:
+        async with AsyncClient(unused_address) as own:
             calls: dict[str, Callable[[], Awaitable[object]]] = {
                 "classify": lambda: own.classify("x", [b"photo"]),
                 "classify_stream": lambda: exhaust(own.classify_stream("x", [b"photo"])),
@@ -149,17 +149,17 @@ def test_a_server_that_is_not_there(nobody: str, call: str) -> None:
 
 
 async def exhaust(answers: Any) -> None:
-    """Take all that comes."""
+    """Iterate to the end."""
     async for _ in answers:
         pass
 
 
-def test_a_client_finds_a_server_soon_after_it_opens_its_port() -> None:
-    """While nobody answers it tries again every 2 s or sooner, not after ever longer pauses."""
+def test_wait_until_ready_reconnects_without_backoff() -> None:
+    """A client that waits reconnects at least every 2 s, without exponential backoff."""
     tries: list[socket.socket] = []
 
     def refuse() -> None:
-        with contextlib.suppress(OSError):  # it is closed
+        with contextlib.suppress(OSError):  # closed below
             while connection := listening.accept()[0]:
                 connection.close()
                 tries.append(connection)
@@ -173,8 +173,8 @@ def test_a_client_finds_a_server_soon_after_it_opens_its_port() -> None:
     assert "something listens there, but" in str(error)
 
 
-def test_an_overload_says_when_to_retry(idle: Running) -> None:
-    """Of many large requests at once some are refused, each with a time; others are answered."""
+def test_an_overloaded_server_says_when_to_retry(idle: Running) -> None:
+    """If many large requests arrive at once, some are refused with RetryInfo."""
     large = picture("blue", 1, size=(1200, 900))
 
     async def ask() -> list[Any]:
@@ -190,21 +190,23 @@ def test_an_overload_says_when_to_retry(idle: Running) -> None:
         assert 0 < error.retry_after < 60
 
 
-def test_a_large_upload_goes_in_several_messages(client: Client, teach: Teach, model: str) -> None:
-    """More bytes than fit in one message are uploaded all the same, each image under its name."""
+def test_a_large_upload_is_split_into_messages(
+    client: Client, add_class: AddClass, model: str
+) -> None:
+    """An upload larger than one message is split; each image has its name."""
     names = [f"photo-{n}" for n in range(12)]
     padded = [
         (name, content + bytes(800_000)) for name, (_, content) in zip(names, VIOLETS, strict=True)
     ]
     length = sum(len(content) for _, content in padded)
     assert length > 2 * client.model(model).limits.max_message_bytes
-    response = result(teach(model, "violet", [*padded, ("the last", b"no photo")]))
+    response = result(add_class(model, "violet", [*padded, ("the last", b"no photo")]))
     assert response.images_used == 12
-    assert [one.display_name for one in response.skipped_images] == ["the last"]
+    assert [image.display_name for image in response.skipped_images] == ["the last"]
 
 
 def test_one_client_serves_many_threads(client: Client) -> None:
-    """A blocking client may be used from several threads at once."""
+    """Several threads can use one blocking client at once."""
     barrier = threading.Barrier(4)
 
     def ask(label: str) -> str:
@@ -216,8 +218,8 @@ def test_one_client_serves_many_threads(client: Client) -> None:
         assert list(pool.map(ask, LABELS)) == LABELS
 
 
-def test_what_is_no_finished_operation_has_no_result(idle: Running) -> None:
-    """Asking an unfinished operation for its result, or another message for progress, is told."""
+def test_result_and_progress_refuse_other_operations(idle: Running) -> None:
+    """`result` of an unfinished operation and `progress` of a foreign one raise ValueError."""
     with Client(idle.address) as own:
         accepted = own.add_class("colours", "violet", VIOLETS)
     with pytest.raises(ValueError, match="is not a finished change of a model"):
@@ -226,22 +228,24 @@ def test_what_is_no_finished_operation_has_no_result(idle: Running) -> None:
         progress(operations_pb2.Operation(name="operations/other"))
 
 
-def torn() -> Iterator[tuple[str, bytes]]:
-    """Yield photos, then fail as a disk does."""
+def failing_images() -> Iterator[tuple[str, bytes]]:
+    """Yield photos, then raise OSError."""
     yield from VIOLETS
     raise OSError(5, "Input/output error")
 
 
-def test_what_images_raise_is_raised(client: Client, server: Running, model: str) -> None:
-    """An upload whose images fail is that failure to both clients, and no operation."""
+def test_add_class_raises_the_error_of_its_images(
+    client: Client, server: Running, model: str
+) -> None:
+    """Both clients raise the error of an upload's source, and no operation exists."""
 
     async def upload() -> None:
         async with AsyncClient(server.address) as own:
-            await own.add_class(model, "violet", torn())
+            await own.add_class(model, "violet", failing_images())
 
     for add in (
-        lambda: client.add_class(model, "violet", torn()),
-        lambda: client.add_examples(model, "blue", torn()),
+        lambda: client.add_class(model, "violet", failing_images()),
+        lambda: client.add_examples(model, "blue", failing_images()),
         lambda: asyncio.run(upload()),
     ):
         with pytest.raises(OSError, match="Input/output error"):
@@ -249,15 +253,15 @@ def test_what_images_raise_is_raised(client: Client, server: Running, model: str
     assert list(client.operations(f"model = models/{model}")) == []
 
 
-def test_a_cancelled_upload_is_cancelled(server: Running, model: str) -> None:
-    """For asyncio a cancelled task stays cancelled, even where its images failed by then."""
+def test_a_cancelled_upload_raises_cancelled_error(server: Running, model: str) -> None:
+    """A cancelled asyncio task raises CancelledError even if its images also failed."""
 
     async def upload() -> None:
         async with AsyncClient(server.address) as own:
 
             def cancelling() -> Iterator[tuple[str, bytes]]:
                 task.cancel()
-                yield from torn()
+                yield from failing_images()
 
             task = asyncio.create_task(own.add_class(model, "violet", cancelling()))
             await task
@@ -266,42 +270,42 @@ def test_a_cancelled_upload_is_cancelled(server: Running, model: str) -> None:
         asyncio.run(upload())
 
 
-def test_uploaded_names_need_not_be_utf_8(teach: Teach, model: str) -> None:
-    """As ``Path.name`` may not be; such a name is escaped."""
-    finished = teach(model, "violet", [*VIOLETS, ("torn\udcff.png", b"no photo")])
+def test_uploaded_names_need_not_be_utf_8(add_class: AddClass, model: str) -> None:
+    """A file name that is not UTF-8 is uploaded with escapes."""
+    finished = add_class(model, "violet", [*VIOLETS, ("torn\udcff.png", b"no photo")])
     (skipped,) = result(finished).skipped_images
     assert skipped.display_name == "torn\\xff.png"
 
 
-def test_long_paths_keep_their_ends(teach: Teach, model: str) -> None:
-    """Two photos of one deep folder differ in the end of their names."""
+def test_long_paths_keep_their_ends(add_class: AddClass, model: str) -> None:
+    """The name of an uploaded photo keeps the end of a long path."""
     deep = "folder/" * 40
     photos = [(f"{deep}{name}.jpg", b"no photo") for name in "ab"]
-    skipped = result(teach(model, "violet", [*VIOLETS, *photos])).skipped_images
-    assert [one.display_name[-8:] for one in skipped] == ["er/a.jpg", "er/b.jpg"]
+    skipped = result(add_class(model, "violet", [*VIOLETS, *photos])).skipped_images
+    assert [image.display_name[-8:] for image in skipped] == ["er/a.jpg", "er/b.jpg"]
 
 
-def test_classify_tells_each_image(topwork: Command, tmp_path: Path) -> None:
-    """`classify --json` has one object a file, with all that is documented."""
-    folder = written(tmp_path / "photos", [(f"{one}.png", picture(one, 45)) for one in LABELS])
+def test_classify_prints_a_row_for_each_image(topwork: Command, tmp_path: Path) -> None:
+    """`classify --json` prints an object for each file, with all documented keys."""
+    folder = written(tmp_path / "photos", [(f"{name}.png", picture(name, 45)) for name in LABELS])
     status, output, _ = topwork("classify", "--model", "colours", "--json", "--top-k", 2, folder)
     assert status == 0
-    answers = rows(output)
+    found = rows(output)
     keys = {"image", "revision", "predictions", "unknown_probability", "is_unknown", "error"}
-    assert [set(one) for one in answers] == [keys] * 4
-    assert all(0 <= one["unknown_probability"] <= 1 for one in answers)
-    assert [one["image"] for one in answers] == [str(folder / f"{one}.png") for one in LABELS]
-    assert {one["revision"] for one in answers} == {1}
-    assert {one["error"] for one in answers} == {None}
-    for one, label in zip(answers, LABELS, strict=True):
-        first, second = one["predictions"]
+    assert [set(row) for row in found] == [keys] * 4
+    assert all(0 <= row["unknown_probability"] <= 1 for row in found)
+    assert [row["image"] for row in found] == [str(folder / f"{name}.png") for name in LABELS]
+    assert {row["revision"] for row in found} == {1}
+    assert {row["error"] for row in found} == {None}
+    for row, label in zip(found, LABELS, strict=True):
+        first, second = row["predictions"]
         assert set(first) == {"label", "probability"}
         assert first["label"] == label
         assert 1 >= first["probability"] >= second["probability"] >= 0
 
 
-def test_classify_goes_on_after_a_bad_file(topwork: Command, tmp_path: Path) -> None:
-    """Files that are missing, no image or a directory's are errors in their rows; status 1."""
+def test_classify_continues_after_a_bad_file(topwork: Command, tmp_path: Path) -> None:
+    """Missing, unreadable and non-image files are errors in their rows; the exit status is 1."""
     note = tmp_path / "note.txt"
     note.write_text("no photo")
     photo = tmp_path / "photo.png"
@@ -313,27 +317,27 @@ def test_classify_goes_on_after_a_bad_file(topwork: Command, tmp_path: Path) -> 
     )
     assert status == 1
     first, second, third, last = rows(output)
-    assert [one["predictions"] for one in (first, second, third)] == [[], [], []]
-    assert [one["revision"] for one in (first, second, third, last)] == [1, None, None, 1]
+    assert [row["predictions"] for row in (first, second, third)] == [[], [], []]
+    assert [row["revision"] for row in (first, second, third, last)] == [1, None, None, 1]
     assert "is none of JPEG" in first["error"]
     assert second["error"] == "the file cannot be read: No such file or directory"
     assert third["error"].startswith("the file cannot be read: ")
     assert last["predictions"][0]["label"] == "green"
 
 
-def test_classify_asks_for_more_than_one_request_takes(topwork: Command, tmp_path: Path) -> None:
-    """More files than a request may hold are asked in several, in the order of their names."""
+def test_classify_splits_files_into_requests(topwork: Command, tmp_path: Path) -> None:
+    """More files than a request may hold go in several requests, sorted by name."""
     photos = [(f"{n:02}.png", picture(LABELS[n % 4], 100 + n)) for n in range(20)]
     status, output, _ = topwork(
         "classify", "--model", "colours", "--json", written(tmp_path / "photos", photos)
     )
     assert status == 0
-    found = [one["predictions"][0]["label"] for one in rows(output)]
+    found = [row["predictions"][0]["label"] for row in rows(output)]
     assert found == [LABELS[n % 4] for n in range(20)]
 
 
 def test_unreadable_files_keep_their_places(topwork: Command, tmp_path: Path) -> None:
-    """Among many photos, first and last too, what cannot be read is in its row."""
+    """Each unreadable file among many photos, also the first and last, is an error in its row."""
     photos = [(f"{n:03}.png", picture(LABELS[n % 4], n)) for n in range(100)]
     folder = written(tmp_path / "photos", photos)
     broken = [0, 1, 50, 98, 99]
@@ -343,20 +347,20 @@ def test_unreadable_files_keep_their_places(topwork: Command, tmp_path: Path) ->
     status, output, _ = topwork("classify", "--model", "colours", "--json", folder)
     found = rows(output)
     assert status == 1
-    assert [one["image"] for one in found] == [str(folder / name) for name, _ in photos]
-    assert [n for n, one in enumerate(found) if one["error"] is not None] == broken
-    good = [(n, one) for n, one in enumerate(found) if one["error"] is None]
-    assert all(one["predictions"][0]["label"] == LABELS[n % 4] for n, one in good)
+    assert [row["image"] for row in found] == [str(folder / name) for name, _ in photos]
+    assert [n for n, row in enumerate(found) if row["error"] is not None] == broken
+    good = [(n, row) for n, row in enumerate(found) if row["error"] is None]
+    assert all(row["predictions"][0]["label"] == LABELS[n % 4] for n, row in good)
 
 
-def test_only_unreadable_files(topwork: Command, tmp_path: Path) -> None:
-    """When no file can be read there are rows, and status 1."""
+def test_classify_of_unreadable_files_only_exits_with_1(topwork: Command, tmp_path: Path) -> None:
+    """If no file can be read, each has a row, and the exit status is 1."""
     missing = [tmp_path / f"{n}.png" for n in range(30)]
     status, output, _ = topwork("classify", "--model", "colours", "--json", *missing)
     assert (status, len(rows(output))) == (1, 30)
 
 
-def many(folder: Path, count: int) -> Path:
+def folder_of(folder: Path, count: int) -> Path:
     """Return a new folder of ``count`` files with the same photo in them."""
     photo = folder / "photo.png"
     photo.write_bytes(picture("green", 45))
@@ -374,21 +378,21 @@ INTERRUPTIBLE = (
 )
 
 
-def in_a_process(server: Running, *arguments: object, errors: int) -> subprocess.Popen[str]:
-    """Begin ``topwork classify --json`` with a pipe for its output."""
+def start_classify(server: Running, *arguments: object, errors: int) -> subprocess.Popen[str]:
+    """Start ``topwork classify --json`` with a pipe for its output."""
     command = [sys.executable, "-c", INTERRUPTIBLE, "classify", "--address", server.address]
     command += ["--model", "colours", "--json", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
 
 
-def test_classify_shows_how_far_it_is(server: Running, tmp_path: Path) -> None:
-    """A terminal has a bar with the number of photos; the output has the rows and nothing else."""
-    terminal, its_end = os.openpty()
-    process = in_a_process(server, many(tmp_path, 40), errors=its_end)
-    os.close(its_end)
+def test_classify_shows_a_progress_bar(server: Running, tmp_path: Path) -> None:
+    """A terminal on standard error gets a progress bar; the output has only the rows."""
+    terminal, terminal_end = os.openpty()
+    process = start_classify(server, folder_of(tmp_path, 40), errors=terminal_end)
+    os.close(terminal_end)
     output, _ = process.communicate(timeout=60)
     shown = b""
-    with contextlib.suppress(OSError):  # the end, on Linux
+    with contextlib.suppress(OSError):  # Linux's end of file
         while chunk := os.read(terminal, 4096):
             shown += chunk
     os.close(terminal)
@@ -397,11 +401,11 @@ def test_classify_shows_how_far_it_is(server: Running, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_classify(server: Running, tmp_path: Path) -> None:
-    """On SIGINT the rows so far are whole lines, nothing is a traceback, and the status is 130."""
+    """On SIGINT the rows so far are whole lines, there is no traceback, the exit status is 130."""
     errors = tmp_path / "errors"
     with (
         errors.open("w") as file,
-        in_a_process(server, many(tmp_path, 20_000), errors=file.fileno()) as process,
+        start_classify(server, folder_of(tmp_path, 20_000), errors=file.fileno()) as process,
     ):
         assert process.stdout is not None
         first = process.stdout.readline()
@@ -412,8 +416,8 @@ def test_an_interrupt_ends_classify(server: Running, tmp_path: Path) -> None:
     assert "Traceback" not in errors.read_text()
 
 
-def test_an_interrupt_does_not_wait_for_a_row_for_long() -> None:
-    """Where none comes, such as from a server that hangs, an interrupt comes through by itself."""
+def test_an_interrupt_without_rows_raises_keyboard_interrupt() -> None:
+    """An interrupt ends the command even if no row arrives, such as from a hanging server."""
 
     def wait() -> None:
         with _interrupts():
@@ -428,8 +432,8 @@ def test_an_interrupt_does_not_wait_for_a_row_for_long() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_classify_for_people(topwork: Command, tmp_path: Path) -> None:
-    """Without --json a line has the file, the labels and their probabilities."""
+def test_classify_prints_text_lines(topwork: Command, tmp_path: Path) -> None:
+    """Without --json a line has the file, its labels and their probabilities."""
     photo = tmp_path / "[red]photo.png"
     photo.write_bytes(picture("green", 45))
     status, output, _ = topwork("classify", "--model", "colours", photo)
@@ -445,8 +449,8 @@ def test_classify_for_people(topwork: Command, tmp_path: Path) -> None:
         ("add-class", "--model", "unknown", "--label", "violet", __file__),
     ],
 )
-def test_a_call_that_fails_is_one_line(topwork: Command, arguments: tuple[str, ...]) -> None:
-    """What the server refuses is one line on standard error, and status 1."""
+def test_a_failed_call_prints_one_line(topwork: Command, arguments: tuple[str, ...]) -> None:
+    """An error of the server is one line on standard error; the exit status is 1."""
     status, _, errors = topwork(*arguments)
     assert status == 1
     assert errors.splitlines()[-1].startswith("error: there is no model 'models/unknown'")
@@ -463,10 +467,8 @@ def test_a_call_that_fails_is_one_line(topwork: Command, arguments: tuple[str, .
         ("operations cancel 0eedf153-e607-48de-8787-0cdbbd424572", "0cdbbd424572'"),
     ],
 )
-def test_a_wrong_name_is_told_with_those_close_to_it(
-    topwork: Command, command: str, end: str
-) -> None:
-    """A model, label or revision that is not there: the error ends with what may be meant."""
+def test_an_unknown_name_lists_similar_names(topwork: Command, command: str, end: str) -> None:
+    """The error of an unknown model, label or revision ends with suggestions."""
     name, *options = command.replace("operations ", "operations_").split()
     status, _, errors = topwork(name.replace("_", " "), *options)
     assert status == 1
@@ -474,8 +476,8 @@ def test_a_wrong_name_is_told_with_those_close_to_it(
 
 
 @pytest.mark.parametrize("command", ["classify --model m", "add-class --model m --label l"])
-def test_a_url_is_told_not_to_be_a_file(topwork: Command, command: str) -> None:
-    """An argument that is a URL is named as it was given, with both slashes."""
+def test_a_url_as_a_file_is_a_usage_error(topwork: Command, command: str) -> None:
+    """The error of a URL given as a file has the URL with both slashes."""
     name, *options = command.split()
     status, _, errors = topwork(name, *options, "https://example.org/tulip.jpg")
     assert status == 2
@@ -483,8 +485,8 @@ def test_a_url_is_told_not_to_be_a_file(topwork: Command, command: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["[/x]", "[bold]"])
-def test_an_error_is_printed_as_it_is(topwork: Command, name: str) -> None:
-    """Brackets in a message are brackets."""
+def test_an_error_is_printed_without_markup(topwork: Command, name: str) -> None:
+    """Brackets in an error are printed literally."""
     status, _, errors = topwork("describe", name)
     assert status == 1
     assert repr(f"models/{name}") in errors
@@ -500,33 +502,33 @@ def test_an_error_is_printed_as_it_is(topwork: Command, name: str) -> None:
         ("operations list", "--filter", "label = daisy\udcff"),
     ],
 )
-def test_an_argument_that_is_no_utf_8_is_one_line(
+def test_an_argument_that_is_not_utf_8_is_a_one_line_error(
     topwork: Command, arguments: tuple[str, ...]
 ) -> None:
-    """What no message can hold is an error that names it, and no traceback."""
+    """An argument that is not UTF-8 is an error that names it, without a traceback."""
     status, _, errors = topwork(*arguments)
     assert status == 1
     assert "daisy\\xff is no UTF-8" in errors.splitlines()[-1]
 
 
-def test_an_error_controls_no_terminal(topwork: Command) -> None:
-    """An escape sequence in what was typed is printed as text."""
+def test_an_error_escapes_control_characters(topwork: Command) -> None:
+    """An escape sequence in an argument is printed as text."""
     _, _, errors = topwork("describe", "\x1b[31mred")
     assert "\x1b" not in errors
     assert "[31mred" in errors
 
 
-def test_a_server_that_is_not_there_is_one_line(
-    topwork: Command, nobody: str, monkeypatch: pytest.MonkeyPatch
+def test_a_command_without_a_server_is_an_error(
+    topwork: Command, unused_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When nobody listens for as long as a server may take to start, the command says so."""
+    """If no server listens within the start-up timeout, the command prints an error."""
     monkeypatch.setattr(options, "START_SECONDS", 0.2)
-    status, _, errors = topwork("models", address=nobody)
+    status, _, errors = topwork("models", address=unused_address)
     assert status == 1
     assert errors == (
-        f"waiting for a server at {nobody}\n"
-        f"error: no server answers at {nobody} within 0.2 s: nothing listens there; a server does "
-        "once its models are loaded\n"
+        f"waiting for a server at {unused_address}\n"
+        f"error: no server answers at {unused_address} within 0.2 s: nothing listens there; "
+        "a server does once its models are loaded\n"
     )
 
 
@@ -541,17 +543,17 @@ def test_a_server_that_is_not_there_is_one_line(
         ("describe",),
     ],
 )
-def test_a_wrong_command_line_is_status_2(topwork: Command, arguments: tuple[str, ...]) -> None:
+def test_a_wrong_command_line_exits_with_2(topwork: Command, arguments: tuple[str, ...]) -> None:
     """Missing or impossible arguments are a usage error."""
     status, output, errors = topwork(*arguments)
     assert (status, output) == (2, "")
     assert "Usage: " in errors
 
 
-def test_add_class_ends_with_what_it_did(
+def test_add_class_prints_its_result(
     topwork: Command, client: Client, model: str, tmp_path: Path
 ) -> None:
-    """`add-class --json` ends with operation, revision, labels and metrics, old against new."""
+    """`add-class --json` prints operation, revision, labels, metrics and comparison."""
     photos = written(tmp_path / "violet", [*VIOLETS, ("note.jpg", b"no photo")])
     request_id = str(uuid.uuid4())
     options = ("--model", model, "--label", "violet", "--request-id", request_id, "--json")
@@ -575,10 +577,10 @@ def test_add_class_ends_with_what_it_did(
     assert (status, rows(output)[0]["revision"]) == (0, 2)
 
 
-def test_add_class_goes_on_after_an_unreadable_file(
+def test_add_class_continues_after_an_unreadable_file(
     topwork: Command, model: str, tmp_path: Path
 ) -> None:
-    """A file that cannot be read is named and left out, and the others are learnt."""
+    """An unreadable file is named and left out; the others are used."""
     photos = written(tmp_path / "violet", VIOLETS)
     (photos / "broken.png").symlink_to("/proc/self/mem")
     status, output, errors = topwork(
@@ -591,8 +593,8 @@ def test_add_class_goes_on_after_an_unreadable_file(
     assert answer["left_out"] == [{"reason": "unreadable", "count": 1, "names": [broken]}]
 
 
-def with_droppings(folder: Path) -> Path:
-    """Add to a folder of photos what is none, and return it; each would be an error if sent."""
+def with_other_files(folder: Path) -> Path:
+    """Add files to a folder that must not be sent, and return the folder."""
     for name in (".Trashes/1.png", ".DS_Store", "__MACOSX/._1.png", "Thumbs.db", "notes.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"no photo")
@@ -611,21 +613,18 @@ LEFT_OUT = {
 
 
 def left_out(folder: Path, answer: dict[str, Any]) -> dict[str, list[str]]:
-    """Return what JSON says was left out below a folder: names by reason, counted right."""
-    assert [one["count"] for one in answer["left_out"]] == [
-        len(one["names"]) for one in answer["left_out"]
-    ]
+    """Return the left-out names below a folder by reason, from JSON; check their counts."""
+    groups = answer["left_out"]
+    assert [group["count"] for group in groups] == [len(group["names"]) for group in groups]
     return {
-        one["reason"]: [str(Path(name).relative_to(folder)) for name in one["names"]]
-        for one in answer["left_out"]
+        group["reason"]: [str(Path(name).relative_to(folder)) for name in group["names"]]
+        for group in groups
     }
 
 
-def test_add_class_leaves_out_what_is_no_photo(
-    topwork: Command, model: str, tmp_path: Path
-) -> None:
-    """Hidden folders, droppings, texts, pipes and dead links are not sent, but listed."""
-    photos = with_droppings(written(tmp_path / "violet", VIOLETS))
+def test_add_class_leaves_out_other_files(topwork: Command, model: str, tmp_path: Path) -> None:
+    """Hidden folders, system files, texts, pipes and dead links are not sent, but listed."""
+    photos = with_other_files(written(tmp_path / "violet", VIOLETS))
     options = ("--model", model, "--label", "violet", "--json")
     status, output, errors = topwork("add-class", *options, photos)
     (answer,) = rows(output)
@@ -634,9 +633,9 @@ def test_add_class_leaves_out_what_is_no_photo(
     assert f"left out: 1 dead link ({photos}/gone.png)" in errors
 
 
-def test_classify_leaves_out_what_is_no_photo(topwork: Command, tmp_path: Path) -> None:
-    """The same are not asked for; the last line of JSON and standard error list them."""
-    photos = with_droppings(written(tmp_path / "photos", VIOLETS[:2]))
+def test_classify_leaves_out_other_files(topwork: Command, tmp_path: Path) -> None:
+    """The same files are not sent; the last line of JSON and standard error list them."""
+    photos = with_other_files(written(tmp_path / "photos", VIOLETS[:2]))
     status, output, errors = topwork("classify", "--model", "colours", "--json", photos)
     *answers, last = rows(output)
     assert (status, len(answers)) == (0, 2)
@@ -647,8 +646,8 @@ def test_classify_leaves_out_what_is_no_photo(topwork: Command, tmp_path: Path) 
     assert "left out: 2 hidden files or folders" in errors
 
 
-def test_photos_behind_a_link_are_photos(topwork: Command, tmp_path: Path) -> None:
-    """A link to a folder is followed, once, and a loop of links ends."""
+def test_links_to_folders_are_followed(topwork: Command, tmp_path: Path) -> None:
+    """A link to a folder is followed once; a loop of links ends."""
     photos = written(tmp_path / "photos", VIOLETS[:1])
     (photos / "more").symlink_to(written(tmp_path / "elsewhere", VIOLETS[1:3]))
     (tmp_path / "elsewhere" / "back").symlink_to(photos)
@@ -658,8 +657,10 @@ def test_photos_behind_a_link_are_photos(topwork: Command, tmp_path: Path) -> No
     assert left_out(photos, last) == {"repeated": ["more/back"]}
 
 
-def test_add_class_does_not_learn_a_test_set(topwork: Command, model: str, tmp_path: Path) -> None:
-    """A folder that holds splits is refused; the one to learn from is taken by its name."""
+def test_add_class_refuses_a_folder_with_splits(
+    topwork: Command, model: str, tmp_path: Path
+) -> None:
+    """A folder that contains splits is refused; its folder `train` is accepted."""
     folder = tmp_path / "violet"
     folder.mkdir()
     for name, photos in (("train", VIOLETS[:6]), ("test", VIOLETS[6:])):
@@ -676,25 +677,25 @@ NOT_UTF_8 = "viol\udce9t\n\x1b[31m\u202e.png"
 ESCAPED = "viol\\xe9t\\u000a\\u001b[31m\\u202e.png"
 
 
-def test_add_class_takes_names_that_are_no_utf_8(
+def test_add_class_accepts_names_that_are_not_utf_8(
     topwork: Command, model: str, tmp_path: Path
 ) -> None:
-    """Such a photo is learnt like the others; its name is escaped in the output."""
+    """A photo with such a name is used; the output has its name with escapes."""
     photos = written(tmp_path / "violet", [*VIOLETS, (NOT_UTF_8, b"no photo")])
     (photos / VIOLETS[0][0]).rename(photos / f"1{NOT_UTF_8}")
     options = ("--model", model, "--label", "violet", "--json")
     status, output, _ = topwork("add-class", *options, photos)
     (answer,) = rows(output)
     assert (status, answer["images_used"]) == (0, 12)
-    assert [one["image"] for one in answer["skipped"]] == [f"{photos}/{ESCAPED}"]
+    assert [image["image"] for image in answer["skipped"]] == [f"{photos}/{ESCAPED}"]
 
 
-def test_classify_takes_names_that_are_no_utf_8(topwork: Command, tmp_path: Path) -> None:
-    """All files have their answers, for people and programs; no name controls the terminal."""
+def test_classify_accepts_names_that_are_not_utf_8(topwork: Command, tmp_path: Path) -> None:
+    """All files are classified; text and JSON have their names with escapes."""
     photos = written(tmp_path / "photos", [(NOT_UTF_8, VIOLETS[0][1]), VIOLETS[1]])
     status, output, _ = topwork("classify", "--model", "colours", "--json", photos)
     assert status == 0
-    assert [one["image"] for one in rows(output)] == [
+    assert [row["image"] for row in rows(output)] == [
         f"{photos}/{VIOLETS[1][0]}",
         f"{photos}/{ESCAPED}",
     ]
@@ -706,30 +707,30 @@ def test_classify_takes_names_that_are_no_utf_8(topwork: Command, tmp_path: Path
 
 @pytest.fixture
 def with_a_video(tmp_path: Path) -> Path:
-    """Return a folder of twelve photos and a file that no message could hold."""
+    """Return a folder of twelve photos and a video larger than any message may be."""
     photos = written(tmp_path / "photos", VIOLETS)
     with (photos / "video.mp4").open("wb") as video:
         video.truncate(65 * 2**20)
     return photos
 
 
-def test_a_stray_video_is_not_classified(topwork: Command, with_a_video: Path) -> None:
-    """A huge file is an error in its own row; the photos beside it have their answers."""
+def test_classify_skips_a_huge_file(topwork: Command, with_a_video: Path) -> None:
+    """A huge file is an error in its row; the photos beside it are classified."""
     status, output, _ = topwork("classify", "--model", "colours", "--json", with_a_video)
-    errors = {Path(one["image"]).name for one in rows(output) if one["error"] is not None}
+    errors = {Path(row["image"]).name for row in rows(output) if row["error"] is not None}
     assert (status, len(rows(output)), errors) == (1, 13, {"video.mp4"})
 
 
-def test_a_stray_video_is_not_learnt(topwork: Command, model: str, with_a_video: Path) -> None:
-    """A huge file is left out of an upload, and named; the photos beside it are learnt."""
+def test_add_class_skips_a_huge_file(topwork: Command, model: str, with_a_video: Path) -> None:
+    """A huge file is left out of an upload and named; the photos beside it are used."""
     options = ("--model", model, "--label", "violet", "--json")
     status, output, errors = topwork("add-class", *options, with_a_video)
     assert (status, rows(output)[0]["images_used"]) == (0, 12)
     assert "video.mp4" in output + errors
 
 
-def test_add_class_that_fails_is_told(topwork: Command, model: str, tmp_path: Path) -> None:
-    """An operation that fails is its name and error as JSON, a line for people, and status 1."""
+def test_add_class_prints_its_error(topwork: Command, model: str, tmp_path: Path) -> None:
+    """A failed operation is JSON with name and error, a line of text, and exit status 1."""
     photos = written(tmp_path / "violet", VIOLETS[:3])
     status, output, errors = topwork(
         "add-class", "--model", model, "--label", "violet", "--json", photos
@@ -749,8 +750,8 @@ def test_add_class_that_fails_is_told(topwork: Command, model: str, tmp_path: Pa
         "[/b] violet",
     ],
 )
-def test_add_class_for_people(topwork: Command, model: str, tmp_path: Path, label: str) -> None:
-    """Without --json there is a table of before and after, whatever the label's characters."""
+def test_add_class_prints_a_table(topwork: Command, model: str, tmp_path: Path, label: str) -> None:
+    """Without --json a table compares before and after, also for a label with brackets."""
     photos = written(tmp_path / "photos", VIOLETS)
     status, output, _ = topwork("add-class", "--model", model, "--label", label, photos)
     assert status == 0
@@ -758,8 +759,8 @@ def test_add_class_for_people(topwork: Command, model: str, tmp_path: Path, labe
     assert f"recall of {label}" in output
 
 
-def test_names_reach_a_terminal_as_escapes(topwork: Command, model: str, tmp_path: Path) -> None:
-    """What a photo is called, by whoever uploaded it, writes no control characters."""
+def test_add_class_escapes_names_of_photos(topwork: Command, model: str, tmp_path: Path) -> None:
+    """Control characters in a photo's name are printed as escapes."""
     photos = written(tmp_path / "violet", [*VIOLETS, ("\x1b[31m\u202egnp.png", b"no photo")])
     status, output, errors = topwork("add-class", "--model", model, "--label", "violet", photos)
     assert status == 0
@@ -767,8 +768,8 @@ def test_names_reach_a_terminal_as_escapes(topwork: Command, model: str, tmp_pat
     assert not {"\x1b", "\u202e"}.intersection(output + errors)
 
 
-def test_an_empty_folder_is_told(topwork: Command, tmp_path: Path) -> None:
-    """A folder without any file is an error before anything is uploaded."""
+def test_add_class_of_an_empty_folder_is_an_error(topwork: Command, tmp_path: Path) -> None:
+    """A folder without files is an error before the upload."""
     status, output, errors = topwork(
         "add-class", "--model", "colours", "--label", "violet", tmp_path
     )
@@ -776,11 +777,11 @@ def test_an_empty_folder_is_told(topwork: Command, tmp_path: Path) -> None:
     assert "there is no photo below" in errors
 
 
-def test_models_and_describe_tell_the_same(topwork: Command) -> None:
-    """`models --json` has a line a model, `describe --json` the same object for one."""
+def test_models_and_describe_print_the_same_object(topwork: Command) -> None:
+    """`models --json` prints a line for each model, `describe --json` the same for one model."""
     status, output, _ = topwork("models", "--json")
     assert status == 0
-    (listed,) = [one for one in rows(output) if one["model"] == "colours"]
+    (listed,) = [row for row in rows(output) if row["model"] == "colours"]
     status, output, _ = topwork("describe", "--json", "colours")
     assert status == 0
     assert rows(output) == [listed]
@@ -801,8 +802,8 @@ def test_models_and_describe_tell_the_same(topwork: Command) -> None:
 
 
 @pytest.mark.parametrize("command", [("models",), ("describe", "colours")])
-def test_tables_for_people(topwork: Command, command: tuple[str, ...]) -> None:
-    """Without --json both name the model and its backbone."""
+def test_models_and_describe_print_tables(topwork: Command, command: tuple[str, ...]) -> None:
+    """Without --json both print the model and its backbone."""
     status, output, _ = topwork(*command)
     assert status == 0
     assert "colours" in output
@@ -810,7 +811,7 @@ def test_tables_for_people(topwork: Command, command: tuple[str, ...]) -> None:
 
 
 def test_the_command_runs_as_a_module(server: Running) -> None:
-    """`python -m topwork.cli` is the command, in a process of its own."""
+    """`python -m topwork.cli` runs the command."""
     done = subprocess.run(
         [sys.executable, "-m", "topwork.cli", "describe", "unknown", "--address", server.address],
         capture_output=True,
@@ -823,14 +824,14 @@ def test_the_command_runs_as_a_module(server: Running) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_servers_behind_one_name_take_turns(server: Running, idle: Running) -> None:
-    """Of several addresses of a name each has its share of a client's calls."""
+def test_client_balances_servers_behind_one_name(server: Running, idle: Running) -> None:
+    """A client distributes its calls over all addresses of a name."""
     name = f"ipv4:{server.address},{idle.address}"
 
-    def calls(one: Running) -> int:
+    def calls(to: Running) -> int:
         return sum(
-            fact.get("event") == "call" and str(fact["method"]).endswith("/GetModel")
-            for fact in one.facts
+            entry.get("event") == "call" and str(entry["method"]).endswith("/GetModel")
+            for entry in to.log_entries
         )
 
     before = calls(server), calls(idle)
@@ -844,18 +845,18 @@ def test_servers_behind_one_name_take_turns(server: Running, idle: Running) -> N
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY"])
-def test_no_proxy_is_asked_for_this_host(
+def test_no_proxy_is_used_for_the_loopback(
     topwork: Command,
     server: Running,
-    nobody: str,
+    unused_address: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     variable: str,
 ) -> None:
-    """Whatever proxy the environment names, all commands and clients reach the loopback."""
+    """All commands and clients reach the loopback whatever proxy the environment names."""
     for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(variable, f"http://{nobody}")
+    monkeypatch.setenv(variable, f"http://{unused_address}")
     monkeypatch.setattr(options, "START_SECONDS", 5.0)
     photo = tmp_path / "photo.png"
     photo.write_bytes(picture("blue", 40))
@@ -885,8 +886,8 @@ def test_no_proxy_is_asked_for_this_host(
             assert own.model("colours").revisions == [1]
 
 
-def test_another_host_is_reached_by_way_of_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment's proxy is asked for it, and named where nothing comes of that."""
+def test_the_proxy_is_used_for_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's proxy is used for another host, and the error names its variable."""
     for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY", "grpc_proxy", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as proxy:
@@ -895,19 +896,19 @@ def test_another_host_is_reached_by_way_of_the_proxy(monkeypatch: pytest.MonkeyP
         with Client("example.org:50051") as own:
             error = failure(lambda: own.wait_until_ready(0.5))
         proxy.settimeout(60)
-        asked, _ = proxy.accept()
-        with asked:
-            assert asked.recv(4096).startswith(b"CONNECT example.org:50051")
+        connection, _ = proxy.accept()
+        with connection:
+            assert connection.recv(4096).startswith(b"CONNECT example.org:50051")
     assert "no server answers at example.org:50051" in str(error)
     assert "the proxy in http_proxy" in str(error)
     assert "secret" not in str(error)
 
 
 @pytest.mark.parametrize("calls", ["add_class", "add_examples"])
-def test_what_the_source_of_an_upload_raises_comes_out(
+def test_both_clients_raise_the_error_of_an_upload(
     idle: Running, caplog: pytest.LogCaptureFixture, calls: str
 ) -> None:
-    """It is the caller's own error, from either client; nothing is learnt, and nothing logged."""
+    """An error in the caller's images is raised unchanged; no operation begins."""
 
     def images() -> Iterator[tuple[str, bytes]]:
         yield from VIOLETS[:6]
@@ -927,10 +928,10 @@ def test_what_the_source_of_an_upload_raises_comes_out(
     assert not caplog.records
 
 
-def test_an_upload_that_the_end_of_its_process_cuts_off_is_none(
+def test_an_upload_cut_off_by_process_exit_is_cancelled(
     idle: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The part that was sent by then is not taken for all: nothing is learnt from it."""
+    """If the process exits during an upload, the part already sent makes no operation."""
     at_exit: list[Callable[[], None]] = []
     monkeypatch.setattr("topwork.client.source.atexit.register", at_exit.append)
     ends = threading.Event()
@@ -938,7 +939,7 @@ def test_an_upload_that_the_end_of_its_process_cuts_off_is_none(
     def images() -> Iterator[tuple[str, bytes]]:
         yield from VIOLETS
         threading.Thread(target=lambda: [end() for end in at_exit]).start()
-        ends.wait(0.2)  # the process, while this waits for another photo
+        ends.wait(0.2)  # the process ends while this waits for another photo
         yield VIOLETS[0]
 
     with Client(idle.address) as own:
@@ -949,10 +950,10 @@ def test_an_upload_that_the_end_of_its_process_cuts_off_is_none(
 
 
 @pytest.mark.parametrize("ending", ["stream.close()", "", "raise SystemExit(0)", "client.close()"])
-def test_a_client_process_ends_well_amid_a_stream(server: Running, ending: str) -> None:
-    """Its status is 0, however it leaves a stream whose source is in native code.
+def test_a_client_process_exits_cleanly_during_a_stream(server: Running, ending: str) -> None:
+    """The exit status is 0, however a stream ends whose source is in native code.
 
-    gRPC takes from the source in a thread of its own, which must not come back when the interpreter
+    gRPC reads the source in its own thread, which must not return to Python after the interpreter
     has ended.
     """
     program = f"""
@@ -988,10 +989,10 @@ next(stream)
 
 
 @pytest.mark.parametrize("wrong", ["\u00e4", "\udcff", "\n", " ", "\x1b[31m"])
-def test_a_token_that_can_be_none_is_refused_unseen(
+def test_a_malformed_token_is_refused_without_printing_it(
     topwork: Command, server: Running, wrong: str
 ) -> None:
-    """Where a character is that no token has is said, and nothing of the token."""
+    """The error has the position of the invalid character, and no part of the token."""
     secret = "topwork_0123456789ab_" + 8 * "s3cret"
     status, output, errors = topwork("models", "--token", f"{secret}{wrong}{secret}")
     assert (status, output) == (1, "")

@@ -1,4 +1,4 @@
-"""The later phases of a fit, on a real backbone with small images: thawing and shrinking."""
+"""Fine-tuning and quantization in a fit, on a real backbone with small images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
-    """Return a fit with both phases, each taken whatever it brings."""
+    """Return a fit with both phases, published regardless of their metrics."""
     config = FitConfig(
         data=data,
         model="colours",
@@ -49,17 +49,17 @@ def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     return fit(config, lambda *_: None)
 
 
-def test_a_tuned_backbone_is_a_new_one(fitted: Fitted) -> None:
-    """Its identity and digest are its own, and the repository keeps the frozen one beside it."""
+def test_a_tuned_backbone_has_its_own_identity(fitted: Fitted) -> None:
+    """A tuned backbone has a new identity and digest; the repository also has the frozen one."""
     repository = Repository(fitted.report.parents[3])
-    frozen, *others = sorted(repository.backbones(), key=lambda one: len(one.identity))
+    frozen, *others = sorted(repository.backbones(), key=lambda backbone: len(backbone.identity))
     assert fitted.backbone in others
     assert ":tuned:" in fitted.backbone.identity
     assert fitted.backbone.weights_digest != frozen.weights_digest
 
 
-def test_what_was_tuned_on_is_never_judged(fitted: Fitted) -> None:
-    """Metrics are of the held-out images alone, though the head learnt from all."""
+def test_metrics_exclude_images_used_for_tuning(fitted: Fitted) -> None:
+    """Metrics are of the held-out images only, although the head is fitted on all."""
     repository = Repository(fitted.report.parents[3])
     exemplars = repository.exemplars(fitted.manifest.exemplars)
     held_out = int(np.count_nonzero(~exemplars.seen))
@@ -68,8 +68,8 @@ def test_what_was_tuned_on_is_never_judged(fitted: Fitted) -> None:
     assert fitted.manifest.images == len(exemplars) == 48
 
 
-def test_the_int8_backbone_serves_and_says_what_it_cost(fitted: Fitted) -> None:
-    """The published backbone is int8; manifest and notes have the gate's numbers."""
+def test_an_int8_backbone_is_published_with_its_gate(fitted: Fitted) -> None:
+    """The published backbone is int8; manifest, notes and report have the precision gate."""
     assert fitted.backbone.precision == "int8"
     gate = fitted.manifest.precision_gate
     assert gate is not None
@@ -78,14 +78,14 @@ def test_the_int8_backbone_serves_and_says_what_it_cost(fitted: Fitted) -> None:
     assert gate.why in fitted.report.read_text()
 
 
-def test_no_checkpoint_is_left(fitted: Fitted) -> None:
-    """Once the result is published the checkpoint is gone."""
+def test_fit_deletes_its_checkpoint(fitted: Fitted) -> None:
+    """The checkpoint is deleted after publishing."""
     root = fitted.report.parents[3]
     assert not list((root / "checkpoints").glob("*"))
 
 
-def test_a_fit_that_is_no_better_says_so(data: Path, tmp_path: Path) -> None:
-    """By default the frozen backbone is published unless the tuned one is better beyond chance."""
+def test_fit_publishes_the_frozen_backbone_unless_tuning_helps(data: Path, tmp_path: Path) -> None:
+    """The frozen backbone is published unless the tuned one is significantly better."""
     config = FitConfig(
         data=data,
         model="m",
@@ -101,8 +101,8 @@ def test_a_fit_that_is_no_better_says_so(data: Path, tmp_path: Path) -> None:
     assert fitted.metrics.images == 48
 
 
-def test_a_fit_killed_while_tuning_goes_on(data: Path, tmp_path: Path) -> None:
-    """After kill -9 between epochs nothing serves; the same command resumes and publishes."""
+def test_fit_resumes_after_a_kill_while_tuning(data: Path, tmp_path: Path) -> None:
+    """After kill -9 between epochs no model exists; the same command resumes and publishes."""
     command = [
         sys.executable, "-m", "topwork_trainer.cli", "fit", str(data), "--model", "m",
         "--repository", str(tmp_path), "--image-size", "32", "--unfreeze", "last:1",
@@ -120,5 +120,5 @@ def test_a_fit_killed_while_tuning_goes_on(data: Path, tmp_path: Path) -> None:
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    while not condition():  # the test's own time limit ends it
+    while not condition():  # ended by pytest's timeout
         time.sleep(0.01)

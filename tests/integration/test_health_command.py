@@ -1,4 +1,4 @@
-"""`topwork health` tells whoever starts it, by its exit status alone, whether a server serves."""
+"""`topwork health`: the exit status says whether a server serves."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from topwork.rpc.server import SERVICES
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """Yield an address where connections are taken and nothing is ever said."""
+    """Yield an address that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
 @pytest.fixture
-def ailing() -> Iterator[str]:
-    """Yield the address of a server whose ``""`` is NOT_SERVING."""
+def not_serving() -> Iterator[str]:
+    """Yield the address of a server with the health status NOT_SERVING."""
     servicer = HealthServicer()
     servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     with ThreadPoolExecutor(1) as pool:
@@ -37,42 +37,44 @@ def ailing() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("service", ["", *SERVICES])
-def test_serving(topwork: Command, service: str) -> None:
-    """Exit status 0 of a server and of each of its services that is SERVING."""
+def test_health_of_a_serving_service_exits_with_0(topwork: Command, service: str) -> None:
+    """The exit status is 0 for a server and each of its services that is SERVING."""
     assert topwork("health", "--service", service) == (0, "SERVING\n", "")
 
 
-def test_not_serving(topwork: Command, ailing: str) -> None:
-    """Exit status 1 of a server that answers and does not serve."""
-    assert topwork("health", address=ailing) == (1, "NOT_SERVING\n", "")
+def test_health_of_a_server_that_does_not_serve_exits_with_1(
+    topwork: Command, not_serving: str
+) -> None:
+    """The exit status is 1 for a server that is NOT_SERVING."""
+    assert topwork("health", address=not_serving) == (1, "NOT_SERVING\n", "")
 
 
-def test_unknown_service(topwork: Command) -> None:
-    """Exit status 1 of a service that there is not; the error names it."""
+def test_health_of_an_unknown_service_exits_with_1(topwork: Command) -> None:
+    """The exit status is 1 for an unknown service; the error names it."""
     status, output, errors = topwork("health", "--service", "no.such.Service")
     assert (status, output) == (1, "")
     assert "no.such.Service" in errors
 
 
-def test_no_answer(topwork: Command, silent: str) -> None:
-    """Exit status 1 after --timeout seconds without an answer."""
+def test_health_without_an_answer_times_out(topwork: Command, silent: str) -> None:
+    """The exit status is 1 after --timeout seconds without an answer."""
     status, output, errors = topwork("health", "--timeout", "0.1", address=silent)
     assert (status, output) == (1, "")
     assert "error:" in errors
 
 
-def test_nobody_listens(topwork: Command, silent: str) -> None:
-    """Exit status 1 at once where nobody listens, as before a server is ready."""
+def test_health_without_a_server_exits_with_1(topwork: Command, silent: str) -> None:
+    """The exit status is 1 at once if no server listens, as before one is ready."""
     port = int(silent.rpartition(":")[2])
     status, output, errors = topwork("health", "--timeout", "60", address=f"127.0.0.2:{port}")
     assert (status, output) == (1, "")
     assert "error:" in errors
 
 
-def test_a_proxy_is_not_asked(
+def test_health_uses_no_proxy(
     topwork: Command, silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever proxy the environment names, the server itself is asked."""
+    """The request goes to the server itself whatever proxy the environment names."""
     monkeypatch.setenv("http_proxy", f"http://{silent}")
     monkeypatch.delenv("no_proxy", raising=False)
     assert topwork("health") == (0, "SERVING\n", "")

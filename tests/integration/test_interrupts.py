@@ -1,4 +1,4 @@
-"""Ctrl-C in the commands, while they import, start and work."""
+"""Ctrl-C in commands while they import modules, start and run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FIT = ["topwork_trainer", "fit", "photos", "--model", "m", "--repository", "r"]
 
 
 def interrupted(code: str, arguments: Sequence[object]) -> tuple[int, str]:
-    """Return exit status and standard error of Python code that is interrupted."""
+    """Run Python code that interrupts itself; return exit status and standard error."""
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTIBLE + code, *map(str, arguments)],
         capture_output=True,
@@ -53,8 +53,8 @@ def interrupted(code: str, arguments: Sequence[object]) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def imports(pid: int) -> bool:
-    """Return whether a process has loaded NumPy, which a worker does early."""
+def is_importing(pid: int) -> bool:
+    """Return True once a process has loaded NumPy, which a worker imports early."""
     return "numpy" in Path(f"/proc/{pid}/maps").read_text()
 
 
@@ -76,29 +76,29 @@ def test_an_interrupted_import_ends_the_command(
     """SIGINT while a module is imported: exit status 130, and nothing on standard error."""
     package, *others = arguments
     code = AS_IMPORTED.format(module=module) + f"from {package}.cli import main; main()"
-    assert interrupted(code, [tmp_path / one if one == "r" else one for one in others]) == (
+    assert interrupted(code, [tmp_path / word if word == "r" else word for word in others]) == (
         STATUS,
         "",
     )
 
 
 @pytest.mark.parametrize("code", [IN_A_CALLBACK, AS_ANOTHER_ERROR])
-def test_an_interrupt_that_an_import_hides_ends_the_command(code: str) -> None:
-    """So it is where Python loses the exception or a library makes another one of it."""
+def test_an_interrupt_hidden_by_an_import_ends_the_command(code: str) -> None:
+    """The command also ends if Python drops the exception or a library replaces it."""
     code += "import time; from topwork.runtime.interrupts import interruptible\n"
     code += "with interruptible(): load()"
     assert interrupted(code, []) == (STATUS, "")
 
 
 def test_an_error_without_an_interrupt_stays_an_error() -> None:
-    """What is wrong without an interrupt has its traceback."""
+    """An error without an interrupt has its traceback."""
     code = "from topwork.runtime.interrupts import interruptible\nwith interruptible(): 1 / 0"
-    status, said = interrupted(code, [])
-    assert (status, "ZeroDivisionError" in said) == (1, True)
+    status, errors = interrupted(code, [])
+    assert (status, "ZeroDivisionError" in errors) == (1, True)
 
 
 def test_an_ignored_interrupt_stays_ignored() -> None:
-    """A shell's background job does not end by the Ctrl-C that is meant for another."""
+    """A shell's background job is not ended by Ctrl-C."""
     code = (
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "from topwork.runtime.interrupts import interruptible\n"
@@ -108,14 +108,14 @@ def test_an_ignored_interrupt_stays_ignored() -> None:
 
 
 def test_ctrl_c_while_the_worker_imports_prints_no_traceback(tmp_path: Path) -> None:
-    """A terminal sends SIGINT to the worker, too, which still imports."""
+    """SIGINT that reaches the worker during its imports prints no traceback."""
     code = INTERRUPTIBLE + "from topwork.cli import main; main()"
     command = [sys.executable, "-c", code, *servers.command(tmp_path / "repository")[3:]]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        servers.eventually(lambda: [*filter(imports, servers.workers_of(process.pid))])
+        servers.eventually(lambda: [*filter(is_importing, servers.workers_of(process.pid))])
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert "Traceback" not in said
+        _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
     assert process.returncode == 0

@@ -1,4 +1,4 @@
-"""``topwork gc`` and ``topwork fsck``: what they print, and how they end."""
+"""``topwork gc`` and ``topwork fsck``: output and exit status."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def repository(tmp_path: Path) -> Repository:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """How a command ended."""
+class Result:
+    """Exit status and output of a command."""
 
     status: int
     stdout: str
@@ -44,37 +44,42 @@ class Ended:
 
 
 class Run:
-    """Runs commands as a shell would."""
+    """Runs commands on a repository."""
 
     def __init__(self, repository: Repository, capsys: pytest.CaptureFixture[str]) -> None:
         self._root = str(repository.root)
         self._capsys = capsys
 
-    def __call__(self, command: click.Command, *options: str) -> Ended:
-        """Run a command on the repository."""
+    def __call__(self, command: click.Command, *options: str) -> Result:
+        """Run a command and return its result."""
         with pytest.raises(SystemExit) as ended:
             command.main([self._root, *options])
         assert isinstance(ended.value.code, int)
         printed = self._capsys.readouterr()
-        return Ended(status=ended.value.code, stdout=printed.out, stderr=printed.err)
+        return Result(status=ended.value.code, stdout=printed.out, stderr=printed.err)
 
     def json(self, command: click.Command, *options: str) -> Any:
-        """Run a command with --json and return its one object."""
+        """Run a command with --json and return its single object."""
         (line,) = self(command, "--json", *options).stdout.splitlines()
         return json.loads(line)
 
 
 @pytest.fixture
 def run(repository: Repository, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return what runs commands on the repository."""
+    """Return a runner of commands on the repository."""
     return Run(repository, capsys)
+
+
+def errors(repository: Repository) -> list[str]:
+    """Return the paths of errors that fsck finds."""
+    return [problem.path for problem in check(repository) if problem.severity == "error"]
 
 
 # gc
 
 
-def test_gc_deletes_and_says_what(repository: Repository, run: Run) -> None:
-    """It deletes what it should and counts it, a row a kind."""
+def test_gc_deletes_and_counts_by_kind(repository: Repository, run: Run) -> None:
+    """Gc deletes unreferenced files and prints their number in a row for each kind."""
     result = run(gc, "--keep", "1")
     assert result.status == 0
     _, *rows = result.stdout.splitlines()
@@ -84,65 +89,65 @@ def test_gc_deletes_and_says_what(repository: Repository, run: Run) -> None:
 
 
 def test_gc_as_json_is_one_object(run: Run) -> None:
-    """Each thing that was deleted is there with kind, path and bytes."""
+    """`gc --json` lists each deleted item with kind, path and bytes."""
     size = len(image(1))
     found = run.json(gc, "--keep", "1")
     assert {"kind": "image", "path": f"images/{sha256(image(1))}", "bytes": size} in found[
         "removed"
     ]
-    assert found["bytes"] == sum(one["bytes"] for one in found["removed"])
+    assert found["bytes"] == sum(item["bytes"] for item in found["removed"])
     assert (found["dry_run"], found["refused"]) == (False, [])
 
 
 def test_gc_dry_run_deletes_nothing(repository: Repository, run: Run) -> None:
-    """It says what would go, in a table that says so."""
+    """`gc --dry-run` prints what it would delete."""
     assert "would go" in run(gc, "--keep", "1", "--dry-run").stdout
     assert run.json(gc, "--keep", "1", "--dry-run")["dry_run"]
     assert repository.revisions("m") == [1, 2, 3, 4]
 
 
-def test_gc_spares_hours(repository: Repository, run: Run) -> None:
-    """What is young stays, unless it is told otherwise."""
+def test_gc_spares_new_files(repository: Repository, run: Run) -> None:
+    """New files stay unless --spare-hours is 0."""
     put_backbone(repository, 7)
     assert run.json(gc)["removed"] == []
     assert len(run.json(gc, "--spare-hours", "0")["removed"]) == 1
 
 
-def test_gc_ends_with_1_if_something_cannot_be_read(repository: Repository, run: Run) -> None:
-    """What cannot be read is named on standard error, and protects what it may refer to."""
+def test_gc_with_an_unreadable_manifest_exits_with_1(repository: Repository, run: Run) -> None:
+    """An unreadable manifest is named on standard error."""
     (repository.root / "models" / "m" / "4" / "manifest.json").write_bytes(b"{")
     result = run(gc)
     assert result.status == 1
     assert "models/m/4/manifest.json" in result.stderr
 
 
-def test_gc_keeps_what_unfinished_operations_need(
+def test_gc_keeps_images_of_unfinished_operations(
     repository: Repository, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It asks the given database which images are still needed."""
-    asked: list[str] = []
+    """Gc asks the given database for the images of unfinished operations."""
+    urls: list[str] = []
 
     def pending(url: str) -> set[str]:
-        asked.append(url)
+        urls.append(url)
         return {sha256(image(8))}
 
     monkeypatch.setattr("topwork.changes.database.pending_images", pending)
     put_shard(repository, 8)
     grow_old(repository)
     assert run.json(gc, "--database", "postgresql://host/topwork")["removed"] == []
-    assert set(asked) == {"postgresql://host/topwork"}
-    asked.clear()
+    assert set(urls) == {"postgresql://host/topwork"}
+    urls.clear()
     assert len(run.json(gc)["removed"]) == 2  # there is no SQLite file
-    assert asked == []
+    assert urls == []
 
 
-def test_gc_asks_for_a_database_that_was_used(
+def test_gc_requires_the_url_of_a_used_database(
     repository: Repository, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where operations may be in PostgreSQL, gc deletes nothing until it is told where."""
+    """If operations may be in PostgreSQL, gc deletes nothing without the database's URL."""
     url = "postgresql://me:secret@host/topwork"
     note_database(repository.root, url)
-    note_database(repository.root, database_url(repository.root))  # another server, of this host
+    note_database(repository.root, database_url(repository.root))  # of another server on this host
     put_shard(repository, 8)
     grow_old(repository)
     before = repository.stored("images")
@@ -156,21 +161,21 @@ def test_gc_asks_for_a_database_that_was_used(
 
 
 def test_gc_without_the_database_deletes_no_image(repository: Repository, run: Run) -> None:
-    """Where a database cannot be asked, old revisions go and all images and shards stay."""
+    """If the database is unavailable, gc deletes old revisions, but no images and no shards."""
     put_shard(repository, 8)
     grow_old(repository)
-    nowhere = f"postgresql://nobody@/topwork?host={repository.root}"
-    result = run(gc, "--keep", "1", "--json", "--database", nowhere)
+    unavailable = f"postgresql://nobody@/topwork?host={repository.root}"
+    result = run(gc, "--keep", "1", "--json", "--database", unavailable)
     found = json.loads(result.stdout.splitlines()[-1])
     assert result.status == 1
-    assert [one["path"] for one in found["removed"]] == ["models/m/1", "models/m/2"]
+    assert [item["path"] for item in found["removed"]] == ["models/m/1", "models/m/2"]
     (text,) = found["refused"]
     assert "cannot be used now" in text
     assert "no shard and no image was deleted" in text
 
 
-def test_gc_reads_the_repositorys_own_database(repository: Repository, run: Run) -> None:
-    """The SQLite file in the repository is asked if there is one, and is no garbage."""
+def test_gc_reads_the_sqlite_database_of_the_repository(repository: Repository, run: Run) -> None:
+    """Gc reads the SQLite file in the repository, if it exists, and does not delete it."""
     prepare(database_url(repository.root))
     put_shard(repository, 8)
     grow_old(repository)
@@ -181,15 +186,15 @@ def test_gc_reads_the_repositorys_own_database(repository: Repository, run: Run)
 # gc beside uploads
 
 
-def test_no_upload_is_acknowledged_whose_images_gc_deleted(colours: Repository) -> None:
-    """One that takes longer than gc spares, by whatever clock, is UNAVAILABLE; again, it is done.
+def test_an_upload_whose_images_gc_deleted_is_not_acknowledged(colours: Repository) -> None:
+    """An upload slower than gc's spare hours is UNAVAILABLE; its repetition succeeds.
 
-    gc runs after each of its messages, when all that was stored looks a hundred days old.
+    gc runs between two messages, after all stored files were made to look a hundred days old.
     """
     config = change_pb.AddClassConfig(
         model="models/colours", label="violet", request_id=str(uuid.uuid4())
     )
-    images = [change_pb.TrainingImage(content=one) for one in pictures("violet", 12)]
+    images = [change_pb.TrainingImage(content=content) for content in pictures("violet", 12)]
 
     def slowly() -> Iterator[change_pb.AddClassRequest]:
         yield change_pb.AddClassRequest(config=config, images=images[:6])
@@ -211,33 +216,33 @@ def test_no_upload_is_acknowledged_whose_images_gc_deleted(colours: Repository) 
         gc.main([str(colours.root), "--spare-hours", "0"], standalone_mode=False)
         *_, finished = client.watch(accepted.name)
         assert result(finished).images_used == 12
-    assert [one for one in check(colours) if one.severity == "error"] == []
+    assert errors(colours) == []
 
 
-def test_an_image_that_was_damaged_is_repaired_by_an_upload(colours: Repository) -> None:
-    """A change whose image cannot be read fails; the same photos again repair it and pass."""
-    violets = [(f"{n}.png", one) for n, one in enumerate(pictures("violet", 6))]
-    digests = [colours.put_image(one) for _, one in violets]
+def test_an_upload_repairs_a_damaged_image(colours: Repository) -> None:
+    """An upload of a photo whose stored image is damaged stores it again and succeeds."""
+    violets = [(f"{n}.png", content) for n, content in enumerate(pictures("violet", 6))]
+    digests = [colours.put_image(content) for _, content in violets]
     colours.path("images", digests[0]).write_bytes(b"damaged")
-    assert [one.path for one in check(colours) if one.severity == "error"]
+    assert errors(colours)
     with servers.running(colours.root) as server, Client(server.address) as client:
         *_, finished = client.watch(client.add_class("colours", "violet", violets).name)
         assert result(finished).images_used == 6
-    assert [one for one in check(colours) if one.severity == "error"] == []
+    assert errors(colours) == []
 
 
 # fsck
 
 
-def test_fsck_of_a_sound_repository_says_so(run: Run) -> None:
-    """Nothing is wrong: exit status 0."""
+def test_fsck_of_a_valid_repository_exits_with_0(run: Run) -> None:
+    """Fsck of a valid repository prints no problem; the exit status is 0."""
     result = run(fsck)
     assert (result.status, result.stdout) == (0, "nothing is wrong\n")
     assert run.json(fsck) == {"errors": 0, "notes": 0, "problems": []}
 
 
-def test_fsck_names_what_is_wrong(repository: Repository, run: Run) -> None:
-    """An error is a line with its path, and the exit status is 1."""
+def test_fsck_names_a_changed_file(repository: Repository, run: Run) -> None:
+    """Fsck prints a line with the path of an error; the exit status is 1."""
     (repository.root / "models" / "m" / "2" / "head.onnx").write_bytes(b"another head")
     result = run(fsck)
     assert result.status == 1
@@ -247,19 +252,19 @@ def test_fsck_names_what_is_wrong(repository: Repository, run: Run) -> None:
 
 
 def test_fsck_as_json_is_one_object(repository: Repository, run: Run) -> None:
-    """Each problem has severity, path and text."""
+    """`fsck --json` lists each problem with severity and path."""
     (repository.root / "models" / "m" / "2" / "head.onnx").unlink()
     put_backbone(repository, 7)
     found = run.json(fsck)
     assert (found["errors"], found["notes"]) == (1, 1)
-    assert [(one["severity"], one["path"]) for one in found["problems"]] == [
+    assert [(problem["severity"], problem["path"]) for problem in found["problems"]] == [
         ("error", "models/m/2/head.onnx"),
         ("note", "backbones"),
     ]
 
 
-def test_notes_are_no_failure(repository: Repository, run: Run) -> None:
-    """What is only worth knowing leaves the exit status 0."""
+def test_fsck_with_notes_exits_with_0(repository: Repository, run: Run) -> None:
+    """Notes without errors leave the exit status 0."""
     put_backbone(repository, 7)
     result = run(fsck)
     assert result.status == 0
@@ -278,7 +283,7 @@ def test_notes_are_no_failure(repository: Repository, run: Run) -> None:
 def test_fsck_names_a_lost_database(
     content: bytes | None, why: str, repository: Repository, run: Run
 ) -> None:
-    """Operations that were kept and cannot be read are an error, beside a sound repository."""
+    """A lost database of operations is an error in an otherwise valid repository."""
     prepare(database_url(repository.root))
     assert run(fsck).stdout == "nothing is wrong\n"
     path = repository.root / "operations.sqlite"
@@ -291,32 +296,34 @@ def test_fsck_names_a_lost_database(
 
 
 def test_fsck_names_a_damaged_page(repository: Repository, run: Run) -> None:
-    """A database whose header is whole and whose pages are not is an error."""
+    """A database with a valid header and damaged pages is an error, and is not changed."""
     prepare(database_url(repository.root))
     path = repository.root / "operations.sqlite"
     content = path.read_bytes()
     path.write_bytes(content[:8192] + bytes(len(content) - 8192))
     (problem,) = run.json(fsck)["problems"]
     assert (problem["severity"], problem["path"]) == ("error", "operations.sqlite")
-    assert path.read_bytes()[:8192] == content[:8192]  # nothing was changed
+    assert path.read_bytes()[:8192] == content[:8192]
 
 
 # Both
 
 
 @pytest.mark.parametrize("command", [gc, fsck])
-def test_another_directory_is_no_repository(command: click.Command, tmp_path: Path) -> None:
-    """A directory that holds no repository is refused by name: it was a slip of the keyboard."""
+def test_a_directory_without_a_repository_is_refused(
+    command: click.Command, tmp_path: Path
+) -> None:
+    """A directory that is no repository is refused with its name."""
     with pytest.raises(InvalidInput, match="is no repository") as caught:
         command.main([str(tmp_path)])
     assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("command", [gc, fsck])
-def test_a_disk_that_fails_is_one_line(
+def test_an_os_error_is_printed_as_one_line(
     command: click.Command, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the disk says is an error's one line, not a traceback."""
+    """An OSError is printed as one line without a traceback."""
 
     def fail(*_args: object, **_options: object) -> None:
         raise OSError(30, "Read-only file system", "images")

@@ -1,4 +1,4 @@
-"""How a server starts, stops and dies, and what is left of it."""
+"""Start, shutdown and crashes of a server and its worker."""
 
 from __future__ import annotations
 
@@ -46,69 +46,69 @@ DEATHS = (
 
 
 @pytest.fixture(scope="module")
-def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Yield a server whose worker dies, once each, after the calls in DEATHS."""
-    repository = tiny.repository(tmp_path_factory.mktemp("mortal") / "repository")
+def dying_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Yield a server whose worker dies once after each call in DEATHS."""
+    repository = tiny.repository(tmp_path_factory.mktemp("dying_server") / "repository")
     with servers.running(repository.root, deaths=DEATHS) as started:
         yield started
 
 
-def test_a_worker_that_dies_between_any_two_steps_adds_the_class_once(mortal: Running) -> None:
-    """However often the worker dies after a step's effect, there is one new revision, serving."""
-    with Client(mortal.address) as client:
+def test_a_worker_that_dies_after_each_step_adds_the_class_once(dying_server: Running) -> None:
+    """If the worker dies after the effect of each step, one new revision is published."""
+    with Client(dying_server.address) as client:
         accepted = client.add_class("colours", "violet", VIOLETS)
         *_, finished = client.watch(accepted.name)
-        assert [fact["event"] for fact in mortal.facts].count("worker died") == 3
+        assert [entry["event"] for entry in dying_server.log_entries].count("worker died") == 3
         assert result(finished).revision.revision == 2
         assert list(client.model("colours").revisions) == [1, 2]
         assert client.classify("colours", [picture("violet", 60)]).revision == 2
 
 
-def test_a_worker_that_dies_keeps_the_reason_of_a_failure(mortal: Running) -> None:
-    """An operation that fails has its own error also when the worker dies while it says so."""
-    with Client(mortal.address) as client:
+def test_a_worker_that_dies_while_failing_reports_the_reason(dying_server: Running) -> None:
+    """A failed operation has its own error even if the worker dies while it reports it."""
+    with Client(dying_server.address) as client:
         accepted = client.add_class("colours", "junk", [("note.txt", b"not a photo")])
         *_, finished = client.watch(accepted.name)
         assert code_pb2.Code.Name(finished.raw.error.code) == "FAILED_PRECONDITION"
         assert "'junk' has 0 usable images" in finished.raw.error.message
 
 
-def test_a_cancel_that_comes_too_late_changes_nothing(colours: Repository) -> None:
-    """An operation that is cancelled when its revision serves already is a success."""
+def test_a_cancel_after_serving_has_no_effect(colours: Repository) -> None:
+    """An operation that is cancelled after its revision serves succeeds."""
     deaths = ["topwork.bundle.store:Repository.set_serving"]
     with servers.running(colours.root, deaths=deaths) as server, Client(server.address) as client:
         accepted = client.add_class("colours", "violet", VIOLETS)
-        server.fact("worker died")
+        server.log_entry("worker died")
         client.cancel(accepted.name)
         *_, finished = client.watch(accepted.name)
         assert result(finished).revision.revision == 2
         assert client.model("colours").serving_revision.revision == 2
 
 
-def test_conflicts_are_told_until_the_end(colours: Repository) -> None:
-    """What showed another label's image when all were embedded is told while it publishes, too."""
+def test_conflicts_stay_in_the_progress_of_later_stages(colours: Repository) -> None:
+    """Conflicts found while embedding are also reported while publishing."""
     deaths = ["topwork.changes.worker:DBOS.set_event=result"]
     with servers.running(colours.root, deaths=deaths) as server, Client(server.address) as client:
         mixed = [*VIOLETS, ("a blue one.png", picture("blue", 0))]
         client.add_class("colours", "violet", mixed)
-        server.fact("worker died")
+        server.log_entry("worker died")
         (state,) = map(progress, client.operations())
         assert state.stage == change_pb.CHANGE_STAGE_PUBLISHING
-        assert [(one.display_name, one.label) for one in state.conflicts] == [
+        assert [(conflict.display_name, conflict.label) for conflict in state.conflicts] == [
             ("a blue one.png", "blue")
         ]
 
 
-def test_a_cancel_that_comes_in_time_keeps_a_revision_from_serving(colours: Repository) -> None:
-    """An operation that is cancelled just before its revision serves ends so, and it never does."""
+def test_a_cancel_before_serving_stops_the_revision(colours: Repository) -> None:
+    """If an operation is cancelled just before its revision serves, the revision never serves."""
     deaths = ["topwork.changes.worker:DBOS.set_event=result"]
     with servers.running(colours.root, deaths=deaths) as server, Client(server.address) as client:
         accepted = client.add_class("colours", "violet", VIOLETS)
-        server.fact("worker died")
+        server.log_entry("worker died")
         client.cancel(accepted.name)
         *_, finished = client.watch(accepted.name)
         assert failure(lambda: result(finished)).code == "CANCELLED"
-        server.fact("worker ready", count=2)
+        server.log_entry("worker ready", count=2)
         white = [(f"{n}.png", content) for n, content in enumerate(pictures("white", 12))]
         *_, after = client.watch(client.add_class("colours", "white", white).name)
         revision = result(after).revision
@@ -117,14 +117,14 @@ def test_a_cancel_that_comes_in_time_keeps_a_revision_from_serving(colours: Repo
 
 
 @pytest.mark.parametrize("end", [Running.kill, Running.stop])
-def test_an_acknowledged_upload_outlives_the_server(colours: Repository, end: object) -> None:
-    """A server that is killed or stopped right after it accepted an upload learns it later."""
+def test_an_acknowledged_upload_survives_the_server(colours: Repository, end: object) -> None:
+    """An upload acknowledged just before the server is killed or stopped is done later."""
     assert callable(end)
     with servers.running(colours.root) as first:
         with Client(first.address) as client:
             accepted = client.add_class("colours", "violet", VIOLETS * 20)
         end(first)
-        assert first.gone(), "a process was left behind"
+        assert first.wait_ended(), "a process is left"
     assert colours.serving("colours") == 1
     with servers.running(colours.root) as second, Client(second.address) as client:
         *_, finished = client.watch(accepted.name)
@@ -132,15 +132,17 @@ def test_an_acknowledged_upload_outlives_the_server(colours: Repository, end: ob
         assert list(client.model("colours").revisions) == [1, 2]
 
 
-def test_calls_in_flight_end_before_the_server_does(colours: Repository) -> None:
-    """On SIGTERM health turns, new calls are refused, the one under way is answered; status 0."""
-    go_on = threading.Event()
+def test_sigterm_lets_calls_in_flight_finish(colours: Repository) -> None:
+    """On SIGTERM health is NOT_SERVING, new calls are refused, the call in flight is answered."""
+    resume = threading.Event()
 
     def upload() -> Iterator[change_pb.AddClassRequest]:
-        images = [change_pb.TrainingImage(display_name=name, content=one) for name, one in VIOLETS]
+        images = [
+            change_pb.TrainingImage(display_name=name, content=image) for name, image in VIOLETS
+        ]
         config = change_pb.AddClassConfig(model="models/colours", label="violet")
         yield change_pb.AddClassRequest(config=config, images=images[:1])
-        go_on.wait(servers.PATIENCE)
+        resume.wait(servers.PATIENCE)
         yield change_pb.AddClassRequest(images=images[1:])
 
     with (
@@ -156,15 +158,15 @@ def test_calls_in_flight_end_before_the_server_does(colours: Repository) -> None
         assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
         health.cancel()
         with Client(server.address) as late:
-            servers.eventually(lambda: refused(late))
-        go_on.set()
+            servers.eventually(lambda: is_unavailable(late))
+        resume.set()
         assert answer.result(servers.PATIENCE).name.startswith("operations/")
         assert server.process.wait(servers.PATIENCE) == 0
-        assert server.gone(), "a process was left behind"
+        assert server.wait_ended(), "a process is left"
 
 
-def refused(client: Client) -> bool:
-    """Return whether the server takes no more calls."""
+def is_unavailable(client: Client) -> bool:
+    """Return whether the server refuses new calls."""
     try:
         client.classify("colours", [VIOLETS[0][1]], timeout=servers.PATIENCE)
     except CallFailed as error:
@@ -172,8 +174,8 @@ def refused(client: Client) -> bool:
     return False
 
 
-def test_who_watches_does_not_hold_the_server(colours: Repository) -> None:
-    """On SIGTERM all who watch or wait for an operation are told to come again; status 0."""
+def test_sigterm_ends_calls_that_watch_operations(colours: Repository) -> None:
+    """On SIGTERM calls that watch or wait for an operation end with UNAVAILABLE."""
     with (
         servers.running(colours.root, grace_seconds=servers.PATIENCE, worker=False) as server,
         grpc.insecure_channel(server.address) as channel,
@@ -186,23 +188,23 @@ def test_who_watches_does_not_hold_the_server(colours: Repository) -> None:
         waited = operations.WaitOperation.future(
             operations_pb2.WaitOperationRequest(name=accepted.name)
         )
-        # Calls of one connection arrive in order: when this one is answered the other is there.
+        # Calls on one connection arrive in order: when this is answered the server has the other.
         operations.GetOperation(operations_pb2.GetOperationRequest(name=accepted.name))
         assert server.stop() == 0
         assert failure(lambda: list(watched)).code == "UNAVAILABLE"
         assert failure(waited.result).code == "UNAVAILABLE"
 
 
-def test_open_streams_do_not_hold_the_server(colours: Repository) -> None:
-    """Who watches health or reflects holds no server whose calls have ended, long as its grace is.
+def test_sigterm_ends_health_and_reflection_streams(colours: Repository) -> None:
+    """Streams of health and reflection end at once on SIGTERM, without waiting for the grace.
 
-    Each of them is told: health turns, then both streams end.
+    Health sends NOT_SERVING first.
     """
-    over = threading.Event()
+    ended = threading.Event()
 
     def questions() -> Iterator[reflection_pb2.ServerReflectionRequest]:
         yield reflection_pb2.ServerReflectionRequest(list_services="*")
-        over.wait(servers.PATIENCE)
+        ended.wait(servers.PATIENCE)
 
     with (
         servers.running(colours.root, grace_seconds=30.0) as server,
@@ -212,7 +214,7 @@ def test_open_streams_do_not_hold_the_server(colours: Repository) -> None:
         assert next(health).status == health_pb2.HealthCheckResponse.SERVING
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         reflected = reflection.ServerReflectionInfo(questions())
-        names = {one.name for one in next(reflected).list_services_response.service}
+        names = {service.name for service in next(reflected).list_services_response.service}
         assert names >= set(SERVICES)
         before = time.monotonic()
         assert server.stop() == 0
@@ -220,15 +222,12 @@ def test_open_streams_do_not_hold_the_server(colours: Repository) -> None:
         assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert failure(lambda: next(health)).code == "UNAVAILABLE"
         assert failure(lambda: next(reflected)).code == "UNAVAILABLE"
-        over.set()
-        assert server.gone(), "a process was left behind"
+        ended.set()
+        assert server.wait_ended(), "a process is left"
 
 
 def test_health_follows_the_worker(colours: Repository) -> None:
-    """Without its worker ModelService is NOT_SERVING until there is a new one; Classify works on.
-
-    What learns and what classifies are told apart.
-    """
+    """Without a worker only ModelService and Operations are NOT_SERVING; Classify still works."""
     status = health_pb2.HealthCheckResponse
     classifies, models, operations, infers = SERVICES
     with (
@@ -241,8 +240,8 @@ def test_health_follows_the_worker(colours: Repository) -> None:
             service: stub.Watch(health_pb2.HealthCheckRequest(service=service))
             for service in ("", *SERVICES)
         }
-        for one in watched.values():  # what needs the worker may wait for its word
-            assert status.SERVING in (said.status for said in one)
+        for stream in watched.values():  # some services first wait for the worker
+            assert status.SERVING in (response.status for response in stream)
         first = server.worker()
         os.kill(first, signal.SIGKILL)
         for service in (models, operations):
@@ -252,8 +251,8 @@ def test_health_follows_the_worker(colours: Repository) -> None:
             assert next(watched[service]).status == status.SERVING
         assert server.worker() != first
         assert server.stop() == 0
-        for one in watched.values():  # the others never heard of a change but the last
-            assert next(one).status == status.NOT_SERVING
+        for stream in watched.values():
+            assert next(stream).status == status.NOT_SERVING
     for service in (models, operations):
         assert health_of(service, server)[-2:] == [False, True]
     for service in (classifies, infers):
@@ -261,49 +260,49 @@ def test_health_follows_the_worker(colours: Repository) -> None:
 
 
 def health_of(service: str, server: Running) -> list[bool]:
-    """Return whether a service was SERVING, each time that the log tells of a change."""
-    return [fact["serving"] for fact in server.facts if fact.get("service") == service]
+    """Return the health changes of a service in the log: True if SERVING."""
+    return [entry["serving"] for entry in server.log_entries if entry.get("service") == service]
 
 
-def test_a_worker_that_cannot_work_gives_up_and_comes_again(colours: Repository) -> None:
-    """While the repository cannot be written to the worker ends by itself; Classify goes on.
+def test_a_worker_without_a_writable_repository_is_restarted(colours: Repository) -> None:
+    """While the repository is not writable the worker gives up and is restarted; Classify works.
 
-    Health says so all the while, however often the worker is started in vain.
+    ModelService stays NOT_SERVING until a worker is ready.
     """
-    (colours.root / "workers").touch()  # no directory can be made there
+    (colours.root / "workers").touch()  # a file where the worker needs a directory
     server = Running(servers.command(colours.root), colours.root)
     try:
         with Client(server.address) as client:
-            died = server.fact("worker died")
+            died = server.log_entry("worker died")
             assert (died["exit_code"], died["pause"]) == (worker.GAVE_UP, 2.0)
-            assert "workers" in server.fact("worker gives up")["error"]
+            assert "workers" in server.log_entry("worker gives up")["error"]
             assert client.classify("colours", [picture("blue", 60)]).revision == 1
             accepted = client.rename_class("colours", "blue", "azure")
-            server.fact("worker died", count=2)
-            assert health_of(SERVICES[1], server) == []  # as at the start
+            server.log_entry("worker died", count=2)
+            assert health_of(SERVICES[1], server) == []  # NOT_SERVING since the start
             (colours.root / "workers").unlink()
             *_, finished = client.watch(accepted.name)
             assert result(finished).revision.revision == 2
-            server.fact("health")
+            server.log_entry("health")
             assert health_of(SERVICES[1], server) == [True]
     finally:
         server.close()
 
 
-def test_a_name_that_no_worker_can_have_is_an_error(tmp_path: Path) -> None:
-    """A server whose executor's name is too long says so in one line and ends with status 1."""
+def test_a_too_long_executor_name_exits_with_1(tmp_path: Path) -> None:
+    """A server with a too long executor name prints one line and exits with 1."""
     long = Running([*servers.command(tmp_path), "--executor", "x" * 300], tmp_path)
     try:
         assert long.process.wait(servers.PATIENCE) == 1
-        assert long.gone(), "a process was left behind"
+        assert long.wait_ended(), "a process is left"
         assert "error: executor 'xxx" in long.log
         assert "Traceback" not in long.log
     finally:
         long.close()
 
 
-def test_the_grace_is_an_end_too(colours: Repository) -> None:
-    """A call that is under way longer than the grace is cut off; the status is 0 all the same."""
+def test_a_call_longer_than_the_grace_is_cut_off(colours: Repository) -> None:
+    """A call in flight longer than the grace is cut off; the exit status is still 0."""
     over = threading.Event()
 
     def upload() -> Iterator[change_pb.AddClassRequest]:
@@ -324,8 +323,8 @@ def test_the_grace_is_an_end_too(colours: Repository) -> None:
         assert error.code in {"UNAVAILABLE", "CANCELLED"}
 
 
-def test_the_server_limits_what_a_call_may_take(colours: Repository) -> None:
-    """A call without a deadline ends at the server's own, and says so."""
+def test_the_server_limits_the_duration_of_a_call(colours: Repository) -> None:
+    """A call without a deadline ends at the server's limit with DEADLINE_EXCEEDED."""
     with (
         servers.running(colours.root, max_seconds=0.002, worker=False) as server,
         Client(server.address) as client,
@@ -338,7 +337,7 @@ def test_the_server_limits_what_a_call_may_take(colours: Repository) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_serves_until_a_signal(tmp_path: Path, number: signal.Signals) -> None:
-    """`topwork serve` makes its repository, serves what is published, ends with status 0."""
+    """`topwork serve` creates its repository, serves new models, and exits with 0."""
     server = Running(servers.command(tmp_path / "new"), tmp_path / "new")
     try:
         with Client(server.address) as client:
@@ -348,70 +347,72 @@ def test_the_command_serves_until_a_signal(tmp_path: Path, number: signal.Signal
             assert client.classify("colours", [picture("blue", 50)]).revision == 1
         os.kill(server.process.pid, number)
         assert server.process.wait(servers.PATIENCE) == 0
-        assert server.gone(), "a process was left behind"
+        assert server.wait_ended(), "a process is left"
     finally:
         server.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_start_that_hangs(colours: Repository, number: signal.Signals) -> None:
-    """A database that takes connections and says nothing holds no server that is to stop."""
+def test_a_signal_ends_a_hanging_start(colours: Repository, number: signal.Signals) -> None:
+    """A signal ends a server that waits for a database that does not answer."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none"
         server = Running([*servers.command(colours.root), "--database", url], colours.root)
         try:
             silent.settimeout(servers.PATIENCE)
-            with silent.accept()[0]:  # by the server, which now waits for it
+            with silent.accept()[0]:  # the server's connection; it waits for an answer
                 server.process.send_signal(number)
                 assert server.process.wait(servers.PATIENCE) == 0
-            assert server.gone(), "a process was left behind"
+            assert server.wait_ended(), "a process is left"
         finally:
             server.close()
 
 
 @pytest.mark.parametrize("option", ["--address", "--health-port", "--metrics-port"])
-def test_a_taken_port_is_told_before_models_are_loaded(
+def test_a_port_in_use_is_an_error_before_models_are_loaded(
     colours: Repository, server: Running, option: str
 ) -> None:
-    """A server that cannot have a port says so in one line, at once, and ends with status 1."""
+    """A server whose port is in use prints one line at once and exits with 1."""
     port = server.address.rpartition(":")[2]
     taken = f"127.0.0.1:{port}" if option == "--address" else port
     second = Running([*servers.command(colours.root), option, taken], colours.root)
     try:
         assert second.process.wait(servers.PATIENCE) == 1
-        assert second.gone(), "a process was left behind"
+        assert second.wait_ended(), "a process is left"
         assert f"error: port {port} of 127.0.0.1 is in use" in second.log
         assert "Traceback" not in second.log
-        assert [fact["event"] for fact in second.facts] == ["native output"], "all was loaded"
+        assert [entry["event"] for entry in second.log_entries] == ["native output"], (
+            "models were loaded"
+        )
     finally:
         second.close()
 
 
-def test_a_second_server_leaves_no_orphan(colours: Repository) -> None:
-    """When a second server of a repository is killed, its worker ends, though it was waiting."""
+def test_a_killed_second_server_leaves_no_worker(colours: Repository) -> None:
+    """If a second server of a repository is killed, its worker ends while it waits for the lock."""
     with servers.running(colours.root, cores=1):
         second = Running(servers.command(colours.root), colours.root)
         try:
-            second.fact("ready")
+            second.log_entry("ready")
             waiting = second.worker()
             servers.eventually(lambda: waits_for_lock(waiting))
             second.kill()
-            assert second.gone(), "the worker was left behind"
+            assert second.wait_ended(), "the worker is left"
         finally:
             second.close()
 
 
 def waits_for_lock(pid: int) -> bool:
-    """Return whether a process has the lock file of the name ``worker`` open."""
+    """Return whether a process has the worker's lock file open."""
     for path in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # closed concurrently
             if path.readlink().name == "worker.lock":
                 return True
     return False
 
 
 def broken_tiff() -> bytes:
-    """Return a TIFF whose pixels are no zlib stream, of which libtiff tells standard error."""
+    """Return a TIFF with an invalid zlib stream, for which libtiff writes to standard error."""
     whole = encode(Image.new("L", (16, 16)), "TIFF", compression="tiff_adobe_deflate")
     with Image.open(io.BytesIO(whole)) as image:
         start = int(image.getexif()[ExifTags.Base.StripOffsets])
@@ -419,44 +420,44 @@ def broken_tiff() -> bytes:
 
 
 def test_every_line_of_a_json_log_is_json(colours: Repository) -> None:
-    """What native decoders write, in the server and in its worker, is no line of its own kind."""
+    """Output of native decoders, in the server and in its worker, is logged as JSON."""
     broken = broken_tiff()
     server = Running(servers.command(colours.root), colours.root)
     try:
-        server.fact("worker ready")
+        server.log_entry("worker ready")
         with Client(server.address) as client:
             (answer,) = client.classify("colours", [broken]).results
             assert answer.error is not None
-            server.fact("native output")
+            server.log_entry("native output")
             accepted = client.add_class("colours", "violet", [*VIOLETS, ("bad.tif", broken)])
             assert result([*client.watch(accepted.name)][-1]).revision.revision == 2
-            server.fact("native output", count=2)
+            server.log_entry("native output", count=2)
         assert server.stop() == 0
-        assert server.gone(), "a process was left behind"
+        assert server.wait_ended(), "a process is left"
         for line in server.log.splitlines():
             assert isinstance(json.loads(line), dict)
     finally:
         server.close()
 
 
-def test_a_crash_shows_where(colours: Repository) -> None:
-    """SIGSEGV in the worker or the server leaves the Python stacks of its threads in the log."""
+def test_a_crash_logs_python_stacks(colours: Repository) -> None:
+    """A fatal signal in the worker or server logs the Python stacks of its threads."""
     with servers.running(colours.root) as server:
         os.kill(server.worker(), signal.SIGSEGV)
-        assert server.fact("worker died")["exit_code"] == -signal.SIGSEGV
+        assert server.log_entry("worker died")["exit_code"] == -signal.SIGSEGV
         servers.eventually(lambda: "Fatal Python error: Segmentation fault" in server.log)
         assert "in watch" in server.log  # the worker's main thread
         os.kill(server.process.pid, signal.SIGABRT)
         assert server.process.wait(servers.PATIENCE) == -signal.SIGABRT
-        assert server.gone(), "a process was left behind"
+        assert server.wait_ended(), "a process is left"
         assert "Fatal Python error: Aborted" in server.log
         assert "in run" in server.log  # the server's
 
 
-def test_what_hangs_after_the_grace_holds_no_server(
+def test_a_part_that_does_not_close_is_abandoned(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A part that does not close, such as for a disk that is away, is told of and left."""
+    """A component that hangs while closing is logged and does not block the exit."""
 
     class Hangs:
         def __init__(self, _: ServeConfig) -> None:
@@ -476,7 +477,7 @@ def test_what_hangs_after_the_grace_holds_no_server(
 
 
 def listening(repository: Repository, *options: str) -> Running:
-    """Return a server that was started with options instead of a port."""
+    """Start a server with options instead of a port, and without a worker."""
     command = servers.command(repository.root)
     place = command.index("--address")
     return Running(
@@ -486,16 +487,16 @@ def listening(repository: Repository, *options: str) -> Running:
 
 @pytest.mark.parametrize("option", ["--address", "--health-port"])
 def test_a_second_server_on_a_socket_is_an_error(colours: Repository, option: str) -> None:
-    """It says so and ends; the first one's socket is still there, and is answered."""
+    """The second server exits with an error; the first still answers on its socket."""
     path = colours.root / "topwork.sock"
     own = {"--address": (), "--health-port": ("--address", "127.0.0.1:0")}[option]
     first = listening(colours, *own, option, f"unix:{path}")
     second = None
     try:
-        first.fact("ready")
+        first.log_entry("ready")
         second = listening(colours, *own, option, f"unix://{path}")
         assert second.process.wait(servers.PATIENCE) == 1
-        assert second.gone()
+        assert second.wait_ended()
         assert "another process listens there" in second.log
         assert probe.status(f"unix:{path}", "", servers.PATIENCE) == "SERVING"
         assert first.stop() == 0
@@ -506,16 +507,16 @@ def test_a_second_server_on_a_socket_is_an_error(colours: Repository, option: st
             second.close()
 
 
-def test_the_socket_of_a_server_that_was_killed_is_taken_over(colours: Repository) -> None:
-    """Nobody listens on what a killed server leaves; the next one does, and answers clients."""
+def test_the_socket_of_a_killed_server_is_taken_over(colours: Repository) -> None:
+    """The next server listens on the socket file that a killed server left."""
     address = f"unix:{colours.root}/topwork.sock"
     first = listening(colours, "--address", address)
     second = None
     try:
-        first.fact("ready")
+        first.log_entry("ready")
         first.kill()
         second = listening(colours, "--address", address, "--metrics-port", "0")
-        second.fact("ready")
+        second.log_entry("ready")
         with Client(address) as client:
             assert client.classify("colours", [picture("blue", 50)]).revision == 1
         assert second.stop() == 0
@@ -525,8 +526,8 @@ def test_the_socket_of_a_server_that_was_killed_is_taken_over(colours: Repositor
             second.close()
 
 
-def test_a_socket_of_another_program_is_left_alone(colours: Repository) -> None:
-    """One that listens and takes no lock, an older server for one, is noticed all the same."""
+def test_a_socket_of_another_program_is_not_taken_over(colours: Repository) -> None:
+    """A program that listens without the lock file, such as an older server, is detected."""
     path = colours.root / "topwork.sock"
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
@@ -534,7 +535,7 @@ def test_a_socket_of_another_program_is_left_alone(colours: Repository) -> None:
         server = listening(colours, "--address", f"unix:{path}")
         try:
             assert server.process.wait(servers.PATIENCE) == 1
-            assert server.gone()
+            assert server.wait_ended()
             assert "another process listens there" in server.log
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(path))

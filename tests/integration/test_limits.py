@@ -1,4 +1,4 @@
-"""What a client may take of a server: each limit over the wire, with the error that it gives."""
+"""Limits of a server over the wire, with their errors."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ LIMITS = {
 
 
 @pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Yield a server with narrow limits, whose operations wait for ever."""
-    root = tmp_path_factory.mktemp("narrow") / "repository"
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Yield a server with low limits and without a worker."""
+    root = tmp_path_factory.mktemp("limited") / "repository"
     repository = tiny.repository(root)
     tiny.publish_copy(repository, repository.manifest("colours", 1), model="full")
     repository.set_serving("full", 1, why="fit")
@@ -40,9 +40,9 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def client(narrow: Running) -> Iterator[Client]:
-    """Yield its client."""
-    with Client(narrow.address) as made:
+def client(limited: Running) -> Iterator[Client]:
+    """Yield a client of that server."""
+    with Client(limited.address) as made:
         yield made
 
 
@@ -50,12 +50,12 @@ def quotas(error: CallFailed) -> list[str]:
     """Return the subjects of an error's QuotaFailure."""
     found = error_details_pb2.QuotaFailure()
     details = [detail for detail in error.status.details if detail.Unpack(found)]
-    return [one.subject for one in found.violations] if details else []
+    return [violation.subject for violation in found.violations] if details else []
 
 
-def test_a_model_that_has_used_up_its_quota(client: Client, narrow: Running) -> None:
-    """Changes that take room are RESOURCE_EXHAUSTED and store nothing; RemoveClass goes on."""
-    before = len(Repository(narrow.repository).stored("images"))
+def test_changes_beyond_the_quota_of_a_model_are_refused(client: Client, limited: Running) -> None:
+    """Changes that need space are RESOURCE_EXHAUSTED and store nothing; RemoveClass is allowed."""
+    before = len(Repository(limited.repository).stored("images"))
     calls = (
         lambda: client.add_class("full", "violet", VIOLETS),
         lambda: client.add_examples("full", "blue", VIOLETS),
@@ -68,12 +68,12 @@ def test_a_model_that_has_used_up_its_quota(client: Client, narrow: Running) -> 
         assert quotas(error) == ["models/full"]
         assert error.retry_after == 0.0
         assert "would pass its quota of 1000000" in str(error)
-    assert len(Repository(narrow.repository).stored("images")) == before
+    assert len(Repository(limited.repository).stored("images")) == before
     assert client.remove_class("full", "blue").name
 
 
-def test_a_model_with_too_many_unfinished_operations(client: Client) -> None:
-    """The next one is RESOURCE_EXHAUSTED with RetryInfo; a repeated call is still its operation."""
+def test_too_many_unfinished_operations_of_a_model_are_refused(client: Client) -> None:
+    """A further change is RESOURCE_EXHAUSTED with RetryInfo; a repeated call still succeeds."""
     request_id = str(uuid.uuid4())
     first = client.add_class("colours", "violet", VIOLETS, request_id=request_id)
     client.retrain("colours")
@@ -89,27 +89,27 @@ def test_a_model_with_too_many_unfinished_operations(client: Client) -> None:
     assert client.add_class("colours", "indigo", VIOLETS).name
 
 
-def test_a_stream_too_many(client: Client) -> None:
+def test_too_many_streams_are_refused(client: Client) -> None:
     """A StreamClassify call beyond the limit is RESOURCE_EXHAUSTED with RetryInfo."""
     error = failure(lambda: list(client.classify_stream("colours", [picture("blue", 1)])))
     assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS")
     assert error.retry_after == 1.0
 
 
-def test_a_message_that_is_too_long(narrow: Running) -> None:
-    """It is RESOURCE_EXHAUSTED, and the error has the limit."""
+def test_a_too_long_message_is_refused(limited: Running) -> None:
+    """A too long message is RESOURCE_EXHAUSTED, and the error has the limit."""
     request = classify_pb.ClassifyRequest(model="models/colours", images=[bytes(8 * 2**20)])
     options = [("grpc.max_send_message_length", -1)]
-    with grpc.insecure_channel(narrow.address, options) as channel:
+    with grpc.insecure_channel(limited.address, options) as channel:
         stub = classify_grpc.ClassifierServiceStub(channel)
         error = failure(lambda: stub.Classify(request))
     assert error.code == "RESOURCE_EXHAUSTED"
     assert "1048576" in str(error)
 
 
-def test_the_health_port_takes_short_messages_only(narrow: Running) -> None:
-    """Who reaches that port is not known, and what health is asked has the length of a name."""
-    port = narrow.fact("health port")["port"]
+def test_the_health_port_refuses_long_messages(limited: Running) -> None:
+    """The unauthenticated health port accepts only messages of the length of a name."""
+    port = limited.log_entry("health port")["port"]
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         assert check(health_pb2.HealthCheckRequest()).status
@@ -117,10 +117,10 @@ def test_the_health_port_takes_short_messages_only(narrow: Running) -> None:
     assert error.code == "RESOURCE_EXHAUSTED"
 
 
-def test_images_are_counted_before_they_are_looked_at(narrow: Running) -> None:
+def test_images_are_counted_before_they_are_read(limited: Running) -> None:
     """A short message of very many empty images is refused by their number."""
     request = classify_pb.ClassifyRequest(model="models/colours", images=[b""] * 400_000)
-    with grpc.insecure_channel(narrow.address) as channel:
+    with grpc.insecure_channel(limited.address) as channel:
         error = failure(lambda: classify_grpc.ClassifierServiceStub(channel).Classify(request))
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "TOO_MANY_IMAGES")
     assert "400000 images; the limit is 256" in str(error)

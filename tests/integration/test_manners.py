@@ -1,4 +1,4 @@
-"""How the server behaves towards any gRPC client, and the client towards any server."""
+"""gRPC behaviour of server and client: malformed calls, retries, tracing, reflection, addresses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 def test_compressed_requests_are_refused(channel: grpc.Channel) -> None:
-    """To unpack them has no limit in gRPC: a megabyte becomes a gigabyte."""
+    """A compressed request is UNIMPLEMENTED, since gRPC has no limit on its decompressed size."""
     stub = classify_grpc.ClassifierServiceStub(channel)
     request = classify_pb.ClassifyRequest(model="models/colours", images=pictures("blue", 2))
     error = servers.failure(lambda: stub.Classify(request, compression=grpc.Compression.Gzip))
@@ -46,8 +46,8 @@ def test_compressed_requests_are_refused(channel: grpc.Channel) -> None:
 
 
 @pytest.mark.parametrize("path", [CLASSIFY, STREAM, "/topwork.v1.ModelService/AddClass"])
-def test_what_is_no_message_is_told(channel: grpc.Channel, path: str) -> None:
-    """Bytes that are no message of the contract are INVALID_ARGUMENT with details."""
+def test_a_malformed_message_is_an_invalid_argument(channel: grpc.Channel, path: str) -> None:
+    """Bytes that are no valid message are INVALID_ARGUMENT with details."""
     method: Any = channel.stream_unary(path)
     with pytest.raises(grpc.RpcError) as caught:
         method(iter([b"\xff\xff\xff"]), timeout=30)
@@ -56,8 +56,8 @@ def test_what_is_no_message_is_told(channel: grpc.Channel, path: str) -> None:
     assert servers.fields(error) == ["request"]
 
 
-def test_a_call_without_a_message_is_told(channel: grpc.Channel) -> None:
-    """So is a call that ends before it has said anything."""
+def test_a_call_without_a_message_is_an_invalid_argument(channel: grpc.Channel) -> None:
+    """A unary call that ends without a message is INVALID_ARGUMENT."""
     method: Any = channel.stream_unary(CLASSIFY)
     with pytest.raises(grpc.RpcError) as caught:
         method(iter([]), timeout=30)
@@ -65,24 +65,26 @@ def test_a_call_without_a_message_is_told(channel: grpc.Channel) -> None:
 
 
 def test_the_access_line_has_the_trace(server: Running, channel: grpc.Channel) -> None:
-    """The trace that a client's call belongs to is in its line: W3C's trace context."""
+    """The access line of a call has the trace id of its W3C trace context."""
     stub = model_grpc.ModelServiceStub(channel)
     parent = ("traceparent", f"00-{TRACE}-b7ad6b7169203331-01")
     stub.GetModel(model_pb.GetModelRequest(name="models/colours"), metadata=(parent,))
     line = servers.eventually(
-        lambda: next((fact for fact in server.facts if fact.get("trace_id") == TRACE), None)
+        lambda: next(
+            (entry for entry in server.log_entries if entry.get("trace_id") == TRACE), None
+        )
     )
     assert (line["event"], line["code"]) == ("call", "OK")
 
 
-def test_a_token_that_is_no_text_is_not_logged(tmp_path: Path) -> None:
-    """Metadata that gRPC cannot decode, such as a token, is logged by it without the value.
+def test_a_token_that_is_not_ascii_is_not_logged(tmp_path: Path) -> None:
+    """GRPC logs metadata that it cannot decode, such as a token, without the value.
 
-    No client of gRPC's sends such bytes: these frames of HTTP/2 are written by hand.
+    No gRPC client sends such bytes: these HTTP/2 frames are written by hand.
     """
     secret = b"topwork_0123456789ab_" + 8 * b"s3cret"
 
-    def field(name: bytes, value: bytes) -> bytes:  # a literal, of at most 126 bytes (RFC 7541)
+    def field(name: bytes, value: bytes) -> bytes:  # a literal of at most 126 bytes (RFC 7541)
         return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
     def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -99,29 +101,29 @@ def test_a_token_that_is_no_text_is_not_logged(tmp_path: Path) -> None:
         b"authorization": b"Bearer " + secret + b"\xff",
         b"cookie": b"s3cret\xff",
     }
-    call = frame(1, 4, 1, b"".join(field(*one) for one in headers.items()))
+    call = frame(1, 4, 1, b"".join(field(*header) for header in headers.items()))
     with servers.running(tmp_path / "repository", worker=False) as started:
         host, port = started.address.split(":")
         with socket.create_connection((host, int(port)), servers.PATIENCE) as connection:
             connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + call)
             connection.sendall(frame(0, 1, 1, bytes(5)))
-            started.fact("call")
+            started.log_entry("call")
         assert "Invalid encoding on" in started.log
         assert "s3cret" not in started.log
 
 
 def test_the_service_config_names_methods_of_the_contract() -> None:
-    """The published one is the client's own; a method that is not there would never be retried."""
+    """The published service config is the client's, and all its methods exist."""
     config = json.loads(calls.SERVICE_CONFIG)
     assert (DOCS / "service-config.json").read_text() == calls.SERVICE_CONFIG
-    for method in (name for one in config["methodConfig"] for name in one["name"]):
+    for method in (name for policy in config["methodConfig"] for name in policy["name"]):
         service = Default().FindServiceByName(method["service"])
         assert method["method"] in service.methods_by_name
         assert method["method"] not in {"Rollback", "DeleteOperation", "StreamClassify"}
 
 
 class Failing:
-    """Answers GetModel with an error, as often as that, and then well."""
+    """GetModel that fails with ``code`` the first ``times`` calls, then succeeds."""
 
     def __init__(self, code: grpc.StatusCode, times: int) -> None:
         self.code = code
@@ -129,7 +131,7 @@ class Failing:
         self.calls = 0
 
     async def answer(self, request: bytes, context: Any) -> bytes:
-        """Do it."""
+        """Answer a call."""
         assert request
         self.calls += 1
         if self.calls <= self.times:
@@ -142,10 +144,10 @@ class Failing:
     ("code", "attempts"),
     [(grpc.StatusCode.UNAVAILABLE, 3), (grpc.StatusCode.RESOURCE_EXHAUSTED, 1)],
 )
-def test_the_client_tries_again_what_may_be_tried_again(
+def test_client_retries_unavailable_only(
     code: grpc.StatusCode, attempts: int, blocking: bool
 ) -> None:
-    """What a stopping server did not answer, yes; what has no room says when, and to whom asked."""
+    """The client retries UNAVAILABLE; it reports RESOURCE_EXHAUSTED to the caller."""
 
     async def scenario() -> int:
         failing = Failing(code, 2)
@@ -173,8 +175,8 @@ def test_the_client_tries_again_what_may_be_tried_again(
     assert asyncio.run(scenario()) == attempts
 
 
-def test_connections_end_when_they_are_old_and_reflection_when_it_is_off(tmp_path: Path) -> None:
-    """Behind a load balancer clients must come back now and then, and none of them notices."""
+def test_old_connections_are_replaced_and_reflection_can_be_off(tmp_path: Path) -> None:
+    """Clients reconnect after the maximum age of a connection, without a failed call."""
     repository = tiny.repository(tmp_path / "repository")
     with servers.running(
         repository.root, worker=False, connection_seconds=0.2, reflection=False
@@ -183,26 +185,26 @@ def test_connections_end_when_they_are_old_and_reflection_when_it_is_off(tmp_pat
 
             def peers() -> set[str]:
                 client.model("colours")
-                lines = [fact for fact in started.facts if fact["event"] == "call"]
-                return {fact["peer"] for fact in lines}
+                lines = [entry for entry in started.log_entries if entry["event"] == "call"]
+                return {entry["peer"] for entry in lines}
 
             assert servers.eventually(lambda: len(peers()) > 1)
         with grpc.insecure_channel(started.address) as channel:
             stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-            asked = reflection_pb2.ServerReflectionRequest(list_services="")
-            error = servers.failure(lambda: list(stub.ServerReflectionInfo(iter([asked]))))
+            request = reflection_pb2.ServerReflectionRequest(list_services="")
+            error = servers.failure(lambda: list(stub.ServerReflectionInfo(iter([request]))))
     assert error.code == "UNIMPLEMENTED"
 
 
 def test_spans_are_sent_to_the_collector(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nobody: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_address: str
 ) -> None:
-    """A call's span and those of its stages arrive, below the client's, before the server ends.
+    """Spans of a call and its stages, children of the client's, arrive before the server ends.
 
-    No proxy that the server's environment names is asked for a collector on its own host.
+    A proxy in the server's environment is not used for a collector on the loopback.
     """
     repository = tiny.repository(tmp_path / "repository")
-    monkeypatch.setenv("http_proxy", f"http://{nobody}")
+    monkeypatch.setenv("http_proxy", f"http://{unused_address}")
     monkeypatch.delenv("no_proxy", raising=False)
     with collector() as (endpoint, received):
         with servers.running(repository.root, worker=False, otlp_endpoint=endpoint) as started:
@@ -229,7 +231,7 @@ def test_spans_are_sent_to_the_collector(
 
 @contextlib.contextmanager
 def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
-    """Yield the URL of a collector of spans, and what it received."""
+    """Yield the URL of a collector of spans, and its received requests."""
     received: list[ExportTraceServiceRequest] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -241,7 +243,7 @@ def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -253,8 +255,8 @@ def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
             thread.join()
 
 
-def test_the_configuration_is_printed_and_nothing_served(topwork: Command, tmp_path: Path) -> None:
-    """What is in effect, without the database's password."""
+def test_print_config_prints_without_the_password(topwork: Command, tmp_path: Path) -> None:
+    """`serve --print-config` prints the effective configuration without the database's password."""
     options = ("--database", "postgresql://me:secret@127.0.0.1/topwork", "--print-config")
     code, out, errors = topwork("serve", "--repository", tmp_path, *options, address="[::1]:7")
     found = json.loads(out)
@@ -278,31 +280,33 @@ def test_the_configuration_is_printed_and_nothing_served(topwork: Command, tmp_p
         (("--otlp-endpoint", "localhost:4318"), "is no URL"),
     ],
 )
-def test_options_that_do_not_fit_together_are_told(
+def test_contradictory_options_are_usage_errors(
     topwork: Command, tmp_path: Path, options: tuple[str, str], why: str
 ) -> None:
-    """Before anything is opened."""
+    """Incompatible or malformed options are usage errors before anything is opened."""
     code, _, errors = topwork("serve", "--repository", tmp_path, *options, "--print-config")
     assert code == 2
     assert why in " ".join(errors.split())
 
 
 @pytest.mark.parametrize("command", [("serve", "--repository", "r"), ("models",), ("health",)])
-def test_an_address_without_a_port_is_told(topwork: Command, command: tuple[str, ...]) -> None:
-    """By server and client, as a fault of this option: not as one of plaintext or of the server."""
+def test_an_address_without_a_port_is_a_usage_error(
+    topwork: Command, command: tuple[str, ...]
+) -> None:
+    """Server and client name --address in the error, not plaintext or an absent server."""
     code, _, errors = topwork(*command, address="localhost")
     assert code == 2
     assert "'--address': 'localhost' has no port: write HOST:PORT" in " ".join(errors.split())
 
 
-def test_a_client_takes_names_that_grpc_resolves(server: Running, topwork: Command) -> None:
-    """An address that only gRPC understands is left to it."""
+def test_a_client_accepts_names_that_grpc_resolves(server: Running, topwork: Command) -> None:
+    """An address with a scheme of gRPC, such as dns:///, is passed to gRPC."""
     code, out, _ = topwork("health", address=f"dns:///{server.address}")
     assert (code, out) == (0, "SERVING\n")
 
 
 def test_plaintext_for_other_hosts_does_not_start(tmp_path: Path) -> None:
-    """The command says what to do about it, and opens nothing."""
+    """A plaintext server for other hosts does not start; the error names --insecure."""
     serve = ("serve", "--repository", str(tmp_path), "--address", "0.0.0.0:0")
     done = subprocess.run(
         [sys.executable, "-m", "topwork.cli", *serve],

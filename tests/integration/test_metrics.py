@@ -1,4 +1,4 @@
-"""What a real server says to Prometheus."""
+"""Prometheus metrics of a running server."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ CLASSIFY = {"grpc_service": "topwork.v1.ClassifierService", "grpc_method": "Clas
 
 
 class Scrape:
-    """The values of all series at one moment."""
+    """Values of all series at one moment."""
 
     def __init__(self, server: Running) -> None:
-        self.port = server.fact("metrics")["port"]
+        self.port = server.log_entry("metrics")["port"]
         url = f"http://127.0.0.1:{self.port}/metrics"
         with urllib.request.urlopen(url, timeout=servers.PATIENCE) as answer:  # the loopback
             self.kind = answer.headers["Content-Type"]
@@ -36,7 +36,7 @@ class Scrape:
         }
 
     def __call__(self, name: str, **labels: str) -> float:
-        """Return the value of a series, 0 if it is not there yet."""
+        """Return the value of a series, 0 if it does not exist yet."""
         return self._values.get((name, frozenset(labels.items())), 0.0)
 
     def code(self, code: str) -> float:
@@ -44,8 +44,8 @@ class Scrape:
         return self("grpc_server_handled_total", grpc_code=code, **CLASSIFY)
 
 
-def test_values_move_as_calls_are_answered(colours: Repository) -> None:
-    """Calls, images, stages, refusals and swaps are counted where they happen, gauges follow."""
+def test_metrics_count_calls_images_stages_and_swaps(colours: Repository) -> None:
+    """Counters of calls, images, stages, errors and swaps grow with the calls; gauges follow."""
     with (
         servers.running(colours.root, worker=False, metrics_port=0, queue_limit=64) as server,
         Client(server.address) as client,
@@ -89,8 +89,8 @@ def test_values_move_as_calls_are_answered(colours: Repository) -> None:
         assert [swapped(f"topwork_{name}") for name in ("models", "swaps_total")] == [1, 2]
 
 
-def test_a_deadline_that_passed_is_counted(colours: Repository) -> None:
-    """A call that the server's own limit ends counts as such, and each of its images as refused."""
+def test_an_exceeded_deadline_is_counted(colours: Repository) -> None:
+    """A call that the server's own limit ends is counted, and each of its images as rejected."""
     with (
         servers.running(colours.root, worker=False, metrics_port=0, max_seconds=0.002) as server,
         Client(server.address) as client,
@@ -102,28 +102,28 @@ def test_a_deadline_that_passed_is_counted(colours: Repository) -> None:
         assert scrape("topwork_rejected_images_total", reason="DEADLINE_PASSED") == 8
 
 
-def test_metrics_end_with_the_server(colours: Repository) -> None:
-    """A server that answers for metrics stops as any other: status 0, its port is free again."""
+def test_the_metrics_port_closes_with_the_server(colours: Repository) -> None:
+    """A server with a metrics port exits with 0, and the port is free again."""
     with servers.running(colours.root, worker=False, metrics_port=0) as server:
         port = Scrape(server).port
         assert server.stop() == 0
-        assert server.gone(), "a process was left behind"
+        assert server.wait_ended(), "a process was left behind"
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), servers.PATIENCE)
 
 
-def test_no_port_unless_asked(server: Running) -> None:
-    """A server listens for calls, and without ``metrics_port`` for nothing else."""
+def test_there_is_no_metrics_port_by_default(server: Running) -> None:
+    """Without ``metrics_port`` a server listens on its address only."""
     port = int(server.address.rpartition(":")[2])
     assert listening(server.process.pid) == {port}
-    assert "metrics" not in {fact.get("event") for fact in server.facts}
+    assert "metrics" not in {entry.get("event") for entry in server.log_entries}
 
 
 def listening(pid: int) -> set[int]:
     """Return the TCP ports that a process listens on."""
     links = []
     for path in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # closed concurrently
             links.append(str(path.readlink()))
     found = set()
     for table in ("tcp", "tcp6"):

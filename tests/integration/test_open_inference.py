@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over the wire: the same engine, limits and errors as Classify."""
+"""Open Inference Protocol over the wire: the same results, limits and errors as Classify."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PHOTO = picture("blue", 40)
 
 @pytest.fixture(scope="module")
 def stub(channel: grpc.Channel) -> Any:
-    """Return the service; untyped, as gRPC's own stubs are."""
+    """Return a stub of the service; untyped like gRPC's own stubs."""
     return pb_grpc.GRPCInferenceServiceStub(channel)
 
 
@@ -48,25 +48,25 @@ def files() -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def classified(client: Client, files: list[bytes]) -> np.ndarray[Any, Any]:
-    """Return what Classify says of them: probabilities (N, 4) in label order."""
+    """Return the probabilities (N, 4) of Classify for the files, in label order."""
     answer = client.classify("colours", files)
     found = np.zeros((len(files), len(LABELS)), dtype=np.float32)
     for row, result in zip(found, answer.results, strict=True):
-        for one in result.predictions:
-            row[LABELS.index(one.label)] = one.probability
+        for label, probability in result.predictions:
+            row[LABELS.index(label)] = probability
     return found
 
 
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize("kind", ["files", "uint8", "float32"])
-def test_it_says_what_classify_says(
+def test_model_infer_agrees_with_classify(
     stub: Any, files: list[bytes], classified: np.ndarray[Any, Any], kind: str, raw: bool
 ) -> None:
-    """Encoded, or preprocessed as UINT8 or FP32, raw or typed: the probabilities of Classify."""
-    given: Any = files
+    """Encoded or preprocessed images, raw or typed, get the same probabilities as in Classify."""
+    images: Any = files
     if kind != "files":
-        given = np.stack([preprocess(one, tiny.SPEC) for one in files]).astype(kind)
-    response = stub.ModelInfer(request(given, raw=raw, id="number 5"))
+        images = np.stack([preprocess(file, tiny.SPEC) for file in files]).astype(kind)
+    response = stub.ModelInfer(request(images, raw=raw, id="number 5"))
     assert (response.model_name, response.model_version, response.id) == (
         "colours",
         "1",
@@ -75,15 +75,17 @@ def test_it_says_what_classify_says(
     found = outputs(response)
     assert list(found) == ["probabilities", "logits", "embedding"]
     np.testing.assert_allclose(found["probabilities"], classified, atol=1e-6)
-    assert found["logits"].argmax(axis=1).tolist() == [LABELS.index(one) for one in SHOWN]
+    assert found["logits"].argmax(axis=1).tolist() == [LABELS.index(label) for label in SHOWN]
     assert found["embedding"].shape == (len(files), tiny.WIDTH)
 
 
-def test_classification(stub: Any, classified: np.ndarray[Any, Any], files: list[bytes]) -> None:
+def test_classification_parameter_gives_labels(
+    stub: Any, classified: np.ndarray[Any, Any], files: list[bytes]
+) -> None:
     """The classification parameter gives `score:index:label`, the most probable first."""
-    asked = request(files, outputs=["probabilities"])
-    asked.outputs[0].parameters["classification"].int64_param = 2
-    (rows,) = outputs(stub.ModelInfer(asked)).values()
+    infer = request(files, outputs=["probabilities"])
+    infer.outputs[0].parameters["classification"].int64_param = 2
+    (rows,) = outputs(stub.ModelInfer(infer)).values()
     for row, label, probabilities in zip(rows, SHOWN, classified, strict=True):
         score, index, name = row[0].split(":")
         assert (LABELS[int(index)], name) == (label, label)
@@ -92,7 +94,7 @@ def test_classification(stub: Any, classified: np.ndarray[Any, Any], files: list
 
 
 def test_a_bad_image_fails_the_call(stub: Any) -> None:
-    """The protocol has no errors of single images: the call's error names the first one's index."""
+    """The error of the call names the index of the first bad image."""
     error = failure(lambda: stub.ModelInfer(request([PHOTO, PHOTO, b"nonsense", b""])))
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "IMAGE_UNREADABLE")
     assert "image 2: the image (8 bytes) is none of JPEG" in str(error)
@@ -101,8 +103,8 @@ def test_a_bad_image_fails_the_call(stub: Any) -> None:
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "IMAGE_UNREADABLE")
 
 
-def test_pixels_of_another_model_fail_the_call(stub: Any) -> None:
-    """Pixels of another size are told the model's."""
+def test_pixels_of_another_size_fail_the_call(stub: Any) -> None:
+    """The error of pixels of a wrong size has the model's size."""
     error = failure(lambda: stub.ModelInfer(request(np.zeros((1, 24, 24, 3), dtype=np.uint8))))
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "PIXELS_INVALID")
     assert "image 0: the image has pixels (24, 24, 3); the model takes (16, 16, 3)" in str(error)
@@ -118,70 +120,70 @@ def test_pixels_of_another_model_fail_the_call(stub: Any) -> None:
         ({"model_version": "-1"}, "INVALID_ARGUMENT", "model_version"),
         ({"model_version": "latest"}, "INVALID_ARGUMENT", "model_version"),
         ({"model_version": "9" * 40}, "INVALID_ARGUMENT", "model_version"),
-        ({"given": [PHOTO] * 17}, "INVALID_ARGUMENT", "images"),
-        ({"given": []}, "INVALID_ARGUMENT", "inputs[0].shape"),
+        ({"images": [PHOTO] * 17}, "INVALID_ARGUMENT", "images"),
+        ({"images": []}, "INVALID_ARGUMENT", "inputs[0].shape"),
         ({"outputs": ["label"]}, "INVALID_ARGUMENT", "outputs[0].name"),
         ({"parameters": {"timeout": pb.InferParameter()}}, "INVALID_ARGUMENT", "parameters"),
     ],
 )
-def test_a_bad_request_is_told_what_is_wrong(
+def test_model_infer_names_the_field_of_an_invalid_request(
     stub: Any, changed: dict[str, Any], code: str, field: str | None
 ) -> None:
-    """Each wrong request has its code of the one table, and names the field when one is wrong."""
-    error = failure(lambda: stub.ModelInfer(request(**{"given": [PHOTO], **changed})))
+    """Each invalid request has the same code as in Classify and names the invalid field."""
+    error = failure(lambda: stub.ModelInfer(request(**{"images": [PHOTO], **changed})))
     assert error.code == code
     assert error.reason
     assert fields(error) == ([field] if field else [])
 
 
 @pytest.mark.parametrize("how", ["deadline", "parameter"])
-def test_time_that_passes_ends_the_call(stub: Any, how: str) -> None:
-    """The call's deadline and the timeout parameter (microseconds) both are DEADLINE_EXCEEDED."""
-    large = encode(Image.new("RGB", (4000, 4000)))  # takes far longer to decode, sixteen times
-    asked, timeout = request([large] * 16), 60.0
+def test_an_exceeded_deadline_or_timeout_ends_the_call(stub: Any, how: str) -> None:
+    """The call's deadline and the timeout parameter (microseconds) end in DEADLINE_EXCEEDED."""
+    large = encode(Image.new("RGB", (4000, 4000)))  # sixteen of them take far longer to decode
+    infer, timeout = request([large] * 16), 60.0
     if how == "deadline":
         timeout = 0.01
     else:
-        asked.parameters["timeout"].int64_param = 10_000
-    assert failure(lambda: stub.ModelInfer(asked, timeout=timeout)).code == "DEADLINE_EXCEEDED"
+        infer.parameters["timeout"].int64_param = 10_000
+    assert failure(lambda: stub.ModelInfer(infer, timeout=timeout)).code == "DEADLINE_EXCEEDED"
 
 
-def test_an_overload_says_when_to_retry(idle: Running) -> None:
-    """What has no room in the queue of Classify is refused at once, with RetryInfo."""
+def test_an_overloaded_server_says_when_to_retry(idle: Running) -> None:
+    """Requests beyond the queue's capacity are refused at once with RetryInfo."""
     large = encode(Image.new("RGB", (2000, 2000)))
     with grpc.insecure_channel(idle.address) as channel:
         stub: Any = pb_grpc.GRPCInferenceServiceStub(channel)
         calls = [stub.ModelInfer.future(request([large] * 8)) for _ in range(4)]
-        refused = [one for one in calls if one.exception() is not None]
+        refused = [call for call in calls if call.exception() is not None]
         assert 1 <= len(refused) <= 3
-        for one in refused:
-            error = failure(one.result)
+        for call in refused:
+            error = failure(call.result)
             assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
             retry = error_details_pb2.RetryInfo()
             assert any(detail.Unpack(retry) for detail in error.status.details)
 
 
-def test_a_model_is_described(stub: Any, client: Client) -> None:
-    """Metadata and config tell the tensors, as GetModel tells labels, width and preprocessing."""
+def test_metadata_and_config_describe_the_tensors(stub: Any, client: Client) -> None:
+    """ModelMetadata and ModelConfig have the shapes of GetModel's labels, width and crop."""
     revision = client.model("colours").serving_revision
     spec = revision.backbone.preprocess
     metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name="colours"))
     assert (metadata.name, list(metadata.versions)) == ("colours", ["1"])
-    assert {one.name: (one.datatype, list(one.shape)) for one in metadata.inputs} == {
+    assert {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in metadata.inputs} == {
         "images": ("BYTES", [-1, 1]),
         "pixels": ("UINT8", [-1, spec.crop, spec.crop, 3]),
     }
-    assert {one.name: (one.datatype, list(one.shape)) for one in metadata.outputs} == {
+    assert {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in metadata.outputs} == {
         "probabilities": ("FP32", [-1, len(revision.labels)]),
         "logits": ("FP32", [-1, len(revision.labels)]),
         "embedding": ("FP32", [-1, revision.backbone.width]),
     }
     config = stub.ModelConfig(pb.ModelConfigRequest(name="colours", version="1")).config
     assert (config.name, config.max_batch_size) == ("colours", 16)
-    for one, described in zip(
+    for tensor, described in zip(
         [*config.input, *config.output], [*metadata.inputs, *metadata.outputs], strict=True
     ):
-        assert (one.name, [-1, *one.dims]) == (described.name, list(described.shape))
+        assert (tensor.name, [-1, *tensor.dims]) == (described.name, list(described.shape))
     assert {name: value.string_value for name, value in config.parameters.items()} == {
         "resize": str(spec.resize),
         "crop": str(spec.crop),
@@ -189,31 +191,31 @@ def test_a_model_is_described(stub: Any, client: Client) -> None:
     }
 
 
-def test_what_is_described_can_be_asked(stub: Any) -> None:
-    """A request made from the metadata alone, for each input and all outputs, is answered."""
+def test_a_request_made_from_the_metadata_is_answered(stub: Any) -> None:
+    """A request made from the metadata only is answered, for each input and all outputs."""
     metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name="colours"))
     files, pixels = metadata.inputs
     for tensor, contents in (
         (files, infers.request([PHOTO, PHOTO]).raw_input_contents[0]),
         (pixels, bytes(2 * int(np.prod(pixels.shape[1:])))),
     ):
-        asked = pb.ModelInferRequest(model_name=metadata.name, model_version=metadata.versions[0])
-        asked.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=[2, *tensor.shape[1:]])
-        asked.raw_input_contents.append(contents)
-        for one in metadata.outputs:
-            asked.outputs.add(name=one.name)
-        response = stub.ModelInfer(asked)
-        assert [(one.name, one.datatype, list(one.shape)) for one in response.outputs] == [
-            (one.name, one.datatype, [2, *one.shape[1:]]) for one in metadata.outputs
+        infer = pb.ModelInferRequest(model_name=metadata.name, model_version=metadata.versions[0])
+        infer.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=[2, *tensor.shape[1:]])
+        infer.raw_input_contents.append(contents)
+        for output in metadata.outputs:
+            infer.outputs.add(name=output.name)
+        response = stub.ModelInfer(infer)
+        assert [(out.name, out.datatype, list(out.shape)) for out in response.outputs] == [
+            (out.name, out.datatype, [2, *out.shape[1:]]) for out in metadata.outputs
         ]
 
 
 def test_versions_are_revisions(stub: Any, server: Running, model: str) -> None:
-    """Every revision answers by its number, serving or not; one that was rejected does not."""
+    """Every revision answers by its number, serving or not, except a rejected revision."""
     repository = Repository(server.repository)
     manifest = repository.manifest(model, 1)
     tiny.publish_copy(repository, manifest)
-    rejection = Rejection(gate=Gate(), failures=("it forgot too much",))
+    rejection = Rejection(gate=Gate(), failures=("recall 0.5 is below 0.6",))
     tiny.publish_copy(repository, replace(manifest, rejection=rejection))
     for version, answered in (("", "1"), ("1", "1"), ("2", "2")):
         assert stub.ModelReady(pb.ModelReadyRequest(name=model, version=version)).ready
@@ -233,16 +235,16 @@ def test_versions_are_revisions(stub: Any, server: Running, model: str) -> None:
             assert failure(call).code == code
 
 
-def test_what_is_not_there_is_not_ready(stub: Any) -> None:
-    """Who waits for a model or a revision is told that it is not ready, not that it errs."""
+def test_an_unknown_model_is_not_ready(stub: Any) -> None:
+    """ModelReady of an unknown model or revision is false, not an error."""
     for name, version in (("unknown", ""), ("colours", "9")):
         assert not stub.ModelReady(pb.ModelReadyRequest(name=name, version=version)).ready
     error = failure(lambda: stub.ModelReady(pb.ModelReadyRequest(name="colours", version="new")))
     assert (error.code, fields(error)) == ("INVALID_ARGUMENT", ["version"])
 
 
-def test_the_server_is_described(stub: Any) -> None:
-    """It lives, is ready, and names the extensions that it has."""
+def test_the_server_is_live_and_lists_its_extensions(stub: Any) -> None:
+    """The server is live and ready, and its metadata has name and extensions."""
     assert stub.ServerLive(pb.ServerLiveRequest()).live
     assert stub.ServerReady(pb.ServerReadyRequest()).ready
     metadata = stub.ServerMetadata(pb.ServerMetadataRequest())
@@ -251,7 +253,7 @@ def test_the_server_is_described(stub: Any) -> None:
 
 
 def test_statistics_count_images_and_calls(stub: Any, client: Client, model: str) -> None:
-    """What Classify and ModelInfer did for a revision, together; a failed call by itself."""
+    """Statistics sum Classify and ModelInfer of a revision, and count failed calls."""
 
     def statistics() -> pb.ModelStatistics:
         (found,) = stub.ModelStatistics(pb.ModelStatisticsRequest(name=model)).model_stats
@@ -271,12 +273,12 @@ def test_statistics_count_images_and_calls(stub: Any, client: Client, model: str
     assert 0 < stats.queue.ns < stats.success.ns
     every = stub.ModelStatistics(pb.ModelStatisticsRequest()).model_stats
     assert after in every
-    assert "colours" in {one.name for one in every}
+    assert "colours" in {model.name for model in every}
 
 
 @pytest.fixture
 def broken(server: Running) -> Iterator[str]:
-    """Yield the name of a model whose revision is not there."""
+    """Yield the name of a model whose revision does not exist."""
     folder = server.repository / "models" / "broken"
     folder.mkdir()
     (folder / "serving.json").write_text('{"revision": 1}')
@@ -286,13 +288,13 @@ def broken(server: Running) -> Iterator[str]:
 
 
 def test_the_index_lists_all_models(stub: Any, broken: str, model: str) -> None:
-    """Models by name with the serving revision; one that cannot be loaded says so, if wanted."""
+    """The index has all models with the serving revision; an unloadable one is UNAVAILABLE."""
 
-    def index(**asked: Any) -> dict[str, tuple[str, str]]:
-        found = stub.RepositoryIndex(pb.RepositoryIndexRequest(**asked)).models
-        names = [one.name for one in found]
+    def index(**fields: Any) -> dict[str, tuple[str, str]]:
+        found = stub.RepositoryIndex(pb.RepositoryIndexRequest(**fields)).models
+        names = [model.name for model in found]
         assert names == sorted(names)
-        return {one.name: (one.version, one.state) for one in found}
+        return {model.name: (model.version, model.state) for model in found}
 
     servers.eventually(lambda: broken in index())
     assert index()[broken] == ("", "UNAVAILABLE")
@@ -302,12 +304,14 @@ def test_the_index_lists_all_models(stub: Any, broken: str, model: str) -> None:
     assert (error.code, fields(error)) == ("INVALID_ARGUMENT", ["repository_name"])
 
 
-def test_calls_are_logged_and_counted_as_others_are(stub: Any, server: Running) -> None:
-    """A call has its access line, with the reason when it failed."""
+def test_calls_have_an_access_line(stub: Any, server: Running) -> None:
+    """A failed call has an access line with its reason."""
     failure(lambda: stub.ModelInfer(request([PHOTO], model="logged-elsewhere")))
 
     def line() -> dict[str, Any] | None:
-        lines = [fact for fact in server.facts if "logged-elsewhere" in str(fact.get("error"))]
+        lines = [
+            entry for entry in server.log_entries if "logged-elsewhere" in str(entry.get("error"))
+        ]
         return lines[0] if lines else None
 
     found = servers.eventually(line)

@@ -1,4 +1,4 @@
-"""Operations: watched, waited for, listed, cancelled, deleted, and done whatever dies meanwhile."""
+"""Operations service: watch, wait, list, cancel, delete, and recovery of a killed worker."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.duration_pb2 import Duration
 from support import servers
 from support.pictures import pictures
-from support.servers import Running, Teach, failure, fields
+from support.servers import AddClass, Running, failure, fields
 
 from topwork import Client, progress, result
 from topwork.v1 import change_pb2 as change_pb
 
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 MANY = (VIOLETS * 34)[:400]
-"""Mostly duplicates: long to embed, quick to solve. As many as an upload may have."""
+"""The maximum number of images in an upload; mostly duplicates, slow to embed, quick to solve."""
 
 STAGES = [
     f"CHANGE_STAGE_{name}" for name in ("QUEUED", "EMBEDDING", "SOLVING", "PUBLISHING", "DONE")
@@ -30,20 +30,20 @@ STAGES = [
 
 @pytest.fixture(scope="module")
 def waiting(idle: Running) -> Iterator[Client]:
-    """Yield a client of a server whose operations wait."""
+    """Yield a client of a server without a worker."""
     with Client(idle.address) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def queue(idle: Running) -> Iterator[operations_pb2_grpc.OperationsStub]:
-    """Yield the operations of the same."""
+    """Yield a stub of that server's Operations service."""
     with grpc.insecure_channel(idle.address) as channel:
         yield operations_pb2_grpc.OperationsStub(channel)
 
 
 def stage(operation: operations_pb2.Operation) -> str:
-    """Return the name of the stage that an operation is in."""
+    """Return the name of an operation's stage."""
     return change_pb.ChangeStage.Name(progress(operation).stage)
 
 
@@ -78,13 +78,13 @@ def listed(stub: operations_pb2_grpc.OperationsStub, size: int) -> list[str]:
         page = stub.ListOperations(
             operations_pb2.ListOperationsRequest(page_size=size, page_token=token)
         )
-        names += [one.name for one in page.operations]
+        names += [operation.name for operation in page.operations]
         if not (token := page.next_page_token):
             return names
 
 
-def test_a_watched_operation_shows_its_progress(client: Client, model: str) -> None:
-    """States come in the order of the stages, embedding counts up, the last is the finished one."""
+def test_watch_yields_progress_until_the_end(client: Client, model: str) -> None:
+    """States follow the order of stages, the embedding count grows, the last state is done."""
     accepted = client.add_class(model, "violet", MANY)
     assert not accepted.done
     states = list(client.watch(accepted.name))
@@ -104,21 +104,21 @@ def test_a_watched_operation_shows_its_progress(client: Client, model: str) -> N
     assert len(result(states[-1]).skipped_images) == 388
 
 
-def test_a_finished_operation_stays_as_it_is(
-    client: Client, operations: operations_pb2_grpc.OperationsStub, teach: Teach, model: str
+def test_a_finished_operation_does_not_change(
+    client: Client, operations: operations_pb2_grpc.OperationsStub, add_class: AddClass, model: str
 ) -> None:
-    """Watch, get, wait and cancel of a finished operation all leave and give the same."""
-    finished = teach(model, "violet", VIOLETS)
+    """Watch, get, wait and cancel return a finished operation unchanged."""
+    finished = add_class(model, "violet", VIOLETS)
     assert list(client.watch(finished.name)) == [finished]
     assert wait(operations, finished.name, 60) == finished.raw
     cancel(operations, finished.name)
     assert get(operations, finished.name) == finished.raw
 
 
-def test_waiting_ends_with_the_operation(
+def test_wait_operation_returns_the_finished_operation(
     client: Client, operations: operations_pb2_grpc.OperationsStub, model: str
 ) -> None:
-    """WaitOperation, without a timeout too, returns the finished operation."""
+    """WaitOperation without a timeout returns the finished operation."""
     accepted = client.add_class(model, "violet", VIOLETS)
     finished = operations.WaitOperation(
         operations_pb2.WaitOperationRequest(name=accepted.name), timeout=servers.PATIENCE
@@ -127,22 +127,22 @@ def test_waiting_ends_with_the_operation(
     assert result(finished).revision.revision == 2
 
 
-def test_waiting_ends_with_its_timeout(
+def test_wait_operation_returns_after_its_timeout(
     waiting: Client, queue: operations_pb2_grpc.OperationsStub
 ) -> None:
-    """WaitOperation returns an operation that is not finished when its timeout is over."""
+    """WaitOperation returns an unfinished operation after its timeout."""
     accepted = waiting.add_class("colours", "violet", VIOLETS)
     state = wait(queue, accepted.name, 0.1)
     assert state.name == accepted.name
     assert (state.done, stage(state)) == (False, "CHANGE_STAGE_QUEUED")
-    before, after = (progress(one).elapsed.ToNanoseconds() for one in (accepted, state))
+    before, after = (progress(seen).elapsed.ToNanoseconds() for seen in (accepted, state))
     assert after - before >= 0.1e9
 
 
-def test_pages_hold_every_operation_once(
+def test_list_operations_pages_hold_every_operation_once(
     waiting: Client, queue: operations_pb2_grpc.OperationsStub
 ) -> None:
-    """Pages of any size, put together, are all operations in the order of acceptance."""
+    """Pages of any size together have all operations in the order of acceptance."""
     made = [waiting.add_class("colours", f"label-{n}", VIOLETS).name for n in range(5)]
     whole = listed(queue, 0)
     assert whole[-5:] == made
@@ -158,32 +158,32 @@ def test_pages_hold_every_operation_once(
         ({"page_size": -1}, "page_size"),
     ],
 )
-def test_a_listing_that_is_refused(
+def test_list_operations_refuses_an_invalid_request(
     queue: operations_pb2_grpc.OperationsStub, request_: dict[str, Any], field: str
 ) -> None:
-    """A filter, a page token that nobody gave and a negative size are INVALID_ARGUMENT."""
+    """An invalid filter, page token or page size is INVALID_ARGUMENT."""
     error = failure(lambda: queue.ListOperations(operations_pb2.ListOperationsRequest(**request_)))
     assert (error.code, fields(error)) == ("INVALID_ARGUMENT", [field])
 
 
-def test_a_listing_has_what_its_filter_lets_pass(
+def test_list_operations_applies_its_filter(
     waiting: Client, queue: operations_pb2_grpc.OperationsStub
 ) -> None:
-    """Operations are listed by model, label and whether they are finished, in pages too."""
+    """Operations are filtered by model, label and done, in pages too."""
     made = [waiting.add_class("colours", label, VIOLETS).name for label in ("teal", "rust", "teal")]
     cancel(queue, made[0])
     wanted = 'model = "models/colours" AND label = teal'
-    assert [one.name for one in waiting.operations(wanted)] == [made[0], made[2]]
-    assert [one.name for one in waiting.operations(f"{wanted} AND done = false")] == [made[2]]
+    assert [found.name for found in waiting.operations(wanted)] == [made[0], made[2]]
+    assert [found.name for found in waiting.operations(f"{wanted} AND done = false")] == [made[2]]
     page = queue.ListOperations(operations_pb2.ListOperationsRequest(filter=wanted, page_size=1))
-    assert [one.name for one in page.operations] == [made[0]]
+    assert [found.name for found in page.operations] == [made[0]]
     assert page.next_page_token
 
 
-def test_a_cancelled_operation_ends(
+def test_cancel_ends_a_waiting_operation(
     waiting: Client, queue: operations_pb2_grpc.OperationsStub
 ) -> None:
-    """A cancelled operation is finished with CANCELLED, and whoever watches it is told."""
+    """A cancelled operation is done with CANCELLED, also for those who watch it."""
     accepted = waiting.add_class("colours", "violet", VIOLETS)
     watched = waiting.watch(accepted.name)
     assert not next(watched).done
@@ -193,25 +193,25 @@ def test_a_cancelled_operation_ends(
     assert (last.done, last.raw.error.code) == (True, grpc.StatusCode.CANCELLED.value[0])
 
 
-def test_an_operation_is_cancelled_while_it_runs(
-    client: Client, operations: operations_pb2_grpc.OperationsStub, teach: Teach, model: str
+def test_cancel_ends_a_running_operation(
+    client: Client, operations: operations_pb2_grpc.OperationsStub, add_class: AddClass, model: str
 ) -> None:
-    """A running operation that is cancelled ends so, never serves, and lets the next one pass."""
+    """A cancelled running operation is CANCELLED, never serves, and the next one succeeds."""
     accepted = client.add_class(model, "violet", MANY)
     for state in client.watch(accepted.name):
         if stage(state) == "CHANGE_STAGE_EMBEDDING":
             cancel(operations, accepted.name)
     assert state.raw.error.code == grpc.StatusCode.CANCELLED.value[0]
     assert client.model(model).serving_revision.revision == 1
-    after = result(teach(model, "indigo", VIOLETS)).revision
+    after = result(add_class(model, "indigo", VIOLETS)).revision
     assert list(after.labels) == ["amber", "blue", "crimson", "green", "indigo"]
     assert client.model(model).serving_revision == after
 
 
-def test_only_a_finished_operation_is_deleted(
+def test_delete_requires_a_finished_operation(
     waiting: Client, queue: operations_pb2_grpc.OperationsStub
 ) -> None:
-    """DeleteOperation is FAILED_PRECONDITION before the end; then the operation is gone."""
+    """DeleteOperation is FAILED_PRECONDITION until the operation is done, then deletes it."""
     accepted = waiting.add_class("colours", "violet", VIOLETS)
     assert failure(lambda: delete(queue, accepted.name)).code == "FAILED_PRECONDITION"
     cancel(queue, accepted.name)
@@ -220,11 +220,11 @@ def test_only_a_finished_operation_is_deleted(
     assert accepted.name not in listed(queue, 0)
 
 
-def test_what_was_learnt_outlives_its_operation(
-    client: Client, operations: operations_pb2_grpc.OperationsStub, teach: Teach, model: str
+def test_delete_of_an_operation_keeps_its_class(
+    client: Client, operations: operations_pb2_grpc.OperationsStub, add_class: AddClass, model: str
 ) -> None:
-    """Deleting the operation of a class that was learnt takes nothing from the model."""
-    finished = teach(model, "violet", VIOLETS)
+    """Deleting the operation of an added class does not change the model."""
+    finished = add_class(model, "violet", VIOLETS)
     delete(operations, finished.name)
     assert "violet" in client.model(model).serving_revision.labels
 
@@ -234,14 +234,14 @@ def test_what_was_learnt_outlives_its_operation(
     [(f"operations/{uuid.UUID(int=7)}", "NOT_FOUND"), ("violet", "INVALID_ARGUMENT")],
 )
 @pytest.mark.parametrize("call", ["get", "cancel", "delete", "wait", "watch"])
-def test_an_operation_that_is_not_there(
+def test_an_unknown_operation_is_not_found(
     waiting: Client,
     queue: operations_pb2_grpc.OperationsStub,
     call: str,
     name: str,
     code: str,
 ) -> None:
-    """Whatever is asked of it, an unknown operation is NOT_FOUND, a wrong name INVALID_ARGUMENT."""
+    """In every method an unknown operation is NOT_FOUND, a malformed name INVALID_ARGUMENT."""
     calls = {
         "get": lambda: get(queue, name),
         "cancel": lambda: cancel(queue, name),
@@ -252,12 +252,12 @@ def test_an_operation_that_is_not_there(
     assert failure(calls[call]).code == code
 
 
-def test_a_revision_that_is_gone_does_not_hide_the_operations(
-    server: Running, teach: Teach, model: str
+def test_operations_are_listed_without_their_revisions(
+    server: Running, add_class: AddClass, model: str
 ) -> None:
-    """Operations are listed even when an old revision that one of them made was removed."""
-    first = teach(model, "violet", VIOLETS)
-    teach(model, "indigo", VIOLETS)
+    """Operations are listed although a revision made by one of them was removed."""
+    first = add_class(model, "violet", VIOLETS)
+    add_class(model, "indigo", VIOLETS)
     folder = server.repository / "models" / model / "2"
     aside = folder.with_name("removed")
     folder.rename(aside)
@@ -271,8 +271,8 @@ def test_a_revision_that_is_gone_does_not_hide_the_operations(
         aside.rename(folder)
 
 
-def test_a_killed_worker_costs_no_operation(client: Client, server: Running, model: str) -> None:
-    """When the worker is killed right after an upload was accepted, the class is learnt once."""
+def test_an_operation_survives_a_killed_worker(client: Client, server: Running, model: str) -> None:
+    """If the worker is killed right after an upload was accepted, the class is added once."""
     accepted = client.add_class(model, "violet", MANY)
     killed = server.worker()
     os.kill(killed, signal.SIGKILL)

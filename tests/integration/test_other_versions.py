@@ -1,4 +1,4 @@
-"""What other versions stored, or what is damaged, costs nothing but itself."""
+"""Repositories of earlier releases, rows of newer ones, and damaged files."""
 
 from __future__ import annotations
 
@@ -33,61 +33,60 @@ RELEASES = sorted(path.parent.name for path in golden.ROOT.glob("*/left.tar.xz")
 
 @pytest.fixture(params=RELEASES)
 def left(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Return the directory of what a release left behind; see ``golden.make``."""
+    """Return the directory of a release's repository and cache; see ``golden.make``."""
     with tarfile.open(golden.ROOT / request.param / "left.tar.xz") as archive:
-        # Python 3.11.4 brought it.
+        # Python before 3.11.4 has no data_filter.
         archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
         archive.extractall(tmp_path)  # noqa: S202 # our own archive
     return tmp_path
 
 
 def reason(operation: operations_pb2.Operation) -> str:
-    """Return why an operation failed; empty if it did not."""
+    """Return the error reason of an operation; empty if it did not fail."""
     return CallFailed(operation.error).reason if operation.HasField("error") else ""
 
 
 # An upgrade
 
 
-def test_a_server_goes_on_where_an_earlier_release_stopped(left: Path) -> None:
-    """It tells of all operations, answers alike, finishes what was acknowledged, and changes on."""
+def test_a_server_takes_over_the_repository_of_an_earlier_release(left: Path) -> None:
+    """Operations, answers and pins are the same; waiting and new changes succeed."""
     expected = json.loads((left / "expected.json").read_text())
     repository = Repository(left / "repository")
     with servers.running(repository.root) as server, Client(server.address) as client:
-        waiting = [one["name"] for one in expected["operations"] if not one["done"]]
+        waiting = [stored["name"] for stored in expected["operations"] if not stored["done"]]
         answer = client.classify(
             "colours", [picture("violet", 50, size=SIZE)], revision=expected["serving"]
         )
-        assert {
-            one.label: one.probability for one in answer.results[0].predictions
-        } == pytest.approx(expected["probabilities"], abs=1e-5)
+        predictions = answer.results[0].predictions
+        assert dict(predictions) == pytest.approx(expected["probabilities"], abs=1e-5)
         for name in waiting:
             *_, last = client.watch(name)
             assert result(last).revision.revision == 4
         assert [
             {
-                "name": one.name,
-                "kind": change_pb.ChangeKind.Name(progress(one).kind),
-                "label": progress(one).label,
-                "done": one.done,
-                "reason": reason(one),
+                "name": operation.name,
+                "kind": change_pb.ChangeKind.Name(progress(operation).kind),
+                "label": progress(operation).label,
+                "done": operation.done,
+                "reason": reason(operation),
             }
-            for one in client.operations()
-        ] == [{**one, "done": True} for one in expected["operations"]]
+            for operation in client.operations()
+        ] == [{**stored, "done": True} for stored in expected["operations"]]
         model = client.model("colours")
         assert list(model.revisions) == [*expected["revisions"], 4]
         assert list(model.pinned_revisions) == expected["pinned"]
-        assert [len(one.labels) for one in client.revisions("colours")] == [6, 5, 5, 4]
+        assert [len(revision.labels) for revision in client.revisions("colours")] == [6, 5, 5, 4]
         *_, last = client.watch(client.add_class("colours", "white", some("white")).name)
         assert result(last).revision.revision == 5
         assert client.rollback("colours").serving_revision.revision == 4
     gc.main([str(repository.root), "--keep", "1"], standalone_mode=False)
     assert repository.revisions("colours") == [1, 4, 5]
-    assert [one for one in check(repository) if one.severity == "error"] == []
+    assert [problem for problem in check(repository) if problem.severity == "error"] == []
 
 
 def test_caches_and_checkpoints_of_an_earlier_release_are_used(left: Path) -> None:
-    """A row is found under its keys, and a training goes on from its state."""
+    """A cached row is found under its key, and a checkpoint is loaded."""
     with EmbeddingCache(left / "cache") as cache:
         row = _Part(cache, bytes(32), 4).get(b"c" * 32)
     assert row is not None
@@ -108,8 +107,8 @@ def idle(tmp_path: Path) -> Iterator[Running]:
         yield started
 
 
-def test_rows_of_a_newer_version_do_not_break_the_list(idle: Running, topwork: Command) -> None:
-    """Each is listed with what can be read of it, by rpc and by command, and can be asked for."""
+def test_list_operations_includes_rows_of_a_newer_version(idle: Running, topwork: Command) -> None:
+    """Each operation is listed with its readable fields, by rpc and by command."""
     newer: dict[str, dict[str, Any]] = {
         "kind": {"attributes": json.dumps({"kind": "merge", "model": "colours", "label": "red"})},
         "none": {"attributes": None},
@@ -131,7 +130,7 @@ def test_rows_of_a_newer_version_do_not_break_the_list(idle: Running, topwork: C
                     [*columns.values(), names[what].removeprefix("operations/")],
                 )
             database.commit()
-        listed = {one.name: one for one in client.operations()}
+        listed = {operation.name: operation for operation in client.operations()}
         assert listed.keys() == set(names.values())
         assert progress(listed[names["kind"]]).label == "red"
         assert [reason(listed[names[what]]) for what in ("outcome", "torn", "error", "plain")] == [
@@ -147,8 +146,8 @@ def test_rows_of_a_newer_version_do_not_break_the_list(idle: Running, topwork: C
     assert (status, len(out.splitlines())) == (0, len(names))
 
 
-def test_a_change_that_only_a_newer_version_can_make_fails(idle: Running) -> None:
-    """Its operation says DATA_LOSS and why, and the next change of the model is made."""
+def test_a_change_of_a_newer_version_fails(idle: Running) -> None:
+    """An unknown kind of change ends with DATA_LOSS and its name; the next change succeeds."""
     with Client(idle.address) as client:
         newer, plain = client.retrain("colours").name, client.retrain("colours").name
     with closing(sqlite3.connect(idle.repository / "operations.sqlite")) as database:
@@ -168,9 +167,9 @@ def test_a_change_that_only_a_newer_version_can_make_fails(idle: Running) -> Non
 # Damage
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "serving.json", "backbone.json"])
-def test_a_damaged_model_does_not_break_a_list(name: str, tmp_path: Path, topwork: Command) -> None:
-    """It is listed with its labels, described, and in every other list; the others are whole."""
+@pytest.mark.parametrize("file", ["metrics.json", "serving.json", "backbone.json"])
+def test_lists_include_a_damaged_model(file: str, tmp_path: Path, topwork: Command) -> None:
+    """A damaged model is in every list with its labels; other models are complete."""
     repository = tiny.repository(tmp_path / "repository")
     manifest = repository.manifest("colours", 1)
     copy = tiny.publish_copy(repository, manifest, model="copies")
@@ -183,18 +182,18 @@ def test_a_damaged_model_does_not_break_a_list(name: str, tmp_path: Path, topwor
                 repository.path("backbones", manifest.backbone) / "backbone.json"
             ),
         }
-        paths[name]().write_bytes(b'{"schema": 9}')
-        listed = {one.name: one for one in client.models()}
-        for model in ("copies", "colours"):
-            revision = listed[f"models/{model}"].serving_revision
+        paths[file]().write_bytes(b'{"schema": 9}')
+        listed = {model.name: model for model in client.models()}
+        for name in ("copies", "colours"):
+            revision = listed[f"models/{name}"].serving_revision
             assert tuple(revision.labels) == manifest.labels
-            assert client.model(model) == listed[f"models/{model}"]
+            assert client.model(name) == listed[f"models/{name}"]
         assert listed["models/colours"].serving_revision.HasField("metrics")
-        assert [one.revision for one in client.revisions("copies")] == [1]
+        assert [revision.revision for revision in client.revisions("copies")] == [1]
         with grpc.insecure_channel(server.address) as channel:
             index = infer_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(
                 infer_pb.RepositoryIndexRequest()
             )
-        assert [one.name for one in index.models] == ["colours", "copies"]
+        assert [model.name for model in index.models] == ["colours", "copies"]
         for command in (["models"], ["describe", "copies"], ["history", "copies"]):
             assert topwork(*command, address=server.address)[0] == 0

@@ -1,4 +1,4 @@
-"""Several hosts: servers and workers with one PostgreSQL database and one repository."""
+"""Servers and workers of several hosts with one PostgreSQL database and one repository."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WORKER = (
     "servers.note_calls('topwork.changes.retrain:learn', sys.argv.pop(1)); worker()"
 )
 SOLVED = "solved"
-"""The file in the repository that has a line for each head that was solved."""
+"""File in the repository with the worker's process id for each solved head."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def url(cluster: Postgres) -> str:
 
 @pytest.fixture
 def client(url: str) -> Iterator[DBOSClient]:
-    """Yield a look into the database, once it has its tables."""
+    """Yield a DBOS client of the database."""
     made = DBOSClient(
         system_database_url=url,
         application_name=APPLICATION,
@@ -75,10 +75,10 @@ def repository(colours: Repository) -> Repository:
 
 
 @contextlib.contextmanager
-def working(
+def worker_process(
     repository: Repository, url: str, executor: str, *, deaths: Sequence[str] = ()
 ) -> Iterator[Running]:
-    """Run a worker as a host of its own does; it dies after the calls ``deaths``."""
+    """Run a worker as on another host; it dies after the calls ``deaths``."""
     arguments = ["--repository", str(repository.root), "--database", url, "--executor", executor]
     notes = str(repository.root / SOLVED)
     started = Running(
@@ -87,14 +87,14 @@ def working(
         {DEATHS: json.dumps([str(repository.root), *deaths])},
     )
     try:
-        started.fact("worker ready")
+        started.log_entry("worker ready")
         yield started
     finally:
         started.close()
 
 
 def submit(repository: Repository, url: str) -> dict[str, list[str]]:
-    """Ask for changes that must be made in their order; return the operations' ids by model."""
+    """Submit changes that must run in order; return the operations' ids by model."""
     ids: dict[str, list[str]] = {model: [] for model in MODELS}
 
     async def scenario() -> None:
@@ -119,74 +119,74 @@ def submit(repository: Repository, url: str) -> dict[str, list[str]]:
 
 
 def retrain(model: str) -> Job:
-    """Return a change that any model can have."""
+    """Return a change that is possible for any model."""
     return Job(kind="retrain", model=model, accepted=time.time())
 
 
 def finished(client: DBOSClient) -> list[WorkflowStatus]:
-    """Return all operations once all have ended."""
+    """Wait for all operations and return them."""
 
     def all_ended() -> list[WorkflowStatus] | None:
         found = client.list_workflows(name=CHANGE)
-        return found if all(one.completed_at for one in found) else None
+        return found if all(workflow.completed_at for workflow in found) else None
 
     return eventually(all_ended)
 
 
 def check_done_once(repository: Repository, ids: dict[str, list[str]]) -> None:
-    """Fail unless each model has one revision for each operation, in their order."""
+    """Check that each model has one revision for each operation, in order."""
     for model, operations in ids.items():
         revisions = [repository.manifest(model, number) for number in range(2, EACH + 2)]
-        assert [one.operation for one in revisions] == operations
-        assert [one.parent for one in revisions] == list(range(1, EACH + 1))
+        assert [revision.operation for revision in revisions] == operations
+        assert [revision.parent for revision in revisions] == list(range(1, EACH + 1))
         assert f"blue-{EACH}" in revisions[-1].labels
         assert repository.serving(model) == EACH + 1
         assert not (repository.root / "models" / model / str(EACH + 2)).exists()
 
 
 def test_two_workers_share_the_work(repository: Repository, url: str, client: DBOSClient) -> None:
-    """Both work, each operation is done once, and one model's never at the same time."""
-    with working(repository, url, "one"), working(repository, url, "two"):
+    """Both run operations, each operation runs once, and those of one model never overlap."""
+    with worker_process(repository, url, "one"), worker_process(repository, url, "two"):
         ids = submit(repository, url)
         done = finished(client)
-    assert {one.status for one in done} == {"SUCCESS"}
-    assert {one.executor_id for one in done} == {"one", "two"}
-    assert {one.recovery_attempts for one in done} == {1}
+    assert {workflow.status for workflow in done} == {"SUCCESS"}
+    assert {workflow.executor_id for workflow in done} == {"one", "two"}
+    assert {workflow.recovery_attempts for workflow in done} == {1}
     solvers = (repository.root / SOLVED).read_text().split()
-    assert (len(solvers), len(set(solvers))) == (len(MODELS) * EACH, 2)  # none was solved twice
+    assert (len(solvers), len(set(solvers))) == (len(MODELS) * EACH, 2)  # each head once
     assert noted_database(repository.root) == "postgresql"
     check_done_once(repository, ids)
     for operations in ids.values():
-        steps = [step for one in operations for step in client.list_workflow_steps(one)]
+        steps = [step for name in operations for step in client.list_workflow_steps(name)]
         for before, after in itertools.pairwise(steps):
             assert before["completed_at_epoch_ms"] is not None
             assert after["started_at_epoch_ms"] is not None
             assert before["completed_at_epoch_ms"] <= after["started_at_epoch_ms"]
 
 
-def test_the_work_of_a_host_that_is_gone_for_good_is_done(
+def test_operations_of_a_dead_host_are_taken_over(
     repository: Repository, url: str, client: DBOSClient
 ) -> None:
-    """A worker that dies between publishing and saying so is taken over: nothing is done twice."""
+    """Operations of a worker that dies after publishing are taken over; nothing is done twice."""
     death = "topwork.bundle.store:Repository.publish"
     with (
-        working(repository, url, "one", deaths=[death]) as one,
-        working(repository, url, "two"),
+        worker_process(repository, url, "one", deaths=[death]) as first,
+        worker_process(repository, url, "two"),
     ):
         ids = submit(repository, url)
-        assert one.gone()
+        assert first.wait_ended()
         done = finished(client)
-    assert {one.status for one in done} == {"SUCCESS"}
+    assert {workflow.status for workflow in done} == {"SUCCESS"}
     check_done_once(repository, ids)
-    attempts = [one.recovery_attempts or 0 for one in done]
-    assert max(attempts) == 2  # what it was doing
-    assert {one.executor_id for one in done if one.recovery_attempts == 2} == {"two"}
+    attempts = [workflow.recovery_attempts or 0 for workflow in done]
+    assert max(attempts) == 2  # the interrupted operation
+    assert {workflow.executor_id for workflow in done if workflow.recovery_attempts == 2} == {"two"}
 
 
-def test_a_database_that_was_away_costs_nothing(
+def test_operations_continue_after_a_database_outage(
     repository: Repository, url: str, cluster: Postgres
 ) -> None:
-    """Without the database nothing is accepted; what was accepted before is done after it."""
+    """During an outage nothing is accepted; operations accepted before it succeed after it."""
 
     async def scenario() -> OperationState:
         operations = Operations(url, repository)
@@ -215,7 +215,7 @@ def test_a_database_that_was_away_costs_nothing(
 def test_a_server_starts_without_its_database(
     repository: Repository, url: str, cluster: Postgres
 ) -> None:
-    """It serves what is there; when the database is there its worker makes changes."""
+    """The server serves models without the database; its worker starts once it is available."""
 
     async def scenario() -> OperationState:
         operations = Operations(url, repository)
@@ -229,9 +229,9 @@ def test_a_server_starts_without_its_database(
     cluster.stop()
     try:
         server = Running([*servers.command(repository.root), "--database", url], repository.root)
-        server.fact("no database")
-        assert server.fact("ready")["models"] == len(MODELS)
-        assert server.fact("worker died")["exit_code"] == worker.GAVE_UP
+        server.log_entry("no database")
+        assert server.log_entry("ready")["models"] == len(MODELS)
+        assert server.log_entry("worker died")["exit_code"] == worker.GAVE_UP
     finally:
         cluster.start()
     try:
@@ -243,8 +243,8 @@ def test_a_server_starts_without_its_database(
     assert repository.serving("colours") == 2
 
 
-def test_operations_are_found_by_what_they_are_about(repository: Repository, url: str) -> None:
-    """PostgreSQL lists those of a model, a page at a time, oldest first."""
+def test_operations_are_listed_by_model(repository: Repository, url: str) -> None:
+    """PostgreSQL lists the operations of a model in pages, oldest first."""
     ids = submit(repository, url)
 
     async def scenario() -> list[list[str]]:
@@ -255,22 +255,22 @@ def test_operations_are_found_by_what_they_are_about(repository: Repository, url
             pages = [await operations.list(wanted, offset=start, limit=3) for start in (0, 3)]
         finally:
             await operations.aclose()
-        return [[one.id for one in page] for page in pages]
+        return [[operation.id for operation in page] for page in pages]
 
     assert asyncio.run(scenario()) == [ids["hues"][:3], ids["hues"][3:]]
 
 
-def test_servers_may_start_at_once(repository: Repository, url: str) -> None:
-    """Servers that find an empty database together make its tables, and each can use them."""
+def test_servers_can_start_at_once_on_an_empty_database(repository: Repository, url: str) -> None:
+    """Servers that start at once on an empty database create its tables, and all can use them."""
 
     async def scenario() -> list[OperationState]:
         together = [Operations(url, repository) for _ in range(3)]
-        await asyncio.gather(*(one.start() for one in together))
+        await asyncio.gather(*(replica.start() for replica in together))
         try:
             made = await together[0].submit(retrain("colours"), str(uuid.uuid4()))
-            return [await one.get(made.id) for one in together]
+            return [await replica.get(made.id) for replica in together]
         finally:
-            await asyncio.gather(*(one.aclose() for one in together))
+            await asyncio.gather(*(replica.aclose() for replica in together))
 
     first, *others = asyncio.run(scenario())
     assert others == [first, first]

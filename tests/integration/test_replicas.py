@@ -1,4 +1,4 @@
-"""Several servers on one repository, and one that comes back amid an operation."""
+"""Several servers on one repository, and a server that restarts during an operation."""
 
 from __future__ import annotations
 
@@ -19,44 +19,43 @@ MOVES = 5
 
 
 def began_to_serve(server: Running, *, count: int) -> datetime:
-    """Return when a server swapped for the ``count``-th time, that of its start included."""
-    return datetime.fromisoformat(server.fact("serving", count=count)["timestamp"])
+    """Return the time of a server's ``count``-th swap, including the one at its start."""
+    return datetime.fromisoformat(server.log_entry("serving", count=count)["timestamp"])
 
 
-def test_all_servers_serve_what_is_published_within_a_second(colours: Repository) -> None:
-    """Whichever of two servers was asked, both follow each move; on a busy machine most of them."""
+def test_all_servers_swap_within_a_second(colours: Repository) -> None:
+    """Both servers swap within a second of each rollback; the median allows for a busy machine."""
     with (
-        servers.running(colours.root, cores=1) as one,
-        servers.running(colours.root, cores=1, worker=False) as other,
-        Client(one.address) as client,
-        Client(other.address) as second,
+        servers.running(colours.root, cores=1) as server,
+        servers.running(colours.root, cores=1, worker=False) as replica,
+        Client(server.address) as client,
+        Client(replica.address) as second,
     ):
         *_, last = client.watch(client.add_class("colours", "violet", VIOLETS).name)
         assert result(last).revision.revision == 2
-        began_to_serve(other, count=2)  # or it could miss that one served at all
+        began_to_serve(replica, count=2)  # or it could skip this swap
         seconds = []
         for number in range(MOVES):
-            asked = (client, second)[number % 2]
-            asked.rollback("colours")
+            (client, second)[number % 2].rollback("colours")
             moved = colours.serving_state("colours").moves[-1].time
-            for server in (one, other):
-                # Each served 1 at its start, then 2.
-                served = began_to_serve(server, count=3 + number)
+            for follower in (server, replica):
+                # The first two swaps are to revision 1 at the start and to 2.
+                served = began_to_serve(follower, count=3 + number)
                 seconds.append((served - moved).total_seconds())
-        answers = {one.classify("colours", [VIOLETS[0][1]]).revision for one in (client, second)}
+        answers = {c.classify("colours", [VIOLETS[0][1]]).revision for c in (client, second)}
     assert answers == {colours.serving("colours")}
     assert statistics.median(seconds) < 1
 
 
-def test_a_server_that_comes_back_goes_on_with_the_operation(colours: Repository) -> None:
-    """Killed when the revision is published and not yet serving, it repeats no step before that."""
+def test_a_restarted_server_resumes_the_operation(colours: Repository) -> None:
+    """A server killed between publishing and serving repeats no earlier step after its restart."""
     deaths = ["topwork.bundle.store:Repository.publish"]
     with servers.running(colours.root, deaths=deaths) as first:
         with Client(first.address) as client:
             accepted = client.add_class("colours", "violet", VIOLETS)
-        first.fact("worker died")  # and none is started for a second
+        first.log_entry("worker died")  # its restart waits for a second
         first.kill()
-        assert first.gone(), "a process was left behind"
+        assert first.wait_ended(), "a process is left"
     assert (colours.serving("colours"), colours.revisions("colours")) == (1, [1, 2])
     embedded = steps(colours, accepted.name)
     assert set(embedded) == {"embed"}
@@ -70,7 +69,7 @@ def test_a_server_that_comes_back_goes_on_with_the_operation(colours: Repository
 
 
 def steps(repository: Repository, operation: str) -> dict[str, int | None]:
-    """Return when each step of an operation ended, by name."""
+    """Return the end times of an operation's steps, by name."""
     client = DBOSClient(
         system_database_url=database_url(repository.root),
         application_name=APPLICATION,
@@ -80,5 +79,5 @@ def steps(repository: Repository, operation: str) -> dict[str, int | None]:
         found = client.list_workflow_steps(operation.removeprefix("operations/"))
     finally:
         client.destroy()
-    ended = {one["function_name"]: one["completed_at_epoch_ms"] for one in found}
+    ended = {step["function_name"]: step["completed_at_epoch_ms"] for step in found}
     return {name: at for name, at in ended.items() if not name.startswith("DBOS.")}

@@ -1,4 +1,4 @@
-"""A published report as a browser shows it: on a desk, on a phone, and without any network."""
+"""A published report in a browser: on a desktop, on a phone, and without network access."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ addEventListener("load", () => {
     return {
       width: width,
       needed: page.documentElement.scrollWidth,
-      outside: all.filter((one) => !one.closest(".scroll > *"))
-        .filter((one) => one.getBoundingClientRect().right > width + 0.5)
-        .map((one) => one.tagName + " " + one.className),
-      scrolling: all.filter((one) => one.matches(".scroll") && one.scrollWidth > one.clientWidth)
-        .length,
-      pictures: [...page.images].map((one) => one.naturalWidth),
+      outside: all.filter((node) => !node.closest(".scroll > *"))
+        .filter((node) => node.getBoundingClientRect().right > width + 0.5)
+        .map((node) => node.tagName + " " + node.className),
+      scrolling: all.filter((node) => node.matches(".scroll"))
+        .filter((node) => node.scrollWidth > node.clientWidth).length,
+      pictures: [...page.images].map((image) => image.naturalWidth),
     };
   });
   document.getElementById("result").textContent = JSON.stringify(frames);
@@ -49,20 +49,20 @@ addEventListener("load", () => {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What a browser made of the report."""
+class Rendered:
+    """Measurements and a screenshot of the report in a browser."""
 
     phone: dict[str, Any]
     desk: dict[str, Any]
     unbounded: dict[str, Any]
-    """On the phone too, but tables may not scroll by themselves."""
+    """As ``phone``, but with tables that do not scroll by themselves."""
     screenshot: NDArray[np.uint8]
-    """(H, W, 3), the three beside each other."""
+    """(H, W, 3), the three pages side by side."""
 
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    """Return the path of a browser; tests that need it are skipped where there is none."""
+    """Return the path of a browser; skip the test if none is installed."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if path := shutil.which(name):
             return path
@@ -71,23 +71,22 @@ def browser() -> str:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the report of a second revision whose labels are hard to show, some of them wrong."""
+    """Return the report of a second revision with unusual and some wrong labels."""
     repository = Repository(tmp_path_factory.mktemp("report") / "repository")
     colours = ("amber", "blue", "crimson", "green", "violet")
     images = {label: pictures(colour, 20) for label, colour in zip(LABELS, colours, strict=True)}
     images[LABELS[1]] += pictures("amber", 3, start=50)
-    tiny.publish(
-        repository, "colours", tiny.embed_pictures({one: images[one] for one in LABELS[:4]})
-    )
+    first = {label: images[label] for label in LABELS[:4]}
+    tiny.publish(repository, "colours", tiny.embed_pictures(first))
     return repository.report(
         tiny.publish(repository, "colours", tiny.embed_pictures(images))
     ).decode()
 
 
 @pytest.fixture(scope="module")
-def seen(browser: str, report: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """Return what the browser shows, measured from outside: the report itself runs no script."""
-    folder = tmp_path_factory.mktemp("seen")
+def rendered(browser: str, report: str, tmp_path_factory: pytest.TempPathFactory) -> Rendered:
+    """Render the report in iframes and measure them: the report itself runs no script."""
+    folder = tmp_path_factory.mktemp("rendered")
     unbounded = report.replace("overflow-x: auto", "overflow-x: visible")
     assert unbounded != report
     frames = _frame(report, PHONE) + _frame(report, DESK) + _frame(unbounded, PHONE)
@@ -96,7 +95,7 @@ def seen(browser: str, report: str, tmp_path_factory: pytest.TempPathFactory) ->
         f'{frames}<script>{MEASURE}</script><pre id="result"></pre>',
         encoding="utf-8",
     )
-    picture = folder / "seen.png"
+    picture = folder / "rendered.png"
     dumped = _browse(
         browser,
         (folder / "frames.html").as_uri(),
@@ -108,50 +107,52 @@ def seen(browser: str, report: str, tmp_path_factory: pytest.TempPathFactory) ->
     phone, desk, wide = json.loads(html.unescape(result[1]))
     with Image.open(picture) as image:
         screenshot = np.asarray(image.convert("RGB"))
-    return Seen(phone=phone, desk=desk, unbounded=wide, screenshot=screenshot)
+    return Rendered(phone=phone, desk=desk, unbounded=wide, screenshot=screenshot)
 
 
-def test_nothing_overflows_sideways(seen: Seen) -> None:
-    """On a desk and on a phone the page is as wide as the screen, whatever labels there are."""
-    for shown, width in ((seen.phone, PHONE), (seen.desk, DESK)):
+def test_the_page_does_not_overflow_horizontally(rendered: Rendered) -> None:
+    """On a desktop and on a phone the page is as wide as the screen, whatever its labels."""
+    for shown, width in ((rendered.phone, PHONE), (rendered.desk, DESK)):
         assert shown["outside"] == []
         assert shown["width"] == shown["needed"] == width
 
 
-def test_tables_scroll_by_themselves_on_a_phone(seen: Seen) -> None:
-    """A phone is too narrow for some tables: they scroll in their own frame, or the page would."""
-    assert seen.phone["scrolling"] > 0
-    assert seen.unbounded["needed"] > PHONE
+def test_tables_scroll_by_themselves_on_a_phone(rendered: Rendered) -> None:
+    """Tables too wide for a phone scroll in their own frame instead of the page."""
+    assert rendered.phone["scrolling"] > 0
+    assert rendered.unbounded["needed"] > PHONE
 
 
-def test_thumbnails_are_decoded(seen: Seen) -> None:
-    """The policy of the page lets the browser show the pictures that are in it."""
-    assert seen.phone["pictures"]
-    assert set(seen.phone["pictures"]) == {64}
+def test_thumbnails_are_decoded(rendered: Rendered) -> None:
+    """The page's content security policy allows its embedded pictures."""
+    assert rendered.phone["pictures"]
+    assert set(rendered.phone["pictures"]) == {64}
 
 
 @pytest.mark.parametrize(("left", "width"), [(0, PHONE), (PHONE, DESK)])
-def test_the_page_is_not_blank(seen: Seen, left: int, width: int) -> None:
-    """All the way down there is something to see, and it has colours."""
-    shown = seen.screenshot[:, left : left + width]
+def test_the_page_is_not_blank(rendered: Rendered, left: int, width: int) -> None:
+    """Each part of the page has content, and the page has colours."""
+    shown = rendered.screenshot[:, left : left + width]
     assert shown.shape == (HEIGHT, width, 3)
     for band in np.split(shown, 8):
         assert band.std() > 5
     assert len(np.unique(shown.astype(np.int32) @ (65536, 256, 1))) > 50
 
 
-def test_the_policy_stops_all_fetching(browser: str, report: str, tmp_path: Path) -> None:
-    """What would be smuggled into the page fetches nothing; without the policy it would."""
+def test_the_content_security_policy_blocks_requests(
+    browser: str, report: str, tmp_path: Path
+) -> None:
+    """Injected elements fetch nothing; without the policy they do."""
     policy = re.compile(r"<meta http-equiv=[^>]*>")
     with _listening() as (address, paths):
         for name, page in (("with", report), ("without", policy.sub("", report))):
-            smuggled = (
+            injected = (
                 f'<img src="{address}/{name}.png"><script src="{address}/{name}.js"></script>'
                 f'<link rel="stylesheet" href="{address}/{name}.css">'
                 f'<iframe src="{address}/{name}.html"></iframe>'
             )
             file = tmp_path / f"{name}.html"
-            file.write_text(page.replace("</main>", f"{smuggled}</main>"), encoding="utf-8")
+            file.write_text(page.replace("</main>", f"{injected}</main>"), encoding="utf-8")
             _browse(browser, file.as_uri())
     assert paths == {f"/without.{kind}" for kind in ("png", "js", "css", "html")}
 
@@ -162,7 +163,7 @@ def _frame(page: str, width: int) -> str:
 
 
 def _browse(browser: str, address: str, *options: str) -> str:
-    """Return the document that the browser has once it loaded ``address``."""
+    """Return the document that the browser has after loading ``address``."""
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     done = subprocess.run(
         [*command, "--disable-background-networking", "--dump-dom", *options, address],
@@ -176,23 +177,23 @@ def _browse(browser: str, address: str, *options: str) -> str:
 
 @contextmanager
 def _listening() -> Iterator[tuple[str, set[str]]]:
-    """Yield the address of a server on the loopback, and the paths that it was asked for."""
+    """Yield the address of a server on the loopback, and the requested paths."""
 
     class Handler(BaseHTTPRequestHandler):
-        asked: ClassVar[set[str]] = set()
+        paths: ClassVar[set[str]] = set()
 
         def do_GET(self) -> None:
-            self.asked.add(self.path)
+            self.paths.add(self.path)
             self.send_error(404)
 
         def log_message(self, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", Handler.asked
+        yield f"http://127.0.0.1:{server.server_port}", Handler.paths
     finally:
         server.shutdown()
         thread.join()

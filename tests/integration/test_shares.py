@@ -1,4 +1,4 @@
-"""One caller takes no slots from others, and holds none after its rights are taken away."""
+"""Slots of streams, uploads and watches are shared fairly, and freed when access is revoked."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LIMITS = {"max_streams": SLOTS, "max_uploads": SLOTS, "max_watches": SLOTS}
 
 
 class Served(NamedTuple):
-    """A server, a channel to it, and an operation that nobody does."""
+    """A server, a channel to it, and an operation that never starts."""
 
     server: Running
     channel: grpc.Channel
@@ -43,20 +43,20 @@ class Served(NamedTuple):
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    """Yield a server that knows both tokens and has few slots."""
+    """Yield a server with few slots that accepts both tokens."""
     repository = tiny.repository(tmp_path / "repository")
     access = tmp_path / "access.toml"
-    let_in(access, *TOKENS)
+    write_access(access, *TOKENS)
     with (
         servers.running(repository.root, worker=False, access=str(access), limits=LIMITS) as server,
         grpc.insecure_channel(server.address) as channel,
-        client(server, "modest") as one,
+        client(server, "modest") as modest,
     ):
-        yield Served(server, channel, one.retrain("colours").name)
+        yield Served(server, channel, modest.retrain("colours").name)
 
 
-def let_in(access: Path, *names: str) -> None:
-    """Let an access file have these principals alone."""
+def write_access(access: Path, *names: str) -> None:
+    """Write an access file with only these principals."""
     entries = (
         f"[principals.{name}]\ntokens = ['{TOKENS[name].entry}']\nadmin = ['*']\n" for name in names
     )
@@ -66,37 +66,37 @@ def let_in(access: Path, *names: str) -> None:
 
 
 def client(server: Running, name: str) -> Client:
-    """Return somebody's client."""
+    """Return a client of a principal."""
     return Client(server.address, Credentials(token=TOKENS[name].token))
 
 
 def bearer(name: str) -> tuple[tuple[str, str]]:
-    """Return the metadata of somebody's calls."""
+    """Return the call metadata of a principal."""
     return (("authorization", f"Bearer {TOKENS[name].token}"),)
 
 
-class Silent:
-    """Requests of a call, the first ones at once and the others when the test says so."""
+class RequestStream:
+    """Requests of a streaming call: the first at once, the others by ``send``."""
 
     def __init__(self, *first: Any) -> None:
         self._messages = [*first]
         self._changed = threading.Condition()
         self._ended = False
 
-    def say(self, message: Any) -> None:
-        """Send one more."""
+    def send(self, message: Any) -> None:
+        """Send another message."""
         with self._changed:
             self._messages.append(message)
             self._changed.notify()
 
     def end(self) -> None:
-        """Send no more."""
+        """End the stream."""
         with self._changed:
             self._ended = True
             self._changed.notify()
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield them."""
+        """Yield the messages until the end."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._messages or self._ended)
@@ -107,80 +107,83 @@ class Silent:
 
 
 def message(number: int) -> classify_pb.StreamClassifyRequest:
-    """Return a message of a stream."""
+    """Return a request of StreamClassify."""
     request = classify_pb.ClassifyRequest(model="models/colours", images=pictures("blue", 1))
     return classify_pb.StreamClassifyRequest(id=number, request=request)
 
 
-def stream(served: Served, name: str, requests: Silent) -> Any:
-    """Begin a StreamClassify call."""
+def stream(served: Served, name: str, requests: RequestStream) -> Any:
+    """Start a StreamClassify call."""
     stub = classify_grpc.ClassifierServiceStub(served.channel)
     return stub.StreamClassify(iter(requests), metadata=bearer(name), timeout=servers.PATIENCE)
 
 
 def watch(served: Served, name: str) -> Any:
-    """Begin a WatchOperation call."""
+    """Start a WatchOperation call."""
     stub = model_grpc.ModelServiceStub(served.channel)
     request = model_pb.WatchOperationRequest(name=served.operation)
     return stub.WatchOperation(request, metadata=bearer(name), timeout=servers.PATIENCE)
 
 
-def upload(served: Served, name: str, requests: Silent) -> Any:
-    """Begin an AddClass call."""
+def upload(served: Served, name: str, requests: RequestStream) -> Any:
+    """Start an AddClass call."""
     stub = model_grpc.ModelServiceStub(served.channel)
     return stub.AddClass.future(iter(requests), metadata=bearer(name), timeout=servers.PATIENCE)
 
 
-def test_idle_streams_of_one_leave_streams_to_others(served: Served) -> None:
-    """Half of the streams, no more, are one caller's; what it ends others of its calls can have."""
+def test_idle_streams_of_a_caller_leave_slots_to_others(served: Served) -> None:
+    """A caller can hold at most half of the streams; another caller can still open a stream."""
     with contextlib.ExitStack() as stack:
         open_ = []
         for number in range(SLOTS // 2):
-            requests = Silent(message(number))
+            requests = RequestStream(message(number))
             stack.callback(requests.end)
             open_.append(stream(served, "greedy", requests))
             next(open_[-1])
-        error = failure(lambda: next(stream(served, "greedy", Silent(message(9)))))
+        error = failure(lambda: next(stream(served, "greedy", RequestStream(message(9)))))
         assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS")
-        with client(served.server, "modest") as one:
-            assert len(list(one.classify_stream("colours", pictures("blue", 3)))) == 3
+        with client(served.server, "modest") as modest:
+            assert len(list(modest.classify_stream("colours", pictures("blue", 3)))) == 3
 
 
-def test_watches_of_one_leave_watches_to_others(served: Served) -> None:
-    """The same of those who wait for operations, in either way."""
+def test_watches_of_a_caller_leave_slots_to_others(served: Served) -> None:
+    """A caller can hold at most half of the watches; another caller can still watch."""
     watches = [watch(served, "greedy") for _ in range(SLOTS // 2)]
-    for one in watches:
-        next(one)
+    for call in watches:
+        next(call)
     with client(served.server, "greedy") as greedy:
         error = failure(lambda: next(iter(greedy.watch(served.operation))))
     assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_WATCHES")
     with client(served.server, "modest") as modest:
         assert next(iter(modest.watch(served.operation))).name == served.operation
-    for one in watches:
-        one.cancel()
+    for call in watches:
+        call.cancel()
 
 
-def test_silent_uploads_of_one_leave_uploads_to_others(served: Served) -> None:
-    """The same of uploads."""
+def test_silent_uploads_of_a_caller_leave_slots_to_others(served: Served) -> None:
+    """A caller can hold at most half of the uploads; another caller can still upload."""
     with contextlib.ExitStack() as stack:
-        silent = [Silent() for _ in range(SLOTS // 2 + 1)]
+        silent = [RequestStream() for _ in range(SLOTS // 2 + 1)]
         for requests in silent:
             stack.callback(requests.end)
         uploads = [upload(served, "greedy", requests) for requests in silent]
-        (refused,) = servers.eventually(lambda: [one for one in uploads if one.done()])
+        (refused,) = servers.eventually(lambda: [call for call in uploads if call.done()])
         error = failure(refused.result)
         assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS")
         with client(served.server, "modest") as modest:
             assert modest.add_class("colours", "violet", VIOLETS).name
-        assert sum(one.done() for one in uploads) == 1
+        assert sum(call.done() for call in uploads) == 1
 
 
-def test_calls_end_when_their_callers_rights_do(served: Served) -> None:
-    """A stream, an upload and reflection at their next message, a watch at its next look."""
+def test_calls_end_when_access_is_revoked(served: Served) -> None:
+    """Streams, uploads and reflection end at their next message, a watch at its next poll."""
     config = change_pb.AddClassConfig(model="models/colours", label="violet")
-    streamed, uploaded = Silent(message(1)), Silent(change_pb.AddClassRequest(config=config))
-    asked = reflection_pb2.ServerReflectionRequest(list_services="")
-    reflected = Silent(asked)
+    streamed, uploaded = (
+        RequestStream(message(1)),
+        RequestStream(change_pb.AddClassRequest(config=config)),
+    )
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    reflected = RequestStream(request)
     streaming = stream(served, "greedy", streamed)
     uploading = upload(served, "greedy", uploaded)
     watching = watch(served, "greedy")
@@ -188,24 +191,24 @@ def test_calls_end_when_their_callers_rights_do(served: Served) -> None:
         iter(reflected), metadata=bearer("greedy"), timeout=servers.PATIENCE
     )
     others = watch(served, "modest")
-    for one in (streaming, watching, reflecting, others):
-        next(one)
-    let_in(served.server.repository.parent / "access.toml", "modest")
-    assert served.server.fact("access")["principals"] == 1
+    for call in (streaming, watching, reflecting, others):
+        next(call)
+    write_access(served.server.repository.parent / "access.toml", "modest")
+    assert served.server.log_entry("access")["principals"] == 1
     assert failure(lambda: list(watching)).reason == "CREDENTIALS_UNKNOWN"
-    streamed.say(message(2))
+    streamed.send(message(2))
     assert failure(lambda: list(streaming)).reason == "CREDENTIALS_UNKNOWN"
-    reflected.say(asked)
+    reflected.send(request)
     assert failure(lambda: list(reflecting)).reason == "CREDENTIALS_UNKNOWN"
     images = [change_pb.TrainingImage(content=content) for _, content in VIOLETS]
-    uploaded.say(change_pb.AddClassRequest(images=images))
+    uploaded.send(change_pb.AddClassRequest(images=images))
     assert failure(uploading.result).reason == "CREDENTIALS_UNKNOWN"
     assert not others.done()
     others.cancel()
 
 
-def test_health_answers_while_long_messages_come(served: Served) -> None:
-    """Eight of 45 MiB at once: each holds up the event loop, but not one right after another."""
+def test_health_answers_while_long_messages_arrive(served: Served) -> None:
+    """Health answers between eight messages of 45 MiB, each of which blocks the event loop."""
     request = classify_pb.ClassifyRequest(
         model="models/colours", images=[bytes(15 * 2**20)] * 3
     ).SerializeToString()
@@ -216,7 +219,7 @@ def test_health_answers_while_long_messages_come(served: Served) -> None:
     ) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         moments = [time.monotonic()]
-        while not all(one.done() for one in started):
+        while not all(call.done() for call in started):
             assert check(health_pb2.HealthCheckRequest(), timeout=servers.PATIENCE).status
             moments.append(time.monotonic())
     worst = max(after - before for before, after in itertools.pairwise(moments))

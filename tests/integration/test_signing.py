@@ -1,4 +1,4 @@
-"""A server that requires signatures, the worker that signs for it, and the commands around them."""
+"""A server that requires signatures, its worker that signs, and the signing commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def signed(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Iterator[Running]:
-    """Yield a server that requires signatures; of its models ``colours`` has one, ``odd`` none."""
+    """Yield a server that requires signatures; model ``colours`` is signed, ``odd`` is not."""
     root = tmp_path_factory.mktemp("signed") / "repository"
     made = tiny.repository(root)
     tiny.publish_copy(made, made.manifest("colours", 1), model="odd")
@@ -46,7 +46,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Iterator[Runn
     command += ["--trusted-keys", str(public(key)), "--require-signed", "--signing-key", str(key)]
     started = Running(command, root)
     try:
-        started.fact("worker ready")
+        started.log_entry("worker ready")
         yield started
     finally:
         started.close()
@@ -54,14 +54,14 @@ def signed(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Iterator[Runn
 
 @pytest.fixture(scope="module")
 def client(signed: Running) -> Iterator[Client]:
-    """Yield its client."""
+    """Yield a client of that server."""
     with Client(signed.address) as made:
         yield made
 
 
 @pytest.fixture
-def signer(signed: Running, client: Client, key: Path) -> Manifest:
-    """Return the manifest of a revision that the worker made, which serves."""
+def signed_manifest(signed: Running, client: Client, key: Path) -> Manifest:
+    """Return the manifest of the serving revision, made by the worker."""
     if len(client.model("colours").revisions) == 1:
         *_, finished = client.watch(client.add_class("colours", "violet", VIOLETS).name)
         assert result(finished).revision.revision == 2
@@ -70,43 +70,47 @@ def signer(signed: Running, client: Client, key: Path) -> Manifest:
     return manifest
 
 
-def test_a_worker_signs_what_it_publishes(signed: Running, key: Path, signer: Manifest) -> None:
-    """A revision of AddClass has the worker's signature, and serves where one is required."""
-    directory = signed.repository / "models" / "colours" / str(signer.revision)
-    said = signatures.read(directory / signatures.FILE)
-    assert list(said.signatures) == [read_signing_key(key).id]
+def test_a_worker_signs_what_it_publishes(
+    signed: Running, key: Path, signed_manifest: Manifest
+) -> None:
+    """A revision of AddClass has the worker's signature and serves."""
+    directory = signed.repository / "models" / "colours" / str(signed_manifest.revision)
+    stored = signatures.read(directory / signatures.FILE)
+    assert list(stored.signatures) == [read_signing_key(key).id]
 
 
 def test_an_unsigned_model_is_not_served(signed: Running, client: Client) -> None:
     """A model whose only revision is unsigned is NOT_FOUND, and the log says why."""
     assert failure(lambda: client.model("odd")).code == "NOT_FOUND"
-    errors = [one for one in signed.facts if one["event"] == "revision cannot be loaded"]
-    assert any("odd" in one["model"] and "not signed" in one["error"] for one in errors)
+    errors = [
+        entry for entry in signed.log_entries if entry["event"] == "revision cannot be loaded"
+    ]
+    assert any("odd" in entry["model"] and "not signed" in entry["error"] for entry in errors)
 
 
-def test_the_signed_revision_goes_on_where_an_unsigned_one_comes(
-    signed: Running, client: Client, signer: Manifest
+def test_an_unsigned_revision_does_not_replace_a_signed_one(
+    signed: Running, client: Client, signed_manifest: Manifest
 ) -> None:
-    """Whoever moves the pointer to a revision without a signature moves nothing that serves."""
+    """The signed revision still serves after serving.json names an unsigned one."""
     unsigned = Repository(signed.repository)
-    copy = tiny.publish_copy(unsigned, signer)
+    copy = tiny.publish_copy(unsigned, signed_manifest)
     unsigned.set_serving("colours", copy.revision, why="fit")
     error = failure(lambda: client.rollback("colours", copy.revision))
     assert (error.code, error.reason) == ("DATA_LOSS", "UNSIGNED")
-    asked = failure(lambda: client.classify("colours", [picture("blue", 1)], revision=3))
-    assert (asked.code, asked.reason) == ("DATA_LOSS", "UNSIGNED")
-    signed.fact("revision cannot be loaded", count=2)
+    error = failure(lambda: client.classify("colours", [picture("blue", 1)], revision=3))
+    assert (error.code, error.reason) == ("DATA_LOSS", "UNSIGNED")
+    signed.log_entry("revision cannot be loaded", count=2)
     answer = client.classify("colours", [picture("violet", 60)])
     assert answer.revision == 2
     assert answer.results[0].predictions[0].label == "violet"
     unsigned.set_serving("colours", 2, why="rollback")
 
 
-def test_what_is_not_signed_is_told(
-    signed: Running, key: Path, signer: Manifest, capsys: pytest.CaptureFixture[str]
+def test_verify_and_fsck_name_unsigned_revisions(
+    signed: Running, key: Path, signed_manifest: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`verify` and `fsck` name revisions that a server would refuse, and end with 1."""
-    assert signer.revision == 2
+    """`verify` and `fsck` name revisions that a server would refuse, and exit with 1."""
+    assert signed_manifest.revision == 2
     keys = ["--trusted-keys", str(public(key))]
     for command in (["verify", *keys], ["fsck", *keys, "--require-signed"]):
         status, output = run([command[0], str(signed.repository), *command[1:]], capsys)
@@ -127,7 +131,7 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
 
 
 def test_keygen_prints_the_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`keygen` writes both keys and prints their id; a second time it changes nothing."""
+    """`keygen` writes both keys and prints their id; it does not overwrite them."""
     status, output = run(["keygen", str(tmp_path / "key")], capsys)
     assert (status, output.strip()) == (0, read_signing_key(tmp_path / "key").id)
     status, output = run(["keygen", str(tmp_path / "key")], capsys)
@@ -136,7 +140,7 @@ def test_keygen_prints_the_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--require-signed"], "give --trusted-keys"),
         (["--require-signed", "--trusted-keys", "KEY.pub"], "give --signing-key"),
@@ -145,16 +149,16 @@ def test_keygen_prints_the_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ],
 )
 @pytest.mark.parametrize("command", ["serve", "worker"])
-def test_keys_that_do_not_fit_end_the_start(
+def test_unusable_keys_end_the_start(
     command: str,
     arguments: list[str],
-    said: str,
+    message: str,
     tmp_path: Path,
     key: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A server or worker that could not read or publish anything says so and ends with 1."""
-    given = [one.replace("KEY", str(key)) for one in arguments]
-    status, output = run([command, "--repository", str(tmp_path), *given], capsys)
+    """A server or worker that could not read or publish anything exits with 1."""
+    options = [argument.replace("KEY", str(key)) for argument in arguments]
+    status, output = run([command, "--repository", str(tmp_path), *options], capsys)
     assert status == 1
-    assert said in " ".join(output.split())
+    assert message in " ".join(output.split())

@@ -1,4 +1,4 @@
-"""The soak, small: see ``tests/soak`` and ``make soak``."""
+"""Short run of the soak test: see ``tests/soak`` and ``make soak``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ KILLS = 6
 
 
 @pytest.mark.timeout(600)
-def test_nothing_is_lost_or_done_twice_whatever_is_killed(tmp_path: Path) -> None:
-    """Clients change and ask three models while server and worker are killed: all promises hold."""
+def test_soak_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
+    """Changes are done exactly once and all answers are right while processes are killed."""
     soaked = soak(tmp_path, kills=KILLS, minutes=5, seed=1)
     assert soaked.ledger.violations == []
     assert len(soaked.kills) >= KILLS

@@ -1,4 +1,4 @@
-"""A server whose disk is full or read-only: it says so, serves on, and works when it is well."""
+"""A server with a full or read-only disk or a lost database: errors, serving and recovery."""
 
 from __future__ import annotations
 
@@ -21,52 +21,55 @@ from topwork.cli.maintain import gc
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 
 TO_THE_LAST_BYTE = {"min_free_bytes": -(2**30), "min_free_inodes": -(2**30)}
-"""Limits with which the disk itself says that it is full, not the server beforehand."""
+"""Limits that let the server fill the disk instead of refusing uploads before."""
 
 FULL = {"bytes": disks.full, "inodes": disks.without_inodes}
-"""Ways in which a disk has no room."""
+"""Full disks: without bytes, and without inodes."""
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Yield a directory with a small file system of its own."""
+    """Yield a directory with its own small file system."""
     with disks.small(tmp_path / "disk", megabytes=16) as directory:
         yield directory
 
 
 def ended_of(client: Client, accepted: operations_pb2.Operation) -> operations_pb2.Operation:
-    """Return the operation once it is finished."""
+    """Wait for an operation and return it."""
     *_, last = client.watch(accepted.name)
     return last
 
 
 def serves(client: Client, revision: int) -> bool:
-    """Return whether Classify is answered by that revision."""
+    """Return whether Classify answers with that revision."""
     return client.classify("colours", [picture("blue", 60)]).revision == revision
 
 
-def said(error: CallFailed) -> tuple[str, str]:
+def code_and_reason(error: CallFailed) -> tuple[str, str]:
     """Return code and reason."""
     return error.code, error.reason
 
 
 def errors_in(repository: Repository) -> list[str]:
-    """Return what fsck calls an error."""
-    return [one.text for one in check(repository) if one.severity == "error"]
+    """Return the texts of errors that fsck finds."""
+    return [problem.text for problem in check(repository) if problem.severity == "error"]
 
 
 @pytest.mark.parametrize("what", FULL)
 def test_a_full_disk_refuses_uploads_and_rollbacks(what: str, disk: Path) -> None:
-    """Both are UNAVAILABLE, STORAGE; Classify goes on; with space again all is as ever."""
+    """Both are UNAVAILABLE with STORAGE; Classify works; with free space both succeed."""
     repository = tiny.repository(disk / "repository")
     running = servers.running(repository.root, limits=TO_THE_LAST_BYTE)
     with running as server, Client(server.address) as client:
         result(ended_of(client, client.rename_class("colours", "blue", "azure")))
         with FULL[what](disk):
             error = failure(lambda: client.add_class("colours", "violet", VIOLETS))
-            assert said(error) == ("UNAVAILABLE", "STORAGE")
+            assert code_and_reason(error) == ("UNAVAILABLE", "STORAGE")
             assert "No space left on device" in str(error)
-            assert said(failure(lambda: client.rollback("colours"))) == ("UNAVAILABLE", "STORAGE")
+            assert code_and_reason(failure(lambda: client.rollback("colours"))) == (
+                "UNAVAILABLE",
+                "STORAGE",
+            )
             assert serves(client, 2)
             assert errors_in(repository) == []
         response = result(ended_of(client, client.add_class("colours", "violet", VIOLETS)))
@@ -76,10 +79,10 @@ def test_a_full_disk_refuses_uploads_and_rollbacks(what: str, disk: Path) -> Non
 
 
 @pytest.mark.parametrize("what", FULL)
-def test_the_runbooks_remedy_for_a_full_disk_helps(what: str, disk: Path) -> None:
-    """With no byte or no inode left gc deletes old revisions, and then changes are made again.
+def test_gc_recovers_from_a_full_disk(what: str, disk: Path) -> None:
+    """Without a free byte or inode gc can delete old revisions, then changes succeed again.
 
-    What an operation that waits needs stays: the database is asked, though it cannot be written.
+    Images of waiting operations stay: gc can read the database although it cannot be written.
     """
     repository = tiny.repository(disk / "repository")
     running = servers.running(repository.root, limits=TO_THE_LAST_BYTE)
@@ -105,8 +108,8 @@ def test_the_runbooks_remedy_for_a_full_disk_helps(what: str, disk: Path) -> Non
 
 
 @pytest.mark.parametrize("what", FULL)
-def test_uploads_are_refused_while_the_disk_has_room(what: str, tmp_path: Path) -> None:
-    """Before the last byte and the last inode they are RESOURCE_EXHAUSTED, and named."""
+def test_uploads_are_refused_before_the_disk_is_full(what: str, tmp_path: Path) -> None:
+    """Uploads below the minimum of free bytes or inodes are RESOURCE_EXHAUSTED."""
     with disks.small(tmp_path / "disk", megabytes=16, inodes=500) as disk:
         repository = tiny.repository(disk / "repository")
         least = {"min_free_bytes": 0, "min_free_inodes": 0}
@@ -117,13 +120,13 @@ def test_uploads_are_refused_while_the_disk_has_room(what: str, tmp_path: Path) 
             for number in range(100):
                 (disk / str(number)).write_bytes(bytes(20_000))
             error = failure(lambda: client.add_class("colours", "violet", VIOLETS))
-            assert said(error) == ("RESOURCE_EXHAUSTED", "DISK_FULL")
+            assert code_and_reason(error) == ("RESOURCE_EXHAUSTED", "DISK_FULL")
             assert what in str(error)
 
 
 @pytest.mark.parametrize("what", FULL)
-def test_a_disk_that_fills_up_meanwhile_costs_no_operation(what: str, disk: Path) -> None:
-    """What was acknowledged before waits until there is space, and is done once."""
+def test_an_operation_waits_until_a_full_disk_has_space(what: str, disk: Path) -> None:
+    """An operation acknowledged before the disk is full waits for free space and is done once."""
     repository = tiny.repository(disk / "repository")
     running = servers.running(repository.root, worker=False, limits=TO_THE_LAST_BYTE)
     with running as first, Client(first.address) as client:
@@ -134,9 +137,9 @@ def test_a_disk_that_fills_up_meanwhile_costs_no_operation(what: str, disk: Path
             with FULL[what](disk):
                 server.close()
                 server = Running(servers.command(repository.root), repository.root)
-                died = server.fact("worker died")
+                died = server.log_entry("worker died")
                 assert died["exit_code"] == worker.GAVE_UP
-                why = server.fact("worker gives up")["error"]
+                why = server.log_entry("worker gives up")["error"]
                 assert "full" in why or "unable to open" in why or "No space left" in why
                 with Client(server.address) as again:
                     assert serves(again, 1)
@@ -148,20 +151,23 @@ def test_a_disk_that_fills_up_meanwhile_costs_no_operation(what: str, disk: Path
     assert errors_in(repository) == []
 
 
-def test_a_repository_that_becomes_read_only(colours: Repository) -> None:
-    """Changes are refused or end with STORAGE, and Classify goes on; later the same ones pass."""
+def test_changes_fail_while_the_repository_is_read_only(colours: Repository) -> None:
+    """Changes fail with STORAGE while the repository is read-only, then succeed; Classify works."""
     root = colours.root
     with servers.running(root) as server, Client(server.address) as client:
         result(ended_of(client, client.add_class("colours", "violet", VIOLETS)))
         with disks.read_only(root / "images", root / "exemplars", root / "models"):
             whites = [(f"{n}.png", content) for n, content in enumerate(pictures("white", 12))]
             error = failure(lambda: client.add_class("colours", "white", whites))
-            assert said(error) == ("UNAVAILABLE", "STORAGE")
+            assert code_and_reason(error) == ("UNAVAILABLE", "STORAGE")
             assert "Read-only file system" in str(error)
             assert str(root) not in str(error)
             failed = ended_of(client, client.rename_class("colours", "blue", "azure"))
-            assert said(failure(lambda: result(failed))) == ("UNAVAILABLE", "STORAGE")
-            assert said(failure(lambda: client.rollback("colours"))) == ("UNAVAILABLE", "STORAGE")
+            assert code_and_reason(failure(lambda: result(failed))) == ("UNAVAILABLE", "STORAGE")
+            assert code_and_reason(failure(lambda: client.rollback("colours"))) == (
+                "UNAVAILABLE",
+                "STORAGE",
+            )
             assert serves(client, 2)
         renamed = ended_of(client, client.rename_class("colours", "blue", "azure"))
         assert result(renamed).revision.revision == 3
@@ -170,13 +176,13 @@ def test_a_repository_that_becomes_read_only(colours: Repository) -> None:
 
 
 def test_a_server_starts_on_a_read_only_repository(colours: Repository) -> None:
-    """It serves what is there and refuses changes; when it may write it takes and makes them."""
+    """The server serves and refuses changes; once the repository is writable they succeed."""
     with disks.read_only(colours.root):
         server = Running(servers.command(colours.root), colours.root)
         try:
             with Client(server.address) as client:
                 assert serves(client, 1)
-                assert server.fact("worker died")["exit_code"] == worker.GAVE_UP
+                assert server.log_entry("worker died")["exit_code"] == worker.GAVE_UP
                 error = failure(lambda: client.rename_class("colours", "blue", "azure"))
                 assert error.code == "UNAVAILABLE"
                 assert error.reason in {"DATABASE", "STORAGE"}
@@ -199,12 +205,12 @@ def test_a_server_starts_on_a_read_only_repository(colours: Repository) -> None:
         ("garbage", "file is not a database"),
     ],
 )
-def test_a_database_that_is_lost_is_not_taken_for_a_new_one(
+def test_a_lost_database_is_not_replaced_by_a_new_one(
     harm: str, why: str, colours: Repository
 ) -> None:
-    """The server serves on and refuses changes, the worker gives up, gc keeps; all say why.
+    """The server serves and refuses changes, the worker gives up, gc deletes nothing.
 
-    With the database of a backup in its place it knows its operations again.
+    After the database is restored from a backup its operations continue.
     """
     database = colours.root / "operations.sqlite"
     with servers.running(colours.root, worker=False) as server, Client(server.address) as client:
@@ -222,10 +228,10 @@ def test_a_database_that_is_lost_is_not_taken_for_a_new_one(
         with Client(server.address) as client:
             assert serves(client, 1)
             error = failure(lambda: client.rename_class("colours", "blue", "azure"))
-            assert said(error) == ("UNAVAILABLE", "DATABASE")
+            assert code_and_reason(error) == ("UNAVAILABLE", "DATABASE")
             assert why in str(error)
-            assert why in server.fact("no database")["error"]
-            assert why in server.fact("worker gives up")["error"]
+            assert why in server.log_entry("no database")["error"]
+            assert why in server.log_entry("worker gives up")["error"]
     finally:
         server.close()
     assert damage(colours.root).startswith(why)
@@ -238,8 +244,8 @@ def test_a_database_that_is_lost_is_not_taken_for_a_new_one(
         assert result(ended_of(client, accepted)).revision.revision == 2
 
 
-def test_one_may_begin_with_an_empty_database(colours: Repository) -> None:
-    """Once the mark is deleted that says that there was one, changes are made again."""
+def test_a_new_database_is_made_after_its_marker_is_deleted(colours: Repository) -> None:
+    """After the marker file of the lost database is deleted, a new database is created."""
     with servers.running(colours.root, worker=False) as server:
         server.stop()
     database = colours.root / "operations.sqlite"

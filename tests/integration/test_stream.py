@@ -1,4 +1,4 @@
-"""Streams of images over the wire: both clients, and a server that goes on serving others."""
+"""StreamClassify over the wire: both clients, backpressure, errors and shutdown."""
 
 from __future__ import annotations
 
@@ -32,37 +32,40 @@ LABELS = ["amber", "blue", "crimson", "green"]
 PHOTOS = [picture(label, 40) for label in LABELS]
 GRACE = 10.0
 BEYOND = MOST_IMAGES + 256
-"""More images than a client and a server have in hand."""
+"""More images than are in flight in a client and a server."""
 
 
 def label(found: StreamResult) -> str:
-    """Return the most probable label of an image that was classified."""
+    """Return the most probable label of a classified image."""
     assert found.result.error is None
     return found.result.predictions[0].label
 
 
 def shown(count: int) -> list[int]:
-    """Return which photo is the next, ``count`` times, without a pattern."""
+    """Return ``count`` indices of PHOTOS in an irregular order."""
     return [(7 * n * n + n // 3) % 4 for n in range(count)]
 
 
 @pytest.mark.parametrize("images_per_message", [1, 3, 16, 1000])
 def test_results_come_in_the_order_of_the_images(client: Client, images_per_message: int) -> None:
-    """However messages are cut, beyond what the server takes too, the n-th result is the n-th's."""
+    """Results are in the order of images for any number of images in a message."""
     order = shown(50)
     stream = client.classify_stream(
-        "colours", (PHOTOS[one] for one in order), images_per_message=images_per_message, top_k=1
+        "colours",
+        (PHOTOS[index] for index in order),
+        images_per_message=images_per_message,
+        top_k=1,
     )
     found = list(stream)
-    assert [label(one) for one in found] == [LABELS[one] for one in order]
-    assert {one.revision for one in found} == {1}
-    assert {len(one.result.predictions) for one in found} == {1}
+    assert [label(image) for image in found] == [LABELS[index] for index in order]
+    assert {image.revision for image in found} == {1}
+    assert {len(image.result.predictions) for image in found} == {1}
 
 
-def test_a_stream_says_what_classify_says(client: Client, server: Running) -> None:
-    """Bad images included, results are those of Classify, from both clients and any source."""
+def test_classify_stream_agrees_with_classify(client: Client, server: Running) -> None:
+    """Results and errors are those of Classify, from both clients and any source."""
     images = [*pictures("blue", 3), without_palette(), *pictures("green", 4), bytes(2**20 + 1)]
-    asked = client.classify("colours", images).results
+    classified = client.classify("colours", images).results
 
     async def source() -> AsyncIterator[bytes]:
         for image in images:
@@ -71,42 +74,42 @@ def test_a_stream_says_what_classify_says(client: Client, server: Running) -> No
     async def ask() -> list[list[StreamResult]]:
         async with AsyncClient(server.address) as own:
             return [
-                [one async for one in own.classify_stream("colours", images)],
-                [one async for one in own.classify_stream("colours", source())],
+                [image async for image in own.classify_stream("colours", images)],
+                [image async for image in own.classify_stream("colours", source())],
             ]
 
     for found in (list(client.classify_stream("colours", images)), *asyncio.run(ask())):
-        assert [n for n, one in enumerate(found) if one.result.error] == [3, 8]
-        for got, wanted in zip(found, asked, strict=True):
-            one, other = got.result.error, wanted.error
-            assert (one and (one.code, one.reason)) == (other and (other.code, other.reason))
+        assert [n for n, image in enumerate(found) if image.result.error] == [3, 8]
+        for got, wanted in zip(found, classified, strict=True):
+            error, other = got.result.error, wanted.error
+            assert (error and (error.code, error.reason)) == (other and (other.code, other.reason))
             for mine, theirs in zip(got.result.predictions, wanted.predictions, strict=True):
                 assert mine.label == theirs.label
                 assert mine.probability == pytest.approx(theirs.probability, abs=1e-6)
 
 
-def test_no_image_is_no_result(client: Client) -> None:
+def test_a_stream_without_images_has_no_results(client: Client) -> None:
     """A source without images is a stream without results."""
     assert list(client.classify_stream("colours", [])) == []
 
 
 def test_ten_thousand_images(client: Client) -> None:
-    """Far more images than are in flight at a time go through one stream, each answered once."""
+    """A stream of far more images than are in flight answers each once."""
     order = shown(10_000)
-    stream = client.classify_stream("colours", (PHOTOS[one] for one in order), top_k=1)
-    for one, found in zip(order, stream, strict=True):
-        assert label(found) == LABELS[one]
+    stream = client.classify_stream("colours", (PHOTOS[index] for index in order), top_k=1)
+    for index, found in zip(order, stream, strict=True):
+        assert label(found) == LABELS[index]
 
 
 def test_ten_thousand_images_from_asyncio(server: Running) -> None:
-    """The same with the client for asyncio."""
+    """A stream of the asyncio client answers each of very many images once."""
 
     async def ask() -> list[str]:
         async with AsyncClient(server.address) as own:
-            images = (PHOTOS[one] for one in shown(10_000))
-            return [label(one) async for one in own.classify_stream("colours", images, top_k=1)]
+            images = (PHOTOS[index] for index in shown(10_000))
+            return [label(image) async for image in own.classify_stream("colours", images, top_k=1)]
 
-    assert asyncio.run(ask()) == [LABELS[one] for one in shown(10_000)]
+    assert asyncio.run(ask()) == [LABELS[index] for index in shown(10_000)]
 
 
 def endless(taken: list[int]) -> Iterator[bytes]:
@@ -116,17 +119,17 @@ def endless(taken: list[int]) -> Iterator[bytes]:
         yield PHOTOS[number % 4]
 
 
-def test_an_endless_source_is_taken_as_results_are(client: Client) -> None:
-    """The source is never further ahead than the bound, also while nobody takes results."""
+def test_an_endless_source_is_read_as_results_are_read(client: Client) -> None:
+    """The source is never read further ahead than the bound, even if no results are read."""
     taken = [0]
     with closing(client.classify_stream("colours", endless(taken))) as stream:
         for number, _ in enumerate(itertools.islice(stream, 1000), 1):
-            # Results that were handed over together are no longer in flight: one bound for these.
+            # Twice the bound: results delivered together are no longer in flight.
             assert taken[0] <= number + 2 * MOST_IMAGES + IMAGES_A_MESSAGE
 
 
 def test_an_endless_source_of_asyncio(server: Running) -> None:
-    """The same with the client for asyncio."""
+    """The asyncio client never reads the source further ahead than the bound."""
 
     async def ask() -> None:
         taken = [0]
@@ -142,7 +145,7 @@ def test_an_endless_source_of_asyncio(server: Running) -> None:
 
 
 class BrokenError(Exception):
-    """What the source of a test raises."""
+    """Raised by a source of images."""
 
 
 def broken(after: int) -> Iterator[bytes]:
@@ -151,10 +154,12 @@ def broken(after: int) -> Iterator[bytes]:
     raise BrokenError
 
 
-def test_a_source_that_fails_fails_after_its_images(client: Client, server: Running) -> None:
-    """What the source raises comes out after the results of all images that it gave."""
+def test_an_error_of_the_source_is_raised_after_its_results(
+    client: Client, server: Running
+) -> None:
+    """An error of the source is raised after the results of all its images."""
     stream = client.classify_stream("colours", broken(21))
-    found = [label(one) for one in itertools.islice(stream, 21)]
+    found = [label(image) for image in itertools.islice(stream, 21)]
     assert found == [LABELS[n % 4] for n in range(21)]
     with pytest.raises(BrokenError):
         next(stream)
@@ -170,8 +175,8 @@ def test_a_source_that_fails_fails_after_its_images(client: Client, server: Runn
     asyncio.run(ask())
 
 
-def test_a_model_that_is_not_there(client: Client) -> None:
-    """What the request lacks is the call's failure, as in Classify."""
+def test_a_stream_for_an_unknown_model_is_not_found(client: Client) -> None:
+    """An unknown model or revision fails the call, as in Classify."""
     error = failure(lambda: list(client.classify_stream("unknown", PHOTOS)))
     assert (error.code, error.reason) == ("NOT_FOUND", "NOT_FOUND")
     error = failure(lambda: list(client.classify_stream("colours", PHOTOS, revision=9)))
@@ -179,7 +184,7 @@ def test_a_model_that_is_not_there(client: Client) -> None:
     assert "revisions/9" in str(error)
 
 
-def test_a_timeout_is_each_messages(client: Client) -> None:
+def test_a_timeout_applies_to_each_message(client: Client) -> None:
     """A message that takes longer than its timeout ends the stream as DEADLINE_EXCEEDED."""
     large = encode(Image.new("RGB", (4000, 4000)))  # takes far longer to decode
     error = failure(lambda: list(client.classify_stream("colours", [large] * 20, timeout=0.01)))
@@ -188,8 +193,8 @@ def test_a_timeout_is_each_messages(client: Client) -> None:
     assert len(list(many)) == 400
 
 
-def test_an_error_in_the_middle_spares_the_rest(channel: grpc.Channel) -> None:
-    """Over the bare contract: a message for another model fails by itself, details and all."""
+def test_an_error_of_a_message_does_not_end_the_stream(channel: grpc.Channel) -> None:
+    """Over a bare stub a message for an unknown model fails alone, with details."""
     stub = classify_grpc.ClassifierServiceStub(channel)
     messages = [
         classify_pb.StreamClassifyRequest(
@@ -200,7 +205,7 @@ def test_an_error_in_the_middle_spares_the_rest(channel: grpc.Channel) -> None:
         )
         for number in (10, 11, 12)
     ]
-    answers = {one.id: one for one in stub.StreamClassify(iter(messages))}
+    answers = {answer.id: answer for answer in stub.StreamClassify(iter(messages))}
     assert set(answers) == {10, 11, 12}
     assert answers[11].error.code == code_pb2.NOT_FOUND
     assert len(answers[11].error.details) == 2
@@ -208,8 +213,8 @@ def test_an_error_in_the_middle_spares_the_rest(channel: grpc.Channel) -> None:
         assert answers[number].response.results[0].HasField("classification")
 
 
-def test_streams_that_are_left_leave_nothing_behind(idle: Running) -> None:
-    """After clients that stopped in the middle all the server's room is there again."""
+def test_abandoned_streams_free_their_capacity(idle: Running) -> None:
+    """After clients abandoned their streams the server's whole queue is free again."""
     with Client(idle.address) as own:
         for number in range(8):
             with closing(own.classify_stream("colours", endless([0]))) as stream:
@@ -224,20 +229,20 @@ def test_streams_that_are_left_leave_nothing_behind(idle: Running) -> None:
 
         def answered() -> bool:
             with contextlib.suppress(CallFailed):
-                return bool(own.classify("colours", PHOTOS * 2).results)  # as many as have room
+                return bool(own.classify("colours", PHOTOS * 2).results)  # the whole queue
             return False
 
         servers.eventually(answered)
 
 
 def message(number: int) -> classify_pb.StreamClassifyRequest:
-    """Return a message of the bare contract."""
+    """Return a request of StreamClassify."""
     request = classify_pb.ClassifyRequest(model="models/colours", images=PHOTOS)
     return classify_pb.StreamClassifyRequest(id=number, request=request)
 
 
-def test_a_stream_waits_for_room(idle: Running) -> None:
-    """Two streams with more in flight than the server has room for are both answered in full."""
+def test_a_stream_waits_for_free_capacity(idle: Running) -> None:
+    """Two streams with more in flight than the server's queue holds are both answered."""
     found: dict[int, int] = {}
 
     def run(number: int) -> None:
@@ -253,8 +258,8 @@ def test_a_stream_waits_for_room(idle: Running) -> None:
     assert found == {0: 200, 1: 200}
 
 
-def test_a_server_that_stops_ends_its_streams(colours: Repository) -> None:
-    """On SIGTERM results of what was taken come in order, then UNAVAILABLE; status 0, no wait."""
+def test_sigterm_ends_streams_with_unavailable(colours: Repository) -> None:
+    """On SIGTERM a stream gets the results of accepted images in order, then UNAVAILABLE."""
     with (
         servers.running(colours.root, grace_seconds=10 * servers.PATIENCE, worker=False) as server,
         Client(server.address) as client,
@@ -262,8 +267,8 @@ def test_a_server_that_stops_ends_its_streams(colours: Repository) -> None:
         found: list[Any] = []
 
         def read() -> None:
-            for number, one in enumerate(client.classify_stream("colours", endless([0]))):
-                found.append((LABELS[number % 4], label(one)))
+            for number, image in enumerate(client.classify_stream("colours", endless([0]))):
+                found.append((LABELS[number % 4], label(image)))
                 if number == 100:
                     server.process.terminate()
 
@@ -275,10 +280,10 @@ def test_a_server_that_stops_ends_its_streams(colours: Repository) -> None:
 
 
 @pytest.mark.parametrize("end", ["closed", "broken"])
-def test_a_server_ends_well_after_a_stream_that_was_left(tmp_path: Path, end: str) -> None:
-    """SIGTERM amid the work of a stream that its client has left is status 0, each of ten times.
+def test_a_server_exits_cleanly_after_an_abandoned_stream(tmp_path: Path, end: str) -> None:
+    """SIGTERM during the work of an abandoned stream ends with status 0, each of ten times.
 
-    The threads are in native code then: one that comes back to an interpreter which has ended
+    The threads are in native code then: a thread that returns to an interpreter which has ended
     aborts the process.
     """
     repository = Repository(tmp_path / "repository")

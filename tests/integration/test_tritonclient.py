@@ -1,4 +1,4 @@
-"""NVIDIA's own client, as its package index has it, asks a server: `make tritonclient`."""
+"""NVIDIA's tritonclient from PyPI against a server: `make tritonclient`."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def files() -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def found(
+def answers(
     server: Running, files: list[bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """Return what the client got; it runs in a process and an environment of its own."""
+    """Return the client's answers; it runs in a separate process and environment."""
     if not PYTHON.exists():
         pytest.skip("tritonclient needs another grpcio and protobuf than ours: make tritonclient")
     folder = tmp_path_factory.mktemp("tritonclient")
-    for number, one in enumerate(files):
-        (folder / f"{number}.jpg").write_bytes(one)
-    np.save(folder / "pixels.npy", np.stack([preprocess(one, tiny.SPEC) for one in files]))
+    for number, file in enumerate(files):
+        (folder / f"{number}.jpg").write_bytes(file)
+    np.save(folder / "pixels.npy", np.stack([preprocess(file, tiny.SPEC) for file in files]))
     script = ROOT / "tests" / "support" / "tritonclient_asks.py"
     done = subprocess.run(
         [PYTHON, script, server.address, "colours", folder],
@@ -58,48 +58,48 @@ def found(
 
 
 @pytest.mark.parametrize("way", ["BYTES", "column", "UINT8", "FP32", "aio"])
-def test_it_gets_what_classify_says(
-    found: dict[str, Any], client: Client, files: list[bytes], way: str
+def test_tritonclient_agrees_with_classify(
+    answers: dict[str, Any], client: Client, files: list[bytes], way: str
 ) -> None:
-    """The same JPEGs through Classify and through NVIDIA's client have the same probabilities."""
+    """The same JPEGs get the same probabilities from Classify and from tritonclient."""
     results = client.classify("colours", files).results
-    for row, result in zip(found["probabilities"][way], results, strict=True):
-        for one in result.predictions:
-            assert row[LABELS.index(one.label)] == pytest.approx(one.probability, abs=1e-6)
+    for row, result in zip(answers["probabilities"][way], results, strict=True):
+        for label, probability in result.predictions:
+            assert row[LABELS.index(label)] == pytest.approx(probability, abs=1e-6)
 
 
-def test_it_gets_all_outputs_of_a_version(found: dict[str, Any]) -> None:
-    """Without a choice all outputs come, with the id and the version of the request."""
-    assert found["all"] == {
+def test_tritonclient_gets_all_outputs_of_a_version(answers: dict[str, Any]) -> None:
+    """A request without outputs gets all of them, with its id and version."""
+    assert answers["all"] == {
         "probabilities": [3, 4],
         "logits": [3, 4],
         "embedding": [3, tiny.WIDTH],
     }
-    assert found["answer"] == ["7", "1"]
+    assert answers["answer"] == ["7", "1"]
 
 
-def test_it_gets_classes(found: dict[str, Any]) -> None:
-    """Its class_count is the classification parameter."""
-    assert [row[0].split(":")[1:] for row in found["classes"]] == [
+def test_tritonclient_gets_classes(answers: dict[str, Any]) -> None:
+    """Tritonclient's class_count sets the classification parameter."""
+    assert [row[0].split(":")[1:] for row in answers["classes"]] == [
         [str(LABELS.index(label)), label] for label in SHOWN
     ]
-    assert {len(row) for row in found["classes"]} == {2}
+    assert {len(row) for row in answers["classes"]} == {2}
 
 
-def test_it_reads_what_the_server_says_of_itself(found: dict[str, Any]) -> None:
-    """Health, metadata, config, index and statistics are what it expects."""
-    assert (found["live"], found["ready"], found["model_ready"]) == (True, True, True)
-    assert not found["other_ready"]
-    assert found["server"]["name"] == "topwork"
+def test_tritonclient_reads_metadata_and_statistics(answers: dict[str, Any]) -> None:
+    """Health, metadata, config, index and statistics have the expected values."""
+    assert (answers["live"], answers["ready"], answers["model_ready"]) == (True, True, True)
+    assert not answers["other_ready"]
+    assert answers["server"]["name"] == "topwork"
     names = ["images", "pixels"]
-    assert [one["name"] for one in found["metadata"]["inputs"]] == names
-    assert [one["name"] for one in found["config"]["config"]["input"]] == names
-    assert {"name": "colours", "version": "1", "state": "READY"} in found["index"]["models"]
-    assert int(found["statistics"][0]["inference_count"]) >= 18
+    assert [tensor["name"] for tensor in answers["metadata"]["inputs"]] == names
+    assert [tensor["name"] for tensor in answers["config"]["config"]["input"]] == names
+    assert {"name": "colours", "version": "1", "state": "READY"} in answers["index"]["models"]
+    assert int(answers["statistics"][0]["inference_count"]) >= 18
 
 
-def test_it_is_told_which_image_is_bad(found: dict[str, Any]) -> None:
-    """Its exception has the code, and the image's index."""
-    status, message = found["error"]
+def test_tritonclient_gets_the_index_of_a_bad_image(answers: dict[str, Any]) -> None:
+    """Tritonclient's exception has the code and the image's index."""
+    status, message = answers["error"]
     assert status == "StatusCode.INVALID_ARGUMENT"
     assert message.startswith("image 0: the image (4 bytes)")

@@ -64,9 +64,11 @@ class House:
         for client in self._clients:
             client.close()
         for life in self.lives:
-            if not life.gone():
+            if not life.wait_ended():
                 self._ledger.violated("a process outlived its server")
-            codes = {fact["exit_code"] for fact in life.facts if fact["event"] == "worker died"}
+            codes = {
+                fact["exit_code"] for fact in life.log_entries if fact["event"] == "worker died"
+            }
             for code in {life.process.returncode, *codes} - {0, -signal.SIGKILL}:
                 self._ledger.violated(f"a process ended with {code}")
             life.close()
@@ -123,7 +125,7 @@ class House:
             with self._up:
                 self._client = None
             # Half of the times the next one finds the worker of the last one still there.
-            if self._rng.random() < 0.5 and life.gone():
+            if self._rng.random() < 0.5 and life.wait_ended():
                 self._look()
 
     def _look(self) -> None:

@@ -89,7 +89,7 @@ def soak(
         seconds=time.monotonic() - start,
         kills=tuple(killer.kills),
         missed=tuple(killer.missed),
-        lives=tuple(tuple(life.facts) for life in house.lives),
+        lives=tuple(tuple(life.log_entries) for life in house.lives),
         ledger=ledger,
     )
 

@@ -181,7 +181,7 @@ COMPARISON = Comparison(
         LabelChange(label="rose", images=30, recall_before=1.0, recall_after=0.9, lost=3, gained=0),
     ),
     taught=Taught(label="tulip", images=30, recall=0.4, low=0.25, high=0.58),
-    confusions=(ConfusedLabels(label="tulip", predicted="rose", images=18, share=0.6),),
+    confusions=(ConfusedLabels(label="tulip", called="rose", images=18, share=0.6),),
 )
 FAILURES = ("too much was lost of 'rose'", "'tulip' was not <b>learnt</b>")
 BACKBONE = BackboneInfo(

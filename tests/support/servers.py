@@ -1,7 +1,7 @@
-"""Servers in processes of their own, as users run them, and what their logs say.
+"""Servers in separate processes, as users run them, and their logs.
 
 ``python -m support.servers JSON`` serves with settings that the command line does not offer: other
-limits, no worker, or a worker that dies where a test wants it to.
+limits, no worker, or a worker that dies at given calls.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from topwork.rpc import server
 from topwork.runtime import logs, process
 
 T = TypeVar("T")
-Teach = Callable[..., operations_pb2.Operation]
+AddClass = Callable[..., operations_pb2.Operation]
 """(model, label, (name, image) pairs, *, request_id) -> the finished operation."""
 Command = Callable[..., tuple[int, str, str]]
 """(command, argument, ..., *, address) -> exit status, output and errors."""
@@ -42,7 +42,7 @@ Command = Callable[..., tuple[int, str, str]]
 TESTS = Path(__file__).parents[1]
 DEATHS = "TOPWORK_TEST_DEATHS"
 PATIENCE = 60.0
-"""Seconds after which what a test waits for will not come; when all is well it came long ago."""
+"""Timeout of all waits in seconds, much longer than a working server needs."""
 
 
 class Running:
@@ -52,8 +52,8 @@ class Running:
         self, command: list[str], repository: Path, environment: Mapping[str, str] | None = None
     ) -> None:
         self.repository = repository
-        self._news = threading.Condition()
-        self.facts: list[dict[str, Any]] = []
+        self._changed = threading.Condition()
+        self.log_entries: list[dict[str, Any]] = []
         self._text: list[str] = []
         self._ended = False
         path = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -69,31 +69,31 @@ class Running:
 
     @property
     def address(self) -> str:
-        """HOST:PORT, once the server is ready."""
-        return f"127.0.0.1:{self.fact('ready')['port']}"
+        """HOST:PORT; waits until the server is ready."""
+        return f"127.0.0.1:{self.log_entry('ready')['port']}"
 
-    def fact(self, event: str, *, count: int = 1) -> dict[str, Any]:
-        """Return the ``count``-th log line about ``event``, waiting for it."""
+    def log_entry(self, event: str, *, count: int = 1) -> dict[str, Any]:
+        """Wait for the ``count``-th log entry of ``event`` and return it."""
 
-        def found() -> list[dict[str, Any]]:
-            return [fact for fact in self.facts if fact.get("event") == event]
+        def entries() -> list[dict[str, Any]]:
+            return [entry for entry in self.log_entries if entry.get("event") == event]
 
-        with self._news:
-            self._news.wait_for(lambda: len(found()) >= count or self._ended, PATIENCE)
-            assert len(found()) >= count, f"no {event!r} in the log:\n{self.log}"
-            return found()[count - 1]
+        with self._changed:
+            self._changed.wait_for(lambda: len(entries()) >= count or self._ended, PATIENCE)
+            assert len(entries()) >= count, f"no {event!r} in the log:\n{self.log}"
+            return entries()[count - 1]
 
-    def gone(self) -> bool:
-        """Wait until every process of this server has ended; return whether they have.
+    def wait_ended(self) -> bool:
+        """Wait until all processes of this server have ended; return False after a timeout.
 
-        All of them hold its standard error: it ends with the last of them.
+        All of them inherit its standard error, which closes with the last of them.
         """
-        with self._news:
-            return self._news.wait_for(lambda: self._ended, PATIENCE)
+        with self._changed:
+            return self._changed.wait_for(lambda: self._ended, PATIENCE)
 
     @property
     def log(self) -> str:
-        """What the server and its worker wrote so far."""
+        """Output of the server and its worker so far."""
         return "".join(self._text)
 
     def worker(self) -> int:
@@ -101,17 +101,17 @@ class Running:
         return eventually(lambda: next(iter(workers_of(self.process.pid)), None))
 
     def stop(self) -> int:
-        """End the server as an operator does, and return its exit status."""
+        """Send SIGTERM to the server and return its exit status."""
         self.process.terminate()
         return self.process.wait(PATIENCE)
 
     def kill(self) -> None:
-        """End the server's own process as a power cut does; its worker must notice by itself."""
+        """Send SIGKILL to the server's main process only; its worker must notice by itself."""
         self.process.kill()
         self.process.wait(PATIENCE)
 
     def close(self) -> None:
-        """End all that is left of it."""
+        """Kill all remaining processes."""
         left = [self.process.pid, *workers_of(self.process.pid)]
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -124,14 +124,14 @@ class Running:
     def _read(self) -> None:
         assert self.process.stderr is not None, "it is a pipe"
         for line in self.process.stderr:
-            with self._news:
+            with self._changed:
                 self._text.append(line)
                 with contextlib.suppress(json.JSONDecodeError):
-                    self.facts.append(json.loads(line))
-                self._news.notify_all()
-        with self._news:
+                    self.log_entries.append(json.loads(line))
+                self._changed.notify_all()
+        with self._changed:
             self._ended = True
-            self._news.notify_all()
+            self._changed.notify_all()
 
 
 @contextlib.contextmanager
@@ -143,28 +143,28 @@ def running(
     deaths: Sequence[str] = (),
     **settings: Any,
 ) -> Iterator[Running]:
-    """Run a server on a free port of the loopback; yield it when it is ready, worker and all.
+    """Run a server on a free port of the loopback; yield it when it and its worker are ready.
 
-    Without a ``worker`` operations are accepted and wait. The worker dies, once each, right after
-    its first call of each of ``deaths``, such as ``topwork.bundle.store:Repository.publish``, or
-    ``topwork.changes.worker:DBOS.set_event=result``: called with this. ``settings`` are those of
-    ServeConfig.
+    Without a ``worker`` operations are accepted and wait. The worker dies once right after its
+    first call of each of ``deaths``, such as ``topwork.bundle.store:Repository.publish``, or
+    ``topwork.changes.worker:DBOS.set_event=result`` for a call with the argument "result".
+    ``settings`` are fields of ServeConfig.
     """
-    given = {
+    config = {
         "repository": str(repository),
         "other_limits": limits or {},
         "worker": worker,
         **settings,
     }
     started = Running(
-        [sys.executable, "-m", "support.servers", json.dumps(given)],
+        [sys.executable, "-m", "support.servers", json.dumps(config)],
         repository,
         {DEATHS: json.dumps([str(repository), *deaths])},
     )
     try:
-        started.fact("ready")
+        started.log_entry("ready")
         if worker:
-            started.fact("worker ready")
+            started.log_entry("worker ready")
         yield started
     finally:
         started.close()
@@ -177,7 +177,7 @@ def command(repository: Path, address: str = "127.0.0.1:0") -> list[str]:
 
 
 def tls(server: Pem, client_ca: Path | None = None) -> dict[str, Any]:
-    """Return the settings of TLS."""
+    """Return the TLS settings of ServeConfig."""
     files = {"tls_cert": str(server.cert), "tls_key": str(server.key)}
     return files if client_ca is None else {**files, "client_ca": str(client_ca)}
 
@@ -194,23 +194,23 @@ def workers_of(pid: int) -> list[int]:
 
 
 def eventually(look: Callable[[], T | None]) -> T:
-    """Return what ``look`` returns as soon as it is true; fail when it is not in time."""
+    """Call ``look`` until its result is true and return it; fail after a timeout."""
     deadline = time.monotonic() + PATIENCE
     while not (found := look()):
-        assert time.monotonic() < deadline, "it did not come about"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.01)
     return found
 
 
 def failure(call: Callable[[], object]) -> CallFailed:
-    """Return the error that ``call``, of the client or of a stub, ends with; there must be one."""
+    """Return the error that ``call``, of the client or of a stub, must raise."""
     try:
         call()
     except CallFailed as error:
         return error
     except grpc.RpcError as error:
         return calls.failed(error)
-    raise AssertionError("the call went well")
+    raise AssertionError("the call succeeded")
 
 
 def fields(error: CallFailed) -> list[str]:
@@ -226,7 +226,7 @@ def fields(error: CallFailed) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Config(ServeConfig):
-    """Settings with limits that no option sets."""
+    """Settings with limits that have no command-line option."""
 
     other_limits: dict[str, int]
 
@@ -237,17 +237,17 @@ class _Config(ServeConfig):
 
 
 def main() -> None:
-    """Serve as the JSON in argv says."""
-    given = json.loads(sys.argv[1])
-    for name in given.keys() & {"repository", "access", "tls_cert", "tls_key", "client_ca"}:
-        given[name] = Path(given[name])
+    """Serve with the settings of the JSON in argv."""
+    settings = json.loads(sys.argv[1])
+    for name in settings.keys() & {"repository", "access", "tls_cert", "tls_key", "client_ca"}:
+        settings[name] = Path(settings[name])
     config = _Config(
         **{
             "address": "127.0.0.1:0",
             "provider": "cpu",
             "cores": 2,
             "log_format": "json",
-            **given,
+            **settings,
         }
     )
     process.configure()
@@ -257,24 +257,24 @@ def main() -> None:
 
 
 def arrange_deaths() -> None:
-    """Let this process die, once a repository, right after the calls that a test named."""
+    """Make this process die right after the calls that a test named, once each per repository."""
     repository, *deaths = json.loads(os.environ.get(DEATHS, '[""]'))
     for number, death in enumerate(deaths):
-        where, _, argument = death.partition("=")
-        mark = Path(repository) / f"death-{number}"
-        wrap(where, functools.partial(_dying, argument=argument, mark=mark))
+        target, _, argument = death.partition("=")
+        marker = Path(repository) / f"death-{number}"
+        wrap(target, functools.partial(_dying, argument=argument, marker=marker))
 
 
-def wrap(where: str, wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace a function or method, such as ``module:class.method``, by what wraps it."""
-    module, _, path = where.partition(":")
+def wrap(target: str, wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace a function or method, such as ``module:class.method``, by its wrapper."""
+    module, _, path = target.partition(":")
     owner_path, _, name = path.rpartition(".")
     owner = pkgutil.resolve_name(f"{module}:{owner_path}" if owner_path else module)
     setattr(owner, name, wrapped(getattr(owner, name)))
 
 
-def note_calls(where: str, notes: str) -> None:
-    """Let this process write a line with its id into the file ``notes`` at each call."""
+def note_calls(target: str, notes: str) -> None:
+    """Make this process append its id to the file ``notes`` at each call."""
 
     def noting(call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -285,15 +285,15 @@ def note_calls(where: str, notes: str) -> None:
 
         return called
 
-    wrap(where, noting)
+    wrap(target, noting)
 
 
-def _dying(call: Callable[..., Any], argument: str, mark: Path) -> Callable[..., Any]:
+def _dying(call: Callable[..., Any], argument: str, marker: Path) -> Callable[..., Any]:
     @functools.wraps(call)
     def called(*args: Any, **kwargs: Any) -> Any:
         result = call(*args, **kwargs)
-        if not mark.exists() and (not argument or argument in args):
-            mark.touch()
+        if not marker.exists() and (not argument or argument in args):
+            marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 

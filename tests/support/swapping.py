@@ -26,7 +26,7 @@ WARM_UP, SWAPS = 50, 250
 async def main(repository: Repository) -> dict[str, int]:
     """Return the number of heads in the end, and the growth of memory in bytes."""
     numbers = repository.revisions("colours")[-4:]
-    embedding = np.embedding((1, tiny.WIDTH), dtype=np.float32)
+    embedding = np.ones((1, tiny.WIDTH), dtype=np.float32)
     registry = Registry(repository, provider="cpu", cores=2, telemetry=Telemetry())
     await registry.start()
 

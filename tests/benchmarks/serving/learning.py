@@ -48,7 +48,7 @@ def measure(
         took: list[float] = []
         stopping = asyncio.Event()
 
-        async def teach() -> None:
+        async def add_class() -> None:
             async with AsyncClient(address) as learner:
                 for number in range(first, LEARNERS):
                     start = time.perf_counter()
@@ -63,7 +63,7 @@ def measure(
             raise RuntimeError(f"{LEARNERS} models are too few to learn for {seconds} s")
 
         async with asyncio.TaskGroup() as group:
-            group.create_task(teach())
+            group.create_task(add_class())
             loaded = await load()
             stopping.set()
         return loaded, took

@@ -13,8 +13,8 @@ KILLS = 6
 @pytest.mark.timeout(600)
 def test_soak_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
     """Changes are done exactly once and all answers are right while processes are killed."""
-    soaked = soak(tmp_path, kills=KILLS, minutes=5, seed=1)
-    assert soaked.ledger.violations == []
-    assert len(soaked.kills) >= KILLS
-    assert soaked.ledger.of("operations")["done"] > 0
-    assert soaked.ledger.of("answers")["right"] > 0
+    result = soak(tmp_path, kills=KILLS, minutes=5, seed=1)
+    assert result.ledger.violations == []
+    assert len(result.kills) >= KILLS
+    assert result.ledger.counts_of("operations")["done"] > 0
+    assert result.ledger.counts_of("answers")["right"] > 0

@@ -1,4 +1,4 @@
-"""The soak: a real server under changes of all kinds, killed again and again.
+"""Soak test: a real server under all kinds of changes, killed again and again.
 
 ``make soak``, or ``PYTHONPATH=tests python -m soak --help``.
 """

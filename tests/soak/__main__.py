@@ -1,4 +1,4 @@
-"""Kill a server for some minutes: ``PYTHONPATH=tests python -m soak --help``."""
+"""Command line of the soak test: ``PYTHONPATH=tests python -m soak --help``."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from soak.soak import soak
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--kills", default=120, type=click.IntRange(min=1), help="After these it ends.")
+@click.option("--kills", default=120, type=click.IntRange(min=1), help="Number of kills.")
 @click.option(
     "--minutes",
     default=20.0,
     type=click.FloatRange(min=0, min_open=True),
-    help="After these it ends, too; then it has failed for want of kills.",
+    help="Time limit; fails if there were fewer kills by then.",
 )
-@click.option("--seed", type=int, help="Default: another each time; it is printed.")
+@click.option("--seed", type=int, help="Default: random; it is printed.")
 def main(kills: int, minutes: float, seed: int | None) -> None:
-    """Kill server, worker or both again and again while clients change and ask three models.
+    """Kill server, worker or both repeatedly while clients change and query three models.
 
-    Exit status 1 if a promise was broken; the repository is kept then.
+    Exits with 1 and leaves the repository if a promise was broken.
     """
     seed = random.randrange(10**6) if seed is None else seed
     console = Console(width=110)
     console.print(f"seed {seed}")
     root = Path(tempfile.mkdtemp(prefix="topwork-soak-"))
     with console.status("") as status:
-        soaked = soak(
+        result = soak(
             root,
             kills=kills,
             minutes=minutes,
             seed=seed,
             on_kill=lambda done: status.update(f"{done} of {kills} kills"),
         )
-    tables.show(soaked, console)
-    if soaked.ledger.violations:
-        console.print(f"the repository is kept: {root}", soft_wrap=True)
+    tables.show(result, console)
+    if result.ledger.violations:
+        console.print(f"the repository is in {root}", soft_wrap=True)
         sys.exit(1)
     shutil.rmtree(root)
 

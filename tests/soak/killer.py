@@ -16,17 +16,17 @@ from typing import Literal
 from support.servers import workers_of
 
 from soak import steps
-from soak.house import House
 from soak.steps import STEPS, Step
+from soak.supervisor import ServerSupervisor
 
 Victims = Literal["server", "worker", "both"]
 
 LONGEST_PAUSE = 2.5
-"""Seconds between a start and the next kill, at most."""
+"""Maximum of seconds between a start and the next kill."""
 STEP_SECONDS = 8.0
-"""That a step may let itself be waited for."""
+"""Timeout of a step in seconds."""
 SHARE_OF_STEPS = 0.5
-"""Of the kills."""
+"""Share of kills at named steps; the others are at random moments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,38 +37,38 @@ class Kill:
     """Seconds since 1970."""
     victims: Victims
     step: str = ""
-    """Where; empty: at a random moment."""
+    """Process and name of the step; empty for a random moment."""
 
 
 class Killer:
-    """Kills until it is told that it is over, or has killed as often as it shall."""
+    """Kills until ``stop`` is set or the number of kills is reached."""
 
     def __init__(
         self,
-        house: House,
+        supervisor: ServerSupervisor,
         armed: Path,
         seed: int,
-        over: threading.Event,
+        stop: threading.Event,
         on_kill: Callable[[int], None],
     ) -> None:
         self.kills: list[Kill] = []
         self.missed: list[str] = []
-        """Steps that were waited for in vain."""
-        self._house = house
+        """Steps that were not reached in time."""
+        self._supervisor = supervisor
         self._armed = armed
         self._rng = random.Random(f"{seed} killer")
-        self._over = over
+        self._stop = stop
         self._on_kill = on_kill
 
     def run(self, most: int) -> None:
-        """Kill ``most`` times, every named step about as often as any other."""
+        """Kill ``most`` times, at all named steps about equally often."""
         targets = self._targets()
-        while len(self.kills) < most and not self._over.is_set():
-            if self._rng.random() < 0.8:  # else in the middle of the start
-                self._house.life()
-                self._over.wait(self._rng.uniform(0, LONGEST_PAUSE))
+        while len(self.kills) < most and not self._stop.is_set():
+            if self._rng.random() < 0.8:  # else during the start
+                self._supervisor.server()
+                self._stop.wait(self._rng.uniform(0, LONGEST_PAUSE))
             else:
-                self._over.wait(self._rng.uniform(0, 1))
+                self._stop.wait(self._rng.uniform(0, 1))
             if self._rng.random() < SHARE_OF_STEPS:
                 self._at_step(next(targets))
             else:
@@ -80,12 +80,12 @@ class Killer:
             yield from self._rng.sample(STEPS, len(STEPS))
 
     def _at_random(self, victims: Victims) -> None:
-        server = self._house.life().process
+        server = self._supervisor.server().process
         pids = [server.pid] if victims != "worker" else []
         if victims != "server":
             found = workers_of(server.pid)
             if not found and victims == "worker":
-                return  # it is dead already
+                return  # the worker is dead already
             pids += found
         now = time.time()
         for pid in pids:
@@ -101,7 +101,7 @@ class Killer:
         deadline = time.monotonic() + STEP_SECONDS
         while self._armed.exists():
             if time.monotonic() > deadline:
-                with contextlib.suppress(FileNotFoundError):  # at the last moment
+                with contextlib.suppress(FileNotFoundError):  # reached just now
                     self._armed.unlink()
                     self.missed.append(step.name)
                     return

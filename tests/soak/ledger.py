@@ -1,4 +1,4 @@
-"""What clients asked for, what they were told of it, and what went wrong with that."""
+"""Record of requested changes, their responses, and violated promises."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 State = Literal["unclear", "acknowledged", "refused"]
-"""Unclear: the call broke off, so nobody knows whether the change was taken."""
+"""Unclear: the call was interrupted, so the change may or may not have been accepted."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Change:
-    """One change that was asked for. Written by the one who asks."""
+    """A requested change, written by its client only."""
 
     id: str
     model: str
@@ -21,14 +21,14 @@ class Change:
     label: str = ""
     new_label: str = ""
     images: tuple[str, ...] = ()
-    """Names of pictures, or of what is none."""
+    """Names of pictures or of junk files."""
     validate_only: bool = False
     state: State = "unclear"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollback:
-    """One rollback that was asked for: from the revision that was expected to serve."""
+    """A requested rollback from the revision that was expected to serve."""
 
     model: str
     expected: int
@@ -37,31 +37,31 @@ class Rollback:
 
 @dataclass(slots=True, kw_only=True)
 class Ledger:
-    """All of it; any thread may write."""
+    """Changes, rollbacks, counts and violations; any thread may write."""
 
     changes: list[Change] = field(default_factory=list)
     rollbacks: list[Rollback] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Of what happened, by what it happened to."""
+    """Number of events by topic and outcome."""
     answered: set[tuple[str, int]] = field(default_factory=set)
     """Models and revisions that answered a Classify."""
     slowest: float = 0.0
-    """Seconds of the slowest Classify that was answered."""
+    """Seconds of the slowest answered Classify."""
     violations: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, what: str, how: str, more: int = 1) -> None:
-        """Count one more, or several."""
+    def count(self, topic: str, outcome: str, more: int = 1) -> None:
+        """Add to the number of an outcome."""
         with self._lock:
-            self.counts[what, how] += more
+            self.counts[topic, outcome] += more
 
-    def violated(self, text: str) -> None:
-        """Note that a promise was broken."""
+    def add_violation(self, text: str) -> None:
+        """Record a violated promise."""
         with self._lock:
             self.violations.append(text)
 
-    def of(self, what: str) -> dict[str, int]:
-        """Return what was counted of one thing, most first."""
+    def counts_of(self, topic: str) -> dict[str, int]:
+        """Return the outcomes of a topic with their numbers, largest first."""
         with self._lock:
-            found = Counter({how: n for (one, how), n in self.counts.items() if one == what})
+            found = Counter({how: n for (about, how), n in self.counts.items() if about == topic})
         return dict(found.most_common())

@@ -1,4 +1,4 @@
-"""The pictures that the soak uploads, and the models that it starts with."""
+"""Pictures that the soak uploads, and its initial models."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from topwork.bundle.store import Repository
 MODELS = ("colours", "hues", "shades")
 FIRST = ("amber", "blue", "crimson", "green")
 FITTED = 20
-"""Pictures of each of the first labels that every model starts with."""
+"""Pictures of each initial label of every model."""
 EACH = 60
 JUNK = b"not a picture"
 
 Pairs = frozenset[tuple[bytes, str]]
-"""What a revision was learnt from: image digests and labels."""
+"""Training set of a revision: image digests with labels."""
 
 
 class Pool:
-    """Pictures by name, such as blue-7, and all that is to be known of them."""
+    """Pictures by name, such as blue-7, with their exemplars and digests."""
 
     def __init__(self) -> None:
         by_colour = {colour: pictures(colour, EACH) for colour in COLOURS}
@@ -41,14 +41,14 @@ class Pool:
             colour: encode(Image.fromarray(np.full((32, 40, 3), rgb, np.uint8)))
             for colour, rgb in COLOURS.items()
         }
-        """A picture of each colour without noise: no head calls it anything else."""
+        """A picture of each colour without noise, which every head predicts correctly."""
 
     def draw(self, rng: random.Random, colour: str, count: int) -> tuple[str, ...]:
-        """Return the names of some pictures of a colour."""
+        """Return the names of ``count`` random pictures of a colour."""
         return tuple(f"{colour}-{number}" for number in rng.sample(range(EACH), count))
 
     def files(self, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
-        """Return what to upload."""
+        """Return names with file contents for an upload."""
         return [(name, self.contents.get(name, JUNK)) for name in names]
 
     def digest(self, name: str) -> bytes:
@@ -60,13 +60,13 @@ class Pool:
         return sha256(self.contents.get(name, JUNK))
 
     def first(self) -> Pairs:
-        """Return what every model starts with."""
+        """Return the initial training set of every model."""
         return frozenset(
             (self.digest(f"{label}-{number}"), label) for label in FIRST for number in range(FITTED)
         )
 
     def exemplars(self, pairs: Pairs) -> Exemplars:
-        """Return the exemplars that one fit on these images has."""
+        """Return the exemplars of one fit on these images."""
         names = {self.digest(name): name for name in self.contents}
         chosen = sorted(pairs)
         rows = [self._rows[names[digest]] for digest, _ in chosen]
@@ -87,5 +87,5 @@ class Pool:
 
 
 def colour_of(label: str) -> str:
-    """Return the colour of a label's pictures: renamed, blue is blue.7."""
+    """Return the colour of a label's pictures: "blue" for the renamed label "blue.7"."""
     return label.partition(".")[0]

@@ -1,4 +1,4 @@
-"""One soak from its start to its verdict."""
+"""One run of the soak test, from start to verification."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from soak.callers import Asker, Changer
-from soak.house import House
-from soak.keeper import Keeper
+from soak.clients import ChangeClient, ClassifyClient
 from soak.killer import Kill, Killer
 from soak.ledger import Ledger
+from soak.maintainer import Maintainer
 from soak.pool import MODELS, Pool
-from soak.verdict import Verdict
+from soak.supervisor import ServerSupervisor
+from soak.verifier import Verifier
 
-CHANGERS = 2
-"""For each model."""
-ASKERS = 2
+CHANGE_CLIENTS = 2
+"""Number of clients that change each model."""
+CLASSIFY_CLIENTS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Soaked:
-    """What came of a soak."""
+class SoakResult:
+    """Kills, logs and ledger of a soak run."""
 
     seed: int
     seconds: float
     kills: tuple[Kill, ...]
     missed: tuple[str, ...]
-    lives: tuple[tuple[dict[str, object], ...], ...]
-    """What each server and its workers logged."""
+    """Steps that were not reached in time."""
+    servers: tuple[tuple[dict[str, object], ...], ...]
+    """Log entries of each server and its workers."""
     ledger: Ledger
 
 
@@ -42,33 +43,35 @@ def soak(
     minutes: float,
     seed: int,
     on_kill: Callable[[int], None] = lambda _done: None,
-) -> Soaked:
-    """Soak a new repository below ``root`` until so many kills are done or the time is over.
+) -> SoakResult:
+    """Soak a new repository below ``root`` until ``kills`` are done or the time is up.
 
-    ``on_kill`` is told of how many are done, after each try.
+    ``on_kill`` is called with the number of kills after each attempt.
     """
     start = time.monotonic()
-    pool, ledger, over = Pool(), Ledger(), threading.Event()
+    pool, ledger, stop = Pool(), Ledger(), threading.Event()
     repository = pool.repository(root / "repository")
     armed = root / "armed"
-    house = House(repository, armed, ledger, seed)
-    keeper = Keeper(repository, house, ledger, over)
-    killer = Killer(house, armed, seed, over, on_kill)
-    changers = [
-        Changer(model, pool, house, ledger, f"{seed} {model} {number}", over)
+    supervisor = ServerSupervisor(repository, armed, ledger, seed)
+    maintainer = Maintainer(repository, supervisor, ledger, stop)
+    killer = Killer(supervisor, armed, seed, stop, on_kill)
+    change_clients = [
+        ChangeClient(model, pool, supervisor, ledger, f"{seed} {model} {number}", stop)
         for model in MODELS
-        for number in range(CHANGERS)
+        for number in range(CHANGE_CLIENTS)
     ]
-    askers = [
-        Asker(pool, house, keeper.labels, ledger, f"{seed} asker {number}", over, MODELS)
-        for number in range(ASKERS)
+    classify_clients = [
+        ClassifyClient(
+            pool, supervisor, maintainer.labels, ledger, f"{seed} classify {number}", stop, MODELS
+        )
+        for number in range(CLASSIFY_CLIENTS)
     ]
-    runs = [one.run for one in changers] + [one.run for one in askers]
-    runs += [keeper.check, keeper.collect]
+    runs = [client.run for client in change_clients] + [client.run for client in classify_clients]
+    runs += [maintainer.check, maintainer.collect]
     threads = [threading.Thread(target=_guarded(run, ledger)) for run in runs]
-    clock = threading.Timer(60 * minutes, over.set)
-    verdict = Verdict(repository, pool, keeper, house, ledger)
-    house.start()
+    clock = threading.Timer(60 * minutes, stop.set)
+    verifier = Verifier(repository, pool, maintainer, supervisor, ledger)
+    supervisor.start()
     clock.start()
     for thread in threads:
         thread.start()
@@ -76,31 +79,31 @@ def soak(
         _guarded(lambda: killer.run(kills), ledger)()
     finally:
         clock.cancel()
-        over.set()
+        stop.set()
         for thread in threads:
             thread.join()
-        _guarded(verdict.wait, ledger)()
-        house.stop()
-    _guarded(verdict.judge, ledger)()
+        _guarded(verifier.wait, ledger)()
+        supervisor.stop()
+    _guarded(verifier.verify, ledger)()
     if len(killer.kills) < kills:
-        ledger.violated(f"only {len(killer.kills)} of {kills} kills in {minutes:g} minutes")
-    return Soaked(
+        ledger.add_violation(f"only {len(killer.kills)} of {kills} kills in {minutes:g} minutes")
+    return SoakResult(
         seed=seed,
         seconds=time.monotonic() - start,
         kills=tuple(killer.kills),
         missed=tuple(killer.missed),
-        lives=tuple(tuple(life.log_entries) for life in house.lives),
+        servers=tuple(tuple(server.log_entries) for server in supervisor.servers),
         ledger=ledger,
     )
 
 
 def _guarded(run: Callable[[], None], ledger: Ledger) -> Callable[[], None]:
-    """Return what runs ``run``; an error of its own is a violation, too."""
+    """Return a wrapper of ``run`` that records its exceptions as violations."""
 
     def guarded() -> None:
         try:
             run()
         except Exception as error:
-            ledger.violated(f"{error!r}\n{traceback.format_exc()}")
+            ledger.add_violation(f"{error!r}\n{traceback.format_exc()}")
 
     return guarded

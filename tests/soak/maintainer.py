@@ -1,4 +1,4 @@
-"""Keeps the repository as its operator does, and looks whether all in it is sound."""
+"""Maintenance during the soak: gc, fsck, and a history of all revisions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import subprocess
 import sys
 import threading
 
-from soak.house import House
 from soak.ledger import Ledger
 from soak.pool import MODELS
+from soak.supervisor import ServerSupervisor
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
@@ -18,19 +18,23 @@ from topwork.errors import Corrupt, NotFound
 CHECK_PAUSE = 1.0
 GC_PAUSE = 10.0
 SPARE_HOURS = (0.01, 0.0)
-"""In turns; far less than an operator should give: 36 s, and nothing, which costs uploads only."""
+"""Used alternately; far shorter than in production: 36 s, and 0, which makes uploads fail."""
 
 
-class Keeper:
-    """Runs gc and fsck beside everything else, and remembers every revision that ever was."""
+class Maintainer:
+    """Runs gc and fsck during the soak, and records every published revision."""
 
     def __init__(
-        self, repository: Repository, house: House, ledger: Ledger, over: threading.Event
+        self,
+        repository: Repository,
+        supervisor: ServerSupervisor,
+        ledger: Ledger,
+        stop: threading.Event,
     ) -> None:
         self._repository = repository
-        self._house = house
+        self._supervisor = supervisor
         self._ledger = ledger
-        self._over = over
+        self._stop = stop
         self._manifests: dict[tuple[str, int], Manifest] = {}
         self._lock = threading.Lock()
 
@@ -39,7 +43,7 @@ class Keeper:
         return self.manifest(model, revision).labels
 
     def manifest(self, model: str, revision: int) -> Manifest:
-        """Return the manifest of a revision, though it may be deleted by now."""
+        """Return the manifest of a revision, even if gc deleted it since."""
         with self._lock:
             found = self._manifests.get((model, revision))
             if found is None:
@@ -47,44 +51,44 @@ class Keeper:
                 self._manifests[model, revision] = found
             return found
 
-    def remember(self) -> dict[str, list[Manifest]]:
-        """Return the manifests of all revisions that were ever published, oldest first."""
+    def all_manifests(self) -> dict[str, list[Manifest]]:
+        """Return the manifests of all revisions ever published, oldest first."""
         for model in MODELS:
             for revision in self._repository.revisions(model):
                 self.manifest(model, revision)
         with self._lock:
             return {
-                model: [one for (of, _), one in sorted(self._manifests.items()) if of == model]
+                model: [found for (of, _), found in sorted(self._manifests.items()) if of == model]
                 for model in MODELS
             }
 
     def check(self) -> None:
-        """Look again and again whether the repository loads, until it is over."""
-        while not self._over.wait(CHECK_PAUSE):
+        """Check repeatedly that fsck finds no error and the serving revisions load."""
+        while not self._stop.wait(CHECK_PAUSE):
             for problem in check(self._repository):
                 if problem.severity == "error":
-                    self._ledger.violated(f"fsck: {problem.path}: {problem.text}")
+                    self._ledger.add_violation(f"fsck: {problem.path}: {problem.text}")
             for model in MODELS:
                 try:
                     serving = self._repository.manifest(model, self._repository.serving(model))
                     self._repository.head(serving)
                     self._repository.exemplars(serving.exemplars)
                 except (Corrupt, NotFound) as error:
-                    self._ledger.violated(f"{model} cannot be loaded: {error}")
-            self._ledger.count("checks", "fsck and load beside everything")
+                    self._ledger.add_violation(f"{model} cannot be loaded: {error}")
+            self._ledger.count("checks", "fsck and load during the soak")
 
     def collect(self) -> None:
-        """Run gc again and again until it is over."""
-        spared = itertools.cycle(SPARE_HOURS)
-        while not self._over.wait(GC_PAUSE):
-            self.remember()
-            with self._house.swept:
-                self.gc("--spare-hours", str(next(spared)))
+        """Run gc repeatedly."""
+        spare_hours = itertools.cycle(SPARE_HOURS)
+        while not self._stop.wait(GC_PAUSE):
+            self.all_manifests()
+            with self._supervisor.cleanup_lock:
+                self.gc("--spare-hours", str(next(spare_hours)))
 
     def gc(self, *options: str) -> None:
-        """Run the command; it must end well."""
+        """Run gc; a failure is a violation."""
         command = [sys.executable, "-m", "topwork.cli", "gc", str(self._repository.root), *options]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode != 0:
-            self._ledger.violated(f"gc ended with {ended.returncode}: {ended.stderr}")
+            self._ledger.add_violation(f"gc ended with {ended.returncode}: {ended.stderr}")
         self._ledger.count("checks", "gc")

@@ -1,4 +1,4 @@
-"""``python -m soak.served``: the ``topwork`` command, mortal at every named step."""
+"""``python -m soak.server``: the ``topwork`` command with hooks at every named step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from soak import steps
 from topwork.cli import main
 
 if __name__ == "__main__":
-    steps.arrange("server")
+    steps.install("server")
     main()
 elif __name__ == "__mp_main__":  # in a worker: multiprocessing imports its parent's main module
-    steps.arrange("worker")
+    steps.install("worker")

@@ -1,6 +1,6 @@
-"""The bare model: decode, backbone, head. The ceiling runs it, and so does every peer.
+"""Bare model (decoder, backbone, head) that the ceiling and every peer run.
 
-Imported in the peers' environments too, so it needs no more than NumPy, Pillow and ONNX Runtime.
+Peers import it in their environments, so it needs only NumPy, Pillow and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def write(directory: Path, *, backbone: bytes, head: bytes, spec: PreprocessSpec
 
 
 class Bare:
-    """A model in memory. May be called from several threads at once."""
+    """A model in memory, thread-safe."""
 
     def __init__(self, directory: Path, *, threads: int | None, spin: bool = False) -> None:
-        """Load it; one run uses ``threads`` threads, None: what ONNX Runtime takes by itself."""
+        """Load the model; a run uses ``threads`` threads, or ONNX Runtime's default if None."""
         self._spec = PreprocessSpec(**json.loads((directory / "spec.json").read_text()))
         self._backbone = _open(directory / "backbone.onnx", threads, spin)
         self._head = _open(directory / "head.onnx", 1, spin=False)
@@ -39,7 +39,7 @@ class Bare:
         self.embed(np.zeros((crop, crop, 3), dtype=np.uint8))  # the first run plans memory
 
     def decode(self, photo: bytes) -> Pixels:
-        """Return an encoded image's pixels: the decoder is Topwork's for everybody."""
+        """Return an encoded image's pixels, by Topwork's decoder for all servers."""
         return preprocess(photo, self._spec)
 
     def embed(self, pixels: Pixels) -> NDArray[np.float32]:
@@ -58,7 +58,7 @@ class Bare:
         return [[index, probabilities[index]] for index in best]
 
     def answer(self, photo: bytes) -> bytes:
-        """Return ``top5`` as JSON: what a peer answers."""
+        """Return ``top5`` as JSON, the response of a peer."""
         return json.dumps(self.top5(photo), separators=(",", ":")).encode()
 
 

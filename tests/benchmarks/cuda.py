@@ -1,13 +1,13 @@
-"""Measure what a GPU gives at every batch size, and what of it micro-batches reach.
+"""Benchmark of a GPU's throughput by batch size, for ONNX Runtime alone and for micro-batches.
 
     python tests/benchmarks/cuda.py [--provider cuda] [--repository DIRECTORY] [--largest 256]
 
 Without a repository the default backbone is exported first. Images/s of ONNX Runtime alone:
 ``device``, with the input on the GPU (by IO binding; the ceiling), and ``host``, with the input in
-page-locked host memory, as micro-batches have it. ``micro-batches`` is what callers in threads get,
-who put decoded images as fast as they can; ``mean`` is the images in a run of theirs, and ``lone
-ms`` the median time of one image alone right after. Decoding is in none of it. With ``--provider
-cpu`` it runs anywhere.
+page-locked host memory, as for micro-batches. ``micro-batches`` is the images/s of callers in
+threads that submit decoded images as fast as they can; ``mean`` is the mean number of images in a
+run, and ``lone ms`` the median time of one image alone right after. Decoding is not included. With
+``--provider cpu`` it runs anywhere.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from topwork_trainer.backbones import DEFAULT, BackboneChoice
 from topwork_trainer.backbones.prepare import prepare_backbone
 
 SECONDS = 2.0
-"""How long each measurement runs; one run at least."""
+"""Duration of each measurement."""
 
 CALLERS = 4
-"""Threads that put images."""
+"""Threads that submit images."""
 
 
 def main() -> None:
-    """Measure and print a table for each backbone, then one JSON line a row."""
+    """Measure and print a table for each backbone, then a JSON line for each row."""
     parser = argparse.ArgumentParser(description="Measure micro-batches beside bare ONNX Runtime.")
     parser.add_argument("--provider", default="cuda", choices=["cuda", "tensorrt", "cpu"])
     parser.add_argument("--repository", type=Path)
@@ -74,7 +74,7 @@ def _report(
     rows = []
     for size in sizes:
         backbone = open_gpu_backbone(
-            info, model, session, sizes=[one for one in sizes if one <= size]
+            info, model, session, sizes=[smaller for smaller in sizes if smaller <= size]
         )
         throughput, mean = _micro_batches(backbone, pixels)
         row = {
@@ -123,7 +123,7 @@ def _on_host(session: Session, pixels: NDArray[np.uint8]) -> float:
 
 
 def _micro_batches(backbone: GpuBackbone, pixels: NDArray[np.uint8]) -> tuple[float, float]:
-    """Return images/s that callers in threads get, and the mean of images in a run."""
+    """Return images/s of callers in threads, and the mean number of images in a run."""
     answers: SimpleQueue[Embedded | Exception] = SimpleQueue()
     end = time.perf_counter() + SECONDS
 
@@ -149,7 +149,7 @@ def _micro_batches(backbone: GpuBackbone, pixels: NDArray[np.uint8]) -> tuple[fl
 
 
 def _lone(backbone: GpuBackbone, pixels: NDArray[np.uint8]) -> float:
-    """Return the median seconds of one image at a time."""
+    """Return the median seconds of a lone image."""
     seconds = []
     for row in range(20):
         answered = threading.Event()

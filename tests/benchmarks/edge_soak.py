@@ -1,9 +1,9 @@
-"""Soak the edge: ``make soak-edge MINUTES=60``.
+"""Soak test of TLS, authentication and cancellation: ``make soak-edge MINUTES=60``.
 
-Clients come and go with TLS, half of them with certificates and half with tokens; every tenth call
-is cancelled at a random moment, and the server's certificate is renewed every few seconds. Every
-answer is compared with what the same photo was answered before. Ends with one JSON object, and with
-exit status 1 if an answer was wrong or lost or the server's memory grew by more than 3 %.
+Clients connect and leave with TLS, half of them with certificates and half with tokens; every tenth
+call is cancelled at a random moment, and the server's certificate is renewed every few seconds.
+Every answer is compared with the first answer for the same photo. Prints one JSON object; exits
+with 1 if an answer was wrong or lost or the server's memory grew by more than 3 %.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ from topwork.access import tokens
 from topwork_trainer import commands
 
 CLIENTS = 12
-"""At a time."""
+"""Number of concurrent clients."""
 CALLS = 10
-"""Of a client, at most, before it leaves."""
+"""Maximum of calls of a client before it leaves."""
 CANCELLED = 0.14
-"""Calls that somebody means to cancel, so that a tenth of all is: others have ended by then."""
+"""Share of calls to cancel; some end before, so that about a tenth is cancelled."""
 PATIENCE = 60.0
-"""Seconds that a call has."""
+"""Timeout of a call in seconds."""
 MOST_GROWTH = 0.03
 CLOSE = 1e-4
-"""Probabilities of the same photo, whichever session ran it."""
+"""Maximum difference of probabilities of the same photo."""
 WARM, BASE, LAST = 0.2, 0.3, 0.9
-"""Shares of the time: the memory before is that from WARM to BASE, that after from LAST on."""
+"""Shares of the run time: memory from WARM to BASE is compared with memory from LAST on."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What came of the calls."""
+    """Counts of calls, problems, and memory over time."""
 
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
-    """Share of the time that is over, and MiB."""
+    """Pairs of elapsed share of the run time, and MiB."""
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """A photo and what is on it."""
+class Sample:
+    """A photo and its first answer."""
 
     photo: bytes
     answer: dict[str, float]
@@ -66,7 +66,7 @@ class Known:
 
 
 class Soak:
-    """One run, against one server."""
+    """One run against one server."""
 
     def __init__(
         self,
@@ -80,22 +80,22 @@ class Soak:
         self._kinds = kinds
         self._seconds = seconds
         self._start = 0.0
-        self._usual = 0.01
-        """Seconds that a call takes, of late."""
+        self._mean_seconds = 0.01
+        """Moving average of a call's seconds."""
         self.tally = Tally()
-        self._known: list[Known] = []
+        self._samples: list[Sample] = []
 
     async def run(self) -> None:
-        """Let clients come and go until the time is over."""
-        photos = [one for label in ("amber", "blue", "green") for one in pictures(label, 12)]
+        """Run clients until the time is over."""
+        photos = [photo for label in ("amber", "blue", "green") for photo in pictures(label, 12)]
         async with AsyncClient(*self._kinds[0]) as client:
             first = await client.classify("colours", photos, timeout=PATIENCE)
         answers = map(_probabilities, first.results)
-        self._known = [Known(*pair) for pair in zip(photos, answers, strict=True)]
+        self._samples = [Sample(*pair) for pair in zip(photos, answers, strict=True)]
         self._start = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for number in range(CLIENTS):
-                group.create_task(self._come_and_go(random.Random(number)))
+                group.create_task(self._run_clients(random.Random(number)))
             while self._share() < 1:
                 self.tally.memory.append((self._share(), _memory_mib(self._pid)))
                 await asyncio.to_thread(self._renew)
@@ -105,32 +105,32 @@ class Soak:
     def _share(self) -> float:
         return (time.monotonic() - self._start) / self._seconds
 
-    async def _come_and_go(self, luck: random.Random) -> None:
+    async def _run_clients(self, rng: random.Random) -> None:
         while self._share() < 1:
-            async with AsyncClient(*luck.choice(self._kinds)) as client:
+            async with AsyncClient(*rng.choice(self._kinds)) as client:
                 self.tally.counts["connections"] += 1
-                for _ in range(luck.randint(1, CALLS)):
-                    sent = luck.choices(self._known, k=luck.randint(1, 8))
+                for _ in range(rng.randint(1, CALLS)):
+                    sent = rng.choices(self._samples, k=rng.randint(1, 8))
                     begun = time.monotonic()
-                    call = asyncio.create_task(self._call(client, sent, stream=luck.random() < 0.2))
-                    if luck.random() < CANCELLED:
-                        await asyncio.wait((call,), timeout=luck.random() * self._usual)
+                    call = asyncio.create_task(self._call(client, sent, stream=rng.random() < 0.2))
+                    if rng.random() < CANCELLED:
+                        await asyncio.wait((call,), timeout=rng.random() * self._mean_seconds)
                         call.cancel()
                     await asyncio.gather(call, return_exceptions=True)
                     self._note(call, sent)
                     if not call.cancelled():
-                        self._usual += 0.05 * (time.monotonic() - begun - self._usual)
+                        self._mean_seconds += 0.05 * (time.monotonic() - begun - self._mean_seconds)
 
     async def _call(
-        self, client: AsyncClient, sent: Sequence[Known], *, stream: bool
+        self, client: AsyncClient, sent: Sequence[Sample], *, stream: bool
     ) -> list[ImageResult]:
-        photos = [one.photo for one in sent]
+        photos = [sample.photo for sample in sent]
         if not stream:
             return list((await client.classify("colours", photos, timeout=PATIENCE)).results)
         answers = client.classify_stream("colours", photos, images_per_message=2, timeout=PATIENCE)
-        return [one.result async for one in answers]
+        return [answer.result async for answer in answers]
 
-    def _note(self, call: asyncio.Task[list[ImageResult]], sent: Sequence[Known]) -> None:
+    def _note(self, call: asyncio.Task[list[ImageResult]], sent: Sequence[Sample]) -> None:
         if call.cancelled():
             self.tally.counts["cancelled"] += 1
         elif (error := call.exception()) is not None:
@@ -139,19 +139,19 @@ class Soak:
             self.tally.problems.append(f"{code}: {error}")
         else:
             self.tally.counts["answered"] += 1
-            for one, result in zip(sent, call.result(), strict=True):
+            for sample, result in zip(sent, call.result(), strict=True):
                 found = _probabilities(result)
-                if one.answer.keys() != found.keys() or any(
-                    abs(found[label] - value) > CLOSE for label, value in one.answer.items()
+                if sample.answer.keys() != found.keys() or any(
+                    abs(found[label] - value) > CLOSE for label, value in sample.answer.items()
                 ):
                     self.tally.counts["wrong"] += 1
-                    self.tally.problems.append(f"{found} instead of {one.answer}")
+                    self.tally.problems.append(f"{found} instead of {sample.answer}")
 
 
 @click.command()
 @click.option("--minutes", default=60.0, type=click.FloatRange(min=0, min_open=True))
 def main(minutes: float) -> None:
-    """Soak a server of its own on the loopback."""
+    """Soak a new server on the loopback."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         authority, made = Authority(root), tokens.make()
@@ -168,19 +168,19 @@ def main(minutes: float) -> None:
             *("--client-ca", authority.ca, "--mtls-address", f"127.0.0.1:{mtls}"),
             *("--queue-limit", 10_000, "--metrics-port", 0, "--health-port", 0),
         )
-        asking = Credentials.from_files(tls_ca=authority.ca, token=made.token)
-        showing = Credentials.from_files(
+        with_token = Credentials.from_files(tls_ca=authority.ca, token=made.token)
+        with_certificate = Credentials.from_files(
             tls_ca=authority.ca, client_cert=client.cert, client_key=client.key
         )
         with commands.serving(repository.root, root / "log", *options) as served:
-            kinds = ((served.address, asking), (f"127.0.0.1:{mtls}", showing))
+            kinds = ((served.address, with_token), (f"127.0.0.1:{mtls}", with_certificate))
             soak = Soak(served.process.pid, kinds, minutes * 60, partial(authority.issue, "server"))
             uvloop.run(soak.run())
-    sys.exit(0 if _tell(soak.tally, minutes) else 1)
+    sys.exit(0 if _report(soak.tally, minutes) else 1)
 
 
-def _tell(tally: Tally, minutes: float) -> bool:
-    """Print what came of it, and return whether all was well."""
+def _report(tally: Tally, minutes: float) -> bool:
+    """Print the results, and return whether the run passed."""
     before = max(mib for share, mib in tally.memory if WARM <= share <= BASE)
     after = max(mib for share, mib in tally.memory if share >= LAST)
     growth = after / before - 1
@@ -194,11 +194,11 @@ def _tell(tally: Tally, minutes: float) -> bool:
 
 
 def _probabilities(result: ImageResult) -> dict[str, float]:
-    return {one.label: one.probability for one in result.predictions}
+    return dict(result.predictions)
 
 
 def _memory_mib(pid: int) -> float:
-    """Return a process's resident memory."""
+    """Return a process's resident memory in MiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("VmRSS:"))
     return int(line.split()[1]) / 1024

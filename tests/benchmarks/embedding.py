@@ -1,12 +1,12 @@
-"""Measure the embedding of photos beside a bare loop that does no more than it must.
+"""Benchmark of embedding photos against a bare loop.
 
     PYTHONPATH=tests python -m benchmarks.embedding [PHOTOS]
 
 PHOTOS is a folder with a folder of photos for each class; without it flowers are rendered. The bare
 loop reads, preprocesses and runs the default backbone, with one thread a core; ``embed`` also makes
-digests, fingerprints and thumbnails, and keeps order. ``cached`` is ``embed`` with every image in
-the cache. They take turns at every 200 photos, so that ratios hold on a busy machine; CPU time says
-what ``embed`` costs beyond the bare loop whatever else runs.
+digests, fingerprints and thumbnails, and preserves order. ``cached`` is ``embed`` with all images
+in the cache. They alternate every 200 photos, so that ratios are valid on a busy machine; CPU time
+is independent of other load.
 """
 
 from __future__ import annotations
@@ -48,43 +48,44 @@ def main() -> None:
         session = open_session(repository.backbone_model(info.digest), output="embedding")
         cores = available_cores()
 
-        def one(source: ImageSource) -> None:
+        def run(source: ImageSource) -> None:
             session.run(preprocess(source.read(), info.preprocess)[None])
 
-        def fully(some: Sequence[ImageSource], cache: Cache | None = None) -> None:
-            embed(some, session, info.preprocess, cores=cores, cache=cache)
+        def embed_batch(batch: Sequence[ImageSource], cache: Cache | None = None) -> None:
+            embed(batch, session, info.preprocess, cores=cores, cache=cache)
 
-        def bare(some: Sequence[ImageSource]) -> None:
+        def bare(batch: Sequence[ImageSource]) -> None:
             with ThreadPoolExecutor(cores) as pool:
-                for _ in pool.map(one, some):
+                for _ in pool.map(run, batch):
                     pass
 
         with EmbeddingCache(work / "cache") as cache:
-            fully(sources, cache.of(info))
-            ways: dict[str, Callable[[Sequence[ImageSource]], None]] = {
+            embed_batch(sources, cache.of(info))
+            variants: dict[str, Callable[[Sequence[ImageSource]], None]] = {
                 "bare": bare,
-                "embed": fully,
-                "cached": lambda some: fully(some, cache.of(info)),
+                "embed": embed_batch,
+                "cached": lambda batch: embed_batch(batch, cache.of(info)),
             }
-            wall: dict[str, list[float]] = {way: [] for way in ways}
-            cpu: dict[str, list[float]] = {way: [] for way in ways}
+            wall: dict[str, list[float]] = {variant: [] for variant in variants}
+            cpu: dict[str, list[float]] = {variant: [] for variant in variants}
             for turn, start in enumerate(range(0, ROUNDS * len(sources), SLICE)):
-                some = [sources[(start + at) % len(sources)] for at in range(SLICE)]
-                for way in list(ways) if turn % 2 else reversed(ways):
+                batch = [sources[(start + at) % len(sources)] for at in range(SLICE)]
+                for variant in list(variants) if turn % 2 else reversed(variants):
                     wall_start, cpu_start = time.perf_counter(), time.process_time()
-                    ways[way](some)
-                    wall[way].append(time.perf_counter() - wall_start)
-                    cpu[way].append(time.process_time() - cpu_start)
+                    variants[variant](batch)
+                    wall[variant].append(time.perf_counter() - wall_start)
+                    cpu[variant].append(time.process_time() - cpu_start)
     print(
         json.dumps(
             {
                 "images": len(sources),
                 "cores": cores,
                 "images_a_second": {
-                    way: SLICE / statistics.median(times) for way, times in wall.items()
+                    variant: SLICE / statistics.median(times) for variant, times in wall.items()
                 },
                 "cpu_milliseconds_an_image": {
-                    way: 1000 * statistics.median(times) / SLICE for way, times in cpu.items()
+                    variant: 1000 * statistics.median(times) / SLICE
+                    for variant, times in cpu.items()
                 },
                 "embed_to_bare": _ratio(wall["bare"], wall["embed"]),
                 "embed_to_bare_by_cpu": _ratio(cpu["bare"], cpu["embed"]),

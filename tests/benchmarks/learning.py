@@ -1,18 +1,18 @@
-"""Measure AddClass beside a full retrain, and changes of many exemplars beside scikit-learn's fits.
+"""Benchmark of AddClass against a full retrain, and of large changes against scikit-learn.
 
     PYTHONPATH=tests python -m benchmarks.learning [PHOTOS] [--new FOLDER] [--quick] [--solves]
         [--svg FILE]
 
 PHOTOS is a folder with a folder of photos for each class, the last of which is added; without it
-flowers are rendered. Every image is learnt from, and accuracies are by cross-validation. Then a few
-photos of one more class are added to the model of all, time and again: those in --new, else
-rendered ones. --solves leaves all that out.
+flowers are rendered. All images are used for training, and accuracies are cross-validated. Then a
+few photos of another class, from --new or rendered, are added repeatedly to the model of all
+classes. --solves omits all this.
 
-The changes are AddClass of a class of made-up embeddings, each in a process of its own with two
-threads: all that comes after embedding, from shards on the disk to a revision that serves (folds,
-normalisations, heads, calibration, the unknown, audit, gate, report). scikit-learn's is one fit to
-convergence, of a logistic regression where one ends in a minute or so, of a ridge elsewhere. Both
-answer for the same 2,000 new images. --svg draws them.
+The large changes are AddClass of a class of synthetic embeddings, each in its own process with two
+threads: everything after embedding, from shards on disk to a serving revision (folds,
+normalisations, heads, calibration, out-of-distribution threshold, audit, gate, report).
+scikit-learn does one fit to convergence, of a logistic regression if that takes about a minute at
+most, else of a ridge classifier. Both predict the same 2,000 new images. --svg draws the results.
 """
 
 from __future__ import annotations
@@ -46,48 +46,52 @@ from topwork_trainer import commands
 EXEMPLARS = (500, 2_000, 10_000, 100_000)
 CLASSES = (5, 50, 200)
 FEWEST = 5
-"""Exemplars a class from which on a size is measured."""
+"""Minimum of exemplars a class for a size to be measured."""
 LOGISTIC = 100_000
-"""Exemplars times classes up to which scikit-learn's logistic regression is run to the end."""
+"""Maximum of exemplars times classes for which scikit-learn fits a logistic regression."""
 NEW, WIDTH, SEED = 2_000, 1280, 0
 FEW = 30
 """Photos of a small new class."""
 REPEATS, PATIENCE = 7, 300.0
-"""How often it is added, and how many seconds that may take."""
+"""Repetitions of adding the small class, and the timeout of each in seconds."""
 
 Row = dict[str, Any]
 
 
 def main() -> None:
-    """Measure and print JSON: an object of AddClass, then one for each size of a solve."""
+    """Measure and print JSON: an object for AddClass, then one for each size of a change."""
     parser = argparse.ArgumentParser()
     parser.add_argument("photos", nargs="?", type=Path)
-    parser.add_argument("--new", type=Path, help="photos of one more class")
+    parser.add_argument("--new", type=Path, help="photos of another class")
     parser.add_argument("--quick", action="store_true", help="sizes that take seconds only")
-    parser.add_argument("--solves", action="store_true", help="no AddClass")
-    parser.add_argument("--svg", type=Path, help="where to draw the solves")
+    parser.add_argument("--solves", action="store_true", help="omit AddClass of photos")
+    parser.add_argument("--svg", type=Path, help="file for a plot of the large changes")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        whose, exemplars, classes, work = asked.one
-        measured = {"prepare": prepare, "topwork": of_topwork, "scikit-learn": of_scikit_learn}
-        print(json.dumps(measured[whose](int(exemplars), int(classes), Path(work))))
+    arguments = parser.parse_args()
+    if arguments.one:
+        task, exemplars, classes, work = arguments.one
+        tasks = {
+            "prepare": prepare,
+            "topwork": measure_topwork,
+            "scikit-learn": measure_scikit_learn,
+        }
+        print(json.dumps(tasks[task](int(exemplars), int(classes), Path(work))))
         return
-    if not asked.solves:
-        print(json.dumps(add_class(asked.photos, asked.new), indent=1), flush=True)
+    if not arguments.solves:
+        print(json.dumps(add_class(arguments.photos, arguments.new), indent=1), flush=True)
     rows = []
-    for row in solves(EXEMPLARS[:2] if asked.quick else EXEMPLARS):
+    for row in solves(EXEMPLARS[:2] if arguments.quick else EXEMPLARS):
         print(json.dumps(row), flush=True)
         rows.append(row)
-    if asked.svg:
-        asked.svg.write_text(draw(rows))
+    if arguments.svg:
+        arguments.svg.write_text(draw(rows))
 
 
 # AddClass
 
 
 def add_class(photos: Path | None, new: Path | None) -> Row:
-    """Return what adding the last class costs and brings, beside a fit of all; then a small one."""
+    """Measure adding the last class against a fit of all classes, then adding a small class."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         rendered = work / "rendered"
@@ -107,7 +111,7 @@ def add_class(photos: Path | None, new: Path | None) -> Row:
         store = Repository(repository)
         same = store.manifest("grafted", 2).head == store.manifest("joint", 1).head
         few: Row = {}
-        if new or photos:  # a rendered class beside rendered ones would be one of them
+        if new or photos:  # another rendered class would equal an existing one
             small = new or max(path for path in rendered.iterdir() if path.is_dir())
             few = add_few(store, sorted(small.iterdir())[:FEW], work)
             few["times_faster"] = joint["seconds"]["total"] / few["seconds"]
@@ -129,10 +133,10 @@ def add_class(photos: Path | None, new: Path | None) -> Row:
 
 
 def add_few(store: Repository, photos: Sequence[Path], work: Path) -> Row:
-    """Return what a small class costs beside the model of all: medians, the least in brackets.
+    """Measure adding a small class to the model of all classes; figures are medians.
 
-    Seconds are from the last uploaded byte to the first answer that knows the class. The budget is
-    1.2 times what embedding the photos takes with all cores and nothing else, and half a second.
+    Seconds are from the last uploaded byte to the first answer of the new revision. The budget is
+    1.2 times the time of embedding the photos on all idle cores, plus half a second.
     """
     alone = [seconds_to_embed(store, photos) for _ in range(REPEATS)][1:]
     seconds, stages = [], []
@@ -151,13 +155,13 @@ def add_few(store: Repository, photos: Sequence[Path], work: Path) -> Row:
             accepted = client.add_class("joint", "new", upload())
             while client.classify("joint", probe).revision == before:
                 if time.perf_counter() > uploaded + PATIENCE:
-                    result([*client.watch(accepted.name)][-1])  # raises what went wrong
+                    result([*client.watch(accepted.name)][-1])  # raises the operation's error
                 time.sleep(0.01)
             seconds.append(time.perf_counter() - uploaded)
-            times = result([*client.watch(accepted.name)][-1]).stage_times
+            stage_times = result([*client.watch(accepted.name)][-1]).stage_times
             stages.append(
                 {
-                    stage: cast("float", getattr(times, stage).ToTimedelta().total_seconds())
+                    stage: cast("float", getattr(stage_times, stage).ToTimedelta().total_seconds())
                     for stage in ("queued", "embedding", "solving", "publishing")
                 }
             )
@@ -166,17 +170,17 @@ def add_few(store: Repository, photos: Sequence[Path], work: Path) -> Row:
         "images": len(photos),
         "seconds": statistics.median(seconds),
         "least_seconds": min(seconds),
-        "stages": {key: statistics.median(one[key] for one in stages) for key in stages[0]},
+        "stages": {key: statistics.median(times[key] for times in stages) for key in stages[0]},
         "embedding_alone": statistics.median(alone),
         "budget": 1.2 * statistics.median(alone) + 0.5,
     }
 
 
 def seconds_to_embed(store: Repository, photos: Sequence[Path]) -> float:
-    """Return how long the worker's own loop takes, with all cores."""
+    """Return the seconds of the worker's embedding loop with all cores."""
     manifest = store.manifest("joint", 1)
     session = open_session(store.backbone_model(manifest.backbone), output="embedding")
-    sources = [ImageSource(name=one.name, label="new", read=one.read_bytes) for one in photos]
+    sources = [ImageSource(name=path.name, label="new", read=path.read_bytes) for path in photos]
     start = time.perf_counter()
     embed(sources, session, store.backbone(manifest).preprocess, cores=available_cores())
     return time.perf_counter() - start
@@ -186,25 +190,25 @@ def seconds_to_embed(store: Repository, photos: Sequence[Path]) -> float:
 
 
 def solves(sizes: Sequence[int]) -> Iterator[Row]:
-    """Yield what each size costs, and how good the heads are on new images."""
+    """Yield cost and accuracy on new images for each size."""
     for exemplars in sizes:
         for classes in CLASSES:
             if exemplars >= FEWEST * classes:
                 row: Row = {"exemplars": exemplars, "classes": classes}
                 with tempfile.TemporaryDirectory() as work:
-                    for whose in ("prepare", "topwork", "scikit-learn"):
-                        command = [sys.executable, __file__, "--one", whose]
+                    for task in ("prepare", "topwork", "scikit-learn"):
+                        command = [sys.executable, __file__, "--one", task]
                         printed = subprocess.run(
                             [*command, str(exemplars), str(classes), work],
                             check=True,
                             capture_output=True,
                         )
-                        row[whose] = json.loads(printed.stdout)
+                        row[task] = json.loads(printed.stdout)
                 yield row
 
 
 def prepare(exemplars: int, classes: int, work: Path) -> Row:
-    """Store a model of all classes but the last, whose shard is stored only."""
+    """Publish a model of all classes except the last; store the last class's shard."""
     from topwork.bundle.exemplars import shard_of
     from topwork.bundle.files import sha256
     from topwork.bundle.manifest import BackboneInfo
@@ -213,14 +217,14 @@ def prepare(exemplars: int, classes: int, work: Path) -> Row:
     from topwork.report.content import Making
     from topwork.training.publish import publish
 
-    made = made_up(exemplars, classes)[0]
+    made = synthetic(exemplars, classes)[0]
     store = Repository(work)
-    content = b"stands for a backbone"
+    content = b"placeholder of a backbone"
     backbone = store.put_backbone(
         content,
         BackboneInfo(
-            name="made up",
-            identity="made up",
+            name="synthetic",
+            identity="synthetic",
             digest=sha256(content),
             preprocess=PreprocessSpec(resize=224, crop=224),
             width=WIDTH,
@@ -249,16 +253,16 @@ def prepare(exemplars: int, classes: int, work: Path) -> Row:
     return {"backbone": backbone.digest, "shard": store.put_shard(shard_of(made, label))}
 
 
-def of_topwork(exemplars: int, classes: int, work: Path) -> Row:
-    """Learn once to load what is loaded, in small, and change once to measure."""
+def measure_topwork(exemplars: int, classes: int, work: Path) -> Row:
+    """Warm up with a small fit, then measure one change."""
     from topwork.changes.retrain import NewExemplars, Trainer
     from topwork.learning.learn import learn
 
-    learn(made_up(60, 3)[0], seed=SEED, threads=2)
+    learn(synthetic(60, 3)[0], seed=SEED, threads=2)
     store = Repository(work)
     before = {path: path.stat().st_ino for path in (work / "exemplars").iterdir()}
     (shard,) = set(store.stored("exemplars")) - {
-        one.digest for one in store.manifest("m", 1).exemplars
+        ref.digest for ref in store.manifest("m", 1).exemplars
     }
     job = Job(kind="add_class", model="m", label=f"class {classes - 1:03}", accepted=time.time())
     new = NewExemplars(
@@ -273,7 +277,7 @@ def of_topwork(exemplars: int, classes: int, work: Path) -> Row:
     peak = peak_mib()
     after = {path: path.stat().st_ino for path in (work / "exemplars").iterdir()}
     manifest = store.manifest("m", 2)
-    _, fresh, truth = made_up(exemplars, classes)
+    _, fresh, truth = synthetic(exemplars, classes)
     (logits,) = open_session(store.head(manifest), output="logits").run_outputs(fresh, ("logits",))
     return {
         "seconds": seconds,
@@ -287,12 +291,12 @@ def of_topwork(exemplars: int, classes: int, work: Path) -> Row:
     }
 
 
-def of_scikit_learn(exemplars: int, classes: int, _: Path) -> Row:
-    """Fit once, on embeddings of length 1, classes balanced."""
+def measure_scikit_learn(exemplars: int, classes: int, _: Path) -> Row:
+    """Measure one fit with balanced classes on embeddings of length 1."""
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
     from threadpoolctl import threadpool_limits
 
-    made, new, truth = made_up(exemplars, classes)
+    made, new, truth = synthetic(exemplars, classes)
     few = exemplars * classes <= LOGISTIC
     head = (
         LogisticRegression(C=30.0, tol=1e-8, max_iter=10_000, class_weight="balanced")
@@ -314,13 +318,13 @@ def of_scikit_learn(exemplars: int, classes: int, _: Path) -> Row:
     }
 
 
-def made_up(
+def synthetic(
     exemplars: int, classes: int
 ) -> tuple[Exemplars, NDArray[np.float32], NDArray[np.int64]]:
-    """Return exemplars, one in a hundred a near-duplicate, and embeddings with classes to judge by.
+    """Return exemplars with 1 % near-duplicates, and test embeddings with their classes.
 
-    Embeddings are non-negative, as a backbone's are: class means, variation in 64 directions that
-    all classes share, and noise. Fingerprints are of smooth random pictures.
+    Embeddings are non-negative like a backbone's: class means, variation in 64 directions shared by
+    all classes, and noise. Fingerprints are those of smooth random pictures.
     """
     rng = np.random.default_rng(SEED)
     means = rng.standard_normal((classes, WIDTH), dtype=np.float32) * np.float32(0.25)
@@ -353,14 +357,14 @@ def made_up(
         prints,
         [f"class {target:03}" for target in targets.tolist()],
         names=[f"{row:06}.jpg" for row in range(exemplars)],
-        # Bytes of their own, as stored ones have; what follows a picture's end is not read.
+        # All different, as in a real shard; bytes after a picture's end are ignored.
         thumbnails=[pictures[row % 20] + b"%d" % row for row in range(exemplars)],
     )
     return made, embed(truth), truth
 
 
 def fingerprints(rows: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return difference hashes of pictures that are smooth but for some noise."""
+    """Return difference hashes of smooth pictures with some noise."""
     prints = np.empty((rows, 32), dtype=np.uint8)
     down, across = (
         np.maximum(1 - abs(np.linspace(0, 4, cells)[:, None] - np.arange(5)), 0)
@@ -375,14 +379,14 @@ def fingerprints(rows: int, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def peak_mib() -> float:
-    """Return the most memory that this process ever held."""
+    """Return the peak resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 # The picture
 
-WHOSE = {"scikit-learn": "other", "topwork": "topwork"}
-"""Who is drawn, the last on top, and in which style."""
+STYLES = {"scikit-learn": "other", "topwork": "topwork"}
+"""CSS class of each library; the last is drawn on top."""
 PANEL, HEIGHT, LEFT, TOP, BOTTOM, GAP = 400, 400, 74, 44, 62, 84
 STYLE = """
 text { fill: #26332a; font: 14px system-ui, Helvetica, Arial, sans-serif; text-anchor: middle; }
@@ -410,9 +414,9 @@ text.other { fill: #59616b; stroke: none; }
 
 
 def draw(rows: Sequence[Row]) -> str:
-    """Return an SVG of seconds and memory against exemplars, a line for each count of classes.
+    """Return an SVG of CPU seconds and memory by exemplars, a line for each number of classes.
 
-    Of the processor, on all cores together: neighbours change those least.
+    CPU seconds depend less than wall time on other load of the machine.
     """
     width = 2 * (LEFT + PANEL) + GAP
     parts = [
@@ -420,12 +424,12 @@ def draw(rows: Sequence[Row]) -> str:
         "<title>Seconds and memory of a change, by exemplars and classes</title>",
         f"<style>{STYLE}</style>",
         f'<rect class="page" width="{width}" height="{HEIGHT}"/>',
-        *panel(rows, LEFT, "Processor seconds", lambda one: one["cpu_seconds"]),
+        *panel(rows, LEFT, "Processor seconds", lambda row: row["cpu_seconds"]),
         *panel(
             rows,
             2 * LEFT + PANEL + GAP // 2,
             "Peak GiB of memory",
-            lambda one: one["peak_mib"] / 1024,
+            lambda row: row["peak_mib"] / 1024,
         ),
         "</svg>",
     ]
@@ -435,52 +439,52 @@ def draw(rows: Sequence[Row]) -> str:
 def panel(
     rows: Sequence[Row], left: float, title: str, value: Callable[[Row], float]
 ) -> Iterator[str]:
-    """Yield one picture, both axes logarithmic."""
+    """Yield the elements of one plot with logarithmic axes."""
     sizes = sorted({row["exemplars"] for row in rows})
-    found = [value(row[whose]) for row in rows for whose in WHOSE if whose in row]
+    found = [value(row[library]) for row in rows for library in STYLES if library in row]
     low, high = np.floor(np.log10(min(found))), np.ceil(np.log10(max(found)))
     first, last = np.log10(sizes[0]), np.log10(max(sizes[-1], 2 * sizes[0]))
-    room, height = PANEL - 70, HEIGHT - TOP - BOTTOM
+    span, height = PANEL - 70, HEIGHT - TOP - BOTTOM
 
     def x(exemplars: float) -> float:
-        return float(left + room * (np.log10(exemplars) - first) / (last - first))
+        return float(left + span * (np.log10(exemplars) - first) / (last - first))
 
     def y(number: float) -> float:
         return float(TOP + height * (high - np.log10(number)) / (high - low))
 
     for power in np.arange(low, high + 1):
-        yield f'<path class="grid" d="M{left} {y(10**power):.1f}h{room}"/>'
+        yield f'<path class="grid" d="M{left} {y(10**power):.1f}h{span}"/>'
         yield text("tick end", left - 8, y(10**power) + 5, f"{10**power:g}")
     for size in sizes:
         yield f'<path class="grid" d="M{x(size):.1f} {TOP}v{height}"/>'
         yield text("tick", x(size), HEIGHT - BOTTOM + 20, f"{size:,}")
-    yield text("", left + room / 2, HEIGHT - 14, "exemplars")
+    yield text("", left + span / 2, HEIGHT - 14, "exemplars")
     yield text("start", left, TOP - 18, f"{title}; dashed: one fit of scikit-learn")
-    for whose, kind in WHOSE.items():
+    for library, style in STYLES.items():
         for classes in CLASSES:
-            mine = [row for row in rows if row["classes"] == classes and whose in row]
-            points = [(x(row["exemplars"]), y(value(row[whose]))) for row in mine]
+            mine = [row for row in rows if row["classes"] == classes and library in row]
+            points = [(x(row["exemplars"]), y(value(row[library]))) for row in mine]
             if points:
                 path = "L".join(f"{across:.1f} {down:.1f}" for across, down in points)
                 dots = "".join(f'<circle cx="{a:.1f}" cy="{d:.1f}" r="3.5"/>' for a, d in points)
                 thick = 1 + CLASSES.index(classes)
-                yield f'<g class="{kind}" stroke-width="{thick}"><path d="M{path}"/>{dots}</g>'
-    yield from names(rows, left + room + 10, lambda row: y(value(row)))
+                yield f'<g class="{style}" stroke-width="{thick}"><path d="M{path}"/>{dots}</g>'
+    yield from names(rows, left + span + 10, lambda row: y(value(row)))
 
 
 def names(rows: Sequence[Row], left: float, y: Callable[[Row], float]) -> Iterator[str]:
-    """Yield the lines' names at their ends, each at least a line below the one before."""
+    """Yield the lines' names at their ends, without overlaps."""
     ends = []
-    for whose, kind in WHOSE.items():
+    for library, style in STYLES.items():
         for classes in CLASSES:
-            mine = [row for row in rows if row["classes"] == classes and whose in row]
+            mine = [row for row in rows if row["classes"] == classes and library in row]
             if mine:
-                name = f"{classes} classes" if whose == "topwork" else f"sklearn {classes}"
-                ends.append((y(mine[-1][whose]), kind, name))
+                name = f"{classes} classes" if library == "topwork" else f"sklearn {classes}"
+                ends.append((y(mine[-1][library]), style, name))
     lowest = 0.0
-    for down, kind, name in sorted(ends):
+    for down, style, name in sorted(ends):
         lowest = max(down + 5, lowest + 16)
-        yield text(f"{kind} start", left, lowest, name)
+        yield text(f"{style} start", left, lowest, name)
 
 
 def text(style: str, x: float, y: float, words: str) -> str:

@@ -1,4 +1,4 @@
-"""Measure the inner pieces of Classify, one by one: ``pytest tests/benchmarks/pieces.py``."""
+"""Microbenchmarks of the parts of Classify: ``pytest tests/benchmarks/pieces.py``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTH, LABELS = 1280, 5
 
 @pytest.mark.parametrize("size", [(320, 240), (1920, 1080)], ids=["320x240", "1920x1080"])
 def test_decode(benchmark: BenchmarkFixture, size: tuple[int, int]) -> None:
-    """A JPEG becomes the 224 x 224 pixels of the default backbone."""
+    """Decoding of a JPEG into the 224 x 224 pixels of the default backbone."""
     noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     photo = encode(Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC), "JPEG")
     spec = PreprocessSpec(resize=256, crop=224)
@@ -30,7 +30,7 @@ def test_decode(benchmark: BenchmarkFixture, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("rows", [1, 16])
 def test_head(benchmark: BenchmarkFixture, rows: int) -> None:
-    """A linear head answers for a request's embeddings."""
+    """A linear head on the embeddings of a request."""
     rng = np.random.default_rng(0)
     graph = tiny.linear_head(
         rng.normal(size=(LABELS, WIDTH)).astype(np.float32), np.zeros(LABELS, np.float32)
@@ -42,21 +42,21 @@ def test_head(benchmark: BenchmarkFixture, rows: int) -> None:
 
 @pytest.mark.parametrize("waiting", [1, 512])
 def test_queue(benchmark: BenchmarkFixture, waiting: int) -> None:
-    """An image comes and another one goes, while others of as many callers wait."""
+    """A push and a pop of the fair queue while images of many callers wait."""
     queue: FairQueue[int] = FairQueue()
     for number in range(waiting):
         queue.push(number, 1, deadline=float(number), flow=Flow())
 
-    def through() -> object:
+    def push_and_pop() -> object:
         queue.push(0, 1, deadline=0.0, flow=Flow())
         return queue.pop()
 
-    assert benchmark(through) is not None
+    assert benchmark(push_and_pop) is not None
 
 
 @pytest.mark.parametrize("images", [1, 16])
 def test_response(benchmark: BenchmarkFixture, images: int) -> None:
-    """An answer becomes the bytes that are sent."""
+    """Conversion of a result into the bytes of the response."""
     answer = ImageAnswer(
         predictions=tuple(
             LabelProbability(label=f"label {at}", probability=0.2) for at in range(LABELS)

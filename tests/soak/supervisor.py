@@ -78,7 +78,7 @@ class ServerSupervisor:
     def server(self) -> Running:
         """Wait for a ready server and return it."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self._client is not None, PATIENCE), "no server is ready"
+            assert self._changed.wait_for(lambda: self._client is not None, PATIENCE), "not ready"
             return self.servers[-1]
 
     def client(self) -> Client:

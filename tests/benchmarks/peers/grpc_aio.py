@@ -1,4 +1,4 @@
-"""Peer: a plain grpc.aio server; one thread a core decodes and runs, one thread an image.
+"""Peer: a plain grpc.aio server; a thread for each core decodes and runs one image at a time.
 
 python grpc_aio.py MODEL_DIRECTORY PORT CORES
 """

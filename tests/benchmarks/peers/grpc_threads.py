@@ -1,4 +1,4 @@
-"""Peer: the naive server; blocking grpcio with ten threads, ONNX Runtime as it comes.
+"""Peer: a naive server; blocking grpcio with ten threads, ONNX Runtime with its defaults.
 
 python grpc_threads.py MODEL_DIRECTORY PORT CORES
 """

@@ -1,4 +1,4 @@
-"""Peer: BentoML, one worker process a core; a photo comes as the body.
+"""Peer: BentoML, a worker process for each core; a photo is the body of a request.
 
 python with_bentoml.py MODEL_DIRECTORY PORT CORES
 """
@@ -22,7 +22,7 @@ class Photos:
 
     @bentoml.api  # type: ignore[untyped-decorator]  # as above
     def classify(self, photo: Annotated[Path, ContentType("image/jpeg")], /) -> list[list[float]]:
-        """Classify one photo, which BentoML keeps in a file."""
+        """Classify one photo, which BentoML passes as a file."""
         return self._model.top5(photo.read_bytes())
 
 

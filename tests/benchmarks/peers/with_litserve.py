@@ -1,4 +1,4 @@
-"""Peer: LitServe, one worker process a core; a photo comes as base64 in JSON, as its guide does it.
+"""Peer: LitServe, a worker process for each core; a photo is base64 in JSON, as in its guide.
 
 python with_litserve.py MODEL_DIRECTORY PORT CORES
 """

@@ -1,4 +1,4 @@
-"""Peer: MLServer over gRPC (Open Inference Protocol), one worker process a core.
+"""Peer: MLServer over gRPC (Open Inference Protocol), a worker process for each core.
 
 python with_mlserver.py MODEL_DIRECTORY PORT CORES
 """

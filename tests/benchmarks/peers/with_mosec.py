@@ -1,4 +1,4 @@
-"""Peer: mosec, a Rust front with one Python process a core, which takes one image at a time.
+"""Peer: mosec, a Rust front end with a Python process for each core, one image at a time.
 
 python with_mosec.py MODEL_DIRECTORY PORT CORES
 """
@@ -21,7 +21,7 @@ class Classify(Worker):  # type: ignore[misc]  # untyped here
         self._model = Bare(Path(os.environ["MODEL_DIRECTORY"]), threads=1)
 
     def deserialize(self, data: bytes) -> bytes:
-        """Take the body as it is."""
+        """Return the body unchanged."""
         return data
 
     def forward(self, data: bytes) -> bytes:
@@ -29,7 +29,7 @@ class Classify(Worker):  # type: ignore[misc]  # untyped here
         return self._model.answer(data)
 
     def serialize(self, data: bytes) -> bytes:
-        """Give the answer as it is."""
+        """Return the answer unchanged."""
         return data
 
 

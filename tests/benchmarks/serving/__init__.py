@@ -1,1 +1,1 @@
-"""The serving benchmark; docs/benchmarks.md says what it measures and how."""
+"""Serving benchmark; its measurements are described in docs/benchmarks.md."""

@@ -1,4 +1,4 @@
-"""Measure serving: ``PYTHONPATH=tests python -m benchmarks.serving --help``."""
+"""Serving benchmark's command line: ``PYTHONPATH=tests python -m benchmarks.serving --help``."""
 
 from __future__ import annotations
 
@@ -26,15 +26,20 @@ Folder = click.Path(file_okay=False, path_type=Path)
 )
 @click.option("--quick", is_flag=True, help="About a minute instead of six; less exact.")
 @click.option(
-    "--swaps", default=1000, type=click.IntRange(min=10), help="Of revisions, under load."
+    "--swaps",
+    default=1000,
+    type=click.IntRange(min=10),
+    help="Number of swaps of revisions under load.",
 )
 @click.option(
     "--peers",
     type=Folder,
-    help="Measure other servers too; each is installed into an environment below this directory.",
+    help="Measure other servers too, installed into environments below this directory.",
 )
 @click.option(
-    "--work", type=Folder, help="Keep the models here for the next time. Default: a temporary one."
+    "--work",
+    type=Folder,
+    help="Directory that stores the models for the next run. Default: temporary.",
 )
 @click.option("--docs", is_flag=True, help="Write the tables into docs/benchmarks.md.")
 @click.option(
@@ -50,7 +55,7 @@ def main(
     docs: bool,
     json_file: Path | None,
 ) -> None:
-    """Measure ``topwork serve`` beside a bare loop, and beside other servers.
+    """Measure ``topwork serve`` against a bare loop and against other servers.
 
     DATA is a folder with a folder of photos for each class; without it flowers are rendered.
     """

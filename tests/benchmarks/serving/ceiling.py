@@ -1,4 +1,4 @@
-"""What this machine can do at best: decoding and ONNX Runtime in a loop, with nothing around."""
+"""Upper bound of this machine: decoding and ONNX Runtime in a bare loop."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from benchmarks.bare import Bare
 
 
 class Ceiling:
-    """The two ends of one model: all cores on many images, and all cores on one."""
+    """Maximum throughput and minimum latency of a model in process."""
 
     def __init__(self, directory: Path, photos: Sequence[bytes], *, cores: int) -> None:
         self._photos = photos
         self._cores = cores
-        self._many = Bare(directory, threads=1)
-        self._one = Bare(directory, threads=cores, spin=True)
+        self._parallel = Bare(directory, threads=1)
+        self._lone = Bare(directory, threads=cores, spin=True)
 
     def throughput(self, seconds: float) -> tuple[float, float]:
-        """Return images/s of one thread a core, each on an image of its own, and how busy it was.
+        """Return images/s with a thread for each core, each on its own image, and the CPU share.
 
-        The latter is the share of the cores' time that it had: below 1 others had the rest.
+        The CPU share is below 1 if other processes used the cores.
         """
         cpu, begin = time.process_time(), time.perf_counter()
         end = begin + seconds
@@ -31,8 +31,8 @@ class Ceiling:
         def loop(offset: int) -> float:
             start, done = time.perf_counter(), 0
             while time.perf_counter() < end:
-                self._many.embed(
-                    self._many.decode(self._photos[(offset + done) % len(self._photos)])
+                self._parallel.embed(
+                    self._parallel.decode(self._photos[(offset + done) % len(self._photos)])
                 )
                 done += 1
             return done / (time.perf_counter() - start)
@@ -43,14 +43,14 @@ class Ceiling:
         return rate, busy
 
     def lone_ms(self, seconds: float) -> float:
-        """Return the median milliseconds of one image at a time, decoded too, on all cores."""
+        """Return the median milliseconds of decoding and embedding one image with all cores."""
         end, times, done = time.perf_counter() + seconds, list[float](), 0
         while (start := time.perf_counter()) < end:
-            self._one.embed(self._one.decode(self._photos[done % len(self._photos)]))
+            self._lone.embed(self._lone.decode(self._photos[done % len(self._photos)]))
             times.append(time.perf_counter() - start)
             done += 1
         return 1e3 * statistics.median(times)
 
     def top5(self, photo: bytes) -> list[list[float]]:
-        """Return what any server of this model should answer; see ``Bare.top5``."""
-        return self._many.top5(photo)
+        """Return the correct answer of a server of this model; see ``Bare.top5``."""
+        return self._parallel.top5(photo)

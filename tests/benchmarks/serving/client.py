@@ -1,7 +1,7 @@
-"""The load: callers that send what is ready to be sent, at the least cost to the shared cores.
+"""Load generator with a low cost on the cores that it shares with the server.
 
-Bodies are encoded before the clock starts, answers are decoded and checked. Costs of this client a
-call, with 20 KB bodies, are in docs/benchmarks.md.
+Bodies are encoded before the clock starts, answers are decoded and checked. The client's cost of a
+call with a 20 KB body is in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ WARM_UP_SECONDS = 0.4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where a server answers."""
+    """Address, path and credentials of a server's method."""
 
     address: str
     """HOST:PORT"""
     path: str
-    """Of the HTTP resource, or of the gRPC method."""
+    """Path of the HTTP resource or of the gRPC method."""
     transport: Literal["grpc", "http"] = "grpc"
     content_type: str = "image/jpeg"
-    """Over HTTP."""
+    """Content type of HTTP requests."""
     tls: ssl.SSLContext | None = None
-    """Of gRPC; None: plaintext."""
+    """TLS of gRPC; None is plaintext."""
     token: str = ""
-    """Bearer token of each call, of gRPC."""
+    """Bearer token of gRPC calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What came of a closed loop, after its warm-up."""
+    """Measurements of a closed loop after its warm-up."""
 
     calls_per_second: float
     latencies: list[float]
-    """Seconds, of the calls that ended."""
+    """Seconds of each finished call."""
     seconds: float
     client_cpu: float
-    """Seconds of this process."""
+    """CPU seconds of this process."""
     server_cpu: float
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run ``main`` on the quickest event loop; garbage waits, since its pauses are the client's."""
+    """Run ``main`` on uvloop, without garbage collection, whose pauses would count as latency."""
     gc.collect()
     gc.disable()
     try:
@@ -78,12 +78,12 @@ async def closed_loop(
     seconds: float,
     server_cpu: Callable[[], float],
 ) -> Load:
-    """Let each of ``callers`` send its next request when its last is answered."""
+    """Let each of ``callers`` send its next request when the last is answered."""
     ended: list[tuple[float, float]] = []
     stopping = False
 
     async def repeat(call: Call, offset: int, delay: float) -> None:
-        await asyncio.sleep(delay)  # workers that share a port then share the connections
+        await asyncio.sleep(delay)  # spreads connections over workers that share a port
         while not stopping:
             start = time.perf_counter()
             check(await call(bodies[offset % len(bodies)]))
@@ -111,13 +111,13 @@ async def closed_loop(
 
 @contextlib.asynccontextmanager
 async def connected(endpoint: Endpoint, callers: int) -> AsyncIterator[list[Call]]:
-    """Yield a way to call for each caller: one gRPC connection for all, or an HTTP one each."""
+    """Yield a call function for each caller: one shared gRPC connection, or an HTTP one each."""
     made: list[Connection | _Http]
     if endpoint.transport == "grpc":
-        one = await Connection.connect(
+        shared = await Connection.connect(
             endpoint.address, endpoint.path, tls=endpoint.tls, token=endpoint.token
         )
-        made = [one] * callers
+        made = [shared] * callers
     else:
         made = [_Http(endpoint) for _ in range(callers)]
     try:
@@ -128,7 +128,7 @@ async def connected(endpoint: Endpoint, callers: int) -> AsyncIterator[list[Call
 
 
 class _Http:
-    """One kept connection, made at the first call: HTTP/1.1 by hand, cheaper than any library."""
+    """Keep-alive HTTP/1.1 connection without a library, opened at the first call."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._address = endpoint.address

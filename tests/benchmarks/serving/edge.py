@@ -1,4 +1,4 @@
-"""What TLS, tokens, limits and metrics cost: two servers, one with all of it, loaded in turns."""
+"""Cost of TLS, tokens, limits and metrics: a secured and an open server loaded alternately."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from benchmarks.serving.tables import Table
 from topwork.access import tokens
 
 MANY = 10**6
-"""Limits that are counted, and never met."""
+"""Rate limits that are counted but never reached."""
 
 
-class Guard:
+class Security:
     """Certificate, token and access file of a server, below a directory."""
 
     def __init__(self, directory: Path) -> None:
@@ -44,65 +44,64 @@ class Guard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
-    """One load on both servers. Figures are medians of the turns."""
+    """Measurements of one load on both servers; figures are medians of the turns."""
 
     precision: str
     callers: int
     images: int
-    """A request."""
+    """Images in each request."""
     open_images_per_second: float
     secured_images_per_second: float
     kept: float
-    """Secured over open, of each turn with the one beside it."""
+    """Throughput of secured over open, for each pair of adjacent turns."""
     kept_from: float
     kept_to: float
-    """The middle half of the turns."""
+    """Quartiles of ``kept``."""
     kept_by_cpu: float
-    """Processor time an image, of server and client, open over secured: what others that are at
-    work on the machine do not disturb."""
+    """CPU time of server and client per image, open over secured: independent of other load."""
     open_server_cpu_ms: float
     secured_server_cpu_ms: float
-    """An image."""
+    """CPU milliseconds per image."""
     open_client_cpu_ms: float
     secured_client_cpu_ms: float
 
 
 def measure(
     case: Case,
-    guard: Guard,
+    security: Security,
     open_: tuple[str, Processes],
     secured: tuple[str, Processes],
     *,
     turns: int,
     seconds: float,
 ) -> Edge:
-    """Load both servers as often as that, first the one, then the other, then the other way."""
+    """Load both servers ``turns`` times, in alternating order."""
     endpoints = (
         replace(case.endpoint, address=open_[0]),
-        replace(case.endpoint, address=secured[0], tls=guard.tls, token=guard.token),
+        replace(case.endpoint, address=secured[0], tls=security.tls, token=security.token),
     )
     processes = (open_[1], secured[1])
     loads: list[tuple[Load, Load]] = []
     for turn in range(turns):
         order = (0, 1) if turn % 2 == 0 else (1, 0)
         found = {
-            which: client.run(
+            index: client.run(
                 client.closed_loop(
-                    endpoints[which],
+                    endpoints[index],
                     case.bodies,
                     case.check,
                     callers=case.callers,
                     seconds=seconds,
-                    server_cpu=processes[which].cpu_seconds,
+                    server_cpu=processes[index].cpu_seconds,
                 )
             )
-            for which in order
+            for index in order
         }
         loads.append((found[0], found[1]))
-    rates = np.array([[one.calls_per_second * case.images for one in pair] for pair in loads])
+    rates = np.array([[load.calls_per_second * case.images for load in pair] for pair in loads])
     low, middle, high = np.percentile(rates[:, 1] / rates[:, 0], [25, 50, 75])
-    server = np.array([[one.server_cpu / one.seconds for one in pair] for pair in loads]) / rates
-    sender = np.array([[one.client_cpu / one.seconds for one in pair] for pair in loads]) / rates
+    server = np.array([[load.server_cpu / load.seconds for load in pair] for pair in loads]) / rates
+    sender = np.array([[load.client_cpu / load.seconds for load in pair] for pair in loads]) / rates
     both = server + sender
     return Edge(
         precision=case.precision,

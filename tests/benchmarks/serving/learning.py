@@ -1,4 +1,4 @@
-"""What AddClass costs those who classify meanwhile."""
+"""Effect of AddClass on the latency of concurrent Classify calls."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 from benchmarks.serving import client
 from benchmarks.serving.client import Endpoint
 from benchmarks.serving.tables import Table
-from benchmarks.serving.workload import CLASSIFY, LEARNERS, Workload, answered, requests
+from benchmarks.serving.workload import CLASSIFY, LEARNERS, Workload, decode_answer, requests
 from topwork import AsyncClient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learning:
-    """A load with AddClass at work, beside the same load before and after."""
+    """A load during AddClass, compared with the same load before and after."""
 
     callers: int
     classes_added: int
     add_class_seconds: float
-    """Of one, in the mean."""
+    """Mean seconds of an AddClass."""
     p50_ms_without: float
     p50_ms_with: float
     p99_ms_without: float
@@ -35,13 +35,18 @@ class Learning:
 def measure(
     address: str, workload: Workload, *, callers: int, seconds: float, first: int
 ) -> Learning:
-    """Measure; AddClass teaches ``learner-<first>`` and those after it the held-out label."""
+    """Measure while AddClass adds the held-out label to ``learner-<first>`` and later models."""
     endpoint = Endpoint(address=address, path=CLASSIFY)
     bodies = requests(workload.photos, ["int8"])
 
     async def load() -> client.Load:
         return await client.closed_loop(
-            endpoint, bodies, answered, callers=callers, seconds=seconds, server_cpu=lambda: 0.0
+            endpoint,
+            bodies,
+            decode_answer,
+            callers=callers,
+            seconds=seconds,
+            server_cpu=lambda: 0.0,
         )
 
     async def both() -> tuple[client.Load, list[float]]:
@@ -72,7 +77,7 @@ def measure(
     during, took = client.run(both())
     after = client.run(load())
     p50s, p99s = zip(
-        *(np.percentile(one.latencies, [50, 99]) * 1e3 for one in (before, during, after)),
+        *(np.percentile(loaded.latencies, [50, 99]) * 1e3 for loaded in (before, during, after)),
         strict=True,
     )
     return Learning(

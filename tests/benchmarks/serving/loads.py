@@ -1,4 +1,4 @@
-"""How fast a server answers callers that wait for each answer: one row of a table a load."""
+"""Throughput and latency of a server in a closed loop, compared with the ceiling."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from benchmarks.serving.processes import Processes
 from benchmarks.serving.tables import Table
 
 STEADY = 0.05
-"""Disturbance that is let pass, a share."""
+"""Maximum disturbance (a share) of a valid measurement."""
 TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How long each part of a measurement takes, in seconds."""
+class Durations:
+    """Durations of a measurement's parts in seconds."""
 
     load: float
     ceiling: float
-    """Before and again after the load; half of it for the lone image."""
+    """Duration before and again after the load; half of it for the lone image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One load: what is sent to whom, and what the table says of it."""
+    """One load: endpoint, requests, and its description in the table."""
 
     endpoint: Endpoint
     bodies: Sequence[bytes]
@@ -38,43 +38,42 @@ class Case:
     precision: str
     callers: int
     images: int
-    """In each body."""
+    """Images in each body."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """The figures of one load. Ratios are to the ceiling measured right before and after it."""
+    """Measurements of one load. Ratios are to the ceiling measured right before and after it."""
 
     server: str
     precision: str
     callers: int
     images: int
-    """A request."""
+    """Images in each request."""
     images_per_second: float
     of_ceiling: float
     of_the_rest: float
-    """The same, of the ceiling without the share of the cores that the client takes."""
+    """Throughput over the ceiling minus the client's share of the cores."""
     p50_ms: float
     p99_ms: float
     of_lone: float | None
-    """With one caller: p50 over the median of one image at a time on all cores, in process."""
+    """With one caller: p50 over the ceiling's median time of a lone image."""
     server_cpu_ms: float
-    """An image, of all the server's processes."""
+    """CPU milliseconds per image of all the server's processes."""
     client_cpu_ms: float
-    """An image."""
+    """CPU milliseconds per image."""
     memory_mib: float
     disturbance: float
-    """How far the ceilings before and after are apart, or what others took from them if more."""
+    """Difference of the ceilings before and after (a share), or other processes' CPU if more."""
 
 
-def measure(case: Case, processes: Processes, *, ceiling: Ceiling, cores: int, pace: Pace) -> Row:
-    """Measure one load on a server that runs.
-
-    Once more if something else was at work, which the ceilings before and after it show.
-    """
+def measure(
+    case: Case, processes: Processes, *, ceiling: Ceiling, cores: int, durations: Durations
+) -> Row:
+    """Measure one load on a running server; repeat if other processes disturbed it."""
     rows: list[Row] = []
     while len(rows) < TRIES and (not rows or rows[-1].disturbance > STEADY):
-        rows.append(_measure(case, processes, ceiling, cores, pace))
+        rows.append(_measure(case, processes, ceiling, cores, durations))
     return min(rows, key=lambda row: row.disturbance)
 
 
@@ -103,22 +102,24 @@ def table(name: str, rows: Sequence[Row]) -> Table:
     return Table(name=name, titles=titles, lines=lines, records=rows)
 
 
-def _measure(case: Case, processes: Processes, ceiling: Ceiling, cores: int, pace: Pace) -> Row:
+def _measure(
+    case: Case, processes: Processes, ceiling: Ceiling, cores: int, durations: Durations
+) -> Row:
     lone = case.callers == 1 and case.images == 1
-    before = _ceilings(ceiling, pace, lone=lone)
+    before = _ceilings(ceiling, durations, lone=lone)
     load = client.run(
         client.closed_loop(
             case.endpoint,
             case.bodies,
             case.check,
             callers=case.callers,
-            # Long enough for each caller's first answer, and more.
-            seconds=max(pace.load, 2 * case.callers * case.images / before[0]),
+            # At least twice the time of each caller's first answer.
+            seconds=max(durations.load, 2 * case.callers * case.images / before[0]),
             server_cpu=processes.cpu_seconds,
         )
     )
     memory = processes.memory_mib()
-    after = _ceilings(ceiling, pace, lone=lone)
+    after = _ceilings(ceiling, durations, lone=lone)
     throughput, busy, lone_ms = ((a + b) / 2 for a, b in zip(before, after, strict=True))
     rate = load.calls_per_second * case.images
     p50, p99 = 1e3 * np.percentile(load.latencies, [50, 99])
@@ -140,7 +141,7 @@ def _measure(case: Case, processes: Processes, ceiling: Ceiling, cores: int, pac
     )
 
 
-def _ceilings(ceiling: Ceiling, pace: Pace, *, lone: bool) -> tuple[float, float, float]:
-    """Return images/s, how busy the loop was, and milliseconds of a lone image or NaN."""
-    rate, busy = ceiling.throughput(pace.ceiling)
-    return rate, busy, ceiling.lone_ms(pace.ceiling / 2) if lone else float("nan")
+def _ceilings(ceiling: Ceiling, durations: Durations, *, lone: bool) -> tuple[float, float, float]:
+    """Return images/s, the CPU share, and milliseconds of a lone image or NaN."""
+    rate, busy = ceiling.throughput(durations.ceiling)
+    return rate, busy, ceiling.lone_ms(durations.ceiling / 2) if lone else float("nan")

@@ -1,4 +1,4 @@
-"""Two moments that users feel: the first requests after a burst, and the start of the server."""
+"""Latency right after a burst of requests, and start-up time of the server."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from benchmarks.serving import client
 from benchmarks.serving.client import Endpoint
 from benchmarks.serving.processes import free_port
 from benchmarks.serving.tables import Table
-from benchmarks.serving.workload import CLASSIFY, Workload, answered, requests
+from benchmarks.serving.workload import CLASSIFY, Workload, decode_answer, requests
 
 LONE = 20
-"""Requests that are looked at, one after the other."""
+"""Number of measured requests, one after the other."""
 BURST_CALLERS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Burst:
-    """Lone requests before and right after many callers at once."""
+    """Latency of lone requests before and right after a burst of many callers."""
 
     burst_seconds: float
     p50_ms_before: float
     p50_ms_after: float
     first_ms_after: float
-    """Of the very first one."""
+    """Latency of the first request after the burst."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """From exec to the health service's SERVING, with warm file caches."""
+    """Time from exec to the health status SERVING, with warm file caches."""
 
     models: int
     starts: int
@@ -49,7 +49,7 @@ class Start:
 
 
 def measure_burst(address: str, workload: Workload, *, seconds: float) -> Burst:
-    """Measure a server that runs."""
+    """Measure a running server."""
     endpoint = Endpoint(address=address, path=CLASSIFY)
     bodies = requests(workload.photos, ["int8"])
 
@@ -58,7 +58,7 @@ def measure_burst(address: str, workload: Workload, *, seconds: float) -> Burst:
         async with client.connected(endpoint, 1) as (call,):
             for number in range(2 * LONE):
                 start = time.perf_counter()
-                answered(await call(bodies[number % len(bodies)]))
+                decode_answer(await call(bodies[number % len(bodies)]))
                 times.append(1e3 * (time.perf_counter() - start))
         return times
 
@@ -66,7 +66,7 @@ def measure_burst(address: str, workload: Workload, *, seconds: float) -> Burst:
         await client.closed_loop(
             endpoint,
             bodies,
-            answered,
+            decode_answer,
             callers=BURST_CALLERS,
             seconds=seconds,
             server_cpu=lambda: 0.0,
@@ -84,7 +84,7 @@ def measure_burst(address: str, workload: Workload, *, seconds: float) -> Burst:
 
 
 def measure_start(repository: Path, log: Path, *, models: int, starts: int) -> Start:
-    """Start the server and stop it again, a few times."""
+    """Start and stop the server ``starts`` times."""
     seconds = [_start(repository, log) for _ in range(starts)]
     return Start(
         models=models,
@@ -138,7 +138,7 @@ def _start(repository: Path, log: Path) -> float:
 
 
 def _serving(port: int) -> bool:
-    # A channel that met no server waits a second before it tries again, so a socket goes first.
+    # A failed gRPC channel waits a second before it reconnects, so try a socket first.
     try:
         socket.create_connection(("127.0.0.1", port)).close()
     except ConnectionRefusedError:

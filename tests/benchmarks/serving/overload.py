@@ -1,4 +1,4 @@
-"""What comes of three times as many requests as the server can answer in time."""
+"""Load shedding under three times as many requests as the server can answer in time."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from benchmarks.serving import client
 from benchmarks.serving.client import Call, Endpoint
 from benchmarks.serving.http2 import Failed
 from benchmarks.serving.tables import Table
-from benchmarks.serving.workload import CLASSIFY, Workload, answered, requests
+from benchmarks.serving.workload import CLASSIFY, Workload, decode_answer, requests
 
 TIMES = 3
-"""The rate of arrivals over the peak of a closed loop."""
+"""Rate of arrivals over the peak throughput of a closed loop."""
 PEAK_CALLERS = 32
 PATIENCE = 20.0
-"""Seconds after which the client gives up; the server has to answer long before."""
+"""Client timeout in seconds, much longer than the server's deadline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overload:
-    """What became of requests that arrive whether or not the server keeps up."""
+    """Outcomes of requests in an open loop."""
 
     deadline_ms: float
     peak: float
-    """Images/s of a closed loop of PEAK_CALLERS, right before and after."""
+    """Images/s of a closed loop of PEAK_CALLERS right before and after."""
     offered: float
-    """Requests/s, one image each."""
+    """Requests/s of one image each."""
     goodput: float
     """Answers/s within the deadline, by the client's clock."""
     rejected: int
     rejection_p50_ms: float
     rejection_p99_ms: float
     accepted: int
-    """Answered, or refused only because their deadline had passed."""
+    """Requests that were answered or ended with DEADLINE_EXCEEDED."""
     missed: int
-    """Of the accepted: without an answer when the deadline passed."""
+    """Accepted requests without an answer within the deadline."""
     latest_ms: float
-    """How long after its deadline the latest answer came; negative: before it."""
+    """Time of the latest answer after its deadline; negative if before it."""
     failed: int
-    """With any other status."""
+    """Requests with any other status."""
     client_late_p99_ms: float
-    """How long after its time a request was sent: what the client's own clock is worth."""
+    """Delay of sending a request in the client: the accuracy of the measurement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class _Outcome:
 def measure(address: str, workload: Workload, *, deadline: float, seconds: float) -> Overload:
     """Measure a server whose ``--max-seconds`` is ``deadline``.
 
-    The deadline is the server's alone, so that the client sees what the server makes of it.
+    Only the server has the deadline, so that the client receives the server's status.
     """
     endpoint = Endpoint(address=address, path=CLASSIFY)
     bodies = requests(workload.photos, ["int8"])
@@ -68,7 +68,7 @@ def measure(address: str, workload: Workload, *, deadline: float, seconds: float
         loop = client.closed_loop(
             endpoint,
             bodies,
-            answered,
+            decode_answer,
             callers=PEAK_CALLERS,
             seconds=seconds / 2,
             server_cpu=lambda: 0.0,
@@ -80,23 +80,23 @@ def measure(address: str, workload: Workload, *, deadline: float, seconds: float
     outcomes = client.run(_open_loop(endpoint, bodies, rate=rate, seconds=seconds))
     mean_peak = (before + peak()) / 2
     good, rejected, expired = (
-        [one for one in outcomes if one.status == status]
+        [outcome for outcome in outcomes if outcome.status == status]
         for status in (code_pb2.OK, code_pb2.RESOURCE_EXHAUSTED, code_pb2.DEADLINE_EXCEEDED)
     )
-    p50, p99 = np.percentile([one.seconds for one in rejected] or [float("nan")], [50, 99])
+    p50, p99 = np.percentile([outcome.seconds for outcome in rejected] or [float("nan")], [50, 99])
     return Overload(
         deadline_ms=1e3 * deadline,
         peak=mean_peak,
         offered=rate,
-        goodput=sum(one.seconds <= deadline for one in good) / seconds,
+        goodput=sum(outcome.seconds <= deadline for outcome in good) / seconds,
         rejected=len(rejected),
         rejection_p50_ms=1e3 * p50,
         rejection_p99_ms=1e3 * p99,
         accepted=len(good) + len(expired),
-        missed=len(expired) + sum(one.seconds > deadline for one in good),
-        latest_ms=1e3 * (max(one.seconds for one in good) - deadline),
+        missed=len(expired) + sum(outcome.seconds > deadline for outcome in good),
+        latest_ms=1e3 * (max(outcome.seconds for outcome in good) - deadline),
         failed=len(outcomes) - len(good) - len(rejected) - len(expired),
-        client_late_p99_ms=1e3 * float(np.percentile([one.late for one in outcomes], 99)),
+        client_late_p99_ms=1e3 * float(np.percentile([outcome.late for outcome in outcomes], 99)),
     )
 
 
@@ -130,14 +130,14 @@ def table(rows: Sequence[Overload]) -> Table:
 async def _open_loop(
     endpoint: Endpoint, bodies: Sequence[bytes], *, rate: float, seconds: float
 ) -> list[_Outcome]:
-    """Send ``rate`` requests a second at even distances; return what became of each."""
+    """Send ``rate`` requests a second at regular intervals; return their outcomes."""
     outcomes: list[_Outcome] = []
 
     async def send(call: Call, body: bytes, due: float) -> None:
         start, status = time.perf_counter(), code_pb2.OK
         try:
             async with asyncio.timeout(PATIENCE):
-                answered(await call(body))
+                decode_answer(await call(body))
         except Failed as error:
             status = error.status
         except TimeoutError:

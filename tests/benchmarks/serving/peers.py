@@ -1,4 +1,4 @@
-"""Other servers from the package index, each in an environment of its own, on the same model."""
+"""Other servers from PyPI, each in its own environment, with the same model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from benchmarks.serving.processes import free_port, kill
 
 PROGRAMS = Path(__file__).parents[1] / "peers"
 SAME = ("onnxruntime", "pillow", "simplejpeg", "numpy")
-"""What decides a bare loop's speed is of the same version for everybody."""
+"""Packages with the same version in all environments, since they determine the speed."""
 INSTALL_SECONDS = 600
 START_SECONDS = 60
 
@@ -36,12 +36,12 @@ Top5 = list[list[float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """A server, and how a photo is sent to it."""
+    """A server, and the encoding of its requests."""
 
     name: str
     package: str
     program: str
-    """Of PROGRAMS; called with the model's directory, a port and the number of cores."""
+    """File in PROGRAMS; called with the model's directory, a port and the number of cores."""
     path: str
     also: tuple[str, ...] = ()
     """Other packages to install with it."""
@@ -52,7 +52,7 @@ class Peer:
 
 
 class NotMeasured(Exception):
-    """A peer cannot be installed or does not answer as it should; the text says why."""
+    """A peer cannot be installed or answers wrongly; the text has the reason."""
 
 
 def _inference_request(photo: bytes) -> bytes:
@@ -89,7 +89,7 @@ PEERS = (
     Peer(
         name="MLServer",
         package="mlserver",
-        also=("uvloop<0.22",),  # 1.7.1 cannot start its workers with a later one
+        also=("uvloop<0.22",),  # 1.7.1 cannot start its workers with a later version
         program="with_mlserver.py",
         path="/inference.GRPCInferenceService/ModelInfer",
         encode=_inference_request,
@@ -108,7 +108,7 @@ PEERS = (
 
 
 def install(peer: Peer, root: Path) -> Path:
-    """Return the Python of the peer's environment below ``root``, made if it is not there.
+    """Return the Python of the peer's environment below ``root``; create it if needed.
 
     Raises NotMeasured.
     """
@@ -138,7 +138,7 @@ def install(peer: Peer, root: Path) -> Path:
 def running(
     peer: Peer, python: Path, model: Path, photo: bytes, log: Path, *, cores: int
 ) -> Iterator[tuple[Endpoint, int]]:
-    """Run a peer for the block's time; yield where it answers, and its process id.
+    """Run a peer while the block runs; yield its endpoint and process id.
 
     Raises NotMeasured if it gives no answer to ``photo`` within START_SECONDS.
     """
@@ -166,11 +166,11 @@ def running(
             _wait(peer, endpoint, photo, process, log)
             yield endpoint, process.pid
         finally:
-            kill(process.pid)  # several of them leave workers behind when only the parent is ended
+            kill(process.pid)  # some leave workers running if only the parent is killed
 
 
 def check(peer: Peer, endpoint: Endpoint, bodies: Sequence[bytes], wanted: Sequence[Top5]) -> None:
-    """Raise NotMeasured unless the peer's answers are those of the bare model."""
+    """Raise NotMeasured unless the peer's answers equal the bare model's."""
 
     async def ask() -> list[Top5]:
         async with client.connected(endpoint, 1) as (call,):
@@ -182,7 +182,7 @@ def check(peer: Peer, endpoint: Endpoint, bodies: Sequence[bytes], wanted: Seque
 
 
 def top5(answer: bytes) -> Top5:
-    """Return [class index, probability] pairs, whatever a framework wraps around them."""
+    """Return the [class index, probability] pairs in a framework's response."""
     found: Top5 = json.loads(answer[answer.index(b"[[") : answer.rindex(b"]]") + 2])
     return found
 

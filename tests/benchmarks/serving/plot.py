@@ -1,4 +1,4 @@
-"""The two ends of serving as a picture: a lone request's latency, many callers' throughput."""
+"""SVG plot of servers: latency of a lone request against throughput of many callers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from topwork.report.placement import LINE, place
 WIDTH, HEIGHT = 760, 440
 LEFT, TOP, RIGHT, BOTTOM = 70, 30, 30, 70
 MANY = 32
-"""Callers."""
+"""Number of callers."""
 OURS = "topwork"
 
 _STYLE = """
@@ -35,12 +35,12 @@ circle.peer { fill: #8a8f7a; }
 
 
 def both_ends(rows: Sequence[Row]) -> str:
-    """Return an SVG with a point for each server; the best corner is the upper left one."""
-    one = {row.server: row.of_lone for row in rows if row.of_lone is not None}
+    """Return an SVG with a point for each server; the best corner is at the upper left."""
+    lone = {row.server: row.of_lone for row in rows if row.of_lone is not None}
     many = {row.server: row.of_ceiling for row in rows if row.callers == MANY}
-    servers = [server for server in one if server in many]
-    shortest = min(1.0, math.floor(min(one[server] for server in servers) * 2) / 2)
-    longest = max(2.0, math.ceil(max(one[server] for server in servers) * 2) / 2)
+    servers = [server for server in lone if server in many]
+    shortest = min(1.0, math.floor(min(lone[server] for server in servers) * 2) / 2)
+    longest = max(2.0, math.ceil(max(lone[server] for server in servers) * 2) / 2)
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
     def x(times: float) -> float:
@@ -49,7 +49,7 @@ def both_ends(rows: Sequence[Row]) -> str:
     def y(share: float) -> float:
         return TOP + height * (1 - share)
 
-    points = [(server, x(one[server]), y(many[server])) for server in servers]
+    points = [(server, x(lone[server]), y(many[server])) for server in servers]
     names = place(
         [(name, 0, left, top - LINE / 3) for name, left, top in points], width=WIDTH, height=HEIGHT
     )

@@ -1,4 +1,4 @@
-"""The parts of the benchmark: which server each starts, and what it measures on it."""
+"""Parts of the serving benchmark, each with its server and its measurements."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 from benchmarks.serving import edge, learning, loads, moments, overload, peers, swaps
 from benchmarks.serving.ceiling import Ceiling
 from benchmarks.serving.client import Endpoint
-from benchmarks.serving.loads import Case, Pace, Row
-from benchmarks.serving.processes import LEARNER, Processes
+from benchmarks.serving.loads import Case, Durations, Row
+from benchmarks.serving.processes import WORKER, Processes
 from benchmarks.serving.tables import Table
-from benchmarks.serving.workload import CLASSIFY, PRECISIONS, Workload, answered, requests
+from benchmarks.serving.workload import CLASSIFY, PRECISIONS, Workload, decode_answer, requests
 from topwork.runtime.cores import available_cores
 from topwork_trainer import commands
 
 BOTH_ENDS = (1, 32)
-"""Callers."""
+"""Numbers of callers."""
 DEADLINE = 0.3
-"""Seconds, under overload."""
+"""Deadline in seconds under overload."""
 
 
 class Suite:
-    """Runs the parts, one after the other; logs of servers go below ``logs``."""
+    """Runs the parts; servers write their logs below ``logs``."""
 
     def __init__(
         self, workload: Workload, logs: Path, *, quick: bool, swaps: int, peers: Path | None
@@ -35,15 +35,17 @@ class Suite:
         self._swaps = 20 if quick else swaps
         self._peers = peers
         self._cores = available_cores()
-        self._pace = Pace(load=1.5, ceiling=0.5) if quick else Pace(load=3.0, ceiling=1.0)
-        self._long = self._pace.load * 5 / 3
+        self._durations = (
+            Durations(load=1.5, ceiling=0.5) if quick else Durations(load=3.0, ceiling=1.0)
+        )
+        self._long = self._durations.load * 5 / 3
 
     def measure(self, part: str) -> Table:
         """Return the table of one of PARTS."""
         return PARTS[part](self)
 
     def loads(self) -> Table:
-        """Measure both precisions, few and many callers, one and many images a request."""
+        """Measure both precisions, few and many callers, one and many images in a request."""
         grid = [(callers, 1) for callers in (1, 8, 32, 128)] + [(n, 16) for n in (1, 8, 32)]
         if self._quick:
             grid = [(1, 1), (32, 1), (8, 16)]
@@ -52,27 +54,27 @@ class Suite:
             for precision in ("int8",) if self._quick else PRECISIONS:
                 ceiling = self._ceiling(precision)
                 for callers, images in grid:
-                    case = self._ours(
+                    case = self._case(
                         address, [precision], precision=precision, callers=callers, images=images
                     )
                     rows.append(self._row(case, processes, ceiling))
         return loads.table("loads", rows)
 
     def models(self) -> Table:
-        """Measure one model, then many that share a backbone; each has a logistic head."""
+        """Measure one model, then many with one backbone and their own logistic heads."""
         rows = []
         ceiling = self._ceiling("int8")
-        for repository, count in self._shelves():
+        for repository, count in self._repositories():
             with self._serving(repository) as (address, processes):
                 for callers in BOTH_ENDS:
                     models = [f"linear-{number}" for number in range(count)]
-                    case = self._ours(address, models, precision="int8", callers=callers)
+                    case = self._case(address, models, precision="int8", callers=callers)
                     rows.append(self._row(case, processes, ceiling))
         return loads.table("models", rows)
 
     def learning(self) -> Table:
-        """Measure with AddClass at work and without."""
-        self._workload.forget()
+        """Measure with and without a running AddClass."""
+        self._workload.roll_back_learners()
         rows: list[learning.Learning] = []
         with self._serving(self._workload.main) as (address, _):
             for callers in (8,) if self._quick else (1, 8):
@@ -85,41 +87,41 @@ class Suite:
         return learning.table(rows)
 
     def overload(self) -> Table:
-        """Measure more requests than can be answered in time."""
+        """Measure load shedding."""
         options = ("--max-seconds", DEADLINE)
         with self._serving(self._workload.main, *options) as (address, _):
             row = overload.measure(address, self._workload, deadline=DEADLINE, seconds=self._long)
         return overload.table([row])
 
     def swaps(self) -> Table:
-        """Measure one revision taking over from another, again and again."""
+        """Measure repeated swaps of revisions."""
         with self._serving(self._workload.main) as (address, processes):
             row = swaps.measure(address, self._workload, processes, swaps=self._swaps)
         return swaps.table([row])
 
     def burst(self) -> Table:
-        """Measure lone requests right after many callers."""
+        """Measure lone requests right after a burst."""
         with self._serving(self._workload.main) as (address, _):
-            row = moments.measure_burst(address, self._workload, seconds=self._pace.load)
+            row = moments.measure_burst(address, self._workload, seconds=self._durations.load)
         return moments.burst_table([row])
 
     def edge(self) -> Table:
-        """Measure with TLS, tokens, limits and metrics, and without, in turns."""
+        """Measure with and without TLS, tokens, limits and metrics, alternately."""
         rows = []
-        guarded = edge.Guard(self._log.parent)
+        security = edge.Security(self._log.parent)
         with (
             commands.serving(self._workload.main, self._log.with_suffix(".open")) as plain,
             commands.serving(
-                self._workload.main, self._log, "--executor", "secured", *guarded.options
+                self._workload.main, self._log, "--executor", "secured", *security.options
             ) as secured,
         ):
             servers = [
-                (one.address, Processes(one.process.pid, without=LEARNER))
-                for one in (plain, secured)
+                (server.address, Processes(server.process.pid, without=WORKER))
+                for server in (plain, secured)
             ]
             for precision in ("int8",) if self._quick else PRECISIONS:
                 for callers, images in ((32, 1), (32, 16)):
-                    case = self._ours(
+                    case = self._case(
                         plain.address,
                         [precision],
                         precision=precision,
@@ -128,32 +130,34 @@ class Suite:
                     )
                     row = edge.measure(
                         case,
-                        guarded,
+                        security,
                         *servers,
                         turns=2 if self._quick else 8,
-                        seconds=self._pace.load * (2 if images > 1 else 1),
+                        seconds=self._durations.load * (2 if images > 1 else 1),
                     )
                     rows.append(row)
         return edge.table(rows)
 
     def start(self) -> Table:
-        """Measure the time until the server is ready."""
+        """Measure the start-up time."""
         rows = [
             moments.measure_start(
                 repository, self._log, models=count, starts=2 if self._quick else 5
             )
-            for repository, count in self._shelves()
+            for repository, count in self._repositories()
         ]
         return moments.start_table(rows)
 
     def peers(self) -> Table:
-        """Measure the others and us: the same ONNX files, the same decoder, the same photos."""
-        assert self._peers is not None, "a directory for their environments was given"
+        """Measure Topwork and other servers with the same ONNX files, decoder and photos."""
+        assert self._peers is not None, (
+            "peers are only measured with a directory for their environments"
+        )
         ceiling, bare = self._ceiling("int8"), self._workload.bare("int8")
         photos, rows = self._workload.photos, list[Row]()
         with self._serving(self._workload.main) as (address, processes):
             for callers in BOTH_ENDS:
-                case = self._ours(address, ["int8"], precision="int8", callers=callers)
+                case = self._case(address, ["int8"], precision="int8", callers=callers)
                 rows.append(self._row(case, processes, ceiling))
         for peer in peers.PEERS:
             try:
@@ -163,7 +167,7 @@ class Suite:
                     pid,
                 ):
                     bodies = [peer.encode(photo) for photo in photos]
-                    peers.check(peer, endpoint, bodies, [ceiling.top5(one) for one in photos])
+                    peers.check(peer, endpoint, bodies, [ceiling.top5(photo) for photo in photos])
                     for callers in BOTH_ENDS:
                         case = Case(
                             endpoint=endpoint,
@@ -179,7 +183,7 @@ class Suite:
                 print(f"not measured: {error}", file=sys.stderr)
         return loads.table("peers", rows)
 
-    def _shelves(self) -> list[tuple[Path, int]]:
+    def _repositories(self) -> list[tuple[Path, int]]:
         return [(self._workload.single, 1), (self._workload.many, self._workload.models)]
 
     def _ceiling(self, precision: str) -> Ceiling:
@@ -188,19 +192,21 @@ class Suite:
     @contextlib.contextmanager
     def _serving(self, repository: Path, *options: object) -> Iterator[tuple[str, Processes]]:
         with commands.serving(repository, self._log, *options) as served:
-            yield served.address, Processes(served.process.pid, without=LEARNER)
+            yield served.address, Processes(served.process.pid, without=WORKER)
 
     def _row(self, case: Case, processes: Processes, ceiling: Ceiling) -> Row:
-        return loads.measure(case, processes, ceiling=ceiling, cores=self._cores, pace=self._pace)
+        return loads.measure(
+            case, processes, ceiling=ceiling, cores=self._cores, durations=self._durations
+        )
 
-    def _ours(
+    def _case(
         self, address: str, models: list[str], *, precision: str, callers: int, images: int = 1
     ) -> Case:
         count = f", {len(models):,} models" if len(models) > 1 else ""
         return Case(
             endpoint=Endpoint(address=address, path=CLASSIFY),
             bodies=requests(self._workload.photos, models, images=images),
-            check=answered,
+            check=decode_answer,
             server=f"topwork{count}",
             precision=precision,
             callers=callers,

@@ -1,4 +1,4 @@
-"""Whether anybody notices that another revision takes over, a thousand times."""
+"""Hot reload under load: a thousand swaps of revisions, with stalls and memory growth."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from benchmarks.serving.client import Call, Endpoint
 from benchmarks.serving.http2 import Failed
 from benchmarks.serving.processes import Processes
 from benchmarks.serving.tables import Table
-from benchmarks.serving.workload import CLASSIFY, Workload, answered, requests
+from benchmarks.serving.workload import CLASSIFY, Workload, decode_answer, requests
 from topwork.bundle.store import Repository
 
 CALLERS = 8
 MODEL = "swapped"
 QUIET_SECONDS = 0.1
-"""After each swap, so that stalls without one are measured in the same minutes."""
+"""Pause after each swap, in which stalls without a swap are measured."""
 AFTERMATH_SECONDS = 0.025
-"""Of the quiet that still count as the swap's."""
+"""Part of the pause that still counts as the swap."""
 MOST_SECONDS = 10.0
-"""That a swap may take until an answer shows it."""
+"""Timeout of a swap until an answer of the new revision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swaps:
-    """A soak: two revisions of a model take turns under load."""
+    """Measurements of alternating revisions of a model under load."""
 
     swaps: int
     requests: int
     failed: int
     until_served_p50_ms: float
-    """From serving.json's replacement to the first answer of the other revision."""
+    """Time from serving.json's replacement to the first answer of the new revision."""
     until_served_p99_ms: float
     longest_stall_ms: float
-    """The longest time without any answer while a swap was due."""
+    """Longest time without an answer during a swap."""
     longest_quiet_stall_ms: float
-    """The same in the pauses between swaps."""
+    """Longest time without an answer in the pauses between swaps."""
     memory_before_mib: float
-    """After the first tenth of the swaps."""
+    """Memory after the first tenth of the swaps."""
     memory_after_mib: float
 
 
 Window = tuple[float, float]
-"""From, to."""
+"""Start and end."""
 
 
 def measure(address: str, workload: Workload, processes: Processes, *, swaps: int) -> Swaps:
-    """Swap as often as that, each once the one before it is seen in an answer."""
+    """Swap ``swaps`` times, each after an answer of the previous revision."""
     return client.run(_Soak(address, workload, processes, swaps).run())
 
 
@@ -84,7 +84,7 @@ def table(rows: Sequence[Swaps]) -> Table:
 
 
 def longest_gap(moments: Sequence[float], windows: Iterable[Window]) -> float:
-    """Return the longest time between two neighbours of ``moments`` that overlaps a window."""
+    """Return the longest gap between adjacent ``moments`` that overlaps a window."""
     starts, ends = np.asarray(moments[:-1]), np.asarray(moments[1:])
     longest = 0.0
     for start, end in windows:
@@ -150,7 +150,7 @@ class _Soak:
     async def _ask(self, call: Call, offset: int) -> None:
         while not self._stopping:
             try:
-                response = answered(await call(self._bodies[offset % len(self._bodies)]))
+                response = decode_answer(await call(self._bodies[offset % len(self._bodies)]))
             except Failed:
                 self._failed += 1
                 continue

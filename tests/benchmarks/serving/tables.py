@@ -1,4 +1,4 @@
-"""Tables of results: on the terminal, as JSON lines, and between the markers of a page."""
+"""Tables of results: on the terminal, as JSON lines, and between markers of a Markdown page."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from rich.table import Table as RichTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One table, and the numbers behind it."""
+    """A table and its measurements."""
 
     name: str
-    """Of its markers in the page, and of its JSON lines."""
+    """Name in the page's markers and in JSON lines."""
     titles: Sequence[str]
     lines: Sequence[Sequence[str]]
-    """One cell a title."""
+    """A cell for each title."""
     records: Sequence[Any]
-    """Dataclasses, one a measurement."""
+    """A dataclass for each measurement."""
 
 
 def show(table: Table, console: Console) -> None:
-    """Print a table for people."""
+    """Print a table."""
     titles, *lines = _grid(table)
     shown = RichTable(*titles, title=table.name)
     for line in lines:
@@ -36,16 +36,16 @@ def show(table: Table, console: Console) -> None:
 
 
 def json_lines(table: Table) -> str:
-    """Return one JSON object a line, each with the table's name."""
+    """Return a JSON line with the table's name for each measurement."""
     return "".join(
         json.dumps({"table": table.name} | asdict(record)) + "\n" for record in table.records
     )
 
 
 def write(page: Path, tables: Sequence[Table]) -> None:
-    """Put each table between its markers in a Markdown page; the rest of the page stays.
+    """Write each table between its markers in a Markdown page. Leave the rest of the page.
 
-    Raises ValueError if the page lacks the markers of one.
+    Raises ValueError if the page lacks the markers of a table.
     """
     text = page.read_text()
     for table in tables:
@@ -61,7 +61,7 @@ def markdown(table: Table) -> str:
 
 
 def _grid(table: Table) -> list[Sequence[str]]:
-    """Return titles and lines; what is far wider than high is turned."""
+    """Return titles and lines, transposed if the table is much wider than high."""
     if len(table.lines) > 2 or len(table.titles) <= 4 * len(table.lines):
         return [table.titles, *table.lines]
     turned = zip(table.titles, *table.lines, strict=True)

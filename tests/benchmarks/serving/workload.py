@@ -1,4 +1,4 @@
-"""What is served and what is sent: photos, models fitted on them, and a thousand copies."""
+"""Workload of the serving benchmark: photos, models fitted on them, and a thousand copies."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ from topwork_trainer import commands
 CLASSIFY = "/topwork.v1.ClassifierService/Classify"
 PRECISIONS = ("fp32", "int8")
 LEARNERS = 24
-"""Models that AddClass teaches, one after the other."""
+"""Number of models to which AddClass adds a class, one after the other."""
 SENT = 64
-"""Photos that are sent, over and over."""
+"""Number of photos that are sent repeatedly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """All that the measurements need. The last label is held out: AddClass learns it."""
+    """Photos and repositories of all measurements. The last label is held out for AddClass."""
 
     photos: Sequence[bytes]
-    """Of the labels that the models know."""
+    """Photos of the models' labels."""
     new_label: str
     new_photos: Sequence[tuple[str, bytes]]
     root: Path
-    """Holds the repositories below, and ``bare/<precision>``."""
+    """Directory of the repositories below, and of ``bare/<precision>``."""
     models: int
-    """In the repository ``many``."""
+    """Number of models in the repository ``many``."""
 
     @property
     def main(self) -> Path:
-        """The repository with ``fp32``, ``int8``, ``swapped`` (two revisions), ``learner-<n>``."""
+        """Repository with ``fp32``, ``int8``, ``swapped`` (two revisions) and ``learner-<n>``."""
         return self.root / "main"
 
     @property
     def single(self) -> Path:
-        """The repository with one model, ``linear-0``: the backbone of ``int8``, a linear head."""
+        """Repository with one model, ``linear-0``: the backbone of ``int8``, a linear head."""
         return self.root / "single"
 
     @property
     def many(self) -> Path:
-        """The repository with ``linear-0`` to ``linear-<models - 1>``, each a head of its own."""
+        """Repository with ``linear-0`` to ``linear-<models - 1>``, each with its own head."""
         return self.root / f"many-{self.models}"
 
-    def forget(self) -> None:
-        """Let the models that AddClass taught serve the revision without the new label again."""
+    def roll_back_learners(self) -> None:
+        """Let the models of AddClass serve the revision without the new label again."""
         for number in range(LEARNERS):
             Repository(self.main).set_serving(f"learner-{number}", 1, why="rollback")
 
     def bare(self, precision: str) -> Path:
-        """Return the directory of the bare model that is ``precision``."""
+        """Return the directory of the bare model of ``precision``."""
         return self.root / "bare" / precision
 
 
 def prepare(data: Path | None, root: Path, *, models: int) -> Workload:
-    """Return the workload below ``root``, made if it is not there; no ``data``: rendered flowers.
+    """Return the workload below ``root``, created if needed.
 
-    ``data`` is a folder with a folder of photos for each class.
+    ``data`` is a folder with a folder of photos for each class; None renders flowers.
     """
     if data is None:
         data = root / "photos"
@@ -90,7 +90,7 @@ def prepare(data: Path | None, root: Path, *, models: int) -> Workload:
 
 
 def requests(photos: Sequence[bytes], models: Sequence[str], *, images: int = 1) -> list[bytes]:
-    """Return encoded Classify requests of ``images`` photos each, to ``models`` in turns."""
+    """Return encoded Classify requests of ``images`` photos each, to ``models`` in rotation."""
     return [
         classify_pb.ClassifyRequest(
             model=f"models/{models[number % len(models)]}",
@@ -100,7 +100,7 @@ def requests(photos: Sequence[bytes], models: Sequence[str], *, images: int = 1)
     ]
 
 
-def answered(answer: bytes) -> classify_pb.ClassifyResponse:
+def decode_answer(answer: bytes) -> classify_pb.ClassifyResponse:
     """Return a decoded answer. Raises AssertionError if it has an error for any image."""
     response = classify_pb.ClassifyResponse.FromString(answer)
     assert not any(result.HasField("error") for result in response.results), response
@@ -147,7 +147,7 @@ def _copies(workload: Workload, root: Path, models: int) -> None:
 
 
 def _publish(source: Repository, target: Repository, manifest: Manifest, model: str) -> None:
-    """Publish a copy under another name and let it serve; no two heads are the same file."""
+    """Publish a copy under another name with a different head file, and let it serve."""
     graph = onnx.load_model_from_string(source.head(manifest))
     known = (target.root / "models" / model).is_dir()
     graph.doc_string = f"{model} {len(target.revisions(model)) if known else 0}"

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that run the real commands on the real backbone."""
+"""Fixtures of the tests that run real commands with the default backbone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from topwork_trainer.cli.options import cache_directory
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a repository that holds the default backbone; the cache has it from now on."""
+    """Return a repository with the default backbone; its export is also in the cache."""
     root = tmp_path_factory.mktemp("exported")
     prepare_backbone(Repository(root), BackboneChoice(name=DEFAULT), Exports(cache_directory()))
     return root
@@ -26,7 +26,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def new_repository(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Return a maker of repositories that hold the default backbone."""
+    """Return a function that makes repositories with the default backbone."""
 
     def make() -> Path:
         repository = tmp_path_factory.mktemp("repository")

@@ -1,4 +1,4 @@
-"""The commands and examples of the README and of docs/ are run as they are written, in order."""
+"""Checks of the README and docs/: commands and examples run unchanged, links and JSON are valid."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 README = "../README.md"
 PAGES = [README, *sorted(path.name for path in DOCS.glob("*.md"))]
 WALKS = ((README,), ("quickstart.md", "tutorial-client.md", "runbook.md", "capacity.md"))
-"""Pages that are run one after the other, in one shell and directory; the first starts a server."""
+"""Pages to run one after the other in one shell and directory; the first starts a server."""
 NOT_RUN = {
     (README, "make demo"): "takes minutes, and `make test` runs this test",
     (README, "python3 -m venv"): "installs; the tests' environment has it",
@@ -60,11 +60,11 @@ NOT_RUN = {
     ("tutorial-client.md", "npm install"): "needs npm's registry: test_node.py runs it",
     ("tutorial-client.md", "node "): "needs what npm installs: test_node.py runs it",
 }
-"""(page, how a block begins): why it cannot be run by a test."""
+"""Reason why a block cannot be run by a test, by (page, start of the block)."""
 SECONDS = 280
-"""After which the pages' commands have hung."""
+"""Timeout of the pages' commands."""
 KNOWN = (change_pb2, classifier_service_pb2, error_details_pb2, model_service_pb2, operations_pb2)
-"""Whose messages may be in an Any."""
+"""Modules whose messages may be in an Any; the import registers them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +74,12 @@ class Block:
     page: str
     line: int
     kind: str
-    """What follows the fence, such as ``sh``."""
+    """Info string of the fence, such as ``sh``."""
     text: str
 
     @property
     def exempt(self) -> list[tuple[str, str]]:
-        """The entries of NOT_RUN that mean it."""
+        """Entries of NOT_RUN that match this block."""
         return [
             (page, start)
             for page, start in NOT_RUN
@@ -94,32 +94,32 @@ def blocks(page: str, *kinds: str) -> list[Block]:
     return [
         Block(
             page=page,
-            line=text.count("\n", 0, one.start()) + 1,
-            kind=(one[1] + one[2]).strip(),
-            text=one[3],
+            line=text.count("\n", 0, match.start()) + 1,
+            kind=(match[1] + match[2]).strip(),
+            text=match[3],
         )
-        for one in found
-        if one[1] in kinds
+        for match in found
+        if match[1] in kinds
     ]
 
 
-def test_every_command_is_run_or_says_why_not() -> None:
-    """A block of commands is on a page that is run or in the table, whose entries mean one each."""
+def test_every_command_is_run_or_exempt() -> None:
+    """Each block of commands is on a page that is run or in NOT_RUN, once for each entry."""
     run = {page for walk in WALKS for page in walk}
     for page in PAGES:
         commands = blocks(page, "sh", "bash", "console", "python", "py")
-        meant = [entry for block in commands for entry in block.exempt]
-        assert sorted(meant) == sorted(entry for entry in NOT_RUN if entry[0] == page)
+        matched = [entry for block in commands for entry in block.exempt]
+        assert sorted(matched) == sorted(entry for entry in NOT_RUN if entry[0] == page)
         for block in commands:
             assert page in run or block.exempt, f"{page}:{block.line} is neither run nor exempt"
 
 
 @pytest.mark.usefixtures("exported")
 @pytest.mark.parametrize("walk", WALKS, ids=lambda walk: walk[0])
-def test_the_commands_work(walk: Sequence[str], tmp_path: Path) -> None:
-    """Every command and example of the pages ends well, as it is written, but for ports in use."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("", 0)) as other:
-        server, metrics = (str(free.getsockname()[1]) for free in (one, other))
+def test_the_commands_of_pages_succeed(walk: Sequence[str], tmp_path: Path) -> None:
+    """All commands and examples of the pages succeed; only port numbers are replaced."""
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("", 0)) as second:
+        server, metrics = (str(free.getsockname()[1]) for free in (first, second))
     script = "\n".join(_shell(block) for page in walk for block in blocks(page, "sh", "python"))
     script = script.replace("50051", server).replace("9464", metrics)
     environment = {
@@ -129,45 +129,45 @@ def test_the_commands_work(walk: Sequence[str], tmp_path: Path) -> None:
         "TOPWORK_TRAIN_DEMO_DATA_IMAGES_PER_LABEL": "32",
     }
     log = tmp_path / "log"
-    with log.open("w") as said:
+    with log.open("w") as file:
         done = subprocess.run(
             ["/bin/bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p); wait' EXIT\n{script}"],
             cwd=tmp_path,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
+            stdout=file,
+            stderr=file,
             timeout=SECONDS,
             check=False,
         )
-    told = log.read_text()
-    assert done.returncode == 0, told[-4000:]
-    before, after, *_ = re.findall(r"((?:held-out/tulips/\S+: .*\n){8})", told)
+    output = log.read_text()
+    assert done.returncode == 0, output[-4000:]
+    before, after, *_ = re.findall(r"((?:held-out/tulips/\S+: .*\n){8})", output)
     assert "tulips 0." not in before
-    assert after.count(": tulips 0.") > 4, "most are not known after they were taught"
-    facts = (tmp_path / "serve.log").read_text()
-    assert "unexpected error" not in facts
-    assert "worker died" not in facts
-    assert ("nothing wrong\n" in told) == ("runbook.md" in walk)
+    assert after.count(": tulips 0.") > 4, "most tulips are not recognised after add-class"
+    server_log = (tmp_path / "serve.log").read_text()
+    assert "unexpected error" not in server_log
+    assert "worker died" not in server_log
+    assert ("nothing wrong\n" in output) == ("runbook.md" in walk)
 
 
-def test_what_is_taught_is_not_what_is_asked() -> None:
-    """No page that is run classifies photos that a model has learnt from."""
+def test_pages_do_not_classify_training_photos() -> None:
+    """No page that is run classifies photos of the training set."""
     for page in (page for walk in WALKS for page in walk):
         for block in blocks(page, "sh"):
             assert "classify --model flowers photos" not in block.text
         for block in blocks(page, "python", "js"):
-            for asked in re.findall(r"classify\(.*?\)\]?", block.text, flags=re.DOTALL):
-                assert "photos" not in asked, f"{page}:{block.line}"
+            for call in re.findall(r"classify\(.*?\)\]?", block.text, flags=re.DOTALL):
+                assert "photos" not in call, f"{page}:{block.line}"
 
 
 def _shell(block: Block) -> str:
     if block.exempt:
         return ""
-    mark = f"echo '== {block.page}:{block.line}'"
+    marker = f"echo '== {block.page}:{block.line}'"
     if block.kind == "python":
-        return f"{mark}\npython3 - <<'END OF BLOCK'\n{block.text}END OF BLOCK"
-    return f"{mark}\n{block.text}"
+        return f"{marker}\npython3 - <<'END OF BLOCK'\n{block.text}END OF BLOCK"
+    return f"{marker}\n{block.text}"
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ def _shell(block: Block) -> str:
     [block for page in PAGES for block in blocks(page, "json")],
     ids=lambda block: f"{block.page}:{block.line}",
 )
-def test_json(block: Block) -> None:
-    """JSON is JSON, and, where a message is named, that message's, without a field too many."""
+def test_json_blocks_are_valid(block: Block) -> None:
+    """JSON blocks parse, and those that name a message have only fields of that message."""
     value = json.loads(block.text)
     if name := block.kind.removeprefix("json").strip():
         found = descriptor_pool.Default().FindMessageTypeByName(name)
@@ -184,8 +184,8 @@ def test_json(block: Block) -> None:
         assert json_format.MessageToDict(parsed).keys() == value.keys()
 
 
-def test_the_messages_of_json_are_known() -> None:
-    """A tutorial without a named message would have its JSON not checked."""
+def test_json_blocks_of_the_tutorial_name_their_messages() -> None:
+    """Every JSON block of the tutorial names its message, so that its fields are checked."""
     named = {block.kind for block in blocks("tutorial-client.md", "json")}
     assert f"json {status_pb2.Status.DESCRIPTOR.full_name}" in named
     assert all(" " in kind for kind in named)
@@ -193,14 +193,14 @@ def test_the_messages_of_json_are_known() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_index_has_all_pages(page: str) -> None:
+def test_the_index_links_all_pages(page: str) -> None:
     """docs/README.md links each page."""
     assert page in {README, "README.md"} or f"]({page})" in (DOCS / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", [*PAGES, "../CONTRIBUTING.md", "../SECURITY.md"])
 def test_links_lead_to_files_and_headings(page: str) -> None:
-    """Each relative link of a page has a target, and each anchor a heading there."""
+    """Each relative link of a page has a target file, and each anchor a heading in it."""
     path = DOCS / page
     for link in re.findall(r'\]\(([^)\s]+)\)|src="([^"]+)"', path.read_text()):
         name, _, anchor = "".join(link).partition("#")
@@ -215,7 +215,7 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
 
 
 def test_architecture_names_modules_that_exist() -> None:
-    """A module that is moved or renamed is so in docs/architecture.md, too."""
+    """All modules that docs/architecture.md names exist."""
     files = [
         path for root in ("service", "trainer") for path in DOCS.parent.glob(f"{root}/**/*.py")
     ]

@@ -1,4 +1,4 @@
-"""The client in another language that docs/tutorial-client.md shows: Node, from .proto files."""
+"""Node client of docs/tutorial-client.md, made from .proto files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECTION = PAGE[PAGE.index("## In another language") : PAGE.index("## In JSON")]
 
 
 def block(start: str) -> str:
-    """Return the page's block that begins so."""
+    """Return the page's block that begins with ``start``."""
     (found,) = re.findall(
         rf"^```\w+\n({re.escape(start)}.*?)^```$", SECTION, re.MULTILINE | re.DOTALL
     )
@@ -32,7 +32,7 @@ def block(start: str) -> str:
 def test_node_adds_a_class_and_classifies(
     new_repository: Callable[[], Path], rendered: Path, tmp_path: Path
 ) -> None:
-    """What the page installs and runs ends with the label of a photo that nobody learnt from."""
+    """The page's commands end with the right label of a held-out photo."""
     shutil.copytree(rendered, tmp_path / "photos")
     hold_out(tmp_path / "photos", tmp_path / "held-out")
     repository = new_repository()

@@ -1,4 +1,4 @@
-"""The tables of docs/configuration.md are complete; test_docs.py runs the commands of all pages."""
+"""Completeness of the tables in docs/configuration.md."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 
 
-def test_limits_and_options_are_the_real_ones() -> None:
-    """Every option of serve and fit that the tables name exists, and none is left out."""
+def test_tables_have_exactly_the_options_of_the_commands() -> None:
+    """The tables name all options of serve and fit, and no others."""
     for package, command, heading in (
         ("topwork", "serve", "| `topwork serve` |"),
         ("topwork_trainer", "fit", "| `topwork-train fit DATA` |"),

@@ -1,4 +1,4 @@
-"""The origin story by subprocess: fit four, serve, classify, add the fifth, classify."""
+"""Main workflow by subprocess: fit four classes, serve, classify, add the fifth, classify."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
 
 @dataclass(frozen=True)
 class Story:
-    """What came of one telling; what was said of held-out photos is by their label."""
+    """Results of the workflow; rows of held-out photos are by their label."""
 
     repository: Path
     fitted: Row
@@ -30,7 +30,7 @@ class Story:
     by_joint: dict[str, list[Row]]
 
 
-def _tell(photos: Path, repository: Path, work: Path) -> Story:
+def _run_story(photos: Path, repository: Path, work: Path) -> Story:
     train, held_out = work / "train", work / "held-out"
     assert split(scan(photos), train, held_out) == LABELS
     fit = ("fit", train, "--repository", repository, "--no-cache", "--json")
@@ -72,18 +72,20 @@ def story(
     new_repository: Callable[[], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Story:
-    """Return the story on rendered flowers, and on real photos where they are."""
+    """Run the workflow on rendered flowers, and on real photos if available."""
     photos: Path = request.getfixturevalue(request.param)
-    return _tell(photos, new_repository(), tmp_path_factory.mktemp("story"))
+    return _run_story(photos, new_repository(), tmp_path_factory.mktemp("story"))
 
 
-def _accuracy(said: dict[str, list[Row]], labels: list[str]) -> float:
-    answers = [row["predictions"][0]["label"] == label for label in labels for row in said[label]]
+def _accuracy(rows_by_label: dict[str, list[Row]], labels: list[str]) -> float:
+    answers = [
+        row["predictions"][0]["label"] == label for label in labels for row in rows_by_label[label]
+    ]
     return float(sum(answers) / len(answers))
 
 
-def test_five_classes_are_told_apart(story: Story) -> None:
-    """After AddClass at least 90 % of photos that were never learnt from get their label."""
+def test_five_classes_are_recognised(story: Story) -> None:
+    """After AddClass at least 90 % of held-out photos get their label."""
     assert (
         len(story.after["daisy"]) * (HELD_OUT_EVERY - 1)
         == story.fitted["per_class"]["daisy"]["images"]
@@ -92,36 +94,36 @@ def test_five_classes_are_told_apart(story: Story) -> None:
 
 
 def test_old_classes_are_not_forgotten(story: Story) -> None:
-    """Accuracy on the four old classes is what a full retrain leaves of it."""
+    """Accuracy on the four old classes equals that of a full retrain."""
     assert _accuracy(story.after, LABELS[:-1]) == _accuracy(story.by_joint, LABELS[:-1])
     assert _accuracy(story.before, LABELS[:-1]) >= 0.90
 
 
 def test_new_class_is_unknown_before_and_known_after(story: Story) -> None:
-    """No photo of the fifth class is called so before, most are after."""
+    """No photo of the fifth class gets its label before AddClass, most do after."""
     assert _accuracy(story.before, LABELS[-1:]) == 0
     assert _accuracy(story.after, LABELS[-1:]) >= 0.8
 
 
 def test_added_class_gives_the_joint_solution(story: Story) -> None:
-    """Four and one more is five: probabilities agree within 1e-5 with a fit on all classes."""
+    """Probabilities after AddClass agree within 1e-5 with a fit on all classes."""
     for label in LABELS:
         for grafted, joint in zip(story.after[label], story.by_joint[label], strict=True):
-            assert [one["label"] for one in grafted["predictions"]] == [
-                one["label"] for one in joint["predictions"]
+            assert [prediction["label"] for prediction in grafted["predictions"]] == [
+                prediction["label"] for prediction in joint["predictions"]
             ]
             for mine, theirs in zip(grafted["predictions"], joint["predictions"], strict=True):
                 assert mine["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
 
 
 def test_answers_name_the_revision(story: Story) -> None:
-    """Every answer carries the revision that gave it: 1 before, 2 after."""
+    """Every row has its revision: 1 before AddClass, 2 after."""
     assert {row["revision"] for rows in story.before.values() for row in rows} == {1}
     assert {row["revision"] for rows in story.after.values() for row in rows} == {2}
 
 
-def test_commands_say_what_they_did(story: Story) -> None:
-    """The JSON of fit and add-class has the documented keys and agrees with what is stored."""
+def test_fit_and_add_class_print_documented_json(story: Story) -> None:
+    """The JSON of fit and add-class has the documented keys and agrees with the manifest."""
     assert {"model", "revision", "labels", "accuracy", "accuracy_low", "accuracy_high",
             "per_class", "seconds"} <= story.fitted.keys()  # fmt: skip
     assert {"operation", "revision", "labels", "metrics"} <= story.added.keys()

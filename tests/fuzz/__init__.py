@@ -1,6 +1,6 @@
-"""Fuzz targets: what is read from others' hands fails only with the errors that it declares.
+"""Fuzz targets: readers of untrusted input raise only their documented errors.
 
-    make fuzz SECONDS=60        each target so long; needs atheris, which it installs
+    make fuzz SECONDS=60        for each target; installs atheris
 
-A target takes any bytes and returns, or raises what is a defect. Its seeds are made by code here.
+A target takes any bytes; an exception is a defect. Its seeds are generated.
 """

@@ -1,7 +1,7 @@
-"""``python -m fuzz``: search each target for a while for what breaks it.
+"""Command line of the fuzzer: ``python -m fuzz``.
 
-Without a target it runs all, each in a process of its own, since a search ends with its process. An
-input that breaks one is left in the directory that is named; so is, with --corpus, what was found.
+Without a target it runs all, each in its own process, since atheris ends the process. A failing
+input is stored in the temporary directory; with --corpus inputs of interest are stored there.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Read argv and search."""
+    """Read argv and fuzz."""
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
     parser.add_argument("target", nargs="*", help="default: all")
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
-    parser.add_argument("--corpus", type=Path, help="where inputs are kept; default: nowhere")
+    parser.add_argument("--corpus", type=Path, help="directory that stores inputs; default: none")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--input", type=Path, help="run one target on this file alone")
-    given = parser.parse_args()
-    if given.one:
-        _search(given.one, given.seconds, given.corpus)
+    parser.add_argument("--input", type=Path, help="run a target on this file only")
+    options = parser.parse_args()
+    if options.one:
+        _search(options.one, options.seconds, options.corpus)
         return
     from fuzz.targets import TARGETS
 
-    if given.input:
-        (target,) = given.target
-        TARGETS[target].run(given.input.read_bytes())
+    if options.input:
+        (target,) = options.target
+        TARGETS[target].run(options.input.read_bytes())
         return
     failed = []
-    for name in given.target or TARGETS:
+    for name in options.target or TARGETS:
         with tempfile.TemporaryDirectory(prefix="topwork-corpus-") as temporary:
-            corpus = (given.corpus or Path(temporary)) / name
+            corpus = (options.corpus or Path(temporary)) / name
             command = [sys.executable, "-m", "fuzz", "--one", name]
-            command += ["--seconds", str(given.seconds), "--corpus", str(corpus)]
-            print(f"{name}: {given.seconds} s", flush=True)
+            command += ["--seconds", str(options.seconds), "--corpus", str(corpus)]
+            print(f"{name}: {options.seconds} s", flush=True)
             if subprocess.run(command, check=False).returncode:
                 failed.append(name)
-    print(f"broken: {', '.join(failed)}" if failed else "nothing broke")
+    print(f"failed: {', '.join(failed)}" if failed else "no failures")
     sys.exit(bool(failed))
 
 
 def _search(name: str, seconds: int, corpus: Path) -> None:
-    """Search one target; ends the process."""
+    """Fuzz one target; ends the process."""
     import atheris
     import structlog
 

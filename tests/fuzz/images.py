@@ -1,4 +1,4 @@
-"""Photos and DICOM files: pixels of the asked size, or ImageError."""
+"""Fuzz targets of photos and DICOM files: pixels of the requested size, or ImageError."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from topwork.limits import InputLimits
 
 SPEC = PreprocessSpec(resize=20, crop=16)
 LIMITS = InputLimits(max_image_pixels=2**20)
-"""Few pixels: a search must try many pictures a second."""
+"""Low limit of pixels, so that a search tries many pictures a second."""
 
 # Only the damage is of interest, not what is said of it.
 warnings.filterwarnings("ignore")
@@ -46,12 +46,12 @@ def decode(content: bytes) -> None:
 
 
 def decode_dicom(content: bytes) -> None:
-    """Decode any bytes as what follows a DICOM file's preamble."""
+    """Decode any bytes after a DICOM file's preamble."""
     decode(bytes(128) + b"DICM" + content)
 
 
 def photos() -> list[bytes]:
-    """Return pictures of each format and of many modes, and files that are none."""
+    """Return pictures of each format and many modes, and unreadable files."""
     small = gradient(24, 20)
     modes = [small.convert(mode) for mode in ("L", "LA", "RGBA", "P", "1")]
     frames = {"save_all": True, "append_images": [small.rotate(90)]}
@@ -61,9 +61,9 @@ def photos() -> list[bytes]:
         *(encode(small, kind) for kind in ("GIF", "BMP", "PPM", "JPEG2000")),
         encode(small, "JPEG2000", no_jp2=True, tile_size=(16, 16)),
         b"P2 6 4 900 # a comment\n" + b" ".join(b"%d" % sample for sample in range(0, 888, 37)),
-        *(encode(one, kind) for one in modes for kind in ("PNG", "TIFF")),
+        *(encode(image, kind) for image in modes for kind in ("PNG", "TIFF")),
         *(encode(small, kind, **frames) for kind in ("GIF", "WEBP", "TIFF")),
-        *(encode(small, "TIFF", compression=one) for one in ("tiff_lzw", "tiff_deflate", "jpeg")),
+        *(encode(small, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_deflate", "jpeg")),
         encode(small.convert("CMYK"), "JPEG"),
         encode(small, "JPEG", progressive=True),
         encode(small, "WEBP", lossless=True),
@@ -77,12 +77,12 @@ def photos() -> list[bytes]:
 
 
 def media() -> list[bytes]:
-    """Return HEIC and AVIF files: turned, with alpha, grey, of 10 bits, of tiles, animated."""
+    """Return HEIC and AVIF files: rotated, with alpha, grey, 10 bits, tiled, animated."""
     small = gradient(24, 20)
     modes = [small.convert(mode) for mode in ("L", "LA", "RGBA")]
     return [
         *(turned(small, 6, kind) for kind in ("HEIF", "AVIF")),
-        *(encode(one, kind) for one in modes for kind in ("HEIF", "AVIF")),
+        *(encode(image, kind) for image in modes for kind in ("HEIF", "AVIF")),
         *(grid(encode(gradient(64, 64), kind), 2, 1, (120, 60)) for kind in ("HEIF", "AVIF")),
         deep_heic("RGB;16", (24, 20), bytes(range(240)) * 12),
         encode(small, "AVIF", save_all=True, append_images=[small.rotate(90)]),
@@ -90,7 +90,7 @@ def media() -> list[bytes]:
 
 
 def dicoms() -> list[bytes]:
-    """Return what follows the preamble of DICOM files of each kind that is read."""
+    """Return DICOM files of each supported kind, without their preamble."""
     grey = np.arange(120, dtype=np.uint8).reshape(12, 10)
     colour = np.stack([grey, grey + 1, grey + 2], 2)
     window: Elements = {0x00281050: ("DS", "60"), 0x00281051: ("DS", "90")}
@@ -106,7 +106,7 @@ def dicoms() -> list[bytes]:
             0x00281201 + number: ("OW", bytes(240)),
         }
     made = [
-        *(dicom(grey, window, syntax=one) for one in (IMPLICIT, BIG_ENDIAN, DEFLATED)),
+        *(dicom(grey, window, syntax=syntax) for syntax in (IMPLICIT, BIG_ENDIAN, DEFLATED)),
         dicom(grey.astype(np.int16) - 99, {**window, **rescale}, colours="MONOCHROME1"),
         dicom(grey, {0x00283000: ("SQ", [table]), 0x00283010: ("SQ", [table])}),
         dicom(grey, {0x52009229: ("SQ", [{0x00289132: ("SQ", [window])}])}),
@@ -122,4 +122,4 @@ def dicoms() -> list[bytes]:
             frames=[encode(Image.fromarray(grey), "JPEG2000", no_jp2=True)],
         ),
     ]
-    return [one[132:] for one in made]
+    return [content[132:] for content in made]

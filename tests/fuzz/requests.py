@@ -1,4 +1,4 @@
-"""Requests: whatever a client sends is answered, or refused with an error of Topwork's own."""
+"""Fuzz target of requests: any message is answered, or refused with a TopworkError."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from topwork.v1 import model_service_pb2 as model_pb
 from topwork.wire import status as statuses
 
 MOST_TRAILERS = 16_000
-"""Bytes of trailers; gRPC drops what is longer."""
+"""Maximum bytes of trailers; gRPC drops longer ones."""
 
 ANYBODY = Access(None).caller("admin", (), dict, "ipv4:127.0.0.1:1")
 
@@ -55,7 +55,7 @@ LIMITS = ServerLimits(max_images_per_request=8, max_images_per_upload=8, min_fre
 
 
 def call(content: bytes) -> None:
-    """Call the method that the first byte says with the message that the others are."""
+    """Call the method of the first byte's number with the other bytes as the message."""
     service = _service()
     method = service.methods[content[0] % len(service.methods)] if content else service.methods[0]
     request = method.kind()
@@ -74,7 +74,7 @@ def call(content: bytes) -> None:
 
 
 def messages() -> list[bytes]:
-    """Return a good request of each method, and some that are odd."""
+    """Return valid requests of each method."""
     options = change_pb.ChangeOptions(expected_revision=1, validate_only=True)
     options.gate.max_old_class_drop = 0.1
     image = change_pb.TrainingImage(content=b"photo", display_name="a.jpg")
@@ -127,9 +127,9 @@ def messages() -> list[bytes]:
     }
     methods = [method.name for method in _service().methods]
     return [
-        bytes([methods.index(method)]) + one.SerializeToString()
-        for method, ones in examples.items()
-        for one in ones
+        bytes([methods.index(method)]) + message.SerializeToString()
+        for method, requests in examples.items()
+        for message in requests
     ]
 
 
@@ -139,7 +139,7 @@ def _service() -> _Service:
 
 
 def _check(error: TopworkError) -> None:
-    """Fail if gRPC would drop what a client is to be told."""
+    """Fail if gRPC would drop the error's details."""
     status = statuses.from_error(error)
     details = len(base64.b64encode(status.SerializeToString()))
     trailers = details + len(quote(status.message))
@@ -152,7 +152,7 @@ class _Method:
     kind: Callable[[], Message]
     call: Callable[[Any, Context], Any]
     streams: bool = False
-    """Whether the client streams."""
+    """True if the client streams."""
 
 
 class _Context:
@@ -206,7 +206,7 @@ class _Service:
         self._runner = asyncio.Runner()
 
     def run(self, method: _Method, request: Message) -> Message:
-        """Return what a method answers to one message."""
+        """Return a method's response to one message."""
         return self._runner.run(_answer(method, request))
 
 
@@ -221,13 +221,13 @@ async def _answer(method: _Method, request: Message) -> Message:
 
     answer = method.call(requests(), context)
     if isinstance(answer, AsyncIterator):
-        (only,) = [one async for one in answer]
+        (only,) = [message async for message in answer]
         return cast("Message", only)
     return cast("Message", await answer)
 
 
 class _Registry:
-    """Serves the model of the workplace."""
+    """Registry with the model of the workplace."""
 
     def models(self) -> list[str]:
         return [workplace.MODEL]
@@ -245,7 +245,7 @@ class _Registry:
 
 
 class _Operations:
-    """Accepts every job that a database could keep, and forgets it."""
+    """Operations without a database: accepts every job and stores only the last."""
 
     def __init__(self) -> None:
         self._last: OperationState | None = None
@@ -292,7 +292,7 @@ class _Operations:
 
 
 class _Classifier:
-    """Looks at a request as a Classifier does, and answers nothing."""
+    """Classifier that checks a request and returns no results."""
 
     async def classify(
         self, model: str, images: Any, *, revision: int, top_k: int, budget: float, **_: Any

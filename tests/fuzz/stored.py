@@ -1,4 +1,4 @@
-"""What lies in a repository: documents and shards that can be used, or Corrupt."""
+"""Fuzz targets of stored documents and shards: usable values, or Corrupt."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from topwork.errors import Corrupt, NotReady
 from topwork.rpc import convert
 
 KINDS = (Manifest, BackboneInfo, Metrics, ServingState, Signatures)
-"""What a document may be; the first byte of an input says which."""
+"""Types of documents; the first byte of an input is an index."""
 
 
 def read_json(content: bytes) -> None:
-    """Read a document of any kind, and tell a client of it."""
+    """Read a document of any type, and convert it to a response."""
     kind = KINDS[content[0] % len(KINDS)] if content else Manifest
     try:
         document: object = from_json(content[1:], kind, name="it")
@@ -63,7 +63,7 @@ def read_json(content: bytes) -> None:
 
 
 def read_shard(content: bytes) -> None:
-    """Read any bytes as a shard of exemplars, and all that it has."""
+    """Read any bytes as a shard of exemplars, with all its arrays."""
     path = workplace.directory() / "shard.npz"
     path.write_bytes(content)
     try:
@@ -78,7 +78,7 @@ def read_shard(content: bytes) -> None:
 
 
 def documents() -> list[bytes]:
-    """Return a document of each kind, and the same cut short."""
+    """Return a document of each type, whole and truncated."""
     repository = workplace.repository()
     manifest = repository.manifest(workplace.MODEL, 1)
     move = Move(revision=2, previous=1, why="fit", operation="", time=datetime.now(UTC))
@@ -89,12 +89,12 @@ def documents() -> list[bytes]:
         ServingState(revision=1, pinned=(1,)).moved(move),
         Signatures(signatures={"0123456789abcdef": bytes(64)}),
     )
-    whole = [bytes([number]) + to_json(one) for number, one in enumerate(made)]
-    return [*whole, *(one[: len(one) // 2] for one in whole)]
+    whole = [bytes([number]) + to_json(document) for number, document in enumerate(made)]
+    return [*whole, *(content[: len(content) // 2] for content in whole)]
 
 
 def shards() -> list[bytes]:
-    """Return shards of three exemplars and of none."""
+    """Return shards with three and without exemplars."""
     repository = workplace.repository()
     manifest = repository.manifest(workplace.MODEL, 1)
     some = repository.exemplars(manifest.exemplars)

@@ -1,4 +1,4 @@
-"""Which targets there are."""
+"""Table of fuzz targets."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fuzz import images, requests, stored
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One thing that is fed any bytes."""
+    """A function that takes any bytes, with seeds."""
 
     run: Callable[[bytes], None]
-    """Returns if all is well; raises what no caller expects."""
+    """Raises an exception if it finds a defect."""
     seeds: Callable[[], list[bytes]]
-    """Returns inputs from which others are made."""
+    """Returns inputs to mutate."""
     longest: int
-    """Bytes of an input."""
+    """Maximum bytes of an input."""
 
 
 TARGETS: dict[str, Target] = {

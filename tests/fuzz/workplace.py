@@ -1,4 +1,4 @@
-"""A small repository in memory that targets read and change; one a process."""
+"""Small repository in memory that targets of one process read and change."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LIMITS = DEFAULT_LIMITS
 
 @functools.cache
 def directory() -> Path:
-    """Return a directory for this process, in memory where there is such a file system."""
-    memory = Path("/dev/shm")  # noqa: S108  # its own name below
+    """Return a directory for this process, in memory if possible."""
+    memory = Path("/dev/shm")  # noqa: S108  # with a unique name below
     made = Path(tempfile.mkdtemp(prefix="topwork-fuzz-", dir=memory if memory.is_dir() else None))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made

@@ -1,1 +1,1 @@
-"""Stored documents of released versions, and the repository that such a release leaves behind."""
+"""Golden files: documents and repositories stored by released versions."""

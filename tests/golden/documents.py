@@ -1,4 +1,4 @@
-"""One value of every stored document, with every field filled in."""
+"""A value of every type of stored document, with all fields filled in."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Write what this version stores: ``PYTHONPATH=tests python -m golden.make``, once a release.
+"""Writer of this version's golden files: ``PYTHONPATH=tests python -m golden.make``, at a release.
 
-Into ``tests/golden/<version>/``: a JSON file of every stored document (the access file,
-``_File.toml``, is written by hand), and ``left.tar.xz``: what a server and a fit leave behind.
+``tests/golden/<version>/`` gets a JSON file for every stored document (the access file,
+``_File.toml``, is written by hand), and ``left.tar.xz``, written by a fit, a server and a worker:
 
-    repository/     one model, changes of all ends, one that waits for a worker, one cancelled
+    repository/     one model with operations of all outcomes, also a waiting and a cancelled one
     cache/          the trainer's cache of embeddings
-    expected.json   what this version says of it
+    expected.json   this version's answers
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from topwork_trainer.finetuning import checkpoints
 
 HERE = Path(__file__).parent
 SIZE = (12, 10)
-"""Of the pictures: the archive is kept for good."""
+"""Size of the pictures, small since archives are never deleted."""
 
 
 def some(label: str, first: int = 0) -> list[tuple[str, bytes]]:
@@ -44,8 +44,8 @@ def some(label: str, first: int = 0) -> list[tuple[str, bytes]]:
     return [(f"{label}-{n}", picture(label, n, size=SIZE)) for n in range(first, first + 6)]
 
 
-def leave(root: Path) -> None:
-    """Let a fit, a server and a worker leave a repository."""
+def make_repository(root: Path) -> None:
+    """Make a repository by a fit, a server and a worker."""
     repository = Repository(root)
     labels = ("amber", "blue", "crimson", "green")
     images = {label: [content for _, content in some(label)] for label in labels}
@@ -59,10 +59,10 @@ def leave(root: Path) -> None:
         wait(client.add_class("colours", "violet", some("violet")))
         wait(client.rename_class("colours", "blue", "azure"))
         wait(client.add_class("colours", "junk", [(f"{n}.png", b"junk") for n in range(6)]))
-        none = change_pb.ChangeOptions(gate=change_pb.Gate(max_conflicts=0))
-        wait(client.add_class("colours", "conflict", some("amber"), options=none))
-        only = change_pb.ChangeOptions(validate_only=True)
-        wait(client.retrain("colours", options=only))
+        no_conflicts = change_pb.ChangeOptions(gate=change_pb.Gate(max_conflicts=0))
+        wait(client.add_class("colours", "conflict", some("amber"), options=no_conflicts))
+        validate = change_pb.ChangeOptions(validate_only=True)
+        wait(client.retrain("colours", options=validate))
         client.rollback("colours")
         client.pin_revision("colours", 1)
         server.stop()
@@ -74,7 +74,7 @@ def leave(root: Path) -> None:
 
 
 def expected(root: Path) -> dict[str, Any]:
-    """Return what a server of this version says of a repository."""
+    """Return the answers of this version's server for a repository."""
     with servers.running(root, worker=False) as server, Client(server.address) as client:
         model = client.model("colours")
         answer = client.classify("colours", [picture("violet", 50, size=SIZE)])
@@ -82,22 +82,24 @@ def expected(root: Path) -> dict[str, Any]:
             "serving": model.serving_revision.revision,
             "revisions": list(model.revisions),
             "pinned": list(model.pinned_revisions),
-            "probabilities": {one.label: one.probability for one in answer.results[0].predictions},
+            "probabilities": dict(answer.results[0].predictions),
             "operations": [
                 {
-                    "name": one.name,
-                    "kind": change_pb.ChangeKind.Name(progress(one).kind),
-                    "label": progress(one).label,
-                    "done": one.done,
-                    "reason": CallFailed(one.raw.error).reason if one.raw.HasField("error") else "",
+                    "name": found.name,
+                    "kind": change_pb.ChangeKind.Name(progress(found).kind),
+                    "label": progress(found).label,
+                    "done": found.done,
+                    "reason": CallFailed(found.raw.error).reason
+                    if found.raw.HasField("error")
+                    else "",
                 }
-                for one in client.operations()
+                for found in client.operations()
             ],
         }
 
 
 def cache(directory: Path) -> None:
-    """Let a fit leave a cache of embeddings with one row."""
+    """Make a cache of embeddings with one row."""
     row = EmbeddedRow(
         digest=bytes(range(32)),
         fingerprint=np.arange(32, dtype=np.uint8),
@@ -120,11 +122,11 @@ def main() -> None:
     """Write the files of this version."""
     target = HERE / topwork.__version__
     target.mkdir(exist_ok=True)
-    for one in DOCUMENTS:
-        (target / f"{type(one).__name__}.json").write_bytes(to_json(one))
+    for document in DOCUMENTS:
+        (target / f"{type(document).__name__}.json").write_bytes(to_json(document))
     with tempfile.TemporaryDirectory() as directory:
         left = Path(directory)
-        leave(left / "repository")
+        make_repository(left / "repository")
         (left / "expected.json").write_text(json.dumps(expected(left / "repository"), indent=1))
         with closing(sqlite3.connect(left / "repository" / "operations.sqlite")) as database:
             database.execute("VACUUM")

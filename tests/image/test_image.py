@@ -1,4 +1,4 @@
-"""The image `serve`, run as an operator runs it. `make image-test` builds it and runs this."""
+"""The container image `serve`. `make image-test` builds it and runs these tests."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ pytestmark = pytest.mark.image
 
 BASE = "debian:bookworm-slim"
 MOST_BYTES = 400_000_000
-"""The image may be so much larger than its base."""
+"""Maximum size of the image without its base."""
 COLD_START_SECONDS = 3.0
-STRANGER = 123_456
-"""A user of whom the image has never heard."""
+OTHER_USER = 123_456
+"""User id without an account in the image."""
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 
 
 @pytest.fixture(scope="session")
 def engine() -> Engine:
-    """Return what runs containers of the image."""
+    """Return the engine that runs containers of the image."""
     if not (image := os.environ.get("TOPWORK_IMAGE")):
         pytest.skip("there is no image: `make image-test` builds one and runs this")
     return containers.engine(os.environ["TOPWORK_ENGINE"], image)
 
 
 def owned(repository: Path, user: int) -> Path:
-    """Give a repository to a container's user, as a volume is prepared; return it."""
+    """Change a repository's owner to a container's user; return the repository."""
     for path in (repository, *repository.rglob("*")):
         os.chown(path, user, 0)
     return repository
 
 
 def serving(repository: Path, *arguments: str, user: int = containers.USER) -> Spec:
-    """Return a server of ``repository`` on a free port of the loopback."""
+    """Return the spec of a server of ``repository`` on a free port of the loopback."""
     with (
-        socket.create_server(("127.0.0.1", 0)) as one,
-        socket.create_server(("127.0.0.1", 0)) as other,
+        socket.create_server(("127.0.0.1", 0)) as first,
+        socket.create_server(("127.0.0.1", 0)) as second,
     ):
-        address, health = (f"127.0.0.1:{free.getsockname()[1]}" for free in (one, other))
+        address, health = (f"127.0.0.1:{free.getsockname()[1]}" for free in (first, second))
     return Spec(
         arguments=("serve", *arguments) if arguments else (),
         user=user,
@@ -65,11 +65,13 @@ def serving(repository: Path, *arguments: str, user: int = containers.USER) -> S
     )
 
 
-@pytest.fixture(scope="module", params=[containers.USER, STRANGER], ids=["own-user", "stranger"])
+@pytest.fixture(
+    scope="module", params=[containers.USER, OTHER_USER], ids=["own-user", "other-user"]
+)
 def served(
     request: pytest.FixtureRequest, engine: Engine, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Container]:
-    """Yield a server that is ready, run by the image's own user or by one that it does not know."""
+    """Yield a ready server, run by the image's user or by a user without an account."""
     repository = tiny.repository(tmp_path_factory.mktemp("served") / "repository").root
     with container(engine, serving(repository, user=request.param)) as started:
         started.running.log_entry("worker ready")
@@ -77,9 +79,9 @@ def served(
 
 
 def test_classify_and_add_class(served: Container) -> None:
-    """A client classifies, adds a class, and is told the new class by the new revision.
+    """A client classifies and adds a class, and the new revision recognises it.
 
-    All with a root file system that cannot be written to.
+    The root file system is read-only.
     """
     with Client(served.running.address) as client:
         before = client.classify("colours", [picture("violet", 60)])
@@ -90,67 +92,69 @@ def test_classify_and_add_class(served: Container) -> None:
         after = client.classify("colours", [picture("violet", 60)])
         assert after.revision == 2
         assert after.results[0].predictions[0].label == "violet"
-    status, said = served.inside("sh", "-c", "touch /opt/topwork/mark")
+    status, output = served.inside("sh", "-c", "touch /opt/topwork/marker")
     assert status != 0
-    assert "Read-only file system" in said
+    assert "Read-only file system" in output
 
 
 def test_only_the_repository_is_written_to(served: Container) -> None:
-    """Serving and learning leave nothing in /tmp, which is home and for now."""
-    status, said = served.inside("find", "/tmp", "-mindepth", "1")  # noqa: S108  # the container's
-    assert (status, said) == (0, "")
+    """Serving and AddClass leave nothing in /tmp, the home directory."""
+    status, output = served.inside("find", "/tmp", "-mindepth", "1")  # noqa: S108  # the container's
+    assert (status, output) == (0, "")
 
 
 def test_health(served: Container) -> None:
-    """The image's HEALTHCHECK says that it serves."""
+    """The image's HEALTHCHECK reports SERVING."""
     assert served.inside("topwork", "health") == (0, "SERVING\n")
 
 
 def test_process_1_is_python(served: Container) -> None:
-    """No shell and no init is between the supervisor and the server."""
-    status, said = served.inside("cat", "/proc/1/cmdline")
+    """The server is process 1, without a shell or init process."""
+    status, output = served.inside("cat", "/proc/1/cmdline")
     assert status == 0
-    assert Path(said.split("\0")[0]).name.startswith("python")
-    assert said.split("\0")[1] == "/opt/topwork/bin/topwork"
+    assert Path(output.split("\0")[0]).name.startswith("python")
+    assert output.split("\0")[1] == "/opt/topwork/bin/topwork"
 
 
-def test_nothing_is_there_that_does_not_serve(served: Container) -> None:
-    """There is no torch, no compiler, no pip, and no trainer."""
+def test_the_image_has_no_build_or_training_tools(served: Container) -> None:
+    """The image has no torch, compiler, pip or trainer."""
     modules = "torch", "pip", "ensurepip", "setuptools", "topwork_trainer"
     code = f"import importlib.util as u; print([m for m in {modules!r} if u.find_spec(m)])"
     assert served.inside("python3", "-c", code) == (0, "[]\n")
     commands = "cc gcc g++ make pip pip3 curl wget topwork-train"
-    status, said = served.inside("sh", "-c", f"for one in {commands}; do command -v $one; done; :")
-    assert (status, said) == (0, "")
+    status, output = served.inside(
+        "sh", "-c", f"for name in {commands}; do command -v $name; done; :"
+    )
+    assert (status, output) == (0, "")
 
 
-def test_sigterm(engine: Engine, colours: Repository) -> None:
-    """On SIGTERM process 1 and its worker end, with status 0, and say so."""
+def test_sigterm_stops_the_container(engine: Engine, colours: Repository) -> None:
+    """On SIGTERM process 1 and its worker end with status 0, and log it."""
     with container(engine, serving(colours.root)) as started:
         started.running.log_entry("worker ready")
         before = time.monotonic()
         assert started.stop() == 0
         assert time.monotonic() - before < 5
-        assert started.running.wait_ended(), "a process was left behind"
+        assert started.running.wait_ended(), "a process is left"
         started.running.log_entry("stopping")
 
 
-def test_sigterm_while_it_starts(engine: Engine, colours: Repository) -> None:
-    """Process 1 has no default for SIGTERM: the server minds it before there is anything to end."""
+def test_sigterm_during_the_start_stops_the_container(engine: Engine, colours: Repository) -> None:
+    """The server handles SIGTERM from its start, since process 1 has no default handler."""
     with container(engine, serving(colours.root)) as started:
 
-        def minds() -> bool:
-            status, said = started.inside("sed", "-n", "s/^SigCgt:\\s*//p", "/proc/1/status")
-            return status == 0 and bool(int(said, 16) & 1 << (signal.SIGTERM - 1))
+        def handles_sigterm() -> bool:
+            status, output = started.inside("sed", "-n", "s/^SigCgt:\\s*//p", "/proc/1/status")
+            return status == 0 and bool(int(output, 16) & 1 << (signal.SIGTERM - 1))
 
-        servers.eventually(minds)
+        servers.eventually(handles_sigterm)
         assert '"ready"' not in started.running.log
         assert started.stop() == 0
         assert started.running.wait_ended()
 
 
-def test_what_the_image_says_of_itself(engine: Engine) -> None:
-    """Its user is not root, its commands are no shell's, and it has a health check and labels."""
+def test_image_configuration(engine: Engine) -> None:
+    """The image has an unprivileged user, no shell as entrypoint, a health check and labels."""
     config = engine.config()
     assert config["User"] == f"{containers.USER}:0"
     assert (config["Entrypoint"], config["Cmd"]) == (["topwork"], ["serve"])
@@ -160,35 +164,35 @@ def test_what_the_image_says_of_itself(engine: Engine) -> None:
     assert all(labels[name] for name in ("title", "description", "version", "revision", "created"))
 
 
-def test_size(engine: Engine) -> None:
-    """It is at most 400 MB larger than its base."""
+def test_image_size(engine: Engine) -> None:
+    """The image is at most 400 MB larger than its base."""
     found = engine.bytes_above(BASE)
     print(f"{found / 1e6:.0f} MB above {BASE}")
     assert found <= MOST_BYTES
 
 
 def test_cold_start(engine: Engine, tmp_path: Path) -> None:
-    """From the start of a container to READY, with the default backbone, it takes 3 s at most.
+    """A container with the default backbone is ready within 3 s.
 
-    Where other work keeps all cores busy, only process 1's own processor time is held against that.
+    On a busy machine the CPU time of process 1 is measured instead.
     """
     spec = serving(default_backbone(tmp_path / "repository"), "--no-worker")
-    times, processor = [], []
+    times, cpu_seconds = [], []
     for _ in range(3):
         start = time.monotonic()
         with container(engine, spec) as started:
             started.running.log_entry("ready")
             times.append(time.monotonic() - start)
-            _, said = started.inside("cat", "/proc/1/stat")
-            user, system = said.rpartition(")")[2].split()[11:13]
-            processor.append((int(user) + int(system)) / os.sysconf("SC_CLK_TCK"))
+            _, output = started.inside("cat", "/proc/1/stat")
+            user, system = output.rpartition(")")[2].split()[11:13]
+            cpu_seconds.append((int(user) + int(system)) / os.sysconf("SC_CLK_TCK"))
     busy = os.getloadavg()[0] > (os.cpu_count() or 1)
-    print(f"ready after {min(times):.2f} s; {min(processor):.2f} s of a processor; {busy=}")
-    assert min(processor if busy else times) <= COLD_START_SECONDS
+    print(f"ready after {min(times):.2f} s; {min(cpu_seconds):.2f} s of CPU time; {busy=}")
+    assert min(cpu_seconds if busy else times) <= COLD_START_SECONDS
 
 
 def default_backbone(root: Path) -> Path:
-    """Return a repository whose one model, fitted on rendered flowers, has the default backbone."""
+    """Return a repository with one model, fitted on rendered flowers with the default backbone."""
     from topwork_trainer import commands
 
     photos = root.parent / "photos"
@@ -200,8 +204,8 @@ def default_backbone(root: Path) -> Path:
     return root
 
 
-def test_server_and_worker_in_containers_of_their_own(engine: Engine, colours: Repository) -> None:
-    """With PostgreSQL a worker in one container makes what a server in another was asked for."""
+def test_server_and_worker_in_separate_containers(engine: Engine, colours: Repository) -> None:
+    """With PostgreSQL a worker in one container does the operations of a server in another."""
     with postgres.running() as cluster:
         url = cluster.new_database()
         directory = Path(parse_qs(urlsplit(url).query)["host"][0])
@@ -218,11 +222,16 @@ def test_server_and_worker_in_containers_of_their_own(engine: Engine, colours: R
             environment={"TOPWORK_WORKER_DATABASE": url},
             volumes=volumes,
         )
-        with container(engine, spec) as serves, container(engine, worker) as works:
-            with Client(serves.running.address) as client:
+        with (
+            container(engine, spec) as server_container,
+            container(engine, worker) as worker_container,
+        ):
+            with Client(server_container.running.address) as client:
                 accepted = client.add_class("colours", "violet", VIOLETS)
                 *_, finished = client.watch(accepted.name)
                 assert result(finished).revision.revision == 2
-            assert works.running.log_entry("worker ready")["executor"] == "topwork-worker-0"
-            assert works.stop() == 0
-            assert works.running.wait_ended()
+            assert (
+                worker_container.running.log_entry("worker ready")["executor"] == "topwork-worker-0"
+            )
+            assert worker_container.stop() == 0
+            assert worker_container.running.wait_ended()

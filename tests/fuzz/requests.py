@@ -16,7 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2
 
-from fuzz import workplace
+from fuzz import sandbox
 from topwork.access.access_file import Access
 from topwork.access.principals import enter
 from topwork.bundle.documents import from_data, to_data
@@ -167,7 +167,7 @@ class _Service:
     """All servicers over a small repository, without a network, a database or a backbone."""
 
     def __init__(self) -> None:
-        repository = workplace.repository()
+        repository = sandbox.repository()
         registry = cast("Registry", _Registry())
         operations = cast("Operations", _Operations())
         views = OperationViews(repository, registry, operations, most_watches=1)
@@ -227,15 +227,15 @@ async def _answer(method: _Method, request: Message) -> Message:
 
 
 class _Registry:
-    """Registry with the model of the workplace."""
+    """Registry with the model of the sandbox."""
 
     def models(self) -> list[str]:
-        return [workplace.MODEL]
+        return [sandbox.MODEL]
 
     def serving(self, model: str) -> Manifest:
-        if model != workplace.MODEL:
+        if model != sandbox.MODEL:
             raise NotFound(f"there is no model {model!r}", kind="model", resource=model)
-        return workplace.repository().manifest(model, 1)
+        return sandbox.repository().manifest(model, 1)
 
     def knows(self, model: str, revision: int) -> bool:
         return True
@@ -261,7 +261,7 @@ class _Operations:
         return self._last
 
     async def find(self, identifier: str) -> OperationState | None:
-        return self._last if identifier != workplace.MODEL else None
+        return self._last if identifier != sandbox.MODEL else None
 
     async def get(self, identifier: str) -> OperationState:
         found = await self.find(identifier)
@@ -287,7 +287,7 @@ class _Operations:
         return [self._last] if self._last is not None else []
 
     async def pending_bytes(self, model: str) -> int:
-        assert model == workplace.MODEL
+        assert model == sandbox.MODEL
         return 0
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from fuzz import workplace
+from fuzz import sandbox
 from topwork.bundle import exemplars
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.files import sha256
@@ -35,15 +35,15 @@ def read_json(content: bytes) -> None:
     try:
         document: object = from_json(content[1:], kind, name="it")
         if isinstance(document, Manifest):
-            path = workplace.directory() / "manifest.json"
+            path = sandbox.directory() / "manifest.json"
             path.write_bytes(content[1:])
             if document.schema <= SCHEMA:
                 assert read_manifest(path) == document
     except Corrupt:
         return
     assert from_json(to_json(document), kind, name="it") == document or b"NaN" in to_json(document)
-    repository = workplace.repository()
-    manifest = repository.manifest(workplace.MODEL, 1)
+    repository = sandbox.repository()
+    manifest = repository.manifest(sandbox.MODEL, 1)
     metrics, backbone = repository.metrics(manifest), repository.backbone(manifest)
     state = ServingState(revision=1)
     if isinstance(document, Manifest):
@@ -57,14 +57,12 @@ def read_json(content: bytes) -> None:
     elif isinstance(document, ServingState):
         state = document
     published = convert.PublishedRevision(manifest, metrics, backbone)
-    convert.to_model(
-        convert.StoredModel(state, published, [1]), workplace.LIMITS
-    ).SerializeToString()
+    convert.to_model(convert.StoredModel(state, published, [1]), sandbox.LIMITS).SerializeToString()
 
 
 def read_shard(content: bytes) -> None:
     """Read any bytes as a shard of exemplars, with all its arrays."""
-    path = workplace.directory() / "shard.npz"
+    path = sandbox.directory() / "shard.npz"
     path.write_bytes(content)
     try:
         shard = open_shard(path, sha256(content))
@@ -79,8 +77,8 @@ def read_shard(content: bytes) -> None:
 
 def documents() -> list[bytes]:
     """Return a document of each type, whole and truncated."""
-    repository = workplace.repository()
-    manifest = repository.manifest(workplace.MODEL, 1)
+    repository = sandbox.repository()
+    manifest = repository.manifest(sandbox.MODEL, 1)
     move = Move(revision=2, previous=1, why="fit", operation="", time=datetime.now(UTC))
     made = (
         manifest,
@@ -95,8 +93,8 @@ def documents() -> list[bytes]:
 
 def shards() -> list[bytes]:
     """Return shards with three and without exemplars."""
-    repository = workplace.repository()
-    manifest = repository.manifest(workplace.MODEL, 1)
+    repository = sandbox.repository()
+    manifest = repository.manifest(sandbox.MODEL, 1)
     some = repository.exemplars(manifest.exemplars)
     few = some.where(np.arange(len(some)) < 3)
     return [

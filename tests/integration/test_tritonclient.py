@@ -45,7 +45,7 @@ def answers(
     for number, file in enumerate(files):
         (folder / f"{number}.jpg").write_bytes(file)
     np.save(folder / "pixels.npy", np.stack([preprocess(file, tiny.SPEC) for file in files]))
-    script = ROOT / "tests" / "support" / "tritonclient_asks.py"
+    script = ROOT / "tests" / "support" / "tritonclient_calls.py"
     done = subprocess.run(
         [PYTHON, script, server.address, "colours", folder],
         capture_output=True,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.serving import edge, learning, loads, moments, overload, peers, swaps
+from benchmarks.serving import burst_and_start, edge, learning, loads, overload, peers, swaps
 from benchmarks.serving.ceiling import Ceiling
 from benchmarks.serving.client import Endpoint
 from benchmarks.serving.loads import Case, Durations, Row
@@ -102,8 +102,10 @@ class Suite:
     def burst(self) -> Table:
         """Measure lone requests right after a burst."""
         with self._serving(self._workload.main) as (address, _):
-            row = moments.measure_burst(address, self._workload, seconds=self._durations.load)
-        return moments.burst_table([row])
+            row = burst_and_start.measure_burst(
+                address, self._workload, seconds=self._durations.load
+            )
+        return burst_and_start.burst_table([row])
 
     def edge(self) -> Table:
         """Measure with and without TLS, tokens, limits and metrics, alternately."""
@@ -141,12 +143,12 @@ class Suite:
     def start(self) -> Table:
         """Measure the start-up time."""
         rows = [
-            moments.measure_start(
+            burst_and_start.measure_start(
                 repository, self._log, models=count, starts=2 if self._quick else 5
             )
             for repository, count in self._repositories()
         ]
-        return moments.start_table(rows)
+        return burst_and_start.start_table(rows)
 
     def peers(self) -> Table:
         """Measure Topwork and other servers with the same ONNX files, decoder and photos."""

@@ -1,6 +1,6 @@
 """Calls every method of NVIDIA's tritonclient and prints the responses as JSON.
 
-``python tritonclient_asks.py ADDRESS MODEL FOLDER`` needs an environment with tritonclient and
+``python tritonclient_calls.py ADDRESS MODEL FOLDER`` needs an environment with tritonclient and
 without Topwork: both have a protobuf package `inference`, and a process can load only one. FOLDER
 has encoded images, and their pixels in pixels.npy (N, crop, crop, 3).
 """

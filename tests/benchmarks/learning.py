@@ -383,7 +383,7 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# The picture
+# Plot
 
 STYLES = {"scikit-learn": "other", "topwork": "topwork"}
 """CSS class of each library; the last is drawn on top."""

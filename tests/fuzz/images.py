@@ -31,7 +31,7 @@ SPEC = PreprocessSpec(resize=20, crop=16)
 LIMITS = InputLimits(max_image_pixels=2**20)
 """Low limit of pixels, so that a search tries many pictures a second."""
 
-# Only the damage is of interest, not what is said of it.
+# Decoders warn about damaged files.
 warnings.filterwarnings("ignore")
 
 

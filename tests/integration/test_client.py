@@ -371,7 +371,7 @@ def folder_of(folder: Path, count: int) -> Path:
     return photos
 
 
-# A shell has what it runs in the background ignore SIGINT, and what that starts ignores it, too.
+# Background jobs of a shell ignore SIGINT, and their child processes inherit that.
 INTERRUPTIBLE = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
     "from topwork.cli import main; main()"

@@ -14,7 +14,7 @@ from support import servers
 
 from topwork.runtime.interrupts import STATUS
 
-# A shell has what it runs in the background ignore SIGINT, and what that starts ignores it, too.
+# Background jobs of a shell ignore SIGINT, and their child processes inherit that.
 INTERRUPTIBLE = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 AS_IMPORTED = """
 class Interrupting:

@@ -183,7 +183,7 @@ def test_gc_reads_the_sqlite_database_of_the_repository(repository: Repository, 
     assert (repository.root / "operations.sqlite").exists()
 
 
-# gc beside uploads
+# gc during uploads
 
 
 def test_an_upload_whose_images_gc_deleted_is_not_acknowledged(colours: Repository) -> None:

@@ -138,10 +138,10 @@ def _micro_batches(backbone: GpuBackbone, pixels: NDArray[np.uint8]) -> tuple[fl
     start = time.perf_counter()
     with ThreadPoolExecutor(CALLERS) as pool:
         count = sum(pool.map(call, range(CALLERS)))
-    found = [answers.get() for _ in range(count)]
+    embedded = [answers.get() for _ in range(count)]
     seconds = time.perf_counter() - start
     runs = 0.0
-    for answer in found:
+    for answer in embedded:
         if isinstance(answer, Exception):
             raise answer
         runs += 1 / answer.micro_batch

@@ -140,12 +140,13 @@ class Soak:
         else:
             self.tally.counts["answered"] += 1
             for sample, result in zip(sent, call.result(), strict=True):
-                found = _probabilities(result)
-                if sample.answer.keys() != found.keys() or any(
-                    abs(found[label] - value) > CLOSE for label, value in sample.answer.items()
+                probabilities = _probabilities(result)
+                if sample.answer.keys() != probabilities.keys() or any(
+                    abs(probabilities[label] - value) > CLOSE
+                    for label, value in sample.answer.items()
                 ):
                     self.tally.counts["wrong"] += 1
-                    self.tally.problems.append(f"{found} instead of {sample.answer}")
+                    self.tally.problems.append(f"{probabilities} instead of {sample.answer}")
 
 
 @click.command()

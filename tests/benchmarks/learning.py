@@ -270,9 +270,9 @@ def measure_topwork(exemplars: int, classes: int, work: Path) -> Row:
     )
     trainer = Trainer(store, cores=2)
     start, cpu = time.perf_counter(), time.process_time()
-    found = trainer.solve(job, new, "operation")
-    if found.rejected is None:
-        trainer.serve(job, found.result.revision, "operation")
+    candidate = trainer.solve(job, new, "operation")
+    if candidate.rejected is None:
+        trainer.serve(job, candidate.result.revision, "operation")
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     peak = peak_mib()
     after = {path: path.stat().st_ino for path in (work / "exemplars").iterdir()}
@@ -308,13 +308,13 @@ def measure_scikit_learn(exemplars: int, classes: int, _: Path) -> Row:
         lengths = np.linalg.norm(made.embeddings, axis=1, keepdims=True)
         head.fit(made.embeddings / lengths, made.targets)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-    found = head.predict(new / np.linalg.norm(new, axis=1, keepdims=True))
+    predicted = head.predict(new / np.linalg.norm(new, axis=1, keepdims=True))
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "peak_mib": peak_mib(),
         "head": "logistic" if few else "ridge",
-        "accuracy": float((found == truth).mean()),
+        "accuracy": float((predicted == truth).mean()),
     }
 
 
@@ -331,13 +331,15 @@ def synthetic(
     shared = rng.standard_normal((64, WIDTH), dtype=np.float32) * np.float32(0.05)
 
     def embed(targets: NDArray[np.int64]) -> NDArray[np.float32]:
-        found = np.empty((len(targets), WIDTH), dtype=np.float32)
+        embeddings = np.empty((len(targets), WIDTH), dtype=np.float32)
         for start in range(0, len(targets), 4096):
             block = targets[start : start + 4096]
             varied = rng.standard_normal((len(block), 64), dtype=np.float32) @ shared
             noise = rng.standard_normal((len(block), WIDTH), dtype=np.float32)
-            found[start : start + 4096] = np.abs(means[block] + varied + np.float32(0.5) * noise)
-        return found
+            embeddings[start : start + 4096] = np.abs(
+                means[block] + varied + np.float32(0.5) * noise
+            )
+        return embeddings
 
     targets = np.concatenate([np.arange(classes), rng.integers(0, classes, exemplars - classes)])
     copies = exemplars // 100
@@ -441,8 +443,8 @@ def panel(
 ) -> Iterator[str]:
     """Yield the elements of one plot with logarithmic axes."""
     sizes = sorted({row["exemplars"] for row in rows})
-    found = [value(row[library]) for row in rows for library in STYLES if library in row]
-    low, high = np.floor(np.log10(min(found))), np.ceil(np.log10(max(found)))
+    values = [value(row[library]) for row in rows for library in STYLES if library in row]
+    low, high = np.floor(np.log10(min(values))), np.ceil(np.log10(max(values)))
     first, last = np.log10(sizes[0]), np.log10(max(sizes[-1], 2 * sizes[0]))
     span, height = PANEL - 70, HEIGHT - TOP - BOTTOM
 

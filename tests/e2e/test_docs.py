@@ -90,7 +90,7 @@ class Block:
 def blocks(page: str, *kinds: str) -> list[Block]:
     """Return a page's blocks of some kinds, in order."""
     text = (DOCS / page).read_text()
-    found = re.finditer(r"^```(\S*)(.*)\n((?:.*\n)*?)```$", text, flags=re.MULTILINE)
+    matches = re.finditer(r"^```(\S*)(.*)\n((?:.*\n)*?)```$", text, flags=re.MULTILINE)
     return [
         Block(
             page=page,
@@ -98,7 +98,7 @@ def blocks(page: str, *kinds: str) -> list[Block]:
             kind=(match[1] + match[2]).strip(),
             text=match[3],
         )
-        for match in found
+        for match in matches
         if match[1] in kinds
     ]
 
@@ -179,8 +179,8 @@ def test_json_blocks_are_valid(block: Block) -> None:
     """JSON blocks parse, and those that name a message have only fields of that message."""
     value = json.loads(block.text)
     if name := block.kind.removeprefix("json").strip():
-        found = descriptor_pool.Default().FindMessageTypeByName(name)
-        parsed = json_format.ParseDict(value, message_factory.GetMessageClass(found)())
+        descriptor = descriptor_pool.Default().FindMessageTypeByName(name)
+        parsed = json_format.ParseDict(value, message_factory.GetMessageClass(descriptor)())
         assert json_format.MessageToDict(parsed).keys() == value.keys()
 
 

@@ -21,10 +21,10 @@ SECTION = PAGE[PAGE.index("## In another language") : PAGE.index("## In JSON")]
 
 def block(start: str) -> str:
     """Return the page's block that begins with ``start``."""
-    (found,) = re.findall(
+    (text,) = re.findall(
         rf"^```\w+\n({re.escape(start)}.*?)^```$", SECTION, re.MULTILINE | re.DOTALL
     )
-    return str(found)
+    return str(text)
 
 
 @pytest.mark.network

@@ -264,10 +264,10 @@ class _Operations:
         return self._last if identifier != sandbox.MODEL else None
 
     async def get(self, identifier: str) -> OperationState:
-        found = await self.find(identifier)
-        if found is None:
+        state = await self.find(identifier)
+        if state is None:
             raise no_operation(identifier)
-        return found
+        return state
 
     async def wait(
         self, identifier: str, seconds: float, check: Callable[[OperationState], None]

@@ -85,15 +85,15 @@ def expected(root: Path) -> dict[str, Any]:
             "probabilities": dict(answer.results[0].predictions),
             "operations": [
                 {
-                    "name": found.name,
-                    "kind": change_pb.ChangeKind.Name(progress(found).kind),
-                    "label": progress(found).label,
-                    "done": found.done,
-                    "reason": CallFailed(found.raw.error).reason
-                    if found.raw.HasField("error")
+                    "name": operation.name,
+                    "kind": change_pb.ChangeKind.Name(progress(operation).kind),
+                    "label": progress(operation).label,
+                    "done": operation.done,
+                    "reason": CallFailed(operation.raw.error).reason
+                    if operation.raw.HasField("error")
                     else "",
                 }
-                for found in client.operations()
+                for operation in client.operations()
             ],
         }
 

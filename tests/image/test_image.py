@@ -166,9 +166,9 @@ def test_image_configuration(engine: Engine) -> None:
 
 def test_image_size(engine: Engine) -> None:
     """The image is at most 400 MB larger than its base."""
-    found = engine.bytes_above(BASE)
-    print(f"{found / 1e6:.0f} MB above {BASE}")
-    assert found <= MOST_BYTES
+    size = engine.bytes_above(BASE)
+    print(f"{size / 1e6:.0f} MB above {BASE}")
+    assert size <= MOST_BYTES
 
 
 def test_cold_start(engine: Engine, tmp_path: Path) -> None:

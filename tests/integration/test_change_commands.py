@@ -30,8 +30,8 @@ def written(folder: Path, contents: list[bytes]) -> Path:
 def row(output: str) -> dict[str, Any]:
     """Return the single JSON object of an output."""
     (line,) = output.splitlines()
-    found: dict[str, Any] = json.loads(line)
-    return found
+    parsed: dict[str, Any] = json.loads(line)
+    return parsed
 
 
 def test_add_examples(topwork: Command, model: str, tmp_path: Path) -> None:
@@ -164,15 +164,15 @@ def test_history(topwork: Command, client: Client, add_class: AddClass, model: s
     client.rollback(model)
     client.pin_revision(model, 2)
     status, output, _ = topwork("history", "--json", model)
-    found = row(output)
-    assert (status, found["model"], found["serving"]) == (0, model, 1)
-    revisions = found["revisions"]
+    history = row(output)
+    assert (status, history["model"], history["serving"]) == (0, model, 1)
+    revisions = history["revisions"]
     changes = [(each["revision"], each["change"], each["parent"]) for each in revisions]
     assert changes == [(3, "add_class", 2), (2, "add_class", 1), (1, "fit", 0)]
     assert [bool(each["rejection"]) for each in revisions] == [True, False, False]
     assert [each["pinned"] for each in revisions] == [False, True, False]
     assert revisions[1]["operation"] == operation.name
-    moves = [(move["cause"], move["previous"], move["revision"]) for move in found["moves"]]
+    moves = [(move["cause"], move["previous"], move["revision"]) for move in history["moves"]]
     assert moves == [("rollback", 2, 1), ("add_class", 1, 2), ("fit", 0, 1)]
     status, output, _ = topwork("history", model)
     assert status == 0

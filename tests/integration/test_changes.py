@@ -217,8 +217,8 @@ def test_impossible_changes_are_refused_at_once(client: Client, case: str) -> No
     error = failure(lambda: call(client, "colours"))
     assert error.code == code
     assert message in str(error)
-    found = client.model("colours")
-    assert (list(found.revisions), list(found.pinned_revisions)) == ([1], [])
+    described = client.model("colours")
+    assert (list(described.revisions), list(described.pinned_revisions)) == ([1], [])
 
 
 def test_an_invalid_field_is_named(client: Client) -> None:
@@ -254,8 +254,8 @@ def test_a_change_rejected_by_the_gate_does_not_serve(
         ("blue", "violet"),
         ("violet", "blue"),
     }
-    found = client.model(model)
-    assert (found.serving_revision.revision, list(found.revisions)) == (1, [1, 2])
+    described = client.model(model)
+    assert (described.serving_revision.revision, list(described.revisions)) == (1, [1, 2])
     newest, _ = client.revisions(model)
     assert newest.rejection
     assert all(why in str(error) for why in newest.rejection)
@@ -349,10 +349,10 @@ def test_rollback_serves_an_earlier_revision(
 ) -> None:
     """After Rollback the earlier revision answers at once, and a later change starts from it."""
     operation = add_class(model, "violet", VIOLETS)
-    found = client.rollback(model, expected_revision=2)
-    assert found.serving_revision.revision == 1
+    described = client.rollback(model, expected_revision=2)
+    assert described.serving_revision.revision == 1
     assert client.classify(model, [picture("blue", 60)]).revision == 1
-    latest, before, _ = found.moves
+    latest, before, _ = described.moves
     assert (latest.cause, latest.revision, latest.previous_revision) == ("rollback", 1, 2)
     assert (before.cause, before.operation) == ("add_class", operation.name)
     assert client.rollback(model).serving_revision.revision == 2
@@ -367,8 +367,8 @@ def test_rollback_with_validate_only_moves_nothing(
 ) -> None:
     """Rollback with ``validate_only`` leaves the serving revision."""
     add_class(model, "violet", VIOLETS)
-    found = client.rollback(model, 1, validate_only=True)
-    assert (found.serving_revision.revision, len(found.moves)) == (2, 2)
+    described = client.rollback(model, 1, validate_only=True)
+    assert (described.serving_revision.revision, len(described.moves)) == (2, 2)
 
 
 def test_pin_revision_pins_and_unpins(client: Client, model: str) -> None:

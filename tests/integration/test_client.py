@@ -290,14 +290,14 @@ def test_classify_prints_a_row_for_each_image(topwork: Command, tmp_path: Path) 
     folder = written(tmp_path / "photos", [(f"{name}.png", picture(name, 45)) for name in LABELS])
     status, output, _ = topwork("classify", "--model", "colours", "--json", "--top-k", 2, folder)
     assert status == 0
-    found = rows(output)
+    answers = rows(output)
     keys = {"image", "revision", "predictions", "unknown_probability", "is_unknown", "error"}
-    assert [set(row) for row in found] == [keys] * 4
-    assert all(0 <= row["unknown_probability"] <= 1 for row in found)
-    assert [row["image"] for row in found] == [str(folder / f"{name}.png") for name in LABELS]
-    assert {row["revision"] for row in found} == {1}
-    assert {row["error"] for row in found} == {None}
-    for row, label in zip(found, LABELS, strict=True):
+    assert [set(row) for row in answers] == [keys] * 4
+    assert all(0 <= row["unknown_probability"] <= 1 for row in answers)
+    assert [row["image"] for row in answers] == [str(folder / f"{name}.png") for name in LABELS]
+    assert {row["revision"] for row in answers} == {1}
+    assert {row["error"] for row in answers} == {None}
+    for row, label in zip(answers, LABELS, strict=True):
         first, second = row["predictions"]
         assert set(first) == {"label", "probability"}
         assert first["label"] == label
@@ -332,8 +332,8 @@ def test_classify_splits_files_into_requests(topwork: Command, tmp_path: Path) -
         "classify", "--model", "colours", "--json", written(tmp_path / "photos", photos)
     )
     assert status == 0
-    found = [row["predictions"][0]["label"] for row in rows(output)]
-    assert found == [LABELS[n % 4] for n in range(20)]
+    labels = [row["predictions"][0]["label"] for row in rows(output)]
+    assert labels == [LABELS[n % 4] for n in range(20)]
 
 
 def test_unreadable_files_keep_their_places(topwork: Command, tmp_path: Path) -> None:
@@ -345,11 +345,11 @@ def test_unreadable_files_keep_their_places(topwork: Command, tmp_path: Path) ->
         (folder / f"{n:03}.png").unlink()
         (folder / f"{n:03}.png").symlink_to("/proc/self/mem")
     status, output, _ = topwork("classify", "--model", "colours", "--json", folder)
-    found = rows(output)
+    answers = rows(output)
     assert status == 1
-    assert [row["image"] for row in found] == [str(folder / name) for name, _ in photos]
-    assert [n for n, row in enumerate(found) if row["error"] is not None] == broken
-    good = [(n, row) for n, row in enumerate(found) if row["error"] is None]
+    assert [row["image"] for row in answers] == [str(folder / name) for name, _ in photos]
+    assert [n for n, row in enumerate(answers) if row["error"] is not None] == broken
+    good = [(n, row) for n, row in enumerate(answers) if row["error"] is None]
     assert all(row["predictions"][0]["label"] == LABELS[n % 4] for n, row in good)
 
 

@@ -259,8 +259,8 @@ def test_print_config_prints_without_the_password(topwork: Command, tmp_path: Pa
     """`serve --print-config` prints the effective configuration without the database's password."""
     options = ("--database", "postgresql://me:secret@127.0.0.1/topwork", "--print-config")
     code, out, errors = topwork("serve", "--repository", tmp_path, *options, address="[::1]:7")
-    found = json.loads(out)
-    assert (code, found["address"], found["database"]) == (
+    settings = json.loads(out)
+    assert (code, settings["address"], settings["database"]) == (
         0,
         "[::1]:7",
         "postgresql://***@127.0.0.1/topwork",

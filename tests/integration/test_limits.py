@@ -48,9 +48,9 @@ def client(limited: Running) -> Iterator[Client]:
 
 def quotas(error: CallFailed) -> list[str]:
     """Return the subjects of an error's QuotaFailure."""
-    found = error_details_pb2.QuotaFailure()
-    details = [detail for detail in error.status.details if detail.Unpack(found)]
-    return [violation.subject for violation in found.violations] if details else []
+    quota_failure = error_details_pb2.QuotaFailure()
+    details = [detail for detail in error.status.details if detail.Unpack(quota_failure)]
+    return [violation.subject for violation in quota_failure.violations] if details else []
 
 
 def test_changes_beyond_the_quota_of_a_model_are_refused(client: Client, limited: Running) -> None:

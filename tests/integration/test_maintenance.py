@@ -79,7 +79,7 @@ def errors(repository: Repository) -> list[str]:
 
 
 def test_gc_deletes_and_counts_by_kind(repository: Repository, run: Run) -> None:
-    """Gc deletes unreferenced files and prints their number in a row for each kind."""
+    """`gc` deletes unreferenced files and prints their number in a row for each kind."""
     result = run(gc, "--keep", "1")
     assert result.status == 0
     _, *rows = result.stdout.splitlines()
@@ -91,12 +91,12 @@ def test_gc_deletes_and_counts_by_kind(repository: Repository, run: Run) -> None
 def test_gc_as_json_is_one_object(run: Run) -> None:
     """`gc --json` lists each deleted item with kind, path and bytes."""
     size = len(image(1))
-    found = run.json(gc, "--keep", "1")
-    assert {"kind": "image", "path": f"images/{sha256(image(1))}", "bytes": size} in found[
+    report = run.json(gc, "--keep", "1")
+    assert {"kind": "image", "path": f"images/{sha256(image(1))}", "bytes": size} in report[
         "removed"
     ]
-    assert found["bytes"] == sum(item["bytes"] for item in found["removed"])
-    assert (found["dry_run"], found["refused"]) == (False, [])
+    assert report["bytes"] == sum(item["bytes"] for item in report["removed"])
+    assert (report["dry_run"], report["refused"]) == (False, [])
 
 
 def test_gc_dry_run_deletes_nothing(repository: Repository, run: Run) -> None:
@@ -124,7 +124,7 @@ def test_gc_with_an_unreadable_manifest_exits_with_1(repository: Repository, run
 def test_gc_keeps_images_of_unfinished_operations(
     repository: Repository, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gc asks the given database for the images of unfinished operations."""
+    """`gc` asks the given database for the images of unfinished operations."""
     urls: list[str] = []
 
     def pending(url: str) -> set[str]:
@@ -166,16 +166,16 @@ def test_gc_without_the_database_deletes_no_image(repository: Repository, run: R
     grow_old(repository)
     unavailable = f"postgresql://nobody@/topwork?host={repository.root}"
     result = run(gc, "--keep", "1", "--json", "--database", unavailable)
-    found = json.loads(result.stdout.splitlines()[-1])
+    report = json.loads(result.stdout.splitlines()[-1])
     assert result.status == 1
-    assert [item["path"] for item in found["removed"]] == ["models/m/1", "models/m/2"]
-    (text,) = found["refused"]
+    assert [item["path"] for item in report["removed"]] == ["models/m/1", "models/m/2"]
+    (text,) = report["refused"]
     assert "cannot be used now" in text
     assert "no shard and no image was deleted" in text
 
 
 def test_gc_reads_the_sqlite_database_of_the_repository(repository: Repository, run: Run) -> None:
-    """Gc reads the SQLite file in the repository, if it exists, and does not delete it."""
+    """`gc` reads the SQLite file in the repository, if it exists, and does not delete it."""
     prepare(database_url(repository.root))
     put_shard(repository, 8)
     grow_old(repository)
@@ -235,14 +235,14 @@ def test_an_upload_repairs_a_damaged_image(colours: Repository) -> None:
 
 
 def test_fsck_of_a_valid_repository_exits_with_0(run: Run) -> None:
-    """Fsck of a valid repository prints no problem; the exit status is 0."""
+    """`fsck` of a valid repository prints no problem; the exit status is 0."""
     result = run(fsck)
     assert (result.status, result.stdout) == (0, "nothing is wrong\n")
     assert run.json(fsck) == {"errors": 0, "notes": 0, "problems": []}
 
 
 def test_fsck_names_a_changed_file(repository: Repository, run: Run) -> None:
-    """Fsck prints a line with the path of an error; the exit status is 1."""
+    """`fsck` prints a line with the path of an error; the exit status is 1."""
     (repository.root / "models" / "m" / "2" / "head.onnx").write_bytes(b"another head")
     result = run(fsck)
     assert result.status == 1
@@ -255,9 +255,9 @@ def test_fsck_as_json_is_one_object(repository: Repository, run: Run) -> None:
     """`fsck --json` lists each problem with severity and path."""
     (repository.root / "models" / "m" / "2" / "head.onnx").unlink()
     put_backbone(repository, 7)
-    found = run.json(fsck)
-    assert (found["errors"], found["notes"]) == (1, 1)
-    assert [(problem["severity"], problem["path"]) for problem in found["problems"]] == [
+    report = run.json(fsck)
+    assert (report["errors"], report["notes"]) == (1, 1)
+    assert [(problem["severity"], problem["path"]) for problem in report["problems"]] == [
         ("error", "models/m/2/head.onnx"),
         ("note", "backbones"),
     ]

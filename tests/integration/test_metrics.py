@@ -125,11 +125,11 @@ def listening(pid: int) -> set[int]:
     for path in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed concurrently
             links.append(str(path.readlink()))
-    found = set()
+    ports = set()
     for table in ("tcp", "tcp6"):
         path = Path(f"/proc/{pid}/net/{table}")
         for line in path.read_text().splitlines()[1:] if path.exists() else []:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in links:
-                found.add(int(fields[1].rpartition(":")[2], 16))
-    return found
+                ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports

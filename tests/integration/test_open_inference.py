@@ -50,11 +50,11 @@ def files() -> list[bytes]:
 def classified(client: Client, files: list[bytes]) -> np.ndarray[Any, Any]:
     """Return the probabilities (N, 4) of Classify for the files, in label order."""
     answer = client.classify("colours", files)
-    found = np.zeros((len(files), len(LABELS)), dtype=np.float32)
-    for row, result in zip(found, answer.results, strict=True):
+    probabilities = np.zeros((len(files), len(LABELS)), dtype=np.float32)
+    for row, result in zip(probabilities, answer.results, strict=True):
         for label, probability in result.predictions:
             row[LABELS.index(label)] = probability
-    return found
+    return probabilities
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -72,11 +72,11 @@ def test_model_infer_agrees_with_classify(
         "1",
         "number 5",
     )
-    found = outputs(response)
-    assert list(found) == ["probabilities", "logits", "embedding"]
-    np.testing.assert_allclose(found["probabilities"], classified, atol=1e-6)
-    assert found["logits"].argmax(axis=1).tolist() == [LABELS.index(label) for label in SHOWN]
-    assert found["embedding"].shape == (len(files), tiny.WIDTH)
+    arrays = outputs(response)
+    assert list(arrays) == ["probabilities", "logits", "embedding"]
+    np.testing.assert_allclose(arrays["probabilities"], classified, atol=1e-6)
+    assert arrays["logits"].argmax(axis=1).tolist() == [LABELS.index(label) for label in SHOWN]
+    assert arrays["embedding"].shape == (len(files), tiny.WIDTH)
 
 
 def test_classification_parameter_gives_labels(
@@ -256,8 +256,8 @@ def test_statistics_count_images_and_calls(stub: Any, client: Client, model: str
     """Statistics sum Classify and ModelInfer of a revision, and count failed calls."""
 
     def statistics() -> pb.ModelStatistics:
-        (found,) = stub.ModelStatistics(pb.ModelStatisticsRequest(name=model)).model_stats
-        return found  # type: ignore[no-any-return]  # the stub is untyped
+        (stats,) = stub.ModelStatistics(pb.ModelStatisticsRequest(name=model)).model_stats
+        return stats  # type: ignore[no-any-return]  # the stub is untyped
 
     before = statistics()
     assert (before.name, before.version) == (model, "1")
@@ -291,10 +291,10 @@ def test_the_index_lists_all_models(stub: Any, broken: str, model: str) -> None:
     """The index has all models with the serving revision; an unloadable one is UNAVAILABLE."""
 
     def index(**fields: Any) -> dict[str, tuple[str, str]]:
-        found = stub.RepositoryIndex(pb.RepositoryIndexRequest(**fields)).models
-        names = [model.name for model in found]
+        models = stub.RepositoryIndex(pb.RepositoryIndexRequest(**fields)).models
+        names = [model.name for model in models]
         assert names == sorted(names)
-        return {model.name: (model.version, model.state) for model in found}
+        return {model.name: (model.version, model.state) for model in models}
 
     servers.eventually(lambda: broken in index())
     assert index()[broken] == ("", "UNAVAILABLE")
@@ -314,6 +314,6 @@ def test_calls_have_an_access_line(stub: Any, server: Running) -> None:
         ]
         return lines[0] if lines else None
 
-    found = servers.eventually(line)
-    assert (found["event"], found["code"], found["reason"]) == ("call", "NOT_FOUND", "NOT_FOUND")
-    assert found["method"] == "/inference.GRPCInferenceService/ModelInfer"
+    entry = servers.eventually(line)
+    assert (entry["event"], entry["code"], entry["reason"]) == ("call", "NOT_FOUND", "NOT_FOUND")
+    assert entry["method"] == "/inference.GRPCInferenceService/ModelInfer"

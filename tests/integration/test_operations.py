@@ -173,10 +173,12 @@ def test_list_operations_applies_its_filter(
     made = [waiting.add_class("colours", label, VIOLETS).name for label in ("teal", "rust", "teal")]
     cancel(queue, made[0])
     wanted = 'model = "models/colours" AND label = teal'
-    assert [found.name for found in waiting.operations(wanted)] == [made[0], made[2]]
-    assert [found.name for found in waiting.operations(f"{wanted} AND done = false")] == [made[2]]
+    assert [operation.name for operation in waiting.operations(wanted)] == [made[0], made[2]]
+    assert [operation.name for operation in waiting.operations(f"{wanted} AND done = false")] == [
+        made[2]
+    ]
     page = queue.ListOperations(operations_pb2.ListOperationsRequest(filter=wanted, page_size=1))
-    assert [found.name for found in page.operations] == [made[0]]
+    assert [operation.name for operation in page.operations] == [made[0]]
     assert page.next_page_token
 
 

@@ -127,8 +127,8 @@ def finished(client: DBOSClient) -> list[WorkflowStatus]:
     """Wait for all operations and return them."""
 
     def all_ended() -> list[WorkflowStatus] | None:
-        found = client.list_workflows(name=CHANGE)
-        return found if all(workflow.completed_at for workflow in found) else None
+        workflows = client.list_workflows(name=CHANGE)
+        return workflows if all(workflow.completed_at for workflow in workflows) else None
 
     return eventually(all_ended)
 

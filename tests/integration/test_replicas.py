@@ -76,8 +76,8 @@ def steps(repository: Repository, operation: str) -> dict[str, int | None]:
         serializer=DBOSPortableJSONSerializer(),
     )
     try:
-        found = client.list_workflow_steps(operation.removeprefix("operations/"))
+        workflow_steps = client.list_workflow_steps(operation.removeprefix("operations/"))
     finally:
         client.destroy()
-    ended = {step["function_name"]: step["completed_at_epoch_ms"] for step in found}
+    ended = {step["function_name"]: step["completed_at_epoch_ms"] for step in workflow_steps}
     return {name: at for name, at in ended.items() if not name.startswith("DBOS.")}

@@ -35,10 +35,10 @@ BEYOND = MOST_IMAGES + 256
 """More images than are in flight in a client and a server."""
 
 
-def label(found: StreamResult) -> str:
+def label(image: StreamResult) -> str:
     """Return the most probable label of a classified image."""
-    assert found.result.error is None
-    return found.result.predictions[0].label
+    assert image.result.error is None
+    return image.result.predictions[0].label
 
 
 def shown(count: int) -> list[int]:
@@ -56,10 +56,10 @@ def test_results_come_in_the_order_of_the_images(client: Client, images_per_mess
         images_per_message=images_per_message,
         top_k=1,
     )
-    found = list(stream)
-    assert [label(image) for image in found] == [LABELS[index] for index in order]
-    assert {image.revision for image in found} == {1}
-    assert {len(image.result.predictions) for image in found} == {1}
+    results = list(stream)
+    assert [label(image) for image in results] == [LABELS[index] for index in order]
+    assert {image.revision for image in results} == {1}
+    assert {len(image.result.predictions) for image in results} == {1}
 
 
 def test_classify_stream_agrees_with_classify(client: Client, server: Running) -> None:
@@ -78,9 +78,9 @@ def test_classify_stream_agrees_with_classify(client: Client, server: Running) -
                 [image async for image in own.classify_stream("colours", source())],
             ]
 
-    for found in (list(client.classify_stream("colours", images)), *asyncio.run(ask())):
-        assert [n for n, image in enumerate(found) if image.result.error] == [3, 8]
-        for got, wanted in zip(found, classified, strict=True):
+    for results in (list(client.classify_stream("colours", images)), *asyncio.run(ask())):
+        assert [n for n, image in enumerate(results) if image.result.error] == [3, 8]
+        for got, wanted in zip(results, classified, strict=True):
             error, other = got.result.error, wanted.error
             assert (error and (error.code, error.reason)) == (other and (other.code, other.reason))
             for mine, theirs in zip(got.result.predictions, wanted.predictions, strict=True):
@@ -97,8 +97,8 @@ def test_ten_thousand_images(client: Client) -> None:
     """A stream of far more images than are in flight answers each once."""
     order = shown(10_000)
     stream = client.classify_stream("colours", (PHOTOS[index] for index in order), top_k=1)
-    for index, found in zip(order, stream, strict=True):
-        assert label(found) == LABELS[index]
+    for index, image in zip(order, stream, strict=True):
+        assert label(image) == LABELS[index]
 
 
 def test_ten_thousand_images_from_asyncio(server: Running) -> None:
@@ -159,8 +159,8 @@ def test_an_error_of_the_source_is_raised_after_its_results(
 ) -> None:
     """An error of the source is raised after the results of all its images."""
     stream = client.classify_stream("colours", broken(21))
-    found = [label(image) for image in itertools.islice(stream, 21)]
-    assert found == [LABELS[n % 4] for n in range(21)]
+    labels = [label(image) for image in itertools.islice(stream, 21)]
+    assert labels == [LABELS[n % 4] for n in range(21)]
     with pytest.raises(BrokenError):
         next(stream)
 
@@ -243,19 +243,19 @@ def message(number: int) -> classify_pb.StreamClassifyRequest:
 
 def test_a_stream_waits_for_free_capacity(idle: Running) -> None:
     """Two streams with more in flight than the server's queue holds are both answered."""
-    found: dict[int, int] = {}
+    counts: dict[int, int] = {}
 
     def run(number: int) -> None:
         with Client(idle.address) as own:
             images = itertools.chain(*[PHOTOS] * 50)
-            found[number] = len(list(own.classify_stream("colours", images)))
+            counts[number] = len(list(own.classify_stream("colours", images)))
 
     threads = [threading.Thread(target=run, args=[number]) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(servers.PATIENCE)
-    assert found == {0: 200, 1: 200}
+    assert counts == {0: 200, 1: 200}
 
 
 def test_sigterm_ends_streams_with_unavailable(colours: Repository) -> None:
@@ -264,19 +264,19 @@ def test_sigterm_ends_streams_with_unavailable(colours: Repository) -> None:
         servers.running(colours.root, grace_seconds=10 * servers.PATIENCE, worker=False) as server,
         Client(server.address) as client,
     ):
-        found: list[Any] = []
+        labels: list[Any] = []
 
         def read() -> None:
             for number, image in enumerate(client.classify_stream("colours", endless([0]))):
-                found.append((LABELS[number % 4], label(image)))
+                labels.append((LABELS[number % 4], label(image)))
                 if number == 100:
                     server.process.terminate()
 
         error = failure(read)
         assert (error.code, error.reason) == ("UNAVAILABLE", "UNAVAILABLE")
         assert server.process.wait(servers.PATIENCE) == 0
-    assert len(found) > 100
-    assert all(wanted == got for wanted, got in found)
+    assert len(labels) > 100
+    assert all(wanted == got for wanted, got in labels)
 
 
 @pytest.mark.parametrize("end", ["closed", "broken"])

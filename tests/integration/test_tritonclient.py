@@ -79,7 +79,7 @@ def test_tritonclient_gets_all_outputs_of_a_version(answers: dict[str, Any]) -> 
 
 
 def test_tritonclient_gets_classes(answers: dict[str, Any]) -> None:
-    """Tritonclient's class_count sets the classification parameter."""
+    """`tritonclient`'s class_count sets the classification parameter."""
     assert [row[0].split(":")[1:] for row in answers["classes"]] == [
         [str(LABELS.index(label)), label] for label in SHOWN
     ]
@@ -99,7 +99,7 @@ def test_tritonclient_reads_metadata_and_statistics(answers: dict[str, Any]) -> 
 
 
 def test_tritonclient_gets_the_index_of_a_bad_image(answers: dict[str, Any]) -> None:
-    """Tritonclient's exception has the code and the image's index."""
+    """`tritonclient`'s exception has the code and the image's index."""
     status, message = answers["error"]
     assert status == "StatusCode.INVALID_ARGUMENT"
     assert message.startswith("image 0: the image (4 bytes)")

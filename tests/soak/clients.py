@@ -86,8 +86,8 @@ class ChangeClient:
     def _random_change(self, kind: str) -> Change | None:
         """Return a random change of the serving revision; None if the kind is impossible."""
         rng = self._rng
-        found = self._supervisor.retry(lambda client: client.model(self._model))
-        labels = list(found.serving_revision.labels)
+        model = self._supervisor.retry(lambda client: client.model(self._model))
+        labels = list(model.serving_revision.labels)
         change = Change(
             id=str(uuid.UUID(int=rng.getrandbits(128), version=4)),
             model=self._model,

@@ -83,10 +83,10 @@ class Killer:
         server = self._supervisor.server().process
         pids = [server.pid] if victims != "worker" else []
         if victims != "server":
-            found = workers_of(server.pid)
-            if not found and victims == "worker":
+            workers = workers_of(server.pid)
+            if not workers and victims == "worker":
                 return  # the worker is dead already
-            pids += found
+            pids += workers
         now = time.time()
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):

@@ -63,5 +63,7 @@ class Ledger:
     def counts_of(self, topic: str) -> dict[str, int]:
         """Return the outcomes of a topic with their numbers, largest first."""
         with self._lock:
-            found = Counter({how: n for (about, how), n in self.counts.items() if about == topic})
-        return dict(found.most_common())
+            outcomes = Counter(
+                {how: n for (about, how), n in self.counts.items() if about == topic}
+            )
+        return dict(outcomes.most_common())

@@ -45,11 +45,11 @@ class Maintainer:
     def manifest(self, model: str, revision: int) -> Manifest:
         """Return the manifest of a revision, even if gc deleted it since."""
         with self._lock:
-            found = self._manifests.get((model, revision))
-            if found is None:
-                found = self._repository.manifest(model, revision)
-                self._manifests[model, revision] = found
-            return found
+            manifest = self._manifests.get((model, revision))
+            if manifest is None:
+                manifest = self._repository.manifest(model, revision)
+                self._manifests[model, revision] = manifest
+            return manifest
 
     def all_manifests(self) -> dict[str, list[Manifest]]:
         """Return the manifests of all revisions ever published, oldest first."""
@@ -58,7 +58,9 @@ class Maintainer:
                 self.manifest(model, revision)
         with self._lock:
             return {
-                model: [found for (of, _), found in sorted(self._manifests.items()) if of == model]
+                model: [
+                    manifest for (of, _), manifest in sorted(self._manifests.items()) if of == model
+                ]
                 for model in MODELS
             }
 

@@ -64,13 +64,13 @@ def show(result: SoakResult, console: Console) -> None:
 def restarts(result: SoakResult, event: str) -> list[float]:
     """Return the seconds from the last kill to each start."""
     kills = np.array([kill.time for kill in result.kills if kill.victims in STARTS[event]])
-    found = []
+    seconds = []
     for entry in _log_entries(result, event):
         moment = datetime.fromisoformat(str(entry["timestamp"])).timestamp()
         before = kills[kills < moment]
         if len(before):
-            found.append(float(moment - before[-1]))
-    return found
+            seconds.append(float(moment - before[-1]))
+    return seconds
 
 
 def _log_entries(result: SoakResult, event: str) -> list[dict[str, object]]:

@@ -93,16 +93,16 @@ class Verifier:
     def _check_operations(self) -> None:
         """Check that acknowledged changes have an ended operation, and refused ones have none."""
         for change in self._ledger.changes:
-            found = self._ended.get(operation_name(change))
-            if found is None:
+            operation = self._ended.get(operation_name(change))
+            if operation is None:
                 if change.state == "acknowledged":
                     self._ledger.add_violation(f"lost: {change}")
             elif change.state == "refused":
                 self._ledger.add_violation(f"refused and accepted: {change}")
-            elif not found.done:
+            elif not operation.done:
                 self._ledger.add_violation(f"never ended: {change}")
             else:
-                self._ledger.count("operations", self._end_of(found))
+                self._ledger.count("operations", self._end_of(operation))
         for name in self._ended.keys() - self._changes.keys():
             self._ledger.add_violation(f"no client requested {name}")
 

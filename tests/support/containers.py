@@ -109,10 +109,14 @@ class Cli:
 
     def config(self) -> dict[str, Any]:
         """See Engine."""
-        found = self._inspect(self._image)
-        config: dict[str, Any] = found["Config"]
+        inspected = self._inspect(self._image)
+        config: dict[str, Any] = inspected["Config"]
         # podman stores the health check outside of Config.
-        return {"Healthcheck": found["Healthcheck"]} | config if "Healthcheck" in found else config
+        return (
+            {"Healthcheck": inspected["Healthcheck"]} | config
+            if "Healthcheck" in inspected
+            else config
+        )
 
     def bytes_above(self, base: str) -> int:
         """See Engine."""
@@ -150,8 +154,8 @@ class Cli:
         done = subprocess.run(
             [*self._command, "image", "inspect", image], capture_output=True, text=True, check=True
         )
-        found: dict[str, Any] = json.loads(done.stdout)[0]
-        return found
+        inspected: dict[str, Any] = json.loads(done.stdout)[0]
+        return inspected
 
 
 class Chroot:

@@ -116,8 +116,8 @@ def _binaries() -> Path | None:
     if (on_path := shutil.which("pg_ctl")) is not None:
         return Path(on_path).resolve().parent
     packaged = Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")
-    found = sorted(packaged, key=lambda path: float(path.parts[-3]))
-    return found[-1].parent if found else None
+    installed = sorted(packaged, key=lambda path: float(path.parts[-3]))
+    return installed[-1].parent if installed else None
 
 
 def _unprivileged() -> pwd.struct_passwd:

@@ -184,22 +184,22 @@ def tls(server: Pem, client_ca: Path | None = None) -> dict[str, Any]:
 
 def workers_of(pid: int) -> list[int]:
     """Return the process ids of the workers whose parent is ``pid``."""
-    found = []
+    workers = []
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == pid and b"spawn_main" in (directory / "cmdline").read_bytes():
-                found.append(int(directory.name))
-    return found
+                workers.append(int(directory.name))
+    return workers
 
 
 def eventually(look: Callable[[], T | None]) -> T:
     """Call ``look`` until its result is true and return it; fail after a timeout."""
     deadline = time.monotonic() + PATIENCE
-    while not (found := look()):
+    while not (value := look()):
         assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.01)
-    return found
+    return value
 
 
 def failure(call: Callable[[], object]) -> CallFailed:

@@ -34,8 +34,8 @@ async def main(repository: Repository) -> dict[str, int]:
         for turn in range(turns):
             number = numbers[turn % 4]
             repository.set_serving("colours", number, why="test")
-            found, _ = await asyncio.gather(registry.snapshot("colours"), registry.refresh())
-            found.head.run(embedding)
+            snapshot, _ = await asyncio.gather(registry.snapshot("colours"), registry.refresh())
+            snapshot.head.run(embedding)
             assert registry.serving("colours").revision == number
 
     await swap(WARM_UP)

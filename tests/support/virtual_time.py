@@ -25,10 +25,10 @@ class _Selector(selectors.SelectSelector):
     now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        found = super().select(None if timeout is None else 0)
-        if not found and timeout is not None:
+        ready = super().select(None if timeout is None else 0)
+        if not ready and timeout is not None:
             self.now += max(0.0, timeout)
-        return found
+        return ready
 
 
 class _Loop(asyncio.SelectorEventLoop):

@@ -84,7 +84,7 @@ def measure(
     loads: list[tuple[Load, Load]] = []
     for turn in range(turns):
         order = (0, 1) if turn % 2 == 0 else (1, 0)
-        found = {
+        measured = {
             index: client.run(
                 client.closed_loop(
                     endpoints[index],
@@ -97,7 +97,7 @@ def measure(
             )
             for index in order
         }
-        loads.append((found[0], found[1]))
+        loads.append((measured[0], measured[1]))
     rates = np.array([[load.calls_per_second * case.images for load in pair] for pair in loads])
     low, middle, high = np.percentile(rates[:, 1] / rates[:, 0], [25, 50, 75])
     server = np.array([[load.server_cpu / load.seconds for load in pair] for pair in loads]) / rates

@@ -176,15 +176,15 @@ def check(peer: Peer, endpoint: Endpoint, bodies: Sequence[bytes], wanted: Seque
         async with client.connected(endpoint, 1) as (call,):
             return [top5(await call(body)) for body in bodies]
 
-    for number, (found, right) in enumerate(zip(client.run(ask()), wanted, strict=True)):
-        if not np.allclose(found, right, atol=1e-3):
-            raise NotMeasured(f"{peer.name} gives {found} for photo {number}, not {right}")
+    for number, (answer, right) in enumerate(zip(client.run(ask()), wanted, strict=True)):
+        if not np.allclose(answer, right, atol=1e-3):
+            raise NotMeasured(f"{peer.name} gives {answer} for photo {number}, not {right}")
 
 
 def top5(answer: bytes) -> Top5:
     """Return the [class index, probability] pairs in a framework's response."""
-    found: Top5 = json.loads(answer[answer.index(b"[[") : answer.rindex(b"]]") + 2])
-    return found
+    pairs: Top5 = json.loads(answer[answer.index(b"[[") : answer.rindex(b"]]") + 2])
+    return pairs
 
 
 def _wait(
@@ -206,8 +206,8 @@ def _wait(
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in SAME:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions

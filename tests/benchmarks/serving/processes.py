@@ -48,10 +48,10 @@ def _tree(root: int, without: bytes | None) -> list[int]:
         with contextlib.suppress(OSError):  # it ended meanwhile
             if without is None or without not in (directory / "cmdline").read_bytes():
                 parents[int(directory.name)] = int(_stat(int(directory.name))[1])
-    found = [root]
-    for pid in found:  # grows as children are found
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found
+    pids = [root]
+    for pid in pids:  # grows as children are found
+        pids += [child for child, parent in parents.items() if parent == pid]
+    return pids
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -70,7 +70,7 @@ def _grid(table: Table) -> list[Sequence[str]]:
 
 def _between(text: str, name: str, content: str) -> str:
     pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    changed, found = pattern.subn(lambda match: match[1] + "\n" + content + "\n" + match[2], text)
-    if found != 1:
-        raise ValueError(f"the page has the marker '<!-- {name} -->' {found} times, not once")
+    changed, count = pattern.subn(lambda match: match[1] + "\n" + content + "\n" + match[2], text)
+    if count != 1:
+        raise ValueError(f"the page has the marker '<!-- {name} -->' {count} times, not once")
     return changed

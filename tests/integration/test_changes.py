@@ -382,7 +382,7 @@ def test_pin_revision_pins_and_unpins(client: Client, model: str) -> None:
 def test_revisions_are_listed_newest_first(
     server: Running, client: Client, add_class: AddClass, model: str
 ) -> None:
-    """Each has its change and its parent; a damaged revision has only its number."""
+    """Each revision has its change and its parent, a damaged revision only its number."""
     add_class(model, "violet", VIOLETS)
     done(client, client.rename_class(model, "violet", "mauve"))
     revisions = list(client.revisions(model))

@@ -64,7 +64,7 @@ def test_every_format_is_classified_alike(client: Client) -> None:
     assert [best(result) for result in answer.results] == ["blue"] * len(KINDS)
 
 
-def test_one_bad_image_is_that_images_error(client: Client) -> None:
+def test_classify_reports_errors_of_bad_images_in_their_places(client: Client) -> None:
     """Unreadable and oversized images are errors in their places, with details."""
     bad = [b"nonsense", bytes(2**20 + 1), without_palette()]
     answer = client.classify("colours", [PHOTO, *bad, PHOTO])
@@ -184,7 +184,7 @@ def test_get_model_of_an_unknown_model_is_not_found(
 
 
 def test_a_very_long_name_is_not_found(client: Client) -> None:
-    """A very long unknown name has the same error as a short one."""
+    """A very long unknown name is NOT_FOUND or INVALID_ARGUMENT."""
     assert failure(lambda: client.model("x" * 20_000)).code in {"NOT_FOUND", "INVALID_ARGUMENT"}
 
 

@@ -145,7 +145,7 @@ def check_done_once(repository: Repository, ids: dict[str, list[str]]) -> None:
 
 
 def test_two_workers_share_the_work(repository: Repository, url: str, client: DBOSClient) -> None:
-    """Both run operations, each operation runs once, and those of one model never overlap."""
+    """Both workers run operations, each one once, and those of one model never overlap."""
     with worker_process(repository, url, "one"), worker_process(repository, url, "two"):
         ids = submit(repository, url)
         done = finished(client)

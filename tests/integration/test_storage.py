@@ -57,7 +57,7 @@ def errors_in(repository: Repository) -> list[str]:
 
 @pytest.mark.parametrize("what", FULL)
 def test_a_full_disk_refuses_uploads_and_rollbacks(what: str, disk: Path) -> None:
-    """Both are UNAVAILABLE with STORAGE; Classify works; with free space both succeed."""
+    """AddClass and Rollback are UNAVAILABLE with STORAGE until there is space; Classify works."""
     repository = tiny.repository(disk / "repository")
     running = servers.running(repository.root, limits=TO_THE_LAST_BYTE)
     with running as server, Client(server.address) as client:
@@ -109,7 +109,7 @@ def test_gc_recovers_from_a_full_disk(what: str, disk: Path) -> None:
 
 @pytest.mark.parametrize("what", FULL)
 def test_uploads_are_refused_before_the_disk_is_full(what: str, tmp_path: Path) -> None:
-    """Uploads below the minimum of free bytes or inodes are RESOURCE_EXHAUSTED."""
+    """With fewer free bytes or inodes than the minimum, uploads are RESOURCE_EXHAUSTED."""
     with disks.small(tmp_path / "disk", megabytes=16, inodes=500) as disk:
         repository = tiny.repository(disk / "repository")
         least = {"min_free_bytes": 0, "min_free_inodes": 0}

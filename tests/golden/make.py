@@ -39,7 +39,7 @@ SIZE = (12, 10)
 """Size of the pictures, small since archives are never deleted."""
 
 
-def some(label: str, first: int = 0) -> list[tuple[str, bytes]]:
+def named_pictures(label: str, first: int = 0) -> list[tuple[str, bytes]]:
     """Return six pictures with their names."""
     return [(f"{label}-{n}", picture(label, n, size=SIZE)) for n in range(first, first + 6)]
 
@@ -48,7 +48,7 @@ def make_repository(root: Path) -> None:
     """Make a repository by a fit, a server and a worker."""
     repository = Repository(root)
     labels = ("amber", "blue", "crimson", "green")
-    images = {label: [content for _, content in some(label)] for label in labels}
+    images = {label: [content for _, content in named_pictures(label)] for label in labels}
     tiny.publish(repository, "colours", tiny.embed_pictures(images))
     with servers.running(root, executor="golden") as server, Client(server.address) as client:
 
@@ -56,11 +56,11 @@ def make_repository(root: Path) -> None:
             for _ in client.watch(operation.name):
                 pass
 
-        wait(client.add_class("colours", "violet", some("violet")))
+        wait(client.add_class("colours", "violet", named_pictures("violet")))
         wait(client.rename_class("colours", "blue", "azure"))
         wait(client.add_class("colours", "junk", [(f"{n}.png", b"junk") for n in range(6)]))
         no_conflicts = change_pb.ChangeOptions(gate=change_pb.Gate(max_conflicts=0))
-        wait(client.add_class("colours", "conflict", some("amber"), options=no_conflicts))
+        wait(client.add_class("colours", "conflict", named_pictures("amber"), options=no_conflicts))
         validate = change_pb.ChangeOptions(validate_only=True)
         wait(client.retrain("colours", options=validate))
         client.rollback("colours")
@@ -68,7 +68,7 @@ def make_repository(root: Path) -> None:
         server.stop()
     with servers.running(root, worker=False) as server, Client(server.address) as client:
         client.cancel(client.retrain("colours").name)
-        client.add_class("colours", "zircon", some("zircon"))
+        client.add_class("colours", "zircon", named_pictures("zircon"))
         server.stop()
     checkpoints.save(root / "checkpoints" / "colours.pt", "run", {"step": 3, "w": torch.ones(2)})
 

@@ -24,20 +24,22 @@ BLUES = [(f"blue-{n}.png", content) for n, content in enumerate(pictures("blue",
 NEW_BLUES = [(f"new-{n}.png", image) for n, image in enumerate(pictures("blue", 6, start=200))]
 
 
-def ended(client: Client, accepted: operations_pb2.Operation) -> operations_pb2.Operation:
+def finished_operation(
+    client: Client, accepted: operations_pb2.Operation
+) -> operations_pb2.Operation:
     """Wait for an operation and return it."""
     *_, finished = client.watch(accepted.name)
     return finished
 
 
-def done(client: Client, accepted: operations_pb2.Operation) -> change_pb.ChangeResponse:
+def response_of(client: Client, accepted: operations_pb2.Operation) -> change_pb.ChangeResponse:
     """Wait for a change and return its response."""
-    return result(ended(client, accepted))
+    return result(finished_operation(client, accepted))
 
 
 def error_of(client: Client, accepted: operations_pb2.Operation) -> CallFailed:
     """Wait for a change that must fail and return its error."""
-    return failure(lambda: done(client, accepted))
+    return failure(lambda: response_of(client, accepted))
 
 
 def expecting(revision: int) -> change_pb.ChangeOptions:
@@ -50,7 +52,7 @@ VALIDATE = change_pb.ChangeOptions(validate_only=True)
 
 def test_add_examples_adds_new_images_only(client: Client, model: str) -> None:
     """AddExamples adds new images and names duplicates; the labels stay the same."""
-    response = done(client, client.add_examples(model, "blue", BLUES[:3] + NEW_BLUES))
+    response = response_of(client, client.add_examples(model, "blue", BLUES[:3] + NEW_BLUES))
     assert (response.revision.revision, response.images_used) == (2, 6)
     assert [skip.display_name for skip in response.skipped_images] == [n for n, _ in BLUES[:3]]
     assert response.revision.change == "add_examples"
@@ -62,7 +64,7 @@ def test_add_examples_adds_new_images_only(client: Client, model: str) -> None:
 
 def test_add_examples_of_known_images_makes_no_revision(client: Client, model: str) -> None:
     """If the label has all images already, the response has the serving revision."""
-    response = done(client, client.add_examples(model, "blue", BLUES[:3]))
+    response = response_of(client, client.add_examples(model, "blue", BLUES[:3]))
     assert (response.revision.revision, response.images_used) == (1, 0)
     assert len(response.skipped_images) == 3
     assert not response.HasField("comparison")
@@ -73,7 +75,7 @@ def test_remove_class_undoes_add_class(client: Client, add_class: AddClass, mode
     """After AddClass and RemoveClass of a label, metrics and probabilities are as before."""
     first = client.model(model).serving_revision
     add_class(model, "violet", VIOLETS)
-    response = done(client, client.remove_class(model, "violet"))
+    response = response_of(client, client.remove_class(model, "violet"))
     assert (response.revision.revision, response.revision.parent_revision) == (3, 2)
     assert list(response.revision.labels) == LABELS
     assert response.revision.metrics == first.metrics
@@ -86,7 +88,7 @@ def test_remove_class_undoes_add_class(client: Client, add_class: AddClass, mode
 def test_remove_class_refuses_to_leave_one_label(client: Client, model: str) -> None:
     """RemoveClass is FAILED_PRECONDITION if only two labels are left."""
     for label in LABELS[:2]:
-        done(client, client.remove_class(model, label))
+        response_of(client, client.remove_class(model, label))
     error = failure(lambda: client.remove_class(model, "green"))
     assert (error.code, error.reason) == ("FAILED_PRECONDITION", "TOO_FEW_LABELS")
 
@@ -94,7 +96,7 @@ def test_remove_class_refuses_to_leave_one_label(client: Client, model: str) -> 
 def test_rename_class_changes_only_the_label(client: Client, model: str) -> None:
     """RenameClass changes the label; all probabilities stay the same."""
     before = client.classify(model, [picture("blue", 60)], top_k=4).results[0]
-    response = done(client, client.rename_class(model, "blue", "azure"))
+    response = response_of(client, client.rename_class(model, "blue", "azure"))
     assert list(response.revision.labels) == ["amber", "azure", "crimson", "green"]
     after = client.classify(model, [picture("blue", 60)], top_k=4).results[0]
     renamed = {
@@ -113,7 +115,7 @@ def test_an_invisible_label_of_an_old_model_can_be_renamed(
     model = serve(old)
     (answer,) = client.classify(model, [picture("green", 60)], top_k=1).results
     assert answer.predictions[0].label == "\u3164"
-    response = done(client, client.rename_class(model, "\u3164", "green"))
+    response = response_of(client, client.rename_class(model, "\u3164", "green"))
     assert list(response.revision.labels) == LABELS
     error = failure(lambda: client.rename_class(model, "green", "\u3164"))
     assert (error.reason, fields(error)) == ("LABEL_INVALID", ["new_label"])
@@ -121,10 +123,10 @@ def test_an_invisible_label_of_an_old_model_can_be_renamed(
 
 def test_retrain_solves_the_requested_head(client: Client, model: str) -> None:
     """Retrain solves the requested kind of head; later changes use the same kind."""
-    response = done(client, client.retrain(model, head="nearest_mean"))
+    response = response_of(client, client.retrain(model, head="nearest_mean"))
     assert response.revision.head.kind == "nearest_mean"
     assert response.revision.head.normalisation == "sqrt_l2"
-    response = done(client, client.add_class(model, "violet", VIOLETS))
+    response = response_of(client, client.add_class(model, "violet", VIOLETS))
     assert response.revision.head.kind == "nearest_mean"
 
 
@@ -234,7 +236,7 @@ def test_an_invalid_field_is_named(client: Client) -> None:
 def test_changes_with_one_request_id_are_one_operation(client: Client, model: str) -> None:
     """A repeated request id returns the operation; with another label it is ALREADY_EXISTS."""
     request_id = str(uuid.uuid4())
-    finished = ended(client, client.remove_class(model, "blue", request_id=request_id))
+    finished = finished_operation(client, client.remove_class(model, "blue", request_id=request_id))
     assert client.remove_class(model, "blue", request_id=request_id) == finished
     assert list(client.model(model).revisions) == [1, 2]
     error = failure(lambda: client.remove_class(model, "green", request_id=request_id))
@@ -270,7 +272,7 @@ def test_an_open_gate_lets_a_harmful_change_serve(client: Client, model: str) ->
     """With a gate without limits the same change serves."""
     gate = change_pb.Gate(max_old_class_drop=1, min_new_class_recall=0)
     options = change_pb.ChangeOptions(gate=gate)
-    response = done(client, client.add_class(model, "violet", BLUES, options=options))
+    response = response_of(client, client.add_class(model, "violet", BLUES, options=options))
     assert response.revision.revision == 2
     assert {conflict.label for conflict in response.conflicts} == {"blue"}
     assert client.model(model).serving_revision.revision == 2
@@ -279,7 +281,7 @@ def test_an_open_gate_lets_a_harmful_change_serve(client: Client, model: str) ->
 def test_too_many_conflicts_fail_before_solving(client: Client, model: str) -> None:
     """With ``max_conflicts`` the operation ends before it solves, and names the images."""
     options = change_pb.ChangeOptions(gate=change_pb.Gate(max_conflicts=1))
-    finished = ended(
+    finished = finished_operation(
         client, client.add_class(model, "violet", VIOLETS + BLUES[:2], options=options)
     )
     assert finished.HasField("error")
@@ -312,7 +314,7 @@ EXPECTED = {
 @pytest.mark.parametrize("kind", CHANGES)
 def test_validate_only_predicts_labels_and_metrics(client: Client, model: str, kind: str) -> None:
     """For every kind of change labels and metrics are predicted, and nothing is published."""
-    finished = ended(client, CHANGES[kind](client, model))
+    finished = finished_operation(client, CHANGES[kind](client, model))
     metadata, response = progress(finished), result(finished)
     assert change_pb.ChangeKind.Name(metadata.kind) == f"CHANGE_KIND_{kind.upper()}"
     assert metadata.validate_only
@@ -325,7 +327,7 @@ def test_validate_only_predicts_labels_and_metrics(client: Client, model: str, k
 
 def test_validate_only_reports_failures_of_the_gate(client: Client, model: str) -> None:
     """The response has the gate's reasons, and the operation succeeds."""
-    response = done(client, client.add_class(model, "violet", BLUES, options=VALIDATE))
+    response = response_of(client, client.add_class(model, "violet", BLUES, options=VALIDATE))
     assert response.gate_failures
     assert response.findings
     assert list(client.model(model).revisions) == [1]
@@ -337,7 +339,7 @@ def test_a_change_of_an_outdated_revision_is_aborted(client: Client, model: str)
         client.rename_class(model, label, f"{label} 2", options=expecting(1))
         for label in LABELS[:2]
     ]
-    ends = [ended(client, operation) for operation in accepted]
+    ends = [finished_operation(client, operation) for operation in accepted]
     assert result(ends[0]).revision.revision == 2
     error = failure(lambda: result(ends[1]))
     assert (error.code, error.reason) == ("ABORTED", "REVISION_CHANGED")
@@ -384,7 +386,7 @@ def test_revisions_are_listed_newest_first(
 ) -> None:
     """Each revision has its change and its parent, a damaged revision only its number."""
     add_class(model, "violet", VIOLETS)
-    done(client, client.rename_class(model, "violet", "mauve"))
+    response_of(client, client.rename_class(model, "violet", "mauve"))
     revisions = list(client.revisions(model))
     assert [revision.revision for revision in revisions] == [3, 2, 1]
     assert [revision.change for revision in revisions] == ["rename_class", "add_class", "fit"]

@@ -104,7 +104,7 @@ def test_a_token_that_is_not_ascii_is_not_logged(tmp_path: Path) -> None:
     call = frame(1, 4, 1, b"".join(field(*header) for header in headers.items()))
     with servers.running(tmp_path / "repository", worker=False) as started:
         host, port = started.address.split(":")
-        with socket.create_connection((host, int(port)), servers.PATIENCE) as connection:
+        with socket.create_connection((host, int(port)), servers.TIMEOUT_SECONDS) as connection:
             connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + call)
             connection.sendall(frame(0, 1, 1, bytes(5)))
             started.log_entry("call")
@@ -313,7 +313,7 @@ def test_plaintext_for_other_hosts_does_not_start(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=servers.PATIENCE,
+        timeout=servers.TIMEOUT_SECONDS,
     )
     assert done.returncode == 1
     assert "--insecure" in done.stderr

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from golden.make import SIZE, some
+from golden.make import SIZE, named_pictures
 from google.longrunning import operations_pb2
 from support import golden, servers, tiny
 from support.pictures import picture
@@ -32,7 +32,7 @@ RELEASES = sorted(path.parent.name for path in golden.ROOT.glob("*/left.tar.xz")
 
 
 @pytest.fixture(params=RELEASES)
-def left(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def release_files(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Return the directory of a release's repository and cache; see ``golden.make``."""
     with tarfile.open(golden.ROOT / request.param / "left.tar.xz") as archive:
         # Python before 3.11.4 has no data_filter.
@@ -49,10 +49,10 @@ def reason(operation: operations_pb2.Operation) -> str:
 # An upgrade
 
 
-def test_a_server_takes_over_the_repository_of_an_earlier_release(left: Path) -> None:
+def test_a_server_takes_over_the_repository_of_an_earlier_release(release_files: Path) -> None:
     """Operations, answers and pins are the same; waiting and new changes succeed."""
-    expected = json.loads((left / "expected.json").read_text())
-    repository = Repository(left / "repository")
+    expected = json.loads((release_files / "expected.json").read_text())
+    repository = Repository(release_files / "repository")
     with servers.running(repository.root) as server, Client(server.address) as client:
         waiting = [stored["name"] for stored in expected["operations"] if not stored["done"]]
         answer = client.classify(
@@ -77,7 +77,7 @@ def test_a_server_takes_over_the_repository_of_an_earlier_release(left: Path) ->
         assert list(model.revisions) == [*expected["revisions"], 4]
         assert list(model.pinned_revisions) == expected["pinned"]
         assert [len(revision.labels) for revision in client.revisions("colours")] == [6, 5, 5, 4]
-        *_, last = client.watch(client.add_class("colours", "white", some("white")).name)
+        *_, last = client.watch(client.add_class("colours", "white", named_pictures("white")).name)
         assert result(last).revision.revision == 5
         assert client.rollback("colours").serving_revision.revision == 4
     gc.main([str(repository.root), "--keep", "1"], standalone_mode=False)
@@ -85,13 +85,13 @@ def test_a_server_takes_over_the_repository_of_an_earlier_release(left: Path) ->
     assert [problem for problem in check(repository) if problem.severity == "error"] == []
 
 
-def test_caches_and_checkpoints_of_an_earlier_release_are_used(left: Path) -> None:
+def test_caches_and_checkpoints_of_an_earlier_release_are_used(release_files: Path) -> None:
     """A cached row is found under its key, and a checkpoint is loaded."""
-    with EmbeddingCache(left / "cache") as cache:
+    with EmbeddingCache(release_files / "cache") as cache:
         row = _Part(cache, bytes(32), 4).get(b"c" * 32)
     assert row is not None
     assert (row.digest, row.thumbnail) == (bytes(range(32)), b"a thumbnail")
-    state = checkpoints.load(left / "repository" / "checkpoints" / "colours.pt", "run")
+    state = checkpoints.load(release_files / "repository" / "checkpoints" / "colours.pt", "run")
     assert state is not None
     assert (state["step"], state["w"].tolist()) == (3, [1.0, 1.0])
 

@@ -200,7 +200,7 @@ def test_operations_continue_after_a_database_outage(
                 assert refused.value.reason == "DATABASE"
             finally:
                 cluster.start()
-            return await operations.wait(accepted.id, servers.PATIENCE)
+            return await operations.wait(accepted.id, servers.TIMEOUT_SECONDS)
         finally:
             await operations.aclose()
 
@@ -222,7 +222,7 @@ def test_a_server_starts_without_its_database(
         await operations.start()
         try:
             accepted = await operations.submit(retrain("colours"), str(uuid.uuid4()))
-            return await operations.wait(accepted.id, servers.PATIENCE)
+            return await operations.wait(accepted.id, servers.TIMEOUT_SECONDS)
         finally:
             await operations.aclose()
 

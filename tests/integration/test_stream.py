@@ -254,14 +254,16 @@ def test_a_stream_waits_for_free_capacity(idle: Running) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(servers.PATIENCE)
+        thread.join(servers.TIMEOUT_SECONDS)
     assert counts == {0: 200, 1: 200}
 
 
 def test_sigterm_ends_streams_with_unavailable(colours: Repository) -> None:
     """On SIGTERM a stream gets the results of accepted images in order, then UNAVAILABLE."""
     with (
-        servers.running(colours.root, grace_seconds=10 * servers.PATIENCE, worker=False) as server,
+        servers.running(
+            colours.root, grace_seconds=10 * servers.TIMEOUT_SECONDS, worker=False
+        ) as server,
         Client(server.address) as client,
     ):
         labels: list[Any] = []
@@ -274,7 +276,7 @@ def test_sigterm_ends_streams_with_unavailable(colours: Repository) -> None:
 
         error = failure(read)
         assert (error.code, error.reason) == ("UNAVAILABLE", "UNAVAILABLE")
-        assert server.process.wait(servers.PATIENCE) == 0
+        assert server.process.wait(servers.TIMEOUT_SECONDS) == 0
     assert len(labels) > 100
     assert all(wanted == got for wanted, got in labels)
 

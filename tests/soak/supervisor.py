@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from support.servers import PATIENCE, Running
+from support.servers import TIMEOUT_SECONDS, Running
 
 from soak import steps
 from soak.ledger import Ledger
@@ -78,13 +78,15 @@ class ServerSupervisor:
     def server(self) -> Running:
         """Wait for a ready server and return it."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self._client is not None, PATIENCE), "not ready"
+            assert self._changed.wait_for(lambda: self._client is not None, TIMEOUT_SECONDS), (
+                "not ready"
+            )
             return self.servers[-1]
 
     def client(self) -> Client:
         """Wait for a ready server and return its client."""
         with self._changed:
-            self._changed.wait_for(lambda: self._client is not None, PATIENCE)
+            self._changed.wait_for(lambda: self._client is not None, TIMEOUT_SECONDS)
             assert self._client is not None, f"no server is ready:\n{self.servers[-1].log}"
             return self._client
 

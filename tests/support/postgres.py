@@ -18,7 +18,7 @@ import pytest
 from psycopg import sql
 
 SUPERUSER = "topwork"
-PATIENCE = 60
+TIMEOUT_SECONDS = 60
 """Timeout in seconds of a start or a stop."""
 
 # Safe for a temporary cluster: only a power cut loses data then, not a killed server.
@@ -82,7 +82,7 @@ class Postgres:
                 stderr=errors,
                 cwd=self._directory,
                 check=False,
-                timeout=PATIENCE,
+                timeout=TIMEOUT_SECONDS,
                 **as_user,
             )
             errors.seek(0)

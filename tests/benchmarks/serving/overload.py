@@ -19,7 +19,7 @@ from benchmarks.serving.workload import CLASSIFY, Workload, decode_answer, reque
 TIMES = 3
 """Rate of arrivals over the peak throughput of a closed loop."""
 PEAK_CALLERS = 32
-PATIENCE = 20.0
+TIMEOUT_SECONDS = 20.0
 """Client timeout in seconds, much longer than the server's deadline."""
 
 
@@ -136,7 +136,7 @@ async def _open_loop(
     async def send(call: Call, body: bytes, due: float) -> None:
         start, status = time.perf_counter(), code_pb2.OK
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 decode_answer(await call(body))
         except Failed as error:
             status = error.status

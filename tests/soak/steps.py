@@ -80,7 +80,7 @@ STEPS = (
     Step(name="ready", process="worker", target=f"{_WORKER}:DBOS.launch", at_start=True),
     Step(name="embedding begins", process="worker", target=f"{_WORKER}:Trainer.embed", before=True),
     Step(name="image read", process="worker", target=f"{_STORE}.image"),
-    Step(name="file half fresh", process="worker", target=_WRITTEN),
+    Step(name="file half written", process="worker", target=_WRITTEN),
     Step(name="shard stored", process="worker", target=f"{_STORE}.put_shard"),
     Step(name="embedding ends", process="worker", target=f"{_WORKER}:Trainer.embed"),
     Step(name="solving begins", process="worker", target=f"{_WORKER}:Trainer.solve", before=True),

@@ -37,7 +37,7 @@ CALLS = 10
 """Maximum of calls of a client before it leaves."""
 CANCELLED = 0.14
 """Share of calls to cancel; some end before, so that about a tenth is cancelled."""
-TIMEOUT_SECONDS = 60.0
+TIMEOUT = 60.0
 """Timeout of a call in seconds."""
 MOST_GROWTH = 0.03
 CLOSE = 1e-4
@@ -89,7 +89,7 @@ class Soak:
         """Run clients until the time is over."""
         photos = [photo for label in ("amber", "blue", "green") for photo in pictures(label, 12)]
         async with AsyncClient(*self._kinds[0]) as client:
-            first = await client.classify("colours", photos, timeout=TIMEOUT_SECONDS)
+            first = await client.classify("colours", photos, timeout=TIMEOUT)
         answers = map(_probabilities, first.results)
         self._samples = [Sample(*pair) for pair in zip(photos, answers, strict=True)]
         self._start = time.monotonic()
@@ -126,10 +126,8 @@ class Soak:
     ) -> list[ImageResult]:
         photos = [sample.photo for sample in sent]
         if not stream:
-            return list((await client.classify("colours", photos, timeout=TIMEOUT_SECONDS)).results)
-        answers = client.classify_stream(
-            "colours", photos, images_per_message=2, timeout=TIMEOUT_SECONDS
-        )
+            return list((await client.classify("colours", photos, timeout=TIMEOUT)).results)
+        answers = client.classify_stream("colours", photos, images_per_message=2, timeout=TIMEOUT)
         return [answer.result async for answer in answers]
 
     def _note(self, call: asyncio.Task[list[ImageResult]], sent: Sequence[Sample]) -> None:

@@ -52,7 +52,7 @@ LOGISTIC = 100_000
 NEW, WIDTH, SEED = 2_000, 1280, 0
 FEW = 30
 """Photos of a small new class."""
-REPEATS, TIMEOUT_SECONDS = 7, 300.0
+REPEATS, TIMEOUT = 7, 300.0
 """Repetitions of adding the small class, and the timeout of each in seconds."""
 
 Row = dict[str, Any]
@@ -154,7 +154,7 @@ def add_few(store: Repository, photos: Sequence[Path], work: Path) -> Row:
             before = client.classify("joint", probe).revision
             accepted = client.add_class("joint", "new", upload())
             while client.classify("joint", probe).revision == before:
-                if time.perf_counter() > uploaded + TIMEOUT_SECONDS:
+                if time.perf_counter() > uploaded + TIMEOUT:
                     result([*client.watch(accepted.name)][-1])  # raises the operation's error
                 time.sleep(0.01)
             seconds.append(time.perf_counter() - uploaded)

@@ -65,9 +65,7 @@ def serving(repository: Path, *arguments: str, user: int = containers.USER) -> S
     )
 
 
-@pytest.fixture(
-    scope="module", params=[containers.USER, OTHER_USER], ids=["own-user", "other-user"]
-)
+@pytest.fixture(scope="module", params=[containers.USER, OTHER_USER], ids=["own", "other"])
 def served(
     request: pytest.FixtureRequest, engine: Engine, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Container]:
@@ -122,9 +120,7 @@ def test_the_image_has_no_build_or_training_tools(served: Container) -> None:
     code = f"import importlib.util as u; print([m for m in {modules!r} if u.find_spec(m)])"
     assert served.inside("python3", "-c", code) == (0, "[]\n")
     commands = "cc gcc g++ make pip pip3 curl wget topwork-train"
-    status, output = served.inside(
-        "sh", "-c", f"for name in {commands}; do command -v $name; done; :"
-    )
+    status, output = served.inside("sh", "-c", f"for c in {commands}; do command -v $c; done; :")
     assert (status, output) == (0, "")
 
 
@@ -211,27 +207,25 @@ def test_server_and_worker_in_separate_containers(engine: Engine, colours: Repos
         directory = Path(parse_qs(urlsplit(url).query)["host"][0])
         directory.chmod(0o755)
         volumes = {owned(colours.root, containers.USER): "/repository", directory: str(directory)}
-        server = serving(colours.root, "--no-worker")
-        spec = Spec(
-            arguments=server.arguments,
-            environment={**server.environment, "TOPWORK_SERVE_DATABASE": url},
+        base = serving(colours.root, "--no-worker")
+        server_spec = Spec(
+            arguments=base.arguments,
+            environment={**base.environment, "TOPWORK_SERVE_DATABASE": url},
             volumes=volumes,
         )
-        worker = Spec(
+        worker_spec = Spec(
             arguments=("worker", "--executor", "topwork-worker-0"),
             environment={"TOPWORK_WORKER_DATABASE": url},
             volumes=volumes,
         )
         with (
-            container(engine, spec) as server_container,
-            container(engine, worker) as worker_container,
+            container(engine, server_spec) as server,
+            container(engine, worker_spec) as worker,
         ):
-            with Client(server_container.running.address) as client:
+            with Client(server.running.address) as client:
                 accepted = client.add_class("colours", "violet", VIOLETS)
                 *_, finished = client.watch(accepted.name)
                 assert result(finished).revision.revision == 2
-            assert (
-                worker_container.running.log_entry("worker ready")["executor"] == "topwork-worker-0"
-            )
-            assert worker_container.stop() == 0
-            assert worker_container.running.wait_ended()
+            assert worker.running.log_entry("worker ready")["executor"] == "topwork-worker-0"
+            assert worker.stop() == 0
+            assert worker.running.wait_ended()

@@ -193,7 +193,7 @@ def test_a_failed_label_can_be_added_again(add_class: AddClass, model: str) -> N
     assert result(add_class(model, "violet", VIOLETS)).revision.revision == 2
 
 
-def test_add_class_succeeds_beside_a_damaged_old_revision(
+def test_add_class_ignores_damaged_old_revisions(
     server: Running, add_class: AddClass, model: str
 ) -> None:
     """A class can be added although an unneeded old revision cannot be read."""
@@ -215,9 +215,7 @@ def test_add_class_of_an_existing_label_is_refused(client: Client, label: str) -
     assert list(client.model("colours").revisions) == [1]
 
 
-def test_labels_are_compared_in_composed_form(
-    client: Client, serve: Callable[[Exemplars], str]
-) -> None:
+def test_labels_are_compared_composed(client: Client, serve: Callable[[Exemplars], str]) -> None:
     """A label in decomposed Unicode form equals the composed one."""
     model = serve(
         tiny.embed_pictures({"caf\u00e9": pictures("blue", 5), "x": pictures("amber", 5)})
@@ -313,7 +311,7 @@ def test_add_class_to_an_unknown_model_is_not_found(client: Client) -> None:
     assert failure(lambda: client.add_class("unknown", "violet", VIOLETS)).code == "NOT_FOUND"
 
 
-def test_add_class_beyond_the_limit_of_labels_is_refused(
+def test_add_class_enforces_the_limit_of_labels(
     client: Client, serve: Callable[[Exemplars], str]
 ) -> None:
     """A model at its limit of labels refuses another; the error has number and limit."""
@@ -373,9 +371,7 @@ def test_calls_with_one_request_id_are_one_operation(client: Client, model: str)
     assert list(client.model(model).revisions) == [1, 2]
 
 
-def test_a_request_id_of_another_label_is_refused(
-    client: Client, add_class: AddClass, model: str
-) -> None:
+def test_a_reused_request_id_is_refused(client: Client, add_class: AddClass, model: str) -> None:
     """A request id that was used for another label is ALREADY_EXISTS and names that label."""
     request_id = str(uuid.uuid4())
     add_class(model, "violet", VIOLETS, request_id=request_id)
@@ -401,9 +397,7 @@ def test_two_concurrent_classes_are_both_added(client: Client, model: str) -> No
     assert client.model(model).serving_revision == second
 
 
-def test_uploads_run_in_the_order_of_acceptance(
-    client: Client, serve: Callable[[Exemplars], str]
-) -> None:
+def test_uploads_run_in_accepted_order(client: Client, serve: Callable[[Exemplars], str]) -> None:
     """Uploads for one model run in the order in which they were accepted."""
     model = serve(tiny.embed_pictures({"a": pictures("amber", 5), "b": pictures("blue", 5)}))
     anything = change_pb.ChangeOptions(
@@ -432,9 +426,7 @@ def test_concurrent_uploads_of_one_label_add_it_once(client: Client, model: str)
     assert list(client.model(model).revisions) == [1, 2]
 
 
-def test_classify_never_fails_while_classes_are_added(
-    server: Running, client: Client, model: str
-) -> None:
+def test_classify_works_during_add_class(server: Running, client: Client, model: str) -> None:
     """While classes are added no request fails; each answer has the labels of its revision."""
     labels: dict[int, list[str]] = {1: LABELS}
     answers: list[tuple[int, list[str], str]] = []

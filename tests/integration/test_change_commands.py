@@ -45,9 +45,7 @@ def test_add_examples(topwork: Command, model: str, tmp_path: Path) -> None:
     assert [Path(image["image"]).name for image in answer["skipped"]] == ["00.png", "01.png"]
 
 
-def test_add_examples_of_known_photos_reports_no_change(
-    topwork: Command, model: str, tmp_path: Path
-) -> None:
+def test_add_examples_of_known_photos(topwork: Command, model: str, tmp_path: Path) -> None:
     """If the class has all photos already, text and JSON report that nothing changed."""
     photos = written(tmp_path / "blue", BLUES[:2])
     options = ("--model", model, "--label", "blue")
@@ -99,9 +97,7 @@ def test_validate_only_changes_nothing(topwork: Command, client: Client, model: 
     assert list(client.model(model).revisions) == [1]
 
 
-def test_a_change_rejected_by_the_gate_exits_with_1(
-    topwork: Command, model: str, tmp_path: Path
-) -> None:
+def test_a_rejected_change_exits_with_1(topwork: Command, model: str, tmp_path: Path) -> None:
     """The comparison is printed, as a table or JSON; the exit status is 1."""
     photos = written(tmp_path / "violet", BLUES)
     options = ("--model", model, "--label", "violet")

@@ -24,22 +24,20 @@ BLUES = [(f"blue-{n}.png", content) for n, content in enumerate(pictures("blue",
 NEW_BLUES = [(f"new-{n}.png", image) for n, image in enumerate(pictures("blue", 6, start=200))]
 
 
-def finished_operation(
-    client: Client, accepted: operations_pb2.Operation
-) -> operations_pb2.Operation:
+def wait(client: Client, accepted: operations_pb2.Operation) -> operations_pb2.Operation:
     """Wait for an operation and return it."""
     *_, finished = client.watch(accepted.name)
     return finished
 
 
-def response_of(client: Client, accepted: operations_pb2.Operation) -> change_pb.ChangeResponse:
+def response_to(client: Client, accepted: operations_pb2.Operation) -> change_pb.ChangeResponse:
     """Wait for a change and return its response."""
-    return result(finished_operation(client, accepted))
+    return result(wait(client, accepted))
 
 
 def error_of(client: Client, accepted: operations_pb2.Operation) -> CallFailed:
     """Wait for a change that must fail and return its error."""
-    return failure(lambda: response_of(client, accepted))
+    return failure(lambda: response_to(client, accepted))
 
 
 def expecting(revision: int) -> change_pb.ChangeOptions:
@@ -52,7 +50,7 @@ VALIDATE = change_pb.ChangeOptions(validate_only=True)
 
 def test_add_examples_adds_new_images_only(client: Client, model: str) -> None:
     """AddExamples adds new images and names duplicates; the labels stay the same."""
-    response = response_of(client, client.add_examples(model, "blue", BLUES[:3] + NEW_BLUES))
+    response = response_to(client, client.add_examples(model, "blue", BLUES[:3] + NEW_BLUES))
     assert (response.revision.revision, response.images_used) == (2, 6)
     assert [skip.display_name for skip in response.skipped_images] == [n for n, _ in BLUES[:3]]
     assert response.revision.change == "add_examples"
@@ -64,7 +62,7 @@ def test_add_examples_adds_new_images_only(client: Client, model: str) -> None:
 
 def test_add_examples_of_known_images_makes_no_revision(client: Client, model: str) -> None:
     """If the label has all images already, the response has the serving revision."""
-    response = response_of(client, client.add_examples(model, "blue", BLUES[:3]))
+    response = response_to(client, client.add_examples(model, "blue", BLUES[:3]))
     assert (response.revision.revision, response.images_used) == (1, 0)
     assert len(response.skipped_images) == 3
     assert not response.HasField("comparison")
@@ -75,7 +73,7 @@ def test_remove_class_undoes_add_class(client: Client, add_class: AddClass, mode
     """After AddClass and RemoveClass of a label, metrics and probabilities are as before."""
     first = client.model(model).serving_revision
     add_class(model, "violet", VIOLETS)
-    response = response_of(client, client.remove_class(model, "violet"))
+    response = response_to(client, client.remove_class(model, "violet"))
     assert (response.revision.revision, response.revision.parent_revision) == (3, 2)
     assert list(response.revision.labels) == LABELS
     assert response.revision.metrics == first.metrics
@@ -88,7 +86,7 @@ def test_remove_class_undoes_add_class(client: Client, add_class: AddClass, mode
 def test_remove_class_refuses_to_leave_one_label(client: Client, model: str) -> None:
     """RemoveClass is FAILED_PRECONDITION if only two labels are left."""
     for label in LABELS[:2]:
-        response_of(client, client.remove_class(model, label))
+        response_to(client, client.remove_class(model, label))
     error = failure(lambda: client.remove_class(model, "green"))
     assert (error.code, error.reason) == ("FAILED_PRECONDITION", "TOO_FEW_LABELS")
 
@@ -96,7 +94,7 @@ def test_remove_class_refuses_to_leave_one_label(client: Client, model: str) -> 
 def test_rename_class_changes_only_the_label(client: Client, model: str) -> None:
     """RenameClass changes the label; all probabilities stay the same."""
     before = client.classify(model, [picture("blue", 60)], top_k=4).results[0]
-    response = response_of(client, client.rename_class(model, "blue", "azure"))
+    response = response_to(client, client.rename_class(model, "blue", "azure"))
     assert list(response.revision.labels) == ["amber", "azure", "crimson", "green"]
     after = client.classify(model, [picture("blue", 60)], top_k=4).results[0]
     renamed = {
@@ -115,7 +113,7 @@ def test_an_invisible_label_of_an_old_model_can_be_renamed(
     model = serve(old)
     (answer,) = client.classify(model, [picture("green", 60)], top_k=1).results
     assert answer.predictions[0].label == "\u3164"
-    response = response_of(client, client.rename_class(model, "\u3164", "green"))
+    response = response_to(client, client.rename_class(model, "\u3164", "green"))
     assert list(response.revision.labels) == LABELS
     error = failure(lambda: client.rename_class(model, "green", "\u3164"))
     assert (error.reason, fields(error)) == ("LABEL_INVALID", ["new_label"])
@@ -123,10 +121,10 @@ def test_an_invisible_label_of_an_old_model_can_be_renamed(
 
 def test_retrain_solves_the_requested_head(client: Client, model: str) -> None:
     """Retrain solves the requested kind of head; later changes use the same kind."""
-    response = response_of(client, client.retrain(model, head="nearest_mean"))
+    response = response_to(client, client.retrain(model, head="nearest_mean"))
     assert response.revision.head.kind == "nearest_mean"
     assert response.revision.head.normalisation == "sqrt_l2"
-    response = response_of(client, client.add_class(model, "violet", VIOLETS))
+    response = response_to(client, client.add_class(model, "violet", VIOLETS))
     assert response.revision.head.kind == "nearest_mean"
 
 
@@ -236,16 +234,14 @@ def test_an_invalid_field_is_named(client: Client) -> None:
 def test_changes_with_one_request_id_are_one_operation(client: Client, model: str) -> None:
     """A repeated request id returns the operation; with another label it is ALREADY_EXISTS."""
     request_id = str(uuid.uuid4())
-    finished = finished_operation(client, client.remove_class(model, "blue", request_id=request_id))
+    finished = wait(client, client.remove_class(model, "blue", request_id=request_id))
     assert client.remove_class(model, "blue", request_id=request_id) == finished
     assert list(client.model(model).revisions) == [1, 2]
     error = failure(lambda: client.remove_class(model, "green", request_id=request_id))
     assert (error.code, error.reason) == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
 
 
-def test_a_change_rejected_by_the_gate_does_not_serve(
-    server: Running, client: Client, model: str
-) -> None:
+def test_a_rejected_change_does_not_serve(server: Running, client: Client, model: str) -> None:
     """A known class under a new label is rejected with its comparison; its report is published."""
     error = error_of(client, client.add_class(model, "violet", BLUES))
     assert (error.code, error.reason) == ("FAILED_PRECONDITION", "GATE_FAILED")
@@ -272,7 +268,7 @@ def test_an_open_gate_lets_a_harmful_change_serve(client: Client, model: str) ->
     """With a gate without limits the same change serves."""
     gate = change_pb.Gate(max_old_class_drop=1, min_new_class_recall=0)
     options = change_pb.ChangeOptions(gate=gate)
-    response = response_of(client, client.add_class(model, "violet", BLUES, options=options))
+    response = response_to(client, client.add_class(model, "violet", BLUES, options=options))
     assert response.revision.revision == 2
     assert {conflict.label for conflict in response.conflicts} == {"blue"}
     assert client.model(model).serving_revision.revision == 2
@@ -281,9 +277,7 @@ def test_an_open_gate_lets_a_harmful_change_serve(client: Client, model: str) ->
 def test_too_many_conflicts_fail_before_solving(client: Client, model: str) -> None:
     """With ``max_conflicts`` the operation ends before it solves, and names the images."""
     options = change_pb.ChangeOptions(gate=change_pb.Gate(max_conflicts=1))
-    finished = finished_operation(
-        client, client.add_class(model, "violet", VIOLETS + BLUES[:2], options=options)
-    )
+    finished = wait(client, client.add_class(model, "violet", VIOLETS + BLUES[:2], options=options))
     assert finished.HasField("error")
     error = failure(lambda: result(finished))
     assert (error.code, error.reason) == ("FAILED_PRECONDITION", "LABEL_CONFLICTS")
@@ -314,7 +308,7 @@ EXPECTED = {
 @pytest.mark.parametrize("kind", CHANGES)
 def test_validate_only_predicts_labels_and_metrics(client: Client, model: str, kind: str) -> None:
     """For every kind of change labels and metrics are predicted, and nothing is published."""
-    finished = finished_operation(client, CHANGES[kind](client, model))
+    finished = wait(client, CHANGES[kind](client, model))
     metadata, response = progress(finished), result(finished)
     assert change_pb.ChangeKind.Name(metadata.kind) == f"CHANGE_KIND_{kind.upper()}"
     assert metadata.validate_only
@@ -327,7 +321,7 @@ def test_validate_only_predicts_labels_and_metrics(client: Client, model: str, k
 
 def test_validate_only_reports_failures_of_the_gate(client: Client, model: str) -> None:
     """The response has the gate's reasons, and the operation succeeds."""
-    response = response_of(client, client.add_class(model, "violet", BLUES, options=VALIDATE))
+    response = response_to(client, client.add_class(model, "violet", BLUES, options=VALIDATE))
     assert response.gate_failures
     assert response.findings
     assert list(client.model(model).revisions) == [1]
@@ -339,16 +333,14 @@ def test_a_change_of_an_outdated_revision_is_aborted(client: Client, model: str)
         client.rename_class(model, label, f"{label} 2", options=expecting(1))
         for label in LABELS[:2]
     ]
-    ends = [finished_operation(client, operation) for operation in accepted]
+    ends = [wait(client, operation) for operation in accepted]
     assert result(ends[0]).revision.revision == 2
     error = failure(lambda: result(ends[1]))
     assert (error.code, error.reason) == ("ABORTED", "REVISION_CHANGED")
     assert list(client.model(model).revisions) == [1, 2]
 
 
-def test_rollback_serves_an_earlier_revision(
-    client: Client, add_class: AddClass, model: str
-) -> None:
+def test_rollback_serves_the_earlier_one(client: Client, add_class: AddClass, model: str) -> None:
     """After Rollback the earlier revision answers at once, and a later change starts from it."""
     operation = add_class(model, "violet", VIOLETS)
     described = client.rollback(model, expected_revision=2)
@@ -364,9 +356,7 @@ def test_rollback_serves_an_earlier_revision(
     assert list(response.revision.labels) == sorted([*LABELS, "teal"])
 
 
-def test_rollback_with_validate_only_moves_nothing(
-    client: Client, add_class: AddClass, model: str
-) -> None:
+def test_validated_rollback_moves_nothing(client: Client, add_class: AddClass, model: str) -> None:
     """Rollback with ``validate_only`` leaves the serving revision."""
     add_class(model, "violet", VIOLETS)
     described = client.rollback(model, 1, validate_only=True)
@@ -386,7 +376,7 @@ def test_revisions_are_listed_newest_first(
 ) -> None:
     """Each revision has its change and its parent, a damaged revision only its number."""
     add_class(model, "violet", VIOLETS)
-    response_of(client, client.rename_class(model, "violet", "mauve"))
+    response_to(client, client.rename_class(model, "violet", "mauve"))
     revisions = list(client.revisions(model))
     assert [revision.revision for revision in revisions] == [3, 2, 1]
     assert [revision.change for revision in revisions] == ["rename_class", "add_class", "fit"]

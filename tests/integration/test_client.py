@@ -190,9 +190,7 @@ def test_an_overloaded_server_says_when_to_retry(idle: Running) -> None:
         assert 0 < error.retry_after < 60
 
 
-def test_a_large_upload_is_split_into_messages(
-    client: Client, add_class: AddClass, model: str
-) -> None:
+def test_a_large_upload_is_split(client: Client, add_class: AddClass, model: str) -> None:
     """An upload larger than one message is split; each image has its name."""
     names = [f"photo-{n}" for n in range(12)]
     padded = [
@@ -234,9 +232,7 @@ def failing_images() -> Iterator[tuple[str, bytes]]:
     raise OSError(5, "Input/output error")
 
 
-def test_add_class_raises_the_error_of_its_images(
-    client: Client, server: Running, model: str
-) -> None:
+def test_add_class_raises_errors_of_images(client: Client, server: Running, model: str) -> None:
     """Both clients raise the error of an upload's source, and no operation exists."""
 
     async def upload() -> None:
@@ -502,9 +498,7 @@ def test_an_error_is_printed_without_markup(topwork: Command, name: str) -> None
         ("operations list", "--filter", "label = daisy\udcff"),
     ],
 )
-def test_an_argument_that_is_not_utf_8_is_a_one_line_error(
-    topwork: Command, arguments: tuple[str, ...]
-) -> None:
+def test_a_non_utf_8_argument_is_an_error(topwork: Command, arguments: tuple[str, ...]) -> None:
     """An argument that is not UTF-8 is an error that names it, without a traceback."""
     status, _, errors = topwork(*arguments)
     assert status == 1
@@ -550,9 +544,7 @@ def test_a_wrong_command_line_exits_with_2(topwork: Command, arguments: tuple[st
     assert "Usage: " in errors
 
 
-def test_add_class_prints_its_result(
-    topwork: Command, client: Client, model: str, tmp_path: Path
-) -> None:
+def test_add_class_json(topwork: Command, client: Client, model: str, tmp_path: Path) -> None:
     """`add-class --json` prints operation, revision, labels, metrics and comparison."""
     photos = written(tmp_path / "violet", [*VIOLETS, ("note.jpg", b"no photo")])
     request_id = str(uuid.uuid4())
@@ -577,9 +569,7 @@ def test_add_class_prints_its_result(
     assert (status, rows(output)[0]["revision"]) == (0, 2)
 
 
-def test_add_class_continues_after_an_unreadable_file(
-    topwork: Command, model: str, tmp_path: Path
-) -> None:
+def test_add_class_skips_an_unreadable_file(topwork: Command, model: str, tmp_path: Path) -> None:
     """An unreadable file is named and left out; the others are used."""
     photos = written(tmp_path / "violet", VIOLETS)
     (photos / "broken.png").symlink_to("/proc/self/mem")
@@ -657,9 +647,7 @@ def test_links_to_folders_are_followed(topwork: Command, tmp_path: Path) -> None
     assert left_out(photos, last) == {"repeated": ["more/back"]}
 
 
-def test_add_class_refuses_a_folder_with_splits(
-    topwork: Command, model: str, tmp_path: Path
-) -> None:
+def test_add_class_refuses_splits(topwork: Command, model: str, tmp_path: Path) -> None:
     """A folder that contains splits is refused; its folder `train` is accepted."""
     folder = tmp_path / "violet"
     folder.mkdir()
@@ -677,9 +665,7 @@ NOT_UTF_8 = "viol\udce9t\n\x1b[31m\u202e.png"
 ESCAPED = "viol\\xe9t\\u000a\\u001b[31m\\u202e.png"
 
 
-def test_add_class_accepts_names_that_are_not_utf_8(
-    topwork: Command, model: str, tmp_path: Path
-) -> None:
+def test_add_class_accepts_non_utf_8_names(topwork: Command, model: str, tmp_path: Path) -> None:
     """A photo with such a name is used; the output has its name with escapes."""
     photos = written(tmp_path / "violet", [*VIOLETS, (NOT_UTF_8, b"no photo")])
     (photos / VIOLETS[0][0]).rename(photos / f"1{NOT_UTF_8}")
@@ -690,7 +676,7 @@ def test_add_class_accepts_names_that_are_not_utf_8(
     assert [image["image"] for image in answer["skipped"]] == [f"{photos}/{ESCAPED}"]
 
 
-def test_classify_accepts_names_that_are_not_utf_8(topwork: Command, tmp_path: Path) -> None:
+def test_classify_accepts_non_utf_8_names(topwork: Command, tmp_path: Path) -> None:
     """All files are classified; text and JSON have their names with escapes."""
     photos = written(tmp_path / "photos", [(NOT_UTF_8, VIOLETS[0][1]), VIOLETS[1]])
     status, output, _ = topwork("classify", "--model", "colours", "--json", photos)
@@ -928,9 +914,7 @@ def test_both_clients_raise_the_error_of_an_upload(
     assert not caplog.records
 
 
-def test_an_upload_cut_off_by_process_exit_is_cancelled(
-    idle: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_process_exit_cancels_an_upload(idle: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the process exits during an upload, the part already sent makes no operation."""
     at_exit: list[Callable[[], None]] = []
     monkeypatch.setattr("topwork.client.source.atexit.register", at_exit.append)
@@ -989,9 +973,7 @@ next(stream)
 
 
 @pytest.mark.parametrize("wrong", ["\u00e4", "\udcff", "\n", " ", "\x1b[31m"])
-def test_a_malformed_token_is_refused_without_printing_it(
-    topwork: Command, server: Running, wrong: str
-) -> None:
+def test_a_malformed_token_is_not_printed(topwork: Command, server: Running, wrong: str) -> None:
     """The error has the position of the invalid character, and no part of the token."""
     secret = "topwork_0123456789ab_" + 8 * "s3cret"
     status, output, errors = topwork("models", "--token", f"{secret}{wrong}{secret}")

@@ -115,24 +115,20 @@ def message(number: int) -> classify_pb.StreamClassifyRequest:
 def stream(served: Served, name: str, requests: RequestStream) -> Any:
     """Start a StreamClassify call."""
     stub = classify_grpc.ClassifierServiceStub(served.channel)
-    return stub.StreamClassify(
-        iter(requests), metadata=bearer(name), timeout=servers.TIMEOUT_SECONDS
-    )
+    return stub.StreamClassify(iter(requests), metadata=bearer(name), timeout=servers.TIMEOUT)
 
 
 def watch(served: Served, name: str) -> Any:
     """Start a WatchOperation call."""
     stub = model_grpc.ModelServiceStub(served.channel)
     request = model_pb.WatchOperationRequest(name=served.operation)
-    return stub.WatchOperation(request, metadata=bearer(name), timeout=servers.TIMEOUT_SECONDS)
+    return stub.WatchOperation(request, metadata=bearer(name), timeout=servers.TIMEOUT)
 
 
 def upload(served: Served, name: str, requests: RequestStream) -> Any:
     """Start an AddClass call."""
     stub = model_grpc.ModelServiceStub(served.channel)
-    return stub.AddClass.future(
-        iter(requests), metadata=bearer(name), timeout=servers.TIMEOUT_SECONDS
-    )
+    return stub.AddClass.future(iter(requests), metadata=bearer(name), timeout=servers.TIMEOUT)
 
 
 def test_idle_streams_of_a_caller_leave_slots_to_others(served: Served) -> None:
@@ -192,7 +188,7 @@ def test_calls_end_when_access_is_revoked(served: Served) -> None:
     uploading = upload(served, "greedy", uploaded)
     watching = watch(served, "greedy")
     reflecting = reflection_pb2_grpc.ServerReflectionStub(served.channel).ServerReflectionInfo(
-        iter(reflected), metadata=bearer("greedy"), timeout=servers.TIMEOUT_SECONDS
+        iter(reflected), metadata=bearer("greedy"), timeout=servers.TIMEOUT
     )
     others = watch(served, "modest")
     for call in (streaming, watching, reflecting, others):
@@ -224,7 +220,7 @@ def test_health_answers_while_long_messages_arrive(served: Served) -> None:
         check = health_pb2_grpc.HealthStub(channel).Check
         moments = [time.monotonic()]
         while not all(call.done() for call in started):
-            assert check(health_pb2.HealthCheckRequest(), timeout=servers.TIMEOUT_SECONDS).status
+            assert check(health_pb2.HealthCheckRequest(), timeout=servers.TIMEOUT).status
             moments.append(time.monotonic())
     worst = max(after - before for before, after in itertools.pairwise(moments))
     assert worst < (moments[-1] - moments[0]) / 4

@@ -104,7 +104,7 @@ def test_a_token_that_is_not_ascii_is_not_logged(tmp_path: Path) -> None:
     call = frame(1, 4, 1, b"".join(field(*header) for header in headers.items()))
     with servers.running(tmp_path / "repository", worker=False) as started:
         host, port = started.address.split(":")
-        with socket.create_connection((host, int(port)), servers.TIMEOUT_SECONDS) as connection:
+        with socket.create_connection((host, int(port)), servers.TIMEOUT) as connection:
             connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + call)
             connection.sendall(frame(0, 1, 1, bytes(5)))
             started.log_entry("call")
@@ -144,9 +144,7 @@ class Failing:
     ("code", "attempts"),
     [(grpc.StatusCode.UNAVAILABLE, 3), (grpc.StatusCode.RESOURCE_EXHAUSTED, 1)],
 )
-def test_client_retries_unavailable_only(
-    code: grpc.StatusCode, attempts: int, blocking: bool
-) -> None:
+def test_client_retries_unavailable(code: grpc.StatusCode, attempts: int, blocking: bool) -> None:
     """The client retries UNAVAILABLE; it reports RESOURCE_EXHAUSTED to the caller."""
 
     async def scenario() -> int:
@@ -290,9 +288,7 @@ def test_contradictory_options_are_usage_errors(
 
 
 @pytest.mark.parametrize("command", [("serve", "--repository", "r"), ("models",), ("health",)])
-def test_an_address_without_a_port_is_a_usage_error(
-    topwork: Command, command: tuple[str, ...]
-) -> None:
+def test_an_address_without_a_port_exits_with_2(topwork: Command, command: tuple[str, ...]) -> None:
     """Server and client name --address in the error, not plaintext or an absent server."""
     code, _, errors = topwork(*command, address="localhost")
     assert code == 2
@@ -313,7 +309,7 @@ def test_plaintext_for_other_hosts_does_not_start(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=servers.TIMEOUT_SECONDS,
+        timeout=servers.TIMEOUT,
     )
     assert done.returncode == 1
     assert "--insecure" in done.stderr

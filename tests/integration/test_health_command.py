@@ -42,9 +42,7 @@ def test_health_of_a_serving_service_exits_with_0(topwork: Command, service: str
     assert topwork("health", "--service", service) == (0, "SERVING\n", "")
 
 
-def test_health_of_a_server_that_does_not_serve_exits_with_1(
-    topwork: Command, not_serving: str
-) -> None:
+def test_health_of_a_not_serving_server_exits_with_1(topwork: Command, not_serving: str) -> None:
     """The exit status is 1 for a server that is NOT_SERVING."""
     assert topwork("health", address=not_serving) == (1, "NOT_SERVING\n", "")
 

@@ -142,11 +142,11 @@ def test_sigterm_lets_calls_in_flight_finish(colours: Repository) -> None:
         ]
         config = change_pb.AddClassConfig(model="models/colours", label="violet")
         yield change_pb.AddClassRequest(config=config, images=images[:1])
-        resume.wait(servers.TIMEOUT_SECONDS)
+        resume.wait(servers.TIMEOUT)
         yield change_pb.AddClassRequest(images=images[1:])
 
     with (
-        servers.running(colours.root, grace_seconds=servers.TIMEOUT_SECONDS) as server,
+        servers.running(colours.root, grace_seconds=servers.TIMEOUT) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
         request = health_pb2.HealthCheckRequest(service=SERVICES[0])
@@ -160,15 +160,15 @@ def test_sigterm_lets_calls_in_flight_finish(colours: Repository) -> None:
         with Client(server.address) as late:
             servers.eventually(lambda: is_unavailable(late))
         resume.set()
-        assert answer.result(servers.TIMEOUT_SECONDS).name.startswith("operations/")
-        assert server.process.wait(servers.TIMEOUT_SECONDS) == 0
+        assert answer.result(servers.TIMEOUT).name.startswith("operations/")
+        assert server.process.wait(servers.TIMEOUT) == 0
         assert server.wait_ended(), "a process is left"
 
 
 def is_unavailable(client: Client) -> bool:
     """Return whether the server refuses new calls."""
     try:
-        client.classify("colours", [VIOLETS[0][1]], timeout=servers.TIMEOUT_SECONDS)
+        client.classify("colours", [VIOLETS[0][1]], timeout=servers.TIMEOUT)
     except CallFailed as error:
         return bool(error.code == "UNAVAILABLE")
     return False
@@ -177,9 +177,7 @@ def is_unavailable(client: Client) -> bool:
 def test_sigterm_ends_calls_that_watch_operations(colours: Repository) -> None:
     """On SIGTERM calls that watch or wait for an operation end with UNAVAILABLE."""
     with (
-        servers.running(
-            colours.root, grace_seconds=servers.TIMEOUT_SECONDS, worker=False
-        ) as server,
+        servers.running(colours.root, grace_seconds=servers.TIMEOUT, worker=False) as server,
         grpc.insecure_channel(server.address) as channel,
         Client(server.address) as client,
     ):
@@ -206,7 +204,7 @@ def test_sigterm_ends_health_and_reflection_streams(colours: Repository) -> None
 
     def questions() -> Iterator[reflection_pb2.ServerReflectionRequest]:
         yield reflection_pb2.ServerReflectionRequest(list_services="*")
-        ended.wait(servers.TIMEOUT_SECONDS)
+        ended.wait(servers.TIMEOUT)
 
     with (
         servers.running(colours.root, grace_seconds=30.0) as server,
@@ -295,7 +293,7 @@ def test_a_too_long_executor_name_exits_with_1(tmp_path: Path) -> None:
     """A server with a too long executor name prints one line and exits with 1."""
     long = Running([*servers.command(tmp_path), "--executor", "x" * 300], tmp_path)
     try:
-        assert long.process.wait(servers.TIMEOUT_SECONDS) == 1
+        assert long.process.wait(servers.TIMEOUT) == 1
         assert long.wait_ended(), "a process is left"
         assert "error: executor 'xxx" in long.log
         assert "Traceback" not in long.log
@@ -311,7 +309,7 @@ def test_a_call_longer_than_the_grace_is_cut_off(colours: Repository) -> None:
         config = change_pb.AddClassConfig(model="models/colours", label="violet")
         image = change_pb.TrainingImage(content=VIOLETS[0][1])
         yield change_pb.AddClassRequest(config=config, images=[image])
-        over.wait(servers.TIMEOUT_SECONDS)
+        over.wait(servers.TIMEOUT)
 
     with (
         servers.running(colours.root, grace_seconds=0.1, worker=False) as server,
@@ -320,7 +318,7 @@ def test_a_call_longer_than_the_grace_is_cut_off(colours: Repository) -> None:
         answer = model_grpc.ModelServiceStub(channel).AddClass.future(upload())
         servers.eventually(lambda: list((colours.root / "images").glob("[0-9a-f]*")))
         assert server.stop() == 0
-        error = failure(lambda: answer.result(servers.TIMEOUT_SECONDS))
+        error = failure(lambda: answer.result(servers.TIMEOUT))
         over.set()
         assert error.code in {"UNAVAILABLE", "CANCELLED"}
 
@@ -348,7 +346,7 @@ def test_the_command_serves_until_a_signal(tmp_path: Path, number: signal.Signal
             servers.eventually(lambda: list(client.models()))
             assert client.classify("colours", [picture("blue", 50)]).revision == 1
         os.kill(server.process.pid, number)
-        assert server.process.wait(servers.TIMEOUT_SECONDS) == 0
+        assert server.process.wait(servers.TIMEOUT) == 0
         assert server.wait_ended(), "a process is left"
     finally:
         server.close()
@@ -361,10 +359,10 @@ def test_a_signal_ends_a_hanging_start(colours: Repository, number: signal.Signa
         url = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none"
         server = Running([*servers.command(colours.root), "--database", url], colours.root)
         try:
-            silent.settimeout(servers.TIMEOUT_SECONDS)
+            silent.settimeout(servers.TIMEOUT)
             with silent.accept()[0]:  # the server's connection; it waits for an answer
                 server.process.send_signal(number)
-                assert server.process.wait(servers.TIMEOUT_SECONDS) == 0
+                assert server.process.wait(servers.TIMEOUT) == 0
             assert server.wait_ended(), "a process is left"
         finally:
             server.close()
@@ -379,7 +377,7 @@ def test_a_port_in_use_is_an_error_before_models_are_loaded(
     taken = f"127.0.0.1:{port}" if option == "--address" else port
     second = Running([*servers.command(colours.root), option, taken], colours.root)
     try:
-        assert second.process.wait(servers.TIMEOUT_SECONDS) == 1
+        assert second.process.wait(servers.TIMEOUT) == 1
         assert second.wait_ended(), "a process is left"
         assert f"error: port {port} of 127.0.0.1 is in use" in second.log
         assert "Traceback" not in second.log
@@ -450,15 +448,13 @@ def test_a_crash_logs_python_stacks(colours: Repository) -> None:
         servers.eventually(lambda: "Fatal Python error: Segmentation fault" in server.log)
         assert "in watch" in server.log  # the worker's main thread
         os.kill(server.process.pid, signal.SIGABRT)
-        assert server.process.wait(servers.TIMEOUT_SECONDS) == -signal.SIGABRT
+        assert server.process.wait(servers.TIMEOUT) == -signal.SIGABRT
         assert server.wait_ended(), "a process is left"
         assert "Fatal Python error: Aborted" in server.log
         assert "in run" in server.log  # the server's
 
 
-def test_a_part_that_does_not_close_is_abandoned(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_part_that_hangs_is_abandoned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A component that hangs while closing is logged and does not block the exit."""
 
     class Hangs:
@@ -497,10 +493,10 @@ def test_a_second_server_on_a_socket_is_an_error(colours: Repository, option: st
     try:
         first.log_entry("ready")
         second = listening(colours, *own, option, f"unix://{path}")
-        assert second.process.wait(servers.TIMEOUT_SECONDS) == 1
+        assert second.process.wait(servers.TIMEOUT) == 1
         assert second.wait_ended()
         assert "another process listens there" in second.log
-        assert probe.status(f"unix:{path}", "", servers.TIMEOUT_SECONDS) == "SERVING"
+        assert probe.status(f"unix:{path}", "", servers.TIMEOUT) == "SERVING"
         assert first.stop() == 0
         assert not path.exists()
     finally:
@@ -536,7 +532,7 @@ def test_a_socket_of_another_program_is_not_taken_over(colours: Repository) -> N
         other.listen()
         server = listening(colours, "--address", f"unix:{path}")
         try:
-            assert server.process.wait(servers.TIMEOUT_SECONDS) == 1
+            assert server.process.wait(servers.TIMEOUT) == 1
             assert server.wait_ended()
             assert "another process listens there" in server.log
             with socket.socket(socket.AF_UNIX) as client:

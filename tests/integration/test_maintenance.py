@@ -186,7 +186,7 @@ def test_gc_reads_the_sqlite_database_of_the_repository(repository: Repository, 
 # gc during uploads
 
 
-def test_an_upload_whose_images_gc_deleted_is_not_acknowledged(colours: Repository) -> None:
+def test_an_upload_whose_images_gc_deleted_fails(colours: Repository) -> None:
     """An upload slower than gc's spare hours is UNAVAILABLE; its repetition succeeds.
 
     gc runs between two messages, after all stored files were made to look a hundred days old.
@@ -310,9 +310,7 @@ def test_fsck_names_a_damaged_page(repository: Repository, run: Run) -> None:
 
 
 @pytest.mark.parametrize("command", [gc, fsck])
-def test_a_directory_without_a_repository_is_refused(
-    command: click.Command, tmp_path: Path
-) -> None:
+def test_a_directory_without_repository_is_refused(command: click.Command, tmp_path: Path) -> None:
     """A directory that is no repository is refused with its name."""
     with pytest.raises(InvalidInput, match="is no repository") as caught:
         command.main([str(tmp_path)])

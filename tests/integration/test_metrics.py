@@ -26,7 +26,7 @@ class Scrape:
     def __init__(self, server: Running) -> None:
         self.port = server.log_entry("metrics")["port"]
         url = f"http://127.0.0.1:{self.port}/metrics"
-        with urllib.request.urlopen(url, timeout=servers.TIMEOUT_SECONDS) as answer:  # the loopback
+        with urllib.request.urlopen(url, timeout=servers.TIMEOUT) as answer:  # the loopback
             self.kind = answer.headers["Content-Type"]
             text = answer.read().decode()
         self._values = {
@@ -109,7 +109,7 @@ def test_the_metrics_port_closes_with_the_server(colours: Repository) -> None:
         assert server.stop() == 0
         assert server.wait_ended(), "a process was left behind"
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), servers.TIMEOUT_SECONDS)
+            socket.create_connection(("127.0.0.1", port), servers.TIMEOUT)
 
 
 def test_there_is_no_metrics_port_by_default(server: Running) -> None:

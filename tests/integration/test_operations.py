@@ -121,7 +121,7 @@ def test_wait_operation_returns_the_finished_operation(
     """WaitOperation without a timeout returns the finished operation."""
     accepted = client.add_class(model, "violet", VIOLETS)
     finished = operations.WaitOperation(
-        operations_pb2.WaitOperationRequest(name=accepted.name), timeout=servers.TIMEOUT_SECONDS
+        operations_pb2.WaitOperationRequest(name=accepted.name), timeout=servers.TIMEOUT
     )
     assert finished.done
     assert result(finished).revision.revision == 2

@@ -164,9 +164,7 @@ def test_two_workers_share_the_work(repository: Repository, url: str, client: DB
             assert before["completed_at_epoch_ms"] <= after["started_at_epoch_ms"]
 
 
-def test_operations_of_a_dead_host_are_taken_over(
-    repository: Repository, url: str, client: DBOSClient
-) -> None:
+def test_a_dead_host_is_taken_over(repository: Repository, url: str, client: DBOSClient) -> None:
     """Operations of a worker that dies after publishing are taken over; nothing is done twice."""
     death = "topwork.bundle.store:Repository.publish"
     with (
@@ -183,9 +181,7 @@ def test_operations_of_a_dead_host_are_taken_over(
     assert {workflow.executor_id for workflow in done if workflow.recovery_attempts == 2} == {"two"}
 
 
-def test_operations_continue_after_a_database_outage(
-    repository: Repository, url: str, cluster: Postgres
-) -> None:
+def test_operations_survive_an_outage(repository: Repository, url: str, cluster: Postgres) -> None:
     """During an outage nothing is accepted; operations accepted before it succeed after it."""
 
     async def scenario() -> OperationState:
@@ -200,7 +196,7 @@ def test_operations_continue_after_a_database_outage(
                 assert refused.value.reason == "DATABASE"
             finally:
                 cluster.start()
-            return await operations.wait(accepted.id, servers.TIMEOUT_SECONDS)
+            return await operations.wait(accepted.id, servers.TIMEOUT)
         finally:
             await operations.aclose()
 
@@ -212,7 +208,7 @@ def test_operations_continue_after_a_database_outage(
     assert done.outcome.result.revision == repository.serving("colours") == 2
 
 
-def test_a_server_starts_without_its_database(
+def test_a_server_starts_without_database(
     repository: Repository, url: str, cluster: Postgres
 ) -> None:
     """The server serves models without the database; its worker starts once it is available."""
@@ -222,7 +218,7 @@ def test_a_server_starts_without_its_database(
         await operations.start()
         try:
             accepted = await operations.submit(retrain("colours"), str(uuid.uuid4()))
-            return await operations.wait(accepted.id, servers.TIMEOUT_SECONDS)
+            return await operations.wait(accepted.id, servers.TIMEOUT)
         finally:
             await operations.aclose()
 

@@ -139,9 +139,7 @@ def test_the_page_is_not_blank(rendered: Rendered, left: int, width: int) -> Non
     assert len(np.unique(shown.astype(np.int32) @ (65536, 256, 1))) > 50
 
 
-def test_the_content_security_policy_blocks_requests(
-    browser: str, report: str, tmp_path: Path
-) -> None:
+def test_the_security_policy_blocks_requests(browser: str, report: str, tmp_path: Path) -> None:
     """Injected elements fetch nothing; without the policy they do."""
     policy = re.compile(r"<meta http-equiv=[^>]*>")
     with _listening() as (address, paths):

@@ -60,7 +60,7 @@ def client(signed: Running) -> Iterator[Client]:
 
 
 @pytest.fixture
-def signed_manifest(signed: Running, client: Client, key: Path) -> Manifest:
+def by_worker(signed: Running, client: Client, key: Path) -> Manifest:
     """Return the manifest of the serving revision, made by the worker."""
     if len(client.model("colours").revisions) == 1:
         *_, finished = client.watch(client.add_class("colours", "violet", VIOLETS).name)
@@ -70,11 +70,9 @@ def signed_manifest(signed: Running, client: Client, key: Path) -> Manifest:
     return manifest
 
 
-def test_a_worker_signs_what_it_publishes(
-    signed: Running, key: Path, signed_manifest: Manifest
-) -> None:
+def test_a_worker_signs_its_revisions(signed: Running, key: Path, by_worker: Manifest) -> None:
     """A revision of AddClass has the worker's signature and serves."""
-    directory = signed.repository / "models" / "colours" / str(signed_manifest.revision)
+    directory = signed.repository / "models" / "colours" / str(by_worker.revision)
     stored = signatures.read(directory / signatures.FILE)
     assert list(stored.signatures) == [read_signing_key(key).id]
 
@@ -89,11 +87,11 @@ def test_an_unsigned_model_is_not_served(signed: Running, client: Client) -> Non
 
 
 def test_an_unsigned_revision_does_not_replace_a_signed_one(
-    signed: Running, client: Client, signed_manifest: Manifest
+    signed: Running, client: Client, by_worker: Manifest
 ) -> None:
     """The signed revision still serves after serving.json names an unsigned one."""
     unsigned = Repository(signed.repository)
-    copy = tiny.publish_copy(unsigned, signed_manifest)
+    copy = tiny.publish_copy(unsigned, by_worker)
     unsigned.set_serving("colours", copy.revision, why="fit")
     error = failure(lambda: client.rollback("colours", copy.revision))
     assert (error.code, error.reason) == ("DATA_LOSS", "UNSIGNED")
@@ -107,10 +105,10 @@ def test_an_unsigned_revision_does_not_replace_a_signed_one(
 
 
 def test_verify_and_fsck_name_unsigned_revisions(
-    signed: Running, key: Path, signed_manifest: Manifest, capsys: pytest.CaptureFixture[str]
+    signed: Running, key: Path, by_worker: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`verify` and `fsck` name revisions that a server would refuse, and exit with 1."""
-    assert signed_manifest.revision == 2
+    assert by_worker.revision == 2
     keys = ["--trusted-keys", str(public(key))]
     for command in (["verify", *keys], ["fsck", *keys, "--require-signed"]):
         status, output = run([command[0], str(signed.repository), *command[1:]], capsys)

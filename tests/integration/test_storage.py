@@ -205,9 +205,7 @@ def test_a_server_starts_on_a_read_only_repository(colours: Repository) -> None:
         ("garbage", "file is not a database"),
     ],
 )
-def test_a_lost_database_is_not_replaced_by_a_new_one(
-    harm: str, why: str, colours: Repository
-) -> None:
+def test_a_lost_database_is_not_replaced(harm: str, why: str, colours: Repository) -> None:
     """The server serves and refuses changes, the worker gives up, gc deletes nothing.
 
     After the database is restored from a backup its operations continue.

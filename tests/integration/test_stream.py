@@ -154,9 +154,7 @@ def broken(after: int) -> Iterator[bytes]:
     raise BrokenError
 
 
-def test_an_error_of_the_source_is_raised_after_its_results(
-    client: Client, server: Running
-) -> None:
+def test_an_error_of_the_source_follows_its_results(client: Client, server: Running) -> None:
     """An error of the source is raised after the results of all its images."""
     stream = client.classify_stream("colours", broken(21))
     labels = [label(image) for image in itertools.islice(stream, 21)]
@@ -254,16 +252,14 @@ def test_a_stream_waits_for_free_capacity(idle: Running) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(servers.TIMEOUT_SECONDS)
+        thread.join(servers.TIMEOUT)
     assert counts == {0: 200, 1: 200}
 
 
 def test_sigterm_ends_streams_with_unavailable(colours: Repository) -> None:
     """On SIGTERM a stream gets the results of accepted images in order, then UNAVAILABLE."""
     with (
-        servers.running(
-            colours.root, grace_seconds=10 * servers.TIMEOUT_SECONDS, worker=False
-        ) as server,
+        servers.running(colours.root, grace_seconds=10 * servers.TIMEOUT, worker=False) as server,
         Client(server.address) as client,
     ):
         labels: list[Any] = []
@@ -276,7 +272,7 @@ def test_sigterm_ends_streams_with_unavailable(colours: Repository) -> None:
 
         error = failure(read)
         assert (error.code, error.reason) == ("UNAVAILABLE", "UNAVAILABLE")
-        assert server.process.wait(servers.TIMEOUT_SECONDS) == 0
+        assert server.process.wait(servers.TIMEOUT) == 0
     assert len(labels) > 100
     assert all(wanted == got for wanted, got in labels)
 

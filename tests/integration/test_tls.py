@@ -88,9 +88,7 @@ def served_name(server: Running, authority: Authority) -> str:
     return str(dict(pair for (pair,) in subject)["commonName"])
 
 
-def test_a_client_that_trusts_the_authority_is_answered(
-    server: Running, trusting: Credentials
-) -> None:
+def test_a_client_needs_only_the_ca_certificate(server: Running, trusting: Credentials) -> None:
     """A client needs only the CA of the server's certificate."""
     assert model_of(server.address, trusting) == "models/colours"
 
@@ -106,9 +104,7 @@ def test_the_asyncio_client_uses_tls(server: Running, trusting: Credentials) -> 
     assert asyncio.run(ask()) == 1
 
 
-def test_a_client_that_trusts_another_authority_refuses_the_server(
-    server: Running, tmp_path: Path
-) -> None:
+def test_a_client_with_another_ca_refuses_the_server(server: Running, tmp_path: Path) -> None:
     """A client does not connect to a server whose certificate another authority signed."""
     other = Authority(tmp_path, "other")
     assert is_refused(server.address, Credentials.from_files(tls_ca=other.ca))

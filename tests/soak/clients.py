@@ -14,7 +14,7 @@ from google.longrunning import operations_pb2
 
 from soak.ledger import Change, Ledger, Rollback, State
 from soak.pool import Pool, colour_of
-from soak.supervisor import RETRYABLE, ServerSupervisor
+from soak.supervisor import RETRYABLE, Supervisor
 from topwork import CallFailed, Client
 from topwork.v1 import change_pb2 as change_pb
 
@@ -49,7 +49,7 @@ class ChangeClient:
         self,
         model: str,
         pool: Pool,
-        supervisor: ServerSupervisor,
+        supervisor: Supervisor,
         ledger: Ledger,
         seed: str,
         stop: threading.Event,
@@ -132,15 +132,15 @@ class ChangeClient:
             operation = self._supervisor.retry(call)
         except CallFailed as error:
             if error.reason != REFUSALS.get(error.code):
-                self._ledger.add_violation(f"{change} was refused: {error.code} {error}")
+                self._ledger.fail(f"{change} was refused: {error.code} {error}")
             # An interrupted earlier attempt may have been accepted, so that this one is refused.
             change.state = "unclear" if interrupted else "refused"
             self._ledger.count("calls", f"{change.kind} refused")
             return
         change.state = "acknowledged"
         self._ledger.count("calls", f"{change.kind} acknowledged")
-        if operation.name != operation_name(change):
-            self._ledger.add_violation(f"{change} became {operation.name}")
+        if operation.name != name_of(change):
+            self._ledger.fail(f"{change} became {operation.name}")
 
     def _resubmit(self, change: Change) -> None:
         """Repeat a request id: the same change is the same operation, another label is refused."""
@@ -150,22 +150,22 @@ class ChangeClient:
                 self._supervisor.retry(lambda client: self._send(client, other))
             except CallFailed as error:
                 if error.reason != "REQUEST_ID_REUSED":
-                    self._ledger.add_violation(f"{other} under {change}'s id: {error.code} {error}")
+                    self._ledger.fail(f"{other} under {change}'s id: {error.code} {error}")
             else:
-                self._ledger.add_violation(f"{other} was accepted under {change}'s id")
+                self._ledger.fail(f"{other} was accepted under {change}'s id")
             self._ledger.count("calls", "id repeated with another label")
             return
         again = self._supervisor.retry(lambda client: self._send(client, change))
-        if again.name != operation_name(change):
-            self._ledger.add_violation(f"{change}, repeated, became {again.name}")
+        if again.name != name_of(change):
+            self._ledger.fail(f"{change}, repeated, became {again.name}")
         self._ledger.count("calls", "id repeated")
 
     def _cancel(self, change: Change) -> None:
-        self._supervisor.retry(lambda client: client.cancel(operation_name(change)))
+        self._supervisor.retry(lambda client: client.cancel(name_of(change)))
         self._ledger.count("calls", "cancel")
 
     def _wait(self, change: Change) -> None:
-        self._supervisor.retry(lambda client: [*client.watch(operation_name(change))])
+        self._supervisor.retry(lambda client: [*client.watch(name_of(change))])
 
     def _send(self, client: Client, change: Change) -> operations_pb2.Operation:
         options = change_pb.ChangeOptions(validate_only=change.validate_only)
@@ -200,7 +200,7 @@ class ChangeClient:
                 "FAILED_PRECONDITION",
                 "NOT_FOUND",
             }:
-                self._ledger.add_violation(f"a rollback of {self._model}: {error.code} {error}")
+                self._ledger.fail(f"a rollback of {self._model}: {error.code} {error}")
         self._ledger.rollbacks.append(
             Rollback(model=self._model, expected=expected.revision, state=state)
         )
@@ -213,7 +213,7 @@ class ClassifyClient:
     def __init__(
         self,
         pool: Pool,
-        supervisor: ServerSupervisor,
+        supervisor: Supervisor,
         labels: Callable[[str, int], tuple[str, ...]],
         ledger: Ledger,
         seed: str,
@@ -243,7 +243,7 @@ class ClassifyClient:
             except CallFailed as error:
                 self._ledger.count("answers", f"{error.code} {error.reason}")
                 if error.code not in RETRYABLE:
-                    self._ledger.add_violation(f"Classify of {model}: {error.code} {error}")
+                    self._ledger.fail(f"Classify of {model}: {error.code} {error}")
                 continue
             self._ledger.slowest = max(self._ledger.slowest, time.monotonic() - start)
             self._ledger.count("answers", "right")
@@ -252,15 +252,15 @@ class ClassifyClient:
             for colour, image in zip(sample, answer.results, strict=True):
                 predicted = [prediction.label for prediction in image.predictions]
                 if sorted(predicted) != sorted(labels):
-                    self._ledger.add_violation(
+                    self._ledger.fail(
                         f"{model} revision {answer.revision} has {labels} and predicted {predicted}"
                     )
                 elif colour in map(colour_of, labels) and colour_of(predicted[0]) != colour:
-                    self._ledger.add_violation(
+                    self._ledger.fail(
                         f"{model} revision {answer.revision} predicted {predicted[0]} for {colour}"
                     )
 
 
-def operation_name(change: Change) -> str:
+def name_of(change: Change) -> str:
     """Return the operation name of a change."""
     return f"operations/{change.id}"

@@ -17,7 +17,7 @@ from support.servers import workers_of
 
 from soak import steps
 from soak.steps import STEPS, Step
-from soak.supervisor import ServerSupervisor
+from soak.supervisor import Supervisor
 
 Victims = Literal["server", "worker", "both"]
 
@@ -45,7 +45,7 @@ class Killer:
 
     def __init__(
         self,
-        supervisor: ServerSupervisor,
+        supervisor: Supervisor,
         armed: Path,
         seed: int,
         stop: threading.Event,

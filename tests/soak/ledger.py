@@ -55,7 +55,7 @@ class Ledger:
         with self._lock:
             self.counts[topic, outcome] += more
 
-    def add_violation(self, text: str) -> None:
+    def fail(self, text: str) -> None:
         """Record a violated promise."""
         with self._lock:
             self.violations.append(text)

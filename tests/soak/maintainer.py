@@ -9,7 +9,7 @@ import threading
 
 from soak.ledger import Ledger
 from soak.pool import MODELS
-from soak.supervisor import ServerSupervisor
+from soak.supervisor import Supervisor
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
@@ -27,7 +27,7 @@ class Maintainer:
     def __init__(
         self,
         repository: Repository,
-        supervisor: ServerSupervisor,
+        supervisor: Supervisor,
         ledger: Ledger,
         stop: threading.Event,
     ) -> None:
@@ -69,14 +69,14 @@ class Maintainer:
         while not self._stop.wait(CHECK_PAUSE):
             for problem in check(self._repository):
                 if problem.severity == "error":
-                    self._ledger.add_violation(f"fsck: {problem.path}: {problem.text}")
+                    self._ledger.fail(f"fsck: {problem.path}: {problem.text}")
             for model in MODELS:
                 try:
                     serving = self._repository.manifest(model, self._repository.serving(model))
                     self._repository.head(serving)
                     self._repository.exemplars(serving.exemplars)
                 except (Corrupt, NotFound) as error:
-                    self._ledger.add_violation(f"{model} cannot be loaded: {error}")
+                    self._ledger.fail(f"{model} cannot be loaded: {error}")
             self._ledger.count("checks", "fsck and load during the soak")
 
     def collect(self) -> None:
@@ -92,5 +92,5 @@ class Maintainer:
         command = [sys.executable, "-m", "topwork.cli", "gc", str(self._repository.root), *options]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode != 0:
-            self._ledger.add_violation(f"gc ended with {ended.returncode}: {ended.stderr}")
+            self._ledger.fail(f"gc ended with {ended.returncode}: {ended.stderr}")
         self._ledger.count("checks", "gc")

@@ -14,7 +14,7 @@ from soak.killer import Kill, Killer
 from soak.ledger import Ledger
 from soak.maintainer import Maintainer
 from soak.pool import MODELS, Pool
-from soak.supervisor import ServerSupervisor
+from soak.supervisor import Supervisor
 from soak.verifier import Verifier
 
 CHANGE_CLIENTS = 2
@@ -52,7 +52,7 @@ def soak(
     pool, ledger, stop = Pool(), Ledger(), threading.Event()
     repository = pool.repository(root / "repository")
     armed = root / "armed"
-    supervisor = ServerSupervisor(repository, armed, ledger, seed)
+    supervisor = Supervisor(repository, armed, ledger, seed)
     maintainer = Maintainer(repository, supervisor, ledger, stop)
     killer = Killer(supervisor, armed, seed, stop, on_kill)
     change_clients = [
@@ -86,7 +86,7 @@ def soak(
         supervisor.stop()
     _guarded(verifier.verify, ledger)()
     if len(killer.kills) < kills:
-        ledger.add_violation(f"only {len(killer.kills)} of {kills} kills in {minutes:g} minutes")
+        ledger.fail(f"only {len(killer.kills)} of {kills} kills in {minutes:g} minutes")
     return SoakResult(
         seed=seed,
         seconds=time.monotonic() - start,
@@ -104,6 +104,6 @@ def _guarded(run: Callable[[], None], ledger: Ledger) -> Callable[[], None]:
         try:
             run()
         except Exception as error:
-            ledger.add_violation(f"{error!r}\n{traceback.format_exc()}")
+            ledger.fail(f"{error!r}\n{traceback.format_exc()}")
 
     return guarded

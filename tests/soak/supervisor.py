@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from support.servers import TIMEOUT_SECONDS, Running
+from support.servers import TIMEOUT, Running
 
 from soak import steps
 from soak.ledger import Ledger
@@ -32,7 +32,7 @@ MOST_SECONDS = 600.0
 """Time limit of retries, long because servers die all the time."""
 
 
-class ServerSupervisor:
+class Supervisor:
     """Runs one server with its worker after another on one repository."""
 
     def __init__(self, repository: Repository, armed: Path, ledger: Ledger, seed: int) -> None:
@@ -59,34 +59,32 @@ class ServerSupervisor:
             self._stopping = True
         server = self.server()
         if server.stop() != 0:
-            self._ledger.add_violation(f"SIGTERM ended the server with {server.process.returncode}")
+            self._ledger.fail(f"SIGTERM ended the server with {server.process.returncode}")
         self._thread.join()
         for client in self._clients:
             client.close()
         for server in self.servers:
             if not server.wait_ended():
-                self._ledger.add_violation("a process outlived its server")
+                self._ledger.fail("a process outlived its server")
             codes = {
                 entry["exit_code"]
                 for entry in server.log_entries
                 if entry["event"] == "worker died"
             }
             for code in {server.process.returncode, *codes} - {0, -signal.SIGKILL}:
-                self._ledger.add_violation(f"a process ended with {code}")
+                self._ledger.fail(f"a process ended with {code}")
             server.close()
 
     def server(self) -> Running:
         """Wait for a ready server and return it."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self._client is not None, TIMEOUT_SECONDS), (
-                "not ready"
-            )
+            assert self._changed.wait_for(lambda: self._client is not None, TIMEOUT), "not ready"
             return self.servers[-1]
 
     def client(self) -> Client:
         """Wait for a ready server and return its client."""
         with self._changed:
-            self._changed.wait_for(lambda: self._client is not None, TIMEOUT_SECONDS)
+            self._changed.wait_for(lambda: self._client is not None, TIMEOUT)
             assert self._client is not None, f"no server is ready:\n{self.servers[-1].log}"
             return self._client
 
@@ -138,5 +136,5 @@ class ServerSupervisor:
             self.age_temporary_files()
             for problem in check(self.repository):
                 if problem.severity == "error":
-                    self._ledger.add_violation(f"fsck after a kill: {problem.path}: {problem.text}")
+                    self._ledger.fail(f"fsck after a kill: {problem.path}: {problem.text}")
             self._ledger.count("checks", "fsck while no process ran")

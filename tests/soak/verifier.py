@@ -10,11 +10,11 @@ import numpy as np
 from google.longrunning import operations_pb2
 from google.rpc import code_pb2
 
-from soak.clients import operation_name
+from soak.clients import name_of
 from soak.ledger import Change, Ledger
 from soak.maintainer import Maintainer
 from soak.pool import MODELS, Pairs, Pool
-from soak.supervisor import ServerSupervisor
+from soak.supervisor import Supervisor
 from topwork import CallFailed, Client, result
 from topwork.bundle.exemplars import data_digest
 from topwork.bundle.files import sha256
@@ -52,7 +52,7 @@ class Verifier:
         repository: Repository,
         pool: Pool,
         maintainer: Maintainer,
-        supervisor: ServerSupervisor,
+        supervisor: Supervisor,
         ledger: Ledger,
     ) -> None:
         self._repository = repository
@@ -65,13 +65,13 @@ class Verifier:
 
     def wait(self) -> None:
         """Wait until every operation has ended; no client may request more."""
-        self._changes = {operation_name(change): change for change in self._ledger.changes}
+        self._changes = {name_of(change): change for change in self._ledger.changes}
         for change in self._ledger.changes:
             if change.state == "acknowledged":
                 try:
-                    self._supervisor.retry(partial(_watched, name=operation_name(change)))
+                    self._supervisor.retry(partial(_watched, name=name_of(change)))
                 except CallFailed as error:
-                    self._ledger.add_violation(f"lost: {change}: {error.code} {error}")
+                    self._ledger.fail(f"lost: {change}: {error.code} {error}")
         for operation in self._listed():  # also of interrupted calls
             if not operation.done:
                 self._supervisor.retry(partial(_watched, name=operation.name))
@@ -93,27 +93,25 @@ class Verifier:
     def _check_operations(self) -> None:
         """Check that acknowledged changes have an ended operation, and refused ones have none."""
         for change in self._ledger.changes:
-            operation = self._ended.get(operation_name(change))
+            operation = self._ended.get(name_of(change))
             if operation is None:
                 if change.state == "acknowledged":
-                    self._ledger.add_violation(f"lost: {change}")
+                    self._ledger.fail(f"lost: {change}")
             elif change.state == "refused":
-                self._ledger.add_violation(f"refused and accepted: {change}")
+                self._ledger.fail(f"refused and accepted: {change}")
             elif not operation.done:
-                self._ledger.add_violation(f"never ended: {change}")
+                self._ledger.fail(f"never ended: {change}")
             else:
                 self._ledger.count("operations", self._end_of(operation))
         for name in self._ended.keys() - self._changes.keys():
-            self._ledger.add_violation(f"no client requested {name}")
+            self._ledger.fail(f"no client requested {name}")
 
     def _end_of(self, operation: operations_pb2.Operation) -> str:
         if not operation.HasField("error"):
             return "done"
         end = f"{code_pb2.Code.Name(operation.error.code)} {reason(operation.error)}"
         if end not in FAILURES:
-            self._ledger.add_violation(
-                f"{operation.name} ended with {end} {operation.error.message}"
-            )
+            self._ledger.fail(f"{operation.name} ended with {end} {operation.error.message}")
         return end
 
     def _check_revisions(self, model: str, manifests: list[Manifest]) -> None:
@@ -126,19 +124,17 @@ class Verifier:
                 continue
             change = self._changes.get(f"operations/{manifest.operation}")
             if change is None or change.state == "refused" or change.validate_only:
-                self._ledger.add_violation(f"{model} revision {revision} is of {change}")
+                self._ledger.fail(f"{model} revision {revision} is of {change}")
                 continue
             states[revision] = changed(states[manifest.parent], change, self._pool)
             if manifest.data_digest != data_digest(sorted(states[revision])):
-                self._ledger.add_violation(
+                self._ledger.fail(
                     f"{model} revision {revision} is not {manifest.parent} and {change}"
                 )
         made = Counter((manifest.operation, manifest.parent) for manifest in manifests)
         for (operation, parent), count in made.items():
             if count > 1:
-                self._ledger.add_violation(
-                    f"{model}: {operation} made {count} revisions of {parent}"
-                )
+                self._ledger.fail(f"{model}: {operation} made {count} revisions of {parent}")
         self._ledger.count("revisions", "published", len(manifests) - 1)
         stored = self._repository.revisions(model)
         serving = self._repository.serving(model)
@@ -170,7 +166,7 @@ class Verifier:
         difference = float(np.abs(expected - served).max())
         self._ledger.count("revisions", f"{what} within {TOLERANCE} of one fit")
         if difference > TOLERANCE:
-            self._ledger.add_violation(
+            self._ledger.fail(
                 f"{manifest.model} revision {manifest.revision} is {difference} from one fit"
             )
 
@@ -183,9 +179,7 @@ class Verifier:
         rolled_back: Counter[int] = Counter()
         for move in moves:
             if move.previous != before:
-                self._ledger.add_violation(
-                    f"{model} went from {before} to {move.previous} without a move"
-                )
+                self._ledger.fail(f"{model} went from {before} to {move.previous} without a move")
             before = move.revision
             if move.why == "rollback":
                 rolled_back[move.previous] += 1
@@ -193,12 +187,12 @@ class Verifier:
                 made[f"operations/{move.operation}"] += 1
                 manifest = by_number[move.revision]
                 if (manifest.operation, manifest.parent) != (move.operation, move.previous):
-                    self._ledger.add_violation(f"{model}: {move} is not the move of its revision")
+                    self._ledger.fail(f"{model}: {move} is not the move of its revision")
         self._ledger.count("revisions", "moves of serving.json", len(moves))
         served = {move.revision for move in moves}
         for answered, revision in self._ledger.answered:
             if answered == model and revision not in served:
-                self._ledger.add_violation(f"{model} revision {revision} answered and never served")
+                self._ledger.fail(f"{model} revision {revision} answered and never served")
         for name, operation in self._ended.items():
             if self._changes[name].model == model:
                 self._check_move(operation, made[name], by_number)
@@ -206,7 +200,7 @@ class Verifier:
         least = Counter(r.expected for r in rollbacks if r.state == "acknowledged")
         most = Counter(r.expected for r in rollbacks if r.state != "refused")
         if not least <= rolled_back <= most:
-            self._ledger.add_violation(f"{model}: rollbacks {rolled_back}, of {least} to {most}")
+            self._ledger.fail(f"{model}: rollbacks {rolled_back}, of {least} to {most}")
 
     def _check_move(
         self, operation: operations_pb2.Operation, count: int, manifests: dict[int, Manifest]
@@ -220,9 +214,9 @@ class Verifier:
             expected = int(revision in manifests and manifests[revision].operation == identifier)
             change = self._changes[operation.name]
             if not expected and not (change.validate_only or change.kind == "add_examples"):
-                self._ledger.add_violation(f"{change} was done and published no revision")
+                self._ledger.fail(f"{change} was done and published no revision")
         if count != expected:
-            self._ledger.add_violation(
+            self._ledger.fail(
                 f"{self._changes[operation.name]} moved serving.json {count} times, not {expected}"
             )
 
@@ -240,7 +234,7 @@ class Verifier:
             }
             missing = needed - stored.keys()
             if missing:
-                self._ledger.add_violation(f"{len(missing)} uploads of {model} are missing")
+                self._ledger.fail(f"{len(missing)} uploads of {model} are missing")
             self._ledger.count("revisions", "stored uploads of serving revisions", len(needed))
 
     def _check_storage(self) -> None:
@@ -249,11 +243,11 @@ class Verifier:
             (integrity,) = database.execute("PRAGMA integrity_check").fetchone()
         database.close()
         if integrity != "ok":
-            self._ledger.add_violation(f"operations.sqlite: {integrity}")
+            self._ledger.fail(f"operations.sqlite: {integrity}")
         self._supervisor.age_temporary_files()
         self._maintainer.gc("--spare-hours", "0")
         for problem in check(self._repository):
-            self._ledger.add_violation(f"in the end: {problem.path}: {problem.text}")
+            self._ledger.fail(f"in the end: {problem.path}: {problem.text}")
 
 
 def _watched(client: Client, name: str) -> None:

@@ -78,7 +78,7 @@ class Container:
     def stop(self) -> int:
         """Send SIGTERM; return the container's exit status."""
         self._engine.terminate(self.running, self._name)
-        return self.running.process.wait(servers.TIMEOUT_SECONDS)
+        return self.running.process.wait(servers.TIMEOUT)
 
     def close(self) -> None:
         """Kill and remove the container."""
@@ -213,7 +213,7 @@ class Chroot:
         """See Engine."""
         if running.process.poll() is None:  # the kernel ends the namespace with its process 1
             subprocess.run(["kill", "-KILL", str(self._first(running))], check=True)
-            running.process.wait(servers.TIMEOUT_SECONDS)
+            running.process.wait(servers.TIMEOUT)
         _buildah("umount", name)
         _buildah("rm", name)
 

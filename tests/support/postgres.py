@@ -18,7 +18,7 @@ import pytest
 from psycopg import sql
 
 SUPERUSER = "topwork"
-TIMEOUT_SECONDS = 60
+TIMEOUT = 60
 """Timeout in seconds of a start or a stop."""
 
 # Safe for a temporary cluster: only a power cut loses data then, not a killed server.
@@ -82,7 +82,7 @@ class Postgres:
                 stderr=errors,
                 cwd=self._directory,
                 check=False,
-                timeout=TIMEOUT_SECONDS,
+                timeout=TIMEOUT,
                 **as_user,
             )
             errors.seek(0)

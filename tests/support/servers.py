@@ -41,7 +41,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 TESTS = Path(__file__).parents[1]
 DEATHS = "TOPWORK_TEST_DEATHS"
-TIMEOUT_SECONDS = 60.0
+TIMEOUT = 60.0
 """Timeout of all waits in seconds, much longer than a working server needs."""
 
 
@@ -79,7 +79,7 @@ class Running:
             return [entry for entry in self.log_entries if entry.get("event") == event]
 
         with self._changed:
-            self._changed.wait_for(lambda: len(entries()) >= count or self._ended, TIMEOUT_SECONDS)
+            self._changed.wait_for(lambda: len(entries()) >= count or self._ended, TIMEOUT)
             assert len(entries()) >= count, f"no {event!r} in the log:\n{self.log}"
             return entries()[count - 1]
 
@@ -89,7 +89,7 @@ class Running:
         All of them inherit its standard error, which closes with the last of them.
         """
         with self._changed:
-            return self._changed.wait_for(lambda: self._ended, TIMEOUT_SECONDS)
+            return self._changed.wait_for(lambda: self._ended, TIMEOUT)
 
     @property
     def log(self) -> str:
@@ -103,12 +103,12 @@ class Running:
     def stop(self) -> int:
         """Send SIGTERM to the server and return its exit status."""
         self.process.terminate()
-        return self.process.wait(TIMEOUT_SECONDS)
+        return self.process.wait(TIMEOUT)
 
     def kill(self) -> None:
         """Send SIGKILL to the server's main process only; its worker must notice by itself."""
         self.process.kill()
-        self.process.wait(TIMEOUT_SECONDS)
+        self.process.wait(TIMEOUT)
 
     def close(self) -> None:
         """Kill all remaining processes."""
@@ -116,8 +116,8 @@ class Running:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.process.wait(TIMEOUT_SECONDS)
-        self._reader.join(TIMEOUT_SECONDS)
+        self.process.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
         if self.process.stderr is not None and not self._reader.is_alive():
             self.process.stderr.close()
 
@@ -195,7 +195,7 @@ def workers_of(pid: int) -> list[int]:
 
 def eventually(look: Callable[[], T | None]) -> T:
     """Call ``look`` until its result is true and return it; fail after a timeout."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+    deadline = time.monotonic() + TIMEOUT
     while not (value := look()):
         assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.01)

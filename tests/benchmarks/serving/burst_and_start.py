@@ -20,7 +20,7 @@ from benchmarks.serving import client
 from benchmarks.serving.client import Endpoint
 from benchmarks.serving.processes import free_port
 from benchmarks.serving.tables import Table
-from benchmarks.serving.workload import CLASSIFY, Workload, decode_answer, requests
+from benchmarks.serving.workload import CLASSIFY, Workload, decode, requests
 
 LONE = 20
 """Number of measured requests, one after the other."""
@@ -58,7 +58,7 @@ def measure_burst(address: str, workload: Workload, *, seconds: float) -> Burst:
         async with client.connected(endpoint, 1) as (call,):
             for number in range(2 * LONE):
                 start = time.perf_counter()
-                decode_answer(await call(bodies[number % len(bodies)]))
+                decode(await call(bodies[number % len(bodies)]))
                 times.append(1e3 * (time.perf_counter() - start))
         return times
 
@@ -66,7 +66,7 @@ def measure_burst(address: str, workload: Workload, *, seconds: float) -> Burst:
         await client.closed_loop(
             endpoint,
             bodies,
-            decode_answer,
+            decode,
             callers=BURST_CALLERS,
             seconds=seconds,
             server_cpu=lambda: 0.0,

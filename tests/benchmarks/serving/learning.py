@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.serving import client
 from benchmarks.serving.client import Endpoint
 from benchmarks.serving.tables import Table
-from benchmarks.serving.workload import CLASSIFY, LEARNERS, Workload, decode_answer, requests
+from benchmarks.serving.workload import CLASSIFY, LEARNERS, Workload, decode, requests
 from topwork import AsyncClient
 
 
@@ -41,12 +41,7 @@ def measure(
 
     async def load() -> client.Load:
         return await client.closed_loop(
-            endpoint,
-            bodies,
-            decode_answer,
-            callers=callers,
-            seconds=seconds,
-            server_cpu=lambda: 0.0,
+            endpoint, bodies, decode, callers=callers, seconds=seconds, server_cpu=lambda: 0.0
         )
 
     async def both() -> tuple[client.Load, list[float]]:

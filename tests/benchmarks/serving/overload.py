@@ -14,12 +14,12 @@ from benchmarks.serving import client
 from benchmarks.serving.client import Call, Endpoint
 from benchmarks.serving.http2 import Failed
 from benchmarks.serving.tables import Table
-from benchmarks.serving.workload import CLASSIFY, Workload, decode_answer, requests
+from benchmarks.serving.workload import CLASSIFY, Workload, decode, requests
 
 TIMES = 3
 """Rate of arrivals over the peak throughput of a closed loop."""
 PEAK_CALLERS = 32
-TIMEOUT_SECONDS = 20.0
+TIMEOUT = 20.0
 """Client timeout in seconds, much longer than the server's deadline."""
 
 
@@ -68,7 +68,7 @@ def measure(address: str, workload: Workload, *, deadline: float, seconds: float
         loop = client.closed_loop(
             endpoint,
             bodies,
-            decode_answer,
+            decode,
             callers=PEAK_CALLERS,
             seconds=seconds / 2,
             server_cpu=lambda: 0.0,
@@ -136,8 +136,8 @@ async def _open_loop(
     async def send(call: Call, body: bytes, due: float) -> None:
         start, status = time.perf_counter(), code_pb2.OK
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                decode_answer(await call(body))
+            async with asyncio.timeout(TIMEOUT):
+                decode(await call(body))
         except Failed as error:
             status = error.status
         except TimeoutError:

@@ -13,7 +13,7 @@ from benchmarks.serving.client import Endpoint
 from benchmarks.serving.loads import Case, Durations, Row
 from benchmarks.serving.processes import WORKER, Processes
 from benchmarks.serving.tables import Table
-from benchmarks.serving.workload import CLASSIFY, PRECISIONS, Workload, decode_answer, requests
+from benchmarks.serving.workload import CLASSIFY, PRECISIONS, Workload, decode, requests
 from topwork.runtime.cores import available_cores
 from topwork_trainer import commands
 
@@ -208,7 +208,7 @@ class Suite:
         return Case(
             endpoint=Endpoint(address=address, path=CLASSIFY),
             bodies=requests(self._workload.photos, models, images=images),
-            check=decode_answer,
+            check=decode,
             server=f"topwork{count}",
             precision=precision,
             callers=callers,

@@ -14,7 +14,7 @@ from benchmarks.serving.client import Call, Endpoint
 from benchmarks.serving.http2 import Failed
 from benchmarks.serving.processes import Processes
 from benchmarks.serving.tables import Table
-from benchmarks.serving.workload import CLASSIFY, Workload, decode_answer, requests
+from benchmarks.serving.workload import CLASSIFY, Workload, decode, requests
 from topwork.bundle.store import Repository
 
 CALLERS = 8
@@ -150,7 +150,7 @@ class _Soak:
     async def _ask(self, call: Call, offset: int) -> None:
         while not self._stopping:
             try:
-                response = decode_answer(await call(self._bodies[offset % len(self._bodies)]))
+                response = decode(await call(self._bodies[offset % len(self._bodies)]))
             except Failed:
                 self._failed += 1
                 continue

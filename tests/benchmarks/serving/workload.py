@@ -100,7 +100,7 @@ def requests(photos: Sequence[bytes], models: Sequence[str], *, images: int = 1)
     ]
 
 
-def decode_answer(answer: bytes) -> classify_pb.ClassifyResponse:
+def decode(answer: bytes) -> classify_pb.ClassifyResponse:
     """Return a decoded answer. Raises AssertionError if it has an error for any image."""
     response = classify_pb.ClassifyResponse.FromString(answer)
     assert not any(result.HasField("error") for result in response.results), response

@@ -31,8 +31,6 @@ from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 LABELS = ["amber", "blue", "crimson", "green"]
 PHOTOS = [picture(label, 40) for label in LABELS]
 GRACE = 10.0
-BEYOND = MOST_IMAGES + 256
-"""More images than are in flight in a client and a server."""
 
 
 def label(image: StreamResult) -> str:

@@ -11,7 +11,6 @@ from support import tiny
 from support.pictures import COLOURS, encode, pictures
 
 from topwork.bundle.exemplars import Exemplars, make
-from topwork.bundle.files import sha256
 from topwork.bundle.store import Repository
 
 MODELS = ("colours", "hues", "shades")
@@ -54,10 +53,6 @@ class Pool:
     def digest(self, name: str) -> bytes:
         """Return the digest of a picture's pixels."""
         return bytes(self._exemplars.digests[self._rows[name]])
-
-    def stored_as(self, name: str) -> str:
-        """Return the digest under which an upload is stored."""
-        return sha256(self.contents.get(name, JUNK))
 
     def first(self) -> Pairs:
         """Return the initial training set of every model."""

@@ -18,11 +18,12 @@ from grpc_reflection.v1alpha import reflection
 
 from topwork.access.access_file import Access
 from topwork.bundle.store import Repository
+from topwork.changes import worker
 from topwork.changes.database import database_url
+from topwork.changes.executors import check_executor
 from topwork.changes.intake import Intake
 from topwork.changes.operations import Operations
 from topwork.changes.quota import Quotas
-from topwork.changes.supervisor import Supervisor
 from topwork.changes.uploads import Uploads
 from topwork.config import ServeConfig
 from topwork.errors import NotReady, Unavailable
@@ -40,6 +41,7 @@ from topwork.rpc.servicers import (
 from topwork.rpc.spans import open_spans
 from topwork.rpc.tls import Certificates
 from topwork.runtime import logs
+from topwork.runtime.supervisor import Supervisor
 from topwork.serving.classifier import Classifier
 from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
@@ -99,7 +101,7 @@ class Server:
             telemetry=self._telemetry,
             trace=self._spans,
         )
-        self._supervisor = Supervisor(config)
+        self._worker = Supervisor("topwork-worker", worker.run, config)
         views = OperationViews(
             repository, self._registry, self._operations, most_watches=limits.max_watches
         )
@@ -152,11 +154,13 @@ class Server:
         """
         self._certificates = listening.certificates(self._config)
         listening.check_ports(self._config)
+        if self._config.worker:
+            check_executor(self._config.executor)
         await self._access.start()
         await self._operations.start()
         await self._registry.start()  # before the worker, which would disturb its measurements
         if self._config.worker:
-            self._supervisor.start()
+            self._worker.start()
         self._classifier.start()
         self._grpc = self._make_grpc_server()
         port = listening.open_ports(self._grpc, self._config, self._certificates)
@@ -189,7 +193,7 @@ class Server:
             self._metrics.server_close()
         self._classifier.close()
         await self._registry.aclose()
-        await self._supervisor.aclose()
+        await self._worker.aclose()
         await self._access.aclose()
         if self._spans is not None:
             await asyncio.to_thread(self._spans.close)
@@ -199,7 +203,7 @@ class Server:
         return self._classifier.stalled_seconds() < STALL_SECONDS
 
     def _works(self) -> bool:
-        return self._supervisor.works() or not self._config.worker
+        return self._worker.works() or not self._config.worker
 
     def _make_health_server(self) -> grpc.aio.Server | None:
         if not self._config.health_port:

@@ -9,7 +9,7 @@ from typing import get_args
 from topwork.changes.jobs import ChangeKind
 from topwork.changes.queue import OperationFilter
 from topwork.errors import InvalidInput
-from topwork.rpc.convert import resource_id
+from topwork.rpc.convert.fields import model_id
 
 _TERM = re.compile(r'\s*([a-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s"]+))\s*')
 _AND = re.compile(r"AND\s")
@@ -51,7 +51,7 @@ def parse(text: str) -> OperationFilter:
 def _wanted(text: str, given: dict[str, str]) -> OperationFilter:
     attributes: dict[str, str | bool] = {}
     if "model" in given:
-        attributes["model"] = resource_id(given["model"], collection="models", field="filter")
+        attributes["model"] = model_id(given["model"], field="filter")
     if "label" in given:
         attributes["label"] = unicodedata.normalize("NFC", given["label"])  # as labels are stored
     if "kind" in given:

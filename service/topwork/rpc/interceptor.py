@@ -19,6 +19,7 @@ from topwork.access.principals import Caller, host
 from topwork.access.rules import OPEN, RULES, UNCOUNTED
 from topwork.access.slots import Slots
 from topwork.errors import Forbidden, InvalidInput, Overloaded, TopworkError
+from topwork.rpc.context import Context
 from topwork.rpc.reading import Reading
 from topwork.rpc.spans import Spans
 from topwork.rpc.trace import trace_id
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger("topwork.access")
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 MOST_CALLS = 8192
 """Raise it for more calls at a time, whatever they wait for; each takes about 20 KB."""

@@ -32,12 +32,9 @@ from topwork.rpc import listening, options
 from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
 from topwork.rpc.open_inference.servicer import OpenInferenceServicer
-from topwork.rpc.servicers import (
-    ClassifierServicer,
-    ModelServicer,
-    OperationsServicer,
-    OperationViews,
-)
+from topwork.rpc.servicers.classifier import ClassifierServicer
+from topwork.rpc.servicers.models import ModelServicer
+from topwork.rpc.servicers.operations import OperationsServicer, OperationViews
 from topwork.rpc.spans import open_spans
 from topwork.rpc.tls import Certificates
 from topwork.runtime import logs

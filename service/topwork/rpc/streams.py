@@ -12,7 +12,8 @@ import structlog
 from topwork.access.principals import Caller
 from topwork.access.slots import Slots
 from topwork.errors import TopworkError, Unavailable
-from topwork.rpc import convert
+from topwork.rpc.convert import fields
+from topwork.rpc.convert.answers import to_classify_response
 from topwork.serving.classify_batch import Classified
 from topwork.serving.fair_queue import Flow
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -94,7 +95,7 @@ class Streams:
             message: classify_pb.StreamClassifyRequest,
         ) -> classify_pb.ClassifyResponse:
             request = message.request
-            model = convert.resource_id(request.model, collection="models", field="model")
+            model = fields.model_id(request.model, field="model")
             caller.check(model)
             classified = await self._engine.classify(
                 model,
@@ -105,7 +106,7 @@ class Streams:
                 flow=flow,
                 patient=True,
             )
-            return convert.to_classify_response(classified)
+            return to_classify_response(classified)
 
         stream = _Stream(requests, classify, self._window, caller)
         try:
@@ -254,7 +255,7 @@ def _given(message: classify_pb.StreamClassifyRequest, remaining: float | None) 
     if remaining is not None:
         yield remaining
     if message.HasField("timeout"):
-        yield convert.seconds(message.timeout, field="timeout")
+        yield fields.seconds(message.timeout, field="timeout")
 
 
 def _stopping() -> Unavailable:

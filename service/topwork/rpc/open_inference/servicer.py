@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
-
-from grpc.aio import ServicerContext
 
 import topwork
 from topwork.access.principals import caller
@@ -16,14 +13,13 @@ from topwork.errors import Corrupt, InvalidInput, NotFound, NotReady
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inference import inference_service_pb2_grpc as pb_grpc
 from topwork.limits import ServerLimits
+from topwork.rpc.context import Context
 from topwork.rpc.open_inference import answers, describe, tensors
 from topwork.serving.classifier import Classifier
 from topwork.serving.registry import Registry
 from topwork.serving.statistics import RevisionStatistics
 
 EXTENSIONS = ("classification", "model_configuration", "statistics")
-
-Context: TypeAlias = "ServicerContext[Any, Any]"
 
 
 class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):

@@ -194,7 +194,7 @@ def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("cuda", "onnxruntime-gpu"),
         ("tensorrt", "TensorRT"),
-        ("openvino_options", "onnxruntime-openvino_options"),
+        ("openvino", "onnxruntime-openvino_options"),
     ],
 )
 def test_missing_provider_is_not_ready(provider: Provider, help_: str) -> None:
@@ -268,9 +268,9 @@ def openvino_options(*, threads: str, streams: str) -> tuple[str, dict[str, str]
         ("auto", 3, [CUDA, CPU]),
         ("cuda", 3, [CUDA, CPU]),
         ("tensorrt", 3, ["TensorrtExecutionProvider", CUDA, CPU]),
-        ("openvino_options", 1, [openvino_options(threads="8", streams="8"), CPU]),
-        ("openvino_options", 8, [openvino_options(threads="8", streams="1"), CPU]),
-        ("openvino_options", 9, [openvino_options(threads="9", streams="1"), CPU]),
+        ("openvino", 1, [openvino_options(threads="8", streams="8"), CPU]),
+        ("openvino", 8, [openvino_options(threads="8", streams="1"), CPU]),
+        ("openvino", 9, [openvino_options(threads="9", streams="1"), CPU]),
     ],
 )
 def test_session_requests_only_the_chosen_provider(
@@ -314,8 +314,8 @@ def test_bound_session_returns_rows_of_each_batch() -> None:
 )
 def test_openvino_returns_the_rows_of_the_cpu() -> None:
     """Through OpenVINO the rows are the same, also for concurrent runs."""
-    session = open_session(tiny.backbone_model(), output="embedding", provider="openvino_options")
-    assert session.uses("openvino_options")
+    session = open_session(tiny.backbone_model(), output="embedding", provider="openvino")
+    assert session.uses("openvino")
 
     def run(seed: int) -> NDArray[np.float32]:
         return session.run(images(1 + seed % 5, seed=seed))

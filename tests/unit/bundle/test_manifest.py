@@ -16,7 +16,7 @@ from topwork.bundle.comparison import (
     Gate,
     LabelChange,
     Rejection,
-    Taught,
+    TaughtLabel,
 )
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.manifest import (
@@ -88,7 +88,7 @@ MANIFEST = Manifest(
                 label="daisy", images=900, recall_before=1.0, recall_after=0.9, lost=90, gained=0
             ),
         ),
-        taught=Taught(label="雛菊", images=100, recall=0.5, low=0.4, high=0.6),
+        taught=TaughtLabel(label="雛菊", images=100, recall=0.5, low=0.4, high=0.6),
         confusions=(ConfusedLabels(label="雛菊", called="daisy", images=50, share=0.5),),
     ),
     rejection=Rejection(gate=Gate(max_conflicts=3), failures=("recall 0.5 is below 0.6",)),

@@ -40,7 +40,7 @@ class Gate:
     If the parent has the label with a lower recall, the candidate needs only the parent's recall.
     """
     max_conflicts: Count | None = None
-    """Most uploads that may conflict with other classes; None: no limit. Checked before training."""
+    """Most uploads that may conflict with other classes, checked before training; None: any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

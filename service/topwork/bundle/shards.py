@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle.files import open_file, shown
+from topwork.bundle.files import open_file, short_path
 from topwork.errors import Corrupt
 from topwork.printable import encodable
 
@@ -98,10 +98,12 @@ def open_shard(path: Path, digest: str) -> Shard:
         with open_file(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != digest:
-                raise Corrupt(f"{shown(path)} has sha256 {found}, not {digest}: it was changed")
+                raise Corrupt(
+                    f"{short_path(path)} has sha256 {found}, not {digest}: it was changed"
+                )
             return _parse(file)
     except _NoShardError as error:
-        raise Corrupt(f"{shown(path)} is no shard of exemplars: {error}") from error
+        raise Corrupt(f"{short_path(path)} is no shard of exemplars: {error}") from error
 
 
 class _NoShardError(Exception):

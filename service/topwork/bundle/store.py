@@ -64,7 +64,7 @@ class Repository(BlobStore):
     def serving_state(self, model: str) -> ServingState:
         """Return what serves, what is pinned, and how that came. Raises NotFound, Corrupt."""
         path = files.existing(self.serving_file(model), kind="model", name=f"models/{model}")
-        return from_json(files.read(path), ServingState, name=files.shown(path))
+        return from_json(files.read(path), ServingState, name=files.short_path(path))
 
     def was_moved_by(self, model: str, operation: str, revision: int) -> bool:
         """Return whether ``operation`` has moved the model's serving pointer to ``revision``."""
@@ -139,7 +139,7 @@ class Repository(BlobStore):
         manifest = _parsed(content, path)
         if (manifest.model, manifest.revision) != (model, revision):
             raise Corrupt(
-                f"{files.shown(path)} is of {manifest.model} revision {manifest.revision}"
+                f"{files.short_path(path)} is of {manifest.model} revision {manifest.revision}"
             )
         return manifest
 
@@ -151,7 +151,7 @@ class Repository(BlobStore):
         """Return a revision's metrics. Raises Corrupt."""
         path = self._revision(manifest) / "metrics.json"
         return from_json(
-            files.read_verified(path, manifest.metrics), Metrics, name=files.shown(path)
+            files.read_verified(path, manifest.metrics), Metrics, name=files.short_path(path)
         )
 
     def report(self, manifest: Manifest) -> bytes:
@@ -246,7 +246,7 @@ class Repository(BlobStore):
             *(self.path("exemplars", ref.digest) for ref in manifest.exemplars),
         ):
             if not self.renew(path):
-                raise Corrupt(f"{files.shown(path)} is missing")
+                raise Corrupt(f"{files.short_path(path)} is missing")
 
     def _model(self, model: str) -> Path:
         return self.root / "models" / check_model(model)
@@ -263,14 +263,14 @@ def read_manifest(path: Path) -> Manifest:
 def _parsed(content: bytes, path: Path) -> Manifest:
     schema = _schema(content)
     try:
-        manifest = from_json(content, Manifest, name=files.shown(path))
+        manifest = from_json(content, Manifest, name=files.short_path(path))
     except Corrupt:
         if schema == SCHEMA:
             raise
     else:
         if schema <= SCHEMA:
             return manifest
-    raise Corrupt(f"{files.shown(path)} has schema {schema}; this software reads {SCHEMA}")
+    raise Corrupt(f"{files.short_path(path)} has schema {schema}; this software reads {SCHEMA}")
 
 
 def _schema(content: bytes) -> int:

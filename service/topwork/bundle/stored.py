@@ -61,12 +61,12 @@ class BlobStore:
         """Return what a revision's backbone is. Raises Corrupt if it was changed or is missing."""
         path = self.path("backbones", manifest.backbone) / "backbone.json"
         content = files.read_verified(path, manifest.backbone_info)
-        return from_json(content, BackboneInfo, name=files.shown(path))
+        return from_json(content, BackboneInfo, name=files.short_path(path))
 
     def backbone_info(self, digest: str) -> BackboneInfo:
         """Return what a stored backbone is, whoever refers to it. Raises Corrupt."""
         path = self.path("backbones", digest) / "backbone.json"
-        return from_json(files.read(path), BackboneInfo, name=files.shown(path))
+        return from_json(files.read(path), BackboneInfo, name=files.short_path(path))
 
     def backbone_info_digest(self, digest: str) -> str:
         """Return the sha256 of a stored backbone's backbone.json, for a new manifest."""
@@ -157,7 +157,7 @@ class BlobStore:
                 try:
                     files.touch(path)
                 except FileNotFoundError:
-                    raise Corrupt(f"{files.shown(path)} is missing") from None
+                    raise Corrupt(f"{files.short_path(path)} is missing") from None
             if images:  # whoever stored them first may not have come to it
                 files.sync_directory(self.root / "images")
             yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from topwork.bundle.findings import left_out
+from topwork.bundle.findings import skipped_image
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from topwork.bundle.findings import left_out
 )
 def test_the_reason_decides_the_kind(reason: str, kind: str, severity: str) -> None:
     """A repeated image is no error; one that cannot be used is, and is named with the reason."""
-    found = left_out("a.jpg", "roses", reason=reason, message="because")
+    found = skipped_image("a.jpg", "roses", reason=reason, message="because")
     assert (found.kind, found.severity) == (kind, severity)
     assert found.message == "a.jpg was left out: because"
     assert (found.images, found.labels) == (("a.jpg",), ("roses",))

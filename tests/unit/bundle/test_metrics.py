@@ -61,16 +61,6 @@ def test_a_probability_of_zero_is_a_finite_loss() -> None:
     assert 100 < found.log_loss < 1_000
 
 
-def test_accuracy_on_some_labels_leaves_all_answers_possible() -> None:
-    """Images of the labels asked for count as wrong also when a label not asked for was called."""
-    targets = np.array([0, 0, 0, 1, 2, 2])
-    called = np.array([0, 0, 2, 2, 2, 1])
-    found = evaluate(targets, np.eye(3)[called], ("a", "b", "c"), folds=5)
-    assert found.accuracy_on(("a", "b")) == pytest.approx(2 / 4)
-    assert found.accuracy_on(("a", "b", "c")) == pytest.approx(found.accuracy)
-    assert found.accuracy_on(("unknown",)) == 0.0
-
-
 def test_the_calibration_error_is_that_of_a_sum_by_hand() -> None:
     """Bins of a fifteenth, their upper end in them: |confidence - accuracy|, weighed by images."""
     highest = np.array([10 / 15, 0.62, 0.9, 0.95, 1.0])  # bins 9, 9, 13, 14, 14

@@ -53,7 +53,7 @@ class Signing:
         if not self.trusted:
             return ()
         path = directory / FILE
-        shown = files.shown(path)
+        shown = files.short_path(path)
         if not path.exists():
             if self.required:
                 raise Corrupt(f"{shown} is missing: the revision is not signed", reason="UNSIGNED")
@@ -124,7 +124,7 @@ NO_FILES = SigningFiles()
 
 def read(path: Path) -> Signatures:
     """Return a manifest.sig. Raises Corrupt."""
-    return from_json(files.read(path), Signatures, name=files.shown(path))
+    return from_json(files.read(path), Signatures, name=files.short_path(path))
 
 
 def add(key: SigningKey, manifest: bytes, others: Signatures) -> bytes:

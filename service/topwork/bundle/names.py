@@ -10,7 +10,7 @@ from topwork.limits import DEFAULT_LIMITS, InputLimits
 
 _MODEL = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
-_FORBIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_FORBIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\U00016fe4\U0001d159"
 """Invisible characters that Unicode classifies as letters, marks or symbols.
 
@@ -24,7 +24,7 @@ _SEQUENCE = re.compile(
 """Text in which a variation selector follows a character, and a joiner is between two."""
 
 MAX_DECOMPOSITION = 4
-"""Most characters that one decomposes to, from Unicode's stability policy."""
+"""Most characters that one decomposes to, by Unicode's stability policy."""
 
 
 def check_model(model: str, *, field: str = "model") -> str:
@@ -85,14 +85,9 @@ def _label_problem(label: str) -> str:
     if label != label.strip():
         return "white space at an end"
     for char in label:
-        if char in _BLANK or (
-            unicodedata.category(char) in _FORBIDDEN_CATEGORIES and char not in _JOINERS
-        ):
-            name = (
-                "invalid UTF-8"
-                if "\ud800" <= char <= "\udfff"
-                else unicodedata.name(char, "unnamed")
-            )
+        category = unicodedata.category(char)
+        if char in _BLANK or (category in _FORBIDDEN and char not in _JOINERS):
+            name = unicodedata.name(char, "invalid UTF-8" if category == "Cs" else "unnamed")
             return f"a control or invisible character, U+{ord(char):04X} ({name})"
     if not _SEQUENCE.fullmatch(label):
         return "a joiner or variation selector without a character to act on"

@@ -82,7 +82,7 @@ def test_a_digest_is_never_a_path(whole: Repository, digest: str) -> None:
         whole.backbone_info,
         whole.backbone_info_digest,
     ):
-        with pytest.raises(Corrupt, match="is no sha256"):
+        with pytest.raises(Corrupt, match="is not a sha256"):
             call(digest)
 
 

@@ -146,7 +146,7 @@ def test_images_of_unfinished_operations_stay(repository: Repository) -> None:
     shard = put_shard(repository, 8)
     put_shard(repository, 9)
     grow_old(repository)
-    collect(repository, held=lambda: {sha256(image(8))})
+    collect(repository, pending_images=lambda: {sha256(image(8))})
     assert images(repository) == {1, 2, 3, 4, 8}
     assert shard in repository.stored("exemplars")
     assert len(repository.stored("exemplars")) == 5
@@ -304,7 +304,7 @@ def test_a_damaged_shard_that_nobody_needs_goes(repository: Repository) -> None:
     path = repository.path("exemplars", put_shard(repository, 9))
     path.write_bytes(b"")
     grow_old(repository)
-    found = collect(repository, held=lambda: {sha256(image(1))})
+    found = collect(repository, pending_images=lambda: {sha256(image(1))})
     assert paths(found, "shard") == [f"exemplars/{path.name}"]
     assert not found.refused
 
@@ -401,7 +401,7 @@ def test_references_are_counted_once_revisions_are_gone_for_good(
 
 def before_deleting(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Let ``act`` happen after references were counted and before anything stored is deleted."""
-    whole = garbage._Run.remove_stored
+    whole = garbage._Run.remove_blob
     acted = threading.Event()
 
     def remove(self: garbage._Run, *args: object) -> None:
@@ -410,7 +410,7 @@ def before_deleting(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) 
             act()
         whole(self, *args)  # type: ignore[arg-type]  # what it was called with
 
-    monkeypatch.setattr(garbage._Run, "remove_stored", remove)
+    monkeypatch.setattr(garbage._Run, "remove_blob", remove)
 
 
 def test_what_is_published_meanwhile_stays_whole(
@@ -446,7 +446,7 @@ def test_an_operation_is_asked_for_while_no_upload_ends(repository: Repository) 
         with repository.holding([sha256(image(8))]):
             grow_old(repository)
             collecting = pool.submit(
-                collect, repository, spare_seconds=0, held=lambda: list(operations)
+                collect, repository, spare_seconds=0, pending_images=lambda: list(operations)
             )
             with pytest.raises(TimeoutError):
                 collecting.result(timeout=0.2)
@@ -488,7 +488,7 @@ def test_where_operations_cannot_be_asked_for_images_and_shards_stay(
 
     put_backbone(repository, 7)
     grow_old(repository)
-    found = collect(repository, keep=1, held=away)
+    found = collect(repository, keep=1, pending_images=away)
     assert {one.kind for one in found.removed} == {"revision", "backbone"}
     assert found.refused == ("the database is away: no shard and no image was deleted",)
     assert images(repository) == {1, 2, 3, 4}

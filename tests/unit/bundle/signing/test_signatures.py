@@ -133,7 +133,7 @@ def test_a_signed_revision_is_no_other_one(tmp_path: Path, key: Path) -> None:
         for file in directory.iterdir():
             (copy / file.name).write_bytes(file.read_bytes())
     for model, revision in (("m", 2), ("n", 1)):
-        with pytest.raises(Corrupt, match="is of m revision 1"):
+        with pytest.raises(Corrupt, match="is for m revision 1"):
             made.manifest(model, revision)
 
 
@@ -209,7 +209,11 @@ def test_what_would_be_refused_ends_the_start(key: Path, other: Path) -> None:
     for files, publishes, said in (
         (SigningFiles(require_signed=True), False, "give --trusted-keys"),
         (SigningFiles(trusted_keys=trusted, require_signed=True), True, "give --signing-key"),
-        (SigningFiles(trusted_keys=trusted, signing_key=other), True, "is not trusted"),
+        (
+            SigningFiles(trusted_keys=trusted, signing_key=other),
+            True,
+            "is not one of the trusted keys",
+        ),
     ):
         with pytest.raises(InvalidInput, match=said):
             files.read(publishes=publishes)
@@ -227,5 +231,5 @@ def test_revisions_are_told_where_the_pointer_is_damaged(tmp_path: Path, key: Pa
     """Who signed what is known without serving.json; none of its revisions is said to serve."""
     repository, _ = published(tmp_path, signing(key))
     repository.serving_file("m").write_bytes(b"{}")
-    told = revisions.tell(repository, signing(None, key, publishes=False))
-    assert [(one.revision, one.serving, one.problem) for one in told] == [(1, False, "")]
+    verified = revisions.verify(repository, signing(None, key, publishes=False))
+    assert [(one.revision, one.serving, one.problem) for one in verified] == [(1, False, "")]

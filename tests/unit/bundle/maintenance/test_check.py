@@ -155,7 +155,7 @@ def test_flipped_bit_is_an_error(file: str, repository: Repository) -> None:
     ],
 )
 def test_missing_file_is_an_error(file: str, reported: str, repository: Repository) -> None:
-    """A missing file is an error with its path, or with that of the manifest that refers to it."""
+    """A missing file is an error with its path or that of the manifest that refers to it."""
     path, at = place(repository, file), place(repository, reported)
     path.rename(repository.root / "elsewhere")
     found = {problem.path: problem.text for problem in errors(repository)}

@@ -1,4 +1,4 @@
-"""What is said of images that were not used."""
+"""Findings for images that training skips."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from topwork.bundle.findings import skipped_image
         ("DUPLICATE", "exact_duplicate", "note"),
     ],
 )
-def test_the_reason_decides_the_kind(reason: str, kind: str, severity: str) -> None:
-    """A repeated image is no error; one that cannot be used is, and is named with the reason."""
+def test_skipped_image_has_kind_and_severity(reason: str, kind: str, severity: str) -> None:
+    """A duplicate is a note, an unusable image an error; the message names it."""
     found = skipped_image("a.jpg", "roses", reason=reason, message="because")
     assert (found.kind, found.severity) == (kind, severity)
     assert found.message == "a.jpg was left out: because"

@@ -133,7 +133,7 @@ def touch(path: Path) -> None:
 
 
 def abandoned(directory: Path, *, age: float = ABANDONED_AFTER) -> list[Path]:
-    """Return temporary names in ``directory`` that crashed writers left ``age`` seconds ago."""
+    """Return temporary names of crashed writers in ``directory`` older than ``age`` seconds."""
     found = []
     for path in sorted(directory.glob(f"{TEMPORARY}*")):
         with _lock_abandoned(path, age) as is_abandoned:

@@ -128,7 +128,7 @@ class Manifest:
     """Reasons of the gate; None if the revision may serve."""
     created: datetime
     versions: dict[str, str]
-    """Versions of the software that exported it."""
+    """Versions of the software that published the revision."""
     schema: int = SCHEMA
 
 

@@ -205,7 +205,7 @@ class Repository(BlobStore):
             return manifest
 
     def find(self, model: str, matches: Callable[[Manifest], bool]) -> Manifest | None:
-        """Return the newest published revision that ``matches``, or None. Skips unreadable ones."""
+        """Return the newest readable revision that ``matches``, or None."""
         for revision in reversed(self.revisions(model)):
             with contextlib.suppress(Corrupt, NotFound):  # or deleted meanwhile
                 manifest = self.manifest(model, revision)

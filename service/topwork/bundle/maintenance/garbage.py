@@ -57,7 +57,7 @@ def collect(
 ) -> Collected:
     """Delete revisions and blobs that are not in use; with ``dry_run`` only list them.
 
-    Retains the serving revision, the pinned revisions and the ``keep`` newest ones of each model,
+    Retains the serving revision, the pinned revisions and the ``keep`` newest of each model,
     and all shards, images and backbones that they refer to. ``pending_images`` returns the digests
     of images that unfinished operations need; it is called while no upload is in
     ``BlobStore.holding``. These images and their shards are retained, too. If ``pending_images``

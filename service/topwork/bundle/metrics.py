@@ -118,12 +118,12 @@ def evaluate(
 ) -> Metrics:
     """Return the metrics of probabilities (N, C) for correct class indices (N,)."""
     size = len(labels)
-    called = probabilities.argmax(axis=1)
-    confusion = np.bincount(targets * size + called, minlength=size * size).reshape(size, size)
+    predicted = probabilities.argmax(axis=1)
+    confusion = np.bincount(targets * size + predicted, minlength=size * size).reshape(size, size)
     right = np.diag(confusion)
     low, high = wilson_interval(int(right.sum()), len(targets))
     chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
-    reliability = _reliability(probabilities.max(axis=1), called == targets)
+    reliability = _reliability(probabilities.max(axis=1), predicted == targets)
     return Metrics(
         images=len(targets),
         folds=folds,
@@ -144,7 +144,7 @@ def evaluate(
         ece=sum(group.images * abs(group.confidence - group.accuracy) for group in reliability)
         / len(targets),
         reliability=reliability,
-        right=np.packbits(called == targets).tobytes(),
+        right=np.packbits(predicted == targets).tobytes(),
     )
 
 

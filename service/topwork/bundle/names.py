@@ -88,7 +88,7 @@ def _label_problem(label: str) -> str:
         category = unicodedata.category(char)
         if char in _BLANK or (category in _FORBIDDEN and char not in _JOINERS):
             name = unicodedata.name(char, "invalid UTF-8" if category == "Cs" else "unnamed")
-            return f"a control or invisible character, U+{ord(char):04X} ({name})"
+            return f"an invisible or control character, U+{ord(char):04X} ({name})"
     if not _SEQUENCE.fullmatch(label):
         return "a joiner or variation selector without a character to act on"
     if not any(unicodedata.category(char)[0] in "LNPS" for char in label):

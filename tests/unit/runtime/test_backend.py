@@ -194,7 +194,7 @@ def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("cuda", "onnxruntime-gpu"),
         ("tensorrt", "TensorRT"),
-        ("openvino", "onnxruntime-openvino_options"),
+        ("openvino", "onnxruntime-openvino"),
     ],
 )
 def test_missing_provider_is_not_ready(provider: Provider, help_: str) -> None:
@@ -310,7 +310,7 @@ def test_bound_session_returns_rows_of_each_batch() -> None:
 
 @pytest.mark.skipif(
     "OpenVINOExecutionProvider" not in ort.get_available_providers(),
-    reason="onnxruntime-openvino_options is not installed",
+    reason="onnxruntime-openvino is not installed",
 )
 def test_openvino_returns_the_rows_of_the_cpu() -> None:
     """Through OpenVINO the rows are the same, also for concurrent runs."""

@@ -600,7 +600,7 @@ def test_a_stream_ends_when_its_callers_token_is_taken_away(access_file: Path) -
 
             await say(1)
             replace(access_file, TOKENS["a"].entry, tokens.make().entry)
-            interceptor.access._take(interceptor.access._read(access_file))
+            interceptor.access._apply(interceptor.access._read(access_file))
             await say(2)
             for stream in streams.values():
                 stream.cancel()

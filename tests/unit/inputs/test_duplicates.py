@@ -102,7 +102,7 @@ def test_groups_are_what_chains_connect(
     exact: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compared pair by pair or bucket by bucket; the smallest row names them."""
-    monkeypatch.setattr(duplicates, "EXACT", exact)
+    monkeypatch.setattr(duplicates, "EXACT_ROWS", exact)
     prints = _crowd(300, copies=60, seed=seed)
     want = _brute_groups(prints)
     assert near_duplicates(prints).tolist() == [want.index(group) for group in want]
@@ -115,7 +115,7 @@ def test_buckets_find_the_pairs_that_comparing_all_finds(
     """As long as the window is as wide as the buckets."""
     prints, targets = _crowd(500, copies=100, seed=seed), np.arange(500) % 3
     want = closest_pairs(prints, targets)
-    monkeypatch.setattr(duplicates, "EXACT", 0)
+    monkeypatch.setattr(duplicates, "EXACT_ROWS", 0)
     monkeypatch.setattr(duplicates, "WINDOW", 500)
     assert closest_pairs(prints, targets).tolist() == want.tolist()
 
@@ -124,7 +124,7 @@ def test_a_narrow_window_finds_nearly_all_pairs(monkeypatch: pytest.MonkeyPatch)
     """What one chunk's order leaves out, others find: 98 of 100 and more, and no wrong ones."""
     prints, targets = _crowd(2000, copies=400), np.zeros(2000, dtype=np.int64)
     want = set(map(tuple, closest_pairs(prints, targets).tolist()))
-    monkeypatch.setattr(duplicates, "EXACT", 0)
+    monkeypatch.setattr(duplicates, "EXACT_ROWS", 0)
     monkeypatch.setattr(duplicates, "WINDOW", 4)
     found = closest_pairs(prints, targets)
     bits = np.unpackbits(prints, axis=1)
@@ -134,7 +134,7 @@ def test_a_narrow_window_finds_nearly_all_pairs(monkeypatch: pytest.MonkeyPatch)
 
 def test_bits_are_counted_without_numpy_2(monkeypatch: pytest.MonkeyPatch) -> None:
     """Older NumPys count none; the pairs are the same."""
-    monkeypatch.setattr(duplicates, "EXACT", 0)
+    monkeypatch.setattr(duplicates, "EXACT_ROWS", 0)
     prints, targets = _crowd(200, copies=40), np.arange(200) % 2
     want = closest_pairs(prints, targets)
     monkeypatch.delattr(np, "bitwise_count", raising=False)

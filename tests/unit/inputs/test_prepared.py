@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from topwork.errors import ImageError
-from topwork.inputs.prepared import take
+from topwork.inputs.prepared import to_pixels
 from topwork.inputs.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec(resize=4, crop=3)
@@ -24,7 +24,7 @@ def full(value: float, dtype: type[np.generic] = np.float32) -> NDArray[Any]:
 def test_whole_numbers_are_the_pixels(dtype: type[np.generic]) -> None:
     """0 to 255 come back as they were, whatever their type."""
     values = np.linspace(0, 255, 27).astype(np.uint8).reshape(3, 3, 3)
-    taken = take(values.astype(dtype), SPEC)
+    taken = to_pixels(values.astype(dtype), SPEC)
     assert taken.dtype == np.uint8
     assert np.array_equal(taken, values)
 
@@ -33,7 +33,7 @@ def test_fractions_are_rounded() -> None:
     """A fraction becomes the nearest number."""
     values = full(7.4)
     values[0, 0] = [7.6, 254.7, 0.2]
-    taken = take(values, SPEC)
+    taken = to_pixels(values, SPEC)
     assert taken[0, 0].tolist() == [8, 255, 0]
     assert taken[1, 1].tolist() == [7, 7, 7]
 
@@ -55,25 +55,25 @@ def test_other_numbers_are_refused(values: NDArray[Any]) -> None:
     mixed[2, 1, 0] = values[0, 0, 0]
     for one in (values, mixed):
         with pytest.raises(ImageError, match="must be 0 to 255") as caught:
-            take(one, SPEC)
+            to_pixels(one, SPEC)
         assert caught.value.reason == "PIXELS_INVALID"
 
 
 def test_an_image_scaled_to_one_is_refused() -> None:
     """Fractions and nothing above 1: the client divided by 255, and would be told nonsense."""
     with pytest.raises(ImageError, match="not 0 to 1"):
-        take(full(0.5), SPEC)
+        to_pixels(full(0.5), SPEC)
 
 
 def test_a_black_image_is_taken() -> None:
     """An image of zeros and ones is a very dark one, not a scaled one."""
     values = full(0)
     values[0] = 1
-    assert np.array_equal(take(values, SPEC), values)
+    assert np.array_equal(to_pixels(values, SPEC), values)
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (3, 3, 1), (4, 4, 3), (3, 3, 3, 1), (3, 3, 4)])
 def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     """Pixels must have the model's crop and three channels."""
     with pytest.raises(ImageError, match=r"the model takes \(3, 3, 3\)"):
-        take(np.zeros(shape, dtype=np.uint8), SPEC)
+        to_pixels(np.zeros(shape, dtype=np.uint8), SPEC)

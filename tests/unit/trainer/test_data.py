@@ -211,7 +211,7 @@ def test_splits_below_classes_are_refused(tmp_path: Path) -> None:
     """A test set must not be learnt from because it lies below."""
     for label in ("a", "b"):
         _folders(tmp_path / label, {"train": 5, "test": 5})
-    with pytest.raises(InvalidInput, match="holds test and train"):
+    with pytest.raises(InvalidInput, match="contains test and train"):
         scan(tmp_path)
 
 

@@ -70,7 +70,7 @@ def test_typed_numbers_that_are_no_bytes_are_refused() -> None:
 def test_pixels_of_another_size_are_the_images_error() -> None:
     """The model's crop is not known here: the image tells when its turn comes."""
     (image,) = tensors.images(infers.request(PIXELS[:1, :1]), LIMITS)
-    with pytest.raises(ImageError, match=r"pixels \(1, 2, 3\)"):
+    with pytest.raises(ImageError, match=r"shape \(1, 2, 3\)"):
         pixels(image)
 
 

@@ -113,7 +113,7 @@ def test_grey_in_any_layout_is_decoded(
     stored = samples(1, dtype, low, high)
     content = tiff(stored, photometric, **layout)
     if dtype[1] == "4" and layout["big_endian"] and layout["deflated"]:
-        with pytest.raises(ImageError, match="32 bits, which cannot be read; save it uncompressed"):
+        with pytest.raises(ImageError, match="32 bits, which is not supported; save it uncompressed"):
             preprocess(content, SPEC)
         return
     shades = stored if dtype == "u1" else to_eight_bits(stored, SPEC.deep_grey)

@@ -157,10 +157,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def _parse(content: bytes, before: _Table | None) -> _Table:
-    """Return a file's content; principals that were in it before keep their limiter.
-
-    Raises ValueError.
-    """
+    """Return a file's content; principals of ``before`` keep their limiter. Raises ValueError."""
     file = from_toml(content, _File)
     principals: dict[str, Principal] = {}
     owners: dict[str, tuple[bytes, Principal]] = {}

@@ -90,10 +90,7 @@ class RateLimiter:
         self._changed.set()
 
     async def wait(self, images: int) -> None:
-        """Wait until a stream's message may count as a call, then count its images.
-
-        The images count until ``give``.
-        """
+        """Wait, then count a stream's message as a call, and its images until ``give``."""
         while (delay := self._until_next()) or not self._has_capacity(images):
             self._changed.clear()
             with contextlib.suppress(TimeoutError):

@@ -131,10 +131,10 @@ def _voi(dataset: Dataset, values: Values) -> Values | None:
     return share
 
 
-def _full_range(values: Values, seen: NDArray[np.bool_]) -> Values:
-    if not seen.any():
+def _full_range(values: Values, visible: NDArray[np.bool_]) -> Values:
+    if not visible.any():
         return np.zeros_like(values)
-    low, high = values[seen].min(), values[seen].max()
+    low, high = values[visible].min(), values[visible].max()
     share: Values = np.clip((values - low) / (high - low or 1), 0, 1)
     return share
 

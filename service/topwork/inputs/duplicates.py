@@ -103,9 +103,8 @@ _Pairs = Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 def _near_pairs(fingerprints: NDArray[np.uint8]) -> _Pairs:
     """Yield the pairs of near-duplicates, all of them up to EXACT_ROWS rows."""
-    if len(fingerprints) <= EXACT_ROWS:
-        return _exact_pairs(fingerprints)
-    return _bucketed_pairs(fingerprints)
+    search = _exact_pairs if len(fingerprints) <= EXACT_ROWS else _bucketed_pairs
+    return search(fingerprints)
 
 
 def _exact_pairs(fingerprints: NDArray[np.uint8]) -> _Pairs:

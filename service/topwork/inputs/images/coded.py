@@ -16,7 +16,7 @@ _SIZE_STEPS = 20  # cost of reading a size; most files have a single size
 
 
 def hevc_passes(configuration: bytes, content: bytes, steps: Steps) -> tuple[int, int]:
-    """Return the coded pixels of an ``hvc1`` item, and its slices, each of up to all pixels.
+    """Return the coded pixels and slices of an ``hvc1`` item; a slice may cover all pixels.
 
     Raises ImageError for more than one picture, or too many NAL units.
     """

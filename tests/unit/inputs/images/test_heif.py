@@ -207,7 +207,7 @@ def test_nested_derivations_are_refused() -> None:
 
 
 def test_grid_canvas_above_limit_is_refused() -> None:
-    """The canvas size in the grid counts, however few its tiles."""
+    """The canvas size in the grid counts, however few tiles it has."""
     content = grid(heic(plain(RED, (64, 64))), 2, 2, (60_000, 60_000))
     with pytest.raises(ImageError, match="60000 x 60000") as caught:
         preprocess(content, SPEC)
@@ -245,7 +245,7 @@ def test_cut_off_file_is_refused(kind: str) -> None:
 FLOOD = 200_000
 
 
-def items(*boxes: bytes, count: int = 1, behind: bytes = b"") -> bytes:
+def items(*boxes: bytes, count: int = 1, trailing: bytes = b"") -> bytes:
     """Return a file of ``count`` items without content, and of other boxes in ``meta``."""
     kinds = [
         box(b"infe", struct.pack(">BxxxHH4sx", 2, 1 + item, 0, b"hvc1")) for item in range(count)
@@ -256,7 +256,7 @@ def items(*boxes: bytes, count: int = 1, behind: bytes = b"") -> bytes:
         box(b"pitm", struct.pack(">4xH", 1)),
         box(b"iinf", struct.pack(">4xH", count), *kinds),
         *boxes,
-        behind,
+        trailing,
     )
 
 
@@ -274,8 +274,8 @@ def test_structure_floods_are_refused() -> None:
     for content in (
         intact[: intact.index(b"meta") - 4] + box(b"free", b"") * FLOOD,
         items(box(b"iloc", located)),
-        items(nowhere, box(b"iref", bytes(4), *references), behind=bytes(FLOOD)),
-        items(nowhere, box(b"iprp", *[associated] * 10), behind=bytes(FLOOD)),
+        items(nowhere, box(b"iref", bytes(4), *references), trailing=bytes(FLOOD)),
+        items(nowhere, box(b"iprp", *[associated] * 10), trailing=bytes(FLOOD)),
         items(nowhere, box(b"iprp", box(b"ipco", size * FLOOD))),
     ):
         start = time.process_time()

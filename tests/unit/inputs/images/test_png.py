@@ -120,8 +120,8 @@ def test_file_cut_off_in_pixels_is_refused() -> None:
     assert (preprocess(CONTENT[: AFTER + 5], SPEC) == PICTURE).all()
 
 
-@pytest.mark.parametrize("kept", ["eXIf", "Raw profile", "XMP"])
-def test_orientation_is_applied(kept: str) -> None:
+@pytest.mark.parametrize("kind", ["eXIf", "Raw profile", "XMP"])
+def test_orientation_is_applied(kind: str) -> None:
     """The orientation may be in an eXIf chunk or in older text chunks."""
     exif = ANCILLARY[b"eXIf"]
     chunk = {
@@ -132,7 +132,7 @@ def test_orientation_is_applied(kept: str) -> None:
             + zlib.compress(b"\nexif\n      32\n" + (b"Exif\0\0" + exif).hex().encode() + b"\n"),
         ),
         "XMP": png_chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'),
-    }[kept]
+    }[kind]
     want = preprocess(encode(gradient(36, 24).transpose(Image.Transpose.ROTATE_270)), SPEC)
     for at in (BEFORE, AFTER):
         assert (np.abs(preprocess(inserted(chunk, at), SPEC).astype(int) - want) <= 1).all()

@@ -106,14 +106,13 @@ def test_colours_in_any_layout_become_upper_bits(
 def test_grey_in_any_layout_is_decoded(
     dtype: str, low: int, high: int, photometric: int, layout: dict[str, Any]
 ) -> None:
-    """Any depth, signed or not, in either byte order, with white or black as zero.
-
-    Compressed big-endian samples of 32 bits are refused.
-    """
+    """All depths, signs, byte orders and polarities but compressed big-endian 32 bits."""
     stored = samples(1, dtype, low, high)
     content = tiff(stored, photometric, **layout)
     if dtype[1] == "4" and layout["big_endian"] and layout["deflated"]:
-        with pytest.raises(ImageError, match="32 bits, which is not supported; save it uncompressed"):
+        with pytest.raises(
+            ImageError, match="32 bits, which is not supported; save it uncompressed"
+        ):
             preprocess(content, SPEC)
         return
     shades = stored if dtype == "u1" else to_eight_bits(stored, SPEC.deep_grey)

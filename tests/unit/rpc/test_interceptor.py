@@ -598,7 +598,7 @@ def test_stream_ends_at_next_message_after_token_is_revoked(access_file: Path) -
 
             await say(1)
             replace(access_file, TOKENS["a"].entry, tokens.make().entry)
-            interceptor.access._take(interceptor.access._read(access_file))
+            interceptor.access._apply(interceptor.access._read(access_file))
             await say(2)
             for stream in streams.values():
                 stream.cancel()

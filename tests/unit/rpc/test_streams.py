@@ -495,7 +495,7 @@ def limited_caller(tmp_path: Path, limits: str) -> Caller:
         f"[principals.a]\ntokens = ['{token.entry}']\nclassify = ['x']\nlimits = {{ {limits} }}\n"
     )
     access = Access(path)
-    access._take(access._read(path))
+    access._apply(access._read(path))
     metadata = [("authorization", f"Bearer {token.token}")]
     return access.caller("classify", metadata, dict, "ipv4:127.0.0.1:1")
 

@@ -73,7 +73,7 @@ def test_pixels_of_wrong_size_are_an_image_error() -> None:
     The image fails when it is preprocessed.
     """
     (image,) = tensors.images(infers.request(PIXELS[:1, :1]), LIMITS)
-    with pytest.raises(ImageError, match=r"pixels \(1, 2, 3\)"):
+    with pytest.raises(ImageError, match=r"shape \(1, 2, 3\)"):
         pixels(image)
 
 

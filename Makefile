@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TARGET := serve
 IMAGE := topwork:$(TARGET)
 
-.PHONY: install demo test test-fast tritonclient lint format proto released bench image image-base image-test soak fuzz audit sbom soak-edge clean
+.PHONY: install demo test test-fast tritonclient lint format proto released bench image image-base image-test soak fuzz mutate audit sbom soak-edge clean
 
 install: $(INSTALLED)  ## Make .venv with everything in it; TORCH_INDEX=, an index of torch for CPUs alone
 
@@ -83,6 +83,14 @@ fuzz: $(INSTALLED)  ## Search for inputs that break what reads them; SECONDS=60 
 	$(PIP) --editable '.[fuzz]'
 	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(or $(SECONDS),60) $(TARGETS)
 
+.venv-mutate/installed: constraints.txt
+	$(PYTHON) -m venv .venv-mutate
+	.venv-mutate/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt cosmic-ray
+	touch $@
+
+mutate: $(INSTALLED) .venv-mutate/installed  ## Test the tests: SAMPLE=100 faults a package; PACKAGES=, SEED=
+	.venv-mutate/bin/python .ci/mutate.py $(BIN)/python $(PACKAGES) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
+
 # Of another environment, such as a server's: OF=/path/to/its/bin/python
 OF ?= $(BIN)/python
 TOOLS := .venv-audit
@@ -105,4 +113,4 @@ soak-edge: $(INSTALLED)  ## Let clients come, go and cancel for MINUTES; memory 
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.edge_soak --minutes $(or $(MINUTES),60)
 
 clean:  ## Remove what make made
-	rm -rf $(VENV) $(TOOLS) .venv-tritonclient build dist
+	rm -rf $(VENV) $(TOOLS) .venv-tritonclient .venv-mutate build dist

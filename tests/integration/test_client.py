@@ -315,7 +315,7 @@ def test_classify_continues_after_a_bad_file(topwork: Command, tmp_path: Path) -
     first, second, third, last = rows(output)
     assert [row["predictions"] for row in (first, second, third)] == [[], [], []]
     assert [row["revision"] for row in (first, second, third, last)] == [1, None, None, 1]
-    assert "is none of JPEG" in first["error"]
+    assert "has an unknown format; supported are JPEG" in first["error"]
     assert second["error"] == "the file cannot be read: No such file or directory"
     assert third["error"].startswith("the file cannot be read: ")
     assert last["predictions"][0]["label"] == "green"

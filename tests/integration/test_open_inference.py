@@ -97,7 +97,7 @@ def test_a_bad_image_fails_the_call(stub: Any) -> None:
     """The error of the call names the index of the first bad image."""
     error = failure(lambda: stub.ModelInfer(request([PHOTO, PHOTO, b"nonsense", b""])))
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "IMAGE_UNREADABLE")
-    assert "image 2: the image (8 bytes) is none of JPEG" in str(error)
+    assert "image 2: the image (8 bytes) has an unknown format; supported are JPEG" in str(error)
     assert fields(error) == ["images[2]"]
     error = failure(lambda: stub.ModelInfer(request([PHOTO, without_palette()])))
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "IMAGE_UNREADABLE")
@@ -107,7 +107,7 @@ def test_pixels_of_another_size_fail_the_call(stub: Any) -> None:
     """The error of pixels of a wrong size has the model's size."""
     error = failure(lambda: stub.ModelInfer(request(np.zeros((1, 24, 24, 3), dtype=np.uint8))))
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "PIXELS_INVALID")
-    assert "image 0: the image has pixels (24, 24, 3); the model takes (16, 16, 3)" in str(error)
+    assert "image 0: the image has shape (24, 24, 3); the model takes (16, 16, 3)" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ STEPS = (
     Step(
         name="worker spawned",
         process="server",
-        target="topwork.changes.supervisor:Supervisor._spawn",
+        target="topwork.runtime.supervisor:Supervisor._spawn",
         at_start=True,
     ),
     Step(name="image half stored", process="server", target=_WRITTEN),
@@ -85,7 +85,7 @@ STEPS = (
     Step(name="embedding ends", process="worker", target=f"{_WORKER}:Trainer.embed"),
     Step(name="solving begins", process="worker", target=f"{_WORKER}:Trainer.solve", before=True),
     Step(name="solved", process="worker", target="topwork.changes.retrain:learn"),
-    Step(name="revision half published", process="worker", target=f"{_STORE}._renew"),
+    Step(name="revision half published", process="worker", target=f"{_STORE}._refresh_references"),
     Step(name="revision published", process="worker", target=f"{_STORE}.publish"),
     Step(name="solving ends", process="worker", target=f"{_WORKER}:Trainer.solve"),
     Step(

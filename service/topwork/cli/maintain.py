@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from topwork import tables
+from topwork.bundle.blobs import KINDS
 from topwork.bundle.maintenance.check import Problem, check
 from topwork.bundle.maintenance.garbage import REMOVABLE, Collected, collect
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
-from topwork.bundle.stored import KINDS
 from topwork.cli.addresses import check_url
 from topwork.cli.options import json_output
 from topwork.cli.signing_options import require_signed_option, trusted_keys_option
@@ -70,7 +70,7 @@ def gc(
             opened(repository),
             keep=keep,
             spare_seconds=spare_hours * 3600,
-            held=lambda: {digest for url in urls for digest in pending_images(url)},
+            pending_images=lambda: {digest for url in urls for digest in pending_images(url)},
             dry_run=dry_run,
         )
     if as_json:

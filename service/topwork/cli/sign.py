@@ -68,7 +68,7 @@ def verify(
         raise click.MissingParameter(ctx=context, param_hint="--trusted-keys", param_type="option")
     files = SigningFiles(trusted_keys=trusted_keys, require_signed=True)
     refused = False
-    for one in revisions.tell(opened(repository), files.read(publishes=False)):
+    for one in revisions.verify(opened(repository), files.read(publishes=False)):
         refused |= bool(one.problem)
         name = f"models/{one.model}/revisions/{one.revision}"
         if as_json:

@@ -44,7 +44,7 @@ _BY_NAME = {kind.__name__: code for kind, code in CODES.items()} | {
 
 
 def from_error(error: errors.TopworkError) -> status_pb2.Status:
-    """Return the status of an expected error: code, message, ErrorInfo and the details of its class."""
+    """Return the status of an expected error, with ErrorInfo and the details of its class."""
     code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
     details: list[Message] = [_error_info(error.reason)]
     if isinstance(error, errors.InvalidInput):

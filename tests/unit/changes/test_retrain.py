@@ -23,7 +23,8 @@ from topwork.bundle.manifest import Manifest
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.changes.jobs import ChangeKind, ChangeResult, Conflict, Job, Upload
-from topwork.changes.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
+from topwork.changes.new_exemplars import NewExemplars
+from topwork.changes.retrain import OVERTAKEN, Candidate, Trainer
 from topwork.errors import Corrupt, NotReady, Stale
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.backend import open_session

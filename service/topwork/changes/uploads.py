@@ -22,7 +22,7 @@ MIN_BYTES_PER_SECOND = 256
 """Raising it ends slow uploads sooner: their minimum average rate, after SILENCE_SECONDS."""
 
 RENEW_SECONDS = 600.0
-"""Raising it renews the mtime of a long upload's images less often; gc must spare them for longer."""
+"""Raising it renews the images' mtimes less often during an upload; gc must spare files longer."""
 
 
 class Quota(Protocol):

@@ -55,7 +55,7 @@ class Claim:
 def claim(root: Path, executor: str, *, on_wait: Callable[[], None] = lambda: None) -> Claim:
     """Claim an executor's name in the repository ``root``; waits for a worker that holds it.
 
-    ``on_wait`` is called before waiting. Raises InvalidInput if it cannot be a file's name.
+    ``on_wait`` is called before waiting. Raises InvalidInput for an empty or too long name.
     """
     path = _lock_file(root, check_executor(executor))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,14 +67,14 @@ def claim(root: Path, executor: str, *, on_wait: Callable[[], None] = lambda: No
             fcntl.flock(file, fcntl.LOCK_EX)
         claimed = Claim(executor=executor, path=path, file=file)
         if claimed.held():
-            # Without its lock file, after a power failure, nobody could take over its operations.
+            # Else a power failure may lose the file, and no worker would take over its operations.
             files.sync_directory(path.parent)
             return claimed
-        file.close()  # the file was deleted meanwhile: others would lock a new one
+        file.close()  # deleted while this waited: other workers would lock a new file
 
 
 def check_executor(executor: str) -> str:
-    """Return the name of an executor. Raises InvalidInput if it cannot be a file's name."""
+    """Return the name of an executor. Raises InvalidInput for an empty or too long name."""
     if not executor or len(_lock_file(Path(), executor).name) > MAX_NAME_BYTES:
         raise InvalidInput(
             f"executor {executor[:80]!r} must be 1 to {MAX_NAME_BYTES} plain characters",

@@ -27,7 +27,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedUpload:
-    """An uploaded image that is not used; ``reason`` is one of ``embed.Skipped`` or DUPLICATE."""
+    """An uploaded image that is not used; ``reason`` is that of an error, or DUPLICATE."""
 
     name: str
     reason: str

@@ -84,7 +84,8 @@ class Embedder:
                     exact=conflict.exact,
                 )
                 for conflict in sorted(
-                    find_conflicts(new, known, job.label), key=lambda found: place[found.name]
+                    find_conflicts(new, known, job.label),
+                    key=lambda conflict: place[conflict.name],
                 )
             )
         usable = len(new) if new is not None else 0

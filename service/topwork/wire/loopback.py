@@ -7,7 +7,7 @@ import re
 from urllib.parse import unquote
 
 _SCHEME = re.compile(r"dns:(?:///)?|ipv[46]:")
-"""Schemes of gRPC names of a HOST:PORT. ``dns://SERVER/`` is none: its names may be any host."""
+"""gRPC's schemes before HOST:PORT, without ``dns://SERVER/``, whose names may be any host."""
 
 
 def is_loopback(address: str) -> bool:

@@ -36,12 +36,12 @@ KINDS = [
 
 def unpacked(status: status_pb2.Status, kind: type[Any]) -> list[Any]:
     """Return the details of a message type."""
-    found = []
+    details = []
     for detail in status.details:
         message = kind()
         if detail.Unpack(message):
-            found.append(message)
-    return found
+            details.append(message)
+    return details
 
 
 def test_every_error_class_has_a_code() -> None:

@@ -13,9 +13,9 @@ RUFF = Path(sysconfig.get_path("scripts")) / "ruff"
 TEXTS = {
     "The Python client for asyncio. `make proto` generates the blocking one from this file.":
     "The blocking Python client. Generated from asynchronous.py by `make proto`; never edited.",
-    "for asyncio. Belongs to the event loop that it was made in.":
+    "for asyncio. Use it only in the event loop that it was made in.":
     "that blocks. Safe to use from several threads.",
-    "in the event loop, and never\n": "in a thread of its own, and never\n",
+    "in the event loop, with a few\n": "in a thread of its own, with a few\n",
     " | AsyncIterable[ImageSource]": "",
     " | AsyncIterable[NamedImage]": "",
 }  # fmt: skip

@@ -525,8 +525,8 @@ def test_a_server_that_is_not_there_is_one_line(
     assert status == 1
     assert errors == (
         f"waiting for a server at {nobody}\n"
-        f"error: no server answers at {nobody} within 0.2 s: nothing listens there; a server does "
-        "once its models are loaded\n"
+        f"error: no server answers at {nobody} within 0.2 s: nothing listens there; a server "
+        "listens only once its models are loaded\n"
     )
 
 

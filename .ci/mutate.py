@@ -36,7 +36,7 @@ TESTS = {
 PROCESSES = {
     "changes": ["tests/integration/test_changes.py", "tests/integration/test_add_class.py"]
 }
-"""More tests, for modules without a test file of their own: server and worker processes run them."""
+"""More tests, for modules without a test file of their own, which server and worker run."""
 
 IGNORED = "BitOr"
 """Faults of ``|``: almost all of them are in types, which nothing evaluates."""

@@ -53,10 +53,10 @@ def test_a_change_that_breaks_clients_is_refused(
 
 
 def test_a_field_may_be_added(tmp_path: Path) -> None:
-    """A new field breaks nobody: only what is generated is not fresh."""
+    """A new field breaks nobody: only what is generated is stale."""
     proto = shutil.copytree(PROTO, tmp_path / "proto")
     shutil.copytree(ROOT / CLIENT, tmp_path / CLIENT)
     file = proto / "topwork" / "v1" / "revision.proto"
     old = "  int64 parent_revision = 3;\n"
     file.write_text(file.read_text().replace(old, f"{old}  // New.\n  int64 new = 99;\n"))
-    assert "not fresh" in checked(proto).stderr
+    assert "stale" in checked(proto).stderr

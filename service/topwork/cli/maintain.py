@@ -131,7 +131,7 @@ def _databases(root: Path, database: str) -> set[str]:
     if kind and not database:
         raise InvalidInput(
             f"{root} has operations in another database ({kind}), whose images must be retained: "
-            "pass its URL as --database; or, if the database is no longer used, delete "
+            "give its URL as --database; or, if the database is no longer used, delete "
             f"{root / 'operations.database'}",
             field="database",
         )

@@ -16,7 +16,7 @@ TEXTS = {
     "for asyncio. Belongs to the event loop that it was made in.":
     "that blocks. Safe to use from several threads.",
     "in the event loop, and never\n": "in a thread of its own, and never\n",
-    " | AsyncIterable[Image]": "",
+    " | AsyncIterable[ImageSource]": "",
     " | AsyncIterable[NamedImage]": "",
 }  # fmt: skip
 """Texts of the asyncio client and their replacements."""

@@ -20,7 +20,9 @@ from support.servers import Running
 from topwork.inference import inference_service_pb2
 from topwork.rpc.open_inference.servicer import OpenInferenceServicer
 from topwork.rpc.server import SERVICES
-from topwork.rpc.servicers import ClassifierServicer, ModelServicer, OperationsServicer
+from topwork.rpc.servicers.classifier import ClassifierServicer
+from topwork.rpc.servicers.models import ModelServicer
+from topwork.rpc.servicers.operations import OperationsServicer
 from topwork.v1 import classifier_service_pb2, model_service_pb2
 
 SERVICERS: dict[str, type] = {

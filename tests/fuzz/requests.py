@@ -30,13 +30,10 @@ from topwork.changes.rows import OperationState, queued, subject_of
 from topwork.changes.uploads import Uploads
 from topwork.errors import NotFound, TopworkError
 from topwork.limits import ServerLimits
-from topwork.rpc.servicers import (
-    ClassifierServicer,
-    Context,
-    ModelServicer,
-    OperationsServicer,
-    OperationViews,
-)
+from topwork.rpc.context import Context
+from topwork.rpc.servicers.classifier import ClassifierServicer
+from topwork.rpc.servicers.models import ModelServicer
+from topwork.rpc.servicers.operations import OperationsServicer, OperationViews
 from topwork.serving import classifier as classifying
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import Classified, Timings

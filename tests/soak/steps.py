@@ -48,7 +48,7 @@ STEPS = (
     Step(
         name="worker spawned",
         process="server",
-        where="topwork.changes.supervisor:Supervisor._spawn",
+        where="topwork.runtime.supervisor:Supervisor._spawn",
         at_start=True,
     ),
     Step(name="image half stored", process="server", where=_WRITTEN),

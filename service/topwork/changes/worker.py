@@ -40,11 +40,9 @@ from topwork.changes.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
 from topwork.config import WorkerConfig
 from topwork.errors import Corrupt, TopworkError, Unavailable
 from topwork.runtime import logs, process
+from topwork.runtime.supervisor import GAVE_UP
 
 log = structlog.get_logger(__name__)
-
-GAVE_UP = 75
-"""Exit status of a worker that cannot work for now, such as on a full disk (EX_TEMPFAIL)."""
 
 ATTEMPTS = 5
 """How often a change is made before it fails, when a fit or a rollback overtakes it each time."""
@@ -60,7 +58,7 @@ Tell = Callable[[bool], None]
 """Is told whether changes are made from now on, by this worker or by another of its name."""
 
 
-def run(config: WorkerConfig, parent: Connection) -> None:
+def run(parent: Connection, config: WorkerConfig) -> None:
     """Work until the parent closes its end of the pipe ``parent``, or dies.
 
     The pipe brings it what ``Tell`` is told.

@@ -1,4 +1,4 @@
-"""Interceptor of every call: access, the error table, metrics, and one log line each."""
+"""Interceptor of every call: access, status of errors, metrics, spans, one log line."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from topwork.access.principals import Caller, host
 from topwork.access.rules import OPEN, RULES, UNCOUNTED
 from topwork.access.slots import Slots
 from topwork.errors import Forbidden, InvalidInput, Overloaded, TopworkError
+from topwork.rpc.context import Context
 from topwork.rpc.reading import Reading
 from topwork.rpc.spans import Spans
 from topwork.rpc.trace import trace_id
@@ -31,19 +32,18 @@ if TYPE_CHECKING:
 log = structlog.get_logger("topwork.access")
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 MOST_CALLS = 8192
-"""Raise it for more calls at a time, whatever they wait for; each takes about 20 KB."""
+"""Raising it allows more concurrent calls; each takes about 20 KB."""
 
 RETRY_SECONDS = 1.0
-"""After which a client that found too many calls may try again."""
+"""Delay after which a client that was refused for too many calls may try again."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """One interceptor for all calls, since stacks of several break each other."""
+    """One interceptor for all calls: stacks of several interfere with each other."""
 
     def __init__(self, telemetry: Telemetry, access: Access, spans: Spans | None = None) -> None:
         self.telemetry = telemetry
@@ -52,7 +52,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self.reading = Reading()
         self.slots = _slots()
         self.open_slots = _slots()
-        """Of methods that anybody may call: strangers take no slot of the others."""
+        """Slots of methods that need no authentication, which so take none of the others."""
         self._wrapped: dict[str, Handler] = {}
         self._in_flight = 0
         self.idle = asyncio.Event()
@@ -64,9 +64,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Return the handler of a call, wrapped.
+        """Return the wrapped handler of a call.
 
-        To gRPC it is one that takes a stream, so that the request of who may not call is not read.
+        gRPC sees a handler of a request stream, so that a refused request is never read, and long
+        ones are read at a limited rate.
         """
         path = handler_call_details.method
         if (known := self._wrapped.get(path)) is not None:
@@ -82,13 +83,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
         wrapped: Handler
         if handler.response_streaming:
             wrapped = grpc.stream_stream_rpc_method_handler(
-                _answering_many(behaviour, method, reads=handler.request_streaming),
+                _with_many_responses(behaviour, method, reads=handler.request_streaming),
                 request_deserializer=handler.request_deserializer,
                 response_serializer=handler.response_serializer,
             )
         else:
             wrapped = grpc.stream_unary_rpc_method_handler(
-                _answering_once(behaviour, method, reads=handler.request_streaming),
+                _with_one_response(behaviour, method, reads=handler.request_streaming),
                 request_deserializer=handler.request_deserializer,
                 response_serializer=handler.response_serializer,
             )
@@ -96,12 +97,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def begin(self) -> None:
-        """Note that a call begins."""
+        """Count a call that begins."""
         self._in_flight += 1
         self.idle.clear()
 
     def end(self) -> None:
-        """Note that a call ends."""
+        """Count a call that ends."""
         self._in_flight -= 1
         if not self._in_flight:
             self.idle.set()
@@ -131,37 +132,37 @@ class _Method:
         }
 
     def end(self, code: grpc.StatusCode, seconds: float) -> None:
-        """Note a call's end."""
+        """Count a call that ends, with its status and duration."""
         self._end()
         self._codes[code].inc()
         self._seconds.observe(seconds)
 
 
-def _answering_once(
+def _with_one_response(
     behaviour: Callable[..., Awaitable[Any]],
     method: _Method,
     *,
     reads: bool,
 ) -> Callable[..., Any]:
     async def call(_: AsyncIterator[Any], context: Context) -> Any:
-        async with _Call(method, context) as begun:
-            begun.admit()
-            request = begun.each() if reads else await begun.read()
-            return begun.answer(await behaviour(request, context))
+        async with _Call(method, context) as call_frame:
+            call_frame.admit()
+            request = call_frame.each() if reads else await call_frame.read()
+            return call_frame.respond(await behaviour(request, context))
 
     return call
 
 
-def _answering_many(
+def _with_many_responses(
     behaviour: Callable[..., AsyncIterator[Any]],
     method: _Method,
     *,
     reads: bool,
 ) -> Callable[..., Any]:
     async def call(_: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        async with _Call(method, context) as begun:
-            begun.admit()
-            request = begun.each() if reads else await begun.read()
+        async with _Call(method, context) as call_frame:
+            call_frame.admit()
+            request = call_frame.each() if reads else await call_frame.read()
             async for response in behaviour(request, context):
                 yield response
 
@@ -169,7 +170,7 @@ def _answering_many(
 
 
 class _Call:
-    """The frame of one call: lets it in, turns errors into statuses, then logs one line."""
+    """One call: checks access, turns errors into statuses, then logs one line."""
 
     def __init__(self, method: _Method, context: Context) -> None:
         self._method = method
@@ -194,7 +195,7 @@ class _Call:
         return self
 
     def admit(self) -> None:
-        """Let the call in. Raises Unauthenticated, Forbidden, Overloaded."""
+        """Check access and take a slot. Raises Unauthenticated, Forbidden, Overloaded."""
         method = self._method
         if not method.is_open:
             if method.rule is None:
@@ -214,7 +215,7 @@ class _Call:
     async def read(self) -> Any:
         """Return the one request. Raises InvalidInput, Forbidden, Overloaded."""
         request = await self._next()
-        if request is grpc.aio.EOF:  # of what was too long, gRPC has told the client already
+        if request is grpc.aio.EOF:  # gRPC has sent the status of a message that is too long
             raise InvalidInput("the call has no message, or one that is too long", field="request")
         return request
 
@@ -234,8 +235,8 @@ class _Call:
             self._check(request, self._caller)
         return request
 
-    def answer(self, response: Any) -> Any:
-        """Return the answer, after a look at which operation it is."""
+    def respond(self, response: Any) -> Any:
+        """Return the response, after noting its operation for the audit log."""
         if isinstance(response, operations_pb2.Operation):
             self._operation = response.name
         return response
@@ -244,7 +245,7 @@ class _Call:
         fields: dict[str, Any] = {}
         status = None
         if isinstance(error, asyncio.CancelledError | GeneratorExit | grpc.aio.BaseError):
-            code = self._gone()  # BaseError: gRPC's own, such as of a server that has stopped
+            code = self._client_left()  # BaseError: gRPC's own, such as when the server has stopped
         elif isinstance(error, TopworkError):
             status = statuses.from_error(error)
             fields = {"reason": error.reason, "error": str(error)}
@@ -259,13 +260,13 @@ class _Call:
         if status is not None:
             trailers = [(statuses.DETAILS_KEY, status.SerializeToString())]
             if isinstance(error, Overloaded):
-                # gRPC's own retries know no RetryInfo.
+                # gRPC's own retries ignore RetryInfo.
                 milliseconds = math.ceil(error.retry_after * 1e3)
                 trailers.append((statuses.PUSHBACK_KEY, str(milliseconds)))
             await self._context.abort(code, status.message, tuple(trailers))
 
     def _end(self, code: grpc.StatusCode, fields: dict[str, Any]) -> None:
-        """Give back what the call took, and tell of it."""
+        """Free slots and rate limits, then count and log the call."""
         caller = self._caller
         if self._has_slot:
             self._method.slots.give(self._share)
@@ -307,7 +308,7 @@ class _Call:
             )
 
     def _check(self, request: Any, caller: Caller) -> None:
-        """Let a message in. Raises Unauthenticated, Forbidden, Overloaded."""
+        """Check access to a message's model. Raises Unauthenticated, Forbidden, Overloaded."""
         rule = self._method.rule
         assert rule is not None, "it was admitted"
         if rule.changes and getattr(request, "name", "").startswith("operations/"):
@@ -318,16 +319,16 @@ class _Call:
         name = rule.about(request)
         if name is not None:
             caller.check(name.removeprefix("models/"))
-        elif caller.model:  # which an earlier message named
+        elif caller.model:  # named by an earlier message
             caller.check(caller.model)
         images = rule.images(request)
         caller.principal.limiter.take(images)
         self._images += images
 
-    def _gone(self) -> grpc.StatusCode:
-        """Return why the client has gone: a deadline reaches the server as a cancellation, too.
+    def _client_left(self) -> grpc.StatusCode:
+        """Return why the client left: its deadline reaches the server as a cancellation, too.
 
-        The wire rounds deadlines up by about a hundredth, so the client's comes first.
+        gRPC rounds deadlines up by about a hundredth, so the client's expires first.
         """
         remaining = self._context.time_remaining()
         elapsed = time.perf_counter() - self._start

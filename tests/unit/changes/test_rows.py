@@ -13,7 +13,7 @@ from topwork.changes import rows
 from topwork.changes.jobs import ChangeOutcome, Failure, Progress
 from topwork.changes.rows import OperationState, Subject
 from topwork.errors import Corrupt
-from topwork.rpc import convert
+from topwork.rpc.convert.operations import to_operation
 from topwork.v1 import change_pb2 as change_pb
 
 SUBJECT = {
@@ -53,7 +53,7 @@ def done(output: Any) -> ChangeOutcome:
 def shown(operation: OperationState) -> change_pb.ChangeMetadata:
     """Return what a client is told of an operation."""
     metadata = change_pb.ChangeMetadata()
-    convert.to_operation(operation, None).metadata.Unpack(metadata)
+    to_operation(operation, None).metadata.Unpack(metadata)
     return metadata
 
 

@@ -13,8 +13,9 @@ from support.pictures import picture
 from topwork.bundle.store import Repository
 from topwork.errors import DeadlinePassed
 from topwork.limits import DEFAULT_LIMITS
+from topwork.rpc.context import Context
 from topwork.rpc.open_inference.servicer import OpenInferenceServicer
-from topwork.rpc.servicers import ClassifierServicer, Context
+from topwork.rpc.servicers.classifier import ClassifierServicer
 from topwork.serving.classifier import Classifier
 from topwork.serving.registry import Registry
 from topwork.v1 import classifier_service_pb2 as classify_pb

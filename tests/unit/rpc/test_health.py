@@ -55,7 +55,7 @@ class Asked:
 async def healthy(checks: Mapping[str, Callable[[], bool]]) -> AsyncIterator[Asked]:
     """Serve a Health of ``checks`` that looks a hundred times a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(health_module, "BEAT_SECONDS", 0.01)
+        patch.setattr(health_module, "CHECK_SECONDS", 0.01)
         health = Health(checks)
         server = grpc.aio.server()
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from topwork.rpc import servicers
-from topwork.rpc.servicers import _Page
+from topwork.rpc.servicers import pages
+from topwork.rpc.servicers.pages import Page
 from topwork.v1 import model_service_pb2 as model_pb
 
 
@@ -15,7 +15,7 @@ def pages_of(lengths: list[int], size: int) -> list[list[int]]:
     token = "0"  # noqa: S105  # of a page
     while token:
         start = int(token)
-        page = _Page[model_pb.Model](start, size)
+        page = Page[model_pb.Model](start, size)
         for length in lengths[start:]:
             if not page.add(model_pb.Model(name="x" * length)):
                 break
@@ -33,5 +33,5 @@ def test_a_page_has_as_many_as_asked_for() -> None:
 
 def test_a_page_ends_before_it_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large messages come in more pages, in order; one that is too long has its own."""
-    monkeypatch.setattr(servicers, "PAGE_BYTES", 100)
+    monkeypatch.setattr(pages, "PAGE_BYTES", 100)
     assert pages_of([40, 40, 40, 90, 300, 5, 5], 50) == [[40, 40], [40], [90], [300], [5, 5]]

@@ -21,7 +21,7 @@ from topwork.access.principals import Caller
 from topwork.client import calls
 from topwork.errors import InvalidInput, NotFound, Overloaded, TopworkError, Unavailable
 from topwork.rpc.interceptor import Interceptor
-from topwork.rpc.servicers import ClassifierServicer
+from topwork.rpc.servicers.classifier import ClassifierServicer
 from topwork.rpc.streams import Streams
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import Classified, Timings

@@ -114,7 +114,7 @@ def test_configure_leaves_variables_of_the_environment() -> None:
     [
         topwork.cli.main,
         topwork_trainer.cli.main,
-        lambda: worker.run(WorkerConfig(repository=Path("r")), cast("Connection", None)),
+        lambda: worker.run(cast("Connection", None), WorkerConfig(repository=Path("r"))),
     ],
 )
 def test_entry_point_configures_the_process_first(

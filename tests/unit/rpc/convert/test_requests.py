@@ -11,7 +11,7 @@ from topwork.bundle.comparison import Gate
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.errors import InvalidInput
 from topwork.limits import ServerLimits
-from topwork.rpc.changes import from_change, from_upload
+from topwork.rpc.convert.requests import from_change, from_gate, from_upload
 from topwork.v1 import change_pb2 as change_pb
 
 LIMITS = ServerLimits(max_images_per_upload=4, max_display_name_length=7)
@@ -89,3 +89,30 @@ def test_a_message_of_very_many_images_is_not_converted_whole() -> None:
     (portion,) = items(change_pb.AddClassRequest(images=images(*[0] * 1000)))
     assert isinstance(portion, list)
     assert len(portion) == 5
+
+
+def test_unset_fields_of_a_gate_have_defaults() -> None:
+    """Unset fields are those of Gate; what is set is taken, 0 too."""
+    assert from_gate(change_pb.Gate(), path="gate") == Gate()
+    given = change_pb.Gate(max_old_class_drop=0, min_new_class_recall=0.5, max_conflicts=0)
+    assert from_gate(given, path="gate") == Gate(
+        max_old_class_drop=0, min_new_class_recall=0.5, max_conflicts=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_old_class_drop", -0.1),
+        ("max_old_class_drop", float("nan")),
+        ("min_new_class_recall", 1.1),
+        ("max_conflicts", -1),
+    ],
+)
+def test_gate_out_of_range_is_refused(name: str, value: float) -> None:
+    """A share beyond 0 to 1 and a negative number are InvalidInput, and name the field."""
+    gate = change_pb.Gate()
+    setattr(gate, name, value)
+    with pytest.raises(InvalidInput, match=name) as caught:
+        from_gate(gate, path="options.gate")
+    assert caught.value.field == f"options.gate.{name}"

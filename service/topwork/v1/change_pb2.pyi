@@ -375,11 +375,14 @@ class Gate(google.protobuf.message.Message):
     MIN_NEW_CLASS_RECALL_FIELD_NUMBER: builtins.int
     MAX_CONFLICTS_FIELD_NUMBER: builtins.int
     max_old_class_drop: builtins.float
-    """Greatest loss of accuracy on the old labels (`Comparison.drop`), 0..1. A drop whose 95 %
-    interval contains 0 is not significant and passes. 1: no limit. Unset: 0.02.
+    """Greatest loss of accuracy on the old labels (`Comparison.drop`), 0..1. The gate rejects only if
+    the whole 95 % interval of the drop is above it. 1: no limit. Unset: 0.02.
     """
     min_new_class_recall: builtins.float
-    """Least recall of the label that was added or got more images, 0..1. 0: no limit. Unset: 0.6."""
+    """Least recall of the label that was added or got more images, 0..1; for an existing label its
+    recall before the change, if that is lower. The gate rejects only if the whole 95 % interval of
+    the recall is below it. 0: no limit. Unset: 0.6.
+    """
     max_conflicts: builtins.int
     """Most uploaded images that may duplicate images of another label (`ChangeResponse.conflicts`);
     checked before the head is solved. Unset: no limit.

@@ -161,7 +161,7 @@ def _show_collected(found: Collected, *, dry_run: bool) -> None:
     headers = ("", "would go" if dry_run else "deleted", "bytes")
     tables.console().print(tables.table(headers, rows))
     for text in found.refused:
-        Console(stderr=True).print("[red]kept:[/]", escape(text), highlight=False, soft_wrap=True)
+        Console(stderr=True).print("[red]not deleted:[/]", escape(text), highlight=False, soft_wrap=True)
 
 
 def _collected_json(found: Collected, *, dry_run: bool) -> dict[str, object]:

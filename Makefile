@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TARGET := serve
 IMAGE := topwork:$(TARGET)
 
-.PHONY: install demo test test-fast tritonclient lint format proto released bench image image-base image-test soak fuzz audit sbom soak-edge clean
+.PHONY: install demo test test-fast tritonclient lint format proto released bench image image-base image-test soak fuzz mutate audit sbom soak-edge clean
 
 install: $(INSTALLED)  ## Create .venv with all dependencies; TORCH_INDEX=URL of an index with CPU builds of torch
 
@@ -82,6 +82,14 @@ fuzz: $(INSTALLED)  ## Search for inputs that break decoders and parsers; SECOND
 	$(PIP) --editable '.[fuzz]'
 	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(or $(SECONDS),60) $(TARGETS)
 
+.venv-mutate/installed: constraints.txt
+	$(PYTHON) -m venv .venv-mutate
+	.venv-mutate/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt cosmic-ray
+	touch $@
+
+mutate: $(INSTALLED) .venv-mutate/installed  ## Test the tests: SAMPLE=100 faults a package; PACKAGES=, SEED=
+	.venv-mutate/bin/python .ci/mutate.py $(BIN)/python $(PACKAGES) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
+
 # Audited environment; another one: OF=/path/to/bin/python
 OF ?= $(BIN)/python
 TOOLS := .venv-audit
@@ -104,4 +112,4 @@ soak-edge: $(INSTALLED)  ## Let clients connect, cancel and disconnect for MINUT
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.edge_soak --minutes $(or $(MINUTES),60)
 
 clean:  ## Remove environments and build outputs
-	rm -rf $(VENV) $(TOOLS) .venv-tritonclient build dist
+	rm -rf $(VENV) $(TOOLS) .venv-tritonclient .venv-mutate build dist

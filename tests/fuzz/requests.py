@@ -18,7 +18,7 @@ from google.rpc import code_pb2
 
 from fuzz import workplace
 from topwork.access.access_file import Access
-from topwork.access.principals import enter
+from topwork.access.principals import set_caller
 from topwork.bundle.documents import from_data, to_data
 from topwork.bundle.manifest import Manifest
 from topwork.changes.intake import Intake
@@ -209,7 +209,7 @@ class _Service:
 
 async def _answer(method: _Method, request: Message) -> Message:
     context = cast("Context", _Context())
-    enter(ANYBODY)
+    set_caller(ANYBODY)
     if not method.streams:
         return cast("Message", await method.call(request, context))
 

@@ -12,7 +12,7 @@ from topwork.bundle.comparison import (
     Gate,
     LabelChange,
     Rejection,
-    Taught,
+    TaughtLabel,
 )
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import BackboneInfo, ChosenHead, Manifest, PrecisionGate, ShardRef
@@ -68,7 +68,7 @@ COMPARISON = Comparison(
             label="daisy", images=900, recall_before=1.0, recall_after=0.9, lost=90, gained=1
         ),
     ),
-    taught=Taught(label="雛菊", images=100, recall=0.5, low=0.4, high=0.6),
+    taught=TaughtLabel(label="雛菊", images=100, recall=0.5, low=0.4, high=0.6),
     confusions=(ConfusedLabels(label="雛菊", called="daisy", images=50, share=0.5),),
 )
 

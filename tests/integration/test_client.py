@@ -315,7 +315,7 @@ def test_classify_goes_on_after_a_bad_file(topwork: Command, tmp_path: Path) -> 
     first, second, third, last = rows(output)
     assert [one["predictions"] for one in (first, second, third)] == [[], [], []]
     assert [one["revision"] for one in (first, second, third, last)] == [1, None, None, 1]
-    assert "is none of JPEG" in first["error"]
+    assert "has an unknown format; supported are JPEG" in first["error"]
     assert second["error"] == "the file cannot be read: No such file or directory"
     assert third["error"].startswith("the file cannot be read: ")
     assert last["predictions"][0]["label"] == "green"

@@ -14,7 +14,7 @@ import numpy as np
 from topwork.bundle.comparison import Rejection
 from topwork.bundle.documents import document
 from topwork.bundle.exemplars import Exemplars, merge, split
-from topwork.bundle.findings import left_out
+from topwork.bundle.findings import skipped_image
 from topwork.bundle.manifest import BackboneInfo, Manifest, ShardRef
 from topwork.bundle.store import Repository
 from topwork.changes.jobs import ChangeResult, Conflict, Failure, Job, Predicted, SkippedUpload
@@ -261,7 +261,7 @@ class Trainer:
         learned = learn(exemplars, seed=parent.seed, recipe=recipe, threads=self._cores)
         findings = (
             *(
-                left_out(one.name, job.label, reason=one.reason, message=one.message)
+                skipped_image(one.name, job.label, reason=one.reason, message=one.message)
                 for one in new.skipped
             ),
             *audit_exemplars(exemplars, learned.judged, seed=parent.seed),

@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from topwork import tables
+from topwork.bundle.blobs import KINDS
 from topwork.bundle.maintenance.check import Problem, check
 from topwork.bundle.maintenance.garbage import REMOVABLE, Collected, collect
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
-from topwork.bundle.stored import KINDS
 from topwork.cli.addresses import check_url
 from topwork.cli.options import json_output, require_signed_option, trusted_keys_option
 from topwork.errors import InvalidInput
@@ -70,7 +70,7 @@ def gc(
             open_repository(repository),
             keep=keep,
             spare_seconds=spare_hours * 3600,
-            held=lambda: {digest for url in urls for digest in pending_images(url)},
+            pending_images=lambda: {digest for url in urls for digest in pending_images(url)},
             dry_run=dry_run,
         )
     if as_json:
@@ -161,7 +161,9 @@ def _show_collected(found: Collected, *, dry_run: bool) -> None:
     headers = ("", "would go" if dry_run else "deleted", "bytes")
     tables.console().print(tables.table(headers, rows))
     for text in found.refused:
-        Console(stderr=True).print("[red]not deleted:[/]", escape(text), highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            "[red]not deleted:[/]", escape(text), highlight=False, soft_wrap=True
+        )
 
 
 def _collected_json(found: Collected, *, dry_run: bool) -> dict[str, object]:

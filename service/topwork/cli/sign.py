@@ -56,7 +56,7 @@ def verify(repository: Path, trusted_keys: Path, as_json: bool) -> None:
     """
     files = SigningFiles(trusted_keys=trusted_keys, require_signed=True)
     refused = False
-    for revision in revisions.tell(open_repository(repository), files.read(publishes=False)):
+    for revision in revisions.verify(open_repository(repository), files.read(publishes=False)):
         refused |= bool(revision.problem)
         name = f"models/{revision.model}/revisions/{revision.revision}"
         if as_json:

@@ -14,7 +14,7 @@ from topwork.bundle.comparison import (
     ConfusedLabels,
     Gate,
     LabelChange,
-    Taught,
+    TaughtLabel,
     drop_interval,
 )
 from topwork.bundle.exemplars import Exemplars
@@ -197,14 +197,14 @@ def _keys(digests: NDArray[np.uint8], targets: NDArray[np.int64]) -> NDArray[np.
     return joined.view(np.dtype((np.void, joined.shape[1])))[:, 0]
 
 
-def _taught(metrics: Metrics, label: str) -> Taught:
+def _taught(metrics: Metrics, label: str) -> TaughtLabel:
     place, one = next(
         (place, one) for place, one in enumerate(metrics.per_label) if one.label == label
     )
     low, high = (
         wilson_interval(metrics.confusion[place][place], one.images) if one.images else (0.0, 1.0)
     )
-    return Taught(label=label, images=one.images, recall=one.recall, low=low, high=high)
+    return TaughtLabel(label=label, images=one.images, recall=one.recall, low=low, high=high)
 
 
 def _confusions(metrics: Metrics, taught: str | None) -> tuple[ConfusedLabels, ...]:
@@ -248,7 +248,7 @@ def _drop_failure(comparison: Comparison, most: float) -> str:
     )
 
 
-def _recall_failure(comparison: Comparison, taught: Taught, least: float) -> str:
+def _recall_failure(comparison: Comparison, taught: TaughtLabel, least: float) -> str:
     own = [one for one in comparison.confusions if taught.label in {one.label, one.called}]
     return (
         f"{taught.label!r} is called so for {_percent(taught.recall)} % of its "

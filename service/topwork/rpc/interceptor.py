@@ -210,7 +210,7 @@ class _Call:
         if self._caller is not None:
             self._caller.principal.limiter.begin()
             self._admitted = True
-            principals.enter(self._caller)
+            principals.set_caller(self._caller)
 
     async def read(self) -> Any:
         """Return the one request. Raises InvalidInput, Forbidden, Overloaded."""
@@ -296,7 +296,7 @@ class _Call:
             peer=self._peer,
             **fields,
         )
-        if self._method.rule is not None and self._method.rule.changes:
+        if self._method.rule is not None and self._method.rule.audited:
             log.info(
                 "audit",
                 principal=principal,
@@ -311,12 +311,12 @@ class _Call:
         """Check access to a message's model. Raises Unauthenticated, Forbidden, Overloaded."""
         rule = self._method.rule
         assert rule is not None, "it was admitted"
-        if rule.changes and getattr(request, "name", "").startswith("operations/"):
+        if rule.audited and getattr(request, "name", "").startswith("operations/"):
             self._operation = request.name[:100]
-        if rule.about is None:
+        if rule.model_of is None:
             caller.check_role()
             return
-        name = rule.about(request)
+        name = rule.model_of(request)
         if name is not None:
             caller.check(name.removeprefix("models/"))
         elif caller.model:  # named by an earlier message

@@ -87,7 +87,7 @@ class Streams:
         """
         if self._ending:
             raise _stopping()
-        if not self._slots.has_room(caller.share):
+        if not self._slots.may_take(caller.share):
             await self._end_idle_stream(caller.share)
         flow = Flow()
 
@@ -142,7 +142,7 @@ class Streams:
             for stream in self._open
             if stream.idle_since <= since
             and (stream.share == share or held(stream.share) > held(share))
-            and self._slots.has_room(share, without=stream.share)
+            and self._slots.may_take(share, without=stream.share)
         ]
         if idle:
             longest = min(idle, key=lambda stream: (-held(stream.share), stream.idle_since))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from topwork.errors import InvalidInput
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inputs.image import Pixels
-from topwork.inputs.prepared import take
+from topwork.inputs.prepared import to_pixels
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import ServerLimits
 from topwork.serving.classifier import check_count
@@ -122,7 +122,7 @@ class _Raw:
 
     def pixels(self, spec: PreprocessSpec) -> Pixels:
         """See PreparedImage."""
-        return take(self.values, spec)
+        return to_pixels(self.values, spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class _Typed:
         """See PreparedImage."""
         size = math.prod(self.shape)
         own = self.elements[self.index * size : (self.index + 1) * size]
-        return take(np.array(own, dtype=self.dtype).reshape(self.shape), spec)
+        return to_pixels(np.array(own, dtype=self.dtype).reshape(self.shape), spec)
 
 
 def _checked(tensor: pb.ModelInferRequest.InferInputTensor, limits: ServerLimits) -> list[int]:

@@ -8,7 +8,7 @@ from topwork.serving.classify_batch import Classified, ImageAnswer, LabelProbabi
 
 
 def test_results_keep_the_order_of_the_images() -> None:
-    """Results, predictions and each stage's time stay where they were."""
+    """Results, predictions and stage times are in their fields, in order."""
     error = ImageError("cut off", field="images[1]")
     message = to_classify_response(
         Classified(
@@ -29,7 +29,7 @@ def test_results_keep_the_order_of_the_images() -> None:
     )
     first, second = message.results
     assert message.revision == 7
-    assert [(one.label, one.probability) for one in first.classification.predictions] == [
+    assert [(label.label, label.probability) for label in first.classification.predictions] == [
         ("roses", 0.75),
         ("tulips", 0.25),
     ]
@@ -44,7 +44,7 @@ def test_results_keep_the_order_of_the_images() -> None:
 
 
 def test_model_without_unknown_detection_leaves_its_fields_unset() -> None:
-    """Neither a probability nor a verdict is set, which is not the same as a denial."""
+    """Neither probability nor verdict is set, which differs from false."""
     answer = ImageAnswer(predictions=(), unknown_probability=None, is_unknown=False)
     timings = Timings(decode=0, queue=0, backbone=0, head=0, total=0)
     message = to_classify_response(Classified(revision=1, results=(answer,), timings=timings))

@@ -61,7 +61,7 @@ def metadata_of(message: object) -> change_pb.ChangeMetadata:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_unfinished_operation_has_its_progress(stage: str) -> None:
-    """Metadata has what is asked for, time, and stage, counts and conflicts of the progress."""
+    """The metadata has the request, times, stage, counts and conflicts."""
     progress = Progress(stage=stage, done=3, total=9, conflicts=(CONFLICT,))  # type: ignore[arg-type]  # one of the keys
     message = to_operation(operation(progress), None)
     metadata = metadata_of(message)
@@ -90,7 +90,7 @@ def test_failed_operation_has_its_error() -> None:
 
 
 def test_rejected_change_has_the_comparison() -> None:
-    """The error of a change that its gate rejected names the revision and has the comparison."""
+    """The error of a change that the gate rejected names the revision and has the comparison."""
     failure = Failure(
         kind="NotReady", reason="GATE_FAILED", message="rejected", revision=7, comparison=COMPARISON
     )
@@ -103,7 +103,7 @@ def test_rejected_change_has_the_comparison() -> None:
 
 
 def test_finished_operation_has_its_response(published: PublishedRevision) -> None:
-    """A success has its revision (its name, once that was removed) and all that came of it."""
+    """A success has its revision and every other value of the result."""
     skipped = SkippedUpload(name="b.jpg", reason="DUPLICATE", message="same pixels as a.jpg")
     result = ChangeResult(
         revision=1,
@@ -125,14 +125,14 @@ def test_finished_operation_has_its_response(published: PublishedRevision) -> No
     (left_out,) = response.skipped_images
     assert (left_out.display_name, left_out.error.message) == ("b.jpg", "same pixels as a.jpg")
     assert response.comparison == to_comparison(COMPARISON)
-    assert [one.display_name for one in response.conflicts] == ["c.jpg"]
+    assert [conflict.display_name for conflict in response.conflicts] == ["c.jpg"]
     times = response.stage_times
     stages = (times.queued, times.embedding, times.solving, times.publishing)
-    assert [one.ToNanoseconds() / 1e9 for one in stages] == [0, 1.5, 2.5, 0.5]
+    assert [duration.ToNanoseconds() / 1e9 for duration in stages] == [0, 1.5, 2.5, 0.5]
 
 
 def test_response_names_a_revision_that_was_removed() -> None:
-    """The response of an operation whose revision was removed since has name and number."""
+    """The response has the name and number of a revision that was removed since."""
     result = ChangeResult(
         revision=7, images_used=3, skipped=(), conflicts=(), comparison=COMPARISON
     )
@@ -144,7 +144,7 @@ def test_response_names_a_revision_that_was_removed() -> None:
 
 
 def test_validated_change_has_no_revision_number(published: PublishedRevision) -> None:
-    """Labels, metrics, findings and the gate's reasons are told of what was not published."""
+    """The response has labels, metrics, findings and gate failures of the unpublished revision."""
     assert published.metrics is not None
     finding = Finding(kind="copies", severity="note", message="alike", images=("a",), labels=("b",))
     result = ChangeResult(

@@ -20,7 +20,7 @@ from topwork.rpc.convert.revisions import (
 
 
 def test_model_has_every_value_of_the_manifest(published: PublishedRevision) -> None:
-    """A model's message has its revision's facts, from labels to the confusion matrix."""
+    """A model's message has the values of its revision, from labels to the confusion matrix."""
     manifest, metrics = published.manifest, published.metrics
     assert metrics is not None
     moves = tuple(
@@ -40,7 +40,7 @@ def test_model_has_every_value_of_the_manifest(published: PublishedRevision) -> 
     revision = message.serving_revision
     assert (message.name, list(message.revisions)) == ("models/colours", list(range(1, 121)))
     assert list(message.pinned_revisions) == [1, 7]
-    assert [one.revision for one in message.moves] == list(range(120, 20, -1))
+    assert [move.revision for move in message.moves] == list(range(120, 20, -1))
     latest, second = message.moves[:2]
     assert (latest.revision, latest.previous_revision) == (120, 119)
     assert (latest.cause, latest.operation) == ("rollback", "")
@@ -67,7 +67,7 @@ def test_model_has_every_value_of_the_manifest(published: PublishedRevision) -> 
         chosen.temperature,
     )
     assert revision.head.unknown_threshold == chosen.unknown_threshold
-    assert [(one.label, one.images) for one in revision.metrics.per_label] == [
+    assert [(label.label, label.images) for label in revision.metrics.per_label] == [
         (label, 20) for label in manifest.labels
     ]
     size = len(manifest.labels)
@@ -77,7 +77,7 @@ def test_model_has_every_value_of_the_manifest(published: PublishedRevision) -> 
 
 
 def test_revision_with_damaged_metrics_has_labels(published: PublishedRevision) -> None:
-    """What cannot be read is unset, and all that the manifest says is told."""
+    """Unreadable fields are unset; every value of the manifest is there."""
     revision = to_revision(PublishedRevision(published.manifest, None, None))
     assert tuple(revision.labels) == published.manifest.labels
     assert not revision.HasField("metrics")
@@ -85,7 +85,7 @@ def test_revision_with_damaged_metrics_has_labels(published: PublishedRevision) 
 
 
 def test_model_has_every_limit(published: PublishedRevision) -> None:
-    """The limits' message has each of Topwork's limits under its own name."""
+    """The limits' message has each limit under its own name."""
     limits = ServerLimits(**{field.name: 1000 + n for n, field in enumerate(fields(ServerLimits))})
     stored = StoredModel(ServingState(revision=1), published, [1])
     message = to_model(stored, limits).limits
@@ -94,7 +94,7 @@ def test_model_has_every_limit(published: PublishedRevision) -> None:
 
 
 def test_comparison_has_every_number() -> None:
-    """Each of a comparison's numbers is where it belongs; none at all is no message."""
+    """Each number of a comparison is in its field; no comparison is no message."""
     message = to_comparison(COMPARISON)
     assert message is not None
     assert (message.images, message.accuracy_before, message.accuracy_after) == (60, 0.95, 0.9)
@@ -102,7 +102,8 @@ def test_comparison_has_every_number() -> None:
     assert message.calibration_error_before == COMPARISON.ece_before
     assert message.calibration_error_after == COMPARISON.ece_after
     assert [
-        (one.label, one.images, one.recall_before, one.recall_after) for one in message.labels
+        (label.label, label.images, label.recall_before, label.recall_after)
+        for label in message.labels
     ] == [("daisy", 30, 0.9, 0.9), ("rose", 30, 1.0, 0.9)]
     taught = message.taught
     assert (taught.label, taught.images, taught.recall) == ("tulip", 30, 0.4)

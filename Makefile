@@ -87,7 +87,7 @@ fuzz: $(INSTALLED)  ## Search for inputs that break decoders and parsers; SECOND
 	.venv-mutate/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt cosmic-ray
 	touch $@
 
-mutate: $(INSTALLED) .venv-mutate/installed  ## Test the tests: SAMPLE=100 faults a package; PACKAGES=, SEED=
+mutate: $(INSTALLED) .venv-mutate/installed  ## Run mutation tests; SAMPLE=100 faults per package, PACKAGES=, SEED=
 	.venv-mutate/bin/python .ci/mutate.py $(BIN)/python $(PACKAGES) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
 
 # Audited environment; another one: OF=/path/to/bin/python

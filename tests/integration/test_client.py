@@ -667,7 +667,7 @@ def test_add_class_does_not_learn_a_test_set(topwork: Command, model: str, tmp_p
     options = ("--model", model, "--label", "violet", "--json")
     status, output, errors = topwork("add-class", *options, folder)
     assert (status, output) == (1, "")
-    assert f"learn from {folder}/train alone" in errors
+    assert f"use {folder}/train alone" in errors
     status, output, _ = topwork("add-class", *options, folder / "train")
     assert (status, rows(output)[0]["images_used"]) == (0, 6)
 

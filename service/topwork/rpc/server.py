@@ -177,7 +177,7 @@ class Server:
             self._operations.end_watches()
             self._classifier_servicer.end_streams()
             stopped = asyncio.ensure_future(self._grpc.stop(self._config.grace_seconds))
-            idle = asyncio.ensure_future(self._interceptor.idle.wait())
+            idle = asyncio.ensure_future(self._interceptor.calls.idle.wait())
             await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
             idle.cancel()
             # The calls that are left watch health or use reflection, and never end.

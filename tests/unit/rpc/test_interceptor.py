@@ -146,7 +146,7 @@ async def served(fake: FakeServicer, interceptor: Interceptor | None = None) -> 
     finally:
         await server.stop(None)
         await health.aclose()
-        await interceptor.access.aclose()
+        await interceptor.calls.access.aclose()
 
 
 async def call(client: AsyncClient, method: str) -> list[Any]:
@@ -221,7 +221,7 @@ def test_call_of_stopped_server_is_cancelled(
         raise grpc.aio.BaseError("Server already stopped.")
 
     interceptor = Interceptor(Telemetry(), Access(None))
-    monkeypatch.setattr(interceptor.reading, "take", stopped)
+    monkeypatch.setattr(interceptor.calls.reading, "take", stopped)
 
     async def scenario() -> None:
         async with (
@@ -500,7 +500,7 @@ def test_caller_with_many_calls_leaves_slots_to_others(access_file: Path) -> Non
 
     async def scenario() -> list[str]:
         interceptor = await interceptor_with_access(access_file)
-        interceptor.slots = few(4)
+        interceptor.calls.slots = few(4)
         fake = FakeServicer(hangs=True)
         async with (
             served(fake, interceptor) as address,
@@ -512,7 +512,7 @@ def test_caller_with_many_calls_leaves_slots_to_others(access_file: Path) -> Non
             found = [await reason(channel, name) for name in ("a", "b", "a")]
             for call in waiting:
                 call.cancel()
-            await until(lambda: not interceptor.slots.held("a"))
+            await until(lambda: not interceptor.calls.slots.held("a"))
             found.append(await reason(channel, "a"))
         return found
 
@@ -527,8 +527,8 @@ def test_health_watches_have_separate_slots() -> None:
 
     async def scenario() -> tuple[str, int]:
         interceptor = Interceptor(Telemetry(), Access(None))
-        interceptor.open_slots = few(2)
-        interceptor.slots = few(2)
+        interceptor.calls.open_slots = few(2)
+        interceptor.calls.slots = few(2)
         async with (
             served(FakeServicer(), interceptor) as address,
             grpc.aio.insecure_channel(address) as channel,
@@ -541,7 +541,7 @@ def test_health_watches_have_separate_slots() -> None:
                 await stub.Check(health_pb2.HealthCheckRequest())
             revision = (await client.classify("x", [b"photo"])).revision
             watch.cancel()
-            await until(lambda: not interceptor.open_slots.held("ipv4:127.0.0.1"))
+            await until(lambda: not interceptor.calls.open_slots.held("ipv4:127.0.0.1"))
             await stub.Check(health_pb2.HealthCheckRequest())
             return calls.failed(caught.value).reason, revision
 
@@ -555,7 +555,7 @@ def test_long_messages_are_read_at_a_limited_rate(method: str) -> None:
 
     async def scenario() -> list[str]:
         interceptor = Interceptor(Telemetry(), Access(None))
-        interceptor.reading = Reading(clock=lambda: next(ticks))
+        interceptor.calls.reading = Reading(clock=lambda: next(ticks))
         async with (
             served(FakeServicer(), interceptor) as address,
             grpc.aio.insecure_channel(address) as channel,
@@ -568,7 +568,7 @@ def test_long_messages_are_read_at_a_limited_rate(method: str) -> None:
                 stub: classify_grpc.ClassifierServiceAsyncStub
                 stub = classify_grpc.ClassifierServiceStub(channel)
                 await stub.StreamClassify(iter([classify_pb.StreamClassifyRequest()])).read()
-        return [*interceptor.reading._next]
+        return [*interceptor.calls.reading._next]
 
     assert asyncio.run(scenario()) == ["ipv4:127.0.0.1"]
 
@@ -598,7 +598,7 @@ def test_stream_ends_at_next_message_after_token_is_revoked(access_file: Path) -
 
             await say(1)
             replace(access_file, TOKENS["a"].entry, tokens.make().entry)
-            interceptor.access._apply(interceptor.access._read(access_file))
+            interceptor.calls.access._apply(interceptor.calls.access._read(access_file))
             await say(2)
             for stream in streams.values():
                 stream.cancel()
@@ -613,23 +613,23 @@ def test_server_is_idle_without_calls() -> None:
     async def scenario() -> list[bool]:
         interceptor = Interceptor(Telemetry(), Access(None))
         fake = FakeServicer(hangs=True)
-        idle = [interceptor.idle.is_set()]
+        idle = [interceptor.calls.idle.is_set()]
         async with (
             served(fake, interceptor) as address,
             grpc.aio.insecure_channel(address) as channel,
         ):
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             await watch.read()
-            idle.append(interceptor.idle.is_set())
+            idle.append(interceptor.calls.idle.is_set())
             first, second = begin(channel, "Classify"), begin(channel, "WatchOperation")
             await until(lambda: fake.calls == 2)
-            idle.append(interceptor.idle.is_set())
+            idle.append(interceptor.calls.idle.is_set())
             first.cancel()
             await fake.left.wait()
-            idle.append(interceptor.idle.is_set())
+            idle.append(interceptor.calls.idle.is_set())
             second.cancel()
             async with asyncio.timeout(SOON):
-                await interceptor.idle.wait()
+                await interceptor.calls.idle.wait()
         return idle
 
     assert asyncio.run(scenario()) == [True, True, False, False]

@@ -479,7 +479,7 @@ def test_a_url_is_told_not_to_be_a_file(topwork: Command, command: str) -> None:
     name, *options = command.split()
     status, _, errors = topwork(name, *options, "https://example.org/tulip.jpg")
     assert status == 2
-    assert "'https://example.org/tulip.jpg' is a URL, no file" in " ".join(errors.split())
+    assert "'https://example.org/tulip.jpg' is a URL, not a file" in " ".join(errors.split())
 
 
 @pytest.mark.parametrize("name", ["[/x]", "[bold]"])
@@ -506,7 +506,7 @@ def test_an_argument_that_is_no_utf_8_is_one_line(
     """What no message can hold is an error that names it, and no traceback."""
     status, _, errors = topwork(*arguments)
     assert status == 1
-    assert "daisy\\xff is no UTF-8" in errors.splitlines()[-1]
+    assert "daisy\\xff is not UTF-8" in errors.splitlines()[-1]
 
 
 def test_an_error_controls_no_terminal(topwork: Command) -> None:
@@ -667,7 +667,7 @@ def test_add_class_does_not_learn_a_test_set(topwork: Command, model: str, tmp_p
     options = ("--model", model, "--label", "violet", "--json")
     status, output, errors = topwork("add-class", *options, folder)
     assert (status, output) == (1, "")
-    assert f"learn from {folder}/train alone" in errors
+    assert f"use {folder}/train alone" in errors
     status, output, _ = topwork("add-class", *options, folder / "train")
     assert (status, rows(output)[0]["images_used"]) == (0, 6)
 

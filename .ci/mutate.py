@@ -33,6 +33,11 @@ TESTS = {
 }
 """Tests of each package; a module's own test file runs before them."""
 
+PROCESSES = {
+    "changes": ["tests/integration/test_changes.py", "tests/integration/test_add_class.py"]
+}
+"""More tests, for modules without a test file of their own, which server and worker run."""
+
 IGNORED = "BitOr"
 """Faults of ``|``: almost all of them are in types, which nothing evaluates."""
 
@@ -53,7 +58,10 @@ class Fault:
         """Return the tests that should find it, those of the module itself first."""
         inside = self.module.relative_to(SOURCE)
         own = Path("tests/unit", inside.parent, f"test_{inside.name}")
-        return [*([str(own)] if (ROOT / own).exists() else []), *TESTS[inside.parts[0]]]
+        package = inside.parts[0]
+        if (ROOT / own).exists():
+            return [str(own), *TESTS[package]]
+        return [*TESTS[package], *PROCESSES.get(package, ())]
 
 
 def main() -> None:

@@ -255,7 +255,8 @@ def prepare(exemplars: int, classes: int, work: Path) -> Row:
 
 def measure_topwork(exemplars: int, classes: int, work: Path) -> Row:
     """Warm up with a small fit, then measure one change."""
-    from topwork.changes.retrain import NewExemplars, Trainer
+    from topwork.changes.new_exemplars import NewExemplars
+    from topwork.changes.retrain import Trainer
     from topwork.learning.learn import learn
 
     learn(synthetic(60, 3)[0], seed=SEED, threads=2)

@@ -51,10 +51,10 @@ def test_breaking_change_is_refused(before: str, after: str, why: str, tmp_path:
 
 
 def test_new_field_is_allowed(tmp_path: Path) -> None:
-    """A new field breaks no client: the only fault is that generated files are not fresh."""
+    """A new field breaks no client: the only fault is that generated files are stale."""
     proto = shutil.copytree(PROTO, tmp_path / "proto")
     shutil.copytree(ROOT / CLIENT, tmp_path / CLIENT)
     file = proto / "topwork" / "v1" / "revision.proto"
     old = "  int64 parent_revision = 3;\n"
     file.write_text(file.read_text().replace(old, f"{old}  // New.\n  int64 new = 99;\n"))
-    assert "not fresh" in check(proto).stderr
+    assert "stale" in check(proto).stderr

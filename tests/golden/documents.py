@@ -27,7 +27,7 @@ from topwork.bundle.metrics import (
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing.signatures import Signatures
-from topwork.changes import retrain, worker
+from topwork.changes import new_exemplars, retrain, worker
 from topwork.changes.jobs import (
     ChangeOutcome,
     ChangeResult,
@@ -209,7 +209,9 @@ DOCUMENTS: tuple[object, ...] = (
     RESULT,
     ChangeOutcome(result=RESULT, ended=SECONDS),
     FAILURE,
-    retrain.NewExemplars(shard=A, backbone=B, images=12, skipped=(SKIPPED,), conflicts=(CONFLICT,)),
+    new_exemplars.NewExemplars(
+        shard=A, backbone=B, images=12, skipped=(SKIPPED,), conflicts=(CONFLICT,)
+    ),
     retrain.Candidate(result=replace(RESULT, predicted=None), published=True, rejected=FAILURE),
     worker._StepDone(value={"shard": A}, failure=FAILURE, started=SECONDS, seconds=1.5),
 )

@@ -350,7 +350,7 @@ def test_a_silent_upload_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         await asyncio.Event().wait()
         yield ()
 
-    with pytest.raises(DeadlinePassed, match="nothing came for"):
+    with pytest.raises(DeadlinePassed, match="the upload sent nothing for"):
         asyncio.run(receiving.request(silent()))
 
 

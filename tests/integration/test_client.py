@@ -477,7 +477,7 @@ def test_a_url_as_a_file_is_a_usage_error(topwork: Command, command: str) -> Non
     name, *options = command.split()
     status, _, errors = topwork(name, *options, "https://example.org/tulip.jpg")
     assert status == 2
-    assert "'https://example.org/tulip.jpg' is a URL, no file" in " ".join(errors.split())
+    assert "'https://example.org/tulip.jpg' is a URL, not a file" in " ".join(errors.split())
 
 
 @pytest.mark.parametrize("name", ["[/x]", "[bold]"])
@@ -502,7 +502,7 @@ def test_a_non_utf_8_argument_is_an_error(topwork: Command, arguments: tuple[str
     """An argument that is not UTF-8 is an error that names it, without a traceback."""
     status, _, errors = topwork(*arguments)
     assert status == 1
-    assert "daisy\\xff is no UTF-8" in errors.splitlines()[-1]
+    assert "daisy\\xff is not UTF-8" in errors.splitlines()[-1]
 
 
 def test_an_error_escapes_control_characters(topwork: Command) -> None:
@@ -522,7 +522,7 @@ def test_a_command_without_a_server_is_an_error(
     assert errors == (
         f"waiting for a server at {unused_address}\n"
         f"error: no server answers at {unused_address} within 0.2 s: nothing listens there; "
-        "a server does once its models are loaded\n"
+        "a server listens only once its models are loaded\n"
     )
 
 
@@ -656,7 +656,7 @@ def test_add_class_refuses_splits(topwork: Command, model: str, tmp_path: Path) 
     options = ("--model", model, "--label", "violet", "--json")
     status, output, errors = topwork("add-class", *options, folder)
     assert (status, output) == (1, "")
-    assert f"learn from {folder}/train alone" in errors
+    assert f"use {folder}/train alone" in errors
     status, output, _ = topwork("add-class", *options, folder / "train")
     assert (status, rows(output)[0]["images_used"]) == (0, 6)
 

@@ -200,8 +200,8 @@ def test_a_server_starts_on_a_read_only_repository(colours: Repository) -> None:
 @pytest.mark.parametrize(
     ("harm", "why"),
     [
-        ("empty", "operations.sqlite is empty, and operations were kept in it"),
-        ("missing", "operations.sqlite is missing, and operations were kept in it"),
+        ("empty", "operations.sqlite is empty, and operations were stored in it"),
+        ("missing", "operations.sqlite is missing, and operations were stored in it"),
         ("garbage", "file is not a database"),
     ],
 )

@@ -172,7 +172,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         return await self._views.message(operation)
 
     async def _change(self, request: ChangeRequest) -> operations_pb2.Operation:
-        return await self._views.message(await self._intake.take(request))
+        return await self._views.message(await self._intake.submit(request))
 
     async def _model(self, model: str) -> model_pb.Model:
         stored = await asyncio.to_thread(self._stored, self._registry.serving(model))

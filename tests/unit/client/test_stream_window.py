@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 from google.rpc import code_pb2, status_pb2
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from topwork.client import stream_window
@@ -97,7 +97,6 @@ def test_images_per_message_below_1_is_refused(images: int) -> None:
         start_window(images=images)
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(
     lengths=st.lists(st.integers(0, 25 * KILO), max_size=30),
     largest=st.integers(1, 60 * KILO),

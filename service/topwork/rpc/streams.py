@@ -39,7 +39,7 @@ class Engine(Protocol):
         top_k: int,
         budget: float | None,
         flow: Flow | None,
-        patient: bool,
+        can_wait: bool,
     ) -> Classified:
         """Return the predictions for encoded images, within ``budget`` seconds."""
 
@@ -103,7 +103,7 @@ class Streams:
                 top_k=request.top_k,
                 budget=min([self._most_seconds, *_given(message, remaining())]),
                 flow=flow,
-                patient=True,
+                can_wait=True,
             )
             return convert.to_classify_response(classified)
 

@@ -78,16 +78,16 @@ def suspects(
     others[all_rows, targets] = 0
     probable = others.argmax(axis=1)
     margin = others[all_rows, probable] - label_probabilities
-    found = np.flatnonzero((margin > 0) & ~confident[all_rows, targets])
-    found = found[np.argsort(-margin[found], kind="stable")]
-    return list(zip(found.tolist(), probable[found].tolist(), strict=True))
+    rows = np.flatnonzero((margin > 0) & ~confident[all_rows, targets])
+    rows = rows[np.argsort(-margin[rows], kind="stable")]
+    return list(zip(rows.tolist(), probable[rows].tolist(), strict=True))
 
 
 def _suspected(exemplars: Exemplars, judged: Judged) -> Iterator[Finding]:
     """Yield suspected label errors as notes: most data sets have some, and a person must decide."""
     targets, labels = exemplars.targets[judged.rows], exemplars.labels
-    found = suspects(targets, judged.probabilities)
-    for row, probable in found[:MAX_SINGLE_SUSPECTS]:
+    suspected = suspects(targets, judged.probabilities)
+    for row, probable in suspected[:MAX_SINGLE_SUSPECTS]:
         looks_like, label = labels[probable], labels[targets[row]]
         probabilities = judged.probabilities[row]
         images = _names(exemplars, [judged.rows[row]])
@@ -100,7 +100,7 @@ def _suspected(exemplars: Exemplars, judged: Judged) -> Iterator[Finding]:
             images=images,
             labels=(label, looks_like),
         )
-    if rest := found[MAX_SINGLE_SUSPECTS:]:
+    if rest := suspected[MAX_SINGLE_SUSPECTS:]:
         concerned = {targets[row] for row, _ in rest} | {probable for _, probable in rest}
         yield Finding(
             kind="suspected_labels",
@@ -114,12 +114,12 @@ def _suspected(exemplars: Exemplars, judged: Judged) -> Iterator[Finding]:
 
 def _several_labels(exemplars: Exemplars) -> Iterator[Finding]:
     """Yield images with several labels; equal digests are adjacent, in label order."""
-    found: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    rows_by_targets: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for _, same in groupby(range(len(exemplars)), lambda row: exemplars.digests[row].tobytes()):
         rows = list(same)
         if len(rows) > 1:
-            found[tuple(exemplars.targets[rows].tolist())] += rows
-    for targets, rows in sorted(found.items()):
+            rows_by_targets[tuple(exemplars.targets[rows].tolist())] += rows
+    for targets, rows in sorted(rows_by_targets.items()):
         labels = tuple(exemplars.labels[target] for target in targets)
         yield Finding(
             kind="several_labels",
@@ -134,14 +134,14 @@ def _several_labels(exemplars: Exemplars) -> Iterator[Finding]:
 def _copies_across_labels(
     exemplars: Exemplars, pairs: NDArray[np.int64], folds: NDArray[np.int64]
 ) -> Iterator[Finding]:
-    found: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    pairs_by_targets: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for pair in pairs.tolist():
         first, second = sorted(pair, key=lambda row: int(exemplars.targets[row]))
         targets = int(exemplars.targets[first]), int(exemplars.targets[second])
         equal = (exemplars.digests[first] == exemplars.digests[second]).all()
         if targets[0] != targets[1] and not equal:
-            found[targets].append((first, second))
-    for targets, alike_pairs in sorted(found.items()):
+            pairs_by_targets[targets].append((first, second))
+    for targets, alike_pairs in sorted(pairs_by_targets.items()):
         labels = tuple(exemplars.labels[target] for target in targets)
         in_different_folds = sum(
             bool(folds[first] != folds[second]) for first, second in alike_pairs

@@ -101,7 +101,7 @@ def find_conflicts(new: Exemplars, known: KnownExemplars, label: str) -> tuple[L
         known.targets
     ]
     rows = np.flatnonzero(others)
-    found = []
+    conflicts = []
     for start in range(0, len(new), BLOCK[0]):
         block = np.arange(start, min(start + BLOCK[0], len(new)))
         for place, line in zip(block.tolist(), _nearest(new, block, known, rows), strict=True):
@@ -111,7 +111,7 @@ def find_conflicts(new: Exemplars, known: KnownExemplars, label: str) -> tuple[L
                 distance, row = divmod(rank, len(known.targets))
                 thumbnails = new.thumbnails[place], known.thumbnail(row)
                 if distance == 0 or not all(thumbnails) or alike(*thumbnails):
-                    found.append(
+                    conflicts.append(
                         LabelConflict(
                             name=new.names[place],
                             label=known.labels[known.targets[row]],
@@ -119,7 +119,7 @@ def find_conflicts(new: Exemplars, known: KnownExemplars, label: str) -> tuple[L
                             exact=distance == 0,
                         )
                     )
-    return tuple(found)
+    return tuple(conflicts)
 
 
 def _nearest(

@@ -27,7 +27,7 @@ class LabelChangeRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonSection:
-    """A revision beside its parent."""
+    """Comparison of a revision with its parent."""
 
     revision: int
     """Number of the parent revision."""

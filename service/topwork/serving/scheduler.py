@@ -238,7 +238,7 @@ class Scheduler:
             return
         deliver = partial(self._deliver, entry, index, taken, time.perf_counter())
         if entry.ended:
-            deliver(Unavailable("nobody waits"))
+            deliver(Unavailable("the caller has cancelled"))
         else:
             entry.batch.backbone.embed(pixels, deliver, present=present)
 

@@ -105,7 +105,9 @@ def test_class_in_a_single_fold_has_no_weight() -> None:
     validation = with_folds(made, folds)
     assert (validation.weights[validation.targets == 2] == 0).all()
     assert (validation.weights[validation.targets != 2] > 0).all()
-    folds[np.flatnonzero(made.targets == 2)[0]] = -1  # taught by an image that is never judged
+    folds[
+        np.flatnonzero(made.targets == 2)[0]
+    ] = -1  # an image of the class that is always trained on
     with_row = with_folds(made, folds)
     assert (with_row.weights > 0).all()
 

@@ -78,17 +78,17 @@ def test_large_support_is_balanced_across_classes(monkeypatch: pytest.MonkeyPatc
     assert np.bincount(targets[rows]).tolist() == [13, 5, 12]
 
 
-@pytest.mark.parametrize("kept", [59, 60])
+@pytest.mark.parametrize("max_points", [59, 60])
 @pytest.mark.parametrize("count", [1, 2])
 def test_nearest_matches_brute_force(
-    kept: int, count: int, monkeypatch: pytest.MonkeyPatch
+    max_points: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Distances match in blocks and threads; the distance to an empty cell is infinite."""
     monkeypatch.setattr(module, "_BLOCK_DISTANCES", 200)
     task = Task(features=features(60, 9), targets=np.zeros(60, dtype=np.int64), classes=1)
     cells = np.random.default_rng(1).choice([0, 2, 3], 60)
     support = task.support
-    monkeypatch.setattr(module, "SUPPORT_ROWS", kept)
+    monkeypatch.setattr(module, "SUPPORT_ROWS", max_points)
     with Threads(count) as threads:
         found = task.nearest(cells, 5, threads)
     between = support.distances(task.features)

@@ -27,7 +27,7 @@ def test_compare_lists_added_and_removed_labels() -> None:
 
 
 def test_accuracy_is_compared_on_common_labels() -> None:
-    """Images of a label that only one revision knows do not count."""
+    """Images of a label that only one revision has are left out."""
     found = _compare({"a": (90, 100), "b": (0, 50)}, {"a": (80, 100), "c": (0, 50)})
     assert found.accuracy is not None
     assert found.accuracy.before == pytest.approx(0.9)

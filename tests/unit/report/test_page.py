@@ -266,8 +266,8 @@ def test_two_thousand_images_stay_small() -> None:
 def test_label_without_evaluated_images_has_no_recall() -> None:
     """A label whose images were all seen by fine-tuning is shown as not evaluated."""
     made = content()
-    kept = np.flatnonzero(made.exemplars.targets < 2)
-    targets, probabilities = made.exemplars.targets[kept], made.judged.probabilities[kept]
+    evaluated = np.flatnonzero(made.exemplars.targets < 2)
+    targets, probabilities = made.exemplars.targets[evaluated], made.judged.probabilities[evaluated]
     metrics = evaluate(targets, probabilities, made.manifest.labels, folds=5)
-    judged = Judged(rows=kept, probabilities=probabilities)
+    judged = Judged(rows=evaluated, probabilities=probabilities)
     assert "not evaluated" in Page(render(replace(made, judged=judged, metrics=metrics))).text

@@ -375,7 +375,7 @@ def test_single_image_is_answered_at_once() -> None:
 
 
 def test_no_answer_waits_behind_a_large_request() -> None:
-    """A single image beside a request of 256 images is answered when it is embedded."""
+    """A single image is answered when it is embedded, despite a request of 256 images."""
 
     async def scenario() -> None:
         harness = Harness()

@@ -66,7 +66,7 @@ def test_backbone_works_without_page_locked_memory(monkeypatch: pytest.MonkeyPat
     """A driver that refuses page-locked memory costs only speed."""
 
     def refuse(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        raise OSError(f"no room for {shape}")
+        raise OSError(f"no memory for {shape}")
 
     class OnGpu:
         on_gpu = True

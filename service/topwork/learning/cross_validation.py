@@ -72,14 +72,14 @@ class CrossValidation:
         The sample has the first exemplars of each class, in the order of their digests. If it has
         no row that can be evaluated, which is possible after fine-tuning, all rows are used.
         """
-        rows_ = take_turns(self.every_target, rows)
-        if len(rows_) == len(self.folds) or (self.folds[rows_] < 0).all():
+        sampled = take_turns(self.every_target, rows)
+        if len(sampled) == len(self.folds) or (self.folds[sampled] < 0).all():
             return self
         return CrossValidation(
-            embeddings=self.embeddings[rows_],
-            every_target=self.every_target[rows_],
+            embeddings=self.embeddings[sampled],
+            every_target=self.every_target[sampled],
             classes=self.classes,
-            folds=self.folds[rows_],
+            folds=self.folds[sampled],
         )
 
     def first_folds(self, rows: int) -> CrossValidation:

@@ -39,8 +39,8 @@ KERNEL_ROWS = 3_000
 COLUMNS = 40
 """Approximate number of columns (classes times problems) of logistic regression per batch.
 
-A product with 15 columns took 0.6 times as long as one with 45, which took as long per column as
-one with 75.
+A product with 15 columns took 0.6 times as long as with 45 columns; the time per column was the
+same with 75 columns.
 """
 
 Sets = NDArray[np.bool_]
@@ -238,10 +238,10 @@ class NearestMean:
         )
         scorers = []
         for members in cells.within:
-            own_rows = counts[members].sum(axis=0)
-            means = sums[members].sum(axis=0) / np.maximum(own_rows, 1)[:, None]
+            own_counts = counts[members].sum(axis=0)
+            means = sums[members].sum(axis=0) / np.maximum(own_counts, 1)[:, None]
             bias = -np.square(means).sum(axis=1) / 2
-            absent = own_rows == 0
+            absent = own_counts == 0
             if absent.any() and not absent.all():  # below the average for any x
                 means[absent] = means[~absent].mean(axis=0)
                 bias[absent] = bias[~absent].min() - 1

@@ -21,7 +21,7 @@ MAX_GROUPS = 10
 """Largest number of groups of classes that are left out in turn; raising it costs more solves."""
 
 _MAX_DEVIATION = 4.0
-"""Standard deviations at which signs are clipped."""
+"""Standard deviations at which signals are clipped."""
 
 _PRIOR_WEIGHT = 0.1
 """Weight of the prior that an image far from all known images is unknown; all data have weight 1.
@@ -49,13 +49,13 @@ def learn_unknown(
 
     ``highest`` are the highest out-of-fold scores of the task's rows whose fold is not -1; logits
     are scores divided by ``temperature``. Classes are left out in turn: a head is learnt from the
-    other classes without one fold. A logistic regression then separates the signs of the images of
-    this fold (known) and of the left-out classes (unknown). Signs are in standard deviations of the
+    other classes without one fold. A logistic regression then separates the signals of the images of
+    this fold (known) and of the left-out classes (unknown). Signals are in standard deviations of the
     known images, so the weights are valid for the head of all classes.
     """
     groups = _Groups(task, folds, threads)
     trials = _trials(task, family, strength, groups, threads)
-    known = _signs(highest, groups.nearest_of_other_folds()[folds >= 0])
+    known = _signals(highest, groups.nearest_of_other_folds()[folds >= 0])
     reachable = np.isfinite(known[:, 1])
     if not trials or not reachable.any():
         return None
@@ -143,8 +143,8 @@ class _Groups:
 
 
 @dataclass(frozen=True, slots=True)
-class _HeldOutSigns:
-    """Signs of images that a head was not trained on, in standard deviations (n, 2)."""
+class _HeldOutSignals:
+    """Signals of images that a head was not trained on, in standard deviations (n, 2)."""
 
     known: FloatArray
     left_out: dict[int, FloatArray]
@@ -153,7 +153,7 @@ class _HeldOutSigns:
 
 def _trials(
     task: Task, family: Family, strength: float, groups: _Groups, threads: Threads
-) -> list[_HeldOutSigns]:
+) -> list[_HeldOutSignals]:
     splits = []
     judged = np.unique(groups.folds[groups.folds >= 0])  # a single fold after fine-tuning
     for group in range(groups.count if len(judged) else 0):
@@ -168,16 +168,14 @@ def _trials(
     sets = np.stack([learnt for _, _, learnt, _, _ in splits])
     (scorers,) = family.solve(task, sets, [strength], final=False, threads=threads)
 
-    def judge(number: int) -> _HeldOutSigns:
+    def judge(number: int) -> _HeldOutSignals:
         group, fold, _, known, unknown = splits[number]
         rows = np.flatnonzero(known | unknown)
-        highest = task.scores(scorers[number], rows).max(
-            axis=1
-        )  # left-out classes are never highest
-        signs = _signs(highest, groups.nearest_without(group, fold)[rows])
-        matrix = _deviations(signs, signs[known[rows]])
+        highest = task.scores(scorers[number], rows).max(axis=1)  # never of a left-out class
+        signals = _signals(highest, groups.nearest_without(group, fold)[rows])
+        matrix = _deviations(signals, signals[known[rows]])
         targets = np.where(unknown[rows], task.targets[rows], -1)
-        return _HeldOutSigns(
+        return _HeldOutSignals(
             known=matrix[targets < 0],
             left_out={
                 target: matrix[targets == target] for target in np.unique(targets).tolist()[1:]
@@ -187,19 +185,19 @@ def _trials(
     return threads.map(judge, range(len(splits)))
 
 
-def _signs(highest: FloatArray, nearest: FloatArray) -> NDArray[np.float64]:
-    """Return the two signs (N, 2); higher values indicate unknown images."""
+def _signals(highest: FloatArray, nearest: FloatArray) -> NDArray[np.float64]:
+    """Return the negated highest score and the distance (N, 2); both grow for unknown images."""
     return np.stack([-highest, nearest], axis=1).astype(np.float64)
 
 
-def _deviations(signs: FloatArray, known: FloatArray) -> FloatArray:
-    """Return signs (N, 2) in standard deviations of the known images."""
-    deviations = (signs - known.mean(axis=0)) / _spread(known)
+def _deviations(signals: FloatArray, known: FloatArray) -> FloatArray:
+    """Return signals (N, 2) in standard deviations of the known images."""
+    deviations = (signals - known.mean(axis=0)) / _spread(known)
     deviations[:, 0] = np.maximum(deviations[:, 0], -_MAX_DEVIATION)
     return np.asarray(deviations)
 
 
-def _fit_weights(trials: list[_HeldOutSigns]) -> tuple[FloatArray, float]:
+def _fit_weights(trials: list[_HeldOutSignals]) -> tuple[FloatArray, float]:
     """Return the non-negative weights (2,) and the bias of the logistic regression.
 
     Known and unknown images have the same total weight, as do all left-out classes.
@@ -207,7 +205,7 @@ def _fit_weights(trials: list[_HeldOutSigns]) -> tuple[FloatArray, float]:
     parts = [(trial.known, 0, 1 / len(trials)) for trial in trials]
     classes = sum(len(trial.left_out) for trial in trials)
     parts += [(rows, 1, 1 / classes) for trial in trials for rows in trial.left_out.values()]
-    # Prior: a distant image is unknown, which few images would not show.
+    # Prior: a distant image is unknown. A few images alone would not show this.
     parts.append((np.array([[0.0, _MAX_DEVIATION]]), 1, _PRIOR_WEIGHT))
     # Clipped, so that a few extreme values do not dominate.
     matrix = np.clip(
@@ -224,7 +222,7 @@ def _fit_weights(trials: list[_HeldOutSigns]) -> tuple[FloatArray, float]:
         slopes = (solution.weights[0, 1] - solution.weights[0, 0]) * used
         if (slopes >= 0).all():
             return slopes, float(solution.bias[0, 1] - solution.bias[0, 0])
-        used &= slopes >= 0  # a negative weight is chance: drop the sign
+        used &= slopes >= 0  # a negative weight is chance: drop the signal
 
 
 def _threshold(probabilities: FloatArray) -> float:
@@ -236,13 +234,11 @@ def _false_rejects(probabilities: FloatArray, folds: NDArray[np.int64]) -> float
     """Return the share of rows above the threshold of the other folds' rows."""
     rejected = 0
     for fold in np.unique(folds):
-        probabilities_of_known = folds == fold
-        others = probabilities[
-            probabilities_of_known if probabilities_of_known.all() else ~probabilities_of_known
-        ]
-        rejected += int(is_unknown(probabilities[probabilities_of_known], _threshold(others)).sum())
+        in_fold = folds == fold
+        others = probabilities[in_fold if in_fold.all() else ~in_fold]
+        rejected += int(is_unknown(probabilities[in_fold], _threshold(others)).sum())
     return rejected / len(folds)
 
 
-def _spread(signs: FloatArray) -> FloatArray:
-    return np.asarray(np.maximum(signs.std(axis=0), 1e-6))
+def _spread(signals: FloatArray) -> FloatArray:
+    return np.asarray(np.maximum(signals.std(axis=0), 1e-6))

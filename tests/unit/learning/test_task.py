@@ -32,10 +32,10 @@ def test_balanced_weights_match_scikit_learn() -> None:
 @pytest.mark.parametrize(("rows", "width"), [(60, 300), (300, 60), (400, 500)])
 def test_support_explains_as_much_variance_as_pca(rows: int, width: int) -> None:
     """The points have the variance of scikit-learn's components within 0.2 %."""
-    rows_ = features(rows, width)
+    known = features(rows, width)
     directions = min(module.DIRECTIONS, rows, width)
-    found = make_support(rows_)
-    oracle = PCA(min(directions, rows - 1), svd_solver="full").fit(rows_.astype(float))
+    found = make_support(known)
+    oracle = PCA(min(directions, rows - 1), svd_solver="full").fit(known.astype(float))
     assert found.points.shape == (rows, directions)
     expected = oracle.explained_variance_.sum() * (rows - 1)
     assert np.square(found.points).sum() == pytest.approx(expected, rel=2e-3)
@@ -45,10 +45,10 @@ def test_support_explains_as_much_variance_as_pca(rows: int, width: int) -> None
 @pytest.mark.parametrize(("rows", "width"), [(60, 300), (200, 100)])
 def test_distances_are_exact_for_few_dimensions(rows: int, width: int) -> None:
     """With at most DIRECTIONS rows or columns, distances of known and new images are exact."""
-    rows_, new = features(rows, width), features(20, width, seed=1)
-    for images in (rows_, new):
-        found = make_support(rows_).distances(images)
-        np.testing.assert_allclose(found, cdist(images, rows_, "sqeuclidean"), atol=2e-3)
+    known, new = features(rows, width), features(20, width, seed=1)
+    for images in (known, new):
+        found = make_support(known).distances(images)
+        np.testing.assert_allclose(found, cdist(images, known, "sqeuclidean"), atol=2e-3)
 
 
 def test_support_fits_into_16_bits() -> None:
@@ -63,10 +63,10 @@ def test_support_fits_into_16_bits() -> None:
 @pytest.mark.parametrize("rows", [1, 7])
 def test_equal_features_have_a_support(rows: int, value: float) -> None:
     """Equal images have distance 0, and other images a larger distance."""
-    rows_ = np.full((rows, 12), value, dtype=np.float32)
-    support = make_support(rows_)
-    np.testing.assert_allclose(support.distances(rows_), 0, atol=1e-6)
-    np.testing.assert_allclose(support.distances(rows_ + 1), 12, rtol=1e-3)
+    known = np.full((rows, 12), value, dtype=np.float32)
+    support = make_support(known)
+    np.testing.assert_allclose(support.distances(known), 0, atol=1e-6)
+    np.testing.assert_allclose(support.distances(known + 1), 12, rtol=1e-3)
 
 
 def test_large_support_is_balanced_across_classes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,9 +110,9 @@ def test_take_turns_matches_brute_force(count: int) -> None:
 def test_class_sums_match_brute_force(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums in blocks match; a class without rows has 0."""
     monkeypatch.setattr(module, "_BLOCK_ROWS", 16)
-    rows_, targets = features(60, 9), np.arange(60) % 4
+    known, targets = features(60, 9), np.arange(60) % 4
     chosen = np.random.default_rng(0).permutation(60)[:rows]
-    found = Task(features=rows_, targets=targets, classes=5).class_sums(chosen)
+    found = Task(features=known, targets=targets, classes=5).class_sums(chosen)
     expected = np.zeros((5, 9))
-    np.add.at(expected, targets[chosen], rows_[chosen])
+    np.add.at(expected, targets[chosen], known[chosen])
     np.testing.assert_allclose(found, expected, atol=1e-6)

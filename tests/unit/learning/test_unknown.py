@@ -105,7 +105,7 @@ def test_distant_images_are_unknown(kind: HeadKind, normalisation: Normalisation
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("counts", [[5, 5, 5], [40, 40], [6] * 12])
-def test_weights_of_signs_have_the_right_sign(counts: list[int], seed: int) -> None:
+def test_weights_of_signals_have_the_right_sign(counts: list[int], seed: int) -> None:
     """A larger distance or a lower logit never lowers the unknown probability."""
     found = learn(exemplars(counts), seed=seed, recipe=Recipe(normalisation="l2")).head.unknown
     assert found is not None
@@ -115,13 +115,13 @@ def test_weights_of_signs_have_the_right_sign(counts: list[int], seed: int) -> N
 
 
 @pytest.mark.parametrize("wrong", [0, 1])
-def test_sign_with_a_negative_weight_is_dropped(wrong: int) -> None:
-    """If a sign has a negative weight by chance, only the other sign is used."""
+def test_signal_with_a_negative_weight_is_dropped(wrong: int) -> None:
+    """If a signal has a negative weight by chance, only the other signal is used."""
     rng = np.random.default_rng(0)
     shift = np.ones(2)
     shift[wrong] = -1
     known = rng.normal(size=(200, 2))
-    trials = [unknown._HeldOutSigns(known=known, left_out={0: rng.normal(size=(200, 2)) + shift})]
+    trials = [unknown._HeldOutSignals(known=known, left_out={0: rng.normal(size=(200, 2)) + shift})]
     weights, bias = unknown._fit_weights(trials)
     assert weights[wrong] == 0
     assert weights[1 - wrong] > 0.5

@@ -49,9 +49,9 @@ def learn_unknown(
 
     ``highest`` are the highest out-of-fold scores of the task's rows whose fold is not -1; logits
     are scores divided by ``temperature``. Classes are left out in turn: a head is learnt from the
-    other classes without one fold. A logistic regression then separates the signals of the images of
-    this fold (known) and of the left-out classes (unknown). Signals are in standard deviations of the
-    known images, so the weights are valid for the head of all classes.
+    other classes without one fold. A logistic regression then separates the signals of the images
+    of this fold (known) and of the left-out classes (unknown). Signals are in standard deviations
+    of the known images, so the weights are valid for the head of all classes.
     """
     groups = _Groups(task, folds, threads)
     trials = _trials(task, family, strength, groups, threads)

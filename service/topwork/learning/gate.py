@@ -54,7 +54,7 @@ class Judgement:
     def of_shards(cls, shards: Iterable[tuple[str, Shard]], metrics: Metrics) -> Judgement:
         """Return the judgement of shards, each with its label, without reading embeddings."""
         parts = [(label, shard) for label, shard in shards if len(shard.seen)]
-        index_of = {quality.label: index for index, quality in enumerate(metrics.per_label)}
+        index_of = {row.label: index for index, row in enumerate(metrics.per_label)}
         if unknown := {label for label, _ in parts} - index_of.keys():
             raise Corrupt(f"the metrics do not have the labels {sorted(unknown)}")
         if not parts:
@@ -88,7 +88,7 @@ class Judgement:
             digests=digests[rows],
             targets=targets[rows],
             right=np.unpackbits(bits, count=len(rows)).astype(bool),
-            labels=tuple(quality.label for quality in metrics.per_label),
+            labels=tuple(row.label for row in metrics.per_label),
             metrics=metrics,
         )
 
@@ -204,32 +204,26 @@ def _keys(digests: NDArray[np.uint8], targets: NDArray[np.int64]) -> NDArray[np.
 
 
 def _taught(metrics: Metrics, label: str) -> Taught:
-    index, quality = next(
-        (index, quality)
-        for index, quality in enumerate(metrics.per_label)
-        if quality.label == label
+    index, row = next(
+        (index, row) for index, row in enumerate(metrics.per_label) if row.label == label
     )
     low, high = (
-        wilson_interval(metrics.confusion[index][index], quality.images)
-        if quality.images
-        else (0.0, 1.0)
+        wilson_interval(metrics.confusion[index][index], row.images) if row.images else (0.0, 1.0)
     )
-    return Taught(label=label, images=quality.images, recall=quality.recall, low=low, high=high)
+    return Taught(label=label, images=row.images, recall=row.recall, low=low, high=high)
 
 
 def _confusions(metrics: Metrics, taught: str | None) -> tuple[ConfusedLabels, ...]:
-    labels = [quality.label for quality in metrics.per_label]
+    labels = [row.label for row in metrics.per_label]
     wrong = np.array(metrics.confusion, dtype=np.int64)
     np.fill_diagonal(wrong, 0)
-    images = np.array([max(1, quality.images) for quality in metrics.per_label])
+    images = np.array([max(1, row.images) for row in metrics.per_label])
     shares = wrong / images[:, None]
     rows, columns = np.nonzero(wrong)
     order = np.lexsort((columns, rows, -wrong[rows, columns], -shares[rows, columns]))
     pairs = list(zip(rows[order].tolist(), columns[order].tolist(), strict=True))
-    own_pairs = [pair for pair in pairs if taught in {labels[pair[0]], labels[pair[1]]}][
-        :OWN_CONFUSIONS
-    ]
-    other_pairs = [pair for pair in pairs if pair not in own_pairs][: CONFUSIONS - len(own_pairs)]
+    own = [pair for pair in pairs if taught in {labels[pair[0]], labels[pair[1]]}][:OWN_CONFUSIONS]
+    others = [pair for pair in pairs if pair not in own][: CONFUSIONS - len(own)]
     return tuple(
         ConfusedLabels(
             label=labels[row],
@@ -238,7 +232,7 @@ def _confusions(metrics: Metrics, taught: str | None) -> tuple[ConfusedLabels, .
             share=float(shares[row, column]),
         )
         for row, column in pairs
-        if (row, column) in own_pairs or (row, column) in other_pairs
+        if (row, column) in own or (row, column) in others
     )
 
 
@@ -261,13 +255,11 @@ def _drop_failure(comparison: Comparison, most: float) -> str:
 
 
 def _recall_failure(comparison: Comparison, taught: Taught, required: float) -> str:
-    own_pairs = [
-        pair for pair in comparison.confusions if taught.label in {pair.label, pair.called}
-    ]
+    own = [pair for pair in comparison.confusions if taught.label in {pair.label, pair.called}]
     return (
         f"the recall of {taught.label!r} is {_percent(taught.recall)} % on "
         f"{_count(taught.images, 'image')} (95 % interval {_percent(taught.low)} to "
-        f"{_percent(taught.high)} %; the minimum is {_percent(required)}){_confused(own_pairs)}"
+        f"{_percent(taught.high)} %; the minimum is {_percent(required)}){_confused(own)}"
     )
 
 

@@ -53,13 +53,13 @@ def table(metrics: Metrics) -> LabelTable:
 
 
 def _row(metrics: Metrics, index: int, predicted: int) -> LabelRow:
-    quality, counts = metrics.per_label[index], metrics.confusion[index]
+    row, counts = metrics.per_label[index], metrics.confusion[index]
     wrong = [0 if other == index else images for other, images in enumerate(counts)]
     most = max(wrong)
     return LabelRow(
-        label=quality.label,
-        recall=intervals.share(counts[index], quality.images) if quality.images else None,
-        precision=quality.precision if predicted else None,
+        label=row.label,
+        recall=intervals.share(counts[index], row.images) if row.images else None,
+        precision=row.precision if predicted else None,
         confused_with=metrics.per_label[wrong.index(most)].label if most else "",
         confused_images=most,
     )

@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 A_co = TypeVar("A_co", covariant=True)
 A = TypeVar("A")
 
-REQUESTS_PER_ANSWER = 4
+REQUESTS_PER_IMAGE = 4
 """Waiting requests per image that a complete answer waits for; raising it makes groups smaller."""
 
 NICE = 2
@@ -125,8 +125,8 @@ class Scheduler:
         self._changed = threading.Condition(threading.Lock())
         self._queue: FairQueue[_Entry] = FairQueue()
         self._complete: list[_Entry] = []
-        self._ends_since_complete = 0
-        """Images that ended since the first of ``_complete``, including that one; 0 if empty."""
+        self._images_waited = 0
+        """Images that ended since the first of ``_complete`` did, including its own; 0 if empty."""
         self._entries: set[_Entry] = set()
         self._in_progress = 0
         self._throughput = ThroughputEstimate(0.01 / cores)
@@ -164,9 +164,8 @@ class Scheduler:
     def expected_seconds(self, images: int) -> float:
         """Return the estimated seconds until a new batch of ``images`` would end."""
         with self._changed:
-            return (
-                self._in_progress + self._queue.ahead(images) + images
-            ) * self._throughput.seconds
+            ahead = self._in_progress + self._queue.ahead(images)
+            return (ahead + images) * self._throughput.seconds
 
     def waiting(self) -> int:
         """Return the number of waiting images."""
@@ -216,10 +215,9 @@ class Scheduler:
         with self._changed:
             group: list[_Entry] = []
             image = None
-            if self._ends_since_complete >= min(
-                1 + self._queue.requests // REQUESTS_PER_ANSWER, LARGEST_GROUP
-            ):
-                group, self._complete, self._ends_since_complete = self._complete, [], 0
+            wait = min(1 + self._queue.requests // REQUESTS_PER_IMAGE, LARGEST_GROUP)
+            if self._images_waited >= wait:
+                group, self._complete, self._images_waited = self._complete, [], 0
             elif (image := self._queue.pop()) is not None:
                 self._in_progress += 1
                 present = self._in_progress + len(self._queue)
@@ -250,7 +248,7 @@ class Scheduler:
             self._progress = time.perf_counter()
             self._throughput.end(self._progress, backlog=len(self._queue) > 0)
             if self._complete:
-                self._ends_since_complete += 1
+                self._images_waited += 1
             if entry.ended:
                 return
             if isinstance(result, Embedded | ImageError):
@@ -260,7 +258,7 @@ class Scheduler:
                 entry.outcomes[index] = ImageOutcome(result, waited, decoded - taken)
                 entry.left -= 1
                 if not entry.left:
-                    self._ends_since_complete = self._ends_since_complete or 1
+                    self._images_waited = self._images_waited or 1
                     self._complete.append(entry)
                     if threading.current_thread() not in self._threads:
                         self._changed.notify()  # a thread of the scheduler checks by itself
@@ -294,19 +292,14 @@ def _answer_group(entries: list[_Entry]) -> Iterator[_End]:
     start = time.perf_counter()
     outcomes = [[outcome for outcome in entry.outcomes if outcome is not None] for entry in entries]
     rows = [
-        [
-            outcome.result.embedding
-            for outcome in batch_outcomes
-            if isinstance(outcome.result, Embedded)
-        ]
-        for batch_outcomes in outcomes
+        [image.result.embedding for image in images if isinstance(image.result, Embedded)]
+        for images in outcomes
     ]
     probabilities, unknown = None, None
     try:
         if any(rows):
-            probabilities, unknown = entries[0].batch.head.run(
-                np.stack([*chain.from_iterable(rows)])
-            )
+            head = entries[0].batch.head
+            probabilities, unknown = head.run(np.stack([*chain.from_iterable(rows)]))
     except Exception as error:
         yield from ((entry, None, error) for entry in entries)
         return

@@ -41,10 +41,7 @@ def new_validation(made: Exemplars, *, seen: int = 0) -> CrossValidation:
 def with_folds(made: Exemplars, folds: NDArray[np.int64]) -> CrossValidation:
     """Return a cross-validation with these folds."""
     return CrossValidation(
-        embeddings=made.embeddings,
-        every_target=made.targets,
-        classes=len(made.labels),
-        folds=folds,
+        embeddings=made.embeddings, every_target=made.targets, classes=len(made.labels), folds=folds
     )
 
 

@@ -11,13 +11,7 @@ from topwork.report import formatting
 
 @pytest.mark.parametrize(
     ("share", "expected"),
-    [
-        (0.0, "0 %"),
-        (0.0001, "< 0.1 %"),
-        (0.919, "91.9 %"),
-        (0.9996, "> 99.9 %"),
-        (1.0, "100 %"),
-    ],
+    [(0.0, "0 %"), (0.0001, "< 0.1 %"), (0.919, "91.9 %"), (0.9996, "> 99.9 %"), (1.0, "100 %")],
 )
 def test_percent_rounds_to_neither_0_nor_100(share: float, expected: str) -> None:
     """Only the exact shares 0 and 1 are shown as 0 % and 100 %."""

@@ -175,9 +175,7 @@ def best(result: ImageAnswer | ImageError) -> str:
     return result.predictions[0].label
 
 
-def test_unreadable_image_is_an_error_in_its_position(
-    repository: Repository,
-) -> None:
+def test_unreadable_image_is_an_error_in_its_position(repository: Repository) -> None:
     """Results are in request order; an unreadable image is an error with its index."""
     images = [PHOTOS["green"], JUNK, PHOTOS["amber"], b"", PHOTOS["crimson"], PHOTOS["blue"][:200]]
 

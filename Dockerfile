@@ -1,11 +1,11 @@
-# Topwork's images. docs/deployment.md says how they are built, run and measured.
+# Topwork's container images, see docs/deployment.md.
 #
-#   serve       the server and its worker on CPUs; what is built when no target is named
-#   serve-cuda  the same on NVIDIA's GPUs
+#   serve       the server and its worker for CPUs; the default target
+#   serve-cuda  the same for NVIDIA GPUs
 #   train       topwork-train
 #
-# Two secrets may be given to the build: pip.conf, pip's settings, and ca.pem, the certificates that
-# they name as /run/secrets/ca.pem.
+# Two optional build secrets: pip.conf, the settings of pip, and ca.pem, the certificates to which
+# pip.conf refers as /run/secrets/ca.pem.
 
 FROM debian:bookworm-slim AS python
 RUN apt-get update \
@@ -13,7 +13,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig /var/log/*
 
 
-# pip is here only, and fills environments that have none.
+# Only this stage has pip; it installs into environments without pip.
 FROM python AS tools
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3-pip
@@ -24,7 +24,7 @@ ENV PIP_CONFIG_FILE=/run/secrets/pip.conf \
     PIP_QUIET=1
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
-# Without the sources: what pip brings is kept until one of these two files changes.
+# The sources are copied later, so that installed packages stay cached until one of these files changes.
 RUN python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
         extras = project["optional-dependencies"]; \
         [open(f"{name}.txt", "w").write("\n".join( \
@@ -42,9 +42,9 @@ RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
 
 
 FROM tools AS train-environment
-# An index with torch for CPUs alone: the usual one has a build with gigabytes of CUDA.
+# Package index with CPU builds of torch; PyPI's build contains gigabytes of CUDA.
 ARG TORCH_INDEX=
-# torch first and by its pin: asked for together with others, pip may take another build.
+# torch is installed first and pinned: together with other packages pip may choose another build.
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
     python3 -m pip --python /opt/topwork install --constraint constraints.txt \
         ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch \
@@ -74,8 +74,8 @@ RUN python3 -m pip --python /opt/topwork install --no-deps --no-index /wheel/*.w
     && sh prune.sh /opt/topwork
 
 
-# What all images have in common. Any user may run them, also one that /etc/passwd does not know: only
-# /repository and /tmp are written to, and /tmp is everybody's home.
+# Base of all images. Any user may run them, even one that /etc/passwd lacks: Topwork writes only to
+# /repository and /tmp, and /tmp is the home directory.
 FROM python AS runtime
 RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin topwork \
     && install --directory --owner 10001 --group 0 --mode 2775 /repository
@@ -86,7 +86,7 @@ ENV HOME=/tmp \
 USER 10001:0
 # deploy/image.py adds version, revision and created.
 LABEL org.opencontainers.image.title="Topwork" \
-      org.opencontainers.image.description="Keep a pre-trained image network frozen and graft classes onto it, while it serves." \
+      org.opencontainers.image.description="gRPC image-classification server that adds classes while it serves, and its trainer." \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name="debian:bookworm-slim"
 
@@ -100,8 +100,8 @@ CMD ["--help"]
 
 
 FROM runtime AS server
-# Process 1 is Python itself: it minds SIGTERM, and its worker ends with it. It starts only with TLS or with
-# --insecure, since other hosts reach its address.
+# Process 1 is Python, which handles SIGTERM and stops its worker. It starts only with TLS or with
+# --insecure, because other hosts can reach its address.
 ENTRYPOINT ["topwork"]
 CMD ["serve"]
 STOPSIGNAL SIGTERM
@@ -114,14 +114,14 @@ ENV TOPWORK_SERVE_REPOSITORY=/repository \
     TOPWORK_WORKER_LOG_FORMAT=json \
     TOPWORK_HEALTH_ADDRESS=127.0.0.1:8081
 EXPOSE 50051 9464
-# By the port of health alone, which speaks plaintext whether or not the other speaks TLS.
-# A worker alone answers nobody: start it with --no-healthcheck.
+# Queries the health port, which is plaintext even if the main port uses TLS. A container that runs
+# only a worker has no health port: start it with --no-healthcheck.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["topwork", "health"]
 
 
 FROM server AS serve-cuda
 COPY --from=serve-cuda-environment /opt/topwork /opt/topwork
-# CUDA and cuDNN came with pip; the server finds them. The driver is the host's.
+# pip has installed CUDA and cuDNN, which the server finds. The driver is the host's.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     TOPWORK_SERVE_PROVIDER=cuda

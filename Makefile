@@ -1,4 +1,4 @@
-# The front door. Everything runs in .venv, which the first target that needs it makes.
+# Entry point for development. Everything runs in .venv, which is created on first use.
 
 VENV := .venv
 PYTHON ?= python3
@@ -6,16 +6,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# Of the container: serve, serve-cuda or train.
+# Target of the container image: serve, serve-cuda or train.
 TARGET := serve
 IMAGE := topwork:$(TARGET)
 
-.PHONY: install demo test test-fast tritonclient lint format proto released bench image image-base image-test soak fuzz audit sbom soak-edge clean
+.PHONY: install demo test test-fast tritonclient lint format proto released bench image image-base image-test soak fuzz mutate audit sbom soak-edge clean
 
-install: $(INSTALLED)  ## Make .venv with everything in it; TORCH_INDEX=, an index of torch for CPUs alone
+install: $(INSTALLED)  ## Create .venv with all dependencies; TORCH_INDEX=URL of an index with CPU builds of torch
 
-# torch first and by its pin: asked for together with others, pip may take a build with CUDA, as it does
-# without TORCH_INDEX, the index of torch for CPUs.
+# torch is installed first and pinned: together with other packages pip may choose a build with CUDA.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
@@ -24,16 +23,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) --editable '.[cpu,train,dev]'
 	touch $@
 
-demo: $(INSTALLED)  ## Tell the whole story; DATA=/path/to/folders NEW=class for your own photos
+demo: $(INSTALLED)  ## Train, serve and add a class; DATA=/path/to/folders NEW=class for your own photos
 	$(BIN)/topwork-train demo $(if $(DATA),"$(DATA)") $(if $(NEW),--new "$(NEW)")
 
 test: $(INSTALLED)  ## Run all tests, on all cores
 	$(BIN)/python -m pytest --numprocesses auto
 
-test-fast: $(INSTALLED)  ## Run the tests that need neither torch nor a server process, in a minute
+test-fast: $(INSTALLED)  ## Run unit tests without torch and server processes
 	$(BIN)/python -m pytest --numprocesses auto -m 'not slow' --ignore tests/unit/trainer tests/unit
 
-# Its grpcio and protobuf are none that our generated code is made for.
+# tritonclient requires other versions of grpcio and protobuf than Topwork's generated code.
 .venv-tritonclient/installed:
 	$(PYTHON) -m venv .venv-tritonclient
 	.venv-tritonclient/bin/python -m pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.73.0'
@@ -42,7 +41,7 @@ test-fast: $(INSTALLED)  ## Run the tests that need neither torch nor a server p
 tritonclient: $(INSTALLED) .venv-tritonclient/installed  ## Test with NVIDIA's client, in an environment of its own
 	$(BIN)/python -m pytest tests/integration/test_tritonclient.py
 
-lint: $(INSTALLED)  ## Style, types, import rules, contract
+lint: $(INSTALLED)  ## Check style, types, import rules and the contract
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -56,11 +55,11 @@ format: $(INSTALLED)  ## Format and fix what can be fixed
 proto: $(INSTALLED)  ## Generate service/topwork/{inference,v1} and docs/api.md from proto/
 	$(BIN)/python proto/generate.py
 
-released: $(INSTALLED)  ## At a release: keep its contract and what it stores, for the tests of later ones
+released: $(INSTALLED)  ## At a release: record its contract and stored files for the tests of later releases
 	$(BIN)/python proto/generate.py --release
 	PYTHONPATH=tests $(BIN)/python -m golden.make
 
-bench: $(INSTALLED)  ## Measure; DATA=/path/to/folders for your own photos
+bench: $(INSTALLED)  ## Run benchmarks; DATA=/path/to/folders for your own photos, PEERS=DIR for other servers
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.serving $(if $(DATA),"$(DATA)") $(if $(PEERS),--peers "$(PEERS)") --docs
 	$(BIN)/python -m pytest -q tests/benchmarks/pieces.py
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.learning $(if $(DATA),"$(DATA)") $(if $(NEW),--new "$(NEW)") --svg docs/learning.svg
@@ -69,21 +68,29 @@ bench: $(INSTALLED)  ## Measure; DATA=/path/to/folders for your own photos
 image:  ## Build a container image; TARGET=serve-cuda or train, FLAGS for the build
 	$(PYTHON) deploy/image.py $(TARGET) --tag $(IMAGE) $(FLAGS)
 
-image-base:  ## Make the base image from Debian's packages, where no registry answers
+image-base:  ## Build the base image from Debian's packages, if no registry can be reached
 	$(PYTHON) deploy/image.py base
 
-image-test: $(INSTALLED) image  ## Build the image and try it
+image-test: $(INSTALLED) image  ## Build and test the image
 	TOPWORK_IMAGE=$(IMAGE) TOPWORK_ENGINE="$$($(PYTHON) deploy/image.py engine)" \
 		$(BIN)/python -m pytest -s tests/image
 
-soak: $(INSTALLED)  ## Kill server and worker for some minutes; KILLS=, MINUTES= (at most), SEED=
+soak: $(INSTALLED)  ## Kill server and worker at random and check every promise; KILLS=, MINUTES= (at most), SEED=
 	PYTHONPATH=tests $(BIN)/python -m soak $(if $(KILLS),--kills $(KILLS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
-fuzz: $(INSTALLED)  ## Search for inputs that break what reads them; SECONDS=60 for each target
+fuzz: $(INSTALLED)  ## Search for inputs that break decoders and parsers; SECONDS=60 for each target
 	$(PIP) --editable '.[fuzz]'
 	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(or $(SECONDS),60) $(TARGETS)
 
-# Of another environment, such as a server's: OF=/path/to/its/bin/python
+.venv-mutate/installed: constraints.txt
+	$(PYTHON) -m venv .venv-mutate
+	.venv-mutate/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt cosmic-ray
+	touch $@
+
+mutate: $(INSTALLED) .venv-mutate/installed  ## Run mutation tests; SAMPLE=100 faults per package, PACKAGES=, SEED=
+	.venv-mutate/bin/python .ci/mutate.py $(BIN)/python $(PACKAGES) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
+
+# Audited environment; another one: OF=/path/to/bin/python
 OF ?= $(BIN)/python
 TOOLS := .venv-audit
 
@@ -93,16 +100,16 @@ $(TOOLS)/installed: constraints.txt
 		cyclonedx-bom pip-audit pip-licenses
 	touch $@
 
-audit: $(INSTALLED) $(TOOLS)/installed  ## Known vulnerabilities and licences of what is installed
+audit: $(INSTALLED) $(TOOLS)/installed  ## List known vulnerabilities and licences of the installed packages
 	$(BIN)/python .ci/audit.py $(TOOLS)/bin "$(OF)" build
 
-sbom: $(INSTALLED) $(TOOLS)/installed  ## What is installed, as a CycloneDX bill of materials: build/sbom.json
+sbom: $(INSTALLED) $(TOOLS)/installed  ## Write a CycloneDX bill of materials: build/sbom.json
 	mkdir -p build
 	$(TOOLS)/bin/cyclonedx-py environment "$(OF)" --pyproject pyproject.toml --output-reproducible \
 		--output-file build/sbom.json
 
-soak-edge: $(INSTALLED)  ## Let clients come, go and cancel for MINUTES; memory and answers must hold
+soak-edge: $(INSTALLED)  ## Let clients connect, cancel and disconnect for MINUTES; check memory and answers
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.edge_soak --minutes $(or $(MINUTES),60)
 
-clean:  ## Remove what make made
-	rm -rf $(VENV) $(TOOLS) .venv-tritonclient build dist
+clean:  ## Remove environments and build outputs
+	rm -rf $(VENV) $(TOOLS) .venv-tritonclient .venv-mutate build dist

@@ -1,7 +1,7 @@
-"""``make audit``: known vulnerabilities and licences of what is installed.
+"""``make audit``: known vulnerabilities and licences of installed packages.
 
-Exit status 1 if a package has a known vulnerability. Where no advisory service answers nothing can
-be known: that is said, and is no failure.
+Exit status 1 if a package has a known vulnerability. If no advisory service answers, that is
+reported and is not a failure.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import sys
 from pathlib import Path
 
 SECONDS = 600
-"""After which an advisory service does not answer."""
+"""Time limit of the advisory service."""
 
 
 def main(tools: Path, python: Path, output: Path) -> int:
     """Audit ``python``'s environment with the programs in ``tools``; return the exit status."""
     output.mkdir(parents=True, exist_ok=True)
     licences = output / "licences.md"
-    asked: list[str | Path] = [
+    command: list[str | Path] = [
         tools / "pip-licenses",
         "--python",
         python,
         "--format=markdown",
         "--with-urls",
     ]
-    licences.write_bytes(subprocess.run(asked, stdout=subprocess.PIPE, check=True).stdout)
+    licences.write_bytes(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     print(f"licences: {licences}")
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
@@ -48,20 +48,20 @@ def main(tools: Path, python: Path, output: Path) -> int:
 
 
 def verdict(report: str, errors: str) -> tuple[int, str]:
-    """Return exit status and text for what pip-audit wrote, its JSON and its errors."""
+    """Return exit status and text for pip-audit's report, JSON, and its errors."""
     try:
         packages = json.loads(report)["dependencies"]
     except (ValueError, KeyError, TypeError):
-        last = (errors.strip().splitlines() or ["it said nothing"])[-1]
+        last = (errors.strip().splitlines() or ["no output"])[-1]
         return 0, f"nothing was audited: no advisory service answered ({last[:200]})"
-    audited = [one for one in packages if "vulns" in one]
+    audited = [package for package in packages if "vulns" in package]
     if not audited:
         return 0, f"nothing was audited: no advisory service knows the {len(packages)} packages"
     lines = [
-        f"{one['name']} {one['version']}: {known['id']}, fixed in "
+        f"{package['name']} {package['version']}: {known['id']}, fixed in "
         f"{', '.join(known.get('fix_versions', [])) or 'no version'}"
-        for one in audited
-        for known in one["vulns"]
+        for package in audited
+        for known in package["vulns"]
     ]
     left = len(packages) - len(audited)
     lines.append(

@@ -1,7 +1,7 @@
-"""Builds the images with whatever builds images here: docker, buildah or podman.
+"""Build the container images with docker, buildah or podman.
 
-``make image`` runs it. It needs nothing but Python, and lends the build the settings with which pip
-reaches its index here; no image keeps them.
+``make image`` runs this file, which needs only Python. The build uses the pip settings of this
+machine; they do not become part of an image.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ SECRETS = "/run/secrets"
 
 
 def engine() -> list[str]:
-    """Return the command that builds: $TOPWORK_ENGINE, or the first one that works here."""
-    if given := os.environ.get("TOPWORK_ENGINE"):
-        return shlex.split(given)
+    """Return the build command: $TOPWORK_ENGINE, or the first engine that works here."""
+    if command := os.environ.get("TOPWORK_ENGINE"):
+        return shlex.split(command)
     for name, probe in (("docker", "info"), ("buildah", "version"), ("podman", "info")):
         if shutil.which(name) and _succeeds([name, probe]):
             return [name]
-    sys.exit("nothing here builds images: install docker, buildah or podman")
+    sys.exit("no engine can build images: install docker, buildah or podman")
 
 
 def build(target: str, tag: str, arguments: list[str]) -> None:
-    """Build the stage ``target`` as ``tag``; ``arguments`` go to the engine's build command."""
+    """Build the stage ``target`` as ``tag``, with further ``arguments`` of the build command."""
     command = engine()
     settings = _pip_settings()
     folders = _folders(settings)
     flags = ["--target", target, "--tag", tag]
-    for name, value in _facts().items():
+    for name, value in _labels().items():
         flags += ["--label", f"org.opencontainers.image.{name}={value}"]
     if Path(command[0]).name != "docker":
-        # OCI's own format has no HEALTHCHECK.
+        # The OCI format has no HEALTHCHECK.
         flags += ["--layers", "--format=docker", "--isolation=chroot"]
         flags += [f"--volume={folder}:{folder}:ro" for folder in folders]
         if _succeeds([*command, "inspect", "--type=image", BASE]):
@@ -58,19 +58,19 @@ def build(target: str, tag: str, arguments: list[str]) -> None:
 
 
 def base() -> None:
-    """Make the base image from Debian's packages, for where no registry answers; needs root."""
+    """Build the base image from Debian's packages, without a registry; needs root."""
     with tempfile.TemporaryDirectory() as directory:
         _run(["debootstrap", "--variant=minbase", "bookworm", directory])
-        for emptied in ("var/cache/apt/archives", "var/lib/apt/lists"):
-            shutil.rmtree(Path(directory, emptied))
+        for cache in ("var/cache/apt/archives", "var/lib/apt/lists"):
+            shutil.rmtree(Path(directory, cache))
         container = _run(["buildah", "from", "scratch"])
         _run(["buildah", "add", "--quiet", container, directory, "/"])
         _run(["buildah", "config", "--cmd", "bash", container])
         _run(["buildah", "commit", "--quiet", "--rm", container, BASE])
 
 
-def _facts() -> dict[str, str]:
-    """Return what the image's labels say: version, revision, time."""
+def _labels() -> dict[str, str]:
+    """Return the image's labels: version, revision, time."""
     version = (ROOT / "service/topwork/__init__.py").read_text().partition('__version__ = "')[2]
     git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     described = subprocess.run(git, capture_output=True, text=True, check=False)
@@ -82,18 +82,20 @@ def _facts() -> dict[str, str]:
 
 
 def _pip_settings() -> dict[str, str]:
-    """Return how pip reaches packages here, whether a file or the environment says so.
+    """Return pip's settings of indexes and proxies, from files and from the environment.
 
-    Without indexes on this machine's disk, which the build does not see.
+    Omits indexes with file: URLs, which the build cannot read.
     """
     pip = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(pip, capture_output=True, text=True, check=True).stdout
     found: dict[str, str] = {}
-    # The environment's come last: they count.
+    # Settings of the environment come last, because they override the others.
     for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:")):
         key, _, value = line.partition("=")
         name = key.rpartition(".")[2]
-        words = [one for one in str(ast.literal_eval(value)).split() if not one.startswith("file:")]
+        words = [
+            word for word in str(ast.literal_eval(value)).split() if not word.startswith("file:")
+        ]
         if words and name in {
             "cert", "default-timeout", "extra-index-url", "find-links", "index-url", "proxy",
             "retries", "timeout", "trusted-host",
@@ -103,8 +105,8 @@ def _pip_settings() -> dict[str, str]:
 
 
 def _folders(settings: dict[str, str]) -> list[str]:
-    """Return the folders of this machine from which pip takes packages."""
-    return [one for one in settings.get("find-links", "").split() if not urlsplit(one).scheme]
+    """Return the local folders in which pip finds packages."""
+    return [link for link in settings.get("find-links", "").split() if not urlsplit(link).scheme]
 
 
 def _succeeds(command: list[str]) -> bool:
@@ -112,25 +114,25 @@ def _succeeds(command: list[str]) -> bool:
 
 
 def _run(command: list[str]) -> str:
-    """Show and run a command; return its output. Ends with its exit status if that is not 0."""
+    """Print and run a command; return its output. Exit with its status if that is not 0."""
     print(shlex.join(command), file=sys.stderr)
-    said = []
+    lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None, "it is a pipe"
         for line in running.stdout:
             print(line, end="", flush=True)
-            said.append(line)
+            lines.append(line)
     if running.returncode:
         sys.exit(running.returncode)
-    return "".join(said).strip()
+    return "".join(lines).strip()
 
 
 def main() -> None:
-    """Build an image, or the base image of all."""
+    """Build an image or the base image, or print the engine."""
     parser = argparse.ArgumentParser(description=__doc__)
     targets = ("serve", "serve-cuda", "train")
     parser.add_argument(
-        "target", choices=[*targets, "base", "engine"], help="engine: only tell what builds"
+        "target", choices=[*targets, "base", "engine"], help="engine: only print the build command"
     )
     parser.add_argument("--tag", help="default: topwork:TARGET")
     known, others = parser.parse_known_args()

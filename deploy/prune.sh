@@ -1,6 +1,6 @@
 #!/bin/sh
-# Removes from an environment what a server never imports: tests and their data, two thirds of onnx
-# among them; ONNX Runtime's converters of language models; the trainer, which cannot run without torch.
+# Removes files from an environment that a server never imports: tests and their data, which are two
+# thirds of onnx; ONNX Runtime's converters of language models; the trainer, which needs torch.
 set -eu
 
 cd "$1"/lib/python3*/site-packages

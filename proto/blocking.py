@@ -1,4 +1,4 @@
-"""Write the blocking client, which is the one for asyncio without ``async`` and ``await``."""
+"""Generator of the blocking client from the asyncio client."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ RUFF = Path(sysconfig.get_path("scripts")) / "ruff"
 TEXTS = {
     "The Python client for asyncio. `make proto` generates the blocking one from this file.":
     "The blocking Python client. Generated from asynchronous.py by `make proto`; never edited.",
-    "for asyncio. Belongs to the event loop that it was made in.":
+    "for asyncio. Use it only in the event loop that it was made in.":
     "that blocks. Safe to use from several threads.",
-    "in the event loop, and never\n": "in a thread of its own, and never\n",
-    " | AsyncIterable[Image]": "",
+    "in the event loop, with a few\n": "in a thread of its own, with a few\n",
+    " | AsyncIterable[ImageSource]": "",
     " | AsyncIterable[NamedImage]": "",
 }  # fmt: skip
-"""Texts that differ, and what they become."""
+"""Texts of the asyncio client and their replacements."""
 
 NAMES = {
     "AsyncClient": "Client",
@@ -33,17 +33,17 @@ NAMES = {
     "aclosing": "closing",
     "async_calls": "blocking_calls",
 }
-"""Names that differ, and what they become."""
+"""Names of the asyncio client and their replacements."""
 
 
 def client(source: str) -> str:
-    """Return the blocking client; ``source`` is the one for asyncio."""
+    """Return the source of the blocking client; ``source`` is the asyncio client."""
     for text, other in TEXTS.items():
         assert text in source, f"asynchronous.py no longer has {text!r}"
         source = source.replace(text, other)
     lines = source.splitlines(keepends=True)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    for token in reversed([one for one in tokens if one.type == tokenize.NAME]):
+    for token in reversed([token for token in tokens if token.type == tokenize.NAME]):
         (row, start), (_, end) = token.start, token.end
         before, after = lines[row - 1][:start], lines[row - 1][end:]
         if token.string in {"async", "await"}:
@@ -56,13 +56,13 @@ def client(source: str) -> str:
         "--unsafe-fixes",
         "--quiet",
         "--select=F401,I001,UP028",
-        given="".join(lines),
+        source="".join(lines),
     )
-    return _ruff("format", "--quiet", given=fixed)
+    return _ruff("format", "--quiet", source=fixed)
 
 
-def _ruff(*command: str, given: str) -> str:
-    """Return ``given`` as ruff changes it."""
+def _ruff(*command: str, source: str) -> str:
+    """Return ``source`` after ruff has changed it."""
     ruff = [str(RUFF), *command, "--stdin-filename=service/topwork/client/blocking.py", "-"]
-    done = subprocess.run(ruff, input=given, capture_output=True, text=True, check=True)
+    done = subprocess.run(ruff, input=source, capture_output=True, text=True, check=True)
     return done.stdout

@@ -1,12 +1,11 @@
-"""Lint the contract, generate its Python, docs/api.md and the blocking client.
+"""Lint the contract; generate its Python code, docs/api.md and the blocking client.
 
-``--check`` only says if they are fresh.
+``--check`` writes nothing and fails if a generated file is stale. Both fail if the contract is
+incompatible with the last release, which proto/released.binpb describes. ``--release`` writes that
+file, once per release; never use it to silence a failure.
 
-Either fails where the contract breaks clients of the last release, which proto/released.binpb
-describes. ``--release`` writes that file anew: once a release, and never to silence this.
-
-buf reads a descriptor set that protoc compiled, because googleapis-common-protos ships
-operations.proto under another file name and buf cannot be told so.
+buf reads a descriptor set that protoc has compiled, because googleapis-common-protos ships
+operations.proto under another file name, which buf does not support.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ MARK = '"""Generated from proto/{} by `make proto`; never edited."""\n'
 
 
 def compile_protos(work: Path, *outputs: str) -> None:
-    """Run protoc on the contract with ``outputs`` as its flags."""
+    """Run protoc on the contract with the flags ``outputs``."""
     shipped = Path(sysconfig.get_path("purelib")) / "google"
     includes = work / "includes" / "google"
     for package in ("api", "rpc", "longrunning"):
@@ -58,10 +57,7 @@ def compile_protos(work: Path, *outputs: str) -> None:
 
 
 def lint(work: Path) -> FileDescriptorSet:
-    """Run buf's rules over the contract and return it; exits when one is broken.
-
-    And its rules of compatibility with the last release.
-    """
+    """Check the contract with ``buf lint`` and ``buf breaking`` and return it; exit on failure."""
     image = work / "image.binpb"
     compile_protos(
         work, f"--descriptor_set_out={image}", "--include_imports", "--include_source_info"
@@ -76,7 +72,7 @@ def lint(work: Path) -> FileDescriptorSet:
 
 
 def generate(work: Path) -> Path:
-    """Generate the Python packages and return the directory that holds them."""
+    """Generate the Python packages and return their directory."""
     out = work / "out"
     out.mkdir()
     compile_protos(
@@ -90,21 +86,22 @@ def generate(work: Path) -> Path:
     )
     for name in PACKAGES:
         (out / name / "__init__.py").write_text(MARK.format(name))
-    for source in SOURCES:  # which `topwork proto` gives to those who write other clients
+    for source in SOURCES:  # for `topwork proto`
         shutil.copy(PROTO / source, out / source)
     return out
 
 
 def main() -> None:
-    """Regenerate, or with ``--check`` fail when that would change a file."""
+    """Generate all files, or with ``--check`` fail if that would change a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if not fresh")
-    parser.add_argument("--release", action="store_true", help=f"write {RELEASED.name} only")
-    asked = parser.parse_args()
-    check = asked.check
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail if a file is stale"
+    )
+    parser.add_argument("--release", action="store_true", help=f"write only {RELEASED.name}")
+    arguments = parser.parse_args()
     with TemporaryDirectory() as directory:
         work = Path(directory)
-        if asked.release:
+        if arguments.release:
             compile_protos(work, f"--descriptor_set_out={RELEASED}", "--include_imports")
             return
         texts = {
@@ -113,7 +110,7 @@ def main() -> None:
         }
         fresh = generate(work)
         names = [name for package in PACKAGES for name in _files(fresh, package)]
-        if not check:
+        if not arguments.check:
             for package in PACKAGES:
                 shutil.rmtree(TARGET / package, ignore_errors=True)
                 shutil.copytree(fresh / package, TARGET / package)
@@ -121,24 +118,24 @@ def main() -> None:
                 path.write_text(text)
             print(json.dumps({"generated": names}))
             return
-        kept = [name for package in PACKAGES for name in _files(TARGET, package)]
+        present = [name for package in PACKAGES for name in _files(TARGET, package)]
         stale = [
             name
             for name in names
-            if name in kept and not filecmp.cmp(fresh / name, TARGET / name, shallow=False)
+            if name in present and not filecmp.cmp(fresh / name, TARGET / name, shallow=False)
         ]
-        stale += sorted(set(names) ^ set(kept))
+        stale += sorted(set(names) ^ set(present))
         stale += [
             str(path.relative_to(PROTO.parent))
             for path, text in texts.items()
             if not path.exists() or path.read_text() != text
         ]
         if stale:
-            sys.exit(f"not fresh, run `make proto`: {', '.join(stale)}")
+            sys.exit(f"stale, run `make proto`: {', '.join(stale)}")
 
 
 def _files(root: Path, package: str) -> list[str]:
-    """Return the names of a package's files, from ``root`` on."""
+    """Return the paths of a package's files, relative to ``root``."""
     return sorted(str(path.relative_to(root)) for path in (root / package).glob("*.*"))
 
 

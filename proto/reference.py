@@ -1,4 +1,4 @@
-"""Write the contract's comments as one page of Markdown."""
+"""Generator of docs/api.md from the comments of the .proto files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INTRODUCTION = """\
 Generated from the comments in [proto/](../proto/topwork) by `make proto`; never edited.
 [How to call it](tutorial-client.md); [limits](reference.md#limits).
 """
-# The numbers by which a file's source information finds its parts: descriptor.proto's fields.
+# Field numbers of descriptor.proto, of which the paths in a file's source information consist.
 FILE_MESSAGES, FILE_ENUMS, FILE_SERVICES = 4, 5, 6
 MESSAGE_FIELDS, MESSAGE_MESSAGES, MESSAGE_ENUMS, SERVICE_METHODS, ENUM_VALUES = 2, 3, 4, 2, 2
 
@@ -29,62 +29,64 @@ Comments = dict[Path, str]
 
 
 def page(contract: FileDescriptorSet, files: Sequence[str]) -> str:
-    """Return the reference of ``files``, of which ``contract`` has the comments."""
+    """Return the reference of ``files`` from the comments in ``contract``."""
     named = {file.name: file for file in contract.file}
     parts = [part for name in files for part in _file(named[name])]
     return "\n\n".join([INTRODUCTION.rstrip(), *parts]) + "\n"
 
 
 def _file(file: FileDescriptorProto) -> Iterator[str]:
-    said: Comments = {
-        tuple(one.path): _text(one.leading_comments) for one in file.source_code_info.location
+    comments: Comments = {
+        tuple(location.path): _text(location.leading_comments)
+        for location in file.source_code_info.location
     }
     for index, service in enumerate(file.service):
         at: Path = (FILE_SERVICES, index)
         yield f"## {file.package}.{service.name}"
-        yield said[at]
+        yield comments[at]
         for number, method in enumerate(service.method):
             yield f"### {service.name}.{method.name}"
             yield _signature(method)
-            yield said[*at, SERVICE_METHODS, number]
+            yield comments[*at, SERVICE_METHODS, number]
     if not file.service:
         yield f"## {file.name}"
     for index, message in enumerate(file.message_type):
-        yield from _message(message, file.package, (FILE_MESSAGES, index), said)
+        yield from _message(message, file.package, (FILE_MESSAGES, index), comments)
     for index, enum in enumerate(file.enum_type):
-        yield from _enum(enum, file.package, (FILE_ENUMS, index), said)
+        yield from _enum(enum, file.package, (FILE_ENUMS, index), comments)
 
 
 def _signature(method: MethodDescriptorProto) -> str:
-    asked = ("stream " if method.client_streaming else "") + _short(method.input_type)
-    answered = ("stream " if method.server_streaming else "") + _short(method.output_type)
-    return f"`{asked}` → `{answered}`"
+    request = ("stream " if method.client_streaming else "") + _short(method.input_type)
+    response = ("stream " if method.server_streaming else "") + _short(method.output_type)
+    return f"`{request}` → `{response}`"
 
 
-def _message(message: DescriptorProto, scope: str, at: Path, said: Comments) -> Iterator[str]:
+def _message(message: DescriptorProto, scope: str, at: Path, comments: Comments) -> Iterator[str]:
     if message.options.map_entry:
-        return  # its field says what it is
+        return  # the type of its field describes it
     name = f"{scope}.{message.name}"
     yield f"### {name}"
-    yield said.get(at, "")
+    yield comments.get(at, "")
     rows = [
         f"| {field.number} | `{field.name}` | {_type(message, field)} | "
-        f"{_cell(said.get((*at, MESSAGE_FIELDS, index), ''))} |"
+        f"{_cell(comments.get((*at, MESSAGE_FIELDS, index), ''))} |"
         for index, field in enumerate(message.field)
     ]
     if rows:
         yield "\n".join(["| | field | type | |", "| --- | --- | --- | --- |", *rows])
     for index, nested in enumerate(message.nested_type):
-        yield from _message(nested, name, (*at, MESSAGE_MESSAGES, index), said)
+        yield from _message(nested, name, (*at, MESSAGE_MESSAGES, index), comments)
     for index, enum in enumerate(message.enum_type):
-        yield from _enum(enum, name, (*at, MESSAGE_ENUMS, index), said)
+        yield from _enum(enum, name, (*at, MESSAGE_ENUMS, index), comments)
 
 
-def _enum(enum: EnumDescriptorProto, scope: str, at: Path, said: Comments) -> Iterator[str]:
+def _enum(enum: EnumDescriptorProto, scope: str, at: Path, comments: Comments) -> Iterator[str]:
     yield f"### {scope}.{enum.name}"
-    yield said.get(at, "")
+    yield comments.get(at, "")
     rows = [
-        f"| {value.number} | `{value.name}` | {_cell(said.get((*at, ENUM_VALUES, index), ''))} |"
+        f"| {value.number} | `{value.name}` | "
+        f"{_cell(comments.get((*at, ENUM_VALUES, index), ''))} |"
         for index, value in enumerate(enum.value)
     ]
     yield "\n".join(["| | value | |", "| --- | --- | --- |", *rows])
@@ -111,7 +113,7 @@ def _kind(field: FieldDescriptorProto) -> str:
 
 
 def _short(name: str) -> str:
-    """Return a type's name as this page has it: of topwork.v1 without the package."""
+    """Return a type's name, without the package if that is topwork.v1."""
     return name.removeprefix(".").removeprefix("topwork.v1.")
 
 

@@ -1,7 +1,7 @@
-"""Topwork serves a frozen image encoder and grafts classes onto it. It runs without torch.
+"""Image-classification server that adds classes while it serves, and its Python client.
 
-The names below are the Python client. They are loaded when they are first asked for, since the
-server and the trainer import this package too.
+The public names are the client. They are imported on first use, because the server and the trainer
+import this package, too. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
     "result",
 ]
 
-_HOMES = {
+_MODULES = {
     "AsyncClient": "asynchronous",
     "CallFailed": "calls",
     "ClassifyResult": "results",
@@ -57,9 +57,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"topwork.client.{_HOMES[name]}"), name)
+    return getattr(import_module(f"topwork.client.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Types of NumPy arrays that several packages use."""
+"""Types of NumPy arrays used by several packages."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from numpy.typing import NDArray
 
 Float32Array: TypeAlias = NDArray[np.float32]
 FloatArray: TypeAlias = NDArray[np.floating]
-"""Of any precision."""
+"""Floating-point array of any precision."""

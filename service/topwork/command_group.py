@@ -1,4 +1,4 @@
-"""Command groups of click that import a command when it is run, and list commands by section."""
+"""Groups of click commands in sections; a command is imported when it runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from importlib import import_module
 import click
 
 
+def example(command_line: str) -> str:
+    """Return the end of a command's help, which shows an example."""
+    return f"\b\nExample:\n  {command_line}"
+
+
 @dataclass(frozen=True, slots=True)
 class Lazy:
     """A command that is not imported yet."""
@@ -16,26 +21,28 @@ class Lazy:
     place: str
     """``module:name``."""
     help: str
-    """The first sentence of its help."""
+    """The first sentence of the command's help."""
     example: str
-    """A command line, which ends its help."""
+    """A command line, shown at the end of the help."""
 
     def load(self) -> click.Command:
         """Import the command."""
         module, _, name = self.place.partition(":")
         command: click.Command = getattr(import_module(module), name)
-        command.epilog = f"\b\nExample:\n  {self.example}"
+        command.epilog = example(self.example)
         return command
 
 
 class CommandGroup(click.Group):
-    """A group whose help needs none of its commands."""
+    """A group whose help imports no command."""
 
     def __init__(self, sections: Mapping[str, Mapping[str, Lazy]], **options: object) -> None:
-        """Take the commands by name, in sections of the help."""
-        super().__init__(**options)  # type: ignore[arg-type] # click's own
+        """``sections`` maps headings of the help to commands by name."""
+        super().__init__(**options)  # type: ignore[arg-type] # click's options
         self._sections = sections
-        self._lazy = {name: lazy for one in sections.values() for name, lazy in one.items()}
+        self._lazy = {
+            name: lazy for commands in sections.values() for name, lazy in commands.items()
+        }
 
     def load_all(self) -> dict[str, click.Command]:
         """Import all commands, by name."""

@@ -1,9 +1,9 @@
-"""Settings of ``topwork serve`` and ``topwork worker``: the one table of them.
+"""Table of the settings of ``topwork serve`` and ``topwork worker``.
 
 Each field is an option of the same name (``queue_limit``: ``--queue-limit``), made by
 ``topwork.cli.settings``, an environment variable (``TOPWORK_SERVE_QUEUE_LIMIT``), a key of
-``--print-config`` and a row of the documentation's table. Imports neither NumPy nor ONNX Runtime,
-since ``--help`` needs it.
+``--print-config`` and a row in docs/configuration.md. Imports neither NumPy nor ONNX Runtime, so
+that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from topwork.bundle.signing.signatures import SigningFiles
 
 _SECRETS = re.compile(r"(?<=//)[^/@]*:.*(?=@)|(?<=password=)[^&]*", re.IGNORECASE)
-"""In a URL: user name and password, and what else may be a password."""
+"""Passwords in a URL: user name and password, and the parameter ``password``."""
 
 Kind = Literal[
     "",
@@ -42,25 +42,25 @@ Kind = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A field's option on the command line, beside its name, type and default."""
+    """Help, default and bounds of a field's option on the command line."""
 
     help: str
     default: str = ""
-    """What holds where none is given, if the field's default does not say it."""
+    """Description of the default, if the field's own default does not say it."""
     kind: Kind = ""
-    """What a text or path is; "flag": a bool without ``--no-``."""
+    """Kind of a text or path; "flag": a bool without ``--no-``."""
     least: int | None = None
     most: int | None = None
     above: float | None = None
-    """Bounds; ``above`` is a lower one that is not itself allowed."""
+    """Bounds; ``above`` is an exclusive lower bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """PEM files, looked at anew for each connection."""
+    """PEM files of TLS, read again for each connection."""
 
     cert: Path
-    """The server's certificate, and those between it and its authority."""
+    """The server's certificate and the intermediate certificates."""
     key: Path
     client_ca: Path | None = None
     """Certificate of the CA that signs client certificates; None: clients need none."""
@@ -68,10 +68,7 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
-    """The settings of ``topwork worker``; they cross the process boundary.
-
-    Raises InvalidInput if settings do not fit together, as does ServeConfig.
-    """
+    """The settings of ``topwork worker``; pickled for the worker process."""
 
     repository: Annotated[
         Path, Setting(kind="directory", help="Directory of bundles; created if it is missing.")
@@ -89,15 +86,15 @@ class WorkerConfig:
         Setting(
             kind="url",
             default="SQLite file in the repository",
-            help="URL of the database of operations, such as postgresql://user@host/topwork: for "
-            "several hosts.",
+            help="URL of the database of operations, such as postgresql://user@host/topwork; "
+            "needed for several hosts.",
         ),
     ] = ""
     executor: Annotated[
         str,
         Setting(
             default="worker; with --database the host's name",
-            help="Name of the worker: the same after every restart, another one on each host.",
+            help="Name of the worker: the same after every restart, different on each host.",
         ),
     ] = ""
     trusted_keys: Annotated[
@@ -105,8 +102,8 @@ class WorkerConfig:
         Setting(
             kind="existing",
             default="none",
-            help="PEM file of public keys, or a directory of them: revisions that only other keys "
-            "have signed are refused.",
+            help="PEM file of trusted public keys, or a directory of such files: revisions signed "
+            "only by other keys are refused.",
         ),
     ] = None
     require_signed: Annotated[
@@ -123,14 +120,14 @@ class WorkerConfig:
     log_format: Annotated[Format, Setting(help="Format of the log on standard error.")] = "text"
 
     def __post_init__(self) -> None:
-        """Name the worker: by what this host's has after a restart, and no other host's has."""
+        """Name the worker: the same name after a restart, another name on each host."""
         if not self.executor:
             name = socket.gethostname() if self.database else "worker"
             object.__setattr__(self, "executor", name)
 
     @property
     def signing(self) -> SigningFiles:
-        """The keys that revisions are checked against and signed with."""
+        """The keys that verify and sign revisions."""
         from topwork.bundle.signing.signatures import SigningFiles
 
         return SigningFiles(
@@ -141,19 +138,19 @@ class WorkerConfig:
 
     @property
     def limits(self) -> ServerLimits:
-        """The bounds on what clients send and models hold."""
+        """The limits of requests and models."""
         return DEFAULT_LIMITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig(WorkerConfig):
-    """The settings of ``topwork serve``, of the worker beside it too."""
+    """The settings of ``topwork serve`` and its worker. Raises InvalidInput if TLS lacks a file."""
 
     address: Annotated[
         str,
         Setting(
             kind="address",
-            help="HOST:PORT, [IPv6]:PORT or unix:PATH to listen on; port 0 takes a free one, which "
+            help="HOST:PORT, [IPv6]:PORT or unix:PATH to listen on; port 0 is a free port, which "
             "the log names.",
         ),
     ] = "127.0.0.1:50051"
@@ -174,8 +171,7 @@ class ServeConfig(WorkerConfig):
         Setting(
             kind="file",
             default="none",
-            help="PEM file of the CA that signs client certificates, which clients then need "
-            "(mTLS).",
+            help="PEM file of the CA that signs client certificates; clients then need one (mTLS).",
         ),
     ] = None
     mtls_address: Annotated[
@@ -183,15 +179,15 @@ class ServeConfig(WorkerConfig):
         Setting(
             kind="address",
             default="none",
-            help="Second address, for clients with a certificate; those at --address need none "
-            "then.",
+            help="Second address, for clients with a certificate; --address then accepts clients "
+            "without.",
         ),
     ] = ""
     insecure: Annotated[
         bool,
         Setting(
             kind="flag",
-            help="Let other hosts connect in plaintext; otherwise only the loopback may.",
+            help="Accept plaintext connections from other hosts, not only from the loopback.",
         ),
     ] = False
     access: Annotated[
@@ -207,30 +203,31 @@ class ServeConfig(WorkerConfig):
         Setting(
             kind="port or address",
             default="none",
-            help="PORT of the loopback, HOST:PORT or unix:PATH, for health checks alone, in "
+            help="PORT of the loopback, HOST:PORT or unix:PATH that serves only health checks, in "
             "plaintext.",
         ),
     ] = ""
     reflection: Annotated[
-        bool, Setting(help="Serve gRPC reflection, which tools such as grpcurl ask.")
+        bool, Setting(help="Serve gRPC reflection, which tools such as grpcurl use.")
     ] = True
     channelz: Annotated[
         bool,
-        Setting(help="Serve gRPC channelz, the state of connections, to admins; extra channelz."),
+        Setting(
+            help="Serve gRPC channelz, the state of connections, to admins; needs extra channelz."
+        ),
     ] = False
     provider: Annotated[
         Provider,
         Setting(
-            help="Execution provider of ONNX Runtime; auto is CUDA where it works, otherwise the "
-            "CPU."
+            help="Execution provider of ONNX Runtime; auto is CUDA if it works, otherwise the CPU."
         ),
     ] = "auto"
     queue_limit: Annotated[
         int,
         Setting(
             least=1,
-            help="Images in the server at a time, of all callers; more are refused at once, those "
-            "of streams wait.",
+            help="Images in the server at a time, of all callers; further requests are refused at "
+            "once, further images of streams wait.",
         ),
     ] = 512
     head_megabytes: Annotated[
@@ -238,19 +235,19 @@ class ServeConfig(WorkerConfig):
     ] = 1000
     max_seconds: Annotated[
         float,
-        Setting(above=0, help="Time limit of a Classify call, whatever deadline its client set."),
+        Setting(above=0, help="Time limit of a Classify call, even if its deadline is later."),
     ] = 60.0
     connection_seconds: Annotated[
         float | None,
         Setting(
             above=0,
             default="never",
-            help="Age at which connections end once their calls have; clients connect anew, "
+            help="Age at which a connection is closed, after its calls end; the client reconnects, "
             "perhaps to another server.",
         ),
     ] = None
     grace_seconds: Annotated[
-        float, Setting(least=0, help="Time that calls in flight have to end after SIGTERM.")
+        float, Setting(least=0, help="Time that calls in flight have to finish after SIGTERM.")
     ] = 10.0
     metrics_port: Annotated[
         int | None,
@@ -258,13 +255,13 @@ class ServeConfig(WorkerConfig):
             least=0,
             most=65535,
             default="none",
-            help="Port that answers Prometheus' GET /metrics, on the host of --address; on the "
-            "loopback if that is a socket.",
+            help="Port of Prometheus' GET /metrics, on the host of --address, or on the loopback "
+            "if that is a socket.",
         ),
     ] = None
     worker: Annotated[
         bool,
-        Setting(help="Run the worker beside the server; otherwise a `topwork worker` must run."),
+        Setting(help="Run the worker beside the server; otherwise run `topwork worker`."),
     ] = True
     model_quota_megabytes: Annotated[
         int,
@@ -280,33 +277,33 @@ class ServeConfig(WorkerConfig):
             kind="url",
             default="none",
             help="URL of an OpenTelemetry collector that receives spans, such as "
-            "http://127.0.0.1:4318; extra otel.",
+            "http://127.0.0.1:4318; needs extra otel.",
         ),
     ] = ""
 
     def __post_init__(self) -> None:
-        """Check what no field can by itself."""
-        WorkerConfig.__post_init__(self)  # super() does not know the class that has the slots
+        """Check the combination of TLS settings."""
+        WorkerConfig.__post_init__(self)  # super() fails in a dataclass with slots
         if self.tls is None and (self.tls_cert or self.tls_key or self.client_ca):
             raise InvalidInput(
-                "--tls-cert and --tls-key go together, and --client-ca with them", field="tls_cert"
+                "--tls-cert and --tls-key go together, and --client-ca needs both", field="tls_cert"
             )
 
     @property
     def tls(self) -> TlsFiles | None:
-        """The PEM files of TLS; None: plaintext."""
+        """The PEM files of TLS, or None for plaintext."""
         if self.tls_cert is None or self.tls_key is None:
             return None
         return TlsFiles(cert=self.tls_cert, key=self.tls_key, client_ca=self.client_ca)
 
     @property
     def limits(self) -> ServerLimits:
-        """The bounds on what clients send and models hold."""
+        """The limits of requests and models."""
         return replace(DEFAULT_LIMITS, max_model_bytes=self.model_quota_megabytes * 10**6)
 
 
-def shown(config: ServeConfig) -> str:
-    """Return a configuration and its limits as JSON, without the passwords in its URLs."""
+def to_json(config: ServeConfig) -> str:
+    """Return a configuration and its limits as JSON, without the passwords in URLs."""
     settings = {
         name: _SECRETS.sub("***", value) if isinstance(value, str) else value
         for name, value in asdict(config).items()

@@ -1,30 +1,30 @@
-"""The errors that Topwork raises, named for the caller's next step.
+"""Tree of the errors that Topwork raises, named for the caller's next step.
 
     TopworkError
-    ├── InvalidInput          the request is wrong: change it (``field`` names what is)
-    │   └── ImageError        one image cannot be read; that image's error, nobody else's
-    ├── Unauthenticated       nobody knows who calls: send a token, or another certificate
-    ├── Forbidden             who calls may not do this: ask who runs the server
-    ├── NotFound              no such model, revision or operation (``resource`` names it)
-    ├── AlreadyExists         a label, or another request under this id (``resource`` names it)
-    ├── NotReady              the state forbids it now, such as too few usable images
-    ├── Stale                 the model is not what the caller took it for: read it, then call again
-    ├── Overloaded            try again after ``retry_after`` seconds
-    ├── QuotaExceeded         what was granted is used up: give something back, or ask an operator
-    ├── DeadlinePassed        the caller's budget was spent before the answer was there
-    ├── Unavailable           this process is starting or stopping: try another, or later
-    └── Corrupt               stored data fails its checksum or its schema: an operator must look
+    ├── InvalidInput          the request is wrong: change its ``field``
+    │   └── ImageError        one image is unreadable; the other images are not affected
+    ├── Unauthenticated       the credentials are missing or unknown: send a token or certificate
+    ├── Forbidden             the caller lacks the role: ask the operator of the server
+    ├── NotFound              the ``resource`` does not exist: a model, revision, operation ...
+    ├── AlreadyExists         the ``resource`` exists: a label, or another request with this id
+    ├── NotReady              the state does not allow the call, such as too few usable images
+    ├── Stale                 the model has changed: read it, then call again
+    ├── Overloaded            the server lacks capacity: retry after ``retry_after`` seconds
+    ├── QuotaExceeded         the quota of ``subject`` is used up: free some, or ask the operator
+    ├── DeadlinePassed        the call did not end before its deadline
+    ├── Unavailable           the process is starting or stopping: retry, or call another server
+    └── Corrupt               stored data fails its checksum or schema: an operator must repair it
 
-``topwork.wire.status`` holds the one table from these to gRPC codes.
+``topwork.wire.status`` has the table that maps them to gRPC codes.
 """
 
 from __future__ import annotations
 
 
 class TopworkError(Exception):
-    """Base of all expected errors; ``str(error)`` is fit for the client and has the wrong value.
+    """Base of all expected errors; clients see ``str(error)``, which contains the wrong value.
 
-    ``reason`` is the stable UPPER_SNAKE_CASE identifier that clients may switch on.
+    ``reason`` is a stable UPPER_SNAKE_CASE identifier that clients may switch on.
     """
 
     reason = "INTERNAL"
@@ -46,7 +46,7 @@ class InvalidInput(TopworkError):
 
 
 class ImageError(InvalidInput):
-    """One image cannot be read."""
+    """An image is unreadable."""
 
     reason = "IMAGE_UNREADABLE"
 
@@ -55,13 +55,13 @@ class ImageError(InvalidInput):
 
 
 class Unauthenticated(TopworkError):
-    """There are no credentials, or none that are known."""
+    """The credentials are missing or unknown."""
 
     reason = "CREDENTIALS_MISSING"
 
 
 class Forbidden(TopworkError):
-    """The caller's role is too low, for anything or for this model."""
+    """The caller lacks the role for this call, or for this model."""
 
     reason = "ROLE_MISSING"
 
@@ -78,7 +78,7 @@ class _AboutResource(TopworkError):
 
 
 class NotFound(_AboutResource):
-    """There is no such model, revision or operation."""
+    """The model, revision, label or operation does not exist."""
 
     reason = "NOT_FOUND"
 
@@ -90,7 +90,7 @@ class AlreadyExists(_AboutResource):
 
 
 class NotReady(TopworkError):
-    """The current state forbids it: too few usable images, no serving revision, cancelled."""
+    """The current state does not allow the call: too few usable images, no serving revision."""
 
     reason = "FAILED_PRECONDITION"
 
@@ -102,7 +102,7 @@ class Stale(TopworkError):
 
 
 class Overloaded(TopworkError):
-    """There is no room, or no time; try again after ``retry_after`` seconds."""
+    """The server lacks capacity or time; retry after ``retry_after`` seconds."""
 
     reason = "OVERLOADED"
 
@@ -112,7 +112,7 @@ class Overloaded(TopworkError):
 
 
 class QuotaExceeded(TopworkError):
-    """What ``subject`` was granted is used up; waiting alone does not help."""
+    """The quota of ``subject`` is used up; waiting does not help."""
 
     reason = "QUOTA_EXCEEDED"
 
@@ -122,13 +122,13 @@ class QuotaExceeded(TopworkError):
 
 
 class DeadlinePassed(TopworkError):
-    """The caller's time was spent before the answer was there."""
+    """The call did not end before its deadline."""
 
     reason = "DEADLINE_PASSED"
 
 
 class Unavailable(TopworkError):
-    """This process is starting or stopping."""
+    """The process is starting or stopping."""
 
     reason = "UNAVAILABLE"
 

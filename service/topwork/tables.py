@@ -1,4 +1,4 @@
-"""Tables of both commands: in a narrow terminal as in a pipe, no cell is cut."""
+"""Tables on standard output: cells are wrapped in a terminal, never truncated."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rich.table import Column, Table
 from topwork.terminal import Console
 
 PIPE_COLUMNS = 10_000
-"""Width of what is no terminal: a row is a line, which ``grep`` and ``awk`` can use."""
+"""Width of a table in a pipe: a row is one line for ``grep`` and ``awk``."""
 
 LEAST_COLUMNS = 80
-"""Width for which tables are made; a narrower terminal wraps their lines itself."""
+"""Least width of a table; a narrower terminal wraps the lines itself."""
 
 WHOLE_COLUMNS = 56
-"""Columns of these that cells may take which are not to be broken."""
+"""Columns of these for cells that are not wrapped."""
 
 
 def console() -> Console:
-    """Return the console of standard output. COLUMNS counts for pipes, too."""
+    """Return the console of standard output; COLUMNS sets its width, in a pipe too."""
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         return Console(width=PIPE_COLUMNS)
     return Console(width=max(LEAST_COLUMNS, Console().width))
@@ -32,10 +32,10 @@ def console() -> Console:
 def table(
     headers: Sequence[str], rows: Iterable[Sequence[str]], *, copied: Sequence[str] = ()
 ) -> Table:
-    """Return a table of plain text, no markup. Cells that are too wide go on below.
+    """Return a table of plain text, without markup; wide cells are wrapped.
 
-    In the columns ``copied`` are names that other commands want: as long as there is room for them,
-    the first ones first, they stay in one line.
+    The columns ``copied`` contain names to copy into other commands. They are not wrapped as long
+    as they fit into WHOLE_COLUMNS, in the order given.
     """
     cells = [*rows]
     longest = {
@@ -43,18 +43,20 @@ def table(
         for header, *column in zip(headers, *cells, strict=True)
         if column
     }
-    room, whole = WHOLE_COLUMNS, set()
+    free, whole = WHOLE_COLUMNS, set()
     for header in copied:
-        if longest.get(header, 0) <= room:
-            room -= longest.get(header, 0)
+        if longest.get(header, 0) <= free:
+            free -= longest.get(header, 0)
             whole.add(header)
-    columns = (Column(escape(one), overflow="fold", no_wrap=one in whole) for one in headers)
-    made = Table(*columns, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    columns = (
+        Column(escape(header), overflow="fold", no_wrap=header in whole) for header in headers
+    )
+    result = Table(*columns, box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for row in cells:
-        made.add_row(*map(escape, row))
-    return made
+        result.add_row(*map(escape, row))
+    return result
 
 
-def width(made: Table) -> int:
-    """Return the columns of the terminal that a table takes when no cell goes on below."""
-    return Console(width=PIPE_COLUMNS).measure(made).maximum
+def width(table: Table) -> int:
+    """Return the width of a table, in characters, without wrapped cells."""
+    return Console(width=PIPE_COLUMNS).measure(table).maximum

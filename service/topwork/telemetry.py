@@ -1,7 +1,7 @@
 """Metrics of a serving process for Prometheus: counters and histograms.
 
-Names and units follow Prometheus' and, for calls, go-grpc-prometheus' conventions. docs/serving.md
-says what to watch.
+Names and units follow the conventions of Prometheus and, for calls, of go-grpc-prometheus.
+docs/serving.md explains them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Telemetry:
-    """The metrics of one process. Cheap: an observation takes about a microsecond."""
+    """The metrics of one process; an observation takes about a microsecond."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
@@ -36,7 +36,7 @@ class Telemetry:
         )
         self.call_seconds = Histogram(
             "grpc_server_handling_seconds",
-            "From a call's arrival to its end.",
+            "Time from the arrival of a call to its end.",
             labels,
             registry=registry,
             buckets=_SECONDS,
@@ -52,8 +52,8 @@ class Telemetry:
         )
         stages = Histogram(
             "topwork_stage_seconds",
-            "Seconds of an image in a stage: queue, decode, backbone (its share of a micro-batch), "
-            "head (of a group of answers).",
+            "Time of an image in a stage: queue, decode, backbone (its share of a micro-batch), "
+            "head (a group of answers).",
             ("stage",),
             registry=registry,
             buckets=_SECONDS,
@@ -64,7 +64,7 @@ class Telemetry:
         self.head = stages.labels("head")
         self.micro_batch = Histogram(
             "topwork_micro_batch_images",
-            "Images in the micro-batch of an image.",
+            "Size of the micro-batch of an image.",
             registry=registry,
             buckets=_SIZES,
         )
@@ -72,11 +72,13 @@ class Telemetry:
             "topwork_rejected_images", "Images refused.", ("reason",), registry=registry
         )
         self.swaps = Counter(
-            "topwork_swaps", "Revisions that began to serve, the first ones too.", registry=registry
+            "topwork_swaps",
+            "Revisions that began to serve, with the first ones.",
+            registry=registry,
         )
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Add a gauge that is asked for its value when it is read, in another thread."""
+        """Add a gauge whose ``value`` is called, in another thread, when it is read."""
         Gauge(name, text, registry=self._registry).set_function(value)
 
     def serve(self, host: str, port: int) -> tuple[WSGIServer, threading.Thread]:

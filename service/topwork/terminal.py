@@ -1,4 +1,4 @@
-"""Output to terminals: no text of a file, a server or a label can control the terminal."""
+"""Terminal output in which control characters of file names and labels are escaped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from topwork.printable import printable
 
 
 class Console(rich.console.Console):
-    """rich's console; strings are printed with their control characters escaped, line by line."""
+    """rich's console, with control characters in strings escaped line by line."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         """See rich.console.Console."""
@@ -26,7 +26,7 @@ class Console(rich.console.Console):
 
 
 class LocalPath(click.Path):
-    """A file or folder on this host: a URL, of which a path would lose a slash, is refused."""
+    """A file or folder on this host; refuses URLs, because a path would lose a slash of theirs."""
 
     def convert(
         self,
@@ -36,15 +36,15 @@ class LocalPath(click.Path):
     ) -> str | bytes | os.PathLike[str]:
         """See click."""
         if "://" in os.fspath(value):
-            self.fail(f"{value!r} is a URL, no file or folder: download it first", param, ctx)
+            self.fail(f"{value!r} is a URL, not a file or folder: download it first", param, ctx)
         return super().convert(value, param, ctx)
 
 
 def run(command: Callable[[], object], *, extras: str) -> None:
-    """Run a command line; an expected error is one line on standard error and exit status 1.
+    """Run a command; print an expected error as one line and exit with status 1.
 
-    Such as a package that is not installed: the error names the ``extras`` that bring all. Standard
-    output escapes what its encoding lacks, as standard error does, instead of failing.
+    The error of a missing package names the ``extras`` that contain it. Standard output escapes
+    characters that its encoding lacks, as standard error does.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -55,10 +55,10 @@ def run(command: Callable[[], object], *, extras: str) -> None:
     except ModuleNotFoundError as error:
         if (package := (error.name or "topwork").partition(".")[0]).startswith("topwork"):
             raise
-        wanted = f"this needs the package {package}: pip install 'topwork[{extras}]'"
-        _fail(NotReady(wanted))
-    except UnicodeEncodeError as error:  # of a message to the server
-        _fail(InvalidInput(f"{printable(error.object)} is no UTF-8", field="argument"))
+        missing = f"this needs the package {package}: pip install 'topwork[{extras}]'"
+        _fail(NotReady(missing))
+    except UnicodeEncodeError as error:  # an argument in a message to the server
+        _fail(InvalidInput(f"{printable(error.object)} is not UTF-8", field="argument"))
 
 
 def _fail(error: TopworkError) -> None:

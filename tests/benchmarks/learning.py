@@ -251,7 +251,8 @@ def prepare(exemplars: int, classes: int, work: Path) -> Row:
 
 def of_topwork(exemplars: int, classes: int, work: Path) -> Row:
     """Learn once to load what is loaded, in small, and change once to measure."""
-    from topwork.changes.retrain import NewExemplars, Trainer
+    from topwork.changes.new_exemplars import NewExemplars
+    from topwork.changes.retrain import Trainer
     from topwork.learning.learn import learn
 
     learn(made_up(60, 3)[0], seed=SEED, threads=2)

@@ -11,7 +11,7 @@ from support.pictures import encode
 
 from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.rpc import convert
+from topwork.rpc.convert.answers import to_classify_response
 from topwork.serving.classify_batch import Classified, ImageAnswer, LabelProbability, Timings
 from topwork.serving.fair_queue import FairQueue, Flow
 from topwork.serving.head import HeadLoader
@@ -66,4 +66,4 @@ def test_response(benchmark: BenchmarkFixture, images: int) -> None:
     )
     timings = Timings(decode=1e-3, queue=1e-3, backbone=2e-3, head=1e-4, total=4e-3)
     classified = Classified(revision=1, results=(answer,) * images, timings=timings)
-    assert benchmark(lambda: convert.to_classify_response(classified).SerializeToString())
+    assert benchmark(lambda: to_classify_response(classified).SerializeToString())

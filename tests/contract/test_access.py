@@ -1,4 +1,4 @@
-"""Nobody calls anything that they may not: every rpc that the server has, one by one."""
+"""Authentication and authorization of every rpc of the server."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from topwork.v1 import classifier_service_pb2 as classify_pb
 TOKENS = {name: tokens.make() for name in ("nobody", *ROLES, "elsewhere", "slow")}
 
 
-class Registered:
-    """A server that only remembers what it was given."""
+class HandlerRecorder:
+    """A server that only records the paths of its handlers."""
 
     def __init__(self) -> None:
         self.methods: set[str] = set()
@@ -51,19 +51,20 @@ class Registered:
 
 
 def registered() -> list[str]:
-    """Return the paths of all methods that a server has, whatever services are added to it."""
-    server, found = Server(ServeConfig(repository=Path("repository"), channelz=True)), Registered()
-    server.register(found)  # type: ignore[arg-type]  # all that it asks of a server
-    return sorted(found.methods)
+    """Return the paths of all methods that the server registers."""
+    recorder = HandlerRecorder()
+    server = Server(ServeConfig(repository=Path("repository"), channelz=True))
+    server.register(recorder)  # type: ignore[arg-type]  # has all methods that are called
+    return sorted(recorder.methods)
 
 
 METHODS = registered()
-NEEDING = [path for path in METHODS if not path.startswith(OPEN)]
+PROTECTED = [path for path in METHODS if not path.startswith(OPEN)]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Yield a server with two models, and somebody for every role."""
+    """Yield a server with two models, and a principal for every role."""
     directory = tmp_path_factory.mktemp("access")
     repository = tiny.repository(directory / "repository")
     images = {label: pictures(label, 20) for label in ("blue", "green")}
@@ -99,39 +100,39 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def channel(server: Running) -> Iterator[grpc.Channel]:
-    """Yield a channel to it."""
-    with grpc.insecure_channel(server.address) as made:
-        yield made
+    """Yield a channel to the server."""
+    with grpc.insecure_channel(server.address) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
 def operation(server: Running) -> str:
-    """Return the name of an operation of the model ``colours``, which nobody will do."""
-    with client(server, "train") as one:
-        return str(one.retrain("colours").name)
+    """Return the name of an operation of the model ``colours``; no worker runs it."""
+    with client_of(server, "train") as client:
+        return str(client.retrain("colours").name)
 
 
-def client(server: Running, who: str) -> Client:
-    """Return a client with somebody's token."""
-    return Client(server.address, Credentials(token=TOKENS[who].token))
+def client_of(server: Running, principal: str) -> Client:
+    """Return a client with a principal's token."""
+    return Client(server.address, Credentials(token=TOKENS[principal].token))
 
 
 def described(path: str) -> MethodDescriptor:
     """Return the descriptor of a method."""
     _, service, method = path.split("/")
-    found: MethodDescriptor = Default().FindServiceByName(service).methods_by_name[method]
-    return found
+    descriptor: MethodDescriptor = Default().FindServiceByName(service).methods_by_name[method]
+    return descriptor
 
 
-def ask(
-    channel: grpc.Channel, path: str, who: str | None, request: Message | None = None
+def call(
+    channel: grpc.Channel, path: str, principal: str | None, request: Message | None = None
 ) -> CallFailed | None:
-    """Call a method with somebody's token; return the error, None if there is none."""
+    """Call a method with a principal's token; return the error, None on success."""
     empty = GetMessageClass(described(path).input_type)()
     method: Any = channel.stream_stream(
         path, request_serializer=lambda message: message.SerializeToString()
     )
-    metadata = () if who is None else [("authorization", f"Bearer {TOKENS[who].token}")]
+    metadata = () if principal is None else [("authorization", f"Bearer {TOKENS[principal].token}")]
     try:
         list(method(iter([request or empty]), metadata=metadata, timeout=30))
     except grpc.RpcError as error:
@@ -139,8 +140,8 @@ def ask(
     return None
 
 
-def about(path: str, model: str) -> Message:
-    """Return a request that says nothing but which model it is about."""
+def request_for(path: str, model: str) -> Message:
+    """Return a request with no field but the model."""
     request: Any = GetMessageClass(described(path).input_type)()
     holder = request.config if "config" in request.DESCRIPTOR.fields_by_name else request
     field = next(
@@ -152,8 +153,8 @@ def about(path: str, model: str) -> Message:
     return message
 
 
-def audited(server: Running, method: str, told: dict[str, str]) -> dict[str, Any]:
-    """Return the line of the audit that tells this of a method, waiting for it."""
+def audit_line(server: Running, method: str, fields: dict[str, str]) -> dict[str, Any]:
+    """Wait for the audit line of a method with these fields, and return it."""
     return servers.eventually(
         lambda: next(
             (
@@ -161,7 +162,7 @@ def audited(server: Running, method: str, told: dict[str, str]) -> dict[str, Any
                 for fact in server.facts
                 if fact["event"] == "audit"
                 and fact["method"].endswith(method)
-                and told.items() <= fact.items()
+                and fields.items() <= fact.items()
             ),
             None,
         )
@@ -169,75 +170,76 @@ def audited(server: Running, method: str, told: dict[str, str]) -> dict[str, Any
 
 
 def test_every_method_has_a_rule() -> None:
-    """A new rpc needs a row in the table, and it is not to be forgotten here either."""
+    """A new rpc needs a row in RULES."""
     assert {path for path in METHODS if path.startswith(OPEN)} == {
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/Watch",
     }
-    assert set(NEEDING) <= set(RULES)
+    assert set(PROTECTED) <= set(RULES)
     listed = {path.split("/")[1] for path in METHODS}
     assert {"topwork.v1.ModelService", "google.longrunning.Operations"} <= listed
     for service in listed:
         methods = Default().FindServiceByName(service).methods
-        assert {f"/{service}/{one.name}" for one in methods} <= set(METHODS)
+        assert {f"/{service}/{method.name}" for method in methods} <= set(METHODS)
 
 
-@pytest.mark.parametrize("path", NEEDING)
-def test_who_shows_nothing_is_refused(channel: grpc.Channel, path: str) -> None:
-    """Without credentials no method says anything, and why is in the error's details."""
-    error = ask(channel, path, None)
+@pytest.mark.parametrize("path", PROTECTED)
+def test_call_without_credentials_is_refused(channel: grpc.Channel, path: str) -> None:
+    """The error's details have the reason."""
+    error = call(channel, path, None)
     assert error is not None
     assert (error.code, error.reason) == ("UNAUTHENTICATED", "CREDENTIALS_MISSING")
 
 
-def test_who_is_refused_is_not_listened_to(channel: grpc.Channel) -> None:
-    """The answer comes before the request: a stranger fills no memory."""
-    asked = threading.Event()
+def test_unauthenticated_call_is_refused_before_request_is_read(channel: grpc.Channel) -> None:
+    """A caller without credentials cannot fill the server's memory."""
+    released = threading.Event()
 
-    def silent() -> Iterator[bytes]:
-        asked.wait(60)
+    def blocked() -> Iterator[bytes]:
+        released.wait(60)
         yield b""
 
     method: Any = channel.stream_unary("/topwork.v1.ClassifierService/Classify")
-    call = method.future(silent(), timeout=30)
+    classify = method.future(blocked(), timeout=30)
     try:
-        assert call.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert not asked.is_set()
+        assert classify.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert not released.is_set()
     finally:
-        asked.set()
+        released.set()
 
 
-@pytest.mark.parametrize("path", NEEDING)
-def test_who_has_too_low_a_role_is_refused(channel: grpc.Channel, path: str) -> None:
-    """A method lets in who has its role, and nobody below."""
+@pytest.mark.parametrize("path", PROTECTED)
+def test_lower_role_is_refused(channel: grpc.Channel, path: str) -> None:
+    """A method admits principals with its role or a higher role, and no others."""
     needed = ROLES.index(RULES[path].role)
-    for who in ("nobody", *ROLES[:needed]):
-        error = ask(channel, path, who)
-        assert error is not None, who
+    for principal in ("nobody", *ROLES[:needed]):
+        error = call(channel, path, principal)
+        assert error is not None, principal
         assert (error.code, error.reason) == ("PERMISSION_DENIED", "ROLE_MISSING")
-    for who in ROLES[needed:]:
-        error = ask(channel, path, who)
-        assert error is None or error.code not in {"PERMISSION_DENIED", "UNAUTHENTICATED"}, who
+    for principal in ROLES[needed:]:
+        error = call(channel, path, principal)
+        code = None if error is None else error.code
+        assert code not in {"PERMISSION_DENIED", "UNAUTHENTICATED"}, principal
 
 
-@pytest.mark.parametrize("path", [path for path in NEEDING if RULES[path].about is not None])
-def test_another_model_is_refused_whether_it_exists_or_not(
+@pytest.mark.parametrize("path", [path for path in PROTECTED if RULES[path].model_of is not None])
+def test_forbidden_model_is_indistinguishable_from_missing_model(
     channel: grpc.Channel, path: str
 ) -> None:
-    """What a role is not for cannot be told from what is not there."""
+    """The error of a model outside the role's scope does not show whether the model exists."""
     texts = set()
     for model in ("colours", "nothing"):
-        error = ask(channel, path, "elsewhere", about(path, model))
+        error = call(channel, path, "elsewhere", request_for(path, model))
         assert error is not None
         assert (error.code, error.reason) == ("PERMISSION_DENIED", "MODEL_FORBIDDEN")
         texts.add(str(error).replace(model, "..."))
     assert len(texts) == 1
-    error = ask(channel, path, "elsewhere", about(path, "shapes"))
+    error = call(channel, path, "elsewhere", request_for(path, "shapes"))
     assert error is None or error.code != "PERMISSION_DENIED"
 
 
-def test_each_message_of_a_stream_is_asked_of(channel: grpc.Channel) -> None:
-    """A stream is answered for the models of its caller; other messages are refused alone."""
+def test_each_message_of_a_stream_is_authorized(channel: grpc.Channel) -> None:
+    """A message about a forbidden model fails alone; the stream continues."""
     stub: Any = channel.stream_stream(
         "/topwork.v1.ClassifierService/StreamClassify",
         request_serializer=classify_pb.StreamClassifyRequest.SerializeToString,
@@ -253,22 +255,23 @@ def test_each_message_of_a_stream_is_asked_of(channel: grpc.Channel) -> None:
         for number, model in enumerate(("shapes", "colours", "nothing", "shapes"))
     ]
     metadata = [("authorization", f"Bearer {TOKENS['elsewhere'].token}")]
-    answers = {one.id: one for one in stub(iter(requests), metadata=metadata, timeout=30)}
-    said = [CallFailed(answers[number].error).reason for number in (1, 2)]
-    assert said == ["MODEL_FORBIDDEN"] * 2
+    responses = stub(iter(requests), metadata=metadata, timeout=30)
+    answers = {response.id: response for response in responses}
+    reasons = [CallFailed(answers[number].error).reason for number in (1, 2)]
+    assert reasons == ["MODEL_FORBIDDEN"] * 2
     assert [len(answers[number].response.results) for number in (0, 3)] == [1, 1]
 
 
-def test_models_are_listed_for_who_may_ask_them(server: Running) -> None:
-    """Others' models are left out, and leave no trace in the pages."""
-    with client(server, "elsewhere") as one:
-        assert [model.name for model in one.models()] == ["models/shapes"]
-    with client(server, "classify") as one:
-        assert [model.name for model in one.models()] == ["models/colours", "models/shapes"]
+def test_list_models_omits_forbidden_models(server: Running) -> None:
+    """A caller sees only the models of its scope."""
+    with client_of(server, "elsewhere") as client:
+        assert [model.name for model in client.models()] == ["models/shapes"]
+    with client_of(server, "classify") as client:
+        assert [model.name for model in client.models()] == ["models/colours", "models/shapes"]
 
 
-def test_the_open_protocol_tells_of_no_others_models(channel: grpc.Channel) -> None:
-    """Index and statistics leave them out, with and without a version."""
+def test_open_inference_omits_forbidden_models(channel: grpc.Channel) -> None:
+    """RepositoryIndex and ModelStatistics show only models of the caller's scope."""
     metadata = (("authorization", f"Bearer {TOKENS['elsewhere'].token}"),)
     stub = inference_grpc.GRPCInferenceServiceStub(channel)
     index = stub.RepositoryIndex(inference_pb.RepositoryIndexRequest(), metadata=metadata)
@@ -285,56 +288,55 @@ def test_the_open_protocol_tells_of_no_others_models(channel: grpc.Channel) -> N
 @pytest.mark.parametrize(
     "method", ["GetOperation", "WaitOperation", "CancelOperation", "DeleteOperation"]
 )
-def test_an_operation_belongs_to_its_model(
+def test_operation_of_forbidden_model_is_not_found(
     channel: grpc.Channel, operation: str, method: str
 ) -> None:
-    """Another model's operation is as good as none, to the letter."""
+    """The error equals that of an operation that does not exist."""
     path = f"/google.longrunning.Operations/{method}"
     texts = set()
     for name in (operation, "operations/00000000-0000-4000-8000-000000000000"):
         request = GetMessageClass(described(path).input_type)(name=name)
-        error = ask(channel, path, "elsewhere", request)
+        error = call(channel, path, "elsewhere", request)
         assert error is not None
         assert error.code == "NOT_FOUND"
         texts.add((str(error).replace(name, "..."), len(error.status.details)))
     assert len(texts) == 1
 
 
-def test_another_models_operation_cannot_be_watched(server: Running, operation: str) -> None:
-    """WatchOperation is no way around it."""
-    with client(server, "elsewhere") as one:
-        error = servers.failure(lambda: list(one.watch(operation)))
+def test_watch_operation_of_forbidden_model_is_not_found(server: Running, operation: str) -> None:
+    """WatchOperation shows no operation of a model outside the caller's scope."""
+    with client_of(server, "elsewhere") as client:
+        error = servers.failure(lambda: list(client.watch(operation)))
     assert error.code == "NOT_FOUND"
 
 
-def test_operations_are_listed_for_who_may_see_them(server: Running, operation: str) -> None:
-    """Others' operations are left out; asking for another model's is refused."""
-    with client(server, "elsewhere") as one:
-        mine = one.retrain("shapes").name
-        found = list(one.operations())
-        assert mine in {each.name for each in found}
-        assert {progress(each).model for each in found} == {"models/shapes"}
-        wanted = 'model = "models/colours"'
-        error = servers.failure(lambda: list(one.operations(wanted)))
+def test_list_operations_omits_forbidden_models(server: Running, operation: str) -> None:
+    """A filter for a forbidden model is refused."""
+    with client_of(server, "elsewhere") as client:
+        own = client.retrain("shapes").name
+        listed = list(client.operations())
+        assert own in {each.name for each in listed}
+        assert {progress(each).model for each in listed} == {"models/shapes"}
+        error = servers.failure(lambda: list(client.operations('model = "models/colours"')))
         assert error.reason == "MODEL_FORBIDDEN"
-    with client(server, "train") as one:
-        assert {operation, mine} <= {each.name for each in one.operations()}
+    with client_of(server, "train") as client:
+        assert {operation, own} <= {each.name for each in client.operations()}
 
 
-def test_a_request_id_of_another_model_tells_nothing_of_it(server: Running, operation: str) -> None:
-    """Who guesses another's request id learns that it is taken, not what for."""
-    with client(server, "elsewhere") as one:
+def test_reused_request_id_does_not_reveal_its_model(server: Running, operation: str) -> None:
+    """REQUEST_ID_REUSED names neither the model nor the operation of the first request."""
+    with client_of(server, "elsewhere") as client:
         error = servers.failure(
-            lambda: one.retrain("shapes", request_id=operation.removeprefix("operations/"))
+            lambda: client.retrain("shapes", request_id=operation.removeprefix("operations/"))
         )
     assert error.reason == "REQUEST_ID_REUSED"
     assert "colours" not in str(error.status)
 
 
-def test_all_methods_that_ask_for_themselves_are_tested_here() -> None:
-    """Of these no rule says which model they are about: the tests above are theirs."""
-    asking = {path for path in NEEDING if RULES[path].about is None}
-    assert {path for path in asking if path.startswith(("/topwork.", "/google."))} == {
+def test_methods_without_model_in_rule_are_tested_here() -> None:
+    """The services of these methods authorize each model; the tests above cover them."""
+    unruled = {path for path in PROTECTED if RULES[path].model_of is None}
+    assert {path for path in unruled if path.startswith(("/topwork.", "/google."))} == {
         "/topwork.v1.ClassifierService/StreamClassify",
         "/topwork.v1.ModelService/ListModels",
         "/topwork.v1.ModelService/WatchOperation",
@@ -347,69 +349,69 @@ def test_all_methods_that_ask_for_themselves_are_tested_here() -> None:
 
 
 def test_health_needs_no_credentials(channel: grpc.Channel) -> None:
-    """A probe has none."""
+    """Probes have no credentials."""
     answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_who_calls_too_often_is_told_when_to_call_again(channel: grpc.Channel) -> None:
-    """The second call within the rate is refused with RetryInfo."""
+def test_call_above_rate_limit_is_refused_with_retry_info(channel: grpc.Channel) -> None:
+    """RetryInfo has the time until the next call is allowed."""
     path = "/topwork.v1.ModelService/ListModels"
-    assert ask(channel, path, "slow") is None
-    error = ask(channel, path, "slow")
+    assert call(channel, path, "slow") is None
+    error = call(channel, path, "slow")
     assert error is not None
     assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "RATE_LIMIT")
     assert 900 < error.retry_after <= 1000
 
 
-def test_every_change_is_in_the_audit(server: Running) -> None:
-    """Who, what, of which model, which operation, and what came of it; refused ones too."""
-    with client(server, "train") as one:
-        name = one.rename_class("colours", "blue", "azure").name
-        one.cancel(name)
-        servers.failure(lambda: one.rollback("colours", 1))
+def test_every_change_is_in_the_audit_log(server: Running) -> None:
+    """A line has principal, method, model, operation and outcome, for refused changes too."""
+    with client_of(server, "train") as client:
+        name = client.rename_class("colours", "blue", "azure").name
+        client.cancel(name)
+        servers.failure(lambda: client.rollback("colours", 1))
     for method, model, operation, outcome in (
         ("ModelService/RenameClass", "colours", name, "OK"),
         ("Operations/CancelOperation", "colours", name, "OK"),
         ("ModelService/Rollback", "", "", "PERMISSION_DENIED"),
     ):
-        told = {"principal": "train", "operation": operation, "outcome": outcome}
-        line = audited(server, method, told)
+        fields = {"principal": "train", "operation": operation, "outcome": outcome}
+        line = audit_line(server, method, fields)
         assert line["model"] == model
         assert line["peer"].startswith("ipv4:127.0.0.1:")
 
 
-def test_an_upload_is_in_the_audit(server: Running) -> None:
+def test_upload_is_in_the_audit_log(server: Running) -> None:
     """The model of an upload is that of its first message."""
-    with client(server, "train") as one:
+    with client_of(server, "train") as client:
         images = [(f"{number}.png", photo) for number, photo in enumerate(pictures("violet", 5))]
-        name = one.add_class("shapes", "violet", images).name
-    line = audited(server, "ModelService/AddClass", {"operation": name, "outcome": "OK"})
+        name = client.add_class("shapes", "violet", images).name
+    line = audit_line(server, "ModelService/AddClass", {"operation": name, "outcome": "OK"})
     assert (line["principal"], line["model"]) == ("train", "shapes")
 
 
 def test_no_secret_is_in_the_log(server: Running) -> None:
-    """Whatever was called, with right and wrong tokens: none was written down."""
-    with Client(server.address, Credentials(token=f"{TOKENS['admin'].token}x")) as one:
-        assert servers.failure(lambda: one.model("colours")).reason == "CREDENTIALS_UNKNOWN"
-    for made in TOKENS.values():
-        assert made.token not in server.log
-        assert made.token.split("_", 2)[2] not in server.log  # a secret may have "_", too
-        assert made.entry.rpartition(":")[2] not in server.log
+    """Neither valid nor invalid tokens are logged."""
+    with Client(server.address, Credentials(token=f"{TOKENS['admin'].token}x")) as client:
+        assert servers.failure(lambda: client.model("colours")).reason == "CREDENTIALS_UNKNOWN"
+    for new in TOKENS.values():
+        assert new.token not in server.log
+        assert new.token.split("_", 2)[2] not in server.log  # a secret may have "_", too
+        assert new.entry.rpartition(":")[2] not in server.log
 
 
-def test_the_access_file_is_read_again(tmp_path: Path) -> None:
-    """Rights come and go with the file; one that cannot be used changes nothing."""
+def test_access_file_is_reloaded(tmp_path: Path) -> None:
+    """Rights follow the file; an unusable file changes nothing."""
     repository = tiny.repository(tmp_path / "repository")
     access = tmp_path / "access.toml"
     first, second = tokens.make(), tokens.make()
     access.write_text(f"[principals.a]\ntokens = ['{first.entry}']\nclassify = ['*']\n")
     with servers.running(repository.root, worker=False, access=str(access)) as started:
 
-        def reason(made: tokens.NewToken) -> str:
-            with Client(started.address, Credentials(token=made.token)) as one:
+        def reason(new: tokens.NewToken) -> str:
+            with Client(started.address, Credentials(token=new.token)) as client:
                 try:
-                    one.model("colours")
+                    client.model("colours")
                 except CallFailed as error:
                     return str(error.reason)
                 return "OK"

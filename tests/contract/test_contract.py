@@ -20,7 +20,9 @@ from support.servers import Running
 from topwork.inference import inference_service_pb2
 from topwork.rpc.open_inference.servicer import OpenInferenceServicer
 from topwork.rpc.server import SERVICES
-from topwork.rpc.servicers import ClassifierServicer, ModelServicer, OperationsServicer
+from topwork.rpc.servicers.classifier import ClassifierServicer
+from topwork.rpc.servicers.models import ModelServicer
+from topwork.rpc.servicers.operations import OperationsServicer
 from topwork.v1 import classifier_service_pb2, model_service_pb2
 
 SERVICERS: dict[str, type] = {
@@ -44,7 +46,7 @@ METHODS: list[MethodDescriptor] = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Yield a server whose operations nobody does."""
+    """Yield a server without a worker."""
     repository = tiny.repository(tmp_path_factory.mktemp("contract") / "repository")
     with servers.running(repository.root, worker=False) as started:
         yield started
@@ -52,20 +54,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def channel(server: Running) -> Iterator[grpc.Channel]:
-    """Yield a channel to it."""
-    with grpc.insecure_channel(server.address) as made:
-        yield made
+    """Yield a channel to the server."""
+    with grpc.insecure_channel(server.address) as opened:
+        yield opened
 
 
 def test_every_service_has_a_servicer() -> None:
-    """The services of the descriptors, of the servicers, and those that are announced are equal."""
+    """The descriptors, the servicers and the server's list have the same services."""
     described = {method.containing_service.full_name for method in METHODS}
     assert described == set(SERVICERS) == set(SERVICES)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.full_name)
 def test_every_rpc_is_implemented(method: MethodDescriptor) -> None:
-    """Each rpc of a service is a method of its servicer's own, streaming where the rpc does."""
+    """The servicer itself defines each rpc, as a generator if the rpc streams responses."""
     implementation = vars(SERVICERS[method.containing_service.full_name]).get(method.name)
     assert implementation is not None
     assert inspect.isasyncgenfunction(implementation) == method.server_streaming
@@ -74,7 +76,7 @@ def test_every_rpc_is_implemented(method: MethodDescriptor) -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.full_name)
 def test_every_rpc_can_be_called(channel: grpc.Channel, method: MethodDescriptor) -> None:
-    """An empty request gets an answer or the reason why not, never an unexpected error."""
+    """An empty request succeeds or is InvalidArgument; it is never an unexpected error."""
     kind = ("stream" if method.client_streaming else "unary") + (
         "_stream" if method.server_streaming else "_unary"
     )
@@ -88,8 +90,7 @@ def test_every_rpc_can_be_called(channel: grpc.Channel, method: MethodDescriptor
     begun = begin(iter([request]) if method.client_streaming else request, timeout=30)
     if method.client_streaming and method.server_streaming:  # each message has its own answer
         assert [answer.error.code for answer in begun] == [code_pb2.INVALID_ARGUMENT]
-    # Of these nothing is required.
-    well = method.name in {
+    has_no_required_field = method.name in {
         "ListModels",
         "ListOperations",
         "ModelStatistics",
@@ -99,7 +100,8 @@ def test_every_rpc_can_be_called(channel: grpc.Channel, method: MethodDescriptor
         "ServerReady",
         "StreamClassify",
     }
-    assert begun.code() is (grpc.StatusCode.OK if well else grpc.StatusCode.INVALID_ARGUMENT)
+    expected = grpc.StatusCode.OK if has_no_required_field else grpc.StatusCode.INVALID_ARGUMENT
+    assert begun.code() is expected
 
 
 def test_reflection_lists_every_service(channel: grpc.Channel) -> None:
@@ -107,22 +109,22 @@ def test_reflection_lists_every_service(channel: grpc.Channel) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     (answer,) = stub.ServerReflectionInfo(iter([request]))
-    listed = {one.name for one in answer.list_services_response.service}
+    listed = {service.name for service in answer.list_services_response.service}
     others = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
     assert listed == set(SERVICES) | others
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_reflection_describes_every_service(channel: grpc.Channel, service: str) -> None:
-    """Reflection gives the file that a service is defined in."""
+    """Reflection returns the file that defines a service."""
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=service)
     (answer,) = stub.ServerReflectionInfo(iter([request]))
     files = [
-        descriptor_pb2.FileDescriptorProto.FromString(one)
-        for one in answer.file_descriptor_response.file_descriptor_proto
+        descriptor_pb2.FileDescriptorProto.FromString(content)
+        for content in answer.file_descriptor_response.file_descriptor_proto
     ]
-    assert service in {f"{file.package}.{one.name}" for file in files for one in file.service}
+    assert service in {f"{file.package}.{each.name}" for file in files for each in file.service}
 
 
 @pytest.mark.parametrize("service", ["", *SERVICES])
@@ -133,8 +135,8 @@ def test_health_is_serving(channel: grpc.Channel, service: str) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_the_health_of_what_is_not_there_is_not_found(channel: grpc.Channel) -> None:
-    """A misspelt service is NOT_FOUND, not silently well."""
+def test_health_of_unknown_service_is_not_found(channel: grpc.Channel) -> None:
+    """A misspelt service is NOT_FOUND instead of SERVING."""
     stub = health_pb2_grpc.HealthStub(channel)
     with pytest.raises(grpc.RpcError) as caught:
         stub.Check(health_pb2.HealthCheckRequest(service="topwork.v1.Classifier"))

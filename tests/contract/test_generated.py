@@ -1,4 +1,4 @@
-"""Generated files (stubs, docs/api.md, the blocking client) are fresh; no client is broken."""
+"""Generated files (stubs, docs/api.md, the blocking client) are fresh; proto stays compatible."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PROTO = ROOT / "proto"
 CLIENT = Path("service", "topwork", "client")
 
 
-def checked(proto: Path) -> subprocess.CompletedProcess[str]:
-    """Return how ``generate.py --check`` of a directory ended."""
+def check(proto: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``generate.py --check`` of a directory."""
     pytest.importorskip("grpc_tools", reason="grpcio-tools 1.71 has no build for this Python")
     return subprocess.run(
         [sys.executable, proto / "generate.py", "--check"],
@@ -25,9 +25,9 @@ def checked(proto: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_what_is_generated_is_fresh() -> None:
-    """Generating again would change no byte."""
-    done = checked(PROTO)
+def test_generated_files_are_fresh() -> None:
+    """Generating again changes no byte."""
+    done = check(PROTO)
     assert done.returncode == 0, done.stderr
 
 
@@ -40,23 +40,21 @@ def test_what_is_generated_is_fresh() -> None:
     ],
     ids=["number", "name", "type"],
 )
-def test_a_change_that_breaks_clients_is_refused(
-    before: str, after: str, why: str, tmp_path: Path
-) -> None:
+def test_breaking_change_is_refused(before: str, after: str, why: str, tmp_path: Path) -> None:
     """A field of the last release keeps its number, its name and its type."""
     proto = shutil.copytree(PROTO, tmp_path / "proto")
     file = proto / "topwork" / "v1" / "revision.proto"
     file.write_text(file.read_text().replace(before, after))
-    done = checked(proto)
+    done = check(proto)
     assert (done.returncode, "buf breaking failed" in done.stderr) == (1, True)
     assert why in done.stdout + done.stderr
 
 
-def test_a_field_may_be_added(tmp_path: Path) -> None:
-    """A new field breaks nobody: only what is generated is not fresh."""
+def test_new_field_is_allowed(tmp_path: Path) -> None:
+    """A new field breaks no client: the only fault is that generated files are stale."""
     proto = shutil.copytree(PROTO, tmp_path / "proto")
     shutil.copytree(ROOT / CLIENT, tmp_path / CLIENT)
     file = proto / "topwork" / "v1" / "revision.proto"
     old = "  int64 parent_revision = 3;\n"
     file.write_text(file.read_text().replace(old, f"{old}  // New.\n  int64 new = 99;\n"))
-    assert "not fresh" in checked(proto).stderr
+    assert "stale" in check(proto).stderr

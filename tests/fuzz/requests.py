@@ -18,7 +18,7 @@ from google.rpc import code_pb2
 
 from fuzz import workplace
 from topwork.access.access_file import Access
-from topwork.access.principals import enter
+from topwork.access.principals import set_caller
 from topwork.bundle.documents import from_data, to_data
 from topwork.bundle.manifest import Manifest
 from topwork.changes.intake import Intake
@@ -30,13 +30,10 @@ from topwork.changes.rows import OperationState, queued, subject_of
 from topwork.changes.uploads import Uploads
 from topwork.errors import NotFound, TopworkError
 from topwork.limits import ServerLimits
-from topwork.rpc.servicers import (
-    ClassifierServicer,
-    Context,
-    ModelServicer,
-    OperationsServicer,
-    OperationViews,
-)
+from topwork.rpc.context import Context
+from topwork.rpc.servicers.classifier import ClassifierServicer
+from topwork.rpc.servicers.models import ModelServicer
+from topwork.rpc.servicers.operations import OperationsServicer, OperationViews
 from topwork.serving import classifier as classifying
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import Classified, Timings
@@ -212,7 +209,7 @@ class _Service:
 
 async def _answer(method: _Method, request: Message) -> Message:
     context = cast("Context", _Context())
-    enter(ANYBODY)
+    set_caller(ANYBODY)
     if not method.streams:
         return cast("Message", await method.call(request, context))
 

@@ -23,7 +23,7 @@ from topwork.bundle.shards import open_shard
 from topwork.bundle.signing.signatures import Signatures
 from topwork.bundle.store import read_manifest
 from topwork.errors import Corrupt, NotReady
-from topwork.rpc import convert
+from topwork.rpc.convert.revisions import PublishedRevision, StoredModel, to_model
 
 KINDS = (Manifest, BackboneInfo, Metrics, ServingState, Signatures)
 """What a document may be; the first byte of an input says which."""
@@ -56,10 +56,8 @@ def read_json(content: bytes) -> None:
         backbone = document
     elif isinstance(document, ServingState):
         state = document
-    published = convert.PublishedRevision(manifest, metrics, backbone)
-    convert.to_model(
-        convert.StoredModel(state, published, [1]), workplace.LIMITS
-    ).SerializeToString()
+    published = PublishedRevision(manifest, metrics, backbone)
+    to_model(StoredModel(state, published, [1]), workplace.LIMITS).SerializeToString()
 
 
 def read_shard(content: bytes) -> None:

@@ -12,7 +12,7 @@ from topwork.bundle.comparison import (
     Gate,
     LabelChange,
     Rejection,
-    Taught,
+    TaughtLabel,
 )
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import BackboneInfo, ChosenHead, Manifest, PrecisionGate, ShardRef
@@ -27,7 +27,7 @@ from topwork.bundle.metrics import (
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing.signatures import Signatures
-from topwork.changes import retrain, worker
+from topwork.changes import new_exemplars, retrain, worker
 from topwork.changes.jobs import (
     ChangeOutcome,
     ChangeResult,
@@ -68,7 +68,7 @@ COMPARISON = Comparison(
             label="daisy", images=900, recall_before=1.0, recall_after=0.9, lost=90, gained=1
         ),
     ),
-    taught=Taught(label="雛菊", images=100, recall=0.5, low=0.4, high=0.6),
+    taught=TaughtLabel(label="雛菊", images=100, recall=0.5, low=0.4, high=0.6),
     confusions=(ConfusedLabels(label="雛菊", called="daisy", images=50, share=0.5),),
 )
 
@@ -209,7 +209,9 @@ DOCUMENTS: tuple[object, ...] = (
     RESULT,
     ChangeOutcome(result=RESULT, ended=SECONDS),
     FAILURE,
-    retrain.NewExemplars(shard=A, backbone=B, images=12, skipped=(SKIPPED,), conflicts=(CONFLICT,)),
+    new_exemplars.NewExemplars(
+        shard=A, backbone=B, images=12, skipped=(SKIPPED,), conflicts=(CONFLICT,)
+    ),
     retrain.Candidate(result=replace(RESULT, predicted=None), published=True, rejected=FAILURE),
     worker._StepDone(value={"shard": A}, failure=FAILURE, started=SECONDS, seconds=1.5),
 )

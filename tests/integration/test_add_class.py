@@ -349,7 +349,7 @@ def test_a_silent_upload_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         await asyncio.Event().wait()
         yield ()
 
-    with pytest.raises(DeadlinePassed, match="nothing came for"):
+    with pytest.raises(DeadlinePassed, match="the upload sent nothing for"):
         asyncio.run(receiving.request(silent()))
 
 

@@ -51,7 +51,7 @@ def test_nothing_to_be_done_is_told(topwork: Command, model: str, tmp_path: Path
     options = ("--model", model, "--label", "blue")
     status, output, _ = topwork("add-examples", *options, photos)
     assert status == 0
-    assert "nothing was to be done: revision 1 serves" in output
+    assert "nothing to do: revision 1 serves" in output
     _, output, _ = topwork("add-examples", *options, "--json", photos)
     assert (row(output)["revision"], row(output)["comparison"]) == (1, None)
 

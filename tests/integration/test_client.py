@@ -315,7 +315,7 @@ def test_classify_goes_on_after_a_bad_file(topwork: Command, tmp_path: Path) -> 
     first, second, third, last = rows(output)
     assert [one["predictions"] for one in (first, second, third)] == [[], [], []]
     assert [one["revision"] for one in (first, second, third, last)] == [1, None, None, 1]
-    assert "is none of JPEG" in first["error"]
+    assert "has an unknown format; supported are JPEG" in first["error"]
     assert second["error"] == "the file cannot be read: No such file or directory"
     assert third["error"].startswith("the file cannot be read: ")
     assert last["predictions"][0]["label"] == "green"
@@ -479,7 +479,7 @@ def test_a_url_is_told_not_to_be_a_file(topwork: Command, command: str) -> None:
     name, *options = command.split()
     status, _, errors = topwork(name, *options, "https://example.org/tulip.jpg")
     assert status == 2
-    assert "'https://example.org/tulip.jpg' is a URL, no file" in " ".join(errors.split())
+    assert "'https://example.org/tulip.jpg' is a URL, not a file" in " ".join(errors.split())
 
 
 @pytest.mark.parametrize("name", ["[/x]", "[bold]"])
@@ -506,7 +506,7 @@ def test_an_argument_that_is_no_utf_8_is_one_line(
     """What no message can hold is an error that names it, and no traceback."""
     status, _, errors = topwork(*arguments)
     assert status == 1
-    assert "daisy\\xff is no UTF-8" in errors.splitlines()[-1]
+    assert "daisy\\xff is not UTF-8" in errors.splitlines()[-1]
 
 
 def test_an_error_controls_no_terminal(topwork: Command) -> None:
@@ -525,8 +525,8 @@ def test_a_server_that_is_not_there_is_one_line(
     assert status == 1
     assert errors == (
         f"waiting for a server at {nobody}\n"
-        f"error: no server answers at {nobody} within 0.2 s: nothing listens there; a server does "
-        "once its models are loaded\n"
+        f"error: no server answers at {nobody} within 0.2 s: nothing listens there; a server "
+        "listens only once its models are loaded\n"
     )
 
 
@@ -667,7 +667,7 @@ def test_add_class_does_not_learn_a_test_set(topwork: Command, model: str, tmp_p
     options = ("--model", model, "--label", "violet", "--json")
     status, output, errors = topwork("add-class", *options, folder)
     assert (status, output) == (1, "")
-    assert f"learn from {folder}/train alone" in errors
+    assert f"use {folder}/train alone" in errors
     status, output, _ = topwork("add-class", *options, folder / "train")
     assert (status, rows(output)[0]["images_used"]) == (0, 6)
 

@@ -269,9 +269,9 @@ def test_notes_are_no_failure(repository: Repository, run: Run) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "operations.sqlite is empty, and operations were kept in it"),
+        (b"", "operations.sqlite is empty, and operations were stored in it"),
         (b"garbage", "file is not a database"),
-        (None, "operations.sqlite is missing, and operations were kept in it"),
+        (None, "operations.sqlite is missing, and operations were stored in it"),
     ],
     ids=["empty", "garbage", "missing"],
 )

@@ -28,11 +28,11 @@ from support.servers import Running, failure
 
 from topwork import CallFailed, Client, progress, result
 from topwork.bundle.store import Repository
-from topwork.changes import worker
 from topwork.client import probe
 from topwork.config import ServeConfig
 from topwork.rpc import server as rpc_server
 from topwork.rpc.server import SERVICES
+from topwork.runtime.supervisor import GAVE_UP
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 
@@ -275,7 +275,7 @@ def test_a_worker_that_cannot_work_gives_up_and_comes_again(colours: Repository)
     try:
         with Client(server.address) as client:
             died = server.fact("worker died")
-            assert (died["exit_code"], died["pause"]) == (worker.GAVE_UP, 2.0)
+            assert (died["exit_code"], died["pause"]) == (GAVE_UP, 2.0)
             assert "workers" in server.fact("worker gives up")["error"]
             assert client.classify("colours", [picture("blue", 60)]).revision == 1
             accepted = client.rename_class("colours", "blue", "azure")

@@ -67,7 +67,7 @@ def test_a_model_that_has_used_up_its_quota(client: Client, narrow: Running) -> 
         assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "MODEL_QUOTA")
         assert quotas(error) == ["models/full"]
         assert error.retry_after == 0.0
-        assert "would pass its quota of 1000000" in str(error)
+        assert "would exceed its quota of 1000000" in str(error)
     assert len(Repository(narrow.repository).stored("images")) == before
     assert client.remove_class("full", "blue").name
 

@@ -95,7 +95,7 @@ def test_a_bad_image_fails_the_call(stub: Any) -> None:
     """The protocol has no errors of single images: the call's error names the first one's index."""
     error = failure(lambda: stub.ModelInfer(request([PHOTO, PHOTO, b"nonsense", b""])))
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "IMAGE_UNREADABLE")
-    assert "image 2: the image (8 bytes) is none of JPEG" in str(error)
+    assert "image 2: the image (8 bytes) has an unknown format; supported are JPEG" in str(error)
     assert fields(error) == ["images[2]"]
     error = failure(lambda: stub.ModelInfer(request([PHOTO, without_palette()])))
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "IMAGE_UNREADABLE")
@@ -105,7 +105,7 @@ def test_pixels_of_another_model_fail_the_call(stub: Any) -> None:
     """Pixels of another size are told the model's."""
     error = failure(lambda: stub.ModelInfer(request(np.zeros((1, 24, 24, 3), dtype=np.uint8))))
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "PIXELS_INVALID")
-    assert "image 0: the image has pixels (24, 24, 3); the model takes (16, 16, 3)" in str(error)
+    assert "image 0: the image has shape (24, 24, 3); the model takes (16, 16, 3)" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ from support.postgres import Postgres
 from support.servers import DEATHS, Running, eventually
 
 from topwork.bundle.store import Repository
-from topwork.changes import worker
 from topwork.changes.database import APPLICATION, CHANGE, noted_database
 from topwork.changes.jobs import Job
 from topwork.changes.operations import Operations
 from topwork.changes.queue import OperationFilter
 from topwork.changes.rows import OperationState
 from topwork.errors import Unavailable
+from topwork.runtime.supervisor import GAVE_UP
 
 MODELS = ("colours", "hues", "shades", "tones")
 EACH = 4
@@ -231,7 +231,7 @@ def test_a_server_starts_without_its_database(
         server = Running([*servers.command(repository.root), "--database", url], repository.root)
         server.fact("no database")
         assert server.fact("ready")["models"] == len(MODELS)
-        assert server.fact("worker died")["exit_code"] == worker.GAVE_UP
+        assert server.fact("worker died")["exit_code"] == GAVE_UP
     finally:
         cluster.start()
     try:

@@ -14,9 +14,9 @@ from support.servers import Running, failure
 from topwork import CallFailed, Client, result
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.store import Repository
-from topwork.changes import worker
 from topwork.changes.database import damage
 from topwork.cli.maintain import gc
+from topwork.runtime.supervisor import GAVE_UP
 
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 
@@ -135,7 +135,7 @@ def test_a_disk_that_fills_up_meanwhile_costs_no_operation(what: str, disk: Path
                 server.close()
                 server = Running(servers.command(repository.root), repository.root)
                 died = server.fact("worker died")
-                assert died["exit_code"] == worker.GAVE_UP
+                assert died["exit_code"] == GAVE_UP
                 why = server.fact("worker gives up")["error"]
                 assert "full" in why or "unable to open" in why or "No space left" in why
                 with Client(server.address) as again:
@@ -176,7 +176,7 @@ def test_a_server_starts_on_a_read_only_repository(colours: Repository) -> None:
         try:
             with Client(server.address) as client:
                 assert serves(client, 1)
-                assert server.fact("worker died")["exit_code"] == worker.GAVE_UP
+                assert server.fact("worker died")["exit_code"] == GAVE_UP
                 error = failure(lambda: client.rename_class("colours", "blue", "azure"))
                 assert error.code == "UNAVAILABLE"
                 assert error.reason in {"DATABASE", "STORAGE"}
@@ -194,8 +194,8 @@ def test_a_server_starts_on_a_read_only_repository(colours: Repository) -> None:
 @pytest.mark.parametrize(
     ("harm", "why"),
     [
-        ("empty", "operations.sqlite is empty, and operations were kept in it"),
-        ("missing", "operations.sqlite is missing, and operations were kept in it"),
+        ("empty", "operations.sqlite is empty, and operations were stored in it"),
+        ("missing", "operations.sqlite is missing, and operations were stored in it"),
         ("garbage", "file is not a database"),
     ],
 )

@@ -24,14 +24,14 @@ from support.servers import Running, failure
 
 from topwork import AsyncClient, CallFailed, Client, StreamResult
 from topwork.bundle.store import Repository
-from topwork.client.exchange import IMAGES_A_MESSAGE, MOST_IMAGES
+from topwork.client.stream_window import IMAGES_PER_MESSAGE, MAX_IN_FLIGHT_IMAGES
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 
 LABELS = ["amber", "blue", "crimson", "green"]
 PHOTOS = [picture(label, 40) for label in LABELS]
 GRACE = 10.0
-BEYOND = MOST_IMAGES + 256
+BEYOND = MAX_IN_FLIGHT_IMAGES + 256
 """More images than a client and a server have in hand."""
 
 
@@ -122,7 +122,7 @@ def test_an_endless_source_is_taken_as_results_are(client: Client) -> None:
     with closing(client.classify_stream("colours", endless(taken))) as stream:
         for number, _ in enumerate(itertools.islice(stream, 1000), 1):
             # Results that were handed over together are no longer in flight: one bound for these.
-            assert taken[0] <= number + 2 * MOST_IMAGES + IMAGES_A_MESSAGE
+            assert taken[0] <= number + 2 * MAX_IN_FLIGHT_IMAGES + IMAGES_PER_MESSAGE
 
 
 def test_an_endless_source_of_asyncio(server: Running) -> None:
@@ -136,7 +136,7 @@ def test_an_endless_source_of_asyncio(server: Running) -> None:
         ):
             for number in range(1, 1000):
                 await anext(stream)
-                assert taken[0] <= number + 2 * MOST_IMAGES + IMAGES_A_MESSAGE
+                assert taken[0] <= number + 2 * MAX_IN_FLIGHT_IMAGES + IMAGES_PER_MESSAGE
 
     asyncio.run(ask())
 

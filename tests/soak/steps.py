@@ -48,7 +48,7 @@ STEPS = (
     Step(
         name="worker spawned",
         process="server",
-        where="topwork.changes.supervisor:Supervisor._spawn",
+        where="topwork.runtime.supervisor:Supervisor._spawn",
         at_start=True,
     ),
     Step(name="image half stored", process="server", where=_WRITTEN),
@@ -85,7 +85,7 @@ STEPS = (
     Step(name="embedding ends", process="worker", where=f"{_WORKER}:Trainer.embed"),
     Step(name="solving begins", process="worker", where=f"{_WORKER}:Trainer.solve", before=True),
     Step(name="solved", process="worker", where="topwork.changes.retrain:learn"),
-    Step(name="revision half published", process="worker", where=f"{_STORE}._renew"),
+    Step(name="revision half published", process="worker", where=f"{_STORE}._refresh_references"),
     Step(name="revision published", process="worker", where=f"{_STORE}.publish"),
     Step(name="solving ends", process="worker", where=f"{_WORKER}:Trainer.solve"),
     Step(

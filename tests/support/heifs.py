@@ -48,7 +48,7 @@ def assembled(
 ) -> bytes:
     """Return a file of items, numbered from 1: the kind, content and properties of each."""
     brand = b"avif" if items[primary - 1][0] == b"av01" else b"heic"
-    return isobmff.written(items, references, primary=primary, brand=brand)
+    return isobmff.write(items, references, primary=primary, brand=brand)
 
 
 def grid(tile: bytes, columns: int, rows: int, size: tuple[int, int]) -> bytes:

@@ -16,7 +16,7 @@ from topwork.bundle.comparison import (
     Gate,
     LabelChange,
     Rejection,
-    Taught,
+    TaughtLabel,
 )
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import BackboneInfo, ChosenHead, Manifest, ShardRef
@@ -180,7 +180,7 @@ COMPARISON = Comparison(
         ),
         LabelChange(label="rose", images=30, recall_before=1.0, recall_after=0.9, lost=3, gained=0),
     ),
-    taught=Taught(label="tulip", images=30, recall=0.4, low=0.25, high=0.58),
+    taught=TaughtLabel(label="tulip", images=30, recall=0.4, low=0.25, high=0.58),
     confusions=(ConfusedLabels(label="tulip", called="rose", images=18, share=0.6),),
 )
 FAILURES = ("too much was lost of 'rose'", "'tulip' was not <b>learnt</b>")

@@ -1,4 +1,4 @@
-"""The tables of commands, which are imported when they are run."""
+"""Tables of lazily imported commands."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ ROWS = pytest.mark.parametrize(
 
 
 @ROWS
-def test_a_row_says_what_its_command_says(program: str, name: str, lazy: Lazy) -> None:
-    """The name and the first sentence of the command's own help are those of the table."""
+def test_row_equals_the_commands_own_help(program: str, name: str, lazy: Lazy) -> None:
+    """The table has the name and the first sentence of the command's help."""
     command = lazy.load()
     paragraph = inspect.cleandoc(command.help or "").split("\n\n")[0].replace("\n", " ")
     assert (program, command.name) == (lazy.example.split()[0], name)
@@ -45,12 +45,12 @@ def test_a_row_says_what_its_command_says(program: str, name: str, lazy: Lazy) -
 
 
 @ROWS
-def test_an_example_is_a_command_line(
+def test_example_is_a_valid_command_line(
     program: str, name: str, lazy: Lazy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is shown at the end of the help, and has the arguments and options that there are."""
-    given, called, *arguments = shlex.split(lazy.example)
-    assert (given, called) == (program, name)
+    """The example ends the help and parses with the command's arguments and options."""
+    first, second, *arguments = shlex.split(lazy.example)
+    assert (first, second) == (program, name)
     monkeypatch.chdir(tmp_path)
     for folder in ("photos/tulips", "more-tulips", "repository"):
         Path(folder).mkdir(parents=True)
@@ -66,7 +66,7 @@ def test_an_example_is_a_command_line(
 
 @pytest.mark.parametrize("program", GROUPS)
 def test_help_lists_all_commands_and_imports_none(program: str) -> None:
-    """Help and version need click alone."""
+    """``--help`` imports click, but no heavy package."""
     module = "topwork.cli" if program == "topwork" else "topwork_trainer.cli"
     code = (
         f"import sys; sys.argv = [{program!r}, '--help']; from {module} import main\n"
@@ -80,8 +80,8 @@ def test_help_lists_all_commands_and_imports_none(program: str) -> None:
     assert done.stdout.endswith("[]\n")
 
 
-def test_a_command_that_is_not_there_is_named() -> None:
-    """A typo is answered as click answers it."""
+def test_unknown_command_is_reported() -> None:
+    """A misspelt command fails with click's message, which has its name."""
     done = CliRunner().invoke(GROUPS["topwork"], ["clasify"])
     assert done.exit_code == 2
     assert "clasify" in done.output

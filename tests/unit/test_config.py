@@ -1,4 +1,4 @@
-"""The configuration as it is printed."""
+"""Settings: printed JSON, TLS files, defaults."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from topwork.config import ServeConfig, TlsFiles, WorkerConfig, shown
+from topwork.config import ServeConfig, TlsFiles, WorkerConfig, to_json
 from topwork.errors import InvalidInput
 
 
-def test_all_that_is_in_effect_is_shown() -> None:
-    """Every setting is there, paths as they are."""
+def test_to_json_has_every_setting() -> None:
+    """The JSON has all settings and limits; paths are strings."""
     config = ServeConfig(repository=Path("repository"), tls_cert=Path("a"), tls_key=Path("b"))
-    found = json.loads(shown(config))
+    found = json.loads(to_json(config))
     assert found["repository"] == "repository"
     assert (found["tls_cert"], found["tls_key"], found["client_ca"]) == ("a", "b", None)
     assert found["limits"]["max_images_per_request"] == 256
@@ -35,17 +35,17 @@ def test_all_that_is_in_effect_is_shown() -> None:
         "postgresql://host/topwork?PASSWORD=secret&sslmode=require",
     ],
 )
-def test_no_password_is_shown(url: str) -> None:
-    """Whatever form a URL has."""
+def test_to_json_hides_passwords(url: str) -> None:
+    """Passwords are hidden in every form of URL."""
     config = ServeConfig(repository=Path("repository"), database=url, otlp_endpoint=url)
-    said = shown(config)
-    assert "secret" not in said
-    assert json.loads(said)["database"].startswith("postgresql://")
-    assert "host/topwork" in said
+    text = to_json(config)
+    assert "secret" not in text
+    assert json.loads(text)["database"].startswith("postgresql://")
+    assert "host/topwork" in text
 
 
-def test_tls_files_are_those_of_the_flat_settings() -> None:
-    """Without a certificate there are none: the server speaks plaintext."""
+def test_tls_has_the_files_of_the_settings() -> None:
+    """``tls`` has the three files, and is None without a certificate."""
     config = ServeConfig(
         repository=Path("r"), tls_cert=Path("a"), tls_key=Path("b"), client_ca=Path("c")
     )
@@ -54,29 +54,29 @@ def test_tls_files_are_those_of_the_flat_settings() -> None:
 
 
 @pytest.mark.parametrize("name", ["tls_cert", "tls_key", "client_ca"])
-def test_part_of_tls_alone_is_refused(name: str) -> None:
-    """It would leave the server in plaintext, which nobody asked for."""
+def test_incomplete_tls_is_refused(name: str) -> None:
+    """A single file would leave the server in plaintext."""
     files: dict[str, Any] = {name: Path("file.pem")}
     with pytest.raises(InvalidInput, match="go together"):
         ServeConfig(repository=Path("r"), **files)
 
 
-def test_worker_is_named_for_its_host_where_hosts_share_a_database() -> None:
-    """Otherwise its name is ``worker``; a name that is given stays."""
+def test_executor_defaults_to_host_name_with_a_shared_database() -> None:
+    """Without a shared database the default is ``worker``; an explicit name wins."""
     url = "postgresql://host/topwork"
     assert WorkerConfig(repository=Path("r")).executor == "worker"
     assert WorkerConfig(repository=Path("r"), database=url).executor == socket.gethostname()
     assert WorkerConfig(repository=Path("r"), database=url, executor="mine").executor == "mine"
 
 
-def test_quota_of_a_model_is_one_of_the_limits() -> None:
-    """``--model-quota-megabytes`` counts millions of bytes."""
+def test_model_quota_sets_a_limit() -> None:
+    """``--model-quota-megabytes`` is in units of 1,000,000 bytes."""
     config = ServeConfig(repository=Path("r"), model_quota_megabytes=3)
     assert config.limits.max_model_bytes == 3_000_000
 
 
 def test_config_imports_neither_numpy_nor_onnxruntime() -> None:
-    """``topwork serve --help`` needs the table of settings alone."""
+    """``topwork serve --help`` stays fast."""
     code = "import sys, topwork.config; print({'numpy', 'onnxruntime'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -1,6 +1,6 @@
-"""The fuzz targets hold what they say on their seeds, and on these a little changed.
+"""Fuzz targets, run on their seeds and on mutations of the seeds.
 
-``make fuzz`` searches on, with coverage to guide it; here it is seen that the targets still work.
+``make fuzz`` searches further, guided by coverage; these tests show that the targets still work.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import random
 import pytest
 from fuzz.targets import TARGETS
 
-CHANGED = 60
-"""Changed inputs of each target."""
+MUTATIONS = 60
+"""Mutated inputs per target."""
 
 
-def changed(seed: bytes, rng: random.Random) -> bytes:
-    """Return ``seed`` cut, repeated or with some other bytes."""
+def mutated(seed: bytes, rng: random.Random) -> bytes:
+    """Return ``seed`` with parts deleted, repeated or replaced."""
     content = bytearray(seed)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(content) + 1)
@@ -30,8 +30,8 @@ def changed(seed: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_target_takes_what_comes(name: str) -> None:
-    """Nothing but what a target declares is raised, whatever it is given."""
+def test_target_raises_only_declared_errors(name: str) -> None:
+    """No empty, valid or mutated input raises an error that the target does not declare."""
     target = TARGETS[name]
     seeds = target.seeds()
     rng = random.Random(name)
@@ -39,12 +39,12 @@ def test_a_target_takes_what_comes(name: str) -> None:
     for seed in seeds:
         assert len(seed) <= target.longest
         target.run(seed)
-    for _ in range(CHANGED):
-        target.run(changed(rng.choice(seeds), rng))
+    for _ in range(MUTATIONS):
+        target.run(mutated(rng.choice(seeds), rng))
 
 
-def test_a_target_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is raised and not declared is not swallowed."""
+def test_target_raises_undeclared_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target does not swallow an error that it does not declare."""
     from fuzz import images
 
     def broken(*_: object, **__: object) -> None:

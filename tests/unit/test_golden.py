@@ -1,4 +1,4 @@
-"""Documents that released versions stored are read by this version."""
+"""Compatibility with documents that earlier releases stored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REFUSED = {
     "schema-1/Metrics.json": "missing required field `ece`",
     "schema-2/Manifest.json": "has schema 2; this software reads 3",
 }
-"""Of the weeks before the first release; no revision of theirs can be served."""
+"""Documents from before the first release; their revisions cannot be served."""
 READ = [path for path in FILES if golden.name(path) not in REFUSED]
 
 
@@ -35,51 +35,53 @@ def read(path: Path) -> object:
 
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_every_stored_type_has_a_golden_file_of_this_version(name: str) -> None:
-    """``python -m golden.make`` writes them; see its docstring."""
+    """Each stored type has a file, which ``python -m golden.make`` writes."""
     assert golden.newest(KINDS[name]).is_file()
 
 
 @pytest.mark.parametrize("path", OURS, ids=golden.name)
-def test_a_document_of_this_version_is_written_byte_for_byte(path: Path) -> None:
-    """What was read is written as it was, so digests and signatures of documents hold."""
+def test_document_of_this_version_survives_a_round_trip(path: Path) -> None:
+    """Reading and writing a document gives the same bytes, so digests and signatures hold."""
     assert to_json(read(path)) == path.read_bytes()
 
 
 @pytest.mark.parametrize("path", READ, ids=golden.name)
 def test_documents_of_all_versions_are_read(path: Path) -> None:
-    """Each is read, and what this version makes of it is read as the same."""
+    """A document of any version equals itself after it is written and read by this version."""
     found = read(path)
     assert from_json(to_json(found), type(found), name="it") == found
 
 
 @pytest.mark.parametrize("path", READ, ids=golden.name)
 def test_fields_that_a_later_version_adds_are_ignored(path: Path) -> None:
-    """A document with unknown fields, at any depth, is read as it is without them."""
-    content = json.dumps(with_more(json.loads(path.read_bytes()))).encode()
+    """Unknown fields at any depth do not change the document."""
+    content = json.dumps(with_added_fields(json.loads(path.read_bytes()))).encode()
     kind = KINDS[path.stem]
     assert from_json(content, kind, name="it") == from_json(path.read_bytes(), kind, name="it")
 
 
-def with_more(node: Any) -> Any:
-    """Return JSON data with a field more in every object but those that map names of any kind."""
+def with_added_fields(node: Any) -> Any:
+    """Return JSON data with an additional field in every object that is not a map of names."""
     if isinstance(node, list):
-        return [with_more(one) for one in node]
+        return [with_added_fields(item) for item in node]
     if not isinstance(node, dict):
         return node
     maps = {"versions", "signatures", "value"}
-    more = {key: value if key in maps else with_more(value) for key, value in node.items()}
-    return {"added_later": [1], **more}
+    fields = {
+        key: value if key in maps else with_added_fields(value) for key, value in node.items()
+    }
+    return {"added_later": [1], **fields}
 
 
-@pytest.mark.parametrize(("name", "why"), REFUSED.items())
-def test_documents_of_before_the_first_release_are_refused(name: str, why: str) -> None:
-    """Each is Corrupt and says what it is, so that one revision is damaged and nothing else."""
-    with pytest.raises(Corrupt, match=why):
+@pytest.mark.parametrize(("name", "message"), REFUSED.items())
+def test_documents_from_before_the_first_release_are_refused(name: str, message: str) -> None:
+    """Reading raises Corrupt with the reason, so only that revision is damaged."""
+    with pytest.raises(Corrupt, match=message):
         read(golden.ROOT / name)
 
 
-def test_an_access_file_is_read() -> None:
-    """The access file of a release has the meaning that it had."""
+def test_access_file_of_a_release_is_read() -> None:
+    """The access file of a release has the same roles and limits in this version."""
     kind = KINDS["_File"]
     file: Any = from_toml(golden.newest(kind).read_bytes(), kind)
     assert file.limits.images == 512

@@ -1,4 +1,4 @@
-"""What the serving package imports, seen in a fresh interpreter."""
+"""Imports and dependencies of the packages, checked in fresh interpreters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 @pytest.mark.slow
 def test_serving_package_imports_no_torch() -> None:
-    """All modules of topwork together import none of torch, torchvision, topwork_trainer."""
+    """No module of topwork imports torch, torchvision, onnxscript or topwork_trainer."""
     names = [
         module.name
         for module in pkgutil.walk_packages(topwork.__path__, "topwork.")
@@ -37,8 +37,8 @@ def test_serving_package_imports_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_public_names_are_the_light_client() -> None:
-    """What ``topwork`` offers is all there, and needs neither NumPy nor anything of the server."""
+def test_public_names_import_only_the_client() -> None:
+    """All public names exist and need neither NumPy nor a package of the server."""
     heavy = {"numpy", "onnxruntime", "dbos", "PIL", "msgspec", "structlog"}
     code = (
         "import sys, topwork\n"
@@ -63,9 +63,9 @@ def test_the_public_names_are_the_light_client() -> None:
     assert done.stdout.strip() == f"{names!r} []"
 
 
-def test_commands_of_clients_import_nothing_of_the_server() -> None:
-    """So that they start fast: NumPy, msgspec and ONNX Runtime take longer than all the rest."""
-    modules = ("ask", "change", "classify", "health", "history", "operations", "teach")
+def test_client_commands_import_no_package_of_the_server() -> None:
+    """Client commands start fast, without NumPy, msgspec and ONNX Runtime."""
+    modules = ("add", "change", "classify", "health", "history", "models", "operations")
     code = (
         "import sys\n"
         f"from topwork.cli import {', '.join(modules)}\n"
@@ -75,16 +75,16 @@ def test_commands_of_clients_import_nothing_of_the_server() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_former_place_of_the_client_warns() -> None:
-    """Programs that import the client from where it was go on, and are told where it is."""
+def test_import_from_the_former_module_warns() -> None:
+    """``topwork.rpc.client`` still has the client, with a DeprecationWarning."""
     sys.modules.pop("topwork.rpc.client", None)
     with pytest.warns(DeprecationWarning, match="import from topwork"):
         former = importlib.import_module("topwork.rpc.client")
     assert all(getattr(former, name) is getattr(topwork, name) for name in former.__all__)
 
 
-def test_the_client_leaves_the_protocol_to_others() -> None:
-    """Our client fits into a process with tritonclient, which brings a package `inference`, too."""
+def test_client_does_not_register_the_inference_protocol() -> None:
+    """The client works beside tritonclient, which registers the package `inference` itself."""
     code = (
         "import topwork.client.blocking, topwork.client.asynchronous, topwork.cli.commands\n"
         "from google.protobuf import descriptor_pool\n"
@@ -97,31 +97,31 @@ def test_the_client_leaves_the_protocol_to_others() -> None:
     assert done.stdout.strip() == "free"
 
 
-def test_serving_requires_no_torch() -> None:
-    """What `pip install 'topwork[cpu]'` asks for has no torch in it, directly or through others."""
+def test_server_does_not_depend_on_torch() -> None:
+    """`pip install 'topwork[cpu]'` installs no torch, not even indirectly."""
     names = required("topwork[cpu]")
     assert {"onnxruntime", "grpcio", "dbos"} <= names
     assert not {name for name in names if name.startswith(("torch", "scikit", "scipy", "nvidia"))}
 
 
-def test_the_client_requires_little() -> None:
-    """`pip install topwork` asks for nothing of the server."""
+def test_client_does_not_depend_on_the_server() -> None:
+    """`pip install topwork` installs no package that only the server needs."""
     names = required("topwork")
     assert {"grpcio", "protobuf", "click"} <= names
     assert not names & {"numpy", "onnx", "onnxruntime", "dbos", "pillow", "msgspec", "sqlalchemy"}
 
 
 @pytest.mark.parametrize("extra", ["cpu", "cuda", "openvino", "train"])
-def test_each_way_to_serve_or_train_requires_the_server(extra: str) -> None:
-    """Each of these extras brings all that is imported, but for the backend of another extra."""
+def test_extras_install_the_server(extra: str) -> None:
+    """Each of these extras installs the packages that the server imports."""
     assert {"numpy", "dbos", "pillow", "msgspec"} <= required(f"topwork[{extra}]")
 
 
 @pytest.mark.parametrize(
     ("module", "extras"), [("topwork", "cpu"), ("topwork_trainer", "cpu,train")]
 )
-def test_a_command_without_its_packages_says_what_to_install(module: str, extras: str) -> None:
-    """In one line, as with a bare `pip install topwork`; the client does without them."""
+def test_command_without_its_packages_names_the_extra(module: str, extras: str) -> None:
+    """After a bare `pip install topwork` a server command fails with one line; the client works."""
     code = (
         "import runpy, sys\n"
         "for name in ('numpy', 'onnxruntime', 'dbos', 'PIL', 'msgspec', 'structlog'):\n"
@@ -138,7 +138,7 @@ def test_a_command_without_its_packages_says_what_to_install(module: str, extras
 
 
 @pytest.mark.parametrize(("module", "command"), [("topwork", "serve"), ("topwork_trainer", "fit")])
-def test_a_package_runs_as_its_command(module: str, command: str) -> None:
+def test_package_runs_as_its_command(module: str, command: str) -> None:
     """`python -m topwork` is `topwork`, `python -m topwork_trainer` is `topwork-train`."""
     done = subprocess.run(
         [sys.executable, "-m", module, command, "--help"],
@@ -150,21 +150,21 @@ def test_a_package_runs_as_its_command(module: str, command: str) -> None:
 
 
 def required(requirement: str) -> set[str]:
-    """Return the names of the packages that a requirement of topwork asks for, in the end."""
-    wanted = [requirement]
+    """Return the names of all direct and indirect dependencies of a requirement."""
+    pending = [requirement]
     seen: set[str] = set()
-    while wanted:
-        name, _, extra = wanted.pop().rstrip("]").partition("[")
+    while pending:
+        name, _, extra = pending.pop().rstrip("]").partition("[")
         if (key := f"{name}[{extra}]") not in seen:
             seen.add(key)
-            wanted += _requirements(name, extra)
+            pending += _requirements(name, extra)
     return {key.partition("[")[0].lower() for key in seen}
 
 
 def _requirements(name: str, extra: str) -> list[str]:
     from packaging.requirements import Requirement
 
-    if name == "topwork":  # what is installed may be older than these sources
+    if name == "topwork":  # the installed version may be older than these sources
         project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
         listed = project["dependencies"] + (
             project["optional-dependencies"][extra] if extra else []
@@ -176,7 +176,7 @@ def _requirements(name: str, extra: str) -> list[str]:
             return []  # for another platform or Python
     parsed = [Requirement(line) for line in listed]
     return [
-        f"{one.name}[{','.join(sorted(one.extras))}]" if one.extras else one.name
-        for one in parsed
-        if one.marker is None or one.marker.evaluate({"extra": extra})
+        f"{item.name}[{','.join(sorted(item.extras))}]" if item.extras else item.name
+        for item in parsed
+        if item.marker is None or item.marker.evaluate({"extra": extra})
     ]

@@ -1,4 +1,4 @@
-"""What `make audit` makes of pip-audit's report."""
+"""Verdict of `make audit` on pip-audit's report."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ BROKEN = {"name": "c", "version": "3", "vulns": [{"id": "CVE-2026-1", "fix_versi
 
 
 @pytest.mark.parametrize(
-    ("found", "errors", "status", "said"),
+    ("output", "errors", "status", "message"),
     [
         (report(SOUND, UNKNOWN), "", 0, "0 known vulnerabilities in 1 packages; 1 are not known"),
         (report(SOUND, BROKEN), "", 1, "c 3: CVE-2026-1, fixed in 4"),
         (report(UNKNOWN), "", 0, "nothing was audited: no advisory service knows the 1 packages"),
         ("", "Traceback\nConnectionError: no route", 0, "(ConnectionError: no route)"),
-        ("[]", "", 0, "it said nothing"),
+        ("[]", "", 0, "no output"),
     ],
 )
-def test_only_a_known_vulnerability_fails(found: str, errors: str, status: int, said: str) -> None:
-    """Where nobody can be asked that is said; a known vulnerability is named, and fails."""
-    code, text = VERDICT(found, errors)
+def test_only_a_known_vulnerability_fails(
+    output: str, errors: str, status: int, message: str
+) -> None:
+    """A known vulnerability is named and fails; an unreachable advisory service is reported."""
+    code, text = VERDICT(output, errors)
     assert code == status
-    assert said in text
+    assert message in text

@@ -1,4 +1,4 @@
-"""Nothing that Topwork loads can run code: no pickle, in any of its guises."""
+"""Loaders never unpickle, so that no loaded file can run code."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ MARK = Path(tempfile.gettempdir(), f"topwork-unpickled-{os.getpid()}")
 
 
 class Hostile:
-    """Makes the directory MARK when it is unpickled."""
+    """Creates the directory MARK when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., None], tuple[str, int, bool]]:
         return os.makedirs, (str(MARK), 0o700, True)
 
 
 def payloads() -> dict[str, bytes]:
-    """Return files that run code in whoever unpickles them, by what they are."""
+    """Return, by their formats, files that run code when they are unpickled."""
     objects = np.array([Hostile()], dtype=object)
     array, arrays, state = io.BytesIO(), io.BytesIO(), io.BytesIO()
     np.save(array, objects, allow_pickle=True)
@@ -80,18 +80,18 @@ LOADERS: dict[str, Callable[[Path], object]] = {
 
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
-    """Forget what ran before, and leave nothing."""
+    """Remove MARK after each test."""
     yield
     with suppress(FileNotFoundError):
         MARK.rmdir()
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_the_payloads_are_live(payload: str) -> None:
-    """Each runs its code in a reader that unpickles: so what does not run below was refused."""
+def test_payload_runs_code_when_unpickled(payload: str) -> None:
+    """Each payload works in a reader that unpickles, so the tests below can fail."""
     content = io.BytesIO(PAYLOADS[payload])
     if payload == "a pickle":
-        pickle.load(content)  # noqa: S301  # that is the point
+        pickle.load(content)  # noqa: S301  # the test needs an unsafe reader
     elif payload == "a state dict":
         torch.load(content, weights_only=False)
     else:
@@ -103,7 +103,7 @@ def test_the_payloads_are_live(payload: str) -> None:
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_loader_unpickles(loader: str, payload: str, tmp_path: Path) -> None:
-    """Every loader refuses every payload with an error of Topwork's own, and runs nothing."""
+    """Every loader refuses every payload with an expected error and runs no code."""
     path = tmp_path / "file"
     path.write_bytes(PAYLOADS[payload])
     with pytest.raises(TopworkError) as caught:
@@ -112,8 +112,8 @@ def test_no_loader_unpickles(loader: str, payload: str, tmp_path: Path) -> None:
     assert not MARK.exists()
 
 
-def test_a_checkpoint_with_a_right_seal_runs_nothing(tmp_path: Path) -> None:
-    """Even who knows how a checkpoint is sealed cannot run code in a fit."""
+def test_checkpoint_with_a_valid_seal_runs_no_code(tmp_path: Path) -> None:
+    """A forged checkpoint with a valid digest cannot run code in a fit."""
     body = PAYLOADS["a state dict"]
     seal = hashlib.sha256(b"run" + body).digest()
     (tmp_path / "m.pt").write_bytes(seal + body)
@@ -129,8 +129,8 @@ FORBIDDEN = re.compile(
 
 
 def code() -> list[tuple[str, str]]:
-    """Return each line of the packages, comments left out, with its module's name."""
-    roots = [Path(str(one.__file__)).parent for one in (topwork, topwork_trainer)]
+    """Return the lines of both packages, without comments, each with its module's name."""
+    roots = [Path(str(package.__file__)).parent for package in (topwork, topwork_trainer)]
     return [
         (path.name, line.partition("#")[0])
         for root in roots
@@ -140,9 +140,9 @@ def code() -> list[tuple[str, str]]:
     ]
 
 
-def test_no_module_has_a_loader_that_unpickles() -> None:
-    """No line names one but those that say so; torch's loads plain tensors only."""
-    assert [one for one in code() if FORBIDDEN.search(one[1])] == []
+def test_no_module_uses_a_loader_that_unpickles() -> None:
+    """No line uses such a loader; torch.load is limited to plain tensors."""
+    assert [(name, line) for name, line in code() if FORBIDDEN.search(line)] == []
     loads = [line for _, line in code() if "torch.load(" in line]
     assert len(loads) == 2
     assert all("weights_only=True" in line for line in loads)

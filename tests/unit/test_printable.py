@@ -1,4 +1,4 @@
-"""Text that can be printed, sent and stored, whatever a file is called."""
+"""Escaping of file names and other untrusted text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069
 
 
 @pytest.mark.parametrize(
-    ("raw", "shown"),
+    ("raw", "escaped"),
     [
         (b"daisy/1.jpg", "daisy/1.jpg"),
         ("caf\u00e9 \u2764\ufe0f/\u96db.jpg".encode(), "caf\u00e9 \u2764\ufe0f/\u96db.jpg"),
@@ -30,21 +30,21 @@ BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069
         (b"\x85", "\\x85"),
     ],
 )
-def test_file_names_are_escaped(raw: bytes, shown: str) -> None:
-    """Bytes that are no UTF-8, controls and backslashes are; all other text is as it was."""
-    assert file_name(os.fsdecode(raw)) == shown
+def test_file_name_escapes_unsafe_bytes(raw: bytes, escaped: str) -> None:
+    """Invalid UTF-8, controls and backslashes are escaped; other text does not change."""
+    assert file_name(os.fsdecode(raw)) == escaped
 
 
 @SEEDED
 @given(st.binary(min_size=1, max_size=12), st.binary(min_size=1, max_size=12))
-def test_no_two_file_names_become_one(one: bytes, other: bytes) -> None:
-    """Names are keys of photos: different bytes stay different, and can be encoded."""
-    names = {file_name(os.fsdecode(raw)).encode() for raw in (one, other)}
-    assert len(names) == len({one, other})
+def test_file_name_is_unique(first: bytes, second: bytes) -> None:
+    """Different file names stay different, and can be encoded as UTF-8."""
+    names = {file_name(os.fsdecode(raw)).encode() for raw in (first, second)}
+    assert len(names) == len({first, second})
 
 
-def test_nothing_unsafe_is_left() -> None:
-    """Of all characters those of categories Cc, Cs, Zl and Zp and the bidi controls are escaped."""
+def test_printable_escapes_all_unsafe_characters() -> None:
+    """Exactly the categories Cc, Cs, Zl and Zp and the bidi controls are escaped."""
     for char in map(chr, range(sys.maxunicode + 1)):
         unsafe = unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"} or char in BIDI
         assert (printable(char) != char) == unsafe

@@ -1,4 +1,4 @@
-"""The runbook leaves nobody alone: what the server says and counts is in it."""
+"""Completeness of the runbook: error reasons, log events, metrics and alerts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ METRICS = set(re.findall(r'"((?:topwork|grpc_server)_[a-z_]+)"', SOURCE))
 ALERTS = re.findall(r"alert: (\w+)", (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
 
 
-def test_what_is_looked_for_is_found() -> None:
-    """The patterns above find what is known to be in the source."""
+def test_patterns_find_known_names() -> None:
+    """The patterns above find names that are known to be in the source."""
     assert {"OVERLOADED", "GATE_FAILED", "NOT_FOUND", "TOO_MANY_UPLOADS"} <= REASONS
     assert {"ready", "worker died", "certificates stay as they were"} <= EVENTS
     assert {"topwork_queue_images", "grpc_server_handled"} <= METRICS
@@ -30,35 +30,37 @@ def test_what_is_looked_for_is_found() -> None:
 
 
 @pytest.mark.parametrize("reason", sorted(REASONS))
-def test_reasons(reason: str) -> None:
-    """The runbook's table says what to do about each reason."""
+def test_runbook_has_reason(reason: str) -> None:
+    """Each error reason has a row in the runbook's table."""
     table = RUNBOOK[RUNBOOK.index("| reason |") :].split("\n\n")[0]
     assert f"`{reason}`" in table
 
 
 @pytest.mark.parametrize("event", sorted(EVENTS))
-def test_events(event: str) -> None:
-    """Each line of the log is in the runbook."""
+def test_runbook_has_log_event(event: str) -> None:
+    """Each log event is in the runbook."""
     assert f"`{event}" in RUNBOOK[RUNBOOK.index("## Log lines") :]
 
 
 @pytest.mark.parametrize("metric", sorted(METRICS))
-def test_metrics(metric: str) -> None:
-    """Each metric is in the table that the runbook refers to."""
+def test_serving_page_has_metric(metric: str) -> None:
+    """Each metric is in the table of docs/serving.md."""
     assert re.search(rf"`{metric}(_total)?`", SERVING)
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_alerts(alert: str) -> None:
-    """The runbook says where to look when an alert comes."""
+def test_runbook_has_alert(alert: str) -> None:
+    """Each alert is in the runbook."""
     assert f"`{alert}`" in RUNBOOK
 
 
 @pytest.mark.parametrize(
     ("page", "anchor"), re.findall(r"\]\(([\w./-]*\.md)?#([\w-]+)\)", RUNBOOK), ids=str
 )
-def test_links_lead_somewhere(page: str, anchor: str) -> None:
-    """Whoever follows a link of the runbook finds the section."""
+def test_links_lead_to_headings(page: str, anchor: str) -> None:
+    """Each link of the runbook to a section leads to a heading."""
     path = ROOT / "docs" / (page or "runbook.md")
     headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.MULTILINE)
-    assert anchor in {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+    assert anchor in {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
+    }

@@ -1,4 +1,4 @@
-"""What is counted and timed, under which names, and when."""
+"""Prometheus metrics: names, units, counts and times."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ NO_UNIT = re.compile(
 
 
 def text(telemetry: Telemetry) -> str:
-    """Return what a scrape says."""
+    """Return the text of a scrape."""
     return generate_latest(telemetry._registry).decode()
 
 
 def value(telemetry: Telemetry, name: str, labels: dict[str, str] | None = None) -> float | None:
-    """Return the value of a series, None if it is not there."""
+    """Return the value of a series, or None if it does not exist."""
     return telemetry._registry.get_sample_value(name, labels or {})
 
 
-def desk(repository: Repository) -> tuple[Registry, Classifier, Telemetry]:
-    """Return a classifier for 16 images; it has one core, and does nothing until it is started."""
+def engine(repository: Repository) -> tuple[Registry, Classifier, Telemetry]:
+    """Return a classifier with one core and a queue of 16 images, not started."""
     telemetry = Telemetry()
     registry = Registry(repository, provider="cpu", cores=1, telemetry=telemetry)
     classifier = Classifier(
@@ -56,16 +56,16 @@ def desk(repository: Repository) -> tuple[Registry, Classifier, Telemetry]:
     return registry, classifier, telemetry
 
 
-def watched(
+def observed(
     repository: Repository,
     scenario: Callable[[Classifier, Telemetry], Awaitable[None]],
     *,
     start: bool = True,
 ) -> Telemetry:
-    """Return what was counted while ``scenario`` asked a classifier."""
+    """Return the metrics after ``scenario`` has used a classifier."""
 
-    async def play() -> Telemetry:
-        registry, classifier, telemetry = desk(repository)
+    async def run() -> Telemetry:
+        registry, classifier, telemetry = engine(repository)
         await registry.start()
         if start:
             classifier.start()
@@ -76,12 +76,12 @@ def watched(
             await registry.aclose()
         return telemetry
 
-    return asyncio.run(play())
+    return asyncio.run(run())
 
 
-def test_names_and_units_are_as_prometheus_wants_them(colours: Repository) -> None:
-    """As promtool checks: counters end in _total, nothing else does; help; base units; no type."""
-    _, _, telemetry = desk(colours)
+def test_names_and_units_follow_prometheus_conventions(colours: Repository) -> None:
+    """As promtool checks: only counters end in _total; help; base units; no type in a name."""
+    _, _, telemetry = engine(colours)
     telemetry.calls.labels("service", "Method", "OK").inc()
     telemetry.call_seconds.labels("service", "Method").observe(1)
     telemetry.images.labels("colours", "ok").inc()
@@ -89,15 +89,15 @@ def test_names_and_units_are_as_prometheus_wants_them(colours: Repository) -> No
     kinds = {}
     for family in text_string_to_metric_families(text(telemetry)):
         if family.name.endswith("_created"):
-            continue  # said of each series by the library itself
+            continue  # the library adds one to each series
         names = {sample.name for sample in family.samples}
         assert names, f"{family.name} has no series"
         assert family.documentation
         assert not NO_UNIT.search(family.name)
         assert not re.search(r"counter|gauge|histogram|summary|[A-Z:]", family.name)
         suffixes = {"counter": {"_total"}, "histogram": {"_bucket", "_sum", "_count"}}
-        wanted = {family.name + suffix for suffix in suffixes.get(family.type, {""})}
-        assert names == wanted
+        expected = {family.name + suffix for suffix in suffixes.get(family.type, {""})}
+        assert names == expected
         for sample in family.samples:
             labels = set(sample.labels) - ({"le"} if family.type == "histogram" else set())
             assert all(re.fullmatch("[a-z][a-z_]*", label) and label != "le" for label in labels)
@@ -118,16 +118,16 @@ def test_names_and_units_are_as_prometheus_wants_them(colours: Repository) -> No
     }
 
 
-def test_processes_do_not_share_what_they_count() -> None:
-    """What one Telemetry counts is not in another: several servers fit in one process."""
+def test_telemetry_objects_share_no_metrics() -> None:
+    """Each Telemetry counts for itself, so several servers can run in one process."""
     first, second = Telemetry(), Telemetry()
     first.swaps.inc()
     assert value(first, "topwork_swaps_total") == 1
     assert value(second, "topwork_swaps_total") == 0
 
 
-def test_a_gauge_is_asked_when_it_is_read() -> None:
-    """A watched value is that of the moment in which it is read."""
+def test_gauge_is_evaluated_when_read() -> None:
+    """The value of a gauge is computed at each scrape."""
     telemetry, waiting = Telemetry(), [1, 2]
     telemetry.watch("topwork_things", "Things.", lambda: len(waiting))
     waiting.append(3)
@@ -137,20 +137,20 @@ def test_a_gauge_is_asked_when_it_is_read() -> None:
 
 
 def test_answered_images_are_counted_and_timed(colours: Repository) -> None:
-    """Each good image is one ok, and one observation of each of its stages; seconds, not more."""
+    """A classified image counts as ok and is observed once in each stage, in seconds."""
 
-    async def ask(classifier: Classifier, _: Telemetry) -> None:
+    async def call(classifier: Classifier, _: Telemetry) -> None:
         timings = [
             (await classifier.classify("colours", [PHOTO] * count)).timings for count in (3, 2)
         ]
         spent.update(
-            decode=sum(one.decode for one in timings),
-            backbone=sum(one.backbone for one in timings),
-            head=sum(one.head for one in timings),
+            decode=sum(timing.decode for timing in timings),
+            backbone=sum(timing.backbone for timing in timings),
+            head=sum(timing.head for timing in timings),
         )
 
     spent: dict[str, float] = {}
-    telemetry = watched(colours, ask)
+    telemetry = observed(colours, call)
     assert value(telemetry, "topwork_images_total", {**MODEL, "result": "ok"}) == 5
     assert value(telemetry, "topwork_images_total", {**MODEL, "result": "error"}) is None
     assert value(telemetry, "topwork_request_images_count") == 2
@@ -165,14 +165,14 @@ def test_answered_images_are_counted_and_timed(colours: Repository) -> None:
     assert "topwork_rejected_images_total{" not in text(telemetry)
 
 
-def test_a_bad_image_is_counted_as_an_error(colours: Repository) -> None:
-    """A bad image was queued and decoded, but is no ok and never came to the backbone."""
+def test_unreadable_image_counts_as_error(colours: Repository) -> None:
+    """An unreadable image is observed in queue and decode, not in backbone, and counts as error."""
 
-    async def ask(classifier: Classifier, _: Telemetry) -> None:
+    async def call(classifier: Classifier, _: Telemetry) -> None:
         await classifier.classify("colours", [PHOTO, b"no photo", PHOTO])
         await classifier.classify("colours", [b"no photo"])
 
-    telemetry = watched(colours, ask)
+    telemetry = observed(colours, call)
     assert value(telemetry, "topwork_images_total", {**MODEL, "result": "ok"}) == 2
     assert value(telemetry, "topwork_images_total", {**MODEL, "result": "error"}) == 2
     for stage, count in zip(STAGES, (4, 4, 2, 1), strict=True):
@@ -180,11 +180,11 @@ def test_a_bad_image_is_counted_as_an_error(colours: Repository) -> None:
 
 
 def test_refused_images_are_counted_by_reason(colours: Repository) -> None:
-    """No room, no time, a deadline that passed: each image once, under its own reason."""
+    """Images are counted once, as OVERLOADED, NO_TIME or DEADLINE_PASSED."""
 
-    async def ask(classifier: Classifier, telemetry: Telemetry) -> None:
-        waits = asyncio.create_task(classifier.classify("colours", [PHOTO] * 6))
-        await asyncio.sleep(0)  # it is let in, and from then on inside
+    async def call(classifier: Classifier, telemetry: Telemetry) -> None:
+        admitted = asyncio.create_task(classifier.classify("colours", [PHOTO] * 6))
+        await asyncio.sleep(0)  # until the images are admitted
         with pytest.raises(Overloaded, match="limit of 16"):
             await classifier.classify("colours", [PHOTO] * 11)
         with pytest.raises(Overloaded) as caught:
@@ -194,52 +194,52 @@ def test_refused_images_are_counted_by_reason(colours: Repository) -> None:
             await classifier.classify("colours", [PHOTO] * 2, budget=0.2)
         assert value(telemetry, "topwork_queue_images") == 6
         classifier.start()
-        await waits
+        await admitted
         assert value(telemetry, "topwork_queue_images") == 0
 
-    telemetry = watched(colours, ask, start=False)
+    telemetry = observed(colours, call, start=False)
     for reason, images in (("OVERLOADED", 11), ("NO_TIME", 4), ("DEADLINE_PASSED", 2)):
         assert value(telemetry, "topwork_rejected_images_total", {"reason": reason}) == images
     assert value(telemetry, "topwork_images_total", {**MODEL, "result": "ok"}) == 6
     assert value(telemetry, "topwork_request_images_count") == 4
 
 
-def test_what_is_not_found_is_neither_answered_nor_refused(colours: Repository) -> None:
-    """A request for an unknown model adds no series that its caller named."""
+def test_unknown_model_is_not_counted(colours: Repository) -> None:
+    """A request for an unknown model adds no series with a name that the caller chose."""
 
-    async def ask(classifier: Classifier, _: Telemetry) -> None:
+    async def call(classifier: Classifier, _: Telemetry) -> None:
         with pytest.raises(NotFound):
             await classifier.classify("made-up", [PHOTO])
 
-    telemetry = watched(colours, ask)
+    telemetry = observed(colours, call)
     assert "made-up" not in text(telemetry)
     assert "topwork_rejected_images_total{" not in text(telemetry)
 
 
 def test_swaps_models_and_heads(colours: Repository) -> None:
-    """Each revision that begins to serve is a swap; models and heads are those of the moment."""
+    """Each revision that begins to serve is a swap; models and heads are current counts."""
 
-    def seen(telemetry: Telemetry) -> list[float | None]:
+    def counts(telemetry: Telemetry) -> list[float | None]:
         names = ("topwork_swaps_total", "topwork_models", "topwork_heads")
         return [value(telemetry, name) for name in names]
 
     async def play() -> None:
-        registry, classifier, telemetry = desk(colours)
+        registry, classifier, telemetry = engine(colours)
         classifier.start()
-        assert seen(telemetry) == [0, 0, 0]
+        assert counts(telemetry) == [0, 0, 0]
         await registry.start()
         try:
-            assert seen(telemetry) == [1, 1, 1]
+            assert counts(telemetry) == [1, 1, 1]
             await registry.refresh()
-            assert seen(telemetry) == [1, 1, 1]  # nothing was new
+            assert counts(telemetry) == [1, 1, 1]  # nothing was new
             tiny.publish(colours, "colours", more)
             await registry.refresh()
-            assert seen(telemetry) == [2, 1, 1]
+            assert counts(telemetry) == [2, 1, 1]
             tiny.publish(colours, "others", more)
             await registry.refresh()
-            assert seen(telemetry) == [3, 2, 2]
+            assert counts(telemetry) == [3, 2, 2]
             await classifier.classify("colours", [PHOTO], revision=1)
-            assert seen(telemetry) == [3, 2, 3]  # an old revision's head came, none began to serve
+            assert counts(telemetry) == [3, 2, 3]  # loads an old head, swaps nothing
         finally:
             classifier.close()
             await registry.aclose()
@@ -252,9 +252,9 @@ def test_swaps_models_and_heads(colours: Repository) -> None:
 async def served(
     telemetry: Telemetry, behave: Callable[[bytes], Awaitable[bytes]]
 ) -> AsyncIterator[grpc.aio.Channel]:
-    """Serve one method of an own service and of health, both of which do the same.
+    """Serve ``behave`` as a method of the classifier service and of the health service.
 
-    It is called as one whose request the interceptor does not look into.
+    The method has the name StreamClassify, because the interceptor does not parse its requests.
     """
 
     async def call(request: bytes, _: Any) -> bytes:
@@ -275,7 +275,7 @@ async def served(
 
 
 def test_calls_are_counted_and_timed_by_method_and_code() -> None:
-    """Every call of an own method is counted under its code and timed; health and unknown, not."""
+    """Calls of the classifier are counted by code and timed; health and unknown methods are not."""
     telemetry = Telemetry()
 
     async def behave(request: bytes) -> bytes:
@@ -303,7 +303,7 @@ def test_calls_are_counted_and_timed_by_method_and_code() -> None:
 
     asyncio.run(play())
     for code, count in (("OK", 1), ("RESOURCE_EXHAUSTED", 2), ("INTERNAL", 1), ("CANCELLED", 0)):
-        # Zero is said too: a first error shall be a rise from zero, not a series that appears.
+        # Zeros are exported, so that the first error is an increase and not a new series.
         labels = {**CLASSIFY, "grpc_code": code}
         assert value(telemetry, "grpc_server_handled_total", labels) == count
     assert value(telemetry, "grpc_server_handling_seconds_count", CLASSIFY) == 4
@@ -318,10 +318,10 @@ def test_calls_are_counted_and_timed_by_method_and_code() -> None:
     ("timeout", "code"),
     [(60.0, "CANCELLED"), (0.05, "DEADLINE_EXCEEDED"), (1.0, "DEADLINE_EXCEEDED")],
 )
-def test_a_deadline_is_no_cancellation(timeout: float, code: str) -> None:
-    """A call that ends by its client's deadline is told apart from one that its client gave up.
+def test_deadline_and_cancellation_have_different_codes(timeout: float, code: str) -> None:
+    """A call ended by its deadline counts as DEADLINE_EXCEEDED, a cancelled one as CANCELLED.
 
-    Both reach the server as the same message; a deadline may come a moment before its time.
+    Both reach the server as the same message; a deadline may arrive slightly early.
     """
     telemetry = Telemetry()
 
@@ -332,7 +332,7 @@ def test_a_deadline_is_no_cancellation(timeout: float, code: str) -> None:
             entered.set()
             try:
                 await asyncio.Event().wait()
-            finally:  # counted in the same step of the event loop
+            finally:  # the call is counted in the same step of the event loop
                 left.set()
             return b""
 
@@ -347,6 +347,6 @@ def test_a_deadline_is_no_cancellation(timeout: float, code: str) -> None:
                 await left.wait()
 
     asyncio.run(play())
-    for one in ("CANCELLED", "DEADLINE_EXCEEDED"):
-        labels = {**CLASSIFY, "grpc_code": one}
-        assert value(telemetry, "grpc_server_handled_total", labels) == (one == code)
+    for candidate in ("CANCELLED", "DEADLINE_EXCEEDED"):
+        labels = {**CLASSIFY, "grpc_code": candidate}
+        assert value(telemetry, "grpc_server_handled_total", labels) == (candidate == code)

@@ -1,4 +1,4 @@
-"""What is printed to a terminal controls nothing there."""
+"""Terminal output: escaped control characters and errors of commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ESCAPED = "a\\u001b[2Jb\\u202ec\\xff"
 
 
 def test_strings_and_cells_are_escaped() -> None:
-    """A printed string and a table's title, head and cells show no control character."""
+    """A printed string and a table's title, header and cells have no control character."""
     file = io.StringIO()
     console = Console(file=file, width=200)
     table = Table(NASTY, title=NASTY)
@@ -30,14 +30,14 @@ def test_strings_and_cells_are_escaped() -> None:
 
 
 def test_markup_still_works() -> None:
-    """Only what is printed is escaped, not what rich makes of it."""
+    """Escaping does not affect the control sequences that rich adds."""
     file = io.StringIO()
     Console(file=file, force_terminal=True, color_system="standard").print("[red]error[/]")
     assert file.getvalue() == "\x1b[31merror\x1b[0m\n"
 
 
 def test_output_escapes_what_its_encoding_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal that knows only ASCII a label is escaped instead of ending the command."""
+    """On an ASCII terminal a label is escaped and the command does not fail."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", errors="strict"))
     run(lambda: sys.stdout.write("caf\u00e9 \udcff"), extras="cpu")
@@ -46,7 +46,7 @@ def test_output_escapes_what_its_encoding_lacks(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_missing_package_names_the_extras(capsys: pytest.CaptureFixture[str]) -> None:
-    """A command that needs what is not installed says in one line what to install."""
+    """A command without its packages fails with one line that names the extras."""
     with pytest.raises(SystemExit, match="1"):
         run(lambda: importlib.import_module("no_such_package.part"), extras="cpu,train")
     assert capsys.readouterr().err == (
@@ -55,13 +55,13 @@ def test_missing_package_names_the_extras(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_missing_module_of_topwork_is_a_bug() -> None:
-    """No extra brings it: it has its traceback."""
+    """A missing module of Topwork itself raises, with its traceback."""
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         run(lambda: importlib.import_module("topwork.no_such_module"), extras="cpu")
 
 
-def test_no_command_prints_by_richs_own_console() -> None:
-    """Both command lines print by the console that escapes."""
+def test_no_module_uses_the_console_of_rich() -> None:
+    """All output goes through the console that escapes."""
     for folder in ("service/topwork", "trainer/topwork_trainer"):
         for path in (ROOT / folder).rglob("*.py"):
             assert "from rich.console import Console" not in path.read_text(), path

@@ -1,4 +1,4 @@
-"""``topwork token``: what it prints, and where."""
+"""Output of ``topwork token``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from topwork.access.principals import Caller
 from topwork.cli.commands import cli
 
 
-def test_the_printed_lines_let_the_printed_token_in(tmp_path: Path) -> None:
-    """Standard output is for the file, and has no secret; standard error has the token."""
+def test_printed_entry_accepts_the_printed_token(tmp_path: Path) -> None:
+    """Standard output has the entry without the secret; standard error has the token."""
     arguments = ["token", "line-3", "--role", "train", "--model", "screws", "--model", "nuts-*"]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0
@@ -27,15 +27,15 @@ def test_the_printed_lines_let_the_printed_token_in(tmp_path: Path) -> None:
     assert not caller.scope.has("bolts")
 
 
-def test_json_has_both() -> None:
-    """For programs: one object."""
+def test_json_has_token_and_entry() -> None:
+    """``--json`` prints one object and nothing to standard error."""
     done = CliRunner().invoke(cli, ["token", "line-3", "--json"])
     assert set(json.loads(done.stdout)) == {"token", "entry"}
     assert not done.stderr
 
 
-def test_a_name_that_would_break_the_file_is_refused() -> None:
-    """Nothing but letters, digits, _ and - gets into the lines."""
+def test_principal_with_special_characters_is_refused() -> None:
+    """Only letters, digits, _ and - are allowed in the access file's entry."""
     done = CliRunner().invoke(cli, ["token", 'a"]\nadmin = ["*'])
     assert done.exit_code == 1
 

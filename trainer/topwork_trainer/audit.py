@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from topwork.bundle.exemplars import Exemplars
-from topwork.bundle.findings import Finding, Severity, left_out
+from topwork.bundle.findings import Finding, Severity, skipped_image
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
@@ -227,7 +227,7 @@ def _left_out(skipped: Sequence[Skipped]) -> Iterator[Finding]:
     large = [one for one in skipped if one.reason == "IMAGE_TOO_LARGE"]
     unreadable = [one for one in skipped if one.reason not in {"IMAGE_TOO_LARGE", "DUPLICATE"}]
     for one in (*unreadable, *large):
-        yield left_out(one.name, one.label, reason=one.reason, message=one.message)
+        yield skipped_image(one.name, one.label, reason=one.reason, message=one.message)
     duplicates = [one for one in skipped if one.reason == "DUPLICATE"]
     for label in sorted({one.label for one in duplicates}):
         own = [one for one in duplicates if one.label == label]

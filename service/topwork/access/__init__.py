@@ -1,1 +1,1 @@
-"""Access: access file, principals, tokens, roles and rate limits; no grpc."""
+"""Access control: access file, principals, tokens, roles and rate limits; no grpc."""

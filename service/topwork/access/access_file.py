@@ -1,6 +1,6 @@
-"""The access file: which tokens and certificates are whose, and what each of them may do.
+"""Authentication with the access file, a TOML file of principals; hot reload twice a second.
 
-docs/security.md shows one. It is TOML, and looked at anew twice a second.
+docs/security.md has an example.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import msgspec
 import structlog
 
 from topwork.access import tokens
-from topwork.access.principals import ROLES, Caller, Principal, Role, Scope, everybody
+from topwork.access.principals import ROLES, Caller, Principal, Role, Scope, unrestricted
 from topwork.access.rate_limits import CallLimits, RateLimiter
 from topwork.bundle.documents import document, from_toml
 from topwork.errors import InvalidInput, Unauthenticated
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS = 0.5
-"""How often the file is looked at."""
+POLL_SECONDS = 0.5
+"""Raising it makes a change of the file take effect later."""
 
-Shown: TypeAlias = Mapping[str, Iterable[bytes]]
-"""What gRPC verified of a connection's peer."""
+AuthContext: TypeAlias = Mapping[str, Iterable[bytes]]
+"""The verified identity of a connection's peer, as gRPC returns it."""
 
-_PARTS = {
+_AUTH_KEYS = {
     "URI": "peer_uri",
     "DNS": "peer_dns",
     "EMAIL": "peer_email",
     "SUBJECT": "x509_subject",
     "CN": "x509_common_name",
 }
-"""Of a certificate: as the file names them, as gRPC does. The first that is known counts."""
+"""Parts of a certificate: the file's prefix to gRPC's key. The first known part decides."""
 
-_PATTERN = re.compile(r"[a-z0-9._-]{0,63}\*?")
+_MODEL_PATTERN = re.compile(r"[a-z0-9._-]{0,63}\*?")
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -58,31 +58,31 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Table:
-    """What a file says."""
+    """The parsed content of an access file."""
 
     principals: Mapping[str, Principal]
-    tokens: tokens.KnownToken[Principal]
+    tokens: tokens.TokenTable[Principal]
     certificates: Mapping[str, Principal]
 
 
 class Access:
-    """Says who calls. Without a file everybody may do everything."""
+    """Authenticates callers. Without a file every caller may call everything."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._everybody = everybody()
+        self._anonymous = unrestricted()
         self._table: _Table | None = None
         self._stamp: tuple[int, int, int] | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Read the file, and again whenever it is replaced. Raises InvalidInput."""
+        """Read the file, and reload it whenever it is replaced. Raises InvalidInput."""
         if self._path is not None:
-            self._take(await asyncio.to_thread(self._read, self._path))
+            self._apply(await asyncio.to_thread(self._read, self._path))
             self._task = asyncio.create_task(self._watch(self._path), name="access")
 
     async def aclose(self) -> None:
-        """Look no more."""
+        """Stop reloading the file."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -91,20 +91,20 @@ class Access:
         self,
         role: Role,
         metadata: Iterable[tuple[str, str | bytes]],
-        shown: Callable[[], Shown],
+        auth_context: Callable[[], AuthContext],
         peer: str,
     ) -> Caller:
-        """Return who makes a call that needs ``role``. Raises Unauthenticated.
+        """Return the caller of an rpc that needs ``role``. Raises Unauthenticated.
 
-        A token counts before a certificate: it is the caller's, the certificate may be a proxy's.
+        A token takes precedence over a certificate, which may be a proxy's.
         """
         if self._path is None:
-            names = [_text(one) for one in shown().get("x509_common_name", ())]
-            principal = everybody(names[0]) if names else self._everybody
+            names = [_text(name) for name in auth_context().get("x509_common_name", ())]
+            principal = unrestricted(names[0]) if names else self._anonymous
             return Caller(principal, role, peer, lambda: principal)
-        given = next((value for key, value in metadata if key == "authorization"), None)
-        token = None if given is None else _bearer(given)
-        certificate = shown() if token is None else {}
+        header = next((value for key, value in metadata if key == "authorization"), None)
+        token = None if header is None else _bearer(header)
+        certificate = auth_context() if token is None else {}
 
         def find() -> Principal | None:
             if self._table is None:
@@ -113,27 +113,25 @@ class Access:
                 return self._table.tokens.owner(token)
             return _owner(self._table.certificates, certificate)
 
-        found = find()
-        if found is None:
+        known = find()
+        if known is None:
             raise Unauthenticated(
-                "the token or certificate is not known here",
-                reason="CREDENTIALS_UNKNOWN",
+                "the token or certificate is unknown", reason="CREDENTIALS_UNKNOWN"
             )
-        return Caller(found, role, peer, find)
+        return Caller(known, role, peer, find)
 
-    def _take(self, table: _Table) -> None:
-        """Let ``table`` count from now on."""
+    def _apply(self, table: _Table) -> None:
         for principal in table.principals.values():
             principal.limiter.change(principal.limits)
         self._table = table
 
     async def _watch(self, path: Path) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
             try:
-                if _look(path) != self._stamp:
+                if _stamp(path) != self._stamp:
                     table = await asyncio.to_thread(self._read, path)
-                    self._take(table)
+                    self._apply(table)
                     log.info("access", principals=len(table.principals))
             except InvalidInput as error:
                 log.error("access stays as it was", error=str(error))
@@ -141,25 +139,25 @@ class Access:
                 log.error("access stays as it was; this is a bug", exc_info=error)
 
     def _read(self, path: Path) -> _Table:
-        # Remembered first: a file that cannot be used is told once.
-        self._stamp = _look(path)
+        # Stored first, so that an unusable file is reported once.
+        self._stamp = _stamp(path)
         try:
             return _parse(path.read_bytes(), self._table)
         except (OSError, ValueError) as error:
             raise _unusable(path, str(error)) from error
 
 
-def _look(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes with a file, None if there is none."""
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return values that differ after the file was replaced; None if there is no file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
+    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _parse(content: bytes, before: _Table | None) -> _Table:
-    """Return what a file says; who is in it as before keeps its limiter. Raises ValueError."""
+    """Return a file's content; principals of ``before`` keep their limiter. Raises ValueError."""
     file = from_toml(content, _File)
     principals: dict[str, Principal] = {}
     owners: dict[str, tuple[bytes, Principal]] = {}
@@ -167,61 +165,65 @@ def _parse(content: bytes, before: _Table | None) -> _Table:
     for name, entry in file.principals.items():
         old = before.principals.get(name) if before is not None else None
         principal = principals[name] = _principal(name, entry, file.limits, old)
-        for one in entry.tokens:
-            identifier, digest = tokens.parse(one)
+        for token in entry.tokens:
+            identifier, digest = tokens.parse(token)
             if identifier in owners:
                 raise ValueError(f"token {identifier} is in the file twice")
             owners[identifier] = digest, principal
-        for one in entry.certificates:
-            if one.partition(":")[0] not in _PARTS:
-                raise ValueError(f"certificate {one!r} must begin with one of {', '.join(_PARTS)}:")
-            if one in certificates:
-                raise ValueError(f"certificate {one!r} is in the file twice")
-            certificates[one] = principal
+        for certificate in entry.certificates:
+            if certificate.partition(":")[0] not in _AUTH_KEYS:
+                raise ValueError(
+                    f"certificate {certificate!r} must begin with one of {', '.join(_AUTH_KEYS)}:"
+                )
+            if certificate in certificates:
+                raise ValueError(f"certificate {certificate!r} is in the file twice")
+            certificates[certificate] = principal
     return _Table(
-        principals=principals, tokens=tokens.KnownToken(owners), certificates=certificates
+        principals=principals, tokens=tokens.TokenTable(owners), certificates=certificates
     )
 
 
 def _principal(name: str, entry: _Entry, limits: CallLimits, before: Principal | None) -> Principal:
-    given: dict[Role, list[str]] = {
+    patterns: dict[Role, list[str]] = {
         "classify": entry.classify,
         "train": entry.train,
         "admin": entry.admin,
     }
     for pattern in (*entry.classify, *entry.train, *entry.admin):
-        if not _PATTERN.fullmatch(pattern) or not pattern:
-            raise ValueError(f"{pattern!r} of {name!r} is no model, nor the beginning of one and *")
-    wanted = entry.limits or limits
+        if not _MODEL_PATTERN.fullmatch(pattern) or not pattern:
+            raise ValueError(
+                f"{pattern!r} of {name!r} is neither a model nor a prefix followed by *"
+            )
+    own_limits = entry.limits or limits
     return Principal(
         name=name,
         scopes={
-            role: Scope(pattern for above in ROLES[number:] for pattern in given[above])
+            role: Scope(pattern for higher in ROLES[number:] for pattern in patterns[higher])
             for number, role in enumerate(ROLES)
         },
-        limits=wanted,
-        limiter=before.limiter if before is not None else RateLimiter(wanted),
+        limits=own_limits,
+        limiter=before.limiter if before is not None else RateLimiter(own_limits),
     )
 
 
 def _bearer(value: str | bytes) -> str:
-    """Return the token in an ``authorization``. Raises Unauthenticated."""
+    """Return the token in an ``authorization`` header. Raises Unauthenticated."""
     scheme, _, token = _text(value).partition(" ")
     if scheme.lower() != "bearer":
         raise Unauthenticated("authorization must be: Bearer, a space, a token")
     return token.strip()
 
 
-def _owner(certificates: Mapping[str, Principal], shown: Shown) -> Principal | None:
-    """Return whose certificate it is. Raises Unauthenticated if there is none."""
-    seen = False
-    for part, key in _PARTS.items():
-        for value in shown.get(key, ()):
-            seen = True
-            if (found := certificates.get(f"{part}:{_text(value)}")) is not None:
-                return found
-    if not seen:
-        raise Unauthenticated("send a token (authorization: Bearer ...), or show a certificate")
+def _owner(certificates: Mapping[str, Principal], auth_context: AuthContext) -> Principal | None:
+    """Return the owner of a certificate. Raises Unauthenticated if there is no certificate."""
+    has_certificate = False
+    for part, key in _AUTH_KEYS.items():
+        for value in auth_context.get(key, ()):
+            has_certificate = True
+            if (owner := certificates.get(f"{part}:{_text(value)}")) is not None:
+                return owner
+    if not has_certificate:
+        raise Unauthenticated("send a token (authorization: Bearer ...) or a client certificate")
     return None
 
 

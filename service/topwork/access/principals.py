@@ -1,4 +1,4 @@
-"""Principals: the callers, their roles, and the models that each role is for."""
+"""Principals: authenticated callers, their roles, and the models that each role covers."""
 
 from __future__ import annotations
 
@@ -12,102 +12,101 @@ from topwork.errors import Forbidden, Unauthenticated
 
 Role = Literal["classify", "train", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
-"""Each may do what those before it may."""
+"""In ascending order: each role includes the permissions of the roles before it."""
 
 
 class Scope:
-    """Some models: each pattern is a name, or the beginning of names with ``*`` behind it."""
+    """A set of models: each pattern is a name, or a prefix of names followed by ``*``."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
-        given = tuple(patterns)
-        self._names = frozenset(one for one in given if not one.endswith("*"))
-        self._beginnings = tuple(one[:-1] for one in given if one.endswith("*"))
-        self.has_all = "" in self._beginnings
-        self.has_any = bool(given)
+        patterns = tuple(patterns)
+        self._names = frozenset(pattern for pattern in patterns if not pattern.endswith("*"))
+        self._prefixes = tuple(pattern[:-1] for pattern in patterns if pattern.endswith("*"))
+        self.has_all = "" in self._prefixes
+        self.has_any = bool(patterns)
 
     def has(self, model: str) -> bool:
-        """Return whether a model is one of them."""
-        return model in self._names or model.startswith(self._beginnings)
+        """Return True if the scope contains ``model``."""
+        return model in self._names or model.startswith(self._prefixes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Somebody, or some program, that the server knows."""
+    """A person or program that the server can authenticate."""
 
     name: str
-    """Empty: nobody in particular."""
+    """Empty if anonymous."""
     scopes: Mapping[Role, Scope]
-    """Of every role, those of the roles above it included."""
+    """Models by role, including those of the higher roles."""
     limits: CallLimits
     limiter: RateLimiter
-    """What is used of the limits: the same one as long as the principal is known."""
+    """Shared by all calls; survives reloads of the access file."""
 
 
-def everybody(name: str = "") -> Principal:
-    """Return who may do all: anybody, where no access file says who may what."""
-    everything = Scope(["*"])
+def unrestricted(name: str = "") -> Principal:
+    """Return a principal with every role for all models, for a server without an access file."""
     return Principal(
         name=name,
-        scopes=dict.fromkeys(ROLES, everything),
+        scopes=dict.fromkeys(ROLES, Scope(["*"])),
         limits=CallLimits(),
         limiter=RateLimiter(CallLimits()),
     )
 
 
 class Caller:
-    """Who makes one call, and the role that it needs. A service asks it of each model."""
+    """The principal of one call and the role that the call needs; authorizes each model."""
 
     def __init__(
         self, principal: Principal, role: Role, peer: str, find: Callable[[], Principal | None]
     ) -> None:
-        """Take what finds the principal anew: rights may be taken away while a call goes on."""
+        """Take ``find`` to look the principal up again: rights may be revoked during a call."""
         self.principal = principal
         self.share = principal.name or host(peer)
-        """Whose share of the server's slots the call takes: the principal's, else its host's."""
+        """Key of the share of slots: the principal, or the host if anonymous."""
         self.model = ""
-        """The one that was asked for last."""
+        """The model of the latest check."""
         self._role = role
         self._find = find
 
     @property
     def scope(self) -> Scope:
-        """The models that the call may be about. Raises Unauthenticated."""
+        """The models that the call may use. Raises Unauthenticated."""
         principal = self._find()
         if principal is None or principal.name != self.principal.name:
             raise Unauthenticated(
-                f"the credentials of {self.principal.name!r} are no longer known",
+                f"the credentials of {self.principal.name!r} were revoked",
                 reason="CREDENTIALS_UNKNOWN",
             )
         return principal.scopes[self._role]
 
     def check_role(self) -> None:
-        """Raise Forbidden unless there are models that the call may be about."""
+        """Raise Forbidden unless the principal has the role for any model."""
         if not self.scope.has_any:
-            raise Forbidden(f"{self.principal.name!r} is not {self._role!r} of any model")
+            raise Forbidden(f"{self.principal.name!r} has role {self._role!r} for no model")
 
     def check(self, model: str) -> None:
-        """Raise Forbidden unless the call may be about this model, which may or may not exist."""
+        """Raise Forbidden unless the call may use ``model``, whether or not the model exists."""
         self.model = model[:100]
         if not self.scope.has(model):
             raise Forbidden(
-                f"{self.principal.name!r} is not {self._role!r} of model {model[:100]!r}",
+                f"{self.principal.name!r} lacks role {self._role!r} for model {model[:100]!r}",
                 reason="MODEL_FORBIDDEN",
             )
 
 
 def host(peer: str) -> str:
-    """Return what a peer, as gRPC names it, has in common with all others of its host."""
+    """Return the host part of a peer as gRPC names it (``ipv4:10.0.0.7:4711``)."""
     return peer.rpartition(":")[0]
 
 
 _CALLER: ContextVar[Caller] = ContextVar("caller")
 
 
-def enter(caller: Caller) -> None:
-    """Say who makes the call that this task answers."""
+def set_caller(caller: Caller) -> None:
+    """Set the caller of the rpc that the current task answers."""
     _CALLER.set(caller)
 
 
 def caller() -> Caller:
-    """Return who makes the call that this task answers. Raises LookupError outside of a call."""
+    """Return the caller of the rpc that the current task answers. Raises LookupError elsewhere."""
     return _CALLER.get()

@@ -1,4 +1,4 @@
-"""Rate limits of one principal: calls a second, calls at a time, images at a time."""
+"""Rate limits of a principal: calls per second, concurrent calls, concurrent images."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import msgspec
 
 from topwork.errors import Overloaded
 
-HELD_SECONDS = 0.1
-"""After which it makes sense to look again for what others must give back first."""
+RETRY_SECONDS = 0.1
+"""Lowering it makes refused calls and waiting messages check the limits more often."""
 
 
 class CallLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The limits of one principal, as the access file has them. None: no limit but the server's."""
+    """The limits of a principal, as in the access file. None: only the server's limits apply."""
 
     calls_per_second: float | None = None
-    """Over time; as many, at least one, may come at once after a pause."""
+    """Average rate; after a pause a burst of one second's calls, at least one, is allowed."""
     calls: int | None = None
-    """At a time, streams too."""
+    """Concurrent calls, streams included."""
     images: int | None = None
-    """To be classified, at a time."""
+    """Images being classified concurrently."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless all are above zero."""
+        """Raise ValueError unless all limits are above zero."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -34,7 +34,7 @@ class CallLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class RateLimiter:
-    """What one principal has used of its limits. Belongs to one event loop."""
+    """Token bucket and counters of one principal. Belongs to one event loop."""
 
     def __init__(self, limits: CallLimits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
@@ -43,26 +43,26 @@ class RateLimiter:
         self._filled = clock()
         self._calls = 0
         self._images = 0
-        self._left = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def change(self, limits: CallLimits) -> None:
-        """Let other limits count from now on; what was used stays used."""
-        self._until_next()  # fills by the rate that counted so far
+        """Replace the limits; calls and images in progress still count."""
+        self._until_next()  # refills at the old rate until now
         self.limits = limits
-        self._left.set()
+        self._changed.set()
 
     def begin(self) -> None:
-        """Take a call's part, until ``end``. Raises Overloaded."""
-        most = self.limits.calls
-        if most is not None and self._calls >= most:
+        """Count a call, until ``end``. Raises Overloaded."""
+        limit = self.limits.calls
+        if limit is not None and self._calls >= limit:
             raise Overloaded(
-                f"{self._calls} of your calls are in the server; the limit is {most}",
-                retry_after=HELD_SECONDS,
+                f"{self._calls} of your calls are in progress; the limit is {limit}",
+                retry_after=RETRY_SECONDS,
                 reason="TOO_MANY_CALLS",
             )
         if delay := self._until_next():
             raise Overloaded(
-                f"you call more than {self.limits.calls_per_second:g} times a second",
+                f"you exceed your rate limit of {self.limits.calls_per_second:g} calls per second",
                 retry_after=delay,
                 reason="RATE_LIMIT",
             )
@@ -70,32 +70,32 @@ class RateLimiter:
         self._calls += 1
 
     def end(self) -> None:
-        """Give a call's part back."""
+        """Count a call no longer."""
         self._calls -= 1
 
     def take(self, images: int) -> None:
-        """Take room for images, until ``give``. Raises Overloaded."""
-        if not self._has_room(images):
+        """Count images, until ``give``. Raises Overloaded."""
+        if not self._has_capacity(images):
             raise Overloaded(
-                f"{self._images} of your images are in the server, {images} more would pass the "
+                f"{self._images} of your images are in progress, {images} more would exceed the "
                 f"limit of {self.limits.images}",
-                retry_after=HELD_SECONDS,
+                retry_after=RETRY_SECONDS,
                 reason="TOO_MANY_IMAGES_AT_A_TIME",
             )
         self._images += images
 
     def give(self, images: int) -> None:
-        """Give their room back."""
+        """Count images no longer."""
         self._images -= images
-        self._left.set()
+        self._changed.set()
 
     async def wait(self, images: int) -> None:
-        """Take a call's part for a message of a stream, and room for its images, until ``give``."""
-        while (delay := self._until_next()) or not self._has_room(images):
-            self._left.clear()
+        """Wait, then count a stream's message as a call, and its images until ``give``."""
+        while (delay := self._until_next()) or not self._has_capacity(images):
+            self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay or HELD_SECONDS):
-                    await self._left.wait()
+                async with asyncio.timeout(delay or RETRY_SECONDS):
+                    await self._changed.wait()
         self._tokens -= 1.0
         self._images += images
 
@@ -104,7 +104,7 @@ class RateLimiter:
         return max(1.0, self.limits.calls_per_second or 0.0)
 
     def _until_next(self) -> float:
-        """Return the seconds until another call may begin."""
+        """Refill the token bucket and return the seconds until another call may begin."""
         rate = self.limits.calls_per_second
         if rate is None:
             self._tokens = self._burst
@@ -114,7 +114,7 @@ class RateLimiter:
         self._filled = now
         return max(0.0, (1.0 - self._tokens) / rate)
 
-    def _has_room(self, images: int) -> bool:
-        most = self.limits.images
-        # What is larger than the limit is let in when it is alone: it could never be else.
-        return most is None or not self._images or self._images + images <= most
+    def _has_capacity(self, images: int) -> bool:
+        limit = self.limits.images
+        # A request above the limit is admitted alone; otherwise it would never be.
+        return limit is None or not self._images or self._images + images <= limit

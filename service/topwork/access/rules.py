@@ -1,4 +1,4 @@
-"""The one table of what each rpc needs: a role, and for which model."""
+"""Authorization table: the role that each rpc needs and the field that names its model."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any, TypeAlias
 
 from topwork.access.principals import Role
 
-About: TypeAlias = Callable[[Any], str | None]
-"""Returns the resource name of the model that a message is about; None: it says nothing of it."""
+ModelOf: TypeAlias = Callable[[Any], str | None]
+"""Returns the resource name of a message's model, None if the message has no such field."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What one rpc needs."""
+    """Authorization, rate limiting and audit of one rpc."""
 
     role: Role
-    about: About | None
-    """How a message names its model; None: the service itself asks ``principals.caller()``."""
+    model_of: ModelOf | None
+    """None: the service itself checks each model with ``principals.caller()``."""
     images: Callable[[Any], int] = lambda _: 0
-    """To be classified, in a message."""
-    changes: bool = False
-    """Whether it is told in the audit."""
+    """Returns the number of images to classify in a message."""
+    audited: bool = False
+    """True if calls are written to the audit log."""
 
 
 OPEN = ("/grpc.health.v1.Health/",)
-"""Methods that need no role: a probe has no credentials, and learns no more than a bit."""
+"""Prefixes of methods without authentication: probes have no credentials."""
 
 UNCOUNTED = ("/grpc.",)
-"""Methods of gRPC's own services: not logged, and they hold up no shutdown."""
+"""Prefixes of gRPC's own services: their calls are not logged and do not delay shutdown."""
 
 
 def _model(message: Any) -> str:
@@ -40,7 +40,7 @@ def _name(message: Any) -> str:
     return str(message.name)
 
 
-def _first(message: Any) -> str | None:
+def _config_model(message: Any) -> str | None:
     return str(message.config.model) if message.HasField("config") else None
 
 
@@ -49,31 +49,33 @@ def _images(message: Any) -> int:
 
 
 def _tensors(message: Any) -> int:
-    """Return the images of a ModelInfer: the first side of its first input."""
+    """Return the number of images in a ModelInfer: the first dimension of its first input."""
     shape = message.inputs[0].shape if message.inputs else ()
     return max(0, int(shape[0])) if shape else 0
 
 
-def _asked(role: Role, *, changes: bool = False) -> Rule:
-    """Return the rule of a method that asks of each model that it comes upon."""
-    return Rule(role=role, about=None, changes=changes)
+def _per_model(role: Role, *, audited: bool = False) -> Rule:
+    """Return the rule of a method whose service checks each model itself."""
+    return Rule(role=role, model_of=None, audited=audited)
 
 
-_TRAIN = Rule(role="train", about=_model, changes=True)
-_UPLOAD = Rule(role="train", about=_first, changes=True)
-_ADMIN = Rule(role="admin", about=_model, changes=True)
+_TRAIN = Rule(role="train", model_of=_model, audited=True)
+_UPLOAD = Rule(role="train", model_of=_config_model, audited=True)
+_ADMIN = Rule(role="admin", model_of=_model, audited=True)
 
 RULES: Mapping[str, Rule] = {
     f"/{service}/{method}": rule
     for service, methods in {
         "topwork.v1.ClassifierService": {
-            "Classify": Rule(role="classify", about=_model, images=_images),
-            "StreamClassify": _asked("classify"),  # each message, and as its own error
+            "Classify": Rule(role="classify", model_of=_model, images=_images),
+            "StreamClassify": _per_model(
+                "classify"
+            ),  # checked per message; a refusal is that message's error
         },
         "topwork.v1.ModelService": {
-            "ListModels": _asked("classify"),
-            "GetModel": Rule(role="classify", about=_name),
-            "ListRevisions": Rule(role="classify", about=_model),
+            "ListModels": _per_model("classify"),
+            "GetModel": Rule(role="classify", model_of=_name),
+            "ListRevisions": Rule(role="classify", model_of=_model),
             "AddClass": _UPLOAD,
             "AddExamples": _UPLOAD,
             "RemoveClass": _TRAIN,
@@ -81,30 +83,32 @@ RULES: Mapping[str, Rule] = {
             "Retrain": _TRAIN,
             "Rollback": _ADMIN,
             "PinRevision": _ADMIN,
-            "WatchOperation": _asked("train"),
+            "WatchOperation": _per_model("train"),
         },
-        # An operation belongs to its model.
+        # An operation needs the role for its model.
         "google.longrunning.Operations": {
-            "ListOperations": _asked("train"),
-            "GetOperation": _asked("train"),
-            "WaitOperation": _asked("train"),
-            "CancelOperation": _asked("train", changes=True),
-            "DeleteOperation": _asked("admin", changes=True),
+            "ListOperations": _per_model("train"),
+            "GetOperation": _per_model("train"),
+            "WaitOperation": _per_model("train"),
+            "CancelOperation": _per_model("train", audited=True),
+            "DeleteOperation": _per_model("admin", audited=True),
         },
         "inference.GRPCInferenceService": {
-            "ServerLive": _asked("classify"),
-            "ServerReady": _asked("classify"),
-            "ServerMetadata": _asked("classify"),
-            "ModelReady": Rule(role="classify", about=_name),
-            "ModelMetadata": Rule(role="classify", about=_name),
-            "ModelConfig": Rule(role="classify", about=_name),
-            "ModelStatistics": _asked("classify"),  # without a name it tells of all
+            "ServerLive": _per_model("classify"),
+            "ServerReady": _per_model("classify"),
+            "ServerMetadata": _per_model("classify"),
+            "ModelReady": Rule(role="classify", model_of=_name),
+            "ModelMetadata": Rule(role="classify", model_of=_name),
+            "ModelConfig": Rule(role="classify", model_of=_name),
+            "ModelStatistics": _per_model("classify"),  # without a name, of all models
             "ModelInfer": Rule(
-                role="classify", about=lambda message: str(message.model_name), images=_tensors
+                role="classify", model_of=lambda message: str(message.model_name), images=_tensors
             ),
-            "RepositoryIndex": _asked("classify"),
+            "RepositoryIndex": _per_model("classify"),
         },
-        "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": _asked("classify")},
+        "grpc.reflection.v1alpha.ServerReflection": {
+            "ServerReflectionInfo": _per_model("classify")
+        },
         "grpc.channelz.v1.Channelz": dict.fromkeys(
             (
                 "GetTopChannels",
@@ -115,7 +119,7 @@ RULES: Mapping[str, Rule] = {
                 "GetSubchannel",
                 "GetSocket",
             ),
-            _asked("admin"),  # it tells of other clients
+            _per_model("admin"),  # shows other clients' connections
         ),
     }.items()
     for method, rule in methods.items()

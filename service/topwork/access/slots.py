@@ -1,4 +1,4 @@
-"""Slots for calls at a time, shared among callers by a dynamic threshold."""
+"""Slots for concurrent calls, shared among callers by a dynamic threshold."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from topwork.errors import Overloaded
 
 
 class Slots:
-    """Counts calls against ``most``. No caller may have more than it leaves free for the others.
+    """Counter of calls against ``most``. No caller may hold more slots than it leaves free.
 
-    So one caller has at most half, a second one a quarter, and there is room for one more until
-    many together have used it up. Source: Choudhury and Hahne, "Dynamic queue length thresholds
-    for shared-memory packet switches", 1998. Belongs to one event loop.
+    So the first caller gets at most half, the second a quarter, and another caller finds a free
+    slot until many together hold all. Source: Choudhury and Hahne, "Dynamic queue length
+    thresholds for shared-memory packet switches", 1998. Belongs to one event loop.
     """
 
     def __init__(self, most: int, *, calls: str, reason: str, retry_after: float) -> None:
-        """Take what errors say: what the ``calls`` are, ``reason`` and ``retry_after``."""
+        """Take the fields of Overloaded; ``calls`` is the plural noun in its message."""
         self._most = most
         self._calls = calls
         self._reason = reason
@@ -27,17 +27,17 @@ class Slots:
         self._free = most
 
     def held(self, caller: str) -> int:
-        """Return how many a caller has."""
+        """Return the number of slots that a caller holds."""
         return self._held[caller]
 
-    def has_room(self, caller: str, *, without: str | None = None) -> bool:
-        """Return whether a caller may have one more, if ``without`` gives one back first."""
+    def may_take(self, caller: str, *, without: str | None = None) -> bool:
+        """Return True if ``caller`` may take a slot, after ``without`` gives back one."""
         own = self._held[caller] - (without == caller)
         return own < self._free + (without is not None)
 
     @contextlib.contextmanager
     def hold(self, caller: str) -> Iterator[None]:
-        """Hold a slot. Raises Overloaded if there is none for this caller."""
+        """Take a slot for the length of a ``with`` block. Raises Overloaded."""
         self.take(caller)
         try:
             yield
@@ -45,11 +45,11 @@ class Slots:
             self.give(caller)
 
     def take(self, caller: str) -> None:
-        """Take a slot, until ``give``. Raises Overloaded if there is none for this caller."""
-        if not self.has_room(caller):
+        """Take a slot, until ``give``. Raises Overloaded if the caller may not."""
+        if not self.may_take(caller):
             raise Overloaded(
                 f"{self._most - self._free} {self._calls} are open, {self._held[caller]} of them "
-                f"yours; the limit is {self._most}, and each caller leaves as many free as it has",
+                f"yours; the limit is {self._most}, and a caller may hold no more than are free",
                 retry_after=self._retry_after,
                 reason=self._reason,
             )

@@ -1,9 +1,8 @@
-"""Bearer tokens: how one is made, and how one is known again without being kept.
+"""Bearer tokens: generation, and verification against stored SHA-256 digests.
 
-A token is ``topwork_<id>_<secret>``. The id says where to look, the secret is 256 bits from the
-system's generator. What is kept of it is the id and the token's plain SHA-256: slow, salted hashes
-are for passwords, which people choose and others can guess; nobody guesses 256 bits, and a fast
-hash costs each call a microsecond.
+A token is ``topwork_<id>_<secret>``; the secret is 256 bits from the system's random generator.
+The access file stores the id and the token's plain SHA-256. Slow, salted hashes protect passwords,
+which can be guessed; 256 random bits cannot, and a fast hash costs each call a microsecond.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _ENTRY = re.compile(r"([0-9a-f]{12}):([0-9a-f]{64})")
-_NOBODYS = secrets.token_bytes(32)
+_UNKNOWN_DIGEST = secrets.token_bytes(32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewToken:
-    """A token that was just made."""
+    """A generated token and its entry in the access file."""
 
     token: str = field(repr=False)
-    """For its bearer alone."""
+    """The secret for the caller."""
     entry: str
-    """For the access file: of no use to who reads it."""
+    """For the access file; nobody can derive the token from it."""
 
 
 def make() -> NewToken:
@@ -40,26 +39,26 @@ def make() -> NewToken:
 
 
 def parse(entry: str) -> tuple[str, bytes]:
-    """Return id and digest of an entry. Raises ValueError, without what is wrong in its text."""
+    """Return id and digest of an entry. Raises ValueError, without the entry in its text."""
     match = _ENTRY.fullmatch(entry)
     if match is None:
-        raise ValueError("a token is kept as <12 hex digits>:<64 hex digits>, see `topwork token`")
+        raise ValueError("a token's entry is <12 hex digits>:<64 hex digits>, see `topwork token`")
     return match[1], bytes.fromhex(match[2])
 
 
-class KnownToken(Generic[T]):
-    """Tokens and whose they are, by id."""
+class TokenTable(Generic[T]):
+    """Digests and owners of tokens, by id."""
 
     def __init__(self, owners: Mapping[str, tuple[bytes, T]]) -> None:
         self._owners = owners
 
     def owner(self, token: str) -> T | None:
-        """Return whose token it is, None if nobody's.
+        """Return the owner of a token, None if the token is unknown.
 
-        Digests are compared in constant time, and an unknown id takes as long as a known one.
+        Digests are compared in constant time, and an unknown id takes as long as a known id.
         """
         _, _, rest = token.partition("_")
-        digest, owner = self._owners.get(rest.partition("_")[0], (_NOBODYS, None))
+        digest, owner = self._owners.get(rest.partition("_")[0], (_UNKNOWN_DIGEST, None))
         return owner if hmac.compare_digest(_digest(token), digest) else None
 
 

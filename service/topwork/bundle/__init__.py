@@ -1,1 +1,1 @@
-"""The contract between trainer and server: what a bundle is, on disk and in numbers."""
+"""Bundle: the files and numbers of a revision, shared by trainer and server."""

@@ -1,4 +1,4 @@
-"""Comparison of a revision with its parent, and the limits that a gate sets."""
+"""Comparison of a revision with its parent, and the limits of the gate."""
 
 from __future__ import annotations
 
@@ -9,137 +9,140 @@ from dataclasses import dataclass
 from topwork.bundle.numbers import Count
 
 Z = 1.959964
-"""Standard normal quantile of a two-sided 95 % interval."""
+"""Standard normal quantile of the two-sided 95 % confidence interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What a candidate revision must keep to be served. Measured by cross-validation.
+    """Limits that a candidate revision must pass to be served, measured by cross-validation.
 
-    A limit is broken where the whole 95 % interval lies beyond it: what is proven to be too bad is
-    rejected, not what is not proven to be good. Of few images little can be proven.
+    A candidate fails a limit only if its whole 95 % interval is beyond the limit: the gate rejects
+    revisions that are proven bad, not those that are not proven good. Few images prove little.
 
-    Measured with photos of five kinds of flowers. Right additions that passed: beside four kinds of
-    the same size 97 % with 5 or 10 photos each, 98 % with 20, 93 % with 60, all with 200 or more;
-    beside 400 photos each, 40 % with 5 photos, 76 % with 10, all with 20, 80 % with 60. (Rejected
-    were kinds that their own few photos do not teach, and roses, which take 4 to 7 % from tulips.)
-    Wrong ones that were rejected, a known kind or a mixture under a new label: beside 300 photos
-    each, all from 5 photos on; beside classes of the same size, all from 60 on, of 20 a half or
-    more, of 5 some. Wrong photos for a known label: 10 to 20 % up to 20 photos, 67 % with 60, all
-    with 200.
+    Measured with photos of five kinds of flowers. Correct additions that passed: beside four kinds
+    of the same size 97 % with 5 or 10 photos each, 98 % with 20, 93 % with 60, all with 200 or
+    more; beside 400 photos each, 40 % with 5 photos, 76 % with 10, all with 20, 80 % with 60. (The
+    gate rejected kinds that cannot be learnt from so few photos, and roses, which lower the recall
+    of tulips by 4 to 7 %.) Wrong additions (a known kind, or a mixture, under a new label) that
+    were rejected: beside 300 photos each, all with 5 photos or more; beside classes of the same
+    size, all with 60 or more, at least half with 20, some with 5. Wrong photos added to a known
+    label that were rejected: 10 to 20 % with up to 20 photos, 67 % with 60, all with 200.
     """
 
     max_old_class_drop: float = 0.02
-    """How much of the accuracy on the parent's classes may be lost, 0..1; see ``Comparison.drop``.
+    """Largest accepted ``Comparison.drop`` of the accuracy on the parent's classes, 0..1.
 
-    Right additions lose 0.01 to 0.02 of five classes: more classes are more ways to be wrong.
+    Correct additions to five classes lose 0.01 to 0.02: more classes are more ways to be wrong.
     """
     min_new_class_recall: float = 0.6
-    """Share of the taught class's images that must be called so, 0..1.
+    """Lowest accepted recall of the label that the change adds or extends, 0..1.
 
-    A class that the parent had and called so less often need only be called so as often.
+    If the parent has the label with a lower recall, the candidate needs only the parent's recall.
     """
     max_conflicts: Count | None = None
-    """Uploads that may show what another class has; None: any number. Checked before training."""
+    """Most uploads that may conflict with other classes, checked before training; None: any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelChange:
-    """One of the parent's labels, on the same images before and after."""
+    """Recall of one of the parent's labels before and after the change, on the same images."""
 
     label: str
-    """As the candidate calls it."""
+    """Name of the label in the candidate."""
     images: Count
-    """Judged in both."""
+    """Images that both revisions were evaluated on."""
     recall_before: float
     recall_after: float
     lost: Count
-    """Images that were called so before and are not after."""
+    """Images that only the parent classifies correctly."""
     gained: Count
-    """The other way round."""
+    """Images that only the candidate classifies correctly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taught:
-    """The label that was added or got more images."""
+class TaughtLabel:
+    """Recall of the label that the change adds or extends."""
 
     label: str
     images: Count
-    """All of its judged images."""
+    """Images of the label that the candidate was evaluated on."""
     recall: float
     low: float
-    """Lower end of the recall's 95 % Wilson interval."""
+    """Lower bound of the recall's 95 % Wilson interval."""
     high: float
+    """Upper bound of the same interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfusedLabels:
-    """Images of one label that the candidate calls another."""
+    """Off-diagonal cell of the candidate's confusion matrix."""
 
     label: str
     called: str
+    """The candidate's label for ``images`` images of ``label``."""
     images: Count
     share: float
-    """Of the label's judged images."""
+    """``images`` divided by all evaluated images of the label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A candidate beside its parent, each by cross-validation: no image judges what learnt it."""
+    """Candidate and parent, both by cross-validation: no head is evaluated on images it learnt."""
 
     images: Count
-    """Of the parent's labels that both have, judged in both."""
+    """Images of the labels that both revisions have, evaluated in both."""
     accuracy_before: float
-    """The parent's on them: the mean of its labels' recalls, so that all labels count alike."""
+    """Accuracy of the parent on ``images``: the mean of the labels' recalls (balanced accuracy)."""
     accuracy_after: float
-    """The candidate's on the same, with every label that it has as a possible answer."""
+    """The same of the candidate, with all its labels as possible answers."""
     drop: float
-    """``accuracy_before`` less ``accuracy_after``."""
+    """``accuracy_before`` minus ``accuracy_after``."""
     drop_low: float
-    """Lower end of its 95 % interval, image paired with image; -1 without images."""
+    """Lower bound of the drop's paired 95 % interval; -1 without images."""
     drop_high: float
-    """Upper end of the same; 1 without images."""
+    """Upper bound of the same interval; 1 without images."""
     ece_before: float
     """Expected calibration error of the parent, on all its images."""
     ece_after: float
+    """The same of the candidate."""
     labels: tuple[LabelChange, ...]
-    """The parent's labels that both have and that have such images, in label order."""
-    taught: Taught | None
-    """None where no label was."""
+    """Labels that both revisions have and that have such images, in label order."""
+    taught: TaughtLabel | None
+    """None if the change adds or extends no label."""
     confusions: tuple[ConfusedLabels, ...]
-    """The candidate's most confused pairs, ten at most, worst share first.
+    """The candidate's ten most confused pairs, largest share first.
 
-    The taught label's three worst are among them.
+    They include the three worst of the taught label.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """Why a published revision may not serve."""
+    """Reasons for which the gate rejected a published revision, so that it may not serve."""
 
     gate: Gate
     failures: tuple[str, ...]
-    """A sentence with the numbers for each rule that was broken."""
+    """One sentence with the numbers for each limit that was exceeded."""
 
 
 def drop_interval(labels: Sequence[LabelChange]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean over labels of ``recall_before`` less ``recall_after``.
+    """Return the 95 % interval of the mean drop in recall over the labels; -1 to 1 without labels.
 
-    Variances of paired shares, summed over the labels. A half is added to each cell of each label's
-    2 x 2 table (Agresti and Min, 2005, Statistics in Medicine 24:729): so the interval has a width
-    also where no image differs. Unlike theirs it lies around the difference itself, for what pulls
-    5 images a label towards 0 adds up over 200 labels: then it held the truth in none of 3,000
-    simulated cases. Like this it does in 93 to 100 % of them, with 2 to 200 labels of 5 to 400
-    images each; beside large labels, one of 5 images that loses 30 % takes it to 84 %. -1 to 1
-    without labels.
+    Sums the variances of paired proportions over the labels. A half is added to each cell of each
+    label's 2 x 2 table (Agresti and Min, 2005, Statistics in Medicine 24:729), so that the interval
+    has a width even if no image differs. Unlike theirs, the interval is centred on the observed
+    drop: their shift towards 0, with 5 images per label, adds up over 200 labels, and the interval
+    then covered the true drop in none of 3,000 simulations. This one covers it in 93 to 100 %, with
+    2 to 200 labels of 5 to 400 images each; among large labels, one of 5 images that loses 30 %
+    lowers the coverage to 84 %.
     """
     if not labels:
         return -1.0, 1.0
     drop = variance = 0.0
-    for one in labels:
-        images, change = one.images + 2, one.lost - one.gained
-        apart = (one.lost + one.gained + 1) / images
-        drop += change / one.images / len(labels)
-        variance += (apart - (change / images) ** 2) / images / len(labels) ** 2
+    for label in labels:
+        images, change = label.images + 2, label.lost - label.gained
+        discordant = (label.lost + label.gained + 1) / images
+        drop += change / label.images / len(labels)
+        variance += (discordant - (change / images) ** 2) / images / len(labels) ** 2
     half = Z * math.sqrt(variance)
     return max(-1.0, drop - half), min(1.0, drop + half)

@@ -1,8 +1,8 @@
-"""Stored documents: JSON encoding, and decoding by types that msgspec has examined at import.
+"""JSON encoding of stored documents, and decoding with decoders that are built at import.
 
-msgspec examines a type when it is first decoded. Two threads that do so at once read memory that is
-not initialised yet (SIGSEGV, seen in msgspec 0.22). So this module alone decodes, and only types
-that the decorator ``document`` has registered while their modules were imported.
+msgspec inspects a type when it first decodes it. Two threads that do so at once read uninitialised
+memory (SIGSEGV, seen in msgspec 0.22). Therefore only this module decodes, and only types that the
+decorator ``document`` registered while their modules were imported.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {}
 
 
 def document(kind: type[T]) -> type[T]:
-    """Register a class, a dataclass or msgspec.Struct, as one that is stored as a document."""
+    """Register a dataclass or msgspec.Struct as the type of a stored document."""
     _DECODERS[kind] = msgspec.json.Decoder(kind)
     return kind
 
 
 def registered() -> frozenset[type]:
-    """Return all classes that the modules imported so far have registered."""
+    """Return all document types of the modules that are imported so far."""
     return frozenset(_DECODERS)
 
 
@@ -35,7 +35,7 @@ def to_json(value: object) -> bytes:
 
 
 def from_json(content: bytes, kind: type[T], *, name: str) -> T:
-    """Return the ``kind`` that ``to_json`` wrote. Raises Corrupt, with ``name``, if it is none."""
+    """Decode JSON as a ``kind``. Raises Corrupt, naming the file ``name``, if it is invalid."""
     decoder: msgspec.json.Decoder[T] = _DECODERS[kind]
     try:
         return decoder.decode(content)
@@ -44,12 +44,12 @@ def from_json(content: bytes, kind: type[T], *, name: str) -> T:
 
 
 def to_data(value: object) -> Any:
-    """Return a document as lists, dicts, text and numbers, for who makes JSON of it."""
+    """Return a document as lists, dicts, strings and numbers that JSON can hold."""
     return msgspec.to_builtins(value)
 
 
 def from_data(data: object, kind: type[T]) -> T:
-    """Return the ``kind`` that ``to_data`` gave. Raises Corrupt if it is none."""
+    """Return the ``kind`` that ``to_data`` converted. Raises Corrupt if the data is not valid."""
     _check_registered(kind)
     try:
         return msgspec.convert(data, kind)
@@ -58,7 +58,7 @@ def from_data(data: object, kind: type[T]) -> T:
 
 
 def from_toml(content: bytes, kind: type[T]) -> T:
-    """Return the ``kind`` that a TOML file says. Raises ValueError."""
+    """Decode a TOML file as a ``kind``. Raises ValueError if it is not valid."""
     _check_registered(kind)
     return msgspec.toml.decode(content, type=kind)
 

@@ -1,4 +1,4 @@
-"""Features: the normalised embeddings that a head works on."""
+"""Features: normalised embeddings, the input of a head."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from topwork.arrays import Float32Array
 from topwork.bundle.recipe import Normalisation
 
 TINY = 1e-12
-"""The least length that is divided by."""
+"""Smallest divisor; avoids a division by 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normaliser:
-    """One normalisation, with what it took from the embeddings that it was made for.
+    """Normalisation of embeddings, with its parameters fitted to the training set.
 
-    Features of all kinds have a mean squared length of about 1, so strengths mean the same:
+    Each kind gives features of a mean squared length of about 1, so that a regularisation strength
+    means the same for all of them:
 
     * ``none``: the embedding, divided by the root mean square length
-    * ``l2``: divided by its own length
-    * ``sqrt_l2``: its signed square root, divided by its own length. The root tames the few large
-      entries of a pooled embedding (Perronnin et al., ECCV 2010).
+    * ``l2``: the embedding, divided by its own length
+    * ``sqrt_l2``: the signed square root of the embedding, divided by its own length. The root
+      reduces the few large entries of a pooled embedding (Perronnin et al., ECCV 2010).
     * ``standardise``: each column with mean 0 and variance 1 / D
     """
 
     kind: Normalisation
     centre: Float32Array
-    """(D,), subtracted; 0 but for ``standardise``."""
+    """(D,), subtracted; 0 except for ``standardise``."""
     scale: Float32Array
-    """(D,), multiplied with; 1 for those that divide by a length of their own."""
+    """(D,), factor of each column; 1 for ``l2`` and ``sqrt_l2``."""
 
     def __call__(self, embeddings: Float32Array) -> Float32Array:
         """Return features (N, D) for embeddings (N, D)."""
@@ -44,7 +45,7 @@ class Normaliser:
 
 
 def make(kind: Normalisation, embeddings: Float32Array) -> Normaliser:
-    """Return the normalisation ``kind`` for embeddings (N, D): a function of their set."""
+    """Fit the normalisation ``kind`` to embeddings (N, D); their order does not matter."""
     width = embeddings.shape[1]
     centre = np.zeros(width)
     scale = np.ones(width)
@@ -54,7 +55,7 @@ def make(kind: Normalisation, embeddings: Float32Array) -> Normaliser:
     elif kind == "standardise":
         centre = embeddings.mean(axis=0, dtype=np.float64)
         deviation = embeddings.std(axis=0, dtype=np.float64)
-        # A column that hardly moves says nothing: it must not be blown up, nor may rounding.
+        # A nearly constant column carries no information: do not amplify its rounding errors.
         least = 1e-3 * deviation.max() + 1e-6 * np.abs(centre).max() + TINY
         scale /= np.maximum(deviation, least) * np.sqrt(width)
     return Normaliser(kind=kind, centre=centre.astype(np.float32), scale=scale.astype(np.float32))

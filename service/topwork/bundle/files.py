@@ -1,4 +1,4 @@
-"""Crash-safe files: a crash at any byte leaves the old state or the new one."""
+"""Crash-safe files: atomic writes, file locks, and cleanup of temporary files."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from pathlib import Path
 from topwork.errors import Corrupt, NotFound
 
 TEMPORARY = ".tmp-"
-"""Prefix of names that are not published yet. Their writers lock them as long as they live."""
+"""Prefix of temporary names, before the rename. Their writers hold a lock on them."""
 
 ABANDONED_AFTER = 3600.0
-"""Age in seconds at which such a name that nobody has locked is deleted by itself.
+"""Age in seconds from which ``sweep`` deletes an unlocked temporary file or directory.
 
-One that cannot be locked, such as a directory on NFS, is never deleted sooner.
+A name that cannot be locked, such as a directory on NFS, is never deleted sooner.
 """
 
 
 def sha256(content: bytes) -> str:
-    """Return the digest by which stored files are named, in hexadecimal."""
+    """Return the sha256 in hexadecimal, the name of a stored file."""
     return hashlib.sha256(content).hexdigest()
 
 
 def read(path: Path) -> bytes:
-    """Return a file's bytes. Raises Corrupt if there is none, or something else in its place."""
+    """Return a file's bytes. Raises Corrupt if it is missing or no regular file."""
     with open_file(path) as file:
         return file.read()
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """Open a regular file for reading. Raises Corrupt, as ``read``.
+    """Open a regular file for reading. Raises Corrupt if it is missing or no regular file.
 
-    A pipe could take for ever, and a link lead anywhere. Directories above it may be links, by
-    which operators spread a repository over disks.
+    Reading a pipe could block for ever, and a symbolic link could point anywhere. Parent
+    directories may be symbolic links, so that operators can spread a repository over disks.
     """
     try:
-        file = open(path, "rb", opener=_opened)  # noqa: SIM115  # Path.open takes no opener
+        file = open(path, "rb", opener=_open_nofollow)  # noqa: SIM115  # Path.open takes no opener
     except (FileNotFoundError, NotADirectoryError):
-        raise Corrupt(f"{shown(path)} is missing") from None
+        raise Corrupt(f"{short_path(path)} is missing") from None
     except OSError as error:
-        if error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR}:  # a link, a socket
+        if error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR}:  # a symbolic link, a socket
             raise _not_regular(path) from None
         raise
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -60,24 +60,26 @@ def open_file(path: Path) -> io.BufferedReader:
 
 
 def read_verified(path: Path, digest: str) -> bytes:
-    """Return a file's bytes. Raises Corrupt if their sha256 is not ``digest`` or there are none."""
+    """Return a file's bytes. Raises Corrupt if it is missing or its sha256 is not ``digest``."""
     content = read(path)
     if sha256(content) != digest:
-        raise Corrupt(f"{shown(path)} has sha256 {sha256(content)}, not {digest}: it was changed")
+        raise Corrupt(
+            f"{short_path(path)} has sha256 {sha256(content)}, not {digest}: it was changed"
+        )
     return content
 
 
-def shown(path: Path) -> str:
-    """Return the end of a path, for messages: clients need not know where a repository lies."""
+def short_path(path: Path) -> str:
+    """Return the last parts of a path for messages, which must not reveal the repository's root."""
     return "/".join(path.parts[-4:])
 
 
 def write_file(
     path: Path, content: bytes, *, under: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> None:
-    """Put ``content`` at ``path`` durably, whole or not at all, replacing what was there.
+    """Write or replace the file ``path`` atomically and durably.
 
-    It is put there ``under`` a lock, if one is given; it is written before.
+    Only the rename happens ``under`` the given lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(path, directory=False) as (temporary, descriptor):
@@ -89,9 +91,10 @@ def write_file(
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory that becomes ``path`` durably when the block ends well.
+    """Yield a temporary directory that is renamed to ``path`` durably when the block succeeds.
 
-    Raises FileExistsError if ``path`` exists by then; the temporary directory is gone either way.
+    Raises FileExistsError if ``path`` exists by then. On any error the temporary directory is
+    deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(path, directory=True) as (temporary, _):
@@ -101,7 +104,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         sync_directory(temporary)
         try:
             temporary.rename(path)
-        except OSError as error:  # rename(2) replaces empty directories only
+        except OSError as error:  # rename(2) replaces only empty directories
             if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
                 raise FileExistsError(str(path)) from error
             raise
@@ -110,11 +113,8 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock that the file ``path`` stands for; other processes and threads wait.
-
-    Any number may hold a ``shared`` one together.
-    """
-    # Neither through a link nor by writing: in the place of a lock there could be one to anything.
+    """Hold the lock file ``path``, exclusively or ``shared``; other processes and threads wait."""
+    # Do not follow or truncate: somebody may have replaced the lock file by a link to any file.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
@@ -124,44 +124,44 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 def touch(path: Path) -> None:
-    """Give a path the present as its time of change, finer than the kernel's clock ticks.
+    """Set the modification time to now, finer than the kernel's clock ticks.
 
-    A link's own, not that of what it leads to. Raises FileNotFoundError.
+    Does not follow symbolic links. Raises FileNotFoundError.
     """
     now = time.time_ns()
     os.utime(path, ns=(now, now), follow_symlinks=False)
 
 
 def abandoned(directory: Path, *, age: float = ABANDONED_AFTER) -> list[Path]:
-    """Return what crashed writers left right below ``directory`` more than ``age`` seconds ago."""
+    """Return temporary names of crashed writers in ``directory`` older than ``age`` seconds."""
     found = []
     for path in sorted(directory.glob(f"{TEMPORARY}*")):
-        with _dead(path, age) as dead:
-            if dead:
+        with _lock_abandoned(path, age) as is_abandoned:
+            if is_abandoned:
                 found.append(path)
     return found
 
 
 def sweep(directory: Path, *, age: float = ABANDONED_AFTER) -> list[Path]:
-    """Delete what ``abandoned`` returns and return the paths."""
+    """Delete abandoned temporary names and return their paths."""
     return [path for path in abandoned(directory, age=age) if delete_abandoned(path, age=age)]
 
 
 def delete_abandoned(path: Path, *, age: float = ABANDONED_AFTER) -> bool:
-    """Delete one of what ``abandoned`` returns; return False if somebody else does."""
-    with _dead(path, age) as dead:
-        return dead and delete(path)
+    """Delete a path that ``abandoned`` returned; return False if another process does."""
+    with _lock_abandoned(path, age) as is_abandoned:
+        return is_abandoned and delete(path)
 
 
 def move_aside(path: Path) -> Path:
-    """Give a file or directory a temporary name, by which it is as good as gone, and return it."""
+    """Rename a file or directory to a temporary name, for ``delete``, and return that."""
     aside = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-    touch(path)  # or a sweep would take it for abandoned at once
+    touch(path)  # otherwise a concurrent sweep would delete it at once
     return path.rename(aside)
 
 
 def delete(path: Path) -> bool:
-    """Delete a file, a directory or a link; return False if somebody else does."""
+    """Delete a file, directory or link; return False if it does not exist."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -173,9 +173,9 @@ def delete(path: Path) -> bool:
 
 
 def size(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a directory; 0 if it is just deleted.
+    """Return the size in bytes of a file or of all files in a directory; 0 if it does not exist.
 
-    Links count for themselves.
+    Does not follow symbolic links.
     """
     try:
         status = path.lstat()
@@ -185,23 +185,23 @@ def size(path: Path) -> int:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in ``directory`` durable."""
+    """Make created and renamed entries of ``directory`` durable."""
     _sync(directory)
 
 
 def existing(path: Path, *, kind: str, name: str) -> Path:
-    """Return ``path``. Raises NotFound, about the ``kind`` called ``name``, if it is not there."""
+    """Return ``path``. Raises NotFound for the ``kind`` and ``name`` if it does not exist."""
     if not path.exists():
         raise NotFound(f"there is no {kind} {name!r}", kind=kind, resource=name)
     return path
 
 
-def _opened(path: str, flags: int) -> int:
+def _open_nofollow(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _not_regular(path: Path) -> Corrupt:
-    return Corrupt(f"{shown(path)} is no regular file: a link or device is not followed")
+    return Corrupt(f"{short_path(path)} is no regular file: links and devices are not followed")
 
 
 def _write_synced(descriptor: int, content: bytes) -> None:
@@ -212,7 +212,7 @@ def _write_synced(descriptor: int, content: bytes) -> None:
 
 @contextmanager
 def _temporary(path: Path, *, directory: bool) -> Iterator[tuple[Path, int]]:
-    """Yield a new temporary name beside ``path``, locked, and its descriptor; it is gone after."""
+    """Yield a new, locked temporary name beside ``path``, and its descriptor; then delete it."""
     while True:
         temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         if directory:
@@ -222,7 +222,7 @@ def _temporary(path: Path, *, directory: bool) -> Iterator[tuple[Path, int]]:
         try:
             with contextlib.suppress(OSError):  # see ABANDONED_AFTER
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
-            if temporary.exists():  # and not taken for a dead writer's before it was locked
+            if temporary.exists():  # a sweep may have deleted it before it was locked
                 yield temporary, descriptor
                 return
         finally:
@@ -234,22 +234,23 @@ def _temporary(path: Path, *, directory: bool) -> Iterator[tuple[Path, int]]:
 
 
 @contextmanager
-def _dead(path: Path, age: float) -> Iterator[bool]:
-    """Yield whether a temporary name is abandoned; while the block runs no writer locks it."""
+def _lock_abandoned(path: Path, age: float) -> Iterator[bool]:
+    """Yield True if a temporary name is abandoned, and lock it while the block runs."""
     with contextlib.ExitStack() as stack:
-        dead = False
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # it is work in progress
+        is_abandoned = False
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # its writer is alive
             status = path.lstat()
-            old = time.time() - status.st_mtime
-            if age == 0 or old > age:
-                dead = _lock_if_free(path, status, stack) or old > ABANDONED_AFTER
-        yield dead
+            seconds = time.time() - status.st_mtime
+            if age == 0 or seconds > age:
+                locked = _lock_if_free(path, status, stack)
+                is_abandoned = locked or seconds > ABANDONED_AFTER
+        yield is_abandoned
 
 
 def _lock_if_free(path: Path, status: os.stat_result, stack: contextlib.ExitStack) -> bool:
-    """Lock a temporary name until ``stack`` ends; return False if it cannot be locked at all.
+    """Lock a temporary name until ``stack`` closes; return False if it does not support locks.
 
-    Raises BlockingIOError if its writer lives, FileNotFoundError if it is gone.
+    Raises BlockingIOError if its writer holds the lock, FileNotFoundError if it does not exist.
     """
     mode = os.O_RDONLY if stat.S_ISDIR(status.st_mode) else os.O_RDWR
     try:

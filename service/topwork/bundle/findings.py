@@ -10,22 +10,21 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was found, with the images that it was found in."""
+    """Problem found in the training images, with the images and labels concerned."""
 
     kind: str
-    """Stable, for programs, such as ``suspected_label``."""
+    """Stable identifier for programs, such as ``suspected_label``."""
     severity: Severity
-    """error: not used for training; warning: likely to harm; note: good to know."""
+    """error: not used for training; warning: likely harmful; note: information."""
     message: str
     """One sentence for people, with the numbers."""
     images: tuple[str, ...]
-    """Their names, as exemplars have them; empty where it concerns a whole class or set."""
+    """Names, as in the exemplars; empty if the finding concerns a whole class or data set."""
     labels: tuple[str, ...]
-    """The labels concerned."""
 
 
-def left_out(name: str, label: str, *, reason: str, message: str) -> Finding:
-    """Return the finding for an image that was not used; ``reason`` as in ``embed.Skipped``."""
+def skipped_image(name: str, label: str, *, reason: str, message: str) -> Finding:
+    """Return the finding for an image that training skips; ``reason`` as in ``embed.Skipped``."""
     duplicate = reason == "DUPLICATE"
     kinds = {"DUPLICATE": "exact_duplicate", "IMAGE_TOO_LARGE": "too_large"}
     return Finding(

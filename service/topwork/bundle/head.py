@@ -16,25 +16,25 @@ F = TypeVar("F", np.float32, np.float64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
-    """M known features, seen in a few directions, and how far others are from them.
+    """M support points, stored in a projection to Q dimensions, and distances to them.
 
-    |x - p|^2 = |x|^2 + |p|^2 - 2 x'p, all seen from the centre. The points lie in the directions,
-    but |x| is the whole length: so what points in no known direction is far from all.
+    |x - p|^2 = |x|^2 + |p|^2 - 2 x'p, relative to the centre. The points are in the projected
+    subspace, but |x| is the full length, so features outside the subspace are far from all points.
     """
 
     centre: Float32Array
     """(D,)"""
     projection: Float32Array
-    """(D, Q), orthogonal columns of length 1. Its values and the points' fit into 16 bits."""
+    """(D, Q), orthonormal columns. All values of it and of ``points`` are exact in float16."""
     points: Float32Array
     """(M, Q)"""
 
     def __getitem__(self, points: NDArray[np.int64]) -> Support:
-        """Return the support of some points."""
+        """Return the support with the selected points only."""
         return replace(self, points=self.points[points])
 
     def distances(self, features: Float32Array) -> Float32Array:
-        """Return squared distances (N, M) between features (N, D) and all points."""
+        """Return squared distances (N, M) from features (N, D) to all points."""
         centred = features - self.centre
         found = (centred @ self.projection * np.float32(-2)) @ self.points.T
         found += np.square(self.points).sum(axis=1)
@@ -44,7 +44,7 @@ class Support:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """Similarities to all points of a support: exp(-gamma * squared distance)."""
+    """RBF kernel to the points of a support: exp(-gamma * squared distance)."""
 
     support: Support
     gamma: float
@@ -56,7 +56,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fourier:
-    """M waves in random directions (Rahimi and Recht, NeurIPS 2007)."""
+    """M random Fourier features (Rahimi and Recht, NeurIPS 2007)."""
 
     projection: Float32Array
     """(D, M)"""
@@ -64,17 +64,17 @@ class Fourier:
     """(M,)"""
 
     def __call__(self, features: Float32Array) -> Float32Array:
-        """Return waves (N, M), of mean square 1 / M, for features (N, D)."""
+        """Return cosines (N, M) with a mean square of 1 / M, for features (N, D)."""
         waves = np.cos(features @ self.projection + self.phase)
         return np.asarray(waves * np.float32(np.sqrt(2 / len(self.phase))), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """Scores of all classes: linear in the features, or in an expansion of them."""
+    """Linear scores of all classes, from the features or from an expansion of them."""
 
     weights: Float32Array
-    """(C, M); M is D without an expansion."""
+    """(C, M); M = D without an expansion."""
     bias: Float32Array
     """(C,)"""
     expansion: Kernel | Fourier | None = None
@@ -84,31 +84,31 @@ class Scorer:
         return self.linear(features if self.expansion is None else self.expansion(features))
 
     def linear(self, expanded: Float32Array) -> Float32Array:
-        """Return scores (N, C) for what the features were expanded to, (N, M)."""
+        """Return scores (N, C) for expanded features (N, M)."""
         return np.asarray(expanded @ self.weights.T + self.bias, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unknown:
-    """How likely an image is of no known class: from its highest logit and its nearest neighbour.
+    """Out-of-distribution detector: probability that an image is of no known class.
 
-    A logistic regression on the two: logits tell what lies between known classes, neighbours what
-    lies far from all.
+    Logistic regression on the highest logit, which is low between known classes, and on the
+    distance to the nearest support point, which is large far from all known classes.
     """
 
     support: Support
     bias: float
     logit_weight: float
-    """At most 0: of the highest calibrated logit."""
+    """Weight of the highest calibrated logit; at most 0."""
     logit_limit: float
-    """A higher one says no more: far away a linear head is boundlessly sure."""
+    """Upper bound of that logit: far from the data a linear head has arbitrarily high logits."""
     distance_weight: float
-    """At least 0: of the squared distance to the nearest point."""
+    """Weight of the squared distance to the nearest point; at least 0."""
     threshold: float
-    """From this probability on an image is called unknown."""
+    """An image is unknown if its probability is at least this."""
 
     def probabilities(self, logits: Float32Array, distances: Float32Array) -> Float32Array:
-        """Return (N,) for calibrated logits (N, C) and nearest squared distances (N,)."""
+        """Return probabilities (N,) for calibrated logits (N, C) and squared distances (N,)."""
         highest = np.minimum(logits.max(axis=1), np.float32(self.logit_limit))
         score = (
             np.float32(self.logit_weight) * highest
@@ -120,25 +120,25 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """All that a revision adds to its backbone."""
+    """Head: normalisation, scores, temperature calibration, out-of-distribution detector."""
 
     normaliser: Normaliser
     scorer: Scorer
     temperature: float
-    """What the scores are divided by to become logits."""
+    """Divisor of the scores that gives calibrated logits."""
     unknown: Unknown | None = None
-    """None where no such thing could be learnt."""
+    """None if no detector could be fitted."""
 
     def logits(self, embeddings: Float32Array) -> Float32Array:
         """Return calibrated logits (N, C) for embeddings (N, D), rows in input order."""
         return self.scorer(self.normaliser(embeddings)) * np.float32(1 / self.temperature)
 
     def probabilities(self, embeddings: Float32Array) -> Float32Array:
-        """Return probabilities (N, C) for embeddings (N, D): what the exported graph gives."""
+        """Return probabilities (N, C) for embeddings (N, D), as the exported graph does."""
         return softmax(self.logits(embeddings))
 
     def unknown_probabilities(self, embeddings: Float32Array) -> Float32Array:
-        """Return (N,) for embeddings (N, D); what cannot be told is 0."""
+        """Return the unknown probability (N,) for embeddings (N, D); 0 without a detector."""
         if self.unknown is None:
             return np.zeros(len(embeddings), dtype=np.float32)
         nearest = self.unknown.support.distances(self.normaliser(embeddings)).min(axis=1)
@@ -146,7 +146,7 @@ class Head:
 
 
 def softmax(logits: NDArray[F]) -> NDArray[F]:
-    """Return the softmax over the last axis, in the type of ``logits``."""
+    """Return the softmax over the last axis, with the dtype of ``logits``."""
     shifted: NDArray[F] = np.exp(logits - logits.max(axis=-1, keepdims=True))
     shifted /= shifted.sum(axis=-1, keepdims=True)
     return shifted

@@ -1,4 +1,4 @@
-"""The head as an ONNX graph: what is served."""
+"""Export of a head as an ONNX graph for serving."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from topwork.bundle.head import Fourier, Head, Kernel, Support, Unknown
 
 OPSET = 18
 IR_VERSION = 8
-"""As in the exported backbones, so that the two can be merged; ONNX Runtime 1.14 reads them."""
+"""Same as in exported backbones, so that both can be merged; ONNX Runtime 1.14 reads it."""
 
 
 def to_onnx(head: Head) -> bytes:
-    """Return the head as an ONNX graph; equal heads give equal bytes.
+    """Return the head as a serialised ONNX model; equal heads give equal bytes.
 
-    Input ``embedding`` float32 (N, D); outputs ``logits`` and ``probabilities`` float32 (N, C),
-    both calibrated, and ``unknown`` float32 (N,) where the head has it. Normalises by itself.
+    Input ``embedding`` float32 (N, D), not normalised; outputs ``logits`` and ``probabilities``
+    float32 (N, C), both calibrated, and ``unknown`` float32 (N,) if the head detects unknowns.
     """
     graph = _Graph()
     classes = len(head.scorer.bias)
@@ -29,15 +29,15 @@ def to_onnx(head: Head) -> bytes:
         "logits": ["N", classes],
         "probabilities": ["N", classes],
     }
-    features = _normalised(graph, head.normaliser)
-    expanded = _expanded(graph, head.scorer.expansion, features)
+    features = _add_normalisation(graph, head.normaliser)
+    expanded = _add_expansion(graph, head.scorer.expansion, features)
     scale = np.float32(1 / head.temperature)
     weights = graph.constant("weights", head.scorer.weights * scale)
     bias = graph.constant("bias", head.scorer.bias * scale)
     graph.add("Gemm", expanded, weights, bias, name="logits", transB=1)
     graph.add("Softmax", "logits", name="probabilities", axis=1)
     if head.unknown is not None:
-        _unknown(graph, head.unknown, features)
+        _add_unknown(graph, head.unknown, features)
         outputs["unknown"] = ["N"]
     model = helper.make_model(
         helper.make_graph(
@@ -62,12 +62,12 @@ def to_onnx(head: Head) -> bytes:
 
 
 class _Graph:
-    """Nodes and constants in the order in which they are added."""
+    """ONNX nodes and constants, in the order of their addition."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self._done: dict[int, str] = {}
+        self._distances: dict[int, str] = {}
 
     def add(self, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Add a node and return the name of its output."""
@@ -81,14 +81,14 @@ class _Graph:
         return name
 
     def half(self, name: str, value: NDArray[np.float32]) -> str:
-        """Add a constant that fits into 16 bits, stored so; widened when the graph is loaded."""
+        """Add a constant stored in float16, with a cast to float32; return the output's name."""
         stored = self.constant(f"{name}_half", value.astype(np.float16))
         return self.add("Cast", stored, name=name, to=TensorProto.FLOAT)
 
     def distances(self, support: Support, features: str) -> str:
-        """Add the squared distances (N, M) to the points of a support, once for each support."""
-        if id(support) not in self._done:
-            part = f"support{len(self._done)}"
+        """Add squared distances (N, M) to the points of a support, once for each support."""
+        if id(support) not in self._distances:
+            part = f"support{len(self._distances)}"
             centre = self.constant(f"{part}_centre", support.centre)
             projection = self.half(f"{part}_projection", support.projection)
             points = self.half(f"{part}_points", support.points)
@@ -96,14 +96,14 @@ class _Graph:
             twice = self.constant(f"{part}_twice", np.float32(-2))
             axis = self.constant(f"{part}_axis", np.array([1]))
             centred = self.add("Sub", features, centre)
-            seen = self.add("Mul", self.add("MatMul", centred, projection), twice)
-            products = self.add("Gemm", seen, points, lengths, transB=1)
+            projected = self.add("Mul", self.add("MatMul", centred, projection), twice)
+            products = self.add("Gemm", projected, points, lengths, transB=1)
             own = self.add("ReduceSumSquare", centred, axis, keepdims=1)
-            self._done[id(support)] = self.add("Relu", self.add("Add", products, own))
-        return self._done[id(support)]
+            self._distances[id(support)] = self.add("Relu", self.add("Add", products, own))
+        return self._distances[id(support)]
 
 
-def _normalised(graph: _Graph, normaliser: Normaliser) -> str:
+def _add_normalisation(graph: _Graph, normaliser: Normaliser) -> str:
     features = "embedding"
     if normaliser.kind == "sqrt_l2":
         root = graph.add("Sqrt", graph.add("Abs", features))
@@ -117,7 +117,7 @@ def _normalised(graph: _Graph, normaliser: Normaliser) -> str:
     return graph.add("Mul", centred, graph.constant("scale", normaliser.scale))
 
 
-def _expanded(graph: _Graph, expansion: Kernel | Fourier | None, features: str) -> str:
+def _add_expansion(graph: _Graph, expansion: Kernel | Fourier | None, features: str) -> str:
     if isinstance(expansion, Kernel):
         gamma = graph.constant("gamma", np.float32(-expansion.gamma))
         distances = graph.distances(expansion.support, features)
@@ -131,7 +131,7 @@ def _expanded(graph: _Graph, expansion: Kernel | Fourier | None, features: str) 
     return features
 
 
-def _unknown(graph: _Graph, unknown: Unknown, features: str) -> None:
+def _add_unknown(graph: _Graph, unknown: Unknown, features: str) -> None:
     axis = graph.constant("unknown_axis", np.array([1]))
     nearest = graph.add("ReduceMin", graph.distances(unknown.support, features), axis, keepdims=0)
     limit = graph.constant("logit_limit", np.float32(unknown.logit_limit))

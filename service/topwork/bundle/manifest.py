@@ -1,4 +1,4 @@
-"""Manifest of a bundle, and its JSON form."""
+"""Manifest of a revision, and the description of its backbone."""
 
 from __future__ import annotations
 
@@ -16,71 +16,73 @@ from topwork.errors import NotReady
 from topwork.inputs.preprocess import PreprocessSpec
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
-"""A sha256 in hexadecimal; checked when read, since it becomes part of a path."""
+"""A sha256 in hexadecimal; validated when decoded, since it becomes part of a path."""
 
 SCHEMA = 3
-"""Version of the JSON forms; a reader refuses a newer one."""
+"""Schema version of manifest.json; readers refuse newer ones."""
 
 
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneInfo:
-    """backbone.json: what a backbone is and where it came from."""
+    """Content of backbone.json: properties and origin of a backbone."""
 
     name: str
     """Such as ``efficientnet_lite0``."""
     identity: str
-    """What its export depends on; where it is equal, the export is used again."""
+    """Text of all that the export depends on; an export with an equal identity is reused."""
     digest: Digest
     """sha256 of backbone.onnx."""
     preprocess: PreprocessSpec
     width: Count
-    """D, the embedding's width."""
+    """Width D of the embeddings."""
     precision: Literal["fp32", "int8"]
     licence: str
     source: str
-    """Where the weights came from."""
+    """Origin of the weights."""
     weights_digest: Digest
     """sha256 of the weights file."""
     parity_error: float
     """Largest difference between torch and ONNX Runtime in the parity check."""
     versions: dict[str, str]
-    """Software that made it."""
+    """Versions of the software that exported it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenHead:
-    """What cross-validation chose; all of it is inside the exported head."""
+    """Hyperparameters that cross-validation chose; all are also inside the exported head."""
 
     kind: HeadKind
     normalisation: Normalisation
     strength: float
-    """The inverse regularisation."""
+    """Inverse regularisation strength, as scikit-learn's C."""
     temperature: float
-    """What scores were divided by to become calibrated logits."""
+    """Divisor of the scores that gives calibrated logits."""
     unknown_threshold: float | None
-    """From this on an image's unknown probability makes it unknown; None: the head has none."""
+    """An image is unknown if its unknown probability is at least this; None: no detector."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionGate:
-    """Whether an int8 backbone was taken, and why, on the machine that fitted it."""
+    """Comparison of an int8 backbone with fp32, on the machine that ran the fit."""
 
     taken: bool
+    """True if the int8 backbone was published."""
     loss_points: float
-    """Percentage points of accuracy that int8 loses; negative where it wins."""
+    """Accuracy that int8 loses, in percentage points; negative if it gains."""
     loss_low: float
-    """Lower end of the paired 95 % interval of ``loss_points``."""
+    """Lower bound of the paired 95 % interval of ``loss_points``."""
     loss_high: float
-    """Upper end of the same."""
+    """Upper bound of the same interval."""
     speed_ratio: float
-    """Times as fast as fp32, on the machine that asked."""
+    """Throughput of int8 divided by that of fp32."""
     why: str
+    """Reason in one sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRef:
-    """A shard of exemplars, and the label that they bear in this revision."""
+    """Reference to a shard of exemplars, with their label in this revision."""
 
     label: str
     digest: Digest
@@ -89,12 +91,12 @@ class ShardRef:
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """manifest.json: one revision. It names all that it refers to by sha256."""
+    """Content of manifest.json: one revision, which refers to all other files by sha256."""
 
     model: str
     revision: Number
     parent: Number
-    """The revision that it was made from; 0 when it was made by a fit."""
+    """Number of the parent revision; 0 after a fit."""
     labels: tuple[str, ...]
     """Sorted by code point; class index = position."""
     backbone: Digest
@@ -104,34 +106,34 @@ class Manifest:
     metrics: Digest
     report: Digest
     exemplars: tuple[ShardRef, ...]
-    """In the order in which they came, which means nothing."""
+    """Shards, in the order of their addition, which has no effect."""
     data_digest: Digest
     """See ``Exemplars.data_digest``."""
     images: Count
-    """Exemplars in all."""
+    """Number of exemplars."""
     seed: Seed
-    """Seed of the folds; a child revision keeps its parent's."""
+    """Seed of the folds, inherited from the parent."""
     recipe: Recipe
-    """What the head was to be chosen from; a child revision keeps its parent's."""
+    """Candidates of the head selection, inherited from the parent."""
     chosen: ChosenHead
     precision_gate: PrecisionGate | None
-    """What int8 costs and gains; None where it was not tried, and in all revisions but a fit's."""
+    """Comparison with fp32; None if int8 was not tried, and in all revisions except a fit's."""
     change: str
-    """What made it: ``fit``, or the kind of the operation, such as ``add_class``."""
+    """``fit``, or the kind of the operation, such as ``add_class``."""
     operation: str
-    """The operation that made it; empty when it was made by a fit."""
+    """Name of the operation; empty after a fit."""
     comparison: Comparison | None
-    """With its parent; None where there was none to compare with."""
+    """Comparison with the parent; None without a parent to compare with."""
     rejection: Rejection | None
-    """Why it may not serve; None: it may."""
+    """Reasons of the gate; None if the revision may serve."""
     created: datetime
     versions: dict[str, str]
-    """Software that made it."""
+    """Versions of the software that published the revision."""
     schema: int = SCHEMA
 
 
 def check_may_serve(manifest: Manifest) -> None:
-    """Raise NotReady if a revision was rejected by its gate."""
+    """Raise NotReady if the gate rejected the revision."""
     if manifest.rejection is not None:
         raise NotReady(
             f"models/{manifest.model}/revisions/{manifest.revision} was rejected: "

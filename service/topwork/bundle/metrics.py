@@ -1,4 +1,4 @@
-"""Metrics of a head, with confidence intervals."""
+"""Metrics of a head: accuracy, recall, confusion matrix, calibration, unknowns."""
 
 from __future__ import annotations
 
@@ -8,42 +8,43 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.bundle.comparison import Z
 from topwork.bundle.documents import document
 from topwork.bundle.numbers import Count
 
 BINS = 15
-"""Bins of the calibration error, as in Guo et al."""
+"""Bins of the expected calibration error, as in Guo et al."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelMetrics:
-    """Quality of one label."""
+    """Precision and recall of one label."""
 
     label: str
     images: Count
-    """Images that bear it."""
+    """Images of this label."""
     precision: float
-    """Share of the images called so that are so; 0 when none was called so."""
+    """Share of the images classified as this label that have it; 0 without such images."""
     recall: float
-    """Share of the images that are so that were called so."""
+    """Share of the images with this label that were classified as it; 0 without images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReliabilityBin:
-    """The images whose highest probability lies in (low, high]."""
+    """Bin of the reliability diagram: images whose highest probability is in (low, high]."""
 
     low: float
     high: float
     images: Count
     confidence: float
-    """Mean of their highest probabilities; 0 without images."""
+    """Mean of the highest probabilities; 0 without images."""
     accuracy: float
-    """Share of them whose most probable label is right; 0 without images."""
+    """Share of images whose most probable label is correct; 0 without images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOutLabel:
-    """How well a label is told from the known ones by a head that never saw it."""
+    """Out-of-distribution detection of one label, by a head trained without it."""
 
     label: str
     auroc: float
@@ -51,20 +52,20 @@ class LeftOutLabel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownMetrics:
-    """How well images of no known label are recognised, by leaving out each label in turn."""
+    """Out-of-distribution detection, measured by leave-one-class-out."""
 
     auroc: float
-    """Chance that an image of a left-out label looks less known than one of a known label."""
+    """Probability that an image of a left-out label has a higher score than a known one."""
     false_reject_rate: float
-    """Share of known images, unseen by the head, that are called unknown."""
+    """Share of held-out images of known labels that are rejected as unknown."""
     detection_rate: float
-    """Share of images of left-out labels that are called unknown."""
+    """Share of images of left-out labels that are rejected as unknown."""
     per_label: tuple[LeftOutLabel, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriedHead:
-    """A head that was tried by cross-validation: on all folds, or on the first ones only."""
+    """Candidate of the head selection, cross-validated on all folds or on the first ones only."""
 
     head: str
     normalisation: str
@@ -73,45 +74,39 @@ class TriedHead:
     log_loss: float
     chosen: bool
     images: int = 0
-    """How many it was judged on; 0: all."""
+    """Number of images it was evaluated on; 0: all."""
 
 
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Quality by cross-validation: each image judged by a head that saw no image of its fold."""
+    """Cross-validated metrics: each image is classified by a head that learnt from other folds."""
 
     images: Count
     folds: Count
     accuracy: float
-    """Share of images whose most probable label is right."""
+    """Share of images whose most probable label is correct."""
     accuracy_low: float
-    """Lower end of its 95 % Wilson interval."""
+    """Lower bound of the accuracy's 95 % Wilson interval."""
     accuracy_high: float
-    """Upper end of the same."""
+    """Upper bound of the same interval."""
     log_loss: float
-    """Mean negative log probability (nats) of the right label."""
+    """Mean negative log probability (nats) of the correct label."""
     per_label: tuple[LabelMetrics, ...]
-    """In label order."""
+    """Metrics of each label, in label order."""
     confusion: tuple[tuple[Count, ...], ...]
-    """confusion[i][j] counts images of label i that were called j."""
+    """Confusion matrix: confusion[i][j] counts images of label i that were classified as j."""
     ece: float
     """Expected calibration error (Guo et al., ICML 2017) over the bins of ``reliability``."""
     reliability: tuple[ReliabilityBin, ...]
     """BINS bins of equal width, lowest first."""
     unknown: UnknownMetrics | None = None
-    """None where the model cannot tell what is unknown to it."""
+    """None if the head does not detect unknowns."""
     candidates: tuple[TriedHead, ...] = ()
-    """The heads that were tried, the chosen one among them."""
+    """Candidates of the head selection, including the chosen head."""
     right: bytes = b""
-    """A bit an image, in the order in which they were judged (``np.packbits``): whether its most
-    probable label is its own. So a later revision can be compared with this one image by image."""
-
-    def accuracy_on(self, labels: tuple[str, ...]) -> float:
-        """Return the accuracy on the images of ``labels``, all labels being possible answers."""
-        rows = [index for index, one in enumerate(self.per_label) if one.label in labels]
-        right = sum(self.confusion[row][row] for row in rows)
-        return right / max(1, sum(self.per_label[row].images for row in rows))
+    """One bit per image, in evaluation order (``np.packbits``): 1 if its most probable label is
+    correct. Allows a paired comparison with a later revision."""
 
 
 def evaluate(
@@ -121,14 +116,14 @@ def evaluate(
     *,
     folds: Count,
 ) -> Metrics:
-    """Return the metrics of probabilities (N, C) against class indices (N,)."""
+    """Return the metrics of probabilities (N, C) for correct class indices (N,)."""
     size = len(labels)
-    called = probabilities.argmax(axis=1)
-    confusion = np.bincount(targets * size + called, minlength=size * size).reshape(size, size)
+    predicted = probabilities.argmax(axis=1)
+    confusion = np.bincount(targets * size + predicted, minlength=size * size).reshape(size, size)
     right = np.diag(confusion)
     low, high = wilson_interval(int(right.sum()), len(targets))
     chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
-    reliability = _reliability(probabilities.max(axis=1), called == targets)
+    reliability = _reliability(probabilities.max(axis=1), predicted == targets)
     return Metrics(
         images=len(targets),
         folds=folds,
@@ -146,10 +141,10 @@ def evaluate(
             for row, label in enumerate(labels)
         ),
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
-        ece=sum(one.images * abs(one.confidence - one.accuracy) for one in reliability)
+        ece=sum(group.images * abs(group.confidence - group.accuracy) for group in reliability)
         / len(targets),
         reliability=reliability,
-        right=np.packbits(called == targets).tobytes(),
+        right=np.packbits(predicted == targets).tobytes(),
     )
 
 
@@ -174,10 +169,9 @@ def _reliability(
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (Wilson 1927, JASA 22:209), 0..1."""
-    z = 1.959964
+    """Return the 95 % confidence interval of a proportion (Wilson 1927, JASA 22:209), 0..1."""
     share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    spread = math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
-    half = z / (1 + z * z / trials) * spread
+    centre = (share + Z * Z / (2 * trials)) / (1 + Z * Z / trials)
+    spread = math.sqrt(share * (1 - share) / trials + (Z / (2 * trials)) ** 2)
+    half = Z / (1 + Z * Z / trials) * spread
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))

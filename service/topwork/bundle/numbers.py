@@ -1,4 +1,4 @@
-"""Bounds of whole numbers in stored documents: those of the contract's messages."""
+"""Integer types of stored documents, with the same bounds as in the protobuf messages."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 import msgspec
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-"""How many there are of something."""
+"""A number of things, such as images."""
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """A revision's number."""
 
 Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-"""A seed of folds; see ``Exemplars.folds``."""
+"""Seed of ``Exemplars.folds``."""

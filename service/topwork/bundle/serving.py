@@ -1,4 +1,4 @@
-"""serving.json: what a model serves, the one mutable thing about it, and how it came to that."""
+"""Serving pointer: serving.json, a model's only mutable file, with its history."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from datetime import datetime
 from topwork.bundle.documents import document
 from topwork.bundle.numbers import Number
 
-KEPT_MOVES = 1_000
-"""Moves that are remembered; the revisions themselves tell the rest."""
+MAX_MOVES = 1_000
+"""Length of the history in serving.json; older moves are dropped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """The serving pointer went from one revision to another."""
+    """Change of the serving pointer from one revision to another."""
 
     revision: Number
     previous: Number
-    """0: none served before."""
+    """Revision that served before; 0: none."""
     why: str
-    """What moved it, such as ``fit``, ``rollback`` or ``add_class``."""
+    """Cause of the move, such as ``fit``, ``rollback`` or ``add_class``."""
     operation: str
-    """The operation that did; empty where there was none."""
+    """Name of the operation that moved the pointer; empty without one."""
     time: datetime
 
 
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingState:
-    """What serving.json holds: replaced as a whole, so state and history cannot disagree."""
+    """Content of serving.json, replaced atomically, so that pointer and history agree."""
 
     revision: Number
-    """The one that serves."""
+    """Number of the serving revision."""
     pinned: tuple[Number, ...] = ()
-    """Revisions that are never deleted, so clients may go on asking for them by number."""
+    """Revisions that are never deleted, so that clients can request them by number."""
     moves: tuple[Move, ...] = ()
-    """The latest, oldest first."""
+    """Latest moves, oldest first."""
 
     def moved(self, move: Move) -> ServingState:
-        """Return what serves after ``move``."""
-        return replace(self, revision=move.revision, moves=(*self.moves, move)[-KEPT_MOVES:])
+        """Return the state after ``move``."""
+        return replace(self, revision=move.revision, moves=(*self.moves, move)[-MAX_MOVES:])
 
     def was_moved_by(self, operation: str, revision: int) -> bool:
-        """Return whether one of the remembered moves was ``operation``'s, to ``revision``.
+        """Return True if the history has a move to ``revision`` by ``operation``.
 
-        An id whose operation was deleted may be another's, which has another revision.
+        Compares both, since a new operation may reuse the name of a deleted one.
         """
         return any((move.operation, move.revision) == (operation, revision) for move in self.moves)

@@ -1,7 +1,7 @@
-"""Shards: one label's exemplars as an immutable file, which is mapped, not read, into memory.
+"""Shards: immutable, memory-mapped files with the exemplars of one label.
 
-A shard is an uncompressed .npz whose arrays begin at multiples of 64 bytes, so ``numpy.load`` reads
-it, too. It does not say the label: that is the revision's matter, and may change.
+A shard is an uncompressed .npz, readable by ``numpy.load``, whose arrays are aligned to 64 bytes.
+The label is not in the shard but in the manifests that refer to it, so a label can be renamed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle.files import open_file, shown
+from topwork.bundle.files import open_file, short_path
 from topwork.errors import Corrupt
 from topwork.printable import encodable
 
 ALIGNMENT = 64
-"""Bytes: a cache line, and more than any instruction wants."""
+"""Alignment of the arrays in bytes: a cache line, sufficient for all SIMD instructions."""
 
 _DTYPES = {
     "embeddings": "<f4",
@@ -39,7 +39,7 @@ _DTYPES = {
     "thumbnail_ends": "<i8",
 }
 _PADDING = 0x5457
-"""Number of the zip's extra field that is only there for its length."""
+"""Id of the zip extra field that pads the header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,22 +51,22 @@ class Shard:
     digests: NDArray[np.uint8]
     """(n, 32), the image digests: sha256 of the preprocessed pixels."""
     fingerprints: NDArray[np.uint8]
-    """(n, 32), 256 bits that near-duplicates share but for a few."""
+    """(n, 32), perceptual hashes of 256 bits; those of near-duplicates differ in a few bits."""
     contents: NDArray[np.uint8]
-    """(n, 32), sha256 of each encoded image file; zeros where it is not known."""
+    """(n, 32), sha256 of each encoded image file; zeros if unknown."""
     seen: NDArray[np.bool_]
-    """(n,), whether the backbone was fine-tuned on the image."""
+    """(n,), True if the backbone was fine-tuned on the image."""
     names: Sequence[str]
-    """n names; empty where none is known."""
+    """n file names; empty if unknown."""
     thumbnails: Sequence[bytes]
-    """n small JPEG files; empty where there is none."""
+    """n small JPEG files; empty if missing."""
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
 
 def to_bytes(shard: Shard) -> bytes:
-    """Return the file; equal shards give equal bytes."""
+    """Encode a shard as a file; equal shards give equal bytes."""
     names = [name.encode("utf-8", "surrogatepass") for name in shard.names]
     arrays: dict[str, NDArray[Any]] = {
         "embeddings": shard.embeddings,
@@ -75,14 +75,16 @@ def to_bytes(shard: Shard) -> bytes:
         "contents": shard.contents,
         "seen": shard.seen,
         "names": np.frombuffer(b"".join(names), dtype=np.uint8),
-        "name_ends": _ends(names),
+        "name_ends": _end_offsets(names),
         "thumbnails": np.frombuffer(b"".join(shard.thumbnails), dtype=np.uint8),
-        "thumbnail_ends": _ends(shard.thumbnails),
+        "thumbnail_ends": _end_offsets(shard.thumbnails),
     }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
-            with archive.open(_padded(f"{name}.npy", buffer.tell()), "w", force_zip64=True) as file:
+            with archive.open(
+                _aligned_member(f"{name}.npy", buffer.tell()), "w", force_zip64=True
+            ) as file:
                 np.lib.format.write_array(
                     file, np.ascontiguousarray(array, dtype=_DTYPES[name]), version=(1, 0)
                 )
@@ -90,47 +92,49 @@ def to_bytes(shard: Shard) -> bytes:
 
 
 def open_shard(path: Path, digest: str) -> Shard:
-    """Return the shard at ``path``; its arrays are read-only views of the mapped file.
+    """Open the shard at ``path``; its arrays are read-only views of the mapped file.
 
-    Raises Corrupt if it is missing, its sha256 is not ``digest``, or it is no shard.
+    Raises Corrupt if it is missing, its sha256 is not ``digest``, or it is not a valid shard.
     """
     try:
         with open_file(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != digest:
-                raise Corrupt(f"{shown(path)} has sha256 {found}, not {digest}: it was changed")
+                raise Corrupt(
+                    f"{short_path(path)} has sha256 {found}, not {digest}: it was changed"
+                )
             return _parse(file)
-    except _NoShardError as error:
-        raise Corrupt(f"{shown(path)} is no shard of exemplars: {error}") from error
+    except _InvalidShardError as error:
+        raise Corrupt(f"{short_path(path)} is not a valid shard: {error}") from error
 
 
-class _NoShardError(Exception):
-    """What stands in a file is no shard; the message says why."""
+class _InvalidShardError(Exception):
+    """Reason why a file is not a valid shard."""
 
 
 def _parse(file: IO[bytes]) -> Shard:
     if not file.seek(0, os.SEEK_END):
-        raise _NoShardError("it is empty")
+        raise _InvalidShardError("it is empty")
     whole = np.memmap(file, dtype=np.uint8, mode="r")
     try:
         with zipfile.ZipFile(file) as archive:
             arrays = {
-                name: _mapped(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(dtype))
+                name: _map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(dtype))
                 for name, dtype in _DTYPES.items()
             }
-        names = _cut(arrays["names"], arrays["name_ends"])
+        names = _split(arrays["names"], arrays["name_ends"])
         shard = Shard(
             embeddings=arrays["embeddings"],
             digests=arrays["digests"],
             fingerprints=arrays["fingerprints"],
             contents=arrays["contents"],
             seen=arrays["seen"],
-            # Earlier versions stored names that are no UTF-8, which no message can hold.
+            # Earlier versions stored names that are not UTF-8, which protobuf messages cannot hold.
             names=tuple(encodable(name.decode("utf-8", "surrogatepass")) for name in names),
-            thumbnails=_cut(arrays["thumbnails"], arrays["thumbnail_ends"]),
+            thumbnails=_split(arrays["thumbnails"], arrays["thumbnail_ends"]),
         )
     except Exception as error:  # zipfile and NumPy raise many classes on damaged files
-        raise _NoShardError(str(error)) from error
+        raise _InvalidShardError(str(error)) from error
     rows, width = (*shard.embeddings.shape, 0, 0)[:2]
     for name, shape in (
         ("embeddings", (rows, width)),
@@ -140,51 +144,51 @@ def _parse(file: IO[bytes]) -> Shard:
         ("seen", (rows,)),
     ):
         if arrays[name].shape != shape:
-            raise _NoShardError(f"its {name} are {arrays[name].shape}, not {shape}")
+            raise _InvalidShardError(f"its {name} are {arrays[name].shape}, not {shape}")
     if (arrays["seen"].view(np.uint8) > 1).any():
-        raise _NoShardError("its seen are not all true or false")
+        raise _InvalidShardError("its seen flags are not all true or false")
     if len(shard.names) != rows or len(shard.thumbnails) != rows:
-        raise _NoShardError(f"it has not a name and a thumbnail for each of {rows}")
+        raise _InvalidShardError(f"it does not have {rows} names and thumbnails")
     return shard
 
 
-def _mapped(
+def _map_array(
     file: IO[bytes], whole: NDArray[np.uint8], info: zipfile.ZipInfo, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    """Return an array of the archive as a view of the mapping."""
+    """Return an array of the archive as a view of the mapped file."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise ValueError(f"{info.filename} is compressed or encrypted")
-    file.seek(info.header_offset + 26)  # of the local header: lengths of the name and the extra
+    file.seek(info.header_offset + 26)  # local header: lengths of the name and the extra field
     file.seek(info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))))
     end = file.tell() + info.file_size
     version = np.lib.format.read_magic(file)
     shape, fortran, found = np.lib.format.read_array_header_1_0(file)
     if version != (1, 0) or fortran or found != dtype:
-        raise ValueError(f"{info.filename} is of {found}, not {dtype}")
+        raise ValueError(f"{info.filename} has dtype {found}, not {dtype}")
     array = np.asarray(whole[file.tell() : end]).view(dtype)
     return array.reshape(shape)
 
 
-def _cut(joined: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[bytes, ...]:
+def _split(joined: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[bytes, ...]:
     edges = [0, *ends.tolist()]
     if edges != sorted(edges) or edges[-1] != len(joined):
-        raise ValueError(f"the ends of its parts do not rise to {len(joined)}")
+        raise ValueError(f"its offsets do not increase to {len(joined)}")
     content = joined.tobytes()
     return tuple(content[a:b] for a, b in pairwise(edges))
 
 
-def _ends(parts: Sequence[bytes]) -> NDArray[np.int64]:
+def _end_offsets(parts: Sequence[bytes]) -> NDArray[np.int64]:
     return np.cumsum([len(part) for part in parts], dtype=np.int64)
 
 
-def _padded(name: str, at: int) -> zipfile.ZipInfo:
-    """Return a member whose data begins at a multiple of ALIGNMENT if its header begins ``at``.
+def _aligned_member(name: str, at: int) -> zipfile.ZipInfo:
+    """Return a zip member with aligned data if its local header starts at offset ``at``.
 
-    What ``numpy.save`` writes before an array is as long as a multiple of 64 bytes by itself.
+    The header that ``numpy.save`` writes before an array has a multiple of 64 bytes.
     """
-    info = zipfile.ZipInfo(name)  # of 1980: the file does not depend on when it was made
+    info = zipfile.ZipInfo(name)  # dated 1980, so that equal shards give equal bytes
     info.create_system = 3
-    # The local header, the name, the extra field of the 64-bit sizes, the head of the padding.
+    # Local header, name, extra field of the 64-bit sizes, header of the padding field.
     begin = at + 30 + len(name) + 20 + 4
     info.extra = struct.pack("<HH", _PADDING, -begin % ALIGNMENT) + bytes(-begin % ALIGNMENT)
     return info

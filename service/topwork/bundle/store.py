@@ -1,4 +1,4 @@
-"""The repository: the directory that holds all bundles, and how revisions get into it.
+"""Repository: directory of all bundles, with atomic publishing and the serving pointers.
 
     backbones/<sha256>/backbone.onnx, backbone.json
     exemplars/<sha256>.npz
@@ -6,7 +6,7 @@
     models/<model>/<revision>/manifest.json, manifest.sig, head.onnx, metrics.json, report.html
     models/<model>/serving.json
 
-Everything is immutable but serving.json. Every file is checked against its sha256 when it is read.
+All files except serving.json are immutable, and verified against their sha256 when read.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from topwork.bundle import files
+from topwork.bundle.blobs import KINDS, BlobStore
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.manifest import SCHEMA, Manifest, check_may_serve
 from topwork.bundle.metrics import Metrics
@@ -27,17 +28,16 @@ from topwork.bundle.names import check_model, is_model
 from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing import signatures
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
-from topwork.bundle.stored import KINDS, BlobStore
 from topwork.errors import Corrupt, NotFound
 
 _REVISION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class Repository(BlobStore):
-    """A repository on a file system. Any number of readers, in any process; writers may race.
+    """Repository on a file system, for concurrent readers and writers in any process.
 
-    ``signing`` says whose signatures a revision must have to be read at all, and with which key
-    what is published here is signed.
+    ``signing`` has the keys that must have signed a revision before it is read, and the key that
+    signs published revisions.
     """
 
     def __init__(self, root: Path, signing: Signing = UNSIGNED) -> None:
@@ -45,9 +45,9 @@ class Repository(BlobStore):
         self._signing = signing
 
     def models(self) -> list[str]:
-        """Return the names of all models that have a serving revision, sorted.
+        """Return the sorted names of all models that have a serving revision.
 
-        A folder whose name is no model's, such as a copy made by hand, is left out.
+        Ignores directories without a valid model name, such as a manual copy.
         """
         names = (path.parent.name for path in (self.root / "models").glob("*/serving.json"))
         return sorted(name for name in names if is_model(name))
@@ -58,16 +58,16 @@ class Repository(BlobStore):
         return [int(path.name) for path in revision_directories(directory)]
 
     def serving(self, model: str) -> int:
-        """Return the number of the revision that serves. Raises NotFound."""
+        """Return the number of the serving revision. Raises NotFound, Corrupt."""
         return self.serving_state(model).revision
 
     def serving_state(self, model: str) -> ServingState:
-        """Return what serves, what is pinned, and how that came. Raises NotFound, Corrupt."""
+        """Return serving revision, pinned revisions and history. Raises NotFound, Corrupt."""
         path = files.existing(self.serving_file(model), kind="model", name=f"models/{model}")
-        return from_json(files.read(path), ServingState, name=files.shown(path))
+        return from_json(files.read(path), ServingState, name=files.short_path(path))
 
     def was_moved_by(self, model: str, operation: str, revision: int) -> bool:
-        """Return whether ``operation`` has moved the model's serving pointer to ``revision``."""
+        """Return True if ``operation`` moved the model's serving pointer to ``revision``."""
         return self.serving_file(model).exists() and self.serving_state(model).was_moved_by(
             operation, revision
         )
@@ -81,11 +81,11 @@ class Repository(BlobStore):
         operation: str = "",
         parent: int | None = None,
     ) -> int:
-        """Let ``revision`` serve, atomically, and return the number of the one that serves then.
+        """Move the serving pointer to ``revision`` atomically; return the serving revision.
 
-        With ``parent`` that is only done while ``parent`` serves; else the one that does goes on.
-        An operation moves the pointer to it once: again, after a crash, it changes nothing. Raises
-        NotFound if it was never published, NotReady if its gate rejected it.
+        With ``parent``, moves the pointer only if ``parent`` serves. Idempotent per operation: a
+        retry after a crash does not undo a later move. Raises NotFound if the revision is not
+        published, NotReady if the gate rejected it.
         """
         with self.locked(model):
             check_may_serve(self.manifest(model, revision))
@@ -112,23 +112,23 @@ class Repository(BlobStore):
         return revision
 
     def pin(self, model: str, revision: int, *, pinned: bool) -> ServingState:
-        """Keep a revision for good, or no longer, and return what is so then. Raises NotFound."""
+        """Pin or unpin a revision and return the new state. Raises NotFound."""
         with self.locked(model):
             state = self.serving_state(model)
             if pinned or revision not in state.pinned:
                 self.manifest(model, revision)
-            others = {one for one in state.pinned if one != revision}
+            others = set(state.pinned) - {revision}
             after = replace(state, pinned=tuple(sorted(others | {revision} if pinned else others)))
             if after != state:
                 files.write_file(self.serving_file(model), to_json(after))
         return after
 
     def serving_file(self, model: str) -> Path:
-        """Return the path of the one mutable file, for those who watch it."""
+        """Return the path of serving.json, for callers that poll it."""
         return self._model(model) / "serving.json"
 
     def manifest(self, model: str, revision: int) -> Manifest:
-        """Return a revision's manifest. Raises NotFound, and Corrupt, for its signatures, too."""
+        """Return a revision's manifest, with verified signatures. Raises NotFound, Corrupt."""
         path = files.existing(
             self._model(model) / str(revision) / "manifest.json",
             kind="revision",
@@ -136,10 +136,10 @@ class Repository(BlobStore):
         )
         content = files.read(path)
         self._signing.check(path.parent, content)
-        manifest = _parsed(content, path)
+        manifest = _parse_manifest(content, path)
         if (manifest.model, manifest.revision) != (model, revision):
             raise Corrupt(
-                f"{files.shown(path)} is of {manifest.model} revision {manifest.revision}"
+                f"{files.short_path(path)} is for {manifest.model} revision {manifest.revision}"
             )
         return manifest
 
@@ -151,7 +151,7 @@ class Repository(BlobStore):
         """Return a revision's metrics. Raises Corrupt."""
         path = self._revision(manifest) / "metrics.json"
         return from_json(
-            files.read_verified(path, manifest.metrics), Metrics, name=files.shown(path)
+            files.read_verified(path, manifest.metrics), Metrics, name=files.short_path(path)
         )
 
     def report(self, manifest: Manifest) -> bytes:
@@ -159,7 +159,7 @@ class Repository(BlobStore):
         return files.read_verified(self.report_file(manifest), manifest.report)
 
     def report_file(self, manifest: Manifest) -> Path:
-        """Return the path of a revision's report.html, for those who open it in a browser."""
+        """Return the path of a revision's report.html, to open it in a browser."""
         return self._revision(manifest) / "report.html"
 
     def publish(
@@ -170,12 +170,11 @@ class Repository(BlobStore):
         metrics: Metrics,
         report: Callable[[Manifest], bytes],
     ) -> Manifest:
-        """Publish the next revision of ``draft.model`` and return its manifest.
+        """Publish the next revision of ``draft.model`` atomically and return its manifest.
 
-        Revision, digests of the files, and time of ``draft`` are filled in here; ``report`` is
-        called with the manifest but for the report's own digest. A crash leaves the whole revision
-        or none. It does not serve yet: see ``set_serving``. Raises Corrupt if a shard or the
-        backbone that it refers to is not there.
+        Fills in the revision, file digests and time of ``draft``; ``report`` gets the manifest
+        before the report's own digest is known. Does not serve the revision: see ``set_serving``.
+        Raises Corrupt if the backbone or a shard is not stored.
         """
         parent = self._model(draft.model)
         parent.mkdir(parents=True, exist_ok=True)
@@ -200,16 +199,13 @@ class Repository(BlobStore):
                     signature = self._signing.sign(content)
                     if signature is not None:
                         (directory / signatures.FILE).write_bytes(signature)
-                    self._renew(manifest)
+                    self._refresh_references(manifest)
             except FileExistsError:
                 continue  # another writer took the number
             return manifest
 
     def find(self, model: str, matches: Callable[[Manifest], bool]) -> Manifest | None:
-        """Return the newest published revision that ``matches``, if there is one.
-
-        Revisions that cannot be read are passed over.
-        """
+        """Return the newest readable revision that ``matches``, or None."""
         for revision in reversed(self.revisions(model)):
             with contextlib.suppress(Corrupt, NotFound):  # or deleted meanwhile
                 manifest = self.manifest(model, revision)
@@ -218,35 +214,37 @@ class Repository(BlobStore):
         return None
 
     def abandoned(self, *, age: float = files.ABANDONED_AFTER) -> list[Path]:
-        """Return what crashed writers left more than ``age`` seconds ago."""
-        return [path for one in self._written_to() for path in files.abandoned(one, age=age)]
+        """Return temporary names that crashed writers left more than ``age`` seconds ago."""
+        directories = self._writable_directories()
+        return [path for directory in directories for path in files.abandoned(directory, age=age)]
 
     def sweep(self) -> list[Path]:
-        """Delete what ``abandoned`` returns and return the paths."""
-        return [path for one in self._written_to() for path in files.sweep(one)]
+        """Delete abandoned temporary names and return their paths."""
+        directories = self._writable_directories()
+        return [path for directory in directories for path in files.sweep(directory)]
 
     @contextlib.contextmanager
     def locked(self, model: str) -> Iterator[None]:
-        """Hold the lock under which a model's serving.json and set of revisions may change.
+        """Hold the lock for changing serving.json and for deleting revisions of a model.
 
-        A new revision needs none: it changes neither. Raises NotFound.
+        Publishing a revision does not need the lock. Raises NotFound.
         """
         directory = files.existing(self._model(model), kind="model", name=f"models/{model}")
         with files.locked(directory / ".lock"):
             yield
 
-    def _written_to(self) -> list[Path]:
+    def _writable_directories(self) -> list[Path]:
         models = [path for path in (self.root / "models").glob("*") if path.is_dir()]
         return [self.root, *(self.root / name for name in ("checkpoints", *KINDS)), *models]
 
-    def _renew(self, manifest: Manifest) -> None:
-        """Make young what a manifest refers to. Raises Corrupt if something is missing."""
+    def _refresh_references(self, manifest: Manifest) -> None:
+        """Refresh the backbone and shards of a manifest. Raises Corrupt if one is missing."""
         for path in (
             self.path("backbones", manifest.backbone),
             *(self.path("exemplars", ref.digest) for ref in manifest.exemplars),
         ):
-            if not self.renew(path):
-                raise Corrupt(f"{files.shown(path)} is missing")
+            if not self.refresh(path):
+                raise Corrupt(f"{files.short_path(path)} is missing")
 
     def _model(self, model: str) -> Path:
         return self.root / "models" / check_model(model)
@@ -256,33 +254,33 @@ class Repository(BlobStore):
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Return the manifest at ``path``, whoever signed it. Raises Corrupt."""
-    return _parsed(files.read(path), path)
+    """Return the manifest at ``path`` without verifying signatures. Raises Corrupt."""
+    return _parse_manifest(files.read(path), path)
 
 
-def _parsed(content: bytes, path: Path) -> Manifest:
-    schema = _schema(content)
+def _parse_manifest(content: bytes, path: Path) -> Manifest:
+    schema = _schema_number(content)
     try:
-        manifest = from_json(content, Manifest, name=files.shown(path))
+        manifest = from_json(content, Manifest, name=files.short_path(path))
     except Corrupt:
         if schema == SCHEMA:
             raise
     else:
         if schema <= SCHEMA:
             return manifest
-    raise Corrupt(f"{files.shown(path)} has schema {schema}; this software reads {SCHEMA}")
+    raise Corrupt(f"{files.short_path(path)} has schema {schema}; this software reads {SCHEMA}")
 
 
-def _schema(content: bytes) -> int:
-    """Return the schema that a manifest names, also one of another schema; else SCHEMA."""
+def _schema_number(content: bytes) -> int:
+    """Return the schema number of a manifest of any schema; SCHEMA if it has none."""
     with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(content)
-        if isinstance(found, dict) and isinstance(found.get("schema"), int):
-            return int(found["schema"])
+        document = json.loads(content)
+        if isinstance(document, dict) and isinstance(document.get("schema"), int):
+            return int(document["schema"])
     return SCHEMA
 
 
 def revision_directories(model: Path) -> list[Path]:
-    """Return the directories of all published revisions of a model's directory, oldest first."""
-    found = (path for path in model.glob("*") if _REVISION.fullmatch(path.name))
-    return sorted(found, key=lambda path: int(path.name))
+    """Return the directories of all published revisions in a model's directory, oldest first."""
+    directories = (path for path in model.glob("*") if _REVISION.fullmatch(path.name))
+    return sorted(directories, key=lambda path: int(path.name))

@@ -1,1 +1,1 @@
-"""Changes of models as durable operations: queue, worker, and the steps of each change."""
+"""Changes of models as durable operations: intake, queue, worker, and the steps of a change."""

@@ -1,4 +1,4 @@
-"""The database of operations: its connection, what a repository notes of it, whether it is whole.
+"""Database of operations: connection, schema, integrity check, and its record in the repository.
 
 DBOS keeps operations in a SQLite file in the repository by default, in PostgreSQL by URL.
 """
@@ -20,19 +20,19 @@ from topwork.errors import Unavailable
 APPLICATION = "topwork"
 
 CHANGE = "change"
-"""The one workflow: every kind of change takes the same steps."""
+"""The name of the workflow: all kinds of changes have the same steps."""
 
 QUEUE = "changes"
-"""Partitioned by model: one model's changes run one at a time, different models' side by side."""
+"""Partitioned by model: the changes of a model run one at a time, those of models in parallel."""
 
 WORKER_CONCURRENCY = 2
-"""Models that one worker changes at a time: bounds its memory."""
+"""Raising it lets a worker change more models at a time, which takes more memory."""
 
 POLL_SECONDS = 0.09
-"""How often a worker looks at the queue: the most that this adds to an operation."""
+"""Raising it delays the start of operations, but polls the queue less often."""
 
 MADE = ".made"
-"""Suffix of the mark beside a SQLite file: it was made, so it can be lost."""
+"""Suffix of the marker beside a SQLite file: if the file is missing, it was lost."""
 
 
 def database_url(root: Path) -> str:
@@ -41,31 +41,31 @@ def database_url(root: Path) -> str:
 
 
 def note_database(root: Path, url: str) -> None:
-    """Let the repository say that its operations are elsewhere, before there is one.
+    """Record in the repository that its operations are in another database, if they are.
 
-    What kind of database it is, not its URL, which may have a password.
+    The record has the kind of database, not its URL, which may have a password.
     """
-    note = _note(root)
-    if url != database_url(root) and not note.exists():
-        files.write_file(note, f"{url.partition(':')[0]}\n".encode())
+    record = _record(root)
+    if url != database_url(root) and not record.exists():
+        files.write_file(record, f"{url.partition(':')[0]}\n".encode())
 
 
 def noted_database(root: Path) -> str:
-    """Return the kind of database elsewhere that the repository has operations in, or nothing."""
-    note = _note(root)
-    return note.read_text().strip() if note.exists() else ""
+    """Return the recorded kind of another database with the repository's operations, or ``""``."""
+    record = _record(root)
+    return record.read_text().strip() if record.exists() else ""
 
 
 def own_database(root: Path) -> str:
-    """Return the URL of the repository's own database if it has or had one, else nothing."""
+    """Return the URL of the repository's own database if it has or had one, or ``""``."""
     url = database_url(root)
     path = _file(url)
-    return url if path is not None and (path.exists() or _mark(path).exists()) else ""
+    return url if path is not None and (path.exists() or _marker(path).exists()) else ""
 
 
 @contextlib.contextmanager
 def available() -> Iterator[None]:
-    """Raise Unavailable for what a database that is away, full or read-only raises."""
+    """Convert the errors of an unreachable, full or read-only database to Unavailable."""
     try:
         yield
     except (SQLAlchemyError, error.DBOSException, OSError) as failed:
@@ -75,73 +75,73 @@ def available() -> Iterator[None]:
 
 
 def cause_of(failed: Exception) -> str:
-    """Return what a database said, without the statement that it said it of."""
+    """Return a database's error message, without the SQL statement."""
     return str(failed.orig if isinstance(failed, DBAPIError) else failed)
 
 
 def prepare(url: str) -> None:
-    """Create the schema and the queue where they are missing. Raises Unavailable."""
+    """Create the schema and the queue if they are missing. Raises Unavailable."""
     with available():
         connect(url).destroy()
 
 
 def connect(url: str) -> DBOSClient:
-    """Return a client of the database, whose schema and queue are there from then on.
+    """Create the schema and the queue if they are missing; return a client.
 
-    Raises Unavailable if it is a file that was made before and is lost.
+    Raises Unavailable if a SQLite file was lost.
     """
     path = _file(url)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_not_lost(path)
-    DBOS.migrate(url)  # as run_dbos_database_migrations does, which says of any error only Exit
+    DBOS.migrate(url)  # run_dbos_database_migrations would hide the cause of an error
     client = _client(url)
-    # Before a worker starts: it looks for new queues only once a second.
+    # Registered before a worker starts, which polls for new queues only once a second.
     client.register_queue(
         QUEUE,
         partition_concurrency=1,
         worker_concurrency=WORKER_CONCURRENCY,
         polling_interval_sec=POLL_SECONDS,
     )
-    if path is not None and not _mark(path).exists():
-        files.write_file(_mark(path), f"{path.name} was made, and has operations.\n".encode())
+    if path is not None and not _marker(path).exists():
+        files.write_file(_marker(path), f"{path.name} was made, and has operations.\n".encode())
     return client
 
 
 def pending_images(url: str) -> set[str]:
     """Return the digests of the images that unfinished operations still need.
 
-    Where the schema is there nothing is written: so it can be told on a full disk. Raises
-    Unavailable, and Corrupt if the images of an operation cannot be told.
+    Writes nothing if the schema exists, so that it works on a full disk. Raises Unavailable, and
+    Corrupt if the images of an operation cannot be read.
     """
     with available():
         try:
-            found = _unfinished(_client(url))
+            unfinished = _unfinished(_client(url))
         except SQLAlchemyError:  # it may be empty, or have an older schema
-            found = _unfinished(connect(url))
-    return {digest for row in found for digest in rows.uploads(row)}
+            unfinished = _unfinished(connect(url))
+    return {digest for row in unfinished for digest in rows.uploads(row)}
 
 
 def damage(root: Path) -> str:
-    """Return what is wrong with the repository's own database; empty if nothing is.
+    """Return the damage of the repository's own database; empty if it is intact.
 
-    Nothing is changed; who writes waits meanwhile.
+    Reads only; writers wait meanwhile.
     """
     path = _file(database_url(root))
-    assert path is not None, "it is a file"
+    assert path is not None, "the default database is a file"
     try:
         _check_not_lost(path)
         if not path.exists():
-            return ""  # it is still to be made
+            return ""  # not created yet
         if path.stat().st_size == 0:
-            return "it is empty: the next server or worker makes it anew, without operations"
+            return "it is empty: the next server or worker creates it again, without operations"
         uri = f"{path.absolute().as_uri()}?mode=ro"
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)) as database:
-            said = [text for (text,) in database.execute("PRAGMA integrity_check(5)")]
+            messages = [text for (text,) in database.execute("PRAGMA integrity_check(5)")]
             database.execute("SELECT count(*) FROM workflow_status").fetchone()
     except (Unavailable, OSError, sqlite3.Error) as failed:
         return str(failed)
-    return "" if said == ["ok"] else "; ".join(said)
+    return "" if messages == ["ok"] else "; ".join(messages)
 
 
 def _unfinished(client: DBOSClient) -> list[WorkflowStatus]:
@@ -155,20 +155,20 @@ def _client(url: str) -> DBOSClient:
     return DBOSClient(
         system_database_url=url,
         application_name=APPLICATION,
-        retry_connection_errors=False,  # who calls is told, and may try another server
-        # The default pickles; what is read here must never be able to run code.
+        retry_connection_errors=False,  # the client gets the error, and may try another server
+        # The default is pickle, which could run code when it is read.
         serializer=DBOSPortableJSONSerializer(),
     )
 
 
 def _check_not_lost(path: Path) -> None:
-    """Raise Unavailable if a SQLite file was made before, and there is nothing in its place."""
-    if _mark(path).exists():
+    """Raise Unavailable if a SQLite file that was made before is missing or empty."""
+    if _marker(path).exists():
         state = "missing" if not path.exists() else "empty" if path.stat().st_size == 0 else ""
         if state:
             raise Unavailable(
-                f"{path.name} is {state}, and operations were kept in it: put it back from a "
-                f"backup; or, to begin with none, delete {_mark(path).name}",
+                f"{path.name} is {state}, and operations were stored in it: restore a "
+                f"backup, or delete {_marker(path).name} to start without operations",
                 reason="DATABASE",
             )
 
@@ -178,9 +178,9 @@ def _file(url: str) -> Path | None:
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
-def _mark(path: Path) -> Path:
+def _marker(path: Path) -> Path:
     return path.with_name(path.name + MADE)
 
 
-def _note(root: Path) -> Path:
+def _record(root: Path) -> Path:
     return root / "operations.database"

@@ -1,7 +1,7 @@
-"""Which workers live: each holds a lock as long as it does, and the living take over from the dead.
+"""Leases of workers, as file locks, and takeover of the orphaned operations of dead workers.
 
-DBOS gives a worker back only what it was doing itself, under its executor's name. What a worker
-left that never comes back would stay PENDING, and block its model, for good.
+DBOS returns a worker only the operations of its own executor name. Those of a worker that never
+starts again would stay PENDING, and block their models, for ever.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ from topwork.errors import InvalidInput
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS = 2.0
-"""How often a worker looks for what dead ones left: the most that a death costs an operation,
-besides the step that it cut off."""
+CHECK_SECONDS = 2.0
+"""Raising it delays the takeover of orphaned operations, but reads the database less often."""
 
-MOST_BYTES = 200
-"""Of an executor's name, quoted: it is a file's name."""
+MAX_NAME_BYTES = 200
+"""Raising it allows longer executor names; a lock file's name, quoted, may have 255 bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """The right to work under an executor's name; it ends with the process that holds it."""
+    """The lease of an executor's name; it ends with the process that holds it."""
 
     executor: str
     path: Path
@@ -46,7 +45,7 @@ class Claim:
     """Holds the lock while it is open."""
 
     def held(self) -> bool:
-        """Return whether it still is what others ask: the file may have been deleted."""
+        """Return True unless the lock file was deleted or replaced."""
         try:
             return os.path.samestat(self.path.stat(), os.fstat(self.file.fileno()))
         except FileNotFoundError:
@@ -54,42 +53,42 @@ class Claim:
 
 
 def claim(root: Path, executor: str, *, on_wait: Callable[[], None] = lambda: None) -> Claim:
-    """Return the claim to ``executor``'s name in the repository ``root``, waiting for its holder.
+    """Claim an executor's name in the repository ``root``; waits for a worker that holds it.
 
-    ``on_wait`` is called if there is one. Raises InvalidInput if it cannot be a file's name.
+    ``on_wait`` is called before waiting. Raises InvalidInput for an empty or too long name.
     """
-    path = _lock(root, check_executor(executor))
+    path = _lock_file(root, check_executor(executor))
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = path.open("a")
-        if not _locked(file):
+        if not _try_lock(file):
             log.info("another worker has this executor's name; waiting", executor=executor)
             on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
         claimed = Claim(executor=executor, path=path, file=file)
         if claimed.held():
-            # A worker whose file a power cut took away would not be taken over.
+            # Else a power failure may lose the file, and no worker would take over its operations.
             files.sync_directory(path.parent)
             return claimed
-        file.close()  # deleted while this waited: nobody else would ask for it
+        file.close()  # deleted while this waited: other workers would lock a new file
 
 
 def check_executor(executor: str) -> str:
-    """Return the name of an executor. Raises InvalidInput if it cannot be a file's name."""
-    if not executor or len(_lock(Path(), executor).name) > MOST_BYTES:
+    """Return the name of an executor. Raises InvalidInput for an empty or too long name."""
+    if not executor or len(_lock_file(Path(), executor).name) > MAX_NAME_BYTES:
         raise InvalidInput(
-            f"executor {executor[:80]!r} must be 1 to {MOST_BYTES} plain characters",
+            f"executor {executor[:80]!r} must be 1 to {MAX_NAME_BYTES} plain characters",
             field="executor",
         )
     return executor
 
 
 @contextmanager
-def alone(root: Path, model: str) -> Iterator[None]:
-    """Hold a model's lock; whoever changes the same model, on any host, waits.
+def lock_model(root: Path, model: str) -> Iterator[None]:
+    """Hold a model's lock against other changes of the model, on any host.
 
-    The queue alone does not ensure it on PostgreSQL: a worker that looks for work while another
-    takes some may be given an operation that came in between and goes first.
+    The queue's partitions are not enough on PostgreSQL: while a worker takes an operation, another
+    may get an operation of the same model that was queued in between.
     """
     directory = root / "workers" / "models"
     directory.mkdir(parents=True, exist_ok=True)
@@ -98,105 +97,106 @@ def alone(root: Path, model: str) -> Iterator[None]:
 
 
 class Takeover:
-    """Looks for operations that no worker does."""
+    """Finds orphaned operations, and puts them back into the queue."""
 
     def __init__(self, own: Claim, client: DBOSClient, running: Collection[str]) -> None:
         self._own = own
         self._client = client
         self._running = running
-        self._stray: set[str] = set()
+        self._not_running: set[str] = set()
         self._unknown: set[str] = set()
 
     def recover(self) -> list[str]:
-        """Put back what earlier workers of this name were doing; before DBOS is launched.
+        """Requeue operations of earlier workers of this name; call it before DBOS is launched.
 
-        DBOS would, too, but for operations of another application version, which block their
-        models for good.
+        DBOS skips those of another application version, which would block their models for ever.
         """
-        return self._put_back(self._own.executor, self._pending()[self._own.executor])
+        return self._requeue(self._own.executor, self._pending()[self._own.executor])
 
     def watch(self) -> str:
-        """Look, for good; return only if this worker must end at once, and why."""
-        away = False
+        """Check for orphaned operations for ever; return the reason if this worker must exit."""
+        unavailable = False
         while True:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(CHECK_SECONDS)
             if not self._own.held():
-                return f"{self._own.path} was deleted: others take this worker for dead"
+                return f"{self._own.path} was deleted: other workers assume that this one is dead"
             try:
-                self.put_back()
-                stray = self.stray()
+                self.requeue_orphaned()
+                not_running = self.not_running()
             except (SQLAlchemyError, error.DBOSException, OSError) as failed:
-                if not away:
+                if not unavailable:
                     log.warning("cannot look for dead workers' operations", error=str(failed))
-                away = True
+                unavailable = True
                 continue
-            away = False
-            if stray:
-                return f"operations {sorted(stray)} are this worker's, which does not do them"
+            unavailable = False
+            if not_running:
+                return f"this worker does not run its operations {sorted(not_running)}"
 
-    def put_back(self) -> list[str]:
-        """Put what dead workers were doing back into the queue; return the operations' ids."""
-        back = []
+    def requeue_orphaned(self) -> list[str]:
+        """Put the operations of dead workers back into the queue; return their ids."""
+        requeued = []
         for executor, operations in self._pending().items():
             if executor == self._own.executor:
                 continue
             try:
-                file = _lock(self._own.path.parent.parent, executor).open("r+")
+                file = _lock_file(self._own.path.parent.parent, executor).open("r+")
             except FileNotFoundError:
-                self._say_unknown(executor)
+                self._log_unknown(executor)
                 continue
             with file:
-                if _locked(file):  # it is dead, and cannot come back before this is done
-                    back += self._put_back(executor, operations)
-        return back
+                if _try_lock(file):  # it is dead, and cannot start again before this is done
+                    requeued += self._requeue(executor, operations)
+        return requeued
 
-    def stray(self) -> set[str]:
-        """Return this worker's operations that it did not do when it looked twice in a row.
+    def not_running(self) -> set[str]:
+        """Return operations assigned to this worker that it did not run at two checks in a row.
 
-        A database that dies just when it gives an operation away leaves one such.
+        A database that fails while it assigns an operation leaves such an operation.
         """
-        # In this order: one that starts meanwhile is none.
+        # Pending is read first, so that an operation that starts meanwhile is seen as running.
         now = self._pending()[self._own.executor] - set(self._running)
-        before, self._stray = self._stray, now
+        before, self._not_running = self._not_running, now
         return now & before
 
-    def _put_back(self, executor: str, operations: set[str]) -> list[str]:
-        # Only what is the dead one's still: another may have put it back, and a third one do it.
-        # Not DBOSClient.resume_workflow: it puts back whatever it is given, cancelled or not.
-        put_back = self._client._sys_db.reenqueue_for_recovery  # noqa: SLF001  # see above
-        back = [one for one in sorted(operations) if put_back(one, [executor], QUEUE)]
-        if back:
-            log.warning("took over from a dead worker", executor=executor, ids=back)
-        return back
+    def _requeue(self, executor: str, operations: set[str]) -> list[str]:
+        # Requeues only operations still assigned to ``executor``: another worker may have done it.
+        # DBOSClient.resume_workflow would requeue any operation, even a cancelled one.
+        requeue = self._client._sys_db.reenqueue_for_recovery  # noqa: SLF001  # see above
+        requeued = [
+            operation for operation in sorted(operations) if requeue(operation, [executor], QUEUE)
+        ]
+        if requeued:
+            log.warning("took over from a dead worker", executor=executor, ids=requeued)
+        return requeued
 
     def _pending(self) -> defaultdict[str, set[str]]:
-        """Return the ids of the operations that somebody does, by executor."""
-        found = self._client.list_workflows(
+        """Return the ids of the operations assigned to workers, by executor."""
+        workflows = self._client.list_workflows(
             name=CHANGE, status="PENDING", load_input=False, load_output=False
         )
         pending: defaultdict[str, set[str]] = defaultdict(set)
-        for one in found:
-            pending[one.executor_id or ""].add(one.workflow_id)
+        for workflow in workflows:
+            pending[workflow.executor_id or ""].add(workflow.workflow_id)
         return pending
 
-    def _say_unknown(self, executor: str) -> None:
-        """Say once that an executor has no lock here: it may live, in another directory."""
+    def _log_unknown(self, executor: str) -> None:
+        """Log once that an executor has no lock file here: it may run with another repository."""
         if executor not in self._unknown:
             self._unknown.add(executor)
             log.error(
                 "operations of an unknown worker wait; does it have another repository? "
                 "If it is dead, create its lock file",
                 executor=executor,
-                file=str(_lock(self._own.path.parent.parent, executor)),
+                file=str(_lock_file(self._own.path.parent.parent, executor)),
             )
 
 
-def _lock(root: Path, executor: str) -> Path:
+def _lock_file(root: Path, executor: str) -> Path:
     return root / "workers" / f"{quote(executor, safe='')}.lock"
 
 
-def _locked(file: IO[str]) -> bool:
-    """Lock ``file`` if nobody has; return whether it is."""
+def _try_lock(file: IO[str]) -> bool:
+    """Lock ``file`` without waiting; return True if that succeeded."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Intake of changes: find a repeated call, check the quota, store images, submit the operation."""
+"""Intake of changes: idempotency key, quota check, storage of images, submission."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | 
 
 
 class Models(Protocol):
-    """The models that may be changed; see ``topwork.serving.registry``."""
+    """The served models; see ``topwork.serving.registry``."""
 
     def serving(self, model: str) -> Manifest:
-        """Return the manifest of the revision that serves. Raises NotFound."""
+        """Return the manifest of the serving revision. Raises NotFound."""
 
 
 class Intake:
-    """Takes requests: images first, then the operation, and only then the answer.
+    """Accepts changes: stores the images, then the operation, then returns it.
 
-    A request id that is known returns its operation at once, whatever images follow. Both methods
-    raise InvalidInput, NotFound, AlreadyExists, NotReady, Stale, Overloaded and QuotaExceeded.
+    A repeated request id returns its operation, and its images are not read. Both methods raise
+    InvalidInput, NotFound, AlreadyExists, NotReady, Stale, Overloaded and QuotaExceeded.
     """
 
     def __init__(
@@ -59,20 +59,19 @@ class Intake:
         request = await self._uploads.request(items)
         job, request_id = self._job(request), _request_id(request)
         manifest = self._models.serving(job.model)
-        known = await self._known(job, request_id)
-        if known is not None:
-            return known
+        repeated = await self._find_repeated(job, request_id)
+        if repeated is not None:
+            return repeated
         check_change(job, manifest, self._limits)
         pending = await self._operations.pending_bytes(job.model)
         quota = await asyncio.to_thread(self._quotas.of, job.model, pending=pending)
         uploads, refused, size = await self._uploads.store(items, quota)
         job = replace(job, uploads=uploads, refused=refused, accepted=time.time())
-        # No gc deletes them between the look whether they are there and the operation's commit,
-        # by which it knows that they are needed.
+        # Held until the operation is committed, from which gc knows that they are needed.
         async with self._uploads.holding(uploads):
-            return await self._submit(job, request_id, size=size)
+            return await self._enqueue(job, request_id, size=size)
 
-    async def take(self, request: ChangeRequest) -> OperationState:
+    async def submit(self, request: ChangeRequest) -> OperationState:
         """Store the operation of a change without images durably, and return it."""
         job, request_id = self._job(request), _request_id(request)
 
@@ -80,21 +79,21 @@ class Intake:
             if not KINDS[job.kind].removes:
                 await asyncio.to_thread(self._check_quota, job.model, pending)
 
-        return await self._submit(job, request_id, admit=admit)
+        return await self._enqueue(job, request_id, admit=admit)
 
-    async def _submit(
+    async def _enqueue(
         self, job: Job, request_id: str, *, size: int = 0, admit: Admit | None = None
     ) -> OperationState:
-        """Store a job's operation; a repeated call gets its own, whatever forbids it by now."""
+        """Store a job's operation, or return that of a repeated call, even if it fails a check."""
         manifest = self._models.serving(job.model)
         try:
             check_change(job, manifest, self._limits)
             return await self._operations.submit(job, request_id, size=size, admit=admit)
         except TopworkError:
-            known = await self._known(job, request_id)
-            if known is None:
+            repeated = await self._find_repeated(job, request_id)
+            if repeated is None:
                 raise
-            return known
+            return repeated
 
     def _check_quota(self, model: str, pending: int) -> None:
         self._quotas.of(model, pending=pending).check(0, 0, 0)
@@ -102,7 +101,7 @@ class Intake:
     def _job(self, request: ChangeRequest) -> Job:
         """Return the job of a request, without its images.
 
-        Only new labels are checked: models of earlier versions may have labels that fail the check.
+        Only new labels are checked: models of earlier versions may have invalid labels.
         """
         kind, limits, path = KINDS[request.kind], self._limits, request.path
         label = new_label = ""
@@ -126,32 +125,32 @@ class Intake:
             validate_only=request.validate_only,
         )
 
-    async def _known(self, job: Job, request_id: str) -> OperationState | None:
-        """Return the operation of a repeated call. Raises AlreadyExists if it is another's."""
+    async def _find_repeated(self, job: Job, request_id: str) -> OperationState | None:
+        """Return the operation of a repeated call. Raises AlreadyExists if its subject differs."""
         operation = await self._operations.find(request_id)
         if operation is not None:
             check_same(operation, subject_of(job))
         return operation
 
 
-def new_request_id(given: str, *, field: str) -> str:
-    """Return the id of a request: ``given``, in lower case, or a new one if it is empty.
+def normalise_request_id(request_id: str, *, field: str) -> str:
+    """Return ``request_id`` in lower case, or a new UUID if it is empty.
 
-    Raises InvalidInput if it is no UUID.
+    Raises InvalidInput if it is not a UUID.
     """
-    if not given:
+    if not request_id:
         return str(uuid.uuid4())
-    if not _UUID.fullmatch(given):  # uuid.UUID takes much else, such as 0x and other digits
-        raise InvalidInput(f"request_id {given[:80]!r} is no UUID", field=field)
-    return given.lower()
+    if not _UUID.fullmatch(request_id):  # uuid.UUID also takes braces, 0x and non-ASCII digits
+        raise InvalidInput(f"request_id {request_id[:80]!r} is not a UUID", field=field)
+    return request_id.lower()
 
 
 def _request_id(request: ChangeRequest) -> str:
-    return new_request_id(request.request_id, field=f"{request.path}request_id")
+    return normalise_request_id(request.request_id, field=f"{request.path}request_id")
 
 
 def _recipe(request: ChangeRequest, parent: Recipe) -> Recipe:
-    """Return what a retrain may choose from. Raises InvalidInput."""
+    """Return the recipe of a retrain. Raises InvalidInput."""
     return Recipe(
         head=cast(
             "HeadKind", _choice(request.head or parent.head, get_args(HeadKind), field="head")
@@ -167,9 +166,9 @@ def _recipe(request: ChangeRequest, parent: Recipe) -> Recipe:
     )
 
 
-def _choice(given: str, known: tuple[str, ...], *, field: str) -> str:
-    if given not in {"auto", *known}:
+def _choice(value: str, choices: tuple[str, ...], *, field: str) -> str:
+    if value not in {"auto", *choices}:
         raise InvalidInput(
-            f"{field} {given[:80]!r} must be auto or one of {', '.join(known)}", field=field
+            f"{field} {value[:80]!r} must be auto or one of {', '.join(choices)}", field=field
         )
-    return given
+    return value

@@ -1,4 +1,4 @@
-"""What a change of a model is, from request to outcome: plain data that a database can keep."""
+"""Job, progress and outcome of a change, as documents of the database of operations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ChangeStage = Literal["queued", "embedding", "solving", "publishing", "done"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """One uploaded image, stored in the repository under ``digest``."""
+    """An uploaded image, stored in the repository under ``digest``."""
 
     name: str
     digest: str
@@ -27,7 +27,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedUpload:
-    """One uploaded image that is not used, and why; ``reason`` as in ``embed.Skipped``."""
+    """An uploaded image that is not used; ``reason`` is that of an error, or DUPLICATE."""
 
     name: str
     reason: str
@@ -36,58 +36,58 @@ class SkippedUpload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict:
-    """An uploaded image that shows what an exemplar of another label shows."""
+    """An uploaded image that is a duplicate of an exemplar of another label."""
 
     name: str
     label: str
     """The other label."""
     other: str
-    """The exemplar's name; may be empty."""
+    """The exemplar's name, possibly empty."""
     exact: bool
-    """Whether all pixels are the same; else they are near-duplicates."""
+    """True if all pixels are equal; otherwise they are near-duplicates."""
 
 
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a change was asked to do."""
+    """A requested change."""
 
     kind: ChangeKind
     model: str
     accepted: float
-    """When it was, in seconds since 1970."""
+    """Time of acceptance, in seconds since 1970."""
     label: str = ""
-    """The label that is added, taught, removed or renamed; empty for ``retrain``."""
+    """The label that is added, extended, removed or renamed; empty for ``retrain``."""
     new_label: str = ""
-    """What ``rename_class`` makes of it."""
+    """The label's new name; only for ``rename_class``."""
     uploads: tuple[Upload, ...] = ()
     refused: tuple[SkippedUpload, ...] = ()
-    """Images that were not even stored, such as too large ones."""
+    """Images that were not stored, because they are too large."""
     recipe: Recipe | None = None
-    """What ``retrain`` chooses from; None: the parent's."""
+    """The recipe of ``retrain``; None: the parent's."""
     gate: Gate = field(default_factory=Gate)
     expected_revision: int = 0
-    """The only revision that may be changed; 0: whichever serves."""
+    """The only revision that may be changed; 0: any."""
     validate_only: bool = False
-    """Say what would come of it and change nothing."""
+    """Dry run: report the result and change nothing."""
 
 
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a job is. ``total`` is 0 where nothing is counted."""
+    """Progress of a job. ``total`` is 0 in a stage without a count."""
 
     stage: ChangeStage | Literal[""] = ""
-    """Empty: one that this version does not know."""
+    """Empty: a stage of a newer version."""
     done: Count = 0
     total: Count = 0
     conflicts: tuple[Conflict, ...] = ()
-    """Known once all images are embedded, which is before anything is learnt from them."""
+    """Known once all images are embedded, before the head is solved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSeconds:
-    """Seconds that each stage took."""
+    """Duration of each stage, in seconds."""
 
     queued: float = 0.0
     embedding: float = 0.0
@@ -97,7 +97,7 @@ class StageSeconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """What a revision would be, were it published."""
+    """Labels and metrics of the revision that a dry run did not publish."""
 
     labels: tuple[str, ...]
     metrics: Metrics
@@ -106,44 +106,44 @@ class Predicted:
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeResult:
-    """What a change did, or would do."""
+    """The result of a change, or of a dry run."""
 
     revision: Number = 0
-    """The one that serves; the parent where nothing was to be done; 0 if only validated."""
+    """The new revision; the parent if no image was new; 0 for a dry run."""
     images_used: Count = 0
     skipped: tuple[SkippedUpload, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     comparison: Comparison | None = None
-    """None where nothing was to be done."""
+    """None if no image was new."""
     gate_failures: tuple[str, ...] = ()
-    """Why it would be rejected; only where it was only validated."""
+    """Reasons why the gate would reject it; only for a dry run."""
     findings: tuple[Finding, ...] = ()
-    """Of the audit; only where it was only validated: else the revision's report has them."""
+    """Findings of the audit; only for a dry run: a revision has them in its report."""
     predicted: Predicted | None = None
-    """Only where it was only validated."""
+    """Only for a dry run."""
     seconds: StageSeconds = field(default_factory=StageSeconds)
 
 
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a job ended without a result. ``kind`` is the name of a class in ``topwork.errors``."""
+    """The error of a failed job. ``kind`` is the name of a class in ``topwork.errors``."""
 
     kind: str = ""
     reason: str = ""
     message: str = ""
     revision: Number = 0
-    """The revision that was published and rejected."""
+    """The rejected revision; 0: none."""
     comparison: Comparison | None = None
-    """The numbers that it was rejected for."""
+    """The comparison of the rejected revision with its parent."""
 
 
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeOutcome:
-    """How a job ended: exactly one of the first two is set."""
+    """The outcome of a job: either ``result`` or ``failure`` is set."""
 
     result: ChangeResult | None = None
     failure: Failure | None = None
     ended: float = 0.0
-    """When, in seconds since 1970; 0: ask the database."""
+    """Time of the end, in seconds since 1970; 0: the database has it."""

@@ -1,4 +1,4 @@
-"""Kinds of changes: one table of what each needs and does, and the rules that follow from it."""
+"""Kinds of changes: the table of their properties, and the checks derived from it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from topwork.changes.jobs import ChangeKind, Job
 from topwork.errors import AlreadyExists, NotFound, NotReady, QuotaExceeded, Stale
 from topwork.limits import InputLimits
 
-LEAST_LABELS = 2
-"""Labels that a model must keep."""
+MIN_LABELS = 2
+"""Raising it refuses more RemoveClass calls: a classifier needs two labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeRules:
-    """The rules of one kind of change."""
+    """The properties of a kind of change."""
 
     name: str
-    """Of its rpc, for reports."""
-    label: Literal["new", "there", "none"] = "there"
-    """Whether the model must not have the label, must have it, or the change is about none."""
+    """The RPC's name, for the report."""
+    label: Literal["new", "existing", "none"] = "existing"
+    """Kind of label that the change is about."""
     has_images: bool = False
-    """Whether it brings images of the label."""
+    """True if it adds images of the label."""
     removes: bool = False
-    """Whether the label is removed; alone such a change is made where the quota is used up."""
+    """True if it removes the label; only such a change is accepted when the quota is exceeded."""
     renames: bool = False
-    """Whether the label becomes ``new_label``, which the model must not have."""
+    """True if the label becomes ``new_label``, which must be new."""
     has_recipe: bool = False
-    """Whether it chooses a head and a normalisation; else the parent's stay."""
+    """True if it sets the recipe; other changes use the parent's."""
 
 
 KINDS: Mapping[ChangeKind, ChangeRules] = {
@@ -43,26 +43,26 @@ KINDS: Mapping[ChangeKind, ChangeRules] = {
 
 
 def check_change(job: Job, parent: Manifest, limits: InputLimits) -> None:
-    """Raise what forbids ``job`` while ``parent`` serves.
+    """Raise an error if ``job`` is not allowed while ``parent`` serves.
 
-    Stale if another revision was expected, NotFound for a label that is not there, AlreadyExists
-    for one that is, NotReady for too many labels or too few, QuotaExceeded for too many images.
+    Stale if another revision is expected, NotFound for a missing label, AlreadyExists for a new
+    label that exists, NotReady for too many or too few labels, QuotaExceeded for too many images.
     """
     kind, labels = KINDS[job.kind], parent.labels
     if job.expected_revision not in {0, parent.revision}:
         raise Stale(
             f"model {job.model!r} serves revision {parent.revision}, not {job.expected_revision}"
         )
-    if kind.label == "there" and job.label not in labels:
+    if kind.label == "existing" and job.label not in labels:
         raise NotFound(
             f"model {job.model!r} has no label {job.label!r}", kind="label", resource=job.label
         )
-    fresh = job.label if kind.label == "new" else job.new_label if kind.renames else None
-    if fresh in labels:
+    added = job.label if kind.label == "new" else job.new_label if kind.renames else None
+    if added in labels:
         raise AlreadyExists(
-            f"model {job.model!r} has a label {fresh!r} already",
+            f"model {job.model!r} has a label {added!r} already",
             kind="label",
-            resource=fresh,
+            resource=added,
             reason="LABEL_EXISTS",
         )
     if kind.label == "new" and len(labels) >= limits.max_labels:
@@ -78,21 +78,21 @@ def check_change(job: Job, parent: Manifest, limits: InputLimits) -> None:
             subject=f"models/{job.model}",
             reason="TOO_MANY_IMAGES",
         )
-    if kind.removes and len(labels) <= LEAST_LABELS:
+    if kind.removes and len(labels) <= MIN_LABELS:
         raise NotReady(
-            f"model {job.model!r} has {len(labels)} labels; at least {LEAST_LABELS} must remain",
+            f"model {job.model!r} has {len(labels)} labels; at least {MIN_LABELS} must remain",
             reason="TOO_FEW_LABELS",
         )
 
 
 def changed_shards(shards: tuple[ShardRef, ...], job: Job, new: str) -> tuple[ShardRef, ...]:
-    """Return the shards after ``job``; ``new`` is the digest of what it brings, or empty."""
+    """Return the shards after ``job``; ``new`` is the digest of its own shard, or empty."""
     kind = KINDS[job.kind]
     if kind.removes:
         return tuple(shard for shard in shards if shard.label != job.label)
     if kind.has_images:
-        brought = [ShardRef(label=job.label, digest=new)] if new else []
-        return tuple(dict.fromkeys([*shards, *brought]))
+        added = [ShardRef(label=job.label, digest=new)] if new else []
+        return tuple(dict.fromkeys([*shards, *added]))
     names = renamed_labels(job)
     return tuple(
         ShardRef(label=names.get(shard.label, shard.label), digest=shard.digest) for shard in shards
@@ -100,19 +100,19 @@ def changed_shards(shards: tuple[ShardRef, ...], job: Job, new: str) -> tuple[Sh
 
 
 def renamed_labels(job: Job) -> dict[str, str]:
-    """Return the labels that ``job`` renames, and their new names."""
+    """Return the new names of the labels that ``job`` renames, by old name."""
     return {job.label: job.new_label} if KINDS[job.kind].renames else {}
 
 
-def least_images(job: Job, limits: InputLimits) -> int:
-    """Return how many usable images ``job`` must bring at least, where it brings any."""
-    return limits.min_images_per_label if KINDS[job.kind].label == "new" else 1
+def min_images(job: Job, limits: InputLimits) -> int:
+    """Return the minimum of usable images of a ``job`` with images: a label has one at least."""
+    return max(1, limits.min_images_per_label) if KINDS[job.kind].label == "new" else 1
 
 
 def describe(job: Job, images: int) -> str:
-    """Return what ``job`` asked for, for the report; ``images`` are those that it brought."""
+    """Return a description of ``job``, which added ``images`` images, for the report."""
     kind = KINDS[job.kind]
     label = f" {job.label!r}" if job.label else ""
     new_label = f" to {job.new_label!r}" if kind.renames else ""
-    brought = f" ({images} images)" if kind.has_images else ""
-    return f"{kind.name}{label}{new_label}{brought}"
+    added = f" ({images} images)" if kind.has_images else ""
+    return f"{kind.name}{label}{new_label}{added}"

@@ -1,6 +1,6 @@
-"""Durable operations: what the server asks of the worker, kept in a database until it is done.
+"""Durable operations for the server: submit, find, list, watch, wait, cancel and delete.
 
-The server enqueues and looks; the worker process (``topwork.changes.worker``) runs them.
+The database stores them; the worker process (``topwork.changes.worker``) runs them.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from topwork.errors import NotFound, NotReady, Overloaded, TopworkError, Unavail
 from topwork.limits import DEFAULT_LIMITS, ServerLimits
 
 WATCH_SECONDS = 0.05
-"""How often a watched operation is looked at."""
+"""Raising it delays the states of a watch, but reads the database less often."""
 
 RETRY_SECONDS = 5.0
-"""When who found too many operations or watches may try again."""
+"""Raising it tells clients to wait longer after too many operations or watches."""
 
 Admit: TypeAlias = Callable[[int], Awaitable[None]]
-"""Is told the bytes of the images of a model's unfinished operations, and may raise."""
+"""Takes the bytes of the images of a model's unfinished operations; may raise, to refuse more."""
 
 
 class Operations:
-    """All that a server asks and tells of operations."""
+    """The operations of a server's models."""
 
     def __init__(
         self, url: str, repository: Repository, limits: ServerLimits = DEFAULT_LIMITS
@@ -42,9 +42,9 @@ class Operations:
         self._repository = repository
         self._limits = limits
         self._submitting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """One call a model looks how many operations there are, and then adds one."""
+        """One call per model at a time counts the operations and adds its own."""
         self._closing = False
-        self._poller = Poller(self._look, WATCH_SECONDS)
+        self._poller = Poller(self._read_states, WATCH_SECONDS)
 
     async def start(self) -> None:
         """Create the schema if it is missing, and connect; see ``Queue.start``."""
@@ -60,9 +60,9 @@ class Operations:
     ) -> OperationState:
         """Store ``job`` durably and return its operation; the same id gives the same operation.
 
-        ``size`` is the length of its images in bytes; ``admit`` may refuse it. Raises what
-        ``admit`` raises, AlreadyExists if the id was used for something else, and Overloaded if
-        the model has as many unfinished operations as it may have.
+        ``size`` is the length of its images in bytes. Raises the errors of ``admit``, AlreadyExists
+        if the id was used for another request, and Overloaded at the limit of the model's
+        unfinished operations.
         """
         subject = subject_of(job)
         async with self._submitting[job.model]:
@@ -78,7 +78,7 @@ class Operations:
     async def pending_bytes(self, model: str) -> int:
         """Return the length of all images of a model's unfinished operations, in bytes.
 
-        Raises Overloaded if it has as many of them as it may have.
+        Raises Overloaded at the limit of unfinished operations.
         """
         most = self._limits.max_pending_operations
         wanted = OperationFilter(attributes={"model": model}, done=False)
@@ -93,15 +93,15 @@ class Operations:
 
     async def find(self, identifier: str) -> OperationState | None:
         """Return an operation; None if there is none."""
-        found = await self._queue.find([identifier])
-        return await self._operation(found[0]) if found else None
+        statuses = await self._queue.find([identifier])
+        return await self._operation(statuses[0]) if statuses else None
 
     async def get(self, identifier: str) -> OperationState:
         """Return an operation. Raises NotFound."""
-        found = await self.find(identifier)
-        if found is None:
+        operation = await self.find(identifier)
+        if operation is None:
             raise no_operation(identifier)
-        return found
+        return operation
 
     async def list(
         self,
@@ -111,17 +111,19 @@ class Operations:
         limit: int,
         visible: Callable[[str], bool] | None = None,
     ) -> list[OperationState]:
-        """Return the ``wanted`` operations of the ``visible`` models, oldest first."""
-        found = await self._queue.select(wanted, offset=offset, limit=limit, visible=visible)
-        return [await self._operation(one) for one in found]
+        """Return the operations that match ``wanted``, of the ``visible`` models, oldest first."""
+        statuses = await self._queue.select(wanted, offset=offset, limit=limit, visible=visible)
+        return [await self._operation(status) for status in statuses]
 
-    async def _look(self, identifiers: Collection[str]) -> dict[str, OperationState | Exception]:
-        """Return each operation, or why there is none, with one query but for what runs."""
-        found = await self._queue.find(identifiers)
+    async def _read_states(
+        self, identifiers: Collection[str]
+    ) -> dict[str, OperationState | Exception]:
+        """Return each operation or its error, with one query, and one per running operation."""
+        statuses = await self._queue.find(identifiers)
         operations: dict[str, OperationState | Exception] = {
             identifier: no_operation(identifier) for identifier in identifiers
         }
-        for status in found:
+        for status in statuses:
             try:
                 operations[status.workflow_id] = await self._operation(status)
             except TopworkError as failed:
@@ -129,12 +131,12 @@ class Operations:
         return operations
 
     async def cancel(self, identifier: str) -> None:
-        """Let an unfinished operation end, cancelled, before its next step. Raises NotFound."""
+        """Cancel an unfinished operation before its next step. Raises NotFound."""
         if (await self.get(identifier)).outcome is None:
             await self._queue.cancel(identifier)
 
     async def delete(self, identifier: str) -> None:
-        """Forget a finished operation. Raises NotFound, or NotReady if it is not finished."""
+        """Delete a finished operation. Raises NotFound, or NotReady if it is not finished."""
         if (await self.get(identifier)).outcome is None:
             raise NotReady(f"operation {identifier!r} is not finished; cancel it first")
         await self._queue.delete(identifier)
@@ -142,10 +144,10 @@ class Operations:
     async def watch(
         self, identifier: str, check: Callable[[OperationState], None] = lambda _: None
     ) -> AsyncIterator[OperationState]:
-        """Yield an operation's state at once, then at each change, last when finished.
+        """Yield an operation's state at once and after each change, until it is finished.
 
-        Each look at it is told to ``check``, which may raise. Raises NotFound, and Unavailable when
-        the server stops meanwhile.
+        ``check`` is called with each state that is read, changed or not, and may raise. Raises
+        NotFound, and Unavailable when the server stops.
         """
         last, operation = None, await self.get(identifier)
         while True:
@@ -160,7 +162,7 @@ class Operations:
             operation = await self._poller.next(identifier)
 
     def end_watches(self) -> None:
-        """Let everybody who watches or waits for an operation end with Unavailable."""
+        """End all watches and waits with Unavailable."""
         self._closing = True
 
     async def wait(
@@ -171,13 +173,13 @@ class Operations:
     ) -> OperationState:
         """Return an operation when it is finished or after ``seconds``, whichever is first.
 
-        For ``check`` and what is raised see ``watch``.
+        See ``watch`` for ``check`` and the errors.
         """
-        operation = await self.get(identifier)
-        check(operation)
+        states = self.watch(identifier, check)
+        operation = await anext(states)  # a state is read even if ``seconds`` is 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                async for state in self.watch(identifier, check):
+                async for state in states:
                     operation = state
         return operation
 
@@ -187,12 +189,12 @@ class Operations:
             progress = await self._queue.event(status.workflow_id, PROGRESS)
         if status.status == "CANCELLED":
             late = await self._queue.event(status.workflow_id, RESULT)
-            if late is not None and not await asyncio.to_thread(self._has_moved, status, late):
-                late = None  # the cancel came in time
+            if late is not None and not await asyncio.to_thread(self._moved_pointer, status, late):
+                late = None  # it was cancelled in time
         return rows.operation(status, progress=progress, late=late)
 
-    def _has_moved(self, status: WorkflowStatus, late: Any) -> bool:
-        """Return whether an operation made its result serve; False where nobody can tell."""
+    def _moved_pointer(self, status: WorkflowStatus, late: Any) -> bool:
+        """Return True if an operation made its result serve; False if that is unknown."""
         model = str(rows.attributes(status).get("model"))
         revision = rows.result(late).revision
         with contextlib.suppress(TopworkError):
@@ -201,6 +203,6 @@ class Operations:
 
 
 def no_operation(identifier: str) -> NotFound:
-    """Return the error of an operation that is not there, or not for who asks."""
+    """Return the error of an operation that does not exist or is invisible to the caller."""
     name = f"operations/{identifier}"
     return NotFound(f"there is no operation {name!r}", kind="operation", resource=name)

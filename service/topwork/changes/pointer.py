@@ -1,4 +1,4 @@
-"""Moving the serving pointer by hand, and keeping revisions for good."""
+"""Rollback of the serving pointer, and pins against the deletion of revisions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ log = structlog.get_logger(__name__)
 def roll_back(
     repository: Repository, model: str, revision: int, *, expected: int, validate_only: bool
 ) -> None:
-    """Let ``revision`` serve at once; 0 is the one that served before the one that does.
+    """Make ``revision`` serve at once; 0 is the previous serving revision.
 
     ``expected`` is the only revision that may be serving now; 0: any. Raises NotFound, NotReady if
-    it was rejected or none served before, Stale, Unavailable if it cannot be written.
+    the revision was rejected or there is no previous one, Stale, and Unavailable if the pointer
+    cannot be written.
     """
     state = repository.serving_state(model)
     if expected not in {0, state.revision}:
         raise Stale(f"model {model!r} serves revision {state.revision}, not {expected}")
     if not revision:
-        before = [one.previous for one in state.moves if one.revision == state.revision]
+        before = [move.previous for move in state.moves if move.revision == state.revision]
         if not before or not before[-1]:
             raise NotReady(
                 f"model {model!r} served no revision before {state.revision}",
@@ -36,7 +37,7 @@ def roll_back(
     check_may_serve(repository.manifest(model, revision))
     if validate_only:
         return
-    # Not in the place of a revision that the caller has not seen.
+    # ``parent`` refuses to replace a revision that came to serve since the caller looked.
     with _writing(model):
         serving = repository.set_serving(model, revision, why="rollback", parent=state.revision)
     if serving != revision:
@@ -47,7 +48,7 @@ def roll_back(
 def pin(
     repository: Repository, model: str, revision: int, *, pinned: bool, validate_only: bool
 ) -> None:
-    """Keep a revision for good, or no longer. Raises NotFound, Unavailable."""
+    """Pin a revision against deletion, or unpin it. Raises NotFound, Unavailable."""
     repository.manifest(model, revision)
     if not validate_only:
         with _writing(model):
@@ -57,7 +58,7 @@ def pin(
 
 @contextlib.contextmanager
 def _writing(model: str) -> Iterator[None]:
-    """Raise Unavailable for what a full or read-only disk raises."""
+    """Convert the errors of a full or read-only disk to Unavailable."""
     try:
         yield
     except OSError as error:

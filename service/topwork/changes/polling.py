@@ -1,4 +1,4 @@
-"""Poller: one look at the database for all who wait for the next state of an operation."""
+"""Poller: one query for all callers that wait for the next state of an operation."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ T = TypeVar("T")
 
 
 class Poller(Generic[T]):
-    """Polls while somebody waits. Belongs to one event loop.
+    """Polls while callers wait. Belongs to one event loop.
 
-    ``look`` is called with all keys that are waited for, ``seconds`` after the look before, and
-    returns the value of each key, or the exception that those who wait for it get.
+    ``fetch`` is called every ``seconds`` with the keys of all waiting callers, and returns the
+    value of each key, or the exception to raise in its callers.
     """
 
     def __init__(
         self,
-        look: Callable[[Collection[str]], Awaitable[Mapping[str, T | Exception]]],
+        fetch: Callable[[Collection[str]], Awaitable[Mapping[str, T | Exception]]],
         seconds: float,
     ) -> None:
-        self._look = look
+        self._fetch = fetch
         self._seconds = seconds
         self._waiting: dict[str, list[asyncio.Future[T]]] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def next(self, key: str) -> T:
-        """Return the value of ``key`` at the next look. Raises what that look gives or raises."""
+        """Return the value of ``key`` at the next poll, or raise its exception."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, []).append(future)
         if self._task is None:
@@ -36,7 +36,7 @@ class Poller(Generic[T]):
         return await future
 
     async def aclose(self) -> None:
-        """Stop polling; who waits gets CancelledError."""
+        """Stop polling; waiting callers get CancelledError."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -46,27 +46,27 @@ class Poller(Generic[T]):
 
     async def _poll(self) -> None:
         try:
-            while any(not one.done() for one in self._futures()):
+            while any(not future.done() for future in self._futures()):
                 await asyncio.sleep(self._seconds)
                 waiting, self._waiting = self._waiting, {}
-                found: Mapping[str, T | Exception]
+                values: Mapping[str, T | Exception]
                 try:
-                    found = await self._look(waiting.keys())
+                    values = await self._fetch(waiting.keys())
                 except Exception as error:
-                    found = dict.fromkeys(waiting, error)
+                    values = dict.fromkeys(waiting, error)
                 for key, futures in waiting.items():
-                    _settle(futures, found[key])
-                await asyncio.sleep(0)  # they ask again, if at all
+                    _settle(futures, values[key])
+                await asyncio.sleep(0)  # callers that continue wait again
         finally:
             self._task = None
 
     def _futures(self) -> list[asyncio.Future[T]]:
-        return [one for futures in self._waiting.values() for one in futures]
+        return [future for futures in self._waiting.values() for future in futures]
 
 
 def _settle(futures: list[asyncio.Future[T]], value: T | Exception) -> None:
     for future in futures:
-        if future.done():  # its caller has gone
+        if future.done():  # its caller was cancelled
             continue
         if isinstance(value, Exception):
             future.set_exception(value)

@@ -1,4 +1,4 @@
-"""Queue of operations in the database: DBOS's client, and the rows that are chosen of it."""
+"""Queue of operations in the database: enqueue, select, cancel and delete, by DBOS's client."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from topwork.errors import Unavailable
 log = structlog.get_logger(__name__)
 
 APPLICATION_VERSION = "2"
-"""Of the stored steps. A worker takes up only operations of its own; raise it when steps change."""
+"""Raise it when stored steps change: a worker runs only operations of its own version."""
 
 PROGRESS = "progress"
 RESULT = "result"
-"""Events of an operation: how far it is, and its result, stored just before its revision serves."""
+"""Events of an operation: progress, and the result, stored just before its revision serves."""
 
-SEARCHED = 1000
-"""Operations that are read at a time where the database itself cannot tell which are wanted."""
+PAGE_SIZE = 1000
+"""Raising it reads more operations per query when SQLite cannot filter them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationFilter:
-    """Which operations to list."""
+    """Filter for lists of operations."""
 
     attributes: dict[str, str | bool]
-    """Fields of ``Subject`` and what they must be."""
+    """Required values of fields of ``Subject``."""
     done: bool | None = None
-    """Whether they are finished; None: both."""
+    """True: only finished operations; False: only unfinished; None: both."""
 
 
 class Queue:
-    """The server's side of the queue. All methods but ``start`` raise Unavailable."""
+    """The server's side of the queue. All methods except ``start`` raise Unavailable."""
 
     def __init__(self, url: str, root: Path) -> None:
         """Take the database's URL and the repository's directory."""
@@ -53,7 +53,7 @@ class Queue:
     async def start(self) -> None:
         """Create the schema if it is missing, and connect.
 
-        A database that cannot be had is logged: what needs none goes on, and each call tries again.
+        An unavailable database is logged: Classify continues, and each call connects again.
         """
         try:
             await self._connect()
@@ -66,7 +66,7 @@ class Queue:
             await asyncio.to_thread(self._client.destroy)
 
     async def enqueue(self, job: Job, request_id: str, *, size: int) -> bool:
-        """Store an operation durably; return whether its id is new.
+        """Store an operation durably; return True if its id is new.
 
         ``size`` is the length of its images in bytes.
         """
@@ -80,8 +80,8 @@ class Queue:
                         "workflow_id": request_id,
                         "workflow_id_reuse_policy": "reject",
                         "queue_partition_key": job.model,
-                        # On SQLite DBOS orders by whole seconds. Milliseconds wrap every 24 days,
-                        # when two changes may swap places: harmless, since heads do not depend on
+                        # Milliseconds, because DBOS orders by whole seconds on SQLite. They wrap
+                        # every 24 days, when two changes may swap places: heads do not depend on
                         # the order.
                         "priority": int(job.accepted * 1000) % 2**31 or 1,
                         "app_version": APPLICATION_VERSION,
@@ -98,7 +98,7 @@ class Queue:
         return True
 
     async def find(self, identifiers: Collection[str]) -> Sequence[WorkflowStatus]:
-        """Return the operations that are there, in any order."""
+        """Return the operations that exist, in any order."""
         client = await self._connect()
         with available():
             return await client.list_workflows_async(workflow_ids=[*identifiers], load_input=False)
@@ -111,54 +111,54 @@ class Queue:
         limit: int,
         visible: Callable[[str], bool] | None = None,
     ) -> Sequence[WorkflowStatus]:
-        """Return the ``wanted`` operations of the ``visible`` models, oldest first."""
+        """Return the operations that match ``wanted``, of the ``visible`` models, oldest first."""
         if visible is not None or (wanted.attributes and self._url.startswith("sqlite")):
-            return (await self._searched(wanted, offset + limit, visible))[offset:]
-        return await self._listed(
+            return (await self._search(wanted, offset + limit, visible))[offset:]
+        return await self._list(
             wanted.done, offset=offset, limit=limit, attributes=wanted.attributes
         )
 
     async def cancel(self, identifier: str) -> None:
-        """Let an operation end, cancelled, before its next step."""
+        """Cancel an operation before its next step."""
         client = await self._connect()
         with available():
             await client.cancel_workflow_async(identifier)
 
     async def delete(self, identifier: str) -> None:
-        """Forget an operation."""
+        """Delete an operation."""
         client = await self._connect()
         with available():
             await client.delete_workflow_async(identifier)
 
     async def event(self, identifier: str, key: str) -> Any:
-        """Return an event of an operation; None if it has none of this ``key``."""
+        """Return the event ``key`` of an operation; None if it does not exist."""
         client = await self._connect()
         with available():
             return await client.get_event_async(identifier, key, 0)
 
-    async def _searched(
+    async def _search(
         self, wanted: OperationFilter, count: int, visible: Callable[[str], bool] | None
     ) -> Sequence[WorkflowStatus]:
-        """Return the first ``count`` wanted ones: DBOS cannot look for attributes on SQLite."""
+        """Return the first ``count`` matches: DBOS cannot filter by attributes on SQLite."""
         matching: Sequence[WorkflowStatus] = []
-        looked_at = 0
+        offset = 0
         while len(matching) < count:
-            page = await self._listed(wanted.done, offset=looked_at, limit=SEARCHED)
+            page = await self._list(wanted.done, offset=offset, limit=PAGE_SIZE)
             matching = [
                 *matching,
                 *(
-                    one
-                    for one in page
-                    if wanted.attributes.items() <= rows.attributes(one).items()
-                    and (visible is None or visible(str(rows.attributes(one).get("model"))))
+                    row
+                    for row in page
+                    if wanted.attributes.items() <= rows.attributes(row).items()
+                    and (visible is None or visible(str(rows.attributes(row).get("model"))))
                 ),
             ]
-            looked_at += len(page)
-            if len(page) < SEARCHED:
+            offset += len(page)
+            if len(page) < PAGE_SIZE:
                 break
         return matching[:count]
 
-    async def _listed(
+    async def _list(
         self,
         done: bool | None,
         *,

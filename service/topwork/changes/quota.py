@@ -1,4 +1,4 @@
-"""Quota of a model on the disk: the bytes that it takes, and whether it may take more."""
+"""Disk quota of a model: the bytes in use, and the check of an upload against the limits."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from topwork.limits import ServerLimits
 
 @dataclass(frozen=True, slots=True)
 class ModelQuota:
-    """What ``model`` may still take, as it was when this was made."""
+    """The disk quota of ``model`` at one moment."""
 
     model: str
     repository: Repository
     limits: ServerLimits
     used: int
-    """Bytes that it takes."""
+    """Bytes in use."""
 
     def check(self, total: int, coming: int, images: int) -> None:
-        """Raise QuotaExceeded if ``total`` bytes more are too many for the model.
+        """Raise QuotaExceeded if ``total`` more bytes exceed the model's quota.
 
-        Or if ``coming``, those of them that are not on the disk yet, are too many for that, or the
-        files of the ``images`` that they are. Raises Unavailable if the disk cannot be asked.
+        Also if ``coming`` of them, which are ``images`` images not yet on the disk, leave too few
+        free bytes or inodes. Raises Unavailable if the disk's state cannot be read.
         """
         most = self.limits.max_model_bytes
         if self.used + total > most:
             raise QuotaExceeded(
-                f"model {self.model!r} takes {self.used} bytes, and {total} more would pass its "
-                f"quota of {most}: remove labels, then let topwork gc run",
+                f"model {self.model!r} uses {self.used} bytes, and {total} more would exceed "
+                f"its quota of {most}: remove labels, then run topwork gc",
                 subject=f"models/{self.model}",
                 reason="MODEL_QUOTA",
             )
@@ -43,9 +43,9 @@ class ModelQuota:
         if free - coming < least:
             raise _disk_full(f"{free} bytes free, of which {least}")
         files_left, least = disk.f_favail, self.limits.min_free_inodes
-        # Some file systems, such as Btrfs, have no fixed number, and say that they have 0 in all.
+        # File systems without a fixed number of inodes, such as Btrfs, report a total of 0.
         if disk.f_files and files_left - images < least:
-            raise _disk_full(f"{files_left} inodes (room for files) free, of which {least}")
+            raise _disk_full(f"{files_left} inodes free, of which {least}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,15 @@ class _Revision:
     """Bytes of its own files."""
     shards: frozenset[str]
     changed: int
-    """When its directory was, in ns: a number may be another's after a model was deleted."""
+    """mtime of its directory in ns: a model that is deleted and fitted again reuses numbers."""
 
 
 class Quotas:
-    """Counts what models take: their revisions, and what these refer to.
+    """Counts the bytes of models: their revisions, and the shards that these refer to.
 
-    A shard of exemplars counts once a model, with the uploaded images that it names. What only
-    other models refer to, or nothing any more, is not counted. Revisions and shards never change,
-    so each is looked at once. May be used from several threads at once.
+    A shard of exemplars counts once per model, with the uploaded images that it names. Files that
+    the model does not refer to are not counted. Revisions and shards are immutable, so the size of
+    each is read once. Thread-safe.
     """
 
     def __init__(self, repository: Repository, limits: ServerLimits) -> None:
@@ -74,24 +74,25 @@ class Quotas:
     def of(self, model: str, *, pending: int = 0) -> ModelQuota:
         """Return the quota of a model whose unfinished operations have ``pending`` bytes of images.
 
-        Raises NotFound, Unavailable if the repository cannot be read now.
+        Raises NotFound, and Unavailable if the repository cannot be read now.
         """
         with _readable():
             known = self._revisions.get(model, {})
-            there = {
+            revisions = {
                 number: self._revision(model, number, known.get(number))
                 for number in self._repository.revisions(model)
             }
-            self._revisions[model] = there
-            shards = set().union(*(one.shards for one in there.values()))
-            used = sum(one.size for one in there.values()) + sum(map(self._shard, shards))
+            self._revisions[model] = revisions
+            shards = set().union(*(revision.shards for revision in revisions.values()))
+            used = sum(revision.size for revision in revisions.values())
+            used += sum(map(self._shard_size, shards))
         return ModelQuota(model, self._repository, self._limits, pending + used)
 
     def _revision(self, model: str, number: int, known: _Revision | None) -> _Revision:
         path = self._repository.serving_file(model).with_name(str(number))
         shards: frozenset[str] = frozenset()
         changed = 0
-        # A damaged one, or one that is deleted meanwhile, counts for its own files only.
+        # A revision that is damaged or just being deleted counts for its own files only.
         with contextlib.suppress(Corrupt, NotFound, FileNotFoundError):
             changed = path.stat().st_mtime_ns
             if known is not None and known.changed == changed:
@@ -100,24 +101,24 @@ class Quotas:
             shards = frozenset(ref.digest for ref in refs)
         return _Revision(files.size(path), shards, changed)
 
-    def _shard(self, digest: str) -> int:
+    def _shard_size(self, digest: str) -> int:
         size = self._shards.get(digest)
         if size is None:
             try:
                 contents = self._repository.shard(digest).contents
             except Corrupt:
                 return 0
-            named = {row.tobytes().hex() for row in contents}
+            images = {row.tobytes().hex() for row in contents}
             size = files.size(self._repository.path("exemplars", digest)) + sum(
-                files.size(self._repository.path("images", one)) for one in named
+                files.size(self._repository.path("images", image)) for image in images
             )
             self._shards[digest] = size
         return size
 
 
-def _disk_full(said: str) -> QuotaExceeded:
+def _disk_full(state: str) -> QuotaExceeded:
     return QuotaExceeded(
-        f"the repository's disk has {said} must remain: let topwork gc run",
+        f"the repository's disk has {state} must remain: run topwork gc",
         subject="repository",
         reason="DISK_FULL",
     )
@@ -125,7 +126,7 @@ def _disk_full(said: str) -> QuotaExceeded:
 
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
-    """Raise Unavailable for what a disk that is away for a moment raises."""
+    """Convert the errors of a disk that is unavailable for a moment to Unavailable."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Requests to change a model, as plain data: what every transport hands to ``changes.intake``."""
+"""Requests to change a model, as plain data for ``changes.intake``, from any transport."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from topwork.changes.jobs import ChangeKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeRequest:
-    """A change as a client asks for it; its labels, head and normalisation are not checked yet."""
+    """A change that a client requests; labels, head and normalisation are not validated yet."""
 
     kind: ChangeKind
     model: str
     request_id: str = ""
-    """A UUID by which the call can be repeated; empty: none was given."""
+    """Idempotency key of the call, a UUID; empty: none."""
     label: str = ""
     new_label: str = ""
-    """The label's new name; ``rename_class`` only."""
+    """The label's new name; only for ``rename_class``."""
     head: str = ""
-    """Empty: the parent's; ``retrain`` only, as ``normalisation`` is."""
+    """Empty: the parent's. As ``normalisation``, only for ``retrain``."""
     normalisation: str = ""
     gate: Gate = field(default_factory=Gate)
     expected_revision: int = 0
-    """The only revision that may be changed; 0: whichever serves."""
+    """The only revision that may be changed; 0: any."""
     validate_only: bool = False
     path: str = ""
     """Prefix of the request's fields in errors, such as ``config.``."""
@@ -34,7 +34,7 @@ class ChangeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadedImage:
-    """One encoded image of an upload."""
+    """An encoded image of an upload."""
 
     name: str
     """May be empty."""
@@ -42,4 +42,4 @@ class UploadedImage:
 
 
 UploadItem: TypeAlias = ChangeRequest | Sequence[UploadedImage]
-"""An upload is one request, and after it any number of portions of images."""
+"""An upload is a request followed by any number of batches of images."""

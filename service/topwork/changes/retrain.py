@@ -1,82 +1,48 @@
-"""How a model is changed: embed what is new, re-solve the head on all exemplars, judge, publish.
+"""Steps of a change: embed the uploads, re-solve the head on all exemplars, publish, serve.
 
-Each function is idempotent, so that a step that was cut off can be run again.
+Each step is idempotent, so that an interrupted step can be repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
 
 from topwork.bundle.comparison import Rejection
 from topwork.bundle.documents import document
-from topwork.bundle.exemplars import Exemplars, merge, split
-from topwork.bundle.findings import left_out
-from topwork.bundle.manifest import BackboneInfo, Manifest, ShardRef
+from topwork.bundle.exemplars import Exemplars, merge
+from topwork.bundle.findings import skipped_image
+from topwork.bundle.manifest import Manifest, ShardRef
 from topwork.bundle.store import Repository
-from topwork.changes.jobs import ChangeResult, Conflict, Failure, Job, Predicted, SkippedUpload
-from topwork.changes.kinds import (
-    KINDS,
-    changed_shards,
-    check_change,
-    describe,
-    least_images,
-    renamed_labels,
-)
+from topwork.changes.jobs import ChangeResult, Failure, Job, Predicted
+from topwork.changes.kinds import KINDS, changed_shards, check_change, describe, renamed_labels
+from topwork.changes.new_exemplars import Embedder, NewExemplars, OnImage
 from topwork.errors import Corrupt, NotFound, NotReady, Stale
 from topwork.learning import gate
 from topwork.learning.audit import audit_exemplars
-from topwork.learning.conflicts import KnownExemplars, find_conflicts
 from topwork.learning.gate import Judgement
 from topwork.learning.learn import learn
 from topwork.limits import DEFAULT_LIMITS, InputLimits
 from topwork.report.content import Making
-from topwork.runtime.backend import Session, open_session
-from topwork.training.embed import ImageSource, embed
 from topwork.training.publish import Origin, publish
 
 OVERTAKEN = ("BACKBONE_CHANGED", "MODEL_CHANGED")
-"""Reasons why a change must be made again: a fit or a rollback came between its steps."""
-
-
-class OnImage(Protocol):
-    """Is told of images done and in all, and of conflicts once they are known."""
-
-    def __call__(self, done: int, total: int, conflicts: tuple[Conflict, ...] = ()) -> None:
-        """Take note."""
-
-
-@document
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewExemplars:
-    """The exemplars that a change brings, and what was left out."""
-
-    shard: str
-    """Digest of their shard; empty if there are none."""
-    backbone: str
-    """Digest of the backbone that embedded them."""
-    images: int
-    skipped: tuple[SkippedUpload, ...]
-    conflicts: tuple[Conflict, ...]
+"""Reasons to repeat a change: a fit or a rollback came between its steps."""
 
 
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """What was solved and judged; it does not serve yet."""
+    """A solved head and its judgement by the gate; it does not serve yet."""
 
     result: ChangeResult
     published: bool
-    """Whether there is a new revision."""
+    """True if there is a new revision."""
     rejected: Failure | None = None
-    """Why it must not serve."""
+    """The gate's reason not to serve it."""
 
 
 class Trainer:
-    """Changes the models of one repository. Keeps loaded backbones for the next time."""
+    """Runs the steps of changes in one repository."""
 
     def __init__(
         self, repository: Repository, *, cores: int, limits: InputLimits = DEFAULT_LIMITS
@@ -84,66 +50,24 @@ class Trainer:
         self._repository = repository
         self._cores = cores
         self._limits = limits
-        self._sessions: dict[str, Session] = {}
+        self._embedder = Embedder(repository, cores=cores, limits=limits)
 
     def embed(self, job: Job, on_image: OnImage) -> NewExemplars:
-        """Embed the uploads with the serving revision's backbone and store their exemplars.
+        """Embed the uploads with the serving revision's backbone; see ``Embedder.embed``.
 
-        Duplicates and conflicts are named in the order of the uploads.
-        Raises NotReady if too few are usable (its message names the skipped ones) or too many show
-        what another label's exemplars show, and what ``check_change`` raises.
+        Also raises the errors of ``check_change``.
         """
         parent = self._parent(job)
-        if not KINDS[job.kind].has_images:
-            return NewExemplars(
-                shard="", backbone=parent.backbone, images=0, skipped=(), conflicts=()
-            )
-        new, skipped = self._embedded(job, parent, on_image)
-        known = KnownExemplars.of(self._repository.shards(parent.exemplars))
-        conflicts: tuple[Conflict, ...] = ()
-        if new is not None:
-            place = {upload.name: number for number, upload in enumerate(job.uploads)}
-            names = new.names
-            again = known.find_same(new, job.label)
-            skipped += [
-                SkippedUpload(
-                    name=names[row],
-                    reason="DUPLICATE",
-                    message=f"{job.label!r} has an image of the same pixels already",
-                )
-                for row in sorted(np.flatnonzero(again), key=lambda row: place[names[row]])
-            ]
-            new = new.where(~again)
-            conflicts = tuple(
-                Conflict(name=one.name, label=one.label, other=one.other, exact=one.exact)
-                for one in sorted(
-                    find_conflicts(new, known, job.label), key=lambda one: place[one.name]
-                )
-            )
-        usable = len(new) if new is not None else 0
-        self._check_usable(job, usable, skipped)
-        on_image(len(job.uploads), len(job.uploads), conflicts)
-        most = job.gate.max_conflicts
-        if most is not None and len(conflicts) > most:
-            raise NotReady(_too_many_conflicts(conflicts, most), reason="LABEL_CONFLICTS")
-        shard = ""
-        if new is not None and usable:
-            ((_, part),) = split(new)
-            shard = self._repository.put_shard(part)
-        return NewExemplars(
-            shard=shard,
-            backbone=parent.backbone,
-            images=usable,
-            skipped=tuple(skipped),
-            conflicts=conflicts,
-        )
+        if KINDS[job.kind].has_images:
+            return self._embedder.embed(job, parent, on_image)
+        return NewExemplars(shard="", backbone=parent.backbone, images=0, skipped=(), conflicts=())
 
     def solve(self, job: Job, new: NewExemplars, operation: str) -> Candidate:
-        """Solve, judge and publish the changed model; it does not serve yet.
+        """Solve the head on all exemplars, judge and publish it; it does not serve yet.
 
-        Raises what ``check_change`` raises, and NotReady if a fit gave the model another backbone
-        meanwhile (BACKBONE_CHANGED), too few labels or images would remain, or the recipe's head
-        cannot be learnt from them.
+        Raises the errors of ``check_change``, and NotReady if a fit changed the backbone since the
+        embed step (BACKBONE_CHANGED), too few labels or images remain, or the recipe's head cannot
+        be learnt from them.
         """
         parent = self._parent(job)
         if parent.backbone != new.backbone:
@@ -161,22 +85,23 @@ class Trainer:
                 comparison=None,
             )
             return Candidate(result=result, published=False)
-        # The shards, too: an id whose operation was deleted may come again with other images.
+        # Also compare the shards: a request id may be reused after its operation was deleted.
         published = self._repository.find(
             job.model,
-            lambda one: (
-                (one.operation, one.parent, one.exemplars) == (operation, parent.revision, shards)
+            lambda manifest: (
+                (manifest.operation, manifest.parent, manifest.exemplars)
+                == (operation, parent.revision, shards)
             ),
         )
         if published is not None:
             return _candidate(published, new)
         try:
-            return self._solved(job, new, parent, shards, operation)
+            return self._solve(job, new, parent, shards, operation)
         except (Corrupt, NotFound) as error:
             serving = self._repository.serving(job.model)
             if serving == parent.revision:
                 raise
-            # Nothing keeps the parent any more: gc may have deleted what the change is made of.
+            # The parent serves no longer, so gc may have deleted its files.
             raise NotReady(
                 f"model {job.model!r} serves revision {serving} by now, and {parent.revision} "
                 f"cannot be read: {error}",
@@ -184,10 +109,9 @@ class Trainer:
             ) from error
 
     def serve(self, job: Job, revision: int, operation: str) -> None:
-        """Let ``revision`` serve, once: what moved the pointer since stays.
+        """Move the serving pointer to ``revision``, unless this operation has moved it before.
 
-        Raises Stale, or NotReady with the reason MODEL_CHANGED, if another one than its parent
-        serves.
+        Raises Stale, or NotReady with the reason MODEL_CHANGED, if its parent does not serve.
         """
         if self._repository.was_moved_by(job.model, operation, revision):
             return
@@ -209,46 +133,7 @@ class Trainer:
         check_change(job, parent, self._limits)
         return parent
 
-    def _embedded(
-        self, job: Job, parent: Manifest, on_image: OnImage
-    ) -> tuple[Exemplars | None, list[SkippedUpload]]:
-        info = self._repository.backbone(parent)
-        done = 0
-
-        def count() -> None:
-            nonlocal done
-            done += 1
-            on_image(done, len(job.uploads))
-
-        exemplars, skipped = embed(
-            [
-                ImageSource(
-                    name=upload.name,
-                    label=job.label,
-                    read=lambda digest=upload.digest: self._repository.image(digest),  # type: ignore[misc]  # mypy cannot infer a lambda's default
-                )
-                for upload in job.uploads
-            ],
-            self._session(parent, info),
-            info.preprocess,
-            cores=self._cores,
-            limits=self._limits,
-            on_image=count,
-        )
-        left = [
-            SkippedUpload(name=one.name, reason=one.reason, message=one.message) for one in skipped
-        ]
-        return exemplars, [*job.refused, *left]
-
-    def _check_usable(self, job: Job, usable: int, skipped: Sequence[SkippedUpload]) -> None:
-        """Raise NotReady if there are too few images; those that the label has are no failure."""
-        least = least_images(job, self._limits)
-        if KINDS[job.kind].label == "there":
-            usable += sum(one.reason == "DUPLICATE" for one in skipped)
-        if usable < least:
-            raise NotReady(_too_few(job.label, usable, least, skipped), reason="TOO_FEW_IMAGES")
-
-    def _solved(
+    def _solve(
         self,
         job: Job,
         new: NewExemplars,
@@ -261,8 +146,8 @@ class Trainer:
         learned = learn(exemplars, seed=parent.seed, recipe=recipe, threads=self._cores)
         findings = (
             *(
-                left_out(one.name, job.label, reason=one.reason, message=one.message)
-                for one in new.skipped
+                skipped_image(image.name, job.label, reason=image.reason, message=image.message)
+                for image in new.skipped
             ),
             *audit_exemplars(exemplars, learned.judged, seed=parent.seed),
         )
@@ -309,19 +194,12 @@ class Trainer:
         return _candidate(manifest, new)
 
     def _read(self, parent: Manifest, shards: tuple[ShardRef, ...]) -> tuple[Exemplars, Judgement]:
-        """Return the exemplars of ``shards`` and what the parent is judged by; read each once."""
+        """Return the exemplars of ``shards`` and the parent's judgement; reads each shard once."""
         refs = dict.fromkeys(ref.digest for ref in (*parent.exemplars, *shards))
-        opened = {digest: self._repository.shard(digest) for digest in refs}
-        exemplars = merge([(ref.label, opened[ref.digest]) for ref in shards])
-        old = [(ref.label, opened[ref.digest]) for ref in parent.exemplars]
+        contents = {digest: self._repository.shard(digest) for digest in refs}
+        exemplars = merge([(ref.label, contents[ref.digest]) for ref in shards])
+        old = [(ref.label, contents[ref.digest]) for ref in parent.exemplars]
         return exemplars, Judgement.of_shards(old, self._repository.metrics(parent))
-
-    def _session(self, manifest: Manifest, info: BackboneInfo) -> Session:
-        if info.digest not in self._sessions:
-            self._sessions[info.digest] = open_session(
-                self._repository.backbone_model(manifest.backbone), output="embedding"
-            )
-        return self._sessions[info.digest]
 
 
 def _candidate(manifest: Manifest, new: NewExemplars) -> Candidate:
@@ -343,22 +221,3 @@ def _candidate(manifest: Manifest, new: NewExemplars) -> Candidate:
         comparison=manifest.comparison,
     )
     return Candidate(result=result, published=True, rejected=failure)
-
-
-def _too_few(label: str, usable: int, least: int, skipped: Sequence[SkippedUpload]) -> str:
-    text = f"label {label!r} has {usable} usable images; at least {least} are needed"
-    if skipped:
-        named = "; ".join(f"{one.name}: {one.message}" for one in skipped[:5])
-        text += f" ({len(skipped)} skipped: {named}{'; ...' if len(skipped) > 5 else ''})"
-    return text
-
-
-def _too_many_conflicts(conflicts: Sequence[Conflict], most: int) -> str:
-    named = "; ".join(
-        f"{one.name} shows what {one.other or 'an image'} shows, labelled {one.label!r}"
-        for one in conflicts[:5]
-    )
-    return (
-        f"{len(conflicts)} images show what other labels' images show, and the gate lets {most}: "
-        f"{named}{'; ...' if len(conflicts) > 5 else ''}"
-    )

@@ -1,7 +1,6 @@
 """Rows of the database of operations, read tolerantly: another version may have written them.
 
-Of a value that cannot be read as a whole its readable fields are shown, and the defaults of the
-others. So one row never breaks a list.
+Fields that cannot be read have their defaults, so that a row never breaks a list.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ T = TypeVar("T")
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What an operation is about; as ``Job`` has it."""
+    """The subject of an operation: fields of its ``Job`` that it can be found by."""
 
     kind: ChangeKind | Literal[""] = ""
-    """Empty: one that this version does not know."""
+    """Empty: a kind of a newer version."""
     model: str = ""
     label: str = ""
     new_label: str = ""
     validate_only: bool = False
 
     def __str__(self) -> str:
-        """Say it in an error."""
+        """Describe it for an error message."""
         label = f" {self.label!r}" if self.label else ""
         renamed = f" to {self.new_label!r}" if self.new_label else ""
         only = " (validate only)" if self.validate_only else ""
@@ -45,7 +44,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationState:
-    """An operation's state at one moment."""
+    """The state of an operation at one moment."""
 
     id: str
     subject: Subject
@@ -57,7 +56,7 @@ class OperationState:
 
 
 def subject_of(job: Job) -> Subject:
-    """Return what ``job`` is about."""
+    """Return the subject of ``job``."""
     return Subject(
         kind=job.kind,
         model=job.model,
@@ -68,16 +67,16 @@ def subject_of(job: Job) -> Subject:
 
 
 def check_same(operation: OperationState, subject: Subject) -> None:
-    """Raise AlreadyExists unless ``operation`` is about this very ``subject``.
+    """Raise AlreadyExists unless ``operation`` has this ``subject``.
 
-    What it is about instead is told only of the same model: the caller may have no other.
+    The error hides the subject of another model, which the caller may have no rights to.
     """
     if operation.subject != subject:
-        theirs = str(operation.subject)
+        actual = str(operation.subject)
         if operation.subject.model != subject.model:
-            theirs = "a change of another model"
+            actual = "a change of another model"
         raise AlreadyExists(
-            f"request_id {operation.id!r} was used for {theirs}, not {subject}",
+            f"request_id {operation.id!r} was used for {actual}, not {subject}",
             kind="operation",
             resource=f"operations/{operation.id}",
             reason="REQUEST_ID_REUSED",
@@ -85,7 +84,7 @@ def check_same(operation: OperationState, subject: Subject) -> None:
 
 
 def queued(identifier: str, subject: Subject, accepted: float) -> OperationState:
-    """Return an operation that was ``accepted`` just now, in seconds since 1970."""
+    """Return a queued operation; ``accepted`` is in seconds since 1970."""
     return OperationState(
         id=identifier,
         subject=subject,
@@ -97,10 +96,10 @@ def queued(identifier: str, subject: Subject, accepted: float) -> OperationState
 
 
 def operation(row: WorkflowStatus, *, progress: Any = None, late: Any = None) -> OperationState:
-    """Return the operation that a row is.
+    """Convert a row.
 
-    ``progress`` is its stored progress, and ``late`` the stored result of a cancelled one that had
-    moved the serving pointer before; None where there is none.
+    ``progress`` is its stored progress, and ``late`` the stored result of an operation that was
+    cancelled after it had moved the serving pointer; None: not stored.
     """
     accepted = attributes(row).get("accepted")
     if not isinstance(accepted, int | float):
@@ -113,9 +112,8 @@ def operation(row: WorkflowStatus, *, progress: Any = None, late: Any = None) ->
     stage: Literal["queued", "done"] = "queued" if outcome is None else "done"
     ended = None
     if outcome is not None:
-        # Many a SQLite tells whole seconds only.
-        told = outcome.ended or (row.completed_at or row.updated_at or 0) / 1000
-        ended = _moment(max(told, accepted))
+        seconds = outcome.ended or (row.completed_at or row.updated_at or 0) / 1000
+        ended = _moment(max(seconds, accepted))  # some SQLite versions truncate to whole seconds
     return OperationState(
         id=row.workflow_id,
         subject=_readable(attributes(row), Subject),
@@ -127,29 +125,29 @@ def operation(row: WorkflowStatus, *, progress: Any = None, late: Any = None) ->
 
 
 def attributes(row: WorkflowStatus) -> dict[str, Any]:
-    """Return what an operation can be found by: the fields of ``Subject``, and others."""
-    found: Any = row.attributes
-    return found if isinstance(found, dict) else {}
+    """Return the attributes that an operation is found by: fields of ``Subject``, and others."""
+    stored: Any = row.attributes
+    return stored if isinstance(stored, dict) else {}
 
 
 def result(data: Any) -> ChangeResult:
-    """Return the result of a change, as far as it can be read."""
+    """Return the readable fields of a change's result."""
     return _readable(data, ChangeResult)
 
 
 def size(row: WorkflowStatus) -> int:
     """Return the length of an operation's images in bytes."""
-    found = attributes(row).get("bytes")
-    return found if isinstance(found, int) else 0
+    length = attributes(row).get("bytes")
+    return length if isinstance(length, int) else 0
 
 
 def uploads(row: WorkflowStatus) -> set[str]:
-    """Return the digests of an operation's images. Raises Corrupt if they cannot be told."""
+    """Return the digests of an operation's images. Raises Corrupt if they cannot be read."""
     try:
         stored: Any = row.input
         return {str(upload["digest"]) for upload in stored["args"][0].get("uploads", ())}
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise Corrupt(f"the images of operation {row.workflow_id!r} cannot be told") from error
+        raise Corrupt(f"the images of operation {row.workflow_id!r} cannot be read") from error
 
 
 def _outcome(row: WorkflowStatus) -> ChangeOutcome:
@@ -165,30 +163,30 @@ def _outcome(row: WorkflowStatus) -> ChangeOutcome:
 
 
 def _succeeded(output: Any) -> ChangeOutcome:
-    """Return the outcome that a workflow gave. What cannot be read at all is a failure: Corrupt."""
+    """Return the outcome in a workflow's output; an unreadable output is a failure, Corrupt."""
     with contextlib.suppress(Corrupt):
-        found = from_data(output, ChangeOutcome)
-        if found != ChangeOutcome(ended=found.ended):
-            return found
-    given = output if isinstance(output, dict) else {}
-    if isinstance(given.get("result"), dict):
-        return ChangeOutcome(result=result(given["result"]))
-    if isinstance(given.get("failure"), dict):
-        return ChangeOutcome(failure=_readable(given["failure"], Failure))
+        outcome = from_data(output, ChangeOutcome)
+        if outcome != ChangeOutcome(ended=outcome.ended):
+            return outcome
+    fields = output if isinstance(output, dict) else {}
+    if isinstance(fields.get("result"), dict):
+        return ChangeOutcome(result=result(fields["result"]))
+    if isinstance(fields.get("failure"), dict):
+        return ChangeOutcome(failure=_readable(fields["failure"], Failure))
     text = "the stored outcome cannot be read"
     return ChangeOutcome(failure=Failure(kind="Corrupt", reason=Corrupt.reason, message=text))
 
 
 def _readable(data: Any, kind: type[T]) -> T:
-    """Return ``data`` as a ``kind`` whose fields all have defaults, without what cannot be read."""
+    """Convert ``data`` to a ``kind`` of fields with defaults; drops the unreadable fields."""
     with contextlib.suppress(Corrupt):
         return from_data(data, kind)
-    kept: dict[str, Any] = {}
+    readable: dict[str, Any] = {}
     for name, value in data.items() if isinstance(data, dict) else ():
         with contextlib.suppress(Corrupt):
             from_data({name: value}, kind)
-            kept[name] = value
-    return from_data(kept, kind)
+            readable[name] = value
+    return from_data(readable, kind)
 
 
 def _moment(seconds: float) -> datetime:

@@ -16,25 +16,24 @@ from topwork.errors import Corrupt, DeadlinePassed, InvalidInput, Unavailable
 from topwork.limits import ServerLimits
 
 SILENCE_SECONDS = 60.0
-"""How long an upload may let the server wait at a time."""
+"""Raising it lets a client pause longer within an upload."""
 
-BYTES_A_SECOND = 256
-"""Raise it to end slow uploads sooner: so fast on average must one be, but for a first minute."""
+MIN_BYTES_PER_SECOND = 256
+"""Raising it ends slow uploads sooner: their minimum average rate, after SILENCE_SECONDS."""
 
 RENEW_SECONDS = 600.0
-"""How often the images of an upload that goes on are made young: ``topwork gc`` must spare longer,
-or the upload fails."""
+"""Raising it renews the images' mtimes less often during an upload; gc must spare files longer."""
 
 
 class Quota(Protocol):
-    """Bounds the bytes of an upload; see ``topwork.changes.quota``."""
+    """Quota of an upload; see ``topwork.changes.quota``."""
 
     def check(self, total: int, coming: int, images: int) -> None:
-        """Raise QuotaExceeded if ``total`` bytes, or ``coming`` in ``images``, are too many."""
+        """Raise QuotaExceeded; see ``ModelQuota.check``."""
 
 
 class Uploads:
-    """Receives uploads. What it returned is on the disk."""
+    """Receives uploads; returned images are durably stored."""
 
     def __init__(self, repository: Repository, limits: ServerLimits) -> None:
         self._repository = repository
@@ -52,49 +51,49 @@ class Uploads:
     async def store(
         self, items: AsyncIterator[UploadItem], quota: Quota
     ) -> tuple[tuple[Upload, ...], tuple[SkippedUpload, ...], int]:
-        """Return the images of ``items`` that are stored, and those too large to be stored.
+        """Store the images of ``items``; return the stored, those too large, and the total bytes.
 
-        Last the bytes of all together. Raises InvalidInput, DeadlinePassed, what ``quota`` raises,
-        and Unavailable if they cannot be stored.
+        Raises InvalidInput, DeadlinePassed, the errors of ``quota``, and Unavailable if an image
+        cannot be stored.
         """
         stored: list[Upload | SkippedUpload] = []
         size = 0
         renewed = time.monotonic()
-        patience = SILENCE_SECONDS
+        timeout = SILENCE_SECONDS
         while True:
-            images, waited = await _next(items, patience)
+            images, waited = await _next(items, timeout)
             if images is None:
                 break
             if isinstance(images, ChangeRequest):
                 raise InvalidInput("only the first message may have a config", field="config")
             if time.monotonic() - renewed >= RENEW_SECONDS:
                 renewed = time.monotonic()
-                async with self.holding(_uploads(stored)):
+                async with self.holding(_stored_uploads(stored)):
                     pass
             coming = sum(len(image.content) for image in images)
             size += coming
             self._check_limits(len(stored) + len(images), size)
             await asyncio.to_thread(quota.check, size, coming, len(images))
             stored += await self._store_all(images, len(stored))
-            patience = min(SILENCE_SECONDS, patience - waited + coming / BYTES_A_SECOND)
-            del images  # while the next ones are on their way
+            timeout = min(SILENCE_SECONDS, timeout - waited + coming / MIN_BYTES_PER_SECOND)
+            del images  # frees memory while the next message is received
         if not stored:
             raise InvalidInput("the upload has no image", field="images")
         refused = tuple(image for image in stored if isinstance(image, SkippedUpload))
-        return _uploads(stored), refused, size
+        return _stored_uploads(stored), refused, size
 
     @contextlib.asynccontextmanager
     async def holding(self, uploads: tuple[Upload, ...]) -> AsyncIterator[None]:
-        """Keep images in the repository while the block runs; see ``Stored.holding``.
+        """Protect images from gc while the block runs; see ``Stored.holding``.
 
-        Raises Unavailable if one was deleted since it was stored, or none can be kept now.
+        Raises Unavailable if an image was deleted since it was stored, or the lock fails.
         """
-        held = self._repository.holding({one.digest for one in uploads})
-        entering = asyncio.ensure_future(asyncio.to_thread(held.__enter__))
+        hold = self._repository.holding({upload.digest for upload in uploads})
+        entering = asyncio.ensure_future(asyncio.to_thread(hold.__enter__))
         try:
             await asyncio.shield(entering)
         except asyncio.CancelledError:
-            entering.add_done_callback(lambda done: done.exception() is None and _leave(held))
+            entering.add_done_callback(lambda done: done.exception() is None and _release(hold))
             raise
         except Corrupt as error:
             raise Unavailable(
@@ -103,12 +102,12 @@ class Uploads:
             ) from error
         except OSError as error:
             raise Unavailable(
-                f"images cannot be kept: {error.strerror}", reason="STORAGE"
+                f"images cannot be protected from gc: {error.strerror}", reason="STORAGE"
             ) from error
         try:
             yield
         finally:
-            held.__exit__(None, None, None)
+            hold.__exit__(None, None, None)
 
     def _check_limits(self, images: int, size: int) -> None:
         """Raise InvalidInput if an upload has too many images, or too many bytes of them."""
@@ -130,8 +129,8 @@ class Uploads:
     async def _store_all(
         self, images: Sequence[UploadedImage], before: int
     ) -> list[Upload | SkippedUpload]:
-        """Store images, ``before`` of which others came; each one without a name gets one."""
-        # Side by side: each waits for the disk, which syncs several at the price of one.
+        """Store images, after ``before`` earlier images; an image without a name gets its index."""
+        # In parallel: the disk syncs several files in the time of one.
         return await asyncio.gather(
             *(
                 self._store_one(image.name or f"images[{position}]", image.content)
@@ -152,29 +151,29 @@ class Uploads:
         return Upload(name=name, digest=digest)
 
 
-def _uploads(stored: list[Upload | SkippedUpload]) -> tuple[Upload, ...]:
+def _stored_uploads(stored: list[Upload | SkippedUpload]) -> tuple[Upload, ...]:
     return tuple(image for image in stored if isinstance(image, Upload))
 
 
-def _leave(held: AbstractContextManager[None]) -> bool | None:
-    return held.__exit__(None, None, None)
+def _release(hold: AbstractContextManager[None]) -> bool | None:
+    return hold.__exit__(None, None, None)
 
 
 async def _next(
-    items: AsyncIterator[UploadItem], patience: float
+    items: AsyncIterator[UploadItem], timeout: float
 ) -> tuple[UploadItem | None, float]:
-    """Return the next item, None after the last, and the seconds that it took to come.
+    """Return the next item, None after the last, and the seconds that it took.
 
-    Raises DeadlinePassed if none comes within ``patience`` seconds.
+    Raises DeadlinePassed if no item comes within ``timeout`` seconds.
     """
     start = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             item = await anext(items, None)
     except TimeoutError:
         raise DeadlinePassed(
-            f"nothing came for {patience:.0f} s; an upload must send something every "
-            f"{SILENCE_SECONDS:.0f} s, and {BYTES_A_SECOND} bytes a second on average",
+            f"the upload sent nothing for {timeout:.0f} s; it must send something every "
+            f"{SILENCE_SECONDS:.0f} s, and {MIN_BYTES_PER_SECOND} bytes a second on average",
             reason="UPLOAD_SILENT",
         ) from None
     return item, asyncio.get_running_loop().time() - start

@@ -1,7 +1,7 @@
-"""The worker: a process beside the serving one that runs the operations.
+"""Worker process: runs operations as DBOS workflows, beside the server or alone.
 
-It may be killed at any moment: the next worker, of the same name or another, repeats only the step
-that was cut off, and steps are idempotent.
+It may be killed at any moment: the next worker, of the same name or another, repeats only the
+interrupted step, and steps are idempotent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from topwork.bundle.documents import document, from_data, to_data
 from topwork.bundle.store import Repository
 from topwork.changes import database
-from topwork.changes.executors import Takeover, alone, claim
+from topwork.changes.executors import Takeover, claim, lock_model
 from topwork.changes.jobs import (
     ChangeOutcome,
     ChangeResult,
@@ -35,73 +35,72 @@ from topwork.changes.jobs import (
     Progress,
     StageSeconds,
 )
+from topwork.changes.new_exemplars import NewExemplars
 from topwork.changes.queue import APPLICATION_VERSION, PROGRESS, RESULT
-from topwork.changes.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
+from topwork.changes.retrain import OVERTAKEN, Candidate, Trainer
 from topwork.config import WorkerConfig
 from topwork.errors import Corrupt, TopworkError, Unavailable
 from topwork.runtime import logs, process
+from topwork.runtime.supervisor import GAVE_UP
 
 log = structlog.get_logger(__name__)
 
-GAVE_UP = 75
-"""Exit status of a worker that cannot work for now, such as on a full disk (EX_TEMPFAIL)."""
-
 ATTEMPTS = 5
-"""How often a change is made before it fails, when a fit or a rollback overtakes it each time."""
+"""Raising it repeats a change more often when fits or rollbacks overtake it."""
 
 MOST_RECOVERIES = 1_000_000
-"""Deaths of the worker that an operation survives."""
+"""Raising it repeats an operation after more deaths of its worker."""
 
 PROGRESS_SECONDS = 0.1
-"""Least time between two progress events of a stage; each is a database write."""
+"""Raising it reports progress less often, with fewer database writes."""
 
 
-Tell = Callable[[bool], None]
-"""Is told whether changes are made from now on, by this worker or by another of its name."""
+OnWorking = Callable[[bool], None]
+"""Callback: True once this worker, or another of its name, runs changes; False until then."""
 
 
-def run(config: WorkerConfig, parent: Connection) -> None:
-    """Work until the parent closes its end of the pipe ``parent``, or dies.
+def run(parent: Connection, config: WorkerConfig) -> None:
+    """Work until the parent dies or closes its end of the pipe ``parent``.
 
-    The pipe brings it what ``Tell`` is told.
+    The pipe sends it the values of ``OnWorking``.
     """
     process.configure()
     logs.configure(config.log_format)
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     work(config, parent.send)
 
 
 def run_alone(config: WorkerConfig) -> None:
-    """Work until SIGTERM or SIGINT. What runs then is repeated by the next worker."""
+    """Work until SIGTERM or SIGINT. The next worker repeats the interrupted steps."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     database.prepare(config.database or database.database_url(config.repository))
-    work(config, lambda _works: None)
+    work(config, lambda _working: None)
 
 
-def work(config: WorkerConfig, tell: Tell) -> None:
-    """Run operations, for good, or end with GAVE_UP when it cannot for now.
+def work(config: WorkerConfig, on_working: OnWorking) -> None:
+    """Run operations for ever; exit with GAVE_UP if that is impossible for now.
 
-    Of several workers under one executor's name one works, and the others wait for it to end.
-    Raises InvalidInput if there can be no such name.
+    Of several workers with one executor name, one works and the others wait for its end. Raises
+    InvalidInput if the name is invalid.
     """
-    os.nice(19)  # requests come first; this gets what they leave, and a fiftieth of the rest
+    os.nice(19)  # Classify comes first; this gets the idle cores, and a fiftieth of busy ones
     try:
-        why = _work(config, tell)
+        reason = _work(config, on_working)
     except (OSError, SQLAlchemyError, error.DBOSException) as failed:
-        why = database.cause_of(failed)
+        reason = database.cause_of(failed)
     except Unavailable as failed:
-        why = str(failed)
-    log.error("worker gives up", error=why)
+        reason = str(failed)
+    log.error("worker gives up", error=reason)
     os._exit(GAVE_UP)
 
 
-def _work(config: WorkerConfig, tell: Tell) -> str:
-    """Run operations, and return only if this process must end, and why."""
+def _work(config: WorkerConfig, on_working: OnWorking) -> str:
+    """Run operations; return the reason if this process must exit."""
     root = config.repository
     url = config.database or database.database_url(root)
-    claimed = claim(root, config.executor, on_wait=lambda: tell(True))
-    tell(False)
+    claimed = claim(root, config.executor, on_wait=lambda: on_working(True))
+    on_working(False)
     database.note_database(root, url)
     repository = Repository(root, config.signing.read(publishes=True))
     for path in repository.sweep():
@@ -118,25 +117,25 @@ def _work(config: WorkerConfig, tell: Tell) -> str:
     )
     logs.adopt("dbos")
     running: set[str] = set()
-    _define(Trainer(repository, cores=config.cores, limits=config.limits), root, running)
+    _register(Trainer(repository, cores=config.cores, limits=config.limits), root, running)
     takeover = Takeover(claimed, database.connect(url), running)
     takeover.recover()
     DBOS.launch()
     log.info("worker ready", repository=str(root), executor=config.executor)
-    tell(True)
+    on_working(True)
     return takeover.watch()
 
 
-def _exit_with(parent: Connection) -> None:
+def _exit_with_parent(parent: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         parent.recv_bytes()
-    os._exit(0)  # whatever runs now is repeated by the next worker
+    os._exit(0)  # the next worker repeats the interrupted steps
 
 
-def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
-    """Register the workflow and its steps with DBOS. What a step gave is stored when it ends.
+def _register(trainer: Trainer, root: Path, running: set[str]) -> None:
+    """Register the workflow and its steps with DBOS, which stores the result of each step.
 
-    ``running`` has the ids of the operations under way in this process.
+    ``running`` has the ids of the operations that run in this process.
     """
 
     def embed(job: Any) -> NewExemplars:
@@ -150,8 +149,8 @@ def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
     def serve(job: Any, data: Any) -> None:
         result = from_data(data, ChangeResult)
         _set_progress(Progress(stage="publishing", conflicts=result.conflicts))
-        # First: if the pointer moves and this process dies, a cancel that comes then comes too
-        # late, and this is what the server answers.
+        # Stored before the pointer moves: if this process dies after that, a cancel comes too late,
+        # and this is the operation's result.
         DBOS.set_event(RESULT, data)
         trainer.serve(from_data(job, Job), result.revision, _workflow_id())
 
@@ -178,14 +177,14 @@ def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
     def change(data: Any) -> Any:
         try:
             job = from_data(data, Job)
-            with _among(running), alone(root, job.model):
+            with _listed_in(running), lock_model(root, job.model):
                 return to_data(replace(attempts(data, job), ended=time.time()))
-        except Corrupt as failed:  # a newer version was asked, or a step of it was done there
+        except Corrupt as failed:  # a newer version accepted it, or ran a step
             return to_data(ChangeOutcome(failure=_failure(failed)))
         except SQLAlchemyError:
             log.exception("database cannot be used", id=DBOS.workflow_id)
-            os._exit(GAVE_UP)  # when it can be, the next worker goes on from the last step
-        except OSError as failed:  # of the model's lock: steps keep theirs
+            os._exit(GAVE_UP)  # the next worker continues after the last step
+        except OSError as failed:  # from the model's lock: steps store their own
             return to_data(ChangeOutcome(failure=_storage_failure(failed)))
 
     def attempts(data: Any, job: Job) -> ChangeOutcome:
@@ -207,7 +206,7 @@ def _define(trainer: Trainer, root: Path, running: set[str]) -> None:
 
 
 @contextlib.contextmanager
-def _among(running: set[str]) -> Iterator[None]:
+def _listed_in(running: set[str]) -> Iterator[None]:
     operation = _workflow_id()
     running.add(operation)
     try:
@@ -225,7 +224,7 @@ def _workflow_id() -> str:
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _StepDone:
-    """What a step gave; this is what DBOS stores, so that a repeated workflow sees the same."""
+    """The result of a step as DBOS stores it, so that a repeated workflow gets the same."""
 
     value: Any = None
     failure: Failure | None = None
@@ -235,7 +234,7 @@ class _StepDone:
 
 
 class _StepFailed(Exception):
-    """A step ended with an expected error."""
+    """The expected error of a step."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -243,7 +242,7 @@ class _StepFailed(Exception):
 
 
 def _step(work: Callable[..., Any]) -> Callable[..., _StepDone]:
-    """Make ``work`` a step. Its expected errors are stored as values: DBOS forgets their class."""
+    """Make ``work`` a step. Its expected errors are values, because DBOS stores no classes."""
 
     @DBOS.step(name=work.__name__)
     def run_step(*arguments: Any) -> Any:
@@ -272,14 +271,14 @@ def _failure(failed: TopworkError) -> Failure:
 
 
 def _storage_failure(failed: OSError) -> Failure:
-    """Log what is wrong with the repository, and say it without its paths."""
+    """Log an error of the repository, and return it without paths."""
     log.error("repository cannot be used", id=DBOS.workflow_id, exc_info=failed)
     text = f"the repository cannot be used: {failed.strerror}"
     return Failure(kind="Unavailable", reason="STORAGE", message=text)
 
 
 class _Reporter:
-    """Turns counts into progress events, the last one always, the others not too often."""
+    """Reports counts as progress events: always the last, others every PROGRESS_SECONDS."""
 
     def __init__(self, stage: ChangeStage) -> None:
         self._stage: ChangeStage = stage

@@ -16,6 +16,6 @@ def main() -> None:
 
 
 def _run() -> None:
-    from topwork.cli.commands import cli  # a second of imports, which Ctrl-C may end
+    from topwork.cli.commands import cli  # imports for a second; Ctrl-C may end them
 
     cli()

@@ -1,4 +1,4 @@
-"""Options that are addresses or URLs: what is missing is said before anything starts."""
+"""Types of options for addresses and URLs, checked before a command starts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from topwork.errors import InvalidInput
 from topwork.wire.addresses import parse
 
 SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix-abstract:", "vsock:", "xds:")
-"""Of names that gRPC's clients resolve, beside HOST:PORT and unix:PATH."""
+"""Schemes of names that gRPC clients resolve, besides HOST:PORT and unix:PATH."""
 
 
 class Address(click.ParamType[str]):
-    """HOST:PORT, [IPv6]:PORT or unix:PATH, passed on as it is.
+    """HOST:PORT, [IPv6]:PORT or unix:PATH, returned unchanged.
 
-    ``optional``: an empty text, too. ``lone_port``: a port alone is one of the loopback.
+    ``of_client`` accepts the names of SCHEMES, too. ``optional`` accepts an empty text.
+    ``lone_port`` accepts a port of the loopback.
     """
 
     name = "address"
@@ -40,8 +41,8 @@ class Address(click.ParamType[str]):
         return address
 
 
-def check_url(context: click.Context, option: click.Parameter, given: str) -> str:
-    """Return a URL, or an empty text, as it is; a callback of click's."""
-    if given and "://" not in given:
-        raise click.BadParameter(f"{given!r} is no URL: it has no scheme://", context, option)
-    return given
+def check_url(context: click.Context, option: click.Parameter, url: str) -> str:
+    """Return a URL or an empty text unchanged; a callback for click."""
+    if url and "://" not in url:
+        raise click.BadParameter(f"{url!r} is no URL: it has no scheme://", context, option)
+    return url

@@ -1,4 +1,4 @@
-"""``topwork remove-class``, ``rename-class``, ``retrain``: change a live model without photos."""
+"""``topwork remove-class``, ``rename-class``, ``retrain``: changes without an upload."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import get_args
 import click
 
 from topwork.bundle.recipe import HeadKind, Normalisation
-from topwork.cli.follow import see_through
+from topwork.cli.follow import follow_and_print
 from topwork.cli.options import (
-    ServerAt,
+    ServerOptions,
     change_options,
     connected,
     json_output,
@@ -19,7 +19,7 @@ from topwork.cli.options import (
 )
 from topwork.v1 import change_pb2 as change_pb
 
-label_option = click.option("--label", required=True, help="A class that the model has.")
+label_option = click.option("--label", required=True, help="Name of the class.")
 
 
 @click.command("remove-class")
@@ -29,32 +29,33 @@ label_option = click.option("--label", required=True, help="A class that the mod
 @change_options
 @json_output
 def remove_class(
-    server: ServerAt,
+    server: ServerOptions,
     model: str,
     label: str,
     request_id: str,
     options: change_pb.ChangeOptions,
     as_json: bool,
 ) -> None:
-    """Remove a class: the model becomes what it would be without that class's photos.
+    """Remove a class from a live model.
 
-    Exit status 1 if the class was not removed.
+    The new head is the one that `topwork-train fit` gives without the photos of the class. Exit
+    status 1 if the class was not removed.
     """
     start = time.perf_counter()
     with connected(server) as client:
         accepted = client.remove_class(model, label, request_id=request_id, options=options)
-        see_through(client, accepted, start, as_json=as_json)
+        follow_and_print(client, accepted, start, as_json=as_json)
 
 
 @click.command("rename-class")
 @server_option
 @model_option
 @label_option
-@click.option("--new-label", required=True, help="Its new name.")
+@click.option("--new-label", required=True, help="New name of the class.")
 @change_options
 @json_output
 def rename_class(
-    server: ServerAt,
+    server: ServerOptions,
     model: str,
     label: str,
     new_label: str,
@@ -68,7 +69,7 @@ def rename_class(
         accepted = client.rename_class(
             model, label, new_label, request_id=request_id, options=options
         )
-        see_through(client, accepted, start, as_json=as_json)
+        follow_and_print(client, accepted, start, as_json=as_json)
 
 
 @click.command()
@@ -77,17 +78,17 @@ def rename_class(
 @click.option(
     "--head",
     type=click.Choice(["auto", *get_args(HeadKind)]),
-    help="Kind of head. Default: as the serving revision was asked for.",
+    help="Kind of head. Default: the setting of the serving revision.",
 )
 @click.option(
     "--normalisation",
     type=click.Choice(["auto", *get_args(Normalisation)]),
-    help="What happens to embeddings first. Default: as --head.",
+    help="Normalisation of embeddings. Default: the setting of the serving revision.",
 )
 @change_options
 @json_output
 def retrain(
-    server: ServerAt,
+    server: ServerOptions,
     model: str,
     head: str | None,
     normalisation: str | None,
@@ -95,7 +96,7 @@ def retrain(
     options: change_pb.ChangeOptions,
     as_json: bool,
 ) -> None:
-    """Train a live model's head again, on the photos that it has. Exit status 1 if it failed."""
+    """Train a live model's head again on its stored exemplars. Exit status 1 if it failed."""
     start = time.perf_counter()
     with connected(server) as client:
         accepted = client.retrain(
@@ -105,4 +106,4 @@ def retrain(
             request_id=request_id,
             options=options,
         )
-        see_through(client, accepted, start, as_json=as_json)
+        follow_and_print(client, accepted, start, as_json=as_json)

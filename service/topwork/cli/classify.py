@@ -1,4 +1,4 @@
-"""``topwork classify``: what is on the photos of a folder."""
+"""``topwork classify``: stream photos to a server and print a line for each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rich.text import Text
 
 from topwork import Client, ImageResult
 from topwork.cli.options import (
-    ServerAt,
+    ServerOptions,
     connected,
     json_output,
     model_option,
@@ -41,10 +41,10 @@ from topwork.terminal import Console, LocalPath
 
 READERS = 4
 AHEAD = 16
-"""Threads that read files, and files that they are ahead: a disk may be far away."""
+"""Threads that read files, and files read ahead: a network disk has a long latency."""
 
 PATIENCE_SECONDS = 1
-"""How long an interrupt waits for the next row: there may be none."""
+"""Longest time from Ctrl-C to the interrupt while no row arrives."""
 
 Row = dict[str, Any]
 
@@ -52,23 +52,28 @@ Row = dict[str, Any]
 @click.command()
 @server_option
 @model_option
-@click.option("--revision", default=0, type=click.IntRange(min=0), help="0: the one that serves.")
-@click.option("--top-k", default=5, type=click.IntRange(min=1), help="Predictions an image.")
+@click.option(
+    "--revision",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Revision that classifies; 0: the serving one.",
+)
+@click.option("--top-k", default=5, type=click.IntRange(min=1), help="Predictions per image.")
 @json_output
 @click.argument("images", nargs=-1, required=True, type=LocalPath(path_type=Path))
 def classify(
-    server: ServerAt,
+    server: ServerOptions,
     model: str,
     revision: int,
     top_k: int,
     as_json: bool,
     images: tuple[Path, ...],
 ) -> None:
-    """Classify IMAGES (files, or folders of them).
+    """Classify IMAGES (files or folders).
 
-    With --json, one object a line: image, revision, predictions, unknown_probability, is_unknown,
-    error. If files were left out, the last line has only left_out: reason, count and names. Exit
-    status 1 if an image could not be classified.
+    --json prints one object per image: image, revision, predictions, unknown_probability,
+    is_unknown, error. If files of a folder were left out, a last object has the key left_out with
+    reason, count and names. Exit status 1 if an image could not be classified.
     """
     listing = photo_files(images, field="images")
     files = listing.files
@@ -76,25 +81,25 @@ def classify(
     with (
         connected(server) as client,
         closing(_rows(client, model, files, revision, top_k)) as rows,
-        _shown(len(files)) as show,
+        _line_printer(len(files)) as print_line,
         _interrupts() as check_interrupt,
     ):
         for row in rows:
             failed |= row["error"] is not None
-            show(json.dumps(row) if as_json else _line(row))
+            print_line(json.dumps(row) if as_json else _line(row))
             check_interrupt()
     if as_json and listing.omitted:
-        print(json.dumps({"left_out": [one.json() for one in group(listing.omitted)]}))
+        print(json.dumps({"left_out": [left_out.json() for left_out in group(listing.omitted)]}))
     sys.exit(1 if failed else 0)
 
 
 def _rows(
     client: Client, model: str, files: Sequence[Path], revision: int, top_k: int
 ) -> Generator[Row, None, None]:
-    """Yield a row a file, in their order."""
+    """Yield a row per file, in order."""
     sent: deque[tuple[Path, str | None]] = deque()
 
-    def contents() -> Iterator[bytes]:  # runs ahead of what follows, in another thread
+    def contents() -> Iterator[bytes]:  # runs in another thread, ahead of the rows
         for path, content in _read(files):
             if isinstance(content, bytes):
                 sent.append((path, None))
@@ -116,7 +121,7 @@ def _rows(
 
 
 def _read(files: Sequence[Path]) -> Iterator[tuple[Path, bytes | str]]:
-    """Yield each file and its content, or why it cannot be read; reads some files ahead."""
+    """Yield each file with its content or an error message; reads AHEAD files ahead."""
     ahead: deque[tuple[Path, Future[bytes | str]]] = deque()
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="read")
     try:
@@ -139,8 +144,8 @@ def _content(path: Path) -> bytes | str:
 
 
 @contextmanager
-def _shown(total: int) -> Iterator[Callable[[str], None]]:
-    """Yield what prints a photo's line, with a bar on standard error if that is a terminal."""
+def _line_printer(total: int) -> Iterator[Callable[[str], None]]:
+    """Yield a function that prints a photo's line and advances a bar on standard error."""
     if not sys.stderr.isatty():
         yield lambda line: print(line, flush=True)
         return
@@ -152,26 +157,27 @@ def _shown(total: int) -> Iterator[Callable[[str], None]]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         refresh_per_second=4,
-        redirect_stdout=False,  # it would go to standard error, wherever it should
+        redirect_stdout=False,  # redirected, standard output would go to standard error
     )
     with bar:
         task = bar.add_task("", total=total)
 
-        def show(line: str) -> None:
-            if sys.stdout.isatty():  # the same terminal: the bar must make way
+        def print_line(line: str) -> None:
+            if sys.stdout.isatty():  # the same terminal: the line goes above the bar
                 bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
             else:
                 print(line, flush=True)
             bar.advance(task)
 
-        yield show
+        yield print_line
 
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], None]]:
-    """Yield a check that raises what SIGINT raises; if it is not called, that comes by itself.
+    """Yield a function that raises a pending SIGINT's exception.
 
-    Raised at any moment it may hit gRPC amid its book-keeping, and one of its threads fails later.
+    SIGINT is deferred, because an exception inside gRPC's book-keeping breaks one of its threads
+    later. If the function is not called within PATIENCE_SECONDS, the exception is raised anyway.
     """
     interrupted = False
 
@@ -184,10 +190,10 @@ def _interrupts() -> Iterator[Callable[[], None]]:
 
     def check() -> None:
         if interrupted:
-            assert callable(before), "else SIGINT is not noted"
+            assert callable(before), "otherwise SIGINT is not deferred"
             before(signal.SIGINT, None)
 
-    if not callable(before):  # ignored, for one
+    if not callable(before):  # SIGINT is ignored
         yield check
         return
     alarm = signal.signal(signal.SIGALRM, before)
@@ -202,7 +208,7 @@ def _interrupts() -> Iterator[Callable[[], None]]:
 
 
 class _Speed(ProgressColumn):
-    """Photos a second."""
+    """Column of photos per second."""
 
     def render(self, task: Task) -> Text:
         """See ProgressColumn."""
@@ -238,6 +244,9 @@ def _failure(path: Path, revision: int | None, message: str) -> Row:
 def _line(row: Row) -> str:
     if row["error"] is not None:
         return printable(f"{row['image']}: error: {row['error']}")
-    said = "  ".join(f"{one['label']} {one['probability']:.3f}" for one in row["predictions"])
-    doubt = f"  (unknown {row['unknown_probability']:.3f})" if row["is_unknown"] else ""
-    return printable(f"{row['image']}: {said}{doubt}")
+    predictions = "  ".join(
+        f"{prediction['label']} {prediction['probability']:.3f}"
+        for prediction in row["predictions"]
+    )
+    unknown = f"  (unknown {row['unknown_probability']:.3f})" if row["is_unknown"] else ""
+    return printable(f"{row['image']}: {predictions}{unknown}")

@@ -8,23 +8,23 @@ import topwork
 from topwork.command_group import CommandGroup, Lazy
 
 SECTIONS = {
-    "Ask a server": {
+    "Query a server": {
         "classify": Lazy(
             "topwork.cli.classify:classify",
-            "Classify IMAGES (files, or folders of them).",
+            "Classify IMAGES (files or folders).",
             "topwork classify --model flowers photo.jpg more-photos/",
         ),
         "models": Lazy(
-            "topwork.cli.ask:models", "List the models of a server.", "topwork models --json"
+            "topwork.cli.models:models", "List the models of a server.", "topwork models --json"
         ),
         "describe": Lazy(
-            "topwork.cli.ask:describe",
-            "Show a model: labels with their precision and recall, revisions, backbone, limits.",
+            "topwork.cli.models:describe",
+            "Show a model: precision and recall of each label, revisions, backbone, limits.",
             "topwork describe flowers",
         ),
         "history": Lazy(
             "topwork.cli.history:history",
-            "Show a model's revisions, newest first, and when each of them served.",
+            "List a model's revisions, newest first, and the times from which they served.",
             "topwork history flowers",
         ),
         "operations": Lazy(
@@ -34,24 +34,24 @@ SECTIONS = {
         ),
         "health": Lazy(
             "topwork.cli.health:health",
-            "Ask a server whether it serves.",
+            "Check the health of a server.",
             "topwork health --address localhost:50051",
         ),
     },
-    "Teach a live model": {
+    "Change a live model": {
         "add-class": Lazy(
-            "topwork.cli.teach:add_class",
-            "Teach a live model a new class from PHOTOS (files, or folders of them).",
+            "topwork.cli.add:add_class",
+            "Add a class to a live model from PHOTOS (files or folders).",
             "topwork add-class --model flowers --label tulips photos/tulips",
         ),
         "add-examples": Lazy(
-            "topwork.cli.teach:add_examples",
-            "Teach a live model more PHOTOS (files, or folders of them) of a class that it has.",
+            "topwork.cli.add:add_examples",
+            "Add PHOTOS (files or folders) to a class of a live model.",
             "topwork add-examples --model flowers --label tulips more-tulips/",
         ),
         "remove-class": Lazy(
             "topwork.cli.change:remove_class",
-            "Remove a class: the model becomes what it would be without that class's photos.",
+            "Remove a class from a live model.",
             "topwork remove-class --model flowers --label tulips",
         ),
         "rename-class": Lazy(
@@ -61,69 +61,66 @@ SECTIONS = {
         ),
         "retrain": Lazy(
             "topwork.cli.change:retrain",
-            "Train a live model's head again, on the photos that it has.",
+            "Train a live model's head again on its stored exemplars.",
             "topwork retrain --model flowers --head logistic",
         ),
         "rollback": Lazy(
             "topwork.cli.history:rollback",
-            "Let an earlier revision of a model serve again, at once.",
+            "Make an earlier revision of a model serve again.",
             "topwork rollback --model flowers --revision 1",
         ),
         "pin-revision": Lazy(
             "topwork.cli.history:pin_revision",
-            "Keep a revision of a model for good: `topwork gc` never deletes it.",
+            "Protect a revision of a model from `topwork gc`.",
             "topwork pin-revision --model flowers --revision 1",
         ),
     },
-    "Operate a server": {
+    "Run a server": {
         "serve": Lazy(
             "topwork.cli.serve:serve",
-            "Serve all models of a repository over gRPC, until SIGTERM.",
+            "Serve all models of a repository over gRPC until SIGTERM.",
             "topwork serve --repository repository",
         ),
         "worker": Lazy(
             "topwork.cli.serve:worker",
-            "Make the changes that servers were asked for, until SIGTERM.",
+            "Carry out queued changes of models until SIGTERM.",
             "topwork worker --repository repository --database postgresql://user@host/topwork",
         ),
         "token": Lazy(
             "topwork.cli.token:token",
-            "Make a token for PRINCIPAL, and the lines of the access file that let it in.",
+            "Create a bearer token for PRINCIPAL and its entry in the access file.",
             "topwork token camera-1 --role classify",
         ),
         "proto": Lazy(
             "topwork.cli.proto:proto",
-            "Write the contract's .proto files into DIRECTORY, with those of Google's that they "
-            "import.",
+            "Write the .proto files of the API, and those that they import, to DIRECTORY.",
             "topwork proto contract",
         ),
     },
     "Maintain a repository": {
         "gc": Lazy(
             "topwork.cli.maintain:gc",
-            "Delete old revisions of REPOSITORY's models, and what nothing refers to any more.",
+            "Delete old revisions, and files that no revision refers to.",
             "topwork gc repository",
         ),
         "fsck": Lazy(
             "topwork.cli.maintain:fsck",
-            "Verify every digest and every reference in REPOSITORY and name all that is wrong.",
+            "Verify all checksums and references of a repository.",
             "topwork fsck repository",
         ),
         "keygen": Lazy(
             "topwork.cli.sign:keygen",
-            "Make a key that signs revisions: KEY, which only you can read, and KEY.pub, to be "
-            "trusted.",
+            "Create a key pair for signing revisions: KEY and KEY.pub.",
             "topwork keygen signing-key",
         ),
         "sign": Lazy(
             "topwork.cli.sign:sign",
-            "Sign revisions of REPOSITORY that are published already, beside who signed them "
-            "before.",
+            "Sign published revisions of a repository.",
             "topwork sign repository --signing-key signing-key",
         ),
         "verify": Lazy(
             "topwork.cli.sign:verify",
-            "Tell which trusted keys have signed which revisions of REPOSITORY, newest first.",
+            "List the trusted signatures of a repository's revisions, newest first.",
             "topwork verify repository --trusted-keys signing-key.pub",
         ),
     },
@@ -137,4 +134,4 @@ SECTIONS = {
 )
 @click.version_option(topwork.__version__)
 def cli() -> None:
-    """Serve image classifiers, ask them, and teach them new classes while they serve."""
+    """Serve image classifiers over gRPC, call them, and add classes while they serve."""

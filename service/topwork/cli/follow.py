@@ -1,4 +1,4 @@
-"""Progress bar of an operation, and its result."""
+"""Progress bar and result of an operation, printed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from topwork.terminal import Console
 
 
 def progress_bar() -> Progress:
-    """Return a bar on standard error."""
+    """Return a progress bar on standard error."""
     return Progress(
         TextColumn("{task.description:>10}"),
         BarColumn(),
@@ -29,7 +29,7 @@ def progress_bar() -> Progress:
 def follow(
     client: Client, accepted: operations_pb2.Operation, bar: Progress
 ) -> operations_pb2.Operation:
-    """Show an operation's progress and return it when it is finished. Raises CallFailed."""
+    """Show an operation's progress and return the finished operation. Raises CallFailed."""
     bar.console.print(f"accepted as {accepted.name}", highlight=False)
     task = bar.add_task("queued", total=None)
     for operation in client.watch(accepted.name):
@@ -42,16 +42,17 @@ def follow(
     return accepted
 
 
-def tell(
+def print_result(
     finished: operations_pb2.Operation,
     seconds: float,
     left_out: Sequence[LeftOut] | None = None,
     *,
     as_json: bool,
 ) -> None:
-    """Print what came of a change; ``seconds`` from the call on. Raises CallFailed if it failed.
+    """Print the result of a change, ``seconds`` after the call. Raises CallFailed if it failed.
 
-    ``left_out`` was not uploaded; only JSON has it, as it was printed before the upload.
+    ``left_out``, the files that were not uploaded, is printed only as JSON: ``photo_files`` has
+    printed it as text.
     """
     try:
         response = result(finished)
@@ -64,16 +65,16 @@ def tell(
     if as_json:
         changed = show_change.changed_json(finished, response, seconds)
         if left_out is not None:
-            changed["left_out"] = [one.json() for one in left_out]
+            changed["left_out"] = [files.json() for files in left_out]
         print(json.dumps(changed))
     else:
         show_change.changed(tables.console(), finished, response, seconds)
 
 
-def see_through(
+def follow_and_print(
     client: Client, accepted: operations_pb2.Operation, start: float, *, as_json: bool
 ) -> None:
-    """Follow an operation and tell what came of it; ``start`` is when it was asked for."""
+    """Follow an operation and print its result; the call was made at ``start``."""
     with progress_bar() as bar:
         finished = follow(client, accepted, bar)
-    tell(finished, time.perf_counter() - start, as_json=as_json)
+    print_result(finished, time.perf_counter() - start, as_json=as_json)

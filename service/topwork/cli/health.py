@@ -1,4 +1,4 @@
-"""``topwork health``: for supervisors that start a command rather than speak gRPC themselves."""
+"""``topwork health``: a health check for supervisors that do not speak gRPC."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import sys
 
 import click
 
-from topwork.cli.options import ServerAt, server_option
+from topwork.cli.options import ServerOptions, server_option
 from topwork.client import probe
 
 
 @click.command()
 @server_option
-@click.option("--service", default="", help="Full name of a service. Default: the whole process.")
+@click.option(
+    "--service", default="", show_default=False, help="Full name of a gRPC service. Default: all."
+)
 @click.option(
     "--timeout",
     default=3.0,
     type=click.FloatRange(min=0, min_open=True),
-    help="Seconds until no answer is an answer.",
+    help="Seconds to wait for an answer.",
 )
-def health(server: ServerAt, service: str, timeout: float) -> None:
-    """Ask a server whether it serves. Exit status 0 only if it says SERVING."""
+def health(server: ServerOptions, service: str, timeout: float) -> None:
+    """Check the health of a server. Exit status 0 only if it answers SERVING."""
     status = probe.status(server.address, service, timeout, server.credentials)
     print(status)
     sys.exit(0 if status == probe.SERVING else 1)

@@ -1,4 +1,4 @@
-"""``topwork history``, ``rollback`` and ``pin-revision``: what served, and what shall."""
+"""``topwork history``, ``rollback`` and ``pin-revision``: the revisions of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from topwork import tables
 from topwork.cli import show
 from topwork.cli.options import (
-    ServerAt,
+    ServerOptions,
     connected,
     expected_revision_option,
     json_output,
@@ -29,10 +29,10 @@ from topwork.v1 import revision_pb2 as revision_pb
 @server_option
 @json_output
 @click.argument("model")
-def history(server: ServerAt, as_json: bool, model: str) -> None:
-    """Show a model's revisions, newest first, and when each of them served.
+def history(server: ServerOptions, as_json: bool, model: str) -> None:
+    """List a model's revisions, newest first, and the times from which they served.
 
-    With --json, one object: model, serving, revisions, moves.
+    --json prints one object: model, serving, revisions, moves.
     """
     with connected(server) as client:
         found = client.model(model)
@@ -42,10 +42,10 @@ def history(server: ServerAt, as_json: bool, model: str) -> None:
         return
     console = tables.console()
     console.print(_revisions(found, revisions), "", _moves(found))
-    for one in revisions:
-        for why in one.rejection:
+    for revision in revisions:
+        for reason in revision.rejection:
             console.print(
-                f"revision {one.revision} was rejected: {why}",
+                f"revision {revision.revision} was rejected: {reason}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
@@ -59,45 +59,50 @@ def history(server: ServerAt, as_json: bool, model: str) -> None:
     "--revision",
     default=0,
     type=click.IntRange(min=0),
-    help="What shall serve; 0: what served before the revision that does.",
+    help="Revision to serve; 0: the one that served before the current one.",
 )
 @expected_revision_option
 @validate_only_option
 @json_output
 def rollback(
-    server: ServerAt,
+    server: ServerOptions,
     model: str,
     revision: int,
     expected_revision: int,
     validate_only: bool,
     as_json: bool,
 ) -> None:
-    """Let an earlier revision of a model serve again, at once."""
+    """Make an earlier revision of a model serve again."""
     with connected(server) as client:
         found = client.rollback(
             model, revision, expected_revision=expected_revision, validate_only=validate_only
         )
-    _tell(found, as_json=as_json)
+    _print_state(found, as_json=as_json)
 
 
 @click.command("pin-revision")
 @server_option
 @model_option
-@click.option("--revision", required=True, type=click.IntRange(min=1), help="What to keep.")
-@click.option("--unpin", is_flag=True, help="Keep it no longer.")
+@click.option("--revision", required=True, type=click.IntRange(min=1), help="Revision to protect.")
+@click.option("--unpin", is_flag=True, help="Remove the protection.")
 @validate_only_option
 @json_output
 def pin_revision(
-    server: ServerAt, model: str, revision: int, unpin: bool, validate_only: bool, as_json: bool
+    server: ServerOptions,
+    model: str,
+    revision: int,
+    unpin: bool,
+    validate_only: bool,
+    as_json: bool,
 ) -> None:
-    """Keep a revision of a model for good: `topwork gc` never deletes it."""
+    """Protect a revision of a model from `topwork gc`."""
     with connected(server) as client:
         found = client.pin_revision(model, revision, unpin=unpin, validate_only=validate_only)
-    _tell(found, as_json=as_json)
+    _print_state(found, as_json=as_json)
 
 
-def _tell(found: model_pb.Model, *, as_json: bool) -> None:
-    """Print what serves and what is kept."""
+def _print_state(found: model_pb.Model, *, as_json: bool) -> None:
+    """Print the serving revision and the pinned ones."""
     state = {
         "model": found.name.removeprefix("models/"),
         "serving": found.serving_revision.revision,
@@ -120,28 +125,28 @@ def _history_json(
         "serving": found.serving_revision.revision,
         "revisions": [
             {
-                "revision": one.revision,
-                "parent": one.parent_revision,
-                "change": one.change,
-                "operation": one.operation,
-                "created": _time(one.create_time),
-                "labels": list(one.labels),
-                "images": one.metrics.images,
-                "accuracy": one.metrics.accuracy,
-                "pinned": one.revision in found.pinned_revisions,
-                "rejection": list(one.rejection),
+                "revision": revision.revision,
+                "parent": revision.parent_revision,
+                "change": revision.change,
+                "operation": revision.operation,
+                "created": _time(revision.create_time),
+                "labels": list(revision.labels),
+                "images": revision.metrics.images,
+                "accuracy": revision.metrics.accuracy,
+                "pinned": revision.revision in found.pinned_revisions,
+                "rejection": list(revision.rejection),
             }
-            for one in revisions
+            for revision in revisions
         ],
         "moves": [
             {
-                "revision": one.revision,
-                "previous": one.previous_revision,
-                "cause": one.cause,
-                "operation": one.operation,
-                "time": _time(one.time),
+                "revision": move.revision,
+                "previous": move.previous_revision,
+                "cause": move.cause,
+                "operation": move.operation,
+                "time": _time(move.time),
             }
-            for one in found.moves
+            for move in found.moves
         ],
     }
 
@@ -149,27 +154,23 @@ def _history_json(
 def _revisions(found: model_pb.Model, revisions: Sequence[revision_pb.Revision]) -> Table:
     headers = ("revision", "", "of", "change", "published", "labels", "images", "accuracy (95 %)")
     rows = []
-    for one in revisions:
-        state = [
-            said
-            for said, so in (
-                ("serves", one.revision == found.serving_revision.revision),
-                ("pinned", one.revision in found.pinned_revisions),
-                ("rejected", bool(one.rejection)),
-                ("damaged", not one.labels),
-            )
-            if so
-        ]
+    for revision in revisions:
+        states = (
+            ("serves", revision.revision == found.serving_revision.revision),
+            ("pinned", revision.revision in found.pinned_revisions),
+            ("rejected", bool(revision.rejection)),
+            ("damaged", not revision.labels),
+        )
         rows.append(
             (
-                str(one.revision),
-                ", ".join(state),
-                str(one.parent_revision or "-"),
-                one.change.replace("_", " "),
-                show.moment(_time(one.create_time)),
-                str(len(one.labels)),
-                str(one.metrics.images),
-                show.accuracy(one.metrics),
+                str(revision.revision),
+                ", ".join(name for name, holds in states if holds),
+                str(revision.parent_revision or "-"),
+                revision.change.replace("_", " "),
+                show.moment(_time(revision.create_time)),
+                str(len(revision.labels)),
+                str(revision.metrics.images),
+                show.accuracy(revision.metrics),
             )
         )
     return tables.table(headers, rows, copied=["revision"])
@@ -178,13 +179,13 @@ def _revisions(found: model_pb.Model, revisions: Sequence[revision_pb.Revision])
 def _moves(found: model_pb.Model) -> Table:
     rows = [
         (
-            show.moment(_time(one.time)),
-            str(one.revision),
-            str(one.previous_revision or "-"),
-            one.cause.replace("_", " "),
-            one.operation.removeprefix("operations/"),
+            show.moment(_time(move.time)),
+            str(move.revision),
+            str(move.previous_revision or "-"),
+            move.cause.replace("_", " "),
+            move.operation.removeprefix("operations/"),
         )
-        for one in found.moves
+        for move in found.moves
     ]
     return tables.table(
         ("since", "serves", "before", "cause", "operation"), rows, copied=["operation"]

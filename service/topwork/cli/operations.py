@@ -1,4 +1,4 @@
-"""``topwork operations``: changes of models, running and finished."""
+"""``topwork operations``: list, watch and cancel changes of models."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from google.longrunning import operations_pb2
 
 from topwork import CallFailed, progress, tables
 from topwork.cli import show, show_change
-from topwork.cli.follow import see_through
-from topwork.cli.options import ServerAt, connected, json_output, server_option
+from topwork.cli.follow import follow_and_print
+from topwork.cli.options import ServerOptions, connected, json_output, server_option
+from topwork.command_group import example
 
 operation_argument = click.argument("operation")
 
@@ -22,23 +23,24 @@ def operations() -> None:
     """List, watch and cancel changes of models."""
 
 
-@operations.command("list")
+@operations.command("list", epilog=example("topwork operations list --filter 'done = false'"))
 @server_option
 @click.option(
     "--filter",
-    "wanted",
+    "query",
     default="",
-    help='Such as: model = "models/flowers" AND done = false. Fields: model, label, kind, done, '
-    "validate_only.",
+    show_default=False,
+    help='Filter, such as: model = "models/flowers" AND done = false. Fields: model, label, kind, '
+    "done, validate_only.",
 )
 @json_output
-def list_operations(server: ServerAt, wanted: str, as_json: bool) -> None:
-    """List operations, oldest first. With --json, one object a line."""
+def list_operations(server: ServerOptions, query: str, as_json: bool) -> None:
+    """List operations, oldest first."""
     headers = ("operation", "model", "change", "state", "accepted", "s")
     rows: list[tuple[str, ...]] = []
     with connected(server) as client:
-        for one in client.operations(wanted):
-            row = _row(one)
+        for operation in client.operations(query):
+            row = _row(operation)
             if as_json:
                 print(json.dumps(row))
             else:
@@ -57,33 +59,36 @@ def list_operations(server: ServerAt, wanted: str, as_json: bool) -> None:
         tables.console().print(tables.table(headers, rows, copied=["operation", "model"]))
 
 
-@operations.command()
+@operations.command(epilog=example("topwork operations watch OPERATION"))
 @server_option
 @json_output
 @operation_argument
-def watch(server: ServerAt, as_json: bool, operation: str) -> None:
-    """Show an operation's progress until it is finished, then what came of it.
+def watch(server: ServerOptions, as_json: bool, operation: str) -> None:
+    """Show an operation's progress, then its result.
 
     Exit status 1 if it failed.
     """
     start = time.perf_counter()
     with connected(server) as client:
         accepted = operations_pb2.Operation(name=_name(operation))
-        see_through(client, accepted, start, as_json=as_json)
+        follow_and_print(client, accepted, start, as_json=as_json)
 
 
-@operations.command()
+@operations.command(epilog=example("topwork operations cancel OPERATION"))
 @server_option
 @operation_argument
-def cancel(server: ServerAt, operation: str) -> None:
-    """End an operation before its next step; one that is finished stays as it is."""
+def cancel(server: ServerOptions, operation: str) -> None:
+    """Cancel an operation before its next step.
+
+    A finished operation is not changed.
+    """
     with connected(server) as client:
         client.cancel(_name(operation))
 
 
-def _name(given: str) -> str:
-    """Return an operation's resource name; its id alone will do."""
-    return given if given.startswith("operations/") else f"operations/{given}"
+def _name(operation: str) -> str:
+    """Return the resource name of an operation, from its name or its id."""
+    return operation if operation.startswith("operations/") else f"operations/{operation}"
 
 
 def _row(operation: operations_pb2.Operation) -> dict[str, Any]:

@@ -12,45 +12,62 @@ import click
 
 from topwork import CallFailed, Client, Credentials
 from topwork.cli.addresses import Address
-from topwork.cli.candidates import naming_candidates
+from topwork.cli.candidates import suggest_names
 from topwork.errors import InvalidInput
 from topwork.inputs import folders
-from topwork.inputs.folders import LeftOut, Listing
+from topwork.inputs.folders import Listing
 from topwork.limits import DEFAULT_LIMITS
 from topwork.printable import file_name
 from topwork.v1 import change_pb2 as change_pb
 
 START_SECONDS = 30.0
-"""How long a command waits for a server that does not answer yet."""
+"""Time for which a command waits for a server that is starting."""
 QUIET_SECONDS = 1.0
-"""How long of it without saying so."""
+"""Time after which a command prints that it is waiting."""
 
 readable_file = click.Path(exists=True, dir_okay=False, path_type=Path)
-model_option = click.option("--model", required=True, help="The model's name.")
+model_option = click.option("--model", required=True, help="Name of the model.")
 expected_revision_option = click.option(
     "--expected-revision",
     default=0,
     type=click.IntRange(min=0),
-    help="Change nothing unless this one serves; 0: whichever serves.",
+    help="Revision that must be serving, otherwise the call fails; 0: any.",
 )
 validate_only_option = click.option(
-    "--validate-only", is_flag=True, help="Say what would come of it, and change nothing."
+    "--validate-only", is_flag=True, help="Dry run: report the result and change nothing."
 )
-json_output = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+json_output = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per line."
+)
+require_signed_option = click.option(
+    "--require-signed", is_flag=True, help="Refuse revisions that no trusted key has signed."
+)
+
+
+def trusted_keys_option(
+    *, required: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option ``--trusted-keys``."""
+    return click.option(
+        "--trusted-keys",
+        required=required,
+        type=click.Path(exists=True, path_type=Path),
+        help="PEM file of trusted public keys, or a directory of such files.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerAt:
-    """A server, and what is shown to it."""
+class ServerOptions:
+    """Address of a server and the credentials for it."""
 
     address: str
     credentials: Credentials
 
 
 def server_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say which server is meant, as ``server``.
+    """Give a command the options of a connection, as one argument ``server``.
 
-    Each has an environment variable for all commands, beside the one for each command.
+    Each option has an environment variable for all commands, besides the command's own variable.
     """
 
     @click.option(
@@ -64,29 +81,33 @@ def server_option(command: Callable[..., None]) -> Callable[..., None]:
         "--tls",
         is_flag=True,
         envvar="TOPWORK_TLS",
-        help="Speak TLS; the options below with a certificate imply it.",
+        help="Connect with TLS; implied by --tls-ca and --client-cert.",
     )
     @click.option(
         "--tls-ca",
         type=readable_file,
         envvar="TOPWORK_TLS_CA",
-        help="PEM of who signed the server's certificate. Default: the well-known authorities.",
+        help="PEM file of the CA that signed the server's certificate. Default: the CAs that gRPC "
+        "trusts.",
     )
     @click.option(
         "--client-cert",
         type=readable_file,
         envvar="TOPWORK_CLIENT_CERT",
-        help="PEM of your certificate.",
+        help="PEM file of your client certificate (mTLS).",
     )
     @click.option(
-        "--client-key", type=readable_file, envvar="TOPWORK_CLIENT_KEY", help="PEM of its key."
+        "--client-key",
+        type=readable_file,
+        envvar="TOPWORK_CLIENT_KEY",
+        help="PEM file of the client certificate's private key.",
     )
     @click.option(
         "--token",
         default="",
         envvar="TOPWORK_TOKEN",
         show_default=False,
-        help="Bearer token. Others see a command line: better in the environment.",
+        help="Bearer token. Safer in TOPWORK_TOKEN: other users of this host see command lines.",
     )
     @functools.wraps(command)
     def collected(
@@ -102,31 +123,36 @@ def server_option(command: Callable[..., None]) -> Callable[..., None]:
         credentials = Credentials.from_files(
             tls=tls, tls_ca=tls_ca, client_cert=client_cert, client_key=client_key, token=token
         )
-        command(server=ServerAt(address=address, credentials=credentials), **others)
+        command(server=ServerOptions(address=address, credentials=credentials), **others)
 
     return collected
 
 
 def change_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of all changes, as ``request_id`` and ``options``."""
+    """Give a command the options of changes, as arguments ``request_id`` and ``options``."""
 
-    @click.option("--request-id", default="", help="A UUID: a repeated call is the same operation.")
+    @click.option(
+        "--request-id",
+        default="",
+        show_default=False,
+        help="Idempotency key, a UUID: a repeated call returns the operation of the first.",
+    )
     @expected_revision_option
     @validate_only_option
     @click.option(
         "--max-old-class-drop",
         type=click.FloatRange(0, 1),
-        help="Accuracy on the old labels that may be lost. Default: the server's, 0.02.",
+        help="Gate: greatest loss of accuracy on the old labels. Default: 0.02.",
     )
     @click.option(
         "--min-new-class-recall",
         type=click.FloatRange(0, 1),
-        help="Share of the taught label's photos to be called so. Default: the server's, 0.6.",
+        help="Gate: least recall of the label of the new photos. Default: 0.6.",
     )
     @click.option(
         "--max-conflicts",
         type=click.IntRange(min=0),
-        help="Photos that may show what another label's show. Default: any number.",
+        help="Gate: most photos that duplicate photos of another label. Default: no limit.",
     )
     @functools.wraps(command)
     def collected(
@@ -152,47 +178,42 @@ def change_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def read_photo(path: Path) -> bytes:
-    """Return a file's bytes. Raises ImageError if it cannot be read or is too large to be sent."""
+    """Return a file's bytes. Raises ImageError if it is unreadable or too large to send."""
     return folders.read_photo(path, most_bytes=DEFAULT_LIMITS.max_image_bytes)
 
 
 @contextmanager
-def connected(server: ServerAt) -> Iterator[Client]:
-    """Yield a client of ``server``, which may be starting. Raises CallFailed, InvalidInput."""
+def connected(server: ServerOptions) -> Iterator[Client]:
+    """Yield a client of a server, which may be starting. Raises CallFailed, InvalidInput."""
     with Client(server.address, server.credentials) as client:
         try:
             client.wait_until_ready(min(QUIET_SECONDS, START_SECONDS))
         except CallFailed:
             click.echo(f"waiting for a server at {server.address}", err=True)
             client.wait_until_ready(START_SECONDS)
-        with naming_candidates(client):
+        with suggest_names(client):
             yield client
 
 
-def photo_files(given: Sequence[Path], *, field: str, one_class: bool = False) -> Listing:
-    """Return the files among ``given`` and the photos below its folders; report what is left out.
+def photo_files(paths: Sequence[Path], *, field: str, one_class: bool = False) -> Listing:
+    """Return the files among ``paths`` and the photos in its folders; print the files left out.
 
-    Raises InvalidInput if there is none, about ``field``, and as ``list_photos``.
+    Raises InvalidInput about ``field`` if there are no photos, and as ``list_photos``.
     """
-    found = [
+    listings = [
         folders.list_photos(path, one_class=one_class)
         if path.is_dir()
         else Listing(files=(path,), omitted=())
-        for path in given
+        for path in paths
     ]
     listing = Listing(
-        files=tuple(path for one in found for path in one.files),
-        omitted=tuple(omitted for one in found for omitted in one.omitted),
+        files=tuple(path for found in listings for path in found.files),
+        omitted=tuple(omitted for found in listings for omitted in found.omitted),
     )
-    report_left_out(folders.group(listing.omitted))
+    for left_out in folders.group(listing.omitted):
+        click.echo(left_out.line(), err=True)
     if not listing.files:
         raise InvalidInput(
-            f"there is no photo below {', '.join(map(file_name, given))}", field=field
+            f"there is no photo below {', '.join(map(file_name, paths))}", field=field
         )
     return listing
-
-
-def report_left_out(left_out: Sequence[LeftOut]) -> None:
-    """Print what is left out on standard error."""
-    for one in left_out:
-        click.echo(one.line(), err=True)

@@ -1,4 +1,4 @@
-"""``topwork proto``: the contract's .proto files, to generate clients in other languages from."""
+"""``topwork proto``: the .proto files from which clients in other languages are generated."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from google.rpc import status_pb2
 PACKAGES = ("topwork.v1", "topwork.inference")
 
 GOOGLE = Path(status_pb2.__file__).parents[1]
-"""Where googleapis-common-protos has its files, .proto and Python side by side."""
+"""Directory of the .proto files of googleapis-common-protos."""
 
 DETAILS = "google/rpc/error_details.proto"
-"""What errors carry; no file of ours imports it."""
+"""Details of errors; no file of this API imports it."""
 
-COMPILERS_OWN = "google/protobuf/"
-"""Every protoc brings these itself."""
+WELL_KNOWN = "google/protobuf/"
+"""Files that every protoc contains."""
 
 
 @click.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 def proto(directory: Path) -> None:
-    """Write the contract's .proto files into DIRECTORY, with those of Google's that they import.
+    """Write the .proto files of the API, and those that they import, to DIRECTORY.
 
-    DIRECTORY is then the only include path that protoc, buf or another generator needs.
+    protoc, buf and other generators need no other include path.
     """
     texts = {
         f"{package.replace('.', '/')}/{file.name}": file.read_text(encoding="utf-8")
@@ -34,12 +34,12 @@ def proto(directory: Path) -> None:
         for file in resources.files(package).iterdir()
         if file.name.endswith(".proto")
     }
-    wanted = [DETAILS, *_imported(*texts.values())]
-    while wanted:
-        name = wanted.pop()
-        if name not in texts and not name.startswith(COMPILERS_OWN):
+    missing = [DETAILS, *_imported(*texts.values())]
+    while missing:
+        name = missing.pop()
+        if name not in texts and not name.startswith(WELL_KNOWN):
             texts[name] = _google(name)
-            wanted += _imported(texts[name])
+            missing += _imported(texts[name])
     for name, text in texts.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +53,6 @@ def _imported(*texts: str) -> list[str]:
 
 def _google(name: str) -> str:
     path = GOOGLE.parent / name
-    # The package has this one under another name.
+    # googleapis-common-protos renames some files to NAME_proto.proto.
     other = path.with_name(f"{path.stem}_proto.proto")
     return (path if path.exists() else other).read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import signal
 import click
 
 from topwork.cli.settings import settings_options
-from topwork.config import ServeConfig, WorkerConfig, shown
+from topwork.config import ServeConfig, WorkerConfig, to_json
 
 
 @click.command()
@@ -17,11 +17,11 @@ from topwork.config import ServeConfig, WorkerConfig, shown
     "--print-config", is_flag=True, help="Print the settings as JSON, without secrets, and exit."
 )
 def serve(config: ServeConfig, print_config: bool) -> None:
-    """Serve all models of a repository over gRPC, until SIGTERM."""
-    _begin(config, quiet=print_config)
-    config.signing.read(publishes=config.worker)  # a wrong key ends the command here
+    """Serve all models of a repository over gRPC until SIGTERM."""
+    _start(config, quiet=print_config)
+    config.signing.read(publishes=config.worker)  # fails early if a key is wrong
     if print_config:
-        print(shown(config))
+        print(to_json(config))
         return
     # Imported here: the other commands need neither ONNX Runtime nor the database.
     from topwork.rpc import server
@@ -32,21 +32,22 @@ def serve(config: ServeConfig, print_config: bool) -> None:
 @click.command()
 @settings_options(WorkerConfig)
 def worker(config: WorkerConfig) -> None:
-    """Make the changes that servers were asked for, until SIGTERM.
+    """Carry out queued changes of models until SIGTERM.
 
-    `topwork serve` does this too, unless it is told --no-worker: this is for hosts of their own.
+    `topwork serve` does the same unless it has --no-worker. Use this command to run the worker on
+    another host.
     """
-    _begin(config)
+    _start(config)
     from topwork.changes import worker as workers
 
-    config.signing.read(publishes=True)  # a wrong key ends the command here
+    config.signing.read(publishes=True)  # fails early if a key is wrong
     workers.run_alone(config)
 
 
-def _begin(config: WorkerConfig, *, quiet: bool = False) -> None:
-    """End at once on SIGTERM, until there is more to end; let all that is written be log lines.
+def _start(config: WorkerConfig, *, quiet: bool = False) -> None:
+    """Exit at once on SIGTERM during start-up; turn all output into log lines unless ``quiet``.
 
-    To process 1, which a container's command is, a signal that it does not handle is nothing.
+    Linux ignores SIGTERM for process 1, a container's command, unless the process handles it.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if not quiet:

@@ -30,15 +30,15 @@ def settings_options(kind: type[C]) -> Callable[[Callable[..., None]], Callable[
     hints = get_type_hints(kind, include_extras=True)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        def collected(**given: Any) -> None:
-            settings = {field.name: given.pop(field.name) for field in fields(kind)}
+        def collected(**arguments: Any) -> None:
+            settings = {field.name: arguments.pop(field.name) for field in fields(kind)}
             try:
                 config = kind(
                     **{name: value for name, value in settings.items() if value is not None}
                 )
             except InvalidInput as error:
                 raise click.UsageError(str(error)) from error
-            command(config=config, **given)
+            command(config=config, **arguments)
 
         decorated: Callable[..., None] = functools.wraps(command)(collected)
         for field in reversed(fields(kind)):
@@ -49,7 +49,7 @@ def settings_options(kind: type[C]) -> Callable[[Callable[..., None]], Callable[
 
 
 def _option(field: Field[Any], hint: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return the option of a field, whose type is Annotated with its Setting."""
+    """Return the option of a field whose type is Annotated with a Setting."""
     kind, setting = get_args(hint)
     name = f"--{field.name.replace('_', '-')}"
     more: dict[str, Any] = {}
@@ -63,7 +63,7 @@ def _option(field: Field[Any], hint: Any) -> Callable[[Callable[..., None]], Cal
         more["type"] = _type(kind, setting, optional=field.default == "")
     if field.default is MISSING and field.default_factory is MISSING:
         more["required"] = True
-    elif setting.default:  # the field's own default is filled in by the table
+    elif setting.default:  # the table fills in the field's own default
         more |= {"default": None, "show_default": setting.default}
     else:
         more["default"] = field.default
@@ -71,7 +71,7 @@ def _option(field: Field[Any], hint: Any) -> Callable[[Callable[..., None]], Cal
 
 
 def _type(kind: Any, setting: Setting, *, optional: bool) -> click.ParamType[Any]:
-    """Return click's type for values of the type ``kind``, which may be a type or None."""
+    """Return click's type for values of the type ``kind``, such as ``int | None``."""
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
     (plain,) = {*(get_args(kind) or (kind,))} - {NoneType}

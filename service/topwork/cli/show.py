@@ -13,14 +13,14 @@ from topwork.v1 import revision_pb2 as revision_pb
 
 
 def accuracy(metrics: revision_pb.Metrics) -> str:
-    """Return an accuracy with its interval, such as ``0.931 (0.919..0.941)``; - without images."""
+    """Return an accuracy with its interval, such as ``0.931 (0.919..0.941)``, or ``-``."""
     if not metrics.images:
         return "-"
     return f"{metrics.accuracy:.3f} ({metrics.accuracy_low:.3f}..{metrics.accuracy_high:.3f})"
 
 
 def moment(time: str) -> str:
-    """Return a time such as ``2026-11-27T18:47:05Z`` so that it can go on in a second line."""
+    """Return a time such as ``2026-11-27T18:47:05Z`` so that a table can wrap it."""
     return time.replace("T", " ")
 
 
@@ -48,8 +48,9 @@ def model(console: Console, found: model_pb.Model) -> None:
         ("unknown images", unknown(revision.metrics)),
         (
             "limits",
-            f"a request {limits.max_images_per_request} images, an image "
-            f"{limits.max_image_bytes // 2**20} MiB, {limits.max_image_pixels // 10**6} megapixels",
+            f"{limits.max_images_per_request} images per request, "
+            f"{limits.max_image_bytes // 2**20} MiB and "
+            f"{limits.max_image_pixels // 10**6} megapixels per image",
         ),
     )
     facts = tables.table(("", ""), rows)
@@ -58,9 +59,9 @@ def model(console: Console, found: model_pb.Model) -> None:
 
 
 def unknown(metrics: revision_pb.Metrics) -> str:
-    """Return how well images of no known label are recognised."""
+    """Return the quality of the detection of unknown images."""
     if not metrics.HasField("unknown"):
-        return "cannot be told"
+        return "not detected by this head"
     found = metrics.unknown
     return (
         f"AUROC {found.auroc:.3f}; {found.detection_rate:.0%} recognised at "
@@ -71,8 +72,8 @@ def unknown(metrics: revision_pb.Metrics) -> str:
 def per_label(metrics: revision_pb.Metrics) -> Table:
     """Return a table of images, precision and recall of each label."""
     rows = [
-        (one.label, str(one.images), f"{one.precision:.3f}", f"{one.recall:.3f}")
-        for one in metrics.per_label
+        (row.label, str(row.images), f"{row.precision:.3f}", f"{row.recall:.3f}")
+        for row in metrics.per_label
     ]
     return tables.table(("label", "images", "precision", "recall"), rows, copied=["label"])
 
@@ -122,7 +123,7 @@ def metrics_json(metrics: revision_pb.Metrics) -> dict[str, Any]:
         if not metrics.HasField("unknown")
         else {field.name: value for field, value in metrics.unknown.ListFields()},
         "per_class": {
-            one.label: {"images": one.images, "precision": one.precision, "recall": one.recall}
-            for one in metrics.per_label
+            row.label: {"images": row.images, "precision": row.precision, "recall": row.recall}
+            for row in metrics.per_label
         },
     }

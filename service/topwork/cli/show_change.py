@@ -1,4 +1,4 @@
-"""Tables and JSON of a change of a model, from the queue to its result."""
+"""Tables and JSON of a change of a model and its result."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from topwork.terminal import Console
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import revision_pb2 as revision_pb
 
-_SAID = {
+_DONE = {
     "add_class": "{label} added",
-    "add_examples": "{label} taught",
+    "add_examples": "examples of {label} added",
     "remove_class": "{label} removed",
     "rename_class": "{label} renamed to {new}",
-    "retrain": "head solved anew",
+    "retrain": "head retrained",
 }
 
 
 def kind(metadata: change_pb.ChangeMetadata) -> str:
-    """Return what is asked for, such as ``add_class``."""
+    """Return the kind of a change, such as ``add_class``."""
     return _named(change_pb.ChangeKind, metadata.kind, prefix="CHANGE_KIND_")
 
 
 def stage(metadata: change_pb.ChangeMetadata) -> str:
-    """Return what is being done, such as ``embedding``."""
+    """Return the stage of a change, such as ``embedding``."""
     return _named(change_pb.ChangeStage, metadata.stage, prefix="CHANGE_STAGE_")
 
 
@@ -44,19 +44,19 @@ def changed(
     response: change_pb.ChangeResponse,
     seconds: float,
 ) -> None:
-    """Print what a change did, before and after; ``seconds`` from the call to its end."""
+    """Print the result of a change that ended ``seconds`` after the call."""
     metadata, revision = progress(operation), response.revision
     if response.HasField("comparison"):
-        said = _SAID.get(kind(metadata), "changed").format(
+        done = _DONE.get(kind(metadata), "changed").format(
             label=metadata.label, new=metadata.new_label
         )
         end = "nothing was changed" if metadata.validate_only else f"revision {revision.revision}"
-        _line(console, f"{said}: {end}")
+        _line(console, f"{done}: {end}")
         table = compared(response.comparison)
         table.add_row("accuracy on all labels", "-", show.accuracy(revision.metrics))
         console.print(table)
     else:
-        _line(console, f"nothing was to be done: revision {revision.revision} serves")
+        _line(console, f"nothing to do: revision {revision.revision} serves")
     times = response.stage_times
     _line(
         console,
@@ -68,8 +68,8 @@ def changed(
     for conflict in response.conflicts:
         _line(
             console,
-            f"{conflict.display_name} shows what {conflict.other_name or 'an image'} shows, "
-            f"labelled {conflict.label}",
+            f"{conflict.display_name} duplicates {conflict.other_name or 'an image'}, "
+            f"which has the label {conflict.label}",
         )
     for failure in response.gate_failures:
         _line(console, f"the gate would reject it: {failure}")
@@ -78,7 +78,7 @@ def changed(
 
 
 def compared(comparison: revision_pb.Comparison) -> Table:
-    """Return a table of a revision beside its parent."""
+    """Return a table that compares a revision with its parent."""
     rows = [
         (
             "accuracy on the old labels",
@@ -101,8 +101,8 @@ def compared(comparison: revision_pb.Comparison) -> Table:
         recall = f"{taught.recall:.3f} ({taught.recall_low:.3f}..{taught.recall_high:.3f})"
         rows.append((f"recall of {taught.label}", "-", recall))
     rows += [
-        (f"{one.label} called {one.called}", "", f"{one.images} ({one.share:.0%})")
-        for one in comparison.confusions[:3]
+        (f"{pair.label} called {pair.called}", "", f"{pair.images} ({pair.share:.0%})")
+        for pair in comparison.confusions[:3]
     ]
     return tables.table(("", "before", "after"), rows)
 
@@ -110,7 +110,7 @@ def compared(comparison: revision_pb.Comparison) -> Table:
 def changed_json(
     operation: operations_pb2.Operation, response: change_pb.ChangeResponse, seconds: float
 ) -> dict[str, Any]:
-    """Return what a change did as JSON data."""
+    """Return the result of a change as JSON data."""
     metadata, times = progress(operation), response.stage_times
     return {
         "operation": operation.name,
@@ -124,22 +124,22 @@ def changed_json(
         else None,
         "images_used": response.images_used,
         "skipped": [
-            {"image": one.display_name, "error": one.error.message}
-            for one in response.skipped_images
+            {"image": skipped.display_name, "error": skipped.error.message}
+            for skipped in response.skipped_images
         ],
         "conflicts": [
             {
-                "image": one.display_name,
-                "label": one.label,
-                "other": one.other_name,
-                "exact": one.exact,
+                "image": conflict.display_name,
+                "label": conflict.label,
+                "other": conflict.other_name,
+                "exact": conflict.exact,
             }
-            for one in response.conflicts
+            for conflict in response.conflicts
         ],
         "gate_failures": list(response.gate_failures),
         "findings": [
-            {"kind": one.kind, "severity": one.severity, "message": one.message}
-            for one in response.findings
+            {"kind": finding.kind, "severity": finding.severity, "message": finding.message}
+            for finding in response.findings
         ],
         "seconds": {
             "queued": seconds_of(times.queued),
@@ -152,7 +152,7 @@ def changed_json(
 
 
 def failed_json(operation: str, error: CallFailed) -> dict[str, Any]:
-    """Return why a change failed as JSON data, with the numbers if its gate rejected it."""
+    """Return the error of a change as JSON data, with the comparison if the gate rejected it."""
     comparison = rejected(error)
     numbers = {} if comparison is None else {"comparison": comparison_json(comparison)}
     return {"operation": operation, "error": str(error), "reason": error.reason, **numbers}
@@ -171,12 +171,12 @@ def comparison_json(comparison: revision_pb.Comparison) -> dict[str, Any]:
         "calibration_error_before": comparison.calibration_error_before,
         "calibration_error_after": comparison.calibration_error_after,
         "labels": {
-            one.label: {
-                "images": one.images,
-                "recall_before": one.recall_before,
-                "recall_after": one.recall_after,
+            row.label: {
+                "images": row.images,
+                "recall_before": row.recall_before,
+                "recall_after": row.recall_after,
             }
-            for one in comparison.labels
+            for row in comparison.labels
         },
         "taught": {
             "label": taught.label,
@@ -188,14 +188,14 @@ def comparison_json(comparison: revision_pb.Comparison) -> dict[str, Any]:
         if comparison.HasField("taught")
         else None,
         "confusions": [
-            {"label": one.label, "called": one.called, "images": one.images, "share": one.share}
-            for one in comparison.confusions
+            {"label": pair.label, "called": pair.called, "images": pair.images, "share": pair.share}
+            for pair in comparison.confusions
         ],
     }
 
 
 def _named(enum: Any, number: int, *, prefix: str) -> str:
-    """Return the name of an enum's value; the number of one that only newer servers know."""
+    """Return the name of an enum value, or its number if only newer servers know it."""
     known = number in enum.values()
     return str(enum.Name(number)).removeprefix(prefix).lower() if known else str(number)
 

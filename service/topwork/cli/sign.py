@@ -10,42 +10,35 @@ import click
 
 from topwork.bundle.signing import keys, revisions
 from topwork.bundle.signing.signatures import SigningFiles
-from topwork.cli.maintain import opened, repository_argument
-from topwork.cli.options import json_output
-from topwork.cli.signing_options import signing_key_option, trusted_keys_option
+from topwork.cli.maintain import open_repository, repository_argument
+from topwork.cli.options import json_output, readable_file, trusted_keys_option
 
 
 @click.command()
 @click.argument("key", type=click.Path(dir_okay=False, path_type=Path))
 def keygen(key: Path) -> None:
-    """Make a key that signs revisions: KEY, which only you can read, and KEY.pub, to be trusted.
+    """Create a key pair for signing revisions: KEY and KEY.pub.
 
-    Prints its id. Both are Ed25519 in PEM, as other tools write them, too.
+    Prints the id of the key. Only you can read KEY, the private key. Both files are Ed25519 keys in
+    PEM, which other tools can read.
     """
     print(keys.generate(key))
 
 
 @click.command()
 @repository_argument
-@signing_key_option
-@click.option("--model", help="Only this one's revisions. Default: all models'.")
-@click.option("--revision", type=click.IntRange(min=1), help="Only this one. Default: all.")
-@click.pass_context
-def sign(
-    context: click.Context,
-    repository: Path,
-    signing_key: Path | None,
-    model: str | None,
-    revision: int | None,
-) -> None:
-    """Sign revisions of REPOSITORY that are published already, beside who signed them before.
+@click.option(
+    "--signing-key", required=True, type=readable_file, help="PEM file of the private key."
+)
+@click.option("--model", help="Sign only this model's revisions. Default: all models.")
+@click.option("--revision", type=click.IntRange(min=1), help="Sign only this one. Default: all.")
+def sign(repository: Path, signing_key: Path, model: str | None, revision: int | None) -> None:
+    """Sign published revisions of a repository.
 
-    All that a revision's manifest names is verified first. Servers may go on meanwhile.
+    Verifies all files of a revision first. Keeps signatures of other keys. Servers may run.
     """
-    if signing_key is None:
-        raise click.MissingParameter(ctx=context, param_hint="--signing-key", param_type="option")
     key = keys.read_signing_key(signing_key)
-    found = opened(repository)
+    found = open_repository(repository)
     for name in [model] if model else found.models():
         for number in [revision] if revision else found.revisions(name):
             new = revisions.sign(found, name, number, key)
@@ -54,28 +47,24 @@ def sign(
 
 @click.command()
 @repository_argument
-@trusted_keys_option
+@trusted_keys_option(required=True)
 @json_output
-@click.pass_context
-def verify(
-    context: click.Context, repository: Path, trusted_keys: Path | None, as_json: bool
-) -> None:
-    """Tell which trusted keys have signed which revisions of REPOSITORY, newest first.
+def verify(repository: Path, trusted_keys: Path, as_json: bool) -> None:
+    """List the trusted signatures of a repository's revisions, newest first.
 
-    Exit status 1 if a server with --require-signed would refuse one.
+    Exit status 1 if a server with --require-signed would refuse a revision.
     """
-    if trusted_keys is None:
-        raise click.MissingParameter(ctx=context, param_hint="--trusted-keys", param_type="option")
     files = SigningFiles(trusted_keys=trusted_keys, require_signed=True)
     refused = False
-    for one in revisions.tell(opened(repository), files.read(publishes=False)):
-        refused |= bool(one.problem)
-        name = f"models/{one.model}/revisions/{one.revision}"
+    for revision in revisions.verify(open_repository(repository), files.read(publishes=False)):
+        refused |= bool(revision.problem)
+        name = f"models/{revision.model}/revisions/{revision.revision}"
         if as_json:
-            told = {"name": name, "serving": one.serving, "keys": one.keys, "error": one.problem}
-            print(json.dumps(told))
+            row = {"name": name, "serving": revision.serving}
+            print(json.dumps({**row, "keys": revision.keys, "error": revision.problem}))
         else:
-            serving = " (serves)" if one.serving else ""
-            print(f"{name}{serving}: {one.problem or 'signed by ' + ', '.join(one.keys)}")
+            serving = " (serves)" if revision.serving else ""
+            signers = f"signed by {', '.join(revision.keys)}"
+            print(f"{name}{serving}: {revision.problem or signers}")
     if refused:
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""``topwork token``: make a bearer token for the access file."""
+"""``topwork token``: create a bearer token for the access file."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
     "--role",
     default="classify",
     type=click.Choice(["classify", "train", "admin"]),
-    help="What its bearer may do.",
+    help="Role of the principal.",
 )
 @click.option(
     "--model",
     "models",
     multiple=True,
     default=["*"],
-    help="Of which models: a name, or the beginning of names and *. May be repeated.",
+    help="Models of the role: a name, or a prefix and *. Repeatable.",
 )
 @json_output
 @click.argument("principal")
 def token(role: str, models: Sequence[str], as_json: bool, principal: str) -> None:
-    """Make a token for PRINCIPAL, and the lines of the access file that let it in.
+    """Create a bearer token for PRINCIPAL and its entry in the access file.
 
-    The lines go to standard output and may be appended to the file, which has the token's digest
-    only; the token goes to standard error, and is kept nowhere. With --json, one object: token,
-    entry.
+    The entry goes to standard output, to be appended to the access file; it contains only a digest
+    of the token. The token goes to standard error and is stored nowhere. --json prints one object:
+    token, entry.
     """
-    # Imported here: the other commands need none of it.
+    # Imported here, so that the other commands start faster.
     from topwork.access import tokens
 
     if not _NAME.fullmatch(principal):
@@ -47,7 +47,7 @@ def token(role: str, models: Sequence[str], as_json: bool, principal: str) -> No
     if as_json:
         print(json.dumps({"token": made.token, "entry": made.entry}))
         return
-    click.echo(f"the token, for its bearer alone; it is not shown again: {made.token}", err=True)
+    click.echo(f"the token, a secret that is not shown again: {made.token}", err=True)
     print(f"[principals.{principal}]")
     print(f"tokens = {json.dumps([made.entry])}")
     print(f"{role} = {json.dumps(list(models))}")

@@ -1,1 +1,1 @@
-"""The Python client, blocking and for asyncio; it needs grpc and protobuf alone."""
+"""The Python client, blocking and for asyncio; it needs only grpc and protobuf."""

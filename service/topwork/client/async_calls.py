@@ -1,4 +1,4 @@
-"""Calls of the client for asyncio: a task of gRPC's sends while the caller's task receives.
+"""Calls of the client for asyncio: gRPC's task sends while the caller's task receives.
 
 blocking_calls has the same functions for threads.
 """
@@ -21,9 +21,9 @@ import grpc
 
 from topwork.client import calls
 from topwork.client.credentials import Credentials
-from topwork.client.exchange import Exchange
 from topwork.client.images import ImageSource, NamedImage, check_several, content, named
 from topwork.client.results import StreamResult
+from topwork.client.stream_window import StreamWindow
 from topwork.client.upload import P, UploadBatcher
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
@@ -59,7 +59,7 @@ async def contents(images: Iterable[ImageSource] | AsyncIterable[ImageSource]) -
     return [await _content(image) async for image in _each(images)]
 
 
-async def ask(
+async def call_unary(
     method: Callable[..., Awaitable[T]], request: object, timeout: float | None = None
 ) -> T:
     """See blocking_calls."""
@@ -77,23 +77,23 @@ async def upload(
 ) -> T:
     """See blocking_calls."""
     check_several(images)
-    messages = UploadBatcher(first)
+    batcher = UploadBatcher(first)
     failure: Exception | None = None
 
-    async def sent() -> AsyncIterator[P]:  # gRPC would pass what is raised off as a cancellation
+    async def requests() -> AsyncIterator[P]:  # gRPC would report its errors as a cancellation
         nonlocal failure
         try:
-            async for given in _each(images):
-                name, image = named(given)
-                if (message := messages.put(name, await _content(image))) is not None:
+            async for source in _each(images):
+                name, image = named(source)
+                if (message := batcher.add(name, await _content(image))) is not None:
                     yield message
         except Exception as error:
             failure = error
             call.cancel()
         else:
-            yield messages.end()
+            yield batcher.finish()
 
-    call: grpc.aio.StreamUnaryCall[P, T] = method(sent(), timeout=timeout)
+    call: grpc.aio.StreamUnaryCall[P, T] = method(requests(), timeout=timeout)
     try:
         return await call
     except asyncio.CancelledError:
@@ -108,34 +108,34 @@ async def upload(
 async def stream(
     method: StreamMethod,
     images: Iterable[ImageSource] | AsyncIterable[ImageSource],
-    exchange: Exchange,
+    window: StreamWindow,
 ) -> AsyncGenerator[StreamResult, None]:
     """See blocking_calls."""
     check_several(images)
-    room = asyncio.Event()
+    reopened = asyncio.Event()
     failure: Exception | None = None
 
     async def requests() -> AsyncIterator[classify_pb.StreamClassifyRequest]:
         nonlocal failure
         try:
             async for image in _each(images):
-                if (message := exchange.put(await _content(image))) is not None:
+                if (message := window.add(await _content(image))) is not None:
                     yield message
-                    while not exchange.has_room:
-                        room.clear()
-                        await room.wait()
+                    while not window.is_open:
+                        reopened.clear()
+                        await reopened.wait()
         except Exception as error:
             failure = error
-        if (last := exchange.end()) is not None:
+        if (last := window.finish()) is not None:
             yield last
 
     call = method(requests())
     try:
         async for response in call:
-            exchange.answer(response)
-            while taken := exchange.take():
-                room.set()
-                for result in taken:
+            window.receive(response)
+            while ready := window.take():
+                reopened.set()
+                for result in ready:
                     yield result
     except grpc.RpcError as error:
         raise calls.failed(error) from error
@@ -143,11 +143,11 @@ async def stream(
         call.cancel()
     if failure is not None:
         raise failure
-    exchange.close()
+    window.check_complete()
 
 
 async def _content(image: ImageSource) -> bytes:
-    """Return an image's bytes; its file, which may be far away, is read in a thread."""
+    """Return an image's bytes; a file, which may be on a network, is read in a thread."""
     return image if isinstance(image, bytes) else await asyncio.to_thread(content, image)
 
 

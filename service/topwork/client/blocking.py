@@ -11,10 +11,10 @@ import grpc
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from topwork.client import blocking_calls, calls
-from topwork.client.credentials import NOTHING, Credentials, bearing
-from topwork.client.exchange import IMAGES_A_MESSAGE, Exchange
+from topwork.client.credentials import ANONYMOUS, Credentials, with_metadata
 from topwork.client.images import ImageSource, NamedImage
 from topwork.client.results import ClassifyResult, Operation, StreamResult
+from topwork.client.stream_window import IMAGES_PER_MESSAGE, StreamWindow
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 from topwork.v1 import model_service_pb2 as model_pb
@@ -25,15 +25,15 @@ from topwork.v1 import revision_pb2 as revision_pb
 class Client:
     """A client of one server that blocks. Safe to use from several threads.
 
-    Without ``credentials`` it speaks plaintext.
+    Without ``credentials`` it uses plaintext and no token.
     """
 
-    def __init__(self, address: str, credentials: Credentials = NOTHING) -> None:
+    def __init__(self, address: str, credentials: Credentials = ANONYMOUS) -> None:
         self._address = address
         self._tls = credentials.tls
-        metadata = credentials.metadata(address)  # before there is something to close
+        metadata = credentials.metadata(address)  # may raise: before a channel is open
         self._channel = blocking_calls.open_channel(address, credentials)
-        channel = bearing(self._channel, metadata)
+        channel = with_metadata(self._channel, metadata)
         self._classifier: classify_grpc.ClassifierServiceStub = classify_grpc.ClassifierServiceStub(
             channel
         )
@@ -56,7 +56,7 @@ class Client:
         self._channel.close()
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Return when the server can be reached. Raises CallFailed if it cannot in ``seconds``."""
+        """Wait until the server can be reached. Raises CallFailed after ``seconds``."""
         blocking_calls.wait_until_ready(self._channel, self._address, seconds, tls=self._tls)
 
     def classify(
@@ -68,16 +68,16 @@ class Client:
         top_k: int = 0,
         timeout: float | None = None,
     ) -> ClassifyResult:
-        """Return one result an encoded image, in order; see topwork.v1.ClassifyRequest.
+        """Classify encoded images; the results are in their order. See topwork.v1.ClassifyRequest.
 
         An image is its bytes, the path of its file, or a file that is open in binary mode.
-        ``timeout`` in seconds. Raises CallFailed, and OSError if a file cannot be read; a bad image
-        is an error in its own result.
+        ``timeout`` in seconds. Raises CallFailed, and OSError if a file cannot be read; an invalid
+        image is an error in its own result.
         """
         encoded = blocking_calls.contents(images)
         request = calls.classify_request(model, encoded, revision, top_k)
-        answer = blocking_calls.ask(self._classifier.Classify, request, timeout)
-        return ClassifyResult.of(answer)
+        response = blocking_calls.call_unary(self._classifier.Classify, request, timeout)
+        return ClassifyResult.of(response)
 
     def classify_stream(
         self,
@@ -86,19 +86,19 @@ class Client:
         *,
         revision: int = 0,
         top_k: int = 0,
-        images_per_message: int = IMAGES_A_MESSAGE,
+        images_per_message: int = IMAGES_PER_MESSAGE,
         timeout: float | None = None,
     ) -> Generator[StreamResult, None]:
-        """Yield one result an encoded image, in order, for any number of images.
+        """Yield the result of each encoded image, in order, for any number of images.
 
-        Takes ``images`` as fast as the server has room for them, in a thread of its own, and never
-        holds more than some hundred. They wait until their message is complete: a source that is
-        slower than the server, such as a camera, wants one ``images_per_message``. ``timeout`` in
-        seconds is each message's. A bad image is an error in its own result; raises CallFailed, or
-        what ``images`` and their files raise, after the results of all images before.
+        Iterates over ``images`` as fast as the server answers, in a thread of its own, with a few
+        hundred in flight. An image waits until its message is complete: set ``images_per_message``
+        to 1 for a source that is slower than the server, such as a camera. ``timeout`` in seconds
+        applies to each message. An invalid image is an error in its own result. Raises CallFailed,
+        and the errors of ``images`` and their files, after the results of all images before.
         """
         described = self.model(model)
-        exchange = Exchange(
+        window = StreamWindow(
             model,
             described.limits,
             revision=revision,
@@ -106,7 +106,7 @@ class Client:
             images_per_message=images_per_message,
             timeout=timeout,
         )
-        stream = blocking_calls.stream(self._classifier.StreamClassify, images, exchange)
+        stream = blocking_calls.stream(self._classifier.StreamClassify, images, window)
         with closing(stream) as results:
             yield from results
 
@@ -122,10 +122,10 @@ class Client:
     ) -> Operation:
         """Upload the images of a new label, and return the accepted operation.
 
-        An image is what ``classify`` takes, or a pair of its display name and that; the display
-        name of a file is else its path. A repeated call with the same ``request_id`` (a UUID) is
-        the same operation; so it is with every change. Raises CallFailed, or what ``images`` and
-        their files raise: then nothing is learnt.
+        An image is as in ``classify``, or a pair of its display name and the image; the default
+        display name is the file's path. ``request_id`` (a UUID) is an idempotency key, as in every
+        change: a repeated call returns the same operation. Raises CallFailed, and the errors of
+        ``images`` and their files, after which the model does not change.
         """
         config = change_pb.AddClassConfig(
             model=f"models/{model}",
@@ -146,7 +146,7 @@ class Client:
         options: change_pb.ChangeOptions | None = None,
         timeout: float | None = None,
     ) -> Operation:
-        """Upload more images, as ``add_class`` takes them, of a label that the model has."""
+        """Upload more images of an existing label; see ``add_class``."""
         config = change_pb.AddExamplesConfig(
             model=f"models/{model}",
             label=label,
@@ -165,14 +165,14 @@ class Client:
         options: change_pb.ChangeOptions | None = None,
         timeout: float | None = None,
     ) -> Operation:
-        """Let a model forget a label, and return the accepted operation. Raises CallFailed."""
+        """Remove a label with its images, and return the accepted operation. Raises CallFailed."""
         request = change_pb.RemoveClassRequest(
             model=f"models/{model}",
             label=label,
             request_id=request_id or calls.new_request_id(),
             options=options,
         )
-        return Operation.of(blocking_calls.ask(self._models.RemoveClass, request, timeout))
+        return Operation.of(blocking_calls.call_unary(self._models.RemoveClass, request, timeout))
 
     def rename_class(
         self,
@@ -184,7 +184,7 @@ class Client:
         options: change_pb.ChangeOptions | None = None,
         timeout: float | None = None,
     ) -> Operation:
-        """Give a label another name, and return the accepted operation. Raises CallFailed."""
+        """Rename a label, and return the accepted operation. Raises CallFailed."""
         request = change_pb.RenameClassRequest(
             model=f"models/{model}",
             label=label,
@@ -192,7 +192,7 @@ class Client:
             request_id=request_id or calls.new_request_id(),
             options=options,
         )
-        return Operation.of(blocking_calls.ask(self._models.RenameClass, request, timeout))
+        return Operation.of(blocking_calls.call_unary(self._models.RenameClass, request, timeout))
 
     def retrain(
         self,
@@ -204,7 +204,7 @@ class Client:
         options: change_pb.ChangeOptions | None = None,
         timeout: float | None = None,
     ) -> Operation:
-        """Solve a model's head anew, and return the accepted operation. Raises CallFailed."""
+        """Solve a model's head again, and return the accepted operation. Raises CallFailed."""
         request = change_pb.RetrainRequest(
             model=f"models/{model}",
             head=head,
@@ -212,7 +212,7 @@ class Client:
             request_id=request_id or calls.new_request_id(),
             options=options,
         )
-        return Operation.of(blocking_calls.ask(self._models.Retrain, request, timeout))
+        return Operation.of(blocking_calls.call_unary(self._models.Retrain, request, timeout))
 
     def rollback(
         self,
@@ -223,14 +223,14 @@ class Client:
         validate_only: bool = False,
         timeout: float | None = None,
     ) -> model_pb.Model:
-        """Let another revision serve, 0 the one before, and return the model. Raises CallFailed."""
+        """Serve ``revision`` (0: the previous one), and return the model. Raises CallFailed."""
         request = model_pb.RollbackRequest(
             model=f"models/{model}",
             revision=revision,
             expected_revision=expected_revision,
             validate_only=validate_only,
         )
-        return blocking_calls.ask(self._models.Rollback, request, timeout)
+        return blocking_calls.call_unary(self._models.Rollback, request, timeout)
 
     def pin_revision(
         self,
@@ -241,14 +241,14 @@ class Client:
         validate_only: bool = False,
         timeout: float | None = None,
     ) -> model_pb.Model:
-        """Keep a revision for good, or no longer, and return the model. Raises CallFailed."""
+        """Pin a revision against deletion, or unpin it; return the model. Raises CallFailed."""
         request = model_pb.PinRevisionRequest(
             model=f"models/{model}", revision=revision, unpin=unpin, validate_only=validate_only
         )
-        return blocking_calls.ask(self._models.PinRevision, request, timeout)
+        return blocking_calls.call_unary(self._models.PinRevision, request, timeout)
 
     def watch(self, operation: str) -> Iterator[Operation]:
-        """Yield the states of ``operation`` (its name) until it is finished. Raises CallFailed."""
+        """Yield the states of ``operation`` (a name) until it is finished. Raises CallFailed."""
         call = self._models.WatchOperation(model_pb.WatchOperationRequest(name=operation))
         try:
             for response in call:
@@ -256,12 +256,12 @@ class Client:
         except grpc.RpcError as error:
             raise calls.failed(error) from error
         finally:
-            call.cancel()  # for those who stop looking before the end
+            call.cancel()  # the caller may stop before the end
 
     def model(self, model: str) -> model_pb.Model:
         """Return a model. Raises CallFailed."""
         request = model_pb.GetModelRequest(name=f"models/{model}")
-        return blocking_calls.ask(self._models.GetModel, request)
+        return blocking_calls.call_unary(self._models.GetModel, request)
 
     def models(self) -> Iterator[model_pb.Model]:
         """Yield all models, in the order of their names. Raises CallFailed."""
@@ -275,9 +275,9 @@ class Client:
             yield from page.revisions
 
     def operations(self, wanted: str = "") -> Iterator[Operation]:
-        """Yield the operations that the filter ``wanted`` lets pass, oldest first.
+        """Yield the operations that match the filter ``wanted``, oldest first.
 
-        Such as ``model = "models/flowers" AND done = false``. Raises CallFailed.
+        A filter is such as ``model = "models/flowers" AND done = false``. Raises CallFailed.
         """
         request = operations_pb2.ListOperationsRequest(filter=wanted)
         for page in self._pages(self._operations.ListOperations, request):
@@ -285,14 +285,14 @@ class Client:
                 yield Operation.of(operation)
 
     def cancel(self, operation: str) -> None:
-        """End ``operation`` (its name) before its next step. Raises CallFailed."""
+        """Cancel ``operation`` (a name) before its next step. Raises CallFailed."""
         request = operations_pb2.CancelOperationRequest(name=operation)
-        blocking_calls.ask(self._operations.CancelOperation, request)
+        blocking_calls.call_unary(self._operations.CancelOperation, request)
 
     def _pages(self, method: Any, request: Any) -> Iterator[Any]:
         """Yield the pages of a list."""
         while True:
-            page = blocking_calls.ask(method, request)
+            page = blocking_calls.call_unary(method, request)
             yield page
             if not (token := page.next_page_token):
                 return

@@ -1,4 +1,4 @@
-"""Calls of the blocking client: a thread of gRPC's sends while the caller's thread receives.
+"""Calls of the blocking client: gRPC's thread sends while the caller's thread receives.
 
 async_calls has the same functions for asyncio.
 """
@@ -16,10 +16,10 @@ from google.rpc import code_pb2, status_pb2
 from topwork.client import calls
 from topwork.client.calls import CallFailed
 from topwork.client.credentials import Credentials
-from topwork.client.exchange import Exchange
 from topwork.client.images import ImageSource, NamedImage, check_several, content, named
 from topwork.client.results import StreamResult
 from topwork.client.source import Source
+from topwork.client.stream_window import StreamWindow
 from topwork.client.upload import P, UploadBatcher
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
@@ -30,12 +30,12 @@ StreamMethod: TypeAlias = """grpc.StreamStreamMultiCallable[
 
 
 def open_channel(address: str, credentials: Credentials) -> grpc.Channel:
-    """Return a channel with the client's options, whose calls bear no metadata."""
+    """Return a channel with the client's options, without the metadata of calls."""
     return credentials.open_channel(address, calls.options_for(address))
 
 
 def wait_until_ready(channel: grpc.Channel, address: str, seconds: float, *, tls: bool) -> None:
-    """Return when the server can be reached. Raises CallFailed if it cannot in ``seconds``."""
+    """Wait until the server can be reached. Raises CallFailed after ``seconds``."""
     try:
         grpc.channel_ready_future(channel).result(timeout=seconds)
     except grpc.FutureTimeoutError:
@@ -48,8 +48,8 @@ def contents(images: Iterable[ImageSource]) -> list[bytes]:
     return [content(image) for image in images]
 
 
-def ask(method: Callable[..., T], request: object, timeout: float | None = None) -> T:
-    """Return what a method of a stub answers. Raises CallFailed."""
+def call_unary(method: Callable[..., T], request: object, timeout: float | None = None) -> T:
+    """Return the response of a stub's method. Raises CallFailed."""
     try:
         return method(request, timeout=timeout)
     except grpc.RpcError as error:
@@ -62,74 +62,74 @@ def upload(
     images: Iterable[NamedImage],
     timeout: float | None,
 ) -> T:
-    """Return what a method answers to ``first`` and images.
+    """Return the response to an upload of ``first`` and images.
 
-    Raises CallFailed, and what ``images`` and their files raise: then the server does nothing.
+    Raises CallFailed, and the errors of ``images`` and their files, which cancel the upload.
     """
     check_several(images)
     begun = threading.Event()
-    messages = UploadBatcher(first)
+    batcher = UploadBatcher(first)
 
-    def put(name: str, image: ImageSource) -> P | None:
-        return messages.put(name, content(image))
+    def add(name: str, image: ImageSource) -> P | None:
+        return batcher.add(name, content(image))
 
-    source = Source(starmap(put, map(named, images)))
+    source = Source(starmap(add, map(named, images)))
 
-    def sent() -> Iterator[P]:  # in a thread of gRPC's
+    def requests() -> Iterator[P]:  # in gRPC's thread
         for message in source:
             if message is not None:
                 yield message
         if source.exhausted:
-            yield messages.end()
+            yield batcher.finish()
         else:
             begun.wait()
-            call.cancel()  # an end would pass for the upload's own
+            call.cancel()  # the server would take an end for a complete upload
 
     with source:
-        call: grpc.Future[T] = method.future(sent(), timeout=timeout)
+        call: grpc.Future[T] = method.future(requests(), timeout=timeout)
         begun.set()
         try:
             return call.result()
         except grpc.FutureCancelledError as error:
             if source.failure is not None:
                 raise source.failure from None
-            text = "this process ends before all was sent"
+            text = "this process ended before the upload was complete"
             raise CallFailed(status_pb2.Status(code=code_pb2.CANCELLED, message=text)) from error
         except grpc.RpcError as error:
             raise calls.failed(error) from error
         finally:
-            call.cancel()  # for an interrupt
+            call.cancel()  # after an interrupt, such as Ctrl-C
 
 
 def stream(
-    method: StreamMethod, images: Iterable[ImageSource], exchange: Exchange
+    method: StreamMethod, images: Iterable[ImageSource], window: StreamWindow
 ) -> Generator[StreamResult, None, None]:
-    """Yield one result an image, in order.
+    """Yield the result of each image, in order.
 
-    Raises CallFailed, and what ``images`` and their files raise, after the results of the images
-    before it.
+    Raises CallFailed, and the errors of ``images`` and their files, after the results of the images
+    before.
     """
     check_several(images)
     changed = threading.Condition()
     closed = False
 
-    def put(image: ImageSource) -> classify_pb.StreamClassifyRequest | None:
+    def add(image: ImageSource) -> classify_pb.StreamClassifyRequest | None:
         encoded = content(image)
         with changed:
-            return exchange.put(encoded)
+            return window.add(encoded)
 
-    source = Source(map(put, images))
+    source = Source(map(add, images))
 
-    def requests() -> Iterator[classify_pb.StreamClassifyRequest]:  # in a thread of gRPC's
+    def requests() -> Iterator[classify_pb.StreamClassifyRequest]:  # in gRPC's thread
         for message in source:
             if message is not None:
                 yield message
                 with changed:
-                    changed.wait_for(lambda: closed or exchange.has_room)
+                    changed.wait_for(lambda: closed or window.is_open)
             if closed:
                 return
         with changed:
-            last = exchange.end()
+            last = window.finish()
         if last is not None:
             yield last
 
@@ -138,14 +138,14 @@ def stream(
         try:
             for response in call:
                 with changed:
-                    exchange.answer(response)
+                    window.receive(response)
                 while True:
                     with changed:
-                        taken = exchange.take()
+                        ready = window.take()
                         changed.notify()
-                    if not taken:
+                    if not ready:
                         break
-                    yield from taken
+                    yield from ready
         except grpc.RpcError as error:
             raise calls.failed(error) from error
         finally:
@@ -155,4 +155,4 @@ def stream(
             call.cancel()
     if source.failure is not None:
         raise source.failure
-    exchange.close()
+    window.check_complete()

@@ -19,17 +19,17 @@ from topwork.wire.addresses import why_unreachable
 from topwork.wire.loopback import is_loopback
 
 SERVICE_CONFIG = Path(__file__).with_name("service_config.json").read_text(encoding="utf-8")
-"""What is tried again, and when; any client may use it. docs/clients.md says why it is so."""
+"""Retry policies, in gRPC's form, for any client; docs/clients.md has the reasons."""
 
 OPTIONS = [
     ("grpc.service_config", SERVICE_CONFIG),
-    # A load balancer forgets connections that are silent for a minute, and says nothing.
+    # A load balancer drops connections that are idle for a minute without closing them.
     ("grpc.keepalive_time_ms", 30_000),
-    # For a host that acknowledges nothing. A server that is there and silent has gRPC's 60 s.
+    # How long a ping may be unanswered: the host is unreachable.
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # By default up to two minutes pass until a client looks again whether a server is there.
+    # By default a client waits up to two minutes between its attempts to connect.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.max_receive_message_length", DEFAULT_LIMITS.max_message_bytes),
@@ -38,23 +38,23 @@ OPTIONS = [
 
 
 DIRECT = [("grpc.enable_http_proxy", 0)]
-"""The option of a channel that no proxy is asked for."""
+"""The options of a channel that uses no proxy."""
 
 PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
-"""The environment variables that name gRPC's proxy; the first that is set counts."""
+"""The environment variables of gRPC's proxy; the first that is set wins."""
 
 
 def options_for(address: str) -> list[tuple[str, Any]]:
-    """Return the options of a channel to ``address``: a proxy cannot reach this host's own."""
+    """Return the options of a channel to ``address``; no proxy reaches an address of this host."""
     return OPTIONS + DIRECT if is_loopback(address) else OPTIONS
 
 
 class CallFailed(TopworkError):
-    """A call, an operation or an image ended with an error; the attributes say which.
+    """The error of a call, an operation or an image.
 
     ``code`` is the name of a google.rpc.Code such as NOT_FOUND, ``reason`` the stable identifier in
     ErrorInfo, ``message`` the text, ``retry_after`` the seconds after which a retry makes sense (0:
-    not said), ``status`` all that the server said.
+    unknown), ``status`` the server's whole google.rpc.Status.
     """
 
     def __init__(self, status: status_pb2.Status) -> None:
@@ -66,7 +66,7 @@ class CallFailed(TopworkError):
         super().__init__(status.message, reason=statuses.reason(status) or self.code)
 
     def __reduce__(self) -> tuple[type[CallFailed], tuple[status_pb2.Status]]:
-        """Return how a copy is made: an exception's own way is from its message alone."""
+        """Copy by the status: exceptions are copied by their message alone."""
         return type(self), (self.status,)
 
 
@@ -80,7 +80,7 @@ def classify_request(
 
 
 def new_request_id() -> str:
-    """Return the id of a call that nobody repeats but gRPC itself."""
+    """Return a new idempotency key, for gRPC's own retries of a call."""
     return str(uuid.uuid4())
 
 
@@ -88,7 +88,7 @@ def unreachable(address: str, seconds: float, *, tls: bool) -> CallFailed:
     """Return the error of a server that cannot be reached. Blocks for a second at most."""
     proxy = next(filter(os.environ.get, PROXY_VARIABLES), None)
     if proxy is not None and not is_loopback(address):
-        why = f"gRPC asks the proxy in {proxy}, unless no_proxy names the host"
+        why = f"gRPC uses the proxy in {proxy}, unless no_proxy names the host"
     else:
         why = why_unreachable(address, tls=tls)
     text = f"no server answers at {address} within {seconds:g} s{why and ': '}{why}"
@@ -96,7 +96,7 @@ def unreachable(address: str, seconds: float, *, tls: bool) -> CallFailed:
 
 
 def failed(error: grpc.RpcError) -> CallFailed:
-    """Return the error of a call that failed, blocking or not."""
+    """Return the error of a failed call of either client."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError), "grpc raises nothing else"
     for key, value in error.trailing_metadata() or ():
         if key == statuses.DETAILS_KEY:

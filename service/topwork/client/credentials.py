@@ -1,4 +1,4 @@
-"""How a client shows who it is, and whom it trusts."""
+"""Client credentials: TLS and mTLS certificates, and a bearer token in the metadata of calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import grpc
 from topwork.errors import InvalidInput
 from topwork.wire.loopback import is_loopback
 
-_NO_TOKEN = re.compile(r"[^!-~]")
+_NOT_IN_TOKENS = re.compile(r"[^!-~]")
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 C = TypeVar("C", grpc.Channel, grpc.aio.Channel)
@@ -21,18 +21,18 @@ C = TypeVar("C", grpc.Channel, grpc.aio.Channel)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What ``Client`` and ``AsyncClient`` are given beside the address."""
+    """Credentials of a ``Client`` or ``AsyncClient``."""
 
     tls: bool = False
-    """Whether to speak TLS."""
+    """True to use TLS."""
     ca: bytes | None = None
-    """PEM of who signed the server's certificate; None: the well-known authorities."""
+    """PEM of the CA that signed the server's certificate; None: gRPC's default CAs."""
     certificate: bytes | None = None
-    """PEM of the client's own certificate and those between it and its authority."""
+    """PEM of the client's certificate and the intermediate certificates (mTLS)."""
     key: bytes | None = field(default=None, repr=False)
-    """PEM of its private key."""
+    """PEM of the private key of ``certificate``."""
     token: str = field(default="", repr=False)
-    """Bearer token. Only sent over TLS, or to this host itself."""
+    """Bearer token. Sent only over TLS, or to an address of this host."""
 
     @classmethod
     def from_files(
@@ -44,41 +44,41 @@ class Credentials:
         client_key: Path | None = None,
         token: str = "",
     ) -> Self:
-        """Return credentials whose parts are in PEM files. Raises InvalidInput."""
+        """Return credentials read from PEM files. Raises InvalidInput."""
         if (client_cert is None) != (client_key is None):
             raise InvalidInput("client_cert and client_key go together", field="client_key")
         return cls(
             tls=tls or tls_ca is not None or client_cert is not None,
-            ca=_content("tls_ca", tls_ca),
-            certificate=_content("client_cert", client_cert),
-            key=_content("client_key", client_key),
+            ca=_read("tls_ca", tls_ca),
+            certificate=_read("client_cert", client_cert),
+            key=_read("client_key", client_key),
             token=token,
         )
 
     def channel_credentials(self) -> grpc.ChannelCredentials | None:
-        """Return what a channel is opened with; None: plaintext."""
+        """Return gRPC's credentials of a channel; None: plaintext."""
         if not self.tls:
             return None
         return grpc.ssl_channel_credentials(self.ca, self.key, self.certificate)
 
     def open_channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
-        """Return a blocking channel, whose calls bear no metadata."""
+        """Return a blocking channel, without the metadata of calls."""
         if (secure := self.channel_credentials()) is not None:
             return grpc.secure_channel(address, secure, options=options)
         return grpc.insecure_channel(address, options=options)
 
     def metadata(self, address: str) -> Metadata:
-        """Return what every call to ``address`` bears.
+        """Return the metadata of every call to ``address``.
 
-        Raises InvalidInput if the token would go to another host in plaintext, or can be none.
+        Raises InvalidInput if the token would go to another host in plaintext, or is malformed.
         """
         if not self.token:
             return ()
-        # gRPC would show the whole token in its error.
-        if (wrong := _NO_TOKEN.search(self.token)) is not None:
+        # Checked here, because gRPC's error would show the whole token.
+        if (match := _NOT_IN_TOKENS.search(self.token)) is not None:
             raise InvalidInput(
                 f"the token, of {len(self.token)} characters, has a space, a line end or another "
-                f"character that no token has at position {wrong.start() + 1}",
+                f"character that no token has at position {match.start() + 1}",
                 field="token",
             )
         if not (self.tls or is_loopback(address)):
@@ -88,17 +88,17 @@ class Credentials:
         return (("authorization", f"Bearer {self.token}"),)
 
 
-NOTHING = Credentials()
-"""Plaintext, and nobody in particular."""
+ANONYMOUS = Credentials()
+"""Plaintext, without a token."""
 
 
-def bearing(channel: C, metadata: Metadata) -> C:
-    """Return ``channel``, blocking or not, so that all calls of stubs bear ``metadata``."""
-    return cast("C", _Bearing(channel, metadata)) if metadata else channel
+def with_metadata(channel: C, metadata: Metadata) -> C:
+    """Return ``channel``, blocking or not, whose stubs add ``metadata`` to every call."""
+    return cast("C", _MetadataChannel(channel, metadata)) if metadata else channel
 
 
-class _Bearing:
-    """What a stub uses of a channel."""
+class _MetadataChannel:
+    """The methods of a channel that stubs use."""
 
     def __init__(self, channel: grpc.Channel | grpc.aio.Channel, metadata: Metadata) -> None:
         self._channel = channel
@@ -109,29 +109,29 @@ class _Bearing:
         self.stream_stream = self._make("stream_stream")
 
     def _make(self, kind: str) -> Callable[..., Any]:
-        def make(*arguments: Any, **named: Any) -> _BearingMethod:
-            method = getattr(self._channel, kind)(*arguments, **named)
-            return _BearingMethod(method, self._metadata)
+        def make(*arguments: Any, **options: Any) -> _MetadataMethod:
+            method = getattr(self._channel, kind)(*arguments, **options)
+            return _MetadataMethod(method, self._metadata)
 
         return make
 
 
-class _BearingMethod:
-    """What clients use of a stub's method."""
+class _MetadataMethod:
+    """A method of a stub that adds metadata to its calls."""
 
     def __init__(self, method: Any, metadata: Metadata) -> None:
         self._method = method
         self._metadata = metadata
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return self._method(*arguments, metadata=self._metadata, **named)
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._method(*arguments, metadata=self._metadata, **options)
 
-    def future(self, *arguments: Any, **named: Any) -> Any:
-        """See grpc.StreamUnaryMultiCallable; asyncio's methods have none."""
-        return self._method.future(*arguments, metadata=self._metadata, **named)
+    def future(self, *arguments: Any, **options: Any) -> Any:
+        """See grpc.StreamUnaryMultiCallable; asyncio's stubs have no such method."""
+        return self._method.future(*arguments, metadata=self._metadata, **options)
 
 
-def _content(field_name: str, path: Path | None) -> bytes | None:
+def _read(field_name: str, path: Path | None) -> bytes | None:
     try:
         return None if path is None else path.read_bytes()
     except OSError as error:

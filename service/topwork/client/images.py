@@ -1,4 +1,4 @@
-"""Encoded images as callers give them (bytes, path, open file), read into bytes."""
+"""Sources of encoded images (bytes, path, open file), read into bytes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ ImageSource: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO
 """An encoded image: its bytes, the path of its file, or that file, opened in binary mode."""
 
 NamedImage: TypeAlias = ImageSource | tuple[str, ImageSource]
-"""An image, or a pair of its display name and the image. Else the name is the file's path."""
+"""An image, or a pair of its display name and the image; the default name is the file's path."""
 
 
 def check_several(images: object) -> None:
-    """Raise TypeError unless ``images`` can be several: bytes, a path and a file are one image.
+    """Raise TypeError if ``images`` is a single image (bytes, a path or a file) or no iterable.
 
-    Bytes, texts and files could be iterated over, for what is no image.
+    Iterating over bytes, a string or a file would give numbers, letters or lines.
     """
-    one = isinstance(images, bytes | str | os.PathLike) or hasattr(images, "read")
-    if one or not isinstance(images, Iterable | AsyncIterable):
+    single = isinstance(images, bytes | str | os.PathLike) or hasattr(images, "read")
+    if single or not isinstance(images, Iterable | AsyncIterable):
         kind = type(images).__name__
-        raise TypeError(f"images is {kind}: give a list of images, also for a single one")
+        raise TypeError(f"images is {kind}: pass a list of images, also for a single image")
 
 
 def content(image: ImageSource) -> bytes:
@@ -34,21 +34,21 @@ def content(image: ImageSource) -> bytes:
     try:
         if isinstance(image, str | os.PathLike):
             return Path(image).read_bytes()
-        found = image.read()
+        data = image.read()
     except OSError as error:
         if error.filename is None:
             error.filename = _name(image)
         raise
     except AttributeError:
         kind = type(image).__name__
-        raise TypeError(f"an image is {kind}: give bytes, a path or a binary file") from None
-    if not isinstance(found, bytes):
+        raise TypeError(f"an image is {kind}: pass bytes, a path or a binary file") from None
+    if not isinstance(data, bytes):
         raise TypeError(f"the file {_name(image)!r} is not open in binary mode")
-    return found
+    return data
 
 
 def named(image: NamedImage) -> tuple[str, ImageSource]:
-    """Return an image's display name, ``""`` if there is none, and the image."""
+    """Return an image's display name, ``""`` for bytes and unnamed files, and the image."""
     return image if isinstance(image, tuple) else (_name(image), image)
 
 

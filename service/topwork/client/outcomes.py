@@ -1,4 +1,4 @@
-"""What an operation of a change says: how far it is, what came of it, or why not."""
+"""Progress, result and rejection of a change, unpacked from its operation or error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from topwork.v1 import revision_pb2 as revision_pb
 
 
 def result(operation: operations_pb2.Operation) -> change_pb.ChangeResponse:
-    """Return what a finished change gave. Raises CallFailed if it failed."""
+    """Return the result of a finished change. Raises CallFailed if it failed."""
     if operation.HasField("error"):
         raise CallFailed(operation.error)
     response = change_pb.ChangeResponse()
@@ -20,7 +20,7 @@ def result(operation: operations_pb2.Operation) -> change_pb.ChangeResponse:
 
 
 def progress(operation: operations_pb2.Operation) -> change_pb.ChangeMetadata:
-    """Return what a change is about, and how far it is."""
+    """Return the subject and the progress of a change."""
     metadata = change_pb.ChangeMetadata()
     if not operation.metadata.Unpack(metadata):
         raise ValueError(f"{operation.name} is not a change of a model")
@@ -28,7 +28,7 @@ def progress(operation: operations_pb2.Operation) -> change_pb.ChangeMetadata:
 
 
 def rejected(error: CallFailed) -> revision_pb.Comparison | None:
-    """Return the numbers for which a gate rejected a change; None if it failed otherwise."""
+    """Return the comparison of a change that the gate rejected; None for any other error."""
     comparison = revision_pb.Comparison()
     for detail in error.status.details:
         if detail.Unpack(comparison):

@@ -1,24 +1,23 @@
-"""Asks a server how it is, as a supervisor does: one call of grpc.health.v1, no retries."""
+"""Health probe of a server: one call of grpc.health.v1 without retries."""
 
 from __future__ import annotations
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from topwork.client import calls
-from topwork.client.blocking_calls import ask
-from topwork.client.credentials import NOTHING, Credentials
+from topwork.client.blocking_calls import call_unary
+from topwork.client.credentials import ANONYMOUS, Credentials
 
 SERVING = "SERVING"
 
 
-def status(address: str, service: str, seconds: float, credentials: Credentials = NOTHING) -> str:
-    """Return the status of a service of the server at ``address``; ``""`` is the whole process.
+def status(address: str, service: str, seconds: float, credentials: Credentials = ANONYMOUS) -> str:
+    """Return the status, such as SERVING, of a service at ``address``; ``""`` is the whole server.
 
-    Such as SERVING. Raises CallFailed if it does not answer within ``seconds``, or knows no such
-    service.
+    Raises CallFailed if the server does not answer within ``seconds``, or has no such service.
     """
-    # A probe is about this very server, never about a proxy.
+    # A proxy would answer for the server.
     with credentials.open_channel(address, calls.DIRECT) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
-        answer = ask(check, health_pb2.HealthCheckRequest(service=service), seconds)
-    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+        response = call_unary(check, health_pb2.HealthCheckRequest(service=service), seconds)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))

@@ -1,4 +1,4 @@
-"""Results of calls as frozen values; ``raw`` is the protobuf message that each was read from."""
+"""Results of calls as frozen values; ``raw`` is the protobuf message of each."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from topwork.v1 import classifier_service_pb2 as classify_pb
 
 
 class _Result:
-    """Base of the values; an attribute that they lack is the message's, such as ``HasField``.
+    """Base of the values; other attributes, such as ``HasField``, are read from the message.
 
-    So programs that were written for the messages go on. Type checkers see only the values.
+    Programs written for the messages continue to work. Type checkers see only the values.
     """
 
     __slots__ = ()
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            if name.startswith("__") or name == "raw":  # what copy and pickle look for
+            if name.startswith("__") or name == "raw":  # copy and pickle look them up
                 raise AttributeError(name)
             return getattr(self.raw, name)
 
@@ -41,23 +41,26 @@ class ImageResult(_Result):
     """Classification of one image, or the error of an image that could not be classified."""
 
     predictions: tuple[Prediction, ...]
-    """The most probable first; none if there is an error."""
+    """The most probable first; empty if there is an error."""
     unknown_probability: float | None
-    """Probability that the image shows none of the labels; None: the model cannot tell."""
+    """Probability that the image is out-of-distribution; None: the model has no estimate."""
     is_unknown: bool | None
-    """Whether that reaches the model's own threshold; None: the model cannot tell."""
+    """True if ``unknown_probability`` reaches the model's threshold; None: it has no estimate."""
     error: CallFailed | None = field(compare=False)
     raw: classify_pb.ImageResult = field(repr=False, hash=False)
 
     @classmethod
     def of(cls, raw: classify_pb.ImageResult) -> Self:
-        """Return the value of a message."""
-        found = raw.classification
-        known = found.HasField("unknown_probability")
+        """Convert a message."""
+        classification = raw.classification
+        known = classification.HasField("unknown_probability")
         return cls(
-            predictions=tuple(Prediction(one.label, one.probability) for one in found.predictions),
-            unknown_probability=found.unknown_probability if known else None,
-            is_unknown=found.is_unknown if known else None,
+            predictions=tuple(
+                Prediction(prediction.label, prediction.probability)
+                for prediction in classification.predictions
+            ),
+            unknown_probability=classification.unknown_probability if known else None,
+            is_unknown=classification.is_unknown if known else None,
             error=CallFailed(raw.error) if raw.HasField("error") else None,
             raw=raw,
         )
@@ -70,12 +73,12 @@ class ClassifyResult(_Result):
     revision: int
     """The revision that answered."""
     results: tuple[ImageResult, ...]
-    """One an image, in order."""
+    """The images' results, in order."""
     raw: classify_pb.ClassifyResponse = field(repr=False, hash=False)
 
     @classmethod
     def of(cls, raw: classify_pb.ClassifyResponse) -> Self:
-        """Return the value of a message."""
+        """Convert a message."""
         return cls(revision=raw.revision, results=tuple(map(ImageResult.of, raw.results)), raw=raw)
 
 
@@ -95,18 +98,18 @@ class Operation(_Result):
     name: str
     """Such as ``operations/0eedf153-e607-48de-8787-0cdbbd424572``."""
     done: bool
-    """Whether it has ended, well or not."""
+    """True once it has succeeded or failed."""
     raw: operations_pb2.Operation = field(repr=False, hash=False)
 
     @classmethod
     def of(cls, raw: operations_pb2.Operation) -> Self:
-        """Return the value of a message."""
+        """Convert a message."""
         return cls(name=raw.name, done=raw.done, raw=raw)
 
     def progress(self) -> change_pb.ChangeMetadata:
-        """Return what the change is about, and how far it is."""
+        """Return the subject and the progress of the change."""
         return outcomes.progress(self.raw)
 
     def result(self) -> change_pb.ChangeResponse:
-        """Return what the finished change gave. Raises CallFailed if it failed."""
+        """Return the result of the finished change. Raises CallFailed if it failed."""
         return outcomes.result(self.raw)

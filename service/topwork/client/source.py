@@ -1,7 +1,7 @@
-"""Iterator over a caller's items for gRPC's sending thread, which leaves them before its call ends.
+"""Iterator over a caller's items for gRPC's sending thread, closed by the caller's thread.
 
-That thread is a daemon. If it came back from native code in the caller's items when the interpreter
-has ended already, C++ would abort the process.
+gRPC's thread is a daemon. If it returned from native code in the caller's items after the end of
+the interpreter, C++ would abort the process.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Generic, Self, TypeVar
 T = TypeVar("T")
 
 LEAVE_SECONDS = 2.0
-"""Raising it lets a call that ends early wait longer for an item that is on its way."""
+"""Raising it waits longer at the end of a call for an item that is being produced."""
 
 
 class Source(Generic[T]):
-    """Iterates over ``items`` in one thread until another, which opened it, closes it.
+    """Iterates over ``items`` in one thread until the thread that opened it closes it.
 
-    What ``items`` raises ends it and is kept. Only if it is ``exhausted`` has it given all items.
+    An exception of ``items`` ends it and is stored as ``failure``. ``exhausted`` is True once all
+    items were returned.
     """
 
     def __init__(self, items: Iterable[T]) -> None:

@@ -11,28 +11,28 @@ from topwork.v1 import change_pb2 as change_pb
 P = TypeVar("P", change_pb.AddClassRequest, change_pb.AddExamplesRequest)
 
 MESSAGE_BYTES = 2 * 2**20
-"""Images are sent in messages of about this size; a larger image has its own."""
+"""Raising it sends larger messages; an image over this size has a message of its own."""
 
 
 class UploadBatcher(Generic[P]):
-    """One call's messages, of which ``first`` has the config."""
+    """Batches the images of one call into messages; ``first`` has the config."""
 
     def __init__(self, first: P) -> None:
         self._message: P = first
         self._make: type[P] = type(first)
         self._length = 0
 
-    def put(self, name: str, content: bytes) -> P | None:
-        """Add an image; return the message that has no room for it, None if it has."""
+    def add(self, name: str, content: bytes) -> P | None:
+        """Add an image; return the message that it no longer fits into, if any."""
         full = None
         if self._length and self._length + len(content) > MESSAGE_BYTES:
             full, self._message, self._length = self._message, self._make(), 0
-        # The server cuts long names at the end, which is the file's name.
-        shown = encodable(name)[-DEFAULT_LIMITS.max_display_name_length :]
-        self._message.images.add(content=content, display_name=shown)
+        # The server truncates long names at the end, where the file's own name is.
+        end_of_name = encodable(name)[-DEFAULT_LIMITS.max_display_name_length :]
+        self._message.images.add(content=content, display_name=end_of_name)
         self._length += len(content)
         return full
 
-    def end(self) -> P:
+    def finish(self) -> P:
         """Return the last message."""
         return self._message

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub(object):
-    """Models asked by tensors: images in, numbers out. A model has the name that follows `models/`
-    elsewhere, and its versions are its revisions.
+    """Inference by tensors: images in, numbers out. A model's name is the part after `models/` of its
+    resource name; its versions are its revisions.
     """
 
     def __init__(self, channel):
@@ -84,83 +84,83 @@ class GRPCInferenceServiceStub(object):
 
 
 class GRPCInferenceServiceServicer(object):
-    """Models asked by tensors: images in, numbers out. A model has the name that follows `models/`
-    elsewhere, and its versions are its revisions.
+    """Inference by tensors: images in, numbers out. A model's name is the part after `models/` of its
+    resource name; its versions are its revisions.
     """
 
     def ServerLive(self, request, context):
-        """Says that the process is there.
+        """Returns that the process is alive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Says whether images get done, as `grpc.health.v1.Health` does.
+        """Returns whether the server makes progress, as `grpc.health.v1.Health` does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Says whether a model, or one of its revisions, can be asked. One that is not there, or was
-        rejected, is not ready: no error.
+        """Returns whether a model or one of its revisions can be used. A missing or rejected revision is
+        not ready, which is not an error.
 
-        Fails with INVALID_ARGUMENT (no name, a version that is no number).
+        Fails with INVALID_ARGUMENT (no name, a version that is not a number).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerMetadata(self, request, context):
-        """Tells what the server is.
+        """Returns name, version and extensions of the server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelMetadata(self, request, context):
-        """Tells a model's tensors. Of its two inputs a request has one.
+        """Returns the input and output tensors of a model. A request has one of the two inputs.
 
-        Fails with NOT_FOUND (no such model or revision), FAILED_PRECONDITION (the revision was
-        rejected), INVALID_ARGUMENT (no name, a version that is no number).
+        Fails with NOT_FOUND (model, revision), FAILED_PRECONDITION (the revision was rejected),
+        INVALID_ARGUMENT (no name, a version that is not a number).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfer(self, request, context):
-        """Classifies 1..N images with one revision. One bad image fails the call, since the protocol has
-        no errors of single items: INVALID_ARGUMENT, which names its index.
+        """Classifies 1..N images with one revision. An unreadable image fails the call with
+        INVALID_ARGUMENT and its index, because the protocol has no errors of single images.
 
-        Fails as `topwork.v1.ClassifierService.Classify` does, and with INVALID_ARGUMENT for tensors
-        that are not what `ModelMetadata` tells.
+        Fails like `topwork.v1.ClassifierService.Classify`, and with INVALID_ARGUMENT for tensors that
+        `ModelMetadata` does not describe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelConfig(self, request, context):
-        """Tells a model's tensors as a batching server describes them. Fails as ModelMetadata does.
+        """Returns a model's tensors as Triton describes them. Fails like ModelMetadata.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelStatistics(self, request, context):
-        """Tells what models have done since the server started, calls of Classify included.
+        """Returns statistics of models since the start of the server, calls of Classify included.
 
-        Fails with NOT_FOUND (no such model), INVALID_ARGUMENT (a version that is no number, or without
-        a name).
+        Fails with NOT_FOUND (model), INVALID_ARGUMENT (a version that is not a number, or without a
+        name).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryIndex(self, request, context):
-        """Lists all models by name, those too that cannot be loaded.
+        """Lists all models by name, including models that cannot be loaded.
 
-        Fails with INVALID_ARGUMENT (a repository's name: there is only one).
+        Fails with INVALID_ARGUMENT (a repository's name is set: there is only one repository).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -223,8 +223,8 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService(object):
-    """Models asked by tensors: images in, numbers out. A model has the name that follows `models/`
-    elsewhere, and its versions are its revisions.
+    """Inference by tensors: images in, numbers out. A model's name is the part after `models/` of its
+    resource name; its versions are its revisions.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""Elements of a DICOM file that matter to its picture, read within bounds.
+"""Bounded reading of the DICOM elements that determine the pixels.
 
-pydicom reads them. Left alone it builds an object for each of any number of elements and sequence
-items, and inflates any number of bytes; so it gets a file that counts, and is asked for little:
-nobody's name, and a few short values beside the pixels.
+pydicom builds an object for each of any number of elements and sequence items, and inflates any
+number of bytes. So it reads from a file that counts reads, and only the pixels and a few short
+elements; no patient data.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 MOST_READS = 200_000
-"""Reads of one file: each element and each item of a sequence costs one to four."""
+"""Raising it lets a file have more elements and sequence items, each of one to four reads."""
 MOST_BYTES = 2**17
-"""Length of a value, pixels aside: a look-up table has up to 65,536 entries of 2 bytes."""
+"""Raising it allows longer values except pixels; a look-up table has up to 65,536 x 2 bytes."""
 
 # Transfer syntaxes: PS3.6, table A-1.
 IMPLICIT = "1.2.840.10008.1.2"
@@ -76,11 +76,11 @@ _VALUES = (
 
 
 def read(content: bytes, *, most_bytes: int) -> Dataset:
-    """Return what matters of a DICOM file, with its transfer syntax in ``file_meta``.
+    """Return the image elements of a DICOM file, with its transfer syntax in ``file_meta``.
 
     A deflated file is inflated, to ``most_bytes`` at most. Raises ImageError if pydicom is missing,
-    for transfer syntaxes that cannot be read and for too many or too long elements, and whatever
-    pydicom raises for damage.
+    for unsupported transfer syntaxes and for too many or too long elements; and any exception of
+    pydicom for a damaged file.
     """
     _import_pydicom()
     from pydicom.dataset import FileMetaDataset
@@ -102,72 +102,72 @@ def read(content: bytes, *, most_bytes: int) -> Dataset:
     syntax = UID(str(meta.TransferSyntaxUID)[:64])
     if syntax not in _READABLE:
         raise ImageError(
-            f"the DICOM's transfer syntax is {syntax.name} ({syntax}); what can be read is "
+            f"the DICOM's transfer syntax is {syntax.name} ({syntax}); supported are "
             "uncompressed, deflated, RLE, JPEG of 8 bits and JPEG 2000"
         )
     if syntax == DEFLATED:
         file = _CountedFile(_inflate(content[file.tell() :], most_bytes))
         syntax = UID(EXPLICIT)
     try:
-        found = read_dataset(
+        elements = read_dataset(
             file,
             is_implicit_VR=syntax == IMPLICIT,
             is_little_endian=syntax != BIG_ENDIAN,
             specific_tags=[Tag(keyword) for keyword in (*_VALUES, *_SEQUENCES, _PIXELS)],
         )
-    except OSError:  # which pydicom makes of any error within a sequence
+    except OSError:  # pydicom converts any error within a sequence to OSError
         file.check()
         raise
-    dataset = _reduced(found)
+    dataset = _image_elements(elements)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
     return dataset
 
 
 def first_item(dataset: Dataset, keyword: str) -> Dataset | None:
-    """Return what matters of a sequence's first item; None if there is none."""
+    """Return the image elements of a sequence's first item, None if it has no item."""
     from pydicom.dataelem import RawDataElement
     from pydicom.filereader import read_sequence_item
 
     element = dataset.get_item(keyword)
     if element is None:
         return None
-    if not isinstance(element, RawDataElement):  # of undefined length, so it was read already
-        return _reduced(element.value[0])
+    if not isinstance(element, RawDataElement):  # of undefined length, so it is parsed already
+        return _image_elements(element.value[0])
     item = read_sequence_item(
         _CountedFile(element.value or b""),
         is_implicit_VR=element.is_implicit_VR,
         is_little_endian=element.is_little_endian,
         encoding="iso8859",
     )
-    return None if item is None else _reduced(item)
+    return None if item is None else _image_elements(item)
 
 
 def number(dataset: Dataset, keyword: str) -> float | None:
-    """Return an element's first value, None if it has none. Raises ImageError if not finite."""
+    """Return an element's first value, None if empty or absent. Raises ImageError if not finite."""
     value = dataset.get(keyword)
     if isinstance(value, MutableSequence):
         value = value[0]
     if value is None or value == "":
         return None
-    found = float(value)
-    if not math.isfinite(found):
-        raise ImageError(f"the DICOM's {keyword} is {found}")
-    return found
+    finite = float(value)
+    if not math.isfinite(finite):
+        raise ImageError(f"the DICOM's {keyword} is {finite}")
+    return finite
 
 
 def integer(dataset: Dataset, keyword: str, default: int | None = None) -> int:
-    """Return an element's first value; raises ImageError without one and without a default."""
-    found = number(dataset, keyword)
-    if found is None:
-        found = default
-    if found is None:
+    """Return an element's first value or the default. Raises ImageError if both are missing."""
+    value = number(dataset, keyword)
+    if value is None:
+        value = default
+    if value is None:
         raise ImageError(f"the DICOM has no {keyword}")
-    return int(found)
+    return int(value)
 
 
 def raw(dataset: Dataset, keyword: str) -> RawDataElement | None:
-    """Return an element whose value is bytes still; None if there is none."""
+    """Return an element with an unparsed value, None if there is no such element."""
     from pydicom.dataelem import RawDataElement
 
     element = dataset.get_item(keyword)
@@ -175,14 +175,14 @@ def raw(dataset: Dataset, keyword: str) -> RawDataElement | None:
 
 
 def words(element: RawDataElement, size: int = 2) -> NDArray[Any]:
-    """Return an element's bytes as unsigned integers of ``size`` bytes; leaves out an odd end."""
+    """Return an element's bytes as unsigned integers of ``size`` bytes, without an odd last."""
     order = "<" if element.is_little_endian else ">"
     content = element.value or b""
     return np.frombuffer(content[: len(content) // size * size], f"{order}u{size}")
 
 
 class _CountedFile(io.BytesIO):
-    """A file of which no more than MOST_READS reads are made."""
+    """A file that raises ImageError after MOST_READS reads."""
 
     reads = 0
 
@@ -198,12 +198,12 @@ class _CountedFile(io.BytesIO):
 
 def _import_pydicom() -> None:
     try:
-        import pydicom  # noqa: F401 - whether it is there is all that matters here
+        import pydicom  # noqa: F401 - checks that the extra is installed
     except ImportError:
         raise ImageError(
             "the image is DICOM, which needs pydicom: pip install 'topwork[dicom]'"
         ) from None
-    # What it warns of, it also logs.
+    # pydicom logs its warnings as well.
     logging.getLogger("pydicom").propagate = False
 
 
@@ -219,14 +219,14 @@ def _inflate(deflated: bytes, most_bytes: int) -> bytes:
     return inflated
 
 
-def _reduced(found: Dataset) -> Dataset:
-    """Return the elements of ``found`` that matter and have a value, none converted yet."""
+def _image_elements(dataset: Dataset) -> Dataset:
+    """Return the elements with a value that determine the pixels, values unparsed."""
     from pydicom.dataelem import RawDataElement
     from pydicom.dataset import Dataset
 
-    kept: dict[Any, Any] = {}
+    elements: dict[Any, Any] = {}
     for keyword in (*_VALUES, *_SEQUENCES, _PIXELS):
-        element = found.get_item(keyword)
+        element = dataset.get_item(keyword)
         if element is None or not element.value:
             continue
         if keyword not in _SEQUENCES and (
@@ -235,5 +235,5 @@ def _reduced(found: Dataset) -> Dataset:
             raise ImageError(f"the DICOM's {keyword} is a sequence")
         if keyword in _VALUES and len(element.value) > MOST_BYTES:
             raise ImageError(f"the DICOM's {keyword} has {len(element.value)} bytes")
-        kept[element.tag] = element
-    return Dataset(kept)
+        elements[element.tag] = element
+    return Dataset(elements)

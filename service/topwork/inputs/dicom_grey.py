@@ -1,7 +1,6 @@
-"""Display values of stored DICOM samples: rescale, window, palette (PS3.3 C.11).
+"""Look-up tables from DICOM samples to display values: rescale, window, palette (PS3.3 C.11).
 
-A sample has up to 16 bits, so there are at most 65,536 answers: they are worked out once, as a
-table, however many pixels there are.
+A sample has up to 16 bits, so a table has at most 65,536 entries, however many pixels there are.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ def grey_table(
 ) -> NDArray[np.uint8]:
     """Return the shade (0 black, 255 white) of each sample, (256,) or (65536,).
 
-    Samples have 8 or 16 bits by ``dtype``, and count as unsigned where they index the table, and
-    ``counts``, which says how often the frame has each. In order: modality LUT or rescale; VOI LUT,
-    or the first window, or else, by ``mapping``, the range from the least to the largest value
-    (``depth``) or robust statistics; MONOCHROME1 inverted; padding is black.
-    An enhanced file has these in the functional groups of its first frame. Raises ImageError.
+    Samples have 8 or 16 bits by ``dtype``; as unsigned integers they index the table and
+    ``counts``, their frequencies in the frame. The steps are: modality LUT or rescale; VOI LUT, or
+    the first window, or else, by ``mapping``, the full range (``depth``) or robust statistics;
+    inversion of MONOCHROME1; black padding. Enhanced files have these elements in the functional
+    groups of the first frame. Raises ImageError.
     """
     stored = _all_samples(dtype)
     padding = _padding(dataset, stored, dtype)
-    with np.errstate(all="ignore"):  # what is not finite is refused, or lies outside the window
+    with np.errstate(all="ignore"):  # infinite values are refused, or are outside the window
         values = _modality(_group(dataset, "PixelValueTransformationSequence"), stored)
         if not np.isfinite(values).all():
             raise ImageError("the DICOM's rescale slope and intercept overflow")
@@ -77,22 +76,22 @@ def _all_samples(dtype: np.dtype[Any]) -> Samples:
 
 
 def _group(dataset: Dataset, keyword: str) -> Dataset:
-    """Return where the first frame's values are: in its functional groups, or at the top."""
+    """Return the functional group of the first frame, or the dataset itself without groups."""
     for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        group = first_item(dataset, groups)
-        found = None if group is None else first_item(group, keyword)
-        if found is not None:
-            return found
+        first = first_item(dataset, groups)
+        group = None if first is None else first_item(first, keyword)
+        if group is not None:
+            return group
     return dataset
 
 
 def _padding(dataset: Dataset, stored: Samples, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
-    """Return which samples only fill up the rectangle (PS3.3 C.7.5.1.1.2)."""
+    """Return a mask of the samples that are padding (PS3.3 C.7.5.1.1.2)."""
     value, limit = raw(dataset, "PixelPaddingValue"), raw(dataset, "PixelPaddingRangeLimit")
     if value is None:
         return np.zeros(len(stored), np.bool_)
-    # As the samples are: without the bits that are not stored, and with their sign.
-    ends = np.array([words(one)[0] for one in (value, limit) if one is not None])
+    # Like the samples: without unused bits, and signed if they are.
+    ends = np.array([words(end)[0] for end in (value, limit) if end is not None])
     ends = ends.astype(f"u{dtype.itemsize}").view(dtype)
     unused = 8 * dtype.itemsize - dataset.BitsStored
     ends = ends << unused >> unused
@@ -132,16 +131,16 @@ def _voi(dataset: Dataset, values: Values) -> Values | None:
     return share
 
 
-def _full_range(values: Values, seen: NDArray[np.bool_]) -> Values:
-    if not seen.any():
+def _full_range(values: Values, visible: NDArray[np.bool_]) -> Values:
+    if not visible.any():
         return np.zeros_like(values)
-    low, high = values[seen].min(), values[seen].max()
+    low, high = values[visible].min(), values[visible].max()
     share: Values = np.clip((values - low) / (high - low or 1), 0, 1)
     return share
 
 
 def _share(entries: Values, bits: int) -> Values:
-    # Entries may have other bits above those that count.
+    # Entries may have unused bits above ``bits``.
     share: Values = np.minimum(entries / (2**bits - 1), 1)
     return share
 
@@ -153,13 +152,15 @@ def _look_up(
     data: str = "LUTData",
 ) -> tuple[Values, int]:
     """Return the entries of a look-up table for ``values``, and their bits (PS3.3 C.11.1.1)."""
-    described, entries = raw(dataset, descriptor), raw(dataset, data)
-    if described is None or entries is None:
-        raise ImageError(f"the DICOM has no {descriptor} or {data} (segmented ones are not read)")
-    count, first, bits = words(described)[:3].tolist()
+    header, entries = raw(dataset, descriptor), raw(dataset, data)
+    if header is None or entries is None:
+        raise ImageError(
+            f"the DICOM has no {descriptor} or {data} (segmented tables are not supported)"
+        )
+    count, first, bits = words(header)[:3].tolist()
     count = count or 2**16
-    # The first value that the table maps may have a sign, even where the file does not say so.
-    if described.VR == "SS" or (described.VR != "US" and values.min() < 0):
+    # The first mapped value may be negative, even if the file does not say that it is signed.
+    if header.VR == "SS" or (header.VR != "US" and values.min() < 0):
         first = (first ^ 0x8000) - 0x8000
     table = words(entries)
     if len(table) < count:

@@ -1,8 +1,8 @@
-"""Photo folders: the files below a folder that are photos, and what is left out, by reason.
+"""Photo folders: the photos below a folder, and the omitted files and folders, by reason.
 
-One rule for training and for all commands; docs/training.md documents it. Any file at any
-depth is a photo, whatever its name ends in: content decides when it is decoded. Links are followed.
-What is left out is never opened, but for the first bytes of what is named like a text file.
+Training and all commands use the same rule; docs/training.md documents it. Any file at any depth
+is a photo, whatever its extension: its content decides when it is decoded. Links are followed.
+Omitted files are not opened, except files named like a text, whose first bytes are read.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
     "text": ("text file", "text files"),
     "video": ("video beside its photo", "videos beside their photos"),
     "special": ("pipe, socket or device", "pipes, sockets or devices"),
-    "repeated": ("folder that another path leads to", "folders that other paths lead to"),
+    "repeated": ("folder reached by another path", "folders reached by other paths"),
     "empty": ("folder without photos", "folders without photos"),
-    "beside": ("file in no class's folder", "files in no class's folder"),
+    "beside": ("file outside of class folders", "files outside of class folders"),
     "untrained": ("folder of a class not trained", "folders of classes not trained"),
     "dead_link": ("dead link", "dead links"),
     "unreadable": ("unreadable file or folder", "unreadable files or folders"),
 }
-"""Reasons to leave something out, singular and plural, in the order of all output."""
+"""Descriptions of the reasons to omit, singular and plural, in the order of all output."""
 
 LOSSES = frozenset[Reason]({"dead_link", "unreadable"})
-"""Reasons that may have cost photos that somebody meant to be there."""
+"""Reasons that may mean lost photos."""
 
-NAMES = 10
-"""Names of a reason in a line for people; JSON has all."""
+SHOWN_NAMES = 10
+"""Raising it shows more names per reason on the terminal; JSON has all."""
 
 _SYSTEM = {
     "$recycle.bin", "@eadir", "@recently-snapshot", "@recycle", "@tmp", "#recycle", "#snapshot",
@@ -72,7 +72,7 @@ _TEXT_NAMES = {
     "readme", "sha256sums",
 }  # fmt: skip
 _VIDEO_ENDINGS = {".mov", ".mp4"}
-"""What phones write beside a photo: Live Photos and motion photos."""
+"""Extensions of Live Photos and motion photos, which phones write beside a photo."""
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
@@ -87,7 +87,7 @@ _WORD = re.compile("[a-z]+")
 
 @dataclass(frozen=True, slots=True)
 class Omitted:
-    """A file or folder that is left out."""
+    """A file or folder that is omitted."""
 
     reason: Reason
     path: Path
@@ -95,31 +95,31 @@ class Omitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """Content of a folder, or of all below it; sorted."""
+    """Sorted content of a folder, or of the whole tree below it."""
 
     files: tuple[Path, ...]
     omitted: tuple[Omitted, ...]
     folders: tuple[Path, ...] = ()
-    """Sub-folders that are not read yet; empty where all below is listed."""
+    """Sub-folders that are not listed yet; empty if the whole tree is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """All that was left out for one reason."""
+    """All files and folders that are omitted for the same reason."""
 
     reason: Reason
     names: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return such as ``2 dead links``."""
-        one, several = REASONS[self.reason]
-        return f"{len(self.names):,} {one if len(self.names) == 1 else several}"
+        """Return count and reason, such as ``2 dead links``."""
+        singular, plural = REASONS[self.reason]
+        return f"{len(self.names):,} {singular if len(self.names) == 1 else plural}"
 
     def line(self) -> str:
-        """Return a line for people, with the first names."""
-        more = len(self.names) - NAMES
-        shown = ", ".join(self.names[:NAMES]) + (f" and {more:,} more" if more > 0 else "")
-        return f"left out: {self} ({shown})"
+        """Return a line for the terminal, with the first names."""
+        more = len(self.names) - SHOWN_NAMES
+        names = ", ".join(self.names[:SHOWN_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+        return f"left out: {self} ({names})"
 
     def json(self) -> dict[str, object]:
         """Return JSON data with all names."""
@@ -129,42 +129,42 @@ class LeftOut:
 def list_photos(folder: Path, *, one_class: bool = False) -> Listing:
     """Return the photos below a folder.
 
-    Each folder is read once: by its own path, or else by the first of the links to it. Raises
-    InvalidInput if the folder itself cannot be read, or if it is to be ``one_class`` and holds
-    splits of a data set: photos of a test set must not be learnt from unnoticed.
+    Each folder is listed once: by its own path, or else by the first link to it. Raises
+    InvalidInput if the folder itself cannot be read, or if it is ``one_class`` and contains splits
+    of a data set: training on photos of a test set must not go unnoticed.
     """
     files: list[Path] = []
     omitted: list[Omitted] = []
-    read: set[str] = set()
-    waiting, links = [folder], list[Path]()
-    while waiting or links:
-        current = waiting.pop() if waiting else links.pop(0)
+    visited: set[str] = set()
+    pending, links = [folder], list[Path]()
+    while pending or links:
+        current = pending.pop() if pending else links.pop(0)
         real = os.path.realpath(current)
-        if real in read:
+        if real in visited:
             omitted.append(Omitted("repeated", current))
             continue
-        read.add(real)
+        visited.add(real)
         try:
-            found = list_folder(current)
+            listing = list_folder(current)
         except InvalidInput:
             if current is folder:
                 raise
             omitted.append(Omitted("unreadable", current))
             continue
         if one_class and current is folder:
-            _refuse_splits(folder, splits(found.folders))
-        files += found.files
-        omitted += found.omitted
-        for path in found.folders:
-            (links if path.is_symlink() else waiting).append(path)
+            _refuse_splits(folder, splits(listing.folders))
+        files += listing.files
+        omitted += listing.omitted
+        for path in listing.folders:
+            (links if path.is_symlink() else pending).append(path)
     return Listing(files=tuple(sorted(files)), omitted=tuple(omitted))
 
 
 def list_folder(folder: Path) -> Listing:
-    """Return the photos and folders right in a folder. Raises InvalidInput if it cannot be read."""
+    """Return the photos and sub-folders of a folder. Raises InvalidInput if it cannot be read."""
     try:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+        with os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
     except OSError as error:
         text = f"the folder {file_name(folder)} cannot be read: {error.strerror}"
         raise InvalidInput(text, field="folder") from error
@@ -172,7 +172,7 @@ def list_folder(folder: Path) -> Listing:
     files: list[Path] = []
     folders: list[Path] = []
     omitted: list[Omitted] = []
-    for entry in found:
+    for entry in entries:
         path, kind = folder / entry.name, _kind(entry, real)
         if kind == "file":
             files.append(path)
@@ -180,8 +180,8 @@ def list_folder(folder: Path) -> Listing:
             folders.append(path)
         else:
             omitted.append(Omitted(kind, path))
-    shot = {path.stem.casefold() for path in files if not _is_video(path)}
-    videos = {path for path in files if _is_video(path) and path.stem.casefold() in shot}
+    photos = {path.stem.casefold() for path in files if not _is_video(path)}
+    videos = {path for path in files if _is_video(path) and path.stem.casefold() in photos}
     return Listing(
         files=tuple(path for path in files if path not in videos),
         folders=tuple(folders),
@@ -190,14 +190,14 @@ def list_folder(folder: Path) -> Listing:
 
 
 def read_photo(path: Path, *, most_bytes: int) -> bytes:
-    """Return a file's bytes. Raises ImageError if it is too large, or cannot be read as a file.
+    """Return a file's bytes. Raises ImageError if it is too large, or cannot be read.
 
     Never blocks: a pipe, socket or device is refused.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ImageError("the file cannot be read: it is a folder, pipe, socket or device")
-        with _opened(path) as file:
+        with _open(path) as file:
             length = os.fstat(file.fileno()).st_size
             content = b"" if length > most_bytes else file.read(most_bytes + 1)
     except OSError as error:
@@ -211,10 +211,10 @@ def read_photo(path: Path, *, most_bytes: int) -> bytes:
 
 
 def group(omitted: Iterable[Omitted], base: Path | None = None) -> tuple[LeftOut, ...]:
-    """Return what is left out by reason, named as seen from the folder ``base``."""
+    """Return omitted files and folders by reason, with paths relative to ``base``."""
     names: dict[Reason, list[str]] = defaultdict(list)
-    for one in omitted:
-        names[one.reason].append(file_name(one.path.relative_to(base) if base else one.path))
+    for each in omitted:
+        names[each.reason].append(file_name(each.path.relative_to(base) if base else each.path))
     return tuple(
         LeftOut(reason=reason, names=tuple(sorted(names[reason])))
         for reason in REASONS
@@ -225,23 +225,23 @@ def group(omitted: Iterable[Omitted], base: Path | None = None) -> tuple[LeftOut
 def splits(folders: Sequence[Path]) -> dict[Path, str]:
     """Return the role (train, val, test) of each folder that is named like a split of a data set.
 
-    Empty unless there are two roles at least: a single ``test`` may be anything.
+    Empty unless there are at least two roles: a single ``test`` may be a class.
     """
     roles = {
-        folder: next(iter(found))
+        folder: next(iter(named))
         for folder in folders
-        if len(found := {_ROLES[word] for word in _words(folder) if word in _ROLES}) == 1
+        if len(named := {_ROLES[word] for word in _words(folder) if word in _ROLES}) == 1
     }
     return roles if len(set(roles.values())) > 1 else {}
 
 
-def _refuse_splits(folder: Path, found: Mapping[Path, str]) -> None:
-    if found:
-        names = " and ".join(file_name(path.name) for path in found)
-        first = min(found, key=lambda path: (found[path] != "train", path))
+def _refuse_splits(folder: Path, roles: Mapping[Path, str]) -> None:
+    if roles:
+        names = " and ".join(file_name(path.name) for path in roles)
+        first = min(roles, key=lambda path: (roles[path] != "train", path))
         raise InvalidInput(
-            f"{file_name(folder)} is to be one class and holds {names}, named like the splits of a "
-            f"data set: learn from {file_name(first)} alone, or keep classes below splits",
+            f"{file_name(folder)} is used as one class and contains {names}, named like the splits "
+            f"of a data set: use {file_name(first)} alone, or put class folders below the splits",
             field="folder",
             reason="SPLITS",
         )
@@ -252,7 +252,7 @@ def _words(folder: Path) -> list[str]:
 
 
 def _kind(entry: os.DirEntry[str], real: str) -> Literal["file", "folder"] | Reason:
-    """Return what an entry of the folder ``real`` is, or why it is left out."""
+    """Return the kind of an entry of the folder ``real``, or the reason to omit it."""
     name = entry.name.casefold()
     if name.startswith("."):
         return "hidden"
@@ -263,8 +263,8 @@ def _kind(entry: os.DirEntry[str], real: str) -> Literal["file", "folder"] | Rea
     except OSError as error:
         return "dead_link" if entry.is_symlink() and error.errno in _GONE else "unreadable"
     if stat.S_ISDIR(mode):
-        leads_up = entry.is_symlink() and _contains(os.path.realpath(entry.path), real)
-        return "repeated" if leads_up else "folder"
+        is_cycle = entry.is_symlink() and _contains(os.path.realpath(entry.path), real)
+        return "repeated" if is_cycle else "folder"
     if not stat.S_ISREG(mode):
         return "special"
     return "text" if _is_text(Path(entry.path)) else "file"
@@ -275,14 +275,14 @@ def _contains(folder: str, other: str) -> bool:
 
 
 def _is_text(path: Path) -> bool:
-    """Return whether a file is named like a text and begins like a text.
+    """Return True if a file's name and first bytes are those of a text.
 
-    The first 1,024 bytes of a text have no zero, unless it is UTF-16; those of a photo have.
+    The first 1,024 bytes of a photo contain a zero; those of a text do not, unless it is UTF-16.
     """
     if path.suffix.casefold() not in _TEXT_ENDINGS and path.stem.casefold() not in _TEXT_NAMES:
         return False
     try:
-        with _opened(path) as file:
+        with _open(path) as file:
             head = file.read(1024)
     except OSError:
         return True
@@ -293,10 +293,6 @@ def _is_video(path: Path) -> bool:
     return path.suffix.casefold() in _VIDEO_ENDINGS
 
 
-def _opened(path: Path) -> BinaryIO:
-    """Open what was a regular file a moment ago: should it be a pipe now, without waiting."""
-    return open(path, "rb", opener=_without_waiting)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
+def _open(path: Path) -> BinaryIO:
+    """Open a file without blocking, even if a pipe replaced it after it was checked."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))

@@ -1,8 +1,8 @@
-"""Greyscale samples of more than 8 bits, or with a sign, mapped to 8 bits for the backbone.
+"""Tone mapping of deep greyscale (more than 8 bits, or signed) to 8 bits for the backbone.
 
-There are two mappings, and the preprocess spec names one. ``depth`` keeps the upper 8 bits of the
-smallest usual depth that holds the largest sample, so one bright pixel may quarter the brightness
-of all others. ``percentiles`` is linear between two robust statistics of the samples.
+The preprocess spec names one of two mappings. ``depth`` takes the upper 8 bits of the smallest
+usual depth that holds the largest sample, so a single bright pixel may quarter the brightness of
+all others. ``percentiles`` is linear between two robust statistics of the samples.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from topwork.errors import ImageError
 from topwork.inputs.preprocess import DeepGrey
 
 DEPTHS = (8, 10, 12, 14, 16)
-"""The sample depths, in bits, that scanners and cameras have, whatever container they write."""
+"""The sample depths, in bits, of scanners and cameras, whatever container they write."""
 
 BRIGHTEST = 0.99, 0.999
-"""Percentiles, as shares, between which samples are the brightest ones, and at the other end the
-darkest.
+"""Percentiles, as shares, that bound the brightest samples and, mirrored, the darkest.
 
 Raising the first lets small bright parts, such as a marker, set the brightness of the whole
 picture; raising the second lets defective pixels do so.
 """
 
-_BLOCK = 2**20  # samples at a time: bounds the memory beside the picture
+_BLOCK = 2**20  # samples per conversion; bounds temporary memory
 
 Shades = NDArray[np.uint8]
 
@@ -41,14 +40,14 @@ def to_eight_bits(
 ) -> Shades:
     """Return the shade, 0 black and 255 white, of each integer sample.
 
-    ``depth`` is what the file says it has. Samples equal to ``transparent`` become white and are no
-    part of the statistics. Raises ImageError if 16 bits do not hold the samples.
+    ``depth`` is the depth in the file's header. Samples equal to ``transparent`` become white and
+    are excluded from the statistics. Raises ImageError if the samples do not fit 16 bits.
     """
     flat = samples.reshape(-1)
     low, high = int(flat.min()), int(flat.max())
     if low < -(2**15) or high >= 2**16 or high - low >= 2**16:
         raise ImageError(f"the image has samples from {low} to {high}; 16 bits are supported")
-    # At most 65,536 different samples: the shade of each is looked up.
+    # At most 65,536 different samples, so a look-up table is cheaper than arithmetic.
     counts = np.zeros(high - low + 1, np.int64)
     for block in _blocks(flat):
         counts += np.bincount(np.subtract(block, low, dtype=np.intp), minlength=len(counts))
@@ -63,19 +62,18 @@ def to_eight_bits(
     if transparent is not None and low <= transparent <= high:
         table[transparent - low] = 255
     shades = np.empty(flat.shape, np.uint8)
-    for block, shown in zip(_blocks(flat), _blocks(shades), strict=True):
-        shown[:] = table[np.subtract(block, low, dtype=np.intp)]
+    for block, output in zip(_blocks(flat), _blocks(shades), strict=True):
+        output[:] = table[np.subtract(block, low, dtype=np.intp)]
     return shades.reshape(samples.shape)
 
 
 def share_of_white(
     values: NDArray[Any], counts: NDArray[np.int64], *, zero_is_black: bool
 ) -> NDArray[np.float64]:
-    """Return how bright each value is shown, 0 to 1, if ``counts`` samples have it.
+    """Return the brightness of each value, 0 to 1, given the ``counts`` of its samples.
 
-    The mean of the darkest samples is black, that of the brightest ones white, and it is linear
-    between them; the extreme sample at either end counts for nothing. ``zero_is_black``: 0 is, if
-    no darker samples are.
+    It is linear from the mean of the darkest samples (black) to the mean of the brightest (white);
+    the most extreme sample at either end is ignored. If ``zero_is_black``, black is at most 0.
     """
     order = np.argsort(values, kind="stable")
     ascending, reached = values[order], np.cumsum(counts[order])
@@ -102,18 +100,18 @@ def _mean_between(
 
 
 def _upper_bits(values: NDArray[Any], counts: NDArray[np.int64], depth: int) -> Shades:
-    """Return the upper 8 bits of each value; signed ones are lifted by a power of two first."""
-    seen = values[counts > 0]
-    low, high = (int(seen[0]), int(seen[-1])) if len(seen) else (0, 0)
-    lift = 1 << (-low - 1).bit_length() if low < 0 else 0
+    """Return the upper 8 bits of each value; an offset makes signed values positive first."""
+    present = values[counts > 0]
+    low, high = (int(present[0]), int(present[-1])) if len(present) else (0, 0)
+    offset = 1 << (-low - 1).bit_length() if low < 0 else 0
     least = depth if depth < DEPTHS[-1] else DEPTHS[0]
-    bits = next((one for one in DEPTHS if one >= least and high + lift < 1 << one), None)
+    bits = next((usual for usual in DEPTHS if usual >= least and high + offset < 1 << usual), None)
     if bits is None:
         raise ImageError(f"the image has samples from {low} to {high}; 16 bits are supported")
-    return ((values + lift) >> (bits - 8)).astype(np.uint8)
+    return ((values + offset) >> (bits - 8)).astype(np.uint8)
 
 
 def _blocks(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Yield parts of an array, in order."""
+    """Yield consecutive views of an array."""
     for start in range(0, len(flat), _BLOCK):
         yield flat[start : start + _BLOCK]

@@ -32,7 +32,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What decoders are seen to raise on damaged files. It is no complete list, nor can there be one.
+# Exceptions that decoders were seen to raise on damaged files; others are logged.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError,
            OverflowError, RuntimeError, struct.error)  # fmt: skip
 
@@ -42,14 +42,13 @@ _LOG = logging.getLogger(__name__)
 def preprocess(
     content: bytes, spec: PreprocessSpec, *, limits: InputLimits = DEFAULT_LIMITS
 ) -> Pixels:
-    """Return the pixels of an encoded image as ``spec`` says.
+    """Return the pixels of an encoded image, decoded, upright, cropped and scaled by ``spec``.
 
-    The first frame of an animation; upright by its EXIF orientation; transparency on white;
-    greyscale and CMYK become RGB; deep greyscale is mapped to 8 bits, deep colours keep the upper 8
-    of their 16; DICOM is shown in its first window; ICC profiles are ignored. Raises ImageError if
-    the bytes are empty, too long, of no format that is read, damaged or cut off, or if decoding
-    would take too much (which is seen before). Whatever a decoder raises becomes ImageError, but
-    for MemoryError.
+    An animation gives its first frame. The EXIF orientation is applied, ICC profiles are ignored.
+    Transparent parts become white; greyscale and CMYK become RGB; deep greyscale is mapped to 8
+    bits, 16-bit colours to their upper 8; DICOM uses its first window. Raises ImageError if the
+    bytes are empty, too long, of an unsupported format, damaged or cut off, or, before decoding, if
+    decoding would cost too much. All decoder exceptions but MemoryError become ImageError.
     """
     if not content:
         raise ImageError("the image is empty (0 bytes)")
@@ -60,30 +59,33 @@ def preprocess(
         )
     name = recognise(content)
     if name is None:
-        raise ImageError(f"the image ({len(content)} bytes) is none of {', '.join(READABLE)}")
+        raise ImageError(
+            f"the image ({len(content)} bytes) has an unknown format; "
+            f"supported are {', '.join(READABLE)}"
+        )
     if name not in OPENERS:
-        raise ImageError(f"the image is {name}, which is not read; {', '.join(READABLE)} are")
+        raise ImageError(f"the image is {name}; supported are {', '.join(READABLE)}")
     try:
         with OPENERS[name](content, spec, limits) as image:
             return _preprocess(image, spec)
     except (ImageError, MemoryError):
         raise
-    except Image.DecompressionBombError as error:  # beyond what Pillow itself decodes
+    except Image.DecompressionBombError as error:  # above Pillow's own limit
         raise ImageError(f"the {name} is too large: {error}", reason="IMAGE_TOO_LARGE") from None
     except Exception as error:
         if not isinstance(error, _DAMAGE):
             digest = hashlib.sha256(content).hexdigest()
             _LOG.warning("%s from the decoder of %s %s", type(error).__name__, name, digest)
-        what = " ".join(str(error).split()) or type(error).__name__
+        cause = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(
-            f"the {name} ({len(content)} bytes) is damaged or cut off: {what:.200}"
+            f"the {name} ({len(content)} bytes) is damaged or cut off: {cause:.200}"
         ) from error
 
 
 def pixel_digest(pixels: Pixels) -> str:
     """Return the image digest: sha256 of the preprocessed pixels, in hexadecimal.
 
-    Files that differ only in what the backbone never sees (container, metadata) share it.
+    Files that differ only in container or metadata have the same digest.
     """
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 
@@ -98,8 +100,8 @@ def _preprocess(image: Image.Image, spec: PreprocessSpec) -> Pixels:
 
 
 def _crop_and_scale(rgb: Image.Image, spec: PreprocessSpec) -> Image.Image:
-    # Crop, then scale: the picture of scale-then-crop for half the work. The box is symmetric, so
-    # turning the small result equals turning the large source.
+    # Crop, then scale: the result of scale-then-crop for half the work. The box is symmetric, so
+    # rotating the small result equals rotating the large source.
     side = min(rgb.size) * spec.crop / spec.resize
     left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
     return rgb.resize(
@@ -111,17 +113,17 @@ def _crop_and_scale(rgb: Image.Image, spec: PreprocessSpec) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return how a loaded image still has to be turned; loading turned TIFF and HEIF."""
+    """Return the EXIF orientation yet to be applied; loading applies that of TIFF and HEIF."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except MemoryError:
         raise
     except Exception:
-        return 1  # damaged metadata spoils no picture
+        return 1  # damaged metadata does not make the image unreadable
 
 
 def _to_rgb(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
-    image.load()  # which may change its size
+    image.load()  # may change the size
     if image.mode == "I" or image.mode.startswith("I;16"):
         transparent = image.info.get("transparency")
         samples = np.asarray(image)
@@ -135,4 +137,5 @@ def _to_rgb(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
 
 
 def _mib(length: int) -> str:
-    return f"{math.ceil(length * 10 / 2**20) / 10:.1f} MiB"  # up: what is over looks so
+    # Rounded up, so that a length above the limit looks so.
+    return f"{math.ceil(length * 10 / 2**20) / 10:.1f} MiB"

@@ -1,4 +1,4 @@
-"""Pixels that a client made itself, decoding and preprocessing included: checked, then taken."""
+"""Validation of pixels that a client has decoded and preprocessed itself."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from topwork.inputs.image import Pixels
 from topwork.inputs.preprocess import PreprocessSpec
 
 
-def take(values: NDArray[Any], spec: PreprocessSpec) -> Pixels:
+def to_pixels(values: NDArray[Any], spec: PreprocessSpec) -> Pixels:
     """Return ``values`` (crop, crop, 3), RGB, 0..255, as pixels; fractions are rounded.
 
-    Raises ImageError if they have another shape, are no numbers 0..255, or are an image that was
-    scaled to 0..1: fractions, and none above 1.
+    Raises ImageError if the shape differs, a value is not a number 0..255, or the image was scaled
+    to 0..1: it has fractions and no value above 1.
     """
     expected = (spec.crop, spec.crop, 3)
     if values.shape != expected:
-        raise _invalid(f"has pixels {values.shape}; the model takes {expected}")
+        raise _invalid(f"has shape {values.shape}; the model takes {expected}")
     if values.dtype == np.uint8:
         return np.asarray(values, dtype=np.uint8)
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 255):  # which NaN is not, too
+    if not (low >= 0 and high <= 255):  # also true for NaN
         raise _invalid(f"has values from {low} to {high}; they must be 0 to 255")
     pixels: Pixels = np.rint(values).astype(np.uint8)
     if high <= 1 and (pixels != values).any():
@@ -32,5 +32,5 @@ def take(values: NDArray[Any], spec: PreprocessSpec) -> Pixels:
     return pixels
 
 
-def _invalid(found: str) -> ImageError:
-    return ImageError(f"the image {found}", reason="PIXELS_INVALID")
+def _invalid(fault: str) -> ImageError:
+    return ImageError(f"the image {fault}", reason="PIXELS_INVALID")

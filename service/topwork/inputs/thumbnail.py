@@ -1,4 +1,4 @@
-"""Thumbnail of a training image, small enough to be kept with its exemplar."""
+"""Thumbnail of a training image, small enough to be stored with its exemplar."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 from topwork.inputs.image import Pixels
 
 SIDE = 64
-"""Pixels of a thumbnail's sides."""
+"""Raising it makes thumbnails sharper and larger: side in pixels."""
 
 
 def thumbnail(pixels: Pixels) -> bytes:

@@ -14,7 +14,7 @@ from topwork.bundle.comparison import (
     ConfusedLabels,
     Gate,
     LabelChange,
-    Taught,
+    TaughtLabel,
     drop_interval,
 )
 from topwork.bundle.exemplars import Exemplars
@@ -203,14 +203,14 @@ def _keys(digests: NDArray[np.uint8], targets: NDArray[np.int64]) -> NDArray[np.
     return joined.view(np.dtype((np.void, joined.shape[1])))[:, 0]
 
 
-def _taught(metrics: Metrics, label: str) -> Taught:
+def _taught(metrics: Metrics, label: str) -> TaughtLabel:
     index, row = next(
         (index, row) for index, row in enumerate(metrics.per_label) if row.label == label
     )
     low, high = (
         wilson_interval(metrics.confusion[index][index], row.images) if row.images else (0.0, 1.0)
     )
-    return Taught(label=label, images=row.images, recall=row.recall, low=low, high=high)
+    return TaughtLabel(label=label, images=row.images, recall=row.recall, low=low, high=high)
 
 
 def _confusions(metrics: Metrics, taught: str | None) -> tuple[ConfusedLabels, ...]:
@@ -254,7 +254,7 @@ def _drop_failure(comparison: Comparison, most: float) -> str:
     )
 
 
-def _recall_failure(comparison: Comparison, taught: Taught, required: float) -> str:
+def _recall_failure(comparison: Comparison, taught: TaughtLabel, required: float) -> str:
     own = [pair for pair in comparison.confusions if taught.label in {pair.label, pair.called}]
     return (
         f"the recall of {taught.label!r} is {_percent(taught.recall)} % on "

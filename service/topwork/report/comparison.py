@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from topwork.bundle import comparison as paired
-from topwork.bundle.comparison import ConfusedLabels, Taught, drop_interval
+from topwork.bundle.comparison import ConfusedLabels, TaughtLabel, drop_interval
 from topwork.bundle.metrics import Metrics
 from topwork.report import intervals
 from topwork.report.content import Content, Parent
@@ -47,7 +47,7 @@ class ComparisonSection:
     """Accuracy on the images of the common labels; None if there are no such images."""
     changes: tuple[LabelChangeRow, ...]
     """Common labels with images, the largest changes first."""
-    taught: Taught | None
+    taught: TaughtLabel | None
     confusions: tuple[ConfusedLabels, ...]
 
     @property

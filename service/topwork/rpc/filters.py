@@ -1,4 +1,4 @@
-"""Filters of ListOperations: a small part of AIP-160."""
+"""Filters of ListOperations: a subset of AIP-160."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import get_args
 from topwork.changes.jobs import ChangeKind
 from topwork.changes.queue import OperationFilter
 from topwork.errors import InvalidInput
-from topwork.rpc.convert import resource_id
+from topwork.rpc.convert.fields import model_id
 
 _TERM = re.compile(r'\s*([a-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s"]+))\s*')
 _AND = re.compile(r"AND\s")
 _ESCAPED = re.compile(r"\\(.)")
 
 LONGEST = 1000
-"""Characters of a filter."""
+"""Most characters of a filter."""
 
 FIELDS = ("model", "label", "kind", "done", "validate_only")
 
 
 def parse(text: str) -> OperationFilter:
-    """Return what a filter wants, such as ``model = "models/flowers" AND done = false``.
+    """Return the filter of a text such as ``model = "models/flowers" AND done = false``.
 
-    Terms of ``FIELDS``, each equal to a quoted or bare value, joined by AND; the same field twice
-    is refused. Raises InvalidInput.
+    It has terms ``field = value`` of different ``FIELDS``, joined by AND, with quoted or bare
+    values. Raises InvalidInput.
     """
     if len(text) > LONGEST:
         raise _refused(text, f"it has {len(text)} characters; the limit is {LONGEST}")
@@ -51,9 +51,9 @@ def parse(text: str) -> OperationFilter:
 def _wanted(text: str, given: dict[str, str]) -> OperationFilter:
     attributes: dict[str, str | bool] = {}
     if "model" in given:
-        attributes["model"] = resource_id(given["model"], collection="models", field="filter")
+        attributes["model"] = model_id(given["model"], field="filter")
     if "label" in given:
-        attributes["label"] = unicodedata.normalize("NFC", given["label"])  # as labels are stored
+        attributes["label"] = unicodedata.normalize("NFC", given["label"])  # labels are stored so
     if "kind" in given:
         if given["kind"] not in get_args(ChangeKind):
             raise _refused(text, f"kind must be one of {', '.join(get_args(ChangeKind))}")

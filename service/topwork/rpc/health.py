@@ -1,4 +1,4 @@
-"""Health that follows what does the work, not just the process that answers."""
+"""Health of each service (grpc.health.v1), from checks of what does the work."""
 
 from __future__ import annotations
 
@@ -15,59 +15,59 @@ _UNKNOWN = _Status.SERVICE_UNKNOWN
 
 log = structlog.get_logger(__name__)
 
-BEAT_SECONDS = 0.5
-"""How often is looked."""
+CHECK_SECONDS = 0.5
+"""Raising it makes health follow the checks more slowly."""
 
 
 class Health:
-    """Says of each service whether it works, by a check of each that is asked every beat."""
+    """Publishes the health of each service, from a check that runs every CHECK_SECONDS."""
 
     def __init__(self, checks: Mapping[str, Callable[[], bool]]) -> None:
         self._checks = checks
-        self._said: dict[str, bool] = {}
+        self._reported: dict[str, bool] = {}
         self._task: asyncio.Task[None] | None = None
         self.servicer = _Servicer()
 
     async def start(self) -> None:
-        """Look at once, then once a beat."""
-        await self._look()
-        self._task = asyncio.create_task(self._beat(), name="health")
+        """Run all checks now, and from now on regularly."""
+        await self._check_all()
+        self._task = asyncio.create_task(self._run(), name="health")
 
     async def aclose(self) -> None:
-        """Say NOT_SERVING from now on."""
+        """Report NOT_SERVING from now on."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         for service in self._checks:
             await self.servicer.set(service, _Status.NOT_SERVING)
 
-    async def _beat(self) -> None:
+    async def _run(self) -> None:
         while True:
-            await asyncio.sleep(BEAT_SECONDS)
-            await self._look()
+            await asyncio.sleep(CHECK_SECONDS)
+            await self._check_all()
 
-    async def _look(self) -> None:
+    async def _check_all(self) -> None:
         for service, check in self._checks.items():
             works = check()
-            if self._said.get(service) == works:
+            if self._reported.get(service) == works:
                 continue
             await self.servicer.set(service, _Status.SERVING if works else _Status.NOT_SERVING)
-            if service in self._said and works:
+            if service in self._reported and works:
                 log.info("health", service=service, serving=True)
-            elif service in self._said:
+            elif service in self._reported:
                 log.warning("health", service=service, serving=False)
-            self._said[service] = works
+            self._reported[service] = works
 
 
 class _Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped base
-    """grpc.health.v1.Health. The library's own forgets all who watch when one of them leaves."""
+    """grpc.health.v1.Health. The library's own forgets all watchers when one of them leaves."""
 
     def __init__(self) -> None:
         self._statuses: dict[str, int] = {}
         self._changed = asyncio.Condition()
 
     async def set(self, service: str, status: int) -> None:
-        """Set a service's status and tell those who watch it."""
+        """Set a service's status and notify its watchers."""
         async with self._changed:
             self._statuses[service] = status
             self._changed.notify_all()
@@ -82,10 +82,10 @@ class _Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untype
         self, request: Any, context: Any
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """See the contract."""
-        said = None
+        reported = None
         while True:
             async with self._changed:
-                while said == (status := self._statuses.get(request.service, _UNKNOWN)):
+                while reported == (status := self._statuses.get(request.service, _UNKNOWN)):
                     await self._changed.wait()
-            said = status
-            yield _Status(status=said)
+            reported = status
+            yield _Status(status=reported)

@@ -17,16 +17,17 @@ from topwork.wire.loopback import is_loopback, socket_path
 
 log = structlog.get_logger(__name__)
 
-_TAKEN = "another process listens there"
+_IN_USE = "another process listens there"
 
 PROBE_SECONDS = 1.0
-"""Raising it gives a process that listens on a socket's path longer to take a connection."""
+"""Raising it gives a process that listens on a socket's path longer to accept a connection."""
 
 
 def certificates(config: ServeConfig) -> Certificates | None:
-    """Return the certificates of the ports; None: plaintext.
+    """Return the certificates of the ports, or None for plaintext.
 
-    Raises InvalidInput if they cannot be used, or if plaintext would leave this host unasked.
+    Raises InvalidInput if they cannot be used, or if plaintext would leave this host without
+    ``insecure``.
     """
     tls = config.tls
     if config.mtls_address and (tls is None or tls.client_ca is None):
@@ -44,7 +45,7 @@ def certificates(config: ServeConfig) -> Certificates | None:
 
 
 def metrics_address(config: ServeConfig) -> HostPort | None:
-    """Return where metrics are answered: on the host of ``config.address``, or the loopback."""
+    """Return the address of the metrics port: the host of ``config.address``, or the loopback."""
     if config.metrics_port is None:
         return None
     served = parse(config.address)
@@ -52,13 +53,13 @@ def metrics_address(config: ServeConfig) -> HostPort | None:
 
 
 def check_ports(config: ServeConfig) -> None:
-    """Raise Unavailable if a port of a server cannot be opened; quick, so before all is loaded.
+    """Raise Unavailable if a port cannot be opened: a quick check before models are loaded.
 
-    Raises InvalidInput if an address is none, or two are the same.
+    Raises InvalidInput if an address is malformed, or two are the same.
     """
     given = (config.address, config.mtls_address, config.health_port)
     wanted = [*map(parse, filter(None, given)), metrics_address(config)]
-    fixed = [one for one in wanted if one is not None and one.port]
+    fixed = [address for address in wanted if address is not None and address.port]
     for address in fixed:
         if fixed.count(address) > 1:
             raise InvalidInput(f"two of the addresses are {address}", field="address")
@@ -73,23 +74,23 @@ def check_ports(config: ServeConfig) -> None:
 def open_ports(
     server: grpc.aio.Server, config: ServeConfig, certificates: Certificates | None
 ) -> int:
-    """Open the ports of a server and return the number of the one of ``config.address``.
+    """Open the ports of a server and return the port number of ``config.address``.
 
     Raises Unavailable.
     """
     if certificates is None:
         return open_port(server, config.address, None)
     if config.mtls_address:
-        asking = certificates.credentials(of_clients=True)
-        log.info("mtls", port=open_port(server, config.mtls_address, asking))
-    asks = certificates.know_clients and not config.mtls_address
-    return open_port(server, config.address, certificates.credentials(of_clients=asks))
+        mutual = certificates.credentials(of_clients=True)
+        log.info("mtls", port=open_port(server, config.mtls_address, mutual))
+    required = certificates.has_client_ca and not config.mtls_address
+    return open_port(server, config.address, certificates.credentials(of_clients=required))
 
 
 def open_port(
     server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None
 ) -> int:
-    """Open HOST:PORT or unix:PATH and return its number; no credentials: plaintext.
+    """Open HOST:PORT or unix:PATH and return its port number. Without credentials: plaintext.
 
     Raises Unavailable.
     """
@@ -99,37 +100,37 @@ def open_port(
         if credentials is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, credentials)
-    except (OSError, RuntimeError) as error:  # gRPC's says less than the system's own
+    except (OSError, RuntimeError) as error:  # the system's own message says more than gRPC's
         if (parsed := parse(address)) is not None:
             check_free(parsed)
         raise Unavailable(f"cannot listen on {address!r}: {error}") from error
 
 
 def _claim(path: str) -> None:
-    """Make a socket's path this process's own until it ends. Raises OSError if another has it.
+    """Lock a socket's path for this process until it ends. Raises OSError if another has it.
 
-    gRPC takes a path from whoever listens there, and when a server stops deletes whatever socket is
-    there by then (grpc/grpc issue 17122).
+    gRPC takes a path away from a process that listens there, and deletes whatever socket is there
+    when its server stops (grpc/grpc issue 17122).
     """
     if not path:
         raise OSError("there is no path")
-    # Never closed: gRPC deletes the socket at a moment of its own.
+    # Never closed: gRPC deletes the socket later.
     lock = os.open(f"{path}.lock", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OSError(_TAKEN) from None
-    _refuse_served(path)  # by one that takes no such lock
+        raise OSError(_IN_USE) from None
+    _refuse_served(path)  # by a process that takes no such lock
 
 
 def _refuse_served(path: str) -> None:
-    """Raise OSError if a process listens on a socket's path; after a crash none does."""
+    """Raise OSError if a process listens on a socket's path, which outlives a crash."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(PROBE_SECONDS)
         try:
             probe.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
             return
-        except BlockingIOError:  # so many wait to be let in
+        except BlockingIOError:  # its backlog is full
             pass
-    raise OSError(_TAKEN)
+    raise OSError(_IN_USE)

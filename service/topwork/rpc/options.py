@@ -1,7 +1,7 @@
 """Channel options of the servers.
 
-gRPC ignores an option that it does not know, in silence, and some that it knows: each of these has
-a test of its behaviour in ``tests/unit/rpc/test_options.py``, as have the client's in ``calls``.
+gRPC silently ignores options that it does not know, and some that it knows. So each option has a
+test of its behaviour in ``tests/unit/rpc/test_options.py``; the client's are in ``client.calls``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import TypeAlias
 Options: TypeAlias = list[tuple[str, int]]
 
 CALLS_A_CONNECTION = 1024
-"""Calls at a time of one connection; the client's gRPC queues more."""
+"""Raising it allows more concurrent calls on a connection; the client's gRPC queues the rest."""
 
 HEALTH_BYTES = 4096
-"""Length of a message to the server that answers health alone: it has the name of a service."""
+"""Longest message to the health port; a request has the name of one service."""
 
 
 def of_server(
@@ -22,7 +22,7 @@ def of_server(
 ) -> Options:
     """Return the options of a server whose messages have at most ``message_bytes``.
 
-    ``connection_seconds`` None: connections never end.
+    Connections last at most ``connection_seconds``; None: without limit.
     """
     options = [
         ("grpc.max_receive_message_length", message_bytes),
@@ -35,7 +35,7 @@ def of_server(
         # By default pings more often than every 5 minutes end the connection, and its calls.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        # A client that vanished does not hold its streams for ever. It has gRPC's 60 s to answer.
+        # Streams of a client that vanished end. It has gRPC's 60 s to answer.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.enable_channelz", int(channelz)),
     ]

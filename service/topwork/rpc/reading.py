@@ -1,8 +1,7 @@
-"""Reads messages of calls, and leaves most of the event loop's time to others where they are long.
+"""Rate limit of reading long messages, so that the event loop stays responsive.
 
-gRPC copies a message in one step of the event loop and decodes it in the same: about 5 ms a MiB on
-a busy machine. Where many long ones come at once their steps would follow each other, and nothing
-else would run meanwhile, health included.
+gRPC copies and decodes a message in one step of the event loop: about 5 ms a MiB on a busy machine.
+Without pauses between them, many long messages at once would block all other calls, health too.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 LONG_SECONDS = 0.005
-"""Raise it to let more messages be taken at once. A step of less holds up nobody."""
+"""Raising it exempts longer steps of the event loop from the pause."""
 
 PAUSE = 2.0
-"""Raise it to leave more time to others: so many times the length of a long step lie behind it."""
+"""Raising it leaves more time to other calls: the pause is this times the length of the step."""
 
 
 class Reading:
-    """Paces the long messages of each caller. Belongs to one event loop."""
+    """Delays the long messages of each caller. Belongs to one event loop."""
 
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._next: dict[str, float] = {}
-        """When each caller's next message may be taken."""
+        """Time of each caller's next message."""
 
     @types.coroutine
     def take(self, read: Coroutine[Any, Any, T], caller: str) -> Generator[Any, Any, T]:
-        """Return what gRPC's ``read`` returns; when a message has come it waits for its turn."""
+        """Return the result of gRPC's ``read``; a message that has arrived waits for its turn."""
         resume: Callable[[Any], Any] = read.send
         value: Any = None
         cancelled: asyncio.CancelledError | None = None
@@ -46,7 +45,7 @@ class Reading:
                 message: T = end.value
                 return message
             finally:
-                self._note(caller, start)
+                self._measure(caller, start)
             resume, value = read.send, None
             try:
                 yield waiting
@@ -55,17 +54,17 @@ class Reading:
                 continue
             try:
                 if self._next:
-                    yield from self._turn(caller).__await__()
+                    yield from self._wait_for_turn(caller).__await__()
             except asyncio.CancelledError as error:
-                cancelled = error  # gRPC frees a message that has come only when it is taken
+                cancelled = error  # gRPC frees a message only when it is read
 
-    async def _turn(self, caller: str) -> None:
-        # Others may have their turn while this one sleeps, which moves its own.
+    async def _wait_for_turn(self, caller: str) -> None:
+        # Another message of this caller may be read meanwhile, which moves this one's turn.
         while (pause := self._next.get(caller, 0.0) - self._clock()) > 0.0:  # noqa: ASYNC110
             await asyncio.sleep(pause)
 
-    def _note(self, caller: str, start: float) -> None:
+    def _measure(self, caller: str, start: float) -> None:
         now = self._clock()
         if now - start > LONG_SECONDS:
-            self._next = {one: when for one, when in self._next.items() if when > now}
+            self._next = {name: when for name, when in self._next.items() if when > now}
             self._next[caller] = now + PAUSE * (now - start)

@@ -1,4 +1,4 @@
-"""The server process: puts the parts together, starts them in order and stops them in reverse."""
+"""Server process: makes its parts, starts them in order and stops them in reverse order."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from grpc_reflection.v1alpha import reflection
 
 from topwork.access.access_file import Access
 from topwork.bundle.store import Repository
+from topwork.changes import worker
 from topwork.changes.database import database_url
+from topwork.changes.executors import check_executor
 from topwork.changes.intake import Intake
 from topwork.changes.operations import Operations
 from topwork.changes.quota import Quotas
-from topwork.changes.supervisor import Supervisor
 from topwork.changes.uploads import Uploads
 from topwork.config import ServeConfig
 from topwork.errors import NotReady, Unavailable
@@ -31,15 +32,13 @@ from topwork.rpc import listening, options
 from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
 from topwork.rpc.open_inference.servicer import OpenInferenceServicer
-from topwork.rpc.servicers import (
-    ClassifierServicer,
-    ModelServicer,
-    OperationsServicer,
-    OperationViews,
-)
+from topwork.rpc.servicers.classifier import ClassifierServicer
+from topwork.rpc.servicers.models import ModelServicer
+from topwork.rpc.servicers.operations import OperationsServicer, OperationViews
 from topwork.rpc.spans import open_spans
 from topwork.rpc.tls import Certificates
 from topwork.runtime import logs
+from topwork.runtime.supervisor import Supervisor
 from topwork.serving.classifier import Classifier
 from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
@@ -61,20 +60,20 @@ SERVICES = (
 
 
 STALL_SECONDS = 30.0
-"""Work without a single image ended for so long is no slow work: something hangs."""
+"""Raising it makes health wait longer before a hanging backbone is NOT_SERVING."""
 
 STREAM_IMAGES = 16
-"""Images a core of one StreamClassify call in the server: enough to keep it busy."""
+"""Raising it lets one StreamClassify call have more images a core in flight."""
 
 LAST_SECONDS = 0.2
-"""For answers on their way when the last call of the grace has ended."""
+"""Raising it gives the last answers of the grace period longer to be sent."""
 
 CLOSING_SECONDS = 10.0
-"""Raising it gives what hangs after the grace, such as a disk, longer before the process ends."""
+"""Raising it gives a hanging disk longer after the grace period before the process ends."""
 
 
 class Server:
-    """Everything that one serving process holds."""
+    """All parts of one serving process."""
 
     def __init__(self, config: ServeConfig) -> None:
         limits = config.limits
@@ -99,7 +98,7 @@ class Server:
             telemetry=self._telemetry,
             trace=self._spans,
         )
-        self._supervisor = Supervisor(config)
+        self._worker = Supervisor("topwork-worker", worker.run, config)
         views = OperationViews(
             repository, self._registry, self._operations, most_watches=limits.max_watches
         )
@@ -144,19 +143,21 @@ class Server:
         )
 
     async def start(self) -> int:
-        """Load and warm everything, then open the port and return its number.
+        """Load and warm all models, then open the port and return its number.
 
-        Raises Unavailable if a port cannot be had, NotReady if the provider cannot, InvalidInput
-        if the certificate or the access file cannot be used, plaintext would leave this host, or a
-        worker cannot have its name.
+        Raises Unavailable if a port cannot be opened, NotReady if the provider does not work,
+        InvalidInput if the certificate, the access file or the worker's name is invalid, or if
+        plaintext would leave this host.
         """
         self._certificates = listening.certificates(self._config)
         listening.check_ports(self._config)
+        if self._config.worker:
+            check_executor(self._config.executor)
         await self._access.start()
         await self._operations.start()
         await self._registry.start()  # before the worker, which would disturb its measurements
         if self._config.worker:
-            self._supervisor.start()
+            self._worker.start()
         self._classifier.start()
         self._grpc = self._make_grpc_server()
         port = listening.open_ports(self._grpc, self._config, self._certificates)
@@ -170,26 +171,26 @@ class Server:
         return port
 
     async def aclose(self) -> None:
-        """Say NOT_SERVING, let calls in flight end within the grace, then close what they used."""
+        """Report NOT_SERVING, wait for calls in flight within the grace period, close all parts."""
         if self._grpc is not None:
             await self._health.aclose()
             self._operations.end_watches()
             self._classifier_servicer.end_streams()
             stopped = asyncio.ensure_future(self._grpc.stop(self._config.grace_seconds))
-            idle = asyncio.ensure_future(self._interceptor.idle.wait())
+            idle = asyncio.ensure_future(self._interceptor.calls.idle.wait())
             await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
             idle.cancel()
-            # What is left watches health or reflects, without an end of its own.
+            # The calls that are left watch health or use reflection, and never end.
             await self._grpc.stop(LAST_SECONDS)
             await stopped
-        if self._health_grpc is not None:  # up to here it said NOT_SERVING
+        if self._health_grpc is not None:  # up to here it reported NOT_SERVING
             await self._health_grpc.stop(LAST_SECONDS)
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.shutdown)
             self._metrics.server_close()
         self._classifier.close()
         await self._registry.aclose()
-        await self._supervisor.aclose()
+        await self._worker.aclose()
         await self._access.aclose()
         if self._spans is not None:
             await asyncio.to_thread(self._spans.close)
@@ -199,12 +200,12 @@ class Server:
         return self._classifier.stalled_seconds() < STALL_SECONDS
 
     def _works(self) -> bool:
-        return self._supervisor.works() or not self._config.worker
+        return self._worker.works() or not self._config.worker
 
     def _make_health_server(self) -> grpc.aio.Server | None:
         if not self._config.health_port:
             return None
-        # An interceptor of its own: the other one knows the methods of the other port.
+        # A separate interceptor, since each caches the methods of its port.
         interceptor = Interceptor(self._telemetry, self._access)
         server = grpc.aio.server(
             interceptors=[interceptor], options=options.of_server(options.HEALTH_BYTES)
@@ -236,7 +237,7 @@ class Server:
         return server
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Give a server all services. Each of their methods has its row in ``rpc.rules``."""
+        """Add all services to a server. Each method has a row in ``access.rules``."""
         classifier_service_pb2_grpc.add_ClassifierServiceServicer_to_server(
             self._classifier_servicer, server
         )
@@ -265,7 +266,7 @@ def _add_channelz(server: grpc.aio.Server) -> None:
 def run(config: ServeConfig) -> NoReturn:
     """Serve until SIGTERM or SIGINT, then end this process with status 0.
 
-    Raises what Server.start raises.
+    Raises the errors of Server.start.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(config))
@@ -273,14 +274,14 @@ def run(config: ServeConfig) -> NoReturn:
 
 
 async def serve(config: ServeConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then stop gracefully; end this process if they come before."""
+    """Serve until SIGTERM or SIGINT, then stop gracefully. Signals during start end the process."""
     server = Server(config)
     stopping = asyncio.Event()
-    _on_signal(logs.exit_process, 0)  # the start may wait for a disk or a database that is away
+    _on_signal(logs.exit_process, 0)  # the start may wait for a disk or a database
     try:
         await server.start()
         _on_signal(stopping.set)
-        # What is there now stays: without it a full collection takes a millisecond, not sixty.
+        # Objects of the start live on: without them a full collection takes 1 ms instead of 60.
         gc.collect()
         gc.freeze()
         await stopping.wait()

@@ -1,7 +1,7 @@
 """Spans of OpenTelemetry: one a call, one a stage of Classify, one a micro-batch.
 
-Needs the extra ``otel``. What is sent where, and how much of it, is OpenTelemetry's own to set, by
-its variables (OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, ...).
+Needs the extra ``otel``. OpenTelemetry's own environment variables configure sampling and export
+(OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, ...).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Spans:
         self._epoch = time.time_ns() - time.perf_counter_ns()
 
     def begin(self, path: str, metadata: IncomingMetadata) -> Span:
-        """Begin a call's span, which this task's other spans are then below of."""
+        """Begin a call's span, the parent of the other spans of this task."""
         from opentelemetry import context
 
         _, service, method = path.split("/")
@@ -68,8 +68,8 @@ class Spans:
     def answered(self, finished: Finished, start: float) -> None:
         """Make the spans of the stages that began at ``start``; see Trace.
 
-        Decoding and backbone are sums over a request's images, which overlap: of several images the
-        spans of these stages, one after the other, say how long, not when.
+        Decoding and backbone times are sums over the images of a request, which overlap. So with
+        several images the spans of these stages show durations, not moments.
         """
         call = self._trace.get_current_span()
         if not call.is_recording():
@@ -88,7 +88,7 @@ class Spans:
             ("backbone", timings.backbone),
             ("head", timings.head),
         ):
-            links = [self._trace.Link(self._of(run)) for run in finished.runs]
+            links = [self._trace.Link(self._span_of(run)) for run in finished.runs]
             span = self._tracer.start_span(
                 name, start_time=self._nanoseconds(at), links=links if name == "backbone" else ()
             )
@@ -96,11 +96,11 @@ class Spans:
             span.end(self._nanoseconds(at))
 
     def close(self) -> None:
-        """Send what waits to be sent."""
+        """Export the spans that are not exported yet."""
         self._provider.shutdown()
 
-    def _of(self, run: MicroBatch) -> SpanContext:
-        """Return the span of a micro-batch, made when the first of its requests is traced."""
+    def _span_of(self, run: MicroBatch) -> SpanContext:
+        """Return the span of a micro-batch, made for the first traced request of it."""
         known = self._runs.get(run)
         if known is None:
             span = self._tracer.start_span(
@@ -119,7 +119,7 @@ class Spans:
 
 
 def open_spans(endpoint: str) -> Spans | None:
-    """Return what sends spans to a collector, such as http://127.0.0.1:4318; empty: None.
+    """Return Spans that export to a collector, such as http://127.0.0.1:4318; None without one.
 
     Raises NotReady if OpenTelemetry is not installed.
     """
@@ -136,7 +136,7 @@ def open_spans(endpoint: str) -> Spans | None:
     named = Resource({SERVICE_NAME: "topwork"}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=named, shutdown_on_exit=False)
     session = requests.Session()
-    # A proxy that the environment names cannot reach this host's own collector.
+    # A proxy of the environment cannot reach a collector on the loopback.
     session.trust_env = not is_loopback(f"{urlsplit(endpoint).hostname}:0")
     exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", session=session)
     provider.add_span_processor(BatchSpanProcessor(exporter))

@@ -1,4 +1,4 @@
-"""StreamClassify on the server: several messages at a time, each answered when it is ready."""
+"""StreamClassify on the server: several messages in flight, each answered when it is ready."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import structlog
 from topwork.access.principals import Caller
 from topwork.access.slots import Slots
 from topwork.errors import TopworkError, Unavailable
-from topwork.rpc import convert
+from topwork.rpc.convert import fields
+from topwork.rpc.convert.answers import to_classify_response
 from topwork.serving.classify_batch import Classified
 from topwork.serving.fair_queue import Flow
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -21,14 +22,14 @@ from topwork.wire import status as statuses
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 1.0
-"""After which a client that found too many streams may try again."""
+"""Delay after which a client that was refused for too many streams may try again."""
 
 IDLE_SECONDS = 60.0
-"""How long a stream may be idle for sure. A longer one ends where another has no slot else."""
+"""Raising it lets idle streams keep their slots longer while others wait for one."""
 
 
 class Engine(Protocol):
-    """What answers the messages; see Classifier."""
+    """Classifies the images of messages; see Classifier."""
 
     async def classify(
         self,
@@ -45,11 +46,11 @@ class Engine(Protocol):
 
 
 class Streams:
-    """All StreamClassify calls of a server, of which at most ``most_open`` are there at a time.
+    """All StreamClassify calls of a server: at most ``most_open`` at a time.
 
-    Of each, messages are taken while fewer than ``window`` images are in it, those included whose
-    answers the client has not taken yet: so a client that writes too fast, or never reads, is held
-    up by HTTP/2 itself, and costs no more than this. Belongs to one event loop.
+    A stream reads messages while fewer than ``window`` of its images are in flight. An image is in
+    flight until the client has received its answer, so HTTP/2 flow control slows a client that
+    writes too fast or never reads. Belongs to one event loop.
     """
 
     def __init__(
@@ -77,35 +78,35 @@ class Streams:
         remaining: Callable[[], float | None],
         caller: Caller,
     ) -> AsyncGenerator[classify_pb.StreamClassifyResponse, None]:
-        """Yield the answer to each message as soon as it is there.
+        """Yield the answer to each message as soon as it is ready.
 
-        ``remaining`` returns the seconds until the call's deadline, None if it has none. A message
-        about a model that is not for the ``caller`` is refused alone. Raises Overloaded if too many
-        are open, Unavailable if the server stops before the client has sent all, or if the stream
-        was idle and another one needs its slot.
+        ``remaining`` returns the seconds until the call's deadline, None without one. A message
+        about a model that the ``caller`` may not use fails alone. Raises Overloaded if too many
+        streams are open, Unavailable if the server stops before the client has sent all, or if the
+        stream was idle and another one needs its slot.
         """
         if self._ending:
             raise _stopping()
-        if not self._slots.has_room(caller.share):
-            await self._end_an_idle_one(caller.share)
+        if not self._slots.may_take(caller.share):
+            await self._end_idle_stream(caller.share)
         flow = Flow()
 
         async def classify(
             message: classify_pb.StreamClassifyRequest,
         ) -> classify_pb.ClassifyResponse:
             request = message.request
-            model = convert.resource_id(request.model, collection="models", field="model")
+            model = fields.model_id(request.model, field="model")
             caller.check(model)
             classified = await self._engine.classify(
                 model,
                 request.images,
                 revision=request.revision,
                 top_k=request.top_k,
-                budget=min([self._most_seconds, *_given(message, remaining())]),
+                budget=min([self._most_seconds, *_limits(message, remaining())]),
                 flow=flow,
                 can_wait=True,
             )
-            return convert.to_classify_response(classified)
+            return to_classify_response(classified)
 
         stream = _Stream(requests, classify, self._window, caller)
         try:
@@ -116,7 +117,7 @@ class Streams:
                     while (answered := await stream.answered.get()) is not None:
                         response, images = answered
                         yield response
-                        stream.leave(images)  # it is on its way: gRPC took it
+                        stream.leave(images)  # gRPC has taken it
                     await work
                 finally:
                     self._open.discard(stream)
@@ -128,10 +129,11 @@ class Streams:
         if stream.cut_off is not None:
             raise stream.cut_off
 
-    async def _end_an_idle_one(self, share: str) -> None:
-        """End an idle stream whose slot this ``share`` may have, and wait until it has ended.
+    async def _end_idle_stream(self, share: str) -> None:
+        """End an idle stream whose slot ``share`` may take, and wait until it has ended.
 
-        One of the share itself or of one that has more: of that which has most the longest idle.
+        Candidates are streams of the share itself and of shares with more streams: first those of
+        the share with the most streams, of these the one that has been idle longest.
         """
         held = self._slots.held
         since = asyncio.get_running_loop().time() - self._idle_seconds
@@ -140,23 +142,23 @@ class Streams:
             for stream in self._open
             if stream.idle_since <= since
             and (stream.share == share or held(stream.share) > held(share))
-            and self._slots.has_room(share, without=stream.share)
+            and self._slots.may_take(share, without=stream.share)
         ]
         if idle:
             longest = min(idle, key=lambda stream: (-held(stream.share), stream.idle_since))
-            longest.idle_since = math.inf  # another caller that looks meanwhile ends another one
+            longest.idle_since = math.inf  # another caller ends another stream meanwhile
             longest.cut(_idle(self._idle_seconds))
             await longest.closed.wait()
 
     def end(self) -> None:
-        """Take no more messages: streams end with Unavailable when what they hold is answered."""
+        """Read no more messages: streams end with Unavailable after the answers in flight."""
         self._ending = True
         for stream in self._open:
             stream.cut(_stopping())
 
 
 class _Stream:
-    """One call: what is in flight, and what is answered and not yet taken by the client."""
+    """One call: its messages in flight, and the answers that the client has not received."""
 
     def __init__(
         self,
@@ -169,30 +171,30 @@ class _Stream:
     ) -> None:
         self.share = caller.share
         self._limiter = caller.principal.limiter
-        self._taken = 0
+        self._charged = 0
         self._requests = requests
         self._classify = classify
         self._window = window
-        self._inside = 0
-        self._left = asyncio.Event()
+        self._in_flight = 0
+        self._freed = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self.messages = 0
         self.images = 0
         self.idle_since = asyncio.get_running_loop().time()
-        """Since when nothing is asked and nothing is answered; infinite while something is."""
+        """Time since which no message is in flight; infinite while one is."""
         self.cut_off: Unavailable | None = None
-        """Why no more is read, though the client has not sent all."""
+        """Reason why reading stopped before the client had sent all."""
         self.closed = asyncio.Event()
-        """Set when it has given its slot back."""
+        """Set when the slot is free again."""
         self.answered: asyncio.Queue[tuple[classify_pb.StreamClassifyResponse, int] | None] = (
             asyncio.Queue()
         )
-        """Answers, each with the images that it holds in the window; ends with None."""
+        """Answers, each with its number of images in the window; ends with None."""
 
     async def run(self) -> None:
-        """Read and answer until the client has sent all and all is answered.
+        """Read and answer until the client has sent all messages and all are answered.
 
-        Raises what ``requests`` raises.
+        Raises the errors of ``requests``.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -201,22 +203,22 @@ class _Stream:
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
         finally:
-            self._give(self._taken)  # of messages whose answers were never begun
+            self._return_images(self._charged)  # of messages that were never classified
             self.answered.put_nowait(None)
 
     def leave(self, images: int) -> None:
-        """Give room back."""
-        self._inside -= images
-        self._left.set()
-        if not self._inside:
+        """Free the window of ``images``."""
+        self._in_flight -= images
+        self._freed.set()
+        if not self._in_flight:
             self.idle_since = asyncio.get_running_loop().time()
 
-    def _give(self, images: int) -> None:
-        self._taken -= images
+    def _return_images(self, images: int) -> None:
+        self._charged -= images
         self._limiter.give(images)
 
     def cut(self, why: Unavailable) -> None:
-        """Read no more; nothing changes if all was read."""
+        """Stop reading, for the reason ``why``, unless all has been read."""
         if self._reading is None or self._reading.cancel():
             self.cut_off = why
 
@@ -226,14 +228,14 @@ class _Stream:
             self.messages += 1
             self.images += images
             held = max(1, images)  # a message without images has an answer too
-            self._inside += held
+            self._in_flight += held
             self.idle_since = math.inf
             await self._limiter.wait(images)
-            self._taken += images
+            self._charged += images
             group.create_task(self._answer(message, held))
-            while self._inside >= self._window:
-                self._left.clear()
-                await self._left.wait()
+            while self._in_flight >= self._window:
+                self._freed.clear()
+                await self._freed.wait()
 
     async def _answer(self, message: classify_pb.StreamClassifyRequest, held: int) -> None:
         response = classify_pb.StreamClassifyResponse(id=message.id)
@@ -245,16 +247,16 @@ class _Stream:
             log.error("unexpected error", method="StreamClassify", exc_info=error)
             response.error.CopyFrom(statuses.internal())
         finally:
-            self._give(len(message.request.images))
+            self._return_images(len(message.request.images))
         self.answered.put_nowait((response, held))
 
 
-def _given(message: classify_pb.StreamClassifyRequest, remaining: float | None) -> Iterator[float]:
-    """Yield the seconds that the client gave: for the call, and for this message."""
+def _limits(message: classify_pb.StreamClassifyRequest, remaining: float | None) -> Iterator[float]:
+    """Yield the client's limits in seconds: for the call, and for this message."""
     if remaining is not None:
         yield remaining
     if message.HasField("timeout"):
-        yield convert.seconds(message.timeout, field="timeout")
+        yield fields.seconds(message.timeout, field="timeout")
 
 
 def _stopping() -> Unavailable:

@@ -16,35 +16,35 @@ from topwork.errors import InvalidInput
 log = structlog.get_logger(__name__)
 
 SETTLE_SECONDS = 0.05
-"""In which a handshake that has begun takes what it needs of the certificate: microseconds."""
+"""Raising it gives handshakes longer to copy the certificate; they need microseconds."""
 
 Stamp = tuple[tuple[int, int, int], ...]
-"""Of each file: modification time, inode and length."""
+"""Modification time, inode and length of each file."""
 
 
 class Certificates:
-    """Gives each TLS handshake the certificate that is in the files at that moment.
+    """Hot reload of certificates: each TLS handshake gets the files of that moment.
 
-    Files that do not fit together, such as a certificate whose key has not been replaced yet, are
-    logged, and the ones before go on. Called by gRPC's threads.
+    Files that do not match, such as a certificate whose key has not been replaced yet, are logged,
+    and the previous ones stay in use. Called by gRPC's threads.
     """
 
     def __init__(self, files: TlsFiles) -> None:
         """Read the files. Raises InvalidInput if they cannot be used."""
         self._files = files
         self._lock = threading.Lock()
-        self._stamp = self._look()
+        self._stamp = self._stamp_of_files()
         self._current = self._read()
 
     @property
-    def know_clients(self) -> bool:
-        """Whether there is an authority that clients' certificates may be from."""
+    def has_client_ca(self) -> bool:
+        """True if there is a certificate authority for client certificates."""
         return self._files.client_ca is not None
 
     def credentials(self, *, of_clients: bool) -> grpc.ServerCredentials:
-        """Return what a port is opened with; ``of_clients``: only for clients with a certificate.
+        """Return the credentials of a port; ``of_clients``: clients need a certificate (mTLS).
 
-        gRPC for Python cannot ask for a certificate and do without: it is one or the other a port.
+        gRPC for Python has no optional client certificates: a port requires or ignores them.
         """
         given = self._current
 
@@ -52,9 +52,9 @@ class Certificates:
             nonlocal given
             if (current := self._fetch()) is given:
                 return None  # gRPC keeps what it has
-            # gRPC frees what it has though another handshake may be about to use it (grpc/grpc
-            # issue 36693: a crash a minute where this happened at each connection). It holds a lock
-            # meanwhile: no handshake gets there, and those that are there have left.
+            # gRPC frees the old configuration though another handshake may be about to use it
+            # (grpc/grpc issue 36693: a crash a minute when each connection did this). gRPC holds a
+            # lock meanwhile, so no handshake begins, and those in progress end.
             time.sleep(SETTLE_SECONDS)
             given = current
             return current
@@ -69,7 +69,7 @@ class Certificates:
     def _fetch(self) -> grpc.ServerCertificateConfiguration:
         with self._lock:
             try:
-                stamp = self._look()
+                stamp = self._stamp_of_files()
                 if stamp != self._stamp:
                     self._stamp = stamp
                     self._current = self._read()
@@ -84,8 +84,8 @@ class Certificates:
             given.append(("client_ca", self._files.client_ca))
         return given
 
-    def _look(self) -> Stamp:
-        """Return what changes with the files. Raises InvalidInput."""
+    def _stamp_of_files(self) -> Stamp:
+        """Return the stamp of the files. Raises InvalidInput."""
         stamps = []
         for field, path in self._paths():
             try:
@@ -96,7 +96,7 @@ class Certificates:
         return tuple(stamps)
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
-        """Return what is in the files, which fit together. Raises InvalidInput."""
+        """Return the content of the files. Raises InvalidInput if they do not match."""
         contents = {}
         for field, path in self._paths():
             try:
@@ -112,7 +112,7 @@ class Certificates:
         """Raise InvalidInput unless OpenSSL can use the files together: gRPC does not say why."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            # A key that asks for a password would ask at the terminal.
+            # Without a password OpenSSL would ask for one at the terminal.
             context.load_cert_chain(self._files.cert, self._files.key, password="")
         except (ssl.SSLError, OSError, ValueError) as error:
             raise _unusable("tls_cert", self._files.cert, f"with its key: {error}") from error

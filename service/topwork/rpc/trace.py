@@ -1,4 +1,4 @@
-"""The trace that a call belongs to: W3C's ``traceparent``, as its client sent it."""
+"""Trace id of a call, from the ``traceparent`` header (W3C Trace Context)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TRACEPARENT = re.compile(
 
 
 def trace_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """Return the 32 hex digits of the trace, empty if the client sent none that is valid.
+    """Return the 32 hex digits of the trace, empty if the client sent no valid one.
 
     See https://www.w3.org/TR/trace-context; later versions may append fields.
     """

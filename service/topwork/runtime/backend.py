@@ -1,4 +1,4 @@
-"""ONNX Runtime: the only module that imports it."""
+"""ONNX Runtime sessions. No other module imports ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CUDA = {
 
 
 class Session:
-    """One ONNX graph, loaded. ``run`` may be called from several threads at once."""
+    """A loaded ONNX graph. ``run`` may be called from several threads at once."""
 
     def __init__(self, session: ort.InferenceSession, output: str) -> None:
         self._session = session
@@ -39,7 +39,7 @@ class Session:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the graph runs on an NVIDIA GPU."""
+        """True if the graph runs on an NVIDIA GPU."""
         return self.uses("cuda") or self.uses("tensorrt")
 
     def uses(self, provider: Provider) -> bool:
@@ -70,10 +70,10 @@ class Session:
 class BoundSession:
     """An ONNX graph on CUDA for batches of one shape. ``run`` belongs to one thread at a time.
 
-    ONNX Runtime plans all convolutions anew when a batch has another size than the last one: more
-    than half a second for EfficientNet-Lite0 (onnxruntime #23006). Of one size they are planned
-    once; input and output stay where they are on the device; and where the whole graph runs there,
-    it is launched as one CUDA graph instead of kernel by kernel.
+    ONNX Runtime plans all convolutions again when a batch has another size than the last one: more
+    than half a second for EfficientNet-Lite0 (onnxruntime #23006). With one size it plans once.
+    Input and output stay at fixed addresses on the device, and a graph that runs there as a whole
+    is launched as one CUDA graph instead of kernel by kernel.
     """
 
     def __init__(
@@ -103,13 +103,13 @@ class BoundSession:
 def open_bound_session(
     model: bytes, *, output: str, shape: tuple[int, ...], width: int
 ) -> BoundSession:
-    """Load a graph that a CUDA session was opened for, for batches of ``shape``, and run it once.
+    """Load a graph on CUDA for batches of ``shape``, and run it once.
 
-    ``width`` is that of its output (N, D).
+    Its output is (N, ``width``). ``open_session`` must have loaded the graph before.
     """
     options = _options(threads=1, spin=False)
-    options.log_severity_level = 4  # it may not be one CUDA graph: no error
-    for graph in ("1", "0"):  # some graphs, such as quantised ones, have nodes for the CPU
+    options.log_severity_level = 4  # one CUDA graph may be impossible
+    for graph in ("1", "0"):  # the CPU runs parts of quantised graphs
         cuda = (NAMES["cuda"], {**_CUDA, "enable_cuda_graph": graph})
         try:
             session = _load(model, options, [cuda, NAMES["cpu"]], enable_fallback=0)
@@ -127,12 +127,12 @@ def open_bound_session(
 def open_session(
     model: bytes, *, output: str, provider: Provider = "cpu", threads: int = 1, spin: bool = False
 ) -> Session:
-    """Load an ONNX graph whose one input is a batch and which has an output called ``output``.
+    """Load an ONNX graph with one input, a batch, and an output named ``output``.
 
     ``threads`` is the number of CPU threads that one run uses. With ``spin`` they wait for each
-    other's part of a run in busy loops: faster if no other run wants their cores. Between runs none
-    spins. Raises NotReady if ``provider`` does not work here, Corrupt if the graph cannot be
-    loaded, lacks the output, or keeps tensors in other files (which no checksum covers).
+    other's part of a run in busy loops, which is faster if no other run needs their cores. Between
+    runs no thread spins. Raises NotReady if ``provider`` does not work here, Corrupt if the graph
+    cannot be loaded, lacks the output, or has external data (which no checksum covers).
     """
     check_provider(provider)
     if provider != "cpu":
@@ -155,7 +155,7 @@ def open_session(
 def _load(
     model: bytes, options: ort.SessionOptions, providers: Sequence[Any], **more: Any
 ) -> ort.InferenceSession:
-    """Return a session; no other place makes one. Raises Corrupt, and what ONNX Runtime raises."""
+    """Return a session. Raises Corrupt, and the errors of ONNX Runtime."""
     _refuse_external_data(model)
     return ort.InferenceSession(model, options, providers=providers, **more)
 
@@ -180,7 +180,7 @@ def check_provider(provider: Provider) -> None:
 def _find_cuda() -> None:
     """Load CUDA and cuDNN from their packages, where ONNX Runtime's own search does not look."""
     if NAMES["cuda"] in ort.get_available_providers():
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the names of missing libraries
             ort.preload_dlls()
 
 
@@ -193,16 +193,16 @@ def _unavailable(provider: Provider) -> NotReady:
 
 
 def _wanted(provider: Provider, threads: int) -> list[Any]:
-    """Return ONNX Runtime's providers with their options, the first choice first."""
+    """Return ONNX Runtime's providers with their options, in order of preference."""
     cuda = (NAMES["cuda"], _CUDA)
     match provider:
         case "cuda":
             chosen: list[Any] = [cuda]
         case "tensorrt":
-            # Without options of ours it obeys ORT_TENSORRT_...: engine cache, shapes, precision.
+            # The variables ORT_TENSORRT_... set its options: engine cache, shapes, precision.
             chosen = [NAMES["tensorrt"], cuda]
         case "openvino":
-            # Its threads are shared by all runs of a session, each of which takes a stream.
+            # All runs of a session share its threads; each run takes one stream.
             streams = max(1, available_cores() // threads)
             chosen = [
                 (
@@ -225,33 +225,33 @@ def _wanted(provider: Provider, threads: int) -> list[Any]:
 def _refuse_external_data(model: bytes) -> None:
     try:
         tensors = _tensors(onnx.load_model_from_string(model))
-        external = [one.name for one in tensors if _is_elsewhere(one)]
-    except Exception as error:  # protobuf's, which this package does not know
+        external = [tensor.name for tensor in tensors if _is_external(tensor)]
+    except Exception as error:  # protobuf's errors; this package does not import it
         raise Corrupt(f"ONNX Runtime cannot load the graph: {error}") from error
     if external:
         raise Corrupt(f"the graph keeps tensor {external[0]!r} as external data, in another file")
 
 
 def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
-    """Yield all tensors in a message, wherever: in subgraphs, functions and sparse ones, too.
+    """Yield all tensors in a message, also those of subgraphs, functions and sparse tensors.
 
-    ONNX's own list lacks the sparse ones.
+    ONNX's own iterator omits sparse tensors.
     """
     if isinstance(message, onnx.TensorProto):
         yield message
         return
     for field, value in message.ListFields():
         if field.message_type is not None:
-            for one in [value] if hasattr(value, "ListFields") else value:
-                yield from _tensors(one)
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from _tensors(part)
 
 
-def _is_elsewhere(tensor: onnx.TensorProto) -> bool:
+def _is_external(tensor: onnx.TensorProto) -> bool:
     return bool(tensor.external_data) or tensor.data_location == onnx.TensorProto.EXTERNAL
 
 
 def software_versions() -> dict[str, str]:
-    """Return the versions that decide what a graph computes, for manifests."""
+    """Return the versions of the software that computes embeddings, for manifests."""
     return {
         "topwork": topwork.__version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Number of cores that this process may really use."""
+"""Number of cores that this process may use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 def available_cores(*, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Return min(affinity mask, cgroup quota rounded up), at least 1.
 
-    ONNX Runtime and BLAS size their pools by the host and know nothing of a container's quota.
+    ONNX Runtime and BLAS size their thread pools by the host and ignore a container's quota.
     Reads cgroup v2 (cpu.max) and v1 (cpu.cfs_quota_us).
     """
     try:

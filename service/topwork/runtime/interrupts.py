@@ -1,6 +1,6 @@
-"""Commands that are cut off: by Ctrl-C, or by a crash of native code, imports included.
+"""Ctrl-C and crashes of commands, also while they import.
 
-Imports little itself: until it is imported, Ctrl-C has Python's own traceback.
+Imports few modules: before it is imported, Ctrl-C prints Python's own traceback.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ STATUS = 128 + signal.SIGINT
 """Exit status of an interrupted command, as shells report it."""
 
 REPEAT_SECONDS = 0.01
-"""Pause before an interrupt that a finaliser swallowed is sent again."""
+"""Delay before an interrupt that a finaliser swallowed is sent again."""
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Let SIGINT end the block, and the process, by SystemExit(STATUS).
 
-    Importing needs more than that: C extensions turn an interrupted import into an ImportError, and
-    an exception in a weak reference's callback, of which each import has one, is printed and lost.
-    A second SIGINT kills the process. Where SIGINT is ignored, as in a shell's background jobs, it
-    stays ignored. A crash prints the Python stacks of all threads.
+    Imports need special care: C extensions turn an interrupted import into an ImportError, and an
+    exception in the weak reference callback of an import is printed and lost. A second SIGINT
+    kills the process. An ignored SIGINT, as in a shell's background jobs, stays ignored. A crash
+    prints the Python stacks of all threads.
     """
     if sys.stderr is not None and not faulthandler.is_enabled():
         faulthandler.enable()

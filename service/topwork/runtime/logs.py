@@ -26,23 +26,23 @@ log = structlog.get_logger(__name__)
 
 
 PAUSE = 0.05
-"""Seconds that a routine line may wait to be written."""
+"""Raising it writes routine lines later, in larger portions (seconds)."""
 
 ATOMIC = 4096
-"""Bytes that a pipe takes in one piece (PIPE_BUF): no other process's line comes between."""
+"""Bytes that a pipe accepts at once (PIPE_BUF), so lines of other processes cannot cut a line."""
 
 RELAY_SECONDS = 1.0
 """Raising it lets a process that ends wait longer for its last native output to be written."""
 
 _ending = contextlib.ExitStack()
-"""What is done when this process ends."""
+"""Callbacks for the end of this process."""
 
 
 def configure(log_format: Format) -> None:
-    """Send this process's logs, the libraries' too, to standard error as text or JSON lines.
+    """Send this process's logs, those of libraries too, to standard error as text or JSON lines.
 
-    So go warnings, and exceptions that nothing catches. A crash writes the Python stacks of all
-    threads, as does SIGUSR1, which ends nothing.
+    Warnings and uncaught exceptions are logged as well. A crash prints the Python stacks of all
+    threads; SIGUSR1 does so without ending the process.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
@@ -55,16 +55,16 @@ def configure(log_format: Format) -> None:
         ),
     ]
     render: list[structlog.typing.Processor] = [
-        structlog.processors.format_exc_info,  # ConsoleRenderer's own may print all locals
+        structlog.processors.format_exc_info,  # ConsoleRenderer's own may print local variables
         *([structlog.processors.JSONRenderer(_json)] if log_format == "json" else text),
     ]
-    # A buffer of its own: without one (PYTHONUNBUFFERED=1) a write may be cut by another's.
+    # A separate buffer: without one (PYTHONUNBUFFERED=1) other writes may cut a line.
     stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
     lines = Lines(stream)
     lines.start()
     _ending.callback(lines.flush)
     atexit.register(_ending.close)
-    # Not by way of the standard library, which takes three times as long: a line a call adds up.
+    # Not through the standard library, which takes three times as long for each call's line.
     structlog.configure(
         processors=[*shared, *render],
         logger_factory=lambda *_: lines,
@@ -90,21 +90,21 @@ def configure(log_format: Format) -> None:
 
 
 def capture(log_format: Format) -> None:
-    """Turn what anything else writes to standard output and error into log lines.
+    """Turn other output, such as that of native code, into log lines.
 
-    Native code does; child processes inherit it. After ``configure``, whose lines go straight to
-    standard error, as does the traceback of a crash.
+    Child processes inherit it. Call it after ``configure``, whose lines go straight to standard
+    error, as does the traceback of a crash.
     """
-    kept: dict[int, int] = {}
+    originals: dict[int, int] = {}
     for number in (1, 2):
         with contextlib.suppress(OSError):  # closed by whoever started this process
-            kept[number] = os.dup(number)
+            originals[number] = os.dup(number)
     read_end, write_end = os.pipe()
-    relaying = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-I", "-S", relay.__file__, log_format],
         stdin=read_end,
         stdout=subprocess.DEVNULL,
-        start_new_session=True,  # an interrupt from the terminal is not for it
+        start_new_session=True,  # Ctrl-C in the terminal must not end it
     )
     os.close(read_end)
     for number in (1, 2):
@@ -114,36 +114,36 @@ def capture(log_format: Format) -> None:
     def release() -> None:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
-        for number, original in kept.items():
+        for number, original in originals.items():
             os.dup2(original, number)
         with contextlib.suppress(subprocess.TimeoutExpired):  # a child process still writes
-            relaying.wait(RELAY_SECONDS)
+            process.wait(RELAY_SECONDS)
 
     _ending.callback(release)
 
 
 def exit_process(status: int) -> NoReturn:
-    """End this process when all its lines are written, without an end of the interpreter.
+    """End this process after writing all lines, without finalising the interpreter.
 
-    That would unwind threads which come back from native code meanwhile, and C++ aborts then.
+    Finalisation would unwind threads that return from native code meanwhile, and C++ aborts then.
     """
     _ending.close()
     os._exit(status)
 
 
 class Lines:
-    """Writes lines: warnings and worse at once, others within PAUSE, many at a time.
+    """Buffered log lines: warnings and worse are written at once, others within PAUSE.
 
-    A write lets go of the interpreter, and who answers thousands of calls waits to get it back as
-    many times. What a killed process did not write is lost, and so is what nobody reads any more:
-    a full disk or a closed pipe behind standard error is no error of who logs.
+    Each write releases the interpreter lock, and thousands of calls would wait as often to get it
+    back. Lines that a killed process did not write are lost, as are those for a full disk or a
+    closed pipe, which raise no error.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._lock = threading.RLock()  # a finaliser that logs may run while it is held
         self._waiting: list[str] = []
-        self._news = threading.Event()
+        self._wake = threading.Event()
 
     def start(self) -> None:
         """Start the thread that writes."""
@@ -153,10 +153,10 @@ class Lines:
         """Write a line soon."""
         with self._lock:
             self._waiting.append(redacted(line) + "\n")
-        self._news.set()
+        self._wake.set()
 
     def warning(self, line: str) -> None:
-        """Write a line now, after those that wait."""
+        """Write a line now, after the buffered ones."""
         self.info(line)
         self.flush()
 
@@ -164,7 +164,7 @@ class Lines:
     error = critical = warning
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the buffered lines."""
         with self._lock, contextlib.suppress(OSError):
             waiting, self._waiting = self._waiting, []
             length = 0
@@ -178,14 +178,14 @@ class Lines:
                 self._stream.flush()
 
     def _work(self) -> None:
-        while self._news.wait():
+        while self._wake.wait():
             time.sleep(PAUSE)
-            self._news.clear()
+            self._wake.clear()
             self.flush()
 
 
 class _Handler(logging.Handler):
-    """Lets what libraries log go the same way, in its turn."""
+    """Handler for the logs of libraries."""
 
     def __init__(self, lines: Lines) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class _Handler(logging.Handler):
 
 
 def adopt(library: str) -> None:
-    """Let a library's warnings and errors go the way of all others, not by handlers of its own."""
+    """Log a library's warnings and errors here instead of by its own handlers."""
     logger = logging.getLogger(library)
     logger.handlers.clear()
     logger.propagate = True
@@ -217,9 +217,9 @@ def _json(fields: dict[str, Any], **_: Any) -> str:
     """Return fields as one JSON object, all of it printable."""
     try:
         text = msgspec.json.encode(fields, enc_hook=str).decode()
-    except Exception:  # such as a lone surrogate: a line that is logged must not fail
+    except Exception:  # such as a lone surrogate; logging must not fail
         text = msgspec.json.encode({name: visible(str(fields[name])) for name in fields}).decode()
-    if text.isascii() and "\x7f" not in text:  # JSON itself escapes the other control characters
+    if text.isascii() and "\x7f" not in text:  # JSON escapes the other control characters
         return text
     return "".join(map(_json_escape, text))
 
@@ -231,7 +231,7 @@ def _json_escape(char: str) -> str:
 def _escape(
     _logger: object, _name: str, fields: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Make every value printable; only the lines of a traceback stay lines, indented."""
+    """Make every value printable. A traceback keeps its line breaks, indented."""
     for name, value in fields.items():
         if name in {"exception", "stack"}:
             fields[name] = "\n".join(f"  {visible(line)}" for line in str(value).split("\n"))
@@ -245,11 +245,11 @@ def _escape(
 def _uncaught(
     kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
-    """Log an exception that nothing catches; see sys.excepthook."""
+    """Log an uncaught exception; see sys.excepthook."""
     log.critical("uncaught exception", exc_info=(kind, error, trace))
 
 
 def _uncaught_elsewhere(args: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
-    """Log one of a thread, or of a finaliser; see threading.excepthook and sys.unraisablehook."""
+    """Log an uncaught exception of a thread or finaliser; see threading.excepthook."""
     if args.exc_type is not SystemExit:
         _uncaught(args.exc_type, args.exc_value, args.exc_traceback)

@@ -7,25 +7,24 @@ import resource
 import warnings
 
 _ENVIRONMENT = {
-    # Without it recent versions report to their makers what they run, and keep a database of it in
-    # the user's home.
+    # Recent versions otherwise send usage data to their makers, and store it in the user's home.
     "ORT_DISABLE_TELEMETRY": "1",
-    # Pillow gives each image's memory back to the system and takes pages anew for the next one,
-    # which costs a quarter of a JPEG's decoding, and more where many threads do so. It keeps this
-    # much: 32 blocks.
+    # Pillow otherwise returns the memory of each image to the system and allocates pages again for
+    # the next one: a quarter of the time to decode a JPEG, more with many threads. It caches at
+    # most 32 blocks.
     "PILLOW_BLOCK_SIZE": "4m",
     "PILLOW_BLOCKS_MAX": "32",
 }
 """Read by the libraries when they are imported; children inherit it."""
 
 _NOISY = (r"PIL\.", r"pydicom\.")
-"""Modules that warn of damaged files, in texts as varied as the damage: each stays in memory."""
+"""Modules that warn of damaged files. Each different warning would stay in memory."""
 
 
 def configure() -> None:
-    """Set up this process. Called by entry points, before they import what reads the settings.
+    """Configure this process. Entry points call it before they import Pillow and ONNX Runtime.
 
-    Variables of the environment that are set already stay as they are.
+    Environment variables that are already set are not changed.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -1,11 +1,11 @@
-"""Execution providers of ONNX Runtime, by the names that users give them."""
+"""Names of ONNX Runtime's execution providers."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Provider = Literal["auto", "cpu", "cuda", "openvino", "tensorrt"]
-"""What runs a graph; ``auto`` is CUDA where it works, else the CPU."""
+"""Execution provider of a graph; ``auto`` is CUDA if it works, else the CPU."""
 
 NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -18,6 +18,6 @@ NAMES = {
 NEEDS = {
     "cuda": "NVIDIA's driver, CUDA, cuDNN, and onnxruntime-gpu in place of onnxruntime",
     "openvino": "onnxruntime-openvino in place of onnxruntime",
-    "tensorrt": "what 'cuda' needs, and TensorRT of the version that onnxruntime-gpu was built for",
+    "tensorrt": "what 'cuda' needs, and the version of TensorRT that onnxruntime-gpu was built for",
 }
-"""What has to be installed, for error messages."""
+"""Requirements of each provider, for error messages."""

@@ -1,9 +1,9 @@
 """Relay process: turns raw lines of a process's standard error into log lines.
 
-Native libraries (libtiff, gRPC's core, ONNX Runtime, the C library) write to the descriptors 1 and
-2 as they please. ``topwork.runtime.logs`` points both at a pipe to this script. A process of its
-own outlives a crash, whose last words it passes on, and needs no interpreter lock, which a native
-call may hold while it writes more than the pipe takes.
+Native libraries (libtiff, gRPC's core, ONNX Runtime, the C library) write directly to the file
+descriptors 1 and 2. ``topwork.runtime.logs`` points both at a pipe to this script. A separate
+process survives a crash, whose last lines it relays, and does not need the interpreter lock, which
+a native call may hold while it fills the pipe.
 
 Runs without ``site`` and without the package, so only the standard library is imported.
 """
@@ -26,15 +26,15 @@ EVENT = "native output"
 """The ``event`` of a raw line's JSON object; the line is its ``text``."""
 
 LONGEST_LINE = 2**16
-"""Bytes. Raising it lets longer raw lines through in one piece, for as much memory."""
+"""Raising it relays longer raw lines whole, for as much memory (bytes)."""
 
 _SECRET = re.compile(r"([Bb]earer\s+|topwork_[0-9a-f]{12}_)[\w.~+/=-]{8,}")
 
 
 def visible(text: str) -> str:
-    """Return ``text`` with Python's escapes in place of what is not printable.
+    """Return ``text`` with unprintable characters escaped as in Python.
 
-    Control characters, line separators, bidirectional controls and lone surrogates among them.
+    These are control characters, line separators, bidirectional controls and lone surrogates.
     """
     if text.isprintable():
         return text
@@ -44,14 +44,14 @@ def visible(text: str) -> str:
 
 
 def redacted(line: str) -> str:
-    """Return ``line`` without the secret part of bearer tokens, whoever put them there."""
-    if "earer" in line or "topwork_" in line:  # the pattern alone takes longer than all the rest
+    """Return ``line`` without the secret part of bearer tokens."""
+    if "earer" in line or "topwork_" in line:  # quicker than the pattern
         return _SECRET.sub(r"\1***", line)
     return line
 
 
 def rendered(lines: Iterator[str], *, as_json: bool) -> Iterator[str]:
-    """Yield raw lines as log lines; those that are JSON objects already stay as they are."""
+    """Yield raw lines as log lines; JSON objects stay unchanged."""
     for line in lines:
         text = redacted(visible(line))
         if not as_json or _is_object(text):
@@ -75,8 +75,8 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
 
 
 def main() -> None:
-    """Relay standard input to standard error until all who write there have ended."""
-    # Whoever stops the server stops its whole group or container; this ends after it.
+    """Relay standard input to standard error until all writers have ended."""
+    # A signal to the server's process group must not end this process before the server.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     for line in rendered(_lines(sys.stdin.buffer), as_json=sys.argv[1] == "json"):

@@ -22,7 +22,7 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class ClassifyRequest(google.protobuf.message.Message):
-    """What to classify, and with what."""
+    """Images to classify, and the model."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -33,10 +33,10 @@ class ClassifyRequest(google.protobuf.message.Message):
     model: builtins.str
     """The model's resource name, `models/{model}`. Required."""
     revision: builtins.int
-    """The revision to answer with, such as 3. Unset (0): the one that serves."""
+    """The revision that classifies, such as 3. Unset (0): the serving revision."""
     top_k: builtins.int
-    """How many predictions to return for an image, the most probable first. Unset (0): 5. More than
-    the model has labels: all labels.
+    """Number of predictions per image, the most probable first. Unset (0): 5. A number above the
+    number of labels returns all labels.
     """
     @property
     def images(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
@@ -67,19 +67,18 @@ class StreamClassifyRequest(google.protobuf.message.Message):
     REQUEST_FIELD_NUMBER: builtins.int
     TIMEOUT_FIELD_NUMBER: builtins.int
     id: builtins.int
-    """Comes back with the answer; the server does not look at it. A number and not a string, since a
-    counter or an index is all that it takes to find again what was sent, and needs no limit of its
-    own. A client that gives the same one twice cannot tell the two answers apart.
+    """Identifier chosen by the client, such as a counter; returned in the response. The server does
+    not check that it is unique.
     """
     @property
     def request(self) -> Global___ClassifyRequest:
-        """What to classify. `Limits` are those of Classify. Required."""
+        """Images to classify, with the limits of Classify. Required."""
 
     @property
     def timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """How long the answer is of use, counted from when the server takes this message from the stream;
-        then it fails with DEADLINE_EXCEEDED. Unset: as long as the server lets a Classify call take.
-        The deadline of the call itself is that of the whole stream.
+        """Time limit of this request, from the moment at which the server reads it from the stream; the
+        request then fails with DEADLINE_EXCEEDED. Unset: the server's time limit of a Classify call.
+        The deadline of the call itself applies to the whole stream.
         """
 
     def __init__(
@@ -96,7 +95,7 @@ Global___StreamClassifyRequest: typing_extensions.TypeAlias = StreamClassifyRequ
 
 @typing.final
 class StreamClassifyResponse(google.protobuf.message.Message):
-    """The answer to one message of a stream."""
+    """The response to one request of a stream."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -104,14 +103,14 @@ class StreamClassifyResponse(google.protobuf.message.Message):
     RESPONSE_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     id: builtins.int
-    """The message's."""
+    """The `id` of the request."""
     @property
     def response(self) -> Global___ClassifyResponse:
-        """The request was answered; single images may have errors in it."""
+        """The results; single images may have errors."""
 
     @property
     def error(self) -> google.rpc.status_pb2.Status:
-        """Why it was not: what a Classify call would have failed with, details included."""
+        """The status with which a Classify call would have failed, with details."""
 
     def __init__(
         self,
@@ -128,7 +127,7 @@ Global___StreamClassifyResponse: typing_extensions.TypeAlias = StreamClassifyRes
 
 @typing.final
 class ClassifyResponse(google.protobuf.message.Message):
-    """The results, in request order."""
+    """Results of a request."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -136,14 +135,14 @@ class ClassifyResponse(google.protobuf.message.Message):
     RESULTS_FIELD_NUMBER: builtins.int
     TIMINGS_FIELD_NUMBER: builtins.int
     revision: builtins.int
-    """The revision that answered all images of this request."""
+    """Number of the revision that classified all images of the request."""
     @property
     def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ImageResult]:
-        """One result an image, in request order."""
+        """One result per image, in request order."""
 
     @property
     def timings(self) -> Global___Timings:
-        """Where the time went."""
+        """Time spent in each stage."""
 
     def __init__(
         self,
@@ -159,7 +158,7 @@ Global___ClassifyResponse: typing_extensions.TypeAlias = ClassifyResponse
 
 @typing.final
 class ImageResult(google.protobuf.message.Message):
-    """One image's result: what is on it, or why it could not be said."""
+    """Result of one image: a classification or an error."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -167,11 +166,11 @@ class ImageResult(google.protobuf.message.Message):
     ERROR_FIELD_NUMBER: builtins.int
     @property
     def classification(self) -> Global___Classification:
-        """The image was classified."""
+        """The classification."""
 
     @property
     def error(self) -> google.rpc.status_pb2.Status:
-        """The image could not be: INVALID_ARGUMENT with ErrorInfo and a BadRequest that names the field."""
+        """The error: INVALID_ARGUMENT with ErrorInfo and a BadRequest that names the field."""
 
     def __init__(
         self,
@@ -187,7 +186,7 @@ Global___ImageResult: typing_extensions.TypeAlias = ImageResult
 
 @typing.final
 class Classification(google.protobuf.message.Message):
-    """What is on one image."""
+    """Predictions for one image."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -195,17 +194,17 @@ class Classification(google.protobuf.message.Message):
     UNKNOWN_PROBABILITY_FIELD_NUMBER: builtins.int
     IS_UNKNOWN_FIELD_NUMBER: builtins.int
     unknown_probability: builtins.float
-    """How probable it is that the image shows none of the model's labels, 0..1, if known and unknown
-    images came equally often. The predictions are what it would be if it were one of them.
-    Unset: the model cannot tell.
+    """Out-of-distribution score: probability that the image shows none of the model's labels, 0..1,
+    if known and unknown images are equally frequent. The predictions assume that it shows one of
+    them. Unset: the model does not detect unknown images.
     """
     is_unknown: builtins.bool
-    """Whether that is at the model's own threshold or above, where about 5 % of images with known
-    labels are too. Unset: the model cannot tell.
+    """True if `unknown_probability` reaches the model's threshold, which about 5 % of the images with
+    known labels reach, too. Unset: the model does not detect unknown images.
     """
     @property
     def predictions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Prediction]:
-        """The `top_k` most probable labels, the most probable first; equal ones in label order."""
+        """The `top_k` most probable labels, the most probable first; ties in label order."""
 
     def __init__(
         self,
@@ -234,7 +233,7 @@ class Prediction(google.protobuf.message.Message):
     label: builtins.str
     """The label."""
     probability: builtins.float
-    """Calibrated probability, 0..1; over all labels of the model the sum is 1."""
+    """Calibrated probability, 0..1; the sum over all labels of the model is 1."""
     def __init__(
         self,
         *,
@@ -247,7 +246,9 @@ Global___Prediction: typing_extensions.TypeAlias = Prediction
 
 @typing.final
 class Timings(google.protobuf.message.Message):
-    """Where a call's time went. Stages of several images overlap, so parts may exceed the total."""
+    """Time that a call spent in each stage. Stages of several images overlap, so the sum may exceed the
+    total.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -262,19 +263,19 @@ class Timings(google.protobuf.message.Message):
 
     @property
     def queue(self) -> google.protobuf.duration_pb2.Duration:
-        """Waiting in the queue, and on a GPU for a micro-batch: the longest wait of any image."""
+        """Waiting in the queue and, on a GPU, for a micro-batch: the longest wait of an image."""
 
     @property
     def backbone(self) -> google.protobuf.duration_pb2.Duration:
-        """The backbone, summed over the images (an image's share of its micro-batch)."""
+        """Backbone, summed over the images (on a GPU, each image's share of its micro-batch)."""
 
     @property
     def head(self) -> google.protobuf.duration_pb2.Duration:
-        """The head, over all images that were answered together, those of other requests included."""
+        """Head, for all images that were computed together, including those of other requests."""
 
     @property
     def total(self) -> google.protobuf.duration_pb2.Duration:
-        """From the request's arrival in the servicer to the response."""
+        """Total, from the arrival of the request to the response."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ClassifierServiceStub(object):
-    """Answers what is on an image, with a model's serving revision or one that the caller names.
+    """Classifies images with a model's serving revision or a revision that the caller chooses.
     """
 
     def __init__(self, channel):
@@ -48,35 +48,36 @@ class ClassifierServiceStub(object):
 
 
 class ClassifierServiceServicer(object):
-    """Answers what is on an image, with a model's serving revision or one that the caller names.
+    """Classifies images with a model's serving revision or a revision that the caller chooses.
     """
 
     def Classify(self, request, context):
-        """Classifies 1..N encoded images. Every image gets its own result or error, in request order: one
-        bad image is that image's error, never the call's. All results come from one revision.
+        """Classifies 1..N encoded images. Every image gets its own result or error, in request order: an
+        unreadable image does not fail the call. All results come from one revision.
 
-        Fails with NOT_FOUND (no such model or revision), INVALID_ARGUMENT (no image, more images than
-        `Limits.max_images_per_request`), RESOURCE_EXHAUSTED with RetryInfo (no room, or too little time
-        left for what waits), DEADLINE_EXCEEDED, UNAVAILABLE (starting or stopping).
+        Fails with NOT_FOUND (model, revision), INVALID_ARGUMENT (no image, more images than
+        `Limits.max_images_per_request`), RESOURCE_EXHAUSTED with RetryInfo (no capacity, or not enough
+        time before the deadline), DEADLINE_EXCEEDED, UNAVAILABLE (starting or stopping).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamClassify(self, request_iterator, context):
-        """Classifies a stream of requests, for clients that always have more to send. Every message gets
-        exactly one answer, as soon as that is ready: answers come in no particular order, and each
-        names its message by `id`. What would make a Classify call fail is the error of that message,
-        never the stream's; two messages may be answered by different revisions.
+        """Classifies a stream of requests, for clients with many images. Every request gets exactly one
+        response, as soon as it is ready. Responses are in no particular order; each has the `id` of
+        its request. An error that would fail a Classify call is the result of its request and does not
+        end the stream. Different revisions may answer different requests.
 
-        The server takes a message from the stream only while it has room for it, so the client's
-        writes block (HTTP/2 flow control) where Classify would fail with RESOURCE_EXHAUSTED. A client
-        must read while it writes. Ends with OK after the client's half-close, when all is answered.
+        Backpressure: the server reads a request from the stream only while it has capacity. Where
+        Classify would fail with RESOURCE_EXHAUSTED, the client's writes block (HTTP/2 flow control). A
+        client must read while it writes. After the client's half-close and the last response the
+        stream ends with OK.
 
         The stream itself fails with RESOURCE_EXHAUSTED with RetryInfo (`Limits.max_streams`),
-        UNAVAILABLE (starting or stopping, what the server had taken is answered before; or, with the
-        reason STREAM_IDLE, idle for more than a minute while another stream needed its slot),
-        UNAUTHENTICATED (the caller's credentials were taken away meanwhile).
+        UNAVAILABLE (starting or stopping, after the requests that the server has read are answered;
+        or, with the reason STREAM_IDLE, idle for more than a minute while another stream needed the
+        slot), UNAUTHENTICATED (the caller's credentials were revoked meanwhile).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +105,7 @@ def add_ClassifierServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ClassifierService(object):
-    """Answers what is on an image, with a model's serving revision or one that the caller names.
+    """Classifies images with a model's serving revision or a revision that the caller chooses.
     """
 
     @staticmethod

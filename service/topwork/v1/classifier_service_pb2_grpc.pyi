@@ -58,7 +58,7 @@ _ClassifierServiceStreamClassifyType = typing_extensions.TypeVar(
 )
 
 class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType, _ClassifierServiceStreamClassifyType]):
-    """Answers what is on an image, with a model's serving revision or one that the caller names."""
+    """Classifies images with a model's serving revision or a revision that the caller chooses."""
 
     @typing.overload
     def __init__(self: ClassifierServiceStub[
@@ -85,28 +85,29 @@ class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType, _Clas
     ], channel: grpc.aio.Channel) -> None: ...
 
     Classify: _ClassifierServiceClassifyType
-    """Classifies 1..N encoded images. Every image gets its own result or error, in request order: one
-    bad image is that image's error, never the call's. All results come from one revision.
+    """Classifies 1..N encoded images. Every image gets its own result or error, in request order: an
+    unreadable image does not fail the call. All results come from one revision.
 
-    Fails with NOT_FOUND (no such model or revision), INVALID_ARGUMENT (no image, more images than
-    `Limits.max_images_per_request`), RESOURCE_EXHAUSTED with RetryInfo (no room, or too little time
-    left for what waits), DEADLINE_EXCEEDED, UNAVAILABLE (starting or stopping).
+    Fails with NOT_FOUND (model, revision), INVALID_ARGUMENT (no image, more images than
+    `Limits.max_images_per_request`), RESOURCE_EXHAUSTED with RetryInfo (no capacity, or not enough
+    time before the deadline), DEADLINE_EXCEEDED, UNAVAILABLE (starting or stopping).
     """
 
     StreamClassify: _ClassifierServiceStreamClassifyType
-    """Classifies a stream of requests, for clients that always have more to send. Every message gets
-    exactly one answer, as soon as that is ready: answers come in no particular order, and each
-    names its message by `id`. What would make a Classify call fail is the error of that message,
-    never the stream's; two messages may be answered by different revisions.
+    """Classifies a stream of requests, for clients with many images. Every request gets exactly one
+    response, as soon as it is ready. Responses are in no particular order; each has the `id` of
+    its request. An error that would fail a Classify call is the result of its request and does not
+    end the stream. Different revisions may answer different requests.
 
-    The server takes a message from the stream only while it has room for it, so the client's
-    writes block (HTTP/2 flow control) where Classify would fail with RESOURCE_EXHAUSTED. A client
-    must read while it writes. Ends with OK after the client's half-close, when all is answered.
+    Backpressure: the server reads a request from the stream only while it has capacity. Where
+    Classify would fail with RESOURCE_EXHAUSTED, the client's writes block (HTTP/2 flow control). A
+    client must read while it writes. After the client's half-close and the last response the
+    stream ends with OK.
 
     The stream itself fails with RESOURCE_EXHAUSTED with RetryInfo (`Limits.max_streams`),
-    UNAVAILABLE (starting or stopping, what the server had taken is answered before; or, with the
-    reason STREAM_IDLE, idle for more than a minute while another stream needed its slot),
-    UNAUTHENTICATED (the caller's credentials were taken away meanwhile).
+    UNAVAILABLE (starting or stopping, after the requests that the server has read are answered;
+    or, with the reason STREAM_IDLE, idle for more than a minute while another stream needed the
+    slot), UNAUTHENTICATED (the caller's credentials were revoked meanwhile).
     """
 
 ClassifierServiceAsyncStub: typing_extensions.TypeAlias = ClassifierServiceStub[
@@ -121,7 +122,7 @@ ClassifierServiceAsyncStub: typing_extensions.TypeAlias = ClassifierServiceStub[
 ]
 
 class ClassifierServiceServicer(metaclass=abc.ABCMeta):
-    """Answers what is on an image, with a model's serving revision or one that the caller names."""
+    """Classifies images with a model's serving revision or a revision that the caller chooses."""
 
     @abc.abstractmethod
     def Classify(
@@ -129,12 +130,12 @@ class ClassifierServiceServicer(metaclass=abc.ABCMeta):
         request: topwork.v1.classifier_service_pb2.ClassifyRequest,
         context: _ServicerContext,
     ) -> typing.Union[topwork.v1.classifier_service_pb2.ClassifyResponse, collections.abc.Awaitable[topwork.v1.classifier_service_pb2.ClassifyResponse]]:
-        """Classifies 1..N encoded images. Every image gets its own result or error, in request order: one
-        bad image is that image's error, never the call's. All results come from one revision.
+        """Classifies 1..N encoded images. Every image gets its own result or error, in request order: an
+        unreadable image does not fail the call. All results come from one revision.
 
-        Fails with NOT_FOUND (no such model or revision), INVALID_ARGUMENT (no image, more images than
-        `Limits.max_images_per_request`), RESOURCE_EXHAUSTED with RetryInfo (no room, or too little time
-        left for what waits), DEADLINE_EXCEEDED, UNAVAILABLE (starting or stopping).
+        Fails with NOT_FOUND (model, revision), INVALID_ARGUMENT (no image, more images than
+        `Limits.max_images_per_request`), RESOURCE_EXHAUSTED with RetryInfo (no capacity, or not enough
+        time before the deadline), DEADLINE_EXCEEDED, UNAVAILABLE (starting or stopping).
         """
 
     @abc.abstractmethod
@@ -143,19 +144,20 @@ class ClassifierServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[topwork.v1.classifier_service_pb2.StreamClassifyRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[topwork.v1.classifier_service_pb2.StreamClassifyResponse], collections.abc.AsyncIterator[topwork.v1.classifier_service_pb2.StreamClassifyResponse]]:
-        """Classifies a stream of requests, for clients that always have more to send. Every message gets
-        exactly one answer, as soon as that is ready: answers come in no particular order, and each
-        names its message by `id`. What would make a Classify call fail is the error of that message,
-        never the stream's; two messages may be answered by different revisions.
+        """Classifies a stream of requests, for clients with many images. Every request gets exactly one
+        response, as soon as it is ready. Responses are in no particular order; each has the `id` of
+        its request. An error that would fail a Classify call is the result of its request and does not
+        end the stream. Different revisions may answer different requests.
 
-        The server takes a message from the stream only while it has room for it, so the client's
-        writes block (HTTP/2 flow control) where Classify would fail with RESOURCE_EXHAUSTED. A client
-        must read while it writes. Ends with OK after the client's half-close, when all is answered.
+        Backpressure: the server reads a request from the stream only while it has capacity. Where
+        Classify would fail with RESOURCE_EXHAUSTED, the client's writes block (HTTP/2 flow control). A
+        client must read while it writes. After the client's half-close and the last response the
+        stream ends with OK.
 
         The stream itself fails with RESOURCE_EXHAUSTED with RetryInfo (`Limits.max_streams`),
-        UNAVAILABLE (starting or stopping, what the server had taken is answered before; or, with the
-        reason STREAM_IDLE, idle for more than a minute while another stream needed its slot),
-        UNAUTHENTICATED (the caller's credentials were taken away meanwhile).
+        UNAVAILABLE (starting or stopping, after the requests that the server has read are answered;
+        or, with the reason STREAM_IDLE, idle for more than a minute while another stream needed the
+        slot), UNAUTHENTICATED (the caller's credentials were revoked meanwhile).
         """
 
 def add_ClassifierServiceServicer_to_server(servicer: ClassifierServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -30,23 +30,24 @@ if _version_not_supported:
 class ModelServiceStub(object):
     """Lists and changes models.
 
-    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations: they
-    survive this process, and `google.longrunning.Operations` (same address) gets, lists, cancels,
-    deletes and waits for them. Each makes a new revision from the one that serves, re-solving the
-    head on all exemplars that remain: the result is what one fit on the same images would give,
-    whatever the order of the changes. Their metadata is ChangeMetadata, their response
-    ChangeResponse. Changes of one model run one at a time, in the order of their arrival; in-flight
-    calls finish on the old revision.
+    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations. They
+    survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
+    lists, cancels, deletes and waits for them. Each makes a new revision from the serving one by
+    solving the head again on all remaining exemplars. The result is the same as one fit on the same
+    images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
+    response ChangeResponse. Changes of one model run one at a time, in the order of their arrival;
+    calls in flight finish on the old revision.
 
-    All five fail at once with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
-    ALREADY_EXISTS (the request id was used for something else), ABORTED
+    The five rpcs fail with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
+    ALREADY_EXISTS (the request id belongs to a different request), ABORTED
     (`ChangeOptions.expected_revision` does not serve), RESOURCE_EXHAUSTED (with RetryInfo: too many
-    unfinished operations of the model, or too many uploads; with QuotaFailure: the model has used up
-    its images or its bytes), UNAVAILABLE (the disk is full or read-only).
-    The operation itself fails with FAILED_PRECONDITION when its gate rejects the new revision:
-    ErrorInfo has the reason GATE_FAILED and the revision's number, and a Comparison is among the
-    details. The revision is published with its report and never serves. It fails with ABORTED when
-    `expected_revision` no longer serves. In all these cases the serving revision stays.
+    unfinished operations of the model, or too many uploads; with QuotaFailure: the model's quota of
+    images or bytes is used up), UNAVAILABLE (the disk is full or read-only).
+
+    The operation fails with FAILED_PRECONDITION if the gate rejects the new revision: ErrorInfo has
+    the reason GATE_FAILED and the revision's number, and the details contain a Comparison. The
+    rejected revision is published with its report and never serves. The operation fails with ABORTED
+    if `expected_revision` no longer serves. In all these cases the serving revision does not change.
     """
 
     def __init__(self, channel):
@@ -115,28 +116,29 @@ class ModelServiceStub(object):
 class ModelServiceServicer(object):
     """Lists and changes models.
 
-    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations: they
-    survive this process, and `google.longrunning.Operations` (same address) gets, lists, cancels,
-    deletes and waits for them. Each makes a new revision from the one that serves, re-solving the
-    head on all exemplars that remain: the result is what one fit on the same images would give,
-    whatever the order of the changes. Their metadata is ChangeMetadata, their response
-    ChangeResponse. Changes of one model run one at a time, in the order of their arrival; in-flight
-    calls finish on the old revision.
+    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations. They
+    survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
+    lists, cancels, deletes and waits for them. Each makes a new revision from the serving one by
+    solving the head again on all remaining exemplars. The result is the same as one fit on the same
+    images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
+    response ChangeResponse. Changes of one model run one at a time, in the order of their arrival;
+    calls in flight finish on the old revision.
 
-    All five fail at once with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
-    ALREADY_EXISTS (the request id was used for something else), ABORTED
+    The five rpcs fail with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
+    ALREADY_EXISTS (the request id belongs to a different request), ABORTED
     (`ChangeOptions.expected_revision` does not serve), RESOURCE_EXHAUSTED (with RetryInfo: too many
-    unfinished operations of the model, or too many uploads; with QuotaFailure: the model has used up
-    its images or its bytes), UNAVAILABLE (the disk is full or read-only).
-    The operation itself fails with FAILED_PRECONDITION when its gate rejects the new revision:
-    ErrorInfo has the reason GATE_FAILED and the revision's number, and a Comparison is among the
-    details. The revision is published with its report and never serves. It fails with ABORTED when
-    `expected_revision` no longer serves. In all these cases the serving revision stays.
+    unfinished operations of the model, or too many uploads; with QuotaFailure: the model's quota of
+    images or bytes is used up), UNAVAILABLE (the disk is full or read-only).
+
+    The operation fails with FAILED_PRECONDITION if the gate rejects the new revision: ErrorInfo has
+    the reason GATE_FAILED and the revision's number, and the details contain a Comparison. The
+    rejected revision is published with its report and never serves. The operation fails with ABORTED
+    if `expected_revision` no longer serves. In all these cases the serving revision does not change.
     """
 
     def ListModels(self, request, context):
-        """Lists the models of the repository in the order of their names.
-        Fails with INVALID_ARGUMENT (a page token that this service did not give).
+        """Lists the models of the repository, sorted by name.
+        Fails with INVALID_ARGUMENT (a page token that this service did not return).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,65 +152,65 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListRevisions(self, request, context):
-        """Lists a model's revisions, newest first: what serves, what served, what was rejected.
-        Fails with NOT_FOUND (model), INVALID_ARGUMENT (a page token that this service did not give).
+        """Lists all revisions of a model, newest first, rejected ones included.
+        Fails with NOT_FOUND (model), INVALID_ARGUMENT (a page token that this service did not return).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddClass(self, request_iterator, context):
-        """Teaches a model one new label. The first message carries `config`; images may come with it and
-        with any number of messages after it, any number a message: an upload has no size limit, and a
-        small one is a single message. Returns once images and operation are stored durably.
+        """Adds a label to a model. The first message contains `config`. Any message may contain any
+        number of images, so that a small upload is a single message. Returns when the images and the
+        operation are stored durably.
 
-        Fails with ALREADY_EXISTS (the label, too), INVALID_ARGUMENT (no images, too many images, too),
-        FAILED_PRECONDITION (as many labels as a model may have), DEADLINE_EXCEEDED (nothing was sent
-        for a minute). An image that is too large or unreadable fails alone: it is named in the result.
-        When fewer than `Limits.min_images_per_label` are usable the operation fails with
-        FAILED_PRECONDITION.
+        Also fails with ALREADY_EXISTS (the label), INVALID_ARGUMENT (no images, too many images),
+        FAILED_PRECONDITION (the model has `Limits.max_labels` labels), DEADLINE_EXCEEDED (no message
+        for a minute). An image that is too large or unreadable does not fail the call; the result
+        names it. If fewer than `Limits.min_images_per_label` images are usable, the operation fails
+        with FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddExamples(self, request_iterator, context):
-        """Teaches a model more images of a label that it has. As AddClass, but the label must be known,
-        one usable image is enough, and images that the label has already (same pixels) are no-ops,
-        named in the result; when all are, no revision is made.
+        """Adds images to a label of a model. Like AddClass, except that the label must exist and one
+        usable image is enough. Images that the label already has (same pixels) change nothing and are
+        named in the result; if there are no other images, no revision is made.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveClass(self, request, context):
-        """Makes a model forget a label, exactly: the new revision is what it would be had the label never
-        been there. Revisions before it keep its exemplars until `topwork gc` removes them, and its
-        images go with the last of those. The operation fails with FAILED_PRECONDITION if fewer than
-        two labels would remain.
+        """Removes a label from a model. The new revision is exactly what it would be if the label had
+        never been added. Earlier revisions retain the label's exemplars and images until `topwork gc`
+        deletes those revisions. The operation fails with FAILED_PRECONDITION if fewer than two labels
+        would remain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenameClass(self, request, context):
-        """Gives a label another name. Fails with ALREADY_EXISTS if the model has that one.
+        """Renames a label. Also fails with ALREADY_EXISTS (the new name).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Retrain(self, request, context):
-        """Re-solves the head on the exemplars as they are, such as with another kind of head.
+        """Solves the head again on the same exemplars, for example with another kind of head.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Lets an earlier revision serve again (or a later one), at once; the answer comes when it does
-        here, and within a second it does everywhere. A change that runs meanwhile is made again from
-        what serves then. The move is kept in `Model.moves`.
+        """Makes an earlier revision (or a later one) serve again. When the call returns, this server
+        serves it; other servers of the repository follow within a second. A change that is running
+        starts again from the revision that then serves. `Model.moves` records the rollback.
         Fails with NOT_FOUND (model, revision), FAILED_PRECONDITION (the revision was rejected),
         ABORTED (`expected_revision` does not serve), UNAVAILABLE (the disk is full or read-only).
         """
@@ -217,8 +219,8 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PinRevision(self, request, context):
-        """Keeps a revision for good, so that clients may go on asking for it by number, or lets it go:
-        `topwork gc` deletes revisions that are neither pinned, nor recent, nor serving.
+        """Pins or unpins a revision. `topwork gc` deletes old revisions that are neither pinned nor
+        serving; a pinned one can be requested by its number for ever.
         Fails with NOT_FOUND (model, revision), UNAVAILABLE (the disk is full or read-only).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -226,9 +228,10 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchOperation(self, request, context):
-        """Streams an operation's state: at once, then whenever it changes, and ends with the finished
-        operation. Fails with NOT_FOUND, RESOURCE_EXHAUSTED (`Limits.max_watches`), UNAVAILABLE
-        (stopping), UNAUTHENTICATED (the caller's credentials were taken away meanwhile).
+        """Streams the state of an operation: at once, after every change, and last the finished
+        operation.
+        Fails with NOT_FOUND, RESOURCE_EXHAUSTED (`Limits.max_watches`), UNAVAILABLE (stopping),
+        UNAUTHENTICATED (the caller's credentials were revoked meanwhile).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -303,23 +306,24 @@ def add_ModelServiceServicer_to_server(servicer, server):
 class ModelService(object):
     """Lists and changes models.
 
-    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations: they
-    survive this process, and `google.longrunning.Operations` (same address) gets, lists, cancels,
-    deletes and waits for them. Each makes a new revision from the one that serves, re-solving the
-    head on all exemplars that remain: the result is what one fit on the same images would give,
-    whatever the order of the changes. Their metadata is ChangeMetadata, their response
-    ChangeResponse. Changes of one model run one at a time, in the order of their arrival; in-flight
-    calls finish on the old revision.
+    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations. They
+    survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
+    lists, cancels, deletes and waits for them. Each makes a new revision from the serving one by
+    solving the head again on all remaining exemplars. The result is the same as one fit on the same
+    images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
+    response ChangeResponse. Changes of one model run one at a time, in the order of their arrival;
+    calls in flight finish on the old revision.
 
-    All five fail at once with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
-    ALREADY_EXISTS (the request id was used for something else), ABORTED
+    The five rpcs fail with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
+    ALREADY_EXISTS (the request id belongs to a different request), ABORTED
     (`ChangeOptions.expected_revision` does not serve), RESOURCE_EXHAUSTED (with RetryInfo: too many
-    unfinished operations of the model, or too many uploads; with QuotaFailure: the model has used up
-    its images or its bytes), UNAVAILABLE (the disk is full or read-only).
-    The operation itself fails with FAILED_PRECONDITION when its gate rejects the new revision:
-    ErrorInfo has the reason GATE_FAILED and the revision's number, and a Comparison is among the
-    details. The revision is published with its report and never serves. It fails with ABORTED when
-    `expected_revision` no longer serves. In all these cases the serving revision stays.
+    unfinished operations of the model, or too many uploads; with QuotaFailure: the model's quota of
+    images or bytes is used up), UNAVAILABLE (the disk is full or read-only).
+
+    The operation fails with FAILED_PRECONDITION if the gate rejects the new revision: ErrorInfo has
+    the reason GATE_FAILED and the revision's number, and the details contain a Comparison. The
+    rejected revision is published with its report and never serves. The operation fails with ABORTED
+    if `expected_revision` no longer serves. In all these cases the serving revision does not change.
     """
 
     @staticmethod

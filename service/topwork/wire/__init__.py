@@ -1,1 +1,1 @@
-"""Wire: addresses, and errors as google.rpc.Status; client and server share it."""
+"""Addresses, and errors as google.rpc.Status; shared by client and server."""

@@ -1,4 +1,4 @@
-"""Server addresses, HOST:PORT, [IPv6]:PORT and unix:PATH: parsed, and tried with a socket."""
+"""Server addresses (HOST:PORT, [IPv6]:PORT, unix:PATH): parser, and checks with a socket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from topwork.errors import InvalidInput, Unavailable
 
 CONNECT_SECONDS = 1.0
-"""How long a connection to a server that gRPC did not find may take."""
+"""Raising it waits longer for a TCP connection, to say why gRPC reached no server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class HostPort:
     port: int
 
     def __str__(self) -> str:
-        """Return what ``parse`` reads."""
+        """Return the address as ``parse`` reads it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -30,36 +30,38 @@ def parse(address: str) -> HostPort | None:
     """Return the host and port of an address, None for unix:PATH. Raises InvalidInput."""
     if address.startswith("unix:"):
         if not address.removeprefix("unix:").strip("/"):
-            raise _wrong(address, "has no path: write unix:PATH")
+            raise _invalid(address, "has no path: write unix:PATH")
         return None
     if "://" in address:
-        raise _wrong(address, "is a URL: write HOST:PORT")
+        raise _invalid(address, "is a URL: write HOST:PORT")
     if _is_ipv6(address):  # ambiguous: its last part may be meant as the port
-        raise _wrong(address, f"is an IPv6 address without a port: write [{address}]:PORT")
+        raise _invalid(address, f"is an IPv6 address without a port: write [{address}]:PORT")
     host, colon, port = address.rpartition(":")
     if not colon or (address.startswith("[") and not host.endswith("]")):
         if address.isdecimal():
-            raise _wrong(address, f"has no host: write HOST:PORT, such as 127.0.0.1:{address}")
-        raise _wrong(address, f"has no port: write HOST:PORT, such as {address}:50051")
+            raise _invalid(address, f"has no host: write HOST:PORT, such as 127.0.0.1:{address}")
+        raise _invalid(address, f"has no port: write HOST:PORT, such as {address}:50051")
     if not host:
-        raise _wrong(address, f"has no host: write HOST:PORT, such as 127.0.0.1:{port}")
+        raise _invalid(address, f"has no host: write HOST:PORT, such as 127.0.0.1:{port}")
     if not (port.isascii() and port.isdecimal() and int(port) < 2**16):
-        raise _wrong(address, f"has the port {port!r}, which is no number from 0 to 65535")
+        raise _invalid(address, f"has the port {port!r}, which is not a number from 0 to 65535")
     bare = host.strip("[]")
     if not (host == f"[{bare}]" if _is_ipv6(bare) else host == bare and ":" not in bare):
-        raise _wrong(address, "is not HOST:PORT: an IPv6 address, and no other, is in brackets")
+        raise _invalid(
+            address, "is not HOST:PORT: put an IPv6 address, and nothing else, in brackets"
+        )
     try:
         bare.encode("idna")  # as Python's sockets do
     except UnicodeError as error:
-        raise _wrong(address, f"has the host {bare!r}, which is none") from error
+        raise _invalid(address, f"has the host {bare!r}, which is not a host name") from error
     return HostPort(bare, int(port))
 
 
 def check_free(address: HostPort) -> None:
-    """Raise Unavailable, saying why, if a server cannot listen there now.
+    """Raise Unavailable, with the reason, if a server cannot listen on ``address`` now.
 
-    Nothing is reserved: another process may still be quicker. SO_REUSEADDR is what gRPC sets, too:
-    connections that ended a moment ago do not count.
+    Nothing is reserved: another process may still take the port first. Connections in TIME_WAIT do
+    not count, because gRPC, too, sets SO_REUSEADDR.
     """
     failures: list[OSError] = []
     try:
@@ -82,12 +84,12 @@ def check_free(address: HostPort) -> None:
         raise Unavailable(
             f"port {address.port} of {address.host} is in use: another process listens there"
         )
-    if len(failures) == len(addresses):  # else such as a host without IPv6
+    if len(failures) == len(addresses):  # some fail on a host without IPv6
         raise Unavailable(f"cannot listen on {address}: {failures[0].strerror}") from failures[0]
 
 
 def why_unreachable(address: str, *, tls: bool) -> str:
-    """Return why gRPC, which does not say, may have found no server; empty: that is not known."""
+    """Return the likely reason why gRPC reached no server; empty if unknown. gRPC gives none."""
     try:
         parsed = parse(address)
         if parsed is None:
@@ -96,11 +98,11 @@ def why_unreachable(address: str, *, tls: bool) -> str:
     except InvalidInput:  # a name that only gRPC resolves
         return ""
     except ConnectionRefusedError:
-        return "nothing listens there; a server does once its models are loaded"
+        return "nothing listens there; a server listens only once its models are loaded"
     except OSError as error:
         return error.strerror or "no connection"
-    wanted = "with TLS that this client trusts" if tls else "in plaintext: does it want TLS?"
-    return f"something listens there, but it does not speak gRPC {wanted}"
+    expected = "with TLS that this client trusts" if tls else "in plaintext: does it want TLS?"
+    return f"something listens there, but it does not speak gRPC {expected}"
 
 
 def _is_ipv6(text: str) -> bool:
@@ -110,5 +112,5 @@ def _is_ipv6(text: str) -> bool:
         return False
 
 
-def _wrong(address: str, why: str) -> InvalidInput:
+def _invalid(address: str, why: str) -> InvalidInput:
     return InvalidInput(f"{address!r} {why}", field="address")

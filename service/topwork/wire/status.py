@@ -1,4 +1,4 @@
-"""The one table from Topwork's errors to gRPC codes, with google.rpc details in both directions."""
+"""Topwork's errors as google.rpc.Status: the one table of gRPC codes, and the error details."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ DETAILS_KEY = "grpc-status-details-bin"
 """The trailer that carries a google.rpc.Status."""
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
-"""The trailer by which gRPC's own retries know when to try again."""
+"""The trailer with the delay before gRPC's own retries."""
 
 LONGEST_TEXT = 1000
-"""Characters of a message. gRPC drops trailers beyond 16 KB, and an error carries several texts."""
+"""Raising it truncates fewer messages. gRPC drops trailers over 16 KB, with all their texts."""
 
 CODES: dict[type[errors.TopworkError], int] = {
     errors.InvalidInput: code_pb2.INVALID_ARGUMENT,
@@ -44,20 +44,20 @@ _BY_NAME = {kind.__name__: code for kind, code in CODES.items()} | {
 
 
 def from_error(error: errors.TopworkError) -> status_pb2.Status:
-    """Return the status of an expected error: code, message, ErrorInfo and what else fits."""
+    """Return the status of an expected error, with ErrorInfo and the details of its class."""
     code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
     details: list[Message] = [_error_info(error.reason)]
     if isinstance(error, errors.InvalidInput):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=_short(error.field), description=_short(str(error))
+            field=_truncated(error.field), description=_truncated(str(error))
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, errors.NotFound | errors.AlreadyExists):
         details.append(
             error_details_pb2.ResourceInfo(
                 resource_type=f"topwork.v1/{error.kind}",
-                resource_name=_short(error.resource),
-                description=_short(str(error)),
+                resource_name=_truncated(error.resource),
+                description=_truncated(str(error)),
             )
         )
     if isinstance(error, errors.Overloaded):
@@ -66,7 +66,7 @@ def from_error(error: errors.TopworkError) -> status_pb2.Status:
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if isinstance(error, errors.QuotaExceeded):
         exceeded = error_details_pb2.QuotaFailure.Violation(
-            subject=_short(error.subject), description=_short(str(error))
+            subject=_truncated(error.subject), description=_truncated(str(error))
         )
         details.append(error_details_pb2.QuotaFailure(violations=[exceeded]))
     return _status(code, str(error), details)
@@ -75,9 +75,9 @@ def from_error(error: errors.TopworkError) -> status_pb2.Status:
 def from_stored(
     kind: str, message: str, *, reason: str, revision: int = 0, comparison: Message | None = None
 ) -> status_pb2.Status:
-    """Return the status of an error that was stored: ``kind`` is the name of its class.
+    """Return the status of a stored error; ``kind`` is the name of its class.
 
-    ``revision`` and ``comparison`` are those of a revision that was rejected.
+    ``revision`` and ``comparison`` are those of a rejected revision.
     """
     details: list[Message] = [_error_info(reason, revision=revision)]
     if comparison is not None:
@@ -86,13 +86,13 @@ def from_stored(
 
 
 def from_skipped(reason: str, message: str) -> status_pb2.Status:
-    """Return the status of a training image that was left out."""
+    """Return the status of a skipped training image."""
     code = code_pb2.ALREADY_EXISTS if reason == "DUPLICATE" else code_pb2.INVALID_ARGUMENT
     return _status(code, message, [_error_info(reason)])
 
 
 def internal() -> status_pb2.Status:
-    """Return the status of an unexpected error: fixed text, since the cause is for the log only."""
+    """Return the status of an unexpected error: a fixed text; only the log has the cause."""
     return _status(
         code_pb2.INTERNAL, "internal error; see the server's log", [_error_info("INTERNAL")]
     )
@@ -121,8 +121,8 @@ def _error_info(reason: str, *, revision: int = 0) -> error_details_pb2.ErrorInf
     return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
 
 
-def _short(text: str) -> str:
-    """Return the beginning of a text: with a client's long value in it, gRPC would drop it all."""
+def _truncated(text: str) -> str:
+    """Truncate a text: gRPC would drop all trailers for a client's very long value."""
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
 
 
@@ -132,4 +132,4 @@ def _status(code: int, message: str, details: list[Message]) -> status_pb2.Statu
         any_detail = Any()
         any_detail.Pack(detail)
         packed.append(any_detail)
-    return status_pb2.Status(code=code, message=_short(message), details=packed)
+    return status_pb2.Status(code=code, message=_truncated(message), details=packed)

@@ -1,4 +1,4 @@
-"""What the access file says of a call."""
+"""Access file: authentication, roles, limits and hot reload."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from topwork.access import tokens
-from topwork.access.access_file import Access, Shown
+from topwork.access.access_file import Access, AuthContext
 from topwork.access.principals import Caller, Role
 from topwork.errors import Forbidden, InvalidInput, Overloaded, Unauthenticated
 
@@ -33,7 +33,7 @@ certificates = ["CN:nobody"]
 
 
 def read(path: Path, text: str = FILE) -> Access:
-    """Return what a file says."""
+    """Return the access of a file."""
 
     async def start() -> Access:
         access = Access(path)
@@ -47,43 +47,43 @@ def read(path: Path, text: str = FILE) -> Access:
 
 @pytest.fixture
 def access(tmp_path: Path) -> Access:
-    """Return the access that FILE gives."""
+    """Return the access of FILE."""
     return read(tmp_path / "access.toml")
 
 
-def ask(
+def caller_of(
     access: Access,
     role: Role = "classify",
     *,
     authorization: str | None = None,
-    shown: Shown | None = None,
+    auth_context: AuthContext | None = None,
 ) -> Caller:
-    """Return who calls."""
+    """Return the caller of an rpc with these credentials."""
     metadata: Sequence[tuple[str, str | bytes]] = [("user-agent", "test")]
     if authorization is not None:
         metadata = [*metadata, ("authorization", authorization)]
-    return access.caller(role, metadata, lambda: shown or {}, "ipv4:127.0.0.1:1")
+    return access.caller(role, metadata, lambda: auth_context or {}, "ipv4:127.0.0.1:1")
 
 
-def test_without_a_file_everybody_may_do_everything() -> None:
-    """A server that was told nothing asks nothing; a certificate still gives the audit a name."""
-    caller = ask(Access(None), "admin")
+def test_without_access_file_every_call_is_allowed() -> None:
+    """No credentials are needed; a certificate's common name is the principal in the audit log."""
+    caller = caller_of(Access(None), "admin")
     caller.check_role()
     caller.check("any")
     assert not caller.principal.name
-    named = ask(Access(None), "admin", shown={"x509_common_name": [b"line-3"]})
+    named = caller_of(Access(None), "admin", auth_context={"x509_common_name": [b"line-3"]})
     assert named.principal.name == "line-3"
     named.check("any")
 
 
-def test_a_file_that_was_not_read_lets_nobody_in(tmp_path: Path) -> None:
-    """There is no moment before the file counts."""
+def test_access_refuses_every_call_before_file_is_read(tmp_path: Path) -> None:
+    """Authentication fails until ``start`` has read the file."""
     with pytest.raises(Unauthenticated):
-        ask(Access(tmp_path / "access.toml"))
+        caller_of(Access(tmp_path / "access.toml"))
 
 
 @pytest.mark.parametrize(
-    ("shown", "name"),
+    ("auth_context", "name"),
     [
         ({"peer_uri": [b"spiffe://factory/line-3"]}, "line-3"),
         ({"x509_common_name": [b"line-3"]}, "line-3"),
@@ -91,39 +91,41 @@ def test_a_file_that_was_not_read_lets_nobody_in(tmp_path: Path) -> None:
         ({"peer_dns": [b"operator.factory"], "x509_common_name": [b"line-3"]}, "operator"),
     ],
 )
-def test_a_certificate_says_who_calls(access: Access, shown: Shown, name: str) -> None:
-    """By its URI, DNS name or common name, whichever is known, in this order."""
-    assert ask(access, shown=shown).principal.name == name
+def test_certificate_identifies_principal(
+    access: Access, auth_context: AuthContext, name: str
+) -> None:
+    """The first known of URI, DNS name and common name decides."""
+    assert caller_of(access, auth_context=auth_context).principal.name == name
 
 
-def test_a_token_counts_before_a_certificate(access: Access) -> None:
-    """A proxy's certificate is not its client's; a wrong token is not made good by one."""
-    operator: Shown = {"peer_dns": [b"operator.factory"]}
-    caller = ask(access, authorization=f"Bearer {LINE.token}", shown=operator)
+def test_token_takes_precedence_over_certificate(access: Access) -> None:
+    """The certificate may be a proxy's; with an unknown token it does not help either."""
+    operator: AuthContext = {"peer_dns": [b"operator.factory"]}
+    caller = caller_of(access, authorization=f"Bearer {LINE.token}", auth_context=operator)
     assert caller.principal.name == "line-3"
     with pytest.raises(Unauthenticated):
-        ask(access, authorization="Bearer topwork_1_2", shown=operator)
+        caller_of(access, authorization="Bearer topwork_1_2", auth_context=operator)
 
 
 @pytest.mark.parametrize(
-    ("authorization", "shown", "reason"),
+    ("authorization", "auth_context", "reason"),
     [
         (None, {}, "CREDENTIALS_MISSING"),
         (LINE.token, {}, "CREDENTIALS_MISSING"),
         (f"Basic {LINE.token}", {}, "CREDENTIALS_MISSING"),
         ("Bearer ", {}, "CREDENTIALS_UNKNOWN"),
         (f"Bearer {tokens.make().token}", {}, "CREDENTIALS_UNKNOWN"),
-        (None, {"x509_common_name": [b"stranger"]}, "CREDENTIALS_UNKNOWN"),
+        (None, {"x509_common_name": [b"unknown"]}, "CREDENTIALS_UNKNOWN"),
         (None, {"peer_dns": [b"line-3"]}, "CREDENTIALS_UNKNOWN"),
     ],
     ids=range(7),
 )
-def test_who_is_not_known_is_refused(
-    access: Access, authorization: str | None, shown: Shown, reason: str
+def test_missing_or_unknown_credentials_are_refused(
+    access: Access, authorization: str | None, auth_context: AuthContext, reason: str
 ) -> None:
-    """Without credentials, and with any but those in the file; none is repeated in the text."""
+    """The error has the reason, and does not repeat the token."""
     with pytest.raises(Unauthenticated) as caught:
-        ask(access, authorization=authorization, shown=shown)
+        caller_of(access, authorization=authorization, auth_context=auth_context)
     assert caught.value.reason == reason
     assert "topwork_" not in str(caught.value)
 
@@ -142,9 +144,9 @@ def test_who_is_not_known_is_refused(
         ("train", "screws", False),
     ],
 )
-def test_a_role_is_for_its_models(access: Access, role: Role, model: str, allowed: bool) -> None:
-    """Names are whole, a star ends the beginning of many, and a role has those below it."""
-    caller = ask(access, role, authorization=f"Bearer {LINE.token}")
+def test_role_covers_its_models(access: Access, role: Role, model: str, allowed: bool) -> None:
+    """A pattern is a full name or a prefix with a star; a role includes the lower roles."""
+    caller = caller_of(access, role, authorization=f"Bearer {LINE.token}")
     if allowed:
         caller.check(model)
     else:
@@ -153,12 +155,12 @@ def test_a_role_is_for_its_models(access: Access, role: Role, model: str, allowe
         assert caught.value.reason == "MODEL_FORBIDDEN"
 
 
-def test_who_has_a_role_for_no_model_is_refused_at_once(access: Access) -> None:
-    """Before any request is read."""
-    with pytest.raises(Forbidden, match="not 'admin' of any"):
-        ask(access, "admin", authorization=f"Bearer {LINE.token}").check_role()
+def test_check_role_refuses_principal_without_models(access: Access) -> None:
+    """A principal that has the role for no model is refused before a request is read."""
+    with pytest.raises(Forbidden, match="has role 'admin' for no model"):
+        caller_of(access, "admin", authorization=f"Bearer {LINE.token}").check_role()
     with pytest.raises(Forbidden):
-        ask(access, shown={"x509_common_name": [b"nobody"]}).check_role()
+        caller_of(access, auth_context={"x509_common_name": [b"nobody"]}).check_role()
 
 
 @pytest.mark.parametrize(
@@ -166,9 +168,9 @@ def test_who_has_a_role_for_no_model_is_refused_at_once(access: Access) -> None:
     [
         ("principals = 3", "Expected `object`"),
         ("[principals.a]\nadmn = ['*']", "unknown field `admn`"),
-        ("[principals.a]\nadmin = ['a/b']", "is no model"),
-        ("[principals.a]\nadmin = ['']", "is no model"),
-        ("[principals.a]\nadmin = ['*x']", "is no model"),
+        ("[principals.a]\nadmin = ['a/b']", "is neither a model"),
+        ("[principals.a]\nadmin = ['']", "is neither a model"),
+        ("[principals.a]\nadmin = ['*x']", "is neither a model"),
         ("[principals.a]\ntokens = ['topwork_secret']", "topwork token"),
         (f"[principals.a]\ntokens = ['{LINE.entry}', '{LINE.entry}']", "twice"),
         ("[principals.a]\ncertificates = ['line-3']", "must begin with one of"),
@@ -180,82 +182,82 @@ def test_who_has_a_role_for_no_model_is_refused_at_once(access: Access) -> None:
         ("[principals.a", "at end of document"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, text: str, why: str) -> None:
-    """A server does not start with it; no secret is repeated."""
+def test_unusable_file_is_refused_at_start(tmp_path: Path, text: str, why: str) -> None:
+    """The error has the cause, and repeats no secret."""
     with pytest.raises(InvalidInput, match="cannot be used") as caught:
         read(tmp_path / "access.toml", text)
     assert why in str(caught.value)
     assert "topwork_secret" not in str(caught.value)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    """It does not let everybody in."""
+def test_missing_file_is_refused_at_start(tmp_path: Path) -> None:
+    """A missing file does not disable authentication."""
     with pytest.raises(InvalidInput, match="No such file"):
         asyncio.run(Access(tmp_path / "access.toml").start())
 
 
-def test_limits_are_the_principals_or_those_of_all(tmp_path: Path) -> None:
-    """Without limits of its own a principal has the file's."""
+def test_principal_without_limits_has_the_files(tmp_path: Path) -> None:
+    """A principal's own limits replace the file's limits as a whole."""
     entry = tokens.make()
     text = (
         f"limits.calls = 9\n[principals.a]\ntokens = ['{LINE.entry}']\n"
         f"[principals.b]\ntokens = ['{entry.entry}']\nlimits.images = 5\n"
     )
     access = read(tmp_path / "access.toml", text)
-    a = ask(access, authorization=f"Bearer {LINE.token}").principal.limiter.limits
-    b = ask(access, authorization=f"Bearer {entry.token}").principal.limiter.limits
+    a = caller_of(access, authorization=f"Bearer {LINE.token}").principal.limiter.limits
+    b = caller_of(access, authorization=f"Bearer {entry.token}").principal.limiter.limits
     assert (a.calls, a.images) == (9, None)
     assert (b.calls, b.images) == (None, 5)
 
 
-def again(access: Access, path: Path, text: str) -> None:
-    """Let a file be read again with another text."""
+def reload(access: Access, path: Path, text: str) -> None:
+    """Replace the file's text and reload it."""
     path.write_text(text)
-    access._take(access._read(path))
+    access._apply(access._read(path))
 
 
 def limited(limits: str, name: str = "a") -> str:
-    """Return a file with one principal."""
+    """Return the text of a file with one principal."""
     tail = f"limits = {{ {limits} }}\n" if limits else ""
     return f"[principals.{name}]\ntokens = ['{LINE.entry}']\nclassify = ['*']\n{tail}"
 
 
 @pytest.mark.parametrize("limits", ["calls_per_second = 0.001", "calls_per_second = 0.002"])
-def test_a_spent_allowance_stays_spent(tmp_path: Path, limits: str) -> None:
-    """Whether its limits change or not, a file that is read again gives no call back."""
+def test_reload_keeps_used_rate_limit(tmp_path: Path, limits: str) -> None:
+    """Reloading the file refills no rate limit, whether the limits change or not."""
     path = tmp_path / "access.toml"
     access = read(path, limited("calls_per_second = 0.001"))
-    ask(access, authorization=f"Bearer {LINE.token}").principal.limiter.begin()
-    again(access, path, limited(limits))
+    caller_of(access, authorization=f"Bearer {LINE.token}").principal.limiter.begin()
+    reload(access, path, limited(limits))
     with pytest.raises(Overloaded) as caught:
-        ask(access, authorization=f"Bearer {LINE.token}").principal.limiter.begin()
+        caller_of(access, authorization=f"Bearer {LINE.token}").principal.limiter.begin()
     assert caught.value.reason == "RATE_LIMIT"
 
 
-def test_other_limits_count_for_calls_that_go_on(tmp_path: Path) -> None:
-    """What is in the server counts against them, and is given back to them."""
+def test_reloaded_limits_include_calls_in_progress(tmp_path: Path) -> None:
+    """Calls that began before the reload count against the new limits until they end."""
     path = tmp_path / "access.toml"
     access = read(path, limited("calls = 1"))
-    first = ask(access, authorization=f"Bearer {LINE.token}").principal.limiter
+    first = caller_of(access, authorization=f"Bearer {LINE.token}").principal.limiter
     first.begin()
-    again(access, path, limited("calls = 2"))
-    second = ask(access, authorization=f"Bearer {LINE.token}").principal.limiter
+    reload(access, path, limited("calls = 2"))
+    second = caller_of(access, authorization=f"Bearer {LINE.token}").principal.limiter
     second.begin()
-    with pytest.raises(Overloaded, match="2 of your calls are in the server; the limit is 2"):
+    with pytest.raises(Overloaded, match="2 of your calls are in progress; the limit is 2"):
         second.begin()
     first.end()
     second.begin()
-    again(access, path, limited(""))
+    reload(access, path, limited(""))
     second.begin()
 
 
-def test_a_file_that_cannot_be_used_changes_no_limit(tmp_path: Path) -> None:
-    """What was read of it before the mistake does not count either."""
+def test_unusable_file_changes_no_limit(tmp_path: Path) -> None:
+    """A reload applies the whole file or nothing of it."""
     path = tmp_path / "access.toml"
     access = read(path, limited("calls = 1"))
     with pytest.raises(InvalidInput):
-        again(access, path, limited("calls = 5") + "[principals.b]\nadmin = ['*x']\n")
-    limits = ask(access, authorization=f"Bearer {LINE.token}").principal.limiter.limits
+        reload(access, path, limited("calls = 5") + "[principals.b]\nadmin = ['*x']\n")
+    limits = caller_of(access, authorization=f"Bearer {LINE.token}").principal.limiter.limits
     assert limits.calls == 1
 
 
@@ -267,43 +269,47 @@ def test_a_file_that_cannot_be_used_changes_no_limit(tmp_path: Path) -> None:
         limited("", name="b"),
     ],
 )
-def test_a_call_in_progress_is_nobodys_without_its_token(tmp_path: Path, text: str) -> None:
-    """Its principal gone, its token alone gone, or handed to another: it may do no more."""
+def test_call_in_progress_is_refused_after_token_is_revoked(tmp_path: Path, text: str) -> None:
+    """The principal was deleted, the token was deleted, or moved to another principal."""
     path = tmp_path / "access.toml"
     access = read(path, limited(""))
-    caller = ask(access, authorization=f"Bearer {LINE.token}")
+    caller = caller_of(access, authorization=f"Bearer {LINE.token}")
     caller.check("screws")
-    again(access, path, text)
-    for look in (caller.check_role, lambda: caller.check("screws")):
+    reload(access, path, text)
+    for check in (caller.check_role, lambda: caller.check("screws")):
         with pytest.raises(Unauthenticated) as caught:
-            look()
+            check()
         assert caught.value.reason == "CREDENTIALS_UNKNOWN"
 
 
-def test_a_call_in_progress_is_nobodys_without_its_certificate(tmp_path: Path) -> None:
-    """The same for certificates; a role that is withdrawn is Forbidden."""
+def test_call_in_progress_is_refused_after_certificate_is_revoked(tmp_path: Path) -> None:
+    """A deleted certificate is Unauthenticated; a deleted role is Forbidden."""
     path = tmp_path / "access.toml"
     access = read(path)
-    shown = {"x509_common_name": [b"line-3"]}
-    caller = ask(access, shown=shown)
-    again(access, path, FILE.replace('classify = ["screws", "nuts-*"]', ""))
+    auth_context = {"x509_common_name": [b"line-3"]}
+    caller = caller_of(access, auth_context=auth_context)
+    reload(access, path, FILE.replace('classify = ["screws", "nuts-*"]', ""))
     with pytest.raises(Forbidden):
         caller.check("screws")
-    again(access, path, FILE.replace("CN:line-3", "CN:line-4"))
+    reload(access, path, FILE.replace("CN:line-3", "CN:line-4"))
     with pytest.raises(Unauthenticated):
         caller.check("nuts-7")
 
 
-def test_callers_share_by_name_or_by_host(access: Access) -> None:
-    """A principal's calls have one share wherever they come from; else it is their host's."""
-    line = ask(access, authorization=f"Bearer {LINE.token}")
-    assert line.share == ask(access, shown={"x509_common_name": [b"line-3"]}).share == "line-3"
+def test_share_is_the_principals_or_the_hosts(access: Access) -> None:
+    """A principal's calls from all hosts have one share; anonymous calls share by host."""
+    line = caller_of(access, authorization=f"Bearer {LINE.token}")
+    assert (
+        line.share
+        == caller_of(access, auth_context={"x509_common_name": [b"line-3"]}).share
+        == "line-3"
+    )
     peers = {
         "ipv4:10.0.0.7:4711": "ipv4:10.0.0.7",
         "ipv6:%5Bfe80::1%5D:4711": "ipv6:%5Bfe80::1%5D",
         "unix:": "unix",
     }
-    everybody = Access(None)
-    assert [everybody.caller("classify", (), dict, peer).share for peer in peers] == [
+    anonymous = Access(None)
+    assert [anonymous.caller("classify", (), dict, peer).share for peer in peers] == [
         *peers.values()
     ]

@@ -1,4 +1,4 @@
-"""What one principal may use: no more, and no less."""
+"""RateLimiter: calls per second, concurrent calls, concurrent images."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from topwork.errors import Overloaded
 
 
 class Clock:
-    """Time that a test moves."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
 
     def __call__(self) -> float:
-        """Return it."""
+        """Return the time."""
         return self.now
 
 
-def test_calls_come_at_their_rate() -> None:
-    """After as many as a second allows the next is refused, with the time until it is not."""
+def test_call_above_rate_is_refused_with_retry_after() -> None:
+    """After a burst of one second's calls the next is refused, with the time until it succeeds."""
     clock = Clock()
     limiter = RateLimiter(CallLimits(calls_per_second=4), clock=clock)
     for _ in range(4):
@@ -34,14 +34,14 @@ def test_calls_come_at_their_rate() -> None:
     clock.now += 0.25
     limiter.begin()
     clock.now += 1000
-    for _ in range(4):  # a pause is worth no more than a second
+    for _ in range(4):  # a longer pause allows no larger burst
         limiter.begin()
     with pytest.raises(Overloaded):
         limiter.begin()
 
 
-def test_a_slow_rate_lets_the_first_call_in() -> None:
-    """Less than one a second is a rate, too."""
+def test_rate_below_one_per_second_admits_first_call() -> None:
+    """The burst is at least one call."""
     clock = Clock()
     limiter = RateLimiter(CallLimits(calls_per_second=0.5), clock=clock)
     limiter.begin()
@@ -50,8 +50,8 @@ def test_a_slow_rate_lets_the_first_call_in() -> None:
     assert caught.value.retry_after == 2.0
 
 
-def test_calls_at_a_time() -> None:
-    """A call that ends makes room for another."""
+def test_concurrent_calls_are_limited() -> None:
+    """When a call ends another may begin."""
     limiter = RateLimiter(CallLimits(calls=2))
     limiter.begin()
     limiter.begin()
@@ -62,8 +62,8 @@ def test_calls_at_a_time() -> None:
     limiter.begin()
 
 
-def test_images_at_a_time() -> None:
-    """What is refused takes no room, and what is larger than the limit is let in alone."""
+def test_concurrent_images_are_limited() -> None:
+    """Refused images do not count; a request above the limit is admitted alone."""
     limiter = RateLimiter(CallLimits(images=10))
     limiter.take(8)
     with pytest.raises(Overloaded) as caught:
@@ -74,8 +74,8 @@ def test_images_at_a_time() -> None:
     limiter.take(11)
 
 
-def test_a_stream_waits_for_room_instead() -> None:
-    """Its next message is taken as soon as the room is given back."""
+def test_wait_returns_once_images_are_given_back() -> None:
+    """A stream's message waits for capacity instead of being refused."""
 
     async def scenario() -> float:
         limiter = RateLimiter(CallLimits(images=4))
@@ -90,8 +90,8 @@ def test_a_stream_waits_for_room_instead() -> None:
     assert virtual_time.run(scenario()) == pytest.approx(1.01)
 
 
-def test_other_limits_count_at_once() -> None:
-    """A rate fills what is left by itself from then on; who waits looks again."""
+def test_change_wakes_waiting_message() -> None:
+    """The bucket refills at the old rate until the change and at the new rate afterwards."""
 
     async def scenario() -> float:
         loop = asyncio.get_running_loop()
@@ -107,8 +107,8 @@ def test_other_limits_count_at_once() -> None:
     assert virtual_time.run(scenario()) == pytest.approx(5.0 + 0.5 / 0.2)
 
 
-def test_a_stream_keeps_to_the_rate() -> None:
-    """Messages of a stream count as calls."""
+def test_wait_limits_rate_of_stream_messages() -> None:
+    """Each message of a stream counts as a call."""
 
     async def scenario() -> list[float]:
         loop = asyncio.get_running_loop()
@@ -123,8 +123,8 @@ def test_a_stream_keeps_to_the_rate() -> None:
     assert virtual_time.run(scenario()) == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.5])
 
 
-def test_calls_without_a_limit_are_not_held_against_a_later_one() -> None:
-    """Who had no rate begins with the whole of it."""
+def test_calls_before_a_rate_limit_do_not_count() -> None:
+    """A principal that gets its first rate limit begins with a full burst."""
     clock = Clock()
     limiter = RateLimiter(CallLimits(), clock=clock)
     for _ in range(100):
@@ -138,7 +138,7 @@ def test_calls_without_a_limit_are_not_held_against_a_later_one() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"calls": 0}, {"images": -1}, {"calls_per_second": 0.0}])
-def test_a_limit_is_above_zero(limits: dict[str, int]) -> None:
-    """Zero would be a principal that may do nothing: leave its roles out instead."""
+def test_limit_must_be_above_zero(limits: dict[str, int]) -> None:
+    """Roles, not limits, deny a principal all calls."""
     with pytest.raises(ValueError, match="must be above 0"):
         CallLimits(**limits)

@@ -1,4 +1,4 @@
-"""No caller takes all slots, and none is lost."""
+"""Slots: no caller takes all, and no slot is lost."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from topwork.errors import Overloaded
 
 
 def slots(most: int) -> Slots:
-    """Return slots."""
+    """Return ``most`` slots for streams."""
     return Slots(most, calls="streams", reason="TOO_MANY_STREAMS", retry_after=1.5)
 
 
 def fill(shared: Slots, caller: str) -> int:
-    """Let a caller take all that it gets, and return how many these are."""
+    """Take slots until the caller may take no more, and return their number."""
     count = 0
-    while shared.has_room(caller):
+    while shared.may_take(caller):
         shared.take(caller)
         count += 1
     with pytest.raises(Overloaded):
@@ -37,14 +37,14 @@ def fill(shared: Slots, caller: str) -> int:
         (0, [0]),
     ],
 )
-def test_each_caller_gets_half_of_what_the_others_left(most: int, shares: list[int]) -> None:
-    """However much each wants, there is something for the next one, until nothing is left."""
+def test_each_caller_gets_half_of_the_free_slots(most: int, shares: list[int]) -> None:
+    """A greedy caller leaves slots for the next, until all slots are taken."""
     shared = slots(most)
     assert [fill(shared, f"caller {number}") for number in range(len(shares))] == shares
 
 
-def test_what_is_given_back_can_be_had_again() -> None:
-    """When all have gone a caller gets as many as at first, and nothing is remembered of them."""
+def test_returned_slots_can_be_taken_again() -> None:
+    """After all slots are given back, shares are as at first and no caller is stored."""
     shared = slots(8)
     for _ in range(3):
         for caller in ("a", "b"):
@@ -53,8 +53,8 @@ def test_what_is_given_back_can_be_had_again() -> None:
     assert not shared._held
 
 
-def test_a_refusal_has_the_numbers() -> None:
-    """How many are open, how many of them are the caller's, the limit, and when to come again."""
+def test_overloaded_has_counts_and_retry_after() -> None:
+    """The message has the open slots, the caller's slots and the limit."""
     shared = slots(4)
     with (
         shared.hold("a"),
@@ -70,8 +70,8 @@ def test_a_refusal_has_the_numbers() -> None:
     assert shared.held("a") == 0
 
 
-def test_no_slot_is_lost_nor_given_twice() -> None:
-    """After any coming and going the counts are those of the slots that are held."""
+def test_counts_are_exact_after_random_takes_and_gives() -> None:
+    """In any order of calls, no slot is lost and none is given twice."""
     chance = random.Random(7)
     shared = slots(16)
     held: Counter[str] = Counter()
@@ -81,9 +81,9 @@ def test_no_slot_is_lost_nor_given_twice() -> None:
             shared.give(caller)
             held[caller] -= 1
         else:
-            room = held[caller] < 16 - held.total()
-            assert shared.has_room(caller) == room
-            if room:
+            allowed = held[caller] < 16 - held.total()
+            assert shared.may_take(caller) == allowed
+            if allowed:
                 shared.take(caller)
                 held[caller] += 1
         assert held.total() <= 16

@@ -1,4 +1,4 @@
-"""Documents are decoded in one module only, by types that were examined at import."""
+"""Documents are decoded in one module only, with decoders that are built at import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import topwork_trainer
 
 KINDS = sorted(golden.kinds(), key=lambda kind: kind.__name__)
 
-FIRST_LOOK = """
+RACE = """
 import pkgutil, sys, threading, time
 from pathlib import Path
 from topwork.bundle.documents import from_data, from_json, from_toml, to_data, to_json
@@ -25,9 +25,9 @@ kind = pkgutil.resolve_name(sys.argv[1])
 content = Path(sys.argv[2]).read_bytes()
 begun, done = threading.Event(), threading.Event()
 
-def dawdle(*_):
+def yield_thread(*_):
     begun.set()
-    time.sleep(0)  # lets another thread go on
+    time.sleep(0)  # lets another thread run
 
 def decode():
     if sys.argv[2].endswith(".toml"):
@@ -37,7 +37,7 @@ def decode():
     assert from_json(to_json(value), kind, name="it") == value
 
 def first():
-    sys.setprofile(dawdle)
+    sys.setprofile(yield_thread)
     decode()
     sys.setprofile(None)
     done.set()
@@ -54,27 +54,29 @@ for thread in threads:
 for thread in threads:
     thread.join()
 """
-"""One thread decodes a document for the first time, with a pause at every call of Python code, and
-seven others decode it meanwhile. With types that msgspec examines only then, half of all kinds
-died of SIGSEGV in each run.
+"""One thread decodes a document for the first time and yields at every Python call, while seven
+others decode it. With types that msgspec inspects at the first decoding, half of the processes
+crashed with SIGSEGV.
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_first_decode_by_eight_threads_does_not_crash(kind: type) -> None:
-    """In a fresh interpreter eight threads decode a document at once, and the process lives."""
+    """A new process in which eight threads decode a document at once exits with status 0."""
     where = f"{kind.__module__}:{kind.__qualname__}"
     path = golden.newest(kind)
     done = subprocess.run(
-        [sys.executable, "-c", FIRST_LOOK, where, str(path)], capture_output=True, check=False
+        [sys.executable, "-c", RACE, where, str(path)],
+        capture_output=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_only_documents_decodes() -> None:
-    """No other module decodes with msgspec, which would examine a type while threads run."""
-    roots = [Path(str(one.__file__)).parent for one in (topwork, topwork_trainer)]
+def test_only_the_documents_module_decodes() -> None:
+    """No other module decodes with msgspec, which could inspect a type while threads run."""
+    roots = [Path(str(package.__file__)).parent for package in (topwork, topwork_trainer)]
     found = {
         path.name
         for root in roots
@@ -87,9 +89,9 @@ def test_only_documents_decodes() -> None:
     assert found == {"documents.py"}
 
 
-def test_msgspec_is_imported_by_its_name() -> None:
-    """Nobody imports a function of msgspec alone, which the test above would not see."""
-    roots = [Path(str(one.__file__)).parent for one in (topwork, topwork_trainer)]
+def test_msgspec_is_imported_as_a_module() -> None:
+    """No module imports names from msgspec, which the test above would miss."""
+    roots = [Path(str(package.__file__)).parent for package in (topwork, topwork_trainer)]
     found = [
         node.module
         for root in roots

@@ -1,4 +1,4 @@
-"""Exemplars are a set: what came when, and in which part, leaves no trace in them."""
+"""Exemplars: order independence, deduplication, folds and fingerprints."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ SEEDED = settings(derandomize=True, database=None, deadline=None)
 SPEC = PreprocessSpec(resize=64, crop=64)
 
 Row = tuple[int, str]
-"""An image, by number, and its label."""
+"""Image number and label."""
 
 ROWS = st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["a", "b", "ä", "B"])), min_size=1)
 
 
 def exemplars(rows: Sequence[Row]) -> Exemplars:
-    """Return exemplars of images by number, from which all else that they have follows."""
+    """Return exemplars whose fields are derived from the image numbers."""
     parts = [np.random.default_rng([1, number]) for number, _ in rows]
     return make(
         np.array([rng.normal(size=6) for rng in parts], dtype=np.float32),
@@ -53,14 +53,12 @@ def exemplars(rows: Sequence[Row]) -> Exemplars:
     )
 
 
-def equal(one: Exemplars, other: Exemplars) -> bool:
-    """Return whether all that two sets hold is equal, down to the types."""
+def equal(left: Exemplars, right: Exemplars) -> bool:
+    """Return True if all fields and dtypes are equal."""
     return all(
-        mine.dtype == its.dtype and np.array_equal(mine, its)
-        if isinstance(mine, np.ndarray)
-        else mine == its
-        for mine, its in (
-            (getattr(one, field.name), getattr(other, field.name)) for field in fields(Exemplars)
+        a.dtype == b.dtype and np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+        for a, b in (
+            (getattr(left, field.name), getattr(right, field.name)) for field in fields(Exemplars)
         )
     )
 
@@ -70,11 +68,11 @@ def numbered(count: int, label: str = "a", *, start: int = 0) -> list[Row]:
     return [(number, label) for number in range(start, start + count)]
 
 
-def folds_by_image(one: Exemplars, seed: int) -> dict[tuple[bytes, str], int]:
-    """Return the fold of each image and label."""
+def folds_by_image(made: Exemplars, seed: int) -> dict[tuple[bytes, str], int]:
+    """Return the fold of each pair of image and label."""
     return {
-        (digest.tobytes(), one.labels[target]): int(fold)
-        for digest, target, fold in zip(one.digests, one.targets, one.folds(seed), strict=True)
+        (digest.tobytes(), made.labels[target]): int(fold)
+        for digest, target, fold in zip(made.digests, made.targets, made.folds(seed), strict=True)
     }
 
 
@@ -83,33 +81,29 @@ def folds_by_image(one: Exemplars, seed: int) -> dict[tuple[bytes, str], int]:
 
 @settings(SEEDED, max_examples=80)
 @given(ROWS)
-def test_exemplars_are_sorted_and_each_is_kept_once(rows: list[Row]) -> None:
-    """They are sorted by digest, then label; each image is there once under each of its labels."""
+def test_exemplars_are_sorted_and_unique(rows: list[Row]) -> None:
+    """Exemplars are sorted by digest, then label, with one row per image and label."""
     made = exemplars(rows)
     found = [
         (digest.tobytes(), made.labels[target])
         for digest, target in zip(made.digests, made.targets, strict=True)
     ]
     alone = {row: exemplars([row]) for row in rows}
-    assert found == sorted({(one.digests[0].tobytes(), row[1]) for row, one in alone.items()})
+    assert found == sorted({(single.digests[0].tobytes(), row[1]) for row, single in alone.items()})
     assert made.labels == tuple(sorted({label for _, label in rows}))
     assert len(made) == len(set(rows)) == made.counts().sum()
-    for one in alone.values():  # and what belongs to an image stays with it
-        (at,) = [
-            index
-            for index, key in enumerate(found)
-            if key == (one.digests[0].tobytes(), one.labels[0])
-        ]
-        assert (made.embeddings[at] == one.embeddings[0]).all()
-        assert (made.fingerprints[at] == one.fingerprints[0]).all()
+    for single in alone.values():  # all fields of an image are in the same row
+        at = found.index((single.digests[0].tobytes(), single.labels[0]))
+        assert (made.embeddings[at] == single.embeddings[0]).all()
+        assert (made.fingerprints[at] == single.fingerprints[0]).all()
 
 
 @settings(SEEDED, max_examples=80)
 @given(ROWS, st.integers(0, 40), st.randoms(use_true_random=False))
-def test_the_order_of_rows_and_parts_does_not_matter(
+def test_order_of_rows_and_shards_does_not_matter(
     rows: list[Row], cut: int, random: Random
 ) -> None:
-    """Shuffled rows, in the shards of two parts in any order, make equal exemplars."""
+    """Shuffled rows, split into two sets of shards in any order, give equal exemplars."""
     want = exemplars(rows)
     shuffled = list(rows)
     random.shuffle(shuffled)
@@ -121,7 +115,7 @@ def test_the_order_of_rows_and_parts_does_not_matter(
 
 
 def copies(order: Sequence[int]) -> Exemplars:
-    """Return what is kept of one image that came four times, in the given order."""
+    """Return the exemplars of four versions of one image, added in the given order."""
     seen = np.array([False, True, True, True])[list(order)]
     names = [["a", "c", "b", "b"][version] for version in order]
     contents = np.array([[version] * 32 for version in (1, 2, 4, 3)], dtype=np.uint8)[list(order)]
@@ -139,8 +133,8 @@ def copies(order: Sequence[int]) -> Exemplars:
     )
 
 
-def test_of_equal_images_the_same_is_kept_whatever_came_first() -> None:
-    """A seen one is kept before others, then the first name, then the smallest content."""
+def test_the_same_duplicate_wins_in_any_order() -> None:
+    """A seen image wins over others, then the first name, then the smallest content."""
     for order in permutations(range(4)):
         kept = copies(order)
         assert kept.seen.tolist() == [True]
@@ -151,8 +145,8 @@ def test_of_equal_images_the_same_is_kept_whatever_came_first() -> None:
 
 @settings(SEEDED, max_examples=40)
 @given(ROWS)
-def test_split_is_undone_by_merge(rows: list[Row]) -> None:
-    """Each label's shard has its exemplars, and all of them make the exemplars again."""
+def test_merge_is_the_inverse_of_split(rows: list[Row]) -> None:
+    """Split gives one shard per label, and merging them gives equal exemplars."""
     made = exemplars(rows)
     parts = split(made)
     assert [label for label, _ in parts] == list(made.labels)
@@ -162,38 +156,38 @@ def test_split_is_undone_by_merge(rows: list[Row]) -> None:
 
 @settings(SEEDED, max_examples=40)
 @given(ROWS, st.randoms(use_true_random=False))
-def test_some_exemplars_are_a_set_of_their_own(rows: list[Row], random: Random) -> None:
-    """What a mask takes out is what those rows alone make, without the labels that have none."""
+def test_where_equals_exemplars_of_the_selected_rows(rows: list[Row], random: Random) -> None:
+    """Rows selected by a mask equal exemplars of these rows, without unused labels."""
     made = exemplars(rows)
     mask = np.array([random.random() < 0.5 for _ in range(len(made))])
     numbers = {exemplars([row]).digests[0].tobytes(): row[0] for row in rows}
-    taken = [
+    selected = [
         (numbers[made.digests[row].tobytes()], made.labels[made.targets[row]])
         for row in np.flatnonzero(mask)
     ]
-    if taken:
-        assert equal(made.where(mask), exemplars(taken))
+    if selected:
+        assert equal(made.where(mask), exemplars(selected))
     else:
         assert made.where(mask).labels == ()
 
 
-def test_a_label_is_renamed_by_its_reference_alone() -> None:
-    """The same shard under another label makes what a set with that label is."""
+def test_shard_can_be_merged_under_another_label() -> None:
+    """A shard merged under another label equals exemplars created with that label."""
     parts = split(exemplars([*numbered(5, "a"), *numbered(5, "b", start=5)]))
     renamed = merge([("c" if label == "a" else label, shard) for label, shard in parts])
     assert equal(renamed, exemplars([*numbered(5, "c"), *numbered(5, "b", start=5)]))
 
 
-def test_shards_of_two_backbones_do_not_merge() -> None:
-    """Embeddings of different widths are Corrupt; the widths are said."""
+def test_merge_of_different_widths_is_corrupt() -> None:
+    """Embeddings of different widths are Corrupt; the message has both widths."""
     ((_, shard),) = split(exemplars(numbered(3)))
     narrow = replace(shard, embeddings=shard.embeddings[:, :4])
     with pytest.raises(Corrupt, match=r"\[4, 6\]"):
         merge([("a", shard), ("b", narrow)])
 
 
-def test_merging_takes_the_memory_of_the_result() -> None:
-    """Besides the result, merging holds no more than one part's embeddings at a time."""
+def test_merge_copies_embeddings_once() -> None:
+    """The peak memory of a merge is the result plus the embeddings of one shard."""
     rng = np.random.default_rng(0)
     parts: list[tuple[str, Shard]] = []
     for part in range(20):
@@ -204,24 +198,24 @@ def test_merging_takes_the_memory_of_the_result() -> None:
     merged = merge(parts)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < merged.embeddings.nbytes * 1.1  # a part is a twentieth
+    assert peak < merged.embeddings.nbytes * 1.1  # a shard is a twentieth
 
 
-def test_the_same_pixels_under_two_labels_are_kept_twice() -> None:
-    """One photo with two labels is two exemplars; with one label twice it is one."""
+def test_image_with_two_labels_is_two_exemplars() -> None:
+    """An image with two labels is two exemplars; a duplicate with the same label is one."""
     made = exemplars([(7, "b"), (7, "a"), (7, "b")])
     assert len(made) == 2
     assert made.targets.tolist() == [0, 1]
 
 
 def test_counts_are_in_label_order() -> None:
-    """counts() has one entry a label, at the label's class index."""
+    """counts() has one entry per label, at its class index."""
     made = exemplars([*numbered(3, "b"), *numbered(1, "c"), *numbered(5, "a")])
     assert dict(zip(made.labels, made.counts(), strict=True)) == {"a": 5, "b": 3, "c": 1}
 
 
-def test_the_data_digest_is_of_images_and_labels() -> None:
-    """It changes with an image and with a label, and not with the order in which they came."""
+def test_data_digest_depends_on_images_and_labels() -> None:
+    """The digest changes with an image or a label, but not with their order."""
     rows = [*numbered(4, "a"), *numbered(4, "b", start=4)]
     want = exemplars(rows).data_digest()
     assert exemplars(rows[::-1]).data_digest() == want
@@ -234,14 +228,14 @@ def test_the_data_digest_is_of_images_and_labels() -> None:
 
 
 def test_folds_are_of_about_equal_size() -> None:
-    """Different photos fall into all folds alike."""
+    """Different photos are distributed evenly over the folds."""
     counts = np.bincount(exemplars(numbered(2_000)).folds(0), minlength=FOLDS)
     assert len(counts) == FOLDS
     assert counts.min() > 2_000 / FOLDS - 4 * np.sqrt(2_000 * 0.16)  # 4 sigma
 
 
-def test_another_seed_is_another_split() -> None:
-    """The seed decides where a photo falls; the same seed decides alike."""
+def test_folds_depend_on_the_seed() -> None:
+    """The same seed gives the same folds, another seed gives others."""
     made = exemplars(numbered(200))
     assert (made.folds(5) == made.folds(5)).all()
     assert (made.folds(5) != made.folds(6)).mean() > 0.5
@@ -250,7 +244,7 @@ def test_another_seed_is_another_split() -> None:
 
 @settings(SEEDED, max_examples=60)
 @given(ROWS, ROWS, st.integers(-3, 3))
-def test_adding_a_class_moves_no_old_exemplar(old: list[Row], new: list[Row], seed: int) -> None:
+def test_new_class_does_not_change_old_folds(old: list[Row], new: list[Row], seed: int) -> None:
     """Old exemplars keep their folds when a label is added, even one with the same photos."""
     before = exemplars(old)
     added = exemplars([(number, "new") for number, _ in new])
@@ -261,10 +255,10 @@ def test_adding_a_class_moves_no_old_exemplar(old: list[Row], new: list[Row], se
 
 
 def variants(flips: Sequence[int], *, photos: int, labels: Sequence[str]) -> Exemplars:
-    """Return photos of which each comes in versions whose fingerprints differ from the first one.
+    """Return photos in several versions, which differ in fingerprint and digest.
 
-    Version v differs in the first ``flips[v]`` bits and has the label ``labels[v]``; its digest is
-    its own and begins with the photo's number and the version's.
+    The fingerprint of version v differs in the first ``flips[v]`` bits; its label is ``labels[v]``,
+    and its digest starts with the numbers of photo and version.
     """
     rng = np.random.default_rng(3)
     digests, prints = [], []
@@ -283,7 +277,7 @@ def variants(flips: Sequence[int], *, photos: int, labels: Sequence[str]) -> Exe
 
 
 def splits(made: Exemplars, versions: int) -> NDArray[np.bool_]:
-    """Return which photos have versions in different folds."""
+    """Return a mask of the photos whose versions are in different folds."""
     order = np.lexsort(made.digests[:, 1::-1].T)
     folds = made.folds(0)[order].reshape(-1, versions)
     return np.asarray((folds != folds[:, :1]).any(axis=1))
@@ -291,28 +285,28 @@ def splits(made: Exemplars, versions: int) -> NDArray[np.bool_]:
 
 @pytest.mark.parametrize("flips", [[0, NEAR_DUPLICATE_BITS], [0, 0, 0], [0, 15, 30, 45, 60]])
 def test_near_duplicates_share_a_fold(flips: list[int]) -> None:
-    """Versions of one photo, also where only a chain of them connects two, share its fold."""
+    """All versions of a photo share a fold, even if only a chain of versions connects them."""
     made = variants(flips, photos=60, labels=["a"] * len(flips))
     assert len(set(made.folds(0))) == FOLDS
     assert not splits(made, len(flips)).any()
 
 
-def test_near_duplicates_under_a_new_label_move_nothing() -> None:
-    """Old exemplars keep their folds when a label with near-duplicates of them is added."""
-    both = variants([0, 5], photos=60, labels=["new", "old"])  # the new ones sort first
+def test_near_duplicates_with_a_new_label_do_not_change_old_folds() -> None:
+    """Old exemplars keep their folds if a new label has near-duplicates of them."""
+    both = variants([0, 5], photos=60, labels=["new", "old"])  # the new label sorts first
     rows = np.flatnonzero(both.targets == both.labels.index("old"))
     old = make(both.embeddings[rows], both.digests[rows], both.fingerprints[rows], ["old"] * 60)
     assert (both.folds(0)[rows] == old.folds(0)).all()
 
 
-def test_photos_that_differ_more_are_split() -> None:
-    """Photos that differ in one bit more than near-duplicates do are different photos."""
+def test_photos_beyond_the_near_duplicate_limit_are_split() -> None:
+    """Photos that differ in one bit more than near-duplicates are assigned independently."""
     made = variants([0, NEAR_DUPLICATE_BITS + 1], photos=60, labels=["a", "a"])
     assert 0.6 < splits(made, 2).mean() < 0.95  # 4 of 5 by chance
 
 
-def test_many_rows_are_compared_across_blocks() -> None:
-    """Near-duplicates are found wherever they stand among thousands of rows."""
+def test_near_duplicates_are_found_across_blocks() -> None:
+    """Near-duplicates share a fold even if thousands of rows are between them."""
     made = variants([0, 5], photos=200, labels=["a", "a"])
     rest = exemplars(numbered(3_000))
     rest = make(np.zeros((3_000, 1), np.float32), rest.digests, rest.fingerprints, ["a"] * 3_000)
@@ -326,13 +320,13 @@ def test_many_rows_are_compared_across_blocks() -> None:
 
 
 def scene(seed: int) -> Image.Image:
-    """Return a smooth picture that resembles no other seed's."""
+    """Return a smooth random picture."""
     coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((360, 270), Image.Resampling.BICUBIC)
 
 
 def bits(content: bytes) -> NDArray[np.uint8]:
-    """Return a file's fingerprint, 256 bits."""
+    """Return the 256 bits of an image's fingerprint."""
     found = fingerprint(preprocess(content, SPEC))
     assert found.shape == (32,)
     assert found.dtype == np.uint8
@@ -340,7 +334,7 @@ def bits(content: bytes) -> NDArray[np.uint8]:
 
 
 def test_copies_of_a_photo_are_near_duplicates() -> None:
-    """A photo that was recompressed, scaled or darkened a little keeps its fingerprint, almost."""
+    """A recompressed, scaled or darkened copy has a fingerprint within the near-duplicate limit."""
     for seed in range(12):
         original = bits(encode(scene(seed), "JPEG", quality=95))
         copies = [
@@ -348,18 +342,18 @@ def test_copies_of_a_photo_are_near_duplicates() -> None:
             encode(scene(seed).resize((240, 180)), "WEBP"),
             encode(scene(seed).point(lambda value: value * 0.9 + 5), "JPEG"),
         ]
-        apart = [(bits(copy) != original).sum() for copy in copies]
-        assert max(apart) <= NEAR_DUPLICATE_BITS
+        distances = [(bits(copy) != original).sum() for copy in copies]
+        assert max(distances) <= NEAR_DUPLICATE_BITS
 
 
 def test_different_photos_are_no_near_duplicates() -> None:
-    """Different pictures differ in far more bits."""
+    """Fingerprints of different pictures differ in many more bits."""
     found = [bits(encode(scene(seed), "JPEG")) for seed in range(15)]
-    apart = [(one != other).sum() for one, other in combinations(found, 2)]
-    assert min(apart) > 2 * NEAR_DUPLICATE_BITS
+    distances = [(a != b).sum() for a, b in combinations(found, 2)]
+    assert min(distances) > 2 * NEAR_DUPLICATE_BITS
 
 
-def test_a_bit_says_that_brightness_rises_to_the_right() -> None:
+def test_fingerprint_bit_is_set_if_brightness_rises_to_the_right() -> None:
     """A picture that brightens to the right has all bits set, its mirror image none."""
     grey = gradient(64, 64).getchannel(0)
     rising = np.asarray(Image.merge("RGB", (grey, grey, grey)))

@@ -1,4 +1,4 @@
-"""Features are what their names say, at any scale, and a function of the embeddings' set."""
+"""Features: normalisations, at any scale of the embeddings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTH = 64
 
 
 def embeddings(rows: int = 50, *, seed: int = 1) -> NDArray[np.float32]:
-    """Return embeddings of both signs, some entries exactly 0."""
+    """Return random embeddings of both signs, with some columns of zeros."""
     found = np.random.default_rng(seed).normal(0.3, 1, (rows, WIDTH))
     found[:, ::7] = 0
     return found.astype(np.float32)
@@ -33,7 +33,7 @@ def embeddings(rows: int = 50, *, seed: int = 1) -> NDArray[np.float32]:
     st.floats(1e-10, 1e10),
     st.integers(1, 20),
 )
-def test_features_are_of_unit_length(
+def test_l2_features_have_unit_length(
     kind: Normalisation, seed: int, scale: float, rows: int
 ) -> None:
     """Rows have length 1 at any scale, keep their signs, and do not depend on the scale."""
@@ -46,8 +46,8 @@ def test_features_are_of_unit_length(
     np.testing.assert_allclose(features, normaliser(plain), atol=1e-5)
 
 
-def test_features_are_signed_square_roots() -> None:
-    """Entries become their roots with their signs before the length is made 1."""
+def test_sqrt_l2_takes_signed_square_roots() -> None:
+    """Entries are replaced by their signed square roots before the division by the length."""
     row = np.array([[16.0, -9.0, 0.0]], dtype=np.float32)
     np.testing.assert_allclose(make("sqrt_l2", row)(row), [[4 / 5, -3 / 5, 0.0]], rtol=1e-6)
 
@@ -58,22 +58,22 @@ def test_l2_keeps_the_direction() -> None:
     np.testing.assert_allclose(make("l2", row)(row), [[3 / 5, -4 / 5]], rtol=1e-6)
 
 
-def test_standardised_features_are_scikit_learns() -> None:
-    """Columns are those of scikit-learn's scaler, over the root of the width; dead ones stay 0."""
+def test_standardise_equals_scikit_learn() -> None:
+    """Columns equal StandardScaler's, divided by the root of the width; constant ones stay 0."""
     rows = embeddings()
     want = StandardScaler().fit_transform(rows.astype(float)) / np.sqrt(WIDTH)
     np.testing.assert_allclose(make("standardise", rows)(rows), want, atol=1e-6)
 
 
-def test_a_column_that_hardly_moves_is_not_blown_up() -> None:
-    """Noise of a millionth of the other columns' spread stays small."""
+def test_standardise_does_not_amplify_nearly_constant_columns() -> None:
+    """Noise of a millionth of the other columns' deviation stays small."""
     rows = embeddings()
     rows[:, 0] = 1 + 1e-6 * rows[:, 1]
     assert np.abs(make("standardise", rows)(rows)[:, 0]).max() < 0.01
 
 
-def test_none_changes_the_scale_only() -> None:
-    """Without a normalisation the features are the embeddings, but for one factor."""
+def test_none_only_scales_the_embeddings() -> None:
+    """With ``none`` the features are the embeddings times one factor."""
     rows = embeddings()
     features = make("none", rows)(rows)
     factor = features[0, 1] / rows[0, 1]
@@ -83,16 +83,16 @@ def test_none_changes_the_scale_only() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e10])
 def test_the_mean_squared_length_is_one(kind: Normalisation, scale: float) -> None:
-    """So a strength, or a kernel's width, means the same in all of them."""
+    """So a regularisation strength or kernel width means the same for all normalisations."""
     rows = embeddings() * np.float32(scale)
     found = np.square(make(kind, rows)(rows)).sum(axis=1).mean()
-    assert found == pytest.approx(1, abs=0.2)  # of 64 columns 10 are dead
+    assert found == pytest.approx(1, abs=0.2)  # 10 of 64 columns are 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e10])
-def test_equal_embeddings_are_no_trouble(kind: Normalisation, value: float) -> None:
-    """Where all embeddings are equal, or 0, features are not beyond length 1, others' finite."""
+def test_equal_embeddings_give_finite_features(kind: Normalisation, value: float) -> None:
+    """If all embeddings are equal or 0, their features have at most length 1; others are finite."""
     rows = np.full((7, WIDTH), value, dtype=np.float32)
     normaliser = make(kind, rows)
     assert np.linalg.norm(normaliser(rows), axis=1).max() < 1.01
@@ -100,8 +100,8 @@ def test_equal_embeddings_are_no_trouble(kind: Normalisation, value: float) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_image_is_normalised_as_in_a_batch(kind: Normalisation) -> None:
-    """A row's features do not depend on its neighbours, and no rows give no rows."""
+def test_features_of_a_row_do_not_depend_on_its_batch(kind: Normalisation) -> None:
+    """A row has the same features alone and in a batch; an empty batch is valid."""
     rows = embeddings(9)
     normaliser = make(kind, rows)
     alone = np.concatenate([normaliser(rows[index : index + 1]) for index in range(9)])

@@ -1,4 +1,4 @@
-"""A crash leaves the old state or the new one, and rubbish that is told from work in progress."""
+"""Crash-safe files: atomic writes, and cleanup of temporary files of dead writers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from topwork.errors import Corrupt, NotFound
 
 
 class PowerCut(BaseException):
-    """The machine stops here: no error, and nobody who cleans up."""
+    """Simulates a power failure, after which no cleanup code runs."""
 
 
 @contextmanager
 def power_cut(patch: pytest.MonkeyPatch, owner: object, name: str) -> Iterator[None]:
-    """Stop the machine where ``name`` is called; what cleans up is without effect by then."""
+    """Simulate a power failure when ``name`` is called; cleanup code has no effect."""
 
     def stop(*_args: object, **_options: object) -> None:
         raise PowerCut
@@ -51,45 +51,45 @@ def names(directory: Path) -> list[str]:
 
 
 def fail(*_args: object, **_options: object) -> None:
-    """Fail as a full disk does."""
+    """Raise the error of a full disk."""
     raise OSError(errno.ENOSPC, "no space left")
 
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that fills with what is made durable, and renamed, in the order of the calls.
+    """Return a list to which all calls of fsync and rename are added, in order.
 
-    Temporary names, which are random, are called ``new``.
+    Temporary names, which are random, are replaced by ``new``.
     """
-    done: list[str] = []
+    calls: list[str] = []
     fsync, replace, rename = os.fsync, Path.replace, Path.rename
 
-    def say(path: Path) -> str:
+    def short(path: Path) -> str:
         return "/".join("new" if TEMPORARY in part else part for part in path.parts[-2:])
 
-    def noted_fsync(descriptor: int) -> None:
-        done.append("sync " + say(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    def recording_fsync(descriptor: int) -> None:
+        calls.append("sync " + short(Path(f"/proc/self/fd/{descriptor}").readlink()))
         fsync(descriptor)
 
-    def noted_replace(self: Path, target: Path) -> Path:
-        done.append("rename " + say(self))
+    def recording_replace(self: Path, target: Path) -> Path:
+        calls.append("rename " + short(self))
         return replace(self, target)
 
-    def noted_rename(self: Path, target: Path) -> Path:
-        done.append("rename " + say(self))
+    def recording_rename(self: Path, target: Path) -> Path:
+        calls.append("rename " + short(self))
         return rename(self, target)
 
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(Path, "replace", noted_replace)
-    monkeypatch.setattr(Path, "rename", noted_rename)
-    return done
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(Path, "replace", recording_replace)
+    monkeypatch.setattr(Path, "rename", recording_rename)
+    return calls
 
 
 # Files
 
 
-def test_a_file_is_replaced(tmp_path: Path) -> None:
-    """Writing makes missing directories and replaces what was there."""
+def test_write_file_replaces_a_file(tmp_path: Path) -> None:
+    """write_file creates missing directories and replaces an existing file."""
     path = tmp_path / "deep" / "file"
     write_file(path, b"old")
     write_file(path, b"new")
@@ -100,26 +100,26 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("owner", "name"), [(os, "fsync"), (Path, "replace")], ids=["while writing", "before rename"]
 )
-def test_power_cut_leaves_the_old_file(
+def test_power_failure_in_write_file_leaves_the_old_file(
     owner: object, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the machine stops before the new file has its name, the old one is whole."""
+    """A power failure before the rename leaves the old file unchanged."""
     path = tmp_path / "file"
     write_file(path, b"old")
     with power_cut(monkeypatch, owner, name):
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
-    (left,) = [other for other in names(tmp_path) if other != "file"]
+    (left,) = [name for name in names(tmp_path) if name != "file"]
     assert left.startswith(TEMPORARY)
 
 
 @pytest.mark.parametrize(
     ("owner", "name"), [(os, "fsync"), (Path, "replace")], ids=["while writing", "before rename"]
 )
-def test_a_failed_write_leaves_nothing_but_the_old_file(
+def test_error_in_write_file_leaves_only_the_old_file(
     owner: object, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When writing fails, its error comes out, the old file is whole and no temporary is left."""
+    """A write error is raised, the old file is unchanged and no temporary file is left."""
     path = tmp_path / "file"
     write_file(path, b"old")
     monkeypatch.setattr(owner, name, fail)
@@ -129,21 +129,21 @@ def test_a_failed_write_leaves_nothing_but_the_old_file(
     assert names(tmp_path) == ["file"]
 
 
-def test_a_file_is_durable_before_it_has_its_name(tmp_path: Path, synced: list[str]) -> None:
-    """The content is synced, then renamed, then the directory is synced: no order else is safe."""
+def test_write_file_syncs_before_the_rename(tmp_path: Path, synced: list[str]) -> None:
+    """The file is synced, then renamed, then the directory is synced; no other order is safe."""
     write_file(tmp_path / "d" / "file", b"content")
     assert synced == ["sync d/new", "rename d/new", f"sync {tmp_path.name}/d"]
 
 
-def test_verified_bytes_are_the_file(tmp_path: Path) -> None:
-    """A file whose sha256 is right is returned."""
+def test_read_verified_returns_the_content(tmp_path: Path) -> None:
+    """A file with the expected sha256 is returned."""
     write_file(tmp_path / "file", b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
     assert read_verified(tmp_path / "file", digest) == b"abc"
 
 
-def test_a_changed_file_is_corrupt(tmp_path: Path) -> None:
-    """A file with another sha256 is Corrupt; the end of its path and both digests are said."""
+def test_read_verified_of_a_changed_file_is_corrupt(tmp_path: Path) -> None:
+    """The message has both digests and the end of the path, not the repository's root."""
     path = tmp_path / "a" / "b" / "c" / "file"
     write_file(path, b"abd")
     with pytest.raises(Corrupt) as caught:
@@ -153,14 +153,14 @@ def test_a_changed_file_is_corrupt(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_missing_file_is_corrupt(tmp_path: Path) -> None:
-    """A file that ought to be there and is not is Corrupt; its path is said."""
+def test_read_verified_of_a_missing_file_is_corrupt(tmp_path: Path) -> None:
+    """The message has the path of the missing file."""
     with pytest.raises(Corrupt, match=r"/file is missing"):
         read_verified(tmp_path / "file", sha256(b""))
 
 
-def test_what_does_not_exist_is_not_found(tmp_path: Path) -> None:
-    """A path that is there comes back; one that is not is NotFound, with kind and name."""
+def test_existing_of_a_missing_path_is_not_found(tmp_path: Path) -> None:
+    """A path that exists is returned; a missing path is NotFound with kind and name."""
     assert existing(tmp_path, kind="model", name="models/a") == tmp_path
     with pytest.raises(NotFound) as caught:
         existing(tmp_path / "b", kind="model", name="models/b")
@@ -170,8 +170,8 @@ def test_what_does_not_exist_is_not_found(tmp_path: Path) -> None:
 # Directories
 
 
-def test_a_directory_appears_whole(tmp_path: Path) -> None:
-    """A new directory has its name, and its files, when the block ends and not before."""
+def test_new_directory_appears_when_the_block_ends(tmp_path: Path) -> None:
+    """The directory gets its final name, with all files, when the block ends."""
     with new_directory(tmp_path / "deep" / "7") as directory:
         (directory / "a").write_bytes(b"a")
         assert not (tmp_path / "deep" / "7").exists()
@@ -179,21 +179,21 @@ def test_a_directory_appears_whole(tmp_path: Path) -> None:
     assert names(tmp_path / "deep" / "7") == ["a"]
 
 
-def test_a_directory_is_durable_before_it_has_its_name(tmp_path: Path, synced: list[str]) -> None:
-    """Files are synced, then their directory, then it is renamed, then its parent is synced."""
+def test_new_directory_syncs_before_the_rename(tmp_path: Path, synced: list[str]) -> None:
+    """Files and directory are synced, then it is renamed, then its parent is synced."""
     with new_directory(tmp_path / "d" / "7") as directory:
         (directory / "a").write_bytes(b"a")
     parent = f"sync {tmp_path.name}/d"
     assert synced == ["sync new/a", "sync d/new", "rename d/new", parent]
 
 
-def test_a_failed_block_makes_no_directory(tmp_path: Path) -> None:
-    """When the block raises, its error comes out and nothing is left."""
+def test_error_in_the_block_leaves_no_new_directory(tmp_path: Path) -> None:
+    """If the block raises, the error is raised and nothing is left."""
 
     def write_half() -> None:
         with new_directory(tmp_path / "d" / "7") as directory:
             (directory / "a").write_bytes(b"a")
-            raise RuntimeError("half of it is written")
+            raise RuntimeError("half written")
 
     with pytest.raises(RuntimeError, match="half"):
         write_half()
@@ -201,10 +201,10 @@ def test_a_failed_block_makes_no_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "rename")])
-def test_power_cut_makes_no_directory(
+def test_power_failure_leaves_only_a_temporary_directory(
     owner: object, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the machine stops before the rename, only a temporary directory is left."""
+    """A power failure before the rename leaves only a temporary directory."""
     with (
         power_cut(monkeypatch, owner, name),
         new_directory(tmp_path / "d" / "7") as directory,
@@ -214,8 +214,8 @@ def test_power_cut_makes_no_directory(
     assert left.startswith(TEMPORARY)
 
 
-def test_of_two_racing_directories_the_first_stays(tmp_path: Path) -> None:
-    """The second to finish gets FileExistsError; the first is whole and nothing else is left."""
+def test_slower_of_two_racing_new_directories_fails(tmp_path: Path) -> None:
+    """The second to finish gets FileExistsError; only the complete first directory is left."""
     path = tmp_path / "d" / "7"
     with ExitStack() as second:
         directory = second.enter_context(new_directory(path))
@@ -228,8 +228,10 @@ def test_of_two_racing_directories_the_first_stays(tmp_path: Path) -> None:
     assert names(tmp_path / "d") == ["7"]
 
 
-def test_a_failed_rename_is_no_lost_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the rename fails for want of space, that comes out, not FileExistsError."""
+def test_full_disk_at_the_rename_is_no_lost_race(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the rename fails for lack of space, that error is raised, not FileExistsError."""
     monkeypatch.setattr(Path, "rename", fail)
     with (
         pytest.raises(OSError, match="no space left") as caught,
@@ -243,8 +245,8 @@ def test_a_failed_rename_is_no_lost_race(tmp_path: Path, monkeypatch: pytest.Mon
 # Sweeping
 
 
-def test_sweep_takes_only_what_is_old_and_temporary(tmp_path: Path) -> None:
-    """Old temporary files and directories go; young ones and everything else stay."""
+def test_sweep_deletes_only_old_temporary_names(tmp_path: Path) -> None:
+    """Old temporary files and directories are deleted; new ones and all other files stay."""
     old, young = time.time() - ABANDONED_AFTER - 60, time.time() - ABANDONED_AFTER + 60
     for name in (f"{TEMPORARY}file", "file", f"{TEMPORARY}young"):
         (tmp_path / name).write_bytes(b"")
@@ -259,10 +261,10 @@ def test_sweep_takes_only_what_is_old_and_temporary(tmp_path: Path) -> None:
     assert names(tmp_path) == [f"{TEMPORARY}young", "directory", "file"]
 
 
-def test_no_age_makes_a_live_writers_name_swept(
+def test_sweep_retains_files_of_live_writers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a file and half a directory stay while they are written, however old they look."""
+    """A file and a directory that are being written stay, even if they look old."""
     swept: list[Path] = []
     replace = Path.replace
 
@@ -279,10 +281,10 @@ def test_no_age_makes_a_live_writers_name_swept(
     assert names(tmp_path) == ["7", "file"]
 
 
-def test_a_dead_writers_names_are_swept_at_any_age(
+def test_sweep_with_age_0_deletes_files_of_dead_writers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a file and half a directory of a moment ago go if that is asked for, and only then."""
+    """A new partial file and directory are deleted with age=0, and only then."""
     with power_cut(monkeypatch, Path, "replace"):
         write_file(tmp_path / "file", b"content")
     with power_cut(monkeypatch, Path, "rename"), new_directory(tmp_path / "7") as directory:
@@ -292,10 +294,10 @@ def test_a_dead_writers_names_are_swept_at_any_age(
     assert names(tmp_path) == []
 
 
-def test_a_name_that_is_swept_before_it_is_locked_is_made_anew(
+def test_write_file_retries_if_its_file_is_swept_before_it_is_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep in the moment between a name and its lock costs the writer nothing."""
+    """A sweep between the creation and the lock of a temporary file does no harm."""
     lock = fcntl.flock
     swept: list[Path] = []
 
@@ -311,10 +313,10 @@ def test_a_name_that_is_swept_before_it_is_locked_is_made_anew(
     assert names(tmp_path) == ["file"]
 
 
-def test_what_cannot_be_locked_is_swept_when_it_is_old(
+def test_sweep_without_file_locks_goes_by_age(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a file system without locks nobody knows who lives, so only age counts."""
+    """Without locks a live writer cannot be detected, so only old files are deleted."""
 
     def refuse(_descriptor: int, _how: int) -> None:
         raise OSError(errno.ENOLCK, "no locks")
@@ -329,13 +331,15 @@ def test_what_cannot_be_locked_is_swept_when_it_is_old(
     assert sweep(tmp_path, age=0) == [old]
 
 
-def test_nothing_is_swept_where_nothing_is(tmp_path: Path) -> None:
-    """A directory that does not exist yet is swept without complaint."""
+def test_sweep_of_a_missing_directory_deletes_nothing(tmp_path: Path) -> None:
+    """A directory that does not exist is no error."""
     assert sweep(tmp_path / "none") == []
 
 
-def test_two_sweeps_do_not_trip_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What vanishes between being seen and being deleted is swept already."""
+def test_sweep_ignores_files_that_another_sweep_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is deleted after it was listed is no error."""
     gone = tmp_path / f"{TEMPORARY}gone"
     monkeypatch.setattr(Path, "glob", lambda _self, _pattern: iter([gone]))
     assert sweep(tmp_path) == []

@@ -1,10 +1,10 @@
-"""What is said of images that were not used."""
+"""Findings for images that training skips."""
 
 from __future__ import annotations
 
 import pytest
 
-from topwork.bundle.findings import left_out
+from topwork.bundle.findings import skipped_image
 
 
 @pytest.mark.parametrize(
@@ -15,9 +15,9 @@ from topwork.bundle.findings import left_out
         ("DUPLICATE", "exact_duplicate", "note"),
     ],
 )
-def test_the_reason_decides_the_kind(reason: str, kind: str, severity: str) -> None:
-    """A repeated image is no error; one that cannot be used is, and is named with the reason."""
-    found = left_out("a.jpg", "roses", reason=reason, message="because")
+def test_skipped_image_has_kind_and_severity(reason: str, kind: str, severity: str) -> None:
+    """A duplicate is a note, an unusable image an error; the message names it."""
+    found = skipped_image("a.jpg", "roses", reason=reason, message="because")
     assert (found.kind, found.severity) == (kind, severity)
     assert found.message == "a.jpg was left out: because"
     assert (found.images, found.labels) == (("a.jpg",), ("roses",))

@@ -1,4 +1,4 @@
-"""A head's logits, probabilities and unknowns are what their formulas say."""
+"""Head: logits, probabilities and out-of-distribution detection match their formulas."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ WIDTH = 64
 
 
 def embeddings(rows: int = 200, *, seed: int = 1) -> Float32Array:
-    """Return embeddings of both signs, some entries exactly 0."""
+    """Return random embeddings of both signs, with some columns of zeros."""
     found = np.random.default_rng(seed).normal(0, 1, (rows, WIDTH))
     found[:, ::7] = 0
     return found.astype(np.float32)
 
 
 def head(classes: int = 5, *, seed: int = 0, temperature: float = 0.7) -> Head:
-    """Return a head whose logits are about as large as those of fitted ones."""
+    """Return a random head with logits of a realistic size."""
     rng = np.random.default_rng(seed)
     return Head(
         normaliser=make("sqrt_l2", embeddings()),
@@ -35,7 +35,7 @@ def head(classes: int = 5, *, seed: int = 0, temperature: float = 0.7) -> Head:
 
 
 def support(points: int = 30, directions: int = WIDTH) -> Support:
-    """Return a support on the first axes, its points in those alone."""
+    """Return a support whose projection selects the first axes."""
     rng = np.random.default_rng(3)
     return Support(
         centre=rng.normal(0, 0.3, WIDTH).astype(np.float32),
@@ -45,24 +45,23 @@ def support(points: int = 30, directions: int = WIDTH) -> Support:
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
-def test_rows_sum_to_one(temperature: float) -> None:
-    """Probabilities are not negative and sum to 1 an image, at all temperatures."""
+def test_probabilities_sum_to_one(temperature: float) -> None:
+    """Probabilities of an image are not negative and sum to 1 at any temperature."""
     found = head(temperature=temperature).probabilities(embeddings())
     assert found.dtype == np.float32
     assert (found >= 0).all()
     np.testing.assert_allclose(found.sum(axis=1, dtype=np.float64), 1, atol=1e-6)
 
 
-def test_an_embedding_of_zeros_is_answered() -> None:
-    """Zeros, which have no direction, give the answer of the bias alone."""
-    one = head()
+def test_zero_embedding_gives_the_bias() -> None:
+    """The probabilities of an embedding of zeros are those of the bias."""
     zeros = np.zeros((2, WIDTH), dtype=np.float32)
-    want = softmax((one.scorer.bias / np.float32(one.temperature))[None].repeat(2, axis=0))
-    np.testing.assert_allclose(one.probabilities(zeros), want, atol=1e-6)
+    want = softmax((head().scorer.bias / np.float32(head().temperature))[None].repeat(2, axis=0))
+    np.testing.assert_allclose(head().probabilities(zeros), want, atol=1e-6)
 
 
-def test_the_temperature_divides_the_logits() -> None:
-    """Twice the temperature halves the logits, and changes no answer."""
+def test_temperature_divides_the_logits() -> None:
+    """Twice the temperature gives half the logits."""
     rows = embeddings()
     cool, warm = head(temperature=0.5), head(temperature=1.0)
     np.testing.assert_allclose(cool.logits(rows), 2 * warm.logits(rows), rtol=1e-6)
@@ -78,15 +77,15 @@ def test_softmax_of_large_logits_is_finite() -> None:
 
 
 @pytest.mark.parametrize("directions", [8, WIDTH])
-def test_distances_are_those_to_the_points(directions: int) -> None:
-    """They are squared Euclidean distances, with what lies in none of the directions."""
+def test_support_distances_are_squared_euclidean(directions: int) -> None:
+    """Distances include the part of the features outside the projection."""
     known, features = support(directions=directions), embeddings(20) / np.float32(8)
     points = known.centre + known.points @ known.projection.T
     want = cdist(features, points, "sqeuclidean")
     np.testing.assert_allclose(known.distances(features), want, atol=1e-5)
 
 
-def test_a_point_is_at_no_distance_from_itself() -> None:
+def test_distance_of_a_point_to_itself_is_zero() -> None:
     """Rounding gives no negative distances."""
     known = support()
     itself = known.centre + known.points @ known.projection.T
@@ -95,8 +94,8 @@ def test_a_point_is_at_no_distance_from_itself() -> None:
     assert found.max() < 1e-5
 
 
-def test_some_points_are_a_support() -> None:
-    """The support of some points has their distances, in the order asked for."""
+def test_support_of_selected_points() -> None:
+    """A support of selected points has their distances, in the order of the selection."""
     known, features = support(), embeddings(20)
     some = np.array([7, 2, 9])
     np.testing.assert_allclose(
@@ -105,16 +104,16 @@ def test_some_points_are_a_support() -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0])
-def test_similarities_are_scikit_learns(gamma: float) -> None:
-    """A kernel is scikit-learn's RBF kernel to the points."""
+def test_kernel_equals_scikit_learn(gamma: float) -> None:
+    """The kernel equals scikit-learn's RBF kernel to the points."""
     known, features = support(), embeddings(20) / np.float32(8)
     points = known.centre + known.points @ known.projection.T
     want = rbf_kernel(features, points, gamma=gamma)
     np.testing.assert_allclose(Kernel(support=known, gamma=gamma)(features), want, atol=1e-5)
 
 
-def test_waves_have_the_size_that_they_say() -> None:
-    """The mean square of 2,000 waves is 1 / 2,000."""
+def test_fourier_features_have_the_documented_scale() -> None:
+    """The mean square of 2,000 Fourier features is 1 / 2,000."""
     rng = np.random.default_rng(0)
     waves = Fourier(
         projection=rng.normal(0, 1.4, (WIDTH, 2000)).astype(np.float32),
@@ -125,11 +124,11 @@ def test_waves_have_the_size_that_they_say() -> None:
     assert np.square(found).sum(axis=1) == pytest.approx(1, abs=0.1)
 
 
-# The unknown
+# Out-of-distribution detection
 
 
 def unknown(**changes: float) -> Unknown:
-    """Return what tells the unknown, with weights of the usual signs."""
+    """Return a detector with weights of realistic signs."""
     values = {
         "bias": 0.5,
         "logit_weight": -0.5,
@@ -140,8 +139,8 @@ def unknown(**changes: float) -> Unknown:
     return Unknown(support=support(), **(values | changes))
 
 
-def test_the_unknown_is_a_logistic_regression() -> None:
-    """It is the sigmoid of the bias, the highest logit and the nearest distance, weighed."""
+def test_unknown_is_a_logistic_regression() -> None:
+    """The probability is the sigmoid of bias plus weighted highest logit and distance."""
     logits = np.array([[1.0, 2.0], [3.0, -1.0]], dtype=np.float32)
     distances = np.array([0.1, 0.4], dtype=np.float32)
     score = 0.5 - 0.5 * np.array([2.0, 3.0]) + 3 * distances
@@ -149,22 +148,22 @@ def test_the_unknown_is_a_logistic_regression() -> None:
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-score)), rtol=1e-6)
 
 
-def test_certainty_beyond_the_limit_says_no_more() -> None:
-    """A logit of a million is as known as one at the limit, so distance decides far away."""
+def test_unknown_clips_the_logit() -> None:
+    """A logit above the limit counts as the limit, so that the distance decides far away."""
     logits = np.array([[4.0, 0.0], [1e6, 0.0]], dtype=np.float32)
     near, far = (np.full(2, d, dtype=np.float32) for d in (0.1, 10.0))
     assert np.ptp(unknown().probabilities(logits, near)) == 0
     assert unknown().probabilities(logits, far).min() > 0.99
 
 
-def test_extremes_of_the_unknown_are_finite() -> None:
-    """Any logit and any distance give a probability, and no overflow."""
-    one = unknown(logit_limit=1e30)
+def test_unknown_of_extreme_values_is_finite() -> None:
+    """Extreme logits and distances give probabilities without overflow."""
+    detector = unknown(logit_limit=1e30)
     logits = np.array([[1e20], [-1e20], [0.0]], dtype=np.float32)
-    found = one.probabilities(logits, np.array([0.0, 0.0, 1e30], dtype=np.float32))
+    found = detector.probabilities(logits, np.array([0.0, 0.0, 1e30], dtype=np.float32))
     np.testing.assert_allclose(found, [0, 1, 1], atol=1e-6)
 
 
-def test_a_head_that_cannot_tell_says_zero() -> None:
-    """Without what tells the unknown every image is known."""
+def test_head_without_detector_returns_zero() -> None:
+    """Without a detector the unknown probability is 0."""
     assert head().unknown_probabilities(embeddings(3)).tolist() == [0, 0, 0]

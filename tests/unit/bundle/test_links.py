@@ -1,4 +1,4 @@
-"""Links, pipes and names that lead elsewhere: what is not a repository's own is never touched."""
+"""Path traversal, symbolic links and pipes: no access outside the repository."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OUTSIDE = ["../outside", "..", ".", "/etc", "a/../../outside", "m/1", "", "m\0",
 
 
 def beside_others(root: Path) -> Repository:
-    """Return a repository with four old revisions of ``m``; beside it lies ``outside``."""
+    """Return a repository with four old revisions of ``m``, next to a directory ``outside``."""
     outside = root / "outside"
     (outside / "1").mkdir(parents=True)
     (outside / "serving.json").write_bytes(b"secret")
@@ -34,13 +34,13 @@ def beside_others(root: Path) -> Repository:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    """Return such a repository."""
+    """Return a repository that the test may change."""
     return beside_others(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """Return such a repository, which stays as it is."""
+    """Return a repository that no test changes."""
     return beside_others(tmp_path_factory.mktemp("whole"))
 
 
@@ -63,18 +63,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         ),
     ],
 )
-def test_a_model_is_never_a_path(
+def test_model_name_with_a_path_is_invalid(
     whole: Repository, model: str, call: Callable[[Repository, str], object]
 ) -> None:
-    """Whatever asks for a model by a name that leads elsewhere is InvalidInput."""
+    """Every method refuses a model name that is a path with InvalidInput."""
     with pytest.raises(InvalidInput, match="model name") as caught:
         call(whole, model)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("digest", [*OUTSIDE, "A" * 64, "a" * 63, "a" * 64 + "/", "a" * 65])
-def test_a_digest_is_never_a_path(whole: Repository, digest: str) -> None:
-    """It is Corrupt, whoever wrote it, such as into the database of operations."""
+def test_digest_with_a_path_is_corrupt(whole: Repository, digest: str) -> None:
+    """Every method refuses an invalid digest, such as from a tampered database."""
     for call in (
         whole.image,
         whole.shard,
@@ -82,13 +82,13 @@ def test_a_digest_is_never_a_path(whole: Repository, digest: str) -> None:
         whole.backbone_info,
         whole.backbone_info_digest,
     ):
-        with pytest.raises(Corrupt, match="is no sha256"):
+        with pytest.raises(Corrupt, match="is not a sha256"):
             call(digest)
 
 
 @pytest.mark.parametrize("field", ["backbone", "backbone_info", "head", "metrics", "exemplars"])
-def test_a_manifest_names_no_paths(repository: Repository, field: str) -> None:
-    """A manifest on the disk whose digests lead elsewhere is refused as a whole."""
+def test_manifest_with_a_path_as_digest_is_corrupt(repository: Repository, field: str) -> None:
+    """A stored manifest with a path in place of a digest is refused."""
     path = repository.root / "models" / "m" / "3" / "manifest.json"
     manifest = repository.manifest("m", 3)
     was = manifest.exemplars[0].digest if field == "exemplars" else getattr(manifest, field)
@@ -98,37 +98,37 @@ def test_a_manifest_names_no_paths(repository: Repository, field: str) -> None:
 
 
 @pytest.mark.parametrize("revision", ["0", "-1", "01", "1e3", "\u0661", ".tmp-1", "1 "])
-def test_a_revision_is_a_plain_number(repository: Repository, revision: str) -> None:
-    """Directories whose names only look like numbers are no revisions."""
+def test_revisions_ignores_other_directory_names(repository: Repository, revision: str) -> None:
+    """Directory names that only resemble numbers are no revisions."""
     (repository.root / "models" / "m" / revision).mkdir()
     assert repository.revisions("m") == [1, 2, 3, 4]
-    assert not [one for one in check(repository) if one.severity == "error"]
+    assert all(problem.severity != "error" for problem in check(repository))
 
 
 @pytest.mark.parametrize("revision", [0, -1, 10**30])
-def test_a_revision_that_is_none(whole: Repository, revision: int) -> None:
-    """Any other number is NotFound."""
+def test_manifest_of_an_unknown_revision_is_not_found(whole: Repository, revision: int) -> None:
+    """Numbers that no revision can have are NotFound."""
     with pytest.raises(NotFound):
         whole.manifest("m", revision)
 
 
 def pipe(path: Path) -> None:
-    """Put a pipe there."""
+    """Create a named pipe at ``path``."""
     os.mkfifo(path)
 
 
 def endless(path: Path) -> None:
-    """Put a link to a device without end there."""
+    """Create a link to /dev/zero at ``path``."""
     path.symlink_to("/dev/zero")
 
 
 def elsewhere(path: Path) -> None:
-    """Put a link to a file outside there."""
+    """Create a link to a file outside the repository at ``path``."""
     path.symlink_to("/etc/hostname")
 
 
 def listener(path: Path) -> None:
-    """Put a socket there."""
+    """Create a socket at ``path``."""
     with tempfile.TemporaryDirectory() as short, closing(socket.socket(socket.AF_UNIX)) as made:
         made.bind(f"{short}/socket")  # such a path has 107 bytes at most
         Path(short, "socket").rename(path)
@@ -137,38 +137,37 @@ def listener(path: Path) -> None:
 @pytest.mark.parametrize("put", [pipe, endless, elsewhere, listener, Path.mkdir])
 @pytest.mark.parametrize(
     "name",
-    [
-        *("models/m/3/manifest.json", "models/m/serving.json", "exemplars/*.npz", "images/*"),
-    ],
+    ["models/m/3/manifest.json", "models/m/serving.json", "exemplars/*.npz", "images/*"],
 )
-def test_only_regular_files_are_read(
+def test_read_of_a_special_file_is_corrupt(
     repository: Repository, name: str, put: Callable[[Path], None]
 ) -> None:
-    """In place of a file anything else is Corrupt at once: nothing is followed or waited for."""
+    """A pipe, link, device, socket or directory in place of a file is Corrupt without blocking."""
     path = min(repository.root.glob(name))
     path.unlink()
     put(path)
     with pytest.raises(Corrupt, match="is no regular file"):
         files.read(path)
-    below = str(path.relative_to(repository.root))
-    assert below in {one.path for one in check(repository) if one.severity == "error"}
+    relative = str(path.relative_to(repository.root))
+    problems = check(repository)
+    assert relative in {problem.path for problem in problems if problem.severity == "error"}
 
 
-def test_directories_may_lie_on_other_disks(repository: Repository, tmp_path: Path) -> None:
-    """An operator may put images, or a model, elsewhere and link there."""
+def test_directories_may_be_symbolic_links(repository: Repository, tmp_path: Path) -> None:
+    """Operators may move images or a model to another disk and link to them."""
     for name in ("images", "exemplars", "models/m"):
-        there = tmp_path / name.replace("/", "-")
-        (repository.root / name).rename(there)
-        (repository.root / name).symlink_to(there)
+        target = tmp_path / name.replace("/", "-")
+        (repository.root / name).rename(target)
+        (repository.root / name).symlink_to(target)
     manifest = repository.manifest("m", 3)
     assert repository.shards(manifest.exemplars)
     assert not check(repository)
 
 
-def test_garbage_collection_deletes_links_and_not_what_they_lead_to(
+def test_collect_deletes_links_but_not_their_targets(
     repository: Repository, tmp_path: Path
 ) -> None:
-    """A link in place of a revision, a shard, an image or a temporary name goes; the rest stays."""
+    """A link in place of a revision, blob or temporary name is deleted, its target is not."""
     outside = tmp_path / "outside"
     times = {path: path.stat().st_mtime_ns for path in (outside, *outside.rglob("*"))}
     digest = "f" * 64
@@ -187,18 +186,19 @@ def test_garbage_collection_deletes_links_and_not_what_they_lead_to(
     assert not any(path.is_symlink() for path in repository.root.rglob("*"))
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert (tmp_path / "first" / "manifest.json").exists()
-    assert sum(one.size for one in collected.removed if one.path.endswith(digest)) < 1000
+    links = [removed for removed in collected.removed if removed.path.endswith(digest)]
+    assert sum(link.size for link in links) < 1000
 
 
-def test_a_directory_that_contains_itself_has_a_size(tmp_path: Path) -> None:
-    """Links are counted, not followed."""
+def test_size_does_not_follow_links(tmp_path: Path) -> None:
+    """A directory with a link to itself has a finite size."""
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "file").write_bytes(bytes(1000))
     assert 1000 < files.size(tmp_path) < 2000
 
 
-def test_a_lock_is_neither_followed_nor_emptied(repository: Repository, tmp_path: Path) -> None:
-    """A link in place of a lock file is an error, and what it leads to stays as it is."""
+def test_locked_does_not_follow_links(repository: Repository, tmp_path: Path) -> None:
+    """A link in place of a lock file is an error, and its target is unchanged."""
     lock = repository.root / "models" / "m" / ".lock"
     lock.unlink(missing_ok=True)
     lock.symlink_to(tmp_path / "outside" / "serving.json")
@@ -207,10 +207,8 @@ def test_a_lock_is_neither_followed_nor_emptied(repository: Repository, tmp_path
     assert (tmp_path / "outside" / "serving.json").read_bytes() == b"secret"
 
 
-def test_what_is_published_replaces_a_link_instead_of_following_it(
-    repository: Repository, tmp_path: Path
-) -> None:
-    """A link in place of serving.json is replaced; where it led to nothing is written."""
+def test_write_file_replaces_a_link(repository: Repository, tmp_path: Path) -> None:
+    """A link in place of serving.json is replaced; its target is unchanged."""
     path = repository.serving_file("m")
     state = to_json(repository.serving_state("m"))
     path.unlink()

@@ -1,4 +1,4 @@
-"""Manifests come back as they were written, or are refused."""
+"""Manifest: JSON round trip, and refusal of invalid documents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from topwork.bundle.comparison import (
     Gate,
     LabelChange,
     Rejection,
-    Taught,
+    TaughtLabel,
 )
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.manifest import (
@@ -88,7 +88,7 @@ MANIFEST = Manifest(
                 label="daisy", images=900, recall_before=1.0, recall_after=0.9, lost=90, gained=0
             ),
         ),
-        taught=Taught(label="雛菊", images=100, recall=0.5, low=0.4, high=0.6),
+        taught=TaughtLabel(label="雛菊", images=100, recall=0.5, low=0.4, high=0.6),
         confusions=(ConfusedLabels(label="雛菊", called="daisy", images=50, share=0.5),),
     ),
     rejection=Rejection(gate=Gate(max_conflicts=3), failures=("recall 0.5 is below 0.6",)),
@@ -100,20 +100,22 @@ METRICS = evaluate(
 )
 
 
-@pytest.mark.parametrize("value", [MANIFEST, BACKBONE, METRICS], ids=lambda one: type(one).__name__)
-def test_what_was_written_is_read(value: Manifest | BackboneInfo | Metrics) -> None:
-    """Each of the JSON forms gives an equal value back."""
+@pytest.mark.parametrize(
+    "value", [MANIFEST, BACKBONE, METRICS], ids=["manifest", "info", "metrics"]
+)
+def test_json_round_trip(value: Manifest | BackboneInfo | Metrics) -> None:
+    """Each document decodes to an equal value."""
     assert from_json(to_json(value), type(value), name="it") == value
 
 
-def test_the_form_is_plain_json() -> None:
-    """A manifest is JSON with the fields in their order, for people and for other programs."""
+def test_manifest_is_indented_json_in_field_order() -> None:
+    """A manifest is JSON that people and other programs can read."""
     assert list(json.loads(to_json(MANIFEST)))[:4] == ["model", "revision", "parent", "labels"]
     assert to_json(MANIFEST).count(b"\n") > 15
 
 
 def changed(path: str, value: Any) -> bytes:
-    """Return MANIFEST, or BACKBONE's preprocess spec, with one field changed or (...) left out."""
+    """Return the JSON of MANIFEST or BACKBONE with one field changed, or deleted if ``...``."""
     kind = BACKBONE if path.startswith(("preprocess", "precision", "weights")) else MANIFEST
     tree = json.loads(to_json(kind))
     *parents, last = path.split(".")
@@ -144,10 +146,7 @@ def changed(path: str, value: Any) -> bytes:
         ("backbone", "/" + "a" * 64),
         ("backbone_info", "a" * 64 + "/.."),
         ("data_digest", "g" * 64),
-        pytest.param(
-            "head",
-            A + "\n",
-        ),
+        ("head", A + "\n"),
         ("weights_digest", "x"),
         ("precision", "fp8"),
         ("preprocess.interpolation", "nearest"),
@@ -163,8 +162,8 @@ def changed(path: str, value: Any) -> bytes:
         ("rejection.gate.max_conflicts", -1),
     ],
 )
-def test_a_wrong_field_is_corrupt(path: str, value: Any) -> None:
-    """A field that is missing, of another type, or no sha256 is Corrupt; both names are said."""
+def test_invalid_field_is_corrupt(path: str, value: Any) -> None:
+    """A missing or invalid field is Corrupt; the message names the file and the field."""
     content = changed(path, value)
     kind = BackboneInfo if b'"precision"' in content else Manifest
     with pytest.raises(Corrupt) as caught:
@@ -173,8 +172,8 @@ def test_a_wrong_field_is_corrupt(path: str, value: Any) -> None:
     assert path.split(".", maxsplit=1)[0] in str(caught.value)
 
 
-def test_backbone_of_an_older_version_keeps_its_mapping_of_deep_grey() -> None:
-    """A spec that does not name its mapping was written when there was only ``depth``."""
+def test_backbone_without_deep_grey_decodes_as_depth() -> None:
+    """Earlier versions, which supported only ``depth``, did not store the field."""
     old = from_json(changed("preprocess.deep_grey", ...), BackboneInfo, name="it")
     assert old == replace(BACKBONE, preprocess=replace(BACKBONE.preprocess, deep_grey="depth"))
     assert from_json(to_json(old), BackboneInfo, name="it") == old
@@ -190,23 +189,19 @@ def test_backbone_of_an_older_version_keeps_its_mapping_of_deep_grey() -> None:
         to_json(MANIFEST)[:-30],
         to_json(MANIFEST) + b"{}",
         to_json(MANIFEST).replace(b"flowers", b"flo\0ers"),
-        pytest.param(
-            to_json(MANIFEST).replace(b"flowers", b"flow\xffrs"),
-        ),
-        pytest.param(
-            b'{"unknown":' + b"[" * 100_000,
-        ),
+        to_json(MANIFEST).replace(b"flowers", b"flow\xffrs"),
+        b'{"unknown":' + b"[" * 100_000,
     ],
-    ids=["empty", "list", "null", "cut off", "trailing", "control", "not UTF-8", "nested"],
+    ids=["empty", "list", "null", "truncated", "trailing", "control", "not UTF-8", "nested"],
 )
-def test_what_is_no_manifest_is_corrupt(content: bytes) -> None:
-    """Anything else than one whole JSON object of UTF-8 is Corrupt; the file is said."""
+def test_invalid_json_is_corrupt(content: bytes) -> None:
+    """A document that is not one JSON object in UTF-8 is Corrupt; the message names the file."""
     with pytest.raises(Corrupt, match="the file cannot be used"):
         from_json(content, Manifest, name="the file")
 
 
 def test_equal_values_give_equal_bytes() -> None:
-    """What is written depends on the value only, so that its digest names it."""
+    """The JSON depends only on the value, so its sha256 identifies it."""
     again = replace(BACKBONE, versions=dict(BACKBONE.versions))
     assert to_json(again) == to_json(BACKBONE)
     assert to_json(replace(BACKBONE, width=1)) != to_json(BACKBONE)

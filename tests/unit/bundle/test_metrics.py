@@ -1,4 +1,4 @@
-"""Metrics are those of the textbook, and their intervals are honest."""
+"""Metrics: equality with scikit-learn and SciPy, and edge cases."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SEEDED = settings(derandomize=True, database=None, deadline=None)
 
 @settings(SEEDED, max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200), st.sampled_from(["float32", "float64"]))
-def test_metrics_are_those_of_scikit_learn(seed: int, images: int, dtype: str) -> None:
-    """Confusion, accuracy, precision, recall and log loss are scikit-learn's, for any answers."""
+def test_metrics_equal_scikit_learn(seed: int, images: int, dtype: str) -> None:
+    """Confusion matrix, accuracy, precision, recall and log loss equal scikit-learn's."""
     rng = np.random.default_rng(seed)
-    targets = rng.integers(0, 3, images)  # so the fourth label has no image, but answers
+    targets = rng.integers(0, 3, images)  # the fourth label has predictions but no image
     probabilities = rng.dirichlet([0.4, 0.3, 0.2, 0.1], images).clip(1e-6)
     probabilities = (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(dtype)
     called = probabilities.argmax(axis=1)
@@ -44,10 +44,10 @@ def test_metrics_are_those_of_scikit_learn(seed: int, images: int, dtype: str) -
     precision, recall, _, support = oracle.precision_recall_fscore_support(
         targets, called, labels=index, zero_division=0
     )
-    assert [one.label for one in found.per_label] == list(LABELS)
-    assert [one.images for one in found.per_label] == support.tolist()
-    assert [one.precision for one in found.per_label] == pytest.approx(precision.tolist())
-    assert [one.recall for one in found.per_label] == pytest.approx(recall.tolist())
+    assert [label.label for label in found.per_label] == list(LABELS)
+    assert [label.images for label in found.per_label] == support.tolist()
+    assert [label.precision for label in found.per_label] == pytest.approx(precision.tolist())
+    assert [label.recall for label in found.per_label] == pytest.approx(recall.tolist())
     chosen = probabilities[np.arange(images), targets].astype(float)
     assert found.log_loss == pytest.approx(-np.log(chosen).mean(), rel=1e-9)
     assert (found.accuracy_low, found.accuracy_high) == wilson_interval(
@@ -55,31 +55,21 @@ def test_metrics_are_those_of_scikit_learn(seed: int, images: int, dtype: str) -
     )
 
 
-def test_a_probability_of_zero_is_a_finite_loss() -> None:
-    """An image whose label was given probability 0 costs much, not infinitely much."""
+def test_log_loss_of_probability_zero_is_finite() -> None:
+    """A probability of 0 for the correct label gives a large but finite loss."""
     found = evaluate(np.array([0]), np.array([[0.0, 1.0]]), ("a", "b"), folds=5)
     assert 100 < found.log_loss < 1_000
 
 
-def test_accuracy_on_some_labels_leaves_all_answers_possible() -> None:
-    """Images of the labels asked for count as wrong also when a label not asked for was called."""
-    targets = np.array([0, 0, 0, 1, 2, 2])
-    called = np.array([0, 0, 2, 2, 2, 1])
-    found = evaluate(targets, np.eye(3)[called], ("a", "b", "c"), folds=5)
-    assert found.accuracy_on(("a", "b")) == pytest.approx(2 / 4)
-    assert found.accuracy_on(("a", "b", "c")) == pytest.approx(found.accuracy)
-    assert found.accuracy_on(("unknown",)) == 0.0
-
-
-def test_the_calibration_error_is_that_of_a_sum_by_hand() -> None:
-    """Bins of a fifteenth, their upper end in them: |confidence - accuracy|, weighed by images."""
+def test_calibration_error_equals_a_manual_computation() -> None:
+    """ECE is |confidence - accuracy| weighted by images; bins include their upper bound."""
     highest = np.array([10 / 15, 0.62, 0.9, 0.95, 1.0])  # bins 9, 9, 13, 14, 14
     probabilities = np.column_stack([highest, 1 - highest])
     targets = np.array([0, 1, 0, 0, 1])  # right, wrong, right, right, wrong
     found = evaluate(targets, probabilities, ("a", "b"), folds=5)
     first = 2 * abs((10 / 15 + 0.62) / 2 - 1 / 2)
     assert found.ece == pytest.approx((first + abs(0.9 - 1) + 2 * abs(0.975 - 1 / 2)) / 5)
-    assert [one.images for one in found.reliability] == [0] * 9 + [2, 0, 0, 0, 1, 2]
+    assert [group.images for group in found.reliability] == [0] * 9 + [2, 0, 0, 0, 1, 2]
     assert found.reliability[9].accuracy == 0.5
     assert found.reliability[9].confidence == pytest.approx((10 / 15 + 0.62) / 2)
     assert (found.reliability[0].low, found.reliability[14].high) == (0, 1)
@@ -87,23 +77,22 @@ def test_the_calibration_error_is_that_of_a_sum_by_hand() -> None:
 
 @settings(SEEDED, max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200))
-def test_the_bins_hold_every_image_once(seed: int, images: int) -> None:
-    """They count all images, and their shares make the accuracy."""
+def test_reliability_bins_count_every_image_once(seed: int, images: int) -> None:
+    """The bins add up to all images and to the accuracy."""
     rng = np.random.default_rng(seed)
     probabilities = rng.dirichlet([0.4, 0.3, 0.2, 0.1], images).astype(np.float32)
     found = evaluate(rng.integers(0, 4, images), probabilities, LABELS, folds=5)
-    assert sum(one.images for one in found.reliability) == images
-    right = sum(one.images * one.accuracy for one in found.reliability)
+    bins = [group for group in found.reliability if group.images]
+    assert sum(group.images for group in bins) == images
+    right = sum(group.images * group.accuracy for group in bins)
     assert right / images == pytest.approx(found.accuracy)
-    assert all(
-        one.low < one.confidence <= one.high + 1e-6 for one in found.reliability if one.images
-    )
+    assert all(group.low < group.confidence <= group.high + 1e-6 for group in bins)
 
 
 @settings(SEEDED, max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200))
-def test_what_was_right_is_kept_image_by_image(seed: int, images: int) -> None:
-    """A bit an image, in the order given: whether its most probable label is its own."""
+def test_right_has_one_bit_per_image(seed: int, images: int) -> None:
+    """A bit is set if the most probable label of the image is correct, in input order."""
     rng = np.random.default_rng(seed)
     targets, probabilities = rng.integers(0, 4, images), rng.dirichlet([1.0] * 4, images)
     found = evaluate(targets, probabilities, LABELS, folds=5)
@@ -112,8 +101,8 @@ def test_what_was_right_is_kept_image_by_image(seed: int, images: int) -> None:
     assert len(found.right) == -(-images // 8)
 
 
-def test_metrics_survive_their_file() -> None:
-    """What was learnt of a head is the same after it was written and read, types too."""
+def test_metrics_json_round_trip() -> None:
+    """Metrics with all optional fields decode to an equal value."""
     rng = np.random.default_rng(0)
     found = replace(
         evaluate(rng.integers(0, 4, 20), rng.dirichlet([1.0] * 4, 20), LABELS, folds=5),
@@ -139,8 +128,8 @@ def test_metrics_survive_their_file() -> None:
 
 @settings(SEEDED, max_examples=100)
 @given(st.integers(1, 5_000), st.floats(0, 1))
-def test_the_interval_is_wilsons(trials: int, share: float) -> None:
-    """The interval is scipy's Wilson interval, and has the share in it."""
+def test_wilson_interval_equals_scipy(trials: int, share: float) -> None:
+    """The interval equals SciPy's and contains the observed share."""
     successes = round(trials * share)
     want = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     low, high = wilson_interval(successes, trials)
@@ -149,8 +138,8 @@ def test_the_interval_is_wilsons(trials: int, share: float) -> None:
     assert successes / trials - 1e-12 <= high <= 1
 
 
-def test_the_interval_ends_where_shares_do() -> None:
-    """None of 10 has the lower end 0, all of 10 the upper end 1; the others are the known ones."""
+def test_wilson_interval_of_none_and_all() -> None:
+    """0 of 10 has the lower bound 0, 10 of 10 the upper bound 1."""
     assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
     assert wilson_interval(0, 10)[0] == pytest.approx(0, abs=1e-12)

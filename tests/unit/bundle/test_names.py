@@ -1,4 +1,4 @@
-"""Names that are let in are safe: as a directory, in a log, and beside each other."""
+"""Validation of model names and labels: path traversal, invisible characters, Unicode."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SEEDED = settings(derandomize=True, database=None, deadline=None, max_examples=3
 
 
 @pytest.mark.parametrize("model", ["a", "7", "flowers", "flowers-2.1_b", "a..b", "x" * 63])
-def test_plain_model_names_are_let_in(model: str) -> None:
-    """1 to 63 of the allowed characters, a letter or digit at both ends, come back as they are."""
+def test_check_model_accepts_valid_names(model: str) -> None:
+    """1 to 63 allowed characters with a letter or digit at both ends are returned unchanged."""
     assert check_model(model) == model
 
 
@@ -30,8 +30,8 @@ def test_plain_model_names_are_let_in(model: str) -> None:
         *("Flowers", "\u00e9", "\u0661", "%2e%2e", "x" * 64),  # \u0661 is a digit, in Arabic
     ],
 )
-def test_model_names_are_never_paths(model: str) -> None:
-    """Whatever could leave its directory, or hide in it, is refused, with the field's name."""
+def test_check_model_refuses_paths_and_other_characters(model: str) -> None:
+    """A path, hidden name or other character is InvalidInput with the name of the field."""
     with pytest.raises(InvalidInput) as caught:
         check_model(model, field="model_name")
     assert caught.value.field == "model_name"
@@ -41,8 +41,8 @@ def test_model_names_are_never_paths(model: str) -> None:
 
 @SEEDED
 @given(st.text(alphabet="ab0./\\-_ \0\n~%", max_size=8) | st.text(max_size=70))
-def test_a_checked_model_name_stays_in_its_directory(model: str) -> None:
-    """A model name that is let in is one visible entry of the directory that it is put in."""
+def test_valid_model_name_is_one_path_component(model: str) -> None:
+    """A valid model name is one visible directory entry."""
     try:
         path = Path("models") / check_model(model)
     except InvalidInput:
@@ -51,15 +51,15 @@ def test_a_checked_model_name_stays_in_its_directory(model: str) -> None:
     assert not model.startswith(".")
 
 
-def test_labels_are_composed() -> None:
-    """A label that is spelt with combining characters becomes equal to the composed one."""
+def test_check_label_composes_labels() -> None:
+    """A decomposed label (NFD) is returned in composed form (NFC)."""
     composed = "K\u00f6nigskerze"
     assert check_label(unicodedata.normalize("NFD", composed)) == composed
 
 
 @pytest.mark.parametrize("label", ["daisy", "wild rose", "../x", "雛菊", "a/b", "🌻", "-"])
-def test_labels_are_free_text(label: str) -> None:
-    """Labels are not paths, so all visible text is let in."""
+def test_check_label_accepts_visible_text(label: str) -> None:
+    """All visible text is valid, since labels are not used as paths."""
     assert check_label(label) == label
 
 
@@ -70,8 +70,8 @@ def test_labels_are_free_text(label: str) -> None:
         *("a\u00a0", "a\ud800", "a\u0378", "\u2028a"),
     ],
 )
-def test_invisible_labels_are_refused(label: str) -> None:
-    """Control, direction-changing and unassigned characters, and white space at an end, are out."""
+def test_check_label_refuses_control_characters_and_outer_space(label: str) -> None:
+    """Control, bidirectional and unassigned characters and outer white space are refused."""
     with pytest.raises(InvalidInput) as caught:
         check_label(label, field="config.label")
     assert caught.value.field == "config.label"
@@ -90,15 +90,15 @@ def test_invisible_labels_are_refused(label: str) -> None:
     ],
     ids=ascii,
 )
-def test_labels_with_nothing_to_see_are_refused(label: str) -> None:
-    """Fillers, blanks, stray joiners and selectors, bidi controls, marks alone: LABEL_INVALID."""
+def test_check_label_refuses_invisible_text(label: str) -> None:
+    """Fillers, blanks, misplaced joiners and selectors, and marks alone are LABEL_INVALID."""
     with pytest.raises(InvalidInput) as caught:
         check_label(label)
     assert caught.value.reason == "LABEL_INVALID"
 
 
-def test_an_invisible_character_is_named() -> None:
-    """The message names the code point, since the label in it shows nothing."""
+def test_error_names_the_invisible_character() -> None:
+    """The message has the code point and the name of the invisible character."""
     with pytest.raises(InvalidInput, match=r"U\+3164 \(HANGUL FILLER\)"):
         check_label("daisy\u3164")
 
@@ -121,8 +121,8 @@ def test_an_invisible_character_is_named() -> None:
     ],
     ids=ascii,
 )
-def test_joiners_and_selectors_inside_text_are_let_in(label: str) -> None:
-    """Emoji sequences and words of Persian, Indic and Mongolian scripts come back composed."""
+def test_check_label_accepts_joiners_and_selectors_inside_text(label: str) -> None:
+    """Emoji sequences and words of Persian, Indic and Mongolian scripts are valid."""
     assert check_label(label) == unicodedata.normalize("NFC", label)
 
 
@@ -149,8 +149,8 @@ def _accepted(label: str) -> bool:
 
 
 @pytest.mark.slow
-def test_every_accepted_label_shows_something() -> None:
-    """Of all assigned code points, alone and beside joiners and spaces, what passes is visible."""
+def test_check_label_accepts_only_visible_code_points() -> None:
+    """All code points, alone and with joiners and spaces, are refused unless they are visible."""
     for char in map(chr, (*range(0x40000), *range(0xE0000, 0xF0100), sys.maxunicode)):
         if _visible(unicodedata.normalize("NFC", char)[0]):
             continue
@@ -160,16 +160,16 @@ def test_every_accepted_label_shows_something() -> None:
                 assert not _accepted(label), ascii(label)
 
 
-def test_no_ignorable_character_passes_beside_a_letter() -> None:
-    """Before a letter all of them are refused; behind one only variation selectors pass."""
+def test_check_label_refuses_ignorable_characters_next_to_a_letter() -> None:
+    """Ignorable characters are refused next to a letter, except variation selectors after it."""
     for first, last in DEFAULT_IGNORABLE:
         for char in map(chr, range(first, last + 1)):
             assert not _accepted(f"{char}a")
             assert not _accepted(f"a{char}") or "VARIATION SELECTOR" in unicodedata.name(char)
 
 
-def test_a_label_that_is_there_already_is_only_composed() -> None:
-    """Models of earlier versions may have labels that no new one may be; they can be named."""
+def test_compose_label_accepts_labels_of_older_models() -> None:
+    """Labels of older models may have characters that are not valid in a new label."""
     assert compose_label("\u3164") == "\u3164"
     assert compose_label("e\u0301") == "\u00e9"
     for label in ("", "x" * 101):
@@ -177,23 +177,23 @@ def test_a_label_that_is_there_already_is_only_composed() -> None:
             compose_label(label)
 
 
-def test_a_long_label_is_refused_with_value_and_limit() -> None:
-    """The limit is itself allowed; one character more is refused and both numbers are said."""
+def test_check_label_refuses_long_labels() -> None:
+    """A label longer than the limit is refused; the message has the length and the limit."""
     limits = InputLimits(max_label_length=30)
     assert check_label("x" * 30, limits=limits)
     with pytest.raises(InvalidInput, match=r"has 31 characters; the limit is 30"):
         check_label("x" * 31, limits=limits)
 
 
-def test_length_is_counted_composed() -> None:
-    """A label is as long as it is composed, however it was typed."""
+def test_label_length_is_counted_in_composed_form() -> None:
+    """Combining characters do not count separately."""
     assert check_label("e\u0301" * 30, limits=InputLimits(max_label_length=30)) == "\u00e9" * 30
 
 
 @SEEDED
 @given(st.text(max_size=12))
-def test_a_checked_label_is_checked_once_and_for_all(label: str) -> None:
-    """What comes back is composed and passes again unchanged."""
+def test_check_label_is_idempotent(label: str) -> None:
+    """A checked label is in NFC and passes again unchanged."""
     try:
         checked = check_label(label)
     except InvalidInput:

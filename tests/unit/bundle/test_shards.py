@@ -1,4 +1,4 @@
-"""A shard is a file that is mapped, that names itself by its bytes, and that is nothing else."""
+"""Shards: deterministic encoding, memory mapping, and detection of damaged files."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def shard(rows: int = 5, *, name: str = "photo", seed: int = 0) -> Shard:
 
 
 def stored(directory: Path, content: bytes) -> Shard:
-    """Return what is read from a file of these bytes."""
+    """Store ``content`` as a shard file and open it."""
     path = directory / "shard.npz"
     path.write_bytes(content)
     return open_shard(path, sha256(content))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 300])
-def test_a_shard_comes_back_as_it_was_stored(rows: int, tmp_path: Path) -> None:
-    """Every array comes back equal and with its type, and so do names and thumbnails."""
+def test_open_shard_returns_what_was_encoded(rows: int, tmp_path: Path) -> None:
+    """Arrays, with their dtypes, names and thumbnails are read unchanged."""
     made = shard(rows)
     read = stored(tmp_path, to_bytes(made))
     for name in ARRAYS:
@@ -55,20 +55,20 @@ def test_a_shard_comes_back_as_it_was_stored(rows: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "fleur d'été", "\u5c71\0"], ids=ascii)
-def test_any_name_is_kept(name: str, tmp_path: Path) -> None:
-    """Names may be empty, foreign or have a zero."""
+def test_names_may_have_any_character(name: str, tmp_path: Path) -> None:
+    """Names may be empty, not ASCII, or contain a NUL."""
     made = shard(name=name)
     assert stored(tmp_path, to_bytes(made)).names == made.names
 
 
-def test_a_stored_name_that_is_no_utf_8_is_read_escaped(tmp_path: Path) -> None:
-    """As earlier versions stored it: no message to a client could hold it as it is."""
+def test_name_that_is_not_utf_8_is_read_escaped(tmp_path: Path) -> None:
+    """Earlier versions stored such names, which protobuf messages cannot hold."""
     names = stored(tmp_path, to_bytes(shard(name="\udcff.jpg"))).names
     assert names[0] == "\\xff.jpg 0"
 
 
 def test_equal_shards_give_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shard does not depend on when it was made: its digest names what is in it."""
+    """The encoding depends only on the exemplars, not on the time."""
     first = to_bytes(shard())
     now = time.time()
     with monkeypatch.context() as later:
@@ -78,8 +78,8 @@ def test_equal_shards_give_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert to_bytes(shard(seed=1)) != first
 
 
-def test_how_arrays_lie_in_memory_does_not_matter() -> None:
-    """Embeddings that are stored by column or sliced from others give the same bytes."""
+def test_memory_layout_does_not_change_the_bytes() -> None:
+    """Column-major or sliced arrays give the same bytes."""
     made = shard()
     turned = Shard(
         embeddings=np.asfortranarray(made.embeddings),
@@ -94,7 +94,7 @@ def test_how_arrays_lie_in_memory_does_not_matter() -> None:
 
 
 def test_numpy_and_zip_tools_read_a_shard(tmp_path: Path) -> None:
-    """A shard is a well-formed .npz, which numpy.load reads without pickle."""
+    """A shard is a valid .npz, which numpy.load reads without pickle."""
     path = tmp_path / "shard.npz"
     path.write_bytes(to_bytes(shard()))
     with zipfile.ZipFile(path) as archive:
@@ -108,17 +108,17 @@ def test_numpy_and_zip_tools_read_a_shard(tmp_path: Path) -> None:
 
 
 def mapping(array: NDArray[np.generic]) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
-    """Return the mapping that an array is a view of."""
+    """Return the memory map that an array is a view of."""
     base = array.base
     while not isinstance(base, np.memmap):
-        assert isinstance(base, np.ndarray), "it is in private memory"
+        assert isinstance(base, np.ndarray), "the array is not memory-mapped"
         base = base.base
     return base
 
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_are_aligned_views_of_the_file(name: str, tmp_path: Path) -> None:
-    """Each array is a read-only view of one mapping, aligned to a cache line."""
+    """Each array is a read-only view of the mapped file, aligned to a cache line."""
     read = stored(tmp_path, to_bytes(shard()))
     array = getattr(read, name)
     assert mapping(array).filename == str(tmp_path / "shard.npz")
@@ -128,7 +128,7 @@ def test_arrays_are_aligned_views_of_the_file(name: str, tmp_path: Path) -> None
 
 
 def test_embeddings_are_not_read_into_private_memory(tmp_path: Path) -> None:
-    """Opening 64 MB of embeddings, and using them, takes next to no memory of one's own."""
+    """Opening and using 64 MB of embeddings takes little private memory."""
 
     def private() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -157,7 +157,7 @@ def test_embeddings_are_not_read_into_private_memory(tmp_path: Path) -> None:
 
 
 def test_a_deleted_shard_can_still_be_read(tmp_path: Path) -> None:
-    """Who has a shard open goes on reading it when the file is deleted."""
+    """An open shard stays readable after its file is deleted."""
     read = stored(tmp_path, to_bytes(shard()))
     (tmp_path / "shard.npz").unlink()
     assert np.array_equal(read.embeddings, shard().embeddings)
@@ -166,8 +166,8 @@ def test_a_deleted_shard_can_still_be_read(tmp_path: Path) -> None:
 # Damage
 
 
-def test_a_byte_that_was_flipped_anywhere_is_found(tmp_path: Path) -> None:
-    """Whichever byte of the file is changed: it is Corrupt, by the name of the file."""
+def test_flipped_bit_in_any_byte_is_corrupt(tmp_path: Path) -> None:
+    """A change of any byte is Corrupt; the message names the file."""
     content = to_bytes(shard(2))
     path = tmp_path / "shard.npz"
     digest = sha256(content)
@@ -180,7 +180,7 @@ def test_a_byte_that_was_flipped_anywhere_is_found(tmp_path: Path) -> None:
 
 
 def test_a_missing_shard_is_corrupt(tmp_path: Path) -> None:
-    """A shard that ought to be there and is not is Corrupt, by name."""
+    """A missing file is Corrupt; the message names it."""
     with pytest.raises(Corrupt, match=r"none\.npz is missing"):
         open_shard(tmp_path / "none.npz", "0" * 64)
 
@@ -189,7 +189,7 @@ WHOLE = to_bytes(shard(3))
 
 
 def archive(**changes: NDArray[np.generic]) -> bytes:
-    """Return a shard of three rows in which arrays are replaced."""
+    """Return an archive like WHOLE with some arrays replaced."""
     with np.load(io.BytesIO(WHOLE)) as arrays:
         content = {**arrays, **changes}
     buffer = io.BytesIO()
@@ -198,7 +198,7 @@ def archive(**changes: NDArray[np.generic]) -> bytes:
 
 
 def compressed() -> bytes:
-    """Return a shard that is compressed, so that it cannot be mapped."""
+    """Return WHOLE compressed, which cannot be mapped."""
     buffer = io.BytesIO()
     with np.load(io.BytesIO(WHOLE)) as arrays:
         np.savez_compressed(buffer, **arrays)
@@ -206,14 +206,14 @@ def compressed() -> bytes:
 
 
 def flipped(at: int, *, bit: int = 0x55) -> bytes:
-    """Return a shard with one byte changed."""
+    """Return WHOLE with one byte changed."""
     content = bytearray(WHOLE)
     content[at] ^= bit
     return bytes(content)
 
 
-def test_an_archive_of_the_right_arrays_is_a_shard(tmp_path: Path) -> None:
-    """What ``archive`` makes is refused for its changes only."""
+def test_archive_of_valid_arrays_is_a_shard(tmp_path: Path) -> None:
+    """``archive`` without changes is valid, so the cases below fail for their changes."""
     assert len(stored(tmp_path, archive())) == 3
 
 
@@ -222,7 +222,7 @@ def test_an_archive_of_the_right_arrays_is_a_shard(tmp_path: Path) -> None:
     [
         pytest.param(archive(names=np.array([{"a": 1}], dtype=object)), id="pickled objects"),
         pytest.param(b"no shard at all", id="garbage"),
-        pytest.param(WHOLE[: len(WHOLE) // 2], id="cut off"),
+        pytest.param(WHOLE[: len(WHOLE) // 2], id="truncated"),
         pytest.param(WHOLE.replace(b"digests", b"digestz"), id="an array is missing"),
         pytest.param(b"", id="empty"),
         pytest.param(WHOLE[: WHOLE.index(b"\x93NUMPY")], id="only a header"),
@@ -251,7 +251,7 @@ def test_an_archive_of_the_right_arrays_is_a_shard(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_shard_is_corrupt(content: bytes, tmp_path: Path) -> None:
-    """Anything else than a shard is Corrupt, by name, and nothing in it is ever unpickled."""
-    with pytest.raises(Corrupt, match=r"shard\.npz is no shard of exemplars"):
+def test_invalid_shard_is_corrupt(content: bytes, tmp_path: Path) -> None:
+    """An invalid file is Corrupt; the message names it, and nothing is unpickled."""
+    with pytest.raises(Corrupt, match=r"shard\.npz is not a valid shard"):
         stored(tmp_path, content)

@@ -1,4 +1,4 @@
-"""A repository holds whole revisions only, whatever races, crashes or was tampered with."""
+"""Repository: publishing and serving are atomic under races, crashes and tampering."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ IMAGE = b"an image"
 
 
 def metrics(images: int = 2) -> Metrics:
-    """Return metrics that are told apart by their number of images."""
+    """Return metrics that differ in their number of images."""
     return evaluate(np.arange(images) % 2, np.eye(2)[np.arange(images) % 2], ("a", "b"), folds=5)
 
 
@@ -49,13 +49,13 @@ def exemplars(label: str, seed: int) -> Exemplars:
 
 
 def shard_digest(label: str, seed: int) -> str:
-    """Return by what the exemplars of one label are stored."""
+    """Return the digest of the shard of ``exemplars(label, seed)``."""
     return sha256(to_bytes(shard_of(exemplars(label, seed), label)))
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    """Return a repository in which the one revision of model ``m`` serves."""
+    """Return a repository in which revision 1 of model ``m`` serves."""
     made = Repository(tmp_path / "repository")
     info = tiny.backbone_info(BACKBONE)
     made.put_backbone(BACKBONE, info)
@@ -96,7 +96,7 @@ def repository(tmp_path: Path) -> Repository:
 
 
 def page(manifest: Manifest) -> bytes:
-    """Return what stands for a report."""
+    """Return a fake report."""
     return f"revision {manifest.revision}".encode()
 
 
@@ -123,15 +123,15 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def inodes(root: Path) -> set[int]:
-    """Return what tells the files below ``root`` from equal ones that replaced them."""
+    """Return the inodes of all files below ``root``, which change if a file is replaced."""
     return {path.stat().st_ino for path in root.rglob("*")}
 
 
 # Reading and publishing
 
 
-def test_a_revision_comes_back_as_it_was_published(repository: Repository) -> None:
-    """Head, metrics, backbone, exemplars and image are what was stored."""
+def test_repository_returns_what_was_published(repository: Repository) -> None:
+    """Head, metrics, backbone, exemplars and image are read unchanged."""
     manifest = first(repository)
     assert repository.head(manifest) == HEAD
     assert repository.metrics(manifest) == metrics()
@@ -144,8 +144,8 @@ def test_a_revision_comes_back_as_it_was_published(repository: Repository) -> No
     assert len(both) == 4
 
 
-def test_publishing_fills_in_what_only_it_knows(repository: Repository) -> None:
-    """Revision, digests and time are set by publish; all else is the draft's."""
+def test_publish_sets_revision_digests_and_time(repository: Repository) -> None:
+    """Publish sets the revision, the digests and the time; other fields are the draft's."""
     before = datetime.now(UTC)
     manifest = repository.publish(
         replace(first(repository), parent=1, operation="o"),
@@ -161,8 +161,8 @@ def test_publishing_fills_in_what_only_it_knows(repository: Repository) -> None:
     assert repository.manifest("m", 2) == manifest
 
 
-def test_revisions_are_numbered_and_immutable(repository: Repository) -> None:
-    """Publishing again takes the next number, also past 9, and changes no byte of the others."""
+def test_publish_numbers_revisions_and_changes_no_other(repository: Repository) -> None:
+    """Each revision gets the next number, also above 9; existing files do not change."""
     before = tree(repository.root)
     numbers = [again(repository, f"head {index}".encode()).revision for index in range(2, 13)]
     assert numbers == list(range(2, 13))
@@ -171,16 +171,16 @@ def test_revisions_are_numbered_and_immutable(repository: Repository) -> None:
     assert before.items() <= after.items()
 
 
-def test_numbers_of_deleted_revisions_are_not_filled(repository: Repository) -> None:
-    """The next number is one above the highest, so that 2 never means another revision later."""
+def test_publish_does_not_reuse_numbers_of_deleted_revisions(repository: Repository) -> None:
+    """The next number is the highest plus 1, so that number 2 never means two revisions."""
     again(repository)
     again(repository)
     shutil.rmtree(repository.root / "models" / "m" / "2")
     assert again(repository).revision == 4
 
 
-def test_what_is_stored_already_stays_as_it_is(repository: Repository) -> None:
-    """Storing the same backbone, exemplars or image again gives the same digest and no new file."""
+def test_storing_a_blob_again_writes_nothing(repository: Repository) -> None:
+    """A backbone, shard or image that is stored again keeps its digest and its file."""
     before, written = tree(repository.root), inodes(repository.root)
     info = tiny.backbone_info(BACKBONE)
     repository.put_backbone(BACKBONE, replace(info, source="elsewhere"))
@@ -191,7 +191,7 @@ def test_what_is_stored_already_stays_as_it_is(repository: Repository) -> None:
     assert inodes(repository.root) == written
 
 
-def test_the_newest_match_is_found(repository: Repository) -> None:
+def test_find_returns_the_newest_match(repository: Repository) -> None:
     """find() returns the newest revision that matches, or None."""
     for operation in ("x", "y", "x", "z"):
         draft = replace(first(repository), operation=operation)
@@ -203,8 +203,8 @@ def test_the_newest_match_is_found(repository: Repository) -> None:
 
 
 @pytest.mark.parametrize("missing", ["backbones", "exemplars"])
-def test_a_revision_refers_only_to_what_is_there(missing: str, repository: Repository) -> None:
-    """Nothing is published if a shard or the backbone that it refers to is not stored."""
+def test_publish_with_a_missing_blob_is_corrupt(missing: str, repository: Repository) -> None:
+    """No revision is published if its backbone or a shard is not stored."""
     draft = first(repository)
     (path, *_) = sorted((repository.root / missing).iterdir())
     path.rename(repository.root / "elsewhere")
@@ -215,7 +215,7 @@ def test_a_revision_refers_only_to_what_is_there(missing: str, repository: Repos
 
 
 def aged(root: Path) -> dict[Path, int]:
-    """Make all that is stored below ``root`` old, and return when it was changed."""
+    """Make all blobs below ``root`` old, and return their modification times."""
     stored = [
         path for kind in ("backbones", "exemplars", "images") for path in (root / kind).iterdir()
     ]
@@ -234,10 +234,10 @@ STORING: dict[str, tuple[str, Callable[[Repository], object]]] = {
 }
 
 
-@pytest.mark.parametrize("what", STORING)
-def test_what_is_stored_again_is_young_again(what: str, repository: Repository) -> None:
-    """What came again is not deleted for its age before something refers to it."""
-    kind, store = STORING[what]
+@pytest.mark.parametrize("blob", STORING)
+def test_storing_a_blob_again_refreshes_it(blob: str, repository: Repository) -> None:
+    """A blob that is stored again gets a new modification time, which protects it from gc."""
+    kind, store = STORING[blob]
     before = aged(repository.root)
     store(repository)
     changed = [path for path, time_ns in before.items() if path.stat().st_mtime_ns != time_ns]
@@ -246,8 +246,8 @@ def test_what_is_stored_again_is_young_again(what: str, repository: Repository) 
     assert abs(changed[0].stat().st_mtime - time.time()) < 60
 
 
-def test_publishing_makes_young_what_it_refers_to(repository: Repository) -> None:
-    """The backbone and the shards of a new revision are young; images are kept by the shards."""
+def test_publish_refreshes_backbone_and_shards(repository: Repository) -> None:
+    """Publish refreshes the backbone and the shards; the shards protect the images."""
     before = aged(repository.root)
     again(repository)
     old = {
@@ -259,37 +259,37 @@ def test_publishing_makes_young_what_it_refers_to(repository: Repository) -> Non
 # Races
 
 
-class Racing(Repository):
-    """A repository whose first look at the revisions waits until all writers have looked."""
+class RacingRepository(Repository):
+    """Repository whose first listing of revisions waits until all writers have listed them."""
 
     def __init__(self, root: Path, barrier: threading.Barrier) -> None:
         super().__init__(root)
         self._barrier = barrier
-        self._looked = False
+        self._listed = False
 
     def revisions(self, model: str) -> list[int]:
-        """Return the revisions as they were before any of the writers published."""
+        """Return the revisions from before any writer published."""
         found = super().revisions(model)
-        if not self._looked:
-            self._looked = True
+        if not self._listed:
+            self._listed = True
             self._barrier.wait(timeout=30)
         return found
 
 
 def test_racing_writers_get_different_numbers(repository: Repository) -> None:
-    """Writers that all saw revision 1 as the last get a number each, and each revision is whole."""
+    """Writers that all saw revision 1 as the newest publish complete, different revisions."""
     writers = 4
     barrier = threading.Barrier(writers)
     draft = first(repository)
 
     def publish(writer: int) -> Manifest:
-        return Racing(repository.root, barrier).publish(
+        return RacingRepository(repository.root, barrier).publish(
             draft, head=f"head {writer}".encode(), metrics=metrics(writer + 2), report=page
         )
 
     with ThreadPoolExecutor(writers) as pool:
         published = list(pool.map(publish, range(writers)))
-    assert sorted(one.revision for one in published) == [2, 3, 4, 5]
+    assert sorted(manifest.revision for manifest in published) == [2, 3, 4, 5]
     for writer, manifest in enumerate(published):
         assert repository.manifest("m", manifest.revision) == manifest
         assert repository.head(manifest) == f"head {writer}".encode()
@@ -298,7 +298,7 @@ def test_racing_writers_get_different_numbers(repository: Repository) -> None:
 
 
 def test_racing_writers_store_a_backbone_once(tmp_path: Path) -> None:
-    """Writers of the same backbone all succeed, and one whole backbone is there."""
+    """Concurrent writers of the same backbone all succeed and store it once."""
     info = tiny.backbone_info(BACKBONE)
 
     def put(_writer: int) -> None:
@@ -311,15 +311,15 @@ def test_racing_writers_store_a_backbone_once(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(f"{TEMPORARY}*"))
 
 
-def test_a_disk_that_refuses_is_no_lost_race(
+def test_publish_does_not_retry_after_a_disk_error(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the rename fails, publishing ends with the disk's error."""
+    """An error of the rename is raised, not taken for a lost race."""
     tries = iter(range(3))
 
     def refuse(_self: Path, _target: Path) -> Path:
         if next(tries, None) is None:
-            pytest.fail("it tries for ever")
+            pytest.fail("publish retries for ever")
         raise OSError(errno.EROFS, "read-only file system")
 
     monkeypatch.setattr(Path, "rename", refuse)
@@ -331,14 +331,14 @@ def test_a_disk_that_refuses_is_no_lost_race(
 
 
 class PowerCut(BaseException):
-    """The machine stops here: no error, and nobody who cleans up."""
+    """Simulates a power failure, after which no cleanup code runs."""
 
 
 @pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "rename")])
-def test_a_half_written_revision_is_invisible(
+def test_partial_revision_after_a_crash_is_invisible(
     owner: object, name: str, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a crash while publishing, the model is as before and the number is still free."""
+    """After a crash in publish the model is unchanged and the number is still free."""
 
     def stop(*_args: object) -> None:
         raise PowerCut
@@ -356,16 +356,16 @@ def test_a_half_written_revision_is_invisible(
     assert again(repository).revision == 2
 
 
-def test_a_half_written_backbone_is_invisible(repository: Repository) -> None:
-    """What a crashed writer of a backbone left is none of the backbones."""
+def test_partial_backbone_after_a_crash_is_invisible(repository: Repository) -> None:
+    """Temporary files of a crashed writer are not listed as a backbone."""
     left = repository.root / "backbones" / f"{TEMPORARY}1"
     left.mkdir()
     (left / "backbone.json").write_bytes(b"{")
     assert repository.backbones() == [tiny.backbone_info(BACKBONE)]
 
 
-def test_sweep_deletes_what_crashes_left(repository: Repository) -> None:
-    """Old temporary names go from every place that is written to; all else stays."""
+def test_sweep_deletes_old_temporary_files(repository: Repository) -> None:
+    """Sweep deletes old temporary names in all directories; other files stay."""
     before = tree(repository.root)
     old = time.time() - ABANDONED_AFTER - 60
     left = {
@@ -390,21 +390,21 @@ READS: dict[str, Callable[[Repository], object]] = {
     f"exemplars/{shard_digest('a', 2)}.npz": (lambda it: it.exemplars(first(it).exemplars)),
     f"images/{sha256(IMAGE)}": lambda it: it.image(sha256(IMAGE)),
 }
-"""What reads each of the files that are verified."""
+"""Reader of each verified file."""
 
 
 @pytest.mark.parametrize("file", READS)
-@pytest.mark.parametrize("harm", ["changed", "cut off", "missing"])
-def test_harmed_files_are_corrupt_by_name(file: str, harm: str, repository: Repository) -> None:
-    """A file that was changed in one bit, cut off or deleted is Corrupt, and named."""
+@pytest.mark.parametrize("damage", ["changed", "truncated", "missing"])
+def test_damaged_file_is_corrupt(file: str, damage: str, repository: Repository) -> None:
+    """A file with a flipped bit, truncated or deleted is Corrupt; the message names it."""
     path = repository.root / file
     content = bytearray(path.read_bytes())
     READS[file](repository)
-    match harm:
+    match damage:
         case "changed":
             content[len(content) // 2] ^= 1
             path.write_bytes(content)
-        case "cut off":
+        case "truncated":
             path.write_bytes(content[:-1])
         case _:
             path.unlink()
@@ -426,24 +426,22 @@ def test_harmed_files_are_corrupt_by_name(file: str, harm: str, repository: Repo
     ],
     ids=str,
 )
-def test_a_manifest_that_cannot_be_is_corrupt(
-    changes: dict[str, Any], repository: Repository
-) -> None:
-    """Digests that are none, another's manifest, and a newer schema are Corrupt, and named."""
+def test_invalid_manifest_is_corrupt(changes: dict[str, Any], repository: Repository) -> None:
+    """Invalid digests, another revision's manifest, and a newer schema are Corrupt."""
     edit(repository, **changes)
     with pytest.raises(Corrupt, match=r"models/m/1/manifest\.json"):
         first(repository)
 
 
-def test_a_newer_schema_is_said(repository: Repository) -> None:
-    """Software that is too old says which schema it found and which it reads."""
+def test_newer_schema_error_has_both_schemas(repository: Repository) -> None:
+    """The message has the schema of the file and the supported one."""
     edit(repository, schema=4)
     with pytest.raises(Corrupt, match="schema 4; this software reads 3"):
         first(repository)
 
 
-def test_a_missing_backbone_has_no_info(repository: Repository) -> None:
-    """The digest of backbone.json is only had of a backbone that is stored."""
+def test_backbone_info_digest_of_a_missing_backbone_is_corrupt(repository: Repository) -> None:
+    """A backbone that is not stored has no digest of backbone.json."""
     with pytest.raises(Corrupt, match=r"backbone\.json is missing"):
         repository.backbone_info_digest("0" * 64)
 
@@ -451,8 +449,8 @@ def test_a_missing_backbone_has_no_info(repository: Repository) -> None:
 # Serving
 
 
-def test_the_serving_pointer_moves(repository: Repository) -> None:
-    """Publishing alone serves nothing new; set_serving moves forward and back."""
+def test_set_serving_moves_forward_and_back(repository: Repository) -> None:
+    """Publish does not move the serving pointer; set_serving does, also to older revisions."""
     again(repository)
     assert repository.serving("m") == 1
     repository.set_serving("m", 2, why="test")
@@ -461,16 +459,16 @@ def test_the_serving_pointer_moves(repository: Repository) -> None:
     assert repository.serving("m") == 1
 
 
-def test_only_what_was_published_can_serve(repository: Repository) -> None:
-    """A revision that does not exist is NotFound by name, and the pointer stays."""
+def test_set_serving_of_an_unknown_revision_is_not_found(repository: Repository) -> None:
+    """A revision that does not exist is NotFound, and the pointer stays."""
     with pytest.raises(NotFound) as caught:
         repository.set_serving("m", 2, why="test")
     assert (caught.value.kind, caught.value.resource) == ("revision", "models/m/revisions/2")
     assert repository.serving("m") == 1
 
 
-def test_a_corrupt_revision_cannot_serve(repository: Repository) -> None:
-    """The pointer never moves to a revision whose manifest cannot be read."""
+def test_set_serving_of_a_corrupt_revision_is_corrupt(repository: Repository) -> None:
+    """The pointer does not move to a revision with an unreadable manifest."""
     again(repository)
     (repository.root / "models" / "m" / "2" / "manifest.json").write_bytes(b"{")
     with pytest.raises(Corrupt):
@@ -479,15 +477,15 @@ def test_a_corrupt_revision_cannot_serve(repository: Repository) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"revision": "1"}', b"\0" * 20])
-def test_a_broken_pointer_is_corrupt(content: bytes, repository: Repository) -> None:
-    """A serving.json that says no revision is Corrupt, and named."""
+def test_invalid_serving_pointer_is_corrupt(content: bytes, repository: Repository) -> None:
+    """A serving.json without a revision is Corrupt; the message names it."""
     repository.serving_file("m").write_bytes(content)
     with pytest.raises(Corrupt, match=r"m/serving\.json"):
         repository.serving("m")
 
 
-def test_models_are_those_that_serve(repository: Repository) -> None:
-    """A model counts from the moment when a revision of it serves; names are sorted."""
+def test_models_lists_serving_models(repository: Repository) -> None:
+    """models() returns the sorted names of models with a serving revision."""
     for name in ("z", "b"):
         repository.publish(
             replace(first(repository), model=name), head=HEAD, metrics=metrics(), report=page
@@ -501,22 +499,22 @@ def test_models_are_those_that_serve(repository: Repository) -> None:
 
 
 def test_an_empty_repository_has_no_models(tmp_path: Path) -> None:
-    """A directory that nothing was written to is a repository without models."""
+    """A directory that does not exist is a repository without models."""
     assert Repository(tmp_path / "none").models() == []
     assert Repository(tmp_path / "none").backbones() == []
     with pytest.raises(NotFound):
         Repository(tmp_path / "none").revisions("m")
 
 
-def test_every_move_is_remembered(repository: Repository) -> None:
-    """History says from where to where the pointer went, why, by which operation, and when."""
+def test_history_records_every_move(repository: Repository) -> None:
+    """Each move has both revisions, the reason, the operation and the time."""
     again(repository)
     before = datetime.now(UTC)
     repository.set_serving("m", 2, why="add_class", operation="o")
     repository.set_serving("m", 1, why="rollback")
     state = repository.serving_state("m")
     assert state.revision == 1
-    assert [(one.previous, one.revision, one.why, one.operation) for one in state.moves] == [
+    assert [(move.previous, move.revision, move.why, move.operation) for move in state.moves] == [
         (0, 1, "fit", ""),
         (1, 2, "add_class", "o"),
         (2, 1, "rollback", ""),
@@ -524,8 +522,8 @@ def test_every_move_is_remembered(repository: Repository) -> None:
     assert before <= state.moves[1].time <= state.moves[2].time <= datetime.now(UTC)
 
 
-def test_what_serves_already_makes_no_move(repository: Repository) -> None:
-    """Letting the revision serve that does is no move, whatever parent was expected."""
+def test_set_serving_of_the_serving_revision_changes_nothing(repository: Repository) -> None:
+    """Serving the current revision again is no move, even with another parent."""
     again(repository)
     repository.set_serving("m", 2, why="add_class", operation="o", parent=1)
     before = tree(repository.root)
@@ -534,7 +532,7 @@ def test_what_serves_already_makes_no_move(repository: Repository) -> None:
 
 
 def test_an_operation_moves_the_pointer_once(repository: Repository) -> None:
-    """An operation that comes again after a crash does not undo the rollback that came since."""
+    """An operation that is retried after a crash does not undo a later rollback."""
     again(repository)
     assert not repository.was_moved_by("m", "o", 2)
     repository.set_serving("m", 2, why="add_class", operation="o", parent=1)
@@ -545,13 +543,13 @@ def test_an_operation_moves_the_pointer_once(repository: Repository) -> None:
     assert not repository.was_moved_by("m", "o", 1)
 
 
-def test_nothing_moved_a_model_that_does_not_serve(repository: Repository) -> None:
-    """A model without serving revision was moved by no operation."""
+def test_was_moved_by_without_serving_revision_is_false(repository: Repository) -> None:
+    """A model without serving.json has no moves."""
     assert not repository.was_moved_by("other", "o", 1)
 
 
-def test_a_move_waits_for_its_parent(repository: Repository) -> None:
-    """A revision does not take the place of another one than the parent that it was made from."""
+def test_set_serving_with_parent_requires_that_it_serves(repository: Repository) -> None:
+    """With ``parent`` the pointer moves only if the parent is the serving revision."""
     again(repository)
     again(repository)
     repository.set_serving("m", 2, why="retrain")
@@ -560,7 +558,7 @@ def test_a_move_waits_for_its_parent(repository: Repository) -> None:
 
 
 def test_a_rejected_revision_never_serves(repository: Repository) -> None:
-    """What its gate rejected is refused with the reason, and the pointer stays."""
+    """A revision that the gate rejected is NotReady with the reason, and the pointer stays."""
     rejection = Rejection(gate=Gate(), failures=("it lost 5 points",))
     draft = replace(first(repository), rejection=rejection)
     repository.publish(draft, head=HEAD, metrics=metrics(), report=page)
@@ -570,8 +568,8 @@ def test_a_rejected_revision_never_serves(repository: Repository) -> None:
     assert repository.serving("m") == 1
 
 
-def test_racing_moves_are_all_remembered(repository: Repository) -> None:
-    """Moves by many threads at once lose nothing: each goes from where the one before ended."""
+def test_history_records_racing_moves(repository: Repository) -> None:
+    """Concurrent moves are all recorded, each from the revision that the last one set."""
     numbers = [again(repository).revision for _ in range(8)]
 
     def move(revision: int) -> None:
@@ -581,13 +579,14 @@ def test_racing_moves_are_all_remembered(repository: Repository) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(move, numbers))
     state = repository.serving_state("m")
-    assert sorted(one.revision for one in state.moves) == [1, *numbers]
-    assert [one.previous for one in state.moves] == [0, *(one.revision for one in state.moves[:-1])]
+    assert sorted(move.revision for move in state.moves) == [1, *numbers]
+    revisions = [move.revision for move in state.moves]
+    assert [move.previous for move in state.moves] == [0, *revisions[:-1]]
     assert state.pinned == tuple(numbers)
 
 
-def test_revisions_are_pinned_and_unpinned(repository: Repository) -> None:
-    """Pins are sorted, one a revision, and leave what serves and the history alone."""
+def test_pin_and_unpin(repository: Repository) -> None:
+    """Pins are sorted and unique; they change neither the serving revision nor the history."""
     again(repository)
     before = repository.serving_state("m")
     repository.pin("m", 2, pinned=True)
@@ -597,8 +596,8 @@ def test_revisions_are_pinned_and_unpinned(repository: Repository) -> None:
     assert repository.serving_state("m").pinned == (2,)
 
 
-def test_only_what_was_published_can_be_pinned(repository: Repository) -> None:
-    """A pin of a revision that does not exist is NotFound; one that is gone can be unpinned."""
+def test_pin_of_an_unknown_revision_is_not_found(repository: Repository) -> None:
+    """Only existing revisions can be pinned; a deleted revision can be unpinned."""
     with pytest.raises(NotFound, match="models/m/revisions/2"):
         repository.pin("m", 2, pinned=True)
     again(repository)
@@ -631,24 +630,24 @@ BY_NAME: dict[str, Callable[[Repository, str], object]] = {
 @pytest.mark.parametrize("method", BY_NAME)
 @pytest.mark.parametrize("name", ["../m", "m/../m", "/etc/m", "..", "", ".tmp-m", "M"])
 def test_model_names_are_never_paths(method: str, name: str, repository: Repository) -> None:
-    """Whatever a model is asked for by, a path is refused before the disk is touched."""
+    """Every method refuses a path as model name before it accesses the disk."""
     before = tree(repository.root.parent)
     with pytest.raises(InvalidInput):
         BY_NAME[method](repository, name)
     assert tree(repository.root.parent) == before
 
 
-def test_a_backbone_that_cannot_be_read_is_left_out(repository: Repository) -> None:
-    """The others are listed, so a fit finds the export that it can use."""
+def test_backbones_skips_unreadable_backbones(repository: Repository) -> None:
+    """A backbone with an invalid backbone.json does not hide the others."""
     other = repository.put_backbone(b"other", tiny.backbone_info(b"other"))
     first(repository)
     (repository.path("backbones", other.digest) / "backbone.json").write_bytes(b"{}")
     assert repository.backbones() == [tiny.backbone_info(BACKBONE)]
 
 
-@pytest.mark.parametrize("harm", ["cut", "changed", "link"])
-def test_storing_again_repairs_what_is_damaged(harm: str, repository: Repository) -> None:
-    """An image, a shard and a backbone that are not what they were are replaced by the same."""
+@pytest.mark.parametrize("damage", ["truncated", "changed", "link"])
+def test_storing_a_damaged_blob_again_repairs_it(damage: str, repository: Repository) -> None:
+    """Storing an image, shard or backbone again replaces its damaged file."""
     manifest = first(repository)
     backbone = repository.path("backbones", manifest.backbone)
     damaged = [
@@ -657,13 +656,13 @@ def test_storing_again_repairs_what_is_damaged(harm: str, repository: Repository
         backbone / "backbone.onnx",
         backbone / "backbone.json",
     ]
-    kept = {path: path.read_bytes() for path in damaged}
+    contents = {path: path.read_bytes() for path in damaged}
     shards = repository.exemplars(manifest.exemplars)
     before = check(repository)
-    for path, content in kept.items():
-        if harm == "cut":
+    for path, content in contents.items():
+        if damage == "truncated":
             path.write_bytes(content[: len(content) // 2])
-        elif harm == "changed":
+        elif damage == "changed":
             path.write_bytes(b"x" * len(content))
         else:
             path.unlink()
@@ -672,5 +671,5 @@ def test_storing_again_repairs_what_is_damaged(harm: str, repository: Repository
     repository.put_image(IMAGE)
     repository.put_exemplars(shards)
     repository.put_backbone(BACKBONE, tiny.backbone_info(BACKBONE))
-    assert {path: path.read_bytes() for path in damaged} == kept
+    assert {path: path.read_bytes() for path in damaged} == contents
     assert check(repository) == before

@@ -1,4 +1,4 @@
-"""Who is alive, and what happens to the operations of those who are not."""
+"""Leases of workers, and takeover of orphaned operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from topwork.changes import executors
 from topwork.changes.database import APPLICATION, CHANGE, QUEUE, database_url, prepare
-from topwork.changes.executors import Claim, Takeover, alone, claim
+from topwork.changes.executors import Claim, Takeover, claim, lock_model
 from topwork.changes.queue import APPLICATION_VERSION
 from topwork.errors import InvalidInput
 
@@ -22,7 +22,7 @@ PATIENCE = 60.0
 
 
 class Queue:
-    """The queue of a repository, and workers that take from it and do nothing."""
+    """The queue of a repository, and idle workers that take operations from it."""
 
     def __init__(self, root: Path) -> None:
         prepare(database_url(root))
@@ -48,17 +48,17 @@ class Queue:
         return operation
 
     def take(self, executor: str, *, version: str = APPLICATION_VERSION) -> list[str]:
-        """Let a worker take what it may, and return the operations' ids."""
+        """Let a worker take operations, and return their ids."""
         queue = self.client.retrieve_queue(QUEUE)
         assert queue is not None
         return self.client._sys_db.start_queued_partitioned_workflows(
             queue, executor, version, owner_xid=str(uuid.uuid4())
         )
 
-    def look(self, operation: str) -> WorkflowStatus:
+    def state(self, operation: str) -> WorkflowStatus:
         """Return an operation's state."""
-        (found,) = self.client.list_workflows(workflow_ids=[operation])
-        return found
+        (status,) = self.client.list_workflows(workflow_ids=[operation])
+        return status
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def queue(tmp_path: Path) -> Iterator[Queue]:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Claim]:
-    """Yield the claim of the worker that looks."""
+    """Yield the claim of the worker under test."""
     made = claim(tmp_path, "own")
     yield made
     made.file.close()
@@ -79,17 +79,17 @@ def own(tmp_path: Path) -> Iterator[Claim]:
 
 @pytest.fixture
 def takeover(queue: Queue, own: Claim) -> Takeover:
-    """Return what looks for the operations of the dead."""
+    """Return the takeover of the worker ``own``, which runs nothing."""
     return Takeover(own, queue.client, running=())
 
 
 def die(root: Path, executor: str) -> None:
-    """Leave what a worker leaves that was there once."""
+    """Claim a name and release it, as a worker that dies."""
     claim(root, executor).file.close()
 
 
-def test_a_name_is_one_workers_at_a_time(tmp_path: Path) -> None:
-    """A second worker of the same name waits until the first has ended, and then has it."""
+def test_claim_waits_for_a_worker_of_the_same_name(tmp_path: Path) -> None:
+    """A second worker of a name claims it once the first has ended."""
     first = claim(tmp_path, "host")
     claimed: list[Claim] = []
     with capture_logs() as logs:
@@ -106,186 +106,190 @@ def test_a_name_is_one_workers_at_a_time(tmp_path: Path) -> None:
     claimed[0].file.close()
 
 
-def test_other_names_do_not_wait(tmp_path: Path) -> None:
-    """Workers of different names work side by side."""
+def test_claims_of_different_names_do_not_wait(tmp_path: Path) -> None:
+    """Workers of different names run at the same time."""
     claims = [claim(tmp_path, name) for name in ("one", "two")]
-    assert all(one.held() for one in claims)
-    for one in claims:
-        one.file.close()
+    assert all(claimed.held() for claimed in claims)
+    for claimed in claims:
+        claimed.file.close()
 
 
 @pytest.mark.parametrize("name", ["../../../outside", "a/b", "..", "host:1 (a)", "hôte", "a\0b"])
-def test_any_name_is_a_file_among_the_workers(tmp_path: Path, name: str) -> None:
-    """No name leads out of the workers' directory, and each has a file of its own."""
-    claims = [claim(tmp_path, one) for one in (name, "ab")]
-    assert {one.path.parent for one in claims} == {tmp_path / "workers"}
+def test_lock_file_of_any_name_is_in_the_workers_directory(tmp_path: Path, name: str) -> None:
+    """No name leads out of the directory, and each has a file of its own."""
+    claims = [claim(tmp_path, executor) for executor in (name, "ab")]
+    assert {claimed.path.parent for claimed in claims} == {tmp_path / "workers"}
     assert len(list((tmp_path / "workers").iterdir())) == 2
-    for one in claims:
-        one.file.close()
+    for claimed in claims:
+        claimed.file.close()
 
 
 @pytest.mark.parametrize("name", ["", "x" * 300])
-def test_a_name_that_is_no_files_is_refused(tmp_path: Path, name: str) -> None:
-    """An empty name and one that is too long are InvalidInput."""
+def test_claim_refuses_an_empty_or_long_name(tmp_path: Path, name: str) -> None:
+    """The error is InvalidInput, and no file is created."""
     with pytest.raises(InvalidInput, match="executor"):
         claim(tmp_path, name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_deleted_lock_is_not_held(tmp_path: Path) -> None:
-    """A worker whose lock file was deleted knows it; its name is free."""
+def test_claim_is_not_held_after_its_file_is_deleted(tmp_path: Path) -> None:
+    """Another worker can claim the name."""
     first = claim(tmp_path, "host")
     first.path.unlink()
     assert not first.held()
     second = claim(tmp_path, "host")
     assert second.held()
     assert not first.held()
-    for one in (first, second):
-        one.file.close()
+    first.file.close()
+    second.file.close()
 
 
-def test_what_a_dead_worker_left_is_put_back(
+def test_requeue_orphaned_keeps_the_columns_of_the_operation(
     tmp_path: Path, queue: Queue, takeover: Takeover
 ) -> None:
-    """An operation of a dead worker waits again, with all that it was enqueued with."""
+    """An operation of a dead worker is queued again with its priority, partition and version."""
     operation = queue.add("colours", priority=7)
     assert queue.take("dead") == [operation]
     die(tmp_path, "dead")
-    assert takeover.put_back() == [operation]
-    found = queue.look(operation)
-    assert (found.status, found.queue_name, found.priority) == ("ENQUEUED", QUEUE, 7)
-    assert (found.queue_partition_key, found.app_version) == ("colours", APPLICATION_VERSION)
-    assert takeover.put_back() == []
+    assert takeover.requeue_orphaned() == [operation]
+    state = queue.state(operation)
+    assert (state.status, state.queue_name, state.priority) == ("ENQUEUED", QUEUE, 7)
+    assert (state.queue_partition_key, state.app_version) == ("colours", APPLICATION_VERSION)
+    assert takeover.requeue_orphaned() == []
 
 
-def test_what_is_put_back_goes_first(tmp_path: Path, queue: Queue, takeover: Takeover) -> None:
-    """An operation that is put back comes before those of its model that were accepted later."""
+def test_requeued_operation_runs_before_later_ones(
+    tmp_path: Path, queue: Queue, takeover: Takeover
+) -> None:
+    """It runs before operations of its model that were accepted later."""
     first, second = (queue.add("colours", priority=number) for number in (1, 2))
     queue.take("dead")
     die(tmp_path, "dead")
     assert queue.take("own") == []  # the model is blocked
-    takeover.put_back()
+    takeover.requeue_orphaned()
     assert queue.take("own") == [first]
     assert queue.take("own") == []
-    assert queue.look(second).status == "ENQUEUED"
+    assert queue.state(second).status == "ENQUEUED"
 
 
-def test_the_living_keep_theirs(tmp_path: Path, queue: Queue, takeover: Takeover) -> None:
-    """Operations of this worker and of others that live are left alone."""
+def test_operations_of_living_workers_are_not_requeued(
+    tmp_path: Path, queue: Queue, takeover: Takeover
+) -> None:
+    """Operations of this worker and of other living workers stay assigned."""
     operations = [queue.add("colours"), queue.add("shapes")]
     assert queue.take("own") == operations
     other = queue.add("sounds")
     queue.take("other")
     living = claim(tmp_path, "other")
-    assert takeover.put_back() == []
-    assert {queue.look(one).status for one in (*operations, other)} == {"PENDING"}
+    assert takeover.requeue_orphaned() == []
+    assert {queue.state(operation).status for operation in (*operations, other)} == {"PENDING"}
     living.file.close()
-    assert takeover.put_back() == [other]
+    assert takeover.requeue_orphaned() == [other]
 
 
-def test_an_unknown_worker_may_live(queue: Queue, takeover: Takeover) -> None:
-    """Nothing is taken from a worker without a lock file; that is said once, and what to do."""
+def test_worker_without_lock_file_keeps_its_operations(queue: Queue, takeover: Takeover) -> None:
+    """The error is logged once, with the file to create if the worker is dead."""
     operation = queue.add("colours")
     queue.take("elsewhere")
     with capture_logs() as logs:
-        assert takeover.put_back() == takeover.put_back() == []
-    (said,) = logs
-    assert said["executor"] == "elsewhere"
-    Path(said["file"]).touch()
-    assert takeover.put_back() == [operation]
+        assert takeover.requeue_orphaned() == takeover.requeue_orphaned() == []
+    (line,) = logs
+    assert line["executor"] == "elsewhere"
+    Path(line["file"]).touch()
+    assert takeover.requeue_orphaned() == [operation]
 
 
-def test_a_cancel_that_comes_meanwhile_stays(
+def test_operation_cancelled_during_requeue_stays_cancelled(
     tmp_path: Path, queue: Queue, takeover: Takeover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An operation that is cancelled while it is being put back stays cancelled."""
+    """A cancel between the read and the requeue wins."""
     operation = queue.add("colours")
     queue.take("dead")
     die(tmp_path, "dead")
     database = queue.client._sys_db
-    put_back = database.reenqueue_for_recovery
+    requeue = database.reenqueue_for_recovery
 
     def late(identifier: str, executor_ids: list[str], queue_name: str) -> bool:
         queue.client.cancel_workflow(identifier)
-        return put_back(identifier, executor_ids, queue_name)
+        return requeue(identifier, executor_ids, queue_name)
 
     monkeypatch.setattr(database, "reenqueue_for_recovery", late)
-    assert takeover.put_back() == []
-    assert queue.look(operation).status == "CANCELLED"
+    assert takeover.requeue_orphaned() == []
+    assert queue.state(operation).status == "CANCELLED"
 
 
-def test_what_another_took_over_meanwhile_is_its_own(
+def test_operation_that_another_worker_took_over_is_not_requeued(
     tmp_path: Path, queue: Queue, own: Claim, takeover: Takeover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two that see a dead worker's operation one puts it back; who does it then keeps it."""
+    """If two workers see an orphaned operation, one requeues it, and its next worker keeps it."""
     operation = queue.add("colours")
     queue.take("dead")
     die(tmp_path, "dead")
-    lock = executors._locked
+    try_lock = executors._try_lock
     other = Takeover(own, queue.client, running=())
 
     def late(file: object) -> bool:
-        monkeypatch.setattr(executors, "_locked", lock)
-        assert other.put_back() == [operation]
+        monkeypatch.setattr(executors, "_try_lock", try_lock)
+        assert other.requeue_orphaned() == [operation]
         assert queue.take("living") == [operation]
-        return lock(file)  # type: ignore[arg-type]  # what is given is passed on
+        return try_lock(file)  # type: ignore[arg-type]  # passed on unchanged
 
-    monkeypatch.setattr(executors, "_locked", late)
-    assert takeover.put_back() == []
-    found = queue.look(operation)
-    assert (found.status, found.executor_id) == ("PENDING", "living")
+    monkeypatch.setattr(executors, "_try_lock", late)
+    assert takeover.requeue_orphaned() == []
+    state = queue.state(operation)
+    assert (state.status, state.executor_id) == ("PENDING", "living")
 
 
-def test_what_another_version_left_blocks_nobody(queue: Queue, takeover: Takeover) -> None:
-    """What a worker of this name and another version left waits for that one; others go on."""
+def test_recover_requeues_operations_of_another_version(queue: Queue, takeover: Takeover) -> None:
+    """They wait for a worker of that version, and do not block their model."""
     old = queue.add("colours", version="another")
     assert queue.take("own", version="another") == [old]
     new = queue.add("colours", priority=2)
     assert queue.take("own") == []
     assert takeover.recover() == [old]
     assert queue.take("own") == [new]
-    assert queue.look(old).status == "ENQUEUED"
+    assert queue.state(old).status == "ENQUEUED"
 
 
-def test_a_stray_is_one_that_nobody_does_twice_in_a_row(queue: Queue, own: Claim) -> None:
-    """An operation that is this worker's in the database only is a stray at the second look."""
+def test_not_running_needs_two_checks_in_a_row(queue: Queue, own: Claim) -> None:
+    """An operation that is assigned but does not run is returned at the second check."""
     running: set[str] = set()
     takeover = Takeover(own, queue.client, running)
-    done, stray = queue.add("colours"), queue.add("shapes")
+    runs, lost = queue.add("colours"), queue.add("shapes")
     queue.take("own")
-    running.add(done)
-    assert takeover.stray() == set()
-    assert takeover.stray() == {stray}
-    running.add(stray)
-    assert takeover.stray() == set()
+    running.add(runs)
+    assert takeover.not_running() == set()
+    assert takeover.not_running() == {lost}
+    running.add(lost)
+    assert takeover.not_running() == set()
 
 
-def test_a_worker_with_a_stray_must_end(
+def test_watch_ends_if_an_operation_is_not_running(
     queue: Queue, takeover: Takeover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that does not do what the database gave it ends, so that the next one does."""
-    monkeypatch.setattr(executors, "LOOK_SECONDS", 0.0)
-    stray = queue.add("colours")
+    """The worker exits, so that the next worker runs the operation."""
+    monkeypatch.setattr(executors, "CHECK_SECONDS", 0.0)
+    lost = queue.add("colours")
     queue.take("own")
-    assert stray in takeover.watch()
+    assert lost in takeover.watch()
 
 
-def test_a_worker_without_its_lock_must_end(
+def test_watch_ends_if_the_lock_file_is_deleted(
     own: Claim, takeover: Takeover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker whose lock file was deleted ends: others take it for dead."""
-    monkeypatch.setattr(executors, "LOOK_SECONDS", 0.0)
+    """The worker exits, because other workers assume that it is dead."""
+    monkeypatch.setattr(executors, "CHECK_SECONDS", 0.0)
     own.path.unlink()
     assert str(own.path) in takeover.watch()
 
 
-def test_one_model_is_changed_by_one_at_a_time(tmp_path: Path) -> None:
-    """Who changes a model holds its lock, and no other's, until the change has ended."""
-    with alone(tmp_path, "colours"):
+def test_lock_model_excludes_others_of_the_same_model(tmp_path: Path) -> None:
+    """The lock is released at the end of the block; other models are not locked."""
+    with lock_model(tmp_path, "colours"):
         (lock,) = (tmp_path / "workers" / "models").iterdir()
         with lock.open("a") as other:
-            assert not executors._locked(other)
-        with alone(tmp_path, "shapes"):
+            assert not executors._try_lock(other)
+        with lock_model(tmp_path, "shapes"):
             pass
     with lock.open("a") as other:
-        assert executors._locked(other)
+        assert executors._try_lock(other)

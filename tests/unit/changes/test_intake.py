@@ -1,4 +1,4 @@
-"""Intake of changes: few database calls, and one operation for a call and its repetitions."""
+"""Intake of changes: few database queries, and idempotency of repeated calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support import statements
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
 from topwork.changes.database import database_url
-from topwork.changes.intake import Intake, new_request_id
+from topwork.changes.intake import Intake, normalise_request_id
 from topwork.changes.operations import Operations
 from topwork.changes.quota import Quotas
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
@@ -30,20 +30,20 @@ IMAGES = [UploadedImage(name="a.jpg", content=b"photo"), UploadedImage(name="", 
 
 
 class Models:
-    """A model that serves, as a test wants it."""
+    """A registry of one model, whose manifest a test can replace."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
 
     def serving(self, model: str) -> Manifest:
-        """Return it. Raises NotFound for another."""
+        """Return the manifest. Raises NotFound for another model."""
         if model != self.manifest.model:
             raise NotFound(f"there is no model {model!r}", kind="model", resource=model)
         return self.manifest
 
 
-class House:
-    """Intake and all that it needs, without a worker."""
+class Server:
+    """An intake and its dependencies, without a worker."""
 
     def __init__(self, root: Path, limits: ServerLimits) -> None:
         self.repository = Repository(root)
@@ -59,14 +59,14 @@ class House:
         self._runner = asyncio.Runner()
         self._runner.run(self.operations.start())
 
-    def take(self, request: ChangeRequest) -> OperationState:
-        """Ask for a change without images."""
-        return self._runner.run(self.intake.take(request))
+    def submit(self, request: ChangeRequest) -> OperationState:
+        """Request a change without images."""
+        return self._runner.run(self.intake.submit(request))
 
     def upload(
         self, request: ChangeRequest, images: list[UploadedImage] = IMAGES
     ) -> OperationState:
-        """Ask for a change with images."""
+        """Request a change with images."""
 
         async def items() -> AsyncIterator[UploadItem]:
             yield request
@@ -75,11 +75,11 @@ class House:
         return self._runner.run(self.intake.upload(items()))
 
     def cancel(self, operation: OperationState) -> None:
-        """End an operation."""
+        """Cancel an operation."""
         self._runner.run(self.operations.cancel(operation.id))
 
     def stored(self) -> int:
-        """Return how many images are in the repository."""
+        """Return the number of images in the repository."""
         return len(self.repository.stored("images"))
 
     def close(self) -> None:
@@ -95,136 +95,136 @@ def root(colours: Repository) -> Path:
 
 
 @pytest.fixture
-def house(root: Path) -> Iterator[House]:
-    """Yield a house in which a model may have two unfinished operations."""
-    made = House(root, ServerLimits(max_pending_operations=2, min_free_bytes=0, min_free_inodes=0))
+def server(root: Path) -> Iterator[Server]:
+    """Yield a server with a limit of two unfinished operations per model."""
+    made = Server(root, ServerLimits(max_pending_operations=2, min_free_bytes=0, min_free_inodes=0))
     yield made
     made.close()
 
 
-def named(request: ChangeRequest) -> ChangeRequest:
-    """Return a request that can be repeated."""
+def with_id(request: ChangeRequest) -> ChangeRequest:
+    """Return the request with a new idempotency key."""
     return replace(request, request_id=str(uuid.uuid4()))
 
 
-def kinds(noted: list[str]) -> list[str]:
+def verbs(noted: list[str]) -> list[str]:
     """Return the first word of each statement."""
     return [statement.split()[0] for statement in noted]
 
 
-def test_change_takes_one_read_and_one_insertion(house: House) -> None:
-    """The read tells how much is unfinished; DBOS inserts a row and the job into two tables."""
+def test_submit_reads_once_and_inserts_once(server: Server) -> None:
+    """It reads the unfinished operations; DBOS inserts the row and the job into two tables."""
     with statements.noted() as noted:
-        house.take(named(RETRAIN))
-    assert kinds(noted) == ["SELECT", "INSERT", "INSERT"]
+        server.submit(with_id(RETRAIN))
+    assert verbs(noted) == ["SELECT", "INSERT", "INSERT"]
 
 
-def test_upload_takes_three_reads_and_one_insertion(house: House) -> None:
-    """Whether it is a repeated call and what is unfinished, and that again after its images."""
+def test_upload_reads_three_times_and_inserts_once(server: Server) -> None:
+    """It reads a repeated call and the unfinished operations, and these again after the images."""
     with statements.noted() as noted:
-        house.upload(named(ADD))
-    assert kinds(noted) == ["SELECT", "SELECT", "SELECT", "INSERT", "INSERT"]
+        server.upload(with_id(ADD))
+    assert verbs(noted) == ["SELECT", "SELECT", "SELECT", "INSERT", "INSERT"]
 
 
-def test_repeated_upload_stores_nothing(house: House) -> None:
-    """One read tells that it is known, whatever images follow."""
-    request = named(ADD)
-    first = house.upload(request)
-    before = house.stored()
+def test_repeated_upload_stores_nothing(server: Server) -> None:
+    """It reads the operation once, and none of the images that follow."""
+    request = with_id(ADD)
+    first = server.upload(request)
+    before = server.stored()
     with statements.noted() as noted:
-        again = house.upload(request, [UploadedImage(name="b", content=b"another")])
-    assert (again, house.stored()) == (first, before)
-    assert kinds(noted) == ["SELECT"]
+        again = server.upload(request, [UploadedImage(name="b", content=b"another")])
+    assert (again, server.stored()) == (first, before)
+    assert verbs(noted) == ["SELECT"]
 
 
-def test_accepted_operation_is_what_the_database_has(house: House) -> None:
-    """It is told from the job, and a later look at the database tells the same."""
-    request = named(ADD)
-    assert house.upload(request) == house.upload(request)
-    retrain = named(RETRAIN)
-    assert house.take(retrain) == house.take(retrain)
+def test_accepted_operation_equals_the_stored_one(server: Server) -> None:
+    """The operation made from the job equals that read from the database by a repeated call."""
+    request = with_id(ADD)
+    assert server.upload(request) == server.upload(request)
+    retrain = with_id(RETRAIN)
+    assert server.submit(retrain) == server.submit(retrain)
 
 
-def test_repeated_call_is_known_when_the_model_takes_no_more(house: House) -> None:
-    """Where a new call is Overloaded, one that was accepted before is its operation."""
-    request = named(RETRAIN)
-    first = house.take(request)
-    house.take(named(RETRAIN))
+def test_repeated_call_returns_its_operation_at_the_limit(server: Server) -> None:
+    """A new call is Overloaded; a repeated call returns its operation."""
+    request = with_id(RETRAIN)
+    first = server.submit(request)
+    server.submit(with_id(RETRAIN))
     with pytest.raises(Overloaded):
-        house.take(named(RETRAIN))
+        server.submit(with_id(RETRAIN))
     with pytest.raises(Overloaded):
-        house.upload(named(ADD))
-    assert house.take(request) == first
-    assert house.stored() == 0
+        server.upload(with_id(ADD))
+    assert server.submit(request) == first
+    assert server.stored() == 0
 
 
-def test_repeated_call_is_known_when_it_was_done(house: House) -> None:
-    """A label that it added is there by now, which forbids only other calls to add it."""
-    request = named(ADD)
-    first = house.upload(request)
-    house.models.manifest = replace(house.models.manifest, labels=("blue", "violet"))
+def test_repeated_call_returns_its_operation_after_success(server: Server) -> None:
+    """Another call that adds the same label is AlreadyExists."""
+    request = with_id(ADD)
+    first = server.upload(request)
+    server.models.manifest = replace(server.models.manifest, labels=("blue", "violet"))
     with pytest.raises(AlreadyExists) as caught:
-        house.upload(named(ADD))
+        server.upload(with_id(ADD))
     assert caught.value.reason == "LABEL_EXISTS"
-    assert house.upload(request) == first
+    assert server.upload(request) == first
 
 
-def test_repeated_call_is_known_when_its_operation_failed(house: House) -> None:
-    """It is the finished operation, and nothing is tried again."""
-    request = named(RETRAIN)
-    house.cancel(house.take(request))
-    again = house.take(request)
+def test_repeated_call_returns_its_operation_after_a_failure(server: Server) -> None:
+    """The finished operation is returned, and the change is not retried."""
+    request = with_id(RETRAIN)
+    server.cancel(server.submit(request))
+    again = server.submit(request)
     assert again.outcome is not None
 
 
-def test_request_id_of_another_change_is_refused(house: House) -> None:
-    """It is AlreadyExists, whether the other call would be let in or not."""
-    request = named(RETRAIN)
-    house.take(request)
+def test_request_id_of_another_change_is_refused(server: Server) -> None:
+    """It is AlreadyExists, even if the other change would also fail a check."""
+    request = with_id(RETRAIN)
+    server.submit(request)
     other = replace(request, kind="remove_class", label="blue")
-    for asked in (other, replace(other, label="unknown")):
+    for request in (other, replace(other, label="unknown")):
         with pytest.raises(AlreadyExists) as caught:
-            house.take(asked)
+            server.submit(request)
         assert caught.value.reason == "REQUEST_ID_REUSED"
 
 
-def test_full_quota_refuses_all_changes_but_removals(root: Path) -> None:
-    """Removing a label lets something go; the other kinds are QuotaExceeded and store nothing."""
-    house = House(root, ServerLimits(max_model_bytes=1))
+def test_exceeded_quota_refuses_all_changes_except_removals(root: Path) -> None:
+    """Other kinds are QuotaExceeded and store nothing; RemoveClass frees disk space."""
+    server = Server(root, ServerLimits(max_model_bytes=1))
     try:
         rename = ChangeRequest(kind="rename_class", model="colours", label="blue", new_label="navy")
-        for ask in (
-            partial(house.take, RETRAIN),
-            partial(house.upload, ADD),
-            partial(house.take, rename),
+        for call in (
+            partial(server.submit, RETRAIN),
+            partial(server.upload, ADD),
+            partial(server.submit, rename),
         ):
             with pytest.raises(QuotaExceeded) as caught:
-                ask()
+                call()
             assert caught.value.reason == "MODEL_QUOTA"
-        assert house.stored() == 0
+        assert server.stored() == 0
         removal = ChangeRequest(kind="remove_class", model="colours", label="blue")
-        assert house.take(removal).subject.kind == "remove_class"
+        assert server.submit(removal).subject.kind == "remove_class"
     finally:
-        house.close()
+        server.close()
 
 
 @pytest.mark.parametrize(
-    ("wrong", "field"),
+    ("invalid", "field"),
     [
         (replace(ADD, label=""), "config.label"),
         (replace(ADD, label="a\tb"), "config.label"),
         (replace(ADD, request_id="1"), "config.request_id"),
     ],
 )
-def test_wrong_field_of_an_upload_is_named(house: House, wrong: ChangeRequest, field: str) -> None:
-    """It is InvalidInput, with the path that the field has in its message."""
+def test_upload_names_an_invalid_field(server: Server, invalid: ChangeRequest, field: str) -> None:
+    """The InvalidInput has the path of the field in the message."""
     with pytest.raises(InvalidInput) as caught:
-        house.upload(wrong)
+        server.upload(invalid)
     assert caught.value.field == field
 
 
 @pytest.mark.parametrize(
-    ("wrong", "field"),
+    ("invalid", "field"),
     [
         (replace(RETRAIN, head="forest"), "head"),
         (replace(RETRAIN, normalisation="l3"), "normalisation"),
@@ -232,31 +232,32 @@ def test_wrong_field_of_an_upload_is_named(house: House, wrong: ChangeRequest, f
         (replace(RETRAIN, kind="remove_class"), "label"),
     ],
 )
-def test_wrong_field_of_a_change_is_named(house: House, wrong: ChangeRequest, field: str) -> None:
-    """It is InvalidInput."""
+def test_submit_names_an_invalid_field(server: Server, invalid: ChangeRequest, field: str) -> None:
+    """The InvalidInput has the name of the field."""
     with pytest.raises(InvalidInput) as caught:
-        house.take(wrong)
+        server.submit(invalid)
     assert caught.value.field == field
 
 
 @pytest.mark.parametrize(
-    "given",
+    "request_id",
     [
         *("1", "violet", "5c2e9d46-1d5c-4a7b-9a52", "../../etc", "5" * 10_000, "\0"),
         *("0x2e9d461d5c4a7b9a523f0a1b2c3d4e", "{5c2e9d46-1d5c-4a7b-9a52-3f0a1b2c3d4e}"),
         *("\u0665c2e9d46-1d5c-4a7b-9a52-3f0a1b2c3d4", "5c2e9d46-1d5c-4a7b-9a52-3f0a1b2c3d4e\n"),
     ],
 )
-def test_a_request_id_is_a_uuid(given: str) -> None:
-    """An id that is no UUID is InvalidInput, and names the field."""
-    with pytest.raises(InvalidInput, match="is no UUID") as caught:
-        new_request_id(given, field="config.request_id")
+def test_request_id_must_be_a_uuid(request_id: str) -> None:
+    """Any other text is InvalidInput with the name of the field."""
+    with pytest.raises(InvalidInput, match="is not a UUID") as caught:
+        normalise_request_id(request_id, field="config.request_id")
     assert caught.value.field == "config.request_id"
 
 
-def test_a_request_id_has_one_spelling() -> None:
-    """The same UUID in capitals is the same id; without one each call has its own."""
-    given = "5C2E9D46-1D5C-4A7B-9A52-3F0A1B2C3D4E"
-    spelled = {new_request_id(one, field="request_id") for one in (given, given.lower())}
-    assert spelled == {given.lower()}
-    assert new_request_id("", field="request_id") != new_request_id("", field="request_id")
+def test_request_id_is_case_insensitive() -> None:
+    """The same UUID in capitals is the same id; an empty id becomes a new one for each call."""
+    upper = "5C2E9D46-1D5C-4A7B-9A52-3F0A1B2C3D4E"
+    assert normalise_request_id(upper, field="request_id") == upper.lower()
+    assert normalise_request_id(upper.lower(), field="request_id") == upper.lower()
+    new = {normalise_request_id("", field="request_id") for _ in range(2)}
+    assert len(new) == 2

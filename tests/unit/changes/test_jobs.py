@@ -1,4 +1,4 @@
-"""Jobs and outcomes are data that a database can keep."""
+"""Jobs, progress and outcomes as stored documents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from topwork.bundle.documents import from_data, to_data
 from topwork.changes.jobs import ChangeOutcome, Job, Progress
 
-# Whole numbers as stored data may have them: Hypothesis knows nothing of msgspec's bounds.
+# The bounds of stored whole numbers, which Hypothesis does not read from msgspec's constraints.
 st.register_type_strategy(int, st.integers(0, 2**31 - 1))
 
 seeded = settings(deadline=None, derandomize=True, database=None, max_examples=50)
@@ -18,7 +18,7 @@ seeded = settings(deadline=None, derandomize=True, database=None, max_examples=5
 
 @seeded
 @given(st.from_type(Job) | st.from_type(ChangeOutcome) | st.from_type(Progress))
-def test_what_is_stored_comes_back(value: Job | ChangeOutcome | Progress) -> None:
-    """Every job, outcome and progress is the same after its way through JSON text."""
+def test_document_survives_a_json_round_trip(value: Job | ChangeOutcome | Progress) -> None:
+    """Every job, outcome and progress equals its copy read from JSON text."""
     stored = json.dumps(to_data(value), allow_nan=True)
     assert repr(from_data(json.loads(stored), type(value))) == repr(value)

@@ -1,4 +1,4 @@
-"""Kinds of changes: the shards that each leaves, and what forbids it."""
+"""Kinds of changes: the shards after each, and its checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from support import tiny
 
 from topwork.bundle.manifest import Manifest, ShardRef
 from topwork.changes.jobs import ChangeKind, Job, Upload
-from topwork.changes.kinds import KINDS, changed_shards, check_change, describe
+from topwork.changes.kinds import KINDS, changed_shards, check_change, describe, min_images
 from topwork.errors import AlreadyExists, NotFound, NotReady, QuotaExceeded, Stale
 from topwork.limits import DEFAULT_LIMITS
 
@@ -51,15 +51,15 @@ def job(kind: ChangeKind, label: str = "", new_label: str = "", expected: int = 
         ("retrain", "", "", (A, B, B2)),
     ],
 )
-def test_shards_after_a_change(
+def test_changed_shards_of_each_kind(
     kind: ChangeKind, label: str, new: str, after: tuple[ShardRef, ...]
 ) -> None:
-    """A change adds, drops or relabels whole shards, and rewrites none."""
+    """A change adds, removes or relabels whole shards."""
     assert changed_shards((A, B, B2), job(kind, label, "z"), new) == after
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "said"),
+    ("change", "error", "message"),
     [
         (job("add_class", "blue"), AlreadyExists, "has a label 'blue' already"),
         (job("rename_class", "blue", "green"), AlreadyExists, "has a label 'green' already"),
@@ -70,16 +70,16 @@ def test_shards_after_a_change(
         (job("retrain", expected=2), Stale, "serves revision 1, not 2"),
     ],
 )
-def test_what_forbids_a_change(
-    parent: Manifest, asked: Job, error: type[Exception], said: str
+def test_check_change_refuses_what_the_parent_does_not_allow(
+    parent: Manifest, change: Job, error: type[Exception], message: str
 ) -> None:
-    """A change that does not fit the serving revision is refused, and told why."""
-    with pytest.raises(error, match=said):
-        check_change(asked, parent, DEFAULT_LIMITS)
+    """The error has the label or the revision."""
+    with pytest.raises(error, match=message):
+        check_change(change, parent, DEFAULT_LIMITS)
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "change",
     [
         job("add_class", "violet"),
         job("add_examples", "blue"),
@@ -88,20 +88,20 @@ def test_what_forbids_a_change(
         job("retrain", expected=1),
     ],
 )
-def test_what_nothing_forbids(parent: Manifest, asked: Job) -> None:
-    """A change that fits is let through."""
-    check_change(asked, parent, DEFAULT_LIMITS)
+def test_check_change_allows_valid_changes(parent: Manifest, change: Job) -> None:
+    """A valid change of each kind raises no error."""
+    check_change(change, parent, DEFAULT_LIMITS)
 
 
-def test_a_model_keeps_two_labels(parent: Manifest) -> None:
-    """A label is not removed when fewer than two would remain."""
+def test_remove_class_of_two_labels_is_not_ready(parent: Manifest) -> None:
+    """A model keeps at least two labels."""
     two = replace(parent, labels=("blue", "green"))
     with pytest.raises(NotReady, match="has 2 labels; at least 2 must remain"):
         check_change(job("remove_class", "blue"), two, DEFAULT_LIMITS)
 
 
-def test_a_model_has_room_for_so_many_labels(parent: Manifest) -> None:
-    """A label more than the limit is refused; more images of one that is there are not."""
+def test_add_class_at_the_limit_of_labels_is_not_ready(parent: Manifest) -> None:
+    """More images of an existing label are accepted."""
     full = replace(DEFAULT_LIMITS, max_labels=4)
     with pytest.raises(NotReady, match="has 4 labels; the limit is 4"):
         check_change(job("add_class", "violet"), parent, full)
@@ -109,24 +109,26 @@ def test_a_model_has_room_for_so_many_labels(parent: Manifest) -> None:
 
 
 @pytest.mark.parametrize("kind", ["add_class", "add_examples"])
-def test_a_model_has_only_so_many_images(parent: Manifest, kind: ChangeKind) -> None:
-    """What would bring more images than a model may have is QuotaExceeded, with the numbers."""
+def test_upload_above_the_limit_of_images_exceeds_the_quota(
+    parent: Manifest, kind: ChangeKind
+) -> None:
+    """The QuotaExceeded has the numbers."""
     limits = replace(DEFAULT_LIMITS, max_images_per_model=82)
     uploads = tuple(Upload(name=str(number), digest=NEW) for number in range(3))
-    asked = job(kind, "violet" if kind == "add_class" else "blue")
-    check_change(replace(asked, uploads=uploads[:2]), parent, limits)
+    change = job(kind, "violet" if kind == "add_class" else "blue")
+    check_change(replace(change, uploads=uploads[:2]), parent, limits)
     with pytest.raises(QuotaExceeded, match="would have 83 images; the limit is 82") as caught:
-        check_change(replace(asked, uploads=uploads), parent, limits)
+        check_change(replace(change, uploads=uploads), parent, limits)
     assert (caught.value.subject, caught.value.reason) == ("models/colours", "TOO_MANY_IMAGES")
 
 
-def test_every_kind_of_change_has_its_row() -> None:
-    """The table has the kinds that jobs may have, and no other."""
+def test_table_has_exactly_the_kinds_of_jobs() -> None:
+    """Each kind has its properties."""
     assert set(KINDS) == set(get_args(ChangeKind))
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("change", "description"),
     [
         (job("add_class", "violet"), "AddClass 'violet' (7 images)"),
         (job("add_examples", "blue"), "AddExamples 'blue' (7 images)"),
@@ -135,6 +137,14 @@ def test_every_kind_of_change_has_its_row() -> None:
         (job("retrain"), "Retrain"),
     ],
 )
-def test_report_says_what_was_asked(asked: Job, said: str) -> None:
-    """A change is described by its rpc, and by the labels and images that it is about."""
-    assert describe(asked, 7) == said
+def test_describe_names_rpc_labels_and_images(change: Job, description: str) -> None:
+    """Only uploads have a number of images."""
+    assert describe(change, 7) == description
+
+
+@pytest.mark.parametrize(("limit", "least"), [(5, 5), (0, 1)])
+def test_min_images_of_a_new_label_is_at_least_1(limit: int, least: int) -> None:
+    """Without an image there is no shard, and so no label, even if the limit is 0."""
+    limits = replace(DEFAULT_LIMITS, min_images_per_label=limit)
+    assert min_images(job("add_class", "violet"), limits) == least
+    assert min_images(job("add_examples", "blue"), limits) == 1

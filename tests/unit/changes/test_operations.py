@@ -1,4 +1,4 @@
-"""Operations are kept from the moment they are accepted, whether or not a worker runs."""
+"""Durable operations: stored before they are acknowledged, with or without a worker."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from topwork.limits import ServerLimits
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a database; no worker ever looks at it."""
+    """Return a repository's directory, without a worker."""
     return tmp_path_factory.mktemp("operations")
 
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[asyncio.Runner]:
-    """Yield the event loop that the operations belong to."""
+    """Yield the event loop of the operations."""
     with asyncio.Runner() as made:
         yield made
 
@@ -58,39 +58,44 @@ def operations(root: Path, runner: asyncio.Runner) -> Iterator[Operations]:
     runner.run(made.aclose())
 
 
-EVERY = OperationFilter(attributes={})
+ALL = OperationFilter(attributes={})
 NOW = datetime.now(UTC)
 
 
 def job(label: str = "violet", model: str = "colours") -> Job:
-    """Return a job that no worker will do."""
+    """Return a job of AddClass."""
     uploads = (Upload(name="a photo", digest="0" * 64),)
     return Job(kind="add_class", model=model, label=label, uploads=uploads, accepted=time.time())
 
 
 def new_id() -> str:
-    """Return a request id that nobody used."""
+    """Return an unused request id."""
     return str(uuid.uuid4())
 
 
-def test_the_same_id_is_the_same_operation(operations: Operations, runner: asyncio.Runner) -> None:
-    """Many calls at once with one id are one operation."""
+def test_concurrent_calls_with_an_id_are_one_operation(
+    operations: Operations, runner: asyncio.Runner
+) -> None:
+    """All of them return the same operation."""
     request_id = new_id()
 
     async def scenario() -> tuple[set[str], int]:
         calls = (operations.submit(job(), request_id) for _ in range(5))
         made = await asyncio.gather(*calls)
-        listed = await operations.list(EVERY, offset=0, limit=1000)
-        return {one.id for one in made}, sum(one.id == request_id for one in listed)
+        listed = await operations.list(ALL, offset=0, limit=1000)
+        return (
+            {operation.id for operation in made},
+            sum(operation.id == request_id for operation in listed),
+        )
 
     assert runner.run(scenario()) == ({request_id}, 1)
 
 
 @pytest.mark.parametrize(("label", "model"), [("indigo", "colours"), ("violet", "others")])
-def test_an_id_is_not_used_for_something_else(
+def test_id_of_another_request_is_refused(
     operations: Operations, runner: asyncio.Runner, label: str, model: str
 ) -> None:
-    """An id that was used for another label or model is AlreadyExists; the first stays."""
+    """An id that was used for another label or model is AlreadyExists; the first is unchanged."""
     request_id = new_id()
 
     async def scenario() -> str:
@@ -103,10 +108,10 @@ def test_an_id_is_not_used_for_something_else(
     assert runner.run(scenario()) == "violet"
 
 
-def test_one_id_with_two_labels_at_once_is_one_operation(
+def test_concurrent_calls_with_an_id_and_different_labels_are_one_operation(
     operations: Operations, runner: asyncio.Runner
 ) -> None:
-    """Of calls that race with one id and different labels one wins, the others are told so."""
+    """One of the calls succeeds, and the others are AlreadyExists."""
     request_id = new_id()
 
     async def scenario() -> list[object]:
@@ -114,14 +119,14 @@ def test_one_id_with_two_labels_at_once_is_one_operation(
         calls = (operations.submit(job(label), request_id) for label in labels)
         return list(await asyncio.gather(*calls, return_exceptions=True))
 
-    ends = runner.run(scenario())
-    assert sum(isinstance(end, AlreadyExists) for end in ends) == 4
+    results = runner.run(scenario())
+    assert sum(isinstance(result, AlreadyExists) for result in results) == 4
 
 
-def test_an_unknown_operation_is_not_found(operations: Operations, runner: asyncio.Runner) -> None:
-    """Get, cancel, delete, wait and watch of what is not there are NotFound, and name it."""
+def test_unknown_operation_is_not_found(operations: Operations, runner: asyncio.Runner) -> None:
+    """Get, cancel, delete, wait and watch raise NotFound with the operation's name."""
 
-    async def watched() -> None:
+    async def watch() -> None:
         async for _ in operations.watch("nothing"):
             pass
 
@@ -130,15 +135,15 @@ def test_an_unknown_operation_is_not_found(operations: Operations, runner: async
         operations.cancel("nothing"),
         operations.delete("nothing"),
         operations.wait("nothing", 1.0),
-        watched(),
+        watch(),
     ):
         with pytest.raises(NotFound) as caught:
             runner.run(call)
         assert caught.value.resource == "operations/nothing"
 
 
-def test_an_accepted_operation_waits(operations: Operations, runner: asyncio.Runner) -> None:
-    """Before a worker takes it up an operation is queued, and says what it is about."""
+def test_submitted_operation_is_queued(operations: Operations, runner: asyncio.Runner) -> None:
+    """Before a worker runs it, an operation has its subject and no outcome."""
     before = time.time()
     made = runner.run(operations.submit(job("indigo"), new_id()))
     assert str(made.subject) == "add_class 'indigo' of 'colours'"
@@ -147,26 +152,28 @@ def test_an_accepted_operation_waits(operations: Operations, runner: asyncio.Run
     assert before <= made.created.timestamp() <= time.time()
 
 
-def test_pages_hold_every_operation_once_oldest_first(
+def test_list_pages_are_complete_and_oldest_first(
     operations: Operations, runner: asyncio.Runner
 ) -> None:
-    """Pages of any size, put together, are the whole list in the order of acceptance."""
+    """Pages of any size together are the whole list in the order of acceptance."""
 
     async def scenario() -> None:
         made = [(await operations.submit(job(), new_id())).id for _ in range(7)]
-        whole = [one.id for one in await operations.list(EVERY, offset=0, limit=1000)]
+        whole = [operation.id for operation in await operations.list(ALL, offset=0, limit=1000)]
         assert whole[-7:] == made
         for size in (1, 3, 1000):
             paged: list[str] = []
-            while page := await operations.list(EVERY, offset=len(paged), limit=size):
-                paged += [one.id for one in page]
+            while page := await operations.list(ALL, offset=len(paged), limit=size):
+                paged += [operation.id for operation in page]
             assert paged == whole
 
     runner.run(scenario())
 
 
-def test_waiting_ends_with_its_time(operations: Operations, runner: asyncio.Runner) -> None:
-    """Waiting for an operation that does not end returns its state when the time is over."""
+def test_wait_returns_the_state_after_its_timeout(
+    operations: Operations, runner: asyncio.Runner
+) -> None:
+    """An unfinished operation is returned after the timeout, also after 0 seconds."""
 
     async def scenario() -> None:
         made = await operations.submit(job(), new_id())
@@ -176,16 +183,16 @@ def test_waiting_ends_with_its_time(operations: Operations, runner: asyncio.Runn
     runner.run(scenario())
 
 
-def test_a_cancelled_operation_is_finished(operations: Operations, runner: asyncio.Runner) -> None:
-    """Cancelling ends a waiting operation; whoever watches it is told of the two states only."""
-    looks = 0
-    looked_often = asyncio.Event()
+def test_watch_yields_only_changed_states(operations: Operations, runner: asyncio.Runner) -> None:
+    """A watch of an operation that is cancelled in the queue yields two states."""
+    reads = 0
+    read_often = asyncio.Event()
 
     def count(_: OperationState) -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 4:
-            looked_often.set()
+        nonlocal reads
+        reads += 1
+        if reads == 4:
+            read_often.set()
 
     async def scenario() -> None:
         made = await operations.submit(job(), new_id())
@@ -194,7 +201,7 @@ def test_a_cancelled_operation_is_finished(operations: Operations, runner: async
             return [state async for state in operations.watch(made.id, count)]
 
         watching = asyncio.create_task(watch())
-        await asyncio.wait_for(looked_often.wait(), 60)
+        await asyncio.wait_for(read_often.wait(), 60)
         await operations.cancel(made.id)
         await operations.cancel(made.id)
         first, last = await asyncio.wait_for(watching, 60)
@@ -208,10 +215,8 @@ def test_a_cancelled_operation_is_finished(operations: Operations, runner: async
     runner.run(scenario())
 
 
-def test_only_a_finished_operation_is_forgotten(
-    operations: Operations, runner: asyncio.Runner
-) -> None:
-    """Deleting is NotReady before the end; after it the operation is gone."""
+def test_delete_needs_a_finished_operation(operations: Operations, runner: asyncio.Runner) -> None:
+    """Delete is NotReady for an unfinished operation; a finished operation is deleted."""
 
     async def scenario() -> None:
         made = await operations.submit(job(), new_id())
@@ -225,10 +230,10 @@ def test_only_a_finished_operation_is_forgotten(
     runner.run(scenario())
 
 
-def test_operations_outlive_the_process(
+def test_operations_survive_a_restart(
     root: Path, operations: Operations, runner: asyncio.Runner
 ) -> None:
-    """Whoever connects to the database later finds what was accepted before."""
+    """A server that connects later finds the operations accepted before."""
 
     async def scenario() -> None:
         made = await operations.submit(job("indigo"), new_id())
@@ -242,10 +247,8 @@ def test_operations_outlive_the_process(
     runner.run(scenario())
 
 
-def test_nothing_stored_is_a_pickle(
-    root: Path, operations: Operations, runner: asyncio.Runner
-) -> None:
-    """A job is stored as JSON text, which no reader can be made to run."""
+def test_job_is_stored_as_json(root: Path, operations: Operations, runner: asyncio.Runner) -> None:
+    """A job is stored as JSON text, not as a pickle, which could run code."""
     request_id = new_id()
     upload = Upload(name=f"photo of {request_id}", digest="0" * 64)
     runner.run(operations.submit(replace(job(), uploads=(upload,)), request_id))
@@ -255,7 +258,7 @@ def test_nothing_stored_is_a_pickle(
 
 @pytest.fixture
 def few(root: Path, runner: asyncio.Runner) -> Iterator[Operations]:
-    """Yield operations of which a model may have two."""
+    """Yield operations with a limit of two unfinished ones per model."""
     limits = ServerLimits(max_pending_operations=2)
     made = Operations(database_url(root), Repository(root), limits)
     runner.run(made.start())
@@ -263,37 +266,37 @@ def few(root: Path, runner: asyncio.Runner) -> Iterator[Operations]:
     runner.run(made.aclose())
 
 
-def test_a_model_has_only_so_many_unfinished_operations(
+def test_submit_at_the_limit_of_unfinished_operations_is_overloaded(
     few: Operations, runner: asyncio.Runner
 ) -> None:
-    """One too many is Overloaded; other models' are not, nor what comes later."""
+    """Other models, and later calls after an operation has finished, are accepted."""
     model = "crowded"
     first = new_id()
 
     async def scenario() -> list[OperationState | BaseException]:
         await few.submit(job("a", model), first, size=30)
         calls = (few.submit(job("b", model), new_id(), size=12) for _ in range(4))
-        ends = await asyncio.gather(*calls, return_exceptions=True)
-        await few.submit(job("a", "roomy"), new_id())
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        await few.submit(job("a", "idle"), new_id())
         await few.cancel(first)
         assert await few.pending_bytes(model) == 12
         await few.submit(job("c", model), new_id())
-        return ends
+        return results
 
-    refused = [end for end in runner.run(scenario()) if isinstance(end, Overloaded)]
+    refused = [result for result in runner.run(scenario()) if isinstance(result, Overloaded)]
     assert len(refused) == 3
-    assert {one.reason for one in refused} == {"TOO_MANY_OPERATIONS"}
+    assert {error.reason for error in refused} == {"TOO_MANY_OPERATIONS"}
     assert "model 'crowded' has 2 unfinished operations, which is the limit" in str(refused[0])
 
 
-def test_twenty_watches_cost_one_query_a_look(few: Operations, runner: asyncio.Runner) -> None:
-    """All who watch share each look at the database, which has one statement for what waits."""
-    looks: Counter[str] = Counter()
+def test_twenty_waits_share_one_query_per_poll(few: Operations, runner: asyncio.Runner) -> None:
+    """Each wait reads the operation once; after that all share the queries of the poller."""
+    reads: Counter[str] = Counter()
     enough = asyncio.Event()
 
     def count(operation: OperationState) -> None:
-        looks[operation.id] += 1
-        if looks.total() >= 200:
+        reads[operation.id] += 1
+        if reads.total() >= 200:
             enough.set()
 
     async def scenario() -> int:
@@ -304,40 +307,40 @@ def test_twenty_watches_cost_one_query_a_look(few: Operations, runner: asyncio.R
                 for number in range(20)
             ]
             await asyncio.wait_for(enough.wait(), 60)
-        for one in made:
-            await few.cancel(one.id)
+        for operation in made:
+            await few.cancel(operation.id)
         await asyncio.gather(*waiting)
         return len(noted)
 
-    # Two statements for each of the 20 that begin, then for each look of all of them.
-    assert runner.run(scenario()) < 20 * 2 + 10 * 2 + 10
+    # One statement for each of the 20 waits, and for each of about 10 polls.
+    assert runner.run(scenario()) < 20 + 10 + 10
 
 
-def test_a_watch_ends_with_what_its_check_raises(few: Operations, runner: asyncio.Runner) -> None:
-    """Each look is told to the check, also when nothing changes: rights may be withdrawn."""
-    looks: list[OperationState] = []
+def test_watch_ends_with_the_error_of_its_check(few: Operations, runner: asyncio.Runner) -> None:
+    """The check sees each read state, also unchanged ones: rights may be withdrawn."""
+    reads: list[OperationState] = []
 
     def check(operation: OperationState) -> None:
-        looks.append(operation)
-        if len(looks) == 3:
+        reads.append(operation)
+        if len(reads) == 3:
             raise Unauthenticated("no longer known")
 
     async def scenario() -> None:
         submitted = await few.submit(job("a", "watched"), new_id())
         with pytest.raises(Unauthenticated):
             await few.wait(submitted.id, 60.0, check)
-        looks.clear()
+        reads.clear()
         watch = few.watch(submitted.id, check)
-        assert await anext(watch) == looks[0]
+        assert await anext(watch) == reads[0]
         with pytest.raises(Unauthenticated):
             await anext(watch)
 
     runner.run(scenario())
-    assert all(look == looks[0] for look in looks)
+    assert all(state == reads[0] for state in reads)
 
 
-def test_only_what_is_wanted_is_listed(operations: Operations, runner: asyncio.Runner) -> None:
-    """Operations are chosen by what they are about and by whether they are finished."""
+def test_list_filters_by_subject_and_state(operations: Operations, runner: asyncio.Runner) -> None:
+    """Filters are the fields of the subject, and finished or unfinished."""
     model = "only-here"
 
     async def scenario() -> None:
@@ -350,7 +353,7 @@ def test_only_what_is_wanted_is_listed(operations: Operations, runner: asyncio.R
 
         async def listed(done: bool | None = None, **attributes: str | bool) -> list[str]:
             wanted = OperationFilter(attributes={"model": model, **attributes}, done=done)
-            return [one.id for one in await operations.list(wanted, offset=0, limit=10)]
+            return [operation.id for operation in await operations.list(wanted, offset=0, limit=10)]
 
         assert await listed() == [first.id, second.id, third.id]
         assert await listed(label="b") == [second.id, third.id]
@@ -363,8 +366,8 @@ def test_only_what_is_wanted_is_listed(operations: Operations, runner: asyncio.R
     runner.run(scenario())
 
 
-def test_images_of_unfinished_operations_are_needed(tmp_path: Path) -> None:
-    """What gc must spare are the images of operations that wait, and of no others."""
+def test_pending_images_are_those_of_unfinished_operations(tmp_path: Path) -> None:
+    """Only the images of unfinished operations must be spared by gc."""
 
     async def scenario() -> None:
         waiting = Operations(database_url(tmp_path), Repository(tmp_path))
@@ -384,7 +387,7 @@ def test_images_of_unfinished_operations_are_needed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stored", "moved", "revision"), [(True, True, 7), (True, False, None), (False, True, None)]
 )
-def test_a_cancel_that_comes_too_late_is_none(
+def test_late_cancel_keeps_the_result(
     stored: bool,
     moved: bool,
     revision: int | None,
@@ -392,7 +395,7 @@ def test_a_cancel_that_comes_too_late_is_none(
     runner: asyncio.Runner,
     root: Path,
 ) -> None:
-    """It is too late once the result is stored and the serving pointer has moved, not before."""
+    """A cancel is late once the result is stored and the serving pointer has moved."""
     request_id, model = new_id(), f"model-{stored}-{moved}".lower()
     move = Move(revision=7, previous=6, why="add_class", operation=request_id, time=NOW)
     serving = ServingState(revision=7, moves=(move,) if moved else ())

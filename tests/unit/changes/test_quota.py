@@ -1,4 +1,4 @@
-"""The bytes that a model takes on the disk are counted, and bounded."""
+"""Disk quota of a model: the bytes in use, and the limits of bytes and inodes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from topwork.limits import DEFAULT_LIMITS
 
 
 class Disk(NamedTuple):
-    """A part of what ``os.statvfs`` returns."""
+    """The fields of ``os.statvfs``'s result that a quota reads."""
 
     f_bavail: int = 10**6
     f_frsize: int = 10
@@ -29,34 +29,34 @@ class Disk(NamedTuple):
 
 
 def size_of(repository: Repository, model: str, shards: set[str], images: set[int]) -> int:
-    """Return the bytes of a model's revisions, and of what they refer to."""
+    """Return the bytes of a model's revisions, shards and images."""
     revisions = (repository.root / "models" / model).glob("[0-9]*")
     return (
         sum(map(files.size, revisions))
-        + sum(files.size(repository.path("exemplars", one)) for one in shards)
-        + sum(len(image(one)) for one in images)
+        + sum(files.size(repository.path("exemplars", shard)) for shard in shards)
+        + sum(len(image(number)) for number in images)
     )
 
 
-def test_a_model_takes_its_revisions_shards_and_images(tmp_path: Path) -> None:
-    """A shard counts once a model with its images; what others refer to counts for them."""
+def test_model_uses_the_bytes_of_revisions_shards_and_images(tmp_path: Path) -> None:
+    """A shard counts once for each model that refers to it, with its images."""
     made = Repository(tmp_path)
     quotas = Quotas(made, DEFAULT_LIMITS)
-    one, two = put_shard(made, 1, 2), put_shard(made, 3)
-    put_shard(made, 9)  # which nobody refers to
-    publish(made, [one])
-    publish(made, [one, two])
-    assert quotas.of("m").used == size_of(made, "m", {one, two}, {1, 2, 3})
-    publish(made, [two], model="other")
-    assert quotas.of("other").used == size_of(made, "other", {two}, {3})
+    first, second = put_shard(made, 1, 2), put_shard(made, 3)
+    put_shard(made, 9)  # an unreferenced shard
+    publish(made, [first])
+    publish(made, [first, second])
+    assert quotas.of("m").used == size_of(made, "m", {first, second}, {1, 2, 3})
+    publish(made, [second], model="other")
+    assert quotas.of("other").used == size_of(made, "other", {second}, {3})
     publish(made, [put_shard(made, 4, put=False)])
     assert quotas.of("m", pending=7).used == 7 + size_of(
-        made, "m", {one, two, put_shard(made, 4, put=False)}, {1, 2, 3}
+        made, "m", {first, second, put_shard(made, 4, put=False)}, {1, 2, 3}
     )
 
 
-def test_what_was_deleted_counts_no_more(tmp_path: Path) -> None:
-    """A revision that is gone takes nothing, nor do the shards that it alone referred to."""
+def test_deleted_revision_frees_its_bytes(tmp_path: Path) -> None:
+    """It also frees the shards that only this revision referred to."""
     made = stored.repository(tmp_path)
     quotas = Quotas(made, DEFAULT_LIMITS)
     before = quotas.of("m").used
@@ -66,8 +66,8 @@ def test_what_was_deleted_counts_no_more(tmp_path: Path) -> None:
     assert after < before
 
 
-def test_a_damaged_revision_counts_for_its_files(tmp_path: Path) -> None:
-    """What cannot be read is no reason to refuse a change, nor is a shard that is missing."""
+def test_damaged_revision_counts_for_its_own_files(tmp_path: Path) -> None:
+    """An unreadable manifest or a missing shard raises no error."""
     made = stored.repository(tmp_path)
     (tmp_path / "models" / "m" / "2" / "manifest.json").write_bytes(b"{")
     for path in (tmp_path / "exemplars").iterdir():
@@ -76,8 +76,8 @@ def test_a_damaged_revision_counts_for_its_files(tmp_path: Path) -> None:
     assert Quotas(made, DEFAULT_LIMITS).of("m").used == sum(map(files.size, revisions))
 
 
-def test_a_number_that_is_anothers_is_counted_anew(tmp_path: Path) -> None:
-    """A model that was deleted and fitted again takes what it takes now."""
+def test_reused_revision_number_is_counted_again(tmp_path: Path) -> None:
+    """The cached size of a deleted model is not that of its successor of the same name."""
     made = stored.repository(tmp_path)
     quotas = Quotas(made, DEFAULT_LIMITS)
     assert quotas.of("m").used > 0
@@ -86,44 +86,44 @@ def test_a_number_that_is_anothers_is_counted_anew(tmp_path: Path) -> None:
     assert quotas.of("m").used == Quotas(made, DEFAULT_LIMITS).of("m").used
 
 
-def test_a_disk_that_cannot_be_read_is_unavailable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is away for a moment: no reason to call it a bug, or to tell its path."""
+def test_unreadable_disk_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has the reason STORAGE and no path."""
     made = stored.repository(tmp_path)
     quota = Quotas(made, DEFAULT_LIMITS).of("m")
 
-    def away(_: object) -> None:
+    def fail(_: object) -> None:
         raise OSError(116, "Stale file handle", str(tmp_path))
 
-    monkeypatch.setattr(os, "statvfs", away)
-    monkeypatch.setattr(made, "revisions", away)
+    monkeypatch.setattr(os, "statvfs", fail)
+    monkeypatch.setattr(made, "revisions", fail)
     for call in (lambda: quota.check(1, 1, 1), lambda: Quotas(made, DEFAULT_LIMITS).of("m")):
         with pytest.raises(Unavailable, match=r"now: Stale file handle$") as caught:
             call()
         assert caught.value.reason == "STORAGE"
 
 
-def test_an_unknown_model_has_no_room(tmp_path: Path) -> None:
-    """It is NotFound."""
+def test_unknown_model_is_not_found(tmp_path: Path) -> None:
+    """The error names the model."""
     with pytest.raises(NotFound, match="models/nothing"):
         Quotas(stored.repository(tmp_path), DEFAULT_LIMITS).of("nothing")
 
 
-def test_a_quota_is_all_that_a_model_may_take(tmp_path: Path) -> None:
-    """Up to the quota there is room, one byte beyond it is QuotaExceeded, with the numbers."""
+def test_check_raises_one_byte_above_the_quota(tmp_path: Path) -> None:
+    """The QuotaExceeded has the numbers."""
     made = stored.repository(tmp_path)
     used = Quotas(made, DEFAULT_LIMITS).of("m").used
     limits = replace(DEFAULT_LIMITS, max_model_bytes=used + 10, min_free_bytes=0)
     quota = Quotas(made, limits).of("m")
     quota.check(10, 10, 1)
-    with pytest.raises(QuotaExceeded, match=rf"takes {used} bytes, and 11 more") as caught:
+    with pytest.raises(QuotaExceeded, match=rf"uses {used} bytes, and 11 more") as caught:
         quota.check(11, 1, 1)
     assert (caught.value.subject, caught.value.reason) == ("models/m", "MODEL_QUOTA")
 
 
-def test_a_disk_is_never_filled_by_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would leave less than the least is refused, whoever filled the disk."""
+def test_check_keeps_the_minimum_of_free_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload that would leave fewer free bytes is refused as DISK_FULL."""
     quota = Quotas(stored.repository(tmp_path), replace(DEFAULT_LIMITS, min_free_bytes=100)).of("m")
     monkeypatch.setattr(os, "statvfs", lambda _: Disk(f_bavail=13))
     quota.check(5000, 30, 1)
@@ -132,23 +132,23 @@ def test_a_disk_is_never_filled_by_uploads(tmp_path: Path, monkeypatch: pytest.M
     assert (caught.value.subject, caught.value.reason) == ("repository", "DISK_FULL")
 
 
-def test_inodes_are_never_used_up_by_uploads(
+def test_check_keeps_the_minimum_of_free_inodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each image takes a file; what would leave fewer than the least is refused and says so."""
+    """Each image takes an inode; an upload that would leave fewer is refused as DISK_FULL."""
     limits = replace(DEFAULT_LIMITS, min_free_bytes=0, min_free_inodes=100)
     quota = Quotas(stored.repository(tmp_path), limits).of("m")
     monkeypatch.setattr(os, "statvfs", lambda _: Disk(f_favail=130))
     quota.check(5000, 5000, 30)
-    with pytest.raises(QuotaExceeded, match=r"130 inodes .* free, of which 100 must") as caught:
+    with pytest.raises(QuotaExceeded, match="130 inodes free, of which 100 must remain") as caught:
         quota.check(5000, 5000, 31)
     assert (caught.value.subject, caught.value.reason) == ("repository", "DISK_FULL")
 
 
-def test_a_file_system_without_inodes_has_enough(
+def test_check_ignores_inodes_if_their_total_is_0(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Btrfs says that it has 0 inodes in all: nothing is refused for want of them."""
+    """File systems such as Btrfs report 0 inodes in total, because they have no limit."""
     quota = Quotas(stored.repository(tmp_path), DEFAULT_LIMITS).of("m")
     monkeypatch.setattr(os, "statvfs", lambda _: Disk(f_bavail=10**9, f_files=0, f_favail=0))
     quota.check(5000, 5000, 31)

@@ -1,4 +1,4 @@
-"""A changed model is what one fit on the same images gives, whatever its history."""
+"""Steps of a change: a changed model equals a fit on the same images, byte for byte."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from topwork.bundle.manifest import Manifest
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.changes.jobs import ChangeKind, ChangeResult, Conflict, Job, Upload
-from topwork.changes.retrain import OVERTAKEN, Candidate, NewExemplars, Trainer
+from topwork.changes.new_exemplars import NewExemplars
+from topwork.changes.retrain import OVERTAKEN, Candidate, Trainer
 from topwork.errors import Corrupt, NotReady, Stale
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.backend import open_session
@@ -34,16 +35,16 @@ POOL = {
     label: pictures(colour, 14)
     for label, colour in zip("abcde", ("amber", "blue", "crimson", "green", "violet"), strict=True)
 }
-"""Images of each label that a history may bring."""
+"""Images of each label that a history may add."""
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
     """Return a repository with a model ``m`` of the labels a and b."""
-    return begun(tmp_path)
+    return fitted_repository(tmp_path)
 
 
-def begun(root: Path, first: int = 8) -> Repository:
+def fitted_repository(root: Path, first: int = 8) -> Repository:
     """Return a repository with a model ``m`` fitted on the ``first`` images of a and b."""
     made = Repository(root)
     tiny.publish(made, "m", tiny.embed_pictures({label: POOL[label][:first] for label in "ab"}))
@@ -62,7 +63,7 @@ def job(
     expected: int = 0,
     validate_only: bool = False,
 ) -> Job:
-    """Return a job whose images are stored."""
+    """Return a job, and store its images."""
     return Job(
         kind=kind,
         model="m",
@@ -80,27 +81,27 @@ def job(
     )
 
 
-def silent(done: int, total: int, conflicts: tuple[Conflict, ...] = ()) -> None:
-    """Take no note of progress."""
+def ignore(done: int, total: int, conflicts: tuple[Conflict, ...] = ()) -> None:
+    """Ignore progress."""
 
 
-def changed(repository: Repository, asked: Job) -> ChangeResult:
-    """Do a job, all its steps, and return what came of it."""
+def apply(repository: Repository, change: Job) -> ChangeResult:
+    """Run all steps of a job and return its result."""
     trainer = Trainer(repository, cores=2, limits=LIMITS)
     operation = str(uuid.uuid4())
-    candidate = trainer.solve(asked, trainer.embed(asked, silent), operation)
+    candidate = trainer.solve(change, trainer.embed(change, ignore), operation)
     assert candidate.rejected is None
     if candidate.published:
-        trainer.serve(asked, candidate.result.revision, operation)
+        trainer.serve(change, candidate.result.revision, operation)
     return candidate.result
 
 
 def serving(repository: Repository) -> Manifest:
-    """Return the manifest that serves."""
+    """Return the manifest of the serving revision."""
     return repository.manifest("m", repository.serving("m"))
 
 
-def fitted(images: dict[str, list[bytes]]) -> tuple[tuple[str, ...], bytes, str]:
+def fit(images: dict[str, list[bytes]]) -> tuple[tuple[str, ...], bytes, str]:
     """Return labels, head and data digest of one fit on ``images``."""
     with TemporaryDirectory() as directory:
         made = Repository(Path(directory))
@@ -113,7 +114,7 @@ Step = tuple[ChangeKind, str, int, int]
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Step]:
-    """Return changes, each possible after those before: kind, label, first and last image."""
+    """Return valid sequences of changes: kind, label, first and last image."""
     has = {"a": set(range(8)), "b": set(range(8))}
     steps: list[Step] = []
     for _ in range(draw(st.integers(1, 5))):
@@ -143,31 +144,29 @@ def histories(draw: st.DrawFn) -> list[Step]:
 @pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(history=histories())
-def test_a_history_gives_what_one_fit_gives(history: list[Step]) -> None:
-    """Labels, head and data are, byte for byte, those of one fit on the images that remain."""
+def test_history_of_changes_equals_one_fit(history: list[Step]) -> None:
+    """Labels, head and data digest equal those of one fit on the remaining images."""
     remains = {"a": set(range(8)), "b": set(range(8))}
     with TemporaryDirectory() as directory:
-        repository = begun(Path(directory))
+        repository = fitted_repository(Path(directory))
         for kind, label, begin, end in history:
-            changed(
-                repository, job(repository, kind, label, POOL[label][begin:end] if label else ())
-            )
+            apply(repository, job(repository, kind, label, POOL[label][begin:end] if label else ()))
             if kind == "remove_class":
                 del remains[label]
             elif label:
                 remains.setdefault(label, set()).update(range(begin, end))
         manifest = serving(repository)
-        assert (manifest.labels, repository.head(manifest), manifest.data_digest) == fitted(
-            {label: [POOL[label][n] for n in sorted(kept)] for label, kept in remains.items()}
+        assert (manifest.labels, repository.head(manifest), manifest.data_digest) == fit(
+            {label: [POOL[label][n] for n in sorted(numbers)] for label, numbers in remains.items()}
         )
 
 
-def test_a_renamed_class_is_what_a_fit_under_that_name_gives(repository: Repository) -> None:
-    """RenameClass gives the head that the new name would have had from the start."""
-    changed(repository, job(repository, "rename_class", "a", new_label="z"))
+def test_rename_class_equals_a_fit_with_the_new_name(repository: Repository) -> None:
+    """The labels are in the order of the new names."""
+    apply(repository, job(repository, "rename_class", "a", new_label="z"))
     manifest = serving(repository)
     assert manifest.labels == ("b", "z")
-    labels, head, digest = fitted({"z": POOL["a"][:8], "b": POOL["b"][:8]})
+    labels, head, digest = fit({"z": POOL["a"][:8], "b": POOL["b"][:8]})
     assert (manifest.labels, repository.head(manifest), manifest.data_digest) == (
         labels,
         head,
@@ -175,252 +174,257 @@ def test_a_renamed_class_is_what_a_fit_under_that_name_gives(repository: Reposit
     )
 
 
-def test_no_shard_is_rewritten(repository: Repository) -> None:
-    """Each change refers to the shards that are there, and adds at most its own.
-
-    A file that is written anew is another inode; that it is young again changes nothing in it.
-    """
+def test_changes_rewrite_no_shard(repository: Repository) -> None:
+    """A change adds at most one shard; a rewritten file would have a new inode."""
     shards = repository.root / "exemplars"
     before = {path.name: path.stat().st_ino for path in shards.iterdir()}
-    changed(repository, job(repository, "add_class", "c", POOL["c"][:5]))
-    changed(repository, job(repository, "add_examples", "a", POOL["a"][8:10]))
-    changed(repository, job(repository, "rename_class", "a", new_label="z"))
-    changed(repository, job(repository, "remove_class", "b"))
+    apply(repository, job(repository, "add_class", "c", POOL["c"][:5]))
+    apply(repository, job(repository, "add_examples", "a", POOL["a"][8:10]))
+    apply(repository, job(repository, "rename_class", "a", new_label="z"))
+    apply(repository, job(repository, "remove_class", "b"))
     after = {path.name: path.stat().st_ino for path in shards.iterdir()}
     assert len(after) == len(before) + 2
     assert before.items() <= after.items()
 
 
-def test_what_was_removed_is_nowhere_in_the_new_revision(repository: Repository) -> None:
-    """No exemplar of a removed label is referred to; the revision before still has them."""
-    changed(repository, job(repository, "add_class", "c", POOL["c"][:5]))
+def test_remove_class_drops_the_exemplars_of_the_label(repository: Repository) -> None:
+    """The parent revision still refers to them."""
+    apply(repository, job(repository, "add_class", "c", POOL["c"][:5]))
     parent = serving(repository)
-    changed(repository, job(repository, "remove_class", "c"))
+    apply(repository, job(repository, "remove_class", "c"))
     now = serving(repository)
-    assert {one.label for one in now.exemplars} == {"a", "b"}
+    assert {shard.label for shard in now.exemplars} == {"a", "b"}
     assert set(repository.exemplars(now.exemplars).labels) == {"a", "b"}
     assert repository.exemplars(parent.exemplars).labels == ("a", "b", "c")
 
 
-def test_images_that_the_label_has_are_no_ops(repository: Repository) -> None:
-    """Photos that are there already are named and change nothing: no revision is made."""
-    result = changed(repository, job(repository, "add_examples", "a", POOL["a"][:4]))
+def test_add_examples_of_duplicates_publishes_nothing(repository: Repository) -> None:
+    """The duplicates are skipped by name, and the result has the parent's revision."""
+    result = apply(repository, job(repository, "add_examples", "a", POOL["a"][:4]))
     assert (result.revision, result.images_used) == (1, 0)
-    assert [(one.name, one.reason) for one in result.skipped] == [
+    assert [(image.name, image.reason) for image in result.skipped] == [
         (f"a-{number}", "DUPLICATE") for number in range(4)
     ]
     assert repository.revisions("m") == [1]
 
 
-def test_of_more_images_the_new_ones_are_learnt(repository: Repository) -> None:
-    """Of an upload that overlaps with what is there the rest is learnt."""
-    result = changed(repository, job(repository, "add_examples", "a", POOL["a"][6:11]))
+def test_add_class_without_a_usable_image_is_not_ready(repository: Repository) -> None:
+    """A label needs an image, even if the limit is 0."""
+    trainer = Trainer(repository, cores=2, limits=replace(LIMITS, min_images_per_label=0))
+    with pytest.raises(NotReady, match="has 0 usable images; at least 1 are needed") as caught:
+        trainer.embed(job(repository, "add_class", "c", [b"no image"]), ignore)
+    assert caught.value.reason == "TOO_FEW_IMAGES"
+
+
+def test_add_examples_learns_only_new_images(repository: Repository) -> None:
+    """Of an upload with duplicates, the other images are learnt."""
+    result = apply(repository, job(repository, "add_examples", "a", POOL["a"][6:11]))
     assert (result.revision, result.images_used, len(result.skipped)) == (2, 3, 2)
     assert serving(repository).images == 8 + 8 + 3
 
 
-def test_an_image_of_another_label_is_a_conflict_before_training(repository: Repository) -> None:
-    """The same pixels under another label are named as soon as all are embedded."""
-    told: list[tuple[int, int, tuple[Conflict, ...]]] = []
+def test_conflicts_are_reported_before_solving(repository: Repository) -> None:
+    """The same pixels under another label are a conflict once all images are embedded."""
+    reported: list[tuple[int, int, tuple[Conflict, ...]]] = []
 
-    def note(done: int, total: int, conflicts: tuple[Conflict, ...] = ()) -> None:
-        told.append((done, total, conflicts))
+    def record(done: int, total: int, conflicts: tuple[Conflict, ...] = ()) -> None:
+        reported.append((done, total, conflicts))
 
-    asked = job(repository, "add_class", "c", [*POOL["c"][:4], POOL["a"][2]])
+    change = job(repository, "add_class", "c", [*POOL["c"][:4], POOL["a"][2]])
     trainer = Trainer(repository, cores=2, limits=LIMITS)
-    new = trainer.embed(asked, note)
+    new = trainer.embed(change, record)
     (conflict,) = new.conflicts
     assert (conflict.name, conflict.label, conflict.exact) == ("c-4", "a", True)
-    assert told[-1] == (5, 5, new.conflicts)
+    assert reported[-1] == (5, 5, new.conflicts)
 
 
-def test_a_gate_may_let_no_conflict_through(repository: Repository) -> None:
-    """With more conflicts than the gate lets, nothing is learnt and the first are named."""
+def test_more_conflicts_than_the_gate_allows_are_not_ready(repository: Repository) -> None:
+    """The message names the first conflicts."""
     gate = replace(ANY, max_conflicts=0)
-    asked = job(repository, "add_class", "c", [*POOL["c"][:4], POOL["a"][2]], gate=gate)
+    change = job(repository, "add_class", "c", [*POOL["c"][:4], POOL["a"][2]], gate=gate)
     trainer = Trainer(repository, cores=2, limits=LIMITS)
-    said = r"1 images show what .* and the gate lets 0: c-4 "
-    with pytest.raises(NotReady, match=said) as caught:
-        trainer.embed(asked, silent)
+    message = r"1 images are duplicates of .* and the gate allows 0: c-4 "
+    with pytest.raises(NotReady, match=message) as caught:
+        trainer.embed(change, ignore)
     assert caught.value.reason == "LABEL_CONFLICTS"
 
 
 def harmful(repository: Repository, *, validate_only: bool = False) -> Job:
-    """Return a job that teaches images of a known class under a new label."""
+    """Return a job that adds images of an existing class under a new label."""
     return job(
         repository, "add_class", "c", POOL["a"][:8], gate=Gate(), validate_only=validate_only
     )
 
 
-def candidate(repository: Repository, asked: Job, operation: str = "x") -> Candidate:
-    """Return what is solved for a job."""
+def solve(repository: Repository, change: Job, operation: str = "x") -> Candidate:
+    """Run the first two steps of a job."""
     trainer = Trainer(repository, cores=2, limits=LIMITS)
-    return trainer.solve(asked, trainer.embed(asked, silent), operation)
+    return trainer.solve(change, trainer.embed(change, ignore), operation)
 
 
-def test_a_harmful_change_is_published_and_rejected(repository: Repository) -> None:
-    """What breaks the gate has its report and its reasons, and what served goes on serving."""
-    found = candidate(repository, harmful(repository))
-    assert found.rejected is not None
-    assert (found.rejected.kind, found.rejected.reason) == ("NotReady", "GATE_FAILED")
-    assert found.rejected.revision == 2
-    assert found.rejected.comparison == repository.manifest("m", 2).comparison
+def test_change_that_fails_the_gate_is_published_and_rejected(repository: Repository) -> None:
+    """The rejected revision has a report and reasons; the parent continues to serve."""
+    candidate = solve(repository, harmful(repository))
+    assert candidate.rejected is not None
+    assert (candidate.rejected.kind, candidate.rejected.reason) == ("NotReady", "GATE_FAILED")
+    assert candidate.rejected.revision == 2
+    assert candidate.rejected.comparison == repository.manifest("m", 2).comparison
     rejection = repository.manifest("m", 2).rejection
     assert rejection is not None
     assert rejection.failures
-    assert all(failure in found.rejected.message for failure in rejection.failures)
+    assert all(failure in candidate.rejected.message for failure in rejection.failures)
     assert b"rejected" in repository.report(repository.manifest("m", 2))
     assert repository.serving("m") == 1
 
 
-def test_a_good_change_says_what_it_did(repository: Repository) -> None:
-    """The comparison has the old labels before and after, and the new one's recall."""
-    result = changed(repository, job(repository, "add_class", "c", POOL["c"], gate=Gate()))
+def test_result_compares_the_labels_with_the_parent(repository: Repository) -> None:
+    """The comparison has the old labels before and after, and the recall of the new label."""
+    result = apply(repository, job(repository, "add_class", "c", POOL["c"], gate=Gate()))
     comparison = result.comparison
     assert comparison is not None
     assert comparison == serving(repository).comparison
-    assert [(one.label, one.images) for one in comparison.labels] == [("a", 8), ("b", 8)]
+    assert [(label.label, label.images) for label in comparison.labels] == [("a", 8), ("b", 8)]
     assert comparison.taught is not None
     assert (comparison.taught.label, comparison.taught.images) == ("c", 14)
     assert comparison.drop_low <= comparison.drop <= comparison.drop_high
 
 
 @pytest.mark.parametrize("harm", [False, True])
-def test_validating_changes_nothing(repository: Repository, harm: bool) -> None:
-    """It says what would come of it and whether the gate would pass; nothing is published."""
-    asked = (
+def test_validate_only_publishes_nothing(repository: Repository, harm: bool) -> None:
+    """The result predicts the revision, and has the gate's failures."""
+    change = (
         harmful(repository, validate_only=True)
         if harm
         else job(repository, "add_class", "c", POOL["c"], gate=Gate(), validate_only=True)
     )
-    found = candidate(repository, asked)
-    assert (found.published, found.rejected) == (False, None)
-    assert bool(found.result.gate_failures) == harm
-    assert found.result.predicted is not None
-    assert found.result.predicted.labels == ("a", "b", "c")
-    assert found.result.comparison is not None
+    candidate = solve(repository, change)
+    assert (candidate.published, candidate.rejected) == (False, None)
+    assert bool(candidate.result.gate_failures) == harm
+    assert candidate.result.predicted is not None
+    assert candidate.result.predicted.labels == ("a", "b", "c")
+    assert candidate.result.comparison is not None
     assert repository.revisions("m") == [1]
 
 
-def test_a_step_that_is_repeated_publishes_once(repository: Repository) -> None:
-    """After a crash each step can be run again: one revision, one move."""
-    asked = job(repository, "add_class", "c", POOL["c"][:5])
+def test_repeated_steps_publish_once(repository: Repository) -> None:
+    """Each step can be run again after a crash: one revision, one move."""
+    change = job(repository, "add_class", "c", POOL["c"][:5])
     trainer = Trainer(repository, cores=2, limits=LIMITS)
-    new = trainer.embed(asked, silent)
-    assert trainer.embed(asked, silent) == new
-    found = trainer.solve(asked, new, "x")
-    assert trainer.solve(asked, new, "x") == found
+    new = trainer.embed(change, ignore)
+    assert trainer.embed(change, ignore) == new
+    candidate = trainer.solve(change, new, "x")
+    assert trainer.solve(change, new, "x") == candidate
     for _ in range(2):
-        trainer.serve(asked, 2, "x")
+        trainer.serve(change, 2, "x")
     assert repository.revisions("m") == [1, 2]
-    assert [one.revision for one in repository.serving_state("m").moves] == [1, 2]
+    assert [move.revision for move in repository.serving_state("m").moves] == [1, 2]
 
 
-def test_an_id_that_comes_again_with_other_images_is_another_change(
-    repository: Repository,
-) -> None:
-    """What the deleted operation of that id had published, of the same parent, is not taken."""
+def test_reused_id_with_other_images_publishes_its_own_revision(repository: Repository) -> None:
+    """The revision of the deleted operation of that id, with the same parent, is not returned."""
     trainer = Trainer(repository, cores=2, limits=LIMITS)
     for number, contents in ((2, POOL["c"][:5]), (3, POOL["c"][5:10])):
-        asked = job(repository, "add_class", "c", contents)
-        found = trainer.solve(asked, trainer.embed(asked, silent), "x")
-        assert found.result.revision == number
+        change = job(repository, "add_class", "c", contents)
+        candidate = trainer.solve(change, trainer.embed(change, ignore), "x")
+        assert candidate.result.revision == number
         manifest = repository.manifest("m", number)
         assert (manifest.operation, manifest.parent) == ("x", 1)
         digests = {row.tobytes().hex() for row in repository.exemplars(manifest.exemplars).contents}
         assert {sha256(content) for content in contents} <= digests
 
 
-def test_an_id_that_comes_again_with_another_change_serves_it(repository: Repository) -> None:
-    """That the deleted operation of that id moved the pointer keeps this one from nothing."""
+def test_reused_id_with_another_change_serves_its_own_revision(repository: Repository) -> None:
+    """The move of the pointer by the deleted operation of that id does not count."""
     trainer = Trainer(repository, cores=2, limits=LIMITS)
     for label in "cd":
-        asked = job(repository, "add_class", label, POOL[label][:5])
-        found = trainer.solve(asked, trainer.embed(asked, silent), "x")
-        trainer.serve(asked, found.result.revision, "x")
-        assert repository.serving("m") == found.result.revision
+        change = job(repository, "add_class", label, POOL[label][:5])
+        candidate = trainer.solve(change, trainer.embed(change, ignore), "x")
+        trainer.serve(change, candidate.result.revision, "x")
+        assert repository.serving("m") == candidate.result.revision
     assert serving(repository).labels == ("a", "b", "c", "d")
 
 
-def test_a_revision_that_gc_deletes_under_a_change_means_that_it_was_overtaken(
+def test_parent_deleted_by_gc_is_overtaken_not_corrupt(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is missing of a parent that serves no more is no damage: the change is made again."""
-    other = tiny.publish(repository, "m", tiny.embed_pictures({one: POOL[one][:9] for one in "ab"}))
+    """If the parent no longer serves and its files are missing, the change is repeated."""
+    other = tiny.publish(
+        repository, "m", tiny.embed_pictures({label: POOL[label][:9] for label in "ab"})
+    )
     repository.set_serving("m", 1, why="rollback")
-    asked = job(repository, "rename_class", "a", new_label="c")
+    change = job(repository, "rename_class", "a", new_label="c")
     trainer = Trainer(repository, cores=2, limits=LIMITS)
-    new = trainer.embed(asked, silent)
-    published = repository.publish
+    new = trainer.embed(change, ignore)
+    publish = repository.publish
 
     def overtaken(*arguments: Any, **options: Any) -> Manifest:
         repository.set_serving("m", other.revision, why="rollback")
         collect(repository, keep=1, spare_seconds=0)
-        return published(*arguments, **options)
+        return publish(*arguments, **options)
 
     monkeypatch.setattr(repository, "publish", overtaken)
     with pytest.raises(NotReady) as caught:
-        trainer.solve(asked, new, "x")
+        trainer.solve(change, new, "x")
     assert caught.value.reason in OVERTAKEN
     monkeypatch.undo()
-    assert trainer.solve(asked, new, "x").result.revision == 3
+    assert trainer.solve(change, new, "x").result.revision == 3
 
 
-def test_what_was_rolled_back_since_stays(repository: Repository) -> None:
-    """A last step that is repeated after a rollback does not undo it."""
-    asked = job(repository, "add_class", "c", POOL["c"][:5])
+def test_repeated_serve_does_not_undo_a_rollback(repository: Repository) -> None:
+    """An operation moves the serving pointer only once."""
+    change = job(repository, "add_class", "c", POOL["c"][:5])
     trainer = Trainer(repository, cores=2, limits=LIMITS)
-    found = trainer.solve(asked, trainer.embed(asked, silent), "x")
-    trainer.serve(asked, found.result.revision, "x")
+    candidate = trainer.solve(change, trainer.embed(change, ignore), "x")
+    trainer.serve(change, candidate.result.revision, "x")
     repository.set_serving("m", 1, why="rollback")
-    trainer.serve(asked, found.result.revision, "x")
+    trainer.serve(change, candidate.result.revision, "x")
     assert repository.serving("m") == 1
 
 
 @pytest.mark.parametrize(("expected", "error"), [(0, NotReady), (1, Stale)])
-def test_a_fit_between_solving_and_serving(
+def test_serve_after_a_fit_raises(
     repository: Repository, expected: int, error: type[Exception]
 ) -> None:
-    """A candidate whose parent serves no more is not served; who expected that one is told so."""
-    asked = job(repository, "add_class", "c", POOL["c"][:5], expected=expected)
+    """A candidate whose parent no longer serves is not served; with an expected revision: Stale."""
+    change = job(repository, "add_class", "c", POOL["c"][:5], expected=expected)
     trainer = Trainer(repository, cores=2, limits=LIMITS)
-    found = trainer.solve(asked, trainer.embed(asked, silent), "x")
-    tiny.publish(repository, "m", tiny.embed_pictures({one: POOL[one][:9] for one in "ab"}))
+    candidate = trainer.solve(change, trainer.embed(change, ignore), "x")
+    tiny.publish(repository, "m", tiny.embed_pictures({label: POOL[label][:9] for label in "ab"}))
     with pytest.raises(error, match="serves revision 3 by now, and revision 2 was made from 1"):
-        trainer.serve(asked, found.result.revision, "x")
-    again = trainer.solve(replace(asked, expected_revision=0), new_of(trainer, asked), "x")
+        trainer.serve(change, candidate.result.revision, "x")
+    again = trainer.solve(replace(change, expected_revision=0), new_of(trainer, change), "x")
     assert (again.result.revision, repository.manifest("m", 4).parent) == (4, 3)
 
 
-def new_of(trainer: Trainer, asked: Job) -> NewExemplars:
-    """Return what a job brings now."""
-    return trainer.embed(replace(asked, expected_revision=0), silent)
+def new_of(trainer: Trainer, change: Job) -> NewExemplars:
+    """Embed a job's uploads, whatever revision is serving."""
+    return trainer.embed(replace(change, expected_revision=0), ignore)
 
 
-def test_a_fit_on_another_backbone_between_embedding_and_solving(repository: Repository) -> None:
-    """Embeddings of a backbone that the model has no more are not mixed with others."""
-    asked = job(repository, "add_class", "c", POOL["c"][:5])
+def test_solve_after_a_fit_on_another_backbone_is_not_ready(repository: Repository) -> None:
+    """Embeddings of different backbones are not mixed."""
+    change = job(repository, "add_class", "c", POOL["c"][:5])
     trainer = Trainer(repository, cores=2, limits=LIMITS)
-    new = replace(trainer.embed(asked, silent), backbone="0" * 64)
+    new = replace(trainer.embed(change, ignore), backbone="0" * 64)
     with pytest.raises(NotReady) as caught:
-        trainer.solve(asked, new, "x")
+        trainer.solve(change, new, "x")
     assert caught.value.reason == "BACKBONE_CHANGED"
 
 
-def test_retrain_takes_another_head(repository: Repository) -> None:
-    """Retrain solves on the same exemplars what it is told to, and children keep that."""
+def test_retrain_changes_the_recipe(repository: Repository) -> None:
+    """Retrain solves the requested head on the same exemplars; later changes use its recipe."""
     recipe = Recipe(head="ridge", normalisation="l2")
-    changed(repository, job(repository, "retrain", recipe=recipe))
+    apply(repository, job(repository, "retrain", recipe=recipe))
     manifest = serving(repository)
     assert (manifest.chosen.kind, manifest.chosen.normalisation) == ("ridge", "l2")
     assert manifest.exemplars == repository.manifest("m", 1).exemplars
-    changed(repository, job(repository, "add_class", "c", POOL["c"][:5]))
+    apply(repository, job(repository, "add_class", "c", POOL["c"][:5]))
     assert serving(repository).recipe == recipe
 
 
-def test_the_new_head_knows_the_new_class(repository: Repository) -> None:
-    """A picture that nobody showed it is called by the label that was added."""
-    changed(repository, job(repository, "add_class", "c", POOL["c"]))
+def test_new_head_classifies_the_new_label(repository: Repository) -> None:
+    """An image that is not in the training set has the added label."""
+    apply(repository, job(repository, "add_class", "c", POOL["c"]))
     manifest = serving(repository)
     embedding = tiny.embed_pictures({"?": [picture("crimson", 90)]}).embeddings
     session = open_session(repository.head(manifest), output="probabilities")
@@ -428,17 +432,15 @@ def test_the_new_head_knows_the_new_class(repository: Repository) -> None:
 
 
 @pytest.mark.parametrize("kind", ["retrain", "rename_class"])
-def test_a_changed_backbone_json_is_not_made_right_by_a_change(
-    repository: Repository, kind: ChangeKind
-) -> None:
-    """A new revision names the backbone.json of its parent, never one that was put in its place.
+def test_change_refuses_a_modified_backbone_json(repository: Repository, kind: ChangeKind) -> None:
+    """A new revision has the digest of its parent's backbone.json.
 
-    Else who can write files could let a worker sign another preprocess spec.
+    Otherwise an attacker who can write files could have a worker sign another preprocess spec.
     """
     manifest = serving(repository)
     path = repository.path("backbones", manifest.backbone) / "backbone.json"
     path.write_bytes(path.read_bytes().replace(b'"resize": 16', b'"resize": 17'))
     label = "a" if kind == "rename_class" else ""
     with pytest.raises(Corrupt, match=r"backbone\.json has sha256"):
-        changed(repository, job(repository, kind, label, new_label="z" if label else ""))
+        apply(repository, job(repository, kind, label, new_label="z" if label else ""))
     assert repository.revisions("m") == [1]

@@ -1,4 +1,4 @@
-"""Uploads stay within their bounds, whatever a client sends."""
+"""Limits, timeouts and storage of uploads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support import virtual_time
 
 from topwork.bundle import files
 from topwork.bundle.store import Repository
-from topwork.changes import uploads as uploading
+from topwork.changes import uploads as uploads_module
 from topwork.changes.jobs import SkippedUpload, Upload
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.changes.uploads import Uploads
@@ -28,213 +28,213 @@ REQUEST = ChangeRequest(kind="add_class", model="colours", label="violet")
 
 
 class Quota:
-    """Has room for so many bytes, and notes what it was asked."""
+    """A quota of ``most`` bytes that records its calls."""
 
     def __init__(self, most: int = 10**6) -> None:
         self.most = most
-        self.asked: list[tuple[int, int, int]] = []
+        self.calls: list[tuple[int, int, int]] = []
 
     def check(self, total: int, coming: int, images: int) -> None:
-        """Raise QuotaExceeded beyond the most."""
-        self.asked.append((total, coming, images))
+        """Raise QuotaExceeded above ``most``."""
+        self.calls.append((total, coming, images))
         if total > self.most:
             raise QuotaExceeded(f"{total} are too many", subject="models/x")
 
 
-def part(*lengths: int, name: str = "") -> list[UploadedImage]:
-    """Return a portion of images of these lengths."""
+def batch(*lengths: int, name: str = "") -> list[UploadedImage]:
+    """Return a batch of images of these lengths."""
     return [UploadedImage(name=name, content=b"x" * length) for length in lengths]
 
 
-async def sent(*items: UploadItem) -> AsyncIterator[UploadItem]:
-    """Yield items at once."""
+async def stream(*items: UploadItem) -> AsyncIterator[UploadItem]:
+    """Yield items without pauses."""
     for item in items:
         yield item
 
 
-def stored(
+def store(
     root: Path, *items: UploadItem, quota: Quota | None = None
 ) -> tuple[tuple[Upload, ...], tuple[SkippedUpload, ...], int]:
-    """Return what an upload of ``items`` gives."""
+    """Return the stored images, the refused images and the bytes of an upload."""
     uploads = Uploads(Repository(root), LIMITS)
-    return asyncio.run(uploads.store(sent(*items), quota or Quota()))
+    return asyncio.run(uploads.store(stream(*items), quota or Quota()))
 
 
-def files_of(root: Path) -> int:
-    """Return how many images are stored."""
+def count_images(root: Path) -> int:
+    """Return the number of stored images."""
     return len(list((root / "images").glob("*")))
 
 
 @pytest.mark.parametrize(
-    ("parts", "reason", "said"),
+    ("batches", "reason", "message"),
     [
-        ((part(1, 2), part(3, 4, 5)), "TOO_MANY_IMAGES", "more than 4 images"),
-        ((part(50, 40), part(11)), "UPLOAD_TOO_LARGE", "more than 100 bytes"),
+        ((batch(1, 2), batch(3, 4, 5)), "TOO_MANY_IMAGES", "more than 4 images"),
+        ((batch(50, 40), batch(11)), "UPLOAD_TOO_LARGE", "more than 100 bytes"),
     ],
 )
-def test_an_upload_ends_where_it_is_too_large(
-    tmp_path: Path, parts: tuple[list[UploadedImage], ...], reason: str, said: str
+def test_upload_ends_at_its_limits(
+    tmp_path: Path, batches: tuple[list[UploadedImage], ...], reason: str, message: str
 ) -> None:
-    """Images and bytes are counted over all messages; the one that is too much is not stored."""
-    with pytest.raises(InvalidInput, match=said) as caught:
-        stored(tmp_path, *parts)
+    """Images and bytes are counted over all messages; the message above a limit is not stored."""
+    with pytest.raises(InvalidInput, match=message) as caught:
+        store(tmp_path, *batches)
     assert (caught.value.reason, caught.value.field) == (reason, "images")
-    assert files_of(tmp_path) == 2
+    assert count_images(tmp_path) == 2
 
 
 def test_quota_is_checked_before_a_message_is_stored(tmp_path: Path) -> None:
-    """It is asked for all bytes so far and for those that come; what it refuses is not stored."""
+    """The quota gets the total and the new bytes; a refused message is not stored."""
     quota = Quota(most=60)
     with pytest.raises(QuotaExceeded, match="61 are too many"):
-        stored(tmp_path, part(10, 20), part(30), part(1), quota=quota)
-    assert quota.asked == [(30, 30, 2), (60, 30, 1), (61, 1, 1)]
-    assert files_of(tmp_path) == 3
+        store(tmp_path, batch(10, 20), batch(30), batch(1), quota=quota)
+    assert quota.calls == [(30, 30, 2), (60, 30, 1), (61, 1, 1)]
+    assert count_images(tmp_path) == 3
 
 
-def test_an_image_that_is_too_large_fails_alone(tmp_path: Path) -> None:
-    """It is named with its length, and the others are stored."""
-    uploads, refused, size = stored(tmp_path, part(61, 5))
-    assert [(one.name, one.reason) for one in refused] == [("images[0]", "IMAGE_TOO_LARGE")]
+def test_oversized_image_fails_alone(tmp_path: Path) -> None:
+    """Its message has its length, and the other images are stored."""
+    uploads, refused, size = store(tmp_path, batch(61, 5))
+    assert [(image.name, image.reason) for image in refused] == [("images[0]", "IMAGE_TOO_LARGE")]
     assert "61 bytes; the limit is 60" in refused[0].message
-    assert [one.name for one in uploads] == ["images[1]"]
+    assert [image.name for image in uploads] == ["images[1]"]
     assert size == 66
 
 
 @pytest.mark.parametrize(
-    ("items", "said"),
+    ("items", "message"),
     [
         ((), "the upload has no message"),
-        ((part(1), REQUEST), "the first message has no config"),
+        ((batch(1), REQUEST), "the first message has no config"),
     ],
 )
-def test_an_upload_begins_with_its_request(items: tuple[UploadItem, ...], said: str) -> None:
-    """Without a message, or with images before the request, it is InvalidInput."""
+def test_upload_must_begin_with_its_request(items: tuple[UploadItem, ...], message: str) -> None:
+    """An empty upload, or images before the request, is InvalidInput."""
     uploads = Uploads(Repository(Path("repository")), LIMITS)
-    with pytest.raises(InvalidInput, match=said) as caught:
-        asyncio.run(uploads.request(sent(*items)))
+    with pytest.raises(InvalidInput, match=message) as caught:
+        asyncio.run(uploads.request(stream(*items)))
     assert caught.value.field == "config"
 
 
-def test_an_upload_has_one_request(tmp_path: Path) -> None:
-    """A second one among the images is InvalidInput."""
+def test_upload_has_only_one_request(tmp_path: Path) -> None:
+    """A second request among the images is InvalidInput."""
     with pytest.raises(InvalidInput, match="only the first message may have a config") as caught:
-        stored(tmp_path, part(1), REQUEST)
+        store(tmp_path, batch(1), REQUEST)
     assert caught.value.field == "config"
 
 
-def test_an_upload_has_images(tmp_path: Path) -> None:
-    """Messages without a single image are InvalidInput."""
+def test_upload_without_images_is_refused(tmp_path: Path) -> None:
+    """Messages without any image are InvalidInput."""
     with pytest.raises(InvalidInput, match="the upload has no image"):
-        stored(tmp_path, [], [])
+        store(tmp_path, [], [])
 
 
-def test_images_of_a_slow_upload_are_kept_young(
+def test_long_upload_renews_the_mtimes_of_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When another message comes, all that came before is young again."""
-    monkeypatch.setattr(uploading, "RENEW_SECONDS", 0.0)
+    """The next message renews all stored images, so that gc spares them."""
+    monkeypatch.setattr(uploads_module, "RENEW_SECONDS", 0.0)
 
     async def slowly() -> AsyncIterator[UploadItem]:
-        yield part(1, 2)
+        yield batch(1, 2)
         for path in (tmp_path / "images").iterdir():
             os.utime(path, times=(0, 0))
-        yield part(3)
+        yield batch(3)
 
     uploads = Uploads(Repository(tmp_path), LIMITS)
     asyncio.run(uploads.store(slowly(), Quota()))
     assert min(path.stat().st_mtime for path in (tmp_path / "images").iterdir()) > 0
 
 
-def test_an_upload_whose_images_were_deleted_fails_when_it_ends(tmp_path: Path) -> None:
-    """It is UNAVAILABLE, and says that it must be sent again, before anything is promised."""
+def test_holding_deleted_images_raises_unavailable(tmp_path: Path) -> None:
+    """The message says to upload again, before the operation is accepted."""
 
-    async def ended() -> None:
+    async def scenario() -> None:
         uploads = Uploads(Repository(tmp_path), LIMITS)
-        images, _, _ = await uploads.store(sent(part(1, 2)), Quota())
+        images, _, _ = await uploads.store(stream(batch(1, 2)), Quota())
         next((tmp_path / "images").iterdir()).unlink()
         async with uploads.holding(images):
-            raise AssertionError("it was held")
+            raise AssertionError("deleted images were held")
 
     with pytest.raises(Unavailable, match=r"is missing: .* upload again") as caught:
-        asyncio.run(ended())
+        asyncio.run(scenario())
     assert caught.value.reason == "UPLOAD_EXPIRED"
 
 
-def test_a_cancelled_upload_lets_go_of_the_lock(tmp_path: Path) -> None:
-    """Who waits to hold images and is cancelled leaves nobody waiting."""
+def test_cancelled_holding_releases_the_lock(tmp_path: Path) -> None:
+    """An upload that is cancelled while it waits for the lock leaves it free."""
     repository = Repository(tmp_path)
     repository.put_image(b"image")
 
-    async def cancelled() -> None:
+    async def scenario() -> None:
         uploads = Uploads(repository, LIMITS)
         images = (Upload(name="a", digest=files.sha256(b"image")),)
         with files.locked(repository.lock):
             holding = asyncio.create_task(uploads.holding(images).__aenter__())
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(holding, 0.1)
-        await asyncio.to_thread(take, repository)
+        await asyncio.to_thread(wait_for_lock, repository)
 
-    asyncio.run(cancelled())
+    asyncio.run(scenario())
 
 
-def take(repository: Repository) -> None:
-    """Wait until nobody holds the repository's lock."""
+def wait_for_lock(repository: Repository) -> None:
+    """Wait until the repository's lock is free."""
     with files.locked(repository.lock):
         pass
 
 
-def trickled(root: Path, *, pause: float, length: int, count: int) -> float:
-    """Upload ``count`` messages with pauses before each; return how many seconds it took."""
+def upload_slowly(root: Path, *, pause: float, length: int, count: int) -> float:
+    """Upload ``count`` messages, each after a pause; return the seconds that it took."""
 
-    async def parts() -> AsyncIterator[UploadItem]:
-        yield part(0)
+    async def batches() -> AsyncIterator[UploadItem]:
+        yield batch(0)
         for _ in range(count):
             await asyncio.sleep(pause)
-            yield part(length)
+            yield batch(length)
 
     async def scenario() -> float:
         uploads = Uploads(Repository(root), ServerLimits(max_images_per_upload=10**6))
-        await uploads.store(parts(), Quota(10**9))
+        await uploads.store(batches(), Quota(10**9))
         return asyncio.get_running_loop().time()
 
     return virtual_time.run(scenario())
 
 
-def test_a_silent_upload_ends(tmp_path: Path) -> None:
-    """However much it sent before, a minute of silence is too long."""
-    with pytest.raises(DeadlinePassed, match="nothing came for 60 s") as caught:
-        trickled(tmp_path, pause=61.0, length=10**6, count=1)
+def test_silent_upload_times_out(tmp_path: Path) -> None:
+    """A minute without a message ends any upload."""
+    with pytest.raises(DeadlinePassed, match="sent nothing for 60 s") as caught:
+        upload_slowly(tmp_path, pause=61.0, length=10**6, count=1)
     assert caught.value.reason == "UPLOAD_SILENT"
 
 
-def test_a_trickle_ends(tmp_path: Path) -> None:
-    """A byte every 50 s holds no slot: after a minute of waiting in all it is too slow."""
-    with pytest.raises(DeadlinePassed, match=r"nothing came for 10 s; .* 256 bytes a second"):
-        trickled(tmp_path, pause=50.0, length=1, count=2)
+def test_slow_upload_times_out(tmp_path: Path) -> None:
+    """A byte every 50 s is below the minimum rate after a minute of waiting in total."""
+    with pytest.raises(DeadlinePassed, match=r"sent nothing for 10 s; .* 256 bytes a second"):
+        upload_slowly(tmp_path, pause=50.0, length=1, count=2)
 
 
-def test_a_slow_upload_goes_on(tmp_path: Path) -> None:
-    """A photo of 13 KB every 50 s is 260 bytes a second: that may take an hour."""
-    assert trickled(tmp_path, pause=50.0, length=13_000, count=75) == pytest.approx(3750.0)
+def test_upload_at_the_minimum_rate_continues(tmp_path: Path) -> None:
+    """A photo of 13 KB every 50 s is 260 bytes per second, which may take an hour."""
+    assert upload_slowly(tmp_path, pause=50.0, length=13_000, count=75) == pytest.approx(3750.0)
 
 
-def test_a_burst_buys_no_more_than_a_minute(tmp_path: Path) -> None:
-    """Whatever came before, a trickle after it ends as soon as any other."""
+def test_slow_upload_times_out_after_a_burst(tmp_path: Path) -> None:
+    """A burst does not extend the minute of waiting."""
 
-    async def parts() -> AsyncIterator[UploadItem]:
-        yield part(0)
-        yield part(10**6)
+    async def batches() -> AsyncIterator[UploadItem]:
+        yield batch(0)
+        yield batch(10**6)
         for _ in range(2):
             await asyncio.sleep(50.0)
-            yield part(1)
+            yield batch(1)
 
     uploads = Uploads(Repository(tmp_path), ServerLimits())
-    with pytest.raises(DeadlinePassed, match="nothing came for 10 s"):
-        virtual_time.run(uploads.store(parts(), Quota(10**9)))
+    with pytest.raises(DeadlinePassed, match="sent nothing for 10 s"):
+        virtual_time.run(uploads.store(batches(), Quota(10**9)))
 
 
-def test_an_upload_that_never_begins_ends() -> None:
-    """The first message has a minute, too."""
+def test_upload_without_a_first_message_times_out() -> None:
+    """The first message must come within a minute, too."""
 
     async def silent() -> AsyncIterator[UploadItem]:
         await asyncio.sleep(61.0)

@@ -1,4 +1,4 @@
-"""Names that may have been meant."""
+"""Suggestions of existing names in "not found" errors."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import click
 import pytest
 
 from topwork import CallFailed, Client
-from topwork.cli.candidates import FEW, naming_candidates
+from topwork.cli.candidates import FEW, suggest_names
 from topwork.errors import Forbidden, NotFound, TopworkError
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.wire import status
 
 
-class Seeing:
-    """A client whose caller may see some models."""
+class ListingClient:
+    """Fake client that lists models, or refuses if there are none."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
 
     def models(self) -> Iterator[model_pb.Model]:
-        """Yield them."""
+        """Yield the models."""
         if not self._names:
-            raise CallFailed(status.from_error(Forbidden("not you")))
+            raise CallFailed(status.from_error(Forbidden("role missing")))
         for name in self._names:
             yield model_pb.Model(name=f"models/{name}")
 
 
-def told(error: TopworkError, names: Sequence[str]) -> str:
-    """Return the message of an error that a caller gets who may see models of these names."""
+def message(error: TopworkError, names: Sequence[str]) -> str:
+    """Return the message of an error for a caller who may see the models ``names``."""
     with (
         click.Context(click.Command("describe")),
         pytest.raises(CallFailed) as caught,
-        naming_candidates(cast("Client", Seeing(names))),
+        suggest_names(cast("Client", ListingClient(names))),
     ):
         raise CallFailed(status.from_error(error))
     return str(caught.value)
@@ -52,11 +52,11 @@ MISSING = NotFound("there is no model 'x'", kind="model", resource="models/flowe
         ([], ""),
     ],
 )
-def test_only_names_that_the_caller_may_see_are_told(names: Sequence[str], end: str) -> None:
-    """Close ones, or all if they are few; none where the caller may see none."""
-    assert told(MISSING, names) == f"there is no model 'x'{end}"
+def test_message_suggests_visible_names(names: Sequence[str], end: str) -> None:
+    """The message has close names, or all if they are few, and no name if none is visible."""
+    assert message(MISSING, names) == f"there is no model 'x'{end}"
 
 
-def test_another_error_stays_as_it_is() -> None:
-    """What is not about a missing name has no names added."""
-    assert told(Forbidden("no"), ["flowers"]) == "no"
+def test_other_errors_suggest_nothing() -> None:
+    """Only NOT_FOUND gets suggestions."""
+    assert message(Forbidden("no"), ["flowers"]) == "no"

@@ -1,4 +1,4 @@
-"""The .proto files that `topwork proto` writes."""
+"""Files that `topwork proto` writes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from topwork.cli.proto import proto
 PROTO = Path(__file__).parents[3] / "proto"
 
 
-def test_proto_writes_all_that_protoc_needs(tmp_path: Path) -> None:
-    """With the directory as the only include path all files compile, error details among them."""
+def test_proto_writes_files_that_compile(tmp_path: Path) -> None:
+    """All files compile with the directory as the only include path, error details included."""
     protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools has no wheel here")
     done = CliRunner().invoke(proto, [str(tmp_path / "protos")])
     assert done.exit_code == 0
@@ -37,8 +37,8 @@ def test_proto_writes_all_that_protoc_needs(tmp_path: Path) -> None:
     } <= messages
 
 
-def test_proto_writes_the_contract_as_it_is(tmp_path: Path) -> None:
-    """Ours are those of proto/, comments and all."""
+def test_proto_writes_copies_of_the_sources(tmp_path: Path) -> None:
+    """The files of this API are byte for byte those of proto/, with comments."""
     CliRunner().invoke(proto, [str(tmp_path)])
     ours = sorted(PROTO.glob("topwork/**/*.proto"))
     assert len(ours) == len(list(tmp_path.glob("topwork/**/*.proto"))) > 4

@@ -16,7 +16,7 @@ HEADER = "| `topwork serve` | default | |"
 
 
 def row(option: click.Option) -> str:
-    """Return an option's line in the documentation."""
+    """Return an option's row in the documentation."""
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
     default = ""
     if isinstance(option.show_default, str):
@@ -39,7 +39,7 @@ def options(command: click.Command) -> list[click.Option]:
 
 
 def test_documentation_lists_the_options_of_serve() -> None:
-    """The table is, line by line, what the options say of themselves."""
+    """The table equals the help texts and defaults of the options, row by row."""
     pages = {page: page.read_text(encoding="utf-8") for page in ROOT.glob("docs/*.md")}
     pages[ROOT / "README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
     (text,) = (text for text in pages.values() if HEADER in text)

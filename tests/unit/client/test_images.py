@@ -1,4 +1,4 @@
-"""Images given as bytes, path or open file, and the display names that they have."""
+"""Images as bytes, path or open file, and their display names."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ UNREADABLE = "/proc/self/mem"
 
 
 def test_content_of_path_text_file_and_bytes_is_the_same(tmp_path: Path) -> None:
-    """However an image is given, its bytes are read."""
+    """All kinds of sources give the bytes of the image."""
     path = tmp_path / "photo.png"
     path.write_bytes(b"photo")
     with path.open("rb") as file:
-        given: list[ImageSource] = [b"photo", path, str(path), file, io.BytesIO(b"photo")]
-        assert [content(image) for image in given] == [b"photo"] * 5
+        sources: list[ImageSource] = [b"photo", path, str(path), file, io.BytesIO(b"photo")]
+        assert [content(source) for source in sources] == [b"photo"] * 5
 
 
-def test_name_is_given_or_the_path(tmp_path: Path) -> None:
-    """A pair has its own name, a file its path, escaped as everywhere; bytes have none."""
+def test_name_is_that_of_the_pair_or_the_path(tmp_path: Path) -> None:
+    """A pair has its own name, a file its path, escaped; bytes have an empty name."""
     path = tmp_path / "a\nb.png"
     path.touch()
-    shown = f"{tmp_path}/a\\u000ab.png"
+    escaped = f"{tmp_path}/a\\u000ab.png"
     with path.open("rb") as file:
         images: list[NamedImage] = [("mine", path), path, str(path), file, b"photo", io.BytesIO()]
         names = [named(image)[0] for image in images]
-    assert names == ["mine", shown, shown, shown, "", ""]
+    assert names == ["mine", escaped, escaped, escaped, "", ""]
 
 
 @pytest.mark.parametrize("path", ["missing.png", ".", UNREADABLE])
 def test_error_of_reading_names_the_file(path: str) -> None:
-    """A path that is missing, a folder or unreadable is an OSError with its name."""
+    """Reading a missing path, a folder or an unreadable file raises OSError with the path."""
     with pytest.raises(OSError, match=rf": '{path}'$"):
         content(path)
 
 
-def test_error_of_an_open_file_names_it() -> None:
-    """As that of a path does."""
+def test_error_of_reading_an_open_file_names_it() -> None:
+    """The OSError has the path of the file, as that of a path has."""
     with open(UNREADABLE, "rb") as file, pytest.raises(OSError, match=UNREADABLE):  # noqa: PTH123  # as callers do
         content(file)
 
 
 def test_text_file_is_refused(tmp_path: Path) -> None:
-    """A file that was opened without ``b`` is told by name."""
+    """The TypeError names the file that was opened without ``b``."""
     path = tmp_path / "photo.png"
     path.write_text("photo")
     with path.open() as file, pytest.raises(TypeError, match=r"photo\.png' is not open in binary"):
@@ -60,21 +60,21 @@ def test_text_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("image", [7, None, [b"photo"]])
 def test_other_types_are_refused(image: Any) -> None:
-    """What is no image is told by its type."""
-    with pytest.raises(TypeError, match=f"an image is {type(image).__name__}"):
+    """The TypeError names the type."""
+    with pytest.raises(TypeError, match=f"an image is {type(image).__name__}: pass"):
         content(image)
 
 
 @pytest.mark.parametrize("images", [b"photo", "photo.png", Path("photo.png"), io.BytesIO(), None])
-def test_single_image_for_several_is_refused(images: Any) -> None:
+def test_contents_refuses_a_single_image(images: Any) -> None:
     """Neither client iterates over the letters of a path or the lines of a file."""
-    for call in (blocking_calls.contents, lambda one: asyncio.run(async_calls.contents(one))):
-        with pytest.raises(TypeError, match=f"images is {type(images).__name__}: give a list"):
+    for call in (blocking_calls.contents, lambda images: asyncio.run(async_calls.contents(images))):
+        with pytest.raises(TypeError, match=f"images is {type(images).__name__}: pass a list"):
             call(images)
 
 
-def test_contents_take_any_source(tmp_path: Path) -> None:
-    """Both clients read generators, the one for asyncio asynchronous ones too."""
+def test_contents_takes_any_iterable(tmp_path: Path) -> None:
+    """Both clients read generators; the client for asyncio also reads asynchronous generators."""
     path = tmp_path / "photo.png"
     path.write_bytes(b"from a file")
 

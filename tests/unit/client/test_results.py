@@ -1,4 +1,4 @@
-"""Results as values: what they say, and that programs written for the messages go on."""
+"""Results as values, which also work in programs written for the protobuf messages."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ FAILED = classify_pb.ImageResult(
 RESPONSE = classify_pb.ClassifyResponse(revision=3, results=[CLASSIFIED, FAILED])
 
 
-def test_a_classified_image_has_predictions_and_no_error() -> None:
-    """Labels with their probabilities, in order, and how probable none of them is."""
+def test_classified_image_has_predictions_and_no_error() -> None:
+    """The labels have their probabilities, in order; ``unknown_probability`` is the model's."""
     result = ImageResult.of(CLASSIFIED)
     assert result.predictions == (Prediction("tulips", 0.75), Prediction("roses", 0.25))
     assert (result.unknown_probability, result.is_unknown, result.error) == (0.5, True, None)
     assert result.raw is CLASSIFIED
 
 
-def test_a_bad_image_has_an_error_that_can_be_raised() -> None:
-    """Its code and text are the server's, and nothing was predicted."""
+def test_invalid_image_has_an_error_and_no_predictions() -> None:
+    """The code and the message are the server's."""
     result = ImageResult.of(FAILED)
     assert result.error is not None
     assert (result.error.code, str(result.error)) == ("INVALID_ARGUMENT", "no photo")
     assert (result.predictions, result.unknown_probability, result.is_unknown) == ((), None, None)
 
 
-def test_a_model_that_cannot_tell_says_none() -> None:
-    """Which 0 and false would not."""
+def test_unknown_probability_is_none_if_the_model_has_no_estimate() -> None:
+    """None differs from a probability of 0."""
     raw = classify_pb.ImageResult(
         classification=classify_pb.Classification(predictions=PREDICTIONS)
     )
@@ -54,15 +54,15 @@ def test_a_model_that_cannot_tell_says_none() -> None:
     assert (result.unknown_probability, result.is_unknown) == (None, None)
 
 
-def test_an_answer_has_a_result_an_image() -> None:
-    """In order, with the revision that answered."""
+def test_classify_result_has_the_results_in_order() -> None:
+    """It has the revision that classified them."""
     answer = ClassifyResult.of(RESPONSE)
     assert answer.revision == 3
-    assert [one.error is None for one in answer.results] == [True, False]
+    assert [result.error is None for result in answer.results] == [True, False]
 
 
-def test_an_operation_has_progress_and_result() -> None:
-    """They are unpacked from its messages."""
+def test_operation_has_progress_and_result() -> None:
+    """Both are unpacked from the Any fields of the message."""
     raw = operations_pb2.Operation(name="operations/x", done=True)
     raw.metadata.Pack(change_pb.ChangeMetadata(label="tulips"))
     raw.response.Pack(change_pb.ChangeResponse(images_used=7))
@@ -72,8 +72,8 @@ def test_an_operation_has_progress_and_result() -> None:
     assert operation.result().images_used == 7
 
 
-def test_programs_for_the_messages_go_on() -> None:
-    """What they ask of a message, the value answers."""
+def test_values_have_the_attributes_of_their_messages() -> None:
+    """Programs written for the messages continue to work."""
     answer: Any = ClassifyResult.of(RESPONSE)
     first, second = answer.results
     assert answer.HasField("timings") is False
@@ -86,8 +86,8 @@ def test_programs_for_the_messages_go_on() -> None:
     assert operation.error.code == code_pb2.INVALID_ARGUMENT
 
 
-def test_a_name_that_nobody_has_is_missing() -> None:
-    """The message says so."""
+def test_attribute_that_the_message_lacks_raises() -> None:
+    """The AttributeError has the name."""
     answer: Any = ClassifyResult.of(RESPONSE)
     with pytest.raises(AttributeError, match="colour"):
         answer.colour  # noqa: B018  # what is tested
@@ -103,13 +103,13 @@ def test_values_can_be_copied_and_hashed(through: Any) -> None:
 
 
 def pickled(value: Any) -> Any:
-    """Return what another process would get."""
+    """Return ``value`` after a pickle round trip."""
     return pickle.loads(pickle.dumps(value))  # noqa: S301 # our own
 
 
 @pytest.mark.parametrize("through", [copy.copy, copy.deepcopy, pickled])
-def test_an_error_can_be_copied(through: Any) -> None:
-    """An image's error survives a copy of the answer, and the way back from another process."""
+def test_error_can_be_copied_and_pickled(through: Any) -> None:
+    """An image's error survives a copy of its result and a transfer to another process."""
     failed = classify_pb.ImageResult(error=status_pb2.Status(code=code_pb2.NOT_FOUND, message="x"))
     copied = through(ImageResult.of(failed))
     assert copied.error.status == failed.error

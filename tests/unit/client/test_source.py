@@ -1,4 +1,4 @@
-"""Sources of images: taken in another thread, which leaves them when it is told to."""
+"""Iterator over images for another thread, which stops when the iterator is closed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from topwork.client import source
 from topwork.client.source import Source
 
 
-def test_a_source_gives_all_items_in_order() -> None:
-    """Whatever iterates over an open source gets what is in it."""
+def test_source_returns_all_items_in_order() -> None:
+    """Iterating over an open source exhausts it."""
     with Source(iter("abc")) as opened:
         assert [*opened] == ["a", "b", "c"]
         assert opened.exhausted
         assert opened.failure is None
 
 
-def test_what_the_items_raise_ends_the_source_and_is_kept() -> None:
-    """An error is no end that passes for the items' own."""
+def test_error_of_the_items_ends_the_source() -> None:
+    """The error is stored as ``failure``, and the source is not exhausted."""
 
     def items() -> Iterator[str]:
         yield "a"
@@ -33,9 +33,9 @@ def test_what_the_items_raise_ends_the_source_and_is_kept() -> None:
         assert [*opened] == []
 
 
-def test_a_closed_source_has_been_left() -> None:
-    """Closing waits for the item that is on its way; no other is begun."""
-    begun, go_on = threading.Event(), threading.Event()
+def test_close_waits_for_the_item_in_progress() -> None:
+    """A closed source starts no other item."""
+    begun, proceed = threading.Event(), threading.Event()
     taken: list[int] = []
     made: list[int] = []
 
@@ -43,7 +43,7 @@ def test_a_closed_source_has_been_left() -> None:
         for number in range(9):
             made.append(number)
             begun.set()
-            go_on.wait()
+            proceed.wait()
             yield number
 
     opened = Source(items())
@@ -51,15 +51,15 @@ def test_a_closed_source_has_been_left() -> None:
     with opened:
         thread.start()
         begun.wait()
-        threading.Timer(0.1, go_on.set).start()
-    assert go_on.is_set()
+        threading.Timer(0.1, proceed.set).start()
+    assert proceed.is_set()
     thread.join()
     assert (made, taken) == ([0], [0])
     assert not opened.exhausted
 
 
-def test_an_item_that_never_comes_holds_nobody_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A source that is left where it waits, such as for a camera, is closed all the same."""
+def test_close_waits_a_limited_time_for_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source whose items block, such as a camera's, is closed after LEAVE_SECONDS."""
     monkeypatch.setattr(source, "LEAVE_SECONDS", 0.05)
     begun, end = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""compose.yaml is what compose takes, and runs topwork as it is."""
+"""compose.yaml: schema, options, confinement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 
 
 def check(path: Path) -> subprocess.CompletedProcess[str]:
-    """Hold a file against the schema of compose files."""
+    """Validate a file against the schema of compose files."""
     schema = ("--builtin-schema", "vendor.compose-spec")
     return subprocess.run(
         [sys.executable, "-m", "check_jsonschema", *schema, str(path)],
@@ -27,41 +27,41 @@ def check(path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_schema() -> None:
-    """It is valid by the published schema."""
+def test_file_follows_the_schema() -> None:
+    """The file is valid by the published schema."""
     done = check(ROOT / "compose.yaml")
     assert done.returncode == 0, done.stdout
 
 
-def test_a_wrong_field_is_seen(tmp_path: Path) -> None:
-    """The schema knows what there is not."""
+def test_schema_rejects_an_unknown_field(tmp_path: Path) -> None:
+    """Validation fails for a misspelt field, so it can fail."""
     wrong = tmp_path / "compose.yaml"
     text = (ROOT / "compose.yaml").read_text()
     wrong.write_text(text.replace("read_only: true", "readonly: true", 1))
     assert check(wrong).returncode == 1
 
 
-def test_the_server_is_told_what_it_knows() -> None:
-    """Its arguments are options of `topwork serve`, and its worker has a name that stays."""
+def test_server_arguments_are_options() -> None:
+    """The arguments are options of `topwork serve`, and its worker has a fixed name."""
     name, *arguments = COMPOSE["services"]["server"]["command"]
     command = cli.load_all()[name]
     options = {text for parameter in command.params for text in parameter.opts}
-    given = {argument.partition("=")[0] for argument in arguments}
-    assert given <= options
-    assert {"--executor", "--insecure"} <= given
+    passed = {argument.partition("=")[0] for argument in arguments}
+    assert passed <= options
+    assert {"--executor", "--insecure"} <= passed
 
 
-def test_what_is_ours_runs_confined() -> None:
-    """The server can write to its repository and to /tmp, and has no capability."""
+def test_server_is_confined() -> None:
+    """The server can write only to its repository and /tmp, and has no capabilities."""
     server = COMPOSE["services"]["server"]
     assert server["read_only"]
-    assert (server["tmpfs"], server["cap_drop"]) == (["/tmp"], ["ALL"])  # noqa: S108  # its own
+    assert (server["tmpfs"], server["cap_drop"]) == (["/tmp"], ["ALL"])  # noqa: S108  # the container's
     assert server["volumes"] == ["repository:/repository"]
 
 
 @pytest.mark.parametrize("service", COMPOSE["services"])
 def test_only_this_host_can_connect(service: str) -> None:
-    """Ports are published on the loopback, and what is mounted is there."""
+    """Ports are published on the loopback; mounted files and volumes exist."""
     for port in COMPOSE["services"][service].get("ports", []):
         assert port.startswith("127.0.0.1:")
     for volume in COMPOSE["services"][service].get("volumes", []):
@@ -71,7 +71,7 @@ def test_only_this_host_can_connect(service: str) -> None:
         )
 
 
-def test_no_password_is_in_it() -> None:
-    """The password comes from the environment, and there is none by default."""
+def test_file_contains_no_password() -> None:
+    """The password comes from the environment, without a default."""
     environment = COMPOSE["services"]["postgres"]["environment"]
     assert environment["POSTGRES_PASSWORD"].startswith("${POSTGRES_PASSWORD:?")

@@ -1,4 +1,4 @@
-"""The Dockerfile tells topwork what it knows, and asks for health where health is answered."""
+"""Dockerfile: environment variables, packages, health check."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VARIABLES = dict(re.findall(r"(TOPWORK_[A-Z_]+)=(\S+)", SERVER))
 
 
 def test_variables_are_options() -> None:
-    """Every variable is an option of the command that it is for."""
+    """Every TOPWORK_ variable is an option of a command."""
     assert len(VARIABLES) > 5
     options = {
         f"TOPWORK_{command.name}_{parameter.name}".upper()
@@ -33,10 +33,10 @@ def test_variables_are_options() -> None:
 @pytest.mark.parametrize(
     ("environment", "backend"), [("cpu", "onnxruntime"), ("cuda", "onnxruntime-gpu")]
 )
-def test_environment_has_what_a_server_needs(
+def test_requirements_of_the_environment_are_those_of_the_extra(
     tmp_path: Path, environment: str, backend: str
 ) -> None:
-    """What pip is asked for before the sources are there: all that the extra brings, but us."""
+    """The list for pip has all packages of the extra, without topwork itself."""
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     (program,) = re.findall(r"RUN python3 -c '(.*?)'", TEXT.replace("\\\n", ""))
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
@@ -45,15 +45,15 @@ def test_environment_has_what_a_server_needs(
     assert "topwork" not in names
 
 
-def test_health_is_asked_where_it_is_answered() -> None:
-    """The check asks the port of health alone, on the loopback, which speaks plaintext always."""
+def test_health_check_uses_the_health_port() -> None:
+    """The check queries the health port on the loopback, which is always plaintext."""
     port = VARIABLES["TOPWORK_SERVE_HEALTH_PORT"]
     assert VARIABLES["TOPWORK_HEALTH_ADDRESS"] == f"127.0.0.1:{port}"
     assert 'CMD ["topwork", "health"]' in SERVER
 
 
 def test_plaintext_is_not_the_default(tmp_path: Path) -> None:
-    """As the image is, other hosts reach its address, and nothing says that they may."""
+    """Other hosts can reach the image's address, and ``--insecure`` is off."""
     variables = {**VARIABLES, "TOPWORK_SERVE_REPOSITORY": str(tmp_path)}
     shown = CliRunner().invoke(
         serve, ["--print-config"], env=variables, auto_envvar_prefix="TOPWORK_SERVE"

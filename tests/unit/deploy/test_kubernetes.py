@@ -1,4 +1,4 @@
-"""deploy/kubernetes is what Kubernetes takes, fits together, and gives nothing away."""
+"""Manifests of deploy/kubernetes: schemas, references, security."""
 
 from __future__ import annotations
 
@@ -17,29 +17,33 @@ from topwork.rpc.server import SERVICES
 BASE = Path(__file__).parents[3] / "deploy" / "kubernetes"
 FILES = sorted(path for path in BASE.glob("*.yaml") if path.name != "kustomization.yaml")
 OLDEST = "1.27"
-"""The first Kubernetes whose gRPC probes are there to stay."""
+"""The first Kubernetes with stable gRPC probes."""
 
 Manifest = dict[str, Any]
 
 MANIFESTS: list[Manifest] = [
-    one for path in FILES for one in yaml.safe_load_all(path.read_text()) if one
+    manifest for path in FILES for manifest in yaml.safe_load_all(path.read_text()) if manifest
 ]
 
 
 def named(kind: str, name: str) -> Manifest:
-    """Return a manifest."""
-    (found,) = (one for one in MANIFESTS if (one["kind"], one["metadata"]["name"]) == (kind, name))
+    """Return the manifest of a kind and name."""
+    (found,) = (
+        manifest
+        for manifest in MANIFESTS
+        if (manifest["kind"], manifest["metadata"]["name"]) == (kind, name)
+    )
     return found
 
 
 def workloads() -> list[Manifest]:
-    """Return what has pods."""
-    return [one for one in MANIFESTS if "template" in one["spec"]]
+    """Return the manifests with pods."""
+    return [manifest for manifest in MANIFESTS if "template" in manifest["spec"]]
 
 
 def pods() -> list[Manifest]:
-    """Return the pods' templates."""
-    return [one["spec"]["template"] for one in workloads()]
+    """Return the templates of pods."""
+    return [workload["spec"]["template"] for workload in workloads()]
 
 
 def containers() -> Iterator[Manifest]:
@@ -51,20 +55,22 @@ def containers() -> Iterator[Manifest]:
 def selected(labels: Mapping[str, str]) -> list[Manifest]:
     """Return the pods that a selector selects."""
     assert labels, "an empty selector selects all"
-    return [one for one in pods() if labels.items() <= one["metadata"]["labels"].items()]
+    return [pod for pod in pods() if labels.items() <= pod["metadata"]["labels"].items()]
 
 
 @pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])
 @pytest.mark.parametrize(
-    "manifest", MANIFESTS, ids=lambda one: f"{one['kind']}-{one['metadata']['name']}"
+    "manifest",
+    MANIFESTS,
+    ids=lambda manifest: f"{manifest['kind']}-{manifest['metadata']['name']}",
 )
-def test_schema(manifest: Manifest, version: str) -> None:
-    """Every manifest is valid by the schema of its kind, without a field that it does not have."""
+def test_manifest_follows_the_schema(manifest: Manifest, version: str) -> None:
+    """Every manifest is valid by the schema of its kind, without unknown fields."""
     kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_a_wrong_field_is_seen() -> None:
-    """The schemas know what there is not."""
+def test_schema_rejects_an_unknown_field() -> None:
+    """Validation fails for a misspelt field, so it can fail."""
     wrong = yaml.safe_load((BASE / "repository.yaml").read_text())
     wrong["spec"]["accessMode"] = wrong["spec"].pop("accessModes")
     with pytest.raises(kubernetes_validate.ValidationError, match="accessMode"):
@@ -72,15 +78,15 @@ def test_a_wrong_field_is_seen() -> None:
 
 
 def test_kustomization_has_all_files() -> None:
-    """No file is left out, and the image that it names is the one that containers run."""
+    """The kustomization lists all files, and the image of all containers."""
     kustomization = yaml.safe_load((BASE / "kustomization.yaml").read_text())
     assert sorted(kustomization["resources"]) == [path.name for path in FILES]
-    assert [one["name"] for one in kustomization["images"]] == ["topwork"]
-    assert {one["image"] for one in containers()} == {"topwork"}
+    assert [image["name"] for image in kustomization["images"]] == ["topwork"]
+    assert {container["image"] for container in containers()} == {"topwork"}
 
 
 def test_pods_are_restricted() -> None:
-    """Pods are what Kubernetes' pod security standard calls restricted, and write to no root."""
+    """Pods follow Kubernetes' restricted pod security standard, with a read-only root."""
     for pod in pods():
         spec = pod["spec"]
         assert spec["automountServiceAccountToken"] is False
@@ -89,21 +95,21 @@ def test_pods_are_restricted() -> None:
         assert security["runAsUser"] > 0
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
-        kinds = {kind for one in spec["volumes"] for kind in one if kind != "name"}
+        kinds = {kind for volume in spec["volumes"] for kind in volume if kind != "name"}
         assert kinds <= {"persistentVolumeClaim", "emptyDir", "secret"}
-    for one in containers():
-        security = one["securityContext"]
+    for container in containers():
+        security = container["securityContext"]
         assert security["readOnlyRootFilesystem"]
         assert security["allowPrivilegeEscalation"] is False
         assert security["capabilities"] == {"drop": ["ALL"]}
-        assert {"cpu", "memory"} <= one["resources"]["limits"].keys()
+        assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
 
 
-def test_commands_are_topworks() -> None:
-    """Every argument and every variable is an option of the command that it is given to."""
+def test_arguments_and_variables_are_options() -> None:
+    """Every argument and variable of a container is an option of its command."""
     commands = cli.load_all()
-    for one in containers():
-        name, *arguments = one["args"]
+    for container in containers():
+        name, *arguments = container["args"]
         command = commands[name]
         options = {
             text
@@ -111,52 +117,56 @@ def test_commands_are_topworks() -> None:
             if isinstance(parameter, click.Option)
             for text in (*parameter.opts, *parameter.secondary_opts)
         }
-        given = {argument.partition("=")[0] for argument in arguments}
-        assert given <= options
-        for variable in (variable["name"] for variable in one["env"]):
+        passed = {argument.partition("=")[0] for argument in arguments}
+        assert passed <= options
+        for variable in (variable["name"] for variable in container["env"]):
             if variable != "POD_NAME":
                 prefix, _, option = variable.partition(f"TOPWORK_{name.upper()}_")
                 assert (prefix, f"--{option.lower().replace('_', '-')}" in options) == ("", True)
 
 
 def test_volumes_are_mounted() -> None:
-    """What a container mounts its pod has, and the repository's claim exists."""
+    """Containers mount all volumes of their pod, and the repository's claim exists."""
     for pod in pods():
-        volumes = {one["name"]: one for one in pod["spec"]["volumes"]}
+        volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
         claim = volumes["repository"]["persistentVolumeClaim"]["claimName"]
         assert named("PersistentVolumeClaim", claim)["spec"]["accessModes"] == ["ReadWriteMany"]
-        for one in pod["spec"]["containers"]:
-            assert {mount["name"] for mount in one["volumeMounts"]} == volumes.keys()
+        for container in pod["spec"]["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} == volumes.keys()
 
 
-def test_selectors_select() -> None:
-    """Services, budgets and policies select the pods of one workload, or all of them."""
-    for one in workloads():
-        (pod,) = selected(one["spec"]["selector"]["matchLabels"])
-        assert pod is one["spec"]["template"]
-    for one in MANIFESTS:
-        match one["kind"]:
+def test_selectors_select_pods() -> None:
+    """Services and budgets select the pods of one workload, policies those of one or all."""
+    for workload in workloads():
+        (pod,) = selected(workload["spec"]["selector"]["matchLabels"])
+        assert pod is workload["spec"]["template"]
+    for manifest in MANIFESTS:
+        match manifest["kind"]:
             case "Service":
-                assert len(selected(one["spec"]["selector"])) == 1
+                assert len(selected(manifest["spec"]["selector"])) == 1
             case "PodDisruptionBudget":
-                assert len(selected(one["spec"]["selector"]["matchLabels"])) == 1
+                assert len(selected(manifest["spec"]["selector"]["matchLabels"])) == 1
             case "NetworkPolicy":
-                assert selected(one["spec"]["podSelector"]["matchLabels"])
+                assert selected(manifest["spec"]["podSelector"]["matchLabels"])
 
 
-def test_ports_are_there() -> None:
-    """Services and policies name ports that the pods have; probes ask the port of health."""
-    for one in MANIFESTS:
-        if one["kind"] == "Service":
-            (pod,) = selected(one["spec"]["selector"])
-            wanted = {port["targetPort"] for port in one["spec"].get("ports", [])}
-        elif one["kind"] == "NetworkPolicy" and "ingress" in one["spec"]:
-            (pod,) = selected(one["spec"]["podSelector"]["matchLabels"])
-            wanted = {port["port"] for rule in one["spec"]["ingress"] for port in rule["ports"]}
+def test_named_ports_exist() -> None:
+    """Services and policies name ports of the pods; probes query the health port."""
+    for manifest in MANIFESTS:
+        spec = manifest["spec"]
+        if manifest["kind"] == "Service":
+            (pod,) = selected(spec["selector"])
+            ports = {port["targetPort"] for port in spec.get("ports", [])}
+        elif manifest["kind"] == "NetworkPolicy" and "ingress" in spec:
+            (pod,) = selected(spec["podSelector"]["matchLabels"])
+            ports = {port["port"] for rule in spec["ingress"] for port in rule["ports"]}
         else:
             continue
-        names = {port["name"] for two in pod["spec"]["containers"] for port in two.get("ports", [])}
-        assert wanted <= names
+        assert ports <= {
+            port["name"]
+            for container in pod["spec"]["containers"]
+            for port in container.get("ports", [])
+        }
     (server,) = named("Deployment", "topwork-server")["spec"]["template"]["spec"]["containers"]
     health = {port["name"]: port["containerPort"] for port in server["ports"]}["health"]
     assert f"--health-port=0.0.0.0:{health}" in server["args"]
@@ -166,8 +176,8 @@ def test_ports_are_there() -> None:
         assert probe.get("service", SERVICES[0]) in SERVICES
 
 
-def test_scaling() -> None:
-    """The autoscaler scales the servers, whose number nothing else sets; one may be away."""
+def test_autoscaler_sets_the_number_of_servers() -> None:
+    """Only the autoscaler sets the number of servers; one server may be unavailable."""
     scaler = named("HorizontalPodAutoscaler", "topwork-server")["spec"]
     target = scaler["scaleTargetRef"]
     assert "replicas" not in named(target["kind"], target["name"])["spec"]
@@ -175,8 +185,8 @@ def test_scaling() -> None:
     assert named("PodDisruptionBudget", "topwork-server")["spec"]["maxUnavailable"] == 1
 
 
-def test_time_to_stop() -> None:
-    """Kubernetes waits until calls in flight have ended, and those last no longer than allowed."""
+def test_termination_grace_period_covers_calls_in_flight() -> None:
+    """Kubernetes waits longer than preStop and --grace-seconds, which exceeds --max-seconds."""
     pod = named("Deployment", "topwork-server")["spec"]["template"]["spec"]
     (server,) = pod["containers"]
     options = dict(
@@ -189,28 +199,28 @@ def test_time_to_stop() -> None:
 
 
 def test_workers_keep_their_names() -> None:
-    """A worker's executor is its pod's name, which a StatefulSet gives back."""
+    """A worker's executor is the name of its pod, which a StatefulSet keeps stable."""
     worker = named("StatefulSet", "topwork-worker")["spec"]["template"]["spec"]["containers"][0]
     assert "--executor=$(POD_NAME)" in worker["args"]
-    (name,) = (one for one in worker["env"] if one["name"] == "POD_NAME")
+    (name,) = (variable for variable in worker["env"] if variable["name"] == "POD_NAME")
     assert name["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
 
 
-def test_servers_speak_tls() -> None:
-    """Servers read certificate and key from where the secret is mounted, and are not insecure."""
+def test_servers_use_tls() -> None:
+    """Servers read certificate and key from the mounted secret, without --insecure."""
     pod = named("Deployment", "topwork-server")["spec"]["template"]["spec"]
     (server,) = pod["containers"]
-    (mount,) = (one["mountPath"] for one in server["volumeMounts"] if one["name"] == "tls")
+    (mount,) = (volume["mountPath"] for volume in server["volumeMounts"] if volume["name"] == "tls")
     assert {f"--tls-cert={mount}/tls.crt", f"--tls-key={mount}/tls.key"} <= set(server["args"])
     assert "--insecure" not in server["args"]
-    (secret,) = (one["secret"] for one in pod["volumes"] if one["name"] == "tls")
+    (secret,) = (volume["secret"] for volume in pod["volumes"] if volume["name"] == "tls")
     assert secret["secretName"] == "topwork-tls"
 
 
-def test_no_secret_is_in_a_manifest() -> None:
-    """Databases' URLs, which have passwords, come from secrets that are made elsewhere."""
-    assert "Secret" not in {one["kind"] for one in MANIFESTS}
-    for one in containers():
-        for variable in one["env"]:
+def test_manifests_contain_no_secret() -> None:
+    """URLs of databases, which contain passwords, come from secrets created elsewhere."""
+    assert "Secret" not in {manifest["kind"] for manifest in MANIFESTS}
+    for container in containers():
+        for variable in container["env"]:
             if "DATABASE" in variable["name"]:
                 assert "secretKeyRef" in variable["valueFrom"]

@@ -1,4 +1,4 @@
-"""deploy/prometheus asks for series that a server has."""
+"""Alerts, rules and jobs of deploy/prometheus use existing metrics and names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SERIES = re.compile(r"\b(?:topwork|grpc_server)_[a-z_]+\b")
 
 @pytest.fixture
 def series(colours: Repository) -> set[str]:
-    """Return the names of all series of a server that has answered and refused calls."""
+    """Return the names of all series of a server after answered and refused calls."""
     telemetry = Telemetry()
     registry = Registry(colours, provider="cpu", cores=1, telemetry=telemetry)
     Classifier(registry, limits=DEFAULT_LIMITS, cores=1, queue_limit=16, telemetry=telemetry)
@@ -37,24 +37,28 @@ def series(colours: Repository) -> set[str]:
     "path",
     ["prometheus/alerts.yml", "prometheus/adapter.yml", "kubernetes/scaling.yaml"],
 )
-def test_series_are_there(path: str, series: set[str]) -> None:
-    """Alerts, adapter and autoscaler name series that there are."""
-    asked = {
+def test_named_series_exist(path: str, series: set[str]) -> None:
+    """Alerts, adapter and autoscaler name existing series."""
+    named = {
         name
-        for one in yaml.safe_load_all((DEPLOY / path).read_text())
-        for name in SERIES.findall(yaml.safe_dump(one))
+        for document in yaml.safe_load_all((DEPLOY / path).read_text())
+        for name in SERIES.findall(yaml.safe_dump(document))
     }
-    assert asked
-    assert asked <= series
+    assert named
+    assert named <= series
 
 
-def test_jobs_are_called_as_alerts_say() -> None:
-    """Both configurations scrape the job that the alerts select, and compose's has the alerts."""
+def test_jobs_have_the_names_in_the_alerts() -> None:
+    """Both configurations scrape the job that the alerts select; compose's loads the alerts."""
     configurations: list[dict[str, Any]] = [
         yaml.safe_load((DEPLOY / "prometheus" / name).read_text())
         for name in ("prometheus.yml", "kubernetes.yml")
     ]
-    names = [job["job_name"] for one in configurations for job in one["scrape_configs"]]
+    names = [
+        job["job_name"]
+        for configuration in configurations
+        for job in configuration["scrape_configs"]
+    ]
     alerts = (DEPLOY / "prometheus" / "alerts.yml").read_text()
     assert set(names) == set(re.findall(r'job="([^"]+)"', alerts))
     assert configurations[0]["rule_files"] == ["alerts.yml"]

@@ -1,4 +1,4 @@
-"""Near-duplicates are found, and told from pictures that are only composed alike."""
+"""Near-duplicate detection, and its distinction from pictures of similar composition."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from topwork.inputs.thumbnail import thumbnail
 
 
 def _prints(*differing: int) -> NDArray[np.uint8]:
-    """Return fingerprints that differ from the first in so many bits."""
+    """Return fingerprints that differ from a base in ``differing`` bits."""
     first = np.random.default_rng(0).integers(0, 2, 256, dtype=np.uint8)
     rows = [np.where(np.arange(256) < bits, 1 - first, first) for bits in differing]
     return np.packbits(np.array(rows, dtype=np.uint8), axis=1)
 
 
 def _scene(seed: int) -> Pixels:
-    """Return a picture with fine detail on one coarse composition that all seeds share."""
+    """Return a picture with a coarse composition common to all seeds and a seed's fine detail."""
     shape = np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(np.uint8)
     coarse = np.asarray(Image.fromarray(shape).resize((224, 224)), dtype=np.float32)
     grain = np.random.default_rng(seed + 1).integers(0, 256, (56, 56, 3)).astype(np.uint8)
@@ -44,20 +44,20 @@ def _recompressed(pixels: Pixels) -> Pixels:
     return np.asarray(Image.open(buffer).resize((224, 224)), dtype=np.uint8)
 
 
-def test_each_row_is_paired_within_its_label_and_across() -> None:
-    """A row with copies on both sides gets the nearest one of each."""
+def test_each_row_is_paired_within_and_across_labels() -> None:
+    """A row is paired with its nearest copy of the same label and of other labels."""
     pairs = closest_pairs(_prints(0, 3, 8, 12, 100), np.array([0, 0, 0, 1, 1]))
     assert pairs.tolist() == [[0, 1], [0, 3], [1, 2], [1, 3], [2, 3]]
 
 
-def test_pairs_end_where_near_duplicates_do() -> None:
-    """20 differing bits are near, 21 are not."""
+def test_pairs_differ_in_at_most_20_bits() -> None:
+    """20 differing bits are a near-duplicate, 21 are not."""
     assert closest_pairs(_prints(0, 20), np.array([0, 1])).tolist() == [[0, 1]]
     assert closest_pairs(_prints(0, 21), np.array([0, 1])).shape == (0, 2)
 
 
 def test_pairs_across_blocks_of_rows_are_found() -> None:
-    """It does not matter how far apart two rows stand."""
+    """Blockwise comparison finds pairs of distant rows."""
     prints = np.random.default_rng(1).integers(0, 256, (700, 32), dtype=np.uint8)
     prints[[699, 400]] = prints[[2, 300]]
     targets = np.arange(700) % 2
@@ -65,14 +65,14 @@ def test_pairs_across_blocks_of_rows_are_found() -> None:
 
 
 def test_many_copies_make_few_pairs() -> None:
-    """However many are alike, there are at most two pairs a row."""
+    """However many copies there are, a row is in at most two pairs of its own."""
     pairs = closest_pairs(_prints(*[0] * 600), np.arange(600) % 3)
     assert len(pairs) <= 1200
     assert set(pairs.ravel()) == set(range(600))
 
 
 def test_no_rows_make_no_pairs() -> None:
-    """An empty set has none."""
+    """An empty set gives an empty result."""
     assert closest_pairs(_prints(0)[:0], np.empty(0, dtype=np.int64)).shape == (0, 2)
 
 
@@ -98,33 +98,31 @@ def _brute_groups(prints: NDArray[np.uint8]) -> list[int]:
 
 @pytest.mark.parametrize("exact", [0, 4096])
 @pytest.mark.parametrize("seed", range(4))
-def test_groups_are_what_chains_connect(
+def test_groups_are_connected_components(
     exact: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compared pair by pair or bucket by bucket; the smallest row names them."""
-    monkeypatch.setattr(duplicates, "EXACT", exact)
+    """Exact and bucketed search give the same groups, named by the smallest row."""
+    monkeypatch.setattr(duplicates, "EXACT_ROWS", exact)
     prints = _crowd(300, copies=60, seed=seed)
     want = _brute_groups(prints)
     assert near_duplicates(prints).tolist() == [want.index(group) for group in want]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_buckets_find_the_pairs_that_comparing_all_finds(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As long as the window is as wide as the buckets."""
+def test_bucketed_search_equals_exact_search(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a window as wide as the buckets, the bucketed search finds all pairs."""
     prints, targets = _crowd(500, copies=100, seed=seed), np.arange(500) % 3
     want = closest_pairs(prints, targets)
-    monkeypatch.setattr(duplicates, "EXACT", 0)
+    monkeypatch.setattr(duplicates, "EXACT_ROWS", 0)
     monkeypatch.setattr(duplicates, "WINDOW", 500)
     assert closest_pairs(prints, targets).tolist() == want.tolist()
 
 
-def test_a_narrow_window_finds_nearly_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one chunk's order leaves out, others find: 98 of 100 and more, and no wrong ones."""
+def test_narrow_window_finds_nearly_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recall is above 98 % and precision 100 %, as other chunks find most omitted pairs."""
     prints, targets = _crowd(2000, copies=400), np.zeros(2000, dtype=np.int64)
     want = set(map(tuple, closest_pairs(prints, targets).tolist()))
-    monkeypatch.setattr(duplicates, "EXACT", 0)
+    monkeypatch.setattr(duplicates, "EXACT_ROWS", 0)
     monkeypatch.setattr(duplicates, "WINDOW", 4)
     found = closest_pairs(prints, targets)
     bits = np.unpackbits(prints, axis=1)
@@ -133,33 +131,33 @@ def test_a_narrow_window_finds_nearly_all_pairs(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_bits_are_counted_without_numpy_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Older NumPys count none; the pairs are the same."""
-    monkeypatch.setattr(duplicates, "EXACT", 0)
+    """NumPy before 2.0 has no ``bitwise_count``; the pairs are the same."""
+    monkeypatch.setattr(duplicates, "EXACT_ROWS", 0)
     prints, targets = _crowd(200, copies=40), np.arange(200) % 2
     want = closest_pairs(prints, targets)
     monkeypatch.delattr(np, "bitwise_count", raising=False)
     assert closest_pairs(prints, targets).tolist() == want.tolist()
 
 
-def test_a_recompressed_copy_is_alike() -> None:
-    """Scaling, compression and a change of colours leave the detail."""
+def test_recompressed_copy_is_alike() -> None:
+    """Scaling, compression and other colours preserve the detail."""
     pixels = _scene(0)
     copy = _recompressed(pixels)[:, :, [2, 1, 0]]
     assert alike(thumbnail(pixels), thumbnail(copy))
 
 
-def test_what_is_composed_alike_is_not_alike() -> None:
-    """Two pictures whose fingerprints are near by composition differ in detail."""
-    one, other = _scene(1), _scene(2)
+def test_similar_composition_is_not_alike() -> None:
+    """Two pictures with near fingerprints differ in detail."""
+    scenes = [_scene(1), _scene(2)]
     blurred = [
-        np.asarray(Image.fromarray(each).filter(ImageFilter.GaussianBlur(12)))
-        for each in (one, other)
+        np.asarray(Image.fromarray(scene).filter(ImageFilter.GaussianBlur(12))) for scene in scenes
     ]
-    assert len(closest_pairs(np.stack([fingerprint(each) for each in blurred]), np.arange(2))) == 1
-    assert not alike(thumbnail(one), thumbnail(other))
+    prints = np.stack([fingerprint(pixels) for pixels in blurred])
+    assert len(closest_pairs(prints, np.arange(2))) == 1
+    assert not alike(thumbnail(scenes[0]), thumbnail(scenes[1]))
 
 
-def test_a_blank_thumbnail_is_like_none() -> None:
-    """Without detail nothing can be confirmed."""
+def test_blank_thumbnail_is_not_alike() -> None:
+    """Without any detail the correlation is 0."""
     blank = thumbnail(np.full((224, 224, 3), 255, dtype=np.uint8))
     assert not alike(blank, blank)

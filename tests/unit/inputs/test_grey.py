@@ -1,4 +1,4 @@
-"""Deep greyscale looks the same when a pixel changes; models keep the mapping they learned with."""
+"""Tone mapping of deep greyscale: robustness to outliers, and the mapping of stored specs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPEC = PreprocessSpec(resize=64, crop=64, deep_grey="percentiles")
 
 
 def scene(seed: int = 0, top: int = 900, side: int = 64) -> NDArray[Any]:
-    """Return a noisy ramp of samples from 100 to ``top``."""
+    """Return a noisy ramp of samples between 100 and ``top``."""
     y, x = np.mgrid[:side, :side] / (side - 1)
     noise = np.random.default_rng(seed).normal(0, 10, (side, side))
     samples: NDArray[Any] = 100 + (top - 100) * (x + y) / 2 + noise
@@ -57,8 +57,8 @@ WRITERS = {
 
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("bright", [1_023, 1_024, 4_095, 4_096, 16_384, 32_767])
-def test_one_bright_pixel_changes_no_other(kind: str, bright: int) -> None:
-    """However bright one pixel is, all others look as they did."""
+def test_bright_outlier_changes_no_other_pixel(kind: str, bright: int) -> None:
+    """The shades of all other pixels do not depend on the brightest pixel."""
     samples = scene()
     samples[5, 7] = 901
     before = preprocess(WRITERS[kind](samples), SPEC).astype(int)
@@ -71,8 +71,8 @@ def test_one_bright_pixel_changes_no_other(kind: str, bright: int) -> None:
 
 
 @pytest.mark.parametrize("dark", [-1, -1_024, -1_025, -20_000])
-def test_one_dark_pixel_changes_no_other(dark: int) -> None:
-    """However far below zero one sample is, all others look as they did."""
+def test_dark_outlier_changes_no_other_pixel(dark: int) -> None:
+    """The shades of all other pixels do not depend on the darkest pixel."""
     samples = scene().astype(np.int16) - 400
     samples[5, 7] = -300
     before = to_eight_bits(samples, "percentiles").astype(int)
@@ -83,21 +83,21 @@ def test_one_dark_pixel_changes_no_other(dark: int) -> None:
 
 
 def test_brightness_is_continuous() -> None:
-    """As a picture gets brighter, its shades never jump."""
+    """As the samples of a picture rise, the mean shade does not jump."""
     shades = [to_eight_bits(scene(top=top), "percentiles").mean() for top in range(990, 1_060, 2)]
     assert np.abs(np.diff(shades)).max() < 1
 
 
 def test_exposure_changes_no_shade() -> None:
-    """A scene of 12 bits and the same one of 16 give the same shades."""
+    """The same scene in 12 and in 16 bits gives the same shades."""
     samples = scene(top=4_095)
     twelve = to_eight_bits(samples, "percentiles").astype(int)
     sixteen = to_eight_bits(samples * np.uint16(16), "percentiles")
     assert np.abs(twelve - sixteen).max() <= 1
 
 
-def test_zero_is_black_and_the_brightest_part_white() -> None:
-    """A ramp from 0 keeps its proportions: half the brightest samples' mean is half of white."""
+def test_zero_is_black_and_brightest_part_is_white() -> None:
+    """The mapping is proportional: half the mean of the brightest samples is half of white."""
     ramp = np.arange(10_000, dtype=np.uint16).reshape(100, 100)
     shades = to_eight_bits(ramp, "percentiles")
     assert shades[0, 0] == 0
@@ -107,21 +107,21 @@ def test_zero_is_black_and_the_brightest_part_white() -> None:
 
 @pytest.mark.parametrize("value", [0, 1, 700, 65_535])
 @pytest.mark.parametrize("side", [1, 2, 64])
-def test_plain_picture_has_one_shade(value: int, side: int) -> None:
-    """A picture of one sample divides nothing by zero; only one of zeros is black."""
+def test_uniform_picture_is_black_or_white(value: int, side: int) -> None:
+    """A picture of equal samples is white, or black if they are 0, without division by zero."""
     shades = to_eight_bits(np.full((side, side), value, np.uint16), "percentiles")
     assert (shades == (255 if value else 0)).all()
 
 
 def test_few_bright_pixels_on_black_are_white() -> None:
-    """Where the brightest part is black as well, the brightest sample is white."""
+    """If even the brightest percentiles are black, the brightest sample is white."""
     samples = np.zeros((100, 100), np.uint16)
     samples[3, 3] = 500
     assert to_eight_bits(samples, "percentiles")[3, 3] == 255
 
 
 def test_transparent_samples_are_not_counted() -> None:
-    """Samples that are not seen are white, and no part of the statistics."""
+    """Transparent samples are white and excluded from the statistics."""
     samples = scene()
     samples[:32] = 65_535
     got = to_eight_bits(samples, "percentiles", transparent=65_535)
@@ -130,13 +130,13 @@ def test_transparent_samples_are_not_counted() -> None:
 
 
 def test_share_of_white_takes_values_in_any_order() -> None:
-    """A look-up table may map rising samples to any values; each is shown by its own."""
+    """The values of a look-up table need not be sorted."""
     values, counts = np.array([9.0, 1.0, 5.0]), np.array([10, 10, 10])
     assert share_of_white(values, counts, zero_is_black=False).tolist() == [1, 0, 0.5]
 
 
-def test_depth_mapping_is_kept_for_old_specs() -> None:
-    """With ``depth``, a model that learned so sees what it learned from: 10 bits or 12."""
+def test_depth_mapping_is_unchanged() -> None:
+    """Models trained with ``depth`` keep it: the brightest sample selects 10 or 12 bits."""
     old = PreprocessSpec(resize=64, crop=64, deep_grey="depth")
     samples = np.full((64, 64), 900, np.uint16)
     for bright, shade in ((1_023, 225), (1_024, 56)):

@@ -1,4 +1,4 @@
-"""The time that a call has left is what its images have."""
+"""Time budget of a call's images, from its deadline and the server's limit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from support.pictures import picture
 from topwork.bundle.store import Repository
 from topwork.errors import DeadlinePassed
 from topwork.limits import DEFAULT_LIMITS
+from topwork.rpc.context import Context
 from topwork.rpc.open_inference.servicer import OpenInferenceServicer
-from topwork.rpc.servicers import ClassifierServicer, Context
+from topwork.rpc.servicers.classifier import ClassifierServicer
 from topwork.serving.classifier import Classifier
 from topwork.serving.registry import Registry
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -22,8 +23,8 @@ from topwork.v1 import classifier_service_pb2 as classify_pb
 MOST = 60.0
 
 
-class Asked:
-    """A classifier whose time is always over, and a call with so much time left."""
+class BudgetRecorder:
+    """A classifier that records the budget and times out, and a context with a deadline."""
 
     def __init__(self, remaining: float | None) -> None:
         self._remaining = remaining
@@ -47,9 +48,9 @@ BUDGETS = pytest.mark.parametrize(
 
 
 @BUDGETS
-def test_classify_has_what_is_left_of_the_call(remaining: float | None, budget: float) -> None:
-    """At most the server's own limit, which counts where the client gave no deadline."""
-    asked = Asked(remaining)
+def test_classify_budget_is_the_remaining_deadline(remaining: float | None, budget: float) -> None:
+    """The budget is the remaining time, or the server's limit if that is less."""
+    asked = BudgetRecorder(remaining)
     servicer = ClassifierServicer(cast("Classifier", asked), most_seconds=MOST)
     message = classify_pb.ClassifyRequest(model="models/x", images=[b""])
     with pytest.raises(DeadlinePassed):
@@ -59,11 +60,11 @@ def test_classify_has_what_is_left_of_the_call(remaining: float | None, budget: 
 
 @BUDGETS
 @pytest.mark.parametrize("timeout", [None, 2.0, 100.0])
-def test_model_infer_has_the_least_of_what_was_given(
+def test_model_infer_budget_is_the_shortest_limit(
     remaining: float | None, budget: float, timeout: float | None
 ) -> None:
-    """The same, and the protocol's own parameter counts beside the call's deadline."""
-    asked = Asked(remaining)
+    """The parameter ``timeout`` counts beside the deadline and the server's limit."""
+    asked = BudgetRecorder(remaining)
     servicer = OpenInferenceServicer(
         Repository(Path("repository")),
         cast("Registry", None),

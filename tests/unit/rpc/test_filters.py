@@ -1,4 +1,4 @@
-"""What a filter of operations means."""
+"""Filters of ListOperations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from topwork.rpc.filters import parse
         ("label = cafe\u0301", {"label": "caf\u00e9"}, None),
     ],
 )
-def test_a_filter(text: str, attributes: dict[str, str | bool], done: bool | None) -> None:
+def test_filter_has_terms_joined_by_and(
+    text: str, attributes: dict[str, str | bool], done: bool | None
+) -> None:
     """Terms of fields and values, joined by AND, bare or quoted."""
     assert parse(text) == OperationFilter(attributes=attributes, done=done)
 
@@ -49,8 +51,8 @@ def test_a_filter(text: str, attributes: dict[str, str | bool], done: bool | Non
         "label = " + "a" * 993,
     ],
 )
-def test_a_filter_that_is_none(text: str) -> None:
-    """Anything else is refused, and the error names the field."""
+def test_invalid_filter_is_refused(text: str) -> None:
+    """Any other text is InvalidInput, and the error names the field."""
     with pytest.raises(InvalidInput) as caught:
         parse(text)
     assert caught.value.field == "filter"

@@ -1,4 +1,4 @@
-"""Health says what works, and tells those who watch."""
+"""Health of services, and its watchers."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class Asked:
-    """A running Health, and what it says over the wire."""
+class BudgetRecorder:
+    """A classifier that records the budget and times out, and a context with a deadline."""
 
     def __init__(self, health: Health, channel: grpc.aio.Channel) -> None:
         self.health = health
@@ -52,10 +52,10 @@ class Asked:
 
 
 @asynccontextmanager
-async def healthy(checks: Mapping[str, Callable[[], bool]]) -> AsyncIterator[Asked]:
+async def healthy(checks: Mapping[str, Callable[[], bool]]) -> AsyncIterator[BudgetRecorder]:
     """Serve a Health of ``checks`` that looks a hundred times a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(health_module, "BEAT_SECONDS", 0.01)
+        patch.setattr(health_module, "CHECK_SECONDS", 0.01)
         health = Health(checks)
         server = grpc.aio.server()
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
@@ -64,13 +64,13 @@ async def healthy(checks: Mapping[str, Callable[[], bool]]) -> AsyncIterator[Ask
         await server.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                yield Asked(health, channel)
+                yield BudgetRecorder(health, channel)
         finally:
             await health.aclose()
             await server.stop(None)
 
 
-def test_the_first_status_is_that_of_the_first_look() -> None:
+def test_first_status_comes_from_first_check() -> None:
     """As soon as a server answers, each service has the status of its own check."""
 
     async def scenario() -> list[int]:
@@ -83,7 +83,7 @@ def test_the_first_status_is_that_of_the_first_look() -> None:
     assert not lines  # nothing has changed
 
 
-def test_an_unknown_service_is_not_found() -> None:
+def test_unknown_service_is_not_found() -> None:
     """A service without a check is NOT_FOUND, not healthy."""
 
     async def scenario() -> grpc.StatusCode:
@@ -95,8 +95,11 @@ def test_an_unknown_service_is_not_found() -> None:
     assert asyncio.run(scenario()) is grpc.StatusCode.NOT_FOUND
 
 
-def test_a_change_is_told_to_who_watches() -> None:
-    """Who watches a service hears of its changes, and not of others'; each is a warning."""
+def test_watcher_receives_changes_of_its_service() -> None:
+    """A watcher receives the changes of its service only.
+
+    Each change to NOT_SERVING is a warning.
+    """
     works = {"one": True, "other": True}
 
     async def scenario() -> tuple[list[int], int]:
@@ -121,16 +124,16 @@ def test_a_change_is_told_to_who_watches() -> None:
     ]
 
 
-def test_all_who_watch_are_told() -> None:
-    """A change is told to those who still watch after another one who watched the same left."""
+def test_watchers_receive_changes_after_another_left() -> None:
+    """A change reaches the remaining watchers after another watcher of the same service left."""
     works = {"": True}
 
     async def scenario() -> list[int]:
         async with healthy({"": lambda: works[""]}) as asked:
             stays, leaves = asked.watch(), asked.watch()
-            heard = [(await one.read()).status for one in (stays, leaves)]
+            heard = [(await watch.read()).status for watch in (stays, leaves)]
             leaves.cancel()
-            await gone(asked)
+            await wait_until_watcher_left(asked)
             works[""] = False
             heard.append((await asyncio.wait_for(stays.read(), 5)).status)
             return heard
@@ -138,14 +141,14 @@ def test_all_who_watch_are_told() -> None:
     assert asyncio.run(scenario()) == [SERVING, SERVING, NOT_SERVING]
 
 
-async def gone(asked: Asked) -> None:
-    """Return when the server has taken note of what the client cancelled before."""
+async def wait_until_watcher_left(asked: BudgetRecorder) -> None:
+    """Return when the server has noticed the cancelled watch."""
     for _ in range(20):  # calls of one connection arrive in order; these give the loop its turns
         await asked.check()
 
 
-def test_a_server_that_stops_is_not_serving() -> None:
-    """After aclose all services are NOT_SERVING for good, and who watches was told."""
+def test_closed_health_is_not_serving() -> None:
+    """After aclose all services are NOT_SERVING for good, and watchers were notified."""
 
     async def scenario() -> None:
         async with healthy({"": lambda: True, "service": lambda: True}) as asked:
@@ -160,8 +163,11 @@ def test_a_server_that_stops_is_not_serving() -> None:
     asyncio.run(scenario())
 
 
-def question(delivers: queue.Queue[Deliver]) -> Any:
-    """Return a job of one image whose backbone delivers nothing: ``delivers`` gets what would."""
+def make_request(delivers: queue.Queue[Deliver]) -> Any:
+    """Return a job of one image whose backbone delivers nothing.
+
+    ``delivers`` receives its callbacks.
+    """
     pixels = np.zeros((1, 1, 3), dtype=np.uint8)
     return SimpleNamespace(
         images=1,
@@ -172,10 +178,11 @@ def question(delivers: queue.Queue[Deliver]) -> Any:
     )
 
 
-def test_a_backbone_that_hangs_turns_health() -> None:
-    """Idle for long is healthy; work that does not end is not, also when its callers have gone.
+def test_hanging_backbone_is_not_serving() -> None:
+    """An idle backbone is healthy.
 
-    When it goes on after all, health turns back.
+    One that never finishes is not, even after its callers have left. It is healthy again once it
+    finishes.
     """
     limit = 0.1
     embedded = Embedded(
@@ -187,7 +194,7 @@ def test_a_backbone_that_hangs_turns_health() -> None:
         scheduler.start()
 
         async def ask() -> tuple[asyncio.Task[str], Deliver]:
-            run = scheduler.run(question(delivers), deadline=0, flow=Flow())
+            run = scheduler.run(make_request(delivers), deadline=0, flow=Flow())
             task = asyncio.create_task(run)
             return task, await asyncio.to_thread(delivers.get, timeout=PATIENCE)
 

@@ -1,4 +1,4 @@
-"""Around every call: errors become statuses, and one line is logged."""
+"""The interceptor: status of errors, access, limits and one log line a call."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ SOON = 30.0
 TOKENS = {name: tokens.make() for name in ("a", "b")}
 
 
-def missing() -> NotFound:
-    """Return an error; a new one each time, since a raised one holds on to the server."""
+def not_found() -> NotFound:
+    """Return a new NotFound; a raised error keeps references to the server."""
     return NotFound("there is no model 'models/x'", kind="model", resource="models/x")
 
 
-class Fake(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServiceServicer):
-    """Services whose methods all do the same: raise ``error``, or answer, or hang."""
+class FakeServicer(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServiceServicer):
+    """Servicer whose methods all do the same: raise ``error``, answer, or hang."""
 
     def __init__(self, error: BaseException | None = None, *, hangs: bool = False) -> None:
         self.error = error
@@ -54,7 +54,7 @@ class Fake(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServiceServi
         self.left = asyncio.Event()
 
     async def act(self) -> None:
-        """Do it."""
+        """Raise, answer or hang."""
         self.calls += 1
         self.entered.set()
         try:
@@ -66,56 +66,56 @@ class Fake(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServiceServi
             self.left.set()
 
     async def GetModel(self, request: Any, context: Any) -> model_pb.Model:
-        """Is not asked for."""
+        """Not called in the tests."""
         raise NotImplementedError
 
     async def ListModels(self, request: Any, context: Any) -> model_pb.ListModelsResponse:
-        """Is not asked for."""
+        """Not called in the tests."""
         raise NotImplementedError
 
     async def Classify(self, request: Any, context: Any) -> classify_pb.ClassifyResponse:
-        """Answer one with one."""
+        """Answer one request with one response."""
         await self.act()
         return classify_pb.ClassifyResponse(revision=3)
 
     async def StreamClassify(
         self, request_iterator: Any, context: Any
     ) -> AsyncIterator[classify_pb.StreamClassifyResponse]:
-        """Answer each with one."""
+        """Answer each request with one response."""
         async for request in request_iterator:
             yield classify_pb.StreamClassifyResponse(id=request.id)
 
     async def AddClass(self, request_iterator: Any, context: Any) -> Any:
-        """Answer many with one."""
+        """Answer many requests with one response."""
         await self.act()
         return operations_pb2.Operation(name="operations/x")
 
     async def AddExamples(self, request_iterator: Any, context: Any) -> Any:
-        """Is not asked for."""
+        """Not called in the tests."""
         raise NotImplementedError
 
     async def ListRevisions(self, request: Any, context: Any) -> model_pb.ListRevisionsResponse:
-        """Is not asked for."""
+        """Not called in the tests."""
         raise NotImplementedError
 
     async def RemoveClass(self, request: Any, context: Any) -> Any:
-        """Is not asked for."""
+        """Not called in the tests."""
         raise NotImplementedError
 
     async def RenameClass(self, request: Any, context: Any) -> Any:
-        """Is not asked for."""
+        """Not called in the tests."""
         raise NotImplementedError
 
     async def Retrain(self, request: Any, context: Any) -> Any:
-        """Is not asked for."""
+        """Not called in the tests."""
         raise NotImplementedError
 
     async def Rollback(self, request: Any, context: Any) -> model_pb.Model:
-        """Is not asked for."""
+        """Not called in the tests."""
         raise NotImplementedError
 
     async def PinRevision(self, request: Any, context: Any) -> model_pb.Model:
-        """Is not asked for."""
+        """Not called in the tests."""
         raise NotImplementedError
 
     async def WatchOperation(
@@ -130,7 +130,7 @@ class Fake(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServiceServi
 
 
 @asynccontextmanager
-async def served(fake: Fake, interceptor: Interceptor | None = None) -> AsyncIterator[str]:
+async def served(fake: FakeServicer, interceptor: Interceptor | None = None) -> AsyncIterator[str]:
     """Serve a fake on a free port and yield the address."""
     interceptor = interceptor or Interceptor(Telemetry(), Access(None))
     server = grpc.aio.server(interceptors=[interceptor])
@@ -146,7 +146,7 @@ async def served(fake: Fake, interceptor: Interceptor | None = None) -> AsyncIte
     finally:
         await server.stop(None)
         await health.aclose()
-        await interceptor.access.aclose()
+        await interceptor.calls.access.aclose()
 
 
 async def call(client: AsyncClient, method: str) -> list[Any]:
@@ -158,7 +158,7 @@ async def call(client: AsyncClient, method: str) -> list[Any]:
     return [operation async for operation in client.watch("operations/x")]
 
 
-def ask(fake: Fake, method: str) -> tuple[list[Any] | CallFailed, list[Any]]:
+def ask(fake: FakeServicer, method: str) -> tuple[list[Any] | CallFailed, list[Any]]:
     """Return what a client gets from ``fake``, and the log without the audit."""
 
     async def scenario() -> list[Any] | CallFailed:
@@ -177,15 +177,15 @@ METHODS = pytest.mark.parametrize("method", ["Classify", "AddClass", "WatchOpera
 
 
 @METHODS
-def test_an_expected_error_reaches_the_client(method: str) -> None:
-    """Whatever a call's arity: code, text and details are those of the error."""
-    failed, logs = ask(Fake(missing()), method)
+def test_expected_error_reaches_the_client(method: str) -> None:
+    """Code, text and details of the error arrive, in unary calls and streams."""
+    failed, logs = ask(FakeServicer(not_found()), method)
     assert isinstance(failed, CallFailed)
-    assert (failed.code, failed.reason, str(failed)) == ("NOT_FOUND", "NOT_FOUND", str(missing()))
+    assert (failed.code, failed.reason, str(failed)) == ("NOT_FOUND", "NOT_FOUND", str(not_found()))
     assert len(failed.status.details) == 2
     (line,) = logs
     assert (line["code"], line["reason"]) == ("NOT_FOUND", "NOT_FOUND")
-    assert line["error"] == str(missing())
+    assert line["error"] == str(not_found())
 
 
 @METHODS
@@ -197,12 +197,10 @@ def test_an_expected_error_reaches_the_client(method: str) -> None:
         lambda: TimeoutError("secret"),
     ],
 )
-def test_an_unexpected_error_is_for_the_log_only(
-    method: str, make: Callable[[], Exception]
-) -> None:
-    """The client gets fixed text, the log the error with its traceback."""
+def test_unexpected_error_is_only_logged(method: str, make: Callable[[], Exception]) -> None:
+    """The client gets a fixed text, the log the error with its traceback."""
     error = make()
-    failed, logs = ask(Fake(error), method)
+    failed, logs = ask(FakeServicer(error), method)
     assert isinstance(failed, CallFailed)
     assert (failed.code, failed.reason) == ("INTERNAL", "INTERNAL")
     assert str(failed) == "internal error; see the server's log"
@@ -213,21 +211,21 @@ def test_an_unexpected_error_is_for_the_log_only(
     assert (unexpected["log_level"], access["code"]) == ("error", "INTERNAL")
 
 
-def test_a_call_that_meets_the_end_of_the_server_is_no_bug(
+def test_call_of_stopped_server_is_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What gRPC raises when it has stopped meanwhile is a call cut off, no unexpected error."""
+    """GRPC's error after the server has stopped is a cancelled call, not an unexpected error."""
 
     async def stopped(read: Coroutine[Any, Any, Any], _: str) -> Any:
         read.close()
         raise grpc.aio.BaseError("Server already stopped.")
 
     interceptor = Interceptor(Telemetry(), Access(None))
-    monkeypatch.setattr(interceptor.reading, "take", stopped)
+    monkeypatch.setattr(interceptor.calls.reading, "take", stopped)
 
     async def scenario() -> None:
         async with (
-            served(Fake(), interceptor) as address,
+            served(FakeServicer(), interceptor) as address,
             grpc.aio.insecure_channel(address) as channel,
         ):
             with pytest.raises(grpc.aio.AioRpcError):
@@ -239,9 +237,9 @@ def test_a_call_that_meets_the_end_of_the_server_is_no_bug(
 
 
 @METHODS
-def test_one_line_a_call(method: str) -> None:
-    """A call that goes well is one line: method, code, time and peer."""
-    answers, logs = ask(Fake(), method)
+def test_call_is_logged_in_one_line(method: str) -> None:
+    """A successful call is one line: method, code, time and peer."""
+    answers, logs = ask(FakeServicer(), method)
     assert isinstance(answers, list)
     assert len(answers) == 1
     (line,) = logs
@@ -252,11 +250,11 @@ def test_one_line_a_call(method: str) -> None:
     assert line["peer"].startswith("ipv4:127.0.0.1:")
 
 
-def test_an_answer_before_the_error_arrives() -> None:
-    """A stream that fails later has delivered what it had by then."""
+def test_responses_before_an_error_arrive() -> None:
+    """A stream that fails later has delivered its earlier responses."""
 
     async def scenario() -> tuple[int, str]:
-        async with served(Fake(missing())) as address, AsyncClient(address) as client:
+        async with served(FakeServicer(not_found())) as address, AsyncClient(address) as client:
             count = 0
             try:
                 async for _ in client.watch("operations/x"):
@@ -268,11 +266,11 @@ def test_an_answer_before_the_error_arrives() -> None:
     assert asyncio.run(scenario()) == (1, "NOT_FOUND")
 
 
-def test_the_delay_of_an_overload_reaches_the_client() -> None:
-    """A client reads from the error when a retry makes sense, and gRPC from a trailer."""
+def test_overload_has_a_retry_delay() -> None:
+    """The error details and gRPC's pushback trailer have the delay."""
 
     async def scenario() -> grpc.aio.AioRpcError:
-        fake = Fake(Overloaded("full", retry_after=0.7501))
+        fake = FakeServicer(Overloaded("full", retry_after=0.7501))
         async with served(fake) as address, grpc.aio.insecure_channel(address) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await begin(channel, "Classify")
@@ -285,8 +283,8 @@ def test_the_delay_of_an_overload_reaches_the_client() -> None:
     assert error.trailing_metadata()["grpc-retry-pushback-ms"] == "751"
 
 
-def test_grpc_tries_again_when_the_trailer_says_so() -> None:
-    """A client whose service config retries RESOURCE_EXHAUSTED waits as long as it is told."""
+def test_grpc_retries_after_the_pushback() -> None:
+    """A client that retries RESOURCE_EXHAUSTED waits for the delay of the trailer."""
     config = {
         "methodConfig": [
             {
@@ -304,7 +302,7 @@ def test_grpc_tries_again_when_the_trailer_says_so() -> None:
     options = [("grpc.service_config", json.dumps(config))]
 
     async def scenario() -> int:
-        fake = Fake(Overloaded("full", retry_after=0.01))
+        fake = FakeServicer(Overloaded("full", retry_after=0.01))
         async with (
             asyncio.timeout(SOON),
             served(fake) as address,
@@ -318,11 +316,11 @@ def test_grpc_tries_again_when_the_trailer_says_so() -> None:
 
 
 @METHODS
-def test_a_client_that_leaves_ends_its_call(method: str) -> None:
-    """When the client gives up, the handler is cancelled and the line says so."""
+def test_cancelled_call_ends_its_handler(method: str) -> None:
+    """When the client cancels, the handler is cancelled and the log line says so."""
 
     async def scenario() -> None:
-        fake = Fake(hangs=True)
+        fake = FakeServicer(hangs=True)
         async with served(fake) as address, grpc.aio.insecure_channel(address) as channel:
             started = begin(channel, method)
             await fake.entered.wait()
@@ -335,7 +333,7 @@ def test_a_client_that_leaves_ends_its_call(method: str) -> None:
 
 
 def begin(channel: grpc.aio.Channel, method: str) -> Any:
-    """Return a call that has begun."""
+    """Begin a call, by default with one message, and let all tasks run until they wait."""
     models: model_grpc.ModelServiceAsyncStub = model_grpc.ModelServiceStub(channel)
     if method == "WatchOperation":
         return models.WatchOperation(model_pb.WatchOperationRequest(name="operations/x"))
@@ -346,26 +344,26 @@ def begin(channel: grpc.aio.Channel, method: str) -> Any:
     return classifier.Classify(classify_pb.ClassifyRequest())
 
 
-def test_a_long_text_does_not_hide_the_code() -> None:
-    """An error whose text has a client's long value in it still arrives with its code."""
+def test_long_error_text_arrives_with_its_code() -> None:
+    """An error text with a client's long value in it arrives with its code."""
     name = "models/" + "x" * 20_000
-    failed, _ = ask(Fake(NotFound(f"no {name}", kind="model", resource=name)), "Classify")
+    failed, _ = ask(FakeServicer(NotFound(f"no {name}", kind="model", resource=name)), "Classify")
     assert isinstance(failed, CallFailed)
     assert (failed.code, failed.reason) == ("NOT_FOUND", "NOT_FOUND")
 
 
-def test_texts_are_not_only_ascii() -> None:
-    """A text with any characters, line ends too, arrives as it is."""
+def test_error_text_arrives_with_any_characters() -> None:
+    """An error text with any characters, line breaks too, arrives unchanged."""
     text = "label 'Löwenzahn\n🌼' is there"
-    failed, _ = ask(Fake(TopworkError(text)), "Classify")
+    failed, _ = ask(FakeServicer(TopworkError(text)), "Classify")
     assert str(failed) == text
 
 
-def test_health_is_left_alone() -> None:
-    """Health checks follow their own rules, and fill no log."""
+def test_health_checks_are_not_logged() -> None:
+    """Health checks need no rule, and are not logged."""
 
     async def scenario() -> int:
-        async with served(Fake()) as address, grpc.aio.insecure_channel(address) as channel:
+        async with served(FakeServicer()) as address, grpc.aio.insecure_channel(address) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             return int((await stub.Check(health_pb2.HealthCheckRequest())).status)
 
@@ -374,11 +372,11 @@ def test_health_is_left_alone() -> None:
     assert not logs
 
 
-def test_a_method_that_is_not_there_is_unimplemented() -> None:
-    """A call of an unknown method passes through to gRPC's own answer."""
+def test_unknown_method_is_unimplemented() -> None:
+    """GRPC itself answers calls of unknown methods."""
 
     async def scenario() -> grpc.StatusCode:
-        async with served(Fake()) as address, grpc.aio.insecure_channel(address) as channel:
+        async with served(FakeServicer()) as address, grpc.aio.insecure_channel(address) as channel:
             method: Any = channel.unary_unary("/topwork.v1.ModelService/Forget")
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await method(b"")
@@ -404,8 +402,8 @@ def access_file(tmp_path: Path) -> Path:
     return path
 
 
-async def guarded(access_file: Path) -> Interceptor:
-    """Return an interceptor that lets in whom the file knows."""
+async def interceptor_with_access(access_file: Path) -> Interceptor:
+    """Return an interceptor with an access file."""
     access = Access(access_file)
     await access.start()
     return Interceptor(Telemetry(), access)
@@ -438,17 +436,17 @@ async def reason(channel: grpc.aio.Channel, name: str, images: int = 1) -> str:
     return "OK"
 
 
-@pytest.mark.parametrize("error", [None, missing, lambda: ZeroDivisionError("a bug")])
-def test_what_a_call_took_of_its_limits_is_given_back(
+@pytest.mark.parametrize("error", [None, not_found, lambda: ZeroDivisionError("a bug")])
+def test_limits_are_freed_when_a_call_ends(
     access_file: Path, error: Callable[[], Exception] | None
 ) -> None:
-    """Images and calls at a time are free again when the call has ended, well or not."""
+    """Images and concurrent calls are free again when the call has ended, in any way."""
     with access_file.open("a") as file:
         file.write("limits = { calls = 1, images = 3 }\n")
 
     async def scenario() -> tuple[set[str], list[str]]:
-        interceptor = await guarded(access_file)
-        fake = Fake()
+        interceptor = await interceptor_with_access(access_file)
+        fake = FakeServicer()
         async with (
             served(fake, interceptor) as address,
             grpc.aio.insecure_channel(address) as channel,
@@ -474,14 +472,14 @@ def test_what_a_call_took_of_its_limits_is_given_back(
     assert refused == [*["TOO_MANY_CALLS"] * 3, "OK"]  # what was refused gives nothing back
 
 
-def test_images_at_a_time_are_those_of_all_calls(access_file: Path) -> None:
-    """A call beside others may have what they left of the caller's images."""
+def test_concurrent_images_count_over_all_calls(access_file: Path) -> None:
+    """Concurrent calls of a caller share its limit of images."""
     with access_file.open("a") as file:
         file.write("limits = { images = 3 }\n")
 
     async def scenario() -> list[str]:
-        interceptor = await guarded(access_file)
-        fake = Fake(hangs=True)
+        interceptor = await interceptor_with_access(access_file)
+        fake = FakeServicer(hangs=True)
         async with (
             served(fake, interceptor) as address,
             grpc.aio.insecure_channel(address) as channel,
@@ -497,13 +495,13 @@ def test_images_at_a_time_are_those_of_all_calls(access_file: Path) -> None:
     assert asyncio.run(scenario()) == [refused, "OK", refused, "OK", refused]
 
 
-def test_one_caller_leaves_calls_to_others(access_file: Path) -> None:
-    """However many calls it lets wait, another caller has its own; what ends makes room."""
+def test_caller_with_many_calls_leaves_slots_to_others(access_file: Path) -> None:
+    """However many calls one caller has open, another caller has slots; ended calls free theirs."""
 
     async def scenario() -> list[str]:
-        interceptor = await guarded(access_file)
-        interceptor.slots = few(4)
-        fake = Fake(hangs=True)
+        interceptor = await interceptor_with_access(access_file)
+        interceptor.calls.slots = few(4)
+        fake = FakeServicer(hangs=True)
         async with (
             served(fake, interceptor) as address,
             grpc.aio.insecure_channel(address) as channel,
@@ -512,9 +510,9 @@ def test_one_caller_leaves_calls_to_others(access_file: Path) -> None:
             await until(lambda: fake.calls == 2)
             fake.hangs = False
             found = [await reason(channel, name) for name in ("a", "b", "a")]
-            for one in waiting:
-                one.cancel()
-            await until(lambda: not interceptor.slots.held("a"))
+            for call in waiting:
+                call.cancel()
+            await until(lambda: not interceptor.calls.slots.held("a"))
             found.append(await reason(channel, "a"))
         return found
 
@@ -524,15 +522,15 @@ def test_one_caller_leaves_calls_to_others(access_file: Path) -> None:
     assert [line["principal"] for line in lines[:3]] == ["a", "b", "a"]
 
 
-def test_who_watches_health_takes_nobodys_calls() -> None:
-    """Health has slots of its own: whoever fills them is refused more health, and no call."""
+def test_health_watches_have_separate_slots() -> None:
+    """A host that uses up the slots of health is refused more health calls, and no others."""
 
     async def scenario() -> tuple[str, int]:
         interceptor = Interceptor(Telemetry(), Access(None))
-        interceptor.open_slots = few(2)
-        interceptor.slots = few(2)
+        interceptor.calls.open_slots = few(2)
+        interceptor.calls.slots = few(2)
         async with (
-            served(Fake(), interceptor) as address,
+            served(FakeServicer(), interceptor) as address,
             grpc.aio.insecure_channel(address) as channel,
             AsyncClient(address) as client,
         ):
@@ -543,7 +541,7 @@ def test_who_watches_health_takes_nobodys_calls() -> None:
                 await stub.Check(health_pb2.HealthCheckRequest())
             revision = (await client.classify("x", [b"photo"])).revision
             watch.cancel()
-            await until(lambda: not interceptor.open_slots.held("ipv4:127.0.0.1"))
+            await until(lambda: not interceptor.calls.open_slots.held("ipv4:127.0.0.1"))
             await stub.Check(health_pb2.HealthCheckRequest())
             return calls.failed(caught.value).reason, revision
 
@@ -551,15 +549,15 @@ def test_who_watches_health_takes_nobodys_calls() -> None:
 
 
 @pytest.mark.parametrize("method", ["Classify", "StreamClassify", "Check"])
-def test_long_messages_are_paced(method: str) -> None:
-    """Every message is read in its caller's turn: health's, unary ones and those of streams."""
+def test_long_messages_are_read_at_a_limited_rate(method: str) -> None:
+    """Every message waits for its caller's turn: health, unary calls and streams."""
     ticks = itertools.count(step=0.05)  # so long does each message seem to take
 
     async def scenario() -> list[str]:
         interceptor = Interceptor(Telemetry(), Access(None))
-        interceptor.reading = Reading(clock=lambda: next(ticks))
+        interceptor.calls.reading = Reading(clock=lambda: next(ticks))
         async with (
-            served(Fake(), interceptor) as address,
+            served(FakeServicer(), interceptor) as address,
             grpc.aio.insecure_channel(address) as channel,
         ):
             if method == "Check":
@@ -570,19 +568,19 @@ def test_long_messages_are_paced(method: str) -> None:
                 stub: classify_grpc.ClassifierServiceAsyncStub
                 stub = classify_grpc.ClassifierServiceStub(channel)
                 await stub.StreamClassify(iter([classify_pb.StreamClassifyRequest()])).read()
-        return [*interceptor.reading._next]
+        return [*interceptor.calls.reading._next]
 
     assert asyncio.run(scenario()) == ["ipv4:127.0.0.1"]
 
 
-def test_a_stream_ends_when_its_callers_token_is_taken_away(access_file: Path) -> None:
-    """Of another caller's streams none does, nor before the next message."""
+def test_stream_ends_at_next_message_after_token_is_revoked(access_file: Path) -> None:
+    """The stream of a revoked token ends at its next message; streams of other callers continue."""
 
     async def scenario() -> dict[str, list[int | str]]:
-        interceptor = await guarded(access_file)
+        interceptor = await interceptor_with_access(access_file)
         found: dict[str, list[int | str]] = {"a": [], "b": []}
         async with (
-            served(Fake(), interceptor) as address,
+            served(FakeServicer(), interceptor) as address,
             grpc.aio.insecure_channel(address) as channel,
         ):
             stub: classify_grpc.ClassifierServiceAsyncStub
@@ -600,7 +598,7 @@ def test_a_stream_ends_when_its_callers_token_is_taken_away(access_file: Path) -
 
             await say(1)
             replace(access_file, TOKENS["a"].entry, tokens.make().entry)
-            interceptor.access._take(interceptor.access._read(access_file))
+            interceptor.calls.access._apply(interceptor.calls.access._read(access_file))
             await say(2)
             for stream in streams.values():
                 stream.cancel()
@@ -609,29 +607,29 @@ def test_a_stream_ends_when_its_callers_token_is_taken_away(access_file: Path) -
     assert asyncio.run(scenario()) == {"a": [1, "CREDENTIALS_UNKNOWN"], "b": [1, 2]}
 
 
-def test_a_server_is_idle_when_no_call_is_left() -> None:
-    """Calls hold up its end, however they end; whoever watches health does not."""
+def test_server_is_idle_without_calls() -> None:
+    """Calls keep the server from being idle until they end; health watches do not."""
 
     async def scenario() -> list[bool]:
         interceptor = Interceptor(Telemetry(), Access(None))
-        fake = Fake(hangs=True)
-        idle = [interceptor.idle.is_set()]
+        fake = FakeServicer(hangs=True)
+        idle = [interceptor.calls.idle.is_set()]
         async with (
             served(fake, interceptor) as address,
             grpc.aio.insecure_channel(address) as channel,
         ):
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             await watch.read()
-            idle.append(interceptor.idle.is_set())
+            idle.append(interceptor.calls.idle.is_set())
             first, second = begin(channel, "Classify"), begin(channel, "WatchOperation")
             await until(lambda: fake.calls == 2)
-            idle.append(interceptor.idle.is_set())
+            idle.append(interceptor.calls.idle.is_set())
             first.cancel()
             await fake.left.wait()
-            idle.append(interceptor.idle.is_set())
+            idle.append(interceptor.calls.idle.is_set())
             second.cancel()
             async with asyncio.timeout(SOON):
-                await interceptor.idle.wait()
+                await interceptor.calls.idle.wait()
         return idle
 
     assert asyncio.run(scenario()) == [True, True, False, False]

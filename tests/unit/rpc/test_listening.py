@@ -1,4 +1,4 @@
-"""Which ports are opened, and how."""
+"""Ports of a server and their credentials."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def config(address: str, **settings: object) -> ServeConfig:
         "ipv6:[::1]:1",
     ],
 )
-def test_plaintext_stays_on_this_host(address: str) -> None:
-    """On an address that only this host reaches, nothing needs to be said."""
+def test_plaintext_is_allowed_on_loopback(address: str) -> None:
+    """A loopback address needs neither TLS nor ``insecure``."""
     assert is_loopback(address)
     assert certificates(config(address)) is None
 
@@ -59,22 +59,25 @@ def test_plaintext_stays_on_this_host(address: str) -> None:
         "vsock:2:1",
     ],
 )
-def test_plaintext_for_other_hosts_must_be_asked_for(address: str) -> None:
-    """Any other address is refused without TLS, unless ``insecure`` says that it is meant."""
+def test_plaintext_for_other_hosts_needs_insecure(address: str) -> None:
+    """Any other address is refused without TLS and without ``insecure``."""
     with pytest.raises(InvalidInput, match="--insecure") as caught:
         certificates(config(address))
     assert caught.value.reason == "PLAINTEXT"
     assert certificates(config(address, insecure=True)) is None
 
 
-def test_an_mtls_address_needs_an_authority() -> None:
-    """Where clients are to show certificates somebody must have signed them."""
+def test_mtls_address_needs_a_client_ca() -> None:
+    """Without a client CA no client certificate could be verified."""
     with pytest.raises(InvalidInput, match="client_ca"):
         certificates(config("127.0.0.1:1", mtls_address="127.0.0.1:2"))
 
 
-def test_check_ports_refuses_an_address_given_twice() -> None:
-    """Health at the server's own port would be a fault of gRPC's once all is loaded."""
+def test_check_ports_refuses_duplicate_address() -> None:
+    """The health port must differ from the server's port.
+
+    GRPC would fail only after loading the models.
+    """
     with pytest.raises(InvalidInput, match=r"two of the addresses are 127\.0\.0\.1:1$"):
         check_ports(config("127.0.0.1:1", health_port="127.0.0.1:1"))
     check_ports(config("127.0.0.1:0", health_port="127.0.0.1:0", metrics_port=0))
@@ -83,14 +86,14 @@ def test_check_ports_refuses_an_address_given_twice() -> None:
 @pytest.mark.parametrize(
     ("address", "found"), [("[::1]:5", "[::1]:7"), ("unix:/run/a.sock", "127.0.0.1:7")]
 )
-def test_metrics_address_is_on_the_address_s_host(address: str, found: str) -> None:
-    """Beside a server on a unix socket, which has no host, it is on the loopback."""
+def test_metrics_port_is_on_the_host_of_the_address(address: str, found: str) -> None:
+    """With a unix socket, which has no host, it is on the loopback."""
     assert str(metrics_address(config(address, metrics_port=7))) == found
     assert metrics_address(config(address)) is None
 
 
-def test_open_port_says_that_a_port_was_taken_meanwhile() -> None:
-    """What takes the port after the first look is told in the same words."""
+def test_open_port_reports_a_port_in_use() -> None:
+    """A port that another process took after the first check is reported with the same text."""
 
     async def scenario(address: str) -> None:
         with pytest.raises(Unavailable, match="is in use"):
@@ -100,25 +103,25 @@ def test_open_port_says_that_a_port_was_taken_meanwhile() -> None:
         asyncio.run(scenario(f"127.0.0.1:{taken.getsockname()[1]}"))
 
 
-def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    """A missing file, another's key and an empty authority are told before the port opens."""
+def test_unusable_certificate_files_are_named(tmp_path: Path) -> None:
+    """A missing file, a wrong key and an empty CA are refused before the port opens."""
     authority = Authority(tmp_path)
-    one, other = authority.issue("one"), authority.issue("other")
+    own, other = authority.issue("one"), authority.issue("other")
     empty = tmp_path / "empty.pem"
     empty.touch()
     for files, field in (
-        ({"tls_cert": tmp_path / "none.pem", "tls_key": one.key}, "tls_cert"),
-        ({"tls_cert": one.cert, "tls_key": tmp_path / "none.key"}, "tls_key"),
-        ({"tls_cert": one.cert, "tls_key": other.key}, "tls_cert"),
-        ({"tls_cert": one.cert, "tls_key": one.key, "client_ca": empty}, "client_ca"),
+        ({"tls_cert": tmp_path / "none.pem", "tls_key": own.key}, "tls_cert"),
+        ({"tls_cert": own.cert, "tls_key": tmp_path / "none.key"}, "tls_key"),
+        ({"tls_cert": own.cert, "tls_key": other.key}, "tls_cert"),
+        ({"tls_cert": own.cert, "tls_key": own.key, "client_ca": empty}, "client_ca"),
     ):
         with pytest.raises(InvalidInput, match="cannot be used") as caught:
             certificates(config("0.0.0.0:1", **files))
         assert caught.value.field == field
 
 
-def test_a_token_never_leaves_this_host_in_plaintext() -> None:
-    """A client with a token refuses an address elsewhere without TLS, and never prints it."""
+def test_client_refuses_token_without_tls() -> None:
+    """A client with a token refuses a remote address without TLS, and never prints the token."""
     credentials = Credentials(token="topwork_secret")  # noqa: S106  # it opens nothing
     assert "secret" not in repr(credentials)
     with pytest.raises(InvalidInput, match="plaintext"):

@@ -1,4 +1,4 @@
-"""Each channel option does what it is there for: gRPC ignores a misspelt one in silence.
+"""Behaviour of each channel option, since gRPC silently ignores a misspelt one.
 
 Times are a hundredth of the real ones.
 """
@@ -126,8 +126,8 @@ def test_every_option_is_known_to_grpc() -> None:
     assert b"grpc.http2.min_recv_ping_interval_without_data_ms" not in binary
 
 
-def test_server_takes_pings_of_quiet_clients() -> None:
-    """More than its interval apart, any number of pings is fine, without data or calls."""
+def test_server_accepts_pings_without_calls() -> None:
+    """Any number of pings is accepted if they are far enough apart, without data or calls."""
     interval = 10.0 / FASTER
     with serving(faster(of_server(MOST))) as port, Peer.connect(port) as client:
         for _ in range(8):
@@ -136,7 +136,7 @@ def test_server_takes_pings_of_quiet_clients() -> None:
 
 
 def test_server_ends_connections_that_ping_too_often() -> None:
-    """A client that pings without a pause is sent away after a few pings."""
+    """A client that pings without pause is disconnected after a few pings."""
     with serving(faster(of_server(MOST))) as port, Peer.connect(port) as client:
         for _ in range(4):
             client.ping()
@@ -145,14 +145,14 @@ def test_server_ends_connections_that_ping_too_often() -> None:
 
 
 @pytest.mark.slow
-def test_server_pings_quiet_clients() -> None:
-    """It asks again and again whether a client without calls is still there."""
+def test_server_pings_idle_clients() -> None:
+    """The server repeatedly checks whether a client without calls is still there."""
     with serving(faster(of_server(MOST))) as port, Peer.connect(port) as client:
         assert client.wait(SOON, pings=4)
 
 
-def test_server_says_how_many_calls_a_connection_may_have() -> None:
-    """The client's gRPC queues more by itself."""
+def test_server_limits_calls_of_a_connection() -> None:
+    """The client's gRPC queues further calls."""
     with serving(of_server(MOST)) as port, Peer.connect(port) as client:
         assert client.wait(SOON, settings=True)
         assert client.settings[MAX_CONCURRENT_STREAMS] == CALLS_A_CONNECTION
@@ -167,8 +167,8 @@ def test_server_does_not_share_its_port() -> None:
 
 
 @pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
-def test_server_does_not_unpack(algorithm: grpc.Compression) -> None:
-    """A compressed request is refused: gRPC would unpack it to its end, whatever the limit."""
+def test_server_refuses_compressed_messages(algorithm: grpc.Compression) -> None:
+    """GRPC would decompress a request completely before it checks the limit."""
     with (
         serving(of_server(MOST)) as port,
         grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
@@ -180,7 +180,7 @@ def test_server_does_not_unpack(algorithm: grpc.Compression) -> None:
 
 
 def test_server_limits_messages_in_both_directions() -> None:
-    """One byte more than the limit is RESOURCE_EXHAUSTED, the limit itself is fine."""
+    """One byte more than the limit is RESOURCE_EXHAUSTED; the limit itself is accepted."""
     with (
         serving(of_server(MOST)) as port,
         grpc.insecure_channel(f"127.0.0.1:{port}", calls.OPTIONS) as channel,
@@ -191,8 +191,8 @@ def test_server_limits_messages_in_both_directions() -> None:
         assert_too_long(channel, b"7".ljust(MOST + 1), MOST)
 
 
-def test_connections_end_when_they_are_old_and_their_calls_have_ended() -> None:
-    """A client is told to connect anew; its call goes on to the end."""
+def test_old_connection_ends_after_its_calls() -> None:
+    """The client must reconnect, and its running call continues to the end."""
     options = of_server(MOST, connection_seconds=0.2)
     with serving(options) as port, Peer.connect(port) as client:
         assert client.wait(SOON, closed=True)
@@ -202,14 +202,14 @@ def test_connections_end_when_they_are_old_and_their_calls_have_ended() -> None:
         assert list(method(b"0.5", timeout=SOON)) == [b"begun", b"ended"]
 
 
-def test_connections_last_by_default() -> None:
+def test_connections_have_no_maximum_age_by_default() -> None:
     """Without the option no connection ends by itself."""
     assert "grpc.max_connection_age_ms" not in dict(of_server(MOST))
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_channelz_shows_connections_only_where_it_is_on(on: bool) -> None:
-    """By default gRPC keeps count of them, shown or not."""
+def test_channelz_is_off_by_default(on: bool) -> None:
+    """By default gRPC would count connections in either case."""
     with (
         serving(of_server(MOST, channelz=on)) as port,
         Peer.connect(port) as client,
@@ -228,20 +228,20 @@ def test_channelz_shows_connections_only_where_it_is_on(on: bool) -> None:
 
 
 def test_client_pings_without_calls() -> None:
-    """A load balancer does not take the connection for dead."""
+    """So a load balancer does not treat the connection as dead."""
     with accepting() as server:
         assert server.wait(SOON, pings=1)
 
 
 @pytest.mark.slow
-def test_client_pings_as_long_as_a_call_is_silent() -> None:
+def test_client_pings_during_a_silent_call() -> None:
     """By default gRPC stops after two pings without data."""
     with accepting(call=True) as server:
         assert server.wait(SOON, pings=3)
 
 
-def test_client_gives_up_hosts_that_acknowledge_nothing() -> None:
-    """The kernel ends a connection whose bytes nobody acknowledges in that time."""
+def test_client_disconnects_from_unresponsive_host() -> None:
+    """The kernel closes a connection whose bytes are not acknowledged within that time."""
     wanted = dict(faster(calls.OPTIONS))["grpc.keepalive_timeout_ms"]
     with accepting():
         assert wanted in user_timeouts()
@@ -259,16 +259,16 @@ def user_timeouts() -> set[int]:
     return found
 
 
-def test_client_takes_long_messages() -> None:
-    """Those that a server sends by default, not gRPC's own 4 MiB; no longer ones."""
+def test_client_accepts_messages_up_to_the_default_limit() -> None:
+    """The limit is the server's default, not gRPC's own 4 MiB; longer messages fail."""
     most = DEFAULT_LIMITS.max_message_bytes
     with serving([]) as port, grpc.insecure_channel(f"127.0.0.1:{port}", calls.OPTIONS) as channel:
         assert len(ask(channel, b"%d" % most)) == most
         assert_too_long(channel, b"%d" % (most + 1), most)
 
 
-def test_client_does_not_send_what_is_too_long() -> None:
-    """A message that no server takes by default fails before it is sent."""
+def test_client_refuses_to_send_too_long_message() -> None:
+    """A message beyond the servers' default limit fails before it is sent."""
     most = DEFAULT_LIMITS.max_message_bytes
     unlimited = [("grpc.max_receive_message_length", -1)]
     with (
@@ -278,8 +278,8 @@ def test_client_does_not_send_what_is_too_long() -> None:
         assert_too_long(channel, bytes(most + 1), most)
 
 
-def test_client_calls_all_servers_of_a_name_in_turns() -> None:
-    """So does the service config say."""
+def test_client_balances_calls_over_addresses() -> None:
+    """Calls go to all addresses of a name in turns, as the service config says."""
     asked: list[int] = []
 
     def note(number: int) -> Callable[..., bytes]:
@@ -300,8 +300,8 @@ def test_client_calls_all_servers_of_a_name_in_turns() -> None:
     assert (asked.count(1), asked.count(2)) == (5, 5)
 
 
-def test_client_stops_trying_again_when_most_fails() -> None:
-    """Four attempts each, until half of the throttle's tokens are spent: then one."""
+def test_client_throttles_retries() -> None:
+    """Four attempts each, until half of the throttle's tokens are spent; then a single attempt."""
     attempts: list[int] = [0]
 
     def count(request: bytes, context: grpc.ServicerContext) -> bytes:

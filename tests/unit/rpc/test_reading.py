@@ -1,4 +1,4 @@
-"""Long messages leave the event loop to others, and none is lost."""
+"""Rate limit of reading long messages; no message is lost."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ LONG = 0.1
 """Seconds that it takes to copy a long message."""
 
 
-class Wire:
-    """Messages that have arrived all at once, and when each was copied."""
+class FakeReader:
+    """Messages that have all arrived, and the times when they were copy_times."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -23,7 +23,7 @@ class Wire:
         self.arrived = asyncio.Event()
 
     def clock(self) -> float:
-        """Return the time, which goes on while a message is copied."""
+        """Return the time, which goes on while a message is copy_times."""
         return asyncio.get_running_loop().time() + self.now
 
     async def read(self, name: str, seconds: float) -> str:
@@ -42,12 +42,12 @@ class Wire:
         return asyncio.create_task(taken())
 
 
-def copied(*messages: tuple[str, float, str]) -> list[tuple[str, float]]:
-    """Return when each of these messages is copied: name, seconds, caller."""
+def copy_times(*messages: tuple[str, float, str]) -> list[tuple[str, float]]:
+    """Return the times when messages are copy_times: name, seconds, caller."""
 
     async def scenario() -> list[tuple[str, float]]:
-        wire = Wire()
-        tasks = [wire.take(*one) for one in messages]
+        wire = FakeReader()
+        tasks = [wire.take(*message) for message in messages]
         await asyncio.sleep(0)
         wire.arrived.set()
         assert await asyncio.gather(*tasks) == [name for name, _, _ in messages]
@@ -56,9 +56,9 @@ def copied(*messages: tuple[str, float, str]) -> list[tuple[str, float]]:
     return virtual_time.run(scenario())
 
 
-def test_long_messages_of_a_caller_are_taken_one_by_one() -> None:
-    """After each there is a pause of twice its length, for whatever else there is to do."""
-    times = copied(*((name, LONG, "a") for name in "123"))
+def test_long_messages_of_a_caller_are_read_one_by_one() -> None:
+    """After each message there is a pause of twice its length for other work."""
+    times = copy_times(*((name, LONG, "a") for name in "123"))
     assert times == [
         ("1", 0.0),
         ("2", pytest.approx(LONG * (1 + PAUSE))),
@@ -66,24 +66,24 @@ def test_long_messages_of_a_caller_are_taken_one_by_one() -> None:
     ]
 
 
-def test_short_messages_are_taken_at_once() -> None:
-    """What holds up nobody waits for nobody."""
-    times = copied(*((name, LONG_SECONDS / 2, "a") for name in "123"))
+def test_short_messages_are_read_at_once() -> None:
+    """Short messages do not wait."""
+    times = copy_times(*((name, LONG_SECONDS / 2, "a") for name in "123"))
     assert [when for _, when in times] == pytest.approx([0.0, 0.0025, 0.005], abs=0.001)
 
 
-def test_other_callers_wait_for_nobody() -> None:
-    """A caller's long messages hold up its own."""
-    times = dict(copied(("1", LONG, "a"), ("2", LONG, "a"), ("3", 0.0, "b")))
+def test_long_messages_delay_only_their_caller() -> None:
+    """A caller's long messages delay only its own messages."""
+    times = dict(copy_times(("1", LONG, "a"), ("2", LONG, "a"), ("3", 0.0, "b")))
     assert times["3"] == pytest.approx(LONG)
     assert times["2"] == pytest.approx(LONG * (1 + PAUSE))
 
 
-def test_what_has_come_is_taken_though_nobody_waits() -> None:
-    """A message is freed by gRPC when it is taken: so it is, though its call was cancelled."""
+def test_arrived_message_of_cancelled_call_is_read() -> None:
+    """GRPC frees a message only when it is read, so it is read although its call was cancelled."""
 
     async def scenario() -> list[str]:
-        wire = Wire()
+        wire = FakeReader()
         first, second = wire.take("1", LONG), wire.take("2", LONG)
         await asyncio.sleep(0)
         wire.arrived.set()
@@ -96,11 +96,11 @@ def test_what_has_come_is_taken_though_nobody_waits() -> None:
     assert virtual_time.run(scenario()) == ["1", "2"]
 
 
-def test_what_has_not_come_is_cancelled() -> None:
-    """A call that is cancelled before its message came ends at once."""
+def test_cancelled_call_without_message_ends_at_once() -> None:
+    """A call that is cancelled before its message arrives ends at once."""
 
     async def scenario() -> list[tuple[str, float]]:
-        wire = Wire()
+        wire = FakeReader()
         task = wire.take("1", LONG)
         await asyncio.sleep(0)
         task.cancel()
@@ -111,8 +111,8 @@ def test_what_has_not_come_is_cancelled() -> None:
     assert virtual_time.run(scenario()) == []
 
 
-def test_errors_of_reading_come_through() -> None:
-    """Before it waits and after: what gRPC raises is what its caller gets."""
+def test_errors_of_reading_are_raised() -> None:
+    """GRPC's errors reach the caller, whether they come before or after the wait."""
 
     async def broken(waits: bool) -> str:
         if waits:
@@ -127,11 +127,11 @@ def test_errors_of_reading_come_through() -> None:
     virtual_time.run(scenario())
 
 
-def test_what_is_over_is_forgotten() -> None:
-    """Callers come and go: only those whose turn is yet to come are remembered."""
+def test_callers_are_forgotten_after_their_turn() -> None:
+    """Only callers whose turn is yet to come are remembered."""
 
     async def scenario() -> Reading:
-        wire = Wire()
+        wire = FakeReader()
         wire.arrived.set()
         for number in range(10):
             await wire.take("", LONG, f"caller {number}")

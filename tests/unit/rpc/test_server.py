@@ -1,4 +1,4 @@
-"""What the parts of a server are given."""
+"""Wiring of the parts of a server."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from structlog.testing import capture_logs
 
 from topwork.client import calls
 from topwork.config import ServeConfig
-from topwork.rpc import interceptor
+from topwork.rpc import calls as server_calls
 from topwork.rpc.server import Server
 
 
-def test_the_health_port_shares_its_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who watches there leaves something to other hosts, though nobody there is known."""
-    monkeypatch.setattr(interceptor, "MOST_CALLS", 2)
+def test_health_port_shares_slots_by_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watchers on the health port leave slots to other hosts."""
+    monkeypatch.setattr(server_calls, "MOST_CALLS", 2)
 
     async def scenario() -> str:
         server = Server(ServeConfig(repository=Path("repository"), health_port="127.0.0.1:0"))

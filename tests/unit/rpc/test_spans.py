@@ -50,8 +50,8 @@ def call(spans: Spans, *answers: Finished, code: grpc.StatusCode = grpc.StatusCo
 
     def answer() -> None:
         span = spans.begin(PATH, SENT)
-        for one in answers:
-            spans.answered(one, time.perf_counter() - 0.01)
+        for answer in answers:
+            spans.answered(answer, time.perf_counter() - 0.01)
         spans.end(span, code, principal="line-3", reason="OVERLOADED")
 
     copy_context().run(answer)
@@ -62,8 +62,10 @@ def named(exporter: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
     return [span for span in exporter.get_finished_spans() if span.name == name]
 
 
-def test_a_call_belongs_to_its_clients_trace(made: tuple[Spans, InMemorySpanExporter]) -> None:
-    """The span is below the one in ``traceparent``, and says what was called and by whom."""
+def test_span_of_a_call_belongs_to_the_clients_trace(
+    made: tuple[Spans, InMemorySpanExporter],
+) -> None:
+    """The span is a child of the one in ``traceparent``, and names the method and the principal."""
     spans, exporter = made
     call(spans)
     (span,) = exporter.get_finished_spans()
@@ -78,16 +80,16 @@ def test_a_call_belongs_to_its_clients_trace(made: tuple[Spans, InMemorySpanExpo
     assert span.status.is_ok or span.status.is_unset
 
 
-def test_an_error_is_told_in_the_span(made: tuple[Spans, InMemorySpanExporter]) -> None:
-    """With its reason, which has no value of the request in it."""
+def test_span_of_a_failed_call_has_the_reason(made: tuple[Spans, InMemorySpanExporter]) -> None:
+    """The reason contains no value of the request."""
     spans, exporter = made
     call(spans, code=grpc.StatusCode.RESOURCE_EXHAUSTED)
     (span,) = exporter.get_finished_spans()
     assert (span.status.is_ok, span.status.description) == (False, "OVERLOADED")
 
 
-def test_each_stage_is_a_span_of_its_time(made: tuple[Spans, InMemorySpanExporter]) -> None:
-    """Below the call's, one after the other, as long as the timings say."""
+def test_each_stage_has_a_span(made: tuple[Spans, InMemorySpanExporter]) -> None:
+    """Spans of stages are children of the call's span, in sequence, as long as the timings."""
     spans, exporter = made
     call(spans, finished())
     (above,) = named(exporter, PATH[1:])
@@ -112,10 +114,10 @@ def test_each_stage_is_a_span_of_its_time(made: tuple[Spans, InMemorySpanExporte
         end = span.end_time
 
 
-def test_requests_link_to_the_micro_batch_that_they_share(
+def test_backbone_spans_link_to_the_micro_batch(
     made: tuple[Spans, InMemorySpanExporter],
 ) -> None:
-    """A micro-batch is one span, of no request's trace; the backbone's span of each links to it."""
+    """A micro-batch is one span without a parent; the backbone span of each request links to it."""
     spans, exporter = made
     run = MicroBatch(start=time.perf_counter(), seconds=0.006, images=2)
     call(spans, finished(run))
@@ -130,6 +132,6 @@ def test_requests_link_to_the_micro_batch_that_they_share(
     assert not any(span.links for span in named(exporter, "head"))
 
 
-def test_without_a_collector_there_are_none() -> None:
-    """Off costs nothing."""
+def test_spans_are_off_without_a_collector() -> None:
+    """Without an endpoint no OpenTelemetry package is imported."""
     assert open_spans("") is None

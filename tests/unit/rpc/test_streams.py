@@ -1,4 +1,4 @@
-"""StreamClassify: messages are answered when they are ready, and the stream stays bounded."""
+"""StreamClassify on the server: order of answers, bounds and cancellation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from topwork.access.principals import Caller
 from topwork.client import calls
 from topwork.errors import InvalidInput, NotFound, Overloaded, TopworkError, Unavailable
 from topwork.rpc.interceptor import Interceptor
-from topwork.rpc.servicers import ClassifierServicer
+from topwork.rpc.servicers.classifier import ClassifierServicer
 from topwork.rpc.streams import Streams
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import Classified, Timings
@@ -107,8 +107,8 @@ async def each(
     *messages: classify_pb.StreamClassifyRequest,
 ) -> AsyncIterator[classify_pb.StreamClassifyRequest]:
     """Yield messages."""
-    for one in messages:
-        yield one
+    for message in messages:
+        yield message
 
 
 def answers(
@@ -119,20 +119,20 @@ def answers(
     async def scenario() -> tuple[Responses, Engine]:
         engine = Engine()
         stream = streams(engine).answer(each(*messages), lambda: remaining, ANYBODY)
-        return [one async for one in stream], engine
+        return [answer async for answer in stream], engine
 
     return asyncio.run(scenario())
 
 
 def test_answers_come_in_the_order_of_completion() -> None:
-    """A message that takes long does not hold up those after it; each answer has its id."""
+    """A slow message does not delay those after it; each answer has its id."""
 
     async def scenario() -> list[tuple[int, int]]:
         engine = Engine()
         found = []
         requests = each(message(2**62, b"wait"), message(3, b"now"), message(-5, b"now"))
-        async for one in streams(engine).answer(requests, lambda: None, ANYBODY):
-            found.append((one.id, one.response.revision))
+        async for answer in streams(engine).answer(requests, lambda: None, ANYBODY):
+            found.append((answer.id, answer.response.revision))
             if len(found) == 2:
                 engine.gate.set()
         return found
@@ -140,10 +140,10 @@ def test_answers_come_in_the_order_of_completion() -> None:
     assert asyncio.run(scenario()) == [(3, 3), (-5, -5), (2**62, 2**62)]
 
 
-def test_a_message_that_fails_fails_alone() -> None:
-    """The status of a failed message is what Classify would have given; the others are answered."""
+def test_failed_message_fails_alone() -> None:
+    """A failed message has the status that Classify would have given; the others are answered."""
     found, _ = answers(message(1, b"ok"), message(2, b"missing"), message(3, b"ok"))
-    first, failed, last = sorted(found, key=lambda one: one.id)
+    first, failed, last = sorted(found, key=lambda answer: answer.id)
     assert (first.WhichOneof("result"), last.WhichOneof("result")) == ("response", "response")
     assert failed.error.code == code_pb2.NOT_FOUND
     assert failed.error.message == "there is no model 'models/x'"
@@ -151,17 +151,17 @@ def test_a_message_that_fails_fails_alone() -> None:
     assert len(failed.error.details) == 2
 
 
-def test_an_unexpected_error_is_for_the_log_only() -> None:
-    """The client gets fixed text for its message, the log the error."""
+def test_unexpected_error_is_only_logged() -> None:
+    """The client gets a fixed text, the log the error with its traceback."""
     with capture_logs() as logs:
         found, _ = answers(message(1, b"broken"), message(2, b"ok"))
-    failed, fine = sorted(found, key=lambda one: one.id)
+    failed, fine = sorted(found, key=lambda answer: answer.id)
     assert failed.error == statuses.internal()
     assert fine.HasField("response")
     assert [type(line["exc_info"]) for line in logs if "exc_info" in line] == [ArithmeticError]
 
 
-def test_a_message_without_a_model_is_told() -> None:
+def test_message_without_model_is_refused() -> None:
     """An empty message is INVALID_ARGUMENT, as an empty Classify call."""
     (found,), _ = answers(classify_pb.StreamClassifyRequest(id=9))
     assert (found.id, found.error.code) == (9, code_pb2.INVALID_ARGUMENT)
@@ -171,25 +171,25 @@ def test_a_message_without_a_model_is_told() -> None:
     ("seconds", "remaining", "budget"),
     [(None, None, 60.0), (0.25, None, 0.25), (0.25, 0.125, 0.125), (None, 5.0, 5.0)],
 )
-def test_the_shortest_time_counts(
+def test_message_has_the_shortest_time_limit(
     seconds: float | None, remaining: float | None, budget: float
 ) -> None:
-    """A message has the least of its own timeout, the call's deadline, and the server's cap."""
+    """It is the least of the message's timeout, the call's deadline and the server's limit."""
     _, engine = answers(message(1, b"ok", seconds=seconds), remaining=remaining)
     assert engine.budgets == [budget]
 
 
-def test_a_negative_timeout_is_refused() -> None:
-    """A timeout before now is wrong, and only that message's error."""
+def test_negative_timeout_is_refused() -> None:
+    """A negative timeout is an error of that message only."""
     found, engine = answers(message(1, b"ok", seconds=-0.5), message(2, b"ok"))
-    refused, fine = sorted(found, key=lambda one: one.id)
+    refused, fine = sorted(found, key=lambda answer: answer.id)
     assert refused.error.code == code_pb2.INVALID_ARGUMENT
     assert "timeout is -0.5 s" in refused.error.message
     assert (fine.HasField("response"), len(engine.budgets)) == (True, 1)
 
 
-def test_a_stream_is_one_patient_caller() -> None:
-    """All messages of a stream share one flow, and wait for room rather than fail."""
+def test_messages_of_a_stream_share_one_flow() -> None:
+    """All messages of a stream share one flow, and wait for capacity rather than fail."""
     _, engine = answers(*(message(n, b"ok") for n in range(5)))
     (caller,) = {id(flow) for flow, _ in engine.callers}
     assert caller != id(None)
@@ -202,33 +202,33 @@ async def until(look: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-async def settle() -> None:
-    """Let everything go on that can."""
+async def run_pending_tasks() -> None:
+    """Let all tasks run until they wait."""
     for _ in range(200):
         await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(("images", "taken"), [(1, 8), (3, 3), (8, 1), (50, 1)])
-def test_the_window_is_respected(images: int, taken: int) -> None:
-    """Messages are taken while fewer than the window's images are in work, and at least one is."""
+def test_stream_reads_only_within_its_window(images: int, taken: int) -> None:
+    """Messages are read while fewer images than the window are in flight."""
 
     async def scenario() -> tuple[int, int]:
         engine = Engine()
         requests = (message(n, *[b"wait"] * images) for n in range(20))
         stream = streams(engine, window=8).answer(each(*requests), lambda: None, ANYBODY)
         first = asyncio.ensure_future(anext(stream))
-        await settle()
+        await run_pending_tasks()
         inside = engine.inside
         engine.gate.set()
-        count = 1 + len([one async for one in stream]) if await first else 0
+        count = 1 + len([answer async for answer in stream]) if await first else 0
         assert engine.most <= inside
         return inside, count
 
     assert asyncio.run(scenario()) == (taken * images, 20)
 
 
-def test_a_client_that_does_not_read_is_not_read() -> None:
-    """Answers that nobody takes hold their room: the source is left alone until one is taken."""
+def test_unread_answers_stop_reading() -> None:
+    """Answers that the client does not read stay in the window, so nothing more is read from it."""
 
     async def scenario() -> list[int]:
         counts = []
@@ -243,7 +243,7 @@ def test_a_client_that_does_not_read_is_not_read() -> None:
         stream = streams(Engine(), window=8).answer(endless(), lambda: None, ANYBODY)
         for _ in range(3):
             await anext(stream)
-            await settle()
+            await run_pending_tasks()
             counts.append(taken)
         await stream.aclose()
         return counts
@@ -251,8 +251,8 @@ def test_a_client_that_does_not_read_is_not_read() -> None:
     assert asyncio.run(scenario()) == [8, 9, 10]
 
 
-def test_messages_without_images_are_bounded_too() -> None:
-    """A message that holds no image holds room all the same until it is answered."""
+def test_messages_without_images_count_in_the_window() -> None:
+    """A message without images takes one place in the window until it is answered."""
 
     async def scenario() -> int:
         taken = 0
@@ -265,22 +265,22 @@ def test_messages_without_images_are_bounded_too() -> None:
 
         stream = streams(Engine(), window=8).answer(endless(), lambda: None, ANYBODY)
         await anext(stream)
-        await settle()
+        await run_pending_tasks()
         await stream.aclose()
         return taken
 
     assert asyncio.run(scenario()) == 8
 
 
-def test_what_is_given_up_is_cancelled() -> None:
-    """When the stream is left, everything in flight has ended by then."""
+def test_abandoned_stream_cancels_its_messages() -> None:
+    """When the caller leaves the stream, everything in flight ends."""
 
     async def scenario() -> tuple[int, int]:
         engine = Engine()
         requests = each(message(1, b"ok"), *(message(n, b"wait") for n in range(2, 9)))
         stream = streams(engine, window=8).answer(requests, lambda: None, ANYBODY)
         await anext(stream)
-        await settle()
+        await run_pending_tasks()
         before = engine.inside
         await stream.aclose()
         return before, engine.inside
@@ -288,8 +288,8 @@ def test_what_is_given_up_is_cancelled() -> None:
     assert asyncio.run(scenario()) == (7, 0)
 
 
-def test_a_stopping_server_answers_what_it_took() -> None:
-    """After end() nothing more is read, what is in flight is answered, then it is Unavailable."""
+def test_stopping_server_answers_messages_in_flight() -> None:
+    """After end() messages in flight are answered, then the stream is Unavailable."""
 
     async def scenario() -> tuple[list[int], int]:
         engine = Engine()
@@ -297,7 +297,7 @@ def test_a_stopping_server_answers_what_it_took() -> None:
         requests = (message(n, b"wait") for n in range(100))
         stream = made.answer(each(*requests), lambda: None, ANYBODY)
         first = asyncio.ensure_future(anext(stream))
-        await settle()
+        await run_pending_tasks()
         made.end()
         engine.gate.set()
         found = [(await first).id] + [(await anext(stream)).id for _ in range(3)]
@@ -310,18 +310,18 @@ def test_a_stopping_server_answers_what_it_took() -> None:
     assert asyncio.run(scenario()) == ([0, 1, 2, 3], 4)
 
 
-def test_a_stream_that_was_read_to_its_end_ends_well() -> None:
-    """When the client has sent all before the stop, all is answered and nothing is wrong."""
+def test_stream_read_to_its_end_succeeds_while_stopping() -> None:
+    """When the client has sent all before the stop, all is answered without an error."""
 
     async def scenario() -> list[int]:
         engine = Engine()
         made = streams(engine, window=4)
         stream = made.answer(each(message(1, b"wait"), message(2, b"wait")), lambda: None, ANYBODY)
         first = asyncio.ensure_future(anext(stream))
-        await settle()
+        await run_pending_tasks()
         made.end()
         engine.gate.set()
-        return [(await first).id] + [one.id async for one in stream]
+        return [(await first).id] + [answer.id async for answer in stream]
 
     assert asyncio.run(scenario()) == [1, 2]
 
@@ -349,8 +349,8 @@ async def served(
         await server.stop(None)
 
 
-class Opened:
-    """A stream that stays open after its messages: what it was answered, and how it ended."""
+class OpenStream:
+    """A stream that stays open after its messages; records answers and how it ended."""
 
     def __init__(
         self, made: Streams, caller: Caller, messages: Sequence[classify_pb.StreamClassifyRequest]
@@ -361,8 +361,8 @@ class Opened:
         self.task = asyncio.create_task(self._read(made, caller))
 
     async def _requests(self) -> AsyncIterator[classify_pb.StreamClassifyRequest]:
-        for one in self._messages:
-            yield one
+        for message in self._messages:
+            yield message
         await asyncio.Event().wait()
 
     async def _read(self, made: Streams, caller: Caller) -> None:
@@ -375,33 +375,33 @@ class Opened:
 
 async def begin(
     made: Streams, caller: Caller = ANYBODY, *messages: classify_pb.StreamClassifyRequest
-) -> Opened:
-    """Open a stream, by default with one message, and let everything go on that can."""
-    opened = Opened(made, caller, messages or [message(1, b"ok")])
-    await settle()
+) -> OpenStream:
+    """Begin a call, by default with one message, and let all tasks run until they wait."""
+    opened = OpenStream(made, caller, messages or [message(1, b"ok")])
+    await run_pending_tasks()
     return opened
 
 
-def test_one_caller_leaves_streams_to_others() -> None:
-    """Who has as many as are free is refused one more; another caller has its own."""
+def test_caller_with_many_streams_leaves_slots_to_others() -> None:
+    """A caller with all free slots is refused one more; another caller has its own."""
 
     async def scenario() -> None:
         made = streams(Engine(), most_open=4)
         mine = [await begin(made) for _ in range(3)]
-        assert [one.answers for one in mine] == [1, 1, 0]
+        assert [stream.answers for stream in mine] == [1, 1, 0]
         assert mine[2].end == "TOO_MANY_STREAMS"
         for host in ("10.0.0.7", "10.0.0.8"):
             assert (await begin(made, somebody(host))).answers == 1
         assert (await begin(made, somebody("10.0.0.9"))).end == "TOO_MANY_STREAMS"
         mine[0].task.cancel()
-        await settle()
+        await run_pending_tasks()
         assert (await begin(made, somebody("10.0.0.9"))).answers == 1
 
     virtual_time.run(scenario())
 
 
-def test_an_idle_stream_ends_where_another_needs_its_slot() -> None:
-    """The one that was idle longest ends as STREAM_IDLE, when it was so for a minute."""
+def test_idle_stream_ends_if_another_needs_its_slot() -> None:
+    """The stream that was idle longest, for at least a minute, ends as STREAM_IDLE."""
 
     async def scenario() -> None:
         made = streams(Engine(), most_open=4)
@@ -419,23 +419,23 @@ def test_an_idle_stream_ends_where_another_needs_its_slot() -> None:
     virtual_time.run(scenario())
 
 
-def test_each_that_needs_a_slot_ends_another_idle_stream() -> None:
-    """Two that come at once are both let in."""
+def test_each_new_stream_ends_another_idle_one() -> None:
+    """Two new streams at once are both accepted."""
 
     async def scenario() -> None:
         made = streams(Engine(), most_open=4)
         idle = [await begin(made) for _ in range(2)]
         await asyncio.sleep(61.0)
-        fresh = [Opened(made, ANYBODY, [message(1, b"ok")]) for _ in range(2)]
-        await settle()
-        assert [one.answers for one in fresh] == [1, 1]
-        assert [one.end for one in idle] == ["STREAM_IDLE"] * 2
+        fresh = [OpenStream(made, ANYBODY, [message(1, b"ok")]) for _ in range(2)]
+        await run_pending_tasks()
+        assert [stream.answers for stream in fresh] == [1, 1]
+        assert [stream.end for stream in idle] == ["STREAM_IDLE"] * 2
 
     virtual_time.run(scenario())
 
 
-def test_a_stream_with_something_in_it_is_not_idle() -> None:
-    """However long its answer takes, or its client does not take the answer, it goes on."""
+def test_stream_with_messages_in_flight_is_not_idle() -> None:
+    """It continues however long its answer takes, and while the client does not read the answer."""
 
     async def scenario() -> None:
         engine = Engine()
@@ -446,14 +446,14 @@ def test_a_stream_with_something_in_it_is_not_idle() -> None:
         await asyncio.sleep(3600.0)
         assert (await begin(made)).end == "TOO_MANY_STREAMS"
         engine.gate.set()
-        await settle()
+        await run_pending_tasks()
         assert (busy.answers, busy.end) == (2, "")
 
     virtual_time.run(scenario())
 
 
-def test_an_idle_stream_ends_for_who_has_fewer() -> None:
-    """Nobody takes the one stream of another by opening many: who has most gives first."""
+def test_idle_stream_of_caller_with_most_streams_ends_first() -> None:
+    """No caller loses its only stream because another one opens many."""
 
     async def scenario() -> None:
         made = streams(Engine(), most_open=4)
@@ -465,15 +465,15 @@ def test_an_idle_stream_ends_for_who_has_fewer() -> None:
         last = await begin(made, somebody("10.0.0.8"))
         await asyncio.sleep(61.0)
         assert (await begin(made)).end == "TOO_MANY_STREAMS"
-        assert not any(one.end for one in (other, *mine, last))
+        assert not any(stream.end for stream in (other, *mine, last))
         assert (await begin(made, somebody("10.0.0.9"))).answers == 1
-        assert [one.end for one in (other, *mine, last)] == ["", "STREAM_IDLE", "", ""]
+        assert [stream.end for stream in (other, *mine, last)] == ["", "STREAM_IDLE", "", ""]
 
     virtual_time.run(scenario())
 
 
-def test_an_idle_stream_of_who_has_as_many_goes_on() -> None:
-    """Who needs a second slot gives its own first one, not another's only one."""
+def test_second_stream_replaces_the_callers_own_idle_one() -> None:
+    """A caller that needs a second slot loses its own idle stream, not another's only one."""
 
     async def scenario() -> None:
         made = streams(Engine(), most_open=4)
@@ -483,26 +483,26 @@ def test_an_idle_stream_of_who_has_as_many_goes_on() -> None:
         last = await begin(made, somebody("10.0.0.8"))
         await asyncio.sleep(61.0)
         assert (await begin(made)).answers == 1
-        assert [one.end for one in (other, mine, last)] == ["", "STREAM_IDLE", ""]
+        assert [stream.end for stream in (other, mine, last)] == ["", "STREAM_IDLE", ""]
 
     virtual_time.run(scenario())
 
 
-def limited(tmp_path: Path, limits: str) -> Caller:
-    """Return somebody who has limits, and may ask one model only."""
+def limited_caller(tmp_path: Path, limits: str) -> Caller:
+    """Return a caller with limits that may use one model only."""
     token, path = tokens.make(), tmp_path / "access.toml"
     path.write_text(
         f"[principals.a]\ntokens = ['{token.entry}']\nclassify = ['x']\nlimits = {{ {limits} }}\n"
     )
     access = Access(path)
-    access._take(access._read(path))
+    access._apply(access._read(path))
     metadata = [("authorization", f"Bearer {token.token}")]
     return access.caller("classify", metadata, dict, "ipv4:127.0.0.1:1")
 
 
-def test_a_message_waits_for_its_callers_images(tmp_path: Path) -> None:
-    """Of a caller that may have three at a time no more are in the server; none is lost."""
-    caller = limited(tmp_path, "images = 3")
+def test_message_waits_for_its_callers_limit_of_images(tmp_path: Path) -> None:
+    """A caller that may have three images at a time never has more in the server; none is lost."""
+    caller = limited_caller(tmp_path, "images = 3")
 
     async def scenario() -> None:
         engine = Engine()
@@ -510,11 +510,11 @@ def test_a_message_waits_for_its_callers_images(tmp_path: Path) -> None:
         messages = [message(number, b"wait", b"wait") for number in range(5)]
         answer = made.answer(each(*messages), lambda: None, caller)
         first = asyncio.ensure_future(anext(answer))
-        await settle()
+        await run_pending_tasks()
         assert engine.inside == 2
         engine.gate.set()
         await first
-        assert len([one async for one in answer]) == 4
+        assert len([answered async for answered in answer]) == 4
         assert engine.most == 2
 
     virtual_time.run(scenario())
@@ -523,16 +523,16 @@ def test_a_message_waits_for_its_callers_images(tmp_path: Path) -> None:
         caller.principal.limiter.take(1)
 
 
-def test_what_a_stream_took_is_given_back_when_it_is_left(tmp_path: Path) -> None:
-    """Of messages in work, of those that wait, and of those whose answers were not begun."""
-    caller = limited(tmp_path, "images = 5")
+def test_abandoned_stream_frees_its_callers_limit(tmp_path: Path) -> None:
+    """The images of messages in flight, of waiting ones, and of those not begun are freed."""
+    caller = limited_caller(tmp_path, "images = 5")
 
     async def scenario() -> None:
         engine = Engine()
         messages = [message(number, b"wait", b"wait") for number in range(5)]
         answer = streams(engine).answer(each(message(9, b"ok"), *messages), lambda: None, caller)
         await anext(answer)
-        await settle()
+        await run_pending_tasks()
         assert engine.inside > 0
         await answer.aclose()
 
@@ -542,9 +542,9 @@ def test_what_a_stream_took_is_given_back_when_it_is_left(tmp_path: Path) -> Non
         caller.principal.limiter.take(1)
 
 
-def test_a_message_about_a_model_that_is_not_the_callers_fails_alone(tmp_path: Path) -> None:
-    """It is MODEL_FORBIDDEN, and never asked of the engine."""
-    caller = limited(tmp_path, "")
+def test_message_for_forbidden_model_fails_alone(tmp_path: Path) -> None:
+    """It is MODEL_FORBIDDEN, and never reaches the engine."""
+    caller = limited_caller(tmp_path, "")
     other = message(2, b"ok")
     other.request.model = "models/y"
 
@@ -553,26 +553,23 @@ def test_a_message_about_a_model_that_is_not_the_callers_fails_alone(tmp_path: P
         found = streams(engine).answer(
             each(message(1, b"ok"), other, message(3, b"ok")), lambda: None, caller
         )
-        reasons = {one.id: statuses.reason(one.error) async for one in found}
+        reasons = {answer.id: statuses.reason(answer.error) async for answer in found}
         return reasons, len(engine.budgets)
 
     assert asyncio.run(scenario()) == ({1: "", 2: "MODEL_FORBIDDEN", 3: ""}, 2)
 
 
-def test_the_log_has_what_a_stream_was_asked() -> None:
-    """A line a stream: messages and images."""
+def test_stream_is_logged_with_its_counts() -> None:
+    """One line a stream: messages and images."""
     with capture_logs() as logs:
         answers(message(1, b"ok", b"ok"), message(2, b"ok"), message(3, b"missing"))
     (line,) = (line for line in logs if line["event"] == "stream")
     assert (line["messages"], line["images"]) == (3, 4)
 
 
-def test_what_the_requests_raise_ends_the_stream(tmp_path: Path) -> None:
-    """An error of reading, such as a message that cannot be decoded, arrives as it is.
-
-    What its messages took of their caller's limits is given back.
-    """
-    caller = limited(tmp_path, "images = 3")
+def test_error_of_reading_ends_the_stream(tmp_path: Path) -> None:
+    """An error of reading reaches the client unchanged; the images of its messages are freed."""
+    caller = limited_caller(tmp_path, "images = 3")
 
     async def broken() -> AsyncIterator[classify_pb.StreamClassifyRequest]:
         yield message(1, b"wait", b"wait")
@@ -586,23 +583,23 @@ def test_what_the_requests_raise_ends_the_stream(tmp_path: Path) -> None:
     caller.principal.limiter.take(3)
 
 
-def test_the_half_close_ends_the_call_after_the_last_answer() -> None:
-    """Over the wire: the client has sent all; the call is OK once the last answer is out."""
+def test_call_ends_after_the_last_answer() -> None:
+    """Over the wire: the client has sent all; the call is OK after the last answer."""
 
     async def scenario() -> tuple[list[int], grpc.StatusCode]:
         engine = Engine()
         async with asyncio.timeout(SOON), served(engine) as (_, _, stub):
             call = stub.StreamClassify(each(message(1, b"wait"), message(2, b"ok")))
             found = []
-            async for one in call:
-                found.append(one.id)
+            async for answer in call:
+                found.append(answer.id)
                 engine.gate.set()
             return found, await call.code()
 
     assert asyncio.run(scenario()) == ([2, 1], grpc.StatusCode.OK)
 
 
-def test_a_client_that_cancels_leaves_nothing_behind() -> None:
+def test_cancelled_stream_leaves_nothing_behind() -> None:
     """Over the wire: a cancelled call's messages leave the engine, and the log says CANCELLED."""
 
     async def scenario() -> int:
@@ -619,8 +616,8 @@ def test_a_client_that_cancels_leaves_nothing_behind() -> None:
     assert [line["code"] for line in logs if line["event"] == "call"] == ["CANCELLED"]
 
 
-def test_a_client_that_cancels_without_reading_leaves_nothing_behind() -> None:
-    """Over the wire: the same when answers have piled up that the client never took."""
+def test_cancelled_stream_with_unread_answers_leaves_nothing_behind() -> None:
+    """Over the wire: the same with answers that the client never read."""
 
     async def scenario() -> int:
         engine = Engine()
@@ -639,7 +636,7 @@ def test_a_client_that_cancels_without_reading_leaves_nothing_behind() -> None:
     assert asyncio.run(scenario()) == 0
 
 
-def test_the_deadline_of_the_call_is_that_of_the_stream() -> None:
+def test_stream_past_its_deadline_leaves_nothing_behind() -> None:
     """Over the wire: a stream past its deadline is DEADLINE_EXCEEDED and leaves nothing behind."""
 
     async def scenario() -> tuple[grpc.StatusCode, int]:
@@ -654,8 +651,8 @@ def test_the_deadline_of_the_call_is_that_of_the_stream() -> None:
     assert asyncio.run(scenario()) == (grpc.StatusCode.DEADLINE_EXCEEDED, 0)
 
 
-def test_a_server_stops_before_its_grace_is_over() -> None:
-    """Over the wire: what was taken is answered, then UNAVAILABLE with details; no waiting."""
+def test_stopping_server_does_not_wait_for_open_streams() -> None:
+    """Over the wire: messages in flight are answered, then the stream is UNAVAILABLE."""
 
     async def scenario() -> tuple[int, grpc.RpcError]:
         engine = Engine()

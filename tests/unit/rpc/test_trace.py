@@ -1,4 +1,4 @@
-"""W3C's trace context, read from a call's metadata."""
+"""Trace id of a call (W3C Trace Context)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
         (b"00", ""),
     ],
 )
-def test_a_trace_is_read_if_it_is_one(value: str | bytes, found: str) -> None:
-    """What is not as the standard says is no trace, and gets into no log."""
+def test_only_valid_traceparent_has_a_trace_id(value: str | bytes, found: str) -> None:
+    """A malformed ``traceparent`` gives no trace id, and nothing of it is logged."""
     assert trace_id([("user-agent", "x"), ("traceparent", value)]) == found
 
 
-def test_most_calls_have_none() -> None:
+def test_call_without_traceparent_has_no_trace_id() -> None:
     """No metadata, no trace."""
     assert not trace_id([])

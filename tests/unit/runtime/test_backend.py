@@ -1,4 +1,4 @@
-"""Sessions load what is sound, refuse what is not, and keep callers apart."""
+"""ONNX Runtime sessions: valid graphs load, others are refused, and callers do not mix."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def images(count: int, *, seed: int = 0) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("count", [0, 1, 7])
-def test_rows_come_back_in_order(count: int, threads: int) -> None:
+def test_run_returns_rows_in_input_order(count: int, threads: int) -> None:
     """The output is float32, one row an image, in the order of the batch."""
     session = open_session(tiny.backbone_model(), output="embedding", threads=threads)
     found = session.run(images(count))
@@ -57,7 +57,7 @@ def test_rows_come_back_in_order(count: int, threads: int) -> None:
     assert not session.on_gpu
 
 
-def test_callers_in_threads_get_their_own_rows() -> None:
+def test_concurrent_runs_return_their_own_rows() -> None:
     """Runs of different sizes from many threads at once each return the caller's rows."""
     session = open_session(tiny.backbone_model(), output="embedding")
     alone = {seed: session.run(images(1 + seed % 5, seed=seed)) for seed in range(200)}
@@ -74,14 +74,14 @@ def test_callers_in_threads_get_their_own_rows() -> None:
     [b"", b"\0garbage", tiny.backbone_model()[:-20], b"<html>"],
     ids=["empty", "garbage", "cut off", "HTML"],
 )
-def test_a_corrupt_graph_is_corrupt(graph: bytes) -> None:
+def test_invalid_graph_is_corrupt(graph: bytes) -> None:
     """Bytes that are no graph are Corrupt."""
     with pytest.raises(Corrupt, match="cannot load the graph"):
         open_session(graph, output="embedding")
 
 
-def test_an_unknown_operator_is_corrupt() -> None:
-    """A graph that is sound protobuf but that ONNX Runtime cannot execute is Corrupt."""
+def test_unknown_operator_is_corrupt() -> None:
+    """A valid protobuf graph that ONNX Runtime cannot execute is Corrupt."""
     model = onnx.load_model_from_string(tiny.backbone_model())
     model.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(Corrupt, match="NoSuchOperator"):
@@ -89,7 +89,7 @@ def test_an_unknown_operator_is_corrupt() -> None:
 
 
 def with_external_data(location: str) -> bytes:
-    """Return a graph that adds weights which stand in another file."""
+    """Return a graph whose weights are in another file."""
     weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[64, 64])
     weights.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", "0"), ("length", str(64 * 64 * 4))):
@@ -107,36 +107,36 @@ def with_external_data(location: str) -> bytes:
 
 
 def test_external_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph whose weights stand in a file that no digest covers is Corrupt."""
+    """A graph whose weights are in a file without a digest is Corrupt."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.bin").write_bytes(bytes(64 * 64 * 4))
     with pytest.raises(Corrupt, match=r"(?i)external"):
         open_session(with_external_data("weights.bin"), output="y")
 
 
-def outside(name: str = "w") -> TensorProto:
-    """Return a tensor that stands in another file."""
+def external_tensor(name: str = "w") -> TensorProto:
+    """Return a tensor with external data."""
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1])
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="weights.bin")
     return tensor
 
 
-def hidden(where: str) -> bytes:
-    """Return a graph that keeps a tensor elsewhere, in a place that is easily overlooked."""
+def graph_with_hidden_tensor(where: str) -> bytes:
+    """Return a graph with external data in a place that is easily overlooked."""
     x, y, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xyz")
     add = helper.make_node("Add", ["x", "w"], ["y"])
-    constant = helper.make_node("Constant", [], ["w"], value=outside())
+    constant = helper.make_node("Constant", [], ["w"], value=external_tensor())
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
     functions = []
     graph = helper.make_graph([constant, add], "g", [x], [y])
     if where == "a sparse tensor":
-        sparse = onnx.SparseTensorProto(dims=[1], values=outside())
+        sparse = onnx.SparseTensorProto(dims=[1], values=external_tensor())
         sparse.indices.CopyFrom(helper.make_tensor("i", TensorProto.INT64, [1], [0]))
         graph = helper.make_graph([add], "g", [x], [y], sparse_initializer=[sparse])
     elif where == "a subgraph":
         same = helper.make_node("Identity", ["w"], ["z"])
-        branch = helper.make_graph([same], "branch", [], [z], [outside()])
+        branch = helper.make_graph([same], "branch", [], [z], [external_tensor()])
         test = helper.make_tensor_value_info("x", TensorProto.BOOL, [1])
         chosen = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
         graph = helper.make_graph([chosen], "g", [test], [y])
@@ -151,19 +151,19 @@ def hidden(where: str) -> bytes:
 
 @pytest.mark.parametrize("where", ["an attribute", "a sparse tensor", "a subgraph", "a function"])
 @pytest.mark.parametrize("bound", [False, True])
-def test_external_data_is_found_wherever_it_hides(
+def test_external_data_is_found_anywhere_in_the_graph(
     where: str, bound: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both kinds of session look at all tensors of a graph, though the file is there."""
+    """Both kinds of session check all tensors of a graph, though the file exists."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.bin").write_bytes(bytes(4))
     opened = partial(open_bound_session, shape=(1,), width=1) if bound else open_session
     with pytest.raises(Corrupt, match="keeps tensor 'w' as external data"):
-        opened(hidden(where), output="y")
+        opened(graph_with_hidden_tensor(where), output="y")
 
 
-def test_only_one_place_makes_sessions() -> None:
-    """No module but this one has ONNX Runtime, and it makes sessions where it looks at tensors."""
+def test_sessions_are_made_in_one_place() -> None:
+    """No other module imports ONNX Runtime, and its sessions are made where tensors are checked."""
     made = [
         (path.name, line.strip())
         for root in (Path(str(topwork.__file__)).parent, Path(str(topwork_trainer.__file__)).parent)
@@ -176,8 +176,8 @@ def test_only_one_place_makes_sessions() -> None:
     assert "_refuse_external_data(model)" in inspect.getsource(backend._load)
 
 
-def test_an_output_that_is_not_there_is_corrupt() -> None:
-    """A graph without the output that is asked for is Corrupt when it is loaded."""
+def test_missing_output_is_corrupt() -> None:
+    """A graph without the requested output is Corrupt when it is loaded."""
     with pytest.raises(Corrupt, match="nonsense"):
         open_session(tiny.backbone_model(), output="nonsense")
 
@@ -191,10 +191,14 @@ def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("cpu_only")
 @pytest.mark.parametrize(
     ("provider", "help_"),
-    [("cuda", "onnxruntime-gpu"), ("tensorrt", "TensorRT"), ("openvino", "onnxruntime-openvino")],
+    [
+        ("cuda", "onnxruntime-gpu"),
+        ("tensorrt", "TensorRT"),
+        ("openvino", "onnxruntime-openvino"),
+    ],
 )
-def test_a_provider_that_is_not_there_is_not_ready(provider: Provider, help_: str) -> None:
-    """Asking for it is NotReady, at once; what there is is said, and what is missing."""
+def test_missing_provider_is_not_ready(provider: Provider, help_: str) -> None:
+    """The error lists the available providers and the requirements of the missing one."""
     for ask in (
         lambda: check_provider(provider),
         lambda: open_session(tiny.backbone_model(), output="embedding", provider=provider),
@@ -207,7 +211,7 @@ def test_a_provider_that_is_not_there_is_not_ready(provider: Provider, help_: st
 
 
 @pytest.mark.usefixtures("cpu_only")
-def test_auto_without_cuda_is_the_cpu() -> None:
+def test_auto_falls_back_to_cpu() -> None:
     """``auto`` falls back where there is no CUDA."""
     session = open_session(tiny.backbone_model(), output="embedding", provider="auto")
     assert session.uses("cpu")
@@ -219,8 +223,11 @@ Asked = list[tuple[ort.SessionOptions, list[Any]]]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """Return what ONNX Runtime is asked for; it says it has everything, and gives the CPU."""
+def requested_providers(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Return the providers that a session requests.
+
+    ONNX Runtime claims to have all, and gives the CPU.
+    """
     load = ort.InferenceSession
     found: Asked = []
 
@@ -243,8 +250,8 @@ CUDA = (
 CPU = "CPUExecutionProvider"
 
 
-def openvino(*, threads: str, streams: str) -> tuple[str, dict[str, str]]:
-    """Return OpenVINO with its options: threads are a session's, not a run's."""
+def openvino_options(*, threads: str, streams: str) -> tuple[str, dict[str, str]]:
+    """Return OpenVINO with its options: threads belong to the session, not to a run."""
     options = {
         "device_type": "CPU",
         "precision": "FP32",
@@ -261,36 +268,39 @@ def openvino(*, threads: str, streams: str) -> tuple[str, dict[str, str]]:
         ("auto", 3, [CUDA, CPU]),
         ("cuda", 3, [CUDA, CPU]),
         ("tensorrt", 3, ["TensorrtExecutionProvider", CUDA, CPU]),
-        ("openvino", 1, [openvino(threads="8", streams="8"), CPU]),
-        ("openvino", 8, [openvino(threads="8", streams="1"), CPU]),
-        ("openvino", 9, [openvino(threads="9", streams="1"), CPU]),
+        ("openvino", 1, [openvino_options(threads="8", streams="8"), CPU]),
+        ("openvino", 8, [openvino_options(threads="8", streams="1"), CPU]),
+        ("openvino", 9, [openvino_options(threads="9", streams="1"), CPU]),
     ],
 )
-def test_a_session_is_asked_for_what_was_said(
-    provider: Provider, threads: int, providers: list[Any], asked: Asked
+def test_session_requests_only_the_chosen_provider(
+    provider: Provider, threads: int, providers: list[Any], requested_providers: Asked
 ) -> None:
-    """Only what was said may be used, the CPU last; what was said and does not work is NotReady."""
+    """Only the chosen providers are requested, the CPU last.
+
+    A chosen one that does not work is NotReady.
+    """
     refused = nullcontext() if provider in {"cpu", "auto"} else pytest.raises(NotReady)
     with refused:
         open_session(tiny.backbone_model(), output="embedding", provider=provider, threads=threads)
-    ((options, found),) = asked
+    ((options, found),) = requested_providers
     assert found == providers
     assert options.intra_op_num_threads == threads
 
 
 @pytest.mark.parametrize(("spin", "entry"), [(False, "0"), (True, "1")])
-def test_threads_spin_only_within_a_run_and_only_if_asked(
-    spin: bool, entry: str, asked: Asked
+def test_threads_spin_only_within_a_run_with_spin(
+    spin: bool, entry: str, requested_providers: Asked
 ) -> None:
-    """An idle session burns no CPU, whatever it does while it runs."""
+    """An idle session uses no CPU."""
     open_session(tiny.backbone_model(), output="embedding", threads=2, spin=spin)
-    ((options, _),) = asked
+    ((options, _),) = requested_providers
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == entry
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
-def test_a_bound_session_gives_the_rows_of_each_batch() -> None:
-    """What was put at the input's place last is what the output is of."""
+def test_bound_session_returns_rows_of_each_batch() -> None:
+    """The output belongs to the batch that was copied last."""
     bare = ort.InferenceSession(tiny.backbone_model(), providers=[CPU])
     bound = BoundSession(bare, "embedding", (3, 16, 16, 3), patches(images(3)).shape[1], "cpu")
     for seed in range(3):
@@ -302,8 +312,8 @@ def test_a_bound_session_gives_the_rows_of_each_batch() -> None:
     "OpenVINOExecutionProvider" not in ort.get_available_providers(),
     reason="onnxruntime-openvino is not installed",
 )
-def test_openvino_gives_what_the_cpu_gives() -> None:
-    """Through OpenVINO the rows are the same, for callers in threads, too."""
+def test_openvino_returns_the_rows_of_the_cpu() -> None:
+    """Through OpenVINO the rows are the same, also for concurrent runs."""
     session = open_session(tiny.backbone_model(), output="embedding", provider="openvino")
     assert session.uses("openvino")
 
@@ -316,7 +326,7 @@ def test_openvino_gives_what_the_cpu_gives() -> None:
             np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_manifests_say_what_computed() -> None:
+def test_software_versions_are_the_installed_ones() -> None:
     """The versions are those of the software that runs."""
     versions = software_versions()
     assert versions["topwork"] == topwork.__version__
@@ -325,8 +335,8 @@ def test_manifests_say_what_computed() -> None:
     assert all(versions.values())
 
 
-def test_nothing_is_told_to_the_makers_of_the_runtime(tmp_path: Path) -> None:
-    """ONNX Runtime reports nothing: running a graph writes nothing, at home or for now."""
+def test_onnx_runtime_sends_no_telemetry(tmp_path: Path) -> None:
+    """Running a graph writes no file, neither in the home directory nor in a temporary one."""
     path = tmp_path / "tiny.onnx"
     path.write_bytes(tiny.backbone_model())
     homes = {name: tmp_path / name for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
@@ -345,4 +355,4 @@ def test_nothing_is_told_to_the_makers_of_the_runtime(tmp_path: Path) -> None:
         env=given | {name: str(home) for name, home in homes.items()},
         check=True,
     )
-    assert [one for home in homes.values() for one in home.rglob("*")] == []
+    assert [path for home in homes.values() for path in home.rglob("*")] == []

@@ -1,4 +1,4 @@
-"""A process knows how many cores it was given, not how many the host has."""
+"""Number of cores that a process may use."""
 
 from __future__ import annotations
 
@@ -57,35 +57,35 @@ def test_quota_of_version_1_is_rounded_up(quota: str, cores: int, tmp_path: Path
     assert available_cores(cgroup=v1(tmp_path, quota)) == cores
 
 
-def test_without_cgroups_the_affinity_counts(tmp_path: Path) -> None:
-    """Where there are no cgroup files, all allowed cores are used."""
+def test_affinity_counts_without_cgroups(tmp_path: Path) -> None:
+    """Without cgroup files all allowed cores are used."""
     assert available_cores(cgroup=tmp_path / "none") == 8
 
 
 @pytest.mark.parametrize(
     "content", ["", "max", "many 100000", "1 2 3", b"\xff\xfe 100000", "1e5 100000"]
 )
-def test_garbage_is_no_quota(content: str | bytes, tmp_path: Path) -> None:
+def test_malformed_cpu_max_is_ignored(content: str | bytes, tmp_path: Path) -> None:
     """A cpu.max that cannot be understood is as if there were none."""
     assert available_cores(cgroup=v2(tmp_path, content)) == 8
 
 
-def test_garbage_of_version_1_is_no_quota(tmp_path: Path) -> None:
+def test_malformed_quota_of_version_1_is_ignored(tmp_path: Path) -> None:
     """A quota of cgroup v1 that cannot be understood is as if there were none."""
     assert available_cores(cgroup=v1(tmp_path, "none", "100000")) == 8
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_period_of_zero_is_no_quota(version: int, tmp_path: Path) -> None:
+def test_period_of_zero_is_ignored(version: int, tmp_path: Path) -> None:
     """A period of 0, which means nothing, is as if there were no quota."""
     cgroup = v2(tmp_path, "1000 0") if version == 2 else v1(tmp_path, "1000", "0")
     assert available_cores(cgroup=cgroup) == 8
 
 
-def test_without_affinity_the_host_is_counted(
+def test_cores_of_the_host_count_without_affinity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On systems that know no affinity, the host's cores count, and at least 1."""
+    """On systems without affinity the host's cores count, and at least 1."""
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert available_cores(cgroup=tmp_path) == 6

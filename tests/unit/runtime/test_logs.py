@@ -1,4 +1,4 @@
-"""Log lines: whole, in order, in time, fit for machines and harmless to terminals."""
+"""Log lines: complete, ordered, prompt, machine-readable and harmless to terminals."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from topwork.runtime.relay import Format
 PATIENCE = 60.0
 
 
-class Noted(io.StringIO):
-    """A stream that tells when something was written."""
+class RecordingStream(io.StringIO):
+    """A stream that signals each write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Noted(io.StringIO):
         self.flushed.set()
 
 
-def written(
+def lines_of(
     program: str,
     log_format: Format = "json",
     *,
@@ -41,7 +41,7 @@ def written(
     captures: bool = False,
     status: int = 0,
 ) -> list[str]:
-    """Return the lines that a process of its own writes, which ends with ``status``."""
+    """Return the lines that a separate process writes, which ends with ``status``."""
     setup = (
         "import ctypes, logging, os, signal, threading, warnings, structlog\n"
         "from topwork.runtime import logs\n"
@@ -62,22 +62,22 @@ def written(
     return ended.stderr.decode().split("\n")[:-1]
 
 
-def facts(program: str, **how: Any) -> list[dict[str, Any]]:
-    """Return the same as fields."""
-    return [json.loads(line) for line in written(program, **how)]
+def facts_of(program: str, **how: Any) -> list[dict[str, Any]]:
+    """Return the JSON lines of a separate process as fields."""
+    return [json.loads(line) for line in lines_of(program, **how)]
 
 
-def test_json_lines_are_facts() -> None:
-    """A line is one JSON object: event, level, time and the fields as they are, any text too."""
-    (fact,) = facts("log.info('serving', model='Löwenzahn\\n🌼', revision=3, path=__import__)")
+def test_json_line_has_event_and_fields() -> None:
+    """A line is one JSON object: event, level, time and the fields, with any text."""
+    (fact,) = facts_of("log.info('serving', model='Löwenzahn\\n🌼', revision=3, path=__import__)")
     assert fact.pop("timestamp").endswith("Z")
     assert "__import__" in fact.pop("path")  # what JSON does not know is text
     assert fact == {"event": "serving", "level": "info", "model": "Löwenzahn\n🌼", "revision": 3}
 
 
-def test_text_lines_are_for_readers() -> None:
-    """A text line has the level, the event and the fields; no colours where no terminal is."""
-    (line,) = written("log.warning('worker died', exit_code=-9)", "text")
+def test_text_line_has_event_and_fields() -> None:
+    """A text line has the level, the event and the fields, without colours unless on a terminal."""
+    (line,) = lines_of("log.warning('worker died', exit_code=-9)", "text")
     assert "warning" in line
     assert line.partition("worker died")[2].strip() == "exit_code=-9"
     assert "\x1b" not in line
@@ -94,9 +94,9 @@ except ZeroDivisionError as error:
 """
 
 
-def test_an_exception_is_one_json_line() -> None:
+def test_exception_is_one_json_line() -> None:
     """In JSON an exception with its traceback is a field of its line."""
-    (fact,) = facts(BREAKS)
+    (fact,) = facts_of(BREAKS)
     assert (fact["event"], fact["level"], fact["method"]) == (
         "unexpected error",
         "error",
@@ -108,9 +108,9 @@ def test_an_exception_is_one_json_line() -> None:
     assert "exc_info" not in fact
 
 
-def test_an_exception_in_text_shows_no_locals() -> None:
+def test_text_traceback_shows_no_variables() -> None:
     """In text the traceback follows its line, without the values of variables."""
-    first, *rest = written(BREAKS, "text")
+    first, *rest = lines_of(BREAKS, "text")
     assert "unexpected error" in first
     assert rest[0].strip().startswith("Traceback")
     assert rest[-1].strip() == "ZeroDivisionError: division by zero"
@@ -138,19 +138,19 @@ logging.warning('refused', exc_info=ValueError(text))
 """
 
 
-def test_a_text_line_shows_what_is_not_printable() -> None:
-    """Wherever a name stands, a terminal sees escapes only, and nothing that passes for a line."""
+def test_text_line_escapes_unprintable_characters() -> None:
+    """A terminal sees only escapes, and nothing that looks like another line."""
     program = f"for text in {HOSTILE!a}:" + PLACES.replace("\n", "\n    ")
-    lines = written(program, "text")
+    lines = lines_of(program, "text")
     for line in lines:
         assert line.isprintable()
         assert line.startswith(("  ", "2")), "neither a line of its own nor part of a traceback"
     assert len([line for line in lines if line.startswith("2")]) == 7 * len(HOSTILE)
 
 
-def test_a_json_line_is_printable_and_true() -> None:
-    """In JSON the same names are escaped by JSON's own means, so a reader gets them as they are."""
-    lines = written(f"for text in {HOSTILE!a}: log.info('refused', name=text, names=[text])")
+def test_json_line_escapes_unprintable_characters() -> None:
+    """JSON escapes them by its own means, so a reader gets the original text."""
+    lines = lines_of(f"for text in {HOSTILE!a}: log.info('refused', name=text, names=[text])")
     for line, text in zip(lines, HOSTILE, strict=True):
         fact = json.loads(line)
         assert line.isprintable()
@@ -160,10 +160,10 @@ def test_a_json_line_is_printable_and_true() -> None:
             assert (fact["name"], fact["names"]) == (text, [text])
 
 
-def test_no_value_is_too_odd_for_a_json_line() -> None:
-    """What JSON does not know is text, and never an error of who logs."""
+def test_json_line_has_unknown_values_as_text() -> None:
+    """Values that JSON does not know become text, and never raise an error."""
     values = "(float('nan'), 2**70, {1: object()}, b'\\xff', {3, 4}, {'a': '\\udce9'})"
-    found = facts(f"for value in {values}: log.info('odd', value=value)")
+    found = facts_of(f"for value in {values}: log.info('odd', value=value)")
     assert ["value" in fact for fact in found] == 6 * [True]
 
 
@@ -179,9 +179,9 @@ os.write(2, b'E0000 call.cc:1] authorization: bearer {TOKEN}\\n')
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_secret_is_not_logged(log_format: Format) -> None:
-    """Whoever would print a token, a library included, the line comes without it."""
-    lines = written(LEAKS, log_format, captures=True)
+def test_bearer_token_is_redacted(log_format: Format) -> None:
+    """A token never appears in a line, even if a library logs it."""
+    lines = lines_of(LEAKS, log_format, captures=True)
     assert len([line for line in lines if not line.startswith(" ")]) == 6
     assert "s3cret" not in "\n".join(lines)
 
@@ -194,22 +194,22 @@ UNCAUGHT = {
 
 
 @pytest.mark.parametrize(("program", "status"), UNCAUGHT.values(), ids=UNCAUGHT)
-def test_an_uncaught_exception_is_one_line(program: str, status: int) -> None:
-    """What nobody catches, wherever it is raised, is one line with its traceback."""
-    (fact,) = facts(program, status=status)
+def test_uncaught_exception_is_one_line(program: str, status: int) -> None:
+    """An uncaught exception of any origin is one line with its traceback."""
+    (fact,) = facts_of(program, status=status)
     assert (fact["event"], fact["level"]) == ("uncaught exception", "critical")
     assert fact["exception"].endswith("KeyError: 'gone'")
 
 
-def test_a_warning_is_a_line() -> None:
-    """Warnings of Python's own kind come with the others."""
-    (fact,) = facts("warnings.warn('it gets old', UserWarning, stacklevel=1)")
+def test_python_warning_is_logged() -> None:
+    """Warnings of Python are logged like others."""
+    (fact,) = facts_of("warnings.warn('it gets old', UserWarning, stacklevel=1)")
     assert "UserWarning: it gets old" in fact["event"]
 
 
-def test_a_message_that_does_not_fit_is_no_error_of_who_logs() -> None:
-    """A library's wrong logging call is told about, and its caller goes on."""
-    found = facts("logging.warning('%d', 'x'); log.warning('goes on')", captures=True)
+def test_malformed_logging_call_raises_nothing() -> None:
+    """A library's malformed logging call is reported, and the library continues."""
+    found = facts_of("logging.warning('%d', 'x'); log.warning('goes on')", captures=True)
     assert "goes on" in [fact["event"] for fact in found]
     assert any("not all arguments" in text or "%d" in text for text in map(str, found))
 
@@ -224,8 +224,8 @@ os.write(2, b'no end of line')
 
 
 def test_native_output_is_json_lines() -> None:
-    """What is written past Python, to either stream or by a child, comes as JSON objects."""
-    found = facts(NATIVE, captures=True)
+    """Output of native code or a child process, on either stream, becomes JSON objects."""
+    found = facts_of(NATIVE, captures=True)
     assert [fact.get("text", fact["event"]) for fact in found] == [
         r"ZIPDecode: \x1b[31mbad\xff",
         "to standard output",
@@ -237,17 +237,17 @@ def test_native_output_is_json_lines() -> None:
     assert found[0]["timestamp"].endswith("Z")
 
 
-def test_native_output_in_text_is_harmless() -> None:
-    """As text such lines stay as they are, but for what is not printable."""
-    first, *_, last = written(NATIVE, "text", captures=True)
+def test_native_output_in_text_is_escaped() -> None:
+    """As text such lines stay unchanged, except for unprintable characters."""
+    first, *_, last = lines_of(NATIVE, "text", captures=True)
     assert first == r"ZIPDecode: \x1b[31mbad\xff"
     assert last == "no end of line"
 
 
-def test_native_output_beyond_the_pipe_blocks_nobody() -> None:
-    """A call that holds the interpreter lock may write more than a pipe takes."""
+def test_native_output_larger_than_the_pipe_does_not_block() -> None:
+    """A call that holds the interpreter lock may write more than a pipe holds."""
     program = "ctypes.PyDLL(None).write(2, b'x' * 999 + b'\\n' + b'y' * 10**6, 10**6)"
-    found = facts(program, captures=True)
+    found = facts_of(program, captures=True)
     assert sum(len(fact["text"]) for fact in found) == 10**6 - 1
 
 
@@ -270,16 +270,16 @@ in_this_function()
         ("os.kill(os.getpid(), signal.SIGBUS)", signal.SIGBUS),
     ],
 )
-def test_a_crash_leaves_its_last_words_and_the_stacks(crash: str, number: signal.Signals) -> None:
-    """What native code says before it aborts is not lost, and where Python was is told."""
-    log = "\n".join(written(CRASH.format(crash=crash), captures=True, status=-number))
+def test_crash_leaves_last_output_and_stacks(crash: str, number: signal.Signals) -> None:
+    """Output of native code before it aborts is relayed, with the Python stacks."""
+    log = "\n".join(lines_of(CRASH.format(crash=crash), captures=True, status=-number))
     assert '"terminate called without an active exception"' in log
     assert "Fatal Python error" in log
     assert "in in_this_function" in log
 
 
-def test_sigusr1_shows_all_stacks_and_ends_nothing() -> None:
-    """A process that hangs shows where, as lines like any other."""
+def test_sigusr1_prints_all_stacks() -> None:
+    """A hanging process shows its stacks as log lines, and continues."""
     program = """
 def stuck():
     signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
@@ -289,13 +289,13 @@ other.start()
 other.join()
 log.info("goes on")
 """
-    texts = [fact.get("text", fact["event"]) for fact in facts(program, captures=True)]
+    texts = [fact.get("text", fact["event"]) for fact in facts_of(program, captures=True)]
     assert any("in stuck" in text for text in texts)
     assert any("in <module>" in text for text in texts)  # the main thread's
     assert "goes on" in texts
 
 
-def test_an_exit_waits_for_no_native_thread() -> None:
+def test_exit_does_not_wait_for_native_threads() -> None:
     """A process ends with its status and all its lines though a thread is in native code."""
     program = """
 threading.Thread(target=ctypes.CDLL(None).sleep, args=[600]).start()
@@ -303,12 +303,12 @@ os.write(2, b"said natively\\n")
 log.info("said last")
 logs.exit_process(3)
 """
-    found = [fact.get("text", fact["event"]) for fact in facts(program, captures=True, status=3)]
+    found = [fact.get("text", fact["event"]) for fact in facts_of(program, captures=True, status=3)]
     assert sorted(found) == ["said last", "said natively"]
 
 
-def test_a_log_that_nobody_reads_is_no_error() -> None:
-    """Logging goes on when the reader of standard error has gone."""
+def test_closed_standard_error_raises_nothing() -> None:
+    """Logging continues after the reader of standard error has left."""
     program = """
 gone, pipe = os.pipe()
 os.dup2(pipe, 2)
@@ -318,11 +318,11 @@ log.warning("nobody reads this")
 log.warning("nor this")
 os._exit(7)
 """
-    assert written(program, status=7) == []
+    assert lines_of(program, status=7) == []
 
 
-def test_no_write_is_larger_than_a_pipe_takes_at_once() -> None:
-    """Lines are written in pieces which a pipe never mixes with those of other processes."""
+def test_writes_are_atomic_for_a_pipe() -> None:
+    """Lines are lines_of in pieces that a pipe never mixes with those of other processes."""
     pieces: list[str] = []
 
     class Pieces(io.StringIO):
@@ -351,32 +351,32 @@ logging.getLogger("some.package").debug("never mind")
 """
 
 
-def test_library_logs_come_too() -> None:
-    """What libraries log with the standard module comes in the same form, with its exception."""
-    odd, failed = facts(LIBRARY)
+def test_library_logs_are_json_lines() -> None:
+    """Logs of libraries that use the standard module have the same form, with their exception."""
+    odd, failed = facts_of(LIBRARY)
     assert (odd["event"], odd["level"]) == ("this is odd", "warning")
     assert odd["timestamp"].endswith("Z")
     assert (failed["event"], failed["level"]) == ("it failed", "error")
     assert failed["exception"].endswith("OSError: gone")
 
 
-def test_library_logs_in_text() -> None:
+def test_library_logs_are_text_lines() -> None:
     """The same as text."""
-    odd, failed, *_, last = written(LIBRARY, "text")
+    odd, failed, *_, last = lines_of(LIBRARY, "text")
     assert "warning" in odd
     assert "this is odd" in odd
     assert "it failed" in failed
     assert last.strip() == "OSError: gone"
 
 
-def test_library_logs_keep_their_place() -> None:
-    """What a library warns of comes after the routine lines before it."""
-    found = facts("log.info('first')\nlogging.warning('second')\nlog.info('third')")
-    assert [one["event"] for one in found] == ["first", "second", "third"]
+def test_library_logs_are_in_order() -> None:
+    """A library's warning comes after the earlier routine lines."""
+    found = facts_of("log.info('first')\nlogging.warning('second')\nlog.info('third')")
+    assert [fact["event"] for fact in found] == ["first", "second", "third"]
 
 
-def test_an_adopted_library_uses_no_handler_of_its_own() -> None:
-    """What DBOS would write by handlers of its own comes once, and its chatter not at all."""
+def test_adopted_library_has_no_handlers() -> None:
+    """Each line of DBOS comes once, and its routine lines not at all."""
     program = (
         "library = logging.getLogger('theirs')\n"
         "library.addHandler(logging.StreamHandler())\n"
@@ -386,20 +386,20 @@ def test_an_adopted_library_uses_no_handler_of_its_own() -> None:
         "library.info('chatter')\n"
         "library.error('an error')\n"
     )
-    (fact,) = facts(program)
+    (fact,) = facts_of(program)
     assert (fact["event"], fact["level"]) == ("an error", "error")
 
 
-def test_what_is_below_info_is_not_written() -> None:
+def test_debug_lines_are_not_written() -> None:
     """Debug lines are left out."""
-    (fact,) = facts("log.debug('detail'); log.info('fact')")
+    (fact,) = facts_of("log.debug('detail'); log.info('fact')")
     assert fact["event"] == "fact"
 
 
-def test_a_routine_line_is_written_within_a_second() -> None:
-    """A routine line waits for others, but not long, and comes by itself."""
+def test_routine_line_is_written_within_a_second() -> None:
+    """A routine line is buffered for less than a second."""
     assert logs.PAUSE < 1
-    stream = Noted()
+    stream = RecordingStream()
     lines = Lines(stream)
     threading.Thread(target=lines._work, daemon=True).start()
     for line in ("first", "second"):
@@ -412,8 +412,8 @@ def test_a_routine_line_is_written_within_a_second() -> None:
 
 
 def test_routine_lines_are_written_together() -> None:
-    """Lines that come at about the same time are one write."""
-    stream = Noted()
+    """Lines of about the same time are one write."""
+    stream = RecordingStream()
     lines = Lines(stream)
     for number in range(100):
         lines.info(str(number))
@@ -426,8 +426,8 @@ def test_routine_lines_are_written_together() -> None:
 
 
 @pytest.mark.parametrize("level", ["warning", "error", "critical"])
-def test_a_warning_is_written_at_once(level: str) -> None:
-    """Warnings and worse are there when the call returns, after the routine lines before them."""
+def test_warning_is_written_at_once(level: str) -> None:
+    """A warning is lines_of when the call returns, after the buffered routine lines."""
     stream = io.StringIO()
     lines = Lines(stream)
     lines.info("first")
@@ -438,9 +438,9 @@ def test_a_warning_is_written_at_once(level: str) -> None:
     assert stream.getvalue() == "first\nsecond\nthird\n"
 
 
-def test_a_killed_process_has_written_its_warnings() -> None:
-    """A warning, and all before it, are out even when the process ends without a goodbye."""
-    (first, second) = facts(
+def test_killed_process_has_written_its_warnings() -> None:
+    """A warning, and all lines before it, are lines_of even if the process is then killed."""
+    (first, second) = facts_of(
         "log.info('a')\nlog.warning('b')\nlog.info('c')\nimport os\nos._exit(0)"
     )
     assert (first["event"], second["event"]) == ("a", "b")
@@ -463,13 +463,13 @@ for thread in threads:
 
 
 @pytest.mark.parametrize("unbuffered", [False, True])
-def test_lines_of_many_threads_are_never_mixed(unbuffered: bool) -> None:
-    """Whoever writes, a library too, each line comes once and whole, a thread's in their order.
+def test_lines_of_threads_are_never_mixed(unbuffered: bool) -> None:
+    """Lines of all threads and libraries come once, whole, and in order for each thread.
 
-    PYTHONUNBUFFERED, which most container images set, takes the stream's own lock away.
+    PYTHONUNBUFFERED, which most container images set, removes the stream's own lock.
     """
     found: dict[int, list[float]] = {}
-    for fact in facts(MANY, unbuffered=unbuffered):
+    for fact in facts_of(MANY, unbuffered=unbuffered):
         said = (fact["thread"], fact["count"]) if "thread" in fact else fact["event"].split()
         found.setdefault(int(said[0]), []).append(float(said[1]))
     assert sorted(found) == list(range(8))
@@ -478,6 +478,8 @@ def test_lines_of_many_threads_are_never_mixed(unbuffered: bool) -> None:
         assert counts == sorted(counts)
 
 
-def test_the_rest_is_written_when_the_process_ends() -> None:
-    """Lines that still wait when a process ends normally are not lost."""
-    assert [one["event"] for one in facts("for n in range(9): log.info(str(n))")] == [*"012345678"]
+def test_buffered_lines_are_written_at_exit() -> None:
+    """Buffered lines of a process that ends normally are not lost."""
+    assert [fact["event"] for fact in facts_of("for n in range(9): log.info(str(n))")] == [
+        *"012345678"
+    ]

@@ -1,4 +1,4 @@
-"""Process-wide settings, seen in fresh interpreters."""
+"""Process-wide settings, observed in new interpreters."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def run(code: str, *arguments: str, **variables: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_importing_topwork_changes_no_setting_of_the_process() -> None:
-    """Beyond what the libraries change by themselves, which are imported first."""
+def test_import_changes_no_process_setting() -> None:
+    """The comparison is with the settings after the libraries are imported."""
     names = [
         module.name
         for module in pkgutil.walk_packages(topwork.__path__, "topwork.")
@@ -84,8 +84,8 @@ def test_importing_topwork_changes_no_setting_of_the_process() -> None:
     assert after == before
 
 
-def test_configure_sets_up_the_process() -> None:
-    """Pillow keeps memory, damaged files cause no warning, and the file limit is the hard one."""
+def test_configure_changes_the_settings() -> None:
+    """Pillow caches memory, damaged files cause no warning, and the file limit is the hard one."""
     found = run(
         "from topwork.runtime import process\nprocess.configure()\nprint(json.dumps(look()))"
     )
@@ -98,8 +98,8 @@ def test_configure_sets_up_the_process() -> None:
     }
 
 
-def test_configure_leaves_variables_of_the_environment() -> None:
-    """Whoever starts the process decides."""
+def test_configure_keeps_environment_variables() -> None:
+    """Variables that are already set are not changed."""
     found = run(
         "from topwork.runtime import process\nprocess.configure()\nprint(json.dumps(look()))",
         PILLOW_BLOCKS_MAX="7",
@@ -114,13 +114,13 @@ def test_configure_leaves_variables_of_the_environment() -> None:
     [
         topwork.cli.main,
         topwork_trainer.cli.main,
-        lambda: worker.run(WorkerConfig(repository=Path("r")), cast("Connection", None)),
+        lambda: worker.run(cast("Connection", None), WorkerConfig(repository=Path("r"))),
     ],
 )
 def test_entry_point_configures_the_process_first(
     enter: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both command lines do, and the worker beside a server, which is a process of its own."""
+    """Both command lines do, and the worker process of a server."""
 
     class Configured(Exception):
         pass

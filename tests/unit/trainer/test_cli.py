@@ -43,7 +43,7 @@ def test_data_that_is_a_url_is_told(command: str) -> None:
     """A URL in place of a folder is named as it was given, with both slashes."""
     done = CliRunner().invoke(cli, [*command.split(), "https://example.org/photos"])
     assert done.exit_code == 2
-    assert "'https://example.org/photos' is a URL, no file or folder" in " ".join(
+    assert "'https://example.org/photos' is a URL, not a file or folder" in " ".join(
         done.output.split()
     )
 

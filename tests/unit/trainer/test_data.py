@@ -211,7 +211,7 @@ def test_splits_below_classes_are_refused(tmp_path: Path) -> None:
     """A test set must not be learnt from because it lies below."""
     for label in ("a", "b"):
         _folders(tmp_path / label, {"train": 5, "test": 5})
-    with pytest.raises(InvalidInput, match="holds test and train"):
+    with pytest.raises(InvalidInput, match="contains test and train"):
         scan(tmp_path)
 
 
@@ -232,8 +232,8 @@ def test_years_below_classes_are_no_splits(tmp_path: Path) -> None:
         ({"a": 5, "b": 0}, None, r"1 classes \(a\)"),
         ({"a": 5, "b": 0}, ["a", "b"], "'b' has 0"),
         ({"photos/a": 5, "photos/b": 5}, None, "photos holds folders: pass it if"),
-        ({".": 5}, None, r"0 classes \(none\).*; left out: 5 files in no class's folder"),
-        ({"a": 5, "b\udcff": 5}, None, r"'b\\udcff' has .* \(no UTF-8\)"),
+        ({".": 5}, None, r"0 classes \(none\).*; left out: 5 files outside of class folders"),
+        ({"a": 5, "b\udcff": 5}, None, r"'b\\udcff' has .* \(invalid UTF-8\)"),
         ({"a": 5, "x" * 101: 5}, None, "101 characters; the limit is 100"),
         ({"a": 5, "b\tc": 5}, None, "control character"),
     ],

@@ -1,4 +1,4 @@
-"""Addresses of servers: parsed, and tried."""
+"""Server addresses: the parser, and the checks with a socket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from topwork.wire.addresses import HostPort, check_free, parse, why_unreachable
 
 
 @pytest.mark.parametrize(
-    ("address", "found"),
+    ("address", "parsed"),
     [
         ("127.0.0.1:50051", HostPort("127.0.0.1", 50051)),
         ("localhost:0", HostPort("localhost", 0)),
@@ -23,14 +23,14 @@ from topwork.wire.addresses import HostPort, check_free, parse, why_unreachable
         ("unix:///run/topwork.sock", None),
     ],
 )
-def test_address_that_grpc_takes_is_parsed(address: str, found: HostPort | None) -> None:
-    """Each form gives its host and port; a socket's path has none."""
-    assert parse(address) == found
-    assert found is None or str(found) == address
+def test_parse_reads_every_form_that_grpc_takes(address: str, parsed: HostPort | None) -> None:
+    """Each form has its host and port; a Unix domain socket has neither."""
+    assert parse(address) == parsed
+    assert parsed is None or str(parsed) == address
 
 
 @pytest.mark.parametrize(
-    ("address", "why"),
+    ("address", "message"),
     [
         ("localhost", "has no port: write HOST:PORT, such as localhost:50051"),
         ("[::1]", r"has no port: write HOST:PORT, such as \[::1\]:50051"),
@@ -38,9 +38,9 @@ def test_address_that_grpc_takes_is_parsed(address: str, found: HostPort | None)
         ("50051", "has no host: write HOST:PORT, such as 127.0.0.1:50051"),
         (":50051", "has no host: write HOST:PORT, such as 127.0.0.1:50051"),
         ("::1", r"write \[::1\]:PORT"),
-        ("::1:50051", "an IPv6 address, and no other, is in brackets"),
-        ("[localhost]:1", "an IPv6 address, and no other, is in brackets"),
-        ("a:b:1", "an IPv6 address, and no other, is in brackets"),
+        ("::1:50051", "put an IPv6 address, and nothing else, in brackets"),
+        ("[localhost]:1", "put an IPv6 address, and nothing else, in brackets"),
+        ("a:b:1", "put an IPv6 address, and nothing else, in brackets"),
         ("localhost:http", "the port 'http'"),
         ("localhost:", "the port ''"),
         ("localhost:65536", "the port '65536'"),
@@ -48,48 +48,48 @@ def test_address_that_grpc_takes_is_parsed(address: str, found: HostPort | None)
         ("localhost:²", "the port '²'"),
         ("http://localhost:50051", "is a URL"),
         ("unix:", "has no path"),
-        ("a..b:1", "has the host 'a..b', which is none"),
+        ("a..b:1", "has the host 'a..b', which is not a host name"),
     ],
 )
-def test_address_that_is_incomplete_says_what_is_missing(address: str, why: str) -> None:
-    """The error has the value and what to write instead."""
-    with pytest.raises(InvalidInput, match=why) as caught:
+def test_parse_of_invalid_address_raises_with_a_correction(address: str, message: str) -> None:
+    """The error has the value and the form to write instead."""
+    with pytest.raises(InvalidInput, match=message) as caught:
         parse(address)
     assert repr(address) in str(caught.value)
 
 
 @pytest.fixture
-def taken() -> Iterator[HostPort]:
-    """Yield an address on which another socket listens."""
+def used() -> Iterator[HostPort]:
+    """Yield an address with a listening socket."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield HostPort("127.0.0.1", listening.getsockname()[1])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "*"])
-def test_check_free_names_the_taken_port(taken: HostPort, host: str) -> None:
-    """Whatever name the host is given, a port on which somebody listens is in use."""
-    with pytest.raises(Unavailable, match=f"^port {taken.port} of .* is in use"):
-        check_free(HostPort(host, taken.port))
+def test_check_free_names_the_used_port(used: HostPort, host: str) -> None:
+    """A port with a listening socket is in use under every name of the host."""
+    with pytest.raises(Unavailable, match=f"^port {used.port} of .* is in use"):
+        check_free(HostPort(host, used.port))
 
 
 def test_check_free_ignores_a_connection_that_ended() -> None:
-    """A server can start at once where one ended, though the system remembers its connections."""
+    """A server can listen on a port whose last connections are in TIME_WAIT."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         where = listening.getsockname()
         with socket.create_connection(where) as client:
-            listening.accept()[0].close()  # who closes first waits
+            listening.accept()[0].close()  # the side that closes first is in TIME_WAIT
             assert client.recv(1) == b""
     check_free(HostPort(*where))
 
 
-def test_check_free_says_that_a_host_is_another_one() -> None:
+def test_check_free_refuses_an_address_of_another_host() -> None:
     """An address of another host cannot be listened on."""
     with pytest.raises(Unavailable, match=r"cannot listen on 192\.0\.2\.1:1"):
         check_free(HostPort("192.0.2.1", 1))
 
 
-def test_a_host_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By server and client, in the resolver's words."""
+def test_unresolvable_host_has_the_error_of_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Server and client both report the resolver's message."""
 
     def unknown(*_: object, **__: object) -> NoReturn:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -100,15 +100,17 @@ def test_a_host_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert why_unreachable("nobody:1", tls=False) == "Name or service not known"
 
 
-@pytest.mark.parametrize(("tls", "why"), [(False, "does it want TLS"), (True, "with TLS that")])
-def test_why_unreachable_knows_what_listens(taken: HostPort, tls: bool, why: str) -> None:
-    """A port where somebody listens is no server that is missing, but one that speaks otherwise."""
-    assert why in why_unreachable(str(taken), tls=tls)
+@pytest.mark.parametrize(("tls", "reason"), [(False, "does it want TLS"), (True, "with TLS that")])
+def test_why_unreachable_of_another_protocol_suggests_tls(
+    used: HostPort, tls: bool, reason: str
+) -> None:
+    """A listener that is not reached by gRPC speaks another protocol, or TLS differs."""
+    assert reason in why_unreachable(str(used), tls=tls)
 
 
-def test_why_unreachable_knows_that_nobody_listens(taken: HostPort) -> None:
-    """A port that refuses; of what only gRPC can resolve nothing is known."""
-    nobody = HostPort("127.0.0.2", taken.port)
-    assert "nothing listens there" in why_unreachable(str(nobody), tls=False)
+def test_why_unreachable_of_a_refused_connection(used: HostPort) -> None:
+    """A refused connection is reported; names that only gRPC resolves have no reason."""
+    unused = HostPort("127.0.0.2", used.port)
+    assert "nothing listens there" in why_unreachable(str(unused), tls=False)
     assert why_unreachable("dns:///localhost:1", tls=False) == ""
     assert why_unreachable("unix:none.sock", tls=False) == ""

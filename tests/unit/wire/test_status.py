@@ -1,4 +1,4 @@
-"""The table from errors to statuses is complete, and statuses say what a client needs."""
+"""google.rpc.Status of errors: a complete table of codes, and details for the client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXAMPLES: dict[str, errors.TopworkError] = {
     "UNAVAILABLE": errors.Unavailable("stopping"),
     "DATA_LOSS": errors.Corrupt("head.onnx was changed"),
 }
-"""One error of each code."""
+"""An error of each code."""
 
 KINDS = [
     kind
@@ -35,17 +35,17 @@ KINDS = [
 
 
 def unpacked(status: status_pb2.Status, kind: type[Any]) -> list[Any]:
-    """Return the details of one kind."""
-    found = []
+    """Return the details of a message type."""
+    details = []
     for detail in status.details:
         message = kind()
         if detail.Unpack(message):
-            found.append(message)
-    return found
+            details.append(message)
+    return details
 
 
-def test_every_error_has_its_row() -> None:
-    """Each class of topwork.errors has a code; only ImageError and QuotaExceeded share one."""
+def test_every_error_class_has_a_code() -> None:
+    """Only ImageError and QuotaExceeded share their code with another class of topwork.errors."""
     shared: set[type[errors.TopworkError]] = {errors.ImageError, errors.QuotaExceeded}
     assert {type(error) for error in EXAMPLES.values()} == set(KINDS) - shared
     assert set(statuses.CODES) == set(KINDS) - {errors.ImageError}
@@ -53,8 +53,8 @@ def test_every_error_has_its_row() -> None:
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_a_status_has_code_text_and_reason(code: str) -> None:
-    """Every error becomes its code with its own text and one ErrorInfo."""
+def test_status_has_code_message_and_reason(code: str) -> None:
+    """Every error becomes a status with its code, its message and an ErrorInfo."""
     error = EXAMPLES[code]
     status = statuses.from_error(error)
     assert code_pb2.Code.Name(status.code) == code
@@ -63,23 +63,23 @@ def test_a_status_has_code_text_and_reason(code: str) -> None:
     assert (info.reason, info.domain) == (error.reason, "topwork")
 
 
-def test_a_quota_names_its_subject() -> None:
-    """What is used up is RESOURCE_EXHAUSTED with a QuotaFailure, and no time to try again."""
+def test_quota_exceeded_names_its_subject() -> None:
+    """QuotaExceeded is RESOURCE_EXHAUSTED with a QuotaFailure and without a retry delay."""
     status = statuses.from_error(errors.QuotaExceeded("too many bytes", subject="models/x"))
     (failure,) = unpacked(status, error_details_pb2.QuotaFailure)
     assert code_pb2.Code.Name(status.code) == "RESOURCE_EXHAUSTED"
-    assert [(one.subject, one.description) for one in failure.violations] == [
+    assert [(violation.subject, violation.description) for violation in failure.violations] == [
         ("models/x", "too many bytes")
     ]
     assert statuses.retry_after(status) == 0.0
 
 
-def test_a_wrong_field_is_named() -> None:
+def test_invalid_input_names_its_field() -> None:
     """A bad image is INVALID_ARGUMENT with a BadRequest that names the field."""
     status = statuses.from_error(errors.ImageError("cut off", field="images[3]"))
     (bad,) = unpacked(status, error_details_pb2.BadRequest)
     assert code_pb2.Code.Name(status.code) == "INVALID_ARGUMENT"
-    assert [(one.field, one.description) for one in bad.field_violations] == [
+    assert [(violation.field, violation.description) for violation in bad.field_violations] == [
         ("images[3]", "cut off")
     ]
 
@@ -91,14 +91,14 @@ def test_a_wrong_field_is_named() -> None:
         ("ALREADY_EXISTS", "topwork.v1/label", "roses"),
     ],
 )
-def test_a_resource_is_named(code: str, kind: str, name: str) -> None:
-    """An error about one thing says in a ResourceInfo which."""
+def test_not_found_and_already_exists_name_the_resource(code: str, kind: str, name: str) -> None:
+    """The ResourceInfo has the type and the name of the missing or existing resource."""
     (info,) = unpacked(statuses.from_error(EXAMPLES[code]), error_details_pb2.ResourceInfo)
     assert (info.resource_type, info.resource_name) == (kind, name)
 
 
-def test_overload_says_when_to_retry() -> None:
-    """An overload carries its delay, readable again at the client; other errors have none."""
+def test_overloaded_has_a_retry_delay() -> None:
+    """The client reads the delay of Overloaded from its RetryInfo; other errors have 0."""
     status = statuses.from_error(EXAMPLES["RESOURCE_EXHAUSTED"])
     assert len(unpacked(status, error_details_pb2.RetryInfo)) == 1
     assert statuses.retry_after(status) == 1.25
@@ -106,9 +106,9 @@ def test_overload_says_when_to_retry() -> None:
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_details_are_only_where_they_fit(code: str) -> None:
-    """Beside ErrorInfo there is at most the one detail that belongs to the error."""
-    fitting = {
+def test_status_has_only_the_details_of_its_error(code: str) -> None:
+    """Beside ErrorInfo there is at most the one detail of the error's class."""
+    expected = {
         "INVALID_ARGUMENT": ["BadRequest"],
         "NOT_FOUND": ["ResourceInfo"],
         "ALREADY_EXISTS": ["ResourceInfo"],
@@ -116,23 +116,23 @@ def test_details_are_only_where_they_fit(code: str) -> None:
     }
     status = statuses.from_error(EXAMPLES[code])
     names = [detail.type_url.rpartition(".")[2] for detail in status.details]
-    assert names == ["ErrorInfo", *fitting.get(code, [])]
+    assert names == ["ErrorInfo", *expected.get(code, [])]
 
 
-def test_a_subclass_has_the_row_of_its_base() -> None:
-    """An error that a later version adds below an existing one is not INTERNAL."""
+def test_subclass_has_the_code_of_its_base() -> None:
+    """A new subclass of an error in the table has its code, not INTERNAL."""
 
-    class Fresh(errors.NotReady):
+    class NewError(errors.NotReady):
         pass
 
-    assert statuses.from_error(Fresh("new")).code == code_pb2.FAILED_PRECONDITION
+    assert statuses.from_error(NewError("new")).code == code_pb2.FAILED_PRECONDITION
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_failed_operation_has_the_code_of_its_error(kind: type[errors.TopworkError]) -> None:
-    """An operation that failed with an error has the same code as a call that did."""
+def test_stored_error_has_the_code_of_its_class(kind: type[errors.TopworkError]) -> None:
+    """An operation that failed has the same code as a call that failed with that error."""
     status = statuses.from_stored(kind.__name__, "so", reason="WHY")
-    codes = [statuses.CODES[one] for one in kind.__mro__ if one in statuses.CODES]
+    codes = [statuses.CODES[base] for base in kind.__mro__ if base in statuses.CODES]
     assert (status.code, status.message, statuses.reason(status)) == (codes[0], "so", "WHY")
 
 
@@ -140,8 +140,8 @@ def test_a_failed_operation_has_the_code_of_its_error(kind: type[errors.TopworkE
     ("kind", "code"),
     [("Cancelled", "CANCELLED"), ("Internal", "INTERNAL"), ("OfANewerVersion", "UNKNOWN")],
 )
-def test_an_operation_can_end_otherwise(kind: str, code: str) -> None:
-    """An operation that was cancelled, or ended by an error that is not in the table, says so."""
+def test_stored_error_outside_the_table_has_a_code(kind: str, code: str) -> None:
+    """Cancelled and unexpected errors have their codes; a class of a newer version is UNKNOWN."""
     status = statuses.from_stored(kind, "so", reason="WHY")
     assert code_pb2.Code.Name(status.code) == code
 
@@ -154,21 +154,21 @@ def test_an_operation_can_end_otherwise(kind: str, code: str) -> None:
         ("IMAGE_TOO_LARGE", "INVALID_ARGUMENT"),
     ],
 )
-def test_a_skipped_image_has_the_contracts_code(reason: str, code: str) -> None:
-    """A duplicate is ALREADY_EXISTS, any other image that is left out INVALID_ARGUMENT."""
+def test_skipped_image_has_the_code_of_its_reason(reason: str, code: str) -> None:
+    """A duplicate is ALREADY_EXISTS, any other skipped image INVALID_ARGUMENT."""
     status = statuses.from_skipped(reason, "why")
     assert (code_pb2.Code.Name(status.code), statuses.reason(status)) == (code, reason)
 
 
-def test_an_unexpected_error_tells_nothing() -> None:
-    """The status of an unexpected error is always the same, and has a reason all the same."""
+def test_internal_status_hides_the_cause() -> None:
+    """The status of an unexpected error has a fixed message and a reason."""
     status = statuses.internal()
     assert code_pb2.Code.Name(status.code) == "INTERNAL"
     assert status.message == "internal error; see the server's log"
     assert statuses.reason(status) == "INTERNAL"
 
 
-def test_a_status_without_details_has_no_reason() -> None:
-    """What gRPC itself says has neither reason nor delay."""
+def test_status_without_details_has_no_reason() -> None:
+    """A status that gRPC itself made has neither reason nor delay."""
     bare = status_pb2.Status(code=14, message="Socket closed")
     assert (statuses.reason(bare), statuses.retry_after(bare)) == ("", 0.0)

@@ -1,1 +1,1 @@
-"""Maintenance of a repository: garbage collection and the check of all that it holds."""
+"""Maintenance of a repository: garbage collection and integrity check."""

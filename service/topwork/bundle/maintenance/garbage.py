@@ -1,4 +1,4 @@
-"""Garbage collection of a repository, while others serve, fit and publish."""
+"""Garbage collection of a repository, concurrent with servers, workers and fits."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from topwork.bundle import files
+from topwork.bundle.blobs import KINDS, BlobKind
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.names import is_model
 from topwork.bundle.store import Repository, read_manifest, revision_directories
-from topwork.bundle.stored import KINDS, BlobKind
 from topwork.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
 RemovedKind = Literal["revision", "backbone", "shard", "image", "temporary"]
@@ -29,22 +29,22 @@ _SINGULAR: dict[BlobKind, RemovedKind] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
-    """One thing that was deleted, or would be."""
+    """File or directory that was deleted, or would be in a dry run."""
 
     kind: RemovedKind
     path: str
-    """Below the repository's root."""
+    """Relative to the repository's root."""
     size: int
-    """Bytes."""
+    """In bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """What ``collect`` did."""
+    """Result of ``collect``."""
 
     removed: tuple[Removed, ...]
     refused: tuple[str, ...]
-    """A sentence for each thing that cannot be read; all that it might refer to was kept."""
+    """One sentence per unreadable file, whose possible references were therefore retained."""
 
 
 def collect(
@@ -52,41 +52,42 @@ def collect(
     *,
     keep: int = 10,
     spare_seconds: float = 3600,
-    held: Callable[[], Collection[str]] = tuple,
+    pending_images: Callable[[], Collection[str]] = tuple,
     dry_run: bool = False,
 ) -> Collected:
-    """Delete what no longer serves anybody; with ``dry_run`` say only what would go.
+    """Delete revisions and blobs that are not in use; with ``dry_run`` only list them.
 
-    A model keeps the revision that serves, those that are pinned, and its ``keep`` newest. Shards,
-    images and backbones go when nothing that is kept refers to them and ``held`` does not name
-    them: it returns the digests of the images that unfinished operations need, and is asked while
-    nobody is ``Stored.holding`` images. A shard of held images stays, too; where ``held`` raises
-    Unavailable or Corrupt all shards and images stay. Nothing goes that is younger than
-    ``spare_seconds``, which should be longer than any writer takes between storing something and
-    publishing what refers to it: else that fails. Of temporary names only those go that no living
-    writer has. Raises InvalidInput if ``keep`` is below 1: the newest revision stays, so that its
-    number is never another's.
+    Retains the serving revision, the pinned revisions and the ``keep`` newest of each model,
+    and all shards, images and backbones that they refer to. ``pending_images`` returns the digests
+    of images that unfinished operations need; it is called while no upload is in
+    ``BlobStore.holding``. These images and their shards are retained, too. If ``pending_images``
+    raises Unavailable or Corrupt, all shards and images are retained.
+
+    Retains everything younger than ``spare_seconds``. That should be longer than any writer takes
+    from storing a blob to publishing a reference to it; otherwise publishing can fail. Temporary
+    names are deleted only if their writer is dead. Raises InvalidInput if ``keep`` is below 1: the
+    newest revision is always retained, so that its number is not reused.
     """
     if keep < 1:
-        raise InvalidInput(f"keep is {keep}; at least the newest revision is kept", field="keep")
+        raise InvalidInput(f"keep is {keep}; the minimum is 1", field="keep")
     if not repository.root.is_dir():
         return Collected(removed=(), refused=())
     run = _Run(repository=repository, before=time.time() - spare_seconds, dry_run=dry_run)
-    # In this order: what a writer refers to later it has made young since the first of these, and
-    # an operation that is finished before the second has published what the third finds.
-    old = {kind: run.old(kind) for kind in KINDS}
-    # What needs no lock file goes first: on a full disk none can be made.
+    # The order matters: blobs that a writer refers to later are refreshed after the first listing;
+    # an operation that finishes before the second has published a revision that the third finds.
+    old = {kind: run.old_blobs(kind) for kind in KINDS}
+    # Temporary names first: their deletion needs no lock file, which a full disk cannot create.
     run.remove_abandoned(min(spare_seconds, files.ABANDONED_AFTER))
     for name in _models(repository):
         run.remove_revisions(name, keep)
-    images = run.held(held)
-    references = run.references()
-    if references is not None:
-        needed = run.needed(references, old["exemplars"], images)
+    images = run.read_pending(pending_images)
+    manifests = run.read_manifests()
+    if manifests is not None:
+        retained = run.retained_blobs(manifests, old["exemplars"], images)
         for kind in KINDS:
-            for digest, age in old[kind].items():
-                if digest not in needed[kind]:
-                    run.remove_stored(kind, digest, age)
+            for digest, changed in old[kind].items():
+                if digest not in retained[kind]:
+                    run.remove_blob(kind, digest, changed)
     return Collected(removed=tuple(run.removed), refused=tuple(run.refused))
 
 
@@ -96,84 +97,84 @@ class _Run:
 
     repository: Repository
     before: float
-    """What was changed since is spared; seconds since 1970."""
+    """Files changed later are retained; seconds since 1970."""
     dry_run: bool
     removed: list[Removed] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    doomed: set[Path] = field(default_factory=set)
-    """Directories of revisions that are gone, or would be."""
+    removed_revisions: set[Path] = field(default_factory=set)
+    """Directories of revisions that were deleted, or would be in a dry run."""
 
-    def old(self, kind: BlobKind) -> dict[str, int]:
-        """Return when all that is old enough was changed, in nanoseconds, by digest."""
-        found = {}
+    def old_blobs(self, kind: BlobKind) -> dict[str, int]:
+        """Return the modification times in nanoseconds of all old blobs of a kind, by digest."""
+        times = {}
         for digest, path in sorted(self.repository.stored(kind).items()):
-            changed = _changed(path)
+            changed = _modified_ns(path)
             if changed is not None and changed / 1e9 < self.before:
-                found[digest] = changed
-        return found
+                times[digest] = changed
+        return times
 
-    def held(self, ask: Callable[[], Collection[str]]) -> frozenset[str] | None:
-        """Return the digests of the images that unfinished operations need; None if not known."""
+    def read_pending(self, query: Callable[[], Collection[str]]) -> frozenset[str] | None:
+        """Return the digests of the images that unfinished operations need; None if unknown."""
         lock = self.repository.lock
         try:
-            ask()  # first without the lock, for which uploads wait: a database may be long away
+            query()  # first without the lock, which blocks uploads: the database may time out
             with contextlib.nullcontext() if self.dry_run else files.locked(lock):
-                return frozenset(ask())
+                return frozenset(query())
         except (Corrupt, Unavailable) as error:
             self.refused.append(f"{error}: no shard and no image was deleted")
             return None
 
     def remove_revisions(self, model: str, keep: int) -> None:
-        """Delete a model's revisions but those that are kept."""
+        """Delete all revisions of a model that are old and not retained."""
         aside = []
         with contextlib.nullcontext() if self.dry_run else self.repository.locked(model):
             try:
-                kept = _kept(self.repository, model, keep)
+                retained = _retained_revisions(self.repository, model, keep)
             except Corrupt as error:
                 self.refused.append(f"{error}: no revision of {model!r} was deleted")
                 return
             for path in revision_directories(self.repository.root / "models" / model):
-                changed = _changed(path)
-                if int(path.name) in kept or changed is None or changed / 1e9 >= self.before:
+                changed = _modified_ns(path)
+                if int(path.name) in retained or changed is None or changed / 1e9 >= self.before:
                     continue
-                self.note("revision", path, files.size(path))
-                self.doomed.add(path)
+                self.record("revision", path, files.size(path))
+                self.removed_revisions.add(path)
                 if not self.dry_run:
                     aside.append(files.move_aside(path))
-        if aside:  # or a crash could bring it back without what it refers to
+        if aside:  # otherwise a crash could restore a revision after its blobs are deleted
             files.sync_directory(self.repository.root / "models" / model)
         for path in aside:
             files.delete(path)
 
-    def references(self) -> list[Manifest] | None:
-        """Return the manifests of all revisions that stay; None if one cannot be read."""
-        found: list[Manifest] = []
+    def read_manifests(self) -> list[Manifest] | None:
+        """Return the manifests of all retained revisions; None if one is unreadable."""
+        manifests: list[Manifest] = []
         unreadable = False
-        # Copies made by hand count, too, whatever their names.
+        # Includes manual copies, which may have names that are not valid for models.
         for directory in sorted((self.repository.root / "models").glob("*")):
             for path in revision_directories(directory):
                 try:
-                    if path not in self.doomed:
-                        found.append(read_manifest(path / "manifest.json"))
+                    if path not in self.removed_revisions:
+                        manifests.append(read_manifest(path / "manifest.json"))
                 except Corrupt as error:
-                    if path.exists():  # and not just deleted by another run
+                    if path.exists():  # otherwise a concurrent run deleted it
                         unreadable = True
                         self.refused.append(f"{error}: no shard, image or backbone was deleted")
-        return None if unreadable else found
+        return None if unreadable else manifests
 
-    def needed(
-        self, references: list[Manifest], old_shards: Collection[str], held: frozenset[str] | None
+    def retained_blobs(
+        self, manifests: list[Manifest], old_shards: Collection[str], pending: frozenset[str] | None
     ) -> dict[BlobKind, set[str]]:
-        """Return the digests of what stays of each kind; where ``held`` is not known, all."""
-        backbones = {manifest.backbone for manifest in references}
-        if held is None:
+        """Return the digests to retain by kind; all shards and images if ``pending`` is unknown."""
+        backbones = {manifest.backbone for manifest in manifests}
+        if pending is None:
             stored = {kind: set(self.repository.stored(kind)) for kind in KINDS}
             return {**stored, "backbones": backbones}
-        shards = {ref.digest for manifest in references for ref in manifest.exemplars}
-        images = set(held)
+        shards = {ref.digest for manifest in manifests for ref in manifest.exemplars}
+        images = set(pending)
         for digest in sorted(shards | self.repository.stored("exemplars").keys()):
-            stays = digest in shards or digest not in old_shards
-            if not stays and not held:
+            retained = digest in shards or digest not in old_shards
+            if not retained and not pending:
                 continue
             try:
                 contents = {row.tobytes().hex() for row in self.repository.shard(digest).contents}
@@ -182,7 +183,7 @@ class _Run:
                     self.refused.append(f"{error}: no image was deleted")
                     images |= self.repository.stored("images").keys()
             else:
-                if stays or not held.isdisjoint(contents):
+                if retained or not pending.isdisjoint(contents):
                     shards.add(digest)
                     images |= contents
         return {
@@ -191,49 +192,49 @@ class _Run:
             "images": images,
         }
 
-    def remove_stored(self, kind: BlobKind, digest: str, changed: int) -> None:
-        """Delete a file or directory unless somebody has made it young since ``changed``."""
+    def remove_blob(self, kind: BlobKind, digest: str, changed: int) -> None:
+        """Delete a blob unless a writer refreshed it after ``changed``."""
         path = self.repository.path(kind, digest)
         if self.dry_run:
-            self.note(_SINGULAR[kind], path, files.size(path))
+            self.record(_SINGULAR[kind], path, files.size(path))
             return
         with files.locked(self.repository.lock):
-            if _changed(path) != changed:
+            if _modified_ns(path) != changed:
                 return
-            self.note(_SINGULAR[kind], path, files.size(path))
+            self.record(_SINGULAR[kind], path, files.size(path))
             aside = files.move_aside(path)
         files.delete(aside)
 
     def remove_abandoned(self, age: float) -> None:
-        """Delete what crashed writers left more than ``age`` seconds ago."""
+        """Delete temporary names that crashed writers left more than ``age`` seconds ago."""
         for path in self.repository.abandoned(age=age):
             size = files.size(path)
             if self.dry_run or files.delete_abandoned(path, age=age):
-                self.note("temporary", path, size)
+                self.record("temporary", path, size)
 
-    def note(self, kind: RemovedKind, path: Path, size: int) -> None:
-        """Remember what is deleted."""
-        below = path.relative_to(self.repository.root)
-        self.removed.append(Removed(kind=kind, path=str(below), size=size))
+    def record(self, kind: RemovedKind, path: Path, size: int) -> None:
+        """Add a deletion to the result."""
+        relative = path.relative_to(self.repository.root)
+        self.removed.append(Removed(kind=kind, path=str(relative), size=size))
 
 
 def _models(repository: Repository) -> Iterator[str]:
-    """Yield the names of all models, also of those that have no serving revision yet."""
+    """Yield the names of all models, including those without a serving revision."""
     for path in sorted((repository.root / "models").glob("*")):
         if path.is_dir() and is_model(path.name):
             yield path.name
 
 
-def _kept(repository: Repository, model: str, keep: int) -> set[int]:
-    """Return the revisions that stay. Raises Corrupt."""
-    kept = set(repository.revisions(model)[-keep:])
-    with contextlib.suppress(NotFound):  # none serves yet
+def _retained_revisions(repository: Repository, model: str, keep: int) -> set[int]:
+    """Return the serving, the pinned and the ``keep`` newest revisions. Raises Corrupt."""
+    retained = set(repository.revisions(model)[-keep:])
+    with contextlib.suppress(NotFound):  # the model does not serve yet
         state = repository.serving_state(model)
-        kept |= {state.revision, *state.pinned}
-    return kept
+        retained |= {state.revision, *state.pinned}
+    return retained
 
 
-def _changed(path: Path) -> int | None:
+def _modified_ns(path: Path) -> int | None:
     try:
         return path.lstat().st_mtime_ns
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""Signatures of revisions: keys, signatures, and how a repository is signed."""
+"""Ed25519 signatures of revisions: keys, manifest.sig, and signing of published revisions."""

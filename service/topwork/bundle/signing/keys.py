@@ -1,7 +1,7 @@
-"""Keys that sign manifests: how they are made, named and read from files.
+"""Ed25519 keys (RFC 8032) that sign manifests: generation, ids and PEM files.
 
-Ed25519 (RFC 8032), as PEM files that other tools read and write, too: PKCS #8 for private keys,
-SubjectPublicKeyInfo for public ones. The package cryptography does all that is secret.
+The PEM files are compatible with other tools: PKCS #8 for private keys, SubjectPublicKeyInfo for
+public keys. The package cryptography implements the cryptography.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PUBLIC = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", 
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A private key; neither its text nor its repr shows anything of it."""
+    """Private key, hidden in ``str`` and ``repr``."""
 
     id: str
     _private: Ed25519PrivateKey
@@ -43,13 +43,13 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class TrustedKey:
-    """A public key whose signatures count."""
+    """Public key whose signatures are accepted."""
 
     id: str
     _public: Ed25519PublicKey
 
     def verifies(self, signature: bytes, content: bytes) -> bool:
-        """Return whether ``signature`` is this key's, of ``content``."""
+        """Return True if ``signature`` is a valid signature of ``content`` by this key."""
         from cryptography.exceptions import InvalidSignature
 
         try:
@@ -60,9 +60,9 @@ class TrustedKey:
 
 
 def generate(path: Path) -> str:
-    """Write a new private key to ``path``, the public one beside it, and return their id.
+    """Write a new private key to ``path`` and its public key to ``path``.pub; return their id.
 
-    Only the owner may read the private one. Raises InvalidInput if a file is there already.
+    Only the owner can read the private key. Raises InvalidInput if a file exists already.
     """
     _require_cryptography()
     from cryptography.hazmat.primitives import serialization as formats
@@ -70,21 +70,23 @@ def generate(path: Path) -> str:
 
     private = Ed25519PrivateKey.generate()
     public = private.public_key()
-    secret = private.private_bytes(
+    private_pem = private.private_bytes(
         formats.Encoding.PEM, formats.PrivateFormat.PKCS8, formats.NoEncryption()
     )
-    shown = public.public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)
+    public_pem = public.public_bytes(
+        formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo
+    )
     for file, content, mode in (
-        (path, secret, 0o600),
-        (path.with_name(path.name + PUBLIC_SUFFIX), shown, 0o644),
+        (path, private_pem, 0o600),
+        (path.with_name(path.name + PUBLIC_SUFFIX), public_pem, 0o644),
     ):
         try:
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         except OSError as error:
-            raise InvalidInput(f"{file} cannot be made: {error.strerror}", field="key") from error
+            raise InvalidInput(f"cannot create {file}: {error.strerror}", field="key") from error
         with os.fdopen(descriptor, "wb") as opened:
             opened.write(content)
-    return _id_of(public)
+    return _key_id(public)
 
 
 def read_signing_key(path: Path) -> SigningKey:
@@ -100,31 +102,30 @@ def read_signing_key(path: Path) -> SigningKey:
         raise InvalidInput(
             f"{path} is encrypted; give a key without a passphrase", field="signing_key"
         ) from None
-    except (ValueError, UnsupportedAlgorithm):  # whose text might show what is in the file
+    except (ValueError, UnsupportedAlgorithm):  # their text may reveal the content of the file
         private = None
     if not isinstance(private, Ed25519PrivateKey):
         raise InvalidInput(f"{path} has no private Ed25519 key in PEM", field="signing_key")
-    return SigningKey(_id_of(private.public_key()), private)
+    return SigningKey(_key_id(private.public_key()), private)
 
 
 def read_trusted_keys(path: Path) -> dict[str, TrustedKey]:
-    """Return the public keys in a PEM file, one after the other, by id.
+    """Return the public keys of a PEM file, or of all visible files of a directory, by id.
 
-    Or in all files of a directory whose names do not begin with a dot. Raises InvalidInput for a
-    file without one.
+    A file may have several keys. Raises InvalidInput for a file without keys.
     """
     _require_cryptography()
     files = [path]
     if path.is_dir():
-        found = sorted(path.iterdir())
-        files = [one for one in found if one.is_file() and not one.name.startswith(".")]
-    keys = {key.id: key for file in files for key in _trusted(file)}
+        entries = sorted(path.iterdir())
+        files = [entry for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+    keys = {key.id: key for file in files for key in _read_public_keys(file)}
     if not keys:
         raise InvalidInput(f"{path} has no public keys", field="trusted_keys")
     return keys
 
 
-def _trusted(file: Path) -> list[TrustedKey]:
+def _read_public_keys(file: Path) -> list[TrustedKey]:
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -132,11 +133,11 @@ def _trusted(file: Path) -> list[TrustedKey]:
     content = _read(file)
     if b"PRIVATE KEY" in content:
         raise InvalidInput(
-            f"{file} has a private key; the public one, which keygen wrote beside it as "
-            f"*{PUBLIC_SUFFIX}, is what to trust",
+            f"{file} has a private key; give the public key, which keygen wrote to "
+            f"*{PUBLIC_SUFFIX}",
             field="trusted_keys",
         )
-    found = []
+    keys = []
     for block in _PUBLIC.findall(content) or [content]:
         try:
             public = load_pem_public_key(block)
@@ -144,12 +145,12 @@ def _trusted(file: Path) -> list[TrustedKey]:
             public = None
         if not isinstance(public, Ed25519PublicKey):
             raise InvalidInput(f"{file} has no public Ed25519 key in PEM", field="trusted_keys")
-        found.append(TrustedKey(_id_of(public), public))
-    return found
+        keys.append(TrustedKey(_key_id(public), public))
+    return keys
 
 
-def _id_of(public: Ed25519PublicKey) -> str:
-    """Return the name of a key: the first 16 digits of its sha256. It says which key to try."""
+def _key_id(public: Ed25519PublicKey) -> str:
+    """Return the id of a key: the first 16 hexadecimal digits of its sha256."""
     return hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16]
 
 
@@ -162,7 +163,7 @@ def _read(path: Path) -> bytes:
 
 def _require_cryptography() -> None:
     try:
-        import cryptography  # noqa: F401 - whether it is there is all that matters here
+        import cryptography  # noqa: F401 - only to test that it is installed
     except ImportError:
         raise InvalidInput(
             "signatures need the package cryptography: pip install 'topwork[signing]'", field="key"

@@ -1,4 +1,4 @@
-"""Signing what is published already, and telling who signed what."""
+"""Signing of published revisions, and verification of all signatures."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from topwork.errors import Corrupt, NotFound
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedRevision:
-    """What is known of one revision."""
+    """Result of verifying the signatures of one revision."""
 
     model: str
     revision: int
     serving: bool
     keys: tuple[str, ...]
-    """The trusted ones that signed it."""
+    """Ids of the trusted keys that signed it."""
     problem: str
-    """Why a server would refuse it; empty: it would not."""
+    """Reason why a server refuses the revision; empty if it accepts it."""
 
 
 def sign(repository: Repository, model: str, revision: int, key: SigningKey) -> bool:
-    """Sign a published revision with ``key``, beside those that signed it; False if it has.
+    """Add the signature of ``key`` to a published revision; return False if it has it already.
 
-    Everything that the manifest names is verified first. Raises NotFound, Corrupt.
+    Verifies all files that the manifest refers to first. Raises NotFound, Corrupt.
     """
     with repository.locked(model):
         manifest = repository.manifest(model, revision)
@@ -50,11 +50,11 @@ def sign(repository: Repository, model: str, revision: int, key: SigningKey) -> 
         return True
 
 
-def tell(repository: Repository, signing: Signing) -> Iterator[SignedRevision]:
-    """Yield what is known of each revision of each model that serves, newest first."""
+def verify(repository: Repository, signing: Signing) -> Iterator[SignedRevision]:
+    """Verify the signatures of all revisions of all serving models, newest first."""
     for model in repository.models():
         serving = 0
-        with contextlib.suppress(Corrupt, NotFound):  # it is told of the revisions all the same
+        with contextlib.suppress(Corrupt, NotFound):  # a damaged pointer hides no revision
             serving = repository.serving(model)
         for revision in reversed(repository.revisions(model)):
             keys: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
-"""Signatures of a revision: manifest.sig, and the keys that are trusted.
+"""Signatures of a revision: the file manifest.sig, and its verification with trusted keys.
 
-A signature is Ed25519's over the very bytes of manifest.json. Since that names every other file of
-the revision by sha256, and model and number besides, it covers all that is served.
+An Ed25519 signature covers the bytes of manifest.json. The manifest has the model, the revision
+and the sha256 of all other files, so the signature covers everything that is served.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from topwork.bundle.signing.keys import SigningKey, TrustedKey, read_signing_key
 from topwork.errors import Corrupt, InvalidInput
 
 FILE = "manifest.sig"
-"""Beside manifest.json."""
+"""File name, next to manifest.json."""
 
 KeyId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
 
@@ -27,7 +27,7 @@ KeyId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signatures:
-    """manifest.sig: what keys said of a manifest, each by its id."""
+    """Content of manifest.sig: signatures of a manifest by key id."""
 
     signatures: dict[KeyId, bytes]
     """64 bytes each; Base64 in the file."""
@@ -36,82 +36,82 @@ class Signatures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signing:
-    """Whose signatures a repository asks for, and the key that it signs with."""
+    """Keys of a repository: trusted keys that verify revisions, and the key that signs them."""
 
     trusted: Mapping[str, TrustedKey] = field(default_factory=dict)
-    """By id; several, so that keys can follow each other. Empty: no signature is looked at."""
+    """Public keys by id, several during key rotation. Empty: signatures are not verified."""
     required: bool = False
-    """Whether a revision without a signature is refused; one with a wrong signature always is."""
+    """True if unsigned revisions are refused; revisions with an invalid signature always are."""
     key: SigningKey | None = None
 
     def check(self, directory: Path, manifest: bytes) -> tuple[str, ...]:
-        """Return the ids of the trusted keys that signed ``manifest``, that of a revision.
+        """Verify a revision's manifest and return the ids of the trusted keys that signed it.
 
-        Raises Corrupt if there is no signature and one is required, if none is a trusted key's, or
-        if one that should be is wrong.
+        Raises Corrupt if a required signature is missing, if no trusted key has signed, or if a
+        trusted key's signature is invalid.
         """
         if not self.trusted:
             return ()
         path = directory / FILE
-        shown = files.shown(path)
+        name = files.short_path(path)
         if not path.exists():
             if self.required:
-                raise Corrupt(f"{shown} is missing: the revision is not signed", reason="UNSIGNED")
+                raise Corrupt(f"{name} is missing: the revision is not signed", reason="UNSIGNED")
             return ()
-        said = read(path).signatures
-        known = sorted(said.keys() & self.trusted.keys())
-        if not known:
+        found = read(path).signatures
+        trusted = sorted(found.keys() & self.trusted.keys())
+        if not trusted:
             raise Corrupt(
-                f"{shown} is of the keys {_listed(said)}, and trusted are {_listed(self.trusted)}",
+                f"{name} is signed by {_list_ids(found)}, but the trusted keys are "
+                f"{_list_ids(self.trusted)}",
                 reason="SIGNATURE_UNTRUSTED",
             )
-        for one in known:
-            if not self.trusted[one].verifies(said[one], manifest):
+        for key in trusted:
+            if not self.trusted[key].verifies(found[key], manifest):
                 raise Corrupt(
-                    f"{shown} has a wrong signature of the key {one}: it or manifest.json was "
-                    "changed",
+                    f"{name} has an invalid signature of {key}: it or manifest.json was changed",
                     reason="SIGNATURE_INVALID",
                 )
-        return tuple(known)
+        return tuple(trusted)
 
     def sign(self, manifest: bytes) -> bytes | None:
-        """Return what to write as manifest.sig; None without a key."""
+        """Return the content of manifest.sig; None without a signing key."""
         return None if self.key is None else add(self.key, manifest, Signatures(signatures={}))
 
 
 UNSIGNED = Signing()
-"""Signs nothing and asks for no signature."""
+"""Neither signs nor verifies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SigningFiles:
-    """Where the keys lie; crosses process boundaries, which keys do not."""
+    """Paths of the key files; passed between processes instead of the keys."""
 
     trusted_keys: Path | None = None
     require_signed: bool = False
     signing_key: Path | None = None
 
     def read(self, *, publishes: bool) -> Signing:
-        """Return what the files say, for who also ``publishes`` or for who only reads.
+        """Read the keys; the signing key only for a process that ``publishes``.
 
-        Raises InvalidInput if one cannot be read, or if what would be published would be refused.
+        Raises InvalidInput if a file cannot be read, or if published revisions would be refused.
         """
         if self.require_signed and self.trusted_keys is None:
             raise InvalidInput(
-                "signatures are required, and no keys are trusted: give --trusted-keys",
+                "signatures are required, but no keys are trusted: give --trusted-keys",
                 field="trusted_keys",
             )
         trusted = {} if self.trusted_keys is None else read_trusted_keys(self.trusted_keys)
         key = None if self.signing_key is None else read_signing_key(self.signing_key)
         if key is not None and trusted and key.id not in trusted:
             raise InvalidInput(
-                f"the signing key {key.id} is not trusted; those that are: {_listed(trusted)}",
+                f"the signing key {key.id} is not one of the trusted keys {_list_ids(trusted)}",
                 field="signing_key",
             )
         if publishes and self.require_signed and key is None:
             raise InvalidInput(
-                "signatures are required, and a worker has no key to sign with: give "
-                "--signing-key, or --no-worker and let another one work",
+                "signatures are required, but the worker has no signing key: give --signing-key, "
+                "or --no-worker and run a worker elsewhere",
                 field="signing_key",
             )
         return Signing(
@@ -119,19 +119,16 @@ class SigningFiles:
         )
 
 
-NO_FILES = SigningFiles()
-
-
 def read(path: Path) -> Signatures:
-    """Return a manifest.sig. Raises Corrupt."""
-    return from_json(files.read(path), Signatures, name=files.shown(path))
+    """Read a manifest.sig. Raises Corrupt."""
+    return from_json(files.read(path), Signatures, name=files.short_path(path))
 
 
 def add(key: SigningKey, manifest: bytes, others: Signatures) -> bytes:
-    """Return a manifest.sig with those of others and that of ``key``."""
+    """Return the content of manifest.sig with the signatures of ``others`` and of ``key``."""
     own = {key.id: key.sign(manifest)}
     return to_json(Signatures(signatures=dict(sorted({**others.signatures, **own}.items()))))
 
 
-def _listed(keys: Mapping[str, object]) -> str:
+def _list_ids(keys: Mapping[str, object]) -> str:
     return ", ".join(sorted(keys)[:5]) or "none"

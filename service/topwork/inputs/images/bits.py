@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Bits:
-    """Reads bit fields from the start of ``content``. Raises ValueError behind its end."""
+    """Reader of bit fields from the start of ``content``. Raises ValueError after its end."""
 
     def __init__(self, content: bytes) -> None:
         self._value = int.from_bytes(content)

@@ -1,4 +1,4 @@
-"""BMP files; run-length encoded ones only if they are small, as Pillow decodes these in Python."""
+"""BMP files. Pillow decodes run-length encoding in Python, so such files must be small."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import InputLimits
 
 MOST_RLE_BYTES, MOST_RLE_PIXELS = 2**20, 4_000_000
-"""Raising them makes a run-length encoded file take longer: 1 s for so many."""
+"""Raising them makes a run-length encoded file take longer; this many take 1 s."""
 
 
 def open_bmp(content: bytes, _spec: PreprocessSpec, limits: InputLimits) -> Image.Image:
-    """Return the picture, not decoded yet. Raises ImageError."""
+    """Return the image, not decoded yet. Raises ImageError."""
     image = BmpImageFile(io.BytesIO(content))
     check_size(*image.size, limits)
     pixels = image.width * image.height

@@ -1,4 +1,4 @@
-"""Coded pictures of HEVC (ITU-T H.265) and AV1: their size, and how often it is decoded."""
+"""Decoding cost of HEVC (ITU-T H.265) and AV1 pictures: coded pixels and passes over them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from topwork.inputs.images.bits import Bits
 from topwork.inputs.images.work import Steps
 
 MOST_FRAMES = 8
-"""Raising it lets more AV1 frames be decoded for the one that is shown: layers are frames, too."""
+"""Raising it lets more AV1 frames be decoded for a single image; layers are frames, too."""
 
 _SEQUENCE_PARAMETERS = 33
 _FIRST_NON_PICTURE = 32
-_HEADER = 256  # bytes that hold the sizes, whatever comes before them
-_SIZE_STEPS = 20  # what it takes to read a size, which is seldom there twice
+_HEADER = 256  # bytes that contain the sizes, whatever precedes them
+_SIZE_STEPS = 20  # cost of reading a size; most files have a single size
 
 
 def hevc_passes(configuration: bytes, content: bytes, steps: Steps) -> tuple[int, int]:
-    """Return the coded pixels of an ``hvc1`` item, and the slices that cover them.
+    """Return the coded pixels and slices of an ``hvc1`` item; a slice may cover all pixels.
 
-    Each slice may cover all of them. Raises ImageError for more than one picture, or too many NAL
-    units.
+    Raises ImageError for more than one picture, or too many NAL units.
     """
     if configuration[21] & 3 != 3:
         raise ImageError("the HEIF's NAL units have lengths of less than 4 bytes")
@@ -38,7 +37,7 @@ def hevc_passes(configuration: bytes, content: bytes, steps: Steps) -> tuple[int
 
 
 def av1_passes(content: bytes, steps: Steps) -> tuple[int, int]:
-    """Return the coded pixels of an ``av01`` item, and the frames of that size.
+    """Return the coded pixels of an ``av01`` item, and its frames of that size.
 
     Raises ImageError for more than MOST_FRAMES, or too many OBUs.
     """
@@ -58,7 +57,7 @@ def av1_passes(content: bytes, steps: Steps) -> tuple[int, int]:
             frames += 1
         at += length
     if frames > MOST_FRAMES or not pixels:
-        raise ImageError(f"the AVIF has {frames} frames of {pixels} pixels for one that is shown")
+        raise ImageError(f"the AVIF has {frames} frames of {pixels} pixels for a single image")
     return pixels, frames
 
 
@@ -77,7 +76,7 @@ def _configured(configuration: bytes, steps: Steps) -> list[bytes]:
 
 
 def _units(content: bytes, steps: Steps) -> list[bytes]:
-    """Return the beginnings of the NAL units of an item."""
+    """Return the first bytes of each NAL unit of an item."""
     units, at = [], 0
     while at + 4 < len(content):
         steps.take()
@@ -138,7 +137,7 @@ def _skip_operating_points(bits: Bits) -> None:
 
 
 def _leb128(content: bytes, at: int) -> tuple[int, int]:
-    """Return a variable-length integer, and where it ends."""
+    """Return a variable-length integer and the offset of its end."""
     value = 0
     for shift in range(0, 56, 7):
         byte = content[at]

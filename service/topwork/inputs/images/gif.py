@@ -1,6 +1,6 @@
-"""GIF files: the first frame, if not too many blocks come before it.
+"""GIF files: the first frame, if few blocks precede it.
 
-Pillow reads these blocks (comments, metadata of applications) in Python, one by one.
+Pillow reads these blocks (comments, metadata of applications) one by one in Python.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import InputLimits
 
 MOST_BLOCKS = 100_000
-"""Raising it lets more blocks, of up to 255 bytes, come before the first frame: 1 s a million."""
+"""Raising it lets more blocks, of up to 255 bytes, precede the first frame: 1 s per million."""
 
 _EXTENSION, _FRAME = 0x21, 0x2C
 
@@ -33,7 +33,7 @@ def open_gif(content: bytes, _spec: PreprocessSpec, limits: InputLimits) -> Imag
 
 
 def _first_frame(content: bytes, flags: int) -> int:
-    """Return where the first frame's extent is. Raises ImageError, IndexError if it has none."""
+    """Return the offset of the first frame's extent. Raises ImageError, IndexError if none."""
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     in_extension = False
     for _ in range(MOST_BLOCKS):

@@ -13,19 +13,19 @@ from topwork.inputs.images.work import Steps
 Property: TypeAlias = tuple[bytes, bytes]
 """Kind, such as ``ispe``, and content."""
 ImageItem: TypeAlias = tuple[bytes, bytes, Sequence[Property]]
-"""Kind, content and properties of an item that is written."""
+"""Kind, content and properties of an item to write."""
 Reference: TypeAlias = tuple[bytes, int, Sequence[int]]
-"""Kind, and the items from which and to which it goes."""
+"""Kind, source item and target items."""
 
 
 @dataclass(slots=True)
 class Item:
-    """One item: coded samples, or a picture that is derived from other items."""
+    """An item: coded samples, or a picture derived from other items."""
 
     kind: bytes = b""
     """Four characters, such as ``hvc1``."""
     extents: list[tuple[int, int]] = field(default_factory=list)
-    """Where its content starts and ends in the file, part by part."""
+    """Start and end in the file of each part of the content."""
     properties: list[Property] = field(default_factory=list)
 
 
@@ -36,11 +36,11 @@ class Meta:
     primary: int = 0
     items: dict[int, Item] = field(default_factory=dict)
     references: dict[tuple[bytes, int], list[int]] = field(default_factory=dict)
-    """Items that an item refers to, by the kind of reference."""
+    """Targets, by kind and source."""
 
 
 def read(file: bytes, steps: Steps) -> Meta:
-    """Return the items of a file. Raises ImageError if it has none, or takes too many steps."""
+    """Return the items of a file. Raises ImageError if it has no items, or needs too many steps."""
     meta = Meta()
     for kind, start, end in boxes(file, 0, len(file), steps):
         if kind == b"meta":
@@ -49,12 +49,12 @@ def read(file: bytes, steps: Steps) -> Meta:
     raise ImageError("the image is damaged or cut off: it has no items")
 
 
-def written(
+def write(
     parts: Sequence[ImageItem], references: Sequence[Reference], *, primary: int, brand: bytes
 ) -> bytes:
-    """Return a file of these items, numbered from 1. Equal contents are in it once."""
-    every = dict.fromkeys(each for _, _, properties in parts for each in properties)
-    known = {each: place for place, each in enumerate(every, 1)}
+    """Return a file of these items, numbered from 1. Equal contents are written once."""
+    distinct = dict.fromkeys(each for _, _, properties in parts for each in properties)
+    indices = {each: index for index, each in enumerate(distinct, 1)}
     contents = list(dict.fromkeys(content for _, content, _ in parts))
     numbers = range(1, len(parts) + 1)
     kinds = [
@@ -64,12 +64,12 @@ def written(
     associations = [
         struct.pack(">HB", number, len(properties))
         + b"".join(
-            struct.pack(">H", known[each] | (0x8000 if each[0] in _ESSENTIAL else 0))
+            struct.pack(">H", indices[each] | (0x8000 if each[0] in _ESSENTIAL else 0))
             for each in properties
         )
         for number, (_, _, properties) in zip(numbers, parts, strict=True)
     ]
-    refers = [
+    reference_boxes = [
         box(kind, struct.pack(f">HH{len(targets)}H", source, len(targets), *targets))
         for kind, source, targets in references
     ]
@@ -90,10 +90,10 @@ def written(
             box(b"pitm", struct.pack(">4xH", primary)),
             box(b"iloc", struct.pack(">4xBBH", 0x44, 0, len(parts)), *locations),
             box(b"iinf", struct.pack(">4xH", len(parts)), *kinds),
-            box(b"iref", bytes(4), *refers) if refers else b"",
+            box(b"iref", bytes(4), *reference_boxes) if references else b"",
             box(
                 b"iprp",
-                box(b"ipco", *(box(kind, content) for kind, content in known)),
+                box(b"ipco", *(box(kind, content) for kind, content in indices)),
                 box(b"ipma", struct.pack(">II", 1, len(parts)), *associations),
             ),
         )
@@ -108,11 +108,11 @@ def box(kind: bytes, *content: bytes) -> bytes:
 
 
 _ESSENTIAL = {b"hvcC", b"av1C", b"irot", b"imir", b"clap", b"a1op", b"lsel"}
-"""Properties without which an item may not be shown."""
+"""Properties that a reader must not ignore."""
 
 
 def boxes(file: bytes, at: int, end: int, steps: Steps) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the kind, start and end of the content of each box, for a step each."""
+    """Yield the kind, and the start and end of the content, of each box; a box costs a step."""
     while at + 8 <= end:
         steps.take()
         length, kind = struct.unpack_from(">I4s", file, at)
@@ -128,23 +128,23 @@ def boxes(file: bytes, at: int, end: int, steps: Steps) -> Iterator[tuple[bytes,
 
 
 class _Reader:
-    """Reads the boxes that say what the items of a file are, a step for each box and field."""
+    """Parser of the ``meta`` box; a box or field costs a step."""
 
     def __init__(self, file: bytes, steps: Steps) -> None:
         self._file = file
         self._steps = steps
 
     def read(self, start: int, end: int, meta: Meta) -> None:
-        found: dict[bytes, tuple[int, int]] = {}
+        children: dict[bytes, tuple[int, int]] = {}
         for kind, inner, stop in self._boxes(start, end):
-            found.setdefault(kind, (inner, stop))
-        at, _ = found[b"pitm"]
+            children.setdefault(kind, (inner, stop))
+        at, _ = children[b"pitm"]
         meta.primary = self._fields(at + 4).take(4 if self._file[at] else 2)
-        self._kinds(*found[b"iinf"], meta)
-        self._locations(found[b"iloc"][0], found.get(b"idat", (0, 0)), meta)
-        if b"iref" in found:
-            self._references(*found[b"iref"], meta)
-        self._properties(*found[b"iprp"], meta)
+        self._kinds(*children[b"iinf"], meta)
+        self._locations(children[b"iloc"][0], children.get(b"idat", (0, 0)), meta)
+        if b"iref" in children:
+            self._references(*children[b"iref"], meta)
+        self._properties(*children[b"iprp"], meta)
         if meta.primary not in meta.items:
             raise ImageError("the image is damaged: its primary item is missing")
 
@@ -162,9 +162,9 @@ class _Reader:
         wide = 4 if version > 1 else 2
         for _ in range(fields.take(wide)):
             item = meta.items.setdefault(fields.take(wide), Item())
-            is_inside = version and fields.take(2) & 15 == 1  # the file's idat box
+            is_in_idat = version and fields.take(2) & 15 == 1
             fields.take(2)
-            base = fields.take(base_size) + (idat[0] if is_inside else 0)
+            base = fields.take(base_size) + (idat[0] if is_in_idat else 0)
             for _ in range(fields.take(2)):
                 fields.take(index_size)
                 offset = base + fields.take(offset_size)
@@ -179,10 +179,10 @@ class _Reader:
             targets.extend([fields.take(size) for _ in range(fields.take(2))])
 
     def _properties(self, start: int, end: int, meta: Meta) -> None:
-        known: list[Property] = []
+        properties: list[Property] = []
         for box, at, stop in self._boxes(start, end):
             if box == b"ipco":
-                known = [
+                properties = [
                     (kind, self._file[inner:last]) for kind, inner, last in self._boxes(at, stop)
                 ]
             elif box == b"ipma":
@@ -192,8 +192,8 @@ class _Reader:
                     item = meta.items.setdefault(fields.take(wide), Item())
                     for _ in range(fields.take(1)):
                         index = fields.take(narrow) & (0x7FFF if narrow == 2 else 0x7F)
-                        if 0 < index <= len(known):
-                            item.properties.append(known[index - 1])
+                        if 0 < index <= len(properties):
+                            item.properties.append(properties[index - 1])
 
     def _boxes(self, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         return boxes(self._file, at, end, self._steps)
@@ -203,7 +203,7 @@ class _Reader:
 
 
 class _Fields:
-    """Reads unsigned integers, one after the other."""
+    """Reader of consecutive unsigned integers."""
 
     def __init__(self, file: bytes, at: int, steps: Steps) -> None:
         self._file = file
@@ -211,7 +211,7 @@ class _Fields:
         self.at = at
 
     def take(self, size: int) -> int:
-        """Return the next ``size`` bytes as an integer. Raises ImageError behind the end."""
+        """Return the next ``size`` bytes as an integer. Raises ImageError after the end."""
         self._steps.take()
         self.at += size
         if self.at > len(self._file):

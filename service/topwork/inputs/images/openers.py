@@ -1,4 +1,4 @@
-"""A table of the formats that are read, each with the function that opens its files."""
+"""Table of the supported formats and the functions that open their files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import InputLimits
 
 Opener: TypeAlias = Callable[[bytes, PreprocessSpec, InputLimits], Image.Image]
-"""Returns the picture in a file, decoded or not yet; raises whatever damage leads to.
+"""Returns the image in a file, decoded or not yet.
 
-Before it decodes, it checks the number of pixels, and whatever else decoding takes time and memory
-for: ImageError.
+Raises ImageError, before decoding, for too many pixels or another excessive cost, and any exception
+for a damaged file.
 """
 
 

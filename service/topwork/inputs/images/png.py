@@ -1,7 +1,7 @@
-"""PNG files: only the chunks that make the picture, each with a right checksum, reach the decoder.
+"""PNG files. The decoder gets only the chunks of the first picture that have a valid checksum.
 
-A damaged ancillary chunk spoils no picture, as in libpng and in browsers; a damaged critical one is
-an error. What is no part of the first picture (text, colour profiles, further frames) is dropped.
+As in libpng and in browsers, a damaged ancillary chunk is ignored and a damaged critical chunk is
+an error. Text, colour profiles and further frames are dropped.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import InputLimits
 
 MOST_CHUNKS = 100_000
-"""Raising it lets a file have more chunks, which are read in Python: 1 s for a million."""
+"""Raising it lets a file have more chunks, which are read in Python: 1 s per million."""
 
 _CRITICAL = {b"IHDR", b"PLTE", b"IDAT"}
 _TEXT = {b"tEXt", b"zTXt", b"iTXt"}
-# Where programs put an orientation before there was a chunk for EXIF.
+# Text chunks with an orientation, from the time before the eXIf chunk.
 _ORIENTATIONS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _PALETTE = 3
 _SAMPLES = {0: 2, 2: 6}
@@ -30,19 +30,19 @@ _SAMPLES = {0: 2, 2: 6}
 
 
 def open_png(content: bytes, _spec: PreprocessSpec, limits: InputLimits) -> Image.Image:
-    """Return the picture, not decoded yet; of an animation the default image. Raises ImageError."""
+    """Return the image, not decoded yet, or an animation's default image. Raises ImageError."""
     picture, metadata = _chunks(content)
     try:
-        image = _opened(picture[:1] + metadata + picture[1:])
+        image = _open(picture[:1] + metadata + picture[1:])
     except Exception:
         if not metadata:
             raise
-        image = _opened(picture)  # damaged metadata spoils no picture
+        image = _open(picture)  # damaged metadata does not make the image unreadable
     check_size(*image.size, limits)
     return image
 
 
-def _opened(chunks: list[memoryview]) -> Image.Image:
+def _open(chunks: list[memoryview]) -> Image.Image:
     return PngImageFile(io.BytesIO(b"".join((b"\x89PNG\r\n\x1a\n", *chunks, _END))))
 
 
@@ -50,7 +50,7 @@ _END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 
 
 def _chunks(content: bytes) -> tuple[list[memoryview], list[memoryview]]:
-    """Return the chunks that make the picture, and those that may say how it is turned."""
+    """Return the chunks of the picture, and metadata chunks that may have its orientation."""
     view = memoryview(content)
     picture: list[memoryview] = []
     metadata: list[memoryview] = []
@@ -65,7 +65,7 @@ def _chunks(content: bytes) -> tuple[list[memoryview], list[memoryview]]:
         if name in _CRITICAL:
             if end > len(content):
                 raise ImageError(f"the PNG is cut off in its chunk {name.decode()}")
-            if not _is_sound(chunk):
+            if not _is_intact(chunk):
                 raise ImageError(f"the PNG is damaged: the checksum of {name.decode()} is wrong")
             picture.append(chunk)
             if name == b"IHDR":
@@ -76,16 +76,16 @@ def _chunks(content: bytes) -> tuple[list[memoryview], list[memoryview]]:
                 raise ImageError("the PNG is damaged: it has no palette")
         elif name == b"tRNS":
             fits = len(body) == _SAMPLES.get(colour_type, -1)
-            if (fits or (colour_type == _PALETTE and len(body) <= colours)) and _is_sound(chunk):
+            if (fits or (colour_type == _PALETTE and len(body) <= colours)) and _is_intact(chunk):
                 picture.append(chunk)
         elif (
             name == b"eXIf" or (name in _TEXT and bytes(body[:22]).startswith(_ORIENTATIONS))
-        ) and _is_sound(chunk):
+        ) and _is_intact(chunk):
             metadata.append(chunk)
     else:
         raise ImageError(f"the PNG has over {MOST_CHUNKS} chunks")
     return picture, metadata
 
 
-def _is_sound(chunk: memoryview) -> bool:
+def _is_intact(chunk: memoryview) -> bool:
     return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])

@@ -1,6 +1,6 @@
-"""Netpbm's portable bitmaps, greymaps and pixmaps: PBM, PGM and PPM, plain and raw (P1 to P6).
+"""Netpbm files: portable bitmaps, greymaps and pixmaps (PBM, PGM, PPM), plain and raw (P1 to P6).
 
-Read here, as Pillow decodes most of them in Python, one number at a time.
+Decoded with NumPy, because Pillow decodes most of them number by number in Python.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import InputLimits
 
 MOST_HEADER_BYTES = 2**16
-"""Raising it lets more spaces and comments come before the samples; the search takes 150 bytes of
-memory for each."""
+"""Raising it lets more spaces and comments precede the samples; each takes 150 bytes of memory."""
 MOST_COMMENTS = 10_000
-"""Raising it lets more comments be among plain samples."""
+"""Raising it allows more comments between plain samples."""
 
 _SPACE = rb"(?:\s|#[^\r\n]*[\r\n])"
 _NUMBER = _SPACE + rb"+(\d{1,10})"
@@ -34,7 +33,7 @@ _WHITE = b" \t\n\v\f\r"
 
 
 def open_pnm(content: bytes, spec: PreprocessSpec, limits: InputLimits) -> Image.Image:
-    """Return the picture: mode 1, L or RGB. Raises ImageError."""
+    """Return the decoded image in mode 1, L or RGB. Raises ImageError."""
     header = _HEADER.match(content, 0, MOST_HEADER_BYTES)
     if header is None:
         raise ImageError("the PNM is damaged or cut off: its header has no size")
@@ -43,11 +42,11 @@ def open_pnm(content: bytes, spec: PreprocessSpec, limits: InputLimits) -> Image
     shape = (height, width, 3) if kind in {3, 6} else (height, width)
     if kind in {1, 4}:
         return Image.fromarray(255 * (1 - _bits(content[header.end() :], kind, shape)))
-    found = _MAXIMUM.match(content, header.end(), MOST_HEADER_BYTES)
-    maximum = int(found[1]) if found else 0
-    if found is None or not 0 < maximum < 2**16:
+    match = _MAXIMUM.match(content, header.end(), MOST_HEADER_BYTES)
+    maximum = int(match[1]) if match else 0
+    if match is None or not 0 < maximum < 2**16:
         raise ImageError(f"the PNM is damaged: its header's largest sample is {maximum}")
-    samples = _samples(content[found.end() :], kind, shape, maximum)
+    samples = _samples(content[match.end() :], kind, shape, maximum)
     if maximum > 255 and kind in {2, 5}:
         depth = maximum.bit_length()
         return Image.fromarray(grey.to_eight_bits(samples, spec.deep_grey, depth=depth))
@@ -56,10 +55,10 @@ def open_pnm(content: bytes, spec: PreprocessSpec, limits: InputLimits) -> Image
 
 
 def _bits(content: bytes, kind: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return the bits of a bitmap, 1 where it is black."""
+    """Return the bits of a bitmap, 1 for black."""
     height, width = shape
     if kind == 1:
-        digits = _uncommented(content).translate(None, _WHITE)
+        digits = _strip_comments(content).translate(None, _WHITE)
         _check_length(len(digits), height * width)
         bits = np.frombuffer(digits, np.uint8, height * width) - ord("0")
         if bits.max() > 1:
@@ -75,7 +74,7 @@ def _samples(content: bytes, kind: int, shape: tuple[int, ...], maximum: int) ->
     """Return the samples of a greymap or pixmap."""
     count = math.prod(shape)
     if kind in {2, 3}:
-        text = _uncommented(content)
+        text = _strip_comments(content)
         _check_length((len(text) + 1) // 2, count)
         samples = np.fromstring(text, np.int64, count, sep=" ")
         if samples.min() < 0 or samples.max() > maximum:
@@ -86,12 +85,12 @@ def _samples(content: bytes, kind: int, shape: tuple[int, ...], maximum: int) ->
     return np.frombuffer(content, dtype, count, 1).reshape(shape)
 
 
-def _uncommented(content: bytes) -> bytes:
+def _strip_comments(content: bytes) -> bytes:
     if content.count(b"#") > MOST_COMMENTS:
         raise ImageError(f"the PNM has over {MOST_COMMENTS} comments")
     return _COMMENT.sub(b" ", content)
 
 
-def _check_length(found: int, needed: int) -> None:
-    if found < needed:
-        raise ImageError(f"the PNM is cut off: it has {max(found, 0)} of {needed} bytes")
+def _check_length(length: int, needed: int) -> None:
+    if length < needed:
+        raise ImageError(f"the PNM is cut off: it has {max(length, 0)} of {needed} bytes")

@@ -1,21 +1,21 @@
-"""File signatures: the format that a file's first bytes name, whether it can be read or not."""
+"""Detection of file formats, supported or not, by signature (the first bytes)."""
 
 from __future__ import annotations
 
 READABLE = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF", "JPEG 2000", "PNM", "DICOM",
 )  # fmt: skip
-"""The formats that are read."""
+"""The supported formats."""
 
 _PREFIXES = (
-    # Shorter than the standards' own: what follows may be damaged.
+    # Shorter than in the standards, as the rest of the signature may be damaged.
     ("JPEG", b"\xff\xd8"),
     ("PNG", b"\x89PNG"),
     ("GIF", b"GIF8"),
     ("BMP", b"BM"),
     ("TIFF", b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+"),
     ("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
-    # Not read from here on.
+    # Not supported from here on.
     ("JPEG XL", b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
     ("JPEG XR", b"II\xbc"),
     ("PAM (Netpbm P7)", b"P7\n"),
@@ -46,15 +46,15 @@ _BRANDS = (
     ("HEIF", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1"),
     ("a camera's raw file (Canon CR3)", b"crx "),
 )
-"""Brands of ISO base media files (ISO/IEC 14496-12), the major one and the compatible ones."""
+"""Major and compatible brands of ISO base media files (ISO/IEC 14496-12)."""
 
 _MARKUP = (("SVG", b"<svg"), ("HTML", b"<html", b"<!doctype html"), ("XML", b"<?xml"))
 
 
 def recognise(content: bytes) -> str | None:
-    """Return the name of a file's format, one of READABLE or another one; None if it is unknown."""
+    """Return the name of a file's format, in READABLE or not; None if it is unknown."""
     start = content[:256]
-    if start[128:132] == b"DICM":  # behind 128 bytes of anything (DICOM PS3.10)
+    if start[128:132] == b"DICM":  # after an arbitrary preamble of 128 bytes (DICOM PS3.10)
         return "DICOM"
     for name, *prefixes in _PREFIXES:
         if start.startswith(tuple(prefixes)):

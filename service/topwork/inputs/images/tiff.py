@@ -1,8 +1,8 @@
-"""TIFF files: the first picture, of the kinds that Pillow reads rightly, or is led to read so.
+"""TIFF files: the first picture, rewritten so that Pillow reads it correctly.
 
-Pillow gets a file with one directory of the tags that matter. Planes of colours are read as one
-greyscale picture each, deep greyscale as unsigned samples where black is zero; what a sample means
-is worked out here.
+Pillow gets a file with a single directory of only the tags that affect pixels. It reads each colour
+plane as a greyscale picture, and deep greyscale as unsigned samples with black as zero; this module
+interprets the samples.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from topwork.errors import ImageError
 from topwork.inputs import grey
-from topwork.inputs.images.tiff_directory import LISTS, Directory, Tag, read, written
+from topwork.inputs.images.tiff_directory import LISTS, Directory, Tag, read, write
 from topwork.inputs.images.work import check_passes, check_size, too_many_pixels
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import InputLimits
@@ -49,30 +49,30 @@ def open_tiff(content: bytes, spec: PreprocessSpec, limits: InputLimits) -> Imag
         directory = directory.changed({Tag.SAMPLE_FORMAT: ()})
     strips = _check_strips(content, directory, limits)
     if directory.number(Tag.SAMPLES, 1) == 1:
-        directory = directory.changed({Tag.PLANAR: ()})  # one plane is no planes
-        return _one_sample(content, directory, spec)
+        directory = directory.changed({Tag.PLANAR: ()})  # has no meaning for a single plane
+        return _single_channel(content, directory, spec)
     if directory.number(Tag.PLANAR, 1) == _SEPARATE:
-        return _merged(content, directory, strips, spec)
+        return _merge_planes(content, directory, strips, spec)
     if directory.number(Tag.PHOTOMETRIC, _WHITE_IS_ZERO) == _YCBCR:
         is_raw = directory.number(Tag.COMPRESSION, _NONE) == _NONE
         if is_raw and directory.numbers(Tag.YCBCR_SUBSAMPLING, 2, 2) != (1, 1):
-            raise ImageError("the TIFF has subsampled YCbCr, uncompressed, which cannot be read")
-    return _opened(content, directory)
+            raise ImageError("the TIFF has uncompressed, subsampled YCbCr, which is not supported")
+    return _open(content, directory)
 
 
-def _one_sample(content: bytes, directory: Directory, spec: PreprocessSpec) -> Image.Image:
-    """Return a picture of one sample a pixel: greyscale, or indices of a palette."""
+def _single_channel(content: bytes, directory: Directory, spec: PreprocessSpec) -> Image.Image:
+    """Return a picture of one sample per pixel: greyscale or palette."""
     photometric = directory.number(Tag.PHOTOMETRIC, _WHITE_IS_ZERO)
     bits, order = directory.number(Tag.BITS, 1), directory.order
     is_signed = directory.number(Tag.SAMPLE_FORMAT, _UNSIGNED) == _SIGNED
     if photometric not in _GREY or (bits <= 8 and not is_signed):
-        return _opened(content, directory)
+        return _open(content, directory)
     if bits not in {8, 16, 32} and (is_signed or bits != 12):
-        raise ImageError(f"the TIFF has samples of {bits} bits, which cannot be read")
+        raise ImageError(f"the TIFF has samples of {bits} bits, which is not supported")
     if bits == 32 and order == ">" and directory.number(Tag.COMPRESSION, _NONE) != _NONE:
         raise ImageError(
-            "the TIFF is big-endian and compressed and has samples of 32 bits, which cannot be "
-            "read; save it uncompressed or little-endian"
+            "the TIFF is big-endian and compressed and has samples of 32 bits, which is not "
+            "supported; save it uncompressed or little-endian"
         )
     simpler = directory.changed(
         {
@@ -80,23 +80,25 @@ def _one_sample(content: bytes, directory: Directory, spec: PreprocessSpec) -> I
             Tag.BITS: (bits,),
             Tag.SAMPLE_FORMAT: (_SIGNED if bits == 32 else _UNSIGNED,),
         },
-        order="<" if bits == 12 else order,  # packed bits have one order only
+        order="<" if bits == 12 else order,  # packed bits have a single order
     )
-    samples = np.asarray(_opened(content, simpler))
+    samples = np.asarray(_open(content, simpler))
     samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
     samples = samples.view(f"{'i' if is_signed else 'u'}{samples.itemsize}")
     shades = grey.to_eight_bits(samples, spec.deep_grey, depth=min(bits, 16))
     return Image.fromarray(255 - shades if photometric == _WHITE_IS_ZERO else shades)
 
 
-def _merged(content: bytes, directory: Directory, strips: int, spec: PreprocessSpec) -> Image.Image:
-    """Return a picture whose samples lie in planes of ``strips`` strips each."""
+def _merge_planes(
+    content: bytes, directory: Directory, strips: int, spec: PreprocessSpec
+) -> Image.Image:
+    """Return a picture that is stored as planes of ``strips`` strips each."""
     photometric = directory.number(Tag.PHOTOMETRIC, _WHITE_IS_ZERO)
     bits = {*directory.numbers(Tag.BITS, 1)}
     mode, samples = _MODES.get(photometric, ""), directory.number(Tag.SAMPLES)
     is_signed = directory.number(Tag.SAMPLE_FORMAT, _UNSIGNED) == _SIGNED
     if samples < len(mode) or not mode or is_signed or bits not in ({8}, {16}):
-        raise _unreadable(directory)
+        raise _unsupported(directory)
     if samples > len(mode) and mode != "CMYK":
         extra = directory.number(Tag.EXTRA_SAMPLES, _ALPHA)
         mode += {_NOT_ALPHA: "", _PREMULTIPLIED: "a"}.get(extra, "A")
@@ -108,7 +110,7 @@ def _merged(content: bytes, directory: Directory, strips: int, spec: PreprocessS
             if tag in LISTS
         }
         is_colour = photometric not in _GREY or plane
-        one = directory.changed(
+        single = directory.changed(
             {
                 **own,
                 Tag.PHOTOMETRIC: (_BLACK_IS_ZERO if is_colour else photometric,),
@@ -118,38 +120,38 @@ def _merged(content: bytes, directory: Directory, strips: int, spec: PreprocessS
             }
         )
         if is_colour and bits == {16}:
-            upper = np.asarray(_opened(content, one)).astype(np.uint16) >> 8
+            upper = np.asarray(_open(content, single)).astype(np.uint16) >> 8
             planes.append(Image.fromarray(upper.astype(np.uint8)))
         else:
-            planes.append(_one_sample(content, one, spec).convert("L"))
+            planes.append(_single_channel(content, single, spec).convert("L"))
     merged = Image.merge(mode, planes) if len(mode) > 1 else planes[0]
     return merged.convert(mode.upper()) if mode.endswith("a") else merged
 
 
-def _opened(content: bytes, directory: Directory) -> Image.Image:
+def _open(content: bytes, directory: Directory) -> Image.Image:
     try:
-        return TiffImageFile(io.BytesIO(written(content, directory)))
-    except SyntaxError as error:  # Pillow knows no such samples
-        raise _unreadable(directory) from error
+        return TiffImageFile(io.BytesIO(write(content, directory)))
+    except SyntaxError as error:  # Pillow does not know this sample layout
+        raise _unsupported(directory) from error
 
 
-def _unreadable(directory: Directory) -> ImageError:
+def _unsupported(directory: Directory) -> ImageError:
     bits = ", ".join(map(str, directory.numbers(Tag.BITS, 1)[:8]))
     photometric = directory.number(Tag.PHOTOMETRIC, _WHITE_IS_ZERO)
     planes = ", in planes" if directory.number(Tag.PLANAR, 1) == _SEPARATE else ""
     return ImageError(
         f"the TIFF has samples of {bits} bits{planes}, photometric interpretation {photometric}, "
-        "which cannot be read"
+        "which is not supported"
     )
 
 
 def _check_strips(content: bytes, directory: Directory, limits: InputLimits) -> int:
-    """Return how many strips or tiles a plane has; raise ImageError if they cost too much."""
+    """Return the number of strips or tiles of a plane. Raises ImageError if they cost too much."""
     compression = directory.number(Tag.COMPRESSION, _NONE)
-    if compression in _FAX:
-        raise ImageError("the image is a fax (CCITT), whose damage libtiff cannot tell")
+    if compression in _FAX:  # libtiff reports no damage in these
+        raise ImageError("the TIFF has fax compression (CCITT), which is not supported")
     if compression not in _COMPRESSIONS:
-        raise ImageError(f"the TIFF's compression is {compression}, which cannot be read")
+        raise ImageError(f"the TIFF's compression is {compression}, which is not supported")
     width, height = directory.number(Tag.WIDTH), directory.number(Tag.HEIGHT)
     if Tag.TILE_WIDTH in directory.integers:
         wide, high = directory.number(Tag.TILE_WIDTH), directory.number(Tag.TILE_HEIGHT)
@@ -161,19 +163,19 @@ def _check_strips(content: bytes, directory: Directory, limits: InputLimits) -> 
         raise ImageError(f"the TIFF is damaged: {width} x {height} pixels, {wide} x {high} a strip")
     check_size(wide, high, limits)
     count = math.ceil(width / wide) * math.ceil(height / high)
-    if count * wide * high > 2 * limits.max_image_pixels:  # as tiles reach over the edges
+    if count * wide * high > 2 * limits.max_image_pixels:  # edge tiles may exceed the image
         raise too_many_pixels(f"the TIFF has {count} tiles of {wide} x {high} pixels", limits)
     passes = count
-    if compression == _OLD_JPEG:  # one JPEG, from which strips are cut
+    if compression == _OLD_JPEG:  # strips are parts of a single JPEG stream
         passes *= max(1, content.count(_SCAN))
     else:
         is_separate = directory.number(Tag.PLANAR, 1) == _SEPARATE
         needed = count * (directory.number(Tag.SAMPLES, 1) if is_separate else 1)
-        if (found := len(directory.numbers(lists[0]))) < needed:
-            raise ImageError(f"the TIFF is damaged: it has {found} of {needed} strips")
-    if compression == _JPEG:  # one in each strip
+        if (present := len(directory.numbers(lists[0]))) < needed:
+            raise ImageError(f"the TIFF is damaged: it has {present} of {needed} strips")
+    if compression == _JPEG:  # each strip is a JPEG stream
         offsets, lengths = (directory.numbers(tag) for tag in lists)
-        lengths = tuple(length or len(content) for length in lengths)  # which libtiff then guesses
+        lengths = tuple(length or len(content) for length in lengths)  # libtiff guesses if 0
         if sum(lengths) > 2 * len(content):
             raise ImageError("the TIFF is damaged: its strips overlap")
         passes = sum(

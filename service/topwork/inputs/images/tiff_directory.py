@@ -1,4 +1,4 @@
-"""The first image file directory of a TIFF or BigTIFF file: reader, and writer of a reduced one."""
+"""Reader of the first directory of a TIFF or BigTIFF file, and writer of a reduced directory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from enum import IntEnum
 from topwork.errors import ImageError
 
 MOST_STRIPS = 40_000
-"""Raising it lets a file have more strips or tiles, for which Pillow takes 20 us each in Python."""
+"""Raising it lets a file have more strips or tiles; Pillow takes 20 us for each in Python."""
 MOST_BYTES = 2**20
-"""Raising it lets other values be longer: the longest palette has 0.4 MB."""
+"""Raising it allows longer values of other tags; the longest palette has 0.4 MB."""
 
 
 class Tag(IntEnum):
-    """The tags that matter to pixels (TIFF 6.0 and its technical notes)."""
+    """The tags that affect pixels (TIFF 6.0 and its technical notes)."""
 
     WIDTH = 256
     HEIGHT = 257
@@ -56,40 +56,40 @@ class Tag(IntEnum):
 LISTS = {Tag.STRIP_OFFSETS, Tag.STRIP_BYTES, Tag.TILE_OFFSETS, Tag.TILE_BYTES}
 """Tags with a value for each strip or tile."""
 _RAW = {Tag.JPEG_TABLES, Tag.YCBCR_COEFFICIENTS, Tag.REFERENCE_BLACK_WHITE, Tag.XMP}
-"""Tags whose values are not integers, or are better not made ones."""
+"""Tags whose values are not parsed as integers."""
 _TAGS = frozenset(Tag)
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 13: 4, 16: 8}
-"""Bytes of a value, by its type."""
+"""Bytes of a value, by type."""
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 _SHORT, _LONG = 3, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Directory:
-    """The tags of one picture that matter to its pixels."""
+    """The tags of a picture that affect its pixels."""
 
     order: str
     """Byte order of the file, as struct writes it: ``<`` or ``>``."""
     integers: Mapping[Tag, tuple[int, ...]]
     raw: Mapping[Tag, tuple[int, bytes]]
-    """Type and bytes of values that are no integers."""
+    """Type and bytes of unparsed values."""
 
     def numbers(self, tag: Tag, *default: int) -> tuple[int, ...]:
-        """Return the values of a tag. Raises ImageError if there are none and no default."""
-        found = self.integers.get(tag, default)
-        if not found:
+        """Return the values of a tag or the default. Raises ImageError if both are missing."""
+        values = self.integers.get(tag, default)
+        if not values:
             raise ImageError(f"the TIFF is damaged: it has no {tag.name}")
-        return found
+        return values
 
     def number(self, tag: Tag, *default: int) -> int:
-        """Return the first value of a tag. Raises ImageError if there is none and no default."""
+        """Return the first value of a tag or the default. Raises ImageError if both are missing."""
         return self.numbers(tag, *default)[0]
 
     def changed(self, tags: Mapping[Tag, tuple[int, ...]], *, order: str = "") -> Directory:
-        """Return a directory with other values of ``tags``; an empty value removes one."""
-        kept = {tag: numbers for tag, numbers in {**self.integers, **tags}.items() if numbers}
-        return replace(self, integers=kept, order=order or self.order)
+        """Return a directory with other values of ``tags``; an empty value removes the tag."""
+        integers = {tag: values for tag, values in {**self.integers, **tags}.items() if values}
+        return replace(self, integers=integers, order=order or self.order)
 
 
 def read(content: bytes) -> Directory:
@@ -114,30 +114,31 @@ def read(content: bytes) -> Directory:
             if tag == Tag.XMP:
                 continue
             raise ImageError(f"the TIFF's {tag.name} has {length} values")
-        where = start + width - size
+        value_at = start + width - size
         if span > size:
-            (where,) = struct.unpack_from(order + offset, content, where)
+            (value_at,) = struct.unpack_from(order + offset, content, value_at)
         if tag in _RAW:
-            raw[tag] = kind, content[where : where + span]
+            raw[tag] = kind, content[value_at : value_at + span]
         elif kind in _INTEGERS:
-            integers[tag] = struct.unpack_from(f"{order}{length}{_INTEGERS[kind]}", content, where)
+            values = f"{order}{length}{_INTEGERS[kind]}"
+            integers[tag] = struct.unpack_from(values, content, value_at)
     return Directory(order=order, integers=integers, raw=raw)
 
 
-def written(content: bytes, directory: Directory) -> bytes:
-    """Return a TIFF file with the strips or tiles of ``content`` and this one directory."""
+def write(content: bytes, directory: Directory) -> bytes:
+    """Return a TIFF file with the strips or tiles of ``content`` and only this directory."""
     order = directory.order
     values = dict(directory.raw)
     for tag, numbers in directory.integers.items():
         kind = _SHORT if max(numbers) < 2**16 else _LONG
         values[tag] = kind, struct.pack(f"{order}{len(numbers)}{_INTEGERS[kind]}", *numbers)
     start = len(content) + len(content) % 2
-    behind = start + 2 + 12 * len(values) + 4
+    data_at = start + 2 + 12 * len(values) + 4
     entries, data = [], bytearray()
     for tag, (kind, value) in sorted(values.items()):
         field = value.ljust(4, b"\0")
         if len(value) > 4:
-            field = struct.pack(order + "I", behind + len(data))
+            field = struct.pack(order + "I", data_at + len(data))
             data += value + bytes(len(value) % 2)
         entries.append(struct.pack(order + "HHI", tag, kind, len(value) // _SIZES[kind]) + field)
     return b"".join(

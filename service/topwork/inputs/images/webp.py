@@ -1,4 +1,4 @@
-"""WebP files: the first frame. The decoder has memory for it as soon as it is opened."""
+"""WebP files: the first frame. Opening allocates its memory, so the size is checked before."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def open_webp(content: bytes, _spec: PreprocessSpec, limits: InputLimits) -> Ima
 
 
 def _size(content: bytes) -> tuple[int, int]:
-    """Return the width and the height that the header gives (RFC 9649, 2.5 to 2.7)."""
+    """Return the width and height in the header (RFC 9649, 2.5 to 2.7)."""
     kind, head = content[12:16], content[20:30]
     if kind == b"VP8X":
         return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")

@@ -15,16 +15,16 @@ from topwork.serving.inferred import Inferred
 def to_response(
     request: pb.ModelInferRequest, wanted: Sequence[RequestedOutputs], found: Inferred
 ) -> pb.ModelInferResponse:
-    """Return the answer to a request: raw if that was, else typed."""
+    """Return the response to a request: raw contents if the request had them, else typed."""
     raw = bool(request.raw_input_contents)
     response = pb.ModelInferResponse(
         model_name=request.model_name, model_version=str(found.revision), id=request.id
     )
-    for one in wanted:
-        values = _values(one.name, found)
-        output = response.outputs.add(name=one.name)
-        if one.classes:
-            texts = classifications(values, found.labels, one.classes)
+    for requested in wanted:
+        values = _values(requested.name, found)
+        output = response.outputs.add(name=requested.name)
+        if requested.classes:
+            texts = classifications(values, found.labels, requested.classes)
             output.datatype = "BYTES"
             output.shape.extend([len(texts), len(texts[0])])
             flat = [text for row in texts for text in row]
@@ -45,7 +45,7 @@ def to_response(
 def classifications(
     scores: NDArray[np.float32], labels: Sequence[str], classes: int
 ) -> list[list[bytes]]:
-    """Return ``score:index:label`` of the largest of each row; of equal ones the first label."""
+    """Return ``score:index:label`` of the largest scores of each row; ties by label index."""
     order = np.argsort(-scores, axis=1, kind="stable")[:, :classes].tolist()
     return [
         [f"{row[index]:f}:{index}:{labels[index]}".encode() for index in best]
@@ -55,7 +55,7 @@ def classifications(
 
 def join(elements: Sequence[bytes]) -> bytes:
     """Return the contents of a raw BYTES tensor."""
-    return b"".join(len(one).to_bytes(4, "little") + one for one in elements)
+    return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
 
 
 def _values(name: str, found: Inferred) -> NDArray[np.float32]:
@@ -63,7 +63,7 @@ def _values(name: str, found: Inferred) -> NDArray[np.float32]:
         case "probabilities":
             return found.probabilities
         case "logits":
-            assert found.logits is not None, "they were asked for"
+            assert found.logits is not None, "the request has this output"
             return found.logits
         case _:
             return found.embeddings

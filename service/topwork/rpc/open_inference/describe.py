@@ -1,4 +1,4 @@
-"""Models and what they have done, as the protocol describes them."""
+"""Metadata, configuration and statistics of models in the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from topwork.rpc.open_inference.tensors import OUTPUTS
 from topwork.serving.statistics import RevisionStatistics
 
 NAME = "topwork"
-"""Of the server, and of what runs its models."""
+"""Name of the server, its platform and its backend."""
 
 _Tensor = pb.ModelMetadataResponse.TensorMetadata
 
 
 def to_metadata(manifest: Manifest, info: BackboneInfo) -> pb.ModelMetadataResponse:
-    """Return a revision's tensors; -1 is the number of images."""
+    """Return the tensors of a revision; -1 stands for the number of images."""
     return pb.ModelMetadataResponse(
         name=manifest.model,
         versions=[str(manifest.revision)],
         platform=NAME,
         inputs=[
             _Tensor(name="images", datatype="BYTES", shape=[-1, 1]),
-            _Tensor(name="pixels", datatype="UINT8", shape=[-1, *_picture(info)]),
+            _Tensor(name="pixels", datatype="UINT8", shape=[-1, *_pixel_shape(info)]),
         ],
         outputs=[
             _Tensor(name=name, datatype="FP32", shape=[-1, width])
@@ -35,7 +35,7 @@ def to_metadata(manifest: Manifest, info: BackboneInfo) -> pb.ModelMetadataRespo
 def to_config(
     manifest: Manifest, info: BackboneInfo, limits: ServerLimits
 ) -> config_pb.ModelConfig:
-    """Return a revision's tensors, without the dimension of images, and its preprocess spec."""
+    """Return the tensors of a revision, without the batch dimension, and its preprocess spec."""
     spec = info.preprocess
     return config_pb.ModelConfig(
         name=manifest.model,
@@ -50,7 +50,7 @@ def to_config(
                 name="pixels",
                 data_type=config_pb.TYPE_UINT8,
                 format=config_pb.ModelInput.FORMAT_NHWC,
-                dims=_picture(info),
+                dims=_pixel_shape(info),
                 optional=True,
             ),
         ],
@@ -69,30 +69,30 @@ def to_config(
     )
 
 
-def to_statistics(model: str, revision: int, done: RevisionStatistics) -> pb.ModelStatistics:
-    """Return what a revision has done."""
+def to_statistics(model: str, revision: int, statistics: RevisionStatistics) -> pb.ModelStatistics:
+    """Return the statistics of a revision."""
 
-    def taken(seconds: float, count: int = done.answered) -> pb.StatisticDuration:
+    def duration(seconds: float, count: int = statistics.answered) -> pb.StatisticDuration:
         return pb.StatisticDuration(count=count, ns=round(seconds * 1e9))
 
     return pb.ModelStatistics(
         name=model,
         version=str(revision),
-        last_inference=round(done.last * 1e3),
-        inference_count=done.images,
-        execution_count=round(done.runs),
+        last_inference=round(statistics.last * 1e3),
+        inference_count=statistics.images,
+        execution_count=round(statistics.runs),
         inference_stats=pb.InferStatistics(
-            success=taken(done.total),
-            fail=taken(done.failed_total, done.failed),
-            queue=taken(done.queue),
-            compute_input=taken(done.decode),
-            compute_infer=taken(done.backbone + done.head),
-            compute_output=taken(0),
+            success=duration(statistics.total),
+            fail=duration(statistics.failed_total, statistics.failed),
+            queue=duration(statistics.queue),
+            compute_input=duration(statistics.decode),
+            compute_infer=duration(statistics.backbone + statistics.head),
+            compute_output=duration(0),
         ),
     )
 
 
-def _picture(info: BackboneInfo) -> list[int]:
+def _pixel_shape(info: BackboneInfo) -> list[int]:
     return [info.preprocess.crop, info.preprocess.crop, 3]
 
 

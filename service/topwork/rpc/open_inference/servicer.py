@@ -1,12 +1,9 @@
-"""inference.GRPCInferenceService: each method converts, calls, converts."""
+"""Servicer of inference.GRPCInferenceService (Open Inference Protocol)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
-
-from grpc.aio import ServicerContext
 
 import topwork
 from topwork.access.principals import caller
@@ -16,14 +13,13 @@ from topwork.errors import Corrupt, InvalidInput, NotFound, NotReady
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inference import inference_service_pb2_grpc as pb_grpc
 from topwork.limits import ServerLimits
+from topwork.rpc.context import Context
 from topwork.rpc.open_inference import answers, describe, tensors
 from topwork.serving.classifier import Classifier
 from topwork.serving.registry import Registry
 from topwork.serving.statistics import RevisionStatistics
 
 EXTENSIONS = ("classification", "model_configuration", "statistics")
-
-Context: TypeAlias = "ServicerContext[Any, Any]"
 
 
 class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
@@ -91,12 +87,12 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             _name(request.model_name, field="model_name"),
             tensors.images(request, self._limits),
             revision=_revision(request.model_version, field="model_version"),
-            budget=min([self._most_seconds, *_given(request, context)]),
-            logits=any(one.name == "logits" for one in wanted),
+            budget=min([self._most_seconds, *_limits_of(request, context)]),
+            logits=any(output.name == "logits" for output in wanted),
         )
-        if request.raw_input_contents and not any(one.classes for one in wanted):
+        if request.raw_input_contents and not any(output.classes for output in wanted):
             return answers.to_response(request, wanted, found)
-        # Element by element: too much for the event loop where models have very many labels.
+        # In a thread: with very many labels it would block the event loop.
         return await asyncio.to_thread(answers.to_response, request, wanted, found)
 
     async def ModelConfig(
@@ -114,17 +110,17 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             caller().check(_name(request.name, field="name"))
         if request.version:
             manifest, _ = await self._find(request.name, request.version)
-            asked = {manifest.model: [manifest.revision]}
+            revisions_of = {manifest.model: [manifest.revision]}
         else:
             models = [request.name] if request.name else _visible(self._registry.models())
-            asked = {model: self._revisions(model) for model in models}
+            revisions_of = {model: self._revisions(model) for model in models}
         statistics = self._classifier.statistics
         return pb.ModelStatisticsResponse(
             model_stats=[
                 describe.to_statistics(
                     model, revision, statistics.of(model).get(revision, RevisionStatistics())
                 )
-                for model, revisions in asked.items()
+                for model, revisions in revisions_of.items()
                 for revision in revisions
             ]
         )
@@ -149,12 +145,12 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                 index(name=model, state="UNAVAILABLE", reason=reason)
                 for model in _visible(self._registry.unusable())
             ]
-        return pb.RepositoryIndexResponse(models=sorted(models, key=lambda one: one.name))
+        return pb.RepositoryIndexResponse(models=sorted(models, key=lambda model: model.name))
 
     async def _find(self, name: str, version: str) -> tuple[Manifest, BackboneInfo]:
-        """Return a revision that can be asked.
+        """Return a revision that may serve.
 
-        Raises InvalidInput, NotFound, NotReady if it was rejected, and Corrupt.
+        Raises InvalidInput, NotFound, NotReady if the gate rejected it, and Corrupt.
         """
         revision = _revision(version, field="version")
         serving = self._registry.serving(_name(name, field="name"))
@@ -168,14 +164,14 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         return manifest, self._repository.backbone(manifest)
 
     def _revisions(self, model: str) -> list[int]:
-        """Return the revisions that were asked, and the one that serves. Raises NotFound."""
+        """Return the revisions with statistics, and the serving one. Raises NotFound."""
         return sorted(
             {self._registry.serving(model).revision, *self._classifier.statistics.of(model)}
         )
 
 
 def _visible(models: Iterable[str]) -> list[str]:
-    """Return those that the call may be about."""
+    """Return the models that the caller may use."""
     scope = caller().scope
     return [model for model in models if scope.has(model)]
 
@@ -187,14 +183,14 @@ def _name(name: str, *, field: str) -> str:
 
 
 def _revision(version: str, *, field: str) -> int:
-    """Return a revision's number, 0 if there is none. Raises InvalidInput."""
+    """Return a revision number, 0 if ``version`` is empty. Raises InvalidInput."""
     if version and not (version.isascii() and version.isdigit() and len(version) < 10):
         raise InvalidInput(f"{field} {version[:80]!r} is no revision's number", field=field)
     return int(version or 0)
 
 
-def _given(request: pb.ModelInferRequest, context: Context) -> Iterator[float]:
-    """Yield the seconds that the client gave, as the call's deadline and as a parameter."""
+def _limits_of(request: pb.ModelInferRequest, context: Context) -> Iterator[float]:
+    """Yield the client's limits in seconds: the deadline, and the parameter ``timeout``."""
     remaining = context.time_remaining()
     if remaining is not None:
         yield remaining

@@ -13,36 +13,36 @@ from numpy.typing import NDArray
 from topwork.errors import InvalidInput
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inputs.image import Pixels
-from topwork.inputs.prepared import take
+from topwork.inputs.prepared import to_pixels
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import ServerLimits
 from topwork.serving.classifier import check_count
 from topwork.serving.classify_batch import ImageInput
 
 OUTPUTS = ("probabilities", "logits", "embedding")
-"""In the order in which they come if none is named."""
+"""All outputs, in the order in which they are returned if the request names none."""
 
 _INPUTS = {"images": ("BYTES",), "pixels": ("UINT8", "FP32")}
 _TYPED = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
 _ELEMENTS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
-"""Of raw contents; typed UINT8 come as 32 bits."""
+"""Types of raw contents; typed UINT8 contents have 32 bits an element."""
 
 _SHARED_MEMORY = "shared_memory_region"
 
 
 @dataclass(frozen=True, slots=True)
 class RequestedOutputs:
-    """An output that is asked for."""
+    """An output that a request names."""
 
     name: str
     classes: int
-    """How many of the largest to return as text; 0: all, as numbers."""
+    """Number of largest scores to return as text; 0: all scores, as numbers."""
 
 
 def images(request: pb.ModelInferRequest, limits: ServerLimits) -> Sequence[ImageInput]:
-    """Return the images of a request. Raises InvalidInput if its input is not as it should be.
+    """Return the images of a request. Raises InvalidInput if its input is malformed.
 
-    Pixels are looked at later, when their turn comes: ImageError is raised then.
+    Pixels are checked later, when the image is preprocessed; they raise ImageError then.
     """
     if len(request.inputs) != 1:
         raise InvalidInput(
@@ -72,7 +72,7 @@ def images(request: pb.ModelInferRequest, limits: ServerLimits) -> Sequence[Imag
 
 
 def wanted(request: pb.ModelInferRequest) -> tuple[RequestedOutputs, ...]:
-    """Return the outputs that a request asks for, in its order. Raises InvalidInput."""
+    """Return the outputs that a request names, in its order. Raises InvalidInput."""
     found = []
     for index, output in enumerate(request.outputs):
         field = f"outputs[{index}]"
@@ -83,13 +83,13 @@ def wanted(request: pb.ModelInferRequest) -> tuple[RequestedOutputs, ...]:
             )
         _refuse_shared_memory(output.parameters, field)
         found.append(RequestedOutputs(output.name, _classes(output, field)))
-    if len({one.name for one in found}) < len(found):
+    if len({output.name for output in found}) < len(found):
         raise InvalidInput("an output is asked for twice", field="outputs")
     return tuple(found) or tuple(RequestedOutputs(name, 0) for name in OUTPUTS)
 
 
 def split(content: bytes, count: int) -> list[bytes]:
-    """Return the ``count`` elements of a raw BYTES tensor. Raises InvalidInput if it has others."""
+    """Return the ``count`` elements of a raw BYTES tensor. Raises InvalidInput."""
     elements, end = [], 0
     for index in range(count):
         start = end + 4
@@ -117,34 +117,34 @@ class _Raw:
 
     @property
     def size(self) -> int:
-        """See Prepared."""
+        """See PreparedImage."""
         return self.values.nbytes
 
     def pixels(self, spec: PreprocessSpec) -> Pixels:
-        """See Prepared."""
-        return take(self.values, spec)
+        """See PreparedImage."""
+        return to_pixels(self.values, spec)
 
 
 @dataclass(frozen=True, slots=True)
 class _Typed:
-    """One image of a typed tensor: numbers that only become an array when its turn comes."""
+    """One image of a typed tensor; its numbers become an array only when they are needed."""
 
     elements: Sequence[float]
-    """Of all images."""
+    """Numbers of all images."""
     index: int
     shape: list[int]
     dtype: type[np.generic]
 
     @property
     def size(self) -> int:
-        """See Prepared."""
+        """See PreparedImage."""
         return 4 * math.prod(self.shape)
 
     def pixels(self, spec: PreprocessSpec) -> Pixels:
-        """See Prepared."""
+        """See PreparedImage."""
         size = math.prod(self.shape)
         own = self.elements[self.index * size : (self.index + 1) * size]
-        return take(np.array(own, dtype=self.dtype).reshape(self.shape), spec)
+        return to_pixels(np.array(own, dtype=self.dtype).reshape(self.shape), spec)
 
 
 def _checked(tensor: pb.ModelInferRequest.InferInputTensor, limits: ServerLimits) -> list[int]:

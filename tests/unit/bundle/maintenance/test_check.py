@@ -1,4 +1,4 @@
-"""Whatever is wrong in a repository is found, and named; and nothing else is."""
+"""Integrity check: it reports every damage and inconsistency, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,19 +22,23 @@ from topwork.bundle.comparison import Gate, Rejection
 from topwork.bundle.documents import to_json
 from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
 from topwork.bundle.maintenance.check import Problem, check
-from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository, revision_directories
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    """Return a sound repository: see ``stored.repository``."""
+    """Return an intact repository: see ``stored.repository``."""
     return stored.repository(tmp_path / "repository")
 
 
 def errors(repository: Repository) -> list[Problem]:
-    """Return what is wrong."""
-    return [one for one in check(repository) if one.severity == "error"]
+    """Return the errors that the check reports."""
+    return [problem for problem in check(repository) if problem.severity == "error"]
+
+
+def error_paths(repository: Repository) -> set[str]:
+    """Return the paths of all errors."""
+    return {problem.path for problem in errors(repository)}
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -42,34 +46,34 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
 
 
-# Soundness
+# Intact repositories
 
 
-def test_a_sound_repository_has_no_problem(repository: Repository) -> None:
-    """What was stored and published by the book is right."""
+def test_check_of_an_intact_repository_reports_nothing(repository: Repository) -> None:
+    """A repository written by ``Repository`` has no problems."""
     assert check(repository) == []
 
 
-def test_what_a_fit_makes_is_sound(tmp_path: Path) -> None:
-    """A repository with a learnt model is right, though no image of it is stored."""
+def test_check_accepts_a_fit_without_stored_images(tmp_path: Path) -> None:
+    """A fitted model has no problems, although fit stores no images."""
     made = tiny.repository(tmp_path, labels=("amber", "blue"))
     assert not made.stored("images")
     assert check(made) == []
 
 
-def test_an_empty_repository_is_sound(tmp_path: Path) -> None:
-    """A directory that nothing was written to has no problem."""
+def test_check_of_an_empty_repository_reports_nothing(tmp_path: Path) -> None:
+    """A directory that does not exist has no problems."""
     assert check(Repository(tmp_path / "none")) == []
 
 
 def test_missing_images_are_no_problem(repository: Repository) -> None:
-    """Uploads need not be kept: what a shard names may be gone."""
+    """Images that a shard refers to may be deleted."""
     shutil.rmtree(repository.root / "images")
     assert check(repository) == []
 
 
-def test_checking_changes_nothing(repository: Repository) -> None:
-    """Not a byte, a time or a name is another afterwards."""
+def test_check_changes_nothing(repository: Repository) -> None:
+    """No file is added, deleted or modified."""
 
     def state() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in repository.root.rglob("*")}
@@ -79,11 +83,11 @@ def test_checking_changes_nothing(repository: Repository) -> None:
     assert state() == before
 
 
-def test_progress_ends_at_all(repository: Repository) -> None:
+def test_progress_counts_to_the_total(repository: Repository) -> None:
     """Progress counts up to the number of revisions, shards, images and backbones."""
-    told: list[tuple[int, int]] = []
-    check(repository, on_progress=lambda done, total: told.append((done, total)))
-    assert told == [(done, 13) for done in range(1, 14)]
+    progress: list[tuple[int, int]] = []
+    check(repository, on_progress=lambda done, total: progress.append((done, total)))
+    assert progress == [(done, 13) for done in range(1, 14)]
 
 
 # Damage
@@ -93,7 +97,7 @@ BACKBONE = "backbones/{backbone}"
 
 
 def place(repository: Repository, text: str) -> Path:
-    """Return the path that ``text`` stands for."""
+    """Return the path of a template such as SHARD."""
     manifest = repository.manifest("m", 3)
     names = {
         "shard": manifest.exemplars[0].digest,
@@ -114,29 +118,31 @@ FILES = [
     "models/m/3/report.html",
     "models/m/serving.json",
 ]
-"""Each file of a repository that has something to verify."""
+"""Every kind of file that the check verifies."""
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_file_that_was_cut_off_is_named(file: str, repository: Repository) -> None:
-    """Every kind of file that lacks its end is an error at its path."""
+def test_truncated_file_is_an_error(file: str, repository: Repository) -> None:
+    """A truncated file of every kind is an error with its path."""
     path = place(repository, file)
     path.write_bytes(path.read_bytes()[:-3])
-    assert str(path.relative_to(repository.root)) in {one.path for one in errors(repository)}
+    assert str(path.relative_to(repository.root)) in error_paths(repository)
 
 
-@pytest.mark.parametrize("file", [one for one in FILES if not one.endswith(("t.json", "g.json"))])
-def test_a_flipped_bit_is_named(file: str, repository: Repository) -> None:
-    """Every kind of file that has a digest and was changed in a bit is an error at its path."""
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if not file.endswith(("t.json", "g.json"))]
+)
+def test_flipped_bit_is_an_error(file: str, repository: Repository) -> None:
+    """A flipped bit in a file of every kind with a sha256 is an error with its path."""
     path = place(repository, file)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert str(path.relative_to(repository.root)) in {one.path for one in errors(repository)}
+    assert str(path.relative_to(repository.root)) in error_paths(repository)
 
 
 @pytest.mark.parametrize(
-    ("file", "named"),
+    ("file", "reported"),
     [
         (SHARD, "models/m/3/manifest.json"),
         (f"{BACKBONE}/backbone.onnx", f"{BACKBONE}/backbone.onnx"),
@@ -148,23 +154,22 @@ def test_a_flipped_bit_is_named(file: str, repository: Repository) -> None:
         ("models/m/3/report.html", "models/m/3/report.html"),
     ],
 )
-def test_what_is_missing_is_named(file: str, named: str, repository: Repository) -> None:
-    """A file that ought to be there is an error at its path, or at that of what refers to it."""
-    path, at = place(repository, file), place(repository, named)
+def test_missing_file_is_an_error(file: str, reported: str, repository: Repository) -> None:
+    """A missing file is an error with its path or that of the manifest that refers to it."""
+    path, at = place(repository, file), place(repository, reported)
     path.rename(repository.root / "elsewhere")
-    found = {one.path: one.text for one in errors(repository)}
+    found = {problem.path: problem.text for problem in errors(repository)}
     text = found[str(at.relative_to(repository.root))]
     assert "missing" in text or "not stored" in text or "there is no" in text
 
 
-def test_every_problem_is_found(repository: Repository) -> None:
-    """One problem hides no other."""
+def test_check_reports_all_errors_at_once(repository: Repository) -> None:
+    """An error does not hide other errors."""
     for file in FILES:
         if "shard" not in file and "manifest" not in file:
             path = place(repository, file)
             path.write_bytes(b"?" + path.read_bytes())
-    found = {one.path for one in errors(repository)}
-    assert found >= {
+    assert error_paths(repository) >= {
         str(place(repository, file).relative_to(repository.root))
         for file in FILES
         if "shard" not in file and "manifest" not in file
@@ -174,19 +179,19 @@ def test_every_problem_is_found(repository: Repository) -> None:
 # References
 
 
-def tampered(change: Callable[[Manifest], Manifest]) -> Callable[[Repository], str]:
-    """Return what changes revision 3's manifest and says its path."""
+def tampered(**changes: Any) -> Callable[[Repository], str]:
+    """Return a function that changes revision 3's manifest and returns its path."""
 
     def tamper(repository: Repository) -> str:
         path = repository.root / "models" / "m" / "3" / "manifest.json"
-        path.write_bytes(to_json(change(repository.manifest("m", 3))))
+        path.write_bytes(to_json(replace(repository.manifest("m", 3), **changes)))
         return "models/m/3/manifest.json"
 
     return tamper
 
 
 def pointer(**changes: Any) -> Callable[[Repository], str]:
-    """Return what changes serving.json and says its path."""
+    """Return a function that changes serving.json and returns its path."""
 
     def change(repository: Repository) -> str:
         edit(repository.serving_file("m"), **changes)
@@ -196,7 +201,7 @@ def pointer(**changes: Any) -> Callable[[Repository], str]:
 
 
 def infinite(repository: Repository) -> str:
-    """Let revision 5 refer to a shard whose embeddings are not finite."""
+    """Publish revision 5 with a shard whose embeddings are not finite."""
     shard = repository.shard(put_shard(repository, 5, 6))
     wide = np.array(shard.embeddings)
     wide[1, 7] = np.inf
@@ -206,7 +211,7 @@ def infinite(repository: Repository) -> str:
 
 
 def wide(repository: Repository) -> str:
-    """Let revision 5 refer to a shard of another backbone."""
+    """Publish revision 5 with a shard of another backbone."""
     shard = repository.shard(put_shard(repository, 5))
     other = replace(shard, embeddings=np.zeros((1, 9), np.float32))
     publish(repository, [repository.put_shard(other)])
@@ -214,57 +219,59 @@ def wide(repository: Repository) -> str:
 
 
 def unusable(repository: Repository) -> str:
-    """Store a file under the digest of its bytes that is no shard."""
+    """Store an invalid shard under its correct sha256."""
     digest = sha256(b"no shard")
     (repository.root / "exemplars" / f"{digest}.npz").write_bytes(b"no shard")
     return f"exemplars/{digest}.npz"
 
 
 def rejected(repository: Repository) -> str:
-    """Let a rejected revision serve."""
+    """Point serving.json at a rejected revision."""
     shards = [ref.digest for ref in repository.manifest("m", 1).exemplars]
     publish(repository, shards, rejection=Rejection(gate=Gate(), failures=("it is worse",)))
     return pointer(revision=5)(repository)
 
 
 def other_backbone(repository: Repository) -> str:
-    """Let backbone.json be about another backbone."""
+    """Change the digest in backbone.json."""
     path = place(repository, f"{BACKBONE}/backbone.json")
     edit(path, digest="0" * 64)
     return str(path.relative_to(repository.root))
 
 
 REFERENCES: dict[str, tuple[Callable[[Repository], str], str]] = {
-    "serves what is not there": (pointer(revision=9), "revision 9 serves, and is not there"),
-    "pinned what is not there": (pointer(pinned=[2, 8]), "revision 8 is pinned, and is not there"),
-    "serves what was rejected": (rejected, "was rejected: it is worse"),
-    "no revision": (pointer(revision="x"), "cannot be used"),
-    "counts": (tampered(lambda one: replace(one, images=7)), "7 images, and its shards have 2"),
-    "data": (tampered(lambda one: replace(one, data_digest="0" * 64)), "other images"),
-    "labels": (tampered(lambda one: replace(one, labels=("a", "b"))), "('a', 'b')"),
-    "another's manifest": (tampered(lambda one: replace(one, revision=2)), "is of m revision 2"),
-    "newer schema": (tampered(lambda one: replace(one, schema=9)), "has schema 9"),
-    "no backbone": (tampered(lambda one: replace(one, backbone="0" * 64)), f"{'0' * 64}, which is"),
-    "other info": (tampered(lambda one: replace(one, backbone_info="0" * 64)), "backbone.json has"),
+    "serving revision does not exist": (pointer(revision=9), "serving revision 9 does not exist"),
+    "pinned revision does not exist": (pointer(pinned=[2, 8]), "pinned revision 8 does not exist"),
+    "serving revision was rejected": (rejected, "was rejected: it is worse"),
+    "pointer without a number": (pointer(revision="x"), "cannot be used"),
+    "counts": (tampered(images=7), "images=7, but its shards have 2"),
+    "data": (tampered(data_digest="0" * 64), "do not match its data_digest"),
+    "labels": (tampered(labels=("a", "b")), "('a', 'b')"),
+    "another revision's manifest": (tampered(revision=2), "is for m revision 2"),
+    "newer schema": (tampered(schema=9), "has schema 9"),
+    "no backbone": (tampered(backbone="0" * 64), f"not stored: {'0' * 64}"),
+    "other info": (tampered(backbone_info="0" * 64), "backbone.json has"),
     "infinite": (infinite, "1 embeddings are not finite, first row 1"),
-    "wide": (wide, "embeddings of 9 numbers, and its backbone makes 48"),
-    "no shard": (unusable, "is no shard of exemplars"),
-    "another backbone": (other_backbone, f"about the backbone {'0' * 64}"),
+    "wide": (wide, "embeddings of width 9, but its backbone has width 48"),
+    "no shard": (unusable, "is not a valid shard"),
+    "another backbone": (other_backbone, f"describes the backbone {'0' * 64}"),
 }
 
 
-@pytest.mark.parametrize("what", REFERENCES)
-def test_what_does_not_agree_is_named(what: str, repository: Repository) -> None:
-    """Each kind of disagreement is an error at the file that is wrong, and says what is."""
-    harm, said = REFERENCES[what]
-    path = harm(repository)
-    assert [one for one in errors(repository) if one.path == path and said in one.text]
+@pytest.mark.parametrize("case", REFERENCES)
+def test_inconsistency_is_an_error(case: str, repository: Repository) -> None:
+    """Each kind of inconsistency is an error with path and reason."""
+    damage, text = REFERENCES[case]
+    path = damage(repository)
+    assert [
+        problem for problem in errors(repository) if problem.path == path and text in problem.text
+    ]
 
 
-def test_a_disk_that_does_not_answer_is_a_problem(
+def test_check_continues_after_an_io_error(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that the disk cannot read is an error like others, and the rest is checked."""
+    """A file that the disk cannot read is an error, and the check continues."""
     bad = place(repository, "models/m/3/head.onnx")
     whole = files.open_file
 
@@ -279,10 +286,10 @@ def test_a_disk_that_does_not_answer_is_a_problem(
     assert "Input/output error" in problem.text
 
 
-def test_what_is_deleted_meanwhile_is_no_problem(
+def test_revision_deleted_during_the_check_is_no_error(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A revision that is collected between being listed and being read is not missed."""
+    """A revision that is deleted after it was listed is not reported as missing."""
 
     def collected(model: Path) -> list[Path]:
         found = revision_directories(model)
@@ -297,24 +304,24 @@ def test_what_is_deleted_meanwhile_is_no_problem(
 
 
 def note(repository: Repository, path: str) -> str:
-    """Return the one note there is, which is about ``path``."""
+    """Return the text of the only note, which has this ``path``."""
     (found,) = check(repository)
     assert (found.severity, found.path) == ("note", path)
     return found.text
 
 
 @pytest.mark.parametrize(
-    ("kind", "what", "put"),
+    ("kind", "count", "put"),
     [
         ("exemplars", "2 shards", lambda it, number: put_shard(it, number, put=False)),
         ("images", "2 images", lambda it, number: it.put_image(image(number))),
         ("backbones", "2 backbones", put_backbone),
     ],
 )
-def test_orphans_are_one_note_a_kind(
-    kind: str, what: str, put: Callable[[Repository, int], object], repository: Repository
+def test_orphans_are_one_note_per_kind(
+    kind: str, count: str, put: Callable[[Repository, int], object], repository: Repository
 ) -> None:
-    """What nothing refers to is counted, with its bytes, and is no error."""
+    """A note has the number and the size of orphaned blobs; they are no error."""
 
     def size() -> int:
         files = (path for path in (repository.root / kind).rglob("*") if path.is_file())
@@ -323,48 +330,48 @@ def test_orphans_are_one_note_a_kind(
     before = size()
     for number in (7, 8):
         put(repository, number)
-    assert f"{what} ({size() - before} bytes)" in note(repository, kind)
+    assert f"{count} ({size() - before} bytes)" in note(repository, kind)
 
 
-def test_orphans_are_not_told_where_references_are_unknown(repository: Repository) -> None:
-    """While a manifest cannot be read, nobody knows what is an orphan."""
+def test_orphans_are_not_reported_if_a_manifest_is_unreadable(repository: Repository) -> None:
+    """With an unreadable manifest the references are unknown, so no blob is called orphaned."""
     put_shard(repository, 7)
     place(repository, "models/m/3/manifest.json").write_bytes(b"{")
-    assert {one.severity for one in check(repository)} == {"error"}
+    assert {problem.severity for problem in check(repository)} == {"error"}
 
 
-def test_a_damaged_orphan_is_an_error(repository: Repository) -> None:
-    """What nothing refers to yet is verified: who stores the same again would refer to it."""
+def test_damaged_orphan_is_an_error(repository: Repository) -> None:
+    """Orphaned blobs are verified, since a later revision may refer to them."""
     path = repository.path("exemplars", put_shard(repository, 7))
     path.write_bytes(path.read_bytes()[1:])
     (found,) = errors(repository)
     assert found.path == f"exemplars/{path.name}"
 
 
-def test_leftovers_of_crashes_are_a_note(repository: Repository) -> None:
-    """Old temporary names are counted; young ones are somebody's work."""
+def test_old_temporary_files_are_a_note(repository: Repository) -> None:
+    """Only old temporary files are reported; new ones may have a live writer."""
     left = repository.root / "images" / f"{TEMPORARY}1"
     left.write_bytes(b"half")
     assert check(repository) == []
     then = time.time() - ABANDONED_AFTER - 60
     os.utime(left, (then, then))
-    assert "1 temporary names (4 bytes)" in note(repository, ".")
+    assert "1 temporary files (4 bytes)" in note(repository, ".")
 
 
-def test_a_model_that_does_not_serve_is_a_note(repository: Repository) -> None:
-    """Revisions of which none serves are worth knowing, and no error."""
+def test_model_without_serving_revision_is_a_note(repository: Repository) -> None:
+    """A missing serving.json is no error."""
     repository.serving_file("m").unlink()
-    assert "none of them serves" in note(repository, "models/m")
+    assert "no revision serves" in note(repository, "models/m")
 
 
-def test_a_copy_made_by_hand_is_a_note(repository: Repository) -> None:
-    """A folder that is no model's is said, and what it refers to is no orphan."""
+def test_manual_copy_of_a_model_is_a_note(repository: Repository) -> None:
+    """A directory without a valid model name is reported; its references count."""
     models = repository.root / "models"
     (models / "m").rename(models / "m (before)")
-    assert "no model's name" in note(repository, "models/m (before)")
+    assert "not a valid model name" in note(repository, "models/m (before)")
 
 
-def test_foreign_files_are_a_note(repository: Repository) -> None:
-    """What is not named by a digest is said by name."""
+def test_unexpected_file_is_a_note(repository: Repository) -> None:
+    """A file that is not named by a sha256 is reported by name."""
     (repository.root / "images" / "notes.txt").write_bytes(b"mine")
     assert "notes.txt" in note(repository, "images")

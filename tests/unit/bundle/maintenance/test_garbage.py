@@ -1,4 +1,4 @@
-"""Garbage goes, and nothing else: whatever crashes, races or cannot be read."""
+"""Garbage collection: retention, crashes, races, and unreadable files."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ SEEDED = settings(derandomize=True, database=None, deadline=None, max_examples=4
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    """Return an old repository: see ``stored.repository``."""
+    """Return a repository of old files: see ``stored.repository``."""
     return stored.repository(tmp_path / "repository")
 
 
 def paths(found: Collected, kind: str) -> list[str]:
-    """Return what was removed of a kind."""
-    return [one.path for one in found.removed if one.kind == kind]
+    """Return the paths of all removed files of a kind."""
+    return [removed.path for removed in found.removed if removed.kind == kind]
 
 
 def images(repository: Repository) -> set[int]:
-    """Return the numbers of the images that are stored, of the first 100."""
+    """Return the numbers, up to 99, of all stored images."""
     digests = repository.stored("images").keys()
     return {number for number in range(100) if sha256(image(number)) in digests}
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Return all files below ``root`` but locks."""
+    """Return all files below ``root`` except locks."""
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in root.rglob("*")
@@ -55,16 +55,16 @@ def tree(root: Path) -> dict[str, bytes]:
     }
 
 
-def sound(repository: Repository) -> bool:
-    """Return whether nothing is wrong."""
-    return not [one for one in check(repository) if one.severity == "error"]
+def intact(repository: Repository) -> bool:
+    """Return True if the integrity check reports no error."""
+    return all(problem.severity != "error" for problem in check(repository))
 
 
-# What goes, and what stays
+# Retention
 
 
-def test_old_revisions_go_with_what_only_they_refer_to(repository: Repository) -> None:
-    """With one to keep, the newest and the serving one stay, with their shards and images."""
+def test_collect_deletes_old_revisions_with_their_blobs(repository: Repository) -> None:
+    """With keep=1 the newest and the serving revision stay, with their shards and images."""
     found = collect(repository, keep=1)
     assert paths(found, "revision") == ["models/m/1", "models/m/2"]
     assert paths(found, "image") == [f"images/{sha256(image(1))}"]
@@ -72,12 +72,12 @@ def test_old_revisions_go_with_what_only_they_refer_to(repository: Repository) -
     assert not found.refused
     assert repository.revisions("m") == [3, 4]
     assert images(repository) == {2, 3, 4}
-    assert sound(repository)
+    assert intact(repository)
     assert not check(repository)
 
 
-def test_pinned_revisions_stay(repository: Repository) -> None:
-    """A pinned revision stays, with all that it refers to, until it is unpinned."""
+def test_collect_retains_pinned_revisions(repository: Repository) -> None:
+    """A pinned revision stays, with its images, until it is unpinned."""
     repository.pin("m", 1, pinned=True)
     collect(repository, keep=1)
     assert repository.revisions("m") == [1, 3, 4]
@@ -89,20 +89,22 @@ def test_pinned_revisions_stay(repository: Repository) -> None:
 
 
 @pytest.mark.parametrize(("keep", "left"), [(2, [3, 4]), (3, [2, 3, 4]), (10, [1, 2, 3, 4])])
-def test_the_newest_revisions_stay(keep: int, left: list[int], repository: Repository) -> None:
-    """As many of the newest stay as are asked for."""
+def test_collect_retains_the_newest_revisions(
+    keep: int, left: list[int], repository: Repository
+) -> None:
+    """The ``keep`` newest revisions stay."""
     collect(repository, keep=keep)
     assert repository.revisions("m") == left
 
 
-def test_at_least_the_newest_stays(repository: Repository) -> None:
-    """To keep none is refused: the number of a deleted revision must not be given again."""
+def test_collect_refuses_to_keep_no_revision(repository: Repository) -> None:
+    """keep=0 is InvalidInput: the number of the newest revision must not be reused."""
     with pytest.raises(InvalidInput, match="keep is 0"):
         collect(repository, keep=0)
 
 
-def test_another_models_references_count(repository: Repository) -> None:
-    """What one model needs no longer stays while any revision of another refers to it."""
+def test_collect_retains_blobs_of_other_models(repository: Repository) -> None:
+    """A blob stays while a revision of any model refers to it."""
     publish(repository, [put_shard(repository, 1)], model="other")
     grow_old(repository)
     found = collect(repository, keep=1)
@@ -110,16 +112,16 @@ def test_another_models_references_count(repository: Repository) -> None:
     assert images(repository) == {1, 2, 3, 4}
 
 
-def test_backbones_that_nothing_refers_to_go(repository: Repository) -> None:
-    """Exports that a fit tried and did not take go, and those in use stay."""
-    tried = put_backbone(repository, 7)
+def test_collect_deletes_orphaned_backbones(repository: Repository) -> None:
+    """A backbone that no revision refers to is deleted; others stay."""
+    orphan = put_backbone(repository, 7)
     grow_old(repository)
-    assert paths(collect(repository), "backbone") == [f"backbones/{tried}"]
+    assert paths(collect(repository), "backbone") == [f"backbones/{orphan}"]
     assert repository.stored("backbones").keys() == {repository.manifest("m", 3).backbone}
 
 
-def test_what_is_young_stays(repository: Repository) -> None:
-    """Nothing goes before its time: somebody may be about to refer to it."""
+def test_collect_retains_files_younger_than_spare_seconds(repository: Repository) -> None:
+    """New files stay, since a writer may be about to publish a reference to them."""
     put_shard(repository, 8)
     repository.put_image(image(9))
     put_backbone(repository, 7)
@@ -132,8 +134,8 @@ def test_what_is_young_stays(repository: Repository) -> None:
     assert collect(repository, keep=1, spare_seconds=2000).removed != ()
 
 
-def test_a_shard_that_is_young_keeps_its_images(repository: Repository) -> None:
-    """Old images stay while a shard that may yet be referred to names them."""
+def test_new_shard_retains_its_old_images(repository: Repository) -> None:
+    """Old images stay if a new shard refers to them."""
     repository.put_image(image(9))
     grow_old(repository)
     put_shard(repository, 9, put=False)
@@ -141,27 +143,27 @@ def test_a_shard_that_is_young_keeps_its_images(repository: Repository) -> None:
     assert 9 in images(repository)
 
 
-def test_images_of_unfinished_operations_stay(repository: Repository) -> None:
-    """What is held stays, however old it is, and so does a shard of it."""
+def test_collect_retains_images_of_unfinished_operations(repository: Repository) -> None:
+    """Pending images stay at any age, and so do their shards."""
     shard = put_shard(repository, 8)
     put_shard(repository, 9)
     grow_old(repository)
-    collect(repository, held=lambda: {sha256(image(8))})
+    collect(repository, pending_images=lambda: {sha256(image(8))})
     assert images(repository) == {1, 2, 3, 4, 8}
     assert shard in repository.stored("exemplars")
     assert len(repository.stored("exemplars")) == 5
 
 
-def test_a_model_that_does_not_serve_yet_stays(repository: Repository) -> None:
-    """A fit that published and did not come to serving loses nothing."""
+def test_collect_retains_a_model_without_serving_revision(repository: Repository) -> None:
+    """A fit that crashed before it set the serving pointer loses nothing."""
     publish(repository, [put_shard(repository, 5)], model="new")
     grow_old(repository)
     assert not collect(repository, keep=4).removed
     assert repository.revisions("new") == [1]
 
 
-def test_copies_made_by_hand_keep_what_they_refer_to(repository: Repository) -> None:
-    """A folder that is no model's is left alone, and what its revisions refer to stays."""
+def test_collect_retains_manual_copies_and_their_blobs(repository: Repository) -> None:
+    """A directory without a valid model name stays, and so do the blobs of its revisions."""
     models = repository.root / "models"
     shutil.copytree(models / "m", models / "m (before)")
     grow_old(repository)
@@ -170,8 +172,8 @@ def test_copies_made_by_hand_keep_what_they_refer_to(repository: Repository) -> 
     assert images(repository) == {1, 2, 3, 4}
 
 
-def test_foreign_files_stay(repository: Repository) -> None:
-    """What is not named by a digest is nobody's garbage."""
+def test_collect_retains_unexpected_files(repository: Repository) -> None:
+    """Files that are not named by a sha256 stay."""
     for kind in ("images", "exemplars", "backbones", "models"):
         (repository.root / kind / "notes.txt").write_bytes(b"mine")
     (repository.root / "images" / f"{'0' * 64}.npz").write_bytes(b"mine")
@@ -179,8 +181,8 @@ def test_foreign_files_stay(repository: Repository) -> None:
     assert not collect(repository).removed
 
 
-def test_what_crashes_left_goes(repository: Repository) -> None:
-    """Old temporary names go; young ones are somebody's work."""
+def test_collect_deletes_old_temporary_files(repository: Repository) -> None:
+    """Old temporary files are deleted; new ones stay."""
     left = repository.root / "images" / f"{TEMPORARY}1"
     left.write_bytes(b"half")
     young = repository.root / "models" / "m" / f"{TEMPORARY}2"
@@ -193,10 +195,10 @@ def test_what_crashes_left_goes(repository: Repository) -> None:
     assert young.exists()
 
 
-def test_without_a_time_to_spare_what_the_dead_left_goes(
+def test_collect_with_spare_seconds_0_deletes_files_of_dead_writers(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A revision that a killed process half wrote goes at once; one that is being written stays."""
+    """A killed process's partial revision is deleted at once; one being written stays."""
     model = repository.root / "models" / "m"
     with monkeypatch.context() as until_killed:
         until_killed.setattr(shutil, "rmtree", lambda *_args, **_options: None)
@@ -210,44 +212,44 @@ def test_without_a_time_to_spare_what_the_dead_left_goes(
     assert not left.exists()
 
 
-def test_bytes_are_counted(repository: Repository) -> None:
-    """The sizes that are said are those by which the repository shrank."""
+def test_collect_reports_the_freed_bytes(repository: Repository) -> None:
+    """The reported sizes add up to the bytes that the repository shrank by."""
     before = sum(map(len, tree(repository.root).values()))
     found = collect(repository, keep=1)
     after = sum(map(len, tree(repository.root).values()))
-    assert sum(one.size for one in found.removed) == before - after > 0
+    assert sum(removed.size for removed in found.removed) == before - after > 0
 
 
-def test_a_dry_run_says_what_would_go(repository: Repository) -> None:
-    """It says exactly what the next run deletes, and changes nothing."""
+def test_dry_run_lists_without_deleting(repository: Repository) -> None:
+    """A dry run lists exactly the files that the next run deletes, and changes nothing."""
     put_backbone(repository, 7)
     grow_old(repository)
     before = tree(repository.root)
-    said = collect(repository, keep=1, dry_run=True)
+    planned = collect(repository, keep=1, dry_run=True)
     assert tree(repository.root) == before
-    assert collect(repository, keep=1) == said
-    assert len(said.removed) == 5
+    assert collect(repository, keep=1) == planned
+    assert len(planned.removed) == 5
 
 
-def test_a_second_run_finds_nothing(repository: Repository) -> None:
-    """After one run there is no more garbage."""
+def test_second_collect_deletes_nothing(repository: Repository) -> None:
+    """One run deletes all garbage."""
     collect(repository, keep=1)
     assert collect(repository, keep=1) == Collected(removed=(), refused=())
 
 
-def test_an_empty_repository_has_no_garbage(tmp_path: Path) -> None:
-    """A directory that nothing was written to is collected without complaint."""
+def test_collect_accepts_an_empty_repository(tmp_path: Path) -> None:
+    """A directory that does not exist is no error."""
     assert collect(Repository(tmp_path / "none")) == Collected(removed=(), refused=())
 
 
-# What cannot be read
+# Unreadable files
 
 
 @pytest.mark.parametrize("content", [b"{", b"{}", None], ids=["broken", "other", "missing"])
-def test_a_manifest_that_cannot_be_read_protects_everything(
+def test_unreadable_manifest_retains_all_blobs(
     content: bytes | None, repository: Repository
 ) -> None:
-    """Nothing that an unreadable revision might refer to goes, and it is said."""
+    """No blob is deleted, since the manifest may refer to it, and the file is reported."""
     path = repository.root / "models" / "m" / "4" / "manifest.json"
     path.unlink()
     if content is not None:
@@ -255,13 +257,13 @@ def test_a_manifest_that_cannot_be_read_protects_everything(
     put_backbone(repository, 7)
     grow_old(repository)
     found = collect(repository, keep=1)
-    assert {one.kind for one in found.removed} == {"revision"}
+    assert {removed.kind for removed in found.removed} == {"revision"}
     assert [text for text in found.refused if "models/m/4/manifest.json" in text]
     assert images(repository) == {1, 2, 3, 4}
 
 
-def test_a_newer_manifest_protects_everything(repository: Repository) -> None:
-    """A revision that newer software wrote may refer to more than this one knows."""
+def test_manifest_of_a_newer_schema_retains_all_blobs(repository: Repository) -> None:
+    """A manifest of a newer schema may have references that this software does not know."""
     path = repository.root / "models" / "m" / "4" / "manifest.json"
     path.write_bytes(path.read_bytes().replace(b'"schema": 3', b'"schema": 4'))
     (text,) = collect(repository, keep=1).refused
@@ -269,8 +271,8 @@ def test_a_newer_manifest_protects_everything(repository: Repository) -> None:
     assert images(repository) == {1, 2, 3, 4}
 
 
-def test_a_broken_pointer_protects_its_models_revisions(repository: Repository) -> None:
-    """Where nobody knows what serves, no revision goes; other models' garbage does."""
+def test_unreadable_serving_pointer_retains_all_revisions(repository: Repository) -> None:
+    """Without a readable serving.json no revision of the model is deleted; other models' are."""
     for number in (5, 6):
         publish(repository, [put_shard(repository, number)], model="other")
     grow_old(repository)
@@ -283,8 +285,8 @@ def test_a_broken_pointer_protects_its_models_revisions(repository: Repository) 
 
 
 @pytest.mark.parametrize("harm", ["changed", "missing"])
-def test_a_damaged_shard_protects_all_images(harm: str, repository: Repository) -> None:
-    """Which images a damaged shard names is not known, so none goes."""
+def test_damaged_shard_retains_all_images(harm: str, repository: Repository) -> None:
+    """No image is deleted, since the damaged shard may refer to it."""
     repository.put_image(image(9))
     path = repository.path("exemplars", repository.manifest("m", 4).exemplars[-1].digest)
     if harm == "changed":
@@ -299,12 +301,12 @@ def test_a_damaged_shard_protects_all_images(harm: str, repository: Repository) 
     assert path.name in text
 
 
-def test_a_damaged_shard_that_nobody_needs_goes(repository: Repository) -> None:
-    """Garbage need not be sound to go."""
+def test_collect_deletes_damaged_orphaned_shards(repository: Repository) -> None:
+    """A damaged shard is deleted if no revision refers to it."""
     path = repository.path("exemplars", put_shard(repository, 9))
     path.write_bytes(b"")
     grow_old(repository)
-    found = collect(repository, held=lambda: {sha256(image(1))})
+    found = collect(repository, pending_images=lambda: {sha256(image(1))})
     assert paths(found, "shard") == [f"exemplars/{path.name}"]
     assert not found.refused
 
@@ -313,15 +315,15 @@ def test_a_damaged_shard_that_nobody_needs_goes(repository: Repository) -> None:
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """Simulates a killed process."""
 
 
 @pytest.mark.parametrize("name", ["touch", "sync_directory", "delete"])
 @pytest.mark.parametrize("at", range(1, 5))
-def test_a_kill_leaves_a_sound_repository(
+def test_killed_collect_leaves_an_intact_repository(
     name: str, at: int, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whenever it is killed: no half revision, nothing missing, and the next run ends the work."""
+    """After a kill at any step all revisions are complete, and the next run finishes the work."""
     put_backbone(repository, 7)
     grow_old(repository)
     calls = 0
@@ -342,7 +344,7 @@ def test_a_kill_leaves_a_sound_repository(
             pass
         else:
             assert calls < at
-    assert sound(repository)
+    assert intact(repository)
     for revision in repository.revisions("m"):
         repository.head(repository.manifest("m", revision))
     grow_old(repository)
@@ -353,10 +355,10 @@ def test_a_kill_leaves_a_sound_repository(
     assert not list(repository.root.rglob(f"{TEMPORARY}*"))
 
 
-def test_a_kill_between_rename_and_delete_leaves_no_half_revision(
+def test_kill_between_rename_and_delete_leaves_no_partial_revision(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was moved aside is no revision any more, is not touched by sweeps at once, and goes."""
+    """A renamed revision is not listed any more; a later sweep deletes it."""
     with monkeypatch.context() as until_killed:
         until_killed.setattr(files, "delete", lambda _path: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
@@ -364,30 +366,30 @@ def test_a_kill_between_rename_and_delete_leaves_no_half_revision(
     assert repository.revisions("m") == [3, 4]
     aside = list((repository.root / "models" / "m").glob(f"{TEMPORARY}*"))
     assert len(aside) == 2
-    assert repository.sweep() == []  # it may be somebody's work
+    assert repository.sweep() == []  # its writer may be alive
     grow_old(repository)
     assert sorted(repository.sweep()) == sorted(aside)
 
 
-def test_references_are_counted_once_revisions_are_gone_for_good(
+def test_collect_syncs_deleted_revisions_before_deleting_blobs(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The removal of revisions is durable before anything that they refer to goes."""
-    done: list[str] = []
+    """The removal of revisions is durable before their blobs are deleted."""
+    calls: list[str] = []
     sync, delete = files.sync_directory, files.delete
 
-    def noted_sync(path: Path) -> None:
-        done.append(f"sync {path.name}")
+    def recording_sync(path: Path) -> None:
+        calls.append(f"sync {path.name}")
         sync(path)
 
-    def noted_delete(path: Path) -> bool:
-        done.append(f"delete in {path.parent.name}")
+    def recording_delete(path: Path) -> bool:
+        calls.append(f"delete in {path.parent.name}")
         return delete(path)
 
-    monkeypatch.setattr(files, "sync_directory", noted_sync)
-    monkeypatch.setattr(files, "delete", noted_delete)
+    monkeypatch.setattr(files, "sync_directory", recording_sync)
+    monkeypatch.setattr(files, "delete", recording_delete)
     collect(repository, keep=1)
-    assert done == [
+    assert calls == [
         "sync m",
         "delete in m",
         "delete in m",
@@ -400,8 +402,8 @@ def test_references_are_counted_once_revisions_are_gone_for_good(
 
 
 def before_deleting(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Let ``act`` happen after references were counted and before anything stored is deleted."""
-    whole = garbage._Run.remove_stored
+    """Call ``act`` once, after the references were read and before the first blob is deleted."""
+    whole = garbage._Run.remove_blob
     acted = threading.Event()
 
     def remove(self: garbage._Run, *args: object) -> None:
@@ -410,25 +412,25 @@ def before_deleting(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) 
             act()
         whole(self, *args)  # type: ignore[arg-type]  # what it was called with
 
-    monkeypatch.setattr(garbage._Run, "remove_stored", remove)
+    monkeypatch.setattr(garbage._Run, "remove_blob", remove)
 
 
-def test_what_is_published_meanwhile_stays_whole(
+def test_revision_published_during_collect_keeps_its_blobs(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A revision that refers to garbage which is just being collected saves it."""
+    """A shard is not deleted if a revision that refers to it is published meanwhile."""
     shard = put_shard(repository, 8)
     grow_old(repository)
     before_deleting(monkeypatch, lambda: publish(repository, [shard]))
     collect(repository, keep=1)
     assert shard in repository.stored("exemplars")
-    assert sound(repository)
+    assert intact(repository)
 
 
-def test_what_is_stored_again_meanwhile_stays(
+def test_blob_stored_again_during_collect_stays(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An upload of what is just being collected is kept, so an acknowledged one is never lost."""
+    """An orphaned image that is uploaded again meanwhile is not deleted."""
     repository.put_image(image(8))
     grow_old(repository)
     before_deleting(monkeypatch, lambda: repository.put_image(image(8)))
@@ -437,8 +439,8 @@ def test_what_is_stored_again_meanwhile_stays(
     assert images(repository) == {2, 3, 4, 8}
 
 
-def test_an_operation_is_asked_for_while_no_upload_ends(repository: Repository) -> None:
-    """What an upload holds stays: by its operation, though the clock was set and it looks old."""
+def test_collect_reads_pending_images_while_none_are_held(repository: Repository) -> None:
+    """Images of an upload stay even if they look old, since collect waits for its operation."""
     repository.put_image(image(8))
     operations: set[str] = set()
     grow_old(repository)
@@ -446,7 +448,7 @@ def test_an_operation_is_asked_for_while_no_upload_ends(repository: Repository) 
         with repository.holding([sha256(image(8))]):
             grow_old(repository)
             collecting = pool.submit(
-                collect, repository, spare_seconds=0, held=lambda: list(operations)
+                collect, repository, spare_seconds=0, pending_images=lambda: list(operations)
             )
             with pytest.raises(TimeoutError):
                 collecting.result(timeout=0.2)
@@ -455,10 +457,10 @@ def test_an_operation_is_asked_for_while_no_upload_ends(repository: Repository) 
     assert 8 in images(repository)
 
 
-def test_an_upload_that_ends_after_operations_were_asked_for_keeps_its_images(
+def test_images_held_after_pending_images_were_read_stay(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its operation is not known to this run, but its images were made young since."""
+    """The run does not know the operation, but the upload has refreshed its images."""
     repository.put_image(image(8))
     grow_old(repository)
     before_deleting(monkeypatch, lambda: hold(repository, image(8)))
@@ -467,63 +469,63 @@ def test_an_upload_that_ends_after_operations_were_asked_for_keeps_its_images(
 
 
 def hold(repository: Repository, content: bytes) -> None:
-    """Hold an image for a moment, as an upload that ends does."""
+    """Hold an image for a moment, as an upload does."""
     with repository.holding([sha256(content)]):
         pass
 
 
-def test_an_image_that_is_gone_cannot_be_held(repository: Repository) -> None:
-    """An upload whose images were deleted before it ended finds out."""
+def test_holding_a_deleted_image_is_corrupt(repository: Repository) -> None:
+    """An upload fails if one of its images was deleted before the operation was stored."""
     with pytest.raises(Corrupt, match="is missing"):
         hold(repository, image(8))
 
 
-def test_where_operations_cannot_be_asked_for_images_and_shards_stay(
+def test_unavailable_pending_images_retain_all_images_and_shards(
     repository: Repository,
 ) -> None:
-    """Old revisions and backbones go, and it is said why the others stay."""
+    """Only old revisions and backbones are deleted, and the reason is reported."""
 
-    def away() -> list[str]:
-        raise Unavailable("the database is away")
+    def unavailable() -> list[str]:
+        raise Unavailable("the database is down")
 
     put_backbone(repository, 7)
     grow_old(repository)
-    found = collect(repository, keep=1, held=away)
-    assert {one.kind for one in found.removed} == {"revision", "backbone"}
-    assert found.refused == ("the database is away: no shard and no image was deleted",)
+    found = collect(repository, keep=1, pending_images=unavailable)
+    assert {removed.kind for removed in found.removed} == {"revision", "backbone"}
+    assert found.refused == ("the database is down: no shard and no image was deleted",)
     assert images(repository) == {1, 2, 3, 4}
 
 
-def test_what_was_deleted_first_cannot_be_referred_to(repository: Repository) -> None:
-    """A writer that comes too late gets an error, and publishes nothing that is not whole."""
-    refs = repository.manifest("m", 1)
+def test_publish_after_its_blobs_were_deleted_is_corrupt(repository: Repository) -> None:
+    """Publishing a reference to a deleted blob fails and leaves no revision."""
+    draft = repository.manifest("m", 1)
     collect(repository, keep=1)
     with pytest.raises(Corrupt, match="is missing"):
-        repository.publish(refs, head=b"h", metrics=stored.METRICS, report=lambda _one: b"r")
-    assert sound(repository)
+        repository.publish(draft, head=b"h", metrics=stored.METRICS, report=lambda _: b"r")
+    assert intact(repository)
 
 
-def test_a_revision_that_was_just_made_to_serve_stays(
+def test_rollback_during_collect_retains_the_revision(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rollback to a revision and its deletion exclude each other: it serves, or is NotFound."""
-    revisions = garbage._models
+    """A rollback to an old revision retains it, or is NotFound after its deletion."""
+    list_models = garbage._models
 
-    def roll_back(one: Repository) -> list[str]:
-        names = list(revisions(one))
-        one.set_serving("m", 1, why="rollback")
+    def roll_back(repository: Repository) -> list[str]:
+        names = list(list_models(repository))
+        repository.set_serving("m", 1, why="rollback")
         return names
 
     monkeypatch.setattr(garbage, "_models", roll_back)
     collect(repository, keep=1)
     assert repository.revisions("m") == [1, 4]
-    assert sound(repository)
+    assert intact(repository)
     with pytest.raises(NotFound, match="revisions/2"):
         repository.set_serving("m", 2, why="rollback")
 
 
-def test_collecting_waits_for_who_moves_the_pointer(repository: Repository) -> None:
-    """While somebody holds a model's lock, none of its revisions goes."""
+def test_collect_waits_for_the_lock_of_a_model(repository: Repository) -> None:
+    """No revision is deleted while another thread holds the model's lock."""
     with ThreadPoolExecutor(1) as pool:
         with repository.locked("m"):
             collecting = pool.submit(collect, repository, keep=1)
@@ -534,13 +536,13 @@ def test_collecting_waits_for_who_moves_the_pointer(repository: Repository) -> N
     assert repository.revisions("m") == [3, 4]
 
 
-def test_storing_again_and_deleting_exclude_each_other(repository: Repository) -> None:
-    """While somebody makes something young, nothing stored is deleted; and the other way round."""
+def test_refreshing_and_deleting_exclude_each_other(repository: Repository) -> None:
+    """No blob is deleted while another is refreshed, and none is refreshed during a deletion."""
     repository.put_image(image(8))
     grow_old(repository)
     with ThreadPoolExecutor(1) as pool:
         with files.locked(repository.lock, shared=True):
-            repository.put_image(image(7))  # writers do not wait for each other
+            repository.put_image(image(7))  # writers share the lock
             collecting = pool.submit(collect, repository)
             with pytest.raises(TimeoutError):
                 collecting.result(timeout=0.2)
@@ -554,10 +556,10 @@ def test_storing_again_and_deleting_exclude_each_other(repository: Repository) -
     assert images(repository) == {1, 2, 3, 4, 7}
 
 
-def test_writers_and_collectors_race_to_no_harm(repository: Repository) -> None:
-    """Threads publish, serve, pin and store again what two collectors delete: all stays whole.
+def test_racing_writers_and_collectors_leave_an_intact_repository(repository: Repository) -> None:
+    """Four threads publish, serve and pin blobs that two collectors delete.
 
-    Everything grows old whenever no writer is between storing and publishing.
+    All files become old whenever no writer is between storing and publishing.
     """
     stop = threading.Event()
     writing = [threading.Lock() for _ in range(4)]
@@ -595,10 +597,10 @@ def test_writers_and_collectors_race_to_no_harm(repository: Repository) -> None:
         collectors = [pool.submit(collect_on, worker) for worker in range(2)]
         written = list(pool.map(write, range(4)))
         stop.set()
-        removed = sum(one.result(timeout=60) for one in collectors)
-    assert [len(set(one)) for one in written] == [12] * 4
+        removed = sum(collector.result(timeout=60) for collector in collectors)
+    assert [len(set(revisions)) for revisions in written] == [12] * 4
     assert removed > 20
-    assert sound(repository)
+    assert intact(repository)
 
 
 @pytest.mark.slow
@@ -615,28 +617,28 @@ def test_writers_and_collectors_race_to_no_harm(repository: Repository) -> None:
         max_size=14,
     )
 )
-def test_any_history_keeps_all_that_is_referred_to(
+def test_collect_after_any_history_leaves_an_intact_repository(
     tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, int, int]]
 ) -> None:
-    """After any history, revisions that must stay are whole and the last run leaves no orphan."""
+    """Retained revisions stay complete, and the last run leaves no orphaned blob."""
     made = stored.repository(tmp_path_factory.mktemp("history"))
-    for what, one, other in history:
-        match what:
+    for action, number, other in history:
+        match action:
             case "publish":
-                publish(made, [put_shard(made, one), put_shard(made, one, other + 10)])
-            case "serve" if one in made.revisions("m"):
-                made.set_serving("m", one, why="test")
-            case "pin" if one in made.revisions("m"):
-                made.pin("m", one, pinned=bool(other))
+                publish(made, [put_shard(made, number), put_shard(made, number, other + 10)])
+            case "serve" if number in made.revisions("m"):
+                made.set_serving("m", number, why="test")
+            case "pin" if number in made.revisions("m"):
+                made.pin("m", number, pinned=bool(other))
             case "put":
-                made.put_image(image(one))
+                made.put_image(image(number))
             case "collect":
                 grow_old(made)
-                collect(made, keep=one)
-        assert sound(made)
+                collect(made, keep=number)
+        assert intact(made)
     state = made.serving_state("m")
-    must = {state.revision, *state.pinned, made.revisions("m")[-1]}
+    retained = {state.revision, *state.pinned, made.revisions("m")[-1]}
     grow_old(made)
     collect(made, keep=1)
-    assert set(made.revisions("m")) == must
+    assert set(made.revisions("m")) == retained
     assert check(made) == []

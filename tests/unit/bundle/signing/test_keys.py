@@ -1,4 +1,4 @@
-"""Keys: made once, read from PEM as others write it, and never shown."""
+"""Signing keys: generation, PEM files, ids and secrecy."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from topwork.bundle.signing import keys
 from topwork.errors import InvalidInput
 
 
-def test_a_key_signs_what_its_public_one_verifies(tmp_path: Path) -> None:
-    """A signature is verified by the public key, and is of these very bytes."""
+def test_public_key_verifies_a_signature(tmp_path: Path) -> None:
+    """The public key accepts the signature for the signed bytes only."""
     identity = keys.generate(tmp_path / "key")
     signing = keys.read_signing_key(tmp_path / "key")
     trusted = keys.read_trusted_keys(tmp_path / "key.pub")
@@ -33,8 +33,8 @@ def test_a_key_signs_what_its_public_one_verifies(tmp_path: Path) -> None:
     assert not trusted[identity].verifies(b"", b"manifest")
 
 
-def test_a_private_key_is_its_owners_alone(tmp_path: Path) -> None:
-    """Nobody else may read the file, however open the umask, and no text shows the key."""
+def test_private_key_is_secret(tmp_path: Path) -> None:
+    """Only the owner can read the file, with any umask, and ``repr`` hides the key."""
     before = os.umask(0)
     try:
         key = new_key(tmp_path)
@@ -45,16 +45,16 @@ def test_a_private_key_is_its_owners_alone(tmp_path: Path) -> None:
     assert repr(signing) == str(signing) == f"SigningKey({signing.id})"
 
 
-def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
-    """A second keygen at the same place is InvalidInput, and the first key stays."""
+def test_generate_does_not_overwrite_a_key(tmp_path: Path) -> None:
+    """A second key with the same path is InvalidInput, and the first key stays."""
     before = new_key(tmp_path).read_bytes()
-    with pytest.raises(InvalidInput, match="cannot be made: File exists"):
+    with pytest.raises(InvalidInput, match="File exists"):
         keys.generate(tmp_path / "key")
     assert (tmp_path / "key").read_bytes() == before
 
 
 def test_openssl_verifies_a_signature(tmp_path: Path) -> None:
-    """What is signed here can be verified without Topwork."""
+    """Signatures can be verified with openssl alone."""
     key = new_key(tmp_path)
     (tmp_path / "content").write_bytes(b"manifest")
     (tmp_path / "signature").write_bytes(keys.read_signing_key(key).sign(b"manifest"))
@@ -66,7 +66,7 @@ def test_openssl_verifies_a_signature(tmp_path: Path) -> None:
 
 
 def test_trusted_keys_are_a_file_or_a_directory(tmp_path: Path) -> None:
-    """One file of several keys, text between them, is the same as a directory of files."""
+    """A file with several keys and text between them equals a directory of key files."""
     made = [new_key(tmp_path, name) for name in ("a", "b")]
     directory = tmp_path / "trusted"
     directory.mkdir()
@@ -80,8 +80,8 @@ def test_trusted_keys_are_a_file_or_a_directory(tmp_path: Path) -> None:
     assert found.keys() == {keys.read_signing_key(key).id for key in made}
 
 
-def test_an_id_is_the_beginning_of_a_sha256(tmp_path: Path) -> None:
-    """Anybody can tell a key's id: 16 digits of the sha256 of its 32 bytes."""
+def test_key_id_is_a_prefix_of_the_sha256(tmp_path: Path) -> None:
+    """An id is the first 16 digits of the sha256 of the 32 bytes of the public key."""
     key = new_key(tmp_path)
     loaded = formats.load_pem_public_key(public(key).read_bytes())
     raw = loaded.public_bytes(formats.Encoding.Raw, formats.PublicFormat.Raw)
@@ -96,7 +96,7 @@ def other_key(**options: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "has no private Ed25519 key in PEM"),
         (b"-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----\n", "has no private"),
@@ -104,37 +104,37 @@ def other_key(**options: Any) -> bytes:
         (other_key(protection=formats.BestAvailableEncryption(b"x")), "is encrypted"),
     ],
 )
-def test_a_file_without_a_signing_key(tmp_path: Path, content: bytes, said: str) -> None:
-    """Anything but an Ed25519 key without a passphrase is InvalidInput, and shows no content."""
+def test_read_signing_key_refuses_other_files(tmp_path: Path, content: bytes, message: str) -> None:
+    """Only an unencrypted Ed25519 key is accepted, and no message shows the file's content."""
     (tmp_path / "key").write_bytes(content)
-    with pytest.raises(InvalidInput, match=said) as caught:
+    with pytest.raises(InvalidInput, match=message) as caught:
         keys.read_signing_key(tmp_path / "key")
     assert "SECRET" not in str(caught.value)
 
 
-def test_a_file_without_trusted_keys(tmp_path: Path) -> None:
-    """A private key, another kind of key, none at all, and no file are InvalidInput, each named."""
+def test_read_trusted_keys_refuses_other_files(tmp_path: Path) -> None:
+    """A private key, another kind of key, no key, and a missing file are InvalidInput."""
     key = new_key(tmp_path)
     other = ec.generate_private_key(ec.SECP256R1()).public_key()
     pem = other.public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "other").write_bytes(public(key).read_bytes() + pem)
     (tmp_path / "text").write_bytes(b"none")
     (tmp_path / "empty").mkdir()
-    for path, said in (
+    for path, message in (
         (key, "has a private key"),
         (tmp_path / "other", "has no public Ed25519 key"),
         (tmp_path / "text", "has no public Ed25519 key"),
         (tmp_path / "empty", "has no public keys"),
         (tmp_path / "missing", "cannot be read: No such file"),
     ):
-        with pytest.raises(InvalidInput, match=said):
+        with pytest.raises(InvalidInput, match=message):
             keys.read_trusted_keys(path)
 
 
-def test_without_cryptography_the_extra_is_named(
+def test_missing_cryptography_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who has not installed it is told how, before anything is written."""
+    """Without cryptography the message names the extra to install, and no file is written."""
     imported = builtins.__import__
 
     def without(name: str, *rest: Any, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Signed revisions: where that is asked for nothing else is read, and nothing in them changes."""
+"""Signed revisions: signing, verification, key rotation and tampering."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from topwork.errors import Corrupt, InvalidInput, NotFound
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    """Return the file of a private key."""
+    """Return the path of a private key."""
     return new_key(tmp_path)
 
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """Return the file of another."""
+    """Return the path of another private key."""
     return new_key(tmp_path, "other")
 
 
@@ -39,29 +39,26 @@ def published(root: Path, signs: Signing) -> tuple[Repository, Path]:
 
 
 def read(root: Path, trusts: Signing) -> Manifest:
-    """Return the manifest as one reads it who trusts these."""
+    """Read the manifest with these trusted keys."""
     return Repository(root / "repository", trusts).manifest("m", 1)
 
 
 def refusal(root: Path, trusts: Signing) -> str:
-    """Return the reason why a revision is refused; every way to it must give the same."""
+    """Return the error reason of a refused revision, which must be the same for every method."""
     repository = Repository(root / "repository", trusts)
     with pytest.raises(Corrupt) as caught:
         repository.manifest("m", 1)
     with pytest.raises(Corrupt):
         repository.set_serving("m", 1, why="rollback")
     assert repository.find("m", lambda _: True) is None
-    (problem,) = [
-        one
-        for one in check(Repository(root / "repository"), signing=trusts)
-        if one.severity == "error"
-    ]
+    problems = check(Repository(root / "repository"), signing=trusts)
+    (problem,) = [problem for problem in problems if problem.severity == "error"]
     assert (problem.path, problem.text) == ("models/m/1/manifest.sig", str(caught.value))
     return caught.value.reason
 
 
-def test_what_is_published_is_signed(tmp_path: Path, key: Path) -> None:
-    """A revision has its key's signature from the first moment, and who trusts that reads it."""
+def test_publish_signs_the_revision(tmp_path: Path, key: Path) -> None:
+    """A published revision has a signature that verifies with the public key."""
     made, directory = published(tmp_path, signing(key))
     found = json.loads((directory / "manifest.sig").read_bytes())
     assert list(found["signatures"]) == [keys.read_signing_key(key).id]
@@ -69,25 +66,25 @@ def test_what_is_published_is_signed(tmp_path: Path, key: Path) -> None:
     assert not check(Repository(made.root), signing=signing(None, key, publishes=False))
 
 
-def test_without_keys_no_signature_is_looked_at(tmp_path: Path, key: Path) -> None:
-    """Who trusts no keys reads signed and unsigned revisions alike, as before."""
+def test_without_trusted_keys_signatures_are_ignored(tmp_path: Path, key: Path) -> None:
+    """Without trusted keys even a damaged manifest.sig is no error."""
     _, directory = published(tmp_path, signing(key))
     (directory / "manifest.sig").write_bytes(b"damaged")
     assert read(tmp_path, UNSIGNED).revision == 1
 
 
-def test_an_unsigned_revision_is_refused_where_one_must_sign(tmp_path: Path, key: Path) -> None:
-    """It is Corrupt with the reason UNSIGNED; where signatures are not required it is read."""
+def test_unsigned_revision_is_refused_if_signatures_are_required(tmp_path: Path, key: Path) -> None:
+    """An unsigned revision is UNSIGNED with ``required``, and readable otherwise."""
     published(tmp_path, UNSIGNED)
     assert refusal(tmp_path, signing(None, key, publishes=False)) == "UNSIGNED"
     assert read(tmp_path, signing(None, key, required=False, publishes=False)).revision == 1
 
 
 @pytest.mark.parametrize("required", [True, False])
-def test_a_strangers_signature_is_refused(
+def test_signature_of_an_untrusted_key_is_refused(
     tmp_path: Path, key: Path, other: Path, required: bool
 ) -> None:
-    """What only keys have signed that nobody trusts is refused, and the message names them."""
+    """A revision signed only by untrusted keys is refused; the message has their ids."""
     published(tmp_path, signing(other))
     trusts = signing(None, key, required=required, publishes=False)
     assert refusal(tmp_path, trusts) == "SIGNATURE_UNTRUSTED"
@@ -96,8 +93,10 @@ def test_a_strangers_signature_is_refused(
 
 
 @pytest.mark.parametrize("required", [True, False])
-def test_every_byte_of_a_manifest_is_signed(tmp_path: Path, key: Path, required: bool) -> None:
-    """Whichever byte is changed, the signature is wrong: SIGNATURE_INVALID."""
+def test_signature_covers_every_byte_of_the_manifest(
+    tmp_path: Path, key: Path, required: bool
+) -> None:
+    """A change of any byte of manifest.json is SIGNATURE_INVALID."""
     _, directory = published(tmp_path, signing(key))
     trusts = signing(None, key, required=required, publishes=False)
     path = directory / "manifest.json"
@@ -115,8 +114,8 @@ def test_every_byte_of_a_manifest_is_signed(tmp_path: Path, key: Path, required:
 
 
 @pytest.mark.parametrize("name", ["head.onnx", "metrics.json", "report.html"])
-def test_all_files_are_covered(tmp_path: Path, key: Path, name: str) -> None:
-    """What the manifest names cannot be changed without it: the sha256 is signed."""
+def test_signature_covers_all_files(tmp_path: Path, key: Path, name: str) -> None:
+    """A changed file is Corrupt, since the signed manifest has its sha256."""
     made, directory = published(tmp_path, signing(key, key))
     (directory / name).write_bytes(b"other")
     manifest = made.manifest("m", 1)
@@ -125,15 +124,15 @@ def test_all_files_are_covered(tmp_path: Path, key: Path, name: str) -> None:
         call[name](manifest)
 
 
-def test_a_signed_revision_is_no_other_one(tmp_path: Path, key: Path) -> None:
-    """Copied to another number or model, a signed revision is refused: it says what it is."""
+def test_copy_of_a_signed_revision_is_refused(tmp_path: Path, key: Path) -> None:
+    """A copy under another number or model is Corrupt, since the manifest has both."""
     made, directory = published(tmp_path, signing(key, key))
     for copy in (directory.with_name("2"), directory.parent.with_name("n") / "1"):
         copy.mkdir(parents=True)
         for file in directory.iterdir():
             (copy / file.name).write_bytes(file.read_bytes())
     for model, revision in (("m", 2), ("n", 1)):
-        with pytest.raises(Corrupt, match="is of m revision 1"):
+        with pytest.raises(Corrupt, match="is for m revision 1"):
             made.manifest(model, revision)
 
 
@@ -147,15 +146,15 @@ def test_a_signed_revision_is_no_other_one(tmp_path: Path, key: Path) -> None:
         b'{"signatures": {"0123456789abcdef": "?"}}',
     ],
 )
-def test_a_damaged_signature_file_is_refused(tmp_path: Path, key: Path, content: bytes) -> None:
-    """Whatever lies in place of signatures, the revision is Corrupt."""
+def test_invalid_signature_file_is_refused(tmp_path: Path, key: Path, content: bytes) -> None:
+    """A revision with an invalid manifest.sig is Corrupt."""
     _, directory = published(tmp_path, signing(key))
     (directory / "manifest.sig").write_bytes(content)
     refusal(tmp_path, signing(None, key, publishes=False))
 
 
-def test_keys_follow_each_other(tmp_path: Path, key: Path, other: Path) -> None:
-    """Both are trusted for a while; what the old one signed is signed by the new one, too."""
+def test_key_rotation(tmp_path: Path, key: Path, other: Path) -> None:
+    """A new key signs revisions of the old key, too; both can be trusted meanwhile."""
     made, directory = published(tmp_path, signing(key))
     both = signing(None, key, other, publishes=False)
     only_new = signing(None, other, publishes=False)
@@ -169,10 +168,10 @@ def test_keys_follow_each_other(tmp_path: Path, key: Path, other: Path) -> None:
     assert both.check(directory, (directory / "manifest.json").read_bytes()) == ids
 
 
-def test_one_wrong_signature_among_trusted_ones_is_refused(
+def test_invalid_signature_of_one_trusted_key_is_refused(
     tmp_path: Path, key: Path, other: Path
 ) -> None:
-    """A right signature does not make up for a wrong one of another trusted key."""
+    """A valid signature does not excuse an invalid one of another trusted key."""
     _, directory = published(tmp_path, signing(key))
     wrong = signatures.add(
         keys.read_signing_key(other), b"else", signatures.read(directory / "manifest.sig")
@@ -185,8 +184,8 @@ def test_one_wrong_signature_among_trusted_ones_is_refused(
 @pytest.mark.parametrize(
     "damaged", ["models/m/1/head.onnx", "backbones/*/backbone.onnx", "exemplars/*.npz"]
 )
-def test_what_is_damaged_is_not_signed(tmp_path: Path, key: Path, damaged: str) -> None:
-    """Before a revision is signed all that its manifest names is verified."""
+def test_sign_refuses_a_damaged_revision(tmp_path: Path, key: Path, damaged: str) -> None:
+    """All files that the manifest refers to are verified before signing."""
     made, directory = published(tmp_path, UNSIGNED)
     (path,) = made.root.glob(damaged)
     path.write_bytes(b"other")
@@ -195,7 +194,7 @@ def test_what_is_damaged_is_not_signed(tmp_path: Path, key: Path, damaged: str) 
     assert not (directory / "manifest.sig").exists()
 
 
-def test_what_is_not_there_is_not_signed(tmp_path: Path, key: Path) -> None:
+def test_sign_of_an_unknown_revision_is_not_found(tmp_path: Path, key: Path) -> None:
     """An unknown revision or model is NotFound."""
     made, _ = published(tmp_path, UNSIGNED)
     for model, revision in (("m", 2), ("n", 1)):
@@ -203,29 +202,33 @@ def test_what_is_not_there_is_not_signed(tmp_path: Path, key: Path) -> None:
             revisions.sign(made, model, revision, keys.read_signing_key(key))
 
 
-def test_what_would_be_refused_ends_the_start(key: Path, other: Path) -> None:
-    """Who requires signatures needs trusted keys, and who publishes a key that is one of them."""
+def test_signing_files_must_be_consistent(key: Path, other: Path) -> None:
+    """Required signatures need trusted keys, and publishing needs one of their private keys."""
     trusted = public(key)
-    for files, publishes, said in (
+    for files, publishes, message in (
         (SigningFiles(require_signed=True), False, "give --trusted-keys"),
         (SigningFiles(trusted_keys=trusted, require_signed=True), True, "give --signing-key"),
-        (SigningFiles(trusted_keys=trusted, signing_key=other), True, "is not trusted"),
+        (
+            SigningFiles(trusted_keys=trusted, signing_key=other),
+            True,
+            "is not one of the trusted keys",
+        ),
     ):
-        with pytest.raises(InvalidInput, match=said):
+        with pytest.raises(InvalidInput, match=message):
             files.read(publishes=publishes)
 
 
-def test_keys_stay_in_their_process(key: Path) -> None:
-    """What crosses process boundaries has paths, and who only reads holds no private key."""
+def test_private_key_stays_in_the_publishing_process(key: Path) -> None:
+    """Only paths are pickled, and a process that only reads does not load the private key."""
     files = SigningFiles(trusted_keys=public(key), require_signed=True, signing_key=key)
     assert pickle.loads(pickle.dumps(files)) == files  # noqa: S301  # as multiprocessing does
     assert files.read(publishes=False).key is None
     assert files.read(publishes=True).key is not None
 
 
-def test_revisions_are_told_where_the_pointer_is_damaged(tmp_path: Path, key: Path) -> None:
-    """Who signed what is known without serving.json; none of its revisions is said to serve."""
+def test_verify_works_with_a_damaged_serving_pointer(tmp_path: Path, key: Path) -> None:
+    """With an unreadable serving.json the revisions are verified, and none is serving."""
     repository, _ = published(tmp_path, signing(key))
     repository.serving_file("m").write_bytes(b"{}")
-    told = revisions.tell(repository, signing(None, key, publishes=False))
-    assert [(one.revision, one.serving, one.problem) for one in told] == [(1, False, "")]
+    (verified,) = revisions.verify(repository, signing(None, key, publishes=False))
+    assert (verified.revision, verified.serving, verified.problem) == (1, False, "")

@@ -1,4 +1,4 @@
-"""JPEG 2000, Netpbm, GIF, BMP and WebP: what is read, and what costs more than its pixels."""
+"""JPEG 2000, Netpbm, GIF, BMP and WebP: decoding, and refusal of excessive decoding costs."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ PICTURE = preprocess(encode(IMAGE), SPEC)
 
 @pytest.mark.parametrize("codestream", [False, True])
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA"])
-def test_jpeg_2000_gives_its_pixels(mode: str, codestream: bool) -> None:
-    """With its container or without, grey or in colours, with alpha or not."""
+def test_jpeg_2000_is_decoded(mode: str, codestream: bool) -> None:
+    """Container or bare codestream, grey or colour, with or without alpha."""
     image = IMAGE.convert(mode)
     want = preprocess(encode(image), SPEC).astype(int)
     got = preprocess(encode(image, "JPEG2000", no_jp2=codestream), SPEC)
@@ -58,7 +58,7 @@ def precincts(size: int) -> bytes:
 
 
 def tiled(side: int) -> bytes:
-    """Return a codestream that claims tiles of so many pixels a side."""
+    """Return a codestream whose header has tiles of ``side`` x ``side`` pixels."""
     content = patched(0, b"")
     return content[:24] + struct.pack(">II", side, side) + content[32:]
 
@@ -72,19 +72,19 @@ def tiled(side: int) -> bytes:
         (precincts(7)[:-2] + b"\xff\x64\0\2" * 20_000, "damaged|marker segments"),
         (encode(IMAGE, "JPEG2000", no_jp2=True)[:2] + b"\xff\x64\0\2" * 20_000, "JPEG 2000"),
     ],
-    ids=["precincts", "code-blocks", "tiles", "comments behind", "comments"],
+    ids=["precincts", "code-blocks", "tiles", "trailing comments", "comments"],
 )
 @pytest.mark.timeout(30)
-def test_jpeg_2000_of_too_many_parts_is_refused(content: bytes, message: str) -> None:
-    """A few hundred bytes that ask for gigabytes of structures are refused at once."""
+def test_jpeg_2000_with_too_many_parts_is_refused(content: bytes, message: str) -> None:
+    """A few hundred bytes whose structures take gigabytes are refused at once."""
     start = time.process_time()
     with pytest.raises(ImageError, match=message):
         preprocess(content, SPEC)
     assert time.process_time() - start < 1
 
 
-def test_jpeg_2000_of_many_layers_and_precincts_is_refused() -> None:
-    """65,535 layers alone are read; of many precincts they are too many packets."""
+def test_jpeg_2000_with_too_many_packets_is_refused() -> None:
+    """65,535 layers of many precincts are too many packets."""
     content = precincts(5)
     at = content.index(b"\xff\x52") + 6
     with pytest.raises(ImageError, match="precincts of 65535 layers"):
@@ -92,7 +92,7 @@ def test_jpeg_2000_of_many_layers_and_precincts_is_refused() -> None:
 
 
 def passes(width: int, height: int, components: int = 3) -> bytes:
-    """Return a codestream, not wavelet transformed, of blocks with 30 coding passes on no data."""
+    """Return a codestream without wavelet transform, of blocks with 30 passes and no data."""
     blocks = components * -(-width // 64) * -(-height // 64)
     size = struct.pack(">HHIIIIIIIIH", 38 + 3 * components, 0, width, height, 0, 0, width, height,
                        0, 0, components) + bytes([7, 1, 1]) * components  # fmt: skip
@@ -109,10 +109,10 @@ def passes(width: int, height: int, components: int = 3) -> bytes:
 @pytest.mark.parametrize(
     "options", [{"offset": (3, 5), "tile_size": (256, 256)}, {"tile_size": (99, 99)}]
 )
-def test_large_jpeg_2000_that_has_no_lower_resolution_is_refused(
+def test_large_jpeg_2000_without_lower_resolution_is_refused(
     options: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tiles between the pixels of a lower resolution, which Pillow loses, are no damage."""
+    """Pillow loses tiles between the pixels of a lower resolution, so none is used."""
     content = encode(gradient(401, 303), "JPEG2000", **options)
     assert preprocess(content, SPEC).shape == (16, 16, 3)
     monkeypatch.setattr(jpeg2000, "MOST_SAMPLES", 100_000)
@@ -120,8 +120,8 @@ def test_large_jpeg_2000_that_has_no_lower_resolution_is_refused(
         preprocess(content, SPEC)
 
 
-def test_jpeg_2000_of_many_passes_is_refused() -> None:
-    """Two bytes ask for 30 passes over 4,096 samples, so the samples that are decoded are few."""
+def test_jpeg_2000_with_many_passes_is_refused() -> None:
+    """Two bytes cause 30 passes over 4,096 samples, so decoded samples are limited."""
     assert preprocess(passes(512, 512), SPEC).shape == (16, 16, 3)
     start = time.process_time()
     with pytest.raises(ImageError, match="12000000 samples to decode") as caught:
@@ -136,7 +136,7 @@ def test_jpeg_2000_of_many_passes_is_refused() -> None:
 def test_large_jpeg_2000_is_decoded_at_a_lower_resolution(
     size: tuple[int, int], options: Any, codestream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pictures of many samples look the same, nearly, whatever their sizes are divisible by."""
+    """The result is nearly the same at every reduction and for any divisibility of the size."""
     image = gradient(*size)
     for mode in ("RGB", "RGBA"):
         content = encode(image.convert(mode), "JPEG2000", no_jp2=codestream, **options)
@@ -147,8 +147,8 @@ def test_large_jpeg_2000_is_decoded_at_a_lower_resolution(
             assert np.abs(preprocess(content, SPEC) - want).max() <= 6
 
 
-def test_jpeg_2000_size_is_that_of_the_codestream_too() -> None:
-    """A container that claims fewer pixels than its codestream has hides nothing."""
+def test_jpeg_2000_size_of_codestream_is_checked() -> None:
+    """A container that claims fewer pixels than its codestream does not hide them."""
     content = encode(plain((1, 2, 3), (700, 700)), "JPEG2000")
     header = content.index(b"ihdr") + 4
     lie = content[:header] + struct.pack(">II", 8, 8) + content[header + 8 :]
@@ -156,8 +156,8 @@ def test_jpeg_2000_size_is_that_of_the_codestream_too() -> None:
         preprocess(lie, SPEC, limits=InputLimits(max_image_pixels=100_000))
 
 
-def test_jpeg_2000_of_two_codestreams_is_checked_by_the_first() -> None:
-    """A harmless codestream behind a hostile one, which is decoded, hides nothing."""
+def test_first_of_two_jpeg_2000_codestreams_is_checked() -> None:
+    """The check and the decoder use the same codestream."""
     good, hostile = encode(plain((1, 2, 3)), "JPEG2000"), precincts(1)
     at = good.index(b"jp2c") - 4
     content = good[:at] + box(b"jp2c", hostile) + good[at:]
@@ -169,7 +169,7 @@ def test_jpeg_2000_of_two_codestreams_is_checked_by_the_first() -> None:
 
 
 def plain_text(samples: np.ndarray, kind: bytes, maximum: bytes = b"") -> bytes:
-    """Return a plain Netpbm file, with comments where they may be."""
+    """Return a plain Netpbm file with comments in header and samples."""
     height, width = samples.shape[:2]
     text = b"\n".join(b" ".join(b"%d" % value for value in row.ravel()) for row in samples)
     head = b"P%s # a comment\n# 7 7\n%d %d\n%s\n" % (kind, width, height, maximum)
@@ -199,8 +199,8 @@ NETPBM = {
 
 
 @pytest.mark.parametrize("kind", NETPBM)
-def test_netpbm_gives_its_pixels(kind: str) -> None:
-    """Bitmaps, greymaps and pixmaps, plain and raw, whatever their largest sample."""
+def test_netpbm_is_decoded(kind: str) -> None:
+    """Bitmaps, greymaps and pixmaps, plain and raw, with any largest sample."""
     content, image = NETPBM[kind]
     assert (preprocess(content, SPEC) == preprocess(encode(image), SPEC)).all()
 
@@ -225,7 +225,7 @@ def test_netpbm_gives_its_pixels(kind: str) -> None:
     ],
 )
 def test_damaged_netpbm_is_an_image_error(content: bytes, message: str) -> None:
-    """What has too few samples, or none, says so."""
+    """The error says which part is missing or invalid."""
     with pytest.raises(ImageError, match=message):
         preprocess(content, SPEC)
 
@@ -233,8 +233,8 @@ def test_damaged_netpbm_is_an_image_error(content: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     "head", [b"P3 1000 1500 255\n", b"P2 2000 2000 65535\n", b"P1 3000 2000\n"]
 )
-def test_plain_netpbm_takes_no_seconds(head: bytes) -> None:
-    """Millions of numbers in text are not read one by one in Python."""
+def test_plain_netpbm_is_decoded_fast(head: bytes) -> None:
+    """Millions of decimal numbers are not parsed in a Python loop."""
     content = head + b"1 " * 6_000_000
     start = time.process_time()
     preprocess(content, SPEC)
@@ -253,7 +253,7 @@ def test_plain_netpbm_takes_no_seconds(head: bytes) -> None:
     ids=["spaces", "comments", "more spaces", "bits", "samples"],
 )
 def test_netpbm_floods_are_refused(content: bytes, message: str) -> None:
-    """Spaces and comments without number are not read one by one: that took 2.5 GB."""
+    """Parsing millions of spaces or comments would take 2.5 GB of memory."""
     start = time.process_time()
     with pytest.raises(ImageError, match=message):
         preprocess(content, SPEC)
@@ -263,8 +263,8 @@ def test_netpbm_floods_are_refused(content: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     "content", [b"P1 3000 2000\n" + b"00 " * 5_000_000, b"P4 10000 5000\n" + bytes(6_250_000)]
 )
-def test_bitmaps_take_no_more_memory_than_their_pixels(content: bytes) -> None:
-    """A byte a pixel, and little beside it."""
+def test_bitmap_decoding_takes_little_memory(content: bytes) -> None:
+    """The peak is little above one byte per pixel."""
     tracemalloc.start()
     preprocess(content, SPEC)
     _, peak = tracemalloc.get_traced_memory()
@@ -278,8 +278,8 @@ def test_bitmaps_take_no_more_memory_than_their_pixels(content: bytes) -> None:
 @pytest.mark.parametrize(
     "flood", [b"!\xfe" + b"\1a" * 200_000 + b"\0", b"!\xff\1a\0" * 200_000, b"\0" * 200_000]
 )
-def test_gif_of_too_many_blocks_is_refused(flood: bytes) -> None:
-    """Comments a byte long, and other blocks without number, are refused before they are read."""
+def test_gif_with_too_many_blocks_is_refused(flood: bytes) -> None:
+    """Many tiny comments or other blocks are refused before Pillow reads them."""
     content = encode(IMAGE.quantize(4), "GIF")
     at = 13 + 3 * 4
     start = time.process_time()
@@ -288,8 +288,8 @@ def test_gif_of_too_many_blocks_is_refused(flood: bytes) -> None:
     assert time.process_time() - start < 0.5
 
 
-def test_gif_frame_beyond_its_screen_is_refused() -> None:
-    """A screen of few pixels and a frame of many are as many as the frame has."""
+def test_gif_frame_larger_than_its_screen_is_refused() -> None:
+    """The larger of screen and frame counts against the limit of pixels."""
     content = bytearray(encode(plain((1, 2, 3)), "GIF"))
     at = content.index(b"\x2c", 13)
     content[at + 5 : at + 9] = struct.pack("<HH", 60_000, 60_000)
@@ -305,8 +305,8 @@ def rle(width: int, height: int, data: bytes) -> bytes:
     return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + head + palette + data
 
 
-def test_run_length_encoded_bmp_is_read() -> None:
-    """Runs give their shade."""
+def test_run_length_encoded_bmp_is_decoded() -> None:
+    """Each run gives pixels of its shade."""
     assert (preprocess(rle(20, 20, b"\x14\x50\0\0" * 20 + b"\0\1"), SPEC) == 0x50).all()
 
 
@@ -314,7 +314,7 @@ def test_run_length_encoded_bmp_is_read() -> None:
     "content", [rle(7_000, 7_000, b"\1\2" * 99), rle(100, 100, b"\0\2\0\0" * 400_000)]
 )
 def test_large_run_length_encoded_bmp_is_refused(content: bytes) -> None:
-    """What Pillow decodes in Python, byte by byte, is refused above a second's work."""
+    """Pillow decodes run-length encoding in Python, so such files are limited to 1 s."""
     start = time.process_time()
     with pytest.raises(ImageError, match="run-length encoded") as caught:
         preprocess(content, SPEC)
@@ -324,7 +324,7 @@ def test_large_run_length_encoded_bmp_is_refused(content: bytes) -> None:
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {}, {"save_all": True}])
 def test_webp_size_is_limited_before_it_is_opened(options: dict[str, bool]) -> None:
-    """Each of WebP's three headers is read for its size."""
+    """The size is read from each of WebP's three kinds of headers."""
     content = encode(plain((1, 2, 3), (300, 200)), "WEBP", **options)
     with pytest.raises(ImageError, match="300 x 200 = 60000 pixels; the limit is 59999"):
         preprocess(content, SPEC, limits=InputLimits(max_image_pixels=59_999))

@@ -1,4 +1,4 @@
-"""HEIC and AVIF files are upright, on white, in 8 bits; those that lie about their work are not."""
+"""HEIC and AVIF: decoding, and refusal of files with a hidden decoding cost."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ KINDS = ["HEIF", "AVIF"]
 
 
 def close(got: np.ndarray, want: object, within: int = 3) -> bool:
-    """Return whether all pixels are, nearly, those that are wanted."""
+    """Return True if all pixels differ from ``want`` by at most ``within``."""
     return bool((np.abs(got.astype(int) - np.asarray(want)) <= within).all())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_alpha_lies_on_white(kind: str) -> None:
-    """Half transparent pixels, in an item of their own, are mixed with white."""
+def test_alpha_is_composited_on_white(kind: str) -> None:
+    """The alpha plane is an item of its own."""
     image = Image.new("RGBA", (64, 48), (*RED, 128))
     assert close(preprocess(encode(image, kind), SPEC), (237, 132, 137))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_grey_is_grey(kind: str) -> None:
-    """A picture without colours is that of its shades."""
+def test_greyscale_is_decoded(kind: str) -> None:
+    """A greyscale picture becomes RGB with equal channels."""
     image = gradient(64, 48).convert("L")
     assert close(preprocess(encode(image, kind), SPEC), preprocess(encode(image), SPEC))
 
 
-def test_ten_bits_keep_their_upper_eight() -> None:
-    """A HEIC of 10 bits, as phones write HDR, is that of 8 bits."""
+def test_ten_bits_become_upper_eight() -> None:
+    """A HEIC of 10 bits, as phones write HDR, gives the upper 8 bits."""
     samples = np.zeros((48, 64, 3), "<u2")
     samples[..., 0] = np.linspace(0, 65_535, 64)
     content = deep_heic("RGB;16", (64, 48), samples.tobytes())
@@ -56,7 +56,7 @@ def test_ten_bits_keep_their_upper_eight() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_exif_orientation_is_ignored(kind: str) -> None:
-    """The picture's own properties turn it; EXIF, sound or damaged, does not."""
+    """Only item properties rotate the picture; EXIF, intact or damaged, does not."""
     upright = gradient(36, 24)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -68,14 +68,14 @@ def test_exif_orientation_is_ignored(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_grid_is_one_picture(kind: str) -> None:
-    """A grid of tiles, as phones write large pictures, is one picture, without its overhang."""
+def test_grid_is_assembled(kind: str) -> None:
+    """The tiles of a grid, as phones write large pictures, are joined and cropped to its size."""
     content = grid(encode(plain(RED, (64, 64)), kind), 3, 2, (190, 120))
     assert close(preprocess(content, SPEC), RED)
 
 
-def test_all_that_a_phone_writes_is_read() -> None:
-    """Tiles, a turn, a thumbnail, a gain map of another coding, EXIF, XMP and a colour profile."""
+def test_typical_phone_file_is_decoded() -> None:
+    """Tiles, rotation, thumbnail, a gain map of another coding, EXIF, XMP and a colour profile."""
     sides = {
         (x, y): gradient(128, 128).crop((x, y, x + 64, y + 64)) for y in (0, 64) for x in (0, 64)
     }
@@ -101,14 +101,14 @@ def test_all_that_a_phone_writes_is_read() -> None:
 
 
 def test_brand_is_ignored() -> None:
-    """An AVIF under a HEIF's brand, and the other way round, are what they are."""
+    """The item's coding decides, even if the brand is of the other format."""
     for kind, brand in (("HEIF", b"avif"), ("AVIF", b"heic"), ("AVIF", b"mif1")):
         content = encode(plain(RED, (64, 64)), kind)
         assert close(preprocess(content[:8] + brand + content[12:], SPEC), RED)
 
 
 def test_animated_avif_gives_its_still() -> None:
-    """Of an AVIF sequence the primary item is shown."""
+    """An AVIF sequence gives its primary item."""
     frames = [plain(colour) for colour in ((20, 10, 220), (20, 220, 10))]
     content = encode(plain(RED), "AVIF", save_all=True, append_images=frames)
     assert content[8:12] == b"avis"
@@ -116,14 +116,14 @@ def test_animated_avif_gives_its_still() -> None:
 
 
 def test_sequence_without_still_is_refused() -> None:
-    """A file of tracks alone has no picture that is read."""
+    """A file with only tracks has no items."""
     content = box(b"ftyp", b"avis" + bytes(4) + b"avis") + box(b"moov", bytes(8))
     with pytest.raises(ImageError, match="no items"):
         preprocess(content, SPEC)
 
 
 def test_decoders_run_in_one_thread() -> None:
-    """There is a thread a core already: a decoder starts none, or one that it waits for."""
+    """The server already has a thread per core."""
     import pi_heif
 
     preprocess(heic(plain(RED)), SPEC)
@@ -131,12 +131,12 @@ def test_decoders_run_in_one_thread() -> None:
     assert AvifImagePlugin.DEFAULT_MAX_THREADS == 1
 
 
-# What decoding takes
+# Decoding cost
 
 
 @pytest.mark.parametrize("size", [(64, 64), (345, 234), (1_920, 1_080)])
 def test_coded_sizes_are_read(size: tuple[int, int]) -> None:
-    """Headers of both codings give at least the size of the picture, and not much more."""
+    """The coded size in the headers is at least the size of the picture, and little more."""
     _, content, properties = coded(heic(plain(RED, size)))
     hevc, slices = hevc_passes(dict(properties)[b"hvcC"], content, Steps())
     av1, frames = av1_passes(coded(encode(plain(RED, size), "AVIF"))[1], Steps())
@@ -146,8 +146,8 @@ def test_coded_sizes_are_read(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_coded_size_beyond_the_claimed_one_is_refused(kind: str) -> None:
-    """Who claims 8 x 8 pixels and has a million in the coded picture is found out."""
+def test_coded_size_above_claimed_size_is_refused(kind: str) -> None:
+    """A file that claims 8 x 8 pixels and has a million coded pixels is refused."""
     name, content, properties = coded(encode(plain(RED, (1_000, 1_000)), kind))
     lie = [(b"ispe", struct.pack(">III", 0, 8, 8)) if key == b"ispe" else (key, value)
            for key, value in properties]  # fmt: skip
@@ -159,8 +159,8 @@ def test_coded_size_beyond_the_claimed_one_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tiles_that_share_a_picture_are_counted(kind: str) -> None:
-    """900 tiles that are all the same coded picture are as much work as 900 pictures."""
+def test_repeated_tile_is_counted_each_time(kind: str) -> None:
+    """900 references to a single coded picture cost as much as 900 pictures."""
     content = grid(encode(plain(RED, (512, 512)), kind), 30, 30, (100, 100))
     limits = InputLimits(max_image_pixels=1_000_000)
     with pytest.raises(ImageError, match="tiles of over 3000000 pixels") as caught:
@@ -169,14 +169,14 @@ def test_tiles_that_share_a_picture_are_counted(kind: str) -> None:
 
 
 def test_item_of_many_pictures_is_refused() -> None:
-    """An item of 100 HEVC pictures, of which a decoder decodes all, is no still."""
+    """A decoder would decode all 100 HEVC pictures of an item."""
     name, content, properties = coded(heic(plain(RED, (64, 64))))
     with pytest.raises(ImageError, match="still of 100 pictures"):
         preprocess(assembled([(name, content * 100, properties)]), SPEC)
 
 
 def test_item_of_many_slices_is_refused() -> None:
-    """Each slice may cover all of the picture: a thousand are a thousand passes."""
+    """Each slice may cover the whole picture, so a thousand slices are a thousand passes."""
     name, content, properties = coded(heic(plain(RED, (512, 512))))
     follower = content[:6] + bytes([content[6] & 0x7F]) + content[7:]
     limits = InputLimits(max_image_pixels=1_000_000)
@@ -185,29 +185,29 @@ def test_item_of_many_slices_is_refused() -> None:
 
 
 def test_item_of_many_frames_is_refused() -> None:
-    """An item of 100 AV1 frames, all of which a decoder may decode, is no still."""
+    """A decoder may decode all 100 AV1 frames of an item."""
     name, content, properties = coded(encode(plain(RED, (64, 64)), "AVIF"))
     with pytest.raises(ImageError, match="has 100 frames of 4096 pixels"):
         preprocess(assembled([(name, content * 100, properties)]), SPEC)
 
 
 def test_nested_derivations_are_refused() -> None:
-    """Pictures made of pictures, each of 20 others, are not followed without end."""
+    """Derived pictures that multiply by 20 at each level, or refer to themselves, are refused."""
     tile = coded(heic(plain(RED, (64, 64))))
     payload = struct.pack(">BBBBHH", 0, 0, 3, 4, 64, 64)
     level = [tile, *[(b"grid", payload, [])] * 60]
     references = [(b"dimg", 2 + n, [1] * 20) for n in range(20)]
     references += [(b"dimg", 22 + n, list(range(2, 22))) for n in range(20)]
     references += [(b"dimg", 42 + n, list(range(22, 42))) for n in range(20)]
-    with pytest.raises(ImageError, match="made of over"):
+    with pytest.raises(ImageError, match="composed of over"):
         preprocess(assembled(level, references, primary=42), SPEC)
     loop = [tile, (b"iden", b"", [])]
-    with pytest.raises(ImageError, match="made of over"):
+    with pytest.raises(ImageError, match="composed of over"):
         preprocess(assembled(loop, [(b"dimg", 2, [2])], primary=2), SPEC)
 
 
-def test_grid_canvas_beyond_the_limit_is_refused() -> None:
-    """A grid that claims a canvas beyond the limit is refused by its own numbers."""
+def test_grid_canvas_above_limit_is_refused() -> None:
+    """The canvas size in the grid counts, however few tiles it has."""
     content = grid(heic(plain(RED, (64, 64))), 2, 2, (60_000, 60_000))
     with pytest.raises(ImageError, match="60000 x 60000") as caught:
         preprocess(content, SPEC)
@@ -216,16 +216,16 @@ def test_grid_canvas_beyond_the_limit_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", [b"jpeg", b"iovl", b"unci", b"vvc1"])
 def test_unsupported_coding_is_named(kind: bytes) -> None:
-    """An item that is coded in another way is refused with the name of that way."""
-    with pytest.raises(ImageError, match=f"coded as '{kind.decode()}', which is not read"):
+    """The error names the coding of the item."""
+    with pytest.raises(ImageError, match=f"coded as '{kind.decode()}'; supported are"):
         preprocess(assembled([(kind, bytes(40), [])]), SPEC)
 
 
 def test_compressed_metadata_is_never_inflated() -> None:
-    """Metadata that unpacks to 256 MiB costs nothing, and spoils nothing."""
+    """Metadata that unpacks to 256 MiB takes no time and does not affect the picture."""
     bomb = zlib.compress(bytes(256 * 2**20), 9)
     content = assembled([coded(heic(plain(RED))), (b"mime", bomb, [])], [(b"cdsc", 2, [1])])
-    # The library looks for how it is compressed behind the kind of the item.
+    # The library expects the compression method after the kind of the item.
     infe = content.index(b"mime", content.index(b"iinf"))
     assert content[infe : infe + 4] == b"mime"
     start = time.process_time()
@@ -235,7 +235,7 @@ def test_compressed_metadata_is_never_inflated() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cut_off_file_is_refused(kind: str) -> None:
-    """Wherever a file ends too early, it is an error of this image."""
+    """A file that ends early at any offset is an ImageError."""
     content = assembled([coded(encode(gradient(64, 48), kind))])
     for end in range(12, len(content) - 1, 7):
         with pytest.raises(ImageError):
@@ -245,8 +245,8 @@ def test_cut_off_file_is_refused(kind: str) -> None:
 FLOOD = 200_000
 
 
-def items(*boxes: bytes, count: int = 1, behind: bytes = b"") -> bytes:
-    """Return a file of ``count`` items that are nowhere, and of other boxes about them."""
+def items(*boxes: bytes, count: int = 1, trailing: bytes = b"") -> bytes:
+    """Return a file of ``count`` items without content, and of other boxes in ``meta``."""
     kinds = [
         box(b"infe", struct.pack(">BxxxHH4sx", 2, 1 + item, 0, b"hvc1")) for item in range(count)
     ]
@@ -256,26 +256,26 @@ def items(*boxes: bytes, count: int = 1, behind: bytes = b"") -> bytes:
         box(b"pitm", struct.pack(">4xH", 1)),
         box(b"iinf", struct.pack(">4xH", count), *kinds),
         *boxes,
-        behind,
+        trailing,
     )
 
 
 def test_structure_floods_are_refused() -> None:
-    """Boxes, items, references and properties without number are not all read, one by one."""
-    sound = heic(plain(RED))
+    """Parsing stops after a limited number of boxes, items, references and properties."""
+    intact = heic(plain(RED))
     nowhere = box(b"iloc", struct.pack(">4xBBH", 0x44, 0, 0))
     located = struct.pack(">B3xBBI", 2, 0, 0, FLOOD) + b"".join(
         struct.pack(">I6x", item) for item in range(FLOOD)
     )
-    # Each claims as many as a field of 16 bits can, in the bytes of those behind it.
+    # Each claims 65,535 targets, whose bytes are those of the following boxes.
     references = [box(b"dimg", struct.pack(">HH", item, 0xFFFF)) for item in range(1_000)]
     associated = box(b"ipma", struct.pack(">II", 0, 10_000))
     size = box(b"ispe", bytes(12))
     for content in (
-        sound[: sound.index(b"meta") - 4] + box(b"free", b"") * FLOOD,
+        intact[: intact.index(b"meta") - 4] + box(b"free", b"") * FLOOD,
         items(box(b"iloc", located)),
-        items(nowhere, box(b"iref", bytes(4), *references), behind=bytes(FLOOD)),
-        items(nowhere, box(b"iprp", *[associated] * 10), behind=bytes(FLOOD)),
+        items(nowhere, box(b"iref", bytes(4), *references), trailing=bytes(FLOOD)),
+        items(nowhere, box(b"iprp", *[associated] * 10), trailing=bytes(FLOOD)),
         items(nowhere, box(b"iprp", box(b"ipco", size * FLOOD))),
     ):
         start = time.process_time()
@@ -285,7 +285,7 @@ def test_structure_floods_are_refused() -> None:
 
 
 def test_tiles_of_many_parts_are_refused() -> None:
-    """Headers that all tiles of a grid share are not read anew for each, a thousand times."""
+    """The cost of parsing all tiles' headers is limited, even if tiles share them."""
     name, content, properties = coded(heic(plain(RED, (64, 64))))
     header = dict(properties)[b"hvcC"]
     units = struct.pack(">BH", 39, 10_000) + bytes(20_000)

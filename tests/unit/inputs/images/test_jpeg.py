@@ -1,4 +1,4 @@
-"""A JPEG's scans and segments are counted before it is decoded, wherever the JPEG is."""
+"""JPEG: limits on scans and segments, in plain, multi-picture and TIFF files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIDE = 600
 
 
 def scans(count: int, side: int = SIDE) -> bytes:
-    """Return a JPEG with ``count`` more scans, none of which changes the picture."""
+    """Return a JPEG with ``count`` additional scans that do not change the picture."""
     whole = encode(Image.new("L", (side, side), 100), "JPEG", progressive=True)
     # AC coefficients 1 to 63, their last bit: an end of band for all blocks.
     scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 63, 0x10) + b"\x00"
@@ -61,7 +61,7 @@ def in_tiff(strip: bytes, side: int = SIDE) -> bytes:
     ids=["plain", "multi-picture of one", "multi-picture", "in a TIFF"],
 )
 def test_many_scans_are_refused_before_decoding(wrap: Callable[[bytes], bytes]) -> None:
-    """A file with 3,000 scans of 0.36 megapixels is refused at once, whatever it calls itself."""
+    """A file with 3,000 scans of 0.36 megapixels is refused at once in every container."""
     content = wrap(scans(3_000))
     start = time.process_time()
     with pytest.raises(ImageError, match="scans of") as caught:
@@ -72,17 +72,17 @@ def test_many_scans_are_refused_before_decoding(wrap: Callable[[bytes], bytes]) 
         assert image.size == (SIDE, SIDE)
 
 
-def behind_tables(content: bytes) -> bytes:
-    """Return a JPEG whose tables are in a file of their own before it (T.81, B.5)."""
+def after_tables(content: bytes) -> bytes:
+    """Return a JPEG preceded by a tables-only stream (T.81, B.5)."""
     at = content.index(b"\xff\xdb")
     end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
     return content[:2] + content[at:end] + b"\xff\xd9" + content
 
 
-def behind_marker(content: bytes) -> bytes:
-    """Return a JPEG with its scans, but for the first, behind a marker that libjpeg passes over.
+def after_marker(content: bytes) -> bytes:
+    """Return a JPEG whose second and later scans follow a marker that libjpeg skips.
 
-    It does so where it looks for a restart marker.
+    libjpeg skips it while it expects a restart marker.
     """
     first, *others = content.split(b"\xff\xda")
     start, frame = first.split(b"\xff\xc2", 1)
@@ -92,9 +92,9 @@ def behind_marker(content: bytes) -> bytes:
     return b"".join((start, b"\xff\xdd\0\4\0\1\xff\xc2", frame, tables, scan, hidden, b"\xff\xd9"))
 
 
-@pytest.mark.parametrize("wrap", [behind_tables, behind_marker])
+@pytest.mark.parametrize("wrap", [after_tables, after_marker])
 def test_hidden_scans_are_counted(wrap: Callable[[bytes], bytes]) -> None:
-    """Scans are counted wherever libjpeg finds them, which has its own way with damage."""
+    """All scans count that libjpeg finds in damaged or unusual files."""
     assert preprocess(wrap(scans(20)), SPEC, limits=LIMITS).shape == (16, 16, 3)
     with pytest.raises(ImageError, match="scans of") as caught:
         preprocess(wrap(scans(3_000)), SPEC, limits=LIMITS)
@@ -102,13 +102,13 @@ def test_hidden_scans_are_counted(wrap: Callable[[bytes], bytes]) -> None:
 
 
 @pytest.mark.parametrize("wrap", [bytes, multi_picture, in_tiff], ids=["plain", "MPO", "TIFF"])
-def test_scans_within_the_limit_are_read(wrap: Callable[[bytes], bytes]) -> None:
-    """A progressive file, with scans within the limit, is a picture like any other."""
+def test_scans_within_limit_are_decoded(wrap: Callable[[bytes], bytes]) -> None:
+    """A progressive file with few scans is decoded."""
     assert (preprocess(wrap(scans(20)), SPEC, limits=LIMITS) == 100).all()
 
 
 def test_scans_of_further_pictures_are_not_counted() -> None:
-    """A phone's multi-picture file with previews of many scans has as many as its first picture."""
+    """Only the first picture of a multi-picture file is decoded, so only its scans count."""
     first = encode(gradient(640, 480), "JPEG", quality=95)
     content = multi_picture(first, *[scans(2_000)] * 3)
     assert content.count(b"\xff\xda") > 6_000
@@ -116,7 +116,7 @@ def test_scans_of_further_pictures_are_not_counted() -> None:
 
 
 def test_scan_markers_in_metadata_are_not_counted() -> None:
-    """A thumbnail, or anything, in a segment is none of the picture's scans."""
+    """The content of segments, such as a thumbnail, does not count."""
     first = encode(gradient(640, 480), "JPEG")
     segment = b"\xff\xe3" + struct.pack(">H", 60_002) + b"\xff\xda" * 30_000
     content = first[:2] + segment + first[2:]
@@ -124,7 +124,7 @@ def test_scan_markers_in_metadata_are_not_counted() -> None:
 
 
 def test_many_scans_of_a_small_picture_are_refused() -> None:
-    """However few its pixels, a picture has not a million scans."""
+    """A scan counts for a least number of pixels."""
     with pytest.raises(ImageError, match="scans of 64 pixels"):
         preprocess(scans(200_000, side=8), SPEC)
 
@@ -142,28 +142,28 @@ def test_many_scans_of_a_small_picture_are_refused() -> None:
     ids=["segments", "markers", "zeros", "fill", "tables", "components"],
 )
 def test_header_floods_are_refused(flood: bytes) -> None:
-    """Header parts of which Pillow would make a Python object each are refused before it does."""
+    """Pillow would create a Python object for each of these header parts."""
     content = encode(plain((1, 2, 3)), "JPEG")
     with pytest.raises(ImageError, match="segment"):
         preprocess(content[:2] + flood + content[2:], SPEC)
 
 
-def test_segments_within_the_limit_are_read() -> None:
-    """As many segments as large profiles and packets have are no flood."""
+def test_segments_within_limit_are_decoded() -> None:
+    """Large profiles and XMP packets have many segments."""
     content = encode(gradient(36, 24), "JPEG")
     many = content[:2] + b"\xff\xe5\0\3a" * (jpeg.MOST_SEGMENTS - 100) + content[2:]
     assert (preprocess(many, SPEC) == preprocess(content, SPEC)).all()
 
 
-def test_multi_picture_file_with_damaged_index_is_read() -> None:
-    """The first picture is read as if there was no index."""
+def test_multi_picture_file_with_damaged_index_is_decoded() -> None:
+    """The index is ignored."""
     first = encode(gradient(36, 24), "JPEG")
     content = multi_picture(first).replace(b"MPF\0II*\0", b"MPF\0II*\xff")
     assert (preprocess(content, SPEC) == preprocess(first, SPEC)).all()
 
 
 def test_multi_picture_cmyk_gives_the_first_picture() -> None:
-    """A multi-picture file of CMYK comes out in the first picture's colours."""
+    """A CMYK multi-picture file has the colours of its first picture."""
     first = encode(plain((220, 10, 20)).convert("CMYK"), "JPEG", quality=100)
     both = preprocess(multi_picture(first, first), SPEC)
     assert (both == preprocess(first, SPEC)).all()

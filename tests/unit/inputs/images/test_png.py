@@ -1,4 +1,4 @@
-"""A damaged ancillary chunk spoils no PNG, a damaged critical one does; libpng agrees."""
+"""PNG: damaged ancillary chunks are ignored and damaged critical chunks refused, as in libpng."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ ANCILLARY = {
 
 
 def inserted(chunk: bytes, at: int = BEFORE) -> bytes:
-    """Return the PNG with another chunk."""
+    """Return the PNG with an additional chunk."""
     return CONTENT[:at] + chunk + CONTENT[at:]
 
 
-def wrong(chunk: bytes) -> bytes:
-    """Return a chunk with another checksum than its own."""
+def with_wrong_checksum(chunk: bytes) -> bytes:
+    """Return a chunk with a wrong checksum."""
     return chunk[:-1] + bytes([chunk[-1] ^ 1])
 
 
 @pytest.mark.parametrize("at", [BEFORE, AFTER], ids=["before", "after"])
 @pytest.mark.parametrize("name", ANCILLARY, ids=lambda name: name.decode())
 def test_ancillary_chunk_with_wrong_checksum_is_ignored(name: bytes, at: int) -> None:
-    """The picture is that of the file without the chunk: not turned, not transparent."""
-    content = inserted(wrong(png_chunk(name, ANCILLARY[name])), at)
+    """The result is that of the file without the chunk: not rotated, not transparent."""
+    content = inserted(with_wrong_checksum(png_chunk(name, ANCILLARY[name])), at)
     assert (preprocess(content, SPEC) == PICTURE).all()
 
 
@@ -66,7 +66,7 @@ def test_ancillary_chunk_with_wrong_checksum_is_ignored(name: bytes, at: int) ->
 @pytest.mark.parametrize("body", [b"", b"\0", b"x", b"Raw profile type exif\0\xff", bytes(70)])
 @pytest.mark.parametrize("name", ANCILLARY, ids=lambda name: name.decode())
 def test_ancillary_chunk_with_damaged_content_is_ignored(name: bytes, body: bytes, at: int) -> None:
-    """Content that is too short, or that makes no sense, is as if it was not there."""
+    """The result is that of the file without the chunk."""
     assert (preprocess(inserted(png_chunk(name, body), at), SPEC) == PICTURE).all()
 
 
@@ -74,7 +74,7 @@ def test_ancillary_chunk_with_damaged_content_is_ignored(name: bytes, body: byte
     "name", [b"Comment", b"Raw profile type exif", b"XML:com.adobe.xmp"], ids=lambda name: name[:3]
 )
 def test_compressed_metadata_is_never_inflated(name: bytes) -> None:
-    """Text and profiles that unpack to 64 MiB cost nothing, and spoil nothing."""
+    """Text and profiles that unpack to 64 MiB take no time and do not affect the picture."""
     bomb = zlib.compress(bytes(64 * 2**20))
     chunks = png_chunk(b"zTXt", name + b"\0\0" + bomb) + png_chunk(b"iCCP", b"icc\0\0" + bomb)
     chunks += png_chunk(b"iTXt", name + b"\0\1\0\0\0" + bomb)
@@ -84,7 +84,7 @@ def test_compressed_metadata_is_never_inflated(name: bytes) -> None:
 
 
 def test_text_keywords_of_pillow_are_ignored() -> None:
-    """A keyword that is one of Pillow's own names changes neither pixels nor what is refused."""
+    """A text chunk cannot override an entry of Pillow's ``info``."""
     names = (b"transparency", b"compression", b"interlace", b"bbox", b"gamma")
     chunks = b"".join(png_chunk(b"tEXt", name + b"\0group4") for name in names)
     assert (preprocess(inserted(chunks), SPEC) == PICTURE).all()
@@ -92,7 +92,7 @@ def test_text_keywords_of_pillow_are_ignored() -> None:
 
 @pytest.mark.parametrize("name", [b"IHDR", b"IDAT"], ids=lambda name: name.decode())
 def test_critical_chunk_with_wrong_checksum_is_refused(name: bytes) -> None:
-    """Header and pixels are believed only with their checksum."""
+    """Header and pixels need a valid checksum."""
     at = CONTENT.index(name)
     end = at + 8 + int.from_bytes(CONTENT[at - 4 : at])
     content = CONTENT[: end - 1] + bytes([CONTENT[end - 1] ^ 1]) + CONTENT[end:]
@@ -100,8 +100,8 @@ def test_critical_chunk_with_wrong_checksum_is_refused(name: bytes) -> None:
         preprocess(content, SPEC)
 
 
-def test_palette_damaged_or_missing_is_refused() -> None:
-    """A palette with a wrong checksum, and a picture of palette indices without one, are errors."""
+def test_damaged_or_missing_palette_is_refused() -> None:
+    """A palette picture needs a palette with a valid checksum."""
     content = encode(gradient(36, 24).quantize(16))
     at = content.index(b"PLTE")
     end = at + 8 + int.from_bytes(content[at - 4 : at])
@@ -112,17 +112,17 @@ def test_palette_damaged_or_missing_is_refused() -> None:
         preprocess(content, SPEC)
 
 
-def test_file_cut_off_in_its_pixels_is_refused() -> None:
-    """A PNG that ends within its pixels is cut off; one that ends behind them is whole."""
+def test_file_cut_off_in_pixels_is_refused() -> None:
+    """A PNG that ends after its pixels, without IEND, is decoded."""
     with pytest.raises(ImageError, match="PNG is cut off in its chunk IDAT"):
         preprocess(CONTENT[: AFTER - 10], SPEC)
     assert (preprocess(CONTENT[:AFTER], SPEC) == PICTURE).all()
     assert (preprocess(CONTENT[: AFTER + 5], SPEC) == PICTURE).all()
 
 
-@pytest.mark.parametrize("kept", ["eXIf", "Raw profile", "XMP"])
-def test_orientation_turns_the_picture(kept: str) -> None:
-    """EXIF, and the text chunks that had it before there was one, turn the picture."""
+@pytest.mark.parametrize("kind", ["eXIf", "Raw profile", "XMP"])
+def test_orientation_is_applied(kind: str) -> None:
+    """The orientation may be in an eXIf chunk or in older text chunks."""
     exif = ANCILLARY[b"eXIf"]
     chunk = {
         "eXIf": png_chunk(b"eXIf", exif),
@@ -132,7 +132,7 @@ def test_orientation_turns_the_picture(kept: str) -> None:
             + zlib.compress(b"\nexif\n      32\n" + (b"Exif\0\0" + exif).hex().encode() + b"\n"),
         ),
         "XMP": png_chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'),
-    }[kept]
+    }[kind]
     want = preprocess(encode(gradient(36, 24).transpose(Image.Transpose.ROTATE_270)), SPEC)
     for at in (BEFORE, AFTER):
         assert (np.abs(preprocess(inserted(chunk, at), SPEC).astype(int) - want) <= 1).all()
@@ -142,7 +142,7 @@ def test_orientation_turns_the_picture(kept: str) -> None:
     "flood", [png_chunk(b"prIv", b""), png_chunk(b"IDAT", b"")], ids=["private", "pixels"]
 )
 def test_chunk_floods_are_refused(flood: bytes) -> None:
-    """More chunks than any picture has are refused in a fraction of a second."""
+    """Too many chunks are refused fast."""
     start = time.process_time()
     with pytest.raises(ImageError, match="over 100000 chunks"):
         preprocess(inserted(flood * 200_000), SPEC)
@@ -150,7 +150,7 @@ def test_chunk_floods_are_refused(flood: bytes) -> None:
 
 
 def test_transparency_of_wrong_length_is_ignored() -> None:
-    """As in libpng, a palette of alphas that is longer than the colours is none."""
+    """As in libpng, a tRNS chunk with more entries than the palette is ignored."""
     image = plain((220, 10, 20)).quantize(2)
     content = encode(image)
     at = content.index(b"IDAT") - 4
@@ -158,8 +158,8 @@ def test_transparency_of_wrong_length_is_ignored() -> None:
     assert (preprocess(long, SPEC) == preprocess(content, SPEC)).all()
 
 
-def test_transparency_beside_alpha_is_ignored() -> None:
-    """A transparent sample that a picture with alpha may not have changes nothing."""
+def test_transparency_with_alpha_channel_is_ignored() -> None:
+    """A picture with an alpha channel may not have a tRNS chunk."""
     content = encode(Image.new("LA", (24, 20), (100, 128)))
     at = content.index(b"IDAT") - 4
     odd = content[:at] + png_chunk(b"tRNS", bytes(2)) + content[at:]

@@ -1,4 +1,4 @@
-"""Messages say what a file is: of no known format, of one that is not read, damaged, or cut off."""
+"""Format detection, and messages for unknown, unsupported, damaged and cut-off files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = {"JPEG2000": "JPEG 2000", "PPM": "PNM"}
 
 
 def refusal(content: bytes) -> str:
-    """Return why an image is refused."""
+    """Return the message of the ImageError for ``content``."""
     with pytest.raises(ImageError) as caught:
         preprocess(content, SPEC)
     assert caught.value.reason == "IMAGE_UNREADABLE"
@@ -30,30 +30,31 @@ def refusal(content: bytes) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_recognise_names_each_readable_format(kind: str) -> None:
-    """The first bytes name each of the formats that are read."""
+    """Each supported format is detected by its first bytes."""
     assert recognise(encode(plain((1, 2, 3)), kind)) == NAMES.get(kind, kind)
     assert NAMES.get(kind, kind) in READABLE
 
 
 def test_unknown_bytes_are_refused_with_length_and_formats() -> None:
-    """Only what begins like no known format is none of those that are read."""
+    """An unknown signature is answered with all supported formats."""
     message = refusal(b"no JPEG")
-    assert message == f"the image (7 bytes) is none of {', '.join(READABLE)}"
+    supported = ", ".join(READABLE)
+    assert message == f"the image (7 bytes) has an unknown format; supported are {supported}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("left", [0.3, 0.7, 0.95])
 def test_cut_off_file_is_called_damaged(kind: str, left: float) -> None:
-    """What begins as a format, and ends before its pixels do, is that format, damaged or cut."""
+    """A file that ends early is damaged or cut off, not of an unknown format."""
     whole = encode(Image.effect_noise((60, 60), 90).convert("RGB"), kind)
     message = refusal(whole[: int(len(whole) * left)])
-    assert "none of" not in message
+    assert "unknown format" not in message
     assert "damaged" in message or "cut off" in message
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "HEIF", "AVIF", "JPEG2000"])
 def test_file_with_damaged_header_is_called_damaged(kind: str) -> None:
-    """Zeros behind the signature leave the format's name, and the word for what is wrong."""
+    """A file of zeros after a valid signature is damaged, not of an unknown format."""
     whole = bytearray(encode(gradient(60, 40), kind))
     whole[12:60] = bytes(48)
     assert "is damaged" in refusal(bytes(whole))
@@ -78,18 +79,18 @@ def test_file_with_damaged_header_is_called_damaged(kind: str) -> None:
     ],
 )
 def test_unsupported_format_is_named(content: bytes, name: str) -> None:
-    """A format that is known and not supported is called by its name."""
+    """The error names a known, unsupported format."""
     assert f"the image is {name}" in refusal(content)
 
 
-def test_recognise_of_dicom_ignores_its_preamble() -> None:
-    """A DICOM file may begin with anything, also as another format does."""
+def test_recognise_ignores_preamble_of_dicom() -> None:
+    """A DICOM file may begin with the signature of another format."""
     content = dicom(np.zeros((4, 4), np.uint8))
     assert recognise(b"II*\0" + content[4:]) == "DICOM"
 
 
-def test_other_formats_of_pillow_are_refused() -> None:
-    """Formats that Pillow would read never reach its decoders."""
+def test_unlisted_formats_of_pillow_are_refused() -> None:
+    """Pillow's other decoders are not used."""
     for kind in ("TGA", "PCX", "EPS"):
         buffer = io.BytesIO()
         plain((1, 2, 3)).save(buffer, kind)

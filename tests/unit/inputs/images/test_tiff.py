@@ -1,4 +1,4 @@
-"""A TIFF's samples come out rightly, however they are laid out, or are refused in plain words."""
+"""TIFF: sample layouts, bit depths and photometric interpretations, and refusals."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ ONE_PLANE = [layout for layout in LAYOUTS if not layout["planar"]]
 
 
 def samples(count: int, dtype: str, low: int = 0, high: int = 255) -> NDArray[Any]:
-    """Return smooth samples (20, 24, count), or (20, 24) of one."""
+    """Return smooth samples (20, 24, count), or (20, 24) if ``count`` is 1."""
     y, x = np.mgrid[:20, :24]
     planes = [((3 * x * (plane + 1) + 7 * y * (plane + 2)) % 97) / 96 for plane in range(count)]
-    found = (np.stack(planes, axis=2) * (high - low) + low).round().astype(dtype)
-    return found[..., 0] if count == 1 else found
+    stacked = (np.stack(planes, axis=2) * (high - low) + low).round().astype(dtype)
+    return stacked[..., 0] if count == 1 else stacked
 
 
 def picture(image: Image.Image) -> NDArray[Any]:
-    """Return the pixels of an image that PNG can hold."""
+    """Return the pixels of an image by way of PNG."""
     return preprocess(encode(image), SPEC).astype(int)
 
 
 def named(layout: dict[str, Any]) -> str:
-    """Return a name for a layout."""
+    """Return the test id of a layout."""
     return "-".join(name for name, value in layout.items() if value) or "plain"
 
 
@@ -83,10 +83,10 @@ def named(layout: dict[str, Any]) -> str:
     ],
     ids=["RGB", "RGBA", "premultiplied", "RGBX", "undeclared", "CMYK"],
 )
-def test_colours_in_any_layout_give_their_upper_bits(
+def test_colours_in_any_layout_become_upper_bits(
     photometric: int, count: int, tags: dict[int, Any], mode: str, bits: int, layout: dict[str, Any]
 ) -> None:
-    """Planes or pixels, 8 or 16 bits, either byte order: the upper 8 bits of each sample."""
+    """Planar or interleaved, 8 or 16 bits, either byte order give the upper 8 bits."""
     stored = samples(count, f"u{bits // 8}", high=2**bits - 1)
     upper = (stored >> (bits - 8)).astype(np.uint8)
     bands = [Image.fromarray(upper[..., band]) for band in range(len(mode))]
@@ -103,14 +103,16 @@ def test_colours_in_any_layout_give_their_upper_bits(
     [("u1", 0, 255), ("u2", 0, 4_095), ("u2", 0, 65_535), ("u4", 0, 60_000),
      ("i1", -128, 127), ("i2", -1_024, 3_071), ("i2", -32_768, 32_767), ("i4", -1_000, 400)],
 )  # fmt: skip
-def test_grey_in_any_layout_gives_its_shades(
+def test_grey_in_any_layout_is_decoded(
     dtype: str, low: int, high: int, photometric: int, layout: dict[str, Any]
 ) -> None:
-    """Any depth and sign, either byte order, white or black at zero; one kind is refused."""
+    """All depths, signs, byte orders and polarities but compressed big-endian 32 bits."""
     stored = samples(1, dtype, low, high)
     content = tiff(stored, photometric, **layout)
     if dtype[1] == "4" and layout["big_endian"] and layout["deflated"]:
-        with pytest.raises(ImageError, match="32 bits, which cannot be read; save it uncompressed"):
+        with pytest.raises(
+            ImageError, match="32 bits, which is not supported; save it uncompressed"
+        ):
             preprocess(content, SPEC)
         return
     shades = stored if dtype == "u1" else to_eight_bits(stored, SPEC.deep_grey)
@@ -123,10 +125,10 @@ def test_grey_in_any_layout_gives_its_shades(
 @pytest.mark.parametrize("big_endian", [False, True])
 @pytest.mark.parametrize("white_is_zero", [False, True])
 @pytest.mark.parametrize("depth", [1, 2, 4, 12])
-def test_packed_grey_gives_its_shades(
+def test_packed_grey_is_decoded(
     depth: int, *, white_is_zero: bool, big_endian: bool, deflated: bool
 ) -> None:
-    """Samples that share bytes, in either byte order, white or black at zero."""
+    """Samples that share bytes, in either byte order, with white or black as zero."""
     stored = samples(1, "u2", high=2**depth - 1)
     bits = stored[..., None] >> np.arange(depth)[::-1] & 1
     packed = np.packbits(bits.reshape(20, -1).astype(np.uint8), axis=1).tobytes()
@@ -149,16 +151,16 @@ def test_packed_grey_gives_its_shades(
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=named)
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
-def test_planes_of_one_sample_are_ignored(dtype: str, layout: dict[str, Any]) -> None:
-    """A picture of one sample a pixel that claims to have planes is as without that claim."""
+def test_planar_tag_of_single_plane_is_ignored(dtype: str, layout: dict[str, Any]) -> None:
+    """With one sample per pixel, planar and interleaved are the same."""
     stored = samples(1, dtype, high=255)
     plain = preprocess(tiff(stored, **{**layout, "planar": False}), SPEC)
     assert (preprocess(tiff(stored, **layout, tags={PLANAR: 2}), SPEC) == plain).all()
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_grey_planes_with_alpha_lie_on_white(bits: int) -> None:
-    """Planes of grey and alpha are as the pixels of both."""
+def test_grey_plane_with_alpha_plane_is_composited_on_white(bits: int) -> None:
+    """Planes of grey and alpha give the result of an interleaved picture."""
     stored = samples(2, f"u{bits // 8}", high=2**bits - 1)
     upper = (stored >> (bits - 8)).astype(np.uint8)
     want = picture(Image.merge("LA", [Image.fromarray(upper[..., band]) for band in range(2)]))
@@ -167,8 +169,8 @@ def test_grey_planes_with_alpha_lie_on_white(bits: int) -> None:
 
 
 @pytest.mark.parametrize("layout", ONE_PLANE, ids=named)
-def test_palettes_give_their_colours(layout: dict[str, Any]) -> None:
-    """Indices of a palette of 16 bits a colour give its upper 8."""
+def test_palette_is_applied(layout: dict[str, Any]) -> None:
+    """Palette entries of 16 bits give their upper 8 bits."""
     index = samples(1, "u1")
     ramp = np.arange(256) * 257
     palette = (*ramp.tolist(), *[0] * 256, *ramp[::-1].tolist())
@@ -177,16 +179,16 @@ def test_palettes_give_their_colours(layout: dict[str, Any]) -> None:
     assert (got == want).all()
 
 
-def test_lab_gives_its_colours() -> None:
-    """CIE L*a*b*, whose a and b have a sign, becomes the colour that it names."""
+def test_lab_is_converted_to_rgb() -> None:
+    """CIE L*a*b* has signed a and b."""
     lab = np.broadcast_to(np.array([117, 70, 49], np.uint8), (20, 24, 3))
     got = preprocess(tiff(lab, 8), SPEC).reshape(-1, 3)
     assert (np.abs(got.astype(int) - (214, 12, 31)) <= 3).all()
 
 
 @pytest.mark.parametrize("big_endian", [False, True])
-def test_bigtiff_is_read(big_endian: bool) -> None:
-    """The form for files over 4 GB, in either byte order, gives the same pixels."""
+def test_bigtiff_is_decoded(big_endian: bool) -> None:
+    """The variant for files over 4 GB, in either byte order, gives the same pixels."""
     stored = samples(3, "u1")
     got = preprocess(tiff(stored, RGB, bigtiff=True, big_endian=big_endian), SPEC)
     assert (got == picture(Image.fromarray(stored))).all()
@@ -195,8 +197,8 @@ def test_bigtiff_is_read(big_endian: bool) -> None:
 @pytest.mark.parametrize("planar", [False, True])
 @pytest.mark.parametrize("deflated", [False, True])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_tiles_of_16_bits_are_put_together(orientation: int, deflated: bool, planar: bool) -> None:
-    """Tiles that reach beyond the edges, in planes or not, upright."""
+def test_tiles_of_16_bits_are_assembled(orientation: int, deflated: bool, planar: bool) -> None:
+    """Tiles that exceed the edges, planar or interleaved, give an upright picture."""
     stored = samples(3, "u2", high=65_535)
     padded = np.zeros((32, 32, 3), "<u2")
     padded[:20, :24] = stored
@@ -227,7 +229,7 @@ def test_tiles_of_16_bits_are_put_together(orientation: int, deflated: bool, pla
         (tiff(samples(3, "u4"), RGB), "32, 32, 32 bits"),
         (tiff(samples(3, "u1"), 8, planar=True), "in planes, photometric interpretation 8"),
         (tiff(samples(3, "u1"), YCBCR, planar=True), "in planes, photometric interpretation 6"),
-        (tiff(samples(3, "u1"), YCBCR), "subsampled YCbCr, uncompressed"),
+        (tiff(samples(3, "u1"), YCBCR), "uncompressed, subsampled YCbCr"),
         (tiff(samples(2, "u2"), tags={EXTRA: 2}), "16, 16 bits"),
         (tiff(samples(1, "u2"), PALETTE_COLOUR, tags={PALETTE: 9}), "16 bits, photometric"),
         (grey_tiff(bytes(900), width=24, height=20, depth=14), "samples of 14 bits"),
@@ -236,13 +238,13 @@ def test_tiles_of_16_bits_are_put_together(orientation: int, deflated: bool, pla
     ],
 )
 def test_unsupported_samples_are_refused_by_name(content: bytes, message: str) -> None:
-    """Kinds of samples that would come out wrong say which they are."""
+    """The error names kinds of samples that would be decoded incorrectly."""
     with pytest.raises(ImageError, match=message):
         preprocess(content, SPEC)
 
 
 def test_undefined_sample_format_is_unsigned() -> None:
-    """A file that leaves open what its samples are is read as one that says unsigned."""
+    """Sample format 4 (undefined) is decoded like 1 (unsigned)."""
     stored = samples(1, "u1")
     assert (
         preprocess(tiff(stored, tags={FORMAT: 4}), SPEC) == preprocess(tiff(stored), SPEC)
@@ -264,7 +266,7 @@ def test_undefined_sample_format_is_unsigned() -> None:
     ids=["tiles", "strips", "overhang", "palette"],
 )  # fmt: skip
 def test_oversized_tiles_strips_and_tags_are_refused(content: bytes) -> None:
-    """Tiles beyond all pixels, and a hundred thousand strips, are refused before they are read."""
+    """Tiles much larger than the picture and a hundred thousand strips are refused fast."""
     start = time.process_time()
     with pytest.raises(ImageError):
         preprocess(content, SPEC)
@@ -272,8 +274,8 @@ def test_oversized_tiles_strips_and_tags_are_refused(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("planar", [False, True])
-def test_missing_strips_are_damage(planar: bool) -> None:
-    """A file that lists fewer strips than its picture has is not read as black below them."""
+def test_missing_strips_are_refused(planar: bool) -> None:
+    """A file with fewer strips than its size needs is damaged, instead of partly black."""
     content = tiff(samples(3, "u1"), RGB, planar=planar, rows=10)
     rows = struct.pack("<HHII", ROWS, 3, 1, 10)
     assert preprocess(content, SPEC).any()
@@ -282,7 +284,7 @@ def test_missing_strips_are_damage(planar: bool) -> None:
 
 
 def test_tags_without_values_are_ignored() -> None:
-    """A tag that matters, and that has no value, is as if it was not there."""
+    """A tag with a count of 0 counts as missing."""
     content = tiff(samples(1, "u1"), tags={EXTRA: 7})
     at = content.index(struct.pack("<HHI", EXTRA, 3, 1))
     empty = content[: at + 4] + bytes(4) + content[at + 8 :]
@@ -290,7 +292,7 @@ def test_tags_without_values_are_ignored() -> None:
 
 
 def test_unrelated_tags_are_not_read() -> None:
-    """A thousand tags that each refer to the whole file cost nothing."""
+    """A thousand unknown tags that each refer to the whole file take no time."""
     plain = tiff(samples(1, "u1"))
     many = tiff(samples(1, "u1"), tags=dict.fromkeys(range(40_000, 41_000), (1,) * 5_000))
     start = time.process_time()

@@ -1,4 +1,4 @@
-"""What the engine found becomes the tensors that were asked for."""
+"""Output tensors of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FOUND = Inferred(
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_the_answer_has_the_form_of_the_question(raw: bool) -> None:
+def test_response_is_raw_or_typed_like_the_request(raw: bool) -> None:
     """Raw requests get raw contents, typed ones typed: the same numbers, N first."""
     request = infers.request([b"one", b"two"], raw=raw, id="question 9")
     response = answers.to_response(request, tensors.wanted(request), FOUND)
@@ -30,7 +30,7 @@ def test_the_answer_has_the_form_of_the_question(raw: bool) -> None:
         "question 9",
     )
     assert len(response.raw_output_contents) == (3 if raw else 0)
-    assert [one.HasField("contents") for one in response.outputs] == [not raw] * 3
+    assert [output.HasField("contents") for output in response.outputs] == [not raw] * 3
     found = infers.outputs(response)
     assert list(found) == ["probabilities", "logits", "embedding"]
     assert np.array_equal(found["probabilities"], PROBABILITIES)
@@ -39,12 +39,12 @@ def test_the_answer_has_the_form_of_the_question(raw: bool) -> None:
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_classifications(raw: bool) -> None:
-    """The largest first, of equal ones the first label; a label may have a colon."""
+def test_classifications_are_sorted_by_score(raw: bool) -> None:
+    """The largest score comes first, ties by label index; a label may contain a colon."""
     request = infers.request([b"one", b"two"], raw=raw, outputs=["embedding", "probabilities"])
     request.outputs[1].parameters["classification"].int64_param = 2
     response = answers.to_response(request, tensors.wanted(request), FOUND)
-    assert [(one.datatype, list(one.shape)) for one in response.outputs] == [
+    assert [(output.datatype, list(output.shape)) for output in response.outputs] == [
         ("FP32", [2, 4]),
         ("BYTES", [2, 2]),
     ]
@@ -54,7 +54,7 @@ def test_classifications(raw: bool) -> None:
     ]
 
 
-def test_more_classes_than_labels_are_all_labels() -> None:
+def test_more_classes_than_labels_return_all_labels() -> None:
     """Each row has as many texts as there are labels."""
     rows = answers.classifications(PROBABILITIES, FOUND.labels, 2**40)
     assert [len(row) for row in rows] == [3, 3]

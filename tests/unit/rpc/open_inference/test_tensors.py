@@ -1,4 +1,4 @@
-"""A request's tensors become images and wanted outputs, or it is told what is wrong."""
+"""Input tensors and requested outputs of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ seeded = settings(deadline=None, derandomize=True, database=None)
 
 
 def pixels(image: ImageInput) -> Any:
-    """Return an image's pixels; it is no encoded one."""
+    """Return the pixels of an input that is not an encoded image."""
     assert not isinstance(image, bytes)
     return image.pixels(SPEC)
 
 
-def refused(request: pb.ModelInferRequest) -> InvalidInput:
-    """Return why the input of a request is refused."""
+def refusal(request: pb.ModelInferRequest) -> InvalidInput:
+    """Return the error of a refusal input."""
     with pytest.raises(InvalidInput) as caught:
         tensors.images(request, LIMITS)
     return caught.value
@@ -41,7 +41,7 @@ def refused(request: pb.ModelInferRequest) -> InvalidInput:
 
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize("column", [True, False])
-def test_encoded_images_come_in_order(raw: bool, column: bool) -> None:
+def test_encoded_images_keep_their_order(raw: bool, column: bool) -> None:
     """BYTES [N] and [N, 1], raw and typed, are N files, empty ones too."""
     request = infers.request([b"one", b"", b"three"], raw=raw)
     if column:
@@ -51,14 +51,14 @@ def test_encoded_images_come_in_order(raw: bool, column: bool) -> None:
 
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_pixels_come_in_order(raw: bool, dtype: type[np.generic]) -> None:
+def test_pixels_keep_their_order(raw: bool, dtype: type[np.generic]) -> None:
     """UINT8 and FP32, raw and typed, are the same pixels."""
     found = tensors.images(infers.request(PIXELS.astype(dtype), raw=raw), LIMITS)
-    assert np.array_equal([pixels(one) for one in found], PIXELS)
+    assert np.array_equal([pixels(image) for image in found], PIXELS)
 
 
-def test_typed_numbers_that_are_no_bytes_are_refused() -> None:
-    """UINT8 come as 32 bits: 256 is refused, not cut to 0."""
+def test_typed_uint8_out_of_range_is_refused() -> None:
+    """Typed UINT8 contents have 32 bits: 256 is refusal, not truncated to 0."""
     request = infers.request(PIXELS, raw=False)
     request.inputs[0].contents.uint_contents[12] = 256
     first, second, _ = tensors.images(request, LIMITS)
@@ -67,10 +67,13 @@ def test_typed_numbers_that_are_no_bytes_are_refused() -> None:
         pixels(second)
 
 
-def test_pixels_of_another_size_are_the_images_error() -> None:
-    """The model's crop is not known here: the image tells when its turn comes."""
+def test_pixels_of_wrong_size_are_an_image_error() -> None:
+    """The model's crop is not known when the request is read.
+
+    The image fails when it is preprocessed.
+    """
     (image,) = tensors.images(infers.request(PIXELS[:1, :1]), LIMITS)
-    with pytest.raises(ImageError, match=r"pixels \(1, 2, 3\)"):
+    with pytest.raises(ImageError, match=r"shape \(1, 2, 3\)"):
         pixels(image)
 
 
@@ -95,13 +98,13 @@ def test_pixels_of_another_size_are_the_images_error() -> None:
         ({"shape": [2**62]}, "images"),
     ],
 )
-def test_a_wrong_input_of_files_is_named(change: dict[str, Any], field: str) -> None:
-    """Name, datatype, shape and contents must fit together; what does not is named."""
+def test_malformed_images_input_is_refused(change: dict[str, Any], field: str) -> None:
+    """Name, datatype, shape and contents must match; the error names the field."""
     request = infers.request([b"one", b"two"])
     for name, value in change.items():
         request.inputs[0].ClearField(name)  # type: ignore[arg-type]  # a field's name
         request.inputs[0].MergeFrom(pb.ModelInferRequest.InferInputTensor(**{name: value}))
-    assert refused(request).field == field
+    assert refusal(request).field == field
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -118,52 +121,52 @@ def test_a_wrong_input_of_files_is_named(change: dict[str, Any], field: str) -> 
         ([36, 1, 1, 1], "images"),
     ],
 )
-def test_a_wrong_shape_of_pixels_is_named(raw: bool, shape: list[int], field: str) -> None:
-    """A shape must have four dimensions and as many elements as there are, however large it is."""
+def test_malformed_pixels_shape_is_refused(raw: bool, shape: list[int], field: str) -> None:
+    """A shape must have four dimensions and match the number of elements, however large it is."""
     request = infers.request(PIXELS, raw=raw)
     request.inputs[0].shape[:] = shape
-    assert refused(request).field == field
+    assert refusal(request).field == field
 
 
-def test_one_input() -> None:
-    """None is refused, and both are."""
-    assert refused(pb.ModelInferRequest()).field == "inputs"
+def test_request_must_have_one_input() -> None:
+    """No input is refusal, and so are two."""
+    assert refusal(pb.ModelInferRequest()).field == "inputs"
     both = infers.request([b"one"])
     both.MergeFrom(infers.request(PIXELS))
-    assert refused(both).field == "inputs"
+    assert refusal(both).field == "inputs"
 
 
-def test_raw_and_typed_are_not_mixed() -> None:
-    """Typed contents beside raw ones are refused: nobody knows which are meant."""
+def test_raw_and_typed_contents_together_are_refused() -> None:
+    """Typed contents beside raw ones are ambiguous."""
     request = infers.request([b"one"])
     request.inputs[0].contents.bytes_contents.append(b"two")
-    assert refused(request).field == "inputs[0].contents"
+    assert refusal(request).field == "inputs[0].contents"
 
 
-def test_raw_contents_without_an_input_are_refused() -> None:
+def test_number_of_raw_contents_must_match() -> None:
     """There must be one entry of raw contents, as there is one input."""
     request = infers.request([b"one"])
     request.raw_input_contents.append(b"")
-    assert refused(request).field == "raw_input_contents"
+    assert refusal(request).field == "raw_input_contents"
 
 
 @pytest.mark.parametrize("name", ["int_contents", "fp32_contents", "bool_contents"])
-def test_contents_of_another_type_are_refused(name: str) -> None:
-    """UINT8 stand in uint_contents; any other field is refused, alone or beside it."""
+def test_contents_of_wrong_type_are_refused(name: str) -> None:
+    """UINT8 belongs in uint_contents; any other field is refusal, alone or beside it."""
     for keep in (True, False):
         request = infers.request(PIXELS, raw=False)
         if not keep:
             request.inputs[0].contents.Clear()
         getattr(request.inputs[0].contents, name).extend([1] * PIXELS.size)
-        error = refused(request)
+        error = refusal(request)
         assert (error.field, name in str(error)) == ("inputs[0].contents", True)
 
 
-def test_no_contents_are_refused() -> None:
+def test_missing_contents_are_refused() -> None:
     """A tensor without elements is not N empty images."""
     request = infers.request([b"one"], raw=False)
     request.inputs[0].contents.Clear()
-    assert refused(request).field == "inputs[0]"
+    assert refusal(request).field == "inputs[0]"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def test_no_contents_are_refused() -> None:
         (struct.pack(">I", 3) + b"one", 1),
     ],
 )
-def test_lengths_that_lie_are_refused(content: bytes, count: int) -> None:
+def test_wrong_element_lengths_are_refused(content: bytes, count: int) -> None:
     """Elements must end where the contents do; a length of 4 GiB costs nothing."""
     with pytest.raises(InvalidInput):
         tensors.split(content, count)
@@ -186,15 +189,15 @@ def test_lengths_that_lie_are_refused(content: bytes, count: int) -> None:
 
 @seeded
 @given(st.lists(st.binary(max_size=50), max_size=8))
-def test_what_is_joined_is_split(elements: list[bytes]) -> None:
-    """Raw BYTES are what they were made of."""
+def test_split_reverses_join(elements: list[bytes]) -> None:
+    """Raw BYTES contents are split into the elements that they were joined from."""
     assert tensors.split(answers.join(elements), len(elements)) == elements
 
 
 @seeded
 @given(st.binary(max_size=60), st.integers(0, 6))
 def test_any_contents_are_split_exactly_or_refused(content: bytes, count: int) -> None:
-    """Whatever the bytes are, no byte is lost and none is made up."""
+    """For any bytes, no byte is lost and none is invented."""
     try:
         elements = tensors.split(content, count)
     except InvalidInput:
@@ -204,8 +207,8 @@ def test_any_contents_are_split_exactly_or_refused(content: bytes, count: int) -
 
 
 @st.composite
-def good_requests(draw: st.DrawFn) -> pb.ModelInferRequest:
-    """Return a request that is as it should be."""
+def valid_requests(draw: st.DrawFn) -> pb.ModelInferRequest:
+    """Return a valid request."""
     count, raw = draw(st.integers(1, 4)), draw(st.booleans())
     if draw(st.booleans()):
         files = st.lists(st.binary(max_size=9), min_size=count, max_size=count)
@@ -217,9 +220,9 @@ def good_requests(draw: st.DrawFn) -> pb.ModelInferRequest:
 
 
 @seeded
-@given(good_requests())
-def test_a_good_request_is_taken(request: pb.ModelInferRequest) -> None:
-    """Every image of it is an encoded one, or has pixels of the model's size."""
+@given(valid_requests())
+def test_valid_request_is_accepted(request: pb.ModelInferRequest) -> None:
+    """Every image is encoded, or has pixels of the model's size."""
     images = tensors.images(request, LIMITS)
     assert len(images) == request.inputs[0].shape[0]
     for image in images:
@@ -228,9 +231,9 @@ def test_a_good_request_is_taken(request: pb.ModelInferRequest) -> None:
 
 
 @seeded
-@given(good_requests(), st.data())
-def test_a_damaged_request_is_refused(request: pb.ModelInferRequest, data: st.DataObject) -> None:
-    """A shape or contents that no longer fit are InvalidInput with the field, and nothing else."""
+@given(valid_requests(), st.data())
+def test_damaged_request_is_refused(request: pb.ModelInferRequest, data: st.DataObject) -> None:
+    """A shape or contents that no longer match are InvalidInput with the field."""
     tensor, raw = request.inputs[0], request.raw_input_contents
     if data.draw(st.booleans()):
         axis = data.draw(st.integers(0, len(tensor.shape) - 1))
@@ -243,16 +246,16 @@ def test_a_damaged_request_is_refused(request: pb.ModelInferRequest, data: st.Da
     else:
         (_, elements), *_ = tensor.contents.ListFields()
         del elements[data.draw(st.integers(0, len(elements) - 1)) :]
-    assert refused(request).field
+    assert refusal(request).field
 
 
-def test_no_outputs_are_all() -> None:
-    """Who names none gets all, in the order of the metadata."""
-    names = [one.name for one in tensors.wanted(pb.ModelInferRequest())]
+def test_request_without_outputs_gets_all() -> None:
+    """All outputs are returned in the order of the metadata."""
+    names = [output.name for output in tensors.wanted(pb.ModelInferRequest())]
     assert names == ["probabilities", "logits", "embedding"]
 
 
-def test_outputs_in_the_order_of_the_request() -> None:
+def test_outputs_keep_the_order_of_the_request() -> None:
     """The client's order is kept, with the number of classes of each."""
     request = infers.request([b""], outputs=["embedding", "probabilities"])
     request.outputs[1].parameters["classification"].int64_param = 3
@@ -270,8 +273,8 @@ def test_outputs_in_the_order_of_the_request() -> None:
         (["logits", "logits"], "outputs"),
     ],
 )
-def test_wrong_outputs_are_named(names: list[str], field: str) -> None:
-    """An unknown output is refused, and one that is asked for twice."""
+def test_unknown_or_duplicate_output_is_refused(names: list[str], field: str) -> None:
+    """An unknown output is refusal, and one that is named twice."""
     with pytest.raises(InvalidInput) as caught:
         tensors.wanted(infers.request([b""], outputs=names))
     assert caught.value.field == field
@@ -286,8 +289,8 @@ def test_wrong_outputs_are_named(names: list[str], field: str) -> None:
         ("embedding", pb.InferParameter(int64_param=3)),
     ],
 )
-def test_a_wrong_classification_is_refused(name: str, value: pb.InferParameter) -> None:
-    """At least one class, as an int64, and none of an embedding, which has no labels."""
+def test_invalid_classification_is_refused(name: str, value: pb.InferParameter) -> None:
+    """It is an int64 of at least 1, and not of the embedding, which has no labels."""
     request = infers.request([b""], outputs=[name])
     request.outputs[0].parameters["classification"].CopyFrom(value)
     with pytest.raises(InvalidInput) as caught:
@@ -296,10 +299,10 @@ def test_a_wrong_classification_is_refused(name: str, value: pb.InferParameter) 
 
 
 def test_shared_memory_is_refused() -> None:
-    """Contents that are said to be elsewhere are not taken for missing ones."""
+    """Contents in shared memory are not treated as missing ones."""
     request = infers.request([b"one"], outputs=["logits"])
     for tensor in (request.inputs[0], request.outputs[0]):
         tensor.parameters["shared_memory_region"].string_param = "region"
-    assert refused(request).field == "inputs[0].parameters"
+    assert refusal(request).field == "inputs[0].parameters"
     with pytest.raises(InvalidInput, match="shares no memory"):
         tensors.wanted(request)

@@ -1,15 +1,17 @@
-"""Conversion of messages that ask for changes of a model into plain requests."""
+"""Conversion of the messages that request changes of a model."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from itertools import islice
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from topwork.bundle.comparison import Gate
 from topwork.changes.jobs import ChangeKind
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
+from topwork.errors import InvalidInput
 from topwork.limits import ServerLimits
-from topwork.rpc import convert
+from topwork.rpc.convert import fields
 from topwork.v1 import change_pb2 as change_pb
 
 UploadMessage: TypeAlias = change_pb.AddClassRequest | change_pb.AddExamplesRequest
@@ -25,17 +27,17 @@ ChangeMessage: TypeAlias = (
 def from_change(
     kind: ChangeKind, message: ChangeMessage, *, path: str = "", **own: str
 ) -> ChangeRequest:
-    """Return the request of a message; ``own`` are the fields that only its kind has.
+    """Return the request of a message; ``own`` are the fields that only this kind has.
 
-    Errors name its fields with ``path`` before them. Raises InvalidInput.
+    Errors name fields with ``path`` before them. Raises InvalidInput.
     """
     options = f"{path}options"
     return ChangeRequest(
         kind=kind,
-        model=convert.resource_id(message.model, collection="models", field=f"{path}model"),
+        model=fields.model_id(message.model, field=f"{path}model"),
         request_id=message.request_id,
-        gate=convert.from_gate(message.options.gate, field=f"{options}.gate"),
-        expected_revision=convert.number(
+        gate=from_gate(message.options.gate, path=f"{options}.gate"),
+        expected_revision=fields.number(
             message.options.expected_revision, field=f"{options}.expected_revision"
         ),
         validate_only=message.options.validate_only,
@@ -47,9 +49,9 @@ def from_change(
 async def from_upload(
     kind: ChangeKind, messages: AsyncIterator[UploadMessage], limits: ServerLimits
 ) -> AsyncIterator[UploadItem]:
-    """Yield the request of an upload and its images, a portion a message. Raises InvalidInput.
+    """Yield the request of an upload and the images of each message. Raises InvalidInput.
 
-    Of a message with more images than an upload may have only one too many is converted.
+    A message with too many images is cut off at one more than an upload may have.
     """
     async for message in messages:
         if message.HasField("config"):
@@ -61,3 +63,19 @@ async def from_upload(
             )
             for image in islice(message.images, limits.max_images_per_upload + 1)
         ]
+
+
+def from_gate(gate: change_pb.Gate, *, path: str) -> Gate:
+    """Return a gate, with defaults for unset fields. Raises InvalidInput."""
+    given: dict[str, Any] = {field.name: value for field, value in gate.ListFields()}
+    for name in ("max_old_class_drop", "min_new_class_recall"):
+        if not 0 <= given.get(name, 0) <= 1:  # false for NaN
+            raise InvalidInput(
+                f"{name} is {given[name]:g}; it must be 0 to 1", field=f"{path}.{name}"
+            )
+    if given.get("max_conflicts", 0) < 0:
+        raise InvalidInput(
+            f"max_conflicts is {given['max_conflicts']}; it must not be negative",
+            field=f"{path}.max_conflicts",
+        )
+    return Gate(**given)

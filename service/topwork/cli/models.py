@@ -1,4 +1,4 @@
-"""``topwork models`` and ``topwork describe``: what a server knows."""
+"""``topwork models`` and ``topwork describe``: the models of a server."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import click
 
 from topwork import tables
 from topwork.cli import show
-from topwork.cli.options import ServerAt, connected, json_output, server_option
+from topwork.cli.options import ServerOptions, connected, json_output, server_option
 
 
 @click.command()
 @server_option
 @json_output
-def models(server: ServerAt, as_json: bool) -> None:
+def models(server: ServerOptions, as_json: bool) -> None:
     """List the models of a server."""
     headers = ("model", "revision", "labels", "images", "accuracy (95 % interval)", "backbone")
     rows: list[tuple[str, ...]] = []
@@ -42,8 +42,8 @@ def models(server: ServerAt, as_json: bool) -> None:
 @server_option
 @json_output
 @click.argument("model")
-def describe(server: ServerAt, as_json: bool, model: str) -> None:
-    """Show a model: labels with their precision and recall, revisions, backbone, limits."""
+def describe(server: ServerOptions, as_json: bool, model: str) -> None:
+    """Show a model: precision and recall of each label, revisions, backbone, limits."""
     with connected(server) as client:
         found = client.model(model)
     if as_json:

@@ -1,4 +1,4 @@
-"""``topwork add-class`` and ``topwork add-examples``: teach a live model from photos."""
+"""``topwork add-class`` and ``topwork add-examples``: changes that upload photos."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import click
 from google.longrunning import operations_pb2
 
 from topwork import Client
-from topwork.cli.follow import follow, progress_bar, tell
+from topwork.cli.follow import follow, print_result, progress_bar
 from topwork.cli.options import (
-    ServerAt,
+    ServerOptions,
     change_options,
     connected,
     json_output,
@@ -36,12 +36,12 @@ NamedImages = Iterable[tuple[str, bytes]]
 @click.command("add-class")
 @server_option
 @model_option
-@click.option("--label", required=True, help="The new class's name.")
+@click.option("--label", required=True, help="Name of the new class.")
 @change_options
 @json_output
 @photos_argument
 def add_class(
-    server: ServerAt,
+    server: ServerOptions,
     model: str,
     label: str,
     request_id: str,
@@ -49,9 +49,9 @@ def add_class(
     as_json: bool,
     photos: tuple[Path, ...],
 ) -> None:
-    """Teach a live model a new class from PHOTOS (files, or folders of them).
+    """Add a class to a live model from PHOTOS (files or folders).
 
-    Unreadable photos are named and left out. With --json, ends with one object: operation,
+    Unreadable photos are listed and left out. --json prints one object at the end: operation,
     revision, labels, metrics, comparison, left_out and more. Exit status 1 if the class was not
     added.
     """
@@ -59,18 +59,18 @@ def add_class(
     def call(client: Client, images: NamedImages) -> operations_pb2.Operation:
         return client.add_class(model, label, images, request_id=request_id, options=options)
 
-    _teach(server, photos, call, as_json=as_json)
+    _upload(server, photos, call, as_json=as_json)
 
 
 @click.command("add-examples")
 @server_option
 @model_option
-@click.option("--label", required=True, help="A class that the model has.")
+@click.option("--label", required=True, help="Name of the class.")
 @change_options
 @json_output
 @photos_argument
 def add_examples(
-    server: ServerAt,
+    server: ServerOptions,
     model: str,
     label: str,
     request_id: str,
@@ -78,19 +78,19 @@ def add_examples(
     as_json: bool,
     photos: tuple[Path, ...],
 ) -> None:
-    """Teach a live model more PHOTOS (files, or folders of them) of a class that it has.
+    """Add PHOTOS (files or folders) to a class of a live model.
 
-    Photos that the class has already are named and change nothing. Else as add-class.
+    Photos that the class already has are listed and change nothing. Otherwise like add-class.
     """
 
     def call(client: Client, images: NamedImages) -> operations_pb2.Operation:
         return client.add_examples(model, label, images, request_id=request_id, options=options)
 
-    _teach(server, photos, call, as_json=as_json)
+    _upload(server, photos, call, as_json=as_json)
 
 
-def _teach(
-    server: ServerAt,
+def _upload(
+    server: ServerOptions,
     photos: Sequence[Path],
     call: Callable[[Client, NamedImages], operations_pb2.Operation],
     *,
@@ -105,16 +105,16 @@ def _teach(
         accepted = call(client, _read(files, unreadable, lambda: bar.advance(upload)))
         finished = follow(client, accepted, bar)
     seconds = time.perf_counter() - start
-    for path, why in unreadable.items():
-        click.echo(f"left out {file_name(path)}: {why}", err=True)
+    for path, error in unreadable.items():
+        click.echo(f"left out {file_name(path)}: {error}", err=True)
     omitted = (*listing.omitted, *(Omitted("unreadable", path) for path in unreadable))
-    tell(finished, seconds, group(omitted), as_json=as_json)
+    print_result(finished, seconds, group(omitted), as_json=as_json)
 
 
 def _read(
     files: Sequence[Path], unreadable: dict[Path, str], on_file: Callable[[], None]
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each file; add why one cannot be read to ``unreadable``."""
+    """Yield name and content of each file; add the errors of the others to ``unreadable``."""
     for path in files:
         try:
             content = read_photo(path)

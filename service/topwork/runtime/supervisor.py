@@ -1,58 +1,65 @@
-"""Keeps one worker process alive beside the server."""
+"""Supervisor of a worker process: starts it, and starts it again whenever it ends."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import multiprocessing
+import os
 import signal
+from collections.abc import Callable
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from typing import Generic, TypeVarTuple
 
 import structlog
 
-from topwork.changes import worker
-from topwork.changes.executors import check_executor
-from topwork.config import WorkerConfig
-
 log = structlog.get_logger(__name__)
+
+Arguments = TypeVarTuple("Arguments")
+
+GAVE_UP = os.EX_TEMPFAIL
+"""Exit status of a worker that cannot work for now, such as on a full disk."""
 
 RESTART_SECONDS = 1.0
 LONGEST_RESTART_SECONDS = 30.0
 """Pause before a worker that ended is started again.
 
-The first after a worker that was killed; twice as long each time after one that gave up by itself,
-as it does while the disk is full: the second is the longest.
+The first after a worker that was killed; twice as long each time after one that exits with GAVE_UP,
+up to the second.
 """
 
 
-class Supervisor:
-    """Starts a worker, and another one whenever it dies.
+class Supervisor(Generic[*Arguments]):
+    """Supervisor of one worker process, which runs ``target(pipe, *arguments)``.
 
-    Spawned, never forked: grpc and ONNX Runtime hold threads that a fork would not copy. The pipe
-    between the two ends with this process, however that ends, and the worker with the pipe. It
-    brings what the worker says of itself.
+    It is spawned, never forked: grpc and ONNX Runtime hold threads that a fork would not copy. The
+    pipe closes when this process ends, however it ends; ``target`` must then return. The booleans
+    that it sends through the pipe say whether it works.
     """
 
-    def __init__(self, config: WorkerConfig) -> None:
-        self._config = config
+    def __init__(
+        self,
+        name: str,
+        target: Callable[[Connection, *Arguments], None],
+        *arguments: *Arguments,
+    ) -> None:
+        self._name = name
+        self._target = target
+        self._arguments = arguments
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
-        self._said = False
+        self._works = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the first worker. Operations wait in the queue until it is ready.
-
-        Raises InvalidInput if a worker cannot have its name.
-        """
-        check_executor(self._config.executor)
+        """Start the worker."""
         self._spawn()
         self._task = asyncio.create_task(self._supervise(), name="supervisor")
 
     async def aclose(self) -> None:
-        """End the worker; an operation that it was running goes on when the next one starts."""
+        """End the worker."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -62,30 +69,28 @@ class Supervisor:
             await asyncio.to_thread(self._process.join, 5.0)
             self._process.kill()
 
-    @property
-    def pid(self) -> int | None:
-        """The worker's process id."""
-        return self._process.pid if self._process is not None else None
-
     def works(self) -> bool:
-        """Return whether a worker runs that said that changes are made; look at least at times."""
+        """Return the last boolean that the running worker sent; False before the first.
+
+        Must be called from time to time, since it is what empties the pipe.
+        """
         if self._process is None or self._pipe is None or not self._process.is_alive():
             return False
         with contextlib.suppress(EOFError, OSError):  # it dies just now
             while self._pipe.poll():
-                self._said = self._pipe.recv()
-        return self._said
+                self._works = self._pipe.recv()
+        return self._works
 
     def _spawn(self) -> None:
         context = multiprocessing.get_context("spawn")
         child_end, self._pipe = context.Pipe()
-        self._said = False
-        # Not a daemon of multiprocessing's: those are killed at exit, this one ends by its pipe.
+        self._works = False
+        # No daemon of multiprocessing, which would kill it at exit: this one ends with its pipe.
         self._process = context.Process(
-            target=worker.run, args=(self._config, child_end), name="topwork-worker"
+            target=self._target, args=(child_end, *self._arguments), name=self._name
         )
-        # Signals to the process group, such as Ctrl-C, are for the server. The worker is born with
-        # them blocked: else they end its imports. Starting the tracker would unblock them here.
+        # Signals to the process group, such as Ctrl-C, are for this process. They are blocked when
+        # the worker starts, else they end its imports; to start the tracker would unblock them.
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
@@ -106,9 +111,14 @@ class Supervisor:
             finally:
                 loop.remove_reader(self._process.sentinel)
             await asyncio.to_thread(self._process.join)  # its pipe ends a moment before it does
-            gave_up = self._process.exitcode == worker.GAVE_UP
+            gave_up = self._process.exitcode == GAVE_UP
             pause = min(2 * pause, LONGEST_RESTART_SECONDS) if gave_up else RESTART_SECONDS
-            log.error("worker died", exit_code=self._process.exitcode, pause=pause)
+            log.error(
+                "worker died",
+                process=self._name,
+                exit_code=self._process.exitcode,
+                pause=pause,
+            )
             await asyncio.sleep(pause)
             await self._respawn()
 
@@ -117,7 +127,7 @@ class Supervisor:
             try:
                 self._spawn()
             except OSError as error:  # no memory or no processes left, for now
-                log.error("worker cannot be started", error=str(error))
+                log.error("worker cannot be started", process=self._name, error=str(error))
                 await asyncio.sleep(RESTART_SECONDS)
             else:
                 return

@@ -1,0 +1,1 @@
+"""Conversion between plain values and the messages of the contract."""

@@ -1,0 +1,40 @@
+"""Conversion of classified images into messages."""
+
+from __future__ import annotations
+
+from topwork.errors import ImageError
+from topwork.rpc.convert.fields import duration
+from topwork.serving.classify_batch import Classified, ImageAnswer
+from topwork.v1 import classifier_service_pb2 as classify_pb
+from topwork.wire import status as statuses
+
+
+def to_classify_response(classified: Classified) -> classify_pb.ClassifyResponse:
+    """Return the response to a Classify call."""
+    timings = classified.timings
+    return classify_pb.ClassifyResponse(
+        revision=classified.revision,
+        results=[_image_result(result) for result in classified.results],
+        timings=classify_pb.Timings(
+            decode=duration(timings.decode),
+            queue=duration(timings.queue),
+            backbone=duration(timings.backbone),
+            head=duration(timings.head),
+            total=duration(timings.total),
+        ),
+    )
+
+
+def _image_result(result: ImageAnswer | ImageError) -> classify_pb.ImageResult:
+    if isinstance(result, ImageError):
+        return classify_pb.ImageResult(error=statuses.from_error(result))
+    return classify_pb.ImageResult(
+        classification=classify_pb.Classification(
+            predictions=[
+                classify_pb.Prediction(label=label.label, probability=label.probability)
+                for label in result.predictions
+            ],
+            unknown_probability=result.unknown_probability,
+            is_unknown=None if result.unknown_probability is None else result.is_unknown,
+        )
+    )

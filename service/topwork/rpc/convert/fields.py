@@ -1,0 +1,76 @@
+"""Conversion of single fields: resource names, numbers, durations, times."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from topwork.errors import InvalidInput
+
+LONGEST_NAME = 200
+"""Most characters of a resource name. Names that the server makes are shorter."""
+
+
+def resource_id(name: str, *, collection: str, field: str) -> str:
+    """Return ``x`` of ``<collection>/x``. Raises InvalidInput if ``name`` has another form."""
+    prefix, slash, identifier = name[: LONGEST_NAME + 1].partition("/")
+    good = prefix == collection and slash and identifier and "/" not in identifier
+    if not good or len(name) > LONGEST_NAME or not name.isprintable():
+        raise InvalidInput(
+            f"{name[:100]!r} must be a resource name, {collection}/{{id}}, of at most "
+            f"{LONGEST_NAME} visible characters",
+            field=field,
+            reason="RESOURCE_NAME_INVALID",
+        )
+    return identifier
+
+
+def model_id(name: str, *, field: str) -> str:
+    """Return the id in a model's resource name. Raises InvalidInput."""
+    return resource_id(name, collection="models", field=field)
+
+
+def operation_id(name: str) -> str:
+    """Return the id in an operation's resource name. Raises InvalidInput."""
+    return resource_id(name, collection="operations", field="name")
+
+
+def number(given: int, *, field: str) -> int:
+    """Return a revision number, or 0 for none. Raises InvalidInput if it is negative."""
+    if given < 0:
+        raise InvalidInput(f"{field} is {given}; it must not be negative", field=field)
+    return given
+
+
+def seconds(given: Duration, *, field: str) -> float:
+    """Return a duration in seconds. Raises InvalidInput if it is negative."""
+    found = float(given.ToNanoseconds() / 1e9)
+    if found < 0:
+        raise InvalidInput(f"{field} is {found:g} s; it must not be negative", field=field)
+    return found
+
+
+def revision_name(model: str, revision: int) -> str:
+    """Return the resource name of a revision."""
+    return f"models/{model}/revisions/{revision}"
+
+
+def operation_name(identifier: str) -> str:
+    """Return the resource name of an operation, or an empty string for none."""
+    return f"operations/{identifier}" if identifier else ""
+
+
+def duration(seconds: float) -> Duration:
+    """Return seconds as a message; negative ones become 0."""
+    message = Duration()
+    message.FromNanoseconds(max(0, round(seconds * 1e9)))
+    return message
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    """Return a moment as a message."""
+    message = Timestamp()
+    message.FromDatetime(moment)
+    return message

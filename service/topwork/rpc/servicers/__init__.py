@@ -1,0 +1,1 @@
+"""Servicers of the gRPC services: each method converts, calls, converts."""

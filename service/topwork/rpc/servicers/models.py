@@ -1,0 +1,210 @@
+"""Servicer of topwork.v1.ModelService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+import structlog
+from google.longrunning import operations_pb2
+
+from topwork.access.principals import caller
+from topwork.access.slots import Slots
+from topwork.bundle.manifest import Manifest
+from topwork.bundle.serving import ServingState
+from topwork.bundle.store import Repository
+from topwork.changes.intake import Intake
+from topwork.changes.jobs import ChangeKind
+from topwork.changes.operations import RETRY_SECONDS
+from topwork.changes.pointer import pin, roll_back
+from topwork.changes.requests import ChangeRequest
+from topwork.errors import Corrupt, NotFound
+from topwork.limits import ServerLimits
+from topwork.rpc.context import Context
+from topwork.rpc.convert import fields
+from topwork.rpc.convert.requests import UploadMessage, from_change, from_upload
+from topwork.rpc.convert.revisions import (
+    PublishedRevision,
+    StoredModel,
+    damaged_revision,
+    to_model,
+    to_revision,
+)
+from topwork.rpc.servicers.operations import OperationViews
+from topwork.rpc.servicers.pages import Page, page_range
+from topwork.serving.registry import Registry
+from topwork.v1 import change_pb2 as change_pb
+from topwork.v1 import model_service_pb2 as model_pb
+from topwork.v1 import model_service_pb2_grpc as model_grpc
+from topwork.v1 import revision_pb2 as revision_pb
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class ModelServicer(model_grpc.ModelServiceServicer):
+    """topwork.v1.ModelService."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        registry: Registry,
+        views: OperationViews,
+        intake: Intake,
+        limits: ServerLimits,
+    ) -> None:
+        self._repository = repository
+        self._registry = registry
+        self._views = views
+        self._intake = intake
+        self._limits = limits
+        self._uploads = Slots(
+            limits.max_uploads,
+            calls="uploads",
+            reason="TOO_MANY_UPLOADS",
+            retry_after=RETRY_SECONDS,
+        )
+
+    async def ListModels(
+        self, request: model_pb.ListModelsRequest, context: Context
+    ) -> model_pb.ListModelsResponse:
+        """See the contract."""
+        start, size = page_range(request.page_size, request.page_token)
+        scope = caller().scope
+        names = [name for name in self._registry.models() if scope.has(name)]
+        page = Page[model_pb.Model](start, size)
+        for name in names[start:]:
+            if not page.add(await self._model(name)):
+                break
+        return model_pb.ListModelsResponse(models=page.messages, next_page_token=page.token)
+
+    async def GetModel(self, request: model_pb.GetModelRequest, context: Context) -> model_pb.Model:
+        """See the contract."""
+        return await self._model(fields.model_id(request.name, field="name"))
+
+    async def ListRevisions(
+        self, request: model_pb.ListRevisionsRequest, context: Context
+    ) -> model_pb.ListRevisionsResponse:
+        """See the contract."""
+        start, size = page_range(request.page_size, request.page_token)
+        model = fields.model_id(request.model, field="model")
+        self._registry.serving(model)
+        page = await asyncio.to_thread(self._page_of, model, start, size)
+        return model_pb.ListRevisionsResponse(revisions=page.messages, next_page_token=page.token)
+
+    async def AddClass(
+        self, request_iterator: AsyncIterator[change_pb.AddClassRequest], context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._upload("add_class", request_iterator)
+
+    async def AddExamples(
+        self, request_iterator: AsyncIterator[change_pb.AddExamplesRequest], context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._upload("add_examples", request_iterator)
+
+    async def RemoveClass(
+        self, request: change_pb.RemoveClassRequest, context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._change(from_change("remove_class", request, label=request.label))
+
+    async def RenameClass(
+        self, request: change_pb.RenameClassRequest, context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._change(
+            from_change("rename_class", request, label=request.label, new_label=request.new_label)
+        )
+
+    async def Retrain(
+        self, request: change_pb.RetrainRequest, context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._change(
+            from_change("retrain", request, head=request.head, normalisation=request.normalisation)
+        )
+
+    async def Rollback(self, request: model_pb.RollbackRequest, context: Context) -> model_pb.Model:
+        """See the contract."""
+        model = fields.model_id(request.model, field="model")
+        await asyncio.to_thread(
+            roll_back,
+            self._repository,
+            model,
+            fields.number(request.revision, field="revision"),
+            expected=fields.number(request.expected_revision, field="expected_revision"),
+            validate_only=request.validate_only,
+        )
+        await self._registry.refresh(model)
+        return await self._model(model)
+
+    async def PinRevision(
+        self, request: model_pb.PinRevisionRequest, context: Context
+    ) -> model_pb.Model:
+        """See the contract."""
+        model = fields.model_id(request.model, field="model")
+        await asyncio.to_thread(
+            pin,
+            self._repository,
+            model,
+            fields.number(request.revision, field="revision"),
+            pinned=not request.unpin,
+            validate_only=request.validate_only,
+        )
+        return await self._model(model)
+
+    async def WatchOperation(
+        self, request: model_pb.WatchOperationRequest, context: Context
+    ) -> AsyncIterator[model_pb.WatchOperationResponse]:
+        """See the contract."""
+        async for operation in self._views.watch(fields.operation_id(request.name)):
+            yield model_pb.WatchOperationResponse(operation=await self._views.message(operation))
+
+    async def _upload(
+        self, kind: ChangeKind, messages: AsyncIterator[UploadMessage]
+    ) -> operations_pb2.Operation:
+        with self._uploads.hold(caller().share):
+            operation = await self._intake.upload(from_upload(kind, messages, self._limits))
+        return await self._views.message(operation)
+
+    async def _change(self, request: ChangeRequest) -> operations_pb2.Operation:
+        return await self._views.message(await self._intake.submit(request))
+
+    async def _model(self, model: str) -> model_pb.Model:
+        stored = await asyncio.to_thread(self._stored, self._registry.serving(model))
+        return to_model(stored, self._limits)
+
+    def _stored(self, manifest: Manifest) -> StoredModel:
+        """Return a model; of what cannot be read only what is in memory."""
+        state = self._intact(lambda shown: self._repository.serving_state(shown.model), manifest)
+        return StoredModel(
+            state or ServingState(revision=manifest.revision),
+            PublishedRevision(
+                manifest,
+                self._intact(self._repository.metrics, manifest),
+                self._intact(self._repository.backbone, manifest),
+            ),
+            self._repository.revisions(manifest.model),
+        )
+
+    def _intact(self, read: Callable[[Manifest], T], manifest: Manifest) -> T | None:
+        """Return what ``read`` does; log it and return None if it is damaged."""
+        try:
+            return read(manifest)
+        except (Corrupt, NotFound) as error:
+            log.warning("model cannot be described", model=manifest.model, error=str(error))
+            return None
+
+    def _page_of(self, model: str, start: int, size: int) -> Page[revision_pb.Revision]:
+        """Return a page of a model's revisions, newest first."""
+        page = Page[revision_pb.Revision](start, size)
+        for number in self._repository.revisions(model)[::-1][start:]:
+            found = self._views.published(model, number)
+            message = damaged_revision(model, number) if found is None else to_revision(found)
+            if not page.add(message):
+                break
+        return page

@@ -23,7 +23,8 @@ from topwork.runtime.cores import available_cores
 from topwork.training.embed import Skipped
 from topwork.training.publish import publish
 from topwork_trainer import backbones
-from topwork_trainer.audit import audit_files, require_clean
+from topwork_trainer.audit import require_clean
+from topwork_trainer.audit_files import audit_files
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone

@@ -56,12 +56,12 @@ def same(one: EmbeddedRow, other: EmbeddedRow) -> bool:
 def fill(directory: Path, info: BackboneInfo, indices: range) -> None:
     with EmbeddingCache(directory) as cache:
         for index in indices:
-            cache.of(info).put(key(index), row(index))
+            cache.for_backbone(info).put(key(index), row(index))
 
 
 def found(directory: Path, info: BackboneInfo, indices: range) -> int:
     with EmbeddingCache(directory) as cache:
-        rows = [cache.of(info).get(key(index)) for index in indices]
+        rows = [cache.for_backbone(info).get(key(index)) for index in indices]
     assert all(
         one is None or same(one, row(index)) for index, one in zip(indices, rows, strict=True)
     )
@@ -117,7 +117,7 @@ def test_embedding_again_runs_no_backbone(tmp_path: Path, info: BackboneInfo) ->
                 counted,  # type: ignore[arg-type] # all that is used of a session
                 tiny.SPEC,
                 cores=2,
-                cache=cache.of(info),
+                cache=cache.for_backbone(info),
             )
         assert made is not None
         assert len(skipped) == 2
@@ -209,7 +209,7 @@ def test_full_disk_only_stops_caching(
         assert cache._connection is not None
         pages = cache._connection.execute("PRAGMA page_count").fetchone()[0]
         cache._connection.execute(f"PRAGMA max_page_count = {pages + 4}")
-        part = cache.of(info)
+        part = cache.for_backbone(info)
         for index in range(5, 5 + 3 * BATCH):
             part.put(key(index), row(index))
         assert part.get(key(0)) is None

@@ -103,7 +103,7 @@ class Attempts:
             session,
             info.preprocess,
             cores=self.cores,
-            cache=self.cache.of(info) if self.cache else None,
+            cache=self.cache.for_backbone(info) if self.cache else None,
             on_image=count,
         )
 

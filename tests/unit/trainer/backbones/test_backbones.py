@@ -385,7 +385,7 @@ def test_size_that_does_not_suit_is_refused(
     """A transformer of fixed size, and strides that leave nothing, name the backbone's own size."""
     (tmp_path / "none").touch()
     monkeypatch.setattr(weights, "download", lambda *_: tmp_path / "none")
-    monkeypatch.setattr(weights, "fill", lambda *_, **__: None)  # random ones do
+    monkeypatch.setattr(weights, "load", lambda *_, **__: None)  # random weights do
     with pytest.raises(InvalidInput, match=f"{name} does not take .*{size}.* own size is {own}"):
         backbones.load(BackboneChoice(name=name, image_size=size))
 

@@ -189,9 +189,7 @@ def _paint(canvas: Image.Image, mesh: Mesh, lamp: Array) -> None:
     """Paint the quads of a mesh back to front, lit from the direction of the lamp."""
     corners, colours = mesh
     normals = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1])
-    normals *= np.sign(
-        normals[:, 2:]
-    )  # petals have two sides; the camera sees the one that faces it
+    normals *= np.sign(normals[:, 2:])  # turn to the camera, which sees either side of a petal
     light = np.clip(
         normals @ lamp / (flowers.lengths(normals)[:, 0] * flowers.lengths(lamp) + 1e-9), 0, 1
     )

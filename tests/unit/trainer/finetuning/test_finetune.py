@@ -27,7 +27,7 @@ from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.export import EmbeddingModel, export
 from topwork_trainer.finetuning import checkpoints
 from topwork_trainer.finetuning import finetune as finetuning
-from topwork_trainer.finetuning.finetune import Finetuned, finetune
+from topwork_trainer.finetuning.finetune import FinetuneResult, finetune
 from topwork_trainer.finetuning.settings import Diverged, FinetuneConfig, LinearHead
 
 LABELS = ("amber", "blue", "crimson", "green", "violet")
@@ -106,7 +106,7 @@ def run(
     train: list[ImageSource] = TRAIN,
     start: LinearHead | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Finetuned:
+) -> FinetuneResult:
     return finetune(
         given or backbone(),
         train,
@@ -119,7 +119,7 @@ def run(
     )
 
 
-def numbers(result: Finetuned) -> dict[str, bytes]:
+def numbers(result: FinetuneResult) -> dict[str, bytes]:
     """Return every number of a result but for the seconds, for exact comparison."""
     history = [(e.epoch, e.train_loss, e.accuracy, e.loss) for e in result.history]
     weights = {
@@ -141,12 +141,12 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Finetuned:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
     """Return what an uninterrupted run gives."""
     return run(tmp_path_factory.mktemp("whole") / "checkpoint")
 
 
-def test_what_is_learnt_shows(whole: Finetuned) -> None:
+def test_what_is_learnt_shows(whole: FinetuneResult) -> None:
     """From a random head the right answers rise well above chance."""
     assert whole.history[0].accuracy < 0.5
     assert whole.best.accuracy > 0.7
@@ -154,7 +154,7 @@ def test_what_is_learnt_shows(whole: Finetuned) -> None:
     assert whole.best == min(whole.history, key=lambda epoch: epoch.loss)
 
 
-def test_epoch_0_is_the_frozen_start(whole: Finetuned) -> None:
+def test_epoch_0_is_the_frozen_start(whole: FinetuneResult) -> None:
     """The first entry of the history is the given head on the given backbone, as served."""
     pixels = np.stack(
         [preprocess(s.read(), PreprocessSpec(resize=16, crop=16)) for s in VALIDATION]
@@ -171,7 +171,7 @@ def test_epoch_0_is_the_frozen_start(whole: Finetuned) -> None:
     assert whole.history[0].train_loss is None
 
 
-def test_the_result_is_the_best_epoch(whole: Finetuned, tmp_path: Path) -> None:
+def test_the_result_is_the_best_epoch(whole: FinetuneResult, tmp_path: Path) -> None:
     """The returned weights give the validation numbers that are said to be the best."""
     frozen = dataclasses.replace(CONFIG, unfreeze="none")
     again = run(tmp_path / "checkpoint", frozen, given=whole.backbone, start=whole.head)
@@ -179,7 +179,7 @@ def test_the_result_is_the_best_epoch(whole: Finetuned, tmp_path: Path) -> None:
     assert len(again.history) == 1
 
 
-def test_the_module_comes_back_as_it_was_lent(whole: Finetuned) -> None:
+def test_the_module_comes_back_as_it_was_lent(whole: FinetuneResult) -> None:
     """Afterwards the module is in eval mode, frozen, without gradients, and no longer reordered."""
     module = whole.backbone.module
     assert not any(part.training for part in module.modules())
@@ -187,14 +187,14 @@ def test_the_module_comes_back_as_it_was_lent(whole: Finetuned) -> None:
     assert all(p.is_contiguous() for p in module.parameters())
 
 
-def test_a_tuned_backbone_is_another_backbone(whole: Finetuned) -> None:
+def test_a_tuned_backbone_is_another_backbone(whole: FinetuneResult) -> None:
     """Its identity differs from the start's, and says which weights it has."""
     assert whole.backbone.identity != backbone().identity
     assert whole.backbone.weights_sha256 in whole.backbone.identity
-    assert whole.thawed == ("features.4", "features.0")
+    assert whole.unfrozen == ("features.4", "features.0")
 
 
-def test_the_result_can_be_exported(whole: Finetuned) -> None:
+def test_the_result_can_be_exported(whole: FinetuneResult) -> None:
     """ONNX Runtime computes what the tuned module does."""
 
     def open_session(model: bytes) -> Callable[..., np.ndarray]:
@@ -220,7 +220,7 @@ def test_only_what_is_thawed_changes(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_is_a_function_of_its_arguments(whole: Finetuned, tmp_path: Path) -> None:
+def test_a_run_is_a_function_of_its_arguments(whole: FinetuneResult, tmp_path: Path) -> None:
     """The same arguments give the same numbers, to the last bit; another seed gives others."""
     assert numbers(run(tmp_path / "a")) == numbers(whole)
     assert numbers(run(tmp_path / "b", dataclasses.replace(CONFIG, seed=1))) != numbers(whole)
@@ -285,7 +285,7 @@ def child(checkpoint: Path, *, step: int, write: int) -> int:
     ("step", "write"), [(STEPS + 2, 0), (0, 3)], ids=["in an epoch", "in a write"]
 )
 def test_a_killed_run_ends_as_if_it_had_not_been(
-    whole: Finetuned, tmp_path: Path, step: int, write: int
+    whole: FinetuneResult, tmp_path: Path, step: int, write: int
 ) -> None:
     """After kill -9, in an epoch or in the middle of a write, a rerun gives the same bits."""
     checkpoint = tmp_path / "checkpoint"
@@ -296,7 +296,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     assert numbers(resumed) == numbers(whole)
 
 
-def test_a_finished_run_is_not_run_again(whole: Finetuned, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_run_again(whole: FinetuneResult, tmp_path: Path) -> None:
     """As long as its checkpoint is there, a rerun costs no step."""
     run(tmp_path / "checkpoint")
     seen: list[int] = []
@@ -328,7 +328,9 @@ def test_the_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
-def test_a_damaged_checkpoint_is_not_used(whole: Finetuned, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_not_used(
+    whole: FinetuneResult, tmp_path: Path, damage: str
+) -> None:
     """A checkpoint that is not as it was written is as good as none."""
     file = tmp_path / "checkpoint"
     run(file)

@@ -16,7 +16,7 @@ from topwork_trainer.finetuning.tuning import (
     _blend,
     _class_weights,
     _rate_factor,
-    _thaw,
+    _unfreeze,
 )
 
 
@@ -73,7 +73,7 @@ def test_rates_fall_from_stage_to_stage_and_norms_do_not_decay() -> None:
     zeros = np.zeros((3, 2), dtype=np.float32)
     model = TrainableClassifier(backbone, LinearHead(weights=zeros, bias=zeros[:, 0]))
     config = FinetuneConfig(rate=1.0, head_rate=5.0, decay=0.5, weight_decay=0.1)
-    trained, groups = _thaw(model, stages(module), config)
+    trained, groups = _unfreeze(model, stages(module), config)
     assert [(group["peak"], group["weight_decay"]) for group in groups] == [
         (5.0, 0.0),
         *[(1.0, 0.1), (1.0, 0.0)],

@@ -16,7 +16,7 @@ from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound
 from topwork_trainer.backbones import DEFAULT, BackboneChoice
-from topwork_trainer.fit.fit import FitConfig, Fitted, fit
+from topwork_trainer.fit.fit import FitConfig, FitResult, fit
 
 LABELS = ("amber", "blue", "crimson")
 
@@ -42,7 +42,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def _fit(repository: Repository, data: Path, **settings: object) -> Fitted:
+def _fit(repository: Repository, data: Path, **settings: object) -> FitResult:
     config = FitConfig(data=data, model="colours", repository=repository.root)
     return fit(replace(config, **settings), lambda *_: None)  # type: ignore[arg-type]  # test values
 

@@ -1,4 +1,4 @@
-"""Audit of training photos: everything that is wrong with them, found without a fit."""
+"""Audit of training photos: findings about files, labels and duplicates, without a fit."""
 
 from __future__ import annotations
 

@@ -33,11 +33,11 @@ SPEC = PreprocessSpec(resize=16, crop=16)
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """Return a repository that stores the tiny backbone as the default one."""
-    made = Repository(tmp_path / "repository")
+    created = Repository(tmp_path / "repository")
     model = tiny.backbone_model()
     identity = BackboneChoice(name=backbones.DEFAULT).identity()
-    made.put_backbone(model, replace(tiny.backbone_info(model), identity=identity))
-    return made.root
+    created.put_backbone(model, replace(tiny.backbone_info(model), identity=identity))
+    return created.root
 
 
 @pytest.fixture

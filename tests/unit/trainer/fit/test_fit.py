@@ -25,11 +25,11 @@ LABELS = ("amber", "blue", "crimson")
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
     """Return a repository that stores the tiny backbone as the default one."""
-    made = Repository(tmp_path / "repository")
+    created = Repository(tmp_path / "repository")
     model = tiny.backbone_model()
     info = replace(tiny.backbone_info(model), identity=BackboneChoice(name=DEFAULT).identity())
-    made.put_backbone(model, info)
-    return made
+    created.put_backbone(model, info)
+    return created
 
 
 @pytest.fixture

@@ -60,11 +60,11 @@ def main() -> None:
                     pass
 
         with EmbeddingCache(work / "cache") as cache:
-            fully(sources, cache.of(info))
+            fully(sources, cache.for_backbone(info))
             ways: dict[str, Callable[[Sequence[ImageSource]], None]] = {
                 "bare": bare,
                 "embed": fully,
-                "cached": lambda some: fully(some, cache.of(info)),
+                "cached": lambda some: fully(some, cache.for_backbone(info)),
             }
             wall: dict[str, list[float]] = {way: [] for way in ways}
             cpu: dict[str, list[float]] = {way: [] for way in ways}

@@ -16,7 +16,7 @@ from support.pictures import picture
 
 from topwork.bundle.store import Repository
 from topwork_trainer.cli.options import cache_directory
-from topwork_trainer.fit.fit import FitConfig, Fitted, fit
+from topwork_trainer.fit.fit import FitConfig, FitResult, fit
 
 LABELS = ("amber", "blue", "crimson")
 
@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
     """Return a fit with both phases, each taken whatever it brings."""
     config = FitConfig(
         data=data,
@@ -49,7 +49,7 @@ def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     return fit(config, lambda *_: None)
 
 
-def test_a_tuned_backbone_is_a_new_one(fitted: Fitted) -> None:
+def test_a_tuned_backbone_is_a_new_one(fitted: FitResult) -> None:
     """Its identity and digest are its own, and the repository keeps the frozen one beside it."""
     repository = Repository(fitted.report.parents[3])
     frozen, *others = sorted(repository.backbones(), key=lambda one: len(one.identity))
@@ -58,7 +58,7 @@ def test_a_tuned_backbone_is_a_new_one(fitted: Fitted) -> None:
     assert fitted.backbone.weights_digest != frozen.weights_digest
 
 
-def test_what_was_tuned_on_is_never_judged(fitted: Fitted) -> None:
+def test_what_was_tuned_on_is_never_judged(fitted: FitResult) -> None:
     """Metrics are of the held-out images alone, though the head learnt from all."""
     repository = Repository(fitted.report.parents[3])
     exemplars = repository.exemplars(fitted.manifest.exemplars)
@@ -68,7 +68,7 @@ def test_what_was_tuned_on_is_never_judged(fitted: Fitted) -> None:
     assert fitted.manifest.images == len(exemplars) == 48
 
 
-def test_the_int8_backbone_serves_and_says_what_it_cost(fitted: Fitted) -> None:
+def test_the_int8_backbone_serves_and_says_what_it_cost(fitted: FitResult) -> None:
     """The published backbone is int8; manifest and notes have the gate's numbers."""
     assert fitted.backbone.precision == "int8"
     gate = fitted.manifest.precision_gate
@@ -78,7 +78,7 @@ def test_the_int8_backbone_serves_and_says_what_it_cost(fitted: Fitted) -> None:
     assert gate.why in fitted.report.read_text()
 
 
-def test_no_checkpoint_is_left(fitted: Fitted) -> None:
+def test_no_checkpoint_is_left(fitted: FitResult) -> None:
     """Once the result is published the checkpoint is gone."""
     root = fitted.report.parents[3]
     assert not list((root / "checkpoints").glob("*"))
@@ -97,7 +97,7 @@ def test_a_fit_that_is_no_better_says_so(data: Path, tmp_path: Path) -> None:
     )
     fitted = fit(config, lambda *_: None)
     assert ":tuned:" not in fitted.backbone.identity
-    assert "not beyond chance, so the frozen backbone is taken" in fitted.notes[0]
+    assert "not significant, so the frozen backbone is used" in fitted.notes[0]
     assert fitted.metrics.images == 48
 
 

@@ -25,7 +25,7 @@ from topwork.cli.maintain import gc
 from topwork.inference import inference_service_pb2 as infer_pb
 from topwork.inference import inference_service_pb2_grpc as infer_grpc
 from topwork.v1 import change_pb2 as change_pb
-from topwork_trainer.cache import EmbeddingCache, _Part
+from topwork_trainer.cache import EmbeddingCache, _BackboneCache
 from topwork_trainer.finetuning import checkpoints
 
 RELEASES = sorted(path.parent.name for path in golden.ROOT.glob("*/left.tar.xz"))
@@ -89,7 +89,7 @@ def test_a_server_goes_on_where_an_earlier_release_stopped(left: Path) -> None:
 def test_caches_and_checkpoints_of_an_earlier_release_are_used(left: Path) -> None:
     """A row is found under its keys, and a training goes on from its state."""
     with EmbeddingCache(left / "cache") as cache:
-        row = _Part(cache, bytes(32), 4).get(b"c" * 32)
+        row = _BackboneCache(cache, bytes(32), 4).get(b"c" * 32)
     assert row is not None
     assert (row.digest, row.thumbnail) == (bytes(range(32)), b"a thumbnail")
     state = checkpoints.load(left / "repository" / "checkpoints" / "colours.pt", "run")

@@ -1,7 +1,7 @@
-"""``make mutate``: mutation testing of the packages that serve, change and protect models.
+"""Mutation testing of the packages that serve, change and protect models. Run by ``make mutate``.
 
-Cosmic Ray makes small faults, such as ``<`` for ``<=``. Each fault is put into a copy of the tree,
-and the tests of its package must fail. The score is the share of faults that they find.
+Cosmic Ray makes mutants, small faults such as ``<`` for ``<=``. Each is applied to a copy of the
+tree, and the tests of its package must fail. The mutation score is the share that they find.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ PROCESSES = {
 """More tests, for modules without a test file of their own, which server and worker run."""
 
 IGNORED = "BitOr"
-"""Faults of ``|``: almost all of them are in types, which nothing evaluates."""
+"""Operators to leave out: almost all ``|`` are in types, which are not evaluated."""
 
 PATIENCE = 5.0
-"""Raising it lets tests of a fault take longer: so many times their duration without faults."""
+"""Raising it lets tests of a fault take longer: a factor of their duration without faults."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A small change of one place in a module."""
+    """A mutant: a small fault at one place in a module."""
 
     module: Path
     operator: str
@@ -55,7 +55,7 @@ class Fault:
     line: int
 
     def tests(self) -> list[str]:
-        """Return the tests that should find it, those of the module itself first."""
+        """Return the tests that should find the fault, those of the module itself first."""
         inside = self.module.relative_to(SOURCE)
         own = Path("tests/unit", inside.parent, f"test_{inside.name}")
         package = inside.parts[0]
@@ -69,9 +69,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("python", type=Path, help="interpreter that has the project's packages")
     parser.add_argument("packages", nargs="*", default=list(TESTS), help=", ".join(TESTS))
-    parser.add_argument("--sample", type=int, default=100, help="faults a package; 0: all")
-    parser.add_argument("--seed", type=int, default=1, help="of the sample")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="tests at a time")
+    parser.add_argument(
+        "--sample", type=int, default=100, help="number of faults per package; 0: all"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="number of parallel test runs"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         copies: SimpleQueue[Path] = SimpleQueue()
@@ -120,7 +124,7 @@ def _faults(package: str) -> Iterator[Fault]:
 
 
 def _copy(target: Path) -> Path:
-    """Copy the files of the tree that git knows or would add; return the copy."""
+    """Copy the files that git tracks or would add to ``target``, and return it."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     for name in filter(None, listed.stdout.split("\0")):
@@ -142,7 +146,7 @@ def _seconds_without_faults(
 
 
 def _is_found(fault: Fault, copy: Path, python: Path, limit: float) -> tuple[bool, str]:
-    """Return whether tests fail, and the line with the fault."""
+    """Return True if the tests fail, and the line with the fault."""
     path = copy / fault.module
     original = path.read_text()
     try:
@@ -157,7 +161,7 @@ def _passes(tests: list[str], copy: Path, python: Path, limit: float | None) -> 
     sources = [str(copy / folder) for folder in ("service", "trainer", "tests")]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(sources),
-        "PYTHONDONTWRITEBYTECODE": "1",  # two faults of one second and length look the same
+        "PYTHONDONTWRITEBYTECODE": "1",  # faults of equal second and length would share bytecode
     }
     command = [str(python), "-m", "pytest", "-qx", "-p", "no:cacheprovider", *tests]
     try:

@@ -1,6 +1,6 @@
-"""Draws docs/terminal.svg and docs/report.png from a real fit and a real server. Needs chromium.
+"""Draw docs/terminal.svg and docs/report.png from a real fit and a real server. Needs chromium.
 
-It runs the commands of the README's tour on rendered flowers and records what they print.
+Runs the commands of the README's tour on rendered flowers and records their output.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ SHOWN = (
 )
 COLUMNS = 100
 LINES = 5
-"""Of each classification."""
+"""Lines to show of each classification."""
 
 
 def main() -> None:
-    """Run the tour in a temporary directory and write both pictures."""
+    """Run the tour in a temporary directory and write both images."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         for command in PREPARE:
@@ -86,7 +86,9 @@ def _draw_terminal(runs: list[tuple[str, str]]) -> None:
             lines = [*lines[:LINES], "..."]
         console.print(Text("\n".join(lines)), end="\n\n")
     drawn = console.export_svg(title="topwork", theme=MONOKAI)
-    local = re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL)  # fonts of another host
+    local = re.sub(
+        r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL
+    )  # without fonts from another host
     (DOCS / "terminal.svg").write_text(re.sub(r"[ \t]+$", "", local, flags=re.MULTILINE))
 
 

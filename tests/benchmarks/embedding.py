@@ -60,11 +60,11 @@ def main() -> None:
                     pass
 
         with EmbeddingCache(work / "cache") as cache:
-            embed_batch(sources, cache.of(info))
+            embed_batch(sources, cache.for_backbone(info))
             variants: dict[str, Callable[[Sequence[ImageSource]], None]] = {
                 "bare": bare,
                 "embed": embed_batch,
-                "cached": lambda batch: embed_batch(batch, cache.of(info)),
+                "cached": lambda batch: embed_batch(batch, cache.for_backbone(info)),
             }
             wall: dict[str, list[float]] = {variant: [] for variant in variants}
             cpu: dict[str, list[float]] = {variant: [] for variant in variants}

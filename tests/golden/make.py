@@ -106,10 +106,10 @@ def cache(directory: Path) -> None:
         embedding=np.linspace(0, 1, 4, dtype=np.float32),
         thumbnail=b"a thumbnail",
     )
-    from topwork_trainer.cache import _Part
+    from topwork_trainer.cache import _BackboneCache
 
     with EmbeddingCache(directory) as opened:
-        _Part(opened, bytes(32), 4).put(b"c" * 32, row)
+        _BackboneCache(opened, bytes(32), 4).put(b"c" * 32, row)
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -16,7 +16,7 @@ from support.pictures import picture
 
 from topwork.bundle.store import Repository
 from topwork_trainer.cli.options import cache_directory
-from topwork_trainer.fit.fit import FitConfig, Fitted, fit
+from topwork_trainer.fit.fit import FitConfig, FitResult, fit
 
 LABELS = ("amber", "blue", "crimson")
 
@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
     """Return a fit with both phases, published regardless of their metrics."""
     config = FitConfig(
         data=data,
@@ -49,7 +49,7 @@ def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     return fit(config, lambda *_: None)
 
 
-def test_a_tuned_backbone_has_its_own_identity(fitted: Fitted) -> None:
+def test_a_tuned_backbone_has_its_own_identity(fitted: FitResult) -> None:
     """A tuned backbone has a new identity and digest; the repository also has the frozen one."""
     repository = Repository(fitted.report.parents[3])
     frozen, *others = sorted(repository.backbones(), key=lambda backbone: len(backbone.identity))
@@ -58,7 +58,7 @@ def test_a_tuned_backbone_has_its_own_identity(fitted: Fitted) -> None:
     assert fitted.backbone.weights_digest != frozen.weights_digest
 
 
-def test_metrics_exclude_images_used_for_tuning(fitted: Fitted) -> None:
+def test_metrics_exclude_images_used_for_tuning(fitted: FitResult) -> None:
     """Metrics are of the held-out images only, although the head is fitted on all."""
     repository = Repository(fitted.report.parents[3])
     exemplars = repository.exemplars(fitted.manifest.exemplars)
@@ -68,7 +68,7 @@ def test_metrics_exclude_images_used_for_tuning(fitted: Fitted) -> None:
     assert fitted.manifest.images == len(exemplars) == 48
 
 
-def test_an_int8_backbone_is_published_with_its_gate(fitted: Fitted) -> None:
+def test_an_int8_backbone_is_published_with_its_gate(fitted: FitResult) -> None:
     """The published backbone is int8; manifest, notes and report have the precision gate."""
     assert fitted.backbone.precision == "int8"
     gate = fitted.manifest.precision_gate
@@ -78,7 +78,7 @@ def test_an_int8_backbone_is_published_with_its_gate(fitted: Fitted) -> None:
     assert gate.why in fitted.report.read_text()
 
 
-def test_fit_deletes_its_checkpoint(fitted: Fitted) -> None:
+def test_fit_deletes_its_checkpoint(fitted: FitResult) -> None:
     """The checkpoint is deleted after publishing."""
     root = fitted.report.parents[3]
     assert not list((root / "checkpoints").glob("*"))
@@ -97,7 +97,7 @@ def test_fit_publishes_the_frozen_backbone_unless_tuning_helps(data: Path, tmp_p
     )
     fitted = fit(config, lambda *_: None)
     assert ":tuned:" not in fitted.backbone.identity
-    assert "not beyond chance, so the frozen backbone is taken" in fitted.notes[0]
+    assert "not significant, so the frozen backbone is used" in fitted.notes[0]
     assert fitted.metrics.images == 48
 
 

@@ -25,7 +25,7 @@ from topwork.cli.maintain import gc
 from topwork.inference import inference_service_pb2 as infer_pb
 from topwork.inference import inference_service_pb2_grpc as infer_grpc
 from topwork.v1 import change_pb2 as change_pb
-from topwork_trainer.cache import EmbeddingCache, _Part
+from topwork_trainer.cache import EmbeddingCache, _BackboneCache
 from topwork_trainer.finetuning import checkpoints
 
 RELEASES = sorted(path.parent.name for path in golden.ROOT.glob("*/left.tar.xz"))
@@ -88,7 +88,7 @@ def test_a_server_takes_over_the_repository_of_an_earlier_release(release_files:
 def test_caches_and_checkpoints_of_an_earlier_release_are_used(release_files: Path) -> None:
     """A cached row is found under its key, and a checkpoint is loaded."""
     with EmbeddingCache(release_files / "cache") as cache:
-        row = _Part(cache, bytes(32), 4).get(b"c" * 32)
+        row = _BackboneCache(cache, bytes(32), 4).get(b"c" * 32)
     assert row is not None
     assert (row.digest, row.thumbnail) == (bytes(range(32)), b"a thumbnail")
     state = checkpoints.load(release_files / "repository" / "checkpoints" / "colours.pt", "run")

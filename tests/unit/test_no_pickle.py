@@ -32,7 +32,7 @@ from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.runtime.backend import open_session
 from topwork.serving.head import HeadLoader
-from topwork_trainer.backbones.weights import fill
+from topwork_trainer.backbones import weights
 from topwork_trainer.finetuning import checkpoints
 
 ARRAYS = [*shards._DTYPES]
@@ -68,7 +68,7 @@ LOADERS: dict[str, Callable[[Path], object]] = {
     "a backbone": lambda path: open_session(path.read_bytes(), output="embedding"),
     "a head": lambda path: HeadLoader().load(path.read_bytes(), width=8, labels=2, unknown=False),
     "a photo": lambda path: preprocess(path.read_bytes(), PreprocessSpec(resize=8, crop=8)),
-    "weights": lambda path: fill(nn.Linear(1, 1), path, name="it", unused=()),
+    "weights": lambda path: weights.load(nn.Linear(1, 1), path, name="it", unused=()),
     **{
         f"a document: {kind.__name__}": lambda path, kind=kind: from_json(  # type: ignore[misc]  # mypy cannot infer a lambda's default
             path.read_bytes(), kind, name="it"

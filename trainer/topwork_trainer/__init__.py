@@ -1,1 +1,1 @@
-"""The offline half of Topwork: from folders of photos to a bundle. Needs torch."""
+"""Offline trainer: learns from folders of photos and publishes a bundle. Needs torch."""

@@ -1,4 +1,4 @@
-"""``python -m topwork_trainer`` is ``topwork-train``."""
+"""Entry point of ``python -m topwork_trainer``, the same as ``topwork-train``."""
 
 from topwork_trainer.cli import main
 

@@ -1,4 +1,4 @@
-"""Embeddings that were made before, so that nobody waits for them twice: one SQLite file."""
+"""Cache of embeddings in one SQLite file, shared by all fits of a user."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ from topwork.training.embed import Cache, EmbeddedRow
 
 FILE = "embeddings.sqlite"
 LIMIT_BYTES = 4 * 2**30
-"""Size above which the oldest rows go when the file is opened: 500,000 images of width 1280."""
+"""Raising it keeps more rows: above it the oldest are deleted when the file is opened.
+
+4 GiB hold 500,000 images of width 1280.
+"""
 BATCH = 256
-"""Rows of one transaction: the most that a kill loses."""
+"""Raising it makes transactions fewer and larger; a kill loses at most this number of rows."""
 DECODING = 2
-"""To be raised when the same bytes come to other pixels: rows made before are made anew."""
+"""Raise it when decoding gives other pixels for the same bytes: it invalidates all rows."""
 
 
 class EmbeddingCache:
-    """The cache in a directory, for as long as its ``with`` block lasts; any number of processes.
+    """Cache in a directory, open during its ``with`` block; safe for several processes.
 
-    Nothing about it is an error: if the file cannot be opened or written, or turns out to be
-    damaged, a warning is logged and work goes on without. A damaged file or one of another kind is
-    set aside under a name that ends in ``.damaged``.
+    A cache failure is never an error: if the file cannot be opened or written, or is damaged, a
+    warning is logged and the cache is off. A damaged file, or a file of another format, is renamed
+    to ``*.damaged``.
     """
 
     def __init__(self, directory: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
@@ -51,7 +54,7 @@ class EmbeddingCache:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 self._open()
             except (sqlite3.Error, OSError) as error:
-                self._give_up(error)
+                self._disable(error)
         return self
 
     def __exit__(
@@ -66,10 +69,10 @@ class EmbeddingCache:
                 self._connection.close()
                 self._connection = None
 
-    def of(self, backbone: BackboneInfo) -> Cache:
-        """Return the part of one backbone, its preprocess spec and this version of the software.
+    def for_backbone(self, backbone: BackboneInfo) -> Cache:
+        """Return the rows of one backbone, preprocess spec and set of software versions.
 
-        Other versions may decode and compute a little differently.
+        Other versions may decode and compute slightly differently.
         """
         depends = {
             "digest": backbone.digest,
@@ -78,22 +81,22 @@ class EmbeddingCache:
             "versions": {**software_versions(), "pillow": PIL.__version__},
         }
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).digest()
-        return _Part(self, key, backbone.width)
+        return _BackboneCache(self, key, backbone.width)
 
     def get(self, backbone: bytes, content: bytes) -> bytes | None:
-        """Return what was put under these two keys."""
+        """Return the row that ``put`` stored under these two keys."""
         with self._lock:
             if self._connection is None:
                 return None
             try:
-                found = self._connection.execute(_GET, (backbone, content)).fetchone()
+                row = self._connection.execute(_GET, (backbone, content)).fetchone()
             except sqlite3.Error as error:
-                self._give_up(error)
+                self._disable(error)
                 return None
-        return found[0] if found else None
+        return row[0] if row else None
 
     def put(self, backbone: bytes, content: bytes, row: bytes) -> None:
-        """Keep ``row`` under these two keys, from the end of the batch on."""
+        """Store ``row`` under these two keys; ``get`` finds it after its batch is written."""
         with self._lock:
             if self._connection is not None:
                 self._batch.append((backbone, content, row))
@@ -107,7 +110,7 @@ class EmbeddingCache:
             except sqlite3.DatabaseError as error:
                 if not _is_damage(error):
                     raise
-                _set_aside(self._file, error)
+                _rename_damaged(self._file, error)
                 self._connection = _connect(self._file)
         _trim(self._connection, self._limit_bytes)
 
@@ -118,10 +121,10 @@ class EmbeddingCache:
                 with self._connection:
                     self._connection.executemany(_PUT, batch)
             except sqlite3.Error as error:
-                self._give_up(error)
+                self._disable(error)
 
-    def _give_up(self, error: sqlite3.Error | OSError) -> None:
-        _LOG.warning("going on without the cache %s: %s", self._file, error)
+    def _disable(self, error: sqlite3.Error | OSError) -> None:
+        _LOG.warning("continuing without the cache %s: %s", self._file, error)
         connection, self._connection = self._connection, None
         self._batch.clear()
         if connection is not None:
@@ -129,14 +132,14 @@ class EmbeddingCache:
             if _is_damage(error):
                 try:
                     with locked(self._file.with_suffix(".lock")):
-                        _set_aside(self._file, error)
+                        _rename_damaged(self._file, error)
                 except OSError as failed:
-                    _LOG.warning("it cannot be set aside: %s", failed)
+                    _LOG.warning("the damaged cache cannot be renamed: %s", failed)
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Implements Cache. A row is its sha256, image digest, fingerprint, embedding, thumbnail."""
+class _BackboneCache:
+    """Implements Cache. Bytes of a row: sha256, image digest, fingerprint, embedding, thumbnail."""
 
     cache: EmbeddingCache
     backbone: bytes
@@ -144,7 +147,7 @@ class _Part:
 
     def get(self, content: bytes) -> EmbeddedRow | None:
         stored = self.cache.get(self.backbone, content)
-        # SQLite itself does not notice a flipped bit.
+        # SQLite does not detect flipped bits.
         if not isinstance(stored, bytes) or hashlib.sha256(stored[32:]).digest() != stored[:32]:
             return None
         thumbnail = 96 + 4 * self.width
@@ -156,7 +159,7 @@ class _Part:
         )
 
     def put(self, content: bytes, row: EmbeddedRow) -> None:
-        assert row.embedding.shape == (self.width,), "backbone.json says another width"
+        assert row.embedding.shape == (self.width,), "the width is not that of backbone.json"
         fingerprint, embedding = row.fingerprint.tobytes(), row.embedding.astype("<f4").tobytes()
         payload = row.digest + fingerprint + embedding + row.thumbnail
         self.cache.put(self.backbone, content, hashlib.sha256(payload).digest() + payload)
@@ -189,9 +192,9 @@ def _connect(file: Path) -> sqlite3.Connection:
     try:
         if _number(connection, "SELECT count(*) FROM sqlite_schema") == 0:
             connection.executescript(_CREATE)
-        found = [_number(connection, f"PRAGMA {one}") for one in ("application_id", "user_version")]
-        if found != [0x746F7077, _FORMAT]:
-            raise _AnotherKindError(f"it is no cache of format {_FORMAT}")
+        pragmas = ("application_id", "user_version")
+        if [_number(connection, f"PRAGMA {name}") for name in pragmas] != [0x746F7077, _FORMAT]:
+            raise _WrongFormatError(f"it is not a cache of format {_FORMAT}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
     except BaseException:
@@ -202,11 +205,11 @@ def _connect(file: Path) -> sqlite3.Connection:
 
 def _trim(connection: sqlite3.Connection, limit_bytes: int) -> None:
     pages, free, size = (
-        _number(connection, f"PRAGMA {one}")
-        for one in ("page_count", "freelist_count", "page_size")
+        _number(connection, f"PRAGMA {name}")
+        for name in ("page_count", "freelist_count", "page_size")
     )
     used = (pages - free) * size
-    if used > limit_bytes:  # down to three quarters, so as not to do this every time
+    if used > limit_bytes:  # down to three quarters, so that it does not happen on every start
         with connection:
             connection.execute(_OLDEST, (1 - 0.75 * limit_bytes / used,))
 
@@ -216,21 +219,21 @@ def _number(connection: sqlite3.Connection, query: str) -> int:
         return int(cursor.fetchone()[0])
 
 
-class _AnotherKindError(sqlite3.DatabaseError):
+class _WrongFormatError(sqlite3.DatabaseError):
     pass
 
 
 def _is_damage(error: Exception) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without its extension
-    return isinstance(error, _AnotherKindError) or code in {
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # primary result code
+    return isinstance(error, _WrongFormatError) or code in {
         sqlite3.SQLITE_CORRUPT,
         sqlite3.SQLITE_NOTADB,
     }
 
 
-def _set_aside(file: Path, error: Exception) -> None:
-    aside = file.with_name(f"{file.name}.damaged")
-    _LOG.warning("the cache %s is damaged (%s) and set aside as %s", file, error, aside.name)
-    file.replace(aside)
+def _rename_damaged(file: Path, error: Exception) -> None:
+    damaged = file.with_name(f"{file.name}.damaged")
+    _LOG.warning("the cache %s is damaged (%s); renamed to %s", file, error, damaged.name)
+    file.replace(damaged)
     for suffix in ("-wal", "-shm"):
         file.with_name(file.name + suffix).unlink(missing_ok=True)

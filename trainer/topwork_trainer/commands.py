@@ -1,4 +1,4 @@
-"""Runs the two commands as a user would: as processes. For the demo, benchmarks and tests."""
+"""Runs ``topwork`` and ``topwork-train`` as subprocesses, for the demo, benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 from topwork.errors import Unavailable
 
 START_SECONDS = 60.0
-"""How long the server may take to get ready."""
+"""Raising it waits longer for a server to become ready."""
 
 Row = dict[str, Any]
-"""One JSON line."""
+"""A line of JSON that a command printed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningServer:
-    """A running server."""
+    """Address and process of a running server."""
 
     address: str
     """HOST:PORT"""
@@ -32,24 +32,22 @@ class RunningServer:
 
 
 def run(package: str, *arguments: object, check: bool = True) -> list[Row]:
-    """Run ``topwork`` or ``topwork-train``, by the name of its package; return its JSON lines.
+    """Run the command of ``package`` (topwork or topwork_trainer) and return its JSON lines.
 
     Raises Unavailable if ``check`` and the exit status is not 0.
     """
     command = [sys.executable, "-m", f"{package}.cli", *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if check and done.returncode:
-        raise Unavailable(f"exit status {done.returncode} of {shlex.join(command)}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if check and completed.returncode:
+        raise Unavailable(f"exit status {completed.returncode} of {shlex.join(command)}")
+    return [json.loads(line) for line in completed.stdout.splitlines()]
 
 
 @contextmanager
 def serving(repository: Path, log: Path, *options: object) -> Iterator[RunningServer]:
-    """Run ``topwork serve`` on a free port, its log in the file ``log``, for the block's time.
+    """Run ``topwork serve`` on a free port during the block, and write its log to ``log``.
 
-    The block starts when it is ready to classify and to learn.
-
-    Raises Unavailable if it does not get ready.
+    The block starts when server and worker are ready. Raises Unavailable if they do not get ready.
     """
     command = [sys.executable, "-m", "topwork.cli", "serve", "--repository", str(repository)]
     command += ["--address", "127.0.0.1:0", "--log-format", "json", *map(str, options)]
@@ -61,7 +59,7 @@ def serving(repository: Path, log: Path, *options: object) -> Iterator[RunningSe
 
 
 def wait_for_model(address: str, model: str) -> None:
-    """Return when the server serves ``model``, which it finds by itself. Raises Unavailable."""
+    """Wait until the server has noticed and serves ``model``. Raises Unavailable after a time."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if any(
@@ -69,7 +67,7 @@ def wait_for_model(address: str, model: str) -> None:
             for row in run("topwork", "models", "--address", address, "--json")
         ):
             return
-    raise Unavailable(f"the server did not take up model {model!r}")
+    raise Unavailable(f"the server does not serve model {model!r} after {START_SECONDS:g} s")
 
 
 def _port(process: subprocess.Popen[bytes], log: Path) -> int:
@@ -80,4 +78,4 @@ def _port(process: subprocess.Popen[bytes], log: Path) -> int:
         if "ready" in events and "worker ready" in events:
             return int(events["ready"]["port"])
         time.sleep(0.05)
-    raise Unavailable(f"the server did not get ready; its log:\n{log.read_text()}")
+    raise Unavailable(f"the server did not become ready; its log:\n{log.read_text()}")

@@ -1,4 +1,4 @@
-"""Training photos: folders of photos, one folder a class, and the splits that are held out."""
+"""Training photos and held-out splits, read from folders with one folder per class."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from topwork.training.embed import ImageSource
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Photo(ImageSource):
-    """A training image that is a file; its name is the path below the data's folder, escaped."""
+    """A training image in a file; its name is the escaped path below the data folder."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Photos:
-    """Photos to learn from, and what is not learnt from."""
+    """Photos to train on, held-out photos, and files that are left out."""
 
     labels: tuple[str, ...]
     """Sorted."""
     train: tuple[Photo, ...]
-    """By label, then by path."""
+    """Sorted by label, then by path."""
     held_out: Mapping[str, tuple[Photo, ...]]
-    """Photos of these labels to judge by, by the name of their split; empty without splits."""
+    """Photos to test on, by the name of their split; empty if the data has no splits."""
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
     """Decisions about folders, a sentence each."""
@@ -55,35 +55,36 @@ def scan(
 ) -> Photos:
     """Return the photos below each folder of ``data``, labelled with the folder's name.
 
-    ``topwork.inputs.folders`` says which files are photos. ``classes`` names the folders to use, in
-    any Unicode form; default: all that have photos. Folders that are one label in composed form are
-    one class. If ``data`` holds train and val or test, each with the classes' folders in it, the
-    first is learnt from and the others are held out.
+    ``topwork.inputs.folders`` decides which files are photos. ``classes`` names the folders to use,
+    in any Unicode form; default: all that have photos. Folders with the same name in composed form
+    (NFC) are one class. If ``data`` contains train and val or test, each with one folder per class,
+    the first is the training set and the others are held out.
 
-    Raises InvalidInput if ``data`` is no folder, a class is missing or has no valid name, if there
-    are fewer than two classes or a class has too few files, or if folders may be splits as well as
+    Raises InvalidInput if ``data`` is not a folder, if a class is missing, has an invalid name or
+    too few files, if there are fewer than two classes, or if folders may be splits as well as
     classes; folders that ``classes`` names are classes.
     """
     if not data.is_dir():
         raise InvalidInput(f"{file_name(data)} is not a folder", field="data")
-    wanted = None if classes is None else {unicodedata.normalize("NFC", one) for one in classes}
+    wanted = None if classes is None else {unicodedata.normalize("NFC", name) for name in classes}
     top = list_folder(data)
     if wanted is not None and wanted <= _by_label(top).keys():
         tree, others = _read(top, data, wanted), dict[str, _Tree]()
     else:
         tree, others = _split(data, _read(top, data))
     labels = tuple(sorted(tree.classes() if wanted is None else wanted))
-    omitted = [omitted for one in (tree, *others.values()) for omitted in one.omitted]
+    every_split = (tree, *others.values())
+    omitted = [omitted for split in every_split for omitted in split.omitted]
     for other in others.values():
-        omitted += other.all_of("untrained", set(other.classes()) - set(labels))
-    for one in (tree, *others.values()):
-        omitted += one.all_of("empty", one.photos.keys() - {*one.classes(), *labels})
+        omitted += other.omit_folders("untrained", set(other.classes()) - set(labels))
+    for split in every_split:
+        omitted += split.omit_folders("empty", split.photos.keys() - {*split.classes(), *labels})
     left_out = group(omitted, data)
     more = f"; left out: {', '.join(map(str, left_out))}" if left_out else ""
     _check_labels(data, labels, tree, limits, more)
-    train = tree.of(labels)
+    train = tree.photos_of(labels)
     check_counts(Counter(photo.label for photo in train), labels, limits=limits, more=more)
-    held_out = {split: other.of(labels) for split, other in others.items()}
+    held_out = {name: other.photos_of(labels) for name, other in others.items()}
     return Photos(
         labels=labels,
         train=train,
@@ -101,12 +102,12 @@ def check_counts(
     limits: InputLimits,
     more: str = "",
 ) -> None:
-    """Raise InvalidInput unless every label has enough; ``kind`` says what was counted."""
+    """Raise InvalidInput if a label has too few; ``kind`` names the counted things."""
     few = [label for label in labels if counts[label] < limits.min_images_per_label]
     if few:
         named = ", ".join(f"{label!r} has {counts[label]}" for label in few[:5])
         raise InvalidInput(
-            f"at least {limits.min_images_per_label} {kind} a class are needed: {named}{more}",
+            f"at least {limits.min_images_per_label} {kind} per class are needed: {named}{more}",
             field="data",
             reason="TOO_FEW_IMAGES",
         )
@@ -114,41 +115,41 @@ def check_counts(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tree:
-    """A folder with a folder for each class."""
+    """A folder that contains one folder per class."""
 
     folders: Mapping[str, Sequence[Path]]
-    """By label: several where they differ in their Unicode form."""
+    """By label; a label has several folders if their names differ only in Unicode form."""
     photos: Mapping[str, Sequence[Photo]]
-    """By label, of the folders that were read."""
+    """By label, for the folders that were read."""
     omitted: Sequence[Omitted]
     lost: Collection[str]
-    """Labels of folders with dead links or unreadable files in them."""
+    """Labels whose folders contain dead links or unreadable files."""
 
     def classes(self) -> list[str]:
-        """Return the labels that have photos, or would have, were all links alive."""
+        """Return the labels that have photos, or may have lost them to dead links."""
         return [label for label, photos in self.photos.items() if photos or label in self.lost]
 
-    def of(self, labels: Sequence[str]) -> tuple[Photo, ...]:
-        """Return the photos of some labels."""
+    def photos_of(self, labels: Sequence[str]) -> tuple[Photo, ...]:
+        """Return the photos of the labels."""
         return tuple(photo for label in labels for photo in self.photos.get(label, ()))
 
-    def all_of(self, reason: Reason, labels: Collection[str]) -> list[Omitted]:
-        """Return the folders of some labels as left out for a reason."""
+    def omit_folders(self, reason: Reason, labels: Collection[str]) -> list[Omitted]:
+        """Return the folders of the labels as left out for a reason."""
         return [Omitted(reason, folder) for label in labels for folder in self.folders[label]]
 
 
-def _by_label(found: Listing) -> dict[str, list[Path]]:
-    """Return a listing's folders by the labels that they stand for, which are composed."""
+def _by_label(listing: Listing) -> dict[str, list[Path]]:
+    """Return the folders of a listing by label, the folder's name in composed form (NFC)."""
     folders: dict[str, list[Path]] = defaultdict(list)
-    for folder in found.folders:
+    for folder in listing.folders:
         folders[unicodedata.normalize("NFC", folder.name)].append(folder)
     return folders
 
 
-def _read(found: Listing, data: Path, labels: Collection[str] | None = None) -> _Tree:
-    """Read the folders of some labels, default all; photos are named as seen from ``data``."""
-    folders = _by_label(found)
-    omitted = [*found.omitted, *(Omitted("beside", file) for file in found.files)]
+def _read(listing: Listing, data: Path, labels: Collection[str] | None = None) -> _Tree:
+    """Read the folders of the labels (default: all); names of photos are relative to ``data``."""
+    folders = _by_label(listing)
+    omitted = [*listing.omitted, *(Omitted("beside", file) for file in listing.files)]
     photos: dict[str, list[Photo]] = {}
     lost = set()
     for label in folders.keys() if labels is None else labels:
@@ -156,7 +157,7 @@ def _read(found: Listing, data: Path, labels: Collection[str] | None = None) -> 
         for folder in folders[label]:
             below = list_photos(folder, one_class=True)
             omitted += below.omitted
-            if any(one.reason in LOSSES for one in below.omitted):
+            if any(omission.reason in LOSSES for omission in below.omitted):
                 lost.add(label)
             photos[label] += (
                 Photo(
@@ -171,10 +172,10 @@ def _read(found: Listing, data: Path, labels: Collection[str] | None = None) -> 
 
 
 def _split(data: Path, top: _Tree) -> tuple[_Tree, dict[str, _Tree]]:
-    """Return what to learn from and, by name, the splits to hold out; ``top`` if it has none.
+    """Return the training split and, by name, the splits to hold out; ``top`` if it has no splits.
 
-    Folders are splits if their names say so, and all hold folders whose names repeat. Raises
-    InvalidInput if only their names do.
+    Folders are splits if they are named like splits and contain folders of the same classes. Raises
+    InvalidInput if they are only named so.
     """
     folders = [folder for label in top.classes() for folder in top.folders[label]]
     roles = splits(folders)
@@ -191,16 +192,16 @@ def _split(data: Path, top: _Tree) -> tuple[_Tree, dict[str, _Tree]]:
         named = ", ".join(file_name(folder.name) for folder in roles)
         first = train[0] if train else next(iter(roles))
         raise InvalidInput(
-            f"{file_name(data)} holds {named}, named like the splits of a data set, but not each "
-            f"with the same folders of classes in it: pass {file_name(first)} to learn from that "
-            "alone, or give their names as classes (--classes)",
+            f"{file_name(data)} contains {named}, named like the splits of a data set, but they do "
+            f"not contain the same class folders: pass {file_name(first)} to train on that alone, "
+            "or name the folders as classes (--classes)",
             field="data",
             reason="SPLITS",
         )
-    learnt = trees.pop(train[0])
-    outside = [one for one in top.omitted if one.path.parent == data]
+    training = trees.pop(train[0])
+    outside = [omission for omission in top.omitted if omission.path.parent == data]
     held_out = {file_name(folder.name): tree for folder, tree in trees.items()}
-    return replace(learnt, omitted=[*outside, *learnt.omitted]), held_out
+    return replace(training, omitted=[*outside, *training.omitted]), held_out
 
 
 def _check_labels(
@@ -209,7 +210,7 @@ def _check_labels(
     for label in labels:
         if label not in tree.folders:
             raise InvalidInput(
-                f"class {label!r} is no folder of {file_name(data)}, which has "
+                f"{file_name(data)} has no folder for class {label!r}; its folders are "
                 f"{_few(list(tree.folders))}",
                 field="classes",
             )
@@ -217,15 +218,15 @@ def _check_labels(
     if not 2 <= len(labels) <= limits.max_labels:
         raise InvalidInput(
             f"{file_name(data)} has {len(labels)} classes ({_few(labels)}); 2 to "
-            f"{limits.max_labels} are needed, each a folder of photos{_hint(labels, tree)}{more}",
+            f"{limits.max_labels} are needed, one folder of photos each{_hint(labels, tree)}{more}",
             field="data",
         )
 
 
 def _hint(labels: Sequence[str], tree: _Tree) -> str:
-    """Return a suggestion where there are too few classes."""
+    """Return a suggestion if there are too few classes."""
     if len(labels) == 1 and list_folder(folder := tree.folders[labels[0]][0]).folders:
-        return f"; {file_name(folder)} holds folders: pass it if these are the classes"
+        return f"; {file_name(folder)} contains folders: pass it if these are the classes"
     return ""
 
 
@@ -235,10 +236,10 @@ def _notes(
     for label in labels:
         if len(tree.folders[label]) > 1:
             names = " and ".join(ascii(folder.name) for folder in tree.folders[label])
-            yield f"The folders {names} are one label, {label!r}: their photos are one class"
+            yield f"The folders {names} are the same label, {label!r}, and one class"
     if held_out:
-        told = ", ".join(f"{split} ({len(photos)} photos)" for split, photos in held_out.items())
-        yield f"Held out, and not learnt from: {told}"
+        counts = ", ".join(f"{split} ({len(photos)} photos)" for split, photos in held_out.items())
+        yield f"Held out and not trained on: {counts}"
 
 
 def _few(names: Sequence[str]) -> str:

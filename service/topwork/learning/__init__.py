@@ -1,1 +1,1 @@
-"""Learning: exemplars in, a head with cross-validated metrics out; fit and AddClass share it."""
+"""Learning: from exemplars to a head with cross-validated metrics; used by fit and AddClass."""

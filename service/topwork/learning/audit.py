@@ -1,4 +1,4 @@
-"""Audit of training images by their exemplars alone."""
+"""Data audit: findings about training images, from their exemplars alone."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from topwork.bundle.metrics import wilson_interval
 from topwork.inputs.duplicates import alike, closest_pairs
 from topwork.learning.learn import Judged
 
-MOST_SUSPECTS = 50
-"""Images that a finding of their own suspects of a wrong label; the others share one."""
+MAX_SINGLE_SUSPECTS = 50
+"""Largest number of suspected images with their own finding; the others share a finding."""
 
 IMBALANCE = 10.0
-"""Ratio of the largest to the smallest class from which on it is a warning.
+"""Ratio of the largest to the smallest class above which the audit warns.
 
 Measured with balanced weights: the recall of a kind of flower with 40 photos was 0.74 beside kinds
 with 400 photos, 0.86 beside kinds with 40.
 """
 
 WIDE = 0.1
-"""Width of the accuracy's 95 % interval from which on it is a warning."""
+"""Width of the accuracy's 95 % interval above which the audit warns."""
 
 WIDE_RECALL = 0.2
-"""Width of a label's recall's 95 % interval from which on it is a note."""
+"""Width of the 95 % interval of a label's recall above which the audit adds a note."""
 
 ENOUGH_TO_SPREAD = 20
-"""Images of a label that chance alone spreads over the folds."""
+"""Smallest number of images per label that chance spreads over the folds."""
 
 
 def audit_exemplars(exemplars: Exemplars, judged: Judged | None, *, seed: int) -> list[Finding]:
-    """Return what is wrong with the training images, in a fixed order.
+    """Return findings about the training images, in a fixed order.
 
-    ``judged`` is what ``learn`` returns for these exemplars and ``seed``; None: no head could be
-    learnt, and nothing is said that needs one.
+    ``judged`` is the result of ``learn`` for these exemplars and ``seed``; None: no head could be
+    learnt, and checks that need a head are skipped.
     """
     folds = exemplars.folds(seed)
     pairs = _confirmed(exemplars, closest_pairs(exemplars.fingerprints, exemplars.targets))
@@ -57,74 +57,75 @@ def audit_exemplars(exemplars: Exemplars, judged: Judged | None, *, seed: int) -
 def suspects(
     targets: NDArray[np.int64], probabilities: NDArray[np.float32]
 ) -> list[tuple[int, int]]:
-    """Return rows that may be mislabelled, each with its probable class, the likeliest first.
+    """Return rows of suspected label errors, each with its probable class, the likeliest first.
 
     Confident learning (Northcutt et al., JAIR 2021) on out-of-fold probabilities (N, C): a class's
-    threshold is the mean probability that images of it have for it; suspected is a row whose own
-    class stays below its threshold while another one, more probable, reaches its own. Ranked by the
-    margin between the two probabilities.
+    threshold is the mean probability that its images have for it. A row is suspected if the
+    probability of its class is below the threshold, and another class is more probable and reaches
+    its threshold. Sorted by the margin between the two probabilities.
 
-    Measured on 2,000 photos of flowers with 3 % of the labels changed at random: 75 % of those were
-    found, and were 71 % of what was found, 95 % of the first 20. Of the unchanged labels 26 were
-    suspected; about six of them were wrong, four photos showed two kinds, the others were unusual.
+    Measured on 2,000 photos of flowers with 3 % of the labels changed at random: recall 75 %,
+    precision 71 %, precision of the first 20 suspects 95 %. 26 unchanged labels were suspected;
+    about six of them were wrong, four photos showed two kinds, the others were unusual.
     """
-    every = np.arange(len(targets))
-    given = probabilities[every, targets]
+    all_rows = np.arange(len(targets))
+    label_probabilities = probabilities[all_rows, targets]
     images = np.bincount(targets, minlength=probabilities.shape[1])
-    sums = np.bincount(targets, weights=given, minlength=probabilities.shape[1])
+    sums = np.bincount(targets, weights=label_probabilities, minlength=probabilities.shape[1])
     thresholds = np.where(images > 0, sums / np.maximum(images, 1), np.inf)
     confident = probabilities >= thresholds
     others = np.where(confident, probabilities, 0)
-    others[every, targets] = 0
+    others[all_rows, targets] = 0
     probable = others.argmax(axis=1)
-    margin = others[every, probable] - given
-    found = np.flatnonzero((margin > 0) & ~confident[every, targets])
-    found = found[np.argsort(-margin[found], kind="stable")]
-    return list(zip(found.tolist(), probable[found].tolist(), strict=True))
+    margin = others[all_rows, probable] - label_probabilities
+    rows = np.flatnonzero((margin > 0) & ~confident[all_rows, targets])
+    rows = rows[np.argsort(-margin[rows], kind="stable")]
+    return list(zip(rows.tolist(), probable[rows].tolist(), strict=True))
 
 
 def _suspected(exemplars: Exemplars, judged: Judged) -> Iterator[Finding]:
-    """Yield suspicions as notes: most real sets have some, and only a person can tell."""
+    """Yield suspected label errors as notes: most data sets have some, and a person must decide."""
     targets, labels = exemplars.targets[judged.rows], exemplars.labels
-    found = suspects(targets, judged.probabilities)
-    for row, probable in found[:MOST_SUSPECTS]:
-        said, given = labels[probable], labels[targets[row]]
-        chances = judged.probabilities[row]
+    suspected = suspects(targets, judged.probabilities)
+    for row, probable in suspected[:MAX_SINGLE_SUSPECTS]:
+        looks_like, label = labels[probable], labels[targets[row]]
+        probabilities = judged.probabilities[row]
         images = _names(exemplars, [judged.rows[row]])
         yield Finding(
             kind="suspected_label",
             severity="note",
-            message=f"{images[0] if images else 'an image'} is labelled {given!r} but looks like "
-            f"{said!r}: probability {chances[probable]:.3f} against {chances[targets[row]]:.3f}",
+            message=f"{images[0] if images else 'an image'} is labelled {label!r} but looks like "
+            f"{looks_like!r}: probability {probabilities[probable]:.3f} against "
+            f"{probabilities[targets[row]]:.3f}",
             images=images,
-            labels=(given, said),
+            labels=(label, looks_like),
         )
-    if rest := found[MOST_SUSPECTS:]:
+    if rest := suspected[MAX_SINGLE_SUSPECTS:]:
         concerned = {targets[row] for row, _ in rest} | {probable for _, probable in rest}
         yield Finding(
             kind="suspected_labels",
             severity="note",
-            message=f"{_several(len(rest), 'more image')} with a suspected label, less clearly "
-            f"so than the first {MOST_SUSPECTS}",
+            message=f"{_count(len(rest), 'more image')} with a suspected label, less clearly "
+            f"so than the first {MAX_SINGLE_SUSPECTS}",
             images=_names(exemplars, [judged.rows[row] for row, _ in rest]),
             labels=tuple(labels[index] for index in sorted(concerned)),
         )
 
 
 def _several_labels(exemplars: Exemplars) -> Iterator[Finding]:
-    """Yield what stands under several labels; equal digests are neighbours, in label order."""
-    found: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    """Yield images with several labels; equal digests are adjacent, in label order."""
+    rows_by_targets: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for _, same in groupby(range(len(exemplars)), lambda row: exemplars.digests[row].tobytes()):
         rows = list(same)
         if len(rows) > 1:
-            found[tuple(exemplars.targets[rows].tolist())] += rows
-    for targets, rows in sorted(found.items()):
+            rows_by_targets[tuple(exemplars.targets[rows].tolist())] += rows
+    for targets, rows in sorted(rows_by_targets.items()):
         labels = tuple(exemplars.labels[target] for target in targets)
         yield Finding(
             kind="several_labels",
             severity="warning",
-            message=f"{_several(len(rows) // len(labels), 'image')} with the very same pixels under"
-            f" {_and(labels)}: only one label can be right",
+            message=f"{_count(len(rows) // len(labels), 'image')} with identical pixels under the "
+            f"labels {_join(labels)}: only one label can be right",
             images=_names(exemplars, rows),
             labels=labels,
         )
@@ -133,22 +134,24 @@ def _several_labels(exemplars: Exemplars) -> Iterator[Finding]:
 def _copies_across_labels(
     exemplars: Exemplars, pairs: NDArray[np.int64], folds: NDArray[np.int64]
 ) -> Iterator[Finding]:
-    found: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    pairs_by_targets: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for pair in pairs.tolist():
-        one, other = sorted(pair, key=lambda row: int(exemplars.targets[row]))
-        targets = int(exemplars.targets[one]), int(exemplars.targets[other])
-        equal = (exemplars.digests[one] == exemplars.digests[other]).all()
+        first, second = sorted(pair, key=lambda row: int(exemplars.targets[row]))
+        targets = int(exemplars.targets[first]), int(exemplars.targets[second])
+        equal = (exemplars.digests[first] == exemplars.digests[second]).all()
         if targets[0] != targets[1] and not equal:
-            found[targets].append((one, other))
-    for targets, alike_pairs in sorted(found.items()):
+            pairs_by_targets[targets].append((first, second))
+    for targets, alike_pairs in sorted(pairs_by_targets.items()):
         labels = tuple(exemplars.labels[target] for target in targets)
-        apart = sum(bool(folds[one] != folds[other]) for one, other in alike_pairs)
+        in_different_folds = sum(
+            bool(folds[first] != folds[second]) for first, second in alike_pairs
+        )
         yield Finding(
             kind="near_duplicates_across_labels",
             severity="warning",
-            message=f"{_several(len(alike_pairs), 'pair')} of near-duplicates bear different "
-            f"labels, {_and(labels)}; {apart} of them fall into different folds, where each image "
-            "is judged by a head that learnt the other label",
+            message=f"{_count(len(alike_pairs), 'pair')} of near-duplicates have different "
+            f"labels, {_join(labels)}; {in_different_folds} of them are in different folds, where "
+            "each image is evaluated by a head that learnt the other label",
             images=_names(exemplars, [row for pair in alike_pairs for row in pair]),
             labels=labels,
         )
@@ -165,8 +168,8 @@ def _copies_within_labels(exemplars: Exemplars, pairs: NDArray[np.int64]) -> Ite
         yield Finding(
             kind="near_duplicates",
             severity="note",
-            message=f"{_several(len(rows), 'image')} labelled {label!r} in "
-            f"{_several(len(own), 'group')} of near-duplicates; the largest has "
+            message=f"{_count(len(rows), 'image')} labelled {label!r} in "
+            f"{_count(len(own), 'group')} of near-duplicates; the largest has "
             f"{max(map(len, own))}; each group shares a fold",
             images=_names(exemplars, rows),
             labels=(label,),
@@ -183,7 +186,7 @@ def _imbalance(exemplars: Exemplars) -> Iterator[Finding]:
             kind="imbalance",
             severity="warning",
             message=f"{labels[0]!r} has {counts[most]} images, {ratio:.0f} times as many as "
-            f"{labels[1]!r} with {counts[fewest]}: weights make up for only part of that",
+            f"{labels[1]!r} with {counts[fewest]}: balanced weights compensate only in part",
             images=(),
             labels=labels,
         )
@@ -199,8 +202,8 @@ def _wide_intervals(exemplars: Exemplars, judged: Judged) -> Iterator[Finding]:
         yield Finding(
             kind="wide_interval",
             severity="warning",
-            message=f"too few images ({len(right)}) for an exact number: the accuracy, "
-            f"{right.mean():.3f}, lies between {low:.3f} and {high:.3f} (95 % interval)",
+            message=f"too few images ({len(right)}) for a precise accuracy: {right.mean():.3f}, "
+            f"95 % interval {low:.3f} to {high:.3f}",
             images=(),
             labels=(),
         )
@@ -215,8 +218,8 @@ def _wide_intervals(exemplars: Exemplars, judged: Judged) -> Iterator[Finding]:
         yield Finding(
             kind="wide_recall",
             severity="note",
-            message=f"{_several(len(wide), 'label')} with too few images for an exact recall; "
-            f"fewest has {label!r}: with {images} it lies between {low:.3f} and {high:.3f}",
+            message=f"{_count(len(wide), 'label')} with too few images for a precise recall; "
+            f"{label!r} has fewest: {images}, 95 % interval {low:.3f} to {high:.3f}",
             images=(),
             labels=tuple(label for _, label, _, _ in wide),
         )
@@ -230,8 +233,8 @@ def _uneven_folds(exemplars: Exemplars, folds: NDArray[np.int64]) -> Iterator[Fi
             yield Finding(
                 kind="uneven_folds",
                 severity="warning",
-                message=f"{fullest} of {len(own)} images labelled {label!r} fall into one fold, "
-                f"as near-duplicates do: they are judged by a head that learnt the label from the "
+                message=f"{fullest} of {len(own)} images labelled {label!r} are in one fold, as "
+                "near-duplicates are: they are evaluated by a head that learnt the label from the "
                 f"other {len(own) - fullest}",
                 images=(),
                 labels=(label,),
@@ -239,23 +242,24 @@ def _uneven_folds(exemplars: Exemplars, folds: NDArray[np.int64]) -> Iterator[Fi
 
 
 def _confirmed(exemplars: Exemplars, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the pairs whose thumbnails are alike, too; where one has none, bits decide."""
+    """Return the pairs with similar thumbnails, or without a thumbnail of both images."""
     thumbnails = exemplars.thumbnails
-    kept = [
-        not (thumbnails[one] and thumbnails[other]) or alike(thumbnails[one], thumbnails[other])
-        for one, other in pairs.tolist()
+    confirmed = [
+        not (thumbnails[first] and thumbnails[second])
+        or alike(thumbnails[first], thumbnails[second])
+        for first, second in pairs.tolist()
     ]
-    return np.asarray(pairs[np.array(kept, dtype=bool)])
+    return np.asarray(pairs[np.array(confirmed, dtype=bool)])
 
 
 def _groups(pairs: NDArray[np.int64]) -> list[list[int]]:
-    """Return the rows that pairs connect, each group and all groups in order."""
+    """Return the connected components of ``pairs``: sorted lists of rows, sorted."""
     group: dict[int, list[int]] = {}
-    for one, other in pairs.tolist():
-        small, large = sorted((group.get(one, [one]), group.get(other, [other])), key=len)
+    for first, second in pairs.tolist():
+        small, large = sorted((group.get(first, [first]), group.get(second, [second])), key=len)
         if small is not large:
             large += small
-        group.update(dict.fromkeys((*small, one, other), large))
+        group.update(dict.fromkeys((*small, first, second), large))
     distinct = {id(rows): rows for rows in group.values()}
     return sorted(sorted(rows) for rows in distinct.values())
 
@@ -264,9 +268,9 @@ def _names(exemplars: Exemplars, rows: Iterable[int]) -> tuple[str, ...]:
     return tuple(name for row in rows if (name := exemplars.names[row]))
 
 
-def _several(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _and(labels: tuple[str, ...]) -> str:
+def _join(labels: tuple[str, ...]) -> str:
     return " and ".join(repr(label) for label in labels)

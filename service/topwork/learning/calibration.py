@@ -1,4 +1,4 @@
-"""Temperature scaling: the calibration of a head's probabilities."""
+"""Calibration of a head's probabilities by temperature scaling."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 CLOSE = 1e-5
-"""Relative change of the temperature that is none: Newton's next would be that squared."""
+"""Relative change of the temperature at convergence: the next Newton step would be its square."""
 
-_ROWS = 1024
-"""Rows that are worked on at once."""
+_BLOCK_ROWS = 1024
+"""Rows per block; raising it uses more memory."""
 
 
 def find_temperature(
@@ -17,22 +17,24 @@ def find_temperature(
 ) -> float:
     """Return the temperature of least weighted log loss (Guo et al., ICML 2017), 1/1000 to 1000.
 
-    A class with n images aims at (n + 1) / (n + 2) rather than at certainty (Platt, 1999): without
-    that a few images, all told apart, would end in boundless confidence. The loss is convex in the
-    inverse temperature, on which these are Newton steps: its derivatives are the logits' mean under
-    the model, less the aim, and their variance.
+    The target probability of a class with n images is (n + 1) / (n + 2) instead of 1 (Platt, 1999):
+    otherwise a few correctly classified images would give unlimited confidence. The loss is convex
+    in the inverse temperature, which is found by Newton's method: its derivatives are the mean
+    logit under the model less the target logit, and the variance of the logits.
     """
-    others = logits.shape[1] - 1
-    if not others:
-        return 1.0  # one class is certain at any temperature
+    other_classes = logits.shape[1] - 1
+    if not other_classes:
+        return 1.0  # with one class, temperature has no effect
     z = logits - logits.max(axis=1, keepdims=True)
     right = z[np.arange(len(targets)), targets].astype(np.float64)
-    doubt = 1 / (np.bincount(targets)[targets] + 2)
-    aim = (1 - doubt) * right + doubt * (z.sum(axis=1, dtype=np.float64) - right) / others
+    smoothing = 1 / (np.bincount(targets)[targets] + 2)
+    target_logit = (1 - smoothing) * right + smoothing * (
+        z.sum(axis=1, dtype=np.float64) - right
+    ) / other_classes
     inverse = 1.0
     for _ in range(30):
         mean, variance = _moments(z, inverse)
-        slope = float(weights @ (mean - aim))
+        slope = float(weights @ (mean - target_logit))
         curvature = float(weights @ variance)
         step = -slope / max(curvature * inverse, 1e-12)
         before, inverse = inverse, inverse * float(np.exp(np.clip(step, -1, 1)))
@@ -45,10 +47,10 @@ def find_temperature(
 def log_losses(
     logits: NDArray[np.float32], targets: NDArray[np.int64], temperature: float = 1.0
 ) -> NDArray[np.float32]:
-    """Return each row's negative log probability of its target, (N,), at a temperature."""
+    """Return the log loss of each row, (N,): the negative log probability of its target."""
     losses = np.empty(len(targets), dtype=np.float32)
-    for start in range(0, len(targets), _ROWS):
-        block = slice(start, start + _ROWS)
+    for start in range(0, len(targets), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
         z = logits[block] / np.float32(temperature)
         top = z.max(axis=1)
         total = top + np.log(np.exp(z - top[:, None]).sum(axis=1))
@@ -59,10 +61,10 @@ def log_losses(
 def _moments(
     z: NDArray[np.float32], inverse: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and variance (N,) of each row of z under its softmax at a temperature."""
+    """Return mean and variance (N,) of each row of z under its softmax at 1 / ``inverse``."""
     mean, variance = np.empty(len(z)), np.empty(len(z))
-    for start in range(0, len(z), _ROWS):
-        block = slice(start, start + _ROWS)
+    for start in range(0, len(z), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
         part = z[block]
         p = np.exp(np.float32(inverse) * part)
         total = p.sum(axis=1)

@@ -1,4 +1,4 @@
-"""Partition of rows into cells, so that sums over many sets are sums over few cells."""
+"""Partition of rows into cells: sums over many sets become sums over few cells."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cells:
-    """P groups of rows, each wholly in a set or wholly out of it."""
+    """P cells: each set contains all rows of a cell or none."""
 
     rows: tuple[NDArray[np.int64], ...]
-    """P times the rows of one, in order."""
+    """Rows of each of the P cells, in order."""
     within: NDArray[np.bool_]
-    """(B, P), whether a set has a cell."""
+    """(B, P), True if the set contains the cell."""
 
 
 def find_cells(sets: NDArray[np.bool_]) -> Cells:
-    """Return the cells of sets (B, N): rows that are in the same sets."""
+    """Return the cells of sets (B, N): groups of rows that are in the same sets."""
     within, cell = np.unique(sets, axis=1, return_inverse=True)
     order = np.argsort(cell.ravel(), kind="stable")
     ends = np.cumsum(np.bincount(cell.ravel(), minlength=within.shape[1]))

@@ -1,6 +1,6 @@
-"""Blocked Cholesky solver in NumPy: nearly all of its work is matrix products.
+"""Blocked Cholesky solver in NumPy, dominated by matrix products.
 
-``numpy.linalg.solve`` knows no symmetry and took 2.4 times as long for 1,280 unknowns in float32.
+``numpy.linalg.solve`` ignores symmetry and took 2.4 times as long for 1,280 unknowns in float32.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from topwork.arrays import FloatArray
 _BLOCK = 128
 
 
-def solve(system: FloatArray, aims: FloatArray, *, refined: bool = False) -> FloatArray:
-    """Return x (N, C) where system @ x = aims, for a symmetric positive definite system (N, N).
+def solve(system: FloatArray, right_sides: FloatArray, *, refined: bool = False) -> FloatArray:
+    """Solve system @ x = right_sides for x (N, C); system (N, N) is symmetric positive definite.
 
-    In the precision of the system, or in double if it is positive definite only there. ``refined``:
-    as if in double, from single precision's factor and the error that it leaves (Wilkinson, 1963):
-    half the time. Raises LinAlgError if it is nowhere.
+    The precision is that of the system, or double if it is positive definite only in double.
+    ``refined`` adds a step of iterative refinement (Wilkinson, 1963): nearly double precision from
+    a single-precision factor, in half the time. Raises LinAlgError if it is not positive definite.
     """
     try:
         factor = _Factor(system.copy())
     except np.linalg.LinAlgError:
         factor = _Factor(system.astype(np.float64))
-    x = factor.solve(aims)
+    x = factor.solve(right_sides)
     if refined:
-        error = np.array(aims, dtype=np.float64)
+        error = np.array(right_sides, dtype=np.float64)
         for start in range(0, len(x), _BLOCK):  # no second copy of the system
             rows = slice(start, start + _BLOCK)
             error[rows] -= system[rows].astype(np.float64) @ x
@@ -36,33 +36,33 @@ def solve(system: FloatArray, aims: FloatArray, *, refined: bool = False) -> Flo
 
 
 class _Factor:
-    """The Cholesky factor of a system, which it overwrites."""
+    """Cholesky factor of a system, which it overwrites."""
 
     def __init__(self, system: FloatArray) -> None:
-        self._lower = lower = system  # but for the diagonal blocks, which are kept inverted
+        self._lower = lower = system  # except diagonal blocks, which are stored as inverses
         self._blocks = [
             slice(a, b) for a, b in pairwise([*range(0, len(lower), _BLOCK), len(lower)])
         ]
         self._inverses: list[FloatArray] = []
-        for at, mine in enumerate(self._blocks):
-            inverse = np.linalg.inv(np.linalg.cholesky(lower[mine, mine]))
-            below = slice(mine.stop, None)
-            lower[below, mine] = lower[below, mine] @ inverse.T
-            for other in self._blocks[at + 1 :]:
+        for number, block in enumerate(self._blocks):
+            inverse = np.linalg.inv(np.linalg.cholesky(lower[block, block]))
+            lower_rows = slice(block.stop, None)
+            lower[lower_rows, block] = lower[lower_rows, block] @ inverse.T
+            for other in self._blocks[number + 1 :]:
                 rest = slice(other.start, None)
-                lower[rest, other] -= lower[rest, mine] @ lower[other, mine].T
+                lower[rest, other] -= lower[rest, block] @ lower[other, block].T
             self._inverses.append(inverse)
 
-    def solve(self, aims: FloatArray) -> FloatArray:
+    def solve(self, right_sides: FloatArray) -> FloatArray:
         """Return x (N, C) in the factor's precision."""
         lower = self._lower
-        x: FloatArray = np.array(aims, dtype=lower.dtype)
+        x: FloatArray = np.array(right_sides, dtype=lower.dtype)
         parts = list(zip(self._blocks, self._inverses, strict=True))
-        for mine, inverse in parts:
-            below = slice(mine.stop, None)
-            x[mine] = inverse @ x[mine]
-            x[below] -= lower[below, mine] @ x[mine]
-        for mine, inverse in reversed(parts):
-            below = slice(mine.stop, None)
-            x[mine] = inverse.T @ (x[mine] - lower[below, mine].T @ x[below])
+        for block, inverse in parts:
+            lower_rows = slice(block.stop, None)
+            x[block] = inverse @ x[block]
+            x[lower_rows] -= lower[lower_rows, block] @ x[block]
+        for block, inverse in reversed(parts):
+            lower_rows = slice(block.stop, None)
+            x[block] = inverse.T @ (x[block] - lower[lower_rows, block].T @ x[lower_rows])
         return x

@@ -1,4 +1,4 @@
-"""Label conflicts: new images that show what an exemplar shows, and duplicates."""
+"""Label conflicts and duplicates of new images among the exemplars."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from topwork.bundle.shards import Shard
 from topwork.inputs.duplicates import NEAR_DUPLICATE_BITS, alike
 
 BLOCK = 512, 4096
-"""New and known rows that are compared at once: bounds memory to some 30 MB."""
-FAR = np.iinfo(np.int64).max
-"""Rank of what is not near."""
-NEAREST = 5
-"""Other labels, nearest first, whose thumbnails a new image is compared with: bounds time."""
+"""New and known rows compared at once; raising it uses more than the present 30 MB."""
+NOT_NEAR = np.iinfo(np.int64).max
+"""Rank of rows that are not near-duplicates."""
+MAX_LABELS = 5
+"""Number of other labels, nearest first, whose thumbnails are compared; raising it costs time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelConflict:
-    """A new image that shows what an exemplar of another label shows."""
+    """New image that duplicates an exemplar of another label."""
 
     name: str
-    """The new image's."""
+    """Name of the new image."""
     label: str
-    """The other label."""
+    """Label of the exemplar."""
     other: str
-    """The exemplar's name; may be empty."""
+    """Name of the exemplar; may be empty."""
     exact: bool
-    """Whether all pixels are the same; else they are near-duplicates."""
+    """True if all pixels are equal; False for near-duplicates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownExemplars:
-    """The exemplars of a revision, shard after shard: N rows."""
+    """Digests, fingerprints and labels of a revision's N exemplars, in the order of the shards."""
 
     digests: NDArray[np.uint8]
     """(N, 32)"""
@@ -48,11 +48,11 @@ class KnownExemplars:
     labels: tuple[str, ...]
     shards: tuple[Shard, ...]
     ends: tuple[int, ...]
-    """The row after each shard's last."""
+    """Row after the last row of each shard."""
 
     @classmethod
     def of(cls, shards: Iterable[tuple[str, Shard]]) -> KnownExemplars:
-        """Return what is known from shards, each with its label. Reads no embeddings."""
+        """Return the exemplars of shards, each with its label, without reading embeddings."""
         parts = list(shards)
         labels = tuple(sorted({label for label, _ in parts}))
         sizes = [len(shard.digests) for _, shard in parts]
@@ -68,46 +68,50 @@ class KnownExemplars:
         )
 
     def find_same(self, new: Exemplars, label: str) -> NDArray[np.bool_]:
-        """Return which rows of ``new``, (n,), have the pixels of an exemplar of ``label``."""
-        own = np.array([one == label for one in self.labels], dtype=bool)[self.targets]
+        """Return a mask (n,) of the rows of ``new`` with the pixels of an exemplar of ``label``."""
+        own = np.array([known_label == label for known_label in self.labels], dtype=bool)[
+            self.targets
+        ]
         return np.isin(_values(new.digests), _values(self.digests[own]))
 
     def name(self, row: int) -> str:
-        """Return a row's name."""
-        shard, place = self._place(row)
+        """Return the file name of a row."""
+        shard, place = self._locate(row)
         return shard.names[place]
 
     def thumbnail(self, row: int) -> bytes:
-        """Return a row's thumbnail."""
-        shard, place = self._place(row)
+        """Return the thumbnail of a row."""
+        shard, place = self._locate(row)
         return shard.thumbnails[place]
 
-    def _place(self, row: int) -> tuple[Shard, int]:
+    def _locate(self, row: int) -> tuple[Shard, int]:
         number = int(np.searchsorted(self.ends, row, side="right"))
         return self.shards[number], row - (self.ends[number - 1] if number else 0)
 
 
 def find_conflicts(new: Exemplars, known: KnownExemplars, label: str) -> tuple[LabelConflict, ...]:
-    """Return which images of ``new``, taught as ``label``, show what is known under other labels.
+    """Return conflicts of ``new`` images, to be added as ``label``, with exemplars of other labels.
 
-    Near-duplicates are those of the audit: within NEAR_DUPLICATE_BITS, and alike where both have
-    thumbnails. Of each new image and other label only the nearest exemplar counts, one of the same
-    pixels first; of labels that have none of those, only the NEAREST ones. In the order of ``new``,
-    nearest first.
+    Near-duplicates are defined as in the audit: within NEAR_DUPLICATE_BITS, and similar thumbnails
+    if both have one. For each new image and other label, only the nearest exemplar is reported,
+    identical pixels first; labels without identical pixels are limited to the nearest MAX_LABELS.
+    Conflicts are in the order of ``new``, nearest first.
     """
-    others = np.array([one != label for one in known.labels], dtype=bool)[known.targets]
+    others = np.array([known_label != label for known_label in known.labels], dtype=bool)[
+        known.targets
+    ]
     rows = np.flatnonzero(others)
-    found = []
+    conflicts = []
     for start in range(0, len(new), BLOCK[0]):
         block = np.arange(start, min(start + BLOCK[0], len(new)))
         for place, line in zip(block.tolist(), _nearest(new, block, known, rows), strict=True):
-            ranks = np.sort(line[line < FAR])
+            ranks = np.sort(line[line < NOT_NEAR])
             same = int(np.count_nonzero(ranks < len(known.targets)))
-            for rank in ranks[: same + NEAREST].tolist():
+            for rank in ranks[: same + MAX_LABELS].tolist():
                 distance, row = divmod(rank, len(known.targets))
                 thumbnails = new.thumbnails[place], known.thumbnail(row)
                 if distance == 0 or not all(thumbnails) or alike(*thumbnails):
-                    found.append(
+                    conflicts.append(
                         LabelConflict(
                             name=new.names[place],
                             label=known.labels[known.targets[row]],
@@ -115,27 +119,27 @@ def find_conflicts(new: Exemplars, known: KnownExemplars, label: str) -> tuple[L
                             exact=distance == 0,
                         )
                     )
-    return tuple(found)
+    return tuple(conflicts)
 
 
 def _nearest(
     new: Exemplars, block: NDArray[np.int64], known: KnownExemplars, rows: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return for each row of ``block`` the nearest among ``rows`` of each label, (B, C).
+    """Return the rank of the nearest of ``rows`` per label for each row of ``block``, (B, C).
 
-    As a rank: N times the bits that differ, and N more where pixels do, plus the known row; FAR
-    where none is within NEAR_DUPLICATE_BITS. So those of the same pixels come first, then by
+    The rank is N times the number of different bits, plus N if pixels differ, plus the known row;
+    NOT_NEAR if no row is within NEAR_DUPLICATE_BITS. So identical pixels come first, then rows by
     distance.
     """
     count, classes = len(known.targets), len(known.labels)
-    ranks = np.full(len(block) * classes, FAR, dtype=np.int64)
+    ranks = np.full(len(block) * classes, NOT_NEAR, dtype=np.int64)
     signs = _signs(new.fingerprints[block])
     for start in range(0, len(rows), BLOCK[1]):
         part = rows[start : start + BLOCK[1]]
         agreement = signs @ _signs(known.fingerprints[part]).T  # 256, less 2 for each other bit
-        one, other = np.nonzero(agreement >= 256 - 2 * NEAR_DUPLICATE_BITS)
-        distances = ((256 - agreement[one, other]) / 2).astype(np.int64)
-        cells = one * classes + known.targets[part[other]]
+        first, other = np.nonzero(agreement >= 256 - 2 * NEAR_DUPLICATE_BITS)
+        distances = ((256 - agreement[first, other]) / 2).astype(np.int64)
+        cells = first * classes + known.targets[part[other]]
         np.minimum.at(ranks, cells, (distances + 1) * count + part[other])
     places = {new.digests[row].tobytes(): place for place, row in enumerate(block.tolist())}
     same = np.isin(_values(known.digests[rows]), _values(new.digests[block]))
@@ -151,5 +155,5 @@ def _signs(fingerprints: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _values(digests: NDArray[np.uint8]) -> NDArray[np.void]:
-    """Return each digest as one value that can be compared, (n,)."""
+    """Return each digest as a comparable value, (n,)."""
     return np.ascontiguousarray(digests).view(np.dtype((np.void, 32)))[:, 0]

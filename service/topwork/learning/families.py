@@ -1,4 +1,4 @@
-"""The kinds of heads, each as one way to learn scores from any set of rows."""
+"""Families of heads, each of which learns scores from any set of rows."""
 
 from __future__ import annotations
 
@@ -17,36 +17,42 @@ from topwork.bundle.recipe import HeadKind
 from topwork.errors import NotReady
 from topwork.learning import cholesky, logistic, ridge
 from topwork.learning.cells import find_cells
-from topwork.learning.sharing import ALONE, Threads
+from topwork.learning.parallel import SINGLE_THREAD, Threads
 from topwork.learning.task import SUPPORT_ROWS, Task, balanced_weights
 
 GRID_TOLERANCE = 1e-3
-"""Of cross-validation's logistic regressions; 1e-2 moved log losses by more than strengths do."""
+"""Tolerance of logistic regression in cross-validation.
+
+Raising it to 1e-2 changes log losses by more than the choice of a strength.
+"""
 
 FINAL_TOLERANCE = 1e-5
-"""Of the head's own: moves no probability by more than 3e-5, where double precision's 1e-7 takes
-four times as long and scikit-learn's solver at 1e-8 is 7e-5 from the optimum."""
+"""Tolerance of the final logistic regression: probabilities are within 3e-5 of the optimum.
+
+Lowering it to 1e-7 needs double precision and four times as long; scikit-learn's solver at 1e-8 is
+7e-5 from the optimum.
+"""
 
 KERNEL_ROWS = 3_000
-"""Rows up to which ``auto`` tries a kernel: its solve grows with their cube."""
+"""Largest number of rows for which ``auto`` tries a kernel; the solve takes cubic time."""
 
 COLUMNS = 40
-"""Classes of logistic regressions that are solved together, about.
+"""Approximate number of columns (classes times problems) of logistic regression per batch.
 
-A product with 15 columns took 0.6 times as long as one with 45, which took no longer a column than
-one with 75.
+A product with 15 columns took 0.6 times as long as with 45 columns; the time per column was the
+same with 75 columns.
 """
 
 Sets = NDArray[np.bool_]
-"""(B, N), whether a set has a row."""
+"""(B, N), True if the set contains the row."""
 
 
 class Family(Protocol):
-    """One kind of head."""
+    """Kind of head with its solver."""
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        """The inverse regularisations that cross-validation chooses from."""
+        """Inverse regularisation strengths, from which cross-validation chooses."""
 
     def solve(
         self,
@@ -55,13 +61,13 @@ class Family(Protocol):
         strengths: Sequence[float],
         *,
         final: bool,
-        threads: Threads = ALONE,
+        threads: Threads = SINGLE_THREAD,
     ) -> list[list[Scorer]]:
         """Return a scorer for each strength and each set of the task's rows, in that order.
 
-        A function of its input alone: cold start, fixed order. A class that a set has no row of
-        never has the highest score. ``final`` asks for full precision. ``threads`` share the work
-        and change nothing else.
+        A function of its input alone: cold start, fixed order. A class without a row in a set never
+        has the highest score. ``final`` requests full precision. The number of ``threads`` does not
+        change the result.
         """
 
 
@@ -77,20 +83,20 @@ class Logistic:
         strengths: Sequence[float],
         *,
         final: bool,
-        threads: Threads = ALONE,
+        threads: Threads = SINGLE_THREAD,
     ) -> list[list[Scorer]]:
         """See Family."""
         size = -(-COLUMNS // (task.classes * len(strengths)))
         parts = [sets[start : start + size] for start in range(0, len(sets), size)]
-        solved = threads.map(lambda part: _regressions(task, part, strengths, final), parts)
+        solved = threads.map(lambda part: _logistic_scorers(task, part, strengths, final), parts)
         return [list(chain(*scorers)) for scorers in zip(*solved, strict=True)]
 
 
 class Ridge:
     """Ridge regression on class indicators, from Gram matrices: a set is all rows less the others.
 
-    Classes are balanced by the weights that they have in all rows together. Scores of the classes
-    of a set sum to 1; that of another class is 0.
+    Classes are balanced by their weights in all rows. The scores of a set's classes sum to 1; the
+    score of another class is 0.
     """
 
     strengths = (2.0, 8.0)
@@ -102,18 +108,18 @@ class Ridge:
         strengths: Sequence[float],
         *,
         final: bool,
-        threads: Threads = ALONE,
+        threads: Threads = SINGLE_THREAD,
     ) -> list[list[Scorer]]:
         """See Family."""
         x, basis = task.features, None
-        if len(x) < x.shape[1]:  # the same problem in the space that the rows span
+        if len(x) < x.shape[1]:  # the same problem in the row space
             basis = np.linalg.qr(x.T.astype(np.float64))[0].astype(x.dtype)  # (D, N)
             x = x @ basis
-        del final  # single precision moves no score by more than 3e-6
+        del final  # single precision changes scores by at most 3e-6
         balance = balanced_weights(task.targets, task.classes)
         centre = x.mean(axis=0, dtype=np.float64)
         cells = find_cells(sets)
-        parts = [(at, rows) for at, cell in enumerate(cells.rows) for rows in _parts(cell)]
+        parts = [(at, rows) for at, cell in enumerate(cells.rows) for rows in _split(cell)]
         grams = threads.map(
             lambda part: ridge.gram(
                 x,
@@ -128,9 +134,9 @@ class Ridge:
         )
         everything = reduce(ridge.Gram.__add__, grams)
 
-        def solve(inside: NDArray[np.bool_]) -> list[Scorer]:
-            outside = [one for one, (at, _) in zip(grams, parts, strict=True) if not inside[at]]
-            sums = reduce(ridge.Gram.__sub__, outside, everything)
+        def solve(members: NDArray[np.bool_]) -> list[Scorer]:
+            excluded = [gram for gram, (at, _) in zip(grams, parts, strict=True) if not members[at]]
+            sums = reduce(ridge.Gram.__sub__, excluded, everything)
             scorers = []
             for weights, bias in ridge.solve(sums, strengths, dtype=np.float32):
                 scorers.append(
@@ -144,7 +150,7 @@ class Ridge:
 
 
 class RandomFourier:
-    """Ridge on random waves: a kernel for sets that are too large for one."""
+    """Ridge regression on random Fourier features: approximates a kernel for large sets."""
 
     strengths = (2.0, 8.0)
 
@@ -155,19 +161,19 @@ class RandomFourier:
         strengths: Sequence[float],
         *,
         final: bool,
-        threads: Threads = ALONE,
+        threads: Threads = SINGLE_THREAD,
     ) -> list[list[Scorer]]:
         """See Family."""
-        waves = task.waves
-        expanded = replace(task, features=task.expanded(waves))
+        fourier = task.fourier
+        expanded = replace(task, features=task.expanded(fourier))
         solved = Ridge().solve(expanded, sets, strengths, final=final, threads=threads)
-        return [[replace(one, expansion=waves) for one in scorers] for scorers in solved]
+        return [[replace(scorer, expansion=fourier) for scorer in scorers] for scorers in solved]
 
 
 class KernelRidge:
-    """Ridge regression on similarities to all rows: near neighbours count most.
+    """Kernel ridge regression: ridge regression on similarities to all rows.
 
-    Scores of the classes of a set sum to 1; that of another class is 0.
+    The scores of a set's classes sum to 1; the score of another class is 0.
     """
 
     strengths = (3.0, 30.0)
@@ -179,30 +185,30 @@ class KernelRidge:
         strengths: Sequence[float],
         *,
         final: bool,
-        threads: Threads = ALONE,
+        threads: Threads = SINGLE_THREAD,
     ) -> list[list[Scorer]]:
-        """See Family. Raises NotReady if there are more rows than can be solved."""
+        """See Family. Raises NotReady if there are more than SUPPORT_ROWS rows."""
         rows = len(task.targets)
         if rows > SUPPORT_ROWS:
             raise NotReady(
-                f"a kernel head is for up to {SUPPORT_ROWS} images and there are {rows}; "
+                f"a kernel head supports at most {SUPPORT_ROWS} images and there are {rows}; "
                 "fit with another head",
                 reason="TOO_MANY_IMAGES",
             )
-        kernel, similar = task.kernel, task.similarities
+        kernel, similarities = task.kernel, task.similarities
 
-        def solve(inside: NDArray[np.bool_]) -> list[Scorer]:
-            targets, mine = task.targets[inside], np.flatnonzero(inside)
+        def solve(members: NDArray[np.bool_]) -> list[Scorer]:
+            targets, own_rows = task.targets[members], np.flatnonzero(members)
             present = np.bincount(targets, minlength=task.classes) > 0
             level = present / (int(np.count_nonzero(present)) or 1)
-            aims: FloatArray = np.eye(task.classes)[targets] - level
-            system = similar[mine].take(mine, axis=1)
+            right_sides: FloatArray = np.eye(task.classes)[targets] - level
+            system = similarities[own_rows].take(own_rows, axis=1)
             noise = 1 / balanced_weights(targets, task.classes)
             scorers = []
             for strength in strengths:
                 np.fill_diagonal(system, 1 + noise / strength)
                 weights = np.zeros((task.classes, rows))
-                weights[:, mine] = cholesky.solve(system, aims, refined=final).T
+                weights[:, own_rows] = cholesky.solve(system, right_sides, refined=final).T
                 scorers.append(_scorer(weights, level, kernel))
             return scorers
 
@@ -210,7 +216,7 @@ class KernelRidge:
 
 
 class NearestMean:
-    """The nearest class mean: nothing to choose, so it is safe with a handful of images."""
+    """Nearest class mean: no hyper-parameter, so it is safe with few images."""
 
     strengths = (1.0,)
 
@@ -221,22 +227,22 @@ class NearestMean:
         strengths: Sequence[float],
         *,
         final: bool,
-        threads: Threads = ALONE,
+        threads: Threads = SINGLE_THREAD,
     ) -> list[list[Scorer]]:
-        """See Family. |x - m|^2 is linear in x but for |x|^2, which all classes share."""
-        del final  # a closed form has one precision
+        """See Family. |x - m|^2 is linear in x except for |x|^2, which all classes share."""
+        del final  # the closed form has full precision
         cells = find_cells(sets)
         sums = np.array(threads.map(task.class_sums, cells.rows))  # (P, C, D)
         counts = np.array(
             [np.bincount(task.targets[rows], minlength=task.classes) for rows in cells.rows]
         )
         scorers = []
-        for inside in cells.within:
-            mine = counts[inside].sum(axis=0)
-            means = sums[inside].sum(axis=0) / np.maximum(mine, 1)[:, None]
+        for members in cells.within:
+            own_counts = counts[members].sum(axis=0)
+            means = sums[members].sum(axis=0) / np.maximum(own_counts, 1)[:, None]
             bias = -np.square(means).sum(axis=1) / 2
-            absent = mine == 0
-            if absent.any() and not absent.all():  # below the average, wherever x is
+            absent = own_counts == 0
+            if absent.any() and not absent.all():  # below the average for any x
                 means[absent] = means[~absent].mean(axis=0)
                 bias[absent] = bias[~absent].min() - 1
             scorers.append(_scorer(means, bias))
@@ -250,7 +256,7 @@ FAMILIES: dict[HeadKind, Family] = {
     "kernel": KernelRidge(),
     "fourier": RandomFourier(),
 }
-"""From the cheapest to serve to the dearest."""
+"""Families by the cost of serving, lowest first."""
 
 
 def _scorer(weights: FloatArray, bias: FloatArray, expansion: Kernel | None = None) -> Scorer:
@@ -260,21 +266,21 @@ def _scorer(weights: FloatArray, bias: FloatArray, expansion: Kernel | None = No
 
 
 def _by_strength(solved: list[list[Scorer]]) -> list[list[Scorer]]:
-    """Return what was solved set by set, strength by strength."""
+    """Transpose scorers from sets by strengths to strengths by sets."""
     return [list(scorers) for scorers in zip(*solved, strict=True)]
 
 
-def _parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return rows in up to four parts, for as many threads."""
+def _split(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Split rows into at most four parts, for parallel work."""
     return np.array_split(rows, min(4, max(1, len(rows) // 4096)))
 
 
-def _regressions(
+def _logistic_scorers(
     task: Task, sets: Sets, strengths: Sequence[float], final: bool
 ) -> list[list[Scorer]]:
     weights = np.zeros(sets.shape)
-    for row, one in zip(weights, sets, strict=True):
-        row[one] = balanced_weights(task.targets[one], task.classes)
+    for row, members in zip(weights, sets, strict=True):
+        row[members] = balanced_weights(task.targets[members], task.classes)
     solution = logistic.solve(
         task.features,
         task.targets,
@@ -284,7 +290,5 @@ def _regressions(
         tolerance=FINAL_TOLERANCE if final else GRID_TOLERANCE,
         dtype=np.float32,
     )
-    scorers = [
-        _scorer(one, bias) for one, bias in zip(solution.weights, solution.bias, strict=True)
-    ]
+    scorers = [_scorer(*solved) for solved in zip(solution.weights, solution.bias, strict=True)]
     return [scorers[at : at + len(sets)] for at in range(0, len(scorers), len(sets))]

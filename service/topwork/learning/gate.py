@@ -1,4 +1,4 @@
-"""Gate: the comparison that a candidate revision must pass to take its parent's place."""
+"""Quality gate: the comparison with its parent that a candidate revision must pass to serve."""
 
 from __future__ import annotations
 
@@ -23,46 +23,46 @@ from topwork.bundle.shards import Shard
 from topwork.errors import Corrupt
 
 CONFUSIONS = 10
-"""Confused pairs of a comparison at most."""
+"""Largest number of confused pairs of a comparison."""
 OWN_CONFUSIONS = 3
-"""Pairs of the taught label that are among them, however many others are worse."""
+"""Number of pairs reserved for the added or extended label."""
 NAMED = 3
-"""Labels or pairs that a sentence names at most."""
+"""Largest number of labels or pairs that a message names."""
 
-NOTHING: Mapping[str, str] = MappingProxyType({})
+NO_RENAMES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """Which of J judged images a revision called right, in exemplar order."""
+    """Correctness of a revision's cross-validated predictions for J images, in exemplar order."""
 
     digests: NDArray[np.uint8]
-    """(J, 32), the image digests."""
+    """(J, 32), image digests."""
     targets: NDArray[np.int64]
     """(J,), class index."""
     right: NDArray[np.bool_]
-    """(J,)"""
+    """(J,), True if the prediction is correct."""
     labels: tuple[str, ...]
     metrics: Metrics
 
     @classmethod
     def of(cls, exemplars: Exemplars, metrics: Metrics) -> Judgement:
-        """Return what ``learn`` judged of exemplars. Raises Corrupt if these are not those."""
-        return cls._made(exemplars.digests, exemplars.targets, exemplars.seen, metrics)
+        """Return the judgement of exemplars. Raises Corrupt if the metrics are not theirs."""
+        return cls._from_rows(exemplars.digests, exemplars.targets, exemplars.seen, metrics)
 
     @classmethod
     def of_shards(cls, shards: Iterable[tuple[str, Shard]], metrics: Metrics) -> Judgement:
-        """Return the same from a revision's shards, each with its label. Reads no embeddings."""
+        """Return the judgement of shards, each with its label, without reading embeddings."""
         parts = [(label, shard) for label, shard in shards if len(shard.seen)]
-        index = {one.label: place for place, one in enumerate(metrics.per_label)}
-        if unknown := {label for label, _ in parts} - index.keys():
-            raise Corrupt(f"the metrics say nothing of the labels {sorted(unknown)}")
+        index_of = {row.label: index for index, row in enumerate(metrics.per_label)}
+        if unknown := {label for label, _ in parts} - index_of.keys():
+            raise Corrupt(f"the metrics do not have the labels {sorted(unknown)}")
         if not parts:
-            raise Corrupt("a revision without exemplars has nothing that was judged")
-        return cls._made(
+            raise Corrupt("the revision has no exemplars")
+        return cls._from_rows(
             np.concatenate([shard.digests for _, shard in parts]),
             np.repeat(
-                np.array([index[label] for label, _ in parts], dtype=np.int64),
+                np.array([index_of[label] for label, _ in parts], dtype=np.int64),
                 [len(shard.seen) for _, shard in parts],
             ),
             np.concatenate([shard.seen for _, shard in parts]),
@@ -70,25 +70,25 @@ class Judgement:
         )
 
     @classmethod
-    def _made(
+    def _from_rows(
         cls,
         digests: NDArray[np.uint8],
         targets: NDArray[np.int64],
         seen: NDArray[np.bool_],
         metrics: Metrics,
     ) -> Judgement:
-        rows = _judged(digests, targets, seen)
+        rows = _judged_rows(digests, targets, seen)
         if metrics.images != len(rows) or len(metrics.right) != -(-len(rows) // 8):
             raise Corrupt(
-                f"the metrics judge {metrics.images} images, {len(metrics.right)} bytes of bits; "
-                f"the exemplars to be judged are {len(rows)}"
+                f"the metrics are of {metrics.images} images, {len(metrics.right)} bytes of bits; "
+                f"the number of evaluated exemplars is {len(rows)}"
             )
         bits = np.frombuffer(metrics.right, dtype=np.uint8)
         return cls(
             digests=digests[rows],
             targets=targets[rows],
             right=np.unpackbits(bits, count=len(rows)).astype(bool),
-            labels=tuple(one.label for one in metrics.per_label),
+            labels=tuple(row.label for row in metrics.per_label),
             metrics=metrics,
         )
 
@@ -98,34 +98,38 @@ def compare(
     after: Judgement,
     *,
     taught: str | None,
-    renamed: Mapping[str, str] = NOTHING,
+    renamed: Mapping[str, str] = NO_RENAMES,
 ) -> Comparison:
-    """Return what a candidate does to its parent's labels, image by image.
+    """Return the paired comparison of a candidate with its parent.
 
-    Only images count that both judged under the same label; ``renamed`` gives the candidate's name
-    of a label that the parent called otherwise. ``taught`` is the label that was added or got more
-    images.
+    It uses the images that both evaluated under the same label; ``renamed`` maps the parent's
+    names of labels to the candidate's. ``taught`` is the label that was added or got more images.
     """
-    was, now, targets = _pairs(before, after, renamed)
+    right_before, right_after, targets = _pairs(before, after, renamed)
     classes = len(after.labels)
     images, lost, gained, right = (
         np.bincount(targets[chosen], minlength=classes).tolist()
-        for chosen in (was | True, was & ~now, ~was & now, was)
+        for chosen in (
+            right_before | True,
+            right_before & ~right_after,
+            ~right_before & right_after,
+            right_before,
+        )
     )
     labels = tuple(
         LabelChange(
             label=label,
-            images=images[place],
-            recall_before=right[place] / images[place],
-            recall_after=(right[place] - lost[place] + gained[place]) / images[place],
-            lost=lost[place],
-            gained=gained[place],
+            images=images[index],
+            recall_before=right[index] / images[index],
+            recall_after=(right[index] - lost[index] + gained[index]) / images[index],
+            lost=lost[index],
+            gained=gained[index],
         )
-        for place, label in enumerate(after.labels)
-        if images[place]
+        for index, label in enumerate(after.labels)
+        if images[index]
     )
-    accuracy_before = sum(one.recall_before for one in labels) / max(1, len(labels))
-    accuracy_after = sum(one.recall_after for one in labels) / max(1, len(labels))
+    accuracy_before = sum(change.recall_before for change in labels) / max(1, len(labels))
+    accuracy_after = sum(change.recall_after for change in labels) / max(1, len(labels))
     low, high = drop_interval(labels)
     return Comparison(
         images=len(targets),
@@ -143,26 +147,28 @@ def compare(
 
 
 def check(comparison: Comparison, gate: Gate) -> tuple[str, ...]:
-    """Return a sentence with the numbers for each limit of ``gate`` that a candidate breaks.
+    """Return a message with the numbers for each limit of ``gate`` that a candidate exceeds.
 
-    That is where the whole interval lies beyond it; see Gate.
+    A limit is exceeded if the whole interval is beyond it; see Gate.
     """
     failures = []
     if comparison.drop_low > gate.max_old_class_drop:
         failures.append(_drop_failure(comparison, gate.max_old_class_drop))
     taught = comparison.taught
     if taught is not None:
-        had = [one.recall_before for one in comparison.labels if one.label == taught.label]
-        least = min([gate.min_new_class_recall, *had])
-        if taught.high < least:
-            failures.append(_recall_failure(comparison, taught, least))
+        recalls_before = [
+            change.recall_before for change in comparison.labels if change.label == taught.label
+        ]
+        required = min([gate.min_new_class_recall, *recalls_before])
+        if taught.high < required:
+            failures.append(_recall_failure(comparison, taught, required))
     return tuple(failures)
 
 
-def _judged(
+def _judged_rows(
     digests: NDArray[np.uint8], targets: NDArray[np.int64], seen: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """Return the judged rows in exemplar order: by digest, then label, each once, none seen."""
+    """Return the evaluated rows by digest, then label, without duplicates and seen rows."""
     words = np.ascontiguousarray(digests).view(">u8")  # (N, 4)
     order = np.lexsort((~seen, targets, *words.T[::-1]))
     keys = _keys(digests[order], targets[order])
@@ -174,44 +180,44 @@ def _judged(
 def _pairs(
     before: Judgement, after: Judgement, renamed: Mapping[str, str]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
-    """Return which images were right before and after, (P,) each, and their candidate's class."""
-    index = {label: place for place, label in enumerate(after.labels)}
-    places = np.array(
-        [index.get(renamed.get(label, label), -1) for label in before.labels], dtype=np.int64
+    """Return correctness before and after, and the candidate's class, (P,) each."""
+    index_of = {label: index for index, label in enumerate(after.labels)}
+    indices = np.array(
+        [index_of.get(renamed.get(label, label), -1) for label in before.labels], dtype=np.int64
     )
-    targets = places[before.targets]
-    kept = np.flatnonzero(targets >= 0)
+    targets = indices[before.targets]
+    known = np.flatnonzero(targets >= 0)
     _, old, new = np.intersect1d(
-        _keys(before.digests[kept], targets[kept]),
+        _keys(before.digests[known], targets[known]),
         _keys(after.digests, after.targets),
         assume_unique=True,
         return_indices=True,
     )
-    return before.right[kept[old]], after.right[new], after.targets[new]
+    return before.right[known[old]], after.right[new], after.targets[new]
 
 
 def _keys(digests: NDArray[np.uint8], targets: NDArray[np.int64]) -> NDArray[np.void]:
-    """Return digest and class of each row as one value, (N,)."""
+    """Return digest and class of each row as one comparable value, (N,)."""
     classes = np.ascontiguousarray(targets[:, None]).view(np.uint8)  # (N, 8)
     joined = np.ascontiguousarray(np.concatenate([digests, classes], axis=1))
     return joined.view(np.dtype((np.void, joined.shape[1])))[:, 0]
 
 
 def _taught(metrics: Metrics, label: str) -> TaughtLabel:
-    place, one = next(
-        (place, one) for place, one in enumerate(metrics.per_label) if one.label == label
+    index, row = next(
+        (index, row) for index, row in enumerate(metrics.per_label) if row.label == label
     )
     low, high = (
-        wilson_interval(metrics.confusion[place][place], one.images) if one.images else (0.0, 1.0)
+        wilson_interval(metrics.confusion[index][index], row.images) if row.images else (0.0, 1.0)
     )
-    return TaughtLabel(label=label, images=one.images, recall=one.recall, low=low, high=high)
+    return TaughtLabel(label=label, images=row.images, recall=row.recall, low=low, high=high)
 
 
 def _confusions(metrics: Metrics, taught: str | None) -> tuple[ConfusedLabels, ...]:
-    labels = [one.label for one in metrics.per_label]
+    labels = [row.label for row in metrics.per_label]
     wrong = np.array(metrics.confusion, dtype=np.int64)
     np.fill_diagonal(wrong, 0)
-    images = np.array([max(1, one.images) for one in metrics.per_label])
+    images = np.array([max(1, row.images) for row in metrics.per_label])
     shares = wrong / images[:, None]
     rows, columns = np.nonzero(wrong)
     order = np.lexsort((columns, rows, -wrong[rows, columns], -shares[rows, columns]))
@@ -231,37 +237,37 @@ def _confusions(metrics: Metrics, taught: str | None) -> tuple[ConfusedLabels, .
 
 
 def _drop_failure(comparison: Comparison, most: float) -> str:
-    worst = sorted(comparison.labels, key=lambda one: one.recall_after - one.recall_before)
+    worst = sorted(comparison.labels, key=lambda change: change.recall_after - change.recall_before)
     lost = ", ".join(
-        f"{one.label!r} {_percent(one.recall_before)} to {_percent(one.recall_after)} % of "
-        f"{_several(one.images, 'image')}"
-        for one in worst[:NAMED]
-        if one.recall_after < one.recall_before
+        f"{change.label!r} {_percent(change.recall_before)} to {_percent(change.recall_after)} % "
+        f"of {_count(change.images, 'image')}"
+        for change in worst[:NAMED]
+        if change.recall_after < change.recall_before
     )
     return (
-        f"accuracy on the {_several(len(comparison.labels), 'label')} of before fell by "
+        f"accuracy on the {_count(len(comparison.labels), 'old label')} dropped by "
         f"{_percent(comparison.drop)} points, from {_percent(comparison.accuracy_before)} to "
         f"{_percent(comparison.accuracy_after)} % (95 % interval of the drop "
-        f"{_percent(comparison.drop_low)} to {_percent(comparison.drop_high)}, "
-        f"at most {_percent(most)} may be lost). Most of all: {lost}"
+        f"{_percent(comparison.drop_low)} to {_percent(comparison.drop_high)}; the limit is "
+        f"{_percent(most)}). Largest drops of recall: {lost}"
         f"{_confused(comparison.confusions)}"
     )
 
 
-def _recall_failure(comparison: Comparison, taught: TaughtLabel, least: float) -> str:
-    own = [one for one in comparison.confusions if taught.label in {one.label, one.called}]
+def _recall_failure(comparison: Comparison, taught: TaughtLabel, required: float) -> str:
+    own = [pair for pair in comparison.confusions if taught.label in {pair.label, pair.called}]
     return (
-        f"{taught.label!r} is called so for {_percent(taught.recall)} % of its "
-        f"{_several(taught.images, 'image')} (95 % interval {_percent(taught.low)} to "
-        f"{_percent(taught.high)} %, at least {_percent(least)} are asked for){_confused(own)}"
+        f"the recall of {taught.label!r} is {_percent(taught.recall)} % on "
+        f"{_count(taught.images, 'image')} (95 % interval {_percent(taught.low)} to "
+        f"{_percent(taught.high)} %; the minimum is {_percent(required)}){_confused(own)}"
     )
 
 
 def _confused(confusions: Sequence[ConfusedLabels]) -> str:
     pairs = ", ".join(
-        f"{one.label!r} called {one.called!r} {_several(one.images, 'time')} "
-        f"({_percent(one.share)} %)"
-        for one in confusions[:NAMED]
+        f"{pair.label!r} predicted as {pair.called!r} {_count(pair.images, 'time')} "
+        f"({_percent(pair.share)} %)"
+        for pair in confusions[:NAMED]
     )
     return f". Most confused: {pairs}" if pairs else ""
 
@@ -270,5 +276,5 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _several(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

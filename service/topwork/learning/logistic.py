@@ -1,14 +1,14 @@
-"""Logistic regression for a whole grid of strengths at once, by one batched L-BFGS.
+"""Logistic regression for a grid of strengths at once, by one batched L-BFGS.
 
 Problem b is scikit-learn's L2-regularised multinomial logistic regression with sample weights s_b
 and inverse regularisation C_b: over W and c, with logits z_i = W x_i + c,
 
     minimise  ||W||^2 / 2 + C_b * sum_i s_bi * (logsumexp(z_i) - z_i[y_i])
 
-The problems share the features and differ in strength and weights (a fold is a weight of 0), so
-one iteration for all of them together is two matrix products.
+The problems share the features and differ in strength and weights (rows of the held-out fold have
+weight 0), so an iteration of all problems takes two matrix products.
 
-Shapes: B problems, C classes, N rows, D features, K = D + 1 columns: the last one makes the bias.
+Shapes: B problems, C classes, N rows, D features, K = D + 1 columns: the last is the bias.
 """
 
 from __future__ import annotations
@@ -21,31 +21,33 @@ from numpy.typing import NDArray
 from topwork.arrays import FloatArray
 
 _MEMORY = 10
-"""Steps that L-BFGS remembers."""
+"""Number of steps in the L-BFGS history."""
 
 _ARMIJO = 1e-4
-"""Share of the promised decrease that a step must bring."""
+"""Sufficient decrease: smallest share of the predicted decrease that a step must reach."""
 
 _BIAS = 0.2
-"""Length of the bias column beside a centred row's: about that of a leading principal axis. A
-length of 1 would make the bias curve far more than all else, and double the iterations."""
+"""Length of the bias column relative to centred rows: about that of a leading principal axis.
 
-_ABSENT = -30.0
+Raising it to 1 makes the curvature along the bias dominate, and doubles the iterations.
+"""
+
+_ABSENT_BIAS = -30.0
 """Bias of a class without weight in a problem; its optimum would be minus infinity."""
 
-_FEW = 8
-"""Classes up to which one row of theta is saved."""
+_MAX_CONTRASTS = 8
+"""Largest number of classes for which theta is written in contrasts, with one row less."""
 
-_ROWS = 4096
-"""Rows that are centred at once."""
+_BLOCK_ROWS = 4096
+"""Rows centred per block; raising it uses more memory."""
 
-_NUMBERS = 2**27
-"""Numbers held at once, about; a larger batch is solved in parts."""
+_BATCH_NUMBERS = 2**27
+"""Approximate count of numbers in memory; a larger batch is solved in parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """The solutions of B problems, in the order given."""
+    """Solutions of B problems, in input order."""
 
     weights: FloatArray
     """(B, C, D)"""
@@ -54,7 +56,7 @@ class Solution:
     iterations: NDArray[np.int64]
     """(B,)"""
     decrement: FloatArray
-    """(B,), estimated distance from the optimum: at most ``tolerance`` where converged."""
+    """(B,), estimated distance from the optimum: at most ``tolerance`` if converged."""
 
 
 def solve(
@@ -71,21 +73,21 @@ def solve(
     """Return the optima for features (N, D), classes (N,), weights (B, N) and strengths C (B,).
 
     A problem stops when its Newton decrement sqrt(g' H^-1 g) (Boyd & Vandenberghe, Convex
-    Optimization, section 9.5.1; H as L-BFGS knows it) is at most ``tolerance``: its logits are then
-    about that far from the optimum's, in the mean square over rows. float32 takes half the time
-    and is good for tolerances down to 1e-5.
+    Optimization, section 9.5.1; H as estimated by L-BFGS) is at most ``tolerance``, which is about
+    the root mean square distance of its logits from the optimum's. float32 takes half the time and
+    supports tolerances down to 1e-5.
 
     A cold start and a fixed order: the same input gives the same bytes. A class without weight in a
-    problem gets weights 0 there, and a probability of practically 0; where no class has any, all
-    are equally probable. Raises ValueError.
+    problem gets weights 0 and a probability of nearly 0; if no class has weight, all are equally
+    probable. Raises ValueError.
     """
     mass = _class_mass(features, targets, classes, sample_weights, strengths)
-    # The bias absorbs any shift of the features, so centring changes no optimum. But it takes away
-    # the largest eigenvalue by far: half the squared length of non-negative rows is their mean.
+    # The bias absorbs any shift of the features, so centring changes no optimum. But it removes by
+    # far the largest eigenvalue: half the squared length of non-negative rows is their mean.
     centre = features.mean(axis=0, dtype=np.float64)
     x: FloatArray = np.empty((len(features), len(centre) + 1), dtype=dtype)
-    for start in range(0, len(x), _ROWS):  # no second copy of all
-        x[start : start + _ROWS, :-1] = features[start : start + _ROWS] - centre
+    for start in range(0, len(x), _BLOCK_ROWS):  # avoids a second copy of all rows
+        x[start : start + _BLOCK_ROWS, :-1] = features[start : start + _BLOCK_ROWS] - centre
     x[:, -1] = 0
     unit = _BIAS * (float(np.sqrt(_lengths(x).mean())) or 1.0)
     x[:, -1] = unit
@@ -96,10 +98,10 @@ def solve(
     ridge[:, -1] = 0
     contrasts: FloatArray = np.asarray(_contrasts(classes), dtype=dtype)
     theta = np.zeros((batch, contrasts.shape[1], x.shape[1]), dtype=dtype)
-    theta[..., -1] = np.where(mass > 0, 0, _ABSENT / unit) @ contrasts
+    theta[..., -1] = np.where(mass > 0, 0, _ABSENT_BIAS / unit) @ contrasts
     iterations, decrement = np.zeros(batch, dtype=np.int64), np.zeros(batch)
 
-    size = max(1, _NUMBERS // (classes * (5 * x.shape[0] + 2 * _MEMORY * x.shape[1])))
+    size = max(1, _BATCH_NUMBERS // (classes * (5 * x.shape[0] + 2 * _MEMORY * x.shape[1])))
     for start in range(0, batch, size):
         part = slice(start, start + size)
         problems = _Problems(
@@ -125,7 +127,7 @@ def _class_mass(
     sample_weights: FloatArray,
     strengths: FloatArray,
 ) -> FloatArray:
-    """Return each class's weight in each problem (B, C), or raise ValueError for what is wrong."""
+    """Return each class's weight in each problem (B, C). Raises ValueError for invalid input."""
     rows, batch = len(features), len(strengths)
     for name, array, shape in (
         ("features", features, (rows, features.shape[-1])),
@@ -145,13 +147,13 @@ def _class_mass(
 
 
 def _contrasts(classes: int) -> FloatArray:
-    """Return orthonormal columns (C, E) that theta is written in.
+    """Return orthonormal columns (C, E), the basis of theta's rows.
 
-    Softmax knows no common shift, and the penalty wants none: rows of an optimum sum to 0, as
-    those of every gradient do. So C - 1 of them are enough (Helmert's contrasts), on the very
-    same path, which matters for few classes.
+    Softmax ignores a common shift, and the penalty makes it 0: the rows of an optimum sum to 0, as
+    those of every gradient do. So C - 1 rows (Helmert contrasts) give the same path at a lower
+    cost, which matters for few classes.
     """
-    if classes > _FEW or classes == 1:
+    if classes > _MAX_CONTRASTS or classes == 1:
         return np.eye(classes)
     columns = np.triu(np.ones((classes, classes - 1)))
     columns[np.arange(1, classes), np.arange(classes - 1)] = -np.arange(1, classes)
@@ -160,9 +162,9 @@ def _contrasts(classes: int) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Problems:
-    """The objectives, each divided by strength and total weight: a mean loss plus a small ridge.
+    """Objectives, each divided by strength and total weight: a mean loss plus a small ridge.
 
-    What a problem has one number of, such as its objective, is (B, 1, 1) here and below.
+    Values with one number per problem, such as the objective, have shape (B, 1, 1) here and below.
     """
 
     x: FloatArray
@@ -174,7 +176,7 @@ class _Problems:
     ridge: FloatArray
     """(B, 1, K); 0 in the last column, since the bias is free."""
     contrasts: FloatArray
-    """(C, E), orthonormal: what theta's E rows say of the C classes."""
+    """(C, E), orthonormal: maps theta's E rows to the C classes."""
 
     def logits(self, theta: FloatArray) -> FloatArray:
         """Return (B, C, N) for theta (B, E, K)."""
@@ -209,48 +211,52 @@ def _minimise(
     Nocedal & Wright, Numerical Optimization, algorithm 7.5 with backtracking (algorithm 3.1). As
     logits are linear in theta, the search along a direction takes no matrix product.
     """
-    solved, live, decrement = theta.copy(), np.arange(len(theta)), np.zeros(len(theta))
+    solved, unsolved, decrement = theta.copy(), np.arange(len(theta)), np.zeros(len(theta))
     iterations = np.zeros(len(theta), dtype=np.int64)
     logits = problems.logits(theta)
     value, p = problems.objective(theta, logits.copy())
     gradient = problems.gradient(theta, p)
     pairs: list[tuple[FloatArray, FloatArray, FloatArray]] = []
-    # No eigenvalue of the Hessian is above this (Boehning 1992, AISM 44).
+    # Upper bound of the Hessian's eigenvalues (Boehning 1992, AISM 44).
     steepest = _lengths(problems.x).max() / 2 + problems.ridge[..., :1]
-    scale, sound = 1 / steepest, np.ones_like(value, dtype=bool)
+    scale, reliable = 1 / steepest, np.ones_like(value, dtype=bool)
     for iteration in range(max_iterations + 1):
         direction = -_inverse_hessian_times(gradient, pairs, scale)
         slope = _dot(gradient, direction)
-        solved[live], iterations[live] = theta, iteration
-        decrement[live] = np.sqrt(abs(slope)).ravel()
-        going = (sound & (-slope > tolerance**2)).ravel()
-        if not going.any():
+        solved[unsolved], iterations[unsolved] = theta, iteration
+        decrement[unsolved] = np.sqrt(abs(slope)).ravel()
+        unfinished = (reliable & (-slope > tolerance**2)).ravel()
+        if not unfinished.any():
             break
-        if not going.all():
-            live, weights, ridge = live[going], problems.weights[going], problems.ridge[going]
+        if not unfinished.all():
+            unsolved, weights, ridge = (
+                unsolved[unfinished],
+                problems.weights[unfinished],
+                problems.ridge[unfinished],
+            )
             problems = replace(problems, weights=weights, ridge=ridge)
-            pairs = [(s[going], y[going], rho[going]) for s, y, rho in pairs]
+            pairs = [(s[unfinished], y[unfinished], rho[unfinished]) for s, y, rho in pairs]
             theta, logits, value, gradient, direction, slope, steepest = (
-                a[going] for a in (theta, logits, value, gradient, direction, slope, steepest)
+                a[unfinished] for a in (theta, logits, value, gradient, direction, slope, steepest)
             )
         change = problems.logits(direction)
         step = np.ones_like(slope)
-        slack = 8 * np.finfo(value.dtype).eps * abs(value)  # an increase as small is rounding
+        slack = 8 * np.finfo(value.dtype).eps * abs(value)  # a smaller increase is rounding
         while True:
             trial, p = problems.objective(theta + step * direction, logits + step * change)
-            short = trial > value + _ARMIJO * step * slope + slack
-            if not short.any():
+            rejected = trial > value + _ARMIJO * step * slope + slack
+            if not rejected.any():
                 break
-            step[short] /= 2
+            step[rejected] /= 2
         s, before = step * direction, gradient
         theta, logits, value = theta + s, logits + step * change, trial
         gradient = problems.gradient(theta, p)
         y = gradient - before
         sy, yy = _dot(s, y), np.maximum(_dot(y, y), 1e-30)
-        # Convexity promises sy >= yy / steepest. Without even half of it, all is rounding: stop.
-        sound = sy > yy / steepest / 2
-        scale = np.where(sound, sy / yy, 1 / steepest)
-        pairs = [*pairs, (s, y, sound / np.where(sound, sy, 1))][-_MEMORY:]
+        # Convexity guarantees sy >= yy / steepest. Less than half of it is rounding: stop.
+        reliable = sy > yy / steepest / 2
+        scale = np.where(reliable, sy / yy, 1 / steepest)
+        pairs = [*pairs, (s, y, reliable / np.where(reliable, sy, 1))][-_MEMORY:]
     return solved, iterations, decrement
 
 

@@ -1,4 +1,4 @@
-"""Learning task: features with their classes, folds, and near-duplicates."""
+"""Learning task: features with their classes, kernels, and nearest points."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from numpy.typing import NDArray
 
 from topwork.bundle.features import TINY
 from topwork.bundle.head import Fourier, Kernel, Scorer, Support
-from topwork.learning.sharing import ALONE, Threads
+from topwork.learning.parallel import SINGLE_THREAD, Threads
 
 DIRECTIONS = 256
-"""Principal components that products of features are seen in.
+"""Number of principal components for distances and kernels.
 
-On 2,000 photos of five kinds of flowers a kernel head on 256 of 1,280 was as good as on all (0.936
-against 0.934), at a fifth of the size; on 128 it was 0.933.
+On 2,000 photos of five kinds of flowers a kernel head on 256 of 1,280 components was as good as on
+all (accuracy 0.936 and 0.934), at a fifth of the size; on 128 it was 0.933.
 """
 
 SUPPORT_ROWS = 4_000
-"""Points of a support at most: 2 MB in a head, and a kernel's solve grows with their cube."""
+"""Largest number of points of a support: 2 MB in a head; the solve takes cubic time."""
 
-WAVES = 2_048
-"""Random features."""
+FOURIER_FEATURES = 2_048
+"""Number of random Fourier features; raising it approximates the kernel better and costs more."""
 
 GAMMA = 1.0
-"""Of kernels, for features of mean squared length 1; half and double of it were no better."""
+"""Inverse width of kernels, for features of mean squared length 1; 0.5 and 2 were no better."""
 
-_BLOCK = 2**21
-"""Distances held at once by ``nearest``, about."""
+_BLOCK_DISTANCES = 2**21
+"""Approximate number of distances in memory in ``nearest``."""
 
-_ROWS = 4096
-"""Rows that are worked on at once: temporaries stay small however many there are."""
+_BLOCK_ROWS = 4096
+"""Rows per block; raising it uses more memory."""
 
-_APART = 1e-5
-"""Share of a column that is its own, from which on double precision has room for its square."""
+_MIN_DIAGONAL = 1e-5
+"""Smallest diagonal value of a Cholesky factor that is precise enough; else QR is used."""
 
 
-# Not slotted: a cached property needs the dictionary.
+# Not slotted: cached properties need __dict__.
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """N rows of C classes."""
+    """Features and classes of N rows of C classes."""
 
     features: NDArray[np.float32]
     """(N, D)"""
@@ -52,128 +52,130 @@ class Task:
 
     @cached_property
     def support_rows(self) -> NDArray[np.int64]:
-        """Return which rows are points of the support: SUPPORT_ROWS of them, or all, in order."""
+        """Return the rows of the support's points: at most SUPPORT_ROWS, in order."""
         return take_turns(self.targets, SUPPORT_ROWS)
 
     @cached_property
     def support(self) -> Support:
-        """Return the support of all rows, which knows no classes: so it serves any set of rows.
+        """Return the support of all rows. It ignores classes, so any set of rows can use it.
 
-        Measured on 2,000 photos of flowers: with components of each set's own rows, accuracy moved
+        Measured on 2,000 photos of flowers: with separate components for each set, accuracy changed
         by 0.0006 and the AUROC of the unknown from 0.865 to 0.861, at twice the cost.
         """
         return make_support(self.features[self.support_rows])
 
     @cached_property
     def distances(self) -> NDArray[np.float32]:
-        """Return squared distances (N, M) from each row to each point; for up to SUPPORT_ROWS."""
+        """Return squared distances (N, M) of rows and points; for at most SUPPORT_ROWS rows."""
         return self._by_blocks(self.support.distances, len(self.support.points))
 
     @cached_property
     def kernel(self) -> Kernel:
-        """Return what expands features to similarities to all rows of a small task."""
+        """Return the kernel expansion: similarities to all rows of a small task."""
         return Kernel(support=self.support, gamma=GAMMA)
 
     @cached_property
     def similarities(self) -> NDArray[np.float32]:
-        """Return the similarities (M, M) of the support's points to each other."""
+        """Return the pairwise similarities (M, M) of the support's points."""
         points = self.support.points
         lengths = np.square(points).sum(axis=1)
-        found = points @ points.T * np.float32(-2)
-        found += lengths
-        found += lengths[:, None]
-        return _similar(np.maximum(found, 0, out=found))
+        result = points @ points.T * np.float32(-2)
+        result += lengths
+        result += lengths[:, None]
+        return _similarities(np.maximum(result, 0, out=result))
 
     @cached_property
-    def waves(self) -> Fourier:
-        """Return what expands features to random waves, the same in all tasks of a width."""
+    def fourier(self) -> Fourier:
+        """Return the random Fourier expansion, the same in all tasks of the same width."""
         rng = np.random.default_rng(0)
-        directions = rng.standard_normal((self.features.shape[1], WAVES)) * np.sqrt(2 * GAMMA)
+        directions = rng.standard_normal((self.features.shape[1], FOURIER_FEATURES)) * np.sqrt(
+            2 * GAMMA
+        )
         return Fourier(
-            projection=_half(directions.astype(np.float32)),
-            phase=rng.uniform(0, 2 * np.pi, WAVES).astype(np.float32),
+            projection=_round_to_float16(directions.astype(np.float32)),
+            phase=rng.uniform(0, 2 * np.pi, FOURIER_FEATURES).astype(np.float32),
         )
 
     def expanded(self, expansion: Kernel | Fourier | None) -> NDArray[np.float32]:
-        """Return the features expanded by the task's ``kernel`` or ``waves``, (N, M), if any."""
+        """Return the features (N, M) expanded by the task's ``kernel`` or ``fourier``, if any."""
         if expansion is None:
             return self.features
-        return self._of_kernel if isinstance(expansion, Kernel) else self._of_waves
+        return self._kernel_features if isinstance(expansion, Kernel) else self._fourier_features
 
     @cached_property
-    def _of_kernel(self) -> NDArray[np.float32]:
-        return _similar(self.distances.copy())
+    def _kernel_features(self) -> NDArray[np.float32]:
+        return _similarities(self.distances.copy())
 
     @cached_property
-    def _of_waves(self) -> NDArray[np.float32]:
-        return self._by_blocks(self.waves, WAVES)
+    def _fourier_features(self) -> NDArray[np.float32]:
+        return self._by_blocks(self.fourier, FOURIER_FEATURES)
 
     def _by_blocks(
         self, function: Callable[[NDArray[np.float32]], NDArray[np.float32]], width: int
     ) -> NDArray[np.float32]:
-        found = np.empty((len(self.features), width), dtype=np.float32)
-        for start in range(0, len(found), _ROWS):
-            block = slice(start, start + _ROWS)
-            found[block] = function(self.features[block])
-        return found
+        result = np.empty((len(self.features), width), dtype=np.float32)
+        for start in range(0, len(result), _BLOCK_ROWS):
+            block = slice(start, start + _BLOCK_ROWS)
+            result[block] = function(self.features[block])
+        return result
 
     def scores(self, scorer: Scorer, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the scores (n, C) of some rows."""
+        """Return the scores (n, C) of ``rows``."""
         expanded = self.expanded(scorer.expansion)
-        found = np.empty((len(rows), self.classes), dtype=np.float32)
-        for start in range(0, len(rows), _ROWS):
-            block = slice(start, start + _ROWS)
-            found[block] = scorer.linear(expanded[rows[block]])
-        return found
+        result = np.empty((len(rows), self.classes), dtype=np.float32)
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            block = slice(start, start + _BLOCK_ROWS)
+            result[block] = scorer.linear(expanded[rows[block]])
+        return result
 
     def class_sums(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the sums (C, D) of the features of each class's rows, of those given."""
+        """Return the sums (C, D) of the features of ``rows`` by class."""
         rows = rows[np.argsort(self.targets[rows], kind="stable")]
         sums = np.zeros((self.classes, self.features.shape[1]))
-        for start in range(0, len(rows), _ROWS):
-            block = rows[start : start + _ROWS]
-            some, starts = np.unique(self.targets[block], return_index=True)
-            sums[some] += np.add.reduceat(self.features[block], starts, axis=0, dtype=np.float64)
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[start : start + _BLOCK_ROWS]
+            present, starts = np.unique(self.targets[block], return_index=True)
+            sums[present] += np.add.reduceat(self.features[block], starts, axis=0, dtype=np.float64)
         return sums
 
     def nearest(
-        self, cells: NDArray[np.int64], count: int, threads: Threads = ALONE
+        self, cells: NDArray[np.int64], count: int, threads: Threads = SINGLE_THREAD
     ) -> NDArray[np.float32]:
         """Return squared distances (N, count) from each row to the nearest point of each cell.
 
-        ``cells`` (N,) says where a row belongs, 0 to count - 1. A cell without points is infinitely
-        far; a row may be its own nearest.
+        ``cells`` (N,) has the cell of each row, 0 to count - 1. The distance to a cell without
+        points is infinite; the nearest point of a row may be the row itself.
         """
         order = np.argsort(cells[self.support_rows], kind="stable")
-        some, starts = np.unique(cells[self.support_rows[order]], return_index=True)
-        found = np.full((len(self.features), count), np.inf, dtype=np.float32)
+        present, starts = np.unique(cells[self.support_rows[order]], return_index=True)
+        result = np.full((len(self.features), count), np.inf, dtype=np.float32)
         support = self.support[order]
-        known = self.distances if len(found) <= SUPPORT_ROWS else None
-        # One more direction adds |p|^2 to the products; |x|^2 changes no order and comes last.
+        distances_of_task = self.distances if len(result) <= SUPPORT_ROWS else None
+        # An additional direction adds |p|^2 to the products; |x|^2 does not affect the order.
         ends = np.column_stack([support.points, np.square(support.points).sum(axis=1)]).T.copy()
 
         def fill(start: int) -> None:
             block = slice(start, start + size)
-            if known is not None:
-                distances = known[block].take(order, axis=1)
-                found[block, some] = np.minimum.reduceat(distances, starts, axis=1)
+            if distances_of_task is not None:
+                distances = distances_of_task[block].take(order, axis=1)
+                result[block, present] = np.minimum.reduceat(distances, starts, axis=1)
                 return
             centred = self.features[block] - support.centre
             seen = np.ones((len(centred), len(ends)), dtype=np.float32)
             np.matmul(centred, support.projection * np.float32(-2), out=seen[:, :-1])
             least = np.minimum.reduceat(seen @ ends, starts, axis=1)
             least += np.square(centred).sum(axis=1)[:, None]
-            found[block, some] = np.maximum(least, 0)
+            result[block, present] = np.maximum(least, 0)
 
-        size = max(1, _BLOCK // len(order))
-        threads.map(fill, range(0, len(found), size))
-        return found
+        size = max(1, _BLOCK_DISTANCES // len(order))
+        threads.map(fill, range(0, len(result), size))
+        return result
 
 
 def take_turns(targets: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return ``count`` rows, or all, in order: classes take turns until there are enough.
+    """Return at most ``count`` row indices, in order, balanced across classes (round robin).
 
-    Of a class those that come first, so a sample of exemplars is one by image digest.
+    The first rows of each class are used, so a sample of exemplars is determined by image digests.
     """
     if len(targets) <= count:
         return np.arange(len(targets))
@@ -184,16 +186,16 @@ def take_turns(targets: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 def balanced_weights(targets: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """Return weights (N,) of mean 1 whose sum is the same for every class that has rows."""
+    """Return weights (N,) of mean 1 with the same sum for every class that has rows."""
     counts = np.bincount(targets, minlength=classes)
     return np.asarray(len(targets) / (np.count_nonzero(counts) * counts[targets]))
 
 
 def make_support(features: NDArray[np.float32]) -> Support:
-    """Return a support whose points are the features (N, D), seen in their principal components.
+    """Return a support whose points are the features (N, D) in their principal components.
 
-    Found by subspace iteration from a fixed start (Halko et al., SIAM Review 53:217, 2011). What is
-    stored in 16 bits is rounded before anything is learnt from it, so it is what was learnt.
+    Components are found by subspace iteration from a fixed start (Halko et al., SIAM Review 53:217,
+    2011). Values are rounded to 16 bits, as they are stored, before anything is learnt from them.
     """
     width = features.shape[1]
     directions = min(DIRECTIONS, width, len(features))
@@ -204,31 +206,34 @@ def make_support(features: NDArray[np.float32]) -> Support:
     for _ in range(2):
         basis = _orthogonal(centred.T @ (centred @ basis))
     seen = centred @ basis
-    turn = np.linalg.eigh(seen.T @ seen)[1][:, ::-1]  # the largest first
-    projection = _half(basis @ turn[:, :directions])
-    return Support(centre=centre, projection=projection, points=_half(centred @ projection))
+    turn = np.linalg.eigh(seen.T @ seen)[1][:, ::-1]  # by descending eigenvalue
+    projection = _round_to_float16(basis @ turn[:, :directions])
+    return Support(
+        centre=centre, projection=projection, points=_round_to_float16(centred @ projection)
+    )
 
 
 def _orthogonal(columns: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return an orthogonal basis of what columns (D, Q) span, by Cholesky's method where it can.
+    """Return an orthonormal basis of the span of columns (D, Q), by Cholesky QR if possible.
 
-    It takes half as long as reflections, and double precision makes up for its squaring.
+    Cholesky QR takes half as long as Householder QR; double precision compensates for the squared
+    condition number.
     """
     exact = columns / np.maximum(np.linalg.norm(columns, axis=0), TINY).astype(np.float64)
     try:
         factor = np.linalg.cholesky(exact.T @ exact)
     except np.linalg.LinAlgError:
         return np.linalg.qr(columns)[0]
-    if factor.diagonal().min() < _APART:
+    if factor.diagonal().min() < _MIN_DIAGONAL:
         return np.linalg.qr(columns)[0]
     return np.asarray(exact @ np.linalg.inv(factor).T, dtype=np.float32)
 
 
-def _similar(distances: NDArray[np.float32]) -> NDArray[np.float32]:
+def _similarities(distances: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the similarities of squared distances, which they overwrite."""
     distances *= np.float32(-GAMMA)
     return np.asarray(np.exp(distances, out=distances))
 
 
-def _half(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _round_to_float16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values.astype(np.float16).astype(np.float32)

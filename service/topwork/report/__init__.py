@@ -1,1 +1,1 @@
-"""Report of a revision: one HTML file that needs nothing else."""
+"""Report of a revision: a self-contained HTML file."""

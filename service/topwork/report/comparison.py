@@ -18,7 +18,7 @@ SHOWN = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelChangeRow:
-    """How the recall of a label changed."""
+    """Recall of a label before and after the change."""
 
     label: str
     images: int
@@ -27,12 +27,12 @@ class LabelChangeRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonSection:
-    """A revision beside its parent."""
+    """Comparison of a revision with its parent."""
 
     revision: int
-    """The parent's."""
+    """Number of the parent revision."""
     before: Metrics | None
-    """None where they are not at hand."""
+    """Metrics of the parent; None if they are not available."""
     ece_before: float
     added: tuple[str, ...]
     """Labels that the parent did not have."""
@@ -40,91 +40,93 @@ class ComparisonSection:
     renamed: tuple[tuple[str, str], ...]
     """The old and the new name of a label."""
     labels: int
-    """How many both know."""
+    """Number of common labels."""
     paired: int
-    """Images that both judged, each compared with itself; 0: those of each are taken as others."""
+    """Images that both revisions were evaluated on (paired comparison); 0: unpaired comparison."""
     accuracy: AccuracyChange | None
-    """On the images of the common labels; None where there are none."""
+    """Accuracy on the images of the common labels; None if there are no such images."""
     changes: tuple[LabelChangeRow, ...]
-    """The common labels that have images, the largest changes first."""
+    """Common labels with images, the largest changes first."""
     taught: TaughtLabel | None
     confusions: tuple[ConfusedLabels, ...]
 
     @property
     def rows(self) -> tuple[LabelChangeRow, ...]:
-        """What is shown at once."""
+        """Rows that are not folded."""
         return self.changes[:SHOWN] if len(self.changes) > 2 * SHOWN else self.changes
 
     @property
     def folded(self) -> tuple[LabelChangeRow, ...]:
-        """More rows, for those who ask."""
+        """Rows that the reader has to unfold."""
         return self.changes[len(self.rows) :]
 
     def count(self, verdict: str) -> int:
-        """Return how many labels have changed like that; see ``AccuracyChange.verdict``."""
-        return sum(one.recall.verdict == verdict for one in self.changes)
+        """Return the number of labels with this ``AccuracyChange.verdict``."""
+        return sum(row.recall.verdict == verdict for row in self.changes)
 
 
 def compare(content: Content) -> ComparisonSection | None:
-    """Return what changed; None where there is nothing to compare with.
+    """Return the comparison with the parent; None if there is no parent.
 
-    As the manifest says it, image by image, where it does; else from the metrics of both.
+    Uses the paired comparison of the manifest if it has one, else the metrics of both revisions.
     """
     if content.manifest.comparison is not None:
-        return _paired(content, content.manifest.comparison)
-    return None if content.parent is None else _unpaired(content, content.parent)
+        return _compare_paired(content, content.manifest.comparison)
+    return None if content.parent is None else _compare_unpaired(content, content.parent)
 
 
-def _paired(content: Content, found: paired.Comparison) -> ComparisonSection:
+def _compare_paired(content: Content, comparison: paired.Comparison) -> ComparisonSection:
     manifest = content.manifest
     parent = content.parent
     if parent is not None and parent.manifest.revision != manifest.parent:
-        parent = None  # another one serves by now
+        parent = None  # another revision serves now
     old = manifest.labels if parent is None else parent.manifest.labels
     added, removed = _without(manifest.labels, old), _without(old, manifest.labels)
     renamed = manifest.change == "rename_class" and len(added) == len(removed) == 1
     changes = (
         LabelChangeRow(
-            label=one.label,
-            images=one.images,
-            recall=_change(one.recall_before, one.recall_after, drop_interval([one])),
+            label=change.label,
+            images=change.images,
+            recall=_change(change.recall_before, change.recall_after, drop_interval([change])),
         )
-        for one in found.labels
+        for change in comparison.labels
     )
     return ComparisonSection(
         revision=manifest.parent,
         before=None if parent is None else parent.metrics,
-        ece_before=found.ece_before,
+        ece_before=comparison.ece_before,
         added=() if renamed else added,
         removed=() if renamed else removed,
         renamed=((removed[0], added[0]),) if renamed else (),
-        labels=len(found.labels),
-        paired=found.images,
+        labels=len(comparison.labels),
+        paired=comparison.images,
         accuracy=_change(
-            found.accuracy_before, found.accuracy_after, (found.drop_low, found.drop_high)
+            comparison.accuracy_before,
+            comparison.accuracy_after,
+            (comparison.drop_low, comparison.drop_high),
         )
-        if found.images
+        if comparison.images
         else None,
         changes=_largest_first(changes),
-        taught=found.taught,
-        confusions=found.confusions,
+        taught=comparison.taught,
+        confusions=comparison.confusions,
     )
 
 
-def _unpaired(content: Content, parent: Parent) -> ComparisonSection:
+def _compare_unpaired(content: Content, parent: Parent) -> ComparisonSection:
     before, after = parent.metrics, content.metrics
     old, new = parent.manifest.labels, content.manifest.labels
     common = set(old) & set(new)
-    was, now = _recalls(before), _recalls(after)
+    recalls_before, recalls_after = _recalls(before), _recalls(after)
     share_before, share_after = _share_on(before, common), _share_on(after, common)
     changes = (
         LabelChangeRow(
             label=label,
-            images=now[label].images,
-            recall=intervals.change(was[label], now[label]),
+            images=recalls_after[label].images,
+            recall=intervals.change(recalls_before[label], recalls_after[label]),
         )
         for label in new
-        if label in was and label in now
+        if label in recalls_before and label in recalls_after
     )
     return ComparisonSection(
         revision=parent.manifest.revision,
@@ -145,11 +147,11 @@ def _unpaired(content: Content, parent: Parent) -> ComparisonSection:
 
 
 def _largest_first(changes: Iterable[LabelChangeRow]) -> tuple[LabelChangeRow, ...]:
-    return tuple(sorted(changes, key=lambda one: (-abs(one.recall.value), one.label)))
+    return tuple(sorted(changes, key=lambda row: (-abs(row.recall.value), row.label)))
 
 
 def _change(before: float, after: float, drop: tuple[float, float]) -> AccuracyChange:
-    """Return a change whose drop has that interval."""
+    """Return the change; ``drop`` is the interval of the loss of accuracy."""
     return AccuracyChange(before=before, after=after, low=-drop[1], high=-drop[0])
 
 
@@ -160,14 +162,14 @@ def _without(labels: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...
 
 def _recalls(metrics: Metrics) -> dict[str, Share]:
     return {
-        one.label: intervals.share(metrics.confusion[index][index], one.images)
-        for index, one in enumerate(metrics.per_label)
-        if one.images
+        row.label: intervals.share(metrics.confusion[index][index], row.images)
+        for index, row in enumerate(metrics.per_label)
+        if row.images
     }
 
 
 def _share_on(metrics: Metrics, labels: set[str]) -> Share | None:
-    rows = [index for index, one in enumerate(metrics.per_label) if one.label in labels]
+    rows = [index for index, row in enumerate(metrics.per_label) if row.label in labels]
     images = sum(metrics.per_label[row].images for row in rows)
     right = sum(metrics.confusion[row][row] for row in rows)
     return intervals.share(right, images) if images else None

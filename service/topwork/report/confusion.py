@@ -10,32 +10,33 @@ from numpy.typing import NDArray
 from topwork.bundle.metrics import Metrics
 
 FULL = 20
-"""Labels up to which every cell is shown with its numbers."""
+"""Number of labels up to which every cell is shown with its numbers."""
 DEEPEST = 45
-"""Percent of colour behind numbers: on more of it they would be hard to read."""
+"""Percent of colour behind numbers; raising it makes them hard to read."""
 PAIRS = 20
-"""The most confused pairs that are listed."""
+"""Number of most confused pairs in the list."""
 GRID = 200
-"""Cells a side of the compact picture at most."""
+"""Largest number of cells per side of the compact picture."""
 LEVELS = 5
 """Depths of colour in the compact picture: 1, 2 to 3, 4 to 7, 8 to 15, more images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """Images of one label that were called another one, or itself."""
+    """Number of images with one true label and one predicted label."""
 
     images: int
     share: float
-    """Of the images of its row's label."""
+    """Share of the images of the true label."""
     heat: int
     """Depth of colour in percent, 0 to DEEPEST."""
     right: bool
+    """True if the prediction is correct."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfusionRow:
-    """A label, and what its images were called, in label order."""
+    """A true label and one cell per predicted label, in label order."""
 
     label: str
     cells: tuple[Cell, ...]
@@ -43,41 +44,41 @@ class ConfusionRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Images of ``label`` that were called ``called``."""
+    """Images of ``label`` that were predicted as ``predicted``."""
 
     label: str
-    called: str
+    predicted: str
     images: int
     share: float
-    """Of the images of ``label``."""
+    """Share of the images of ``label``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compact:
-    """The whole matrix as a picture of ``side`` x ``side`` cells, each of ``block`` labels."""
+    """Picture of the matrix: ``side`` x ``side`` cells, each of ``block`` x ``block`` labels."""
 
     side: int
     block: int
     levels: tuple[str, ...]
-    """SVG paths of the cells with wrong answers, one a depth of colour, lightest first."""
+    """SVG paths of the cells with mistakes, a path per depth of colour, lightest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfusionMatrix:
-    """The confusion matrix in the form that suits its size."""
+    """Confusion matrix: a table up to FULL labels, a compact picture above."""
 
     wrong: int
-    """Images that were called something else than they are."""
+    """Number of misclassified images."""
     rows: tuple[ConfusionRow, ...]
-    """All of it; empty above FULL labels."""
+    """Rows of the table; empty above FULL labels."""
     pairs: tuple[Pair, ...]
-    """The most confused pairs, most images first."""
+    """Most confused pairs, most images first."""
     compact: Compact | None
     """None up to FULL labels."""
 
 
 def lay_out(metrics: Metrics) -> ConfusionMatrix:
-    """Return the confusion matrix as it is shown."""
+    """Return the confusion matrix in the form that suits its size."""
     counts = np.array(metrics.confusion, dtype=np.int64)
     wrong = counts - np.diag(np.diag(counts))
     small = len(counts) <= FULL
@@ -90,16 +91,16 @@ def lay_out(metrics: Metrics) -> ConfusionMatrix:
 
 
 def _rows(metrics: Metrics, wrong: NDArray[np.int64]) -> tuple[ConfusionRow, ...]:
-    """Return all rows. Mistakes are as deep as the square root of their share of the worst one."""
+    """Return all rows. Colour of mistakes: square root of their share relative to the worst."""
     counts = np.array(metrics.confusion)
-    images = np.maximum([[one.images] for one in metrics.per_label], 1)
+    images = np.maximum([[label.images] for label in metrics.per_label], 1)
     shares = counts / images
     worst = (wrong / images).max() or 1.0
     depths = np.where(wrong > 0, np.sqrt(shares / worst), shares)
     heats = (DEEPEST * depths).round().astype(np.int64)
     return tuple(
         ConfusionRow(
-            label=one.label,
+            label=label.label,
             cells=tuple(
                 Cell(
                     images=int(counts[row, column]),
@@ -110,21 +111,21 @@ def _rows(metrics: Metrics, wrong: NDArray[np.int64]) -> tuple[ConfusionRow, ...
                 for column in range(len(counts))
             ),
         )
-        for row, one in enumerate(metrics.per_label)
+        for row, label in enumerate(metrics.per_label)
     )
 
 
 def _pairs(metrics: Metrics, wrong: NDArray[np.int64]) -> tuple[Pair, ...]:
     order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
-    found = [divmod(int(place), len(wrong)) for place in order]
+    cells = [divmod(int(index), len(wrong)) for index in order]
     return tuple(
         Pair(
             label=metrics.per_label[row].label,
-            called=metrics.per_label[column].label,
+            predicted=metrics.per_label[column].label,
             images=int(wrong[row, column]),
             share=int(wrong[row, column]) / metrics.per_label[row].images,
         )
-        for row, column in found
+        for row, column in cells
         if wrong[row, column]
     )
 

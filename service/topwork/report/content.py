@@ -1,4 +1,4 @@
-"""Content of a report: all that it is made from."""
+"""Content of a report: the data that it is rendered from."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from topwork.learning.learn import Judged
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedBackbone:
-    """A backbone that was tried on these photos, or that could not be."""
+    """Result of evaluating a backbone on the training photos."""
 
     name: str
     image_size: int
-    """Side in pixels of its input."""
+    """Side of the input image in pixels."""
     views: int
-    """1: the image; 2: its mirror image too, at twice the cost."""
+    """1: the image; 2: the mirrored image, too, at twice the cost."""
     accuracy: float
-    """Of a head on it, by cross-validation."""
+    """Cross-validated accuracy of a head on the backbone."""
     accuracy_low: float
-    """Lower end of its 95 % Wilson interval."""
+    """Lower end of the accuracy's 95 % Wilson interval."""
     accuracy_high: float
     knn_accuracy: float
-    """Of the nearest neighbours in its embeddings, leaving each image's own fold out."""
+    """Accuracy of the nearest neighbours among the embeddings of the other folds."""
     milliseconds: float
-    """To decode and embed one image on one core here."""
+    """Time to decode and embed one image on one core of this machine."""
     megabytes: float
-    """Of its ONNX file."""
+    """Size of the ONNX file."""
     width: int
-    """Of its embedding."""
+    """Length of the embedding."""
     licence: str
     chosen: bool = False
     error: str = ""
-    """Why it could not be tried; then the numbers are 0."""
+    """Reason why the evaluation failed; then the numbers are 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parent:
-    """The revision that another one was made from, or that served before it."""
+    """Parent revision, or the revision that served before."""
 
     manifest: Manifest
     metrics: Metrics
@@ -49,19 +49,19 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Making:
-    """How a revision came about: what only the fit or the operation that made it knows."""
+    """Facts about the fit or the operation that made a revision."""
 
     command: str
-    """What was typed or called."""
+    """Command line or RPC."""
     findings: tuple[Finding, ...] = ()
     backbones: tuple[RankedBackbone, ...] = ()
     notes: tuple[str, ...] = ()
-    """Sentences for the top, such as why the fine-tuned backbone was not taken."""
+    """Sentences for the top, such as the reason why the fine-tuned backbone is not used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """All that a report shows."""
+    """Data of a report."""
 
     manifest: Manifest
     metrics: Metrics

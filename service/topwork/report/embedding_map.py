@@ -1,4 +1,4 @@
-"""Section of the report: a map of the embeddings."""
+"""Section of the report: the embedding map."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from topwork.report.placement import Placed
 from topwork.report.projection import project
 
 POINTS = 2000
-"""Images shown at most."""
+"""Largest number of images shown."""
 COLOURED = 8
-"""Labels with a colour and a shape of their own; of more, those with the most mistakes have one."""
+"""Number of labels with their own colour and shape: those with the most mistakes."""
 NAMED = 20
-"""Labels up to which each has its name on the map; of more, only the coloured ones."""
+"""Number of labels up to which all names are on the map; above, only those of coloured labels."""
 WIDTH, HEIGHT, MARGIN = 640, 460, 24
 
 SHAPES = (
@@ -27,10 +27,10 @@ SHAPES = (
     "m0-3.7l3.3 3.7l-3.3 3.7l-3.3-3.7z",  # diamond
     "m0 3.3l3.2-5.6h-6.4z",  # triangle, point down
     "m-1.1-3.3h2.2v2.2h2.2v2.2h-2.2v2.2h-2.2v-2.2h-2.2v-2.2h2.2z",  # plus
-    "m-3.6-1.5h7.2v3h-7.2z",  # bar, lying
-    "m-1.5-3.6h3v7.2h-3z",  # bar, standing
+    "m-3.6-1.5h7.2v3h-7.2z",  # horizontal bar
+    "m-1.5-3.6h3v7.2h-3z",  # vertical bar
 )
-"""SVG paths of marks of about equal area, relative to the image's place."""
+"""SVG paths of markers of about equal area, relative to the image's position."""
 REST = "m-1.5 0a1.5 1.5 0 1 0 3 0a1.5 1.5 0 1 0-3 0"
 RING = "m-5.4 0a5.4 5.4 0 1 0 10.8 0a5.4 5.4 0 1 0-10.8 0"
 
@@ -41,18 +41,18 @@ class Layer:
 
     label: str
     style: int
-    """Which colour and shape, 0 to COLOURED - 1; -1: the grey dots of all other labels."""
+    """Index of the colour and shape, 0 to COLOURED - 1; -1: the grey dots of all other labels."""
     shape: str
-    """SVG path of one mark."""
+    """SVG path of one marker."""
     marks: str
-    """SVG path of all that are shown."""
+    """SVG path of all markers of the layer."""
     images: int
-    """In all."""
+    """Number of images, shown or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingMap:
-    """The map: layers from bottom to top."""
+    """Embedding map: layers from bottom to top."""
 
     width: int
     height: int
@@ -61,13 +61,13 @@ class EmbeddingMap:
     rest: Layer | None
     """All other labels."""
     wrong: str
-    """SVG path of the rings around images that were called wrong."""
+    """SVG path of the rings around misclassified images."""
     names: tuple[Placed, ...]
     labels: int
     shown: int
     images: int
     share: float
-    """See Projection.shown."""
+    """See ``Projection.shown``."""
 
 
 def lay_out(content: Content) -> EmbeddingMap:
@@ -125,7 +125,7 @@ def lay_out(content: Content) -> EmbeddingMap:
 
 
 def pick(targets: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """Return at most ``limit`` of rows that are sorted by digest: the first ones of each class."""
+    """Return at most ``limit`` row indices, the first rows of each class, balanced by class."""
     rank = np.zeros(len(targets), dtype=np.int64)
     for target in np.unique(targets):
         members = np.flatnonzero(targets == target)
@@ -134,16 +134,16 @@ def pick(targets: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
 
 
 def _wrong(content: Content) -> NDArray[np.bool_]:
-    """Return which exemplars were judged and called something else than they are, (N,)."""
+    """Return a mask (N,) of the misclassified exemplars."""
     judged = content.judged
     wrong = np.zeros(len(content.exemplars), dtype=bool)
-    called = judged.probabilities.argmax(axis=1)
-    wrong[judged.rows] = called != content.exemplars.targets[judged.rows]
+    predicted = judged.probabilities.argmax(axis=1)
+    wrong[judged.rows] = predicted != content.exemplars.targets[judged.rows]
     return wrong
 
 
 def _coloured(content: Content, wrong: NDArray[np.bool_]) -> list[int]:
-    """Return the classes that have a colour, in label order."""
+    """Return the indices of the coloured classes, in label order."""
     classes = len(content.exemplars.labels)
     mistakes = np.bincount(content.exemplars.targets[wrong], minlength=classes)
     return sorted(np.argsort(-mistakes, kind="stable")[:COLOURED].tolist())

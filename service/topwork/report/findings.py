@@ -1,4 +1,4 @@
-"""Section of the report: findings of the audit, gravest first."""
+"""Section of the report: findings of the data audit, most severe first."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ from topwork.bundle.findings import Finding, Severity
 from topwork.report.mistakes import SUSPECTED
 
 SHOWN = 3
-"""Findings of a kind shown at once; the others are folded."""
+"""Number of findings of a kind that are not folded."""
 FOLDED = 50
-"""Findings of a kind that are folded at most; more are only counted."""
+"""Largest number of folded findings of a kind; more are only counted."""
 NAMES = 50
-"""File names shown of a finding at most."""
+"""Largest number of file names per finding."""
 
 MEANING: tuple[tuple[Severity, str, str], ...] = (
-    ("error", "Not used", "These images could not be learnt from and were left out."),
-    ("warning", "Likely to harm", "Put these right first; each is worth a look."),
-    ("note", "Good to know", "Nothing needs to be done about these."),
+    ("error", "Errors", "These images cannot be used and were left out."),
+    ("warning", "Warnings", "These problems probably reduce accuracy; fix them first."),
+    ("note", "Notes", "No action is needed."),
 )
-"""Severities with their headings, gravest first."""
+"""Severities with heading and explanation, most severe first."""
 SUSPICIONS = (
-    "The suspected labels are for you to judge, by their pictures under “Images worth a look”. "
-    "Nothing needs to be done about the others."
+    "Check the suspected labels by their pictures under “Misclassified images”. "
+    "The other notes need no action."
 )
-"""What notes mean where there are suspected labels among them."""
+"""Explanation of notes that include suspected labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindingKind:
-    """The findings of one kind and severity, in the order in which they came."""
+    """Findings of one kind and severity, in input order."""
 
     shown: tuple[Finding, ...]
     folded: tuple[Finding, ...]
-    """More, for those who ask."""
+    """Findings that the reader has to unfold."""
     left_out: int
-    """How many more there are."""
+    """Number of findings that are not listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The findings of one severity."""
+    """Findings of one severity."""
 
     severity: Severity
     title: str
     meaning: str
     kinds: tuple[FindingKind, ...]
     count: int
-    """Findings in all."""
+    """Number of findings."""
 
 
 def group(findings: Iterable[Finding]) -> tuple[Group, ...]:
-    """Return the findings by severity, then by kind; severities without any are left out."""
+    """Return the findings by severity, then by kind, without empty severities."""
     kinds: dict[Severity, dict[str, list[Finding]]] = defaultdict(lambda: defaultdict(list))
-    for one in findings:
-        kinds[one.severity][one.kind].append(one)
+    for finding in findings:
+        kinds[finding.severity][finding.kind].append(finding)
     return tuple(
         Group(
             severity=severity,

@@ -1,4 +1,4 @@
-"""Confidence intervals of shares and of their changes, as text."""
+"""Confidence intervals of shares and of changes of shares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from topwork.bundle.metrics import wilson_interval
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """A share of images with its 95 % Wilson interval."""
+    """Share of images with its 95 % Wilson interval."""
 
     images: int
     value: float
@@ -21,7 +21,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyChange:
-    """A share before and after, with the 95 % interval of the change."""
+    """Accuracy before and after, with the 95 % interval of the change."""
 
     before: float
     after: float
@@ -30,22 +30,22 @@ class AccuracyChange:
 
     @property
     def value(self) -> float:
-        """The change, -1 to 1."""
+        """Change, -1 to 1."""
         return self.after - self.before
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, or ``within the noise`` where the interval holds 0."""
+        """``better``, ``worse``, or ``not significant`` if the interval includes 0."""
         if self.low > 0:
             return "better"
-        return "worse" if self.high < 0 else "within the noise"
+        return "worse" if self.high < 0 else "not significant"
 
 
 def change(before: Share, after: Share) -> AccuracyChange:
-    """Return the change between shares of different images.
+    """Return the change between shares of independent samples.
 
-    Newcombe's interval (1998, Statistics in Medicine 17:873, method 10). Where most images are the
-    same in truth, it is wider than it needs to be.
+    Newcombe's interval (1998, Statistics in Medicine 17:873, method 10). It is too wide if the
+    samples have images in common.
     """
     value = after.value - before.value
     return AccuracyChange(
@@ -57,11 +57,11 @@ def change(before: Share, after: Share) -> AccuracyChange:
 
 
 def share(successes: int, images: int) -> Share:
-    """Return a share of at least one image."""
+    """Return ``successes`` of ``images`` as a share; ``images`` is at least 1."""
     low, high = wilson_interval(successes, images)
     return Share(images=images, value=successes / images, low=low, high=high)
 
 
 def axis(lows: Iterable[float]) -> float:
-    """Return where the axis of interval bars begins, that ends at 1: a tenth below them all."""
+    """Return the start of an axis of interval bars that ends at 1: a tenth below all bars."""
     return max(0.0, math.floor(min(lows, default=0.0) * 10 - 1e-9) / 10)

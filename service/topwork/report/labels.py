@@ -9,39 +9,39 @@ from topwork.report import intervals
 from topwork.report.intervals import Share
 
 WEAKEST = 20
-"""Labels shown at once where there are more than twice as many; the others are folded."""
+"""Number of rows that are not folded if there are more than twice as many labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelRow:
-    """One label's line of the table."""
+    """Row of the table: recall and precision of one label."""
 
     label: str
     recall: Share | None
-    """None where no image of it was judged."""
+    """None if no image of the label was evaluated."""
     precision: float | None
-    """None where nothing was called so."""
+    """None if the label was never predicted."""
     confused_with: str
-    """What its images were called most often when wrong; empty when none was."""
+    """Most frequent wrong prediction for the label's images; empty if there is no mistake."""
     confused_images: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelTable:
-    """All labels, the one of lowest recall first, those without a judged image last."""
+    """All labels, lowest recall first, labels without an evaluated image last."""
 
     rows: tuple[LabelRow, ...]
     folded: tuple[LabelRow, ...]
-    """More rows, for those who ask."""
+    """Rows that the reader has to unfold."""
     axis: float
-    """Recall at which the interval bars begin."""
+    """Recall at the start of the interval bars."""
 
 
 def table(metrics: Metrics) -> LabelTable:
     """Return the table of all labels."""
-    called = [sum(column) for column in zip(*metrics.confusion, strict=True)]
+    predicted = [sum(column) for column in zip(*metrics.confusion, strict=True)]
     rows = sorted(
-        (_row(metrics, index, called[index]) for index in range(len(called))),
+        (_row(metrics, index, predicted[index]) for index in range(len(predicted))),
         key=lambda row: (2.0 if row.recall is None else row.recall.value, row.label),
     )
     shown = WEAKEST if len(rows) > 2 * WEAKEST else len(rows)
@@ -52,14 +52,14 @@ def table(metrics: Metrics) -> LabelTable:
     )
 
 
-def _row(metrics: Metrics, index: int, called: int) -> LabelRow:
-    one, counts = metrics.per_label[index], metrics.confusion[index]
+def _row(metrics: Metrics, index: int, predicted: int) -> LabelRow:
+    row, counts = metrics.per_label[index], metrics.confusion[index]
     wrong = [0 if other == index else images for other, images in enumerate(counts)]
     most = max(wrong)
     return LabelRow(
-        label=one.label,
-        recall=intervals.share(counts[index], one.images) if one.images else None,
-        precision=one.precision if called else None,
+        label=row.label,
+        recall=intervals.share(counts[index], row.images) if row.images else None,
+        precision=row.precision if predicted else None,
         confused_with=metrics.per_label[wrong.index(most)].label if most else "",
         confused_images=most,
     )

@@ -11,41 +11,41 @@ import numpy as np
 from topwork.report.content import Content
 
 SHOWN = 24
-"""Images of a kind at most."""
+"""Largest number of images in each list."""
 
 SUSPECTED = {"suspected_label", "suspected_labels"}
-"""Kinds of the findings whose images may bear a wrong label."""
+"""Kinds of findings that report suspected label errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """An image and what the model made of it without having seen it."""
+    """Image with its cross-validated prediction."""
 
     name: str
     thumbnail: str
-    """A data: URI; empty where there is no picture."""
+    """A data: URI; empty if there is no thumbnail."""
     label: str
     label_probability: float
-    """Of the label that it bears."""
-    called: str
-    called_probability: float
+    """Predicted probability of ``label``."""
+    predicted: str
+    predicted_probability: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mistakes:
-    """Images that may bear a wrong label, or that were called something else than theirs."""
+    """Suspected label errors and other misclassified images."""
 
     suspected: tuple[Picture, ...]
-    """Those that the audit suspects, in its order: the clearest first."""
+    """Suspected label errors, in the order of the audit: the clearest first."""
     others: tuple[Picture, ...]
-    """Those called wrong, most confident first, without those above."""
+    """Other misclassified images, highest confidence first."""
     suspected_images: int
-    """How many there are in all."""
+    """Number of suspected label errors, shown or not."""
     other_images: int
 
 
 def gather(content: Content) -> Mistakes:
-    """Return at most SHOWN suspected labels, and as many of the most confident mistakes."""
+    """Return at most SHOWN suspected label errors and SHOWN other misclassified images."""
     judged, exemplars = content.judged, content.exemplars
     places: dict[str, list[int]] = {}
     for place, row in enumerate(judged.rows.tolist()):
@@ -75,7 +75,7 @@ def _pictures(content: Content, places: Sequence[int]) -> tuple[Picture, ...]:
     pictures = []
     for place in places:
         row, probabilities = int(judged.rows[place]), judged.probabilities[place]
-        target, called = int(exemplars.targets[row]), int(probabilities.argmax())
+        target, predicted = int(exemplars.targets[row]), int(probabilities.argmax())
         jpeg = exemplars.thumbnails[row]
         pictures.append(
             Picture(
@@ -83,8 +83,8 @@ def _pictures(content: Content, places: Sequence[int]) -> tuple[Picture, ...]:
                 thumbnail=f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" * bool(jpeg),
                 label=exemplars.labels[target],
                 label_probability=float(probabilities[target]),
-                called=exemplars.labels[called],
-                called_probability=float(probabilities[called]),
+                predicted=exemplars.labels[predicted],
+                predicted_probability=float(probabilities[predicted]),
             )
         )
     return tuple(pictures)

@@ -1,4 +1,4 @@
-"""A revision's report: one HTML page, made from its content."""
+"""HTML page of a revision's report, rendered from its content."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from topwork.report import (
     confusion,
     embedding_map,
     findings,
+    formatting,
     intervals,
     labels,
     mistakes,
     reliability,
-    words,
 )
 from topwork.report.content import Content
 
 SHARDS = 20
-"""Shards of exemplars that are named at most."""
+"""Largest number of exemplar shards listed."""
 
 
 def render(content: Content) -> str:
-    """Return the report: HTML that needs no other file, no network and no script.
+    """Return the report: self-contained HTML without scripts, other files or network access.
 
-    Equal content gives an equal page: its times are the manifest's. Half of a surrogate pair is
+    The same content gives the same page: times are those of the manifest. Lone surrogates are
     escaped, so the page can always be written as UTF-8.
     """
     backbones = content.making.backbones
@@ -51,7 +51,9 @@ def render(content: Content) -> str:
             audit=findings.group(content.making.findings),
             names_shown=findings.NAMES,
             shards_shown=SHARDS,
-            backbone_axis=intervals.axis([one.accuracy_low for one in backbones if not one.error]),
+            backbone_axis=intervals.axis(
+                [backbone.accuracy_low for backbone in backbones if not backbone.error]
+            ),
         )
     )
     return encodable(page)
@@ -67,14 +69,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        between=words.between,
-        count=words.count,
-        few=words.few,
-        number=words.number,
-        percent=words.percent,
-        points=words.points,
-        several=words.several,
-        spaced=words.spaced,
-        when=words.when,
+        between=formatting.between,
+        count=formatting.count,
+        few=formatting.few,
+        number=formatting.number,
+        percent=formatting.percent,
+        points=formatting.points,
+        several=formatting.several,
+        spaced=formatting.spaced,
+        when=formatting.when,
     )
     return environment

@@ -1,4 +1,4 @@
-"""Placement of names on a map, so that none covers another."""
+"""Placement of names on a map without overlaps."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LINE = 24
-"""Height of a name; the phone's larger letters need it, too."""
+"""Height of a name, enough for the larger letters on a phone."""
 LONGEST = 18
-"""Characters of a name at most; longer ones are cut."""
+"""Largest number of characters of a name; longer names are cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A name on the map."""
+    """Name with its position on the map."""
 
     text: str
     style: int
     x: float
-    """Of its middle."""
+    """Middle of the text."""
     y: float
-    """Of its baseline."""
+    """Baseline of the text."""
 
 
 def place(
     names: Sequence[tuple[str, int, float, float]], *, width: int, height: int
 ) -> tuple[Placed, ...]:
-    """Return names (text, style, x, y) near x, y: as near as others leave room, above or below."""
+    """Return names (text, style, x, y) placed above or below x, y, as near as free space allows."""
     taken: list[tuple[float, float, float]] = []
     placed = []
     for name, style, x, y in names:
@@ -42,10 +42,10 @@ def place(
         wanted = [min(max(y + step * LINE / 2, LINE), height - LINE / 2) for step in steps]
         baseline = next(
             (
-                one
-                for one in wanted
+                line
+                for line in wanted
                 if all(
-                    abs(one - other) >= LINE or abs(middle - x_other) >= half + half_other
+                    abs(line - other) >= LINE or abs(middle - x_other) >= half + half_other
                     for x_other, other, half_other in taken
                 )
             ),
@@ -57,5 +57,5 @@ def place(
 
 
 def _columns(text: str) -> int:
-    """Return about how wide a text is in letters: East Asian ones and emoji count twice."""
-    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
+    """Return the approximate width of a text in letters; wide characters (CJK, emoji) count 2."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

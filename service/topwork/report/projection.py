@@ -1,4 +1,4 @@
-"""Along which two directions of the embedding the classes lie apart."""
+"""Linear discriminant analysis of embeddings in two dimensions."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from threadpoolctl import threadpool_limits
 Doubles = NDArray[np.float64]
 
 IMAGES_A_COMPONENT = 20
-"""Images for each principal component that is looked at: with fewer, chance makes classes."""
+"""Images per principal component; lowering it overfits: random labels seem to form classes."""
 COMPONENTS = 50
-"""Principal components that are looked at, at most."""
+"""Largest number of principal components."""
 SHRINKAGE = 0.1
-"""Share of the mean variance in the covariance within classes: keeps it invertible."""
+"""Share of the mean variance added to the within-class covariance to keep it invertible."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
-    """N embeddings in the plane."""
+    """Positions of N embeddings in the plane."""
 
     places: Doubles
     """(N, 2), mean 0."""
     shown: float
-    """Share of the variance between the class means, in units of that within, that is seen."""
+    """Share of the between-class variance, in units of the within-class variance, in the plane."""
 
 
-# One thread: a map then depends on no core count, and on a busy machine two threads that wait for
-# each other took 6.6 s where one took 0.1 s.
+# One thread: the map does not depend on the number of cores, and on a busy machine two threads that
+# wait for each other took 6.6 s instead of 0.1 s.
 @threadpool_limits.wrap(limits=1, user_api="blas")  # type: ignore[untyped-decorator]  # has no types
 def project(embeddings: NDArray[np.float32], targets: NDArray[np.int64]) -> Projection:
     """Return linear discriminants (Fisher, 1936; Rao, 1948) of embeddings (N, D).
 
-    Embeddings are scaled to length 1. Discriminants are sought only among the first principal
-    components, which know no labels: in all D directions, few images could be told apart by chance.
-    Two classes have one discriminant; the other direction is that in which images of one class
-    differ most.
+    Embeddings are L2-normalised. The analysis is limited to the first principal components, which
+    do not depend on the labels: in all D dimensions, chance separates a small number of images.
+    Two classes have one discriminant; the second axis is the direction of the largest variance
+    within the classes.
     """
     x = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     x -= x.mean(axis=0)
@@ -67,16 +67,16 @@ def project(embeddings: NDArray[np.float32], targets: NDArray[np.int64]) -> Proj
 def _components(rows: NDArray[np.floating], limit: int) -> NDArray[np.floating]:
     """Return the first ``limit`` principal components (D, Q) of centred rows (N, D).
 
-    By orthogonal iteration from a fixed start; an exact decomposition would take seconds.
+    Orthogonal iteration from a fixed start; an exact decomposition would take seconds.
     """
     start = np.random.default_rng(0).normal(size=(rows.shape[1], limit)).astype(rows.dtype)
-    found = np.linalg.qr(start).Q
+    components = np.linalg.qr(start).Q
     for _ in range(5):
-        found = np.linalg.qr(rows.T @ (rows @ found)).Q
-    return np.asarray(found)
+        components = np.linalg.qr(rows.T @ (rows @ components)).Q
+    return np.asarray(components)
 
 
 def _signs(places: Doubles) -> Doubles:
-    """Return +1 or -1 a column: decompositions leave signs open, and a map must not flip."""
+    """Return +1 or -1 per column: decompositions leave signs open, and a map must not flip."""
     extremes = places[np.abs(places).argmax(axis=0), np.arange(places.shape[1])]
     return np.where(extremes < 0, -1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Section of the report: the reliability diagram, which shows calibration."""
+"""Section of the report: calibration, as a reliability diagram."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from topwork.report import intervals
 from topwork.report.intervals import Share
 
 SIDE = 300
-"""Units of the diagram's sides: probability 0 to 1 rightwards, share right 0 to 1 upwards."""
+"""Length of the diagram's axes: probability 0 to 1 rightwards, accuracy 0 to 1 upwards."""
 BARS = 60
-"""Height of the highest bar of the histogram below it."""
+"""Height of the highest bar of the histogram."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bin:
-    """Images with about the same probability, and where the diagram shows them, in its units."""
+    """Bin of images with about the same probability, with its position in the diagram."""
 
     low: float
     high: float
     confidence: float
-    right: Share
+    accuracy: Share
     x: float
     y: float
     y_low: float
-    """Of the interval's lower end; downwards, as in SVG."""
+    """Lower end of the accuracy's interval; y grows downwards, as in SVG."""
     y_high: float
     bar_x: float
     bar_width: float
@@ -34,46 +34,46 @@ class Bin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reliability:
-    """The reliability diagram and what it says."""
+    """Reliability diagram with its interpretation."""
 
     side: int
     bars: int
     bins: tuple[Bin, ...]
-    """Those that have images, lowest first."""
+    """Bins with images, lowest first."""
     confidence: float
     """Mean of all images' highest probabilities."""
     tendency: str
-    """``too sure``, ``too modest``, or empty where the accuracy's interval holds the mean."""
+    """``overconfident``, ``underconfident``, or empty if the difference is not significant."""
 
 
 def lay_out(metrics: Metrics) -> Reliability:
-    """Return the diagram."""
-    some = [one for one in metrics.reliability if one.images]
-    most = max((one.images for one in some), default=1)
+    """Return the reliability diagram."""
+    sources = [source for source in metrics.reliability if source.images]
+    most = max((source.images for source in sources), default=1)
     bins = []
-    for one in some:
-        right = intervals.share(round(one.accuracy * one.images), one.images)
+    for source in sources:
+        accuracy = intervals.share(round(source.accuracy * source.images), source.images)
         bins.append(
             Bin(
-                low=one.low,
-                high=one.high,
-                confidence=one.confidence,
-                right=right,
-                x=round(SIDE * one.confidence, 1),
-                y=round(SIDE * (1 - right.value), 1),
-                y_low=round(SIDE * (1 - right.low), 1),
-                y_high=round(SIDE * (1 - right.high), 1),
-                bar_x=round(SIDE * one.low + 1.5, 1),
-                bar_width=round(SIDE * (one.high - one.low) - 3, 1),
-                bar_height=round(max(1.0, BARS * one.images / most), 1),
+                low=source.low,
+                high=source.high,
+                confidence=source.confidence,
+                accuracy=accuracy,
+                x=round(SIDE * source.confidence, 1),
+                y=round(SIDE * (1 - accuracy.value), 1),
+                y_low=round(SIDE * (1 - accuracy.low), 1),
+                y_high=round(SIDE * (1 - accuracy.high), 1),
+                bar_x=round(SIDE * source.low + 1.5, 1),
+                bar_width=round(SIDE * (source.high - source.low) - 3, 1),
+                bar_height=round(max(1.0, BARS * source.images / most), 1),
             )
         )
-    confidence = sum(one.images * one.confidence for one in some) / metrics.images
+    confidence = sum(source.images * source.confidence for source in sources) / metrics.images
     tendency = ""
     if confidence > metrics.accuracy_high:
-        tendency = "too sure"
+        tendency = "overconfident"
     elif confidence < metrics.accuracy_low:
-        tendency = "too modest"
+        tendency = "underconfident"
     return Reliability(
         side=SIDE, bars=BARS, bins=tuple(bins), confidence=confidence, tendency=tendency
     )

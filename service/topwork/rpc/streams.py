@@ -40,7 +40,7 @@ class Engine(Protocol):
         top_k: int,
         budget: float | None,
         flow: Flow | None,
-        patient: bool,
+        can_wait: bool,
     ) -> Classified:
         """Return the predictions for encoded images, within ``budget`` seconds."""
 
@@ -104,7 +104,7 @@ class Streams:
                 top_k=request.top_k,
                 budget=min([self._most_seconds, *_limits(message, remaining())]),
                 flow=flow,
-                patient=True,
+                can_wait=True,
             )
             return to_classify_response(classified)
 

@@ -1,1 +1,1 @@
-"""Classify: admission, fair queue, scheduler, and the models in memory."""
+"""Classification: admission control, fair queue, scheduler, and registry of models in memory."""

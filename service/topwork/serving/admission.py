@@ -1,4 +1,4 @@
-"""Admission control: a request without room, or without time, is refused at once."""
+"""Admission control: load shedding of requests that exceed the capacity or their deadline."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from collections.abc import Callable
 from topwork.errors import Overloaded
 from topwork.limits import DEFAULT_LIMITS
 
-SURE = 0.8
-"""Of its budget, what a request may be expected to take: what ends late was computed in vain."""
+BUDGET_SHARE = 0.8
+"""Largest share of its time budget that a request may be expected to take.
+
+Raising it admits more requests that miss their deadline after their images were computed.
+"""
 
 
 class Admission:
-    """Counts images in the server against ``limit``, and their bytes against ``most_bytes``.
+    """Limits the images in the server to ``limit`` and their bytes to ``max_bytes``.
 
-    Belongs to one event loop.
+    All state belongs to one event loop.
     """
 
     def __init__(
@@ -24,52 +27,53 @@ class Admission:
         limit: int,
         expected_seconds: Callable[[int], float],
         *,
-        most_bytes: int = DEFAULT_LIMITS.max_queue_bytes,
+        max_bytes: int = DEFAULT_LIMITS.max_queue_bytes,
     ) -> None:
         self._limit = limit
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._expected_seconds = expected_seconds
-        self._inside = self._bytes = 0
-        self._patient_inside = self._patient_bytes = 0
+        self._admitted = self._bytes = 0
+        self._can_wait_admitted = self._can_wait_bytes = 0
         self._waiting: deque[tuple[int, int, asyncio.Future[None]]] = deque()
 
     @property
-    def inside(self) -> int:
-        """Images that were let in and have not left."""
-        return self._inside
+    def admitted(self) -> int:
+        """Number of images that are admitted and not released."""
+        return self._admitted
 
-    async def enter(
-        self, images: int, *, size: int = 0, budget: float | None, patient: bool
+    async def acquire(
+        self, images: int, *, size: int = 0, budget: float | None, can_wait: bool
     ) -> None:
-        """Take room for ``images`` of ``size`` bytes together that have ``budget`` seconds.
+        """Admit ``images`` of ``size`` bytes in total with a time budget of ``budget`` seconds.
 
-        Who was let in must ``leave``. Who is ``patient`` waits for room, in order of coming, in
-        half of the limits: streams, which always have more to send, leave the rest to others. Those
-        get Overloaded when there is no room, or when the images would not end within the budget.
+        Every admitted request must call ``release``. A request that ``can_wait`` waits for capacity
+        in order of arrival and uses at most half of the limits: streams always have more to send,
+        and must leave capacity for others. Any other request raises Overloaded if there is no
+        capacity, or if its images would not finish within the budget.
         """
-        if not patient:
+        if not can_wait:
             self._check(images, size, budget)
-            self._inside += images
+            self._admitted += images
             self._bytes += size
-        elif self._waiting or not self._has_room_for_patient(images, size):
+        elif self._waiting or not self._has_capacity_for_waiter(images, size):
             await self._wait(images, size)
         else:
-            self._let_in_patient(images, size)
+            self._admit_waiter(images, size)
 
-    def leave(self, images: int, *, size: int = 0, patient: bool) -> None:
-        """Give room back."""
-        self._inside -= images
+    def release(self, images: int, *, size: int = 0, can_wait: bool) -> None:
+        """Release the capacity of an admitted request."""
+        self._admitted -= images
         self._bytes -= size
-        if patient:
-            self._patient_inside -= images
-            self._patient_bytes -= size
+        if can_wait:
+            self._can_wait_admitted -= images
+            self._can_wait_bytes -= size
         while self._waiting:
             waiting, length, turn = self._waiting[0]
-            if not (turn.done() or self._has_room_for_patient(waiting, length)):
+            if not (turn.done() or self._has_capacity_for_waiter(waiting, length)):
                 return
             self._waiting.popleft()
-            if not turn.done():  # else its caller has gone
-                self._let_in_patient(waiting, length)
+            if not turn.done():  # else its caller has cancelled
+                self._admit_waiter(waiting, length)
                 turn.set_result(None)
 
     async def _wait(self, images: int, size: int) -> None:
@@ -78,49 +82,49 @@ class Admission:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # room was given in the same moment
-                self.leave(images, size=size, patient=True)
+            if not turn.cancelled():  # admitted at the same moment
+                self.release(images, size=size, can_wait=True)
             raise
 
-    def _let_in_patient(self, images: int, size: int) -> None:
-        self._inside += images
+    def _admit_waiter(self, images: int, size: int) -> None:
+        self._admitted += images
         self._bytes += size
-        self._patient_inside += images
-        self._patient_bytes += size
+        self._can_wait_admitted += images
+        self._can_wait_bytes += size
 
     def _check(self, images: int, size: int, budget: float | None) -> None:
-        if not _fits(images, self._inside, self._limit):
+        if not _fits(images, self._admitted, self._limit):
             raise Overloaded(
-                f"{self._inside} images are queued, {images} more would pass the limit of "
+                f"{self._admitted} images are queued, {images} more would exceed the limit of "
                 f"{self._limit}",
                 retry_after=self._expected_seconds(images),
             )
-        if not _fits(size, self._bytes, self._most_bytes):
+        if not _fits(size, self._bytes, self._max_bytes):
             raise Overloaded(
-                f"{self._bytes} bytes of images are queued, {size} more would pass the limit of "
-                f"{self._most_bytes}",
+                f"{self._bytes} bytes of images are queued, {size} more would exceed the limit of "
+                f"{self._max_bytes}",
                 retry_after=self._expected_seconds(images),
             )
-        if budget is None or not self._inside:
+        if budget is None or not self._admitted:
             return
         expected = self._expected_seconds(images)
-        if expected > SURE * budget:
+        if expected > BUDGET_SHARE * budget:
             raise Overloaded(
-                f"{images} images would end in {expected:.3f} s, since {self._inside} are queued; "
+                f"{images} images would take {expected:.3f} s, since {self._admitted} are queued; "
                 f"the call has {budget:.3f} s",
-                retry_after=expected - SURE * budget,
+                retry_after=expected - BUDGET_SHARE * budget,
                 reason="NO_TIME",
             )
 
-    def _has_room_for_patient(self, images: int, size: int) -> bool:
+    def _has_capacity_for_waiter(self, images: int, size: int) -> bool:
         return (
-            _fits(images, self._inside, self._limit)
-            and _fits(images, self._patient_inside, self._limit // 2)
-            and _fits(size, self._bytes, self._most_bytes)
-            and _fits(size, self._patient_bytes, self._most_bytes // 2)
+            _fits(images, self._admitted, self._limit)
+            and _fits(images, self._can_wait_admitted, self._limit // 2)
+            and _fits(size, self._bytes, self._max_bytes)
+            and _fits(size, self._can_wait_bytes, self._max_bytes // 2)
         )
 
 
-def _fits(more: int, inside: int, limit: int) -> bool:
-    # What is larger than the whole limit is let in when it is alone: it could never be else.
-    return not inside or inside + more <= limit
+def _fits(more: int, admitted: int, limit: int) -> bool:
+    # A request larger than the limit is admitted when it is alone: otherwise it could never run.
+    return not admitted or admitted + more <= limit

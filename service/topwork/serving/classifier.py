@@ -1,4 +1,4 @@
-"""Classifier: admits requests, bounds their time, and hands them to the scheduler."""
+"""Classifier: admission, deadline and scheduling of Classify and Infer requests."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ DEFAULT_TOP_K = 5
 
 
 class Trace(Protocol):
-    """Tells elsewhere how long what took."""
+    """Sink of trace data."""
 
     def answered(self, finished: Finished, start: float) -> None:
-        """Take note of a request that came at ``start``, as time.perf_counter() tells it."""
+        """Record a request that arrived at ``start`` (time.perf_counter())."""
 
 
 class Classifier:
-    """Answers requests to classify. At most ``queue_limit`` images are in it at a time."""
+    """Engine of Classify and Infer requests, with at most ``queue_limit`` images at a time."""
 
     def __init__(
         self,
@@ -57,22 +57,22 @@ class Classifier:
         self._limits = limits
         self._scheduler = Scheduler(cores=cores)
         self._admission = Admission(
-            queue_limit, self._scheduler.expected_seconds, most_bytes=limits.max_queue_bytes
+            queue_limit, self._scheduler.expected_seconds, max_bytes=limits.max_queue_bytes
         )
         self.statistics = Statistics()
-        """What each revision has done."""
+        """Statistics of each revision."""
         telemetry.watch("topwork_queue_images", "Images that wait.", self._scheduler.waiting)
 
     def start(self) -> None:
-        """Start the threads, one a core."""
+        """Start the threads, one per core."""
         self._scheduler.start()
 
     def close(self) -> None:
-        """Stop them; what is in flight fails as Unavailable."""
+        """Stop the threads; requests in flight fail as Unavailable."""
         self._scheduler.close()
 
     def stalled_seconds(self) -> float:
-        """Return for how long there has been work and no image has ended."""
+        """Return the seconds since the last image finished while there was work."""
         return self._scheduler.stalled_seconds()
 
     async def classify(
@@ -84,19 +84,25 @@ class Classifier:
         top_k: int = 0,
         budget: float | None = None,
         flow: Flow | None = None,
-        patient: bool = False,
+        can_wait: bool = False,
     ) -> Classified:
         """Return the predictions for encoded ``images``, within ``budget`` seconds.
 
-        ``revision`` 0 is the serving one, ``top_k`` 0 is DEFAULT_TOP_K; calls that share a ``flow``
-        share one caller's turns in the queue. Raises NotFound, InvalidInput, DeadlinePassed, and
-        Overloaded where there is no room or no time; who is ``patient`` waits for it instead. An
-        unreadable image is an ImageError in the results.
+        ``revision`` 0 is the serving revision, ``top_k`` 0 is DEFAULT_TOP_K; calls with the same
+        ``flow`` share one caller's turns in the queue. Raises NotFound, InvalidInput,
+        DeadlinePassed, and Overloaded if capacity or time is insufficient; a call that ``can_wait``
+        waits for capacity instead. An unreadable image is an ImageError in the results.
         """
         _check_not_negative(top_k, "top_k")
-        say = partial(classified, top_k=top_k or DEFAULT_TOP_K)
+        make_answer = partial(classified, top_k=top_k or DEFAULT_TOP_K)
         return await self._answer(
-            model, images, say, revision=revision, budget=budget, flow=flow, patient=patient
+            model,
+            images,
+            make_answer,
+            revision=revision,
+            budget=budget,
+            flow=flow,
+            can_wait=can_wait,
         )
 
     async def infer(
@@ -108,49 +114,50 @@ class Classifier:
         budget: float | None = None,
         logits: bool = False,
     ) -> Inferred:
-        """Return the numbers behind the predictions; ``logits``: those, too.
+        """Return probabilities and embeddings as arrays; with ``logits``, the logits, too.
 
-        As ``classify``, but images may be preprocessed, and raises the ImageError of the first
-        image that has one.
+        Like ``classify``, but images may be preprocessed, and the first ImageError is raised.
         """
-        say = partial(inferred, logits=logits)
-        return await self._answer(model, images, say, revision=revision, budget=budget)
+        make_answer = partial(inferred, logits=logits)
+        return await self._answer(model, images, make_answer, revision=revision, budget=budget)
 
     async def _answer(
         self,
         model: str,
         images: Sequence[ImageInput],
-        say: Callable[[Finished], A],
+        make_answer: Callable[[Finished], A],
         *,
         revision: int,
         budget: float | None,
         flow: Flow | None = None,
-        patient: bool = False,
+        can_wait: bool = False,
     ) -> A:
         start = time.perf_counter()
         check_count(len(images), self._limits)
         _check_not_negative(revision, "revision")
-        images = list(images)  # once: a message copies an image's bytes at each look
+        images = list(images)  # once: protobuf copies an image's bytes at each access
         size = sum(map(_size, images))
         loop = asyncio.get_running_loop()
         deadline = math.inf if budget is None else loop.time() + budget
         self._telemetry.request_images.observe(len(images))
         try:
             async with asyncio.timeout(budget):
-                await self._admission.enter(len(images), size=size, budget=budget, patient=patient)
+                await self._admission.acquire(
+                    len(images), size=size, budget=budget, can_wait=can_wait
+                )
                 try:
                     snapshot = await self._registry.snapshot(model, revision)
-                    job = ClassifyBatch(
+                    batch = ClassifyBatch(
                         snapshot,
                         images,
-                        say=say,
+                        make_answer=make_answer,
                         limits=self._limits,
                         start=start,
                         telemetry=self._telemetry,
                     )
-                    return await self._run(job, deadline=deadline, flow=flow or Flow())
+                    return await self._run(batch, deadline=deadline, flow=flow or Flow())
                 finally:
-                    self._admission.leave(len(images), size=size, patient=patient)
+                    self._admission.release(len(images), size=size, can_wait=can_wait)
         except Overloaded as error:
             self._telemetry.rejected.labels(error.reason).inc(len(images))
             raise
@@ -160,21 +167,21 @@ class Classifier:
                 f"{len(images)} images were not classified within {budget:.3f} s"
             ) from None
 
-    async def _run(self, job: ClassifyBatch[A], *, deadline: float, flow: Flow) -> A:
-        """Return a job's answer, and count it."""
+    async def _run(self, batch: ClassifyBatch[A], *, deadline: float, flow: Flow) -> A:
+        """Return the answer of a request batch, and count it."""
         try:
-            answer, finished = await self._scheduler.run(job, deadline=deadline, flow=flow)
-        except BaseException:  # also when the caller has gone
-            self.statistics.failed(job.manifest, time.perf_counter() - job.start)
+            answer, finished = await self._scheduler.run(batch, deadline=deadline, flow=flow)
+        except BaseException:  # also when the caller has cancelled
+            self.statistics.failed(batch.manifest, time.perf_counter() - batch.start)
             raise
         self.statistics.answered(finished)
         if self._trace is not None:
-            self._trace.answered(finished, job.start)
+            self._trace.answered(finished, batch.start)
         return answer
 
 
 def check_count(images: int, limits: ServerLimits) -> None:
-    """Raise InvalidInput unless a request may have so many images."""
+    """Raise InvalidInput unless the number of images of a request is within the limits."""
     most = limits.max_images_per_request
     if not images:
         raise InvalidInput("the request has no image", field="images")

@@ -1,4 +1,4 @@
-"""One request batch: how its images are decoded, and what is said of them."""
+"""Request batch: decoding of its images, and the answer."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ A = TypeVar("A")
 
 
 class PreparedImage(Protocol):
-    """An image that its sender decoded and preprocessed."""
+    """Image that the client decoded and preprocessed."""
 
     @property
     def size(self) -> int:
-        """Bytes that it holds."""
+        """Size in bytes."""
 
     def pixels(self, spec: PreprocessSpec) -> Pixels:
-        """Return what the backbone takes. Raises ImageError if it is not as ``spec`` says."""
+        """Return the backbone's input. Raises ImageError if it does not match ``spec``."""
 
 
 ImageInput: TypeAlias = bytes | PreparedImage
-"""An encoded image, or one that was preprocessed."""
+"""Encoded or preprocessed image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelProbability:
-    """A label and its calibrated probability, 0..1."""
+    """Label with its calibrated probability, 0..1."""
 
     label: str
     probability: float
@@ -47,14 +47,14 @@ class LabelProbability:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageAnswer:
-    """What is on one image."""
+    """Predictions for one image."""
 
     predictions: tuple[LabelProbability, ...]
-    """The most probable one first."""
+    """Sorted by descending probability."""
     unknown_probability: float | None
-    """How likely the image is of no label that the model knows, 0..1; None: it cannot tell."""
+    """Probability that the image is out of distribution, 0..1; None: the head cannot detect it."""
     is_unknown: bool
-    """Whether that is at the model's own threshold or above."""
+    """True if ``unknown_probability`` reaches the model's threshold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,32 +70,32 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classified:
-    """The answer to one request."""
+    """Answer to a Classify request."""
 
     revision: int
     results: tuple[ImageAnswer | ImageError, ...]
-    """One an image, in request order."""
+    """One result per image, in request order."""
     timings: Timings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """All that is known of a request batch when its last image is done."""
+    """Request batch whose images are all processed."""
 
     snapshot: Snapshot
     outcomes: list[ImageOutcome]
-    """One an image, in request order."""
+    """One outcome per image, in request order."""
     scores: Scores | None
-    """A row for each image that was embedded; None if none was."""
+    """One row per embedded image; None if no image was embedded."""
     timings: Timings
     runs: frozenset[MicroBatch]
-    """The micro-batches that its images were in; on a CPU none."""
+    """Micro-batches of its images; empty on a CPU."""
 
 
 class ClassifyBatch(Generic[A]):
-    """A request batch as a Job: its images, and the one snapshot that answers for all of them.
+    """RequestBatch of the scheduler: images, and the snapshot that answers all of them.
 
-    ``say`` makes the answer; if it raises, the request fails with that.
+    ``make_answer`` makes the answer; the request fails with the exception that it raises.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ClassifyBatch(Generic[A]):
         snapshot: Snapshot,
         images: Sequence[ImageInput],
         *,
-        say: Callable[[Finished], A],
+        make_answer: Callable[[Finished], A],
         limits: InputLimits,
         start: float,
         telemetry: Telemetry,
@@ -115,12 +115,12 @@ class ClassifyBatch(Generic[A]):
         self.start = start
         self._snapshot = snapshot
         self._contents = images
-        self._say = say
+        self._make_answer = make_answer
         self._limits = limits
         self._telemetry = telemetry
 
     def decode(self, index: int) -> Pixels:
-        """See Job."""
+        """See RequestBatch."""
         spec, content = self.backbone.info.preprocess, self._contents[index]
         try:
             if isinstance(content, bytes):
@@ -130,60 +130,60 @@ class ClassifyBatch(Generic[A]):
             raise ImageError(str(error), field=f"images[{index}]", reason=error.reason) from None
 
     def answer(self, outcomes: list[ImageOutcome], scores: Scores | None) -> tuple[A, Finished]:
-        """Return the answer, and what it was made of. See Job."""
+        """Return the answer with its Finished batch. See RequestBatch."""
         self._observe(outcomes, scores)
-        good = [one.result for one in outcomes if isinstance(one.result, Embedded)]
+        embedded = [outcome.result for outcome in outcomes if isinstance(outcome.result, Embedded)]
         finished = Finished(
             snapshot=self._snapshot,
             outcomes=outcomes,
             scores=scores,
             timings=Timings(
-                decode=sum(one.decoded for one in outcomes),
-                queue=max(one.waited for one in outcomes),
-                backbone=sum(one.computed for one in good),
+                decode=sum(outcome.decoded for outcome in outcomes),
+                queue=max(outcome.waited for outcome in outcomes),
+                backbone=sum(result.computed for result in embedded),
                 head=scores.seconds if scores is not None else 0.0,
                 total=time.perf_counter() - self.start,
             ),
-            runs=frozenset(one.run for one in good if one.run is not None),
+            runs=frozenset(result.run for result in embedded if result.run is not None),
         )
-        return self._say(finished), finished
+        return self._make_answer(finished), finished
 
     def _observe(self, outcomes: list[ImageOutcome], scores: Scores | None) -> None:
-        telemetry, good = self._telemetry, 0
-        for one in outcomes:
-            telemetry.queue.observe(one.waited)
-            telemetry.decode.observe(one.decoded)
-            if isinstance(one.result, Embedded):
-                good += 1
-                telemetry.backbone.observe(one.result.computed)
-                telemetry.micro_batch.observe(one.result.micro_batch)
+        telemetry, embedded = self._telemetry, 0
+        for outcome in outcomes:
+            telemetry.queue.observe(outcome.waited)
+            telemetry.decode.observe(outcome.decoded)
+            if isinstance(outcome.result, Embedded):
+                embedded += 1
+                telemetry.backbone.observe(outcome.result.computed)
+                telemetry.micro_batch.observe(outcome.result.micro_batch)
         if scores is not None:
             telemetry.head.observe(scores.seconds)
         model = self.manifest.model
-        for result, images in (("ok", good), ("error", len(outcomes) - good)):
+        for result, images in (("ok", embedded), ("error", len(outcomes) - embedded)):
             if images:
                 telemetry.images.labels(model, result).inc(images)
 
 
 def classified(finished: Finished, *, top_k: int) -> Classified:
-    """Return ``top_k`` predictions of each image, equal ones in label order, or its error."""
+    """Return each image's ``top_k`` predictions, ties in label order, or its error."""
     snapshot, scores = finished.snapshot, finished.scores
-    said = iter(_say(snapshot, scores, top_k) if scores is not None else ())
+    predictions = iter(_predictions(snapshot, scores, top_k) if scores is not None else ())
     return Classified(
         revision=snapshot.manifest.revision,
         results=tuple(
-            one.result if isinstance(one.result, ImageError) else next(said)
-            for one in finished.outcomes
+            outcome.result if isinstance(outcome.result, ImageError) else next(predictions)
+            for outcome in finished.outcomes
         ),
         timings=finished.timings,
     )
 
 
-def _say(snapshot: Snapshot, scores: Scores, top_k: int) -> list[ImageAnswer]:
-    """Return the answer for each row."""
+def _predictions(snapshot: Snapshot, scores: Scores, top_k: int) -> list[ImageAnswer]:
+    """Return the answer of each row."""
     labels, threshold = snapshot.manifest.labels, snapshot.manifest.chosen.unknown_threshold
     order = np.argsort(-scores.probabilities, axis=1, kind="stable")[:, :top_k].tolist()
-    strangers = [None] * len(order) if scores.unknown is None else scores.unknown.tolist()
+    unknowns = [None] * len(order) if scores.unknown is None else scores.unknown.tolist()
     return [
         ImageAnswer(
             predictions=tuple(
@@ -192,5 +192,5 @@ def _say(snapshot: Snapshot, scores: Scores, top_k: int) -> list[ImageAnswer]:
             unknown_probability=unknown,
             is_unknown=unknown is not None and threshold is not None and unknown >= threshold,
         )
-        for row, best, unknown in zip(scores.probabilities.tolist(), order, strangers, strict=True)
+        for row, best, unknown in zip(scores.probabilities.tolist(), order, unknowns, strict=True)
     ]

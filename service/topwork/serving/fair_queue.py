@@ -1,4 +1,4 @@
-"""Fair queue of images: callers in turns, and within a turn the earliest deadline first."""
+"""Fair queue of images: callers take turns; within a turn, the earliest deadline goes first."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """One caller's place in the turns. The messages of a stream share one."""
+    """Turns of one caller. The messages of a stream share a flow."""
 
     turn: float = 0.0
-    """In which turn this caller's next image comes."""
+    """Turn of this caller's next image."""
     waiting: int = 0
-    """This caller's images in the queue."""
+    """Number of this caller's images in the queue."""
 
 
 @dataclass(slots=True, eq=False)
 class Ticket(Generic[T]):
-    """A request batch in the queue: each of its images comes in a turn of its own."""
+    """Request batch in the queue; each of its images has its own turn."""
 
     work: T | None
     flow: Flow
@@ -36,11 +36,10 @@ class Ticket(Generic[T]):
 class FairQueue(Generic[T]):
     """Weighted fair queueing of equal flows, with earliest deadline first within each round.
 
-    The virtual time ``now`` advances by one when every waiting flow has had one image. A new flow
-    starts at ``now``, so it is not held up by a request of 256 images that came before; and since
-    time goes on with every image served, those that came later cannot starve it either. Not
-    thread-safe. Source: Demers, Keshav and Shenker, "Analysis and simulation of a fair queueing
-    algorithm", 1989.
+    The virtual time ``now`` advances by 1 when every waiting flow has had one image. A new flow
+    starts at ``now``, so an earlier request of 256 images does not delay it; and since time
+    advances with every image served, later flows cannot starve it. Not thread-safe. Source: Demers,
+    Keshav and Shenker, "Analysis and simulation of a fair queueing algorithm", 1989.
     """
 
     def __init__(self) -> None:
@@ -52,16 +51,16 @@ class FairQueue(Generic[T]):
         self._images = 0
 
     def __len__(self) -> int:
-        """Return the number of images that wait."""
+        """Return the number of waiting images."""
         return self._images
 
     @property
     def requests(self) -> int:
-        """How many request batches have images that wait."""
+        """Number of request batches with waiting images."""
         return self._tickets
 
     def push(self, work: T, images: int, *, deadline: float, flow: Flow) -> Ticket[T]:
-        """Add a request batch of ``images``; ``deadline`` in seconds of any one clock."""
+        """Add a request batch of ``images``; all deadlines are in seconds of the same clock."""
         turn = max(self._now, flow.turn)
         flow.turn = turn + images
         ticket = Ticket(work, flow, deadline, turn, next(self._numbers), images, images)
@@ -71,12 +70,12 @@ class FairQueue(Generic[T]):
         return ticket
 
     def pop(self) -> tuple[T, int] | None:
-        """Remove the next image; return its request batch and its position there, None if none."""
+        """Remove the next image; return its batch and position, or None if the queue is empty."""
         while self._heap:
             *_, ticket = heapq.heappop(self._heap)
             if ticket.work is None:
                 continue
-            found = ticket.work, ticket.images - ticket.left
+            image = ticket.work, ticket.images - ticket.left
             self._now += 1 / self._flows
             self._count(ticket.flow, -1)
             ticket.left -= 1
@@ -85,22 +84,22 @@ class FairQueue(Generic[T]):
                 self._wait(ticket)
             else:
                 self._end(ticket)
-            return found
+            return image
         return None
 
     def remove(self, ticket: Ticket[T]) -> None:
-        """Take out the images of a request batch that still wait; nothing if there are none."""
+        """Remove the waiting images of a request batch, if there are any."""
         if ticket.work is None:
             return
         self._count(ticket.flow, -ticket.left)
         ticket.flow.turn -= ticket.left
         self._end(ticket)
         if len(self._heap) > 2 * self._tickets + 16:
-            self._heap = [one for one in self._heap if one[-1].work is not None]
+            self._heap = [entry for entry in self._heap if entry[-1].work is not None]
             heapq.heapify(self._heap)
 
     def ahead(self, images: int) -> int:
-        """Return how many of the waiting images may go before a new request batch's last one."""
+        """Return the number of waiting images that may precede the last of ``images`` new ones."""
         return min(self._images, self._flows * images)
 
     def _wait(self, ticket: Ticket[T]) -> None:

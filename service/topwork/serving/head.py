@@ -1,6 +1,6 @@
-"""A head in memory: its own weights, fed to a graph that all heads of its form share.
+"""Heads in memory: weights of each head, fed to a graph that heads of the same structure share.
 
-An ONNX Runtime session of its own would cost each head 0.1 to 0.3 MB and copies of its weights.
+A separate ONNX Runtime session per head would cost 0.1 to 0.3 MB and copies of the weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from topwork.runtime.backend import Session, open_session
 
 
 class LoadedHead:
-    """One head, loaded. ``run`` may be called from several threads at once."""
+    """Head in memory. ``run`` may be called from several threads at once."""
 
     def __init__(
         self, graph: Session, embedding: str, weights: Mapping[str, NDArray[Any]], *, unknown: bool
@@ -32,52 +32,51 @@ class LoadedHead:
         self._weights = weights
         self._outputs = ["probabilities", "unknown"] if unknown else ["probabilities"]
         self.size = sum(weight.nbytes for weight in weights.values())
-        """Bytes of its weights."""
+        """Bytes of the weights."""
 
     def run(self, embeddings: Float32Array) -> tuple[Float32Array, Float32Array | None]:
-        """Return, for embeddings (N, D), what they show: rows in input order.
+        """Return probabilities (N, C) and unknown probabilities (N,) for embeddings (N, D).
 
-        Probabilities (N, C) of the labels, and the unknown probabilities (N,); None where the head
-        cannot tell.
+        Rows are in input order. Unknown probabilities are None if the head has no detection.
         """
         feeds = {self._embedding: embeddings, **self._weights}
-        found = self._graph.run_fed(feeds, self._outputs)
-        return found[0], found[1] if len(found) > 1 else None
+        outputs = self._graph.run_fed(feeds, self._outputs)
+        return outputs[0], outputs[1] if len(outputs) > 1 else None
 
     def logits(self, embeddings: Float32Array) -> Float32Array:
-        """Return the calibrated logits (N, C), whose softmax the probabilities are."""
-        (found,) = self._graph.run_fed({self._embedding: embeddings, **self._weights}, ["logits"])
-        return found
+        """Return the calibrated logits (N, C); their softmax gives the probabilities."""
+        (logits,) = self._graph.run_fed({self._embedding: embeddings, **self._weights}, ["logits"])
+        return logits
 
 
 class HeadLoader:
-    """Loads heads; keeps one graph in memory for each form of those that are in use."""
+    """Loader of heads, with a graph in memory for each structure in use."""
 
     def __init__(self) -> None:
         self._graphs: weakref.WeakValueDictionary[bytes, Session] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
     def load(self, content: bytes, *, width: int, labels: int, unknown: bool) -> LoadedHead:
-        """Return the head of a head.onnx, tried once. May be called from several threads at once.
+        """Return the head of a head.onnx after a test run. May be called from several threads.
 
-        Raises Corrupt if it cannot be loaded, or does not turn embeddings of ``width`` into
-        probabilities of as many ``labels`` and, if ``unknown``, an unknown probability.
+        Raises Corrupt if the head cannot be loaded, or does not map embeddings of ``width`` to
+        probabilities of ``labels`` labels and, if ``unknown``, to an unknown probability.
         """
         try:
-            form, embedding, weights = _taken_apart(content)
-        except Exception as error:  # protobuf's and NumPy's, whatever the damage leads them to
+            structure, embedding, weights = _split_weights(content)
+        except Exception as error:  # protobuf and NumPy raise many types for damaged input
             raise Corrupt(f"the head's graph cannot be read: {error}") from error
         with self._lock:
-            graph = self._graphs.get(form)
+            graph = self._graphs.get(structure)
             if graph is None:
-                graph = open_session(form, output="probabilities")
-                self._graphs[form] = graph
+                graph = open_session(structure, output="probabilities")
+                self._graphs[structure] = graph
         if unknown and "unknown" not in graph.outputs():
-            raise Corrupt("the head cannot tell the unknown, but has a threshold for it")
+            raise Corrupt("the head has an unknown threshold, but no output 'unknown'")
         head = LoadedHead(graph, embedding, weights, unknown=unknown)
         try:
             probabilities, unknowns = head.run(np.zeros((1, width), dtype=np.float32))
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise Corrupt(f"the head does not take embeddings of width {width}: {error}") from error
         if probabilities.shape != (1, labels):
             raise Corrupt(
@@ -89,30 +88,30 @@ class HeadLoader:
         return head
 
 
-def _taken_apart(content: bytes) -> tuple[bytes, str, dict[str, NDArray[Any]]]:
+def _split_weights(content: bytes) -> tuple[bytes, str, dict[str, NDArray[Any]]]:
     """Return a head's graph without weights, the name of its input, and the weights by name.
 
-    Weights become inputs of any size, so that heads which differ in weights, labels or embeddings
-    have the same graph. They stay as they are stored: 16 bits are widened in each run.
+    Weights become inputs of any size, so that heads that differ in weights, labels or embeddings
+    have the same graph. Their stored type does not change: 16-bit weights are widened in each run.
     """
     model = onnx.load_model_from_string(content)
     graph = model.graph
     embedding = graph.input[0].name
     weights: dict[str, NDArray[Any]] = {}
-    kept = []
+    constants = []
     for tensor in graph.initializer:
         is_float = tensor.data_type in {TensorProto.FLOAT, TensorProto.FLOAT16}
-        if not is_float or uses_external_data(tensor):  # which open_session refuses
-            kept.append(tensor)
+        if not is_float or uses_external_data(tensor):  # open_session refuses external data
+            constants.append(tensor)
             continue
         weights[tensor.name] = numpy_helper.to_array(tensor)
         graph.input.append(
             helper.make_tensor_value_info(tensor.name, tensor.data_type, [None] * len(tensor.dims))
         )
     del graph.initializer[:], graph.value_info[:]
-    for named in (model, graph):  # what says nothing of the form
-        named.ClearField("doc_string")
-    graph.initializer.extend(kept)
+    for part in (model, graph):
+        part.ClearField("doc_string")
+    graph.initializer.extend(constants)
     for value in (graph.input[0], *graph.output):
         value.type.tensor_type.ClearField("shape")
     return model.SerializeToString(deterministic=True), embedding, weights

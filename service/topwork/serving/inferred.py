@@ -1,4 +1,4 @@
-"""The numbers behind the predictions of one request, for who asks for tensors."""
+"""Answer of an Infer request: probabilities, logits and embeddings as arrays."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from topwork.serving.encoders.backbone import Embedded
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inferred:
-    """What one revision says of N images, a row each, in request order."""
+    """Outputs of one revision for N images, one row per image, in request order."""
 
     revision: int
     labels: tuple[str, ...]
-    """C of them; class index = position."""
+    """C labels; class index = position."""
     probabilities: Float32Array
     """(N, C)"""
     logits: Float32Array | None
-    """(N, C); None if nobody asked."""
+    """(N, C); None unless requested."""
     embeddings: Float32Array
     """(N, D)"""
 
 
 def inferred(finished: Finished, *, logits: bool) -> Inferred:
-    """Return what was found. Raises the first ImageError, its message with the image's index."""
+    """Return the outputs. Raises the first ImageError, with the image's index in the message."""
     rows = []
     for index, outcome in enumerate(finished.outcomes):
         if not isinstance(outcome.result, Embedded):

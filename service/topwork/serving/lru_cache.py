@@ -1,4 +1,4 @@
-"""LRU cache bounded by weight; a value is loaded once for all who ask."""
+"""LRU cache bounded by bytes; concurrent misses share one load."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ Key = tuple[str, int]
 
 
 class LruCache(Generic[T]):
-    """Values by model and revision, of ``most`` bytes together, as ``weigh`` says of each.
+    """Cache by model and revision of at most ``max_weight`` bytes, the sum of ``weight_of(value)``.
 
     All state belongs to one event loop.
     """
 
-    def __init__(self, most: int, *, weigh: Callable[[T], int]) -> None:
-        self._most = most
-        self._weigh = weigh
+    def __init__(self, max_weight: int, *, weight_of: Callable[[T], int]) -> None:
+        self._max_weight = max_weight
+        self._weight_of = weight_of
         self._weight = 0
         self._values: OrderedDict[Key, T] = OrderedDict()
         self._loads: dict[Key, asyncio.Task[T]] = {}
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of cached values."""
         return len(self._values)
 
     async def get(self, key: Key, load: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return a value, by ``load`` if it is not here; raises what that raises.
+        """Return the cached value, or the result of ``load``; raises what ``load`` raises.
 
-        Who asks while it is loaded waits for the same load, which goes on when one gives up.
+        Concurrent callers wait for the same load, which continues if a caller is cancelled.
         """
-        found = self._values.get(key)
-        if found is not None:
+        value = self._values.get(key)
+        if value is not None:
             self._values.move_to_end(key)
-            return found
+            return value
         task = self._loads.get(key)
         if task is None:
             task = asyncio.create_task(load(), name=f"load {key}")
@@ -47,17 +47,17 @@ class LruCache(Generic[T]):
         return await asyncio.shield(task)
 
     def put(self, key: Key, value: T) -> None:
-        """Add a value; the least recently asked for leave, but never this one."""
-        assert key not in self._values, "a revision is loaded once, or dropped before"
+        """Add a value and evict the least recently used values, but never this one."""
+        assert key not in self._values, "the value is cached already; this is a bug"
         self._values[key] = value
-        self._weight += self._weigh(value)
-        while self._weight > self._most and len(self._values) > 1:
-            self._weight -= self._weigh(self._values.popitem(last=False)[1])
+        self._weight += self._weight_of(value)
+        while self._weight > self._max_weight and len(self._values) > 1:
+            self._weight -= self._weight_of(self._values.popitem(last=False)[1])
 
     def drop(self, model: str) -> None:
-        """Remove all of a model; what is being loaded is for those alone who asked already."""
+        """Remove all values of a model; results of loads in progress are not cached."""
         for key in [key for key in self._values if key[0] == model]:
-            self._weight -= self._weigh(self._values.pop(key))
+            self._weight -= self._weight_of(self._values.pop(key))
         for key in [key for key in self._loads if key[0] == model]:
             del self._loads[key]
 

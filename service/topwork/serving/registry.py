@@ -1,4 +1,4 @@
-"""Registry of the models in memory: snapshots, and their hot reload."""
+"""Registry of the models in memory: snapshots, and hot reload of new revisions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, NotReady, Unavailable
 from topwork.runtime.backend import check_provider
 from topwork.runtime.providers import Provider
-from topwork.serving.change_detection import FileStamp, read_marks
+from topwork.serving.change_detection import FileStamp, read_stamps
 from topwork.serving.encoders.backbone import Backbone
 from topwork.serving.encoders.backbones import open_backbone
 from topwork.serving.head import HeadLoader, LoadedHead
@@ -31,27 +31,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 POLL_SECONDS = 0.2
-"""How often serving.json files are looked at, so how long another host's publication may take."""
+"""Interval of polling the serving.json files; raising it delays the hot reload of revisions."""
 
 LONGEST_POLL_SECONDS = 0.8
-"""The same with very many models: they shall serve what is published within a second, too."""
+"""Interval with very many models; above 1 s, revisions would not serve within a second."""
 
 POLL_SHARE = 0.004
-"""Of a core: where looking costs more, it is done less often."""
+"""Share of a core for polling; lowering it makes polling of many models less frequent."""
 
 HEAD_BYTES = 10**9
-"""What the heads in memory may weigh together: 1,000 large ones (0.9 MB)."""
+"""Bytes of all heads in memory, such as 1,000 large heads of 0.9 MB."""
 
 WARM_HEADS = 16
-"""Models whose heads are loaded at the start; the first request loads another, in about 2 ms."""
+"""Number of heads loaded at the start; others are loaded by the first request, in about 2 ms."""
 
-LOADS = 8
-"""Loads side by side; they mostly wait for a disk."""
+LOAD_THREADS = 8
+"""Number of parallel loads; they mostly wait for the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A revision in memory; immutable. Who holds one sees one revision, whatever is swapped."""
+    """Revision in memory. Immutable: a request that holds it is not affected by a hot reload."""
 
     manifest: Manifest
     backbone: Backbone
@@ -59,12 +59,11 @@ class Snapshot:
 
 
 class Registry:
-    """Owns the snapshots. Loads the new before it drops the old.
+    """Owner of the snapshots, which loads the new revision before it drops the old one.
 
-    What serves is always known, and its backbone in memory; models on the same one share it. Heads
-    are loaded when they are first asked for and leave when all together pass ``head_bytes``, the
-    least recently asked for first. Nobody waits for what another asked for. All state belongs to
-    one event loop; files are read in threads.
+    Manifests and backbones of the serving revisions are always in memory; models share backbones.
+    Heads are loaded on demand into an LRU cache of ``head_bytes``. No request waits for the load of
+    another revision. All state belongs to one event loop; files are read in threads.
     """
 
     def __init__(
@@ -81,26 +80,28 @@ class Registry:
         self._cores = cores
         self._telemetry = telemetry
         self._serving: dict[str, _Serving] = {}
-        self._held: LruCache[Snapshot] = LruCache(head_bytes, weigh=lambda one: one.head.size)
+        self._snapshots: LruCache[Snapshot] = LruCache(
+            head_bytes, weight_of=lambda snapshot: snapshot.head.size
+        )
         self._heads = HeadLoader()
         self._backbones: weakref.WeakValueDictionary[str, Backbone] = weakref.WeakValueDictionary()
-        self._opening = asyncio.Lock()
+        self._open_lock = asyncio.Lock()
         self._swaps: dict[str, asyncio.Task[None]] = {}
-        self._marks: dict[str, FileStamp] = {}
-        self._looking = asyncio.Lock()
+        self._stamps: dict[str, FileStamp] = {}
+        self._poll_lock = asyncio.Lock()
         self._pause = POLL_SECONDS
         self._threads: ThreadPoolExecutor | None = None
         self._watcher: asyncio.Task[None] | None = None
-        telemetry.watch("topwork_models", "Models that can be asked.", lambda: len(self._serving))
+        telemetry.watch("topwork_models", "Models that serve.", lambda: len(self._serving))
         telemetry.watch("topwork_heads", "Heads in memory.", self.heads_in_memory)
 
     async def start(self) -> None:
-        """Load what serves, of heads only the first models', then watch for new revisions.
+        """Load the serving revisions with the first models' heads, then watch for new revisions.
 
-        Raises NotReady if the provider that was asked for does not work.
+        Raises NotReady if the requested provider does not work.
         """
         check_provider(self._provider)
-        self._threads = ThreadPoolExecutor(LOADS, thread_name_prefix="load")
+        self._threads = ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="load")
         await self.refresh()
         await asyncio.gather(*(self._warm(model) for model in self.models()[:WARM_HEADS]))
         self._watcher = asyncio.create_task(self._watch(), name="registry")
@@ -117,45 +118,45 @@ class Registry:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     def models(self) -> list[str]:
-        """Return the names of the models that can be asked, sorted."""
+        """Return the names of the serving models, sorted."""
         return sorted(self._serving)
 
     def unusable(self) -> list[str]:
-        """Return the names of the models of which no revision could be loaded, sorted."""
-        return sorted(self._marks.keys() - self._serving.keys())
+        """Return the names of the models without a loadable revision, sorted."""
+        return sorted(self._stamps.keys() - self._serving.keys())
 
     def serving(self, model: str) -> Manifest:
         """Return the manifest of the serving revision. Raises NotFound."""
         return self._find(model).manifest
 
     def knows(self, model: str, revision: int) -> bool:
-        """Return whether ``revision`` or a later one serves here."""
+        """Return True if ``revision`` or a later revision serves here."""
         return model in self._serving and self._serving[model].manifest.revision >= revision
 
     def heads_in_memory(self) -> int:
-        """Return how many heads are loaded."""
-        return len(self._held)
+        """Return the number of heads in memory."""
+        return len(self._snapshots)
 
     async def snapshot(self, model: str, revision: int = 0) -> Snapshot:
-        """Return a revision's snapshot, loaded if it is not in memory; 0 is the serving one.
+        """Return the snapshot of a revision, loaded if necessary; 0 is the serving revision.
 
         Raises NotFound, Corrupt if it is damaged, and Unavailable if it cannot be read now.
         """
         key = model, revision or self.serving(model).revision
         try:
-            return await self._held.get(key, partial(self._load_asked, *key))
-        except OSError as error:  # a file system that is away for a moment
+            return await self._snapshots.get(key, partial(self._load_revision, *key))
+        except OSError as error:  # a file system that is temporarily unavailable
             log.warning("repository cannot be read", model=model, error=str(error))
             raise Unavailable(
                 f"models/{model}/revisions/{key[1]} cannot be read now: {error.strerror}"
             ) from error
 
     async def refresh(self, model: str | None = None) -> None:
-        """Look now, and return once what serves is swapped in; of ``model`` only, if one is named.
+        """Poll now and return after the hot reloads, of ``model`` only if it is not None.
 
-        A revision that cannot be loaded is logged and the one before it goes on serving.
+        If a revision cannot be loaded, an error is logged and the previous revision keeps serving.
         """
-        await self._look()
+        await self._poll()
         swaps = [swap for name, swap in self._swaps.items() if model in {None, name}]
         await asyncio.gather(*map(asyncio.shield, swaps))
 
@@ -170,79 +171,79 @@ class Registry:
         while True:
             await asyncio.sleep(self._pause)
             try:
-                await self._look()
-            except OSError as error:  # a network file system that is away for a moment
+                await self._poll()
+            except OSError as error:  # a file system that is temporarily unavailable
                 log.warning("repository cannot be read", error=str(error))
 
-    async def _look(self) -> None:
-        """Start to swap each model whose serving.json is not what it was."""
-        async with self._looking:
-            marks = await self._in_thread(self._read_marks)
-            for model in self._marks.keys() - marks.keys():
+    async def _poll(self) -> None:
+        """Start the hot reload of each model whose serving.json changed."""
+        async with self._poll_lock:
+            stamps = await self._in_thread(self._read_stamps)
+            for model in self._stamps.keys() - stamps.keys():
                 self._remove(model)
-            for model, mark in marks.items():
-                if mark is None or mark == self._marks.get(model) or model in self._swaps:
+            for model, stamp in stamps.items():
+                if stamp is None or stamp == self._stamps.get(model) or model in self._swaps:
                     continue
-                swap = asyncio.create_task(self._swap(model, mark), name=f"swap {model}")
+                swap = asyncio.create_task(self._swap(model, stamp), name=f"swap {model}")
                 self._swaps[model] = swap
                 swap.add_done_callback(partial(self._swaps.pop, model))
 
-    def _read_marks(self) -> dict[str, FileStamp | None]:
+    def _read_stamps(self) -> dict[str, FileStamp | None]:
         start = time.thread_time()
         try:
-            marks = read_marks(self._repository.root / "models", self._marks)
+            stamps = read_stamps(self._repository.root / "models", self._stamps)
         except FileNotFoundError:
-            if self._marks:  # then the repository is away; a new one is empty
+            if self._stamps:  # the repository is unavailable; a new repository has no directory
                 raise
-            marks = {}
+            stamps = {}
         cost = time.thread_time() - start
         self._pause = min(max(POLL_SECONDS, cost / POLL_SHARE), LONGEST_POLL_SECONDS)
-        return marks
+        return stamps
 
-    async def _swap(self, model: str, mark: FileStamp) -> None:
-        """Let the revision that serving.json names serve. Raises NotReady, at the start only."""
+    async def _swap(self, model: str, stamp: FileStamp) -> None:
+        """Hot-reload the revision that serving.json names. Raises NotReady at the start only."""
         starting = self._watcher is None
         try:
             manifest = await self._in_thread(self._read_serving, model)
             known = self._serving.get(model)
             if known is None or known.manifest != manifest:
                 serving = _Serving(manifest=manifest, backbone=await self._backbone(manifest))
-                # At the start there is nothing that could go on serving in place of a bad head.
+                # At the start there is no previous revision that could serve instead of a bad head.
                 snapshot = None if starting else await self._load(serving)
-                self._held.drop(model)  # who holds a snapshot still has all of it
+                self._snapshots.drop(model)  # requests in flight keep their snapshots
                 self._serving[model] = serving
                 if snapshot is not None:
-                    self._held.put((model, manifest.revision), snapshot)
+                    self._snapshots.put((model, manifest.revision), snapshot)
                 self._telemetry.swaps.inc()
                 log.info("serving", model=model, revision=manifest.revision)
-        except OSError as error:  # a file system that is away for a moment: look again
+        except OSError as error:  # a temporarily unavailable file system: the next poll retries
             log.warning("repository cannot be read", model=model, error=str(error))
             return
-        except Exception as error:  # whatever it is, the other models go on
+        except Exception as error:  # the other models must continue
             if isinstance(error, NotReady) and starting:
                 raise
             log.error("revision cannot be loaded", model=model, error=repr(error))
-        self._marks[model] = mark
+        self._stamps[model] = stamp
 
     def _read_serving(self, model: str) -> Manifest:
         manifest = self._repository.manifest(model, self._repository.serving(model))
-        if self._watcher is not None:  # a new revision: all that can be asked of it must be sound
+        if self._watcher is not None:  # a new revision must be intact, including its metrics
             self._repository.metrics(manifest)
         return manifest
 
     def _remove(self, model: str) -> None:
-        self._held.drop(model)
-        self._marks.pop(model, None)
+        self._snapshots.drop(model)
+        self._stamps.pop(model, None)
         if self._serving.pop(model, None) is not None:
             log.info("removed", model=model)
 
     async def _warm(self, model: str) -> None:
         try:
             await self.snapshot(model)
-        except Exception as error:  # those who ask are told; the other models go on
+        except Exception as error:  # requests for this model get the error; other models serve
             log.error("head cannot be loaded", model=model, error=repr(error))
 
-    async def _load_asked(self, model: str, revision: int) -> Snapshot:
+    async def _load_revision(self, model: str, revision: int) -> Snapshot:
         serving = self._find(model)
         if revision != serving.manifest.revision:
             manifest = await self._in_thread(self._repository.manifest, model, revision)
@@ -268,14 +269,14 @@ class Registry:
             raise Corrupt(f"{name} cannot be used: {error}") from error
 
     async def _backbone(self, manifest: Manifest) -> Backbone:
-        found = self._backbones.get(manifest.backbone)
-        if found is None:
-            async with self._opening:  # one at a time: as it warms up, a backbone is timed
-                found = self._backbones.get(manifest.backbone)
-                if found is None:
-                    found = await self._in_thread(self._open_backbone, manifest)
-                    self._backbones[manifest.backbone] = found
-        return found
+        backbone = self._backbones.get(manifest.backbone)
+        if backbone is None:
+            async with self._open_lock:  # one at a time, since the warm-up measures the speed
+                backbone = self._backbones.get(manifest.backbone)
+                if backbone is None:
+                    backbone = await self._in_thread(self._open_backbone, manifest)
+                    self._backbones[manifest.backbone] = backbone
+        return backbone
 
     def _open_backbone(self, manifest: Manifest) -> Backbone:
         return open_backbone(
@@ -292,7 +293,7 @@ class Registry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Serving:
-    """What a model serves; its head may be in memory or not."""
+    """Serving revision of a model, with or without its head in memory."""
 
     manifest: Manifest
     backbone: Backbone

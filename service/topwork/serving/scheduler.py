@@ -1,4 +1,4 @@
-"""The threads that do the work of Classify: one a core, all from one fair queue."""
+"""Scheduler of Classify: a thread per core takes images from one fair queue."""
 
 from __future__ import annotations
 
@@ -29,107 +29,107 @@ log = structlog.get_logger(__name__)
 A_co = TypeVar("A_co", covariant=True)
 A = TypeVar("A")
 
-HELD = 4
-"""An answer waits for its group while one more image ends for this many requests that wait."""
+REQUESTS_PER_IMAGE = 4
+"""Waiting requests per image that a complete answer waits for; raising it makes groups smaller."""
 
 NICE = 2
-"""By how much the threads give way to the event loop."""
+"""Niceness of the threads; raising it gives the event loop a higher priority."""
 
 LARGEST_GROUP = 8
-"""Images, since no answer shall wait long."""
+"""Largest number of images that a complete answer waits for; raising it adds latency."""
 
 JOIN_SECONDS = 5.0
-"""Raising it lets close() wait longer for the threads, each of which ends the image it is at."""
+"""Raising it lets close() wait longer for the threads, each of which finishes its image."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageOutcome:
-    """What became of one image, and seconds of its stages."""
+    """Result of one image, with the seconds of its stages."""
 
     result: Embedded | ImageError
     waited: float
-    """In the queue, and between decoding and the backbone."""
+    """Seconds in the queue, and between decoding and the backbone."""
     decoded: float
-    """Decoding and preprocessing."""
+    """Seconds of decoding and preprocessing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a head says of N embeddings, as Head.run returns it."""
+    """Outputs of a head for N embeddings; see LoadedHead.run."""
 
     probabilities: NDArray[np.float32]
     """(N, C)"""
     unknown: NDArray[np.float32] | None
     """(N,)"""
     seconds: float
-    """That the head took, for all answers of its group."""
+    """Seconds of the head's run, shared by all answers of the group."""
 
 
 class RequestBatch(Protocol[A_co]):
-    """A request batch. Its methods are called in the scheduler's threads."""
+    """Request batch. Its methods are called in the scheduler's threads."""
 
     @property
     def images(self) -> int:
-        """How many it has; at least 1."""
+        """Number of images; at least 1."""
 
     @property
     def backbone(self) -> Backbone:
-        """What embeds them."""
+        """Encoder of the images."""
 
     def decode(self, index: int) -> Pixels:
         """Return the pixels of an image. Raises ImageError."""
 
     @property
     def head(self) -> LoadedHead:
-        """What makes scores of their embeddings."""
+        """Head for the embeddings."""
 
     def answer(self, outcomes: list[ImageOutcome], scores: Scores | None) -> A_co:
         """Return the answer.
 
-        ``outcomes`` has one an image, in order; ``scores`` a row for each that was embedded, in the
-        same order, None if none was.
+        ``outcomes`` has one outcome per image, in order; ``scores`` has one row per embedded image,
+        in the same order, and is None if no image was embedded.
         """
 
 
 @dataclass(slots=True, eq=False)
-class _Run:
-    """A job on its way. What changes does so under the scheduler's lock."""
+class _Entry:
+    """Request batch in the scheduler, whose lock guards all changes."""
 
-    job: RequestBatch[Any]
+    batch: RequestBatch[Any]
     future: asyncio.Future[Any]
     since: float
     outcomes: list[ImageOutcome | None]
     left: int
-    """Images without an outcome."""
-    ticket: Ticket[_Run] | None = None
+    """Number of images without an outcome."""
+    ticket: Ticket[_Entry] | None = None
     ended: bool = False
-    """Its caller waits no longer."""
+    """True if its caller no longer waits."""
 
 
-_End: TypeAlias = "tuple[_Run, object, Exception | None]"
+_End: TypeAlias = "tuple[_Entry, object, Exception | None]"
 
 
 class Scheduler:
-    """Runs jobs: decodes and embeds their images, then makes their answers.
+    """Scheduler of request batches: decoding, embedding, heads and answers.
 
-    Each thread takes one image at a time from the queue, whoever that belongs to, decodes it and
-    has it embedded. When all images of a job are embedded, its answer is made and handed to the
-    event loop, the only hand-over there is; the longer the queue, the more answers at a time, since
-    a head's weights come from memory once a group and the event loop wakes once a group. What is
-    left of a job that ends early (its caller has gone, its deadline is over, the backbone failed)
-    leaves the queue at once. Coroutines belong to one event loop.
+    Each thread takes one image at a time from the queue, of any caller, decodes it and passes it to
+    the backbone. When all images of a batch are embedded, its answer is made and posted to the
+    event loop. The longer the queue, the more answers form a group: a group reads a head's weights
+    from memory once and wakes the event loop once. When a batch ends early (cancelled, deadline
+    exceeded, backbone error), its waiting images leave the queue at once. Coroutines belong to one
+    event loop.
     """
 
     def __init__(self, *, cores: int) -> None:
         self._cores = cores
         self._changed = threading.Condition(threading.Lock())
-        self._queue: FairQueue[_Run] = FairQueue()
-        self._complete: list[_Run] = []
-        self._held = 0
-        """Images that ended since the first complete job did, that one included."""
-        self._runs: set[_Run] = set()
-        self._at_work = 0
-        self._pace = ThroughputEstimate(0.01 / cores)
+        self._queue: FairQueue[_Entry] = FairQueue()
+        self._complete: list[_Entry] = []
+        self._images_waited = 0
+        """Images that ended since the first of ``_complete`` did, including its own; 0 if empty."""
+        self._entries: set[_Entry] = set()
+        self._in_progress = 0
+        self._throughput = ThroughputEstimate(0.01 / cores)
         self._threads: frozenset[threading.Thread] = frozenset()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -138,23 +138,23 @@ class Scheduler:
     def start(self) -> None:
         """Start the threads."""
         self._threads = frozenset(
-            threading.Thread(target=self._work, name=f"classify-{number}", daemon=True)
+            threading.Thread(target=self._run_forever, name=f"classify-{number}", daemon=True)
             for number in range(self._cores)
         )
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """End the threads after the image they are at; all jobs left fail as Unavailable.
+        """Join the threads after their current images; unfinished batches fail as Unavailable.
 
-        Waits for them: one that comes back from native code when the interpreter has ended aborts
-        the process.
+        Joins because a thread that returns from native code after the interpreter's end aborts the
+        process.
         """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            left = list(self._runs)
-        _resolve([(run, None, Unavailable("the server is stopping")) for run in left])
+            left = list(self._entries)
+        _resolve([(entry, None, Unavailable("the server is stopping")) for entry in left])
         deadline = time.monotonic() + JOIN_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -162,46 +162,47 @@ class Scheduler:
             log.warning("threads still at work", threads=alive)
 
     def expected_seconds(self, images: int) -> float:
-        """Return in how many seconds a new job of ``images`` would end, by the present pace."""
+        """Return the estimated seconds until a new batch of ``images`` would end."""
         with self._changed:
-            return (self._at_work + self._queue.ahead(images) + images) * self._pace.seconds
+            ahead = self._in_progress + self._queue.ahead(images)
+            return (ahead + images) * self._throughput.seconds
 
     def waiting(self) -> int:
-        """Return how many images wait."""
+        """Return the number of waiting images."""
         return len(self._queue)
 
     def stalled_seconds(self) -> float:
-        """Return for how long there has been work and no image has ended."""
+        """Return the seconds since the last image finished while there was work."""
         with self._changed:
-            busy = self._at_work or len(self._queue)
+            busy = self._in_progress or len(self._queue)
             return time.perf_counter() - self._progress if busy else 0.0
 
-    async def run(self, job: RequestBatch[A], *, deadline: float, flow: Flow) -> A:
-        """Return a job's answer; ``deadline`` in seconds of the event loop's clock.
+    async def run(self, batch: RequestBatch[A], *, deadline: float, flow: Flow) -> A:
+        """Return the answer of a batch; ``deadline`` in seconds of the event loop's clock.
 
-        Raises what its backbone or its ``answer`` raises, and Unavailable after close().
+        Raises the errors of its backbone and its ``answer``, and Unavailable after close().
         """
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[A] = self._loop.create_future()
-        run = _Run(job, future, time.perf_counter(), [None] * job.images, job.images)
+        entry = _Entry(batch, future, time.perf_counter(), [None] * batch.images, batch.images)
         with self._changed:
             if self._closed:
                 raise Unavailable("the server is stopping")
-            self._runs.add(run)
-            if not (self._at_work or len(self._queue)):
-                self._progress = run.since
-            run.ticket = self._queue.push(run, job.images, deadline=deadline, flow=flow)
-            self._changed.notify(job.images)
+            self._entries.add(entry)
+            if not (self._in_progress or len(self._queue)):
+                self._progress = entry.since
+            entry.ticket = self._queue.push(entry, batch.images, deadline=deadline, flow=flow)
+            self._changed.notify(batch.images)
         try:
             return await future
         finally:
             with self._changed:
-                self._leave(run)
+                self._leave(entry)
 
-    def _work(self) -> None:
-        # The event loop comes first: it has little to do, and others wait for it.
+    def _run_forever(self) -> None:
+        # The event loop has priority: it has little work, and all requests depend on it.
         thread = threading.get_native_id()
-        niceness = os.getpriority(os.PRIO_PROCESS, thread)  # the whole process may be nice already
+        niceness = os.getpriority(os.PRIO_PROCESS, thread)  # the process may have a niceness
         os.setpriority(os.PRIO_PROCESS, thread, niceness + NICE)
         while not self._closed:
             if not self._step():
@@ -210,115 +211,117 @@ class Scheduler:
                         self._changed.wait()
 
     def _step(self) -> bool:
-        """Answer a group of jobs, or decode and embed an image; return whether there was any."""
+        """Answer a group of batches, or decode and embed an image; return False if idle."""
         with self._changed:
-            group: list[_Run] = []
+            group: list[_Entry] = []
             image = None
-            if self._held >= min(1 + self._queue.requests // HELD, LARGEST_GROUP):
-                group, self._complete, self._held = self._complete, [], 0
+            wait = min(1 + self._queue.requests // REQUESTS_PER_IMAGE, LARGEST_GROUP)
+            if self._images_waited >= wait:
+                group, self._complete, self._images_waited = self._complete, [], 0
             elif (image := self._queue.pop()) is not None:
-                self._at_work += 1
-                present = self._at_work + len(self._queue)
+                self._in_progress += 1
+                present = self._in_progress + len(self._queue)
         if group:
-            self._tell(_answers(group))
+            self._post(_answer_all(group))
         elif image is not None:
             self._embed(*image, present)
         return bool(group) or image is not None
 
-    def _embed(self, run: _Run, index: int, present: int) -> None:
+    def _embed(self, entry: _Entry, index: int, present: int) -> None:
         taken = time.perf_counter()
         try:
-            pixels = run.job.decode(index)
+            pixels = entry.batch.decode(index)
         except Exception as error:
-            self._deliver(run, index, taken, time.perf_counter(), error)
+            self._deliver(entry, index, taken, time.perf_counter(), error)
             return
-        deliver = partial(self._deliver, run, index, taken, time.perf_counter())
-        if run.ended:
-            deliver(Unavailable("nobody waits"))
+        deliver = partial(self._deliver, entry, index, taken, time.perf_counter())
+        if entry.ended:
+            deliver(Unavailable("the caller has cancelled"))
         else:
-            run.job.backbone.embed(pixels, deliver, present=present)
+            entry.batch.backbone.embed(pixels, deliver, present=present)
 
     def _deliver(
-        self, run: _Run, index: int, taken: float, decoded: float, result: Embedded | Exception
+        self, entry: _Entry, index: int, taken: float, decoded: float, result: Embedded | Exception
     ) -> None:
         with self._changed:
-            self._at_work -= 1
+            self._in_progress -= 1
             self._progress = time.perf_counter()
-            self._pace.end(self._progress, backlog=len(self._queue) > 0)
+            self._throughput.end(self._progress, backlog=len(self._queue) > 0)
             if self._complete:
-                self._held += 1
-            if run.ended:
+                self._images_waited += 1
+            if entry.ended:
                 return
             if isinstance(result, Embedded | ImageError):
-                waited = taken - run.since
+                waited = taken - entry.since
                 if isinstance(result, Embedded):
                     waited += result.waited
-                run.outcomes[index] = ImageOutcome(result, waited, decoded - taken)
-                run.left -= 1
-                if not run.left:
-                    self._held = self._held or 1
-                    self._complete.append(run)
+                entry.outcomes[index] = ImageOutcome(result, waited, decoded - taken)
+                entry.left -= 1
+                if not entry.left:
+                    self._images_waited = self._images_waited or 1
+                    self._complete.append(entry)
                     if threading.current_thread() not in self._threads:
-                        self._changed.notify()  # else this thread finds it by itself
+                        self._changed.notify()  # a thread of the scheduler checks by itself
                 return
-            self._leave(run)
-        self._tell([(run, None, result)])
+            self._leave(entry)
+        self._post([(entry, None, result)])
 
-    def _tell(self, ends: list[_End]) -> None:
+    def _post(self, ends: list[_End]) -> None:
         """Resolve futures, from any thread."""
         assert self._loop is not None, "run() comes first"
         with suppress(RuntimeError):  # the event loop is closed
             self._loop.call_soon_threadsafe(_resolve, ends)
 
-    def _leave(self, run: _Run) -> None:
-        run.ended = True
-        self._runs.discard(run)
-        if run.ticket is not None:
-            self._queue.remove(run.ticket)
+    def _leave(self, entry: _Entry) -> None:
+        entry.ended = True
+        self._entries.discard(entry)
+        if entry.ticket is not None:
+            self._queue.remove(entry.ticket)
 
 
-def _answers(runs: list[_Run]) -> list[_End]:
-    """Return the answers of complete jobs: one run of each head."""
-    groups: dict[int, list[_Run]] = {}
-    for run in runs:
-        if not run.ended:
-            groups.setdefault(id(run.job.head), []).append(run)
-    return [end for group in groups.values() for end in _answers_of_one_head(group)]
+def _answer_all(entries: list[_Entry]) -> list[_End]:
+    """Return the answers of complete batches, with one run per head."""
+    groups: dict[int, list[_Entry]] = {}
+    for entry in entries:
+        if not entry.ended:
+            groups.setdefault(id(entry.batch.head), []).append(entry)
+    return [end for group in groups.values() for end in _answer_group(group)]
 
 
-def _answers_of_one_head(runs: list[_Run]) -> Iterator[_End]:
+def _answer_group(entries: list[_Entry]) -> Iterator[_End]:
     start = time.perf_counter()
-    outcomes = [[one for one in run.outcomes if one is not None] for run in runs]
+    outcomes = [[outcome for outcome in entry.outcomes if outcome is not None] for entry in entries]
     rows = [
-        [one.result.embedding for one in mine if isinstance(one.result, Embedded)]
-        for mine in outcomes
+        [image.result.embedding for image in images if isinstance(image.result, Embedded)]
+        for images in outcomes
     ]
     probabilities, unknown = None, None
     try:
         if any(rows):
-            probabilities, unknown = runs[0].job.head.run(np.stack([*chain.from_iterable(rows)]))
+            head = entries[0].batch.head
+            probabilities, unknown = head.run(np.stack([*chain.from_iterable(rows)]))
     except Exception as error:
-        yield from ((run, None, error) for run in runs)
+        yield from ((entry, None, error) for entry in entries)
         return
     seconds = time.perf_counter() - start
     begin = 0
-    for run, mine, own_rows in zip(runs, outcomes, rows, strict=True):
-        own = slice(begin, begin := begin + len(own_rows))
+    for entry, batch_outcomes, batch_rows in zip(entries, outcomes, rows, strict=True):
+        own = slice(begin, begin := begin + len(batch_rows))
         scores = None
-        if probabilities is not None and own_rows:
-            own_unknown = None if unknown is None else unknown[own]
-            scores = Scores(probabilities[own], own_unknown, seconds)
+        if probabilities is not None and batch_rows:
+            batch_unknown = None if unknown is None else unknown[own]
+            scores = Scores(probabilities[own], batch_unknown, seconds)
         try:
-            yield run, run.job.answer(mine, scores), None
+            yield entry, entry.batch.answer(batch_outcomes, scores), None
         except Exception as error:
-            yield run, None, error
+            yield entry, None, error
 
 
 def _resolve(ends: list[_End]) -> None:
-    for run, answer, error in ends:
-        if run.future.done():  # its caller has gone
+    for entry, answer, error in ends:
+        if entry.future.done():  # its caller has cancelled
             continue
         if error is None:
-            run.future.set_result(answer)
+            entry.future.set_result(answer)
         else:
-            run.future.set_exception(error)
+            entry.future.set_exception(error)

@@ -1,4 +1,4 @@
-"""Statistics of each revision since the server started."""
+"""Statistics of each revision since the start of the server."""
 
 from __future__ import annotations
 
@@ -12,57 +12,59 @@ from topwork.serving.encoders.backbone import Embedded
 
 @dataclass(slots=True)
 class RevisionStatistics:
-    """A revision's requests. Seconds are sums over the answered ones; see Timings."""
+    """Requests of a revision. Seconds are sums over the answered requests; see Timings."""
 
     answered: int = 0
     failed: int = 0
-    """Those that were let in and not answered: the time was over, the caller left, an error."""
+    """Requests admitted but not answered: deadline exceeded, cancelled, or an error."""
     images: int = 0
-    """That were embedded for answers."""
+    """Images embedded for answered requests."""
     runs: float = 0.0
-    """Of the backbone for them: of each micro-batch this revision's share."""
+    """Backbone runs for these images: this revision's share of each micro-batch."""
     queue: float = 0.0
     decode: float = 0.0
     backbone: float = 0.0
     head: float = 0.0
     total: float = 0.0
     failed_total: float = 0.0
-    """Seconds of those that failed."""
+    """Seconds of the failed requests."""
     last: float = 0.0
-    """When the last answer was made, in seconds since 1970; 0: never."""
+    """Time of the last answer in seconds since 1970; 0: never."""
 
 
 class Statistics:
-    """Counts of all revisions that were asked. Belongs to one event loop."""
+    """Statistics of all revisions with requests. All state belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._done: dict[str, dict[int, RevisionStatistics]] = {}
+        self._statistics: dict[str, dict[int, RevisionStatistics]] = {}
 
     def of(self, model: str) -> dict[int, RevisionStatistics]:
-        """Return what the revisions of a model that were asked have done."""
-        return self._done.get(model, {})
+        """Return the statistics of a model by revision, without revisions that had no request."""
+        return self._statistics.get(model, {})
 
     def answered(self, finished: Finished) -> None:
-        """Count a request that was answered."""
-        done, timings = self._of(finished.snapshot.manifest), finished.timings
-        good = [one.result for one in finished.outcomes if isinstance(one.result, Embedded)]
-        done.answered += 1
-        done.images += len(good)
-        done.runs += sum(1 / one.micro_batch for one in good)
-        done.queue += timings.queue
-        done.decode += timings.decode
-        done.backbone += timings.backbone
-        done.head += timings.head
-        done.total += timings.total
-        done.last = time.time()
+        """Count an answered request."""
+        statistics, timings = self._of(finished.snapshot.manifest), finished.timings
+        embedded = [
+            outcome.result for outcome in finished.outcomes if isinstance(outcome.result, Embedded)
+        ]
+        statistics.answered += 1
+        statistics.images += len(embedded)
+        statistics.runs += sum(1 / result.micro_batch for result in embedded)
+        statistics.queue += timings.queue
+        statistics.decode += timings.decode
+        statistics.backbone += timings.backbone
+        statistics.head += timings.head
+        statistics.total += timings.total
+        statistics.last = time.time()
 
     def failed(self, manifest: Manifest, seconds: float) -> None:
         """Count a request that failed after ``seconds``."""
-        done = self._of(manifest)
-        done.failed += 1
-        done.failed_total += seconds
+        statistics = self._of(manifest)
+        statistics.failed += 1
+        statistics.failed_total += seconds
 
     def _of(self, manifest: Manifest) -> RevisionStatistics:
-        return self._done.setdefault(manifest.model, {}).setdefault(
+        return self._statistics.setdefault(manifest.model, {}).setdefault(
             manifest.revision, RevisionStatistics()
         )

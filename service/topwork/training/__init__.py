@@ -1,1 +1,1 @@
-"""Training without torch, shared by fit and every change: embed photos, publish a revision."""
+"""Training without torch, shared by fit and changes: embedding and publication."""

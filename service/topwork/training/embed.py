@@ -1,4 +1,4 @@
-"""Embedding of encoded images into exemplars, on all cores; fit and AddClass share it."""
+"""Embedding of encoded images into exemplars, on all cores; used by fit and AddClass."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ from topwork.runtime.backend import Session
 T = TypeVar("T")
 
 WINDOW = 16
-"""Images in flight a core: bounds memory while the threads never run dry."""
+"""Images in flight per core; raising it uses more memory, lowering it may leave threads idle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSource:
-    """One training image: where it comes from, and what it shows."""
+    """Training image that can be read, with its label."""
 
     name: str
-    """What messages call it, such as its path."""
+    """Name in messages, such as the path."""
     label: str
     read: Callable[[], bytes]
-    """Returns the encoded image; may raise OSError or ImageError."""
+    """Returns the encoded image. Raises OSError or ImageError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """An image that was not used."""
+    """Image that is not used."""
 
     name: str
     label: str
     reason: str
-    """IMAGE_UNREADABLE, IMAGE_TOO_LARGE, or DUPLICATE: same pixels and label as an earlier one."""
+    """IMAGE_UNREADABLE, IMAGE_TOO_LARGE, or DUPLICATE: pixels and label of an earlier image."""
     message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedRow:
-    """What one image's bytes become."""
+    """Embedding, digest, fingerprint and thumbnail of one image."""
 
     digest: bytes
-    """32 bytes, the image digest."""
+    """Image digest, 32 bytes."""
     fingerprint: NDArray[np.uint8]
     """(32,)"""
     embedding: NDArray[np.float32]
@@ -65,13 +65,13 @@ class EmbeddedRow:
 
 
 class Cache(Protocol):
-    """Rows made before, of one backbone and one preprocess spec; used by several threads."""
+    """Cache of rows of one backbone and one preprocess spec; used by several threads."""
 
     def get(self, content: bytes) -> EmbeddedRow | None:
-        """Return the row of the file whose sha256 (32 bytes) is ``content``, if it is there."""
+        """Return the row of the file with this sha256 (32 bytes), or None."""
 
     def put(self, content: bytes, row: EmbeddedRow) -> None:
-        """Keep that row, or leave it."""
+        """Store the row, or ignore it."""
 
 
 def embed(
@@ -84,14 +84,14 @@ def embed(
     cache: Cache | None = None,
     on_image: Callable[[], None] = lambda: None,
 ) -> tuple[Exemplars | None, list[Skipped]]:
-    """Return the exemplars of all usable images (None if there are none), and the skipped ones.
+    """Return the exemplars of all usable images (None if there are none) and the skipped images.
 
-    ``on_image`` is called once an image, usable or not, in the calling thread. An image is embedded
-    alone, as in serving on CPU, so its embedding does not depend on its neighbours. What ``cache``
-    has is taken from there, without another look at ``limits``.
+    ``on_image`` is called once per image, usable or not, in the calling thread. Each image is
+    embedded alone, as in serving on CPU, so its embedding does not depend on other images. Cached
+    rows are used without checking ``limits``.
     """
 
-    def one(source: ImageSource) -> tuple[bytes, EmbeddedRow] | Skipped:
+    def embed_source(source: ImageSource) -> tuple[bytes, EmbeddedRow] | Skipped:
         try:
             content = source.read()
             key = hashlib.sha256(content).digest()
@@ -111,13 +111,13 @@ def embed(
     contents: list[bytes] = []
     skipped: list[Skipped] = []
     first: dict[tuple[bytes, str], str] = {}
-    with closing(_in_order(one, sources, cores)) as results:
-        for source, found in results:
+    with closing(_in_order(embed_source, sources, cores)) as results:
+        for source, result in results:
             on_image()
-            if isinstance(found, Skipped):
-                skipped.append(found)
+            if isinstance(result, Skipped):
+                skipped.append(result)
                 continue
-            content, row = found
+            content, row = result
             key = (row.digest, source.label)
             if key in first:
                 skipped.append(_skipped(source, "DUPLICATE", f"same pixels as {first[key]}"))
@@ -128,7 +128,7 @@ def embed(
                 contents.append(content)
     if not rows:
         return None, skipped
-    made = exemplars.make(
+    used_exemplars = exemplars.make(
         np.stack([row.embedding for row in rows]),
         np.frombuffer(b"".join(row.digest for row in rows), dtype=np.uint8).reshape(-1, 32),
         np.stack([row.fingerprint for row in rows]),
@@ -137,7 +137,7 @@ def embed(
         names=[source.name for source in used],
         thumbnails=[row.thumbnail for row in rows],
     )
-    return made, skipped
+    return used_exemplars, skipped
 
 
 def _row(
@@ -148,7 +148,7 @@ def _row(
         digest=bytes.fromhex(pixel_digest(pixels)),
         fingerprint=fingerprint(pixels),
         thumbnail=thumbnail(pixels),
-        # Last: a run fills the CPU caches, after which the others take up to half as long more.
+        # Last: a run evicts the CPU caches; the functions above would take up to 50 % longer.
         embedding=session.run(pixels[None])[0],
     )
 
@@ -160,7 +160,7 @@ def _skipped(source: ImageSource, reason: str, message: str) -> Skipped:
 def _in_order(
     work: Callable[[ImageSource], T], sources: Iterable[ImageSource], cores: int
 ) -> Generator[tuple[ImageSource, T], None, None]:
-    """Yield every source with what ``work`` makes of it, in order, WINDOW a core in flight."""
+    """Yield each source with the result of ``work``, in order, with WINDOW per core in flight."""
     pool = ThreadPoolExecutor(cores)
     waiting: deque[tuple[ImageSource, Future[T]]] = deque()
     try:

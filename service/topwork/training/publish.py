@@ -1,4 +1,4 @@
-"""Publication of a revision: the last step of fit and of every change."""
+"""Publication of a revision: the last step of a fit and of a change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from topwork.runtime.backend import software_versions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a revision comes from: what its manifest says of it."""
+    """Provenance of a revision, as recorded in its manifest."""
 
     change: str = "fit"
     parent: int = 0
@@ -48,16 +48,16 @@ def publish(
     origin: Origin = FIT,
     precision_gate: PrecisionGate | None = None,
 ) -> Manifest:
-    """Publish what was learnt from the exemplars of ``shards`` as the model's next revision.
+    """Publish the head learnt from the exemplars of ``shards`` as the model's next revision.
 
-    ``backbone`` and ``shards`` are digests of what is stored already, and ``backbone_info`` that of
-    the backbone's backbone.json; None is that of the one that is there, whoever wrote it. The
-    report compares with the serving revision. The revision does not serve yet.
+    ``backbone`` and ``shards`` are digests of stored files. ``backbone_info`` is the digest of the
+    backbone's backbone.json; None is the digest of the stored file. The report compares with the
+    serving revision. The new revision does not serve yet.
     """
     head = learned.head
     draft = Manifest(
         model=model,
-        revision=0,  # publish knows it, and the digests of the files
+        revision=0,  # Repository.publish sets it, and the digests of the files
         parent=origin.parent,
         labels=exemplars.labels,
         backbone=backbone,

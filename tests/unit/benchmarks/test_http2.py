@@ -1,4 +1,4 @@
-"""The benchmark's own gRPC connection says what grpcio's server answers."""
+"""gRPC connection of the benchmarks, tested against grpcio's server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.serving.http2 import Connection, Failed
 
 
 class Servicer:
-    """Answers with the message, fails, or never answers."""
+    """Echoes the message, fails, or never answers."""
 
     def __init__(self) -> None:
         self.cancelled = asyncio.Event()
@@ -20,7 +20,7 @@ class Servicer:
     async def answer(
         self, message: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> bytes:
-        """Do what the message says."""
+        """Fail for b"fail", wait for b"wait", echo any other message."""
         if message == b"fail":
             trailers = (("grpc-status-details-bin", b"x" * 500), ("retry", "1"))
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", trailers)
@@ -36,7 +36,7 @@ class Servicer:
 async def connected(
     path: str = "/Echo/Answer",
 ) -> AsyncIterator[tuple[Connection, Servicer, grpc.aio.Server]]:
-    """Yield a connection to a server of the loopback."""
+    """Yield a connection to a server on the loopback."""
     servicer = Servicer()
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
@@ -56,8 +56,8 @@ async def connected(
         await server.stop(None)
 
 
-def test_answers_of_all_sizes_come_to_their_callers() -> None:
-    """Empty, small, and larger than any window, many at a time."""
+def test_concurrent_calls_get_their_own_answers() -> None:
+    """Concurrent messages, empty to larger than any flow-control window, come back unchanged."""
 
     async def main() -> None:
         async with connected() as (connection, _, _):
@@ -67,8 +67,8 @@ def test_answers_of_all_sizes_come_to_their_callers() -> None:
     asyncio.run(main())
 
 
-def test_a_status_is_raised() -> None:
-    """Also where it comes with trailers of like names; the connection goes on."""
+def test_error_status_is_raised() -> None:
+    """A status is raised, also with similarly named trailers; the connection remains usable."""
 
     async def main() -> None:
         async with connected() as (connection, _, _):
@@ -80,8 +80,8 @@ def test_a_status_is_raised() -> None:
     asyncio.run(main())
 
 
-def test_a_method_that_is_not_there() -> None:
-    """It is UNIMPLEMENTED."""
+def test_unknown_method_is_unimplemented() -> None:
+    """A call of an unknown method fails with UNIMPLEMENTED."""
 
     async def main() -> None:
         async with connected("/Echo/Nothing") as (connection, _, _):
@@ -92,32 +92,32 @@ def test_a_method_that_is_not_there() -> None:
     asyncio.run(main())
 
 
-def test_a_caller_that_goes_cancels_the_call() -> None:
-    """The server hears of it, and other calls go on."""
+def test_cancelled_caller_cancels_the_call() -> None:
+    """The server sees the cancellation, and other calls succeed."""
 
     async def main() -> None:
         async with connected() as (connection, servicer, _):
             waiting = asyncio.create_task(connection.call(b"wait"))
-            assert await connection.call(b"one") == b"one"
+            assert await connection.call(b"first") == b"first"
             waiting.cancel()
             await servicer.cancelled.wait()
-            assert await connection.call(b"two") == b"two"
+            assert await connection.call(b"second") == b"second"
 
     asyncio.run(main())
 
 
-def test_a_server_that_goes_fails_what_waits() -> None:
-    """And what is called later."""
+def test_stopped_server_fails_waiting_and_later_calls() -> None:
+    """When the server stops, waiting calls and later calls fail."""
 
     async def main() -> None:
         async with connected() as (connection, _, server):
             waiting = asyncio.create_task(connection.call(b"wait"))
-            assert await connection.call(b"one") == b"one"
+            assert await connection.call(b"first") == b"first"
             await server.stop(None)
             with pytest.raises(Failed):
                 await waiting
             await connection.closed.wait()
             with pytest.raises(Failed, match="closed"):
-                await connection.call(b"two")
+                await connection.call(b"second")
 
     asyncio.run(main())

@@ -1,4 +1,4 @@
-"""What the benchmark computes from what it saw."""
+"""Computations of the benchmarks on their measurements."""
 
 from __future__ import annotations
 
@@ -23,26 +23,24 @@ from benchmarks.serving.swaps import longest_gap
         ([], 0.0),
     ],
 )
-def test_the_longest_gap_overlaps_a_window(
-    windows: list[tuple[float, float]], longest: float
-) -> None:
-    """A gap counts for every window that it overlaps, however little."""
+def test_longest_gap_overlaps_a_window(windows: list[tuple[float, float]], longest: float) -> None:
+    """A gap between answers counts if it overlaps a window at any point."""
     assert longest_gap([0.0, 1.0, 2.0, 6.0, 7.0], windows) == longest
 
 
-def test_top5_is_found_in_whatever_wraps_it() -> None:
-    """A framework's own fields around the answer do not matter."""
+def test_top5_is_found_in_any_wrapper() -> None:
+    """Fields of a framework around the answer are ignored."""
     assert peers.top5(b'\x0a\x03{"top5":[[2,0.9],[0,0.1]],"x":1}') == [[2, 0.9], [0, 0.1]]
 
 
-def test_an_answer_without_top5_is_refused() -> None:
-    """An error page is no answer."""
+def test_answer_without_top5_is_refused() -> None:
+    """An error page is not an answer."""
     with pytest.raises(ValueError, match="not found"):
         peers.top5(b"<html>")
 
 
-def test_a_process_costs_what_it_costs() -> None:
-    """This process has used processor time and memory."""
+def test_processes_measure_cpu_and_memory() -> None:
+    """The CPU time of this process grows, and its memory is positive."""
     own = Processes(os.getpid())
     before = own.cpu_seconds()
     sum(range(3_000_000))
@@ -50,8 +48,8 @@ def test_a_process_costs_what_it_costs() -> None:
     assert own.memory_mib() > 1
 
 
-def test_an_ended_process_has_no_memory() -> None:
-    """A child that has ended, and that nobody has waited for, is counted as nothing."""
+def test_ended_process_has_no_memory() -> None:
+    """A zombie process counts as no memory."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
     assert Processes(ended.pid).memory_mib() == 0

@@ -1,4 +1,4 @@
-"""Tables get into the page, and nowhere else."""
+"""Tables of the benchmarks in a Markdown page."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from benchmarks.serving.tables import Table
 
 @dataclass
 class Record:
-    """Something measured."""
+    """A measurement."""
 
     value: int
 
 
 def table(name: str = "loads", cells: int = 2) -> Table:
-    """Return a table of one line."""
+    """Return a table with a single line."""
     titles = [f"title {number}" for number in range(cells)]
     lines = [[str(number) for number in range(cells)]]
     return Table(name=name, titles=titles, lines=lines, records=[Record(value=7)])
 
 
-def test_a_table_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
-    """What stands between the markers is replaced; all else stays."""
+def test_write_replaces_the_table_between_markers(tmp_path: Path) -> None:
+    """The text between the markers is replaced; all other text is unchanged."""
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- loads -->\nold\n<!-- end -->\nb\n<!-- swaps -->\nc\n<!-- end -->\n")
     tables.write(page, [table()])
@@ -35,8 +35,8 @@ def test_a_table_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     )
 
 
-def test_a_page_without_the_markers_is_refused(tmp_path: Path) -> None:
-    """A table that has no place is an error, and the page stays as it was."""
+def test_page_without_markers_is_refused(tmp_path: Path) -> None:
+    """A table without markers in the page is an error, and the page is unchanged."""
     page = tmp_path / "page.md"
     page.write_text("text\n")
     with pytest.raises(ValueError, match="'<!-- loads -->' 0 times"):
@@ -44,14 +44,14 @@ def test_a_page_without_the_markers_is_refused(tmp_path: Path) -> None:
     assert page.read_text() == "text\n"
 
 
-def test_a_wide_table_of_one_line_is_turned() -> None:
-    """It has a line a title."""
+def test_wide_table_with_one_line_is_transposed() -> None:
+    """A wide table with a single line has one line per title."""
     assert tables.markdown(table(cells=5)).splitlines()[2:4] == [
         "| title 0 | 0 |",
         "| title 1 | 1 |",
     ]
 
 
-def test_a_record_is_a_line_of_json() -> None:
-    """It says of which table it is."""
+def test_record_is_a_line_of_json() -> None:
+    """A line of JSON has the name of the table."""
     assert tables.json_lines(table()) == '{"table": "loads", "value": 7}\n'

@@ -1,4 +1,4 @@
-"""What exemplars alone say against training images."""
+"""Data audit: findings from exemplars and cross-validated predictions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from topwork.bundle.exemplars import Exemplars, make
 from topwork.bundle.findings import Finding
-from topwork.learning.audit import MOST_SUSPECTS, audit_exemplars, suspects
+from topwork.learning.audit import MAX_SINGLE_SUSPECTS, audit_exemplars, suspects
 from topwork.learning.learn import Judged, learn
 
 RNG = np.random.default_rng(0)
@@ -24,7 +24,7 @@ def _exemplars(
     embeddings: NDArray[np.float32] | None = None,
     named: bool = True,
 ) -> Exemplars:
-    """Return exemplars called 0, 1, ...; what is not given is random."""
+    """Return exemplars with the names 0, 1, ...; missing arguments are random."""
     rng = np.random.default_rng(len(row_labels))
     rows = len(row_labels)
 
@@ -41,7 +41,7 @@ def _exemplars(
 
 
 def _judged(exemplars: Exemplars, confidence: float = 0.9) -> Judged:
-    """Return a judgement that is right everywhere, with that confidence."""
+    """Return correct predictions for all exemplars, with this confidence."""
     classes = len(exemplars.labels)
     probabilities = np.full((len(exemplars), classes), (1 - confidence) / (classes - 1))
     probabilities[np.arange(len(exemplars)), exemplars.targets] = confidence
@@ -49,16 +49,16 @@ def _judged(exemplars: Exemplars, confidence: float = 0.9) -> Judged:
 
 
 def _of(kind: str, findings: Sequence[Finding]) -> list[Finding]:
-    return [one for one in findings if one.kind == kind]
+    return [finding for finding in findings if finding.kind == kind]
 
 
 def test_clean_images_have_no_findings() -> None:
-    """Enough different images of each label, all told apart, are no matter."""
+    """Enough different and correctly classified images of each label give no finding."""
     exemplars = _exemplars(["a", "b"] * 50)
     assert audit_exemplars(exemplars, _judged(exemplars), seed=0) == []
 
 
-def test_suspects_by_hand() -> None:
+def test_suspects_match_a_manual_example() -> None:
     """Row 3 is below its class's mean (0.675), while the other class reaches its own (0.8)."""
     probabilities = np.array(
         [[0.9, 0.1], [0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.2, 0.8]], dtype=np.float32
@@ -66,26 +66,26 @@ def test_suspects_by_hand() -> None:
     assert suspects(np.array([0, 0, 0, 0, 1, 1]), probabilities) == [(3, 1)]
 
 
-def test_mere_doubt_is_no_suspicion() -> None:
-    """A wrong answer that does not reach the other class's mean confidence is let pass."""
+def test_unconfident_mistake_is_not_suspected() -> None:
+    """A wrong prediction below the other class's mean confidence is not suspected."""
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.1, 0.9], [0.1, 0.9]], dtype=np.float32)
     assert suspects(np.array([0, 0, 1, 1]), probabilities) == []
 
 
-def test_a_class_that_is_hardly_known_draws_no_suspicion() -> None:
-    """A class that its own image does not look like has a low threshold; chances still count."""
+def test_class_with_a_low_threshold_causes_no_suspicion() -> None:
+    """A class with a low threshold must still be more probable than the image's own class."""
     probabilities = np.array([[0.99, 0.01], [0.8, 0.2], [0.9, 0.1]], dtype=np.float32)
     assert suspects(np.array([0, 0, 1]), probabilities) == []
 
 
-def test_an_unjudged_class_has_no_threshold_to_reach() -> None:
-    """A label of which no image was judged is nobody's probable label."""
+def test_class_without_evaluated_images_is_never_probable() -> None:
+    """A label without an evaluated image is not proposed for other images."""
     probabilities = np.array([[0.6, 0.0, 0.4], [0.1, 0.0, 0.9]], dtype=np.float32)
     assert suspects(np.array([0, 0]), probabilities) == []
 
 
 def test_changed_labels_are_found() -> None:
-    """Of 300 exemplars 9 have changed labels: most of these are suspected, and no others."""
+    """Of 9 changed labels among 300 exemplars most are suspected, and no others."""
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 3, 300)
     embeddings = (np.eye(12)[truth] * 3 + np.abs(rng.normal(0, 0.7, (300, 12)))).astype(np.float32)
@@ -95,7 +95,7 @@ def test_changed_labels_are_found() -> None:
     exemplars = _exemplars(["abc"[target] for target in given], embeddings=embeddings)
     findings = audit_exemplars(exemplars, learn(exemplars, seed=0).judged, seed=0)
     found = _of("suspected_label", findings)
-    rows = [int(one.images[0]) for one in found]
+    rows = [int(finding.images[0]) for finding in found]
     assert set(rows) <= set(changed.tolist())
     assert len(rows) >= 5
     row = rows[0]
@@ -104,23 +104,23 @@ def test_changed_labels_are_found() -> None:
 
 
 def test_the_list_of_suspects_is_bounded() -> None:
-    """Beyond the most there is one finding with all other names, in the order of suspicion."""
+    """Suspects beyond MAX_SINGLE_SUSPECTS share one finding, in the same order."""
     exemplars = _exemplars(["a", "b"] * 200)
     judged = _judged(exemplars)
-    wrong = np.flatnonzero(exemplars.targets == 0)[: MOST_SUSPECTS + 30]
+    wrong = np.flatnonzero(exemplars.targets == 0)[: MAX_SINGLE_SUSPECTS + 30]
     judged.probabilities[wrong, 0] = np.linspace(0.01, 0.05, len(wrong))
     judged.probabilities[wrong, 1] = 1 - judged.probabilities[wrong, 0]
     findings = audit_exemplars(exemplars, judged, seed=0)
-    assert [one.images[0] for one in _of("suspected_label", findings)] == [
-        exemplars.names[row] for row in wrong[:MOST_SUSPECTS]
+    assert [finding.images[0] for finding in _of("suspected_label", findings)] == [
+        exemplars.names[row] for row in wrong[:MAX_SINGLE_SUSPECTS]
     ]
     (rest,) = _of("suspected_labels", findings)
-    assert rest.images == tuple(exemplars.names[row] for row in wrong[MOST_SUSPECTS:])
+    assert rest.images == tuple(exemplars.names[row] for row in wrong[MAX_SINGLE_SUSPECTS:])
     assert rest.message.startswith("30 more images")
 
 
-def test_only_judged_rows_are_suspected() -> None:
-    """A judgement of some rows names just these, though its rows are counted from 0."""
+def test_only_evaluated_rows_are_suspected() -> None:
+    """Rows of the predictions are mapped to exemplars."""
     exemplars = _exemplars(["a", "b"] * 50)
     whole = _judged(exemplars)
     rows = np.arange(40, 100)
@@ -131,7 +131,7 @@ def test_only_judged_rows_are_suspected() -> None:
 
 
 def test_the_same_image_under_two_labels_is_a_warning() -> None:
-    """It cannot be both; it is no near-duplicate on top of that."""
+    """Identical pixels with two labels are a warning, and not also near-duplicates."""
     digests = RNG.integers(0, 256, (40, 32), dtype=np.uint8)
     prints = RNG.integers(0, 256, (40, 32), dtype=np.uint8)
     digests[1], prints[1] = digests[0], prints[0]
@@ -144,7 +144,7 @@ def test_the_same_image_under_two_labels_is_a_warning() -> None:
 
 
 def test_near_duplicates_of_different_labels_are_a_warning() -> None:
-    """It says how many pairs fall into different folds."""
+    """The message has the number of pairs in different folds."""
     prints = RNG.integers(0, 256, (60, 32), dtype=np.uint8)
     prints[1:20:2] = prints[0:20:2]
     exemplars = _exemplars(["a", "b"] * 30, prints=prints)
@@ -152,17 +152,18 @@ def test_near_duplicates_of_different_labels_are_a_warning() -> None:
     assert (found.kind, found.severity) == ("near_duplicates_across_labels", "warning")
     assert set(found.images) == {str(row) for row in range(20)}
     pairs = list(zip(found.images[::2], found.images[1::2], strict=True))
-    assert all(int(other) == int(one) + 1 for one, other in pairs)
+    assert all(int(other) == int(first) + 1 for first, other in pairs)
     folds = dict(zip(exemplars.names, exemplars.folds(0).tolist(), strict=True))
-    apart = sum(folds[one] != folds[other] for one, other in pairs)
-    assert 0 < apart < 10
+    in_different_folds = sum(folds[first] != folds[other] for first, other in pairs)
+    assert 0 < in_different_folds < 10
     assert (
-        f"10 pairs of near-duplicates bear different labels, 'a' and 'b'; {apart}" in found.message
+        f"10 pairs of near-duplicates have different labels, 'a' and 'b'; {in_different_folds}"
+        in found.message
     )
 
 
-def test_near_duplicates_of_one_label_are_a_note_in_groups() -> None:
-    """Three of one photo and two of another are two groups, each in a row."""
+def test_near_duplicates_of_one_label_are_a_note() -> None:
+    """Three copies of one photo and two of another are two groups, each listed together."""
     prints = RNG.integers(0, 256, (60, 32), dtype=np.uint8)
     prints[[2, 4]] = prints[0]
     prints[8] = prints[6]
@@ -175,8 +176,8 @@ def test_near_duplicates_of_one_label_are_a_note_in_groups() -> None:
     assert "the largest has 3" in found.message
 
 
-def test_a_label_of_one_photo_is_judged_badly_and_that_is_said() -> None:
-    """40 versions of one photo fall into one fold: no head that judges them knew the label."""
+def test_label_of_copies_has_uneven_folds() -> None:
+    """40 copies of one photo are in one fold: no head that evaluates them learnt the label."""
     prints = RNG.integers(0, 256, (80, 32), dtype=np.uint8)
     prints[2:80:2] = prints[0]
     findings = audit_exemplars(_exemplars(["a", "b"] * 40, prints=prints), None, seed=0)
@@ -186,7 +187,7 @@ def test_a_label_of_one_photo_is_judged_badly_and_that_is_said() -> None:
 
 
 def test_imbalance_is_a_warning() -> None:
-    """Ten times as many is too much, nine times is not."""
+    """A ratio of 10 is a warning, a ratio of 9 is not."""
     (found,) = audit_exemplars(_exemplars(["a"] * 100 + ["b"] * 10), None, seed=0)
     assert (found.kind, found.severity, found.labels) == ("imbalance", "warning", ("a", "b"))
     assert "'a' has 100 images, 10 times as many as 'b' with 10" in found.message
@@ -194,20 +195,20 @@ def test_imbalance_is_a_warning() -> None:
 
 
 def test_few_images_make_wide_intervals() -> None:
-    """20 images, all told apart: the accuracy may be 0.839, each recall 0.722."""
+    """20 correct images have an interval from 0.839, the recall of 10 from 0.722."""
     exemplars = _exemplars(["a", "b"] * 10)
     findings = audit_exemplars(exemplars, _judged(exemplars), seed=0)
     (accuracy,) = _of("wide_interval", findings)
     assert accuracy.severity == "warning"
     assert "(20)" in accuracy.message
-    assert "between 0.839 and 1.000" in accuracy.message
+    assert "interval 0.839 to 1.000" in accuracy.message
     (recall,) = _of("wide_recall", findings)
     assert (recall.severity, recall.labels) == ("note", ("a", "b"))
-    assert "with 10 it lies between 0.722 and 1.000" in recall.message
+    assert "'a' has fewest: 10, 95 % interval 0.722 to 1.000" in recall.message
 
 
-def test_images_without_names_are_counted_all_the_same() -> None:
-    """Nothing is named, nothing fails."""
+def test_images_without_names_are_counted() -> None:
+    """A finding about images without names has no images."""
     exemplars = _exemplars(["a", "b"] * 50, named=False)
     judged = _judged(exemplars)
     judged.probabilities[3] = judged.probabilities[3, ::-1].copy()

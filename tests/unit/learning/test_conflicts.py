@@ -1,4 +1,4 @@
-"""New images that show what is known are found, exactly or nearly the same."""
+"""Label conflicts: exact duplicates and near-duplicates of new images among exemplars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from PIL import Image, ImageFilter
 from topwork.bundle.exemplars import Exemplars, make, shard_of
 from topwork.inputs.duplicates import NEAR_DUPLICATE_BITS
 from topwork.inputs.thumbnail import thumbnail
-from topwork.learning.conflicts import BLOCK, NEAREST, KnownExemplars, LabelConflict, find_conflicts
+from topwork.learning.conflicts import (
+    BLOCK,
+    MAX_LABELS,
+    KnownExemplars,
+    LabelConflict,
+    find_conflicts,
+)
 
 Bytes = NDArray[np.uint8]
 
@@ -28,7 +34,7 @@ def rows(
     thumbnails: Sequence[bytes] | None = None,
     prefix: str = "",
 ) -> Exemplars:
-    """Return exemplars of one label, called 0, 1, ... behind ``prefix``, or behind the label."""
+    """Return exemplars of one label, named by ``prefix`` (default: the label) and a number."""
     count = len(prints)
     rng = np.random.default_rng([count, *label.encode()])
     return make(
@@ -42,17 +48,17 @@ def rows(
 
 
 def known(*parts: Exemplars) -> KnownExemplars:
-    """Return what is known from the shards of exemplars of one label each."""
+    """Return the known exemplars of parts with one label each."""
     return KnownExemplars.of([(part.labels[0], shard_of(part, part.labels[0])) for part in parts])
 
 
 def noise(count: int, seed: int) -> Bytes:
-    """Return fingerprints or digests without anything in common."""
+    """Return unrelated fingerprints or digests."""
     return np.random.default_rng(seed).integers(0, 256, (count, 32), dtype=np.uint8)
 
 
 def flipped(prints: Bytes, bits: int) -> Bytes:
-    """Return fingerprints with that many of the first bits changed."""
+    """Return fingerprints with the first ``bits`` bits changed."""
     changed = np.unpackbits(prints, axis=1)
     changed[:, :bits] ^= 1
     return np.packbits(changed, axis=1)
@@ -65,7 +71,7 @@ def picture(seed: int) -> bytes:
 
 
 def recompressed(jpeg: bytes) -> bytes:
-    """Return the same picture, a little smoother, as another file."""
+    """Return the same picture slightly blurred, as another file."""
     buffer = io.BytesIO()
     smooth = Image.open(io.BytesIO(jpeg)).filter(ImageFilter.GaussianBlur(0.4))
     smooth.save(buffer, "JPEG", quality=60)
@@ -73,12 +79,12 @@ def recompressed(jpeg: bytes) -> bytes:
 
 
 def test_different_images_are_no_conflict() -> None:
-    """What has nothing in common is not reported."""
+    """Unrelated images are not reported."""
     assert find_conflicts(rows("x", noise(9, 0)), known(rows("a", noise(9, 1))), "x") == ()
 
 
 def test_the_same_pixels_are_an_exact_conflict() -> None:
-    """Equal digests under another label are, with both names and the label."""
+    """Equal digests under another label are reported with both names and the label."""
     digest = noise(1, 2)
     old = known(rows("a", noise(1, 1), digests=digest))
     new = rows("x", noise(1, 1), digests=digest)
@@ -88,76 +94,76 @@ def test_the_same_pixels_are_an_exact_conflict() -> None:
 
 
 def test_a_near_duplicate_is_a_conflict() -> None:
-    """20 of 256 bits may differ, 21 may not."""
+    """Fingerprints that differ in 20 of 256 bits are near-duplicates, in 21 they are not."""
     prints = noise(1, 3)
     near = rows("x", flipped(prints, NEAR_DUPLICATE_BITS))
     far = rows("x", flipped(prints, NEAR_DUPLICATE_BITS + 1))
     old = known(rows("a", prints))
-    assert [one.exact for one in find_conflicts(near, old, "x")] == [False]
+    assert [conflict.exact for conflict in find_conflicts(near, old, "x")] == [False]
     assert find_conflicts(far, old, "x") == ()
 
 
-def test_the_label_that_is_taught_is_no_conflict() -> None:
-    """A copy of what the label itself has is none, but one of another label is."""
+def test_duplicate_of_the_same_label_is_no_conflict() -> None:
+    """A copy of an exemplar of the same label is not reported, of another label it is."""
     prints = noise(1, 4)
     old = known(rows("a", prints), rows("x", prints, prefix="old"))
     found = find_conflicts(rows("x", prints), old, "x")
-    assert [(one.label, one.other) for one in found] == [("a", "a0")]
+    assert [(conflict.label, conflict.other) for conflict in found] == [("a", "a0")]
 
 
 def test_only_the_nearest_of_a_label_is_reported() -> None:
-    """Of one image and label only the nearest exemplar is, also from another shard."""
+    """Only the nearest exemplar of each label is reported, in any shard."""
     prints = noise(1, 5)
     far, near = flipped(prints, 9), flipped(prints, 3)
     old = known(rows("a", far, prefix="far"), rows("b", far), rows("a", near, prefix="near"))
     found = find_conflicts(rows("x", prints), old, "x")
-    assert [(one.label, one.other) for one in found] == [("a", "near0"), ("b", "b0")]
+    assert [(conflict.label, conflict.other) for conflict in found] == [("a", "near0"), ("b", "b0")]
 
 
 def test_the_same_pixels_come_before_an_equal_fingerprint() -> None:
-    """An exemplar of the same pixels is the nearest, whatever stands before it."""
+    """An exemplar of the same pixels is reported rather than one with an equal fingerprint."""
     prints, digest = noise(1, 6), noise(1, 7)
     old = known(
         rows("a", np.repeat(prints, 3, axis=0), prefix="like"),
         rows("a", prints, digests=digest, prefix="same"),
     )
     found = find_conflicts(rows("x", prints, digests=digest), old, "x")
-    assert [(one.other, one.exact) for one in found] == [("same0", True)]
+    assert [(conflict.other, conflict.exact) for conflict in found] == [("same0", True)]
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_thumbnails_decide_what_bits_suspect(*, same: bool) -> None:
-    """Pictures that are only composed alike are no conflict; a recompressed copy is one."""
+def test_thumbnails_confirm_near_duplicates(*, same: bool) -> None:
+    """Near fingerprints with different thumbnails are no conflict; a recompressed copy is."""
     prints = noise(1, 8)
     old = known(rows("a", prints, thumbnails=[picture(0)]))
     seen = recompressed(picture(0)) if same else picture(1)
     found = find_conflicts(rows("x", flipped(prints, 5), thumbnails=[seen]), old, "x")
-    assert [one.label for one in found] == ["a"] * same
+    assert [conflict.label for conflict in found] == ["a"] * same
 
 
-def test_without_a_thumbnail_bits_decide() -> None:
-    """Where one of the two has no picture, near fingerprints are enough."""
+def test_near_duplicate_without_thumbnail_is_a_conflict() -> None:
+    """If either image has no thumbnail, near fingerprints are enough."""
     prints = noise(1, 9)
     new = rows("x", prints, thumbnails=[picture(0)])
     assert len(find_conflicts(new, known(rows("a", prints)), "x")) == 1
 
 
-def test_an_image_of_many_labels_is_compared_with_few() -> None:
-    """Near-duplicates are looked for in the nearest labels only; exact ones are all found."""
+def test_near_duplicates_are_limited_to_the_nearest_labels() -> None:
+    """Near-duplicates are searched in the nearest labels only; exact ones in all labels."""
     prints, digest = noise(1, 10), noise(1, 11)
-    near = [rows(f"near {index:02}", flipped(prints, index)) for index in range(NEAREST + 3)]
-    exact = [rows(f"same {index:02}", prints, digests=digest) for index in range(NEAREST + 3)]
+    near = [rows(f"near {index:02}", flipped(prints, index)) for index in range(MAX_LABELS + 3)]
+    exact = [rows(f"same {index:02}", prints, digests=digest) for index in range(MAX_LABELS + 3)]
     found = find_conflicts(rows("x", prints, digests=digest), known(*near, *exact), "x")
-    assert [one.label for one in found] == [
-        *(f"same {index:02}" for index in range(NEAREST + 3)),
-        *(f"near {index:02}" for index in range(NEAREST)),
+    assert [conflict.label for conflict in found] == [
+        *(f"same {index:02}" for index in range(MAX_LABELS + 3)),
+        *(f"near {index:02}" for index in range(MAX_LABELS)),
     ]
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.integers(1, BLOCK[0] + 40), st.integers(1, BLOCK[1] + 40))
-def test_every_copy_is_found_wherever_it_stands(seed: int, few: int, many: int) -> None:
-    """Exactly the copied images are found, in order, across the blocks in which they are sought."""
+def test_every_copy_is_found_across_blocks(seed: int, few: int, many: int) -> None:
+    """Exactly the copied images are found, in order, in any block."""
     rng = np.random.default_rng(seed)
     new = rows("x", noise(few, seed))
     prints = noise(many, seed + 1)
@@ -166,23 +172,26 @@ def test_every_copy_is_found_wherever_it_stands(seed: int, few: int, many: int) 
     prints[places] = new.fingerprints[copies]
     old = rows("a", prints)
     found = find_conflicts(new, known(old), "x")
-    assert [one.name for one in found] == [new.names[row] for row in sorted(copies)]
-    assert {one.other for one in found} == {f"a{place}" for place in places}
+    assert [conflict.name for conflict in found] == [new.names[row] for row in sorted(copies)]
+    assert {conflict.other for conflict in found} == {f"a{place}" for place in places}
 
 
-def test_what_the_label_has_already_is_told() -> None:
-    """Rows with the pixels of an exemplar of the same label are found; another's do not count."""
+def test_find_same_reports_known_pixels_of_the_label() -> None:
+    """Rows with the pixels of an exemplar of the same label are found, not of another label."""
     digests = noise(4, 12)
     old = known(
         rows("x", noise(2, 13), digests=digests[:2]), rows("a", noise(1, 14), digests=digests[2:3])
     )
     new = rows("x", noise(4, 15), digests=digests)
-    found = {name: bool(one) for name, one in zip(new.names, old.find_same(new, "x"), strict=True)}
+    found = {
+        name: bool(is_known)
+        for name, is_known in zip(new.names, old.find_same(new, "x"), strict=True)
+    }
     assert found == {"x0": True, "x1": True, "x2": False, "x3": False}
     assert not old.find_same(new, "new label").any()
 
 
-def test_nothing_is_known_of_nothing() -> None:
+def test_no_shards_give_no_conflicts() -> None:
     """Without shards there are neither conflicts nor copies."""
     new = rows("x", noise(2, 16))
     assert find_conflicts(new, KnownExemplars.of([]), "x") == ()

@@ -1,4 +1,4 @@
-"""What was learnt depends on the exemplars only, and is judged on images that were not seen."""
+"""Learning: determinism, agreement with scikit-learn, and out-of-fold metrics."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.bundle.shards import Shard, open_shard, to_bytes
 from topwork.errors import Corrupt, NotReady
-from topwork.learning import calibration, choosing, judging, ridge, task
-from topwork.learning.choosing import NORMALISATIONS
+from topwork.learning import calibration, cross_validation, head_selection, ridge, task
+from topwork.learning.cross_validation import CrossValidation, Trial
 from topwork.learning.families import FAMILIES
-from topwork.learning.judging import Judge, Trial
+from topwork.learning.head_selection import NORMALISATIONS
 from topwork.learning.learn import Learned, learn
 from topwork.runtime.backend import open_session
 
@@ -55,7 +55,7 @@ def photos(
     return make(embeddings, digests, prints[[0] * count] if alike else prints, [label] * count)
 
 
-def garden(sizes: Mapping[str, int], *, seed: int = 0, apart: float = 1.0) -> Exemplars:
+def several_labels(sizes: Mapping[str, int], *, seed: int = 0, apart: float = 1.0) -> Exemplars:
     """Return exemplars of several labels."""
     return joined(photos(label, n, seed=seed, apart=apart) for label, n in sizes.items())
 
@@ -65,16 +65,16 @@ def joined(parts: Iterable[Exemplars]) -> Exemplars:
     return merge([pair for part in parts for pair in split(part)])
 
 
-def same(one: Learned, other: Learned) -> bool:
-    """Return whether two heads are equal to the last bit, and what is said of them, too."""
-    return to_onnx(one.head) == to_onnx(other.head) and one.metrics == other.metrics
+def same(first: Learned, second: Learned) -> bool:
+    """Return True if two heads and their metrics are equal to the last bit."""
+    return to_onnx(first.head) == to_onnx(second.head) and first.metrics == second.metrics
 
 
 # The same set, the same head
 
 
-def dealt(made: Exemplars, seed: int) -> list[tuple[str, Shard]]:
-    """Return exemplars in several shards a label, their rows and they themselves in any order."""
+def shuffled(made: Exemplars, seed: int) -> list[tuple[str, Shard]]:
+    """Return exemplars in several shards per label, in random order."""
     rng = np.random.default_rng(seed)
     pairs = []
     for label, shard in split(made):
@@ -95,25 +95,25 @@ def dealt(made: Exemplars, seed: int) -> list[tuple[str, Shard]]:
 @pytest.mark.slow
 @settings(max_examples=8)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.sampled_from([*KINDS, "auto"]))
-def test_neither_arrival_nor_threads_leave_a_trace(
+def test_head_does_not_depend_on_shards_order_or_threads(
     seed: int, threads: int, kind: HeadKind | Literal["auto"]
 ) -> None:
-    """The same exemplars in any parts, in any order, by any threads give a head of equal bytes."""
-    made = garden(dict.fromkeys(LABELS, 20), apart=0.6)
+    """The same exemplars in any shards, order and number of threads give the same bytes."""
+    made = several_labels(dict.fromkeys(LABELS, 20), apart=0.6)
     recipe = Recipe(head=kind)
-    found = learn(merge(dealt(made, seed)), seed=0, recipe=recipe, threads=threads)
+    found = learn(merge(shuffled(made, seed)), seed=0, recipe=recipe, threads=threads)
     assert same(found, learn(made, seed=0, recipe=recipe))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "auto"])
-def test_a_fifth_class_is_learnt_as_if_it_had_always_been_there(
+def test_added_class_equals_a_full_retrain(
     kind: HeadKind | Literal["auto"], tmp_path: Path
 ) -> None:
-    """A fit on 5 classes equals a fit on 4 whose stored shards the fifth's is added to, exactly."""
-    four = garden(dict.fromkeys(LABELS[:4], 30))
+    """A fit on 5 classes equals a fit on 4 classes plus the stored shards of the fifth."""
+    four = several_labels(dict.fromkeys(LABELS[:4], 30))
     fifth = photos("violet", 12)
     recipe = Recipe(head=kind)
-    learn(four, seed=7, recipe=recipe)  # nothing of it is carried over
+    learn(four, seed=7, recipe=recipe)  # must leave no state
     stored = []
     for part in (four, fifth):
         for label in part.labels:
@@ -123,35 +123,37 @@ def test_a_fifth_class_is_learnt_as_if_it_had_always_been_there(
             stored.append((label, open_shard(file, digest)))
     added = learn(merge(stored), seed=7, recipe=recipe)
     fitted = learn(
-        garden({label: 12 if label == "violet" else 30 for label in LABELS}), seed=7, recipe=recipe
+        several_labels({label: 12 if label == "violet" else 30 for label in LABELS}),
+        seed=7,
+        recipe=recipe,
     )
     assert same(added, fitted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_threads_change_nothing(kind: HeadKind) -> None:
-    """Side by side or one after the other, twice: the same bytes."""
-    made = garden(dict.fromkeys(LABELS, 12))
+def test_number_of_threads_does_not_change_the_result(kind: HeadKind) -> None:
+    """One and four threads give the same bytes, repeatedly."""
+    made = several_labels(dict.fromkeys(LABELS, 12))
     recipes = (Recipe(), Recipe(head=kind))
     for recipe in recipes:
-        want = learn(made, seed=0, recipe=recipe, threads=1)
+        expected = learn(made, seed=0, recipe=recipe, threads=1)
         for threads in (1, 4):
-            assert same(learn(made, seed=0, recipe=recipe, threads=threads), want)
+            assert same(learn(made, seed=0, recipe=recipe, threads=threads), expected)
 
 
-def test_the_seed_moves_the_folds_only() -> None:
-    """Another seed is another split: other metrics, and the same head but for what they choose."""
-    made = garden(dict.fromkeys(LABELS, 30), apart=0.6)
+def test_seed_changes_the_folds_only() -> None:
+    """Another seed gives other metrics, and the same head if the same strength is chosen."""
+    made = several_labels(dict.fromkeys(LABELS, 30), apart=0.6)
     found = [learn(made, seed=seed, recipe=LOGISTIC) for seed in range(4)]
-    assert len({one.metrics.log_loss for one in found}) == 4
-    for one in found:
-        if (one.kind, one.strength) == (found[0].kind, found[0].strength):
-            assert one.head.scorer.weights.tobytes() == found[0].head.scorer.weights.tobytes()
+    assert len({learned.metrics.log_loss for learned in found}) == 4
+    for learned in found:
+        if (learned.kind, learned.strength) == (found[0].kind, found[0].strength):
+            assert learned.head.scorer.weights.tobytes() == found[0].head.scorer.weights.tobytes()
 
 
-def test_the_head_is_scikit_learns() -> None:
-    """Its probabilities are those of scikit-learn's balanced regression at its strength."""
-    made = garden({"amber": 60, "blue": 25, "green": 8}, apart=0.6)
+def test_head_matches_scikit_learn() -> None:
+    """Probabilities match scikit-learn's balanced regression at the same strength."""
+    made = several_labels({"amber": 60, "blue": 25, "green": 8}, apart=0.6)
     learned = learn(made, seed=0, recipe=LOGISTIC)
     head = learned.head
     features = head.normaliser(made.embeddings).astype(float)
@@ -159,44 +161,46 @@ def test_the_head_is_scikit_learns() -> None:
         C=learned.strength, class_weight="balanced", tol=1e-10, max_iter=10_000
     ).fit(features, made.targets)
     logits = oracle.decision_function(features) / head.temperature
-    want = np.exp(log_softmax(logits, axis=1))
-    np.testing.assert_allclose(head.probabilities(made.embeddings), want, atol=1e-4)
+    expected = np.exp(log_softmax(logits, axis=1))
+    np.testing.assert_allclose(head.probabilities(made.embeddings), expected, atol=1e-4)
 
 
 # Calibration
 
 
 def test_probabilities_are_calibrated() -> None:
-    """On new photos, the answers are right about as often as their probabilities say."""
+    """On new photos, the accuracy is near the mean predicted probability."""
     sizes = dict.fromkeys(LABELS, 150)
-    learned = learn(garden(sizes, apart=1.0), seed=0)
-    new = garden(sizes, seed=1, apart=1.0)
+    learned = learn(several_labels(sizes, apart=1.0), seed=0)
+    new = several_labels(sizes, seed=1, apart=1.0)
     found = learned.head.probabilities(new.embeddings)
     right = (found.argmax(axis=1) == new.targets).mean()
     assert 0.5 < right < 0.9
     assert abs(found.max(axis=1).mean() - right) < 0.05
 
 
-# Few, many, and alike
+# Numbers of images
 
 
 @pytest.mark.parametrize("labels", [1, 2, 5])
 @pytest.mark.parametrize("seed", range(6))
-def test_five_photos_a_label_are_enough(labels: int, seed: int) -> None:
-    """With 5 photos of each label the head tells new photos apart, and everything is finite."""
-    learned = learn(garden(dict.fromkeys(LABELS[:labels], 5), seed=seed, apart=2.0), seed=seed)
-    new = garden(dict.fromkeys(LABELS[:labels], 20), seed=seed + 100, apart=2.0)
+def test_five_photos_per_label_are_enough(labels: int, seed: int) -> None:
+    """With 5 photos per label, new photos are predicted correctly and everything is finite."""
+    learned = learn(
+        several_labels(dict.fromkeys(LABELS[:labels], 5), seed=seed, apart=2.0), seed=seed
+    )
+    new = several_labels(dict.fromkeys(LABELS[:labels], 20), seed=seed + 100, apart=2.0)
     found = learned.head.probabilities(new.embeddings)
     assert np.isfinite(found).all()
     assert np.isfinite(learned.metrics.log_loss)
     assert (found.argmax(axis=1) == new.targets).mean() > 0.95
 
 
-def test_a_small_class_is_not_drowned() -> None:
-    """10 photos of a new class are recalled beside 300 of each old one, in new photos too."""
+def test_small_class_is_recalled() -> None:
+    """A new class of 10 photos is recalled beside old classes of 300 photos each."""
     sizes = {"amber": 300, "blue": 300, "green": 300, "violet": 10}
-    learned = learn(garden(sizes, apart=1.5), seed=0)
-    new = garden(dict.fromkeys(sizes, 100), seed=1, apart=1.5)
+    learned = learn(several_labels(sizes, apart=1.5), seed=0)
+    new = several_labels(dict.fromkeys(sizes, 100), seed=1, apart=1.5)
     called = learned.head.probabilities(new.embeddings).argmax(axis=1)
     recall = [(called[new.targets == target] == target).mean() for target in range(4)]
     assert recall[3] > 0.85  # without balance it is 0
@@ -207,16 +211,16 @@ def test_a_small_class_is_not_drowned() -> None:
 # The metrics
 
 
-def test_metrics_are_about_all_exemplars() -> None:
-    """Every exemplar is judged once, under its own label."""
+def test_metrics_cover_all_exemplars() -> None:
+    """Every exemplar is evaluated once, under its own label."""
     sizes = {"amber": 12, "blue": 7, "green": 5}
-    metrics = learn(garden(sizes), seed=0).metrics
+    metrics = learn(several_labels(sizes), seed=0).metrics
     assert (metrics.images, metrics.folds) == (24, FOLDS)
-    assert {one.label: one.images for one in metrics.per_label} == sizes
+    assert {quality.label: quality.images for quality in metrics.per_label} == sizes
 
 
 def random_labels(rows: int, labels: Sequence[str], *, copies: int = 1) -> Exemplars:
-    """Return exemplars whose labels mean nothing, each photo there in near-equal copies."""
+    """Return exemplars with random labels, each photo in near-equal copies."""
     rng = np.random.default_rng(5)
     first = rng.normal(size=(rows, WIDTH)).repeat(copies, axis=0)
     prints = rng.integers(0, 256, (rows, 32), dtype=np.uint8).repeat(copies, axis=0)
@@ -231,23 +235,23 @@ def random_labels(rows: int, labels: Sequence[str], *, copies: int = 1) -> Exemp
 
 @pytest.mark.parametrize("copies", [1, 3])
 def test_metrics_are_out_of_fold(copies: int) -> None:
-    """Labels that mean nothing are guessed by chance, also when each photo was uploaded thrice."""
+    """Random labels are predicted at chance level, also with three copies of each photo."""
     made = random_labels(150, LABELS[:3], copies=copies)
     learned = learn(made, seed=0)
     sigma = np.sqrt(2 / 9 / 150)
     assert abs(learned.metrics.accuracy - 1 / 3) < 3.5 * sigma
     assert learned.metrics.log_loss > 0.98 * np.log(3)
-    # What leaks would show: on photos that it saw, the head does better than by chance.
+    # Control: on training photos the accuracy is above chance, so a leak would be detected.
     features = make_normaliser("l2", made.embeddings)(made.embeddings)
     memory = LogisticRegression(C=300).fit(features, made.targets)
     assert memory.score(features, made.targets) > 1 / 3 + 3.5 * sigma
 
 
 def test_metrics_agree_with_new_photos() -> None:
-    """The accuracy on photos that never were exemplars lies near the one that was promised."""
+    """The accuracy on new photos is near the cross-validated accuracy."""
     sizes = dict.fromkeys(LABELS, 80)
-    learned = learn(garden(sizes, apart=0.6), seed=0)
-    new = garden(dict.fromkeys(LABELS, 400), seed=1, apart=0.6)
+    learned = learn(several_labels(sizes, apart=0.6), seed=0)
+    new = several_labels(dict.fromkeys(LABELS, 400), seed=1, apart=0.6)
     found = (learned.head.probabilities(new.embeddings).argmax(axis=1) == new.targets).mean()
     assert learned.metrics.accuracy_low - 0.03 < found < learned.metrics.accuracy_high + 0.03
 
@@ -256,16 +260,16 @@ def test_metrics_agree_with_new_photos() -> None:
 
 
 def test_labels_of_one_photo_each_are_learnt() -> None:
-    """Two labels, each of near-duplicates only, give a head, whichever folds they fall into."""
+    """Two labels of near-duplicates only give a head, in any folds."""
     for seed in range(10):
         made = joined(photos(label, 6, alike=True, apart=2.0) for label in LABELS[:2])
         found = learn(made, seed=seed).head.probabilities(made.embeddings)
         assert (found.argmax(axis=1) == made.targets).all()
 
 
-def test_a_burst_of_photos_spoils_no_other_class() -> None:
-    """A class of near-duplicates only leaves old classes as certain as they were without it."""
-    old = garden(dict.fromkeys(LABELS[:3], 40), apart=1.5)
+def test_class_of_near_duplicates_does_not_affect_other_classes() -> None:
+    """A class of near-duplicates does not reduce the confidence of other classes."""
+    old = several_labels(dict.fromkeys(LABELS[:3], 40), apart=1.5)
     before = learn(old, seed=0).head.probabilities(old.embeddings).max(axis=1).mean()
     both = joined([old, photos("violet", 20, alike=True, apart=1.5)])
     after = learn(both, seed=0).head.probabilities(old.embeddings).max(axis=1).mean()
@@ -278,19 +282,19 @@ def test_a_burst_of_photos_spoils_no_other_class() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalisation", ALL_NORMALISATIONS)
-def test_a_recipe_is_followed(kind: HeadKind, normalisation: Normalisation) -> None:
-    """What it names is learnt, and nothing else is tried; the graph says what NumPy says."""
-    made = garden(dict.fromkeys(LABELS, 12), apart=2.0)
+def test_recipe_is_followed(kind: HeadKind, normalisation: Normalisation) -> None:
+    """Only the recipe's head is tried; outputs of the graph match NumPy."""
+    made = several_labels(dict.fromkeys(LABELS, 12), apart=2.0)
     learned = learn(made, seed=0, recipe=Recipe(head=kind, normalisation=normalisation))
     assert (learned.kind, learned.head.normaliser.kind) == (kind, normalisation)
     tried = learned.metrics.candidates
-    assert {(one.head, one.normalisation) for one in tried} == {(kind, normalisation)}
-    assert [one.strength for one in tried] == list(FAMILIES[kind].strengths)
-    new = garden(dict.fromkeys(LABELS, 20), seed=1, apart=2.0)
+    assert {(trial.head, trial.normalisation) for trial in tried} == {(kind, normalisation)}
+    assert [trial.strength for trial in tried] == list(FAMILIES[kind].strengths)
+    new = several_labels(dict.fromkeys(LABELS, 20), seed=1, apart=2.0)
     graph = open_session(to_onnx(learned.head), output="unknown")
     logits, unknown = graph.run_outputs(new.embeddings, ("logits", "unknown"))
-    want = learned.head.logits(new.embeddings)
-    np.testing.assert_allclose(logits, want, atol=1e-4 * np.abs(want).max())
+    expected = learned.head.logits(new.embeddings)
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_allclose(
         unknown, learned.head.unknown_probabilities(new.embeddings), atol=1e-4
     )
@@ -298,44 +302,44 @@ def test_a_recipe_is_followed(kind: HeadKind, normalisation: Normalisation) -> N
 
 
 def test_one_candidate_is_chosen() -> None:
-    """Of all that were tried exactly one is, and its numbers are those of the metrics."""
-    learned = learn(garden(dict.fromkeys(LABELS, 30)), seed=0)
-    (chosen,) = (one for one in learned.metrics.candidates if one.chosen)
+    """Exactly one candidate is chosen, with the numbers of the metrics."""
+    learned = learn(several_labels(dict.fromkeys(LABELS, 30)), seed=0)
+    (chosen,) = (trial for trial in learned.metrics.candidates if trial.chosen)
     assert (chosen.head, chosen.strength) == (learned.kind, learned.strength)
     assert chosen.normalisation == learned.head.normaliser.kind
     assert chosen.normalisation in NORMALISATIONS
     assert chosen.accuracy == pytest.approx(learned.metrics.accuracy)
     assert chosen.log_loss == pytest.approx(learned.metrics.log_loss, rel=1e-3)  # classes are even
-    best = min(one.log_loss for one in learned.metrics.candidates)
+    best = min(trial.log_loss for trial in learned.metrics.candidates)
     assert chosen.log_loss < best + 0.1
 
 
-def test_what_is_clearly_worse_is_not_judged_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The winner is judged on all images, one that is far behind on the first folds' only."""
-    monkeypatch.setattr(choosing, "RACED", 60)
-    made = garden(dict.fromkeys(LABELS, 40))
-    made.embeddings[:, 20:] *= 9  # they say nothing, and nearest means are lost in them
+def test_clearly_worse_candidate_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The winner is evaluated on all images, a clearly worse head on the first folds only."""
+    monkeypatch.setattr(head_selection, "RACE_ROWS", 60)
+    made = several_labels(dict.fromkeys(LABELS, 40))
+    made.embeddings[:, 20:] *= 9  # noise that only nearest means cannot ignore
     tried = learn(made, seed=0).metrics.candidates
-    (chosen,) = (one for one in tried if one.chosen)
-    (mean,) = (one for one in tried if one.head == "nearest_mean")
+    (chosen,) = (trial for trial in tried if trial.chosen)
+    (mean,) = (trial for trial in tried if trial.head == "nearest_mean")
     assert chosen.images == 200
     assert 60 <= mean.images < 200
-    monkeypatch.setattr(choosing, "RACED", 200)
-    (again,) = (one for one in learn(made, seed=0).metrics.candidates if one.chosen)
+    monkeypatch.setattr(head_selection, "RACE_ROWS", 200)
+    (again,) = (trial for trial in learn(made, seed=0).metrics.candidates if trial.chosen)
     assert (again.head, again.strength) == (chosen.head, chosen.strength)
     assert again.log_loss == pytest.approx(chosen.log_loss, abs=1e-3)
 
 
-def test_the_first_of_equals_is_taken() -> None:
-    """Where no image differs from another, no head is better: logistic, on square roots."""
-    made = garden(dict.fromkeys(LABELS, 12))
+def test_first_of_equal_candidates_is_chosen() -> None:
+    """For equal embeddings no head is better: logistic on sqrt_l2 is chosen."""
+    made = several_labels(dict.fromkeys(LABELS, 12))
     learned = learn(replace(made, embeddings=np.ones_like(made.embeddings)), seed=0)
     assert (learned.kind, learned.head.normaliser.kind) == ("logistic", "sqrt_l2")
-    assert len({one.head for one in learned.metrics.candidates}) == 4
+    assert len({trial.head for trial in learned.metrics.candidates}) == 4
 
 
-def test_a_kernel_is_taken_where_it_is_better() -> None:
-    """Classes of two clusters each, in a cross, are told apart by no linear head."""
+def test_kernel_is_chosen_if_it_is_better() -> None:
+    """XOR-like classes cannot be separated by a linear head."""
     rng = np.random.default_rng(0)
     corner = np.arange(200) % 4
     embeddings = rng.normal(0, 0.3, (200, WIDTH))
@@ -347,25 +351,25 @@ def test_a_kernel_is_taken_where_it_is_better() -> None:
     learned = learn(made, seed=0)
     assert learned.kind == "kernel"
     assert learned.metrics.accuracy > 0.95
-    linear = [one.accuracy for one in learned.metrics.candidates if one.head == "logistic"]
+    linear = [trial.accuracy for trial in learned.metrics.candidates if trial.head == "logistic"]
     assert max(linear) < 0.7
 
 
 # What was seen
 
 
-def test_seen_images_teach_and_are_never_judged() -> None:
-    """The judged are all others, in order; those that were seen are learnt from all the same."""
-    made = garden({"amber": 30, "blue": 30})
+def test_seen_images_are_trained_on_but_not_evaluated() -> None:
+    """All other images are evaluated, in order; seen images affect the head."""
+    made = several_labels({"amber": 30, "blue": 30})
     seen = np.arange(60) % 3 == 0
     learned = learn(replace(made, seen=seen), seed=0)
     assert learned.judged.rows.tolist() == np.flatnonzero(~seen).tolist()
     assert learned.judged.probabilities.shape == (40, 2)
     assert learned.metrics.images == 40
-    want = evaluate(
+    expected = evaluate(
         made.targets[learned.judged.rows], learned.judged.probabilities, made.labels, folds=FOLDS
     )
-    assert (learned.metrics.accuracy, learned.metrics.ece) == (want.accuracy, want.ece)
+    assert (learned.metrics.accuracy, learned.metrics.ece) == (expected.accuracy, expected.ece)
     without = make(
         made.embeddings[~seen],
         made.digests[~seen],
@@ -375,20 +379,20 @@ def test_seen_images_teach_and_are_never_judged() -> None:
     assert not same(learned, learn(without, seed=0))
 
 
-def test_a_class_that_was_seen_whole_is_learnt() -> None:
-    """It is answered though nothing is known of how well."""
-    made = garden({"amber": 30, "blue": 30, "green": 30}, apart=3.0)
+def test_class_of_seen_images_is_learnt() -> None:
+    """A class without evaluated images is predicted."""
+    made = several_labels({"amber": 30, "blue": 30, "green": 30}, apart=3.0)
     learned = learn(replace(made, seen=made.targets == 2), seed=0)
-    new = garden({"amber": 30, "blue": 30, "green": 30}, seed=1, apart=3.0)
+    new = several_labels({"amber": 30, "blue": 30, "green": 30}, seed=1, apart=3.0)
     called = learned.head.probabilities(new.embeddings).argmax(axis=1)
     assert (called == new.targets).mean() > 0.95
     assert learned.metrics.per_label[2].images == 0
 
 
-def test_nothing_to_judge_by_is_said() -> None:
-    """If the backbone was tuned on every image, no number would be honest: refused."""
-    made = garden({"amber": 10, "blue": 10})
-    with pytest.raises(NotReady, match="fine-tuned on all 20 images; keep some"):
+def test_all_images_seen_raises() -> None:
+    """If the backbone was fine-tuned on all images, NotReady is raised."""
+    made = several_labels({"amber": 10, "blue": 10})
+    with pytest.raises(NotReady, match="fine-tuned on all 20 images; none is left"):
         learn(replace(made, seen=np.ones(20, dtype=bool)), seed=0)
 
 
@@ -396,65 +400,69 @@ def test_nothing_to_judge_by_is_said() -> None:
 
 
 def test_normalisations_are_compared_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many exemplars so many a label are looked at; the head is learnt from all."""
-    monkeypatch.setattr(choosing, "SCREENED_FROM", 30)
-    monkeypatch.setattr(choosing, "SCREENED_PER_LABEL", 10)
+    """Normalisations are compared on a sample; the head is learnt from all rows."""
+    monkeypatch.setattr(head_selection, "SCREENING_ROWS", 30)
+    monkeypatch.setattr(head_selection, "SCREENING_ROWS_PER_LABEL", 10)
     looked: list[int] = []
-    trials = Judge.trials
+    trials = CrossValidation.trials
 
-    def watched(judge: Judge, *arguments: Any) -> list[Trial]:
-        looked.append(len(judge.folds))
-        return trials(judge, *arguments)
+    def watched(validation: CrossValidation, *arguments: Any) -> list[Trial]:
+        looked.append(len(validation.folds))
+        return trials(validation, *arguments)
 
-    monkeypatch.setattr(Judge, "trials", watched)
-    learned = learn(garden(dict.fromkeys(LABELS, 40)), seed=0, recipe=Recipe(head="ridge"))
+    monkeypatch.setattr(CrossValidation, "trials", watched)
+    learned = learn(several_labels(dict.fromkeys(LABELS, 40)), seed=0, recipe=Recipe(head="ridge"))
     assert looked == [50, 50, 50, 200]
     assert learned.metrics.images == 200
 
 
 @pytest.mark.parametrize(("numbers", "tried"), [(300, True), (299, False)])
-def test_auto_does_without_logistic_regression_for_many_numbers(
+def test_auto_skips_logistic_regression_for_large_sets(
     numbers: int, tried: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to LOGISTIC_NUMBERS it is tried; beyond, closed forms choose the normalisation, too."""
-    monkeypatch.setattr(choosing, "LOGISTIC_NUMBERS", numbers)
-    learned = learn(garden(dict.fromkeys(LABELS, 12)), seed=0)
-    assert ("logistic" in {one.head for one in learned.metrics.candidates}) == tried
-    assert {"ridge", "nearest_mean"} <= {one.head for one in learned.metrics.candidates}
+    """Above LOGISTIC_NUMBERS only closed forms are tried."""
+    monkeypatch.setattr(head_selection, "LOGISTIC_NUMBERS", numbers)
+    learned = learn(several_labels(dict.fromkeys(LABELS, 12)), seed=0)
+    assert ("logistic" in {trial.head for trial in learned.metrics.candidates}) == tried
+    assert {"ridge", "nearest_mean"} <= {trial.head for trial in learned.metrics.candidates}
 
 
-def test_a_recipe_may_ask_for_logistic_regression_all_the_same(
+def test_recipe_can_request_logistic_regression_for_large_sets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The bound is for ``auto`` only."""
-    monkeypatch.setattr(choosing, "LOGISTIC_NUMBERS", 1)
+    """LOGISTIC_NUMBERS limits ``auto`` only."""
+    monkeypatch.setattr(head_selection, "LOGISTIC_NUMBERS", 1)
     recipe = Recipe(head="logistic")
-    assert learn(garden(dict.fromkeys(LABELS, 12)), seed=0, recipe=recipe).kind == "logistic"
+    assert (
+        learn(several_labels(dict.fromkeys(LABELS, 12)), seed=0, recipe=recipe).kind == "logistic"
+    )
 
 
 @pytest.mark.parametrize("kind", ["ridge", "nearest_mean"])
-def test_blocks_change_no_head(kind: HeadKind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worked on in blocks of a few rows, the head is the same but for rounding."""
-    made = garden(dict.fromkeys(LABELS, 30))
+def test_block_size_does_not_change_the_head(
+    kind: HeadKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks of a few rows, the head is the same up to rounding."""
+    made = several_labels(dict.fromkeys(LABELS, 30))
     recipe = Recipe(head=kind)
-    want = learn(made, seed=0, recipe=recipe)
-    for part in (task, ridge, judging, calibration):
-        monkeypatch.setattr(part, "_ROWS", 7)
-    monkeypatch.setattr(task, "_BLOCK", 999)
+    expected = learn(made, seed=0, recipe=recipe)
+    for part in (task, ridge, cross_validation, calibration):
+        monkeypatch.setattr(part, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(task, "_BLOCK_DISTANCES", 999)
     found = learn(made, seed=0, recipe=recipe)
-    assert (found.kind, found.strength) == (want.kind, want.strength)
+    assert (found.kind, found.strength) == (expected.kind, expected.strength)
     np.testing.assert_allclose(
         found.head.probabilities(made.embeddings),
-        want.head.probabilities(made.embeddings),
+        expected.head.probabilities(made.embeddings),
         atol=1e-5,
     )
 
 
-# Odd sets
+# Unusual sets
 
 
 def many(classes: int, each: int = 6) -> Exemplars:
-    """Return exemplars of any number of classes, far apart."""
+    """Return exemplars of any number of well separated classes."""
     rng = np.random.default_rng(0)
     targets = np.arange(classes * each) % classes
     embeddings = 4 * rng.normal(size=(classes, WIDTH))[targets] + rng.normal(
@@ -462,13 +470,13 @@ def many(classes: int, each: int = 6) -> Exemplars:
     )
     prints = rng.integers(0, 256, (2, len(targets), 32), dtype=np.uint8)
     return make(
-        embeddings.astype(np.float32), prints[0], prints[1], [f"c{one:02}" for one in targets]
+        embeddings.astype(np.float32), prints[0], prints[1], [f"c{target:02}" for target in targets]
     )
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 12, 60])
 def test_any_number_of_classes_is_learnt(classes: int) -> None:
-    """One class or sixty: the head tells them apart, and its metrics survive their file."""
+    """1 to 60 classes are separated, and the metrics can be stored."""
     made = many(classes)
     learned = learn(made, seed=0)
     found = learned.head.probabilities(made.embeddings)
@@ -480,11 +488,11 @@ def test_any_number_of_classes_is_learnt(classes: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalisation", ALL_NORMALISATIONS)
 @pytest.mark.parametrize("value", [0.0, 0.37])
-def test_equal_embeddings_are_no_trouble(
+def test_equal_embeddings_give_equal_probabilities(
     kind: HeadKind, normalisation: Normalisation, value: float
 ) -> None:
-    """A backbone that says nothing of any image leaves all classes as probable, and no error."""
-    made = garden(dict.fromkeys(LABELS[:3], 6))
+    """Equal embeddings give about equal probabilities and no error."""
+    made = several_labels(dict.fromkeys(LABELS[:3], 6))
     made = replace(made, embeddings=np.full_like(made.embeddings, value))
     learned = learn(made, seed=0, recipe=Recipe(head=kind, normalisation=normalisation))
     found = learned.head.probabilities(made.embeddings)
@@ -495,21 +503,23 @@ def test_equal_embeddings_are_no_trouble(
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6, 1e12])
 def test_the_scale_of_embeddings_does_not_matter(scale: float) -> None:
-    """Embeddings that are all a million times as large give the same answers."""
-    made = garden(dict.fromkeys(LABELS, 12))
-    want = learn(made, seed=0).head.probabilities(made.embeddings)
+    """Embeddings scaled by a constant give the same probabilities."""
+    made = several_labels(dict.fromkeys(LABELS, 12))
+    expected = learn(made, seed=0).head.probabilities(made.embeddings)
     scaled = replace(made, embeddings=made.embeddings * np.float32(scale))
     found = learn(scaled, seed=0).head.probabilities(scaled.embeddings)
-    np.testing.assert_allclose(found, want, atol=1e-3)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e30])
-def test_a_broken_embedding_is_refused(value: float) -> None:
-    """Nothing is learnt from what is no number; the message names the image and its label."""
-    made = garden({"amber": 10, "blue": 10})
+def test_invalid_embedding_is_refused(value: float) -> None:
+    """A value that is not finite or too large is Corrupt; the message has image and label."""
+    made = several_labels({"amber": 10, "blue": 10})
     names = tuple(f"{row}.jpg" for row in range(20))
     made = replace(made, embeddings=made.embeddings.copy(), names=names)
     made.embeddings[3, 1] = value
     label = made.labels[made.targets[3]]
-    with pytest.raises(Corrupt, match=rf"^1 of 20 embeddings .* first that of '3.jpg' \({label}\)"):
+    with pytest.raises(
+        Corrupt, match=rf"^1 of 20 embeddings .* the first is that of '3.jpg' \({label}\)"
+    ):
         learn(made, seed=0)

@@ -1,4 +1,4 @@
-"""The solver against scikit-learn, against the definition of its optimum, and against itself."""
+"""Batched logistic regression: agreement with scikit-learn, optimality and determinism."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def gradient(
 @pytest.mark.parametrize("strength", [0.1, 10.0, 1000.0])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_agrees_with_scikit_learn(strength: float, weighted: bool) -> None:
-    """At convergence the probabilities are scikit-learn's, with sample weights and without."""
+    """At convergence the probabilities match, with and without sample weights."""
     features, targets = make_problem(seed=1)
     weights = make_weights(2, 1) if weighted else np.ones((1, ROWS))
     oracle = LogisticRegression(C=strength, tol=1e-10, max_iter=10_000)
@@ -72,18 +72,20 @@ def test_agrees_with_scikit_learn(strength: float, weighted: bool) -> None:
 
 
 def test_grid_equals_its_problems() -> None:
-    """A problem's solution is the same in a batch, in a batch solved in parts, and alone."""
+    """A solution is the same in a batch, in a batch solved in parts, and alone."""
     features, targets = make_problem(seed=3)
     weights, strengths = make_weights(4, 6), np.array([0.1, 1.0, 10.0, 100.0, 1000.0, 3.0])
     batch = solve(features, targets, CLASSES, sample_weights=weights, strengths=strengths)
-    assert len(set(batch.iterations)) > 1  # some finish early, and must stand still from then on
+    assert (
+        len(set(batch.iterations)) > 1
+    )  # some problems finish early and must not change after that
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logistic, "_NUMBERS", 4 * CLASSES * (5 * ROWS + 20 * (WIDTH + 1)))
+        patch.setattr(logistic, "_BATCH_NUMBERS", 4 * CLASSES * (5 * ROWS + 20 * (WIDTH + 1)))
         parts = solve(features, targets, CLASSES, sample_weights=weights, strengths=strengths)
     for problem in range(len(strengths)):
-        one = slice(problem, problem + 1)
+        single = slice(problem, problem + 1)
         alone = solve(
-            features, targets, CLASSES, sample_weights=weights[one], strengths=strengths[one]
+            features, targets, CLASSES, sample_weights=weights[single], strengths=strengths[single]
         )
         expected = probabilities(alone, 0, features)
         np.testing.assert_allclose(probabilities(batch, problem, features), expected, atol=1e-6)
@@ -103,7 +105,7 @@ def test_grid_equals_its_problems() -> None:
 def test_gradient_vanishes(
     seed: int, rows: int, width: int, classes: int, exponent: float, shift: float
 ) -> None:
-    """The objective's gradient at the solution is 0 but for the tolerance, whatever the problem."""
+    """The objective's gradient at the solution is 0 within the tolerance."""
     features, targets = make_problem(seed, rows, width, classes)
     features += np.float32(shift)
     weights, strength = make_weights(seed, 1, rows) + 0.01, 10**exponent
@@ -112,14 +114,14 @@ def test_gradient_vanishes(
     )
     trained = np.unique(targets)
     end = gradient(solution, features, targets, weights[0], strength)[trained]
-    size = (strength * weights.sum() + 1) * (1 + np.abs(features).max())  # that of its terms
+    size = (strength * weights.sum() + 1) * (1 + np.abs(features).max())  # magnitude of its terms
     assert np.abs(end).max() < 1e-6 * size
     assert solution.decrement[0] <= 1e-7
 
 
 @pytest.mark.parametrize("seed", [51, 64, 70])
 def test_overshooting_steps_are_shortened(seed: int) -> None:
-    """With few long rows and next to no ridge full steps lead astray; the solver arrives."""
+    """With few long rows and little regularisation full steps overshoot; the solver converges."""
     random = np.random.default_rng(seed)
     solution = solve(
         random.normal(size=(9, 3)) * 15,
@@ -133,7 +135,7 @@ def test_overshooting_steps_are_shortened(seed: int) -> None:
 
 
 def test_few_iterations() -> None:
-    """Centring, and a short bias column, save two of three iterations."""
+    """Centring and a short bias column save two thirds of the iterations."""
     features, targets = make_problem(seed=1, rows=400, width=200)
     solution = solve(
         features,
@@ -147,7 +149,7 @@ def test_few_iterations() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_same_bytes_twice(dtype: type[np.float32 | np.float64]) -> None:
-    """The same input gives the same bytes, of the dtype that was asked for."""
+    """The same input gives the same bytes, of the requested dtype."""
     features, targets = make_problem(seed=5)
     first, second = (
         solve(
@@ -189,7 +191,7 @@ def test_float32_is_close_to_float64() -> None:
 
 
 def test_class_order_does_not_matter() -> None:
-    """Other numbers for the same classes permute the solution and change nothing else."""
+    """Renumbered classes permute the solution."""
     features, targets = make_problem(seed=9)
     weights, strengths = make_weights(10, 1), np.array([10.0])
     order = np.array([2, 0, 3, 1])
@@ -200,7 +202,7 @@ def test_class_order_does_not_matter() -> None:
 
 
 def test_absent_class() -> None:
-    """A class without weight gets probability 0, and the others what they get without it."""
+    """A class without weight gets probability 0 and does not affect the other classes."""
     features, targets = make_problem(seed=11)
     weights = np.stack([(targets != 1) * 1.0, np.ones(ROWS)])
     solution = solve(
@@ -230,7 +232,7 @@ def test_absent_class() -> None:
 def test_separable_data_stays_finite(
     dtype: type[np.float32 | np.float64], tolerance: float
 ) -> None:
-    """Nearly unlimited weights and a tolerance beyond the dtype's reach: it ends, and is finite."""
+    """The solver ends with finite weights at huge strengths and unreachable tolerances."""
     features, targets = make_problem(seed=12, noise=0.02)
     solution = solve(
         features,
@@ -248,7 +250,7 @@ def test_separable_data_stays_finite(
 
 
 def test_equal_rows_have_the_class_shares() -> None:
-    """Where all features are equal, only the bias is left to learn, and it learns the shares."""
+    """For equal features the probabilities are the shares of the classes."""
     solution = solve(
         np.ones((4, 3)),
         np.array([0, 0, 0, 1]),
@@ -262,7 +264,7 @@ def test_equal_rows_have_the_class_shares() -> None:
 @pytest.mark.parametrize("name", ["features", "sample_weights", "strengths"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_non_finite_input_is_named(name: str, value: float) -> None:
-    """A ValueError says which input is not finite."""
+    """The ValueError names the input that is not finite."""
     features, targets = make_problem(seed=13)
     inputs: dict[str, FloatArray] = {
         "features": features,
@@ -280,8 +282,8 @@ def test_non_finite_input_is_named(name: str, value: float) -> None:
         )
 
 
-def test_problem_without_rows_knows_nothing() -> None:
-    """Where no row has weight, all classes are equally probable, and its neighbours do not care."""
+def test_problem_without_weight_has_equal_probabilities() -> None:
+    """A problem without weight has equal probabilities and does not affect other problems."""
     features, targets = make_problem(seed=14)
     weights = np.ones((3, ROWS))
     weights[1] = 0
@@ -294,20 +296,20 @@ def test_problem_without_rows_knows_nothing() -> None:
 
 @pytest.mark.parametrize("classes", [1, 2, 5, 8, 9])
 def test_contrasts_are_orthonormal(classes: int) -> None:
-    """They keep lengths, and of few classes what all have in common is left out."""
-    found = logistic._contrasts(classes)  # seen from outside by its speed only
+    """Contrasts preserve lengths; for few classes they omit the common shift."""
+    found = logistic._contrasts(classes)  # visible from outside only by the speed
     np.testing.assert_allclose(found.T @ found, np.eye(found.shape[1]), atol=1e-15)
     if found.shape[1] < classes:
         np.testing.assert_allclose(found.sum(axis=0), 0, atol=1e-14)
 
 
-def test_contrasts_change_no_solution(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written class by class, the optimum is the same, and as many steps away."""
+def test_contrasts_do_not_change_the_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without contrasts the optimum and the number of steps are the same."""
     features, targets = make_problem(seed=15)
     weights, strengths = np.ones((1, ROWS)), np.array([10.0])
     found = solve(features, targets, CLASSES, sample_weights=weights, strengths=strengths)
-    monkeypatch.setattr(logistic, "_FEW", 0)
-    want = solve(features, targets, CLASSES, sample_weights=weights, strengths=strengths)
-    assert abs(int(found.iterations[0]) - int(want.iterations[0])) <= 2
-    np.testing.assert_allclose(found.weights, want.weights, atol=1e-5)
-    np.testing.assert_allclose(found.bias, want.bias, atol=1e-5)
+    monkeypatch.setattr(logistic, "_MAX_CONTRASTS", 0)
+    expected = solve(features, targets, CLASSES, sample_weights=weights, strengths=strengths)
+    assert abs(int(found.iterations[0]) - int(expected.iterations[0])) <= 2
+    np.testing.assert_allclose(found.weights, expected.weights, atol=1e-5)
+    np.testing.assert_allclose(found.bias, expected.bias, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Ridge regression is scikit-learn's, and rows come and go without a trace."""
+"""Ridge regression: agreement with scikit-learn, and exact addition and removal of rows."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def problem(seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[
 
 
 @pytest.mark.parametrize("strength", [0.01, 1.0, 100.0])
-def test_it_is_scikit_learns(strength: float) -> None:
-    """Weights and free bias are those of scikit-learn's ridge with sample weights."""
+def test_ridge_matches_scikit_learn(strength: float) -> None:
+    """Weights and bias match scikit-learn's ridge with sample weights."""
     features, targets, weights = problem(0)
     oracle = Ridge(alpha=1 / strength).fit(
         features.astype(float), np.eye(CLASSES)[targets], sample_weight=weights
@@ -35,14 +35,14 @@ def test_it_is_scikit_learns(strength: float) -> None:
     np.testing.assert_allclose(bias, oracle.intercept_, atol=1e-9)
 
 
-def test_several_strengths_are_several_problems() -> None:
-    """A strength's solution does not depend on those that are asked for with it."""
+def test_strengths_are_independent() -> None:
+    """The solution of a strength does not depend on other strengths."""
     features, targets, weights = problem(1)
     sums = gram(features, targets, CLASSES, weights)
     together = solve(sums, [0.1, 10.0, 1.0])
     for strength, (found, bias) in zip([0.1, 10.0, 1.0], together, strict=True):
-        ((want, want_bias),) = solve(sums, [strength])
-        np.testing.assert_array_equal(found, want)
+        ((expected, want_bias),) = solve(sums, [strength])
+        np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(bias, want_bias)
 
 
@@ -57,35 +57,35 @@ def test_float32_is_close() -> None:
     )
 
 
-def close(found: Gram, want: Gram) -> bool:
-    """Return whether two are equal but for 1e-10 of their size."""
+def close(found: Gram, expected: Gram) -> bool:
+    """Return True if two Gram matrices are equal up to 1e-10 of their size."""
     return all(
-        np.abs(getattr(found, name) - getattr(want, name)).max()
-        <= 1e-10 * (1 + np.abs(getattr(want, name)).max())
-        for name in ("products", "aims", "rows", "classes")
+        np.abs(getattr(found, name) - getattr(expected, name)).max()
+        <= 1e-10 * (1 + np.abs(getattr(expected, name)).max())
+        for name in ("products", "cross_products", "rows", "classes")
     )
 
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=40))
-def test_rows_come_and_go_without_a_trace(seed: int, moves: list[int]) -> None:
-    """After any history of rows that were added and removed, the sums are those of what is left."""
+def test_added_and_removed_rows_leave_no_trace(seed: int, moves: list[int]) -> None:
+    """After any additions and removals, the sums are those of the present rows."""
     features, targets, weights = problem(seed)
-    there = np.arange(ROWS) < ROWS // 2
-    sums = gram(features[there], targets[there], CLASSES, weights[there])
+    present = np.arange(ROWS) < ROWS // 2
+    sums = gram(features[present], targets[present], CLASSES, weights[present])
     for row in moves:
-        one = slice(row, row + 1)
-        part = gram(features[one], targets[one], CLASSES, weights[one])
-        sums = sums - part if there[row] else sums + part
-        there[row] = not there[row]
-    want = gram(features[there], targets[there], CLASSES, weights[there])
-    assert close(sums, want)
-    ((found, _),), ((learnt, _),) = solve(sums, [1.0]), solve(want, [1.0])
+        single = slice(row, row + 1)
+        part = gram(features[single], targets[single], CLASSES, weights[single])
+        sums = sums - part if present[row] else sums + part
+        present[row] = not present[row]
+    expected = gram(features[present], targets[present], CLASSES, weights[present])
+    assert close(sums, expected)
+    ((found, _),), ((learnt, _),) = solve(sums, [1.0]), solve(expected, [1.0])
     np.testing.assert_allclose(found, learnt, atol=1e-10 * (1 + np.abs(learnt).max()))
 
 
-def test_no_rows_teach_nothing() -> None:
-    """Where all rows were removed, weights and bias are 0."""
+def test_no_rows_give_zero_weights() -> None:
+    """If all rows are removed, weights and bias are 0."""
     features, targets, weights = problem(3)
     sums = gram(features, targets, CLASSES, weights)
     ((found, bias),) = solve(sums - sums, [1.0])
@@ -94,17 +94,17 @@ def test_no_rows_teach_nothing() -> None:
 
 
 @pytest.mark.parametrize("block", [1, 7, 4096])
-def test_some_rows_in_blocks_are_those_rows(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows may stand in any order, and blocks hold any number of them."""
-    monkeypatch.setattr(module, "_ROWS", block)
+def test_block_size_does_not_change_the_sums(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows can be in any order and blocks of any size."""
+    monkeypatch.setattr(module, "_BLOCK_ROWS", block)
     features, targets, weights = problem(4)
     rows = np.random.default_rng(0).permutation(ROWS)[:50]
     found = gram(features, targets, CLASSES, weights, rows=rows)
     assert close(found, gram(features[rows], targets[rows], CLASSES, weights[rows]))
 
 
-def test_single_precision_keeps_what_is_centred() -> None:
-    """Of centred features it is right to 1e-6 of the largest sum, far from 0 though they were."""
+def test_centred_features_are_precise_in_float32() -> None:
+    """Float32 sums of features far from 0 are precise if the features are centred."""
     features, targets, weights = problem(5)
     features += 1000
     centre = features.mean(axis=0, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What was never taught is called unknown, and what was taught seldom is."""
+"""Out-of-distribution detection: new classes are detected, known images seldom rejected."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ WIDTH = 40
 
 
 def cluster(number: int, count: int, *, seed: int = 0, spread: float = 0.5) -> Float32Array:
-    """Return embeddings, non-negative, around the centre of a class."""
+    """Return non-negative embeddings around the centre of a class."""
     centre = np.abs(np.random.default_rng([7, number]).normal(size=WIDTH))
     noise = np.random.default_rng([seed, number]).normal(size=(count, WIDTH))
     return np.abs(centre + spread * noise).astype(np.float32)
 
 
-def taught(counts: list[int], *, seen: int = 0) -> Exemplars:
+def exemplars(counts: list[int], *, seen: int = 0) -> Exemplars:
     """Return exemplars of classes 0, 1, ...; the first ``seen`` of each were seen."""
     rng = np.random.default_rng(3)
     rows = sum(counts)
@@ -42,10 +42,10 @@ def taught(counts: list[int], *, seen: int = 0) -> Exemplars:
 
 
 def shares(learned: Learned, *images: Float32Array) -> list[float]:
-    """Return the share of each batch that is called unknown."""
+    """Return the share of each batch that is detected as unknown."""
     assert learned.head.unknown is not None
     limit = learned.head.unknown.threshold
-    return [float((learned.head.unknown_probabilities(one) >= limit).mean()) for one in images]
+    return [float((learned.head.unknown_probabilities(batch) >= limit).mean()) for batch in images]
 
 
 @settings(max_examples=100)
@@ -53,17 +53,17 @@ def shares(learned: Learned, *images: Float32Array) -> list[float]:
     st.lists(st.integers(0, 9), min_size=1, max_size=60),
     st.lists(st.integers(0, 9), min_size=1, max_size=60),
 )
-def test_the_area_is_scikit_learns(known: list[int], strange: list[int]) -> None:
-    """The area under the curve is scikit-learn's, with ties, of which there are many."""
-    truth = [0] * len(known) + [1] * len(strange)
-    want = roc_auc_score(truth, known + strange)
-    assert auroc(np.array(known) / 9, np.array(strange) / 9) == pytest.approx(want)
+def test_auroc_matches_scikit_learn(known: list[int], unknown_values: list[int]) -> None:
+    """The AUROC matches scikit-learn's, with many ties."""
+    truth = [0] * len(known) + [1] * len(unknown_values)
+    expected = roc_auc_score(truth, known + unknown_values)
+    assert auroc(np.array(known) / 9, np.array(unknown_values) / 9) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["nearest_mean", "ridge", "logistic", "kernel", "fourier"])
-def test_a_class_that_was_never_taught_is_unknown(kind: HeadKind) -> None:
-    """It is called so far more often than new images of known classes, which seldom are."""
-    learned = learn(taught([60] * 4), seed=0, recipe=Recipe(head=kind))
+def test_class_that_was_never_learnt_is_detected(kind: HeadKind) -> None:
+    """Images of a new class are detected far more often than known images are rejected."""
+    learned = learn(exemplars([60] * 4), seed=0, recipe=Recipe(head=kind))
     known = np.concatenate([cluster(number, 200, seed=9) for number in range(4)])
     rejected, detected = shares(learned, known, cluster(4, 200))
     assert rejected < 2.5 * FALSE_REJECTS
@@ -71,8 +71,8 @@ def test_a_class_that_was_never_taught_is_unknown(kind: HeadKind) -> None:
 
 
 def test_about_one_in_twenty_known_images_is_rejected() -> None:
-    """The threshold keeps its promise on new images, and the metric says the same."""
-    learned = learn(taught([150] * 4), seed=0)
+    """The rate on new images and the metric are near FALSE_REJECTS."""
+    learned = learn(exemplars([150] * 4), seed=0)
     (rejected,) = shares(
         learned, np.concatenate([cluster(number, 500, seed=9) for number in range(4)])
     )
@@ -82,31 +82,31 @@ def test_about_one_in_twenty_known_images_is_rejected() -> None:
 
 
 def test_probabilities_at_the_threshold_count_as_unknown() -> None:
-    """What is measured is what is served: at the threshold itself an image is called unknown."""
-    called = unknown.called_unknown(np.array([0.4, 0.5, 0.6]), 0.5)
+    """The comparison with the threshold is the same as in serving."""
+    called = unknown.is_unknown(np.array([0.4, 0.5, 0.6]), 0.5)
     assert called.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("kind", ["nearest_mean", "ridge", "logistic", "kernel", "fourier"])
 @pytest.mark.parametrize("normalisation", ["l2", "none"])
-def test_what_lies_far_is_unknown(kind: HeadKind, normalisation: Normalisation) -> None:
-    """Random directions are, and a known image ten times as long where length counts."""
+def test_distant_images_are_unknown(kind: HeadKind, normalisation: Normalisation) -> None:
+    """Random directions are unknown, and long embeddings if they are not normalised."""
     recipe = Recipe(head=kind, normalisation=normalisation)
-    learned = learn(taught([60] * 4), seed=0, recipe=recipe)
+    learned = learn(exemplars([60] * 4), seed=0, recipe=recipe)
     random = np.random.default_rng(0).normal(size=(100, WIDTH)).astype(np.float32)
     assert shares(learned, random)[0] > 0.95
     longer = shares(learned, 10 * cluster(0, 100, seed=9))[0]
     if normalisation == "none":
         assert longer == 1
     else:
-        assert longer < 0.2  # length was taken out: it is the same image
+        assert longer < 0.2  # normalisation removes the length
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("counts", [[5, 5, 5], [40, 40], [6] * 12])
-def test_no_sign_points_the_wrong_way(counts: list[int], seed: int) -> None:
-    """More distance is never more known, and a higher logit never more unknown."""
-    found = learn(taught(counts), seed=seed, recipe=Recipe(normalisation="l2")).head.unknown
+def test_weights_of_signals_have_the_right_sign(counts: list[int], seed: int) -> None:
+    """A larger distance or a lower logit never lowers the unknown probability."""
+    found = learn(exemplars(counts), seed=seed, recipe=Recipe(normalisation="l2")).head.unknown
     assert found is not None
     assert found.logit_weight <= 0
     assert found.distance_weight >= 0
@@ -114,70 +114,70 @@ def test_no_sign_points_the_wrong_way(counts: list[int], seed: int) -> None:
 
 
 @pytest.mark.parametrize("wrong", [0, 1])
-def test_a_sign_that_points_the_wrong_way_is_left_out(wrong: int) -> None:
-    """Where left-out images happen to look more known by one sign, the other decides alone."""
+def test_signal_with_a_negative_weight_is_dropped(wrong: int) -> None:
+    """If a signal has a negative weight by chance, only the other signal is used."""
     rng = np.random.default_rng(0)
     shift = np.ones(2)
     shift[wrong] = -1
     known = rng.normal(size=(200, 2))
-    trials = [unknown._HeldOutSigns(known=known, left_out={0: rng.normal(size=(200, 2)) + shift})]
-    weights, bias = unknown._weigh(trials)
+    trials = [unknown._HeldOutSignals(known=known, left_out={0: rng.normal(size=(200, 2)) + shift})]
+    weights, bias = unknown._fit_weights(trials)
     assert weights[wrong] == 0
     assert weights[1 - wrong] > 0.5
     alone = known[:, 1 - wrong] * weights[1 - wrong] + bias
     assert (1 / (1 + np.exp(-alone))).mean() < 0.5
 
 
-def test_one_class_cannot_be_left_out() -> None:
-    """With a single class nothing can be tried, so nothing is told."""
-    learned = learn(taught([30]), seed=0)
+def test_single_class_gives_no_detection() -> None:
+    """With a single class there is neither a detector nor a metric."""
+    learned = learn(exemplars([30]), seed=0)
     assert learned.head.unknown is None
     assert learned.metrics.unknown is None
 
 
 @pytest.mark.parametrize("classes", [2, 12, 25])
-def test_any_number_of_classes_is_tried(classes: int) -> None:
-    """Two classes, or more than there are groups: each is left out once, in label order."""
-    made = taught([20] * classes)
+def test_every_class_is_left_out_once(classes: int) -> None:
+    """Each class is left out once, in label order, also with more classes than groups."""
+    made = exemplars([20] * classes)
     learned = learn(made, seed=0, recipe=Recipe(head="ridge"))
     found = learned.metrics.unknown
     assert found is not None
-    assert tuple(one.label for one in found.per_label) == made.labels
-    assert found.auroc == pytest.approx(np.mean([one.auroc for one in found.per_label]))
+    assert tuple(label.label for label in found.per_label) == made.labels
+    assert found.auroc == pytest.approx(np.mean([label.auroc for label in found.per_label]))
     assert found.auroc > 0.8
     assert shares(learned, cluster(40, 100))[0] > 0.6
 
 
-def test_a_class_with_one_judged_image_is_tried() -> None:
-    """A class of which the backbone saw all images but one counts as any other."""
-    made = taught([30, 30, 5], seen=4)
+def test_class_with_one_evaluated_image_is_left_out() -> None:
+    """A class of which the backbone saw all images except one is included."""
+    made = exemplars([30, 30, 5], seen=4)
     found = learn(made, seed=0).metrics.unknown
     assert found is not None
-    assert [one.label for one in found.per_label] == ["c00", "c01", "c02"]
+    assert [label.label for label in found.per_label] == ["c00", "c01", "c02"]
 
 
-def test_a_class_that_was_seen_whole_is_not_tried() -> None:
-    """Images that the backbone was tuned on would look known to it."""
-    made = taught([30, 30, 5], seen=5)
+def test_class_of_seen_images_is_not_left_out() -> None:
+    """Images that the backbone was fine-tuned on would look known."""
+    made = exemplars([30, 30, 5], seen=5)
     learned = learn(made, seed=0)
     assert learned.metrics.unknown is not None
-    assert [one.label for one in learned.metrics.unknown.per_label] == ["c00", "c01"]
+    assert [label.label for label in learned.metrics.unknown.per_label] == ["c00", "c01"]
     assert len(learned.judged.rows) == 50
 
 
-def test_one_judged_fold_is_enough() -> None:
-    """After fine-tuning only one fold was never seen: every class is left out all the same."""
-    made = taught([40] * 4)
+def test_one_evaluated_fold_is_enough() -> None:
+    """If fine-tuning saw all folds except one, every class is still left out."""
+    made = exemplars([40] * 4)
     tuned = replace(made, seen=made.folds(0) != 2)
     metrics = learn(tuned, seed=0).metrics
     assert metrics.images == int((made.folds(0) == 2).sum())
     assert metrics.unknown is not None
-    assert [one.label for one in metrics.unknown.per_label] == list(made.labels)
+    assert [label.label for label in metrics.unknown.per_label] == list(made.labels)
 
 
-def test_images_that_are_all_alike_are_not_unknown() -> None:
-    """Where all known images have one embedding, that embedding is known."""
-    made = taught([30, 30])
+def test_equal_embeddings_are_not_unknown() -> None:
+    """If all known images have one embedding, this embedding is known."""
+    made = exemplars([30, 30])
     made.embeddings[:] = made.embeddings[0]
     learned = learn(made, seed=0)
     assert shares(learned, made.embeddings) == [0]

@@ -1,4 +1,4 @@
-"""The confusion matrix shows every mistake, whatever its size."""
+"""Confusion matrix section: all mistakes are shown at any number of labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_small_matrices_have_all_cells() -> None:
 
 
 def test_numbers_stay_readable_on_colour() -> None:
-    """No cell is deeper than DEEPEST, and of mistakes the worst is that deep."""
+    """The depth of colour is at most DEEPEST, and the worst mistake has that depth."""
     found = confusion.lay_out(_metrics(np.array([[5, 4, 1], [0, 9, 1], [0, 0, 10]])))
     heats = [[cell.heat for cell in row.cells] for row in found.rows]
     assert np.max(heats) == confusion.DEEPEST
@@ -30,9 +30,9 @@ def test_numbers_stay_readable_on_colour() -> None:
 
 
 def test_pairs_are_the_most_frequent_mistakes() -> None:
-    """Pairs come by images; right answers and pairs that never occurred are none."""
+    """Pairs are sorted by images, without correct predictions and empty cells."""
     found = confusion.lay_out(_metrics(np.array([[5, 4, 1], [7, 2, 1], [0, 0, 10]])))
-    assert [(one.label, one.called, one.images) for one in found.pairs] == [
+    assert [(pair.label, pair.predicted, pair.images) for pair in found.pairs] == [
         ("1", "0", 7),
         ("0", "1", 4),
         ("0", "2", 1),
@@ -43,7 +43,7 @@ def test_pairs_are_the_most_frequent_mistakes() -> None:
 
 @pytest.mark.parametrize(("labels", "side", "block"), [(21, 21, 1), (200, 200, 1), (401, 134, 3)])
 def test_large_matrices_are_drawn_whole(labels: int, side: int, block: int) -> None:
-    """Each mistake is in a drawn cell, and each drawn cell has a mistake."""
+    """The drawn cells are exactly the cells with mistakes."""
     rng = np.random.default_rng(labels)
     counts = np.eye(labels, dtype=np.int64) * 3
     np.add.at(counts, tuple(rng.integers(0, labels, (2, 5 * labels))), 1)
@@ -69,7 +69,7 @@ def test_deeper_cells_have_more_mistakes() -> None:
 
 
 def _metrics(counts: NDArray[np.int64]) -> Metrics:
-    """Return the metrics of answers that give this confusion matrix."""
+    """Return the metrics of predictions with this confusion matrix."""
     pairs = np.argwhere(counts >= 0).repeat(counts.ravel(), axis=0)
     names = tuple(map(str, range(len(counts))))
     return evaluate(pairs[:, 0], np.eye(len(counts))[pairs[:, 1]], names, folds=5)

@@ -1,4 +1,4 @@
-"""The map shows all classes, marks mistakes, and stays small."""
+"""Embedding map section: all classes are shown, mistakes are marked, the size is bounded."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from topwork.report.embedding_map import COLOURED, NAMED, lay_out, pick
 
 
 def test_small_classes_are_not_crowded_out() -> None:
-    """Of a large and a small class, all of the small one is picked, and the first of the large."""
+    """All rows of a small class and the first rows of a large class are picked."""
     targets = np.array([0] * 100 + [1] * 5)
     assert pick(targets, 20).tolist() == [*range(15), *range(100, 105)]
 
 
 def test_few_images_are_all_shown() -> None:
-    """Below the limit every image is on the map."""
+    """All images are on the map if there are at most POINTS."""
     found = lay_out(content())
     assert (found.shown, found.images) == (90, 90)
     assert sum(layer.marks.count("M") for layer in found.layers) == 90
@@ -24,7 +24,7 @@ def test_few_images_are_all_shown() -> None:
 
 
 def test_mistakes_have_rings() -> None:
-    """There are as many rings as images that were called wrong."""
+    """The number of rings is the number of misclassified images."""
     made = content()
     wrong = sum(map(sum, made.metrics.confusion)) - sum(
         row[index] for index, row in enumerate(made.metrics.confusion)
@@ -32,13 +32,13 @@ def test_mistakes_have_rings() -> None:
     assert lay_out(made).wrong.count("M") == wrong > 0
 
 
-def test_many_labels_share_a_grey() -> None:
-    """Of many labels those with the most mistakes have a colour, a shape and a name."""
+def test_many_labels_share_the_grey_layer() -> None:
+    """The labels with the most mistakes have a colour, a shape and a name; others are grey."""
     made = content([f"label {index:02}" for index in range(NAMED + 1)], images=10)
     found = lay_out(made)
     mistakes = {
-        one.label: one.images - row[index]
-        for index, (one, row) in enumerate(
+        quality.label: quality.images - row[index]
+        for index, (quality, row) in enumerate(
             zip(made.metrics.per_label, made.metrics.confusion, strict=True)
         )
     }
@@ -52,7 +52,7 @@ def test_many_labels_share_a_grey() -> None:
 
 
 def test_the_map_is_bounded() -> None:
-    """Of more images than POINTS only so many are drawn, and inside the picture."""
+    """At most POINTS images are drawn, all inside the picture."""
     found = lay_out(content(images=embedding_map.POINTS // 2))
     assert found.shown == embedding_map.POINTS
     starts = [
@@ -68,15 +68,15 @@ def test_the_map_is_bounded() -> None:
 
 
 def test_names_do_not_cover_each_other() -> None:
-    """Names that belong to the same place are moved apart, and stay in the picture."""
+    """Names with the same position are moved apart and stay inside the picture."""
     names = [(f"name {index}", index, 50.0, 50.0) for index in range(8)]
     placed = placement.place(names, width=400, height=300)
-    lines = sorted(one.y for one in placed)
+    lines = sorted(name.y for name in placed)
     assert np.diff(lines).min() >= placement.LINE
-    assert all(0 < one.y < 300 for one in placed)
+    assert all(0 < name.y < 300 for name in placed)
 
 
 def test_long_names_are_cut() -> None:
-    """A name of 100 characters is shortened on the map; the legend has all of it."""
+    """A name of 100 characters is shortened on the map."""
     (placed,) = placement.place([("a" * 100, 0, 5.0, 5.0)], width=640, height=460)
     assert placed.text == "a" * (placement.LONGEST - 1) + "\N{HORIZONTAL ELLIPSIS}"

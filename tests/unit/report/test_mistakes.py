@@ -1,4 +1,4 @@
-"""The images that are worth a look are found, and the worst come first."""
+"""Section on misclassified images: suspected label errors, then the most confident mistakes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from topwork.report.mistakes import SHOWN, gather
 
 
 def test_the_most_confident_mistakes_come_first() -> None:
-    """Only images that were called wrong are shown, by falling probability, and not too many."""
+    """At most SHOWN misclassified images are shown, sorted by descending confidence."""
     made = content(images=200)
     found = gather(made)
     assert len(found.others) == SHOWN < found.other_images
     assert found.other_images == sum(map(sum, made.metrics.confusion)) - sum(
         row[index] for index, row in enumerate(made.metrics.confusion)
     )
-    chances = [one.called_probability for one in found.others]
+    chances = [picture.predicted_probability for picture in found.others]
     assert chances == sorted(chances, reverse=True)
-    assert all(one.called != one.label for one in found.others)
+    assert all(picture.predicted != picture.label for picture in found.others)
 
 
-def test_a_picture_says_what_the_head_answered() -> None:
-    """Name, both labels and both probabilities are those of the image, wherever it was judged."""
+def test_picture_has_the_prediction_of_its_image() -> None:
+    """Name, labels and probabilities belong to the image, whatever the order of judged rows."""
     made = content()
     order = np.arange(len(made.exemplars))[::-1][:50]
     judged = Judged(rows=order, probabilities=made.judged.probabilities[order])
@@ -37,28 +37,28 @@ def test_a_picture_says_what_the_head_answered() -> None:
     chances = made.judged.probabilities[row]
     assert picture.label == made.exemplars.labels[made.exemplars.targets[row]]
     assert picture.label_probability == chances[made.exemplars.targets[row]]
-    assert picture.called == made.exemplars.labels[chances.argmax()]
-    assert picture.called_probability == chances.max()
+    assert picture.predicted == made.exemplars.labels[chances.argmax()]
+    assert picture.predicted_probability == chances.max()
 
 
 def test_suspected_labels_keep_the_order_of_the_audit() -> None:
-    """Suspected images come as the audit ranks them, and are not shown twice."""
+    """Suspected images are in the audit's order and are not listed again as mistakes."""
     made = content()
-    wrong = [one.name for one in gather(made).others]
+    wrong = [picture.name for picture in gather(made).others]
     found = gather(_suspecting(made, wrong[5], wrong[2]))
-    assert [one.name for one in found.suspected] == [wrong[5], wrong[2]]
-    assert not {wrong[5], wrong[2]} & {one.name for one in found.others}
+    assert [picture.name for picture in found.suspected] == [wrong[5], wrong[2]]
+    assert not {wrong[5], wrong[2]} & {picture.name for picture in found.others}
 
 
-def test_names_that_nobody_knows_are_passed_over() -> None:
-    """A suspected image that was not judged, or has no name, is left to the audit's list."""
+def test_unknown_file_names_are_ignored() -> None:
+    """A suspected image that was not evaluated, or has no name, is not shown."""
     found = gather(_suspecting(content(names=False), "folder/gone.jpg", ""))
     assert found.suspected == ()
     assert found.suspected_images == 0
 
 
-def test_thumbnails_travel_in_the_page() -> None:
-    """A thumbnail is a data: URI of the exemplar's own bytes."""
+def test_thumbnails_are_embedded_in_the_page() -> None:
+    """A thumbnail is a data: URI of the exemplar's bytes."""
     kind, _, encoded = gather(content()).others[0].thumbnail.partition(",")
     assert kind == "data:image/jpeg;base64"
     assert base64.b64decode(encoded) == JPEG

@@ -1,4 +1,4 @@
-"""The page says what its content says, is safe to open, and can be read by everyone."""
+"""The report page: facts, escaping, content security policy, accessibility and size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UGLY = (
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: elements with their attributes, and the text it shows."""
+    """Parsed page: elements with their attributes, and the text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -36,34 +36,40 @@ class Page(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note an element."""
+        """Record an element."""
         assert len(dict(attrs)) == len(attrs), f"{tag} has an attribute twice"
         self.elements.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        """Note text, that of the style sheet included."""
+        """Record text, including the style sheet."""
         self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        """Return the attributes of all elements of a kind."""
+        """Return the attributes of all elements with this tag."""
         return [attributes for name, attributes in self.elements if name == tag]
 
     def values(self, attribute: str) -> list[str]:
-        """Return all values of an attribute."""
-        return [value for _, one in self.elements if (value := one.get(attribute)) is not None]
+        """Return all values of ``attribute``."""
+        return [
+            value
+            for _, attributes in self.elements
+            if (value := attributes.get(attribute)) is not None
+        ]
 
 
 @pytest.fixture(scope="module")
 def page() -> Page:
-    """Return a page with all sections, and with names that are as bad as can be."""
+    """Return a page with all sections, whose names contain markup."""
     made = full(content(UGLY))
     making = replace(
         made.making,
         command="topwork-train fit '<b>photos</b>'",
         notes=("<i>note</i> & more",),
         findings=tuple(
-            replace(one, message="<u>found</u>", images=("<img src=x onerror=alert(1)>.jpg",) * 2)
-            for one in made.making.findings
+            replace(
+                finding, message="<u>found</u>", images=("<img src=x onerror=alert(1)>.jpg",) * 2
+            )
+            for finding in made.making.findings
         ),
     )
     names = tuple(f'"><img src=x onerror=alert({row})>.jpg' for row in range(len(made.exemplars)))
@@ -71,49 +77,51 @@ def page() -> Page:
     return Page(render(replace(made, making=making, exemplars=exemplars)))
 
 
-def test_equal_content_gives_an_equal_page() -> None:
-    """The page depends on its content and on nothing else."""
+def test_render_is_deterministic() -> None:
+    """The same content gives the same page."""
     assert render(full(content())) == render(full(content()))
 
 
-def test_the_headline_says_what_matters() -> None:
-    """Model, revision, time, accuracy with its interval, images and command are there in words."""
+def test_header_has_the_key_facts() -> None:
+    """The header has model, revision, time, accuracy with its interval, images and command."""
     made = full(content())
     text = " ".join(Page(render(made)).text.replace("\N{NARROW NO-BREAK SPACE}", " ").split())
     metrics = made.metrics
     for fact in (
         "flowers revision 2",
         "2026-03-01 14:05 UTC",
-        f"{100 * metrics.accuracy:.1f} % of images are named right",
+        f"{100 * metrics.accuracy:.1f} % accuracy: the share of 90 evaluated images",
         f"between {100 * metrics.accuracy_low:.1f} % and {100 * metrics.accuracy_high:.1f} %",
         "Images90",
         "Classes3",
-        "Unknown found70 %",
+        "Unknown detected70 %",
         "topwork-train fit photos",
         "The fine-tuned backbone was not taken.",
-        "judged by a head that saw no image of its part",
+        "evaluated by a head that was trained without its fold",
     ):
         assert fact.replace(" ", "") in text.replace(" ", "")
 
 
 @pytest.mark.parametrize("label", UGLY)
-def test_names_are_shown_as_they_are(page: Page, label: str) -> None:
-    """Whatever characters a label has, it is read as text: in tables, and in the map."""
+def test_labels_are_shown_as_text(page: Page, label: str) -> None:
+    """A label with any characters appears as text in tables and in the map."""
     assert page.text.count(label) >= 5
 
 
-def test_names_become_no_markup(page: Page) -> None:
-    """No label, file name, message or command adds an element or a handler to the page."""
+def test_user_text_is_escaped(page: Page) -> None:
+    """No label, file name, message or command adds an element or an event handler."""
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "i", "u", "iframe", "object", "embed", "form", "link"}
-    assert not [name for _, one in page.elements for name in one if name.startswith("on")]
-    assert {one["alt"] for one in page.all("img")} == {"Thumbnail"}
+    assert not [
+        name for _, attributes in page.elements for name in attributes if name.startswith("on")
+    ]
+    assert {image["alt"] for image in page.all("img")} == {"Thumbnail"}
     for text in ("<b>photos</b>", "<i>note</i> & more", "<u>found</u>", "onerror=alert(1)"):
         assert text in page.text
 
 
 def test_nothing_is_fetched(page: Page) -> None:
-    """Pictures are in the page, links stay in it, styles load nothing, and a policy says so."""
+    """Pictures are data: URIs, links are fragments, and a policy forbids all requests."""
     assert page.values("src")
     assert all(value.startswith("data:image/jpeg;base64,") for value in page.values("src"))
     assert all(value.startswith("#") for value in page.values("href"))
@@ -121,95 +129,101 @@ def test_nothing_is_fetched(page: Page) -> None:
         assert not page.values(attribute)
     raw = render(full(content()))
     assert not re.search(r"https?:|//|url\(|@import", re.sub(r'src="data:[^"]*"', "", raw))
-    assert [one["content"] for one in page.all("meta") if "http-equiv" in one] == [
+    assert [meta["content"] for meta in page.all("meta") if "http-equiv" in meta] == [
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         "base-uri 'none'; form-action 'none'"
     ]
     assert [tag for tag, _ in page.elements].index("style") > 3  # html, head, charset, policy
 
 
-def test_headings_leave_out_no_level(page: Page) -> None:
-    """There is one first heading, and none is more than a level below the one before."""
+def test_headings_skip_no_level(page: Page) -> None:
+    """There is one h1, and no heading is more than a level below the previous heading."""
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_tables_and_drawings_can_be_read_aloud(page: Page) -> None:
-    """Each header cell has a scope; each drawing has a title and a description, or is hidden."""
-    assert all(one.get("scope") in {"col", "row"} for one in page.all("th"))
+def test_tables_and_drawings_are_accessible(page: Page) -> None:
+    """Header cells have a scope; drawings have a title and a description, or are hidden."""
+    assert all(header.get("scope") in {"col", "row"} for header in page.all("th"))
     ids = page.values("id")
     assert len(ids) == len(set(ids))
-    for one in page.all("svg"):
-        if one.get("aria-hidden") != "true":
-            assert one["role"] == "img"
-            assert set((one["aria-labelledby"] or "").split()) <= set(ids)
-    assert sum(one.get("role") == "img" for one in page.all("svg")) == 2
+    for svg in page.all("svg"):
+        if svg.get("aria-hidden") != "true":
+            assert svg["role"] == "img"
+            assert set((svg["aria-labelledby"] or "").split()) <= set(ids)
+    assert sum(svg.get("role") == "img" for svg in page.all("svg")) == 2
     assert all(value[1:] in ids for value in page.values("href"))
 
 
-def test_a_page_says_nothing_of_what_there_is_not() -> None:
-    """Without parent, unknown, findings, names, thumbnails and mistakes the rest still stands."""
+def test_sections_without_content_are_left_out() -> None:
+    """A page without parent, unknown metrics, findings and mistakes has none of their sections."""
     page = Page(render(content(("cat", "dog"), mistakes=0, names=False, thumbnails=False)))
-    for title in ("What changed", "nothing it knows", "audit", "What was tried", "may be wrong"):
+    for title in (
+        "Comparison with",
+        "Out-of-distribution",
+        "audit",
+        "Model selection",
+        "Suspected label errors",
+    ):
         assert title not in page.text
-    assert "No judged image was called wrong." in page.text
+    assert "No evaluated image is misclassified." in page.text
     assert not page.all("img")
 
 
-def test_a_missing_thumbnail_is_said() -> None:
-    """A mistake without a picture has an empty place, not a broken image."""
+def test_mistake_without_thumbnail_has_a_placeholder() -> None:
+    """A mistake without a thumbnail has a placeholder, not a broken image."""
     page = Page(render(content(thumbnails=False)))
-    assert "no picture" in page.text
+    assert "no thumbnail" in page.text
     assert not page.all("img")
 
 
 def test_a_rejection_comes_first() -> None:
-    """A rejected revision says so at the top, with each reason as text, and in its title."""
+    """The page of a rejected revision has the rejection at the top and in its title."""
     page = Page(render(candidate(content(), rejected=True)))
     text = page.text
     for failure in FAILURES:
         assert failure in text
-    assert text.index("Rejected: this revision does not serve.") < text.index("named right")
+    assert text.index("Rejected: this revision does not serve.") < text.index("accuracy: the share")
     assert "revision 2 (rejected)" in text
-    assert "at most 2.0 points may be lost" in text
+    assert "accuracy on the old labels may drop by at most 2.0 points" in text
 
 
-def test_what_serves_was_not_rejected() -> None:
-    """Without a rejection the page does not speak of one."""
+def test_page_without_rejection_does_not_mention_one() -> None:
+    """The page of a revision that was not rejected does not contain the word."""
     assert "ejected" not in re.sub(
         r"<style>.*</style>", "", render(candidate(content())), flags=re.DOTALL
     )
 
 
-def test_a_candidate_shows_what_it_did() -> None:
-    """Recalls before and after, calibration, the taught label with its interval, confused pairs."""
+def test_candidate_page_shows_the_comparison() -> None:
+    """The comparison has recalls, the added label with its interval, and confused pairs."""
     page = render(candidate(content()))
     shown = Page(page).text.replace("\N{MINUS SIGN}", "-")
     text = " ".join(shown.replace("\N{NARROW NO-BREAK SPACE}", " ").split())
     for fact in (
-        "On the 2 labels that both know, accuracy is worse by 5.0 points",
-        "tulip, the label that was taught, is recognised in 40.0 % of its 30 images",
+        "On the 2 labels of both revisions, accuracy is worse by 5.0 points",
+        "tulip, has a recall of 40.0 %: the share of its 30 images that are recognised",
         "very likely between 25.0 % and 58.0 %",
-        "Accuracy on labels of both95.0 %90.0 %-5.0-8.0 to -2.0",
+        "Accuracy on common labels95.0 %90.0 %-5.0-8.0 to -2.0",
         "rose30100 %90.0 %-10.0",
         "tuliprose1860.0 %",
-        "the 60 images that both revisions judged",
+        "the 60 images that both revisions were evaluated on",
     ):
         assert fact in text
 
 
-def test_images_that_fine_tuning_saw_are_said_to_be_left_out() -> None:
-    """The headline says how many images were never judged."""
+def test_header_counts_images_seen_by_fine_tuning() -> None:
+    """The header has the number of images that were not evaluated."""
     made = content()
     seen = np.arange(len(made.exemplars)) < 7
     text = Page(render(replace(made, exemplars=replace(made.exemplars, seen=seen)))).text
-    assert "The 7 images that fine-tuning has seen are never judged." in text
+    assert "The 7 images that fine-tuning has seen are not evaluated." in text
 
 
-def test_half_a_surrogate_pair_can_be_written() -> None:
-    """A file name that is no valid Unicode does not stop the page from being stored."""
+def test_lone_surrogate_is_escaped() -> None:
+    """A page with a file name that is not valid Unicode can be encoded as UTF-8."""
     made = content(mistakes=1)
     names = ("torn\udce4.jpg",) * len(made.exemplars)
     page = render(replace(made, exemplars=replace(made.exemplars, names=names)))
@@ -219,14 +233,14 @@ def test_half_a_surrogate_pair_can_be_written() -> None:
 
 @pytest.mark.slow
 def test_a_thousand_labels_stay_small() -> None:
-    """1,000 labels with an answer in every corner of the matrix are a page of below 2 MB."""
+    """The page of 1,000 labels with mistakes all over the matrix is smaller than 2 MB."""
     labels = [f"species number {index:04}" for index in range(1000)]
     assert len(render(full(content(labels, images=4, mistakes=0.5))).encode()) < 2_000_000
 
 
 @pytest.mark.slow
 def test_a_candidate_of_many_labels_stays_small() -> None:
-    """1,000 labels, all of them changed, with findings of each, are a page of below 3 MB."""
+    """The page of 1,000 changed labels, each with findings, is smaller than 3 MB."""
     labels = [f"species number {index:04}" for index in range(1000)]
     made = candidate(full(content(labels, images=4, mistakes=0.5)), rejected=True)
     change = LabelChange(label="", images=4, recall_before=0.5, recall_after=0.25, lost=2, gained=1)
@@ -242,18 +256,18 @@ def test_a_candidate_of_many_labels_stays_small() -> None:
 
 
 def test_two_thousand_images_stay_small() -> None:
-    """2,000 images with thumbnails as large as real ones are a page of below 0.5 MB."""
+    """The page of 2,000 images with thumbnails of realistic size is smaller than 0.5 MB."""
     made = full(content(images=667))
     thumbnails = (b"\xff\xd8" + bytes(1998),) * len(made.exemplars)
     page = render(replace(made, exemplars=replace(made.exemplars, thumbnails=thumbnails)))
     assert len(page.encode()) < 500_000
 
 
-def test_a_label_that_was_never_judged_has_no_recall() -> None:
-    """Where fine-tuning saw all images of a label, the table says that it is not judged."""
+def test_label_without_evaluated_images_has_no_recall() -> None:
+    """A label whose images were all seen by fine-tuning is shown as not evaluated."""
     made = content()
-    kept = np.flatnonzero(made.exemplars.targets < 2)
-    targets, probabilities = made.exemplars.targets[kept], made.judged.probabilities[kept]
+    evaluated = np.flatnonzero(made.exemplars.targets < 2)
+    targets, probabilities = made.exemplars.targets[evaluated], made.judged.probabilities[evaluated]
     metrics = evaluate(targets, probabilities, made.manifest.labels, folds=5)
-    judged = Judged(rows=kept, probabilities=probabilities)
-    assert "not judged" in Page(render(replace(made, judged=judged, metrics=metrics))).text
+    judged = Judged(rows=evaluated, probabilities=probabilities)
+    assert "not evaluated" in Page(render(replace(made, judged=judged, metrics=metrics))).text

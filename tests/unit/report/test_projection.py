@@ -1,4 +1,4 @@
-"""The projection finds what sets classes apart, not what varies most."""
+"""The projection separates classes; it does not follow the largest variance."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from topwork.report.projection import project
 
 
-def test_classes_are_found_below_larger_variance() -> None:
-    """Classes that differ little, beside much that says nothing of them, lie apart."""
+def test_classes_are_separated_despite_larger_variance() -> None:
+    """Small class differences are found among dimensions of large, unrelated variance."""
     embeddings, targets = _cloud(classes=3, images=100, gap=3.0)
     noise = np.random.default_rng(1).normal(0, 5, (300, 3)).astype(np.float32)
     spread = np.column_stack([embeddings, noise])
@@ -19,8 +19,8 @@ def test_classes_are_found_below_larger_variance() -> None:
     assert _apart(project(spread, targets).places, targets) > 0.95
 
 
-def test_chance_makes_no_classes() -> None:
-    """Labels drawn at random stay mixed, even with more dimensions than images."""
+def test_random_labels_are_not_separated() -> None:
+    """Random labels stay mixed, even with more dimensions than images."""
     rng = np.random.default_rng(0)
     embeddings = rng.normal(size=(400, 800)).astype(np.float32)
     targets = rng.integers(0, 2, 400)
@@ -28,30 +28,30 @@ def test_chance_makes_no_classes() -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 60])
-def test_any_number_of_classes_has_a_place(classes: int) -> None:
-    """There are always two coordinates, all finite, and no more is shown than there is."""
+def test_project_returns_finite_coordinates(classes: int) -> None:
+    """Any number of classes gives two finite coordinates and a share between 0 and 1."""
     found = project(*_cloud(classes=classes, images=5, gap=2.0))
     assert found.places.shape == (5 * classes, 2)
     assert np.isfinite(found.places).all()
     assert 0 <= found.shown <= 1
 
 
-def test_two_classes_use_both_directions() -> None:
-    """Of two classes, the second direction shows how images of one class differ."""
+def test_two_classes_use_both_axes() -> None:
+    """With two classes, the second axis shows variance within the classes."""
     found = project(*_cloud(classes=2, images=50, gap=2.0))
     assert (found.places.std(axis=0) > 0.1).all()
     assert found.shown == pytest.approx(1)
 
 
-def test_equal_embeddings_are_one_place() -> None:
-    """Images that the backbone cannot tell apart at all do no harm."""
+def test_equal_embeddings_have_the_same_position() -> None:
+    """Equal embeddings are all at the origin."""
     found = project(np.ones((6, 4), dtype=np.float32), np.array([0, 0, 1, 1, 2, 2]))
     assert np.abs(found.places).max() < 1e-6
     assert found.shown == 0
 
 
-def test_a_map_is_not_turned_over() -> None:
-    """The furthest image is right, and above, whatever signs a decomposition chose."""
+def test_projection_has_fixed_signs() -> None:
+    """The coordinate of largest magnitude is positive on both axes."""
     places = project(*_cloud(classes=4, images=20, gap=2.0)).places
     furthest = np.abs(places).argmax(axis=0)
     assert (places[furthest, [0, 1]] > 0).all()

@@ -1,4 +1,4 @@
-"""The report's colours can be read, by day and by night."""
+"""Contrast of the report's colours in light and dark mode."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ def colours(request: pytest.FixtureRequest) -> dict[str, Colour]:
 
 @pytest.mark.parametrize("text", ["ink", "soft", "accent"])
 @pytest.mark.parametrize("ground", ["page", "card", "faint", "accent-soft"])
-def test_text_stands_out(colours: dict[str, Colour], text: str, ground: str) -> None:
-    """Text has a contrast of 4.5 or more to whatever it stands on (WCAG 2.2, level AA)."""
+def test_text_has_enough_contrast(colours: dict[str, Colour], text: str, ground: str) -> None:
+    """Text has a contrast of at least 4.5 to its background (WCAG 2.2, level AA)."""
     assert _contrast(colours[text], colours[ground]) >= 4.5
 
 
 @pytest.mark.parametrize("text", ["ink", "alarm"])
-def test_an_alarm_stands_out(colours: dict[str, Colour], text: str) -> None:
-    """What says that a revision was rejected can be read as well."""
+def test_rejection_has_enough_contrast(colours: dict[str, Colour], text: str) -> None:
+    """The rejection notice has a contrast of at least 4.5."""
     assert _contrast(colours[text], colours["alarm-soft"]) >= 4.5
 
 
 @pytest.mark.parametrize("heat", ["soft", "accent"])
-def test_numbers_on_heat_stand_out(colours: dict[str, Colour], heat: str) -> None:
-    """The deepest cell of the confusion matrix leaves its numbers readable."""
+def test_numbers_on_heat_have_enough_contrast(colours: dict[str, Colour], heat: str) -> None:
+    """Numbers in the deepest cell of the confusion matrix have a contrast of at least 4.5."""
     share = DEEPEST / 100
     mixed = tuple(
-        share * one + (1 - share) * other
-        for one, other in zip(colours[heat], colours["card"], strict=True)
+        share * channel + (1 - share) * other
+        for channel, other in zip(colours[heat], colours["card"], strict=True)
     )
     assert _contrast(colours["ink"], mixed) >= 4.5
 
 
 @pytest.mark.parametrize("label", [f"k{index}" for index in range(8)])
-def test_classes_stand_out(colours: dict[str, Colour], label: str) -> None:
-    """Marks and large names on the map have a contrast of 3 or more."""
+def test_classes_have_enough_contrast(colours: dict[str, Colour], label: str) -> None:
+    """Markers and large names on the map have a contrast of at least 3."""
     assert _contrast(colours[label], colours["card"]) >= 3
 
 
-def _contrast(one: Colour, other: Colour) -> float:
-    darker, lighter = sorted((_luminance(one), _luminance(other)))
+def _contrast(colour: Colour, other: Colour) -> float:
+    darker, lighter = sorted((_luminance(colour), _luminance(other)))
     return (lighter + 0.05) / (darker + 0.05)
 
 

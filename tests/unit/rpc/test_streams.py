@@ -64,13 +64,13 @@ class Engine:
         top_k: int,
         budget: float | None,
         flow: Flow | None,
-        patient: bool,
+        can_wait: bool,
     ) -> Classified:
         """Answer with the revision that was asked for."""
         self.inside += len(images)
         self.most = max(self.most, self.inside)
         self.budgets.append(budget)
-        self.callers.append((flow, patient))
+        self.callers.append((flow, can_wait))
         self.entered.set()
         try:
             if b"wait" in images:
@@ -193,7 +193,7 @@ def test_messages_of_a_stream_share_one_flow() -> None:
     _, engine = answers(*(message(n, b"ok") for n in range(5)))
     (caller,) = {id(flow) for flow, _ in engine.callers}
     assert caller != id(None)
-    assert {patient for _, patient in engine.callers} == {True}
+    assert {can_wait for _, can_wait in engine.callers} == {True}
 
 
 async def until(look: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""Room is given once, refused at once, and comes back."""
+"""Admission control: capacity is granted once, refused at once, and released."""
 
 from __future__ import annotations
 
@@ -9,143 +9,143 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topwork.errors import Overloaded
-from topwork.serving.admission import SURE, Admission
+from topwork.serving.admission import BUDGET_SHARE, Admission
 
 
 def an_image_a_second(images: int) -> float:
-    """Expect an image to take a second."""
+    """Return the expected seconds of ``images`` at one image per second."""
     return float(images)
 
 
-def test_what_has_no_room_is_refused_with_the_time_to_wait() -> None:
-    """Beyond the limit: Overloaded, with the numbers and when a retry makes sense."""
+def test_request_beyond_the_limit_is_refused_with_retry_after() -> None:
+    """Overloaded has the number of queued images, the limit and the delay before a retry."""
 
     async def scenario() -> None:
         admission = Admission(4, an_image_a_second)
-        await admission.enter(3, budget=None, patient=False)
+        await admission.acquire(3, budget=None, can_wait=False)
         with pytest.raises(
             Overloaded, match=r"3 images are queued, 2 more .* limit of 4"
         ) as caught:
-            await admission.enter(2, budget=None, patient=False)
+            await admission.acquire(2, budget=None, can_wait=False)
         assert (caught.value.reason, caught.value.retry_after) == ("OVERLOADED", 2.0)
-        await admission.enter(1, budget=None, patient=False)
-        assert admission.inside == 4
+        await admission.acquire(1, budget=None, can_wait=False)
+        assert admission.admitted == 4
 
     asyncio.run(scenario())
 
 
-def test_bytes_have_a_limit_of_their_own() -> None:
-    """Few images may be too long together; who is patient waits until there is room for theirs."""
+def test_bytes_have_a_separate_limit() -> None:
+    """A few large images may exceed the limit of bytes; a request that can wait waits."""
 
     async def scenario() -> None:
-        admission = Admission(100, an_image_a_second, most_bytes=1000)
-        await admission.enter(1, size=600, budget=None, patient=False)
+        admission = Admission(100, an_image_a_second, max_bytes=1000)
+        await admission.acquire(1, size=600, budget=None, can_wait=False)
         with pytest.raises(Overloaded, match=r"600 bytes of images are queued, 401 more .* 1000"):
-            await admission.enter(1, size=401, budget=None, patient=False)
-        await admission.enter(1, size=400, budget=None, patient=True)
-        waiting = asyncio.create_task(admission.enter(1, size=101, budget=None, patient=True))
+            await admission.acquire(1, size=401, budget=None, can_wait=False)
+        await admission.acquire(1, size=400, budget=None, can_wait=True)
+        waiting = asyncio.create_task(admission.acquire(1, size=101, budget=None, can_wait=True))
         await asyncio.sleep(0)
-        admission.leave(1, size=600, patient=False)
-        assert not waiting.done()  # half of the limit is for the patient
-        admission.leave(1, size=400, patient=True)
+        admission.release(1, size=600, can_wait=False)
+        assert not waiting.done()  # requests that can wait have half of the limit
+        admission.release(1, size=400, can_wait=True)
         await waiting
-        admission.leave(1, size=101, patient=True)
-        await admission.enter(1, size=5000, budget=None, patient=False)  # alone
+        admission.release(1, size=101, can_wait=True)
+        await admission.acquire(1, size=5000, budget=None, can_wait=False)  # alone
 
     asyncio.run(scenario())
 
 
-def test_what_has_no_time_is_refused() -> None:
-    """Images that might end after their budget are refused, unless nothing else is inside."""
+def test_request_that_would_miss_its_deadline_is_refused() -> None:
+    """Images that may finish after the budget are refused, unless no other image is admitted."""
 
     async def scenario() -> None:
         admission = Admission(100, an_image_a_second)
-        await admission.enter(7, budget=3.5, patient=False)
-        with pytest.raises(Overloaded, match=r"3 images would end in 3\.000 s") as caught:
-            await admission.enter(3, budget=3.5, patient=False)
+        await admission.acquire(7, budget=3.5, can_wait=False)
+        with pytest.raises(Overloaded, match=r"3 images would take 3\.000 s") as caught:
+            await admission.acquire(3, budget=3.5, can_wait=False)
         assert caught.value.reason == "NO_TIME"
-        assert caught.value.retry_after == pytest.approx(3.0 - SURE * 3.5)
-        await admission.enter(3, budget=4.0, patient=False)
+        assert caught.value.retry_after == pytest.approx(3.0 - BUDGET_SHARE * 3.5)
+        await admission.acquire(3, budget=4.0, can_wait=False)
 
     asyncio.run(scenario())
 
 
-def test_the_patient_wait_in_order() -> None:
-    """Who is patient gets room in order of coming, a large request before a small later one."""
+def test_waiting_requests_are_admitted_in_order_of_arrival() -> None:
+    """A large request is admitted before a small request that arrived later."""
 
     async def scenario() -> list[str]:
         admission = Admission(8, an_image_a_second)
         entered: list[str] = []
 
         async def come(name: str, images: int) -> None:
-            await admission.enter(images, budget=0.0, patient=True)
+            await admission.acquire(images, budget=0.0, can_wait=True)
             entered.append(name)
 
         await come("first", 3)
-        tasks = [asyncio.create_task(come(*one)) for one in (("large", 4), ("small", 1))]
+        tasks = [asyncio.create_task(come(*request)) for request in (("large", 4), ("small", 1))]
         await asyncio.sleep(0)
         assert entered == ["first"]
-        admission.leave(3, patient=True)
+        admission.release(3, can_wait=True)
         await asyncio.sleep(0)
         assert entered == ["first", "large"]
-        admission.leave(4, patient=True)
+        admission.release(4, can_wait=True)
         await asyncio.gather(*tasks)
         return entered
 
     assert asyncio.run(scenario()) == ["first", "large", "small"]
 
 
-def test_the_patient_leave_half_to_others() -> None:
-    """However much the patient want, others find half of the limit."""
+def test_requests_that_can_wait_use_half_of_the_limit() -> None:
+    """Half of the images stay available to requests that cannot wait."""
 
     async def scenario() -> None:
         admission = Admission(8, an_image_a_second)
         tasks = [
-            asyncio.create_task(admission.enter(2, budget=None, patient=True)) for _ in range(9)
+            asyncio.create_task(admission.acquire(2, budget=None, can_wait=True)) for _ in range(9)
         ]
         await asyncio.sleep(0)
-        assert admission.inside == 4
-        await admission.enter(4, budget=None, patient=False)
+        assert admission.admitted == 4
+        await admission.acquire(4, budget=None, can_wait=False)
         for task in tasks:
             task.cancel()
 
     asyncio.run(scenario())
 
 
-def test_the_patient_leave_half_of_the_bytes_to_others() -> None:
-    """Those that found room at once count as those that waited for it."""
+def test_requests_that_can_wait_use_half_of_the_bytes() -> None:
+    """Bytes count for requests that were admitted at once and for those that waited."""
 
     async def scenario() -> None:
-        admission = Admission(100, an_image_a_second, most_bytes=1000)
-        await admission.enter(1, size=300, budget=None, patient=True)
-        waiting = asyncio.create_task(admission.enter(1, size=201, budget=None, patient=True))
+        admission = Admission(100, an_image_a_second, max_bytes=1000)
+        await admission.acquire(1, size=300, budget=None, can_wait=True)
+        waiting = asyncio.create_task(admission.acquire(1, size=201, budget=None, can_wait=True))
         await asyncio.sleep(0)
-        assert admission.inside == 1
-        admission.leave(1, size=300, patient=True)
+        assert admission.admitted == 1
+        admission.release(1, size=300, can_wait=True)
         await waiting
-        late = asyncio.create_task(admission.enter(1, size=300, budget=None, patient=True))
+        late = asyncio.create_task(admission.acquire(1, size=300, budget=None, can_wait=True))
         await asyncio.sleep(0)
-        assert admission.inside == 1
+        assert admission.admitted == 1
         late.cancel()
 
     asyncio.run(scenario())
 
 
-def test_room_for_who_has_gone_is_given_back() -> None:
-    """A call that is cancelled in the moment in which it gets room leaves it to the next one."""
+def test_request_cancelled_at_admission_releases_its_capacity() -> None:
+    """A request cancelled at the moment of admission leaves the capacity to the next request."""
 
     async def scenario() -> None:
         admission = Admission(4, an_image_a_second)
-        await admission.enter(2, budget=None, patient=True)
+        await admission.acquire(2, budget=None, can_wait=True)
         gone, following = (
-            asyncio.create_task(admission.enter(2, budget=None, patient=True)) for _ in "12"
+            asyncio.create_task(admission.acquire(2, budget=None, can_wait=True)) for _ in "12"
         )
         await asyncio.sleep(0)
-        admission.leave(2, patient=True)
+        admission.release(2, can_wait=True)
         gone.cancel()
         async with asyncio.timeout(10):
             await following
-        assert (gone.cancelled(), admission.inside) == (True, 2)
+        assert (gone.cancelled(), admission.admitted) == (True, 2)
 
     asyncio.run(scenario())
 
@@ -157,42 +157,42 @@ def test_room_for_who_has_gone_is_given_back() -> None:
         max_size=60,
     )
 )
-def test_room_is_never_lost_nor_given_twice(steps: list[tuple[str, int]]) -> None:
-    """After any coming, waiting, giving up and leaving, as much room is there as at first."""
+def test_capacity_is_never_lost_nor_granted_twice(steps: list[tuple[str, int]]) -> None:
+    """All capacity is free again after any sequence of requests, cancellations and releases."""
 
     async def scenario() -> None:
         admission = Admission(6, an_image_a_second)
         held: list[tuple[int, bool]] = []
         waiting: list[asyncio.Task[None]] = []
 
-        async def come(images: int, *, patient: bool) -> None:
-            await admission.enter(images, budget=None, patient=patient)
-            held.append((images, patient))
+        async def come(images: int, *, can_wait: bool) -> None:
+            await admission.acquire(images, budget=None, can_wait=can_wait)
+            held.append((images, can_wait))
 
         def leave(number: int) -> None:
-            images, patient = held.pop(number % len(held))
-            admission.leave(images, patient=patient)
+            images, can_wait = held.pop(number % len(held))
+            admission.release(images, can_wait=can_wait)
 
         for step, number in steps:
             if step == "come":
                 try:
-                    await come(number, patient=False)
+                    await come(number, can_wait=False)
                 except Overloaded:
-                    assert admission.inside + number > 6
+                    assert admission.admitted + number > 6
             elif step == "wait":
-                waiting.append(asyncio.create_task(come(number, patient=True)))
+                waiting.append(asyncio.create_task(come(number, can_wait=True)))
             elif step == "leave" and held:
                 leave(number)
             elif step == "cancel" and waiting:
                 waiting[number % len(waiting)].cancel()
             else:
                 await asyncio.sleep(0)
-            assert admission.inside <= 9
+            assert admission.admitted <= 9
         for _ in range(3 * len(waiting) + 3):
             await asyncio.sleep(0)
             while held:
                 leave(0)
-        assert all(task.done() for task in waiting), "somebody waits for ever"
-        assert admission.inside == admission._patient_inside == 0
+        assert all(task.done() for task in waiting), "a request waits forever"
+        assert admission.admitted == admission._can_wait_admitted == 0
 
     asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""What a look at all serving.json files tells."""
+"""Change detection reads the stamps of all serving.json files."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Any
 import pytest
 
 from topwork.bundle.files import write_file
-from topwork.serving.change_detection import read_marks
+from topwork.serving.change_detection import read_stamps
 
 
 def model(root: Path, name: str) -> Path:
-    """Make a model that serves, and return its serving.json."""
+    """Create a model with a serving.json, and return its path."""
     path = root / name / "serving.json"
     write_file(path, b"{}")
     return path
 
 
-def test_models_are_those_that_serve(tmp_path: Path) -> None:
-    """Folders without a serving.json, other files, and names of no model are left out."""
+def test_read_stamps_ignores_other_entries(tmp_path: Path) -> None:
+    """Directories without a serving.json, files, and invalid model names are left out."""
     for name in ("roses", "roses (copy)", ".hidden"):
         model(tmp_path, name)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_bytes(b"")
-    assert list(read_marks(tmp_path, ())) == ["roses"]
+    assert list(read_stamps(tmp_path, ())) == ["roses"]
 
 
-def test_a_mark_changes_with_the_file(tmp_path: Path) -> None:
-    """A mark stays while its file does, and is another when it is replaced by an equal one."""
+def test_stamp_changes_when_the_file_is_replaced(tmp_path: Path) -> None:
+    """A stamp changes even if the new file has the same content."""
     path = model(tmp_path, "roses")
-    before = read_marks(tmp_path, ())
-    assert read_marks(tmp_path, before) == before
+    before = read_stamps(tmp_path, ())
+    assert read_stamps(tmp_path, before) == before
     write_file(path, b"{}")
-    assert read_marks(tmp_path, before) != before
+    assert read_stamps(tmp_path, before) != before
 
 
-def test_one_that_cannot_be_read_is_no_obstacle(
+def test_unreadable_model_does_not_affect_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model whose file system is away for a moment has no mark; the others have."""
+    """The stamp of a model with an OSError is None; other models have theirs."""
     for name in ("roses", "tulips"):
         model(tmp_path, name)
     stat = os.stat
@@ -52,12 +52,12 @@ def test_one_that_cannot_be_read_is_no_obstacle(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "stat", unsteady)
-        marks = read_marks(tmp_path, ())
-    assert marks["roses"] is None
-    assert marks["tulips"] is not None
+        stamps = read_stamps(tmp_path, ())
+    assert stamps["roses"] is None
+    assert stamps["tulips"] is not None
 
 
-def test_a_repository_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    """A missing directory is not taken for one without models."""
+def test_missing_directory_raises(tmp_path: Path) -> None:
+    """A missing directory is not an empty repository."""
     with pytest.raises(FileNotFoundError):
-        read_marks(tmp_path / "models", ())
+        read_stamps(tmp_path / "models", ())

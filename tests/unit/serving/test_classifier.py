@@ -1,4 +1,4 @@
-"""Classify answers each image in its place, and gives back what it took."""
+"""Classifier: results per image, deadlines, load shedding, and release of capacity."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ PHOTOS = {label: picture(label, 40) for label in LABELS}
 JUNK = b"no image at all"
 
 
-class Gate:
-    """A backbone that works while it is open, and counts the images that came to it."""
+class GatedBackbone:
+    """Backbone that counts images and blocks while its gate is closed."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.images = 0
@@ -58,7 +58,7 @@ class Gate:
         self._open.set()
 
     def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:
-        """Embed, once the gate is open."""
+        """Embed when the gate is open."""
         self.images += 1
         self.seen.append(pixels)
         assert self._open.wait(60), "the test forgot to open the gate"
@@ -68,18 +68,18 @@ class Gate:
             self._backbone.embed(pixels, deliver, present=present)
 
     def close(self) -> None:
-        """Hold what comes."""
+        """Block images."""
         self._open.clear()
 
     def open(self) -> None:
-        """Let everything through."""
+        """Let images pass."""
         self._open.set()
 
 
-class Desk:
-    """A classifier, its registry, and the gate before its backbone."""
+class Harness:
+    """Classifier with its registry and gated backbone."""
 
-    def __init__(self, classifier: Classifier, registry: Registry, gate: Gate) -> None:
+    def __init__(self, classifier: Classifier, registry: Registry, gate: GatedBackbone) -> None:
         self.classifier = classifier
         self.registry = registry
         self.gate = gate
@@ -87,15 +87,15 @@ class Desk:
     async def classify(
         self, *images: bytes, top_k: int = 0, budget: float | None = 60.0
     ) -> Classified:
-        """Ask the serving revision."""
+        """Classify with the serving revision."""
         return await self.classifier.classify("colours", images, top_k=top_k, budget=budget)
 
     def ask(self, count: int, budget: float | None = 60.0) -> asyncio.Task[Classified]:
-        """Ask about ``count`` images, in a task."""
+        """Start a task that classifies ``count`` images."""
         return asyncio.create_task(self.classify(*[PHOTOS["blue"]] * count, budget=budget))
 
     async def check_permits(self, queue_limit: int) -> None:
-        """Assert that exactly ``queue_limit`` images fit in, that is: all permits are back."""
+        """Assert that exactly ``queue_limit`` images are admitted: no capacity is lost."""
         self.gate.close()
         before = self.gate.images
         full = self.ask(queue_limit)
@@ -110,18 +110,18 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(
+async def started(
     repository: Repository,
     *,
     queue_limit: int = 64,
     limits: ServerLimits = DEFAULT_LIMITS,
     cores: int = 2,
-) -> AsyncIterator[Desk]:
-    """Yield a started classifier whose backbone stands behind a gate."""
-    gates: list[Gate] = []
+) -> AsyncIterator[Harness]:
+    """Yield a started classifier with a gated backbone."""
+    gates: list[GatedBackbone] = []
 
-    def behind_gate(*args: Any, **options: Any) -> Gate:
-        gates.append(Gate(open_backbone(*args, **options)))
+    def behind_gate(*args: Any, **options: Any) -> GatedBackbone:
+        gates.append(GatedBackbone(open_backbone(*args, **options)))
         return gates[-1]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -134,7 +134,7 @@ async def desk(
     )
     classifier.start()
     try:
-        yield Desk(classifier, registry, gate)
+        yield Harness(classifier, registry, gate)
     finally:
         gate.open()
         classifier.close()
@@ -142,10 +142,10 @@ async def desk(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that comes about in other threads."""
+    """Wait for a condition that another thread makes true."""
     deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
+        assert time.monotonic() < deadline, "the condition did not become true"
         await asyncio.sleep(0.001)
 
 
@@ -157,7 +157,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[asyncio.Runner]:
-    """Yield an event loop for many small questions."""
+    """Yield an event loop for many small scenarios."""
     with asyncio.Runner() as made:
         yield made
 
@@ -168,15 +168,13 @@ def best(result: ImageAnswer | ImageError) -> str:
     return result.predictions[0].label
 
 
-def test_bad_images_are_their_own_error_and_the_others_keep_their_places(
-    repository: Repository,
-) -> None:
-    """Results are in request order; a bad image is an error in its place, and names it."""
+def test_unreadable_image_is_an_error_in_its_position(repository: Repository) -> None:
+    """Results are in request order; an unreadable image is an error with its index."""
     images = [PHOTOS["green"], JUNK, PHOTOS["amber"], b"", PHOTOS["crimson"], PHOTOS["blue"][:200]]
 
     async def scenario() -> Classified:
-        async with desk(repository) as asked:
-            return await asked.classify(*images)
+        async with started(repository) as harness:
+            return await harness.classify(*images)
 
     results = asyncio.run(scenario()).results
     assert [best(results[place]) for place in (0, 2, 4)] == ["green", "amber", "crimson"]
@@ -187,24 +185,24 @@ def test_bad_images_are_their_own_error_and_the_others_keep_their_places(
     assert len(results) == 6
 
 
-def test_only_bad_images_is_an_answer_too(repository: Repository) -> None:
-    """A request without one good image is answered with its images' errors."""
+def test_request_with_only_unreadable_images_is_answered(repository: Repository) -> None:
+    """A request without a readable image is answered with one error per image."""
 
     async def scenario() -> Classified:
-        async with desk(repository) as asked:
-            return await asked.classify(JUNK, JUNK)
+        async with started(repository) as harness:
+            return await harness.classify(JUNK, JUNK)
 
-    assert [type(one) for one in asyncio.run(scenario()).results] == [ImageError, ImageError]
+    assert [type(result) for result in asyncio.run(scenario()).results] == [ImageError, ImageError]
 
 
-def test_an_image_beyond_the_limits_is_its_own_error(repository: Repository) -> None:
+def test_too_large_image_is_an_error_of_that_image(repository: Repository) -> None:
     """An image with too many bytes or pixels is refused alone, with the value and the limit."""
     limits = replace(DEFAULT_LIMITS, max_image_bytes=7_000, max_image_pixels=2_000)
     images = [PHOTOS["blue"], picture("blue", 0, size=(60, 50)), picture("blue", 0, size=(50, 41))]
 
     async def scenario() -> Classified:
-        async with desk(repository, limits=limits) as asked:
-            return await asked.classify(*images)
+        async with started(repository, limits=limits) as harness:
+            return await harness.classify(*images)
 
     small, *errors = asyncio.run(scenario()).results
     assert best(small) == "blue"
@@ -214,61 +212,65 @@ def test_an_image_beyond_the_limits_is_its_own_error(repository: Repository) -> 
         assert limit in str(error)
 
 
-def test_batch_result_is_single_result(repository: Repository) -> None:
-    """Whatever stands beside an image in a request or a micro-batch, its answer is the same."""
+def test_batch_result_equals_single_result(repository: Repository) -> None:
+    """The answer for an image does not depend on other images of the request or micro-batch."""
     with asyncio.Runner() as loop:
-        entered = desk(repository)
-        asked = loop.run(entered.__aenter__())
+        entered = started(repository)
+        harness = loop.run(entered.__aenter__())
         alone = {
-            label: loop.run(asked.classify(photo)).results[0] for label, photo in PHOTOS.items()
+            label: loop.run(harness.classify(photo)).results[0] for label, photo in PHOTOS.items()
         }
 
         @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
         @given(st.lists(st.sampled_from([*LABELS, "junk"]), min_size=1, max_size=20))
         def check(shown: list[str]) -> None:
-            answer = loop.run(asked.classify(*[PHOTOS.get(one, JUNK) for one in shown]))
+            answer = loop.run(harness.classify(*[PHOTOS.get(name, JUNK) for name in shown]))
             assert len(answer.results) == len(shown)
-            for one, result in zip(shown, answer.results, strict=True):
-                assert isinstance(result, ImageError) == (one == "junk")
+            for name, result in zip(shown, answer.results, strict=True):
+                assert isinstance(result, ImageError) == (name == "junk")
                 if not isinstance(result, ImageError):
-                    assert same(result, alone[one])
+                    assert same(result, alone[name])
 
         check()
         loop.run(entered.__aexit__(None, None, None))
 
 
 def same(left: ImageAnswer | ImageError, right: ImageAnswer | ImageError) -> bool:
-    """Return whether two results are the same but for the last bits of a product's order."""
+    """Return True if two results are equal up to rounding."""
     assert not isinstance(left, ImageError)
     assert not isinstance(right, ImageError)
-    there = {one.label: one.probability for one in right.predictions}
+    expected = {prediction.label: prediction.probability for prediction in right.predictions}
     return left.predictions[0].label == right.predictions[0].label and {
-        one.label: one.probability for one in left.predictions
-    } == pytest.approx(there, abs=1e-6)
+        prediction.label: prediction.probability for prediction in left.predictions
+    } == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize(("top_k", "given_back"), [(1, 1), (3, 3), (6, 6), (7, 6), (0, 5)])
-def test_top_k(tmp_path: Path, top_k: int, given_back: int) -> None:
-    """The top_k most probable labels come, 5 when it is 0, all when it is more than there are."""
+@pytest.mark.parametrize(("top_k", "expected"), [(1, 1), (3, 3), (6, 6), (7, 6), (0, 5)])
+def test_top_k(tmp_path: Path, top_k: int, expected: int) -> None:
+    """The top_k most probable labels are returned: 5 if it is 0, at most all labels."""
     made = Repository(tmp_path)
     photos = {f"label-{index}": pictures("amber", 5, start=5 * index) for index in range(6)}
     tiny.publish(made, "colours", tiny.embed_pictures(photos))
 
     async def scenario() -> Classified:
-        async with desk(made) as asked:
-            return await asked.classify(PHOTOS["amber"], top_k=top_k)
+        async with started(made) as harness:
+            return await harness.classify(PHOTOS["amber"], top_k=top_k)
 
     (result,) = asyncio.run(scenario()).results
     assert not isinstance(result, ImageError)
-    probabilities = [one.probability for one in result.predictions]
-    assert len({one.label for one in result.predictions}) == len(result.predictions) == given_back
+    probabilities = [prediction.probability for prediction in result.predictions]
+    assert (
+        len({prediction.label for prediction in result.predictions})
+        == len(result.predictions)
+        == expected
+    )
     assert probabilities == sorted(probabilities, reverse=True)
-    if given_back == 6:
+    if expected == 6:
         assert sum(probabilities) == pytest.approx(1, abs=1e-6)
 
 
-def test_equal_probabilities_come_in_label_order(colours: Repository) -> None:
-    """Labels that are equally probable are in the order of the labels."""
+def test_ties_are_sorted_by_label(colours: Repository) -> None:
+    """Labels of equal probability are in label order."""
     manifest = colours.manifest("colours", 1)
     head = tiny.linear_head(
         np.zeros((4, tiny.WIDTH), dtype=np.float32), np.array([0, 1, 0, 1], dtype=np.float32)
@@ -278,38 +280,43 @@ def test_equal_probabilities_come_in_label_order(colours: Repository) -> None:
     colours.set_serving("colours", made.revision, why="test")
 
     async def scenario() -> Classified:
-        async with desk(colours) as asked:
-            return await asked.classify(PHOTOS["green"])
+        async with started(colours) as harness:
+            return await harness.classify(PHOTOS["green"])
 
     (result,) = asyncio.run(scenario()).results
     assert not isinstance(result, ImageError)
-    assert [one.label for one in result.predictions] == ["blue", "green", "amber", "crimson"]
+    assert [prediction.label for prediction in result.predictions] == [
+        "blue",
+        "green",
+        "amber",
+        "crimson",
+    ]
 
 
-@pytest.mark.parametrize(("beyond", "called"), [(0, True), (1, False), (-1, True)])
-def test_an_image_at_the_threshold_is_called_unknown(
-    colours: Repository, beyond: int, called: bool
+@pytest.mark.parametrize(("direction", "is_unknown"), [(0, True), (1, False), (-1, True)])
+def test_image_at_the_threshold_is_unknown(
+    colours: Repository, direction: int, is_unknown: bool
 ) -> None:
-    """The threshold belongs to the unknown, as where it was chosen; the next number is beyond."""
+    """An image is unknown if its probability is at least the threshold."""
 
     async def ask() -> ImageAnswer:
-        async with desk(colours) as asked:
-            (result,) = (await asked.classify(PHOTOS["green"])).results
+        async with started(colours) as harness:
+            (result,) = (await harness.classify(PHOTOS["green"])).results
         assert not isinstance(result, ImageError)
         return result
 
     probability = asyncio.run(ask()).unknown_probability
     assert probability is not None
-    threshold = np.nextafter(probability, probability + beyond)
+    threshold = np.nextafter(probability, probability + direction)
     manifest = colours.manifest("colours", 1)
     moved = replace(manifest, chosen=replace(manifest.chosen, unknown_threshold=float(threshold)))
     colours.set_serving("colours", tiny.publish_copy(colours, moved).revision, why="test")
     result = asyncio.run(ask())
-    assert (result.unknown_probability, result.is_unknown) == (probability, called)
+    assert (result.unknown_probability, result.is_unknown) == (probability, is_unknown)
 
 
-class Given:
-    """A picture that its sender preprocessed."""
+class Preprocessed:
+    """Start a task that classifies ``count`` images."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -324,52 +331,54 @@ class Given:
         return preprocess(PHOTOS[self._label], spec)
 
 
-def test_the_numbers_behind_the_predictions(repository: Repository) -> None:
-    """Encoded or preprocessed, a row each: the probabilities of classify, logits, embeddings."""
+def test_infer_returns_arrays(repository: Repository) -> None:
+    """Encoded and preprocessed images have one row of probabilities, logits and embeddings each."""
 
     async def scenario() -> None:
-        async with desk(repository) as asked:
+        async with started(repository) as harness:
             shown = ["green", "amber", "blue"]
-            answer = await asked.classify(*[PHOTOS[label] for label in shown])
-            images: list[ImageInput] = [PHOTOS["green"], Given("amber"), PHOTOS["blue"]]
-            found = await asked.classifier.infer("colours", images, logits=True)
+            answer = await harness.classify(*[PHOTOS[label] for label in shown])
+            images: list[ImageInput] = [PHOTOS["green"], Preprocessed("amber"), PHOTOS["blue"]]
+            found = await harness.classifier.infer("colours", images, logits=True)
             assert (found.revision, found.labels) == (1, LABELS)
             for row, result in zip(found.probabilities, answer.results, strict=True):
                 assert not isinstance(result, ImageError)
-                for one in result.predictions:
-                    assert row[LABELS.index(one.label)] == pytest.approx(one.probability, abs=1e-6)
+                for prediction in result.predictions:
+                    assert row[LABELS.index(prediction.label)] == pytest.approx(
+                        prediction.probability, abs=1e-6
+                    )
             assert found.logits is not None
-            assert found.logits.argmax(axis=1).tolist() == [LABELS.index(one) for one in shown]
+            assert found.logits.argmax(axis=1).tolist() == [LABELS.index(label) for label in shown]
             pixels = preprocess(PHOTOS["amber"], tiny.SPEC)
             means = pixels.reshape(4, 4, 4, 4, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
             np.testing.assert_allclose(found.embeddings[1], means.ravel(), rtol=1e-5)
-            assert (await asked.classifier.infer("colours", images)).logits is None
+            assert (await harness.classifier.infer("colours", images)).logits is None
 
     asyncio.run(scenario())
 
 
-def test_an_image_that_fails_fails_the_numbers(repository: Repository) -> None:
-    """The first bad image is the request's error, which has its index; the permits are back."""
+def test_infer_raises_the_first_image_error(repository: Repository) -> None:
+    """The first unreadable image fails the request, with its index; all capacity is released."""
 
     async def scenario() -> None:
-        async with desk(repository, queue_limit=4) as asked:
+        async with started(repository, queue_limit=4) as harness:
             images = [PHOTOS["green"], JUNK, PHOTOS["amber"], b""]
             with pytest.raises(ImageError, match=r"^image 1: the image \(15 bytes\)") as caught:
-                await asked.classifier.infer("colours", images)
+                await harness.classifier.infer("colours", images)
             assert (caught.value.field, caught.value.reason) == ("images[1]", "IMAGE_UNREADABLE")
-            await asked.check_permits(4)
+            await harness.check_permits(4)
 
     asyncio.run(scenario())
 
 
-def test_what_was_done_is_counted(repository: Repository) -> None:
-    """Answered requests with good images and seconds, of both kinds; failed ones by themselves."""
+def test_statistics_count_requests_and_images(repository: Repository) -> None:
+    """Answered requests are counted with images and seconds; failed requests separately."""
 
     async def scenario() -> None:
-        async with desk(repository, queue_limit=4) as asked:
-            statistics = asked.classifier.statistics
+        async with started(repository, queue_limit=4) as harness:
+            statistics = harness.classifier.statistics
             assert statistics.of("colours") == {}
-            answer = await asked.classify(PHOTOS["green"], JUNK)
+            answer = await harness.classify(PHOTOS["green"], JUNK)
             done = statistics.of("colours")[1]
             timings = answer.timings
             assert (done.answered, done.failed, done.images, done.runs) == (1, 0, 1, 1.0)
@@ -379,14 +388,14 @@ def test_what_was_done_is_counted(repository: Repository) -> None:
                 timings.decode,
             )
             assert (done.backbone, done.head) == (timings.backbone, timings.head)
-            await asked.classifier.infer("colours", [PHOTOS["blue"]] * 3)
+            await harness.classifier.infer("colours", [PHOTOS["blue"]] * 3)
             assert (done.answered, done.failed, done.images, done.runs) == (2, 0, 4, 4.0)
             with pytest.raises(ImageError):
-                await asked.classifier.infer("colours", [JUNK])
-            asked.gate.close()
+                await harness.classifier.infer("colours", [JUNK])
+            harness.gate.close()
             with pytest.raises(DeadlinePassed):
-                await asked.classify(PHOTOS["blue"], budget=0.01)
-            asked.gate.open()
+                await harness.classify(PHOTOS["blue"], budget=0.01)
+            harness.gate.open()
             assert (done.answered, done.failed, done.images) == (2, 2, 4)
             assert done.failed_total >= 0.01
 
@@ -402,14 +411,16 @@ def test_what_was_done_is_counted(repository: Repository) -> None:
         (1, {"revision": -3}, "revision"),
     ],
 )
-def test_a_wrong_request_is_refused(
+def test_invalid_request_is_refused(
     repository: Repository, images: int, options: dict[str, Any], field: str
 ) -> None:
-    """No image, too many, a negative top_k or revision: InvalidInput that names the field."""
+    """InvalidInput for a wrong number of images, or a negative top_k or revision, has the field."""
 
     async def scenario() -> None:
-        async with desk(repository, limits=replace(DEFAULT_LIMITS, max_images_per_request=4)) as at:
-            await at.classifier.classify("colours", [PHOTOS["blue"]] * images, **options)
+        async with started(
+            repository, limits=replace(DEFAULT_LIMITS, max_images_per_request=4)
+        ) as harness:
+            await harness.classifier.classify("colours", [PHOTOS["blue"]] * images, **options)
 
     with pytest.raises(InvalidInput) as caught:
         asyncio.run(scenario())
@@ -420,53 +431,53 @@ def test_a_wrong_request_is_refused(
     ("model", "revision", "named"),
     [("colors", 0, "models/colors"), ("colours", 9, "models/colours/revisions/9")],
 )
-def test_what_is_not_there_is_not_found(
+def test_unknown_model_or_revision_is_not_found(
     repository: Repository, model: str, revision: int, named: str
 ) -> None:
-    """An unknown model or revision is NotFound, and names it."""
+    """NotFound has the name of the model or revision."""
 
     async def scenario() -> None:
-        async with desk(repository) as asked:
-            await asked.classifier.classify(model, [PHOTOS["blue"]], revision=revision)
+        async with started(repository) as harness:
+            await harness.classifier.classify(model, [PHOTOS["blue"]], revision=revision)
 
     with pytest.raises(NotFound) as caught:
         asyncio.run(scenario())
     assert caught.value.resource == named
 
 
-def test_a_spent_budget_ends_the_request(repository: Repository) -> None:
-    """A request whose budget is spent is DeadlinePassed, what waits is dropped, permits are back.
+def test_request_past_its_deadline_is_dropped(repository: Repository) -> None:
+    """A request past its deadline is DeadlinePassed, leaves the queue, and releases its capacity.
 
-    The two runners hold one image each; of the other images none may reach the backbone.
+    The two threads hold one image each; no other image may reach the backbone.
     """
 
     async def scenario() -> int:
-        async with desk(repository, queue_limit=6) as asked:
-            asked.gate.close()
-            late = asked.ask(6, budget=0.2)
+        async with started(repository, queue_limit=6) as harness:
+            harness.gate.close()
+            late = harness.ask(6, budget=0.2)
             with pytest.raises(DeadlinePassed, match=r"6 images .* 0\.200 s"):
                 await late
-            asked.gate.open()
-            await asked.classify(PHOTOS["blue"])
-            images = asked.gate.images
-            await asked.check_permits(6)
+            harness.gate.open()
+            await harness.classify(PHOTOS["blue"])
+            images = harness.gate.images
+            await harness.check_permits(6)
             return images
 
     assert asyncio.run(scenario()) <= 2 + 1
 
 
-def test_the_earliest_deadline_is_first(repository: Repository) -> None:
-    """Of requests that wait in the same turn that with the least budget is next; without one last.
+def test_earliest_deadline_is_served_first(repository: Repository) -> None:
+    """In the same turn the earliest deadline is first; requests without a deadline are last.
 
-    So it is for both ways to ask.
+    This holds for classify and infer.
     """
 
     async def scenario() -> list[str]:
-        async with desk(repository, cores=1) as asked:
-            asked.gate.close()
-            first = asked.ask(1)
-            await until(lambda: asked.gate.images == 1)
-            classify, infer = asked.classifier.classify, asked.classifier.infer
+        async with started(repository, cores=1) as harness:
+            harness.gate.close()
+            first = harness.ask(1)
+            await until(lambda: harness.gate.images == 1)
+            classify, infer = harness.classifier.classify, harness.classifier.infer
             waiting = [
                 asyncio.create_task(ask("colours", [PHOTOS[label]], budget=budget))
                 for ask, label, budget in (
@@ -476,16 +487,16 @@ def test_the_earliest_deadline_is_first(repository: Repository) -> None:
                     (infer, "crimson", 30.0),
                 )
             ]
-            await until(lambda: asked.classifier._scheduler.waiting() == 4)
-            asked.gate.open()
+            await until(lambda: harness.classifier._scheduler.waiting() == 4)
+            harness.gate.open()
             await asyncio.gather(first, *waiting)
-            return [shown(pixels) for pixels in asked.gate.seen[1:]]
+            return [shown(pixels) for pixels in harness.gate.seen[1:]]
 
     assert asyncio.run(scenario()) == ["crimson", "blue", "green", "amber"]
 
 
 def shown(pixels: Pixels) -> str:
-    """Return the label of the photo that has these pixels."""
+    """Return the label of the photo with these pixels."""
     return next(
         label
         for label, photo in PHOTOS.items()
@@ -493,25 +504,25 @@ def shown(pixels: Pixels) -> str:
     )
 
 
-def test_the_budget_covers_the_loading_of_an_old_revision(
+def test_deadline_includes_loading_a_revision(
     colours: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request for a revision that takes long to load ends with its budget as any other."""
+    """A request for a revision that loads slowly ends at its deadline."""
     loading = threading.Event()
     manifest = colours.manifest("colours", 1)
     tiny.publish_copy(colours, manifest)
 
     async def scenario() -> bool:
-        async with desk(colours) as asked:
-            load = asked.registry._load_head
+        async with started(colours) as harness:
+            load = harness.registry._load_head
 
             def slow(manifest: Manifest, width: int) -> object:
                 loading.wait(60)
                 return load(manifest, width)
 
-            monkeypatch.setattr(asked.registry, "_load_head", slow)
+            monkeypatch.setattr(harness.registry, "_load_head", slow)
             task = asyncio.create_task(
-                asked.classifier.classify("colours", [PHOTOS["blue"]], revision=2, budget=0.05)
+                harness.classifier.classify("colours", [PHOTOS["blue"]], revision=2, budget=0.05)
             )
             await asyncio.wait({task}, timeout=1)
             in_time = task.done()
@@ -523,41 +534,41 @@ def test_the_budget_covers_the_loading_of_an_old_revision(
     assert asyncio.run(scenario())
 
 
-def test_overload_is_refused_at_once_and_passes(repository: Repository) -> None:
-    """What does not fit is Overloaded and told when to retry; what fits is taken; later all is."""
+def test_overload_is_refused_at_once(repository: Repository) -> None:
+    """A request beyond the capacity is Overloaded with a retry delay; others are answered."""
 
     async def scenario() -> Overloaded:
-        async with desk(repository, queue_limit=4) as asked:
-            asked.gate.close()
-            first = asked.ask(3)
-            await until(lambda: asked.gate.images > 0)
+        async with started(repository, queue_limit=4) as harness:
+            harness.gate.close()
+            first = harness.ask(3)
+            await until(lambda: harness.gate.images > 0)
             with pytest.raises(Overloaded) as caught:
-                await asked.classify(PHOTOS["blue"], PHOTOS["blue"])
-            second = asked.ask(1)
-            asked.gate.open()
+                await harness.classify(PHOTOS["blue"], PHOTOS["blue"])
+            second = harness.ask(1)
+            harness.gate.open()
             await asyncio.gather(first, second)
-            await asked.check_permits(4)
+            await harness.check_permits(4)
             return caught.value
 
     error = asyncio.run(scenario())
     assert error.retry_after > 0
-    assert "3 images are queued, 2 more would pass the limit of 4" in str(error)
+    assert "3 images are queued, 2 more would exceed the limit of 4" in str(error)
 
 
-def test_who_has_no_time_is_refused_at_once(repository: Repository) -> None:
-    """A short budget behind a long queue is NO_TIME before it is spent; a longer one is let in."""
+def test_request_that_would_miss_its_deadline_is_refused_at_once(repository: Repository) -> None:
+    """A short budget behind a long queue is refused with NO_TIME; a longer budget is admitted."""
 
     async def scenario() -> Overloaded:
-        async with desk(repository) as asked:
-            asked.gate.close()
-            first = asked.ask(40)
-            await until(lambda: asked.gate.images == 2)
+        async with started(repository) as harness:
+            harness.gate.close()
+            first = harness.ask(40)
+            await until(lambda: harness.gate.images == 2)
             with pytest.raises(Overloaded) as caught:
-                await asked.ask(10, budget=0.1)
-            second = asked.ask(10, budget=60.0)
-            asked.gate.open()
+                await harness.ask(10, budget=0.1)
+            second = harness.ask(10, budget=60.0)
+            harness.gate.open()
             await asyncio.gather(first, second)
-            await asked.check_permits(64)
+            await harness.check_permits(64)
             return caught.value
 
     error = asyncio.run(scenario())
@@ -566,59 +577,59 @@ def test_who_has_no_time_is_refused_at_once(repository: Repository) -> None:
     assert "the call has 0.100 s" in str(error)
 
 
-def test_the_patient_wait_for_room(repository: Repository) -> None:
-    """Who is patient is not refused when there is no room or no time, but answered later."""
+def test_call_that_can_wait_waits_for_capacity(repository: Repository) -> None:
+    """A call that can wait is not refused for lack of capacity or time, but answered later."""
 
     async def scenario() -> tuple[Classified, Classified]:
-        async with desk(repository, queue_limit=4) as asked:
-            asked.gate.close()
-            first = asked.ask(4)
-            await until(lambda: asked.gate.images == 2)
+        async with started(repository, queue_limit=4) as harness:
+            harness.gate.close()
+            first = harness.ask(4)
+            await until(lambda: harness.gate.images == 2)
             waiting = [
                 asyncio.create_task(
-                    asked.classifier.classify(
-                        "colours", [PHOTOS[label]] * 2, budget=60.0, patient=True
+                    harness.classifier.classify(
+                        "colours", [PHOTOS[label]] * 2, budget=60.0, can_wait=True
                     )
                 )
                 for label in ("green", "amber")
             ]
             with pytest.raises(Overloaded):
-                await asked.ask(1)
+                await harness.ask(1)
             assert not any(task.done() for task in waiting)
-            asked.gate.open()
+            harness.gate.open()
             await first
             green, amber = await asyncio.gather(*waiting)
-            await asked.check_permits(4)
+            await harness.check_permits(4)
             return green, amber
 
     for classified, label in zip(asyncio.run(scenario()), ("green", "amber"), strict=True):
-        assert [best(one) for one in classified.results] == [label] * 2
+        assert [best(result) for result in classified.results] == [label] * 2
 
 
-def test_the_patient_wait_within_their_budget(repository: Repository) -> None:
-    """Who waits for room until the budget is spent is DeadlinePassed, and takes no room."""
+def test_call_that_can_wait_has_a_deadline(repository: Repository) -> None:
+    """A call that waits for capacity past its deadline is DeadlinePassed and takes no capacity."""
 
     async def scenario() -> None:
-        async with desk(repository, queue_limit=4) as asked:
-            asked.gate.close()
-            first = asked.ask(4)
-            await until(lambda: asked.gate.images == 2)
+        async with started(repository, queue_limit=4) as harness:
+            harness.gate.close()
+            first = harness.ask(4)
+            await until(lambda: harness.gate.images == 2)
             with pytest.raises(DeadlinePassed, match=r"1 images .* 0\.100 s"):
-                await asked.classifier.classify(
-                    "colours", [PHOTOS["green"]], budget=0.1, patient=True
+                await harness.classifier.classify(
+                    "colours", [PHOTOS["green"]], budget=0.1, can_wait=True
                 )
-            asked.gate.open()
+            harness.gate.open()
             await first
-            await asked.check_permits(4)
+            await harness.check_permits(4)
 
     asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_calls_of_one_flow_share_a_place(
+def test_calls_of_one_flow_share_their_turns(
     repository: Repository, monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
-    """A late caller comes before all but the first calls of a flow, but after callers apart."""
+    """A late caller precedes all but the first calls of a flow, but not calls of separate flows."""
     taken: list[bytes] = []
 
     def noting(content: bytes, *args: Any, **options: Any) -> Pixels:
@@ -626,59 +637,59 @@ def test_calls_of_one_flow_share_a_place(
         return preprocess(content, *args, **options)
 
     async def scenario() -> int:
-        async with desk(repository) as asked:
+        async with started(repository) as harness:
             monkeypatch.setattr(classify_batch, "preprocess", noting)
-            asked.gate.close()
-            first = asked.ask(2)
-            await until(lambda: asked.gate.images == 2)
+            harness.gate.close()
+            first = harness.ask(2)
+            await until(lambda: harness.gate.images == 2)
             flow = Flow()
             early = [
                 asyncio.create_task(
-                    asked.classifier.classify(
+                    harness.classifier.classify(
                         "colours", [PHOTOS["amber"]], flow=flow if shared else None
                     )
                 )
                 for _ in range(8)
             ]
-            late = asyncio.create_task(asked.classify(PHOTOS["green"], budget=None))
+            late = asyncio.create_task(harness.classify(PHOTOS["green"], budget=None))
             await asyncio.sleep(0)  # all are in the queue, in this order
-            asked.gate.open()
+            harness.gate.open()
             await asyncio.gather(first, *early, late)
             return taken.index(PHOTOS["green"]) - 2
 
     place = asyncio.run(scenario())
-    # Of two threads the second may be the first to decode what it took.
+    # Either of the two threads may decode first.
     assert place in ({0, 1, 2} if shared else {7, 8})
 
 
-def test_a_request_larger_than_the_queue_is_taken_alone(repository: Repository) -> None:
-    """More images than the queue holds are answered when nothing else is in it, else refused."""
+def test_request_larger_than_the_queue_is_admitted_alone(repository: Repository) -> None:
+    """More images than the queue's limit are admitted only if no other image is."""
 
     async def scenario() -> int:
-        async with desk(repository, queue_limit=2) as asked:
-            answer = await asked.ask(5)
-            asked.gate.close()
-            other = asked.ask(1)
-            await until(lambda: asked.gate.images == 6)
+        async with started(repository, queue_limit=2) as harness:
+            answer = await harness.ask(5)
+            harness.gate.close()
+            other = harness.ask(1)
+            await until(lambda: harness.gate.images == 6)
             with pytest.raises(Overloaded):
-                await asked.ask(5)
-            asked.gate.open()
+                await harness.ask(5)
+            harness.gate.open()
             await other
             return len(answer.results)
 
     assert asyncio.run(scenario()) == 5
 
 
-def test_a_broken_backbone_costs_no_permit(repository: Repository) -> None:
-    """An unexpected error of the backbone reaches the caller, and its permits come back."""
+def test_backbone_error_releases_the_capacity(repository: Repository) -> None:
+    """An unexpected error of the backbone reaches the caller, and its capacity is released."""
 
     async def scenario() -> None:
-        async with desk(repository, queue_limit=4) as asked:
-            asked.gate.broken = True
+        async with started(repository, queue_limit=4) as harness:
+            harness.gate.broken = True
             with pytest.raises(ArithmeticError):
-                await asked.ask(4)
-            asked.gate.broken = False
-            await asked.check_permits(4)
+                await harness.ask(4)
+            harness.gate.broken = False
+            await harness.check_permits(4)
 
     asyncio.run(scenario())
 
@@ -696,50 +707,50 @@ def test_a_broken_backbone_costs_no_permit(repository: Repository) -> None:
         max_size=30,
     )
 )
-def test_permits_come_back_whatever_happens(
+def test_capacity_is_always_released(
     repository: Repository,
     runner: asyncio.Runner,
     steps: list[tuple[str, int]],
 ) -> None:
-    """After any mix of answers, refusals, deadlines and cancellations all permits are back."""
+    """All capacity is available after any mix of answers, refusals, deadlines and cancellations."""
 
     async def scenario() -> None:
-        async with desk(repository, queue_limit=6) as asked:
+        async with started(repository, queue_limit=6) as harness:
             tasks: list[asyncio.Task[Classified]] = []
             given_up: set[asyncio.Task[Classified]] = set()
             for step, number in steps:
                 if step == "ask":
-                    tasks.append(asked.ask(number))
+                    tasks.append(harness.ask(number))
                 elif step == "hurry":
-                    tasks.append(asked.ask(number, budget=0.0))
+                    tasks.append(harness.ask(number, budget=0.0))
                 elif step == "cancel" and tasks:
                     task = tasks[number % len(tasks)]
                     if task.cancel():
                         given_up.add(task)
                 elif step == "gate":
-                    (asked.gate.open if number else asked.gate.close)()
+                    (harness.gate.open if number else harness.gate.close)()
                 elif step == "turn":
                     await asyncio.sleep(0.0005 * number)
-            asked.gate.open()
+            harness.gate.open()
             ends = await asyncio.gather(*tasks, return_exceptions=True)
             for task, end in zip(tasks, ends, strict=True):
                 if isinstance(end, Classified):
-                    assert [best(one) for one in end.results] == ["blue"] * len(end.results)
+                    assert [best(result) for result in end.results] == ["blue"] * len(end.results)
                 elif isinstance(end, asyncio.CancelledError):
                     assert task in given_up
                 else:
                     assert isinstance(end, Overloaded | DeadlinePassed)
-            await asked.check_permits(6)
+            await harness.check_permits(6)
 
     runner.run(scenario())
 
 
-def test_timings_say_where_the_time_went(repository: Repository) -> None:
-    """Every stage took some time, and no stage but the summed ones more than the whole."""
+def test_timings_are_consistent(repository: Repository) -> None:
+    """Every stage takes some time, and the total includes queue and head."""
 
     async def scenario() -> Classified:
-        async with desk(repository) as asked:
-            return await asked.ask(3)
+        async with started(repository) as harness:
+            return await harness.ask(3)
 
     timings = asyncio.run(scenario()).timings
     assert min(timings.decode, timings.backbone, timings.head) > 0

@@ -1,4 +1,4 @@
-"""The queue gives callers their turns, and keeps deadlines within a turn."""
+"""Fair queue: callers take turns, and deadlines order the images of a turn."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from topwork.serving.fair_queue import FairQueue, Flow, Ticket
 
 
 def drain(queue: FairQueue[str]) -> list[str]:
-    """Return the owners of all images, in the order in which they come."""
+    """Return the owners of all images in the order of service."""
     found = []
-    while (one := queue.pop()) is not None:
-        found.append(one[0])
+    while (image := queue.pop()) is not None:
+        found.append(image[0])
     return found
 
 
-def test_a_lone_image_does_not_wait_behind_a_large_request() -> None:
-    """Who comes after a request of 256 images is next but one, not the 257th."""
+def test_single_image_does_not_wait_behind_a_large_request() -> None:
+    """A single image that arrives after a request of 256 images is served within 3 images."""
     queue: FairQueue[str] = FairQueue()
     queue.push("large", 256, deadline=9, flow=Flow())
     assert queue.pop() == ("large", 0)
@@ -34,32 +34,32 @@ def test_a_lone_image_does_not_wait_behind_a_large_request() -> None:
 
 
 def test_two_large_requests_take_turns() -> None:
-    """Of two requests that wait together each has every other image."""
+    """Two waiting requests alternate, image by image."""
     queue: FairQueue[str] = FairQueue()
     queue.push("a", 6, deadline=9, flow=Flow())
     queue.push("b", 3, deadline=9, flow=Flow())
     assert "".join(drain(queue)) == "ababab" + "aaa"
 
 
-def test_a_large_request_is_not_starved_by_lone_ones() -> None:
-    """Where a new lone image comes with each that is served, a large request has every other."""
+def test_large_request_is_not_starved_by_single_images() -> None:
+    """If a single image arrives with each served image, a large request gets every other turn."""
     queue: FairQueue[str] = FairQueue()
     queue.push("large", 20, deadline=0, flow=Flow())
     for number in range(3):
         queue.push(f"lone {number}", 1, deadline=-1, flow=Flow())
     served = []
     for number in range(200):
-        one = queue.pop()
-        assert one is not None
-        served.append(one[0])
-        if one[0] != "large":
+        image = queue.pop()
+        assert image is not None
+        served.append(image[0])
+        if image[0] != "large":
             queue.push(f"later {number}", 1, deadline=-1, flow=Flow())
     assert served.count("large") == 20
     assert served[:100].count("large") > 10
 
 
 def test_the_earliest_deadline_of_a_turn_is_first() -> None:
-    """Lone images that wait together come by deadline; equal ones by arrival."""
+    """Single images of a turn are served by deadline; ties are served by arrival."""
     queue: FairQueue[str] = FairQueue()
     for name, deadline in (("late", 3.0), ("early", 1.0), ("middle", 2.0), ("middle too", 2.0)):
         queue.push(name, 1, deadline=deadline, flow=Flow())
@@ -67,7 +67,7 @@ def test_the_earliest_deadline_of_a_turn_is_first() -> None:
 
 
 def test_the_messages_of_a_flow_share_its_turns() -> None:
-    """A caller with ten requests under way has no more turns than one with one."""
+    """A caller with ten requests has as many turns as a caller with one request."""
     queue: FairQueue[str] = FairQueue()
     stream = Flow()
     for _ in range(10):
@@ -76,18 +76,18 @@ def test_the_messages_of_a_flow_share_its_turns() -> None:
     assert drain(queue)[:6].count("other") == 3
 
 
-def test_a_removed_request_gives_its_turns_back() -> None:
-    """A flow whose request left the queue is not behind for what was never served."""
+def test_removed_request_returns_its_turns() -> None:
+    """A flow whose request was removed is not charged for images that were never served."""
     queue: FairQueue[str] = FairQueue()
     flow = Flow()
     queue.remove(queue.push("gone", 100, deadline=9, flow=flow))
     queue.push("other", 3, deadline=9, flow=Flow())
     queue.push("again", 3, deadline=9, flow=flow)
-    assert "".join(one[0] for one in drain(queue)) == "oaoaoa"
+    assert "".join(owner[0] for owner in drain(queue)) == "oaoaoa"
 
 
-def test_what_was_removed_is_let_go() -> None:
-    """Requests that left hold no memory, however many, while others wait."""
+def test_removed_requests_free_memory() -> None:
+    """The heap stays small after many removals while another request waits."""
     queue: FairQueue[str] = FairQueue()
     queue.push("first", 1, deadline=0, flow=Flow())
     for _ in range(1000):
@@ -97,8 +97,8 @@ def test_what_was_removed_is_let_go() -> None:
 
 
 @pytest.mark.parametrize(("images", "ahead"), [(1, 3), (5, 14), (100, 14)])
-def test_how_many_may_go_before(images: int, ahead: int) -> None:
-    """Before a new request go at most as many images of each other caller as it has itself."""
+def test_ahead_counts_images_that_may_be_served_first(images: int, ahead: int) -> None:
+    """Each other caller precedes a new request with at most as many images as the request has."""
     queue: FairQueue[str] = FairQueue()
     for waiting in (10, 3, 1):
         queue.push("other", waiting, deadline=9, flow=Flow())
@@ -106,7 +106,7 @@ def test_how_many_may_go_before(images: int, ahead: int) -> None:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Requests come, leave and are served in any order."""
+    """State machine: requests are added, removed and served in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class AnyOrder(RuleBasedStateMachine):
         flow=st.none() | st.integers(0, 2),
     )
     def push(self, images: int, deadline: int, flow: int | None) -> None:
-        """Let a request come, of its own flow or a shared one."""
+        """Add a request, with its own or a shared flow."""
         number = len(self.tickets)
         chosen = Flow() if flow is None else self.flows[flow]
         self.tickets.append(self.queue.push(number, images, deadline=deadline, flow=chosen))
@@ -129,7 +129,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def pop(self) -> None:
-        """Serve an image: the next one of its request, none only if none waits."""
+        """Serve an image: the next image of its request, or None if no image waits."""
         found = self.queue.pop()
         if found is None:
             assert not any(self.left.values())
@@ -140,19 +140,19 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.tickets)
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
-        """Let a request leave, whatever is left of it."""
+        """Remove a request with the images that were not served."""
         number = data.draw(st.integers(0, len(self.tickets) - 1))
         self.queue.remove(self.tickets[number])
         self.left[number] = []
 
     @invariant()
     def counts(self) -> None:
-        """Count what came and neither left nor was served."""
+        """Check that the length is the number of images that were neither served nor removed."""
         assert len(self.queue) == sum(map(len, self.left.values()))
         assert 0 <= self.queue.ahead(2) <= len(self.queue)
 
     def teardown(self) -> None:
-        """Everything that waits comes out, and leaves nothing behind."""
+        """All waiting images are served, and the queue is empty."""
         for _ in range(len(self.queue)):
             self.pop()
         assert self.queue.pop() is None
@@ -161,8 +161,8 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_every_image_comes_once_and_in_its_requests_order() -> None:
-    """Whatever comes, leaves and is served: each image comes once, or left with its request."""
+def test_images_are_served_once_and_in_order() -> None:
+    """Each image is served once, in the order of its request, or removed with it."""
     run_state_machine_as_test(
         AnyOrder,
         settings=settings(max_examples=200, stateful_step_count=40),

@@ -1,4 +1,4 @@
-"""Heads in memory say what their graphs say, and weigh little more than their weights."""
+"""Heads in memory: results of a shared graph, memory, and rejection of damaged heads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def embeddings(rows: int, *, seed: int = 1, width: int = WIDTH) -> Float32Array:
 
 
 def half(values: NDArray[np.floating]) -> Float32Array:
-    """Round to what 16 bits hold."""
+    """Round to float16 precision."""
     return values.astype(np.float16).astype(np.float32)
 
 
@@ -45,7 +45,7 @@ def a_head(
     points: int = 30,
     seed: int = 0,
 ) -> Head:
-    """Return a head of any kind."""
+    """Return a head with the given expansion."""
     rng = np.random.default_rng(seed)
     support = Support(
         centre=rng.normal(0, 0.05, WIDTH).astype(np.float32),
@@ -87,8 +87,8 @@ def a_head(
 
 @pytest.mark.parametrize("expansion", EXPANSIONS)
 @pytest.mark.parametrize("rows", [0, 1, 16, 100])
-def test_a_head_says_what_its_graph_says(expansion: str, rows: int) -> None:
-    """Probabilities and unknown probabilities are those of the graph in a session of its own."""
+def test_loaded_head_matches_its_graph(expansion: str, rows: int) -> None:
+    """Outputs equal those of the complete graph in a separate session."""
     content = to_onnx(a_head(expansion))
     session = open_session(content, output="probabilities")
     loaded = HeadLoader().load(content, width=WIDTH, labels=LABELS, unknown=True)
@@ -102,7 +102,7 @@ def test_a_head_says_what_its_graph_says(expansion: str, rows: int) -> None:
 
 @pytest.mark.parametrize("expansion", EXPANSIONS)
 def test_probabilities_are_the_softmax_of_logits(expansion: str) -> None:
-    """Logits are calibrated, as the probabilities are, and rows in input order."""
+    """Logits are calibrated and in input order: their softmax gives the probabilities."""
     loaded = HeadLoader().load(to_onnx(a_head(expansion)), width=WIDTH, labels=LABELS, unknown=True)
     logits = loaded.logits(embeddings(7))
     assert logits.shape == (7, LABELS)
@@ -112,8 +112,8 @@ def test_probabilities_are_the_softmax_of_logits(expansion: str) -> None:
     np.testing.assert_allclose(loaded.run(embeddings(7))[0], expected, atol=1e-6)
 
 
-def test_a_head_without_a_threshold_says_nothing_of_the_unknown() -> None:
-    """What cannot tell the unknown returns None for it."""
+def test_head_without_threshold_returns_no_unknown_probability() -> None:
+    """The unknown probabilities of a head without detection are None."""
     content = to_onnx(a_head(unknown=False))
     loaded = HeadLoader().load(content, width=WIDTH, labels=LABELS, unknown=False)
     probabilities, unknown = loaded.run(embeddings(2))
@@ -121,8 +121,8 @@ def test_a_head_without_a_threshold_says_nothing_of_the_unknown() -> None:
     assert unknown is None
 
 
-def test_heads_of_one_form_share_a_graph() -> None:
-    """Heads that differ in weights, labels and points share a graph, each with its own answers."""
+def test_heads_of_the_same_structure_share_a_graph() -> None:
+    """Heads that differ in weights, labels and points share a graph, with separate results."""
     loader = HeadLoader()
     sizes = [(2, 30), (5, 10), (7, 64)]
     heads = [a_head("kernel", labels=n, points=m, seed=n) for n, m in sizes]
@@ -130,14 +130,14 @@ def test_heads_of_one_form_share_a_graph() -> None:
         loader.load(to_onnx(head), width=WIDTH, labels=n, unknown=True)
         for head, (n, _) in zip(heads, sizes, strict=True)
     ]
-    assert len({id(one._graph) for one in loaded}) == 1
-    for one, head in zip(loaded, heads, strict=True):
-        found, _ = one.run(embeddings(6))
+    assert len({id(head._graph) for head in loaded}) == 1
+    for loaded_head, head in zip(loaded, heads, strict=True):
+        found, _ = loaded_head.run(embeddings(6))
         np.testing.assert_allclose(found, head.probabilities(embeddings(6)), atol=1e-5)
 
 
-def test_what_a_file_says_of_itself_is_no_form() -> None:
-    """Heads whose files differ in nothing but their documentation share a graph."""
+def test_documentation_is_not_part_of_the_structure() -> None:
+    """Heads whose files differ only in doc strings share a graph."""
     loader = HeadLoader()
     model = onnx.load_model_from_string(to_onnx(a_head("kernel", labels=2, points=30, seed=2)))
     loaded = []
@@ -148,8 +148,8 @@ def test_what_a_file_says_of_itself_is_no_form() -> None:
     assert loaded[0]._graph is loaded[1]._graph
 
 
-def test_a_graph_leaves_with_its_last_head() -> None:
-    """What no head in memory needs is not kept."""
+def test_graph_is_freed_with_its_last_head() -> None:
+    """A graph without a head in memory is freed."""
     loader = HeadLoader()
     loaded = loader.load(to_onnx(a_head()), width=WIDTH, labels=LABELS, unknown=True)
     assert len(loader._graphs) == 1
@@ -158,8 +158,8 @@ def test_a_graph_leaves_with_its_last_head() -> None:
     assert len(loader._graphs) == 0
 
 
-def test_weights_stay_as_they_are_stored() -> None:
-    """What is stored in 16 bits takes 16 bits in memory."""
+def test_weights_are_not_widened_in_memory() -> None:
+    """Weights stored in 16 bits take 16 bits in memory."""
     head = a_head("kernel", points=2000)
     content = to_onnx(head)
     loaded = HeadLoader().load(content, width=WIDTH, labels=LABELS, unknown=True)
@@ -167,14 +167,14 @@ def test_weights_stay_as_they_are_stored() -> None:
 
 
 def memory() -> int:
-    """Return the bytes of this process's memory."""
+    """Return the resident memory of this process in bytes."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_loaded_head_weighs_little_more_than_its_weights() -> None:
-    """Beyond their weights, 300 heads of the usual width cost less than 50 KB each."""
+def test_loaded_head_has_little_overhead() -> None:
+    """The overhead of 300 heads of the usual width is less than 50 KB per head."""
     loader = HeadLoader()
     rng = np.random.default_rng(0)
 
@@ -189,11 +189,13 @@ def test_a_loaded_head_weighs_little_more_than_its_weights() -> None:
     assert memory() - before < 300 * (LABELS * 1280 * 4 + 50_000)
 
 
-def test_callers_in_threads_get_their_own_answers() -> None:
-    """Runs of several heads of one form from many threads at once do not mix."""
+def test_concurrent_runs_do_not_mix() -> None:
+    """Concurrent runs of heads that share a graph return their own results."""
     loader = HeadLoader()
     heads = [a_head("kernel", seed=seed) for seed in range(8)]
-    loaded = [loader.load(to_onnx(one), width=WIDTH, labels=LABELS, unknown=True) for one in heads]
+    loaded = [
+        loader.load(to_onnx(head), width=WIDTH, labels=LABELS, unknown=True) for head in heads
+    ]
 
     def right(number: int) -> bool:
         rows = embeddings(1 + number % 5, seed=number)
@@ -205,9 +207,9 @@ def test_callers_in_threads_get_their_own_answers() -> None:
 
 
 def with_external_weights(content: bytes) -> bytes:
-    """Let the graph say that its weights are in another file."""
+    """Return a graph that refers to weights in another file."""
     model = onnx.load_model_from_string(content)
-    (weights,) = [one for one in model.graph.initializer if one.name == "weights"]
+    (weights,) = [tensor for tensor in model.graph.initializer if tensor.name == "weights"]
     onnx.external_data_helper.set_external_data(weights, "/etc/hostname")
     weights.ClearField("raw_data")
     return bytes(model.SerializeToString())
@@ -218,34 +220,34 @@ def with_external_weights(content: bytes) -> bytes:
     [
         (b"\0garbage", "cannot be read"),
         (b"", "cannot be read"),
-        (to_onnx(a_head(unknown=False)), "cannot tell the unknown"),
+        (to_onnx(a_head(unknown=False)), "no output 'unknown'"),
         (to_onnx(a_head(labels=4)), r"\(1, 4\)"),
         (tiny.backbone_model(), "no output 'probabilities'"),
         (with_external_weights(to_onnx(a_head())), "external data"),
     ],
 )
-def test_what_does_not_fit_is_corrupt(content: bytes, says: str) -> None:
-    """A graph that is no such head is refused when it is loaded, not when it is asked."""
+def test_load_rejects_a_graph_that_is_not_a_head(content: bytes, says: str) -> None:
+    """A graph that is not a suitable head is Corrupt at load time."""
     with pytest.raises(Corrupt, match=says):
         HeadLoader().load(content, width=WIDTH, labels=LABELS, unknown=True)
 
 
-def test_a_head_for_another_width_is_corrupt() -> None:
-    """A head is tried with embeddings of its backbone's width."""
+def test_load_rejects_a_head_of_another_width() -> None:
+    """A head is tested with embeddings of its backbone's width."""
     with pytest.raises(Corrupt, match="width 48"):
         HeadLoader().load(to_onnx(a_head()), width=48, labels=LABELS, unknown=True)
 
 
-def test_a_form_that_cannot_be_used_is_no_obstacle_to_others() -> None:
-    """After a head that was refused, one of the same form is loaded."""
+def test_rejected_head_does_not_affect_heads_of_the_same_structure() -> None:
+    """After a head is rejected, a valid head of the same structure can be loaded."""
     loader = HeadLoader()
     good = a_head()
     bad = replace(good, scorer=replace(good.scorer, weights=good.scorer.weights[:, :7]))
     content = to_onnx(good)
     model = onnx.load_model_from_string(content)
-    for one in model.graph.initializer:
-        if one.name == "weights":
-            one.CopyFrom(onnx.numpy_helper.from_array(bad.scorer.weights, "weights"))
+    for tensor in model.graph.initializer:
+        if tensor.name == "weights":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(bad.scorer.weights, "weights"))
     with pytest.raises(Corrupt):
         loader.load(model.SerializeToString(), width=WIDTH, labels=LABELS, unknown=True)
     loader.load(content, width=WIDTH, labels=LABELS, unknown=True)

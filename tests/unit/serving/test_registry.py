@@ -1,4 +1,4 @@
-"""Which revision answers, and how the next one takes its place."""
+"""Registry: serving revisions, hot reload, and the cache of heads."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ ALL = ("amber", "blue", "crimson", "green", "violet")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """Return a repository to copy from."""
+    """Return the repository that tests copy."""
     return tiny.repository(tmp_path_factory.mktemp("made") / "repository")
 
 
 @pytest.fixture
 def colours(made: Repository, tmp_path: Path) -> Repository:
-    """Return a copy of it: a repository with a small model called ``colours``."""
+    """Return a copy: a repository with a small model ``colours``."""
     shutil.copytree(made.root, tmp_path / "repository")
     return Repository(tmp_path / "repository")
 
@@ -70,17 +70,17 @@ async def started(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what the watching registry does by itself."""
+    """Wait for an action of the watching registry."""
     deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
+        assert time.monotonic() < deadline, "the condition did not become true"
         await asyncio.sleep(0.005)
 
 
-def again(repository: Repository, *, serve: bool = True, head: bytes | None = None) -> int:
-    """Publish a copy of revision 1, with another head if one is given, and return its number."""
+def publish_again(repository: Repository, *, serve: bool = True, head: bytes | None = None) -> int:
+    """Publish a copy of revision 1, optionally with another head, and return its number."""
     first = repository.manifest("colours", 1)
-    if head is not None:  # none of those here can tell the unknown
+    if head is not None:  # the heads of these tests have no output 'unknown'
         first = replace(first, chosen=replace(first.chosen, unknown_threshold=None))
     made = tiny.publish_copy(repository, first, head=head)
     if serve:
@@ -88,11 +88,11 @@ def again(repository: Repository, *, serve: bool = True, head: bytes | None = No
     return made.revision
 
 
-def test_a_swap_never_mixes_two_revisions(colours: Repository) -> None:
-    """While revisions are swapped, each answer's labels and scores are of the revision it names.
+def test_hot_reload_never_mixes_revisions(colours: Repository) -> None:
+    """During hot reloads, labels and scores of an answer belong to the revision that it names.
 
-    The second revision has one label more; both know the picture, so a head of one with the labels
-    of the other would call it wrongly.
+    The second revision has one more label; both know the picture, so a head of one revision with
+    the labels of the other would predict the wrong label.
     """
     exemplars = tiny.embed_pictures({label: pictures(label, 20) for label in ALL})
     tiny.publish(colours, "colours", exemplars)
@@ -112,8 +112,8 @@ def test_a_swap_never_mixes_two_revisions(colours: Repository) -> None:
                     found = await classifier.classify("colours", [picture("green", 50)] * 2)
                     for result in found.results:
                         assert isinstance(result, ImageAnswer)
-                        said = [one.label for one in result.predictions]
-                        answers.append((found.revision, {*said}, said[0]))
+                        labels_ = [prediction.label for prediction in result.predictions]
+                        answers.append((found.revision, {*labels_}, labels_[0]))
 
             callers = [asyncio.create_task(ask()) for _ in range(4)]
             for turn in range(30):
@@ -122,7 +122,7 @@ def test_a_swap_never_mixes_two_revisions(colours: Repository) -> None:
                 answered = len(answers)
                 await until(
                     lambda before=answered: (  # type: ignore[misc]  # mypy cannot infer a lambda's default
-                        len(answers) > before or any(one.done() for one in callers)
+                        len(answers) > before or any(caller.done() for caller in callers)
                     )
                 )
             swapping = False
@@ -135,10 +135,8 @@ def test_a_swap_never_mixes_two_revisions(colours: Repository) -> None:
     assert {best for _, _, best in answers} == {"green"}
 
 
-def test_a_registry_that_closes_closes_its_backbones(
-    colours: Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So threads of a GPU's backbone have ended before the process does."""
+def test_aclose_closes_the_backbones(colours: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of a GPU backbone end before the process."""
     closed: list[str] = []
     monkeypatch.setattr(CpuBackbone, "close", lambda self: closed.append(self.info.name))
 
@@ -150,12 +148,12 @@ def test_a_registry_that_closes_closes_its_backbones(
     assert closed == ["tiny"]
 
 
-def test_a_new_revision_is_noticed(colours: Repository) -> None:
-    """A registry that nobody tells anything soon serves what serving.json names."""
+def test_new_revision_is_hot_reloaded(colours: Repository) -> None:
+    """The registry notices a replaced serving.json without a call to refresh."""
 
     async def scenario() -> None:
         async with started(colours) as registry:
-            number = again(colours)
+            number = publish_again(colours)
             await until(lambda: registry.serving("colours").revision == number)
             colours.set_serving("colours", 1, why="test")
             await until(lambda: registry.serving("colours").revision == 1)
@@ -163,12 +161,12 @@ def test_a_new_revision_is_noticed(colours: Repository) -> None:
     asyncio.run(scenario())
 
 
-def test_a_new_model_is_noticed(colours: Repository) -> None:
-    """A model that is published while the server runs can be asked."""
+def test_new_model_is_loaded(colours: Repository) -> None:
+    """A model that is published while the server runs serves."""
 
     async def scenario() -> list[str]:
         async with started(colours) as registry:
-            exemplars = tiny.embed_pictures({one: pictures(one, 5) for one in ALL[:2]})
+            exemplars = tiny.embed_pictures({label: pictures(label, 5) for label in ALL[:2]})
             tiny.publish(colours, "another", exemplars)
             await until(lambda: len(registry.models()) == 2)
             return registry.models()
@@ -177,7 +175,7 @@ def test_a_new_model_is_noticed(colours: Repository) -> None:
 
 
 def tamper_head(folder: Path) -> None:
-    """Change a byte of a head."""
+    """Change a byte of head.onnx."""
     path = folder / "head.onnx"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -185,22 +183,22 @@ def tamper_head(folder: Path) -> None:
 
 
 def lose_metrics(folder: Path) -> None:
-    """Delete a file that the manifest names."""
+    """Delete metrics.json."""
     (folder / "metrics.json").unlink()
 
 
 def cut_manifest(folder: Path) -> None:
-    """Leave half a manifest."""
+    """Truncate manifest.json."""
     path = folder / "manifest.json"
     path.write_bytes(path.read_bytes()[:100])
 
 
 @pytest.mark.parametrize("damage", [tamper_head, lose_metrics, cut_manifest])
-def test_a_damaged_revision_leaves_the_old_one_serving(
+def test_damaged_revision_leaves_the_old_revision_serving(
     colours: Repository, damage: Callable[[Path], None]
 ) -> None:
-    """A revision that cannot be loaded is logged, the old one serves on, and so does the next."""
-    number = again(colours, serve=False)
+    """A damaged revision is logged; the old revision serves until the next intact revision."""
+    number = publish_again(colours, serve=False)
     damage(colours.root / "models" / "colours" / str(number))
     (colours.root / "models/colours/serving.json.new").write_text(f'{{"revision": {number}}}')
 
@@ -211,7 +209,7 @@ def test_a_damaged_revision_leaves_the_old_one_serving(
                 serving.with_suffix(".json.new").replace(serving)
                 await until(lambda: any(line["log_level"] == "error" for line in logs))
             assert registry.serving("colours").revision == 1
-            healthy = again(colours)
+            healthy = publish_again(colours)
             await until(lambda: registry.serving("colours").revision == healthy)
             return logs
 
@@ -219,10 +217,8 @@ def test_a_damaged_revision_leaves_the_old_one_serving(
     assert (line["event"], line["model"]) == ("revision cannot be loaded", "colours")
 
 
-def test_a_moment_without_the_repository_is_only_a_moment(
-    colours: Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A revision whose files could not be read for a moment is served when they can be again."""
+def test_failed_read_is_retried(colours: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A revision that is temporarily unreadable is loaded by a later poll."""
 
     async def scenario() -> None:
         async with started(colours) as registry:
@@ -236,7 +232,7 @@ def test_a_moment_without_the_repository_is_only_a_moment(
                     raise OSError(116, "Stale file handle")
                 return read(manifest)
 
-            number = again(colours, serve=False)
+            number = publish_again(colours, serve=False)
             monkeypatch.setattr(colours, "head", unsteady)
             colours.set_serving("colours", number, why="test")
             await asyncio.wait_for(failed.wait(), 60)
@@ -248,9 +244,9 @@ def test_a_moment_without_the_repository_is_only_a_moment(
 
 
 def a_head_of_another_width(repository: Repository) -> None:
-    """Serve a revision whose files are whole but do not fit its backbone."""
+    """Serve a revision whose head does not fit its backbone."""
     zeros = np.zeros((4, 7), dtype=np.float32)
-    again(repository, head=tiny.linear_head(zeros, zeros[:, 0]))
+    publish_again(repository, head=tiny.linear_head(zeros, zeros[:, 0]))
 
 
 def a_copied_folder(repository: Repository) -> None:
@@ -260,10 +256,10 @@ def a_copied_folder(repository: Repository) -> None:
 
 
 @pytest.mark.parametrize("trouble", [a_head_of_another_width, a_copied_folder])
-def test_nothing_in_the_repository_stops_the_watching(
+def test_invalid_folder_does_not_stop_the_watcher(
     colours: Repository, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[Repository], None]
 ) -> None:
-    """Whatever is wrong with one folder, later revisions of the models are still noticed."""
+    """Later revisions are noticed despite an invalid folder."""
     monkeypatch.setattr(registry_module, "POLL_SECONDS", 0.001)
 
     async def scenario() -> None:
@@ -271,11 +267,11 @@ def test_nothing_in_the_repository_stops_the_watching(
             watcher = registry._watcher
             assert watcher is not None
             trouble(colours)
-            looks = Mock(wraps=registry._read_marks)
-            monkeypatch.setattr(registry, "_read_marks", looks)
-            # When a second look begins the first has ended.
-            await until(lambda: looks.call_count > 1 or watcher.done())
-            healthy = again(colours)
+            polls = Mock(wraps=registry._read_stamps)
+            monkeypatch.setattr(registry, "_read_stamps", polls)
+            # When a second poll begins the first has ended.
+            await until(lambda: polls.call_count > 1 or watcher.done())
+            healthy = publish_again(colours)
             await until(lambda: registry.serving("colours").revision == healthy or watcher.done())
             assert not watcher.done()
 
@@ -283,11 +279,11 @@ def test_nothing_in_the_repository_stops_the_watching(
 
 
 @pytest.mark.parametrize("trouble", [a_head_of_another_width, a_copied_folder])
-def test_one_bad_model_does_not_keep_the_others_from_serving(
+def test_start_loads_models_despite_an_invalid_folder(
     colours: Repository, trouble: Callable[[Repository], None]
 ) -> None:
-    """A registry starts with all models that can be loaded."""
-    exemplars = tiny.embed_pictures({one: pictures(one, 5) for one in ALL[:2]})
+    """The registry starts with all models that can be loaded."""
+    exemplars = tiny.embed_pictures({label: pictures(label, 5) for label in ALL[:2]})
     tiny.publish(colours, "another", exemplars)
     trouble(colours)
 
@@ -298,9 +294,9 @@ def test_one_bad_model_does_not_keep_the_others_from_serving(
     assert "another" in asyncio.run(scenario())
 
 
-def test_old_revisions_can_be_asked_for(colours: Repository) -> None:
-    """A revision that does not serve is loaded when it is asked for, and stays."""
-    number = again(colours)
+def test_old_revision_is_loaded_on_demand(colours: Repository) -> None:
+    """A revision that does not serve is loaded on request, and cached."""
+    number = publish_again(colours)
 
     async def scenario() -> None:
         async with started(colours) as registry:
@@ -314,7 +310,9 @@ def test_old_revisions_can_be_asked_for(colours: Repository) -> None:
 
 
 @pytest.mark.parametrize(("model", "revision"), [("colours", 2), ("another", 0), ("another", 1)])
-def test_unknown_ones_are_not_found(colours: Repository, model: str, revision: int) -> None:
+def test_unknown_model_or_revision_is_not_found(
+    colours: Repository, model: str, revision: int
+) -> None:
     """A model or revision that was never published is NotFound."""
 
     async def scenario() -> None:
@@ -325,9 +323,9 @@ def test_unknown_ones_are_not_found(colours: Repository, model: str, revision: i
         asyncio.run(scenario())
 
 
-def test_a_damaged_old_revision_is_corrupt(colours: Repository) -> None:
-    """Asking for a revision whose head was changed is Corrupt, and never an answer."""
-    again(colours)
+def test_damaged_old_revision_is_corrupt(colours: Repository) -> None:
+    """A request for a revision whose head was changed is Corrupt."""
+    publish_again(colours)
     tamper_head(colours.root / "models/colours/1")
 
     async def scenario() -> None:
@@ -339,10 +337,10 @@ def test_a_damaged_old_revision_is_corrupt(colours: Repository) -> None:
 
 
 def test_models_share_their_backbone(colours: Repository) -> None:
-    """Models and revisions on one backbone share one session, and so one queue."""
-    exemplars = tiny.embed_pictures({one: pictures(one, 5) for one in ALL[:2]})
+    """Models and revisions with the same backbone share one session."""
+    exemplars = tiny.embed_pictures({label: pictures(label, 5) for label in ALL[:2]})
     tiny.publish(colours, "another", exemplars)
-    again(colours)
+    publish_again(colours)
 
     async def scenario() -> None:
         async with started(colours) as registry:
@@ -350,19 +348,19 @@ def test_models_share_their_backbone(colours: Repository) -> None:
                 await registry.snapshot(model, revision)
                 for model, revision in (("colours", 1), ("colours", 2), ("another", 1))
             ]
-            assert len({id(one.backbone) for one in snapshots}) == 1
-            assert len({id(one.head) for one in snapshots}) == 3
+            assert len({id(snapshot.backbone) for snapshot in snapshots}) == 1
+            assert len({id(snapshot.head) for snapshot in snapshots}) == 3
 
     asyncio.run(scenario())
 
 
-def test_a_snapshot_outlives_its_swap(colours: Repository) -> None:
-    """Who holds a snapshot can still use all of it after the next revision was swapped in."""
+def test_snapshot_remains_usable_after_a_hot_reload(colours: Repository) -> None:
+    """A snapshot that is in use works after the next revision is loaded."""
 
     async def scenario() -> tuple[int, ...]:
         async with started(colours) as registry:
             held = await registry.snapshot("colours")
-            number = again(colours)
+            number = publish_again(colours)
             await registry.refresh()
             assert registry.serving("colours").revision == number
             delivered: list[Embedded | Exception] = []
@@ -375,8 +373,8 @@ def test_a_snapshot_outlives_its_swap(colours: Repository) -> None:
     assert asyncio.run(scenario()) == (1, 4)
 
 
-def many(repository: Repository, count: int) -> list[str]:
-    """Publish copies of ``colours`` as models of other names, and return them."""
+def publish_copies(repository: Repository, count: int) -> list[str]:
+    """Publish copies of ``colours`` as other models, and return their names."""
     first = repository.manifest("colours", 1)
     names = [f"colours-{number}" for number in range(count)]
     for name in names:
@@ -385,12 +383,10 @@ def many(repository: Repository, count: int) -> list[str]:
     return names
 
 
-def test_heads_are_loaded_when_they_are_asked_for(
-    colours: Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A registry starts with few of its heads in memory and loads another at its first request."""
+def test_heads_are_loaded_on_demand(colours: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry starts with WARM_HEADS heads and loads another head at its first request."""
     monkeypatch.setattr(registry_module, "WARM_HEADS", 3)
-    names = many(colours, 8)
+    names = publish_copies(colours, 8)
 
     async def scenario() -> tuple[int, int]:
         async with started(colours) as registry:
@@ -402,9 +398,9 @@ def test_heads_are_loaded_when_they_are_asked_for(
     assert asyncio.run(scenario()) == (3, 4)
 
 
-def test_memory_for_heads_is_bounded(colours: Repository) -> None:
-    """Of heads that are too many the last ones stay; one that had to leave still answers."""
-    names = many(colours, 8)
+def test_head_cache_is_bounded(colours: Repository) -> None:
+    """The least recently used heads are evicted; an evicted head is loaded again on request."""
+    names = publish_copies(colours, 8)
 
     async def scenario() -> int:
         async with started(colours) as registry:
@@ -415,18 +411,18 @@ def test_memory_for_heads_is_bounded(colours: Repository) -> None:
                 await registry.snapshot(name)
             assert await registry.snapshot(names[0]) is not held
             embeddings = np.ones((2, tiny.WIDTH), dtype=np.float32)
-            again = await registry.snapshot(names[0])
+            reloaded = await registry.snapshot(names[0])
             np.testing.assert_array_equal(
-                held.head.run(embeddings)[0], again.head.run(embeddings)[0]
+                held.head.run(embeddings)[0], reloaded.head.run(embeddings)[0]
             )
             return registry.heads_in_memory()
 
     assert asyncio.run(scenario()) == 3
 
 
-def test_a_damaged_head_fails_its_own_requests_only(colours: Repository) -> None:
-    """A model whose head was changed before the start is Corrupt when asked; the others answer."""
-    (name,) = many(colours, 1)
+def test_damaged_head_fails_requests_of_its_model_only(colours: Repository) -> None:
+    """A model whose head was changed before the start is Corrupt; other models answer."""
+    (name,) = publish_copies(colours, 1)
     tamper_head(colours.root / "models/colours/1")
 
     async def scenario() -> str:
@@ -439,10 +435,10 @@ def test_a_damaged_head_fails_its_own_requests_only(colours: Repository) -> None
     assert asyncio.run(scenario()) == name
 
 
-def test_a_head_that_cannot_be_read_now_is_unavailable(
+def test_unreadable_head_is_unavailable(
     colours: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the file system is away, who needs a head from it is told to try again."""
+    """While a head cannot be read, its requests are Unavailable; later they are answered."""
     monkeypatch.setattr(registry_module, "WARM_HEADS", 0)
 
     def away(_: Manifest) -> bytes:
@@ -459,26 +455,26 @@ def test_a_head_that_cannot_be_read_now_is_unavailable(
     assert asyncio.run(scenario()) == 1
 
 
-def test_nobody_waits_for_another_model(
+def test_loads_of_different_models_are_concurrent(
     colours: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one model's new revision takes long to load, others answer, load and are swapped."""
-    names = many(colours, 3)
+    """While a revision of one model loads slowly, other models answer, load and hot-reload."""
+    names = publish_copies(colours, 3)
     monkeypatch.setattr(registry_module, "WARM_HEADS", 0)
-    read, loading, asked = colours.head, threading.Event(), threading.Event()
+    read, loading, requested = colours.head, threading.Event(), threading.Event()
 
     def slow(manifest: Manifest) -> bytes:
         if (manifest.model, manifest.revision) == ("colours", 2):
-            asked.set()
-            assert loading.wait(60), "the test forgot to let it go"
+            requested.set()
+            assert loading.wait(60), "the test forgot to set the event"
         return read(manifest)
 
     monkeypatch.setattr(colours, "head", slow)
 
     async def scenario() -> None:
         async with started(colours) as registry:
-            again(colours)
-            await until(asked.is_set)
+            publish_again(colours)
+            await until(requested.is_set)
             assert (await registry.snapshot("colours")).manifest.revision == 1
             for name in names:
                 await registry.snapshot(name)
@@ -497,10 +493,10 @@ def test_nobody_waits_for_another_model(
         loading.set()
 
 
-def test_a_removed_model_is_gone(colours: Repository) -> None:
-    """A model whose directory was removed is NotFound; its other revisions, too; others stay."""
-    (name,) = many(colours, 1)
-    again(colours)
+def test_removed_model_is_not_found(colours: Repository) -> None:
+    """All revisions of a model whose directory was removed are NotFound; other models stay."""
+    (name,) = publish_copies(colours, 1)
+    publish_again(colours)
 
     async def scenario() -> list[str]:
         async with started(colours) as registry:
@@ -515,8 +511,8 @@ def test_a_removed_model_is_gone(colours: Repository) -> None:
     assert asyncio.run(scenario()) == [name]
 
 
-def test_a_model_that_is_made_again_is_another(colours: Repository) -> None:
-    """Of a model that was removed and made anew under the same number, the new one answers."""
+def test_recreated_model_replaces_the_removed_model(colours: Repository) -> None:
+    """A model created again with the same revision number answers instead of the removed one."""
     folder = colours.root / "models/colours"
 
     async def scenario() -> tuple[str, ...]:
@@ -524,7 +520,9 @@ def test_a_model_that_is_made_again_is_another(colours: Repository) -> None:
             old = await registry.snapshot("colours", 1)
             folder.rename(colours.root / "away")
             tiny.publish(
-                colours, "colours", tiny.embed_pictures({one: pictures(one, 5) for one in ALL[:2]})
+                colours,
+                "colours",
+                tiny.embed_pictures({label: pictures(label, 5) for label in ALL[:2]}),
             )
             await registry.refresh()
             new = await registry.snapshot("colours", 1)
@@ -534,8 +532,8 @@ def test_a_model_that_is_made_again_is_another(colours: Repository) -> None:
     assert asyncio.run(scenario()) == ALL[:2]
 
 
-def test_a_repository_that_is_away_takes_no_model_along(colours: Repository) -> None:
-    """When the whole directory of models cannot be found, what is in memory goes on serving."""
+def test_models_serve_while_the_repository_is_missing(colours: Repository) -> None:
+    """When the directory of models is missing, models in memory keep serving."""
     models = colours.root / "models"
 
     async def scenario() -> None:
@@ -545,14 +543,14 @@ def test_a_repository_that_is_away_takes_no_model_along(colours: Repository) -> 
                 await registry.refresh()
             assert (await registry.snapshot("colours")).manifest.revision == 1
             (colours.root / "away").rename(models)
-            number = again(colours)
+            number = publish_again(colours)
             await until(lambda: registry.serving("colours").revision == number)
 
     asyncio.run(scenario())
 
 
-def test_a_new_repository_has_no_models_yet(tmp_path: Path) -> None:
-    """A registry starts on an empty directory and finds the first model that comes."""
+def test_start_on_an_empty_repository(tmp_path: Path) -> None:
+    """A registry starts on an empty directory and loads the first model that is published."""
     empty = Repository(tmp_path / "new")
 
     async def scenario() -> list[str]:
@@ -565,8 +563,10 @@ def test_a_new_repository_has_no_models_yet(tmp_path: Path) -> None:
     assert asyncio.run(scenario()) == ["colours"]
 
 
-def test_costly_looks_are_rarer(colours: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pause between looks grows with what a look costs, up to a bound."""
+def test_poll_interval_grows_with_the_cost_of_polling(
+    colours: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interval grows with the cost of a poll, up to a limit."""
     pauses = []
     for share in (1.0, 1e-9):
         monkeypatch.setattr(registry_module, "POLL_SHARE", share)
@@ -579,55 +579,58 @@ def test_costly_looks_are_rarer(colours: Repository, monkeypatch: pytest.MonkeyP
     assert pauses == [registry_module.POLL_SECONDS, registry_module.LONGEST_POLL_SECONDS]
 
 
-def a_marked_head(revision: int) -> bytes:
-    """Return a head whose most probable label, for ones, is ``revision`` modulo the four labels."""
+def head_that_predicts(revision: int) -> bytes:
+    """Return a head that predicts label ``revision`` modulo 4 for embeddings of ones."""
     weights = np.zeros((4, tiny.WIDTH), dtype=np.float32)
     weights[revision % 4] = 1
     return tiny.linear_head(weights, np.zeros(4, dtype=np.float32))
 
 
-Act = Literal["publish", "roll back", "ask", "ask for the first", "refresh", "yield"]
+Action = Literal["publish", "roll back", "ask", "ask for the first", "refresh", "yield"]
 
 
 @pytest.fixture(scope="module")
-def acted_on(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """Return a repository whose revisions from the second on have marked heads."""
-    repository = tiny.repository(tmp_path_factory.mktemp("acts") / "repository")
-    again(repository, head=a_marked_head(2))
+def shared_repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """Return a repository whose heads predict their revision, from the second revision on."""
+    repository = tiny.repository(tmp_path_factory.mktemp("actions") / "repository")
+    publish_again(repository, head=head_that_predicts(2))
     return repository
 
 
 @settings(max_examples=30)
-@given(acts=st.lists(st.sampled_from(get_args(Act)), min_size=5, max_size=40), small=st.booleans())
-def test_a_snapshot_is_all_of_one_revision(
-    acted_on: Repository, acts: list[Act], *, small: bool
+@given(
+    actions=st.lists(st.sampled_from(get_args(Action)), min_size=5, max_size=40),
+    small=st.booleans(),
+)
+def test_snapshot_belongs_to_one_revision(
+    shared_repository: Repository, actions: list[Action], *, small: bool
 ) -> None:
-    """Whatever is published and asked in whatever order, head and manifest are of one revision."""
-    repository = acted_on
+    """Head and manifest are of one revision, in any order of publications and requests."""
+    repository = shared_repository
     repository.set_serving("colours", 2, why="test")
-    ones = np.ones((1, tiny.WIDTH), dtype=np.float32)
+    inputs = np.ones((1, tiny.WIDTH), dtype=np.float32)
     newest = repository.revisions("colours")[-1]
 
-    async def asked(registry: Registry, revision: int) -> None:
+    async def ask(registry: Registry, revision: int) -> None:
         snapshot = await registry.snapshot("colours", revision)
         assert revision in {0, snapshot.manifest.revision}
-        probabilities, _ = snapshot.head.run(ones)
+        probabilities, _ = snapshot.head.run(inputs)
         assert probabilities.argmax() == snapshot.manifest.revision % 4
 
     async def scenario() -> None:
         nonlocal newest
         tasks = []
         async with started(repository, head_bytes=1 if small else 2**20) as registry:
-            for act in acts:
-                match act:
+            for action in actions:
+                match action:
                     case "publish":
-                        newest = again(repository, head=a_marked_head(newest + 1))
+                        newest = publish_again(repository, head=head_that_predicts(newest + 1))
                     case "roll back":
                         repository.set_serving("colours", 2, why="test")
                     case "ask":
-                        tasks.append(asyncio.create_task(asked(registry, 0)))
+                        tasks.append(asyncio.create_task(ask(registry, 0)))
                     case "ask for the first":
-                        tasks.append(asyncio.create_task(asked(registry, 2)))
+                        tasks.append(asyncio.create_task(ask(registry, 2)))
                     case "refresh":
                         tasks.append(asyncio.create_task(registry.refresh()))
                     case "yield":
@@ -635,16 +638,16 @@ def test_a_snapshot_is_all_of_one_revision(
             await asyncio.gather(*tasks)
             await registry.refresh()
             assert registry.serving("colours").revision == repository.serving("colours")
-            await asked(registry, 0)
+            await ask(registry, 0)
 
     asyncio.run(scenario())
 
 
 @pytest.mark.slow
-def test_swaps_leave_nothing_behind(colours: Repository) -> None:
-    """After hundreds of swaps under requests, memory holds one head and hardly more bytes."""
+def test_hot_reloads_do_not_leak_memory(colours: Repository) -> None:
+    """After hundreds of hot reloads under load, one head is in memory and memory did not grow."""
     for revision in range(4):
-        again(colours, head=a_marked_head(revision))
+        publish_again(colours, head=head_that_predicts(revision))
     ended = subprocess.run(
         [sys.executable, "-m", "support.swapping", str(colours.root)],
         env={**os.environ, "PYTHONPATH": str(TESTS)},
@@ -655,5 +658,5 @@ def test_swaps_leave_nothing_behind(colours: Repository) -> None:
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])
     assert found["heads_in_memory"] == 1
-    assert found["heads"] <= 2  # the last answer may still lie in a task that has ended
+    assert found["heads"] <= 2  # a finished task may still refer to the last answer
     assert found["growth"] < 4_000_000

@@ -1,4 +1,4 @@
-"""The scheduler gives every caller its own answer, whatever happens to the others."""
+"""Scheduler: every caller gets its own answer, grouping of answers, and shutdown."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from topwork.serving.fair_queue import Flow
 from topwork.serving.scheduler import LARGEST_GROUP, NICE, ImageOutcome, Scheduler, Scores
 
 INFO = tiny.backbone_info(b"")
-Said = tuple[int, list[float | str]]
-"""What a fake head says: its revision, and for each image its number or its error."""
+Answer = tuple[int, list[float | str]]
+"""Revision of a fake head, with the number or the error of each image."""
 
 
 class BackboneError(Exception):
-    """What the fake backbone raises."""
+    """Error of the fake backbone."""
 
 
 class HeadError(Exception):
-    """What a broken fake head raises."""
+    """Error of a broken fake head."""
 
 
 @dataclass(eq=False)
 class FakeHead:
-    """Says of an embedding what it is, and which revision it has."""
+    """Head that returns each embedding with its revision."""
 
     revision: int
     broken: bool = False
@@ -67,7 +67,7 @@ class FakeHead:
 
 
 class FakeBackbone:
-    """Embeds an image as the number that it bears, when the test says so."""
+    """Backbone whose embedding is the image's number, delivered when the test decides."""
 
     def __init__(self) -> None:
         self.taken: list[int] = []
@@ -76,31 +76,31 @@ class FakeBackbone:
 
     @property
     def info(self) -> BackboneInfo:
-        """What every backbone has."""
+        """See Backbone."""
         return INFO
 
     def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:
-        """Keep the image until the test delivers it."""
+        """Store the image until the test delivers its result."""
         number = int(pixels.view(np.uint64)[0])
         self.taken.append(number)
         self.presents.append(present)
         self.pending.append((number, deliver))
 
     def finish(self, index: int = 0, *, fail: bool = False) -> None:
-        """End one of the images."""
+        """Deliver the result of a pending image."""
         number, deliver = self.pending.pop(index)
         deliver(BackboneError(number) if fail else embedded(number))
 
 
 def embedded(number: int) -> Embedded:
-    """Return an embedding that bears a number."""
+    """Return an embedding of ``number``."""
     embedding = np.array([number], dtype=np.float32)
     return Embedded(embedding=embedding, waited=0, computed=0, micro_batch=1)
 
 
 @dataclass(eq=False)
-class FakeJob:
-    """Images that bear numbers; negative ones cannot be decoded."""
+class FakeBatch:
+    """Batch of numbered images; negative numbers cannot be decoded."""
 
     numbers: list[int]
     backbone: Any
@@ -108,38 +108,38 @@ class FakeJob:
 
     @property
     def images(self) -> int:
-        """How many."""
+        """See RequestBatch."""
         return len(self.numbers)
 
     def decode(self, index: int) -> Pixels:
-        """Return pixels that bear the number."""
+        """Return pixels that encode the number."""
         if self.numbers[index] < 0:
             raise ImageError(f"image {self.numbers[index]}")
         return np.array([self.numbers[index]], dtype=np.uint64).view(np.uint8)
 
-    def answer(self, outcomes: list[ImageOutcome], scores: Scores | None) -> Said:
-        """Return what was said of each image, and by which revision."""
+    def answer(self, outcomes: list[ImageOutcome], scores: Scores | None) -> Answer:
+        """Return the revision, with the number or the error of each image."""
         rows = iter(scores.probabilities.tolist() if scores is not None else [])
-        said: list[float | str] = []
+        results: list[float | str] = []
         revision = self.head.revision
         for outcome in outcomes:
             if isinstance(outcome.result, ImageError):
-                said.append(str(outcome.result))
+                results.append(str(outcome.result))
             else:
                 number, revision = next(rows)
-                said.append(number)
+                results.append(number)
         assert next(rows, None) is None
-        return int(revision), said
+        return int(revision), results
 
 
 async def settle() -> None:
-    """Let everything that can go on without a thread go on."""
+    """Run the event loop until it is idle."""
     for _ in range(6):
         await asyncio.sleep(0)
 
 
 class AnyInterleaving(RuleBasedStateMachine):
-    """Callers come, give up and are answered, images end well or badly, heads are swapped."""
+    """State machine: callers come, cancel and are answered; images fail; heads are swapped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,47 +150,49 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.backbone = FakeBackbone()
         self.head = FakeHead(1)
         self.next = 0
-        self.jobs: list[FakeJob] = []
-        self.callers: list[asyncio.Task[Said]] = []
+        self.batches: list[FakeBatch] = []
+        self.callers: list[asyncio.Task[Answer]] = []
         self.given_up: set[int] = set()
         self.left_in_time: set[int] = set()
         self.failed: set[int] = set()
 
     @rule(bad=st.lists(st.booleans(), min_size=1, max_size=4), deadline=st.integers(0, 3))
     def come(self, bad: list[bool], deadline: int) -> None:
-        """Let a caller come, some with images that cannot be decoded."""
-        numbers = [-1 if one else self.next + index for index, one in enumerate(bad)]
+        """Add a caller, with some images that cannot be decoded."""
+        numbers = [
+            -1 if number_is_bad else self.next + index for index, number_is_bad in enumerate(bad)
+        ]
         self.next += len(numbers)
-        job = FakeJob(numbers, self.backbone, self.head)
-        self.jobs.append(job)
-        run = self.scheduler.run(job, deadline=deadline, flow=Flow())
+        batch = FakeBatch(numbers, self.backbone, self.head)
+        self.batches.append(batch)
+        run = self.scheduler.run(batch, deadline=deadline, flow=Flow())
         self.callers.append(self.loop.create_task(run))
 
     @precondition(lambda self: self.callers)
     @rule(data=st.data())
     def give_up(self, data: st.DataObject) -> None:
-        """Let a caller give up, wherever its images are; the event loop notices at once."""
+        """Cancel a caller at any stage of its images; the event loop notices at once."""
         caller = data.draw(st.integers(0, len(self.callers) - 1))
         if self.callers[caller].cancel():
             self.given_up.add(caller)
             self.go_on()
             taken = set(self.backbone.taken)
-            self.left_in_time.update(set(self.jobs[caller].numbers) - taken)
+            self.left_in_time.update(set(self.batches[caller].numbers) - taken)
 
     @rule(broken=st.sampled_from([False, False, True]))
     def swap(self, broken: bool) -> None:
-        """Let another revision serve those who come from now on."""
+        """Use another revision for later callers."""
         self.head = FakeHead(self.head.revision + 1, broken=broken)
 
     @rule()
     def step(self) -> None:
-        """Let a thread take what is next."""
+        """Run the next step with its images; return False if idle."""
         self.scheduler._step()
 
     @precondition(lambda self: self.backbone.pending)
     @rule(data=st.data(), fail=st.sampled_from([False, False, False, True]))
     def deliver(self, data: st.DataObject, fail: bool) -> None:
-        """Let any of the images end."""
+        """Deliver the result of any pending image."""
         index = data.draw(st.integers(0, len(self.backbone.pending) - 1))
         if fail:
             self.failed.add(self.backbone.pending[index][0])
@@ -198,17 +200,17 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     @rule()
     def go_on(self) -> None:
-        """Let the event loop work."""
+        """Run the event loop until it is idle."""
         self.loop.run_until_complete(settle())
 
     @invariant()
     def nothing_for_those_who_left(self) -> None:
-        """Never embed an image whose caller gave up before, nor one twice."""
+        """No image of a cancelled caller is embedded, and none is embedded twice."""
         assert not self.left_in_time.intersection(self.backbone.taken)
         assert len(self.backbone.taken) == len(set(self.backbone.taken))
 
     def teardown(self) -> None:
-        """Let everything end: everybody has what is theirs, and nothing is left."""
+        """At the end every caller has a result, and the scheduler is empty."""
         try:
             self.go_on()
             while self.scheduler._step() or self.backbone.pending:
@@ -217,64 +219,66 @@ class AnyInterleaving(RuleBasedStateMachine):
             self.go_on()
             for caller in range(len(self.callers)):
                 self.check(caller)
-            assert self.scheduler._at_work == 0
-            assert not self.scheduler._runs
+            assert self.scheduler._in_progress == 0
+            assert not self.scheduler._entries
             assert not len(self.scheduler._queue)
         finally:
             self.loop.close()
         assert not self.complaints
 
     def check(self, caller: int) -> None:
-        """Assert that a caller has its own answer, its own cancellation or its own error."""
-        task, job = self.callers[caller], self.jobs[caller]
-        assert task.done(), f"caller {caller} waits for ever"
+        """Assert that a caller has its own answer, cancellation or error."""
+        task, batch = self.callers[caller], self.batches[caller]
+        assert task.done(), f"caller {caller} waits forever"
         if task.cancelled():
             assert caller in self.given_up
         elif isinstance(error := task.exception(), BackboneError):
-            assert error.args[0] in self.failed.intersection(job.numbers)
+            assert error.args[0] in self.failed.intersection(batch.numbers)
         elif error is not None:
             assert isinstance(error, HeadError)
-            assert job.head.broken
+            assert batch.head.broken
         else:
-            said = [f"image {one}" if one < 0 else float(one) for one in job.numbers]
-            assert task.result() == (job.head.revision, said)
+            expected = [
+                f"image {number}" if number < 0 else float(number) for number in batch.numbers
+            ]
+            assert task.result() == (batch.head.revision, expected)
 
 
 @pytest.mark.slow
-def test_everybody_gets_their_own_answer_and_nobody_waits_for_ever() -> None:
-    """Every caller gets its own answer, its own cancellation or the error of its own images."""
+def test_every_caller_gets_its_own_result() -> None:
+    """In any interleaving, every caller gets its own answer, cancellation or error."""
     run_state_machine_as_test(
         AnyInterleaving,
         settings=settings(max_examples=400, stateful_step_count=40),
     )
 
 
-class Noisy:
-    """A backbone that embeds at once, in the thread or in another, and fails now and then."""
+class RandomBackbone:
+    """Backbone that delivers in the same or another thread, and sometimes fails."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     @property
     def info(self) -> BackboneInfo:
-        """What every backbone has."""
+        """See Backbone."""
         return INFO
 
     def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:
-        """Deliver here or elsewhere, now or soon."""
+        """Deliver in this thread or another, now or later."""
         assert present > 0
         number = int(pixels.view(np.uint64)[0])
-        said = BackboneError(number) if number % 97 == 0 else embedded(number)
+        result = BackboneError(number) if number % 97 == 0 else embedded(number)
         if self._random.random() < 0.5:
-            deliver(said)
+            deliver(result)
         else:
-            threading.Timer(self._random.random() / 1000, deliver, [said]).start()
+            threading.Timer(self._random.random() / 1000, deliver, [result]).start()
 
 
-def test_real_threads_answer_thousands_of_callers_rightly() -> None:
-    """With threads, cancels, deadlines and failures: each answer is its caller's, none is lost."""
+def test_threads_answer_thousands_of_callers() -> None:
+    """With threads, cancellations, deadlines and failures, every caller gets its own answer."""
     chance = random.Random(1)
-    backbone = Noisy(2)
+    backbone = RandomBackbone(2)
     heads = [FakeHead(revision) for revision in range(1, 5)]
     counts = {"answers": 0, "cancels": 0, "failures": 0}
 
@@ -283,24 +287,26 @@ def test_real_threads_answer_thousands_of_callers_rightly() -> None:
             -1 if chance.random() < 0.1 else first + index
             for index in range(chance.choice((1, 1, 1, 3, 9)))
         ]
-        job = FakeJob(numbers, backbone, chance.choice(heads))
+        batch = FakeBatch(numbers, backbone, chance.choice(heads))
         try:
             async with asyncio.timeout(chance.choice((None, None, 0.0, 0.001))):
-                answer = await scheduler.run(job, deadline=chance.random(), flow=Flow())
+                answer = await scheduler.run(batch, deadline=chance.random(), flow=Flow())
         except TimeoutError:
             counts["cancels"] += 1
         except BackboneError as error:
             counts["failures"] += error.args[0] in numbers
         else:
-            said = [f"image {one}" if one < 0 else float(one) for one in numbers]
-            assert answer == (job.head.revision, said)
+            expected = [f"image {number}" if number < 0 else float(number) for number in numbers]
+            assert answer == (batch.head.revision, expected)
             counts["answers"] += 1
 
     async def scenario() -> None:
         scheduler = Scheduler(cores=3)
         scheduler.start()
         for wave in range(30):
-            callers = [caller(scheduler, 1000 * wave + 10 * one) for one in range(100)]
+            callers = [
+                caller(scheduler, 1000 * wave + 10 * first_number) for first_number in range(100)
+            ]
             async with asyncio.timeout(60):
                 await asyncio.gather(*callers)
         scheduler.close()
@@ -310,67 +316,67 @@ def test_real_threads_answer_thousands_of_callers_rightly() -> None:
     assert min(counts.values()) > 10
 
 
-class Desk:
-    """A scheduler whose only thread is the test."""
+class Harness:
+    """Scheduler without threads: the test runs each step."""
 
     def __init__(self) -> None:
         self.scheduler = Scheduler(cores=2)
         self.backbone = FakeBackbone()
         self.head = FakeHead(1)
 
-    def ask(self, *numbers: int) -> asyncio.Task[Said]:
-        """Let a caller come."""
-        job = FakeJob(list(numbers), self.backbone, self.head)
-        return asyncio.create_task(self.scheduler.run(job, deadline=1.0, flow=Flow()))
+    def ask(self, *numbers: int) -> asyncio.Task[Answer]:
+        """Start a task that runs a batch."""
+        batch = FakeBatch(list(numbers), self.backbone, self.head)
+        return asyncio.create_task(self.scheduler.run(batch, deadline=1.0, flow=Flow()))
 
     def step(self) -> bool:
-        """Do what is next, to its end; return whether there was anything."""
+        """Run the next step with its images; return False if idle."""
         found = self.scheduler._step()
         while self.backbone.pending:
             self.backbone.finish()
         return found
 
 
-def test_answers_are_made_in_groups_while_others_wait() -> None:
-    """Behind a long queue several answers are made with one run of the head, so in fewer steps."""
+def test_answers_are_grouped_while_images_wait() -> None:
+    """Behind a long queue, one run of the head makes several answers."""
 
     async def scenario() -> None:
-        desk = Desk()
-        tasks = [desk.ask(number) for number in range(100)]
+        harness = Harness()
+        tasks = [harness.ask(number) for number in range(100)]
         await settle()
         steps = 0
-        while desk.step():
+        while harness.step():
             steps += 1
         await asyncio.gather(*tasks)
-        assert [task.result() for task in tasks] == [(1, [float(one)]) for one in range(100)]
-        assert desk.head.rows == LARGEST_GROUP
+        assert [task.result() for task in tasks] == [(1, [float(number)]) for number in range(100)]
+        assert harness.head.rows == LARGEST_GROUP
         assert steps < 100 + 30
 
     asyncio.run(scenario())
 
 
-def test_the_answer_of_a_lone_image_is_made_at_once() -> None:
-    """Where nothing waits, no answer does: one step for the image, one for its answer."""
+def test_single_image_is_answered_at_once() -> None:
+    """With an empty queue, an image takes one step and its answer another."""
 
     async def scenario() -> None:
-        desk = Desk()
-        task = desk.ask(7)
+        harness = Harness()
+        task = harness.ask(7)
         await settle()
-        assert [desk.step(), desk.step(), desk.step()] == [True, True, False]
+        assert [harness.step(), harness.step(), harness.step()] == [True, True, False]
         assert await task == (1, [7.0])
 
     asyncio.run(scenario())
 
 
 def test_no_answer_waits_behind_a_large_request() -> None:
-    """A lone image beside a request of 256 is answered when it is embedded."""
+    """A single image is answered when it is embedded, despite a request of 256 images."""
 
     async def scenario() -> None:
-        desk = Desk()
-        large, lone = desk.ask(*range(256)), desk.ask(999)
+        harness = Harness()
+        large, lone = harness.ask(*range(256)), harness.ask(999)
         await settle()
         for _ in range(4):
-            assert desk.step()
+            assert harness.step()
         await settle()
         assert lone.done()
         assert not large.done()
@@ -379,16 +385,19 @@ def test_no_answer_waits_behind_a_large_request() -> None:
     asyncio.run(scenario())
 
 
-def test_an_answer_waits_for_a_few_images_at_most() -> None:
-    """Behind many large requests an answer waits until a few of their images have ended."""
+def test_answer_waits_for_at_most_a_group() -> None:
+    """Behind many large requests an answer waits for at most LARGEST_GROUP images."""
 
     async def scenario() -> None:
-        desk = Desk()
-        tasks = [desk.ask(*range(100 * one, 100 * one + 50)) for one in range(64)]
-        lone = desk.ask(99_999)
+        harness = Harness()
+        tasks = [
+            harness.ask(*range(100 * first_number, 100 * first_number + 50))
+            for first_number in range(64)
+        ]
+        lone = harness.ask(99_999)
         await settle()
         for _ in range(65 + LARGEST_GROUP):
-            desk.step()
+            harness.step()
         await settle()
         assert lone.done()
         for task in tasks:
@@ -397,80 +406,80 @@ def test_an_answer_waits_for_a_few_images_at_most() -> None:
     asyncio.run(scenario())
 
 
-def test_the_backbone_is_told_how_many_images_are_present() -> None:
-    """A lone image is told to be alone; of three the first is told of three."""
+def test_backbone_gets_the_number_of_present_images() -> None:
+    """``present`` is 1 for a single image and 3 for the first of three images."""
 
     async def scenario() -> None:
-        desk = Desk()
+        harness = Harness()
         for numbers in ((1,), (2, 3, 4)):
-            task = desk.ask(*numbers)
+            task = harness.ask(*numbers)
             await settle()
-            while desk.step():
+            while harness.step():
                 pass
             await task
-        assert desk.backbone.presents == [1, 3, 2, 1]
+        assert harness.backbone.presents == [1, 3, 2, 1]
 
     asyncio.run(scenario())
 
 
-def test_who_goes_during_decoding_costs_no_embedding() -> None:
-    """An image whose caller goes while it is decoded never comes to the backbone."""
+def test_image_cancelled_during_decoding_is_not_embedded() -> None:
+    """An image whose caller cancels during decoding is not passed to the backbone."""
 
     async def scenario() -> None:
-        desk = Desk()
-        task = desk.ask(1)
+        harness = Harness()
+        task = harness.ask(1)
         await settle()
-        (run,) = desk.scheduler._runs
-        decode = run.job.decode
+        (entry,) = harness.scheduler._entries
+        decode = entry.batch.decode
 
         def decode_meanwhile(index: int) -> Pixels:
-            desk.scheduler._leave(run)
+            harness.scheduler._leave(entry)
             return decode(index)
 
-        run.job.decode = decode_meanwhile  # type: ignore[method-assign]  # the fake is ours
+        entry.batch.decode = decode_meanwhile  # type: ignore[method-assign]  # the fake is ours
         task.cancel()
-        assert desk.step()
-        assert desk.backbone.taken == []
-        assert not desk.step()
+        assert harness.step()
+        assert harness.backbone.taken == []
+        assert not harness.step()
 
     asyncio.run(scenario())
 
 
-def test_close_leaves_nobody_waiting() -> None:
-    """Who still waits when the scheduler is closed is told so; who comes later too."""
+def test_close_fails_all_callers() -> None:
+    """Callers at close() and later callers get Unavailable."""
 
     async def scenario() -> None:
-        desk = Desk()
-        waiting, at_work = desk.ask(1), desk.ask(2)
+        harness = Harness()
+        waiting, at_work = harness.ask(1), harness.ask(2)
         await settle()
-        desk.scheduler._step()
-        desk.scheduler.close()
-        for task in (waiting, at_work, desk.ask(3)):
+        harness.scheduler._step()
+        harness.scheduler.close()
+        for task in (waiting, at_work, harness.ask(3)):
             with pytest.raises(Unavailable):
                 await task
-        desk.backbone.finish()
+        harness.backbone.finish()
 
     asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_close_waits_for_the_images_at_work(monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
-    """When it returns no thread can come back from native code any more, but one that hangs."""
+def test_close_joins_the_threads(monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+    """close() waits for images in progress, but not for a thread that hangs."""
     monkeypatch.setattr(scheduler_module, "JOIN_SECONDS", 30.0 if ends else 0.05)
 
     async def scenario() -> None:
         begun, go_on = threading.Event(), threading.Event()
         scheduler = Scheduler(cores=1)
-        job = FakeJob([1, 2, 3], FakeBackbone(), FakeHead(1))
+        batch = FakeBatch([1, 2, 3], FakeBackbone(), FakeHead(1))
 
         def decode(_: int) -> Pixels:
             begun.set()
             go_on.wait()
             raise ImageError("late")
 
-        monkeypatch.setattr(job, "decode", decode)
+        monkeypatch.setattr(batch, "decode", decode)
         scheduler.start()
-        task = asyncio.create_task(scheduler.run(job, deadline=1.0, flow=Flow()))
+        task = asyncio.create_task(scheduler.run(batch, deadline=1.0, flow=Flow()))
         await asyncio.to_thread(begun.wait)
         if ends:
             threading.Timer(0.1, go_on.set).start()
@@ -486,27 +495,27 @@ def test_close_waits_for_the_images_at_work(monkeypatch: pytest.MonkeyPatch, end
     asyncio.run(scenario())
 
 
-def test_a_new_job_is_expected_to_end_after_what_goes_before() -> None:
-    """The expected time grows with what waits, but for a lone image only with its own turn."""
+def test_expected_seconds_include_images_ahead() -> None:
+    """The estimate includes the waiting images that are served before the new batch."""
 
     async def scenario() -> None:
-        desk = Desk()
-        alone = desk.scheduler.expected_seconds(1)
+        harness = Harness()
+        alone = harness.scheduler.expected_seconds(1)
         assert alone > 0
-        task = desk.ask(*range(100))
+        task = harness.ask(*range(100))
         await settle()
-        assert desk.scheduler.expected_seconds(1) == pytest.approx(2 * alone)
-        assert desk.scheduler.expected_seconds(100) == pytest.approx(200 * alone)
+        assert harness.scheduler.expected_seconds(1) == pytest.approx(2 * alone)
+        assert harness.scheduler.expected_seconds(100) == pytest.approx(200 * alone)
         task.cancel()
         await settle()
-        assert desk.scheduler.expected_seconds(100) == pytest.approx(100 * alone)
+        assert harness.scheduler.expected_seconds(100) == pytest.approx(100 * alone)
 
     asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("nice", [0, 10])
-def test_threads_give_way_however_nice_the_process_is(nice: int) -> None:
-    """Threads are NICE nicer than their process. Only root may be less nice: others' would die."""
+def test_threads_add_niceness_to_that_of_the_process(nice: int) -> None:
+    """Threads add NICE to the niceness of the process; only root could lower it."""
     expected = min(os.nice(0) + nice + NICE, 19)
     code = """
 import os, sys, threading, time
@@ -515,7 +524,7 @@ nice, expected = map(int, sys.argv[1:])
 os.nice(nice)
 scheduler = Scheduler(cores=1)
 scheduler.start()
-(thread,) = (one for one in threading.enumerate() if one.name == "classify-0")
+(thread,) = (thread for thread in threading.enumerate() if thread.name == "classify-0")
 end = time.monotonic() + 60
 while os.getpriority(os.PRIO_PROCESS, thread.native_id) != expected:
     assert time.monotonic() < end

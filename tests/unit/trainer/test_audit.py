@@ -1,4 +1,4 @@
-"""The audit of folders, with a tiny stand-in for the default backbone."""
+"""Audit of folders of photos, with a tiny backbone in place of the default."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from topwork.errors import InvalidInput
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.training.embed import Skipped
 from topwork_trainer import backbones
-from topwork_trainer.audit import Audit, AuditConfig, audit, audit_files, require_clean
+from topwork_trainer.audit import Audit, AuditConfig, audit, require_clean
+from topwork_trainer.audit_files import audit_files
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.cli.audit import audit as command
 from topwork_trainer.data import scan
@@ -31,17 +32,17 @@ SPEC = PreprocessSpec(resize=16, crop=16)
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Return a repository in which the tiny backbone passes for the default one."""
-    made = Repository(tmp_path / "repository")
+    """Return a repository that stores the tiny backbone as the default one."""
+    created = Repository(tmp_path / "repository")
     model = tiny.backbone_model()
     identity = BackboneChoice(name=backbones.DEFAULT).identity()
-    made.put_backbone(model, replace(tiny.backbone_info(model), identity=identity))
-    return made.root
+    created.put_backbone(model, replace(tiny.backbone_info(model), identity=identity))
+    return created.root
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Return folders of 40 pictures each."""
+    """Return a data folder with 40 pictures of each label."""
     for label in LABELS:
         folder = tmp_path / "data" / label
         folder.mkdir(parents=True)
@@ -64,27 +65,27 @@ def _only(findings: Sequence[Finding]) -> Finding:
 
 
 def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(command, [str(one) for one in arguments])
+    return CliRunner().invoke(command, [*map(str, arguments)])
 
 
 # Whole folders
 
 
 def test_clean_folders_have_no_findings(repository: Path, data: Path) -> None:
-    """The images are counted, and that is all."""
+    """The audit counts the images and has no finding."""
     audited = _audit(data, repository)
     assert audited.counts == dict.fromkeys(LABELS, 40)
     assert audited.findings == ()
 
 
-def test_every_kind_of_bad_file_is_an_error(repository: Path, data: Path) -> None:
-    """A text, a cut-off picture and a huge one are named; the audit goes on with the rest."""
+def test_audit_reports_each_unusable_file_as_error(repository: Path, data: Path) -> None:
+    """A text, a truncated picture and a huge one are named; the audit continues with the rest."""
     (data / "amber" / "notes.jpg").write_text("no picture")
     whole = (data / "blue" / "00.png").read_bytes()
     (data / "blue" / "cut.png").write_bytes(whole[: len(whole) // 2])
     Image.new("1", (9000, 9000)).save(data / "blue" / "huge.png")
     audited = _audit(data, repository)
-    assert [(one.kind, one.severity, one.images) for one in audited.findings] == [
+    assert [(finding.kind, finding.severity, finding.images) for finding in audited.findings] == [
         ("unreadable", "error", ("amber/notes.jpg",)),
         ("unreadable", "error", ("blue/cut.png",)),
         ("too_large", "error", ("blue/huge.png",)),
@@ -92,34 +93,40 @@ def test_every_kind_of_bad_file_is_an_error(repository: Path, data: Path) -> Non
     assert audited.counts == dict.fromkeys(LABELS, 40)
 
 
-def test_copies_are_told_by_label(repository: Path, data: Path) -> None:
-    """A copy within its label is a note; one under another label is a warning."""
+def test_copy_is_a_note_within_its_label_and_a_warning_across_labels(
+    repository: Path, data: Path
+) -> None:
+    """A copy within its label is left out; the same pixels under two labels are a conflict."""
     content = (data / "amber" / "00.png").read_bytes()
     (data / "amber" / "copy.png").write_bytes(content)
     (data / "crimson" / "copy.png").write_bytes(content)
-    findings = {one.kind: one for one in _audit(data, repository).findings}
+    findings = {finding.kind: finding for finding in _audit(data, repository).findings}
     assert findings["exact_duplicate"].severity == "note"
     assert findings["exact_duplicate"].images == ("amber/copy.png",)
     assert findings["several_labels"].severity == "warning"
     assert findings["several_labels"].images == ("amber/00.png", "crimson/copy.png")
 
 
-def test_a_wrong_label_is_suspected(repository: Path, data: Path) -> None:
-    """A blue picture among the amber ones is found, with what it looks like."""
+def test_wrong_label_is_suspected(repository: Path, data: Path) -> None:
+    """A blue picture labelled amber is found, with the label that it resembles."""
     (data / "amber" / "wrong.png").write_bytes(pictures.picture("blue", 77))
     found = _only(_audit(data, repository).findings)
     assert (found.kind, found.images) == ("suspected_label", ("amber/wrong.png",))
     assert found.labels == ("amber", "blue")
 
 
-def test_a_class_with_too_few_images_hides_nothing(repository: Path, data: Path) -> None:
-    """A class of three and an empty one that is named are errors, beside those of other files."""
+def test_class_with_too_few_images_hides_no_other_finding(repository: Path, data: Path) -> None:
+    """A class of three images and an empty class are errors, and so is an unreadable file."""
     for index in range(3, 40):
         (data / "amber" / f"{index:02d}.png").unlink()
     (data / "empty").mkdir()
     (data / "blue" / "notes.jpg").write_text("no picture")
     audited = _audit(data, repository, [*LABELS, "empty"])
-    errors = [(one.kind, one.labels) for one in audited.findings if one.severity == "error"]
+    errors = [
+        (finding.kind, finding.labels)
+        for finding in audited.findings
+        if finding.severity == "error"
+    ]
     assert errors == [
         ("too_few_images", ("empty",)),
         ("unreadable", ("blue",)),
@@ -128,58 +135,60 @@ def test_a_class_with_too_few_images_hides_nothing(repository: Path, data: Path)
     assert audited.counts == {"amber": 3, "blue": 40, "crimson": 40, "empty": 0}
 
 
-def test_one_image_of_a_class_does_not_stop_the_audit(repository: Path, data: Path) -> None:
-    """A class of one image can be learnt from as little as one of none; it is said."""
+def test_class_with_a_single_image_does_not_stop_the_audit(repository: Path, data: Path) -> None:
+    """A class of one image cannot be learnt; the only error says so."""
     for index in range(1, 40):
         (data / "amber" / f"{index:02d}.png").unlink()
     audited = _audit(data, repository)
-    assert [one.kind for one in audited.findings if one.severity == "error"] == ["too_few_images"]
+    assert [finding.kind for finding in audited.findings if finding.severity == "error"] == [
+        "too_few_images"
+    ]
 
 
-def test_no_usable_image_is_no_crash(repository: Path, data: Path) -> None:
-    """Where nothing can be decoded each file is an error."""
+def test_audit_without_a_usable_image_reports_every_file(repository: Path, data: Path) -> None:
+    """If no image can be decoded, each file is an error and the audit still ends normally."""
     for file in data.rglob("*.png"):
         file.write_bytes(b"")
     audited = _audit(data, repository)
     assert audited.counts == dict.fromkeys(LABELS, 0)
-    kinds = {one.kind for one in audited.findings}
+    kinds = {finding.kind for finding in audited.findings}
     assert kinds == {"unreadable", "too_few_images"}
     assert len(audited.findings) == 123
 
 
-def test_one_class_is_an_error_and_not_a_traceback(repository: Path, data: Path) -> None:
-    """What no fit could start from is a finding."""
+def test_folder_with_one_class_is_a_finding(repository: Path, data: Path) -> None:
+    """Data from which no fit can start is reported as a finding, not raised."""
     found = _only(_audit(data, repository, ["amber"]).findings)
     assert (found.kind, found.severity) == ("unusable_folder", "error")
     assert "1 classes (amber)" in found.message
 
 
-def test_no_such_folder_is_an_error(repository: Path, tmp_path: Path) -> None:
-    """So is a folder that is not there."""
+def test_missing_folder_is_a_finding(repository: Path, tmp_path: Path) -> None:
+    """A folder that does not exist is reported as a finding with its name."""
     found = _only(_audit(tmp_path / "nowhere", repository).findings)
     assert (found.kind, found.severity) == ("unusable_folder", "error")
     assert "nowhere" in found.message
 
 
-def test_the_gravest_come_first(repository: Path, data: Path) -> None:
-    """Errors, then warnings, then notes; twice the same."""
+def test_findings_are_sorted_by_severity(repository: Path, data: Path) -> None:
+    """Errors come first, then warnings, then notes, in the same order on every run."""
     (data / "amber" / "notes.jpg").write_text("no picture")
     (data / "amber" / "small.png").write_bytes(pictures.picture("amber", 50, size=(7, 6)))
     (data / "amber" / "long.png").write_bytes(pictures.picture("amber", 51, size=(120, 30)))
     audited = _audit(data, repository)
-    assert [one.severity for one in audited.findings] == ["error", "warning", "note"]
+    assert [finding.severity for finding in audited.findings] == ["error", "warning", "note"]
     assert _audit(data, repository) == audited
 
 
-def test_droppings_are_notes_and_losses_are_warnings(repository: Path, data: Path) -> None:
-    """System files are listed and break nothing; a dead link may have been a photo."""
+def test_system_files_are_notes_and_dead_links_are_warnings(repository: Path, data: Path) -> None:
+    """System files are listed and do no harm; a dead link may have been a photo."""
     for name in ("amber/Thumbs.db", "blue/desktop.ini", "blue/.DS_Store", "blue/notes.txt"):
         (data / name).write_text("no picture")
     for name in ("empty", "__MACOSX"):
         (data / name).mkdir()
     audited = _audit(data, repository)
     require_clean(audited.findings)
-    assert [(one.kind, one.severity, one.images) for one in audited.findings] == [
+    assert [(finding.kind, finding.severity, finding.images) for finding in audited.findings] == [
         ("hidden", "note", ("blue/.DS_Store",)),
         ("system", "note", ("__MACOSX", "amber/Thumbs.db", "blue/desktop.ini")),
         ("text", "note", ("blue/notes.txt",)),
@@ -187,7 +196,9 @@ def test_droppings_are_notes_and_losses_are_warnings(repository: Path, data: Pat
     ]
     assert audited.counts == dict.fromkeys(LABELS, 40)
     (data / "blue" / "gone.png").symlink_to("/nonexistent")
-    (found,) = [one for one in _audit(data, repository).findings if one.severity != "note"]
+    (found,) = [
+        finding for finding in _audit(data, repository).findings if finding.severity != "note"
+    ]
     assert (found.kind, found.severity) == ("dead_link", "warning")
     assert (found.message, found.images) == ("1 dead link was left out", ("blue/gone.png",))
 
@@ -195,23 +206,25 @@ def test_droppings_are_notes_and_losses_are_warnings(repository: Path, data: Pat
 # Headers
 
 
-def test_small_images_are_told_by_how_much_they_are_enlarged(data: Path) -> None:
-    """Twice is a warning, less is a note, none is nothing; the smallest is named."""
+def test_severity_of_a_small_image_depends_on_its_enlargement(data: Path) -> None:
+    """Enlarging twice or more is a warning, less is a note; the smallest image is named."""
     for name, short in (("a", 8), ("b", 5), ("c", 9), ("d", 16)):
         picture = pictures.picture("amber", 60, size=(short, short))
         (data / "amber" / f"{name}.png").write_bytes(picture)
-    tiny_ones, enlarged = _files(data)
-    assert (tiny_ones.kind, tiny_ones.severity) == ("tiny", "warning")
-    assert tiny_ones.images == ("amber/a.png", "amber/b.png")
-    assert "2 of 124 images" in tiny_ones.message
-    assert "amber/b.png only 5: it is enlarged 3.2 times" in tiny_ones.message
+    tiny_images, enlarged = _files(data)
+    assert (tiny_images.kind, tiny_images.severity) == ("tiny", "warning")
+    assert tiny_images.images == ("amber/a.png", "amber/b.png")
+    assert "2 of 124 images" in tiny_images.message
+    assert "that of amber/b.png has only 5 and is enlarged 3.2 times" in tiny_images.message
     assert (enlarged.kind, enlarged.severity) == ("enlarged", "note")
     assert enlarged.images == ("amber/c.png",)
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff", "gif"])
-def test_pixels_are_not_looked_at(data: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file is decoded for its header, of whatever format."""
+def test_header_is_read_without_decoding_pixels(
+    data: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading a header decodes no pixels, whatever the format."""
     noise = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(data / "blue" / f"noise.{kind}")
 
@@ -222,8 +235,8 @@ def test_pixels_are_not_looked_at(data: Path, kind: str, monkeypatch: pytest.Mon
     assert _files(data) == []
 
 
-def test_audit_survives_a_heic_of_odd_metadata(data: Path) -> None:
-    """Metadata whose kind is no UTF-8 crashes pi-heif, which never gets to see it."""
+def test_audit_survives_invalid_heic_metadata(data: Path) -> None:
+    """Metadata whose type is not UTF-8 would crash pi-heif and is removed before."""
     content = assembled(
         [coded(heic(Image.new("RGB", (40, 32)))), (b"E\xeaif", bytes(48), [])],
         [(b"cdsc", 2, [1])],
@@ -233,8 +246,8 @@ def test_audit_survives_a_heic_of_odd_metadata(data: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff", "avif", "heic"])
-def test_turned_images_are_noted(data: Path, kind: str) -> None:
-    """An EXIF orientation of 6 is handled, and said, in every format that has one."""
+def test_exif_orientation_is_noted(data: Path, kind: str) -> None:
+    """An EXIF orientation of 6 is noted in every format that supports orientation."""
     for name, orientation in (("turned", 6), ("upright", 1)):
         path = data / "blue" / f"{name}.{kind}"
         if kind == "heic":
@@ -249,15 +262,15 @@ def test_turned_images_are_noted(data: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16"])
-def test_greyscale_among_colour_is_noted(data: Path, mode: str) -> None:
-    """Every mode without colour counts."""
+def test_greyscale_among_colour_images_is_noted(data: Path, mode: str) -> None:
+    """Each Pillow mode without colour counts as greyscale."""
     Image.new(mode, (40, 32)).save(data / "blue" / "grey.png")
     found = _only(_files(data))
     assert (found.kind, found.severity, found.images) == ("greyscale", "note", ("blue/grey.png",))
 
 
-def test_greyscale_alone_is_nothing_to_note(tmp_path: Path) -> None:
-    """X-rays are all grey."""
+def test_greyscale_alone_is_not_noted(tmp_path: Path) -> None:
+    """A data set of greyscale images only, such as X-rays, has no finding."""
     for label in LABELS:
         (tmp_path / label).mkdir()
         for index in range(5):
@@ -265,8 +278,8 @@ def test_greyscale_alone_is_nothing_to_note(tmp_path: Path) -> None:
     assert _files(tmp_path) == []
 
 
-def test_long_images_are_noted_with_what_is_left_of_them(data: Path) -> None:
-    """Of a strip of 4 to 1 the central square is a quarter."""
+def test_elongated_image_is_noted_with_its_visible_share(data: Path) -> None:
+    """The central square of an image with sides of 4 to 1 is a quarter of it."""
     Image.new("RGB", (160, 40)).save(data / "blue" / "long.png")
     Image.new("RGB", (40, 79)).save(data / "blue" / "high.png")
     found = _only(_files(data))
@@ -275,8 +288,8 @@ def test_long_images_are_noted_with_what_is_left_of_them(data: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
-def test_animations_are_noted(data: Path, kind: str) -> None:
-    """Of several frames only the first is used."""
+def test_animation_is_noted(data: Path, kind: str) -> None:
+    """An image with several frames is noted because only the first is used."""
     frames = [Image.new("RGB", (40, 32), colour) for colour in ("red", "green", "blue")]
     file = data / "blue" / f"moving.{kind}"
     frames[0].save(file, save_all=True, append_images=frames[1:])
@@ -285,15 +298,15 @@ def test_animations_are_noted(data: Path, kind: str) -> None:
     assert found.images == (f"blue/moving.{kind}",)
 
 
-def test_previews_in_a_jpeg_are_no_animation(data: Path) -> None:
-    """Phones put a second picture behind the first (MPO)."""
+def test_jpeg_with_previews_is_no_animation(data: Path) -> None:
+    """The second picture in a phone's JPEG (MPO) is a preview, not a frame."""
     frames = [Image.new("RGB", (40, 32), colour) for colour in ("red", "green")]
     frames[0].save(data / "blue" / "phone.jpg", "MPO", save_all=True, append_images=frames[1:])
     assert _files(data) == []
 
 
-def test_a_file_that_disappears_is_a_finding(data: Path) -> None:
-    """What was there when it was embedded may be gone now."""
+def test_file_that_disappears_is_a_finding(data: Path) -> None:
+    """A file that was deleted after it was embedded is an error."""
     photos = scan(data)
     (data / "blue" / "07.png").unlink()
     found = _only(audit_files(photos, [], SPEC))
@@ -301,14 +314,14 @@ def test_a_file_that_disappears_is_a_finding(data: Path) -> None:
     assert "can no longer be read" in found.message
 
 
-def test_what_pillow_does_not_know_is_left_out_of_headers(data: Path) -> None:
-    """A usable file of another format has no such header and no finding."""
+def test_format_unknown_to_pillow_has_no_header_findings(data: Path) -> None:
+    """A usable file of another format, here DICOM, has no finding."""
     (data / "blue" / "scan.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 64)
     assert _files(data) == []
 
 
-def test_skipped_files_are_not_opened_again(data: Path) -> None:
-    """What was left out is said once."""
+def test_skipped_file_is_not_opened_again(data: Path) -> None:
+    """A file that was skipped has one finding, even if it can no longer be opened."""
     (data / "blue" / "07.png").unlink()
     (data / "blue" / "07.png").symlink_to(data / "blue" / "08.png")
     photos = scan(data)
@@ -318,46 +331,48 @@ def test_skipped_files_are_not_opened_again(data: Path) -> None:
     assert found.message == "blue/07.png was left out: gone"
 
 
-# Strictness and the command
+# require_clean and the command
 
 
 def _finding(severity: str, message: str) -> Finding:
     return Finding(kind="some", severity=severity, message=message, images=(), labels=())  # type: ignore[arg-type]  # test values
 
 
-def test_require_clean_names_the_gravest() -> None:
-    """The error says how many there are and the first three, errors before warnings."""
+def test_require_clean_names_the_worst_findings() -> None:
+    """The error has the number of findings and the first three, errors before warnings."""
     findings = [_finding("note", "n"), *(_finding("warning", f"w{i}") for i in range(4))]
     findings.append(_finding("error", "e"))
-    with pytest.raises(InvalidInput, match="errors: 1, warnings: 4: e; w0; w1; and 2 more") as told:
+    with pytest.raises(
+        InvalidInput, match="errors: 1, warnings: 4: e; w0; w1; and 2 more"
+    ) as caught:
         require_clean(findings)
-    assert told.value.reason == "AUDIT_FAILED"
+    assert caught.value.reason == "AUDIT_FAILED"
 
 
 def test_require_clean_lets_notes_pass() -> None:
-    """Notes need nothing to be done."""
+    """Findings that are all notes raise nothing."""
     require_clean([_finding("note", "n")])
 
 
-def test_the_command_prints_one_json_object(repository: Path, data: Path) -> None:
-    """With --json all names are there, however many."""
+def test_command_prints_json_with_all_names(repository: Path, data: Path) -> None:
+    """--json prints one object with every file name."""
     for index in range(12):
         content = (data / "blue" / f"{index:02d}.png").read_bytes()
         (data / "blue" / f"copy-{index}.png").write_bytes(content)
     result = _run(data, "--repository", repository, "--json")
     assert result.exit_code == 0
-    told = json.loads(result.stdout)
-    assert told["images"] == 120
-    assert told["classes"] == dict.fromkeys(LABELS, 40)
-    assert (told["left_out"], told["notes"]) == ([], [])
-    (found,) = told["findings"]
+    printed = json.loads(result.stdout)
+    assert printed["images"] == 120
+    assert printed["classes"] == dict.fromkeys(LABELS, 40)
+    assert (printed["left_out"], printed["notes"]) == ([], [])
+    (found,) = printed["findings"]
     assert found["kind"] == "exact_duplicate"
     assert len(found["images"]) == 12
     assert found["labels"] == ["blue"]
 
 
-def test_the_command_shows_ten_names(repository: Path, data: Path) -> None:
-    """Without --json a long list is cut, and says so."""
+def test_command_shows_at_most_ten_names(repository: Path, data: Path) -> None:
+    """Without --json a long list is cut after ten names, with the number of the others."""
     for index in range(12):
         content = (data / "blue" / f"{index:02d}.png").read_bytes()
         (data / "blue" / f"copy-{index}.png").write_bytes(content)
@@ -366,7 +381,7 @@ def test_the_command_shows_ten_names(repository: Path, data: Path) -> None:
     assert result.exit_code == 0
     assert "error amber/bad-09.jpg was left out" in result.stdout
     assert "bad-10" not in result.stdout
-    assert "and 2 more of the kind unreadable" in result.stdout
+    assert "and 2 more findings of kind unreadable" in result.stdout
     assert "note 12 of the files labelled 'blue'" in result.stdout
     assert result.stdout.count("    blue/copy-") == 10
     assert "    and 2 more" in result.stdout
@@ -376,7 +391,7 @@ def test_the_command_shows_ten_names(repository: Path, data: Path) -> None:
 def test_strict_fails_for_errors_and_warnings(
     repository: Path, data: Path, severity: str, status: int
 ) -> None:
-    """A note passes."""
+    """With --strict an error or a warning ends with status 1; a note with status 0."""
     sizes = {"error": (0, 0), "warning": (4, 4), "note": (10, 10)}
     width, height = sizes[severity]
     content = pictures.picture("amber", 60, size=(width, height)) if width else b""
@@ -391,9 +406,9 @@ def test_strict_fails_for_errors_and_warnings(
 
 
 @pytest.mark.photos
-def test_headers_of_real_photos_read_without_findings_of_damage(flower_photos: Path) -> None:
-    """Photos as cameras make them: some are enlarged a little, none is unreadable."""
+def test_headers_of_real_photos_have_no_errors(flower_photos: Path) -> None:
+    """Photos from cameras have notes about size and shape only; none is unreadable."""
     photos = scan(flower_photos)
     findings = audit_files(photos, [], replace(SPEC, resize=224, crop=224))
-    assert {one.kind for one in findings} == {"enlarged", "elongated"}
-    assert all(len(one.images) < len(photos.train) / 2 for one in findings)
+    assert {finding.kind for finding in findings} == {"enlarged", "elongated"}
+    assert all(len(finding.images) < len(photos.train) / 2 for finding in findings)

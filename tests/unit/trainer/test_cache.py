@@ -1,4 +1,4 @@
-"""The cache gives back what was put in, and nothing that befalls it stops anybody."""
+"""Cache of embeddings: rows come back unchanged, and failures of the cache stop no fit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from topwork_trainer.cache import BATCH, FILE, EmbeddingCache
 
 @pytest.fixture(scope="module")
 def info() -> BackboneInfo:
-    """Return the tiny backbone."""
+    """Return the description of the tiny backbone."""
     return tiny.backbone_info(tiny.backbone_model())
 
 
@@ -46,9 +46,9 @@ def row(index: int) -> EmbeddedRow:
     )
 
 
-def same(one: EmbeddedRow, other: EmbeddedRow) -> bool:
+def same(left: EmbeddedRow, right: EmbeddedRow) -> bool:
     return all(
-        np.array_equal(getattr(one, name), getattr(other, name))
+        np.array_equal(getattr(left, name), getattr(right, name))
         for name in ("digest", "fingerprint", "embedding", "thumbnail")
     )
 
@@ -56,76 +56,76 @@ def same(one: EmbeddedRow, other: EmbeddedRow) -> bool:
 def fill(directory: Path, info: BackboneInfo, indices: range) -> None:
     with EmbeddingCache(directory) as cache:
         for index in indices:
-            cache.of(info).put(key(index), row(index))
+            cache.for_backbone(info).put(key(index), row(index))
 
 
-def found(directory: Path, info: BackboneInfo, indices: range) -> int:
+def count_hits(directory: Path, info: BackboneInfo, indices: range) -> int:
     with EmbeddingCache(directory) as cache:
-        rows = [cache.of(info).get(key(index)) for index in indices]
+        rows = [cache.for_backbone(info).get(key(index)) for index in indices]
     assert all(
-        one is None or same(one, row(index)) for index, one in zip(indices, rows, strict=True)
+        hit is None or same(hit, row(index)) for index, hit in zip(indices, rows, strict=True)
     )
-    return sum(one is not None for one in rows)
+    return sum(hit is not None for hit in rows)
 
 
-def test_what_was_put_is_there_next_time(tmp_path: Path, info: BackboneInfo) -> None:
-    """Every row comes back bit for bit from a file that was closed; what was not put does not."""
+def test_rows_survive_reopening(tmp_path: Path, info: BackboneInfo) -> None:
+    """Each stored row comes back bit for bit after the file was closed; others are not found."""
     fill(tmp_path, info, range(BATCH + 10))
-    assert found(tmp_path, info, range(BATCH + 20)) == BATCH + 10
+    assert count_hits(tmp_path, info, range(BATCH + 20)) == BATCH + 10
 
 
 def test_rows_belong_to_one_backbone_and_spec(
     tmp_path: Path, info: BackboneInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another backbone, preprocess spec or version of the software finds nothing."""
+    """Another backbone, preprocess spec or software version finds no rows."""
     fill(tmp_path, info, range(3))
     others = (
         replace(info, digest=sha256(b"other").hexdigest()),
         replace(info, preprocess=replace(info.preprocess, resize=17)),
     )
-    assert [found(tmp_path, other, range(3)) for other in others] == [0, 0]
-    assert found(tmp_path, replace(info, name="renamed"), range(3)) == 3
+    assert [count_hits(tmp_path, other, range(3)) for other in others] == [0, 0]
+    assert count_hits(tmp_path, replace(info, name="renamed"), range(3)) == 3
     monkeypatch.setattr(module, "software_versions", lambda: {"topwork": "99"})
-    assert found(tmp_path, info, range(3)) == 0
+    assert count_hits(tmp_path, info, range(3)) == 0
 
 
-class Counted:
-    """The tiny backbone, which counts what it is asked."""
+class CountingSession:
+    """Session of the tiny backbone that counts images."""
 
     def __init__(self) -> None:
         self.session: Session = open_session(tiny.backbone_model(), output="embedding")
         self.images = 0
 
     def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the embedding."""
+        """Return the embeddings and count the images."""
         self.images += len(batch)
         return self.session.run(batch)
 
 
 def test_embedding_again_runs_no_backbone(tmp_path: Path, info: BackboneInfo) -> None:
-    """With all images in the cache the exemplars are the same bytes, and the backbone rests."""
+    """With all images in the cache the exemplars are the same and the backbone does not run."""
     sources = [
         ImageSource(name=f"{label}-{index}", label=label, read=lambda content=content: content)  # type: ignore[misc] # mypy cannot infer a lambda's default
         for label in ("amber", "blue")
         for index, content in enumerate([*pictures(label, 20), b"no picture"])
     ]
-    counted, found = Counted(), []
+    session, shards = CountingSession(), []
     for _ in range(2):
         with EmbeddingCache(tmp_path) as cache:
-            made, skipped = embed(
+            exemplars, skipped = embed(
                 sources,
-                counted,  # type: ignore[arg-type] # all that is used of a session
+                session,  # type: ignore[arg-type] # has all that embed uses of a session
                 tiny.SPEC,
                 cores=2,
-                cache=cache.of(info),
+                cache=cache.for_backbone(info),
             )
-        assert made is not None
+        assert exemplars is not None
         assert len(skipped) == 2
-        found.append(tiny.shard_files(made))
-    bare, _ = embed(sources, counted.session, tiny.SPEC, cores=2)
-    assert bare is not None
-    assert found == [tiny.shard_files(bare)] * 2
-    assert counted.images == 40
+        shards.append(tiny.shard_files(exemplars))
+    uncached, _ = embed(sources, session.session, tiny.SPEC, cores=2)
+    assert uncached is not None
+    assert shards == [tiny.shard_files(uncached)] * 2
+    assert session.images == 40
 
 
 def truncate(file: Path) -> None:
@@ -153,79 +153,79 @@ def scribble(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[4096:] = np.random.default_rng(0).bytes(
         len(content) - 4096
-    )  # all but the page that says what it is
+    )  # keeps the first page, which has the file's format
     file.write_bytes(content)
 
 
 @pytest.mark.parametrize(
     "spoil", [truncate, foreign_text, foreign_database, newer_format, scribble]
 )
-def test_unusable_file_is_set_aside(
+def test_unusable_file_is_renamed(
     spoil: Callable[[Path], None],
     tmp_path: Path,
     info: BackboneInfo,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A damaged or foreign file is kept under another name with a warning; the next one works."""
+    """A damaged or foreign file is renamed with a warning, and a new cache is created."""
     fill(tmp_path, info, range(50))
     spoil(tmp_path / FILE)
     spoilt = (tmp_path / FILE).read_bytes()
-    assert found(tmp_path, info, range(50)) == 0
+    assert count_hits(tmp_path, info, range(50)) == 0
     assert (tmp_path / f"{FILE}.damaged").read_bytes() == spoilt
-    assert "set aside" in caplog.text
+    assert "renamed to" in caplog.text
     fill(tmp_path, info, range(50))
-    assert found(tmp_path, info, range(50)) == 50
+    assert count_hits(tmp_path, info, range(50)) == 50
 
 
-def test_flipped_bit_is_not_served(tmp_path: Path, info: BackboneInfo) -> None:
-    """A row that is not what was put is as good as none, and can be put again."""
+def test_row_with_flipped_bit_is_not_found(tmp_path: Path, info: BackboneInfo) -> None:
+    """A row that fails its checksum counts as missing and can be stored again."""
     fill(tmp_path, info, range(2))
     wanted = row(0).embedding.tobytes()
     content = (tmp_path / FILE).read_bytes()
     at = content.index(wanted)
     flipped = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
     (tmp_path / FILE).write_bytes(flipped)
-    assert found(tmp_path, info, range(2)) == 1
+    assert count_hits(tmp_path, info, range(2)) == 1
     fill(tmp_path, info, range(1))
-    assert found(tmp_path, info, range(2)) == 2
+    assert count_hits(tmp_path, info, range(2)) == 2
 
 
-def test_directory_that_cannot_be_made_stops_nobody(
+def test_unwritable_directory_turns_the_cache_off(
     tmp_path: Path, info: BackboneInfo, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a place to write there is a warning and no cache."""
+    """If the directory cannot be created there is a warning and no cache."""
     (tmp_path / "file").write_text("")
     fill(tmp_path / "file" / "below", info, range(2 * BATCH))
-    assert found(tmp_path / "file" / "below", info, range(3)) == 0
-    assert "going on without the cache" in caplog.text
+    assert count_hits(tmp_path / "file" / "below", info, range(3)) == 0
+    assert "continuing without the cache" in caplog.text
 
 
-def test_full_disk_only_stops_caching(
+def test_full_disk_turns_the_cache_off(
     tmp_path: Path, info: BackboneInfo, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When a batch cannot be written there is one warning, and what was there before stays."""
+    """When a batch cannot be written there is one warning, and earlier rows remain."""
     fill(tmp_path, info, range(5))
     with EmbeddingCache(tmp_path) as cache:
         assert cache._connection is not None
         pages = cache._connection.execute("PRAGMA page_count").fetchone()[0]
         cache._connection.execute(f"PRAGMA max_page_count = {pages + 4}")
-        part = cache.of(info)
+        rows = cache.for_backbone(info)
         for index in range(5, 5 + 3 * BATCH):
-            part.put(key(index), row(index))
-        assert part.get(key(0)) is None
+            rows.put(key(index), row(index))
+        assert rows.get(key(0)) is None
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "full" in caplog.text
     assert not list(tmp_path.glob("*.damaged"))
-    assert found(tmp_path, info, range(20)) == 5
+    assert count_hits(tmp_path, info, range(20)) == 5
 
 
-def test_oldest_rows_make_room(tmp_path: Path, info: BackboneInfo) -> None:
-    """A file above the limit loses its oldest rows when it is opened, down to three quarters."""
+def test_oldest_rows_are_deleted_above_the_limit(tmp_path: Path, info: BackboneInfo) -> None:
+    """A file above the limit loses its oldest rows when opened, down to three quarters of it."""
     fill(tmp_path, info, range(400))
     size = (tmp_path / FILE).stat().st_size
     with EmbeddingCache(tmp_path, limit_bytes=size // 2):
         pass
-    left = [index for index in range(400) if found(tmp_path, info, range(index, index + 1))]
+    left = [index for index in range(400) if count_hits(tmp_path, info, range(index, index + 1))]
     assert left == list(range(400 - len(left), 400))
     assert 100 < len(left) < 200
 
@@ -235,16 +235,18 @@ def _writer(directory: Path, info: BackboneInfo, indices: range) -> None:
 
 
 def test_two_processes_write_at_once(tmp_path: Path, info: BackboneInfo) -> None:
-    """Rows of processes that open, write and close side by side are all there."""
+    """Two processes that use the cache at the same time lose no rows."""
     context = multiprocessing.get_context("spawn")
     ranges = [range(start, start + 600) for start in (0, 400)]
-    writers = [context.Process(target=_writer, args=(tmp_path, info, one)) for one in ranges]
+    writers = [
+        context.Process(target=_writer, args=(tmp_path, info, indices)) for indices in ranges
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
-    assert found(tmp_path, info, range(1000)) == 1000
+    assert count_hits(tmp_path, info, range(1000)) == 1000
 
 
 @pytest.fixture
@@ -264,8 +266,8 @@ os.kill(os.getpid(), signal.SIGKILL)
     return tmp_path
 
 
-def test_kill_loses_a_batch_at_most(killed: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """After a kill whole batches are there and the file is sound."""
+def test_kill_loses_at_most_one_batch(killed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After a kill all written batches are there and the file is intact."""
     with EmbeddingCache(killed) as cache:
         rows = [cache.get(b"backbone", str(index).encode()) for index in range(BATCH * 3 // 2)]
     assert rows == [b"row"] * BATCH + [None] * (BATCH // 2)

@@ -1,4 +1,4 @@
-"""The trainer's command line."""
+"""Command line of the trainer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from topwork_trainer.cli.commands import cli
 
 
 def test_help_needs_no_torch() -> None:
-    """Command line, fit and catalogue import no torch: only an export does."""
+    """Command line, fit and catalogue of backbones do not import torch; only an export does."""
     code = (
         "import sys; import topwork_trainer.cli.commands\n"
         "import topwork_trainer.fit.fit, topwork_trainer.backbones\n"
@@ -28,7 +28,7 @@ def test_help_needs_no_torch() -> None:
 def test_expected_error_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An expected error is said on standard error, without a traceback, with exit status 1."""
+    """An expected error is printed to standard error without traceback; the exit status is 1."""
     arguments = ["fit", tmp_path / "none", "--model", "m", "--repository", tmp_path / "r"]
     monkeypatch.setattr(sys, "argv", ["topwork-train", *map(str, arguments)])
     with pytest.raises(SystemExit, match="1"):
@@ -39,8 +39,8 @@ def test_expected_error_is_one_line(
 
 
 @pytest.mark.parametrize("command", ["fit --model m --repository r", "rank", "audit"])
-def test_data_that_is_a_url_is_told(command: str) -> None:
-    """A URL in place of a folder is named as it was given, with both slashes."""
+def test_url_as_data_is_refused(command: str) -> None:
+    """The error repeats a URL unchanged, with both slashes."""
     done = CliRunner().invoke(cli, [*command.split(), "https://example.org/photos"])
     assert done.exit_code == 2
     assert "'https://example.org/photos' is a URL, not a file or folder" in " ".join(
@@ -49,16 +49,16 @@ def test_data_that_is_a_url_is_told(command: str) -> None:
 
 
 def test_demo_data_says_that_it_is_rendered(tmp_path: Path) -> None:
-    """Nobody can take the rendered flowers for photos."""
+    """The output says that the pictures are rendered and not photos."""
     done = CliRunner().invoke(cli, ["demo-data", str(tmp_path / "d"), "--images-per-label", "1"])
     assert done.exit_code == 0
     assert "rendered" in done.output
-    assert "no photos" in done.output
+    assert "not photos" in done.output
     assert len(list((tmp_path / "d").glob("*/*.jpg"))) == 5
 
 
 def test_demo_data_holds_out_every_fourth_picture(tmp_path: Path) -> None:
-    """What is held out lies in folders of the same names, and no longer among the others."""
+    """Every fourth picture is moved to a folder of the same name in the held-out folder."""
     photos, held_out = tmp_path / "photos", tmp_path / "held-out"
     options = ["--images-per-label", "8", "--held-out", str(held_out)]
     done = CliRunner().invoke(cli, ["demo-data", str(photos), *options])
@@ -70,17 +70,17 @@ def test_demo_data_holds_out_every_fourth_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["demo-data", "fetch flower_photos"])
-def test_pictures_are_not_held_out_among_the_others(tmp_path: Path, command: str) -> None:
-    """There they would be a class: it is refused before anything is drawn or fetched."""
+def test_held_out_folder_inside_the_data_is_refused(tmp_path: Path, command: str) -> None:
+    """It would become a class; the command refuses it before rendering or downloading."""
     photos = tmp_path / "photos"
     arguments = [*command.split(), str(photos), "--held-out", str(photos / "held-out")]
     done = CliRunner().invoke(cli, arguments)
-    assert "must not be in" in str(done.exception)
+    assert "must not be inside" in str(done.exception)
     assert not photos.exists()
 
 
-def test_demo_wants_three_classes(tmp_path: Path) -> None:
-    """The demo says which classes there are when the one to add is none of them."""
+def test_demo_refuses_an_unknown_new_class(tmp_path: Path) -> None:
+    """If the class to add does not exist, the error lists the classes."""
     for label in ("a", "b", "c"):
         (tmp_path / "data" / label).mkdir(parents=True)
         for index in range(5):

@@ -1,4 +1,4 @@
-"""Folders of photos, as people have them."""
+"""Scan of folders of photos."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def _folders(root: Path, counts: dict[str, int]) -> Path:
 
 
 def counts(photos: Photos) -> dict[str, int]:
-    """Return how many photos to learn from each label has."""
+    """Return the number of training photos of each label."""
     return dict(Counter(photo.label for photo in photos.train))
 
 
 def left_out(photos: Photos) -> dict[str, tuple[str, ...]]:
-    """Return the names of what is left out, by reason."""
-    return {one.reason: one.names for one in photos.left_out}
+    """Return the names of files and folders that are left out, by reason."""
+    return {group.reason: group.names for group in photos.left_out}
 
 
 def test_files_are_labelled_by_their_folder(tmp_path: Path) -> None:
-    """Every file below a class's folder bears its label, hidden ones do not count."""
+    """Every file below a class folder has its label; hidden files do not count."""
     _folders(tmp_path, {"b": 5, "a": 5})
     (tmp_path / "a" / "deep").mkdir()
     (tmp_path / "a" / "deep" / "6.jpg").write_bytes(b"x")
@@ -48,20 +48,20 @@ def test_files_are_labelled_by_their_folder(tmp_path: Path) -> None:
     assert left_out(photos) == {"hidden": (".git", "a/.DS_Store"), "text": ("README.txt",)}
 
 
-def test_classes_chooses_folders(tmp_path: Path) -> None:
-    """Only the folders that are named are used, each once."""
+def test_classes_selects_folders(tmp_path: Path) -> None:
+    """Only the named folders are used, each once."""
     _folders(tmp_path, {"a": 5, "b": 5, "c": 5})
     assert scan(tmp_path, classes=["c", "a", "c"]).labels == ("a", "c")
 
 
 def test_decomposed_folder_names_are_composed(tmp_path: Path) -> None:
-    """A folder whose name macOS stored decomposed (NFD) gets the composed label (NFC)."""
+    """A folder whose name macOS stored in decomposed form (NFD) has the composed label (NFC)."""
     _folders(tmp_path, {unicodedata.normalize("NFD", "rosé"): 5, "tulip": 5})
     assert scan(tmp_path).labels == ("rosé", "tulip")
 
 
 def test_two_forms_of_a_label_are_one_class(tmp_path: Path) -> None:
-    """Folders that differ only in their Unicode form are read together, which is said."""
+    """Folders whose names differ only in Unicode form are one class, with a note."""
     _folders(tmp_path, {NFC: 5, NFD: 7, "tulip": 5})
     photos = scan(tmp_path)
     assert counts(photos) == {NFC: 12, "tulip": 5}
@@ -72,14 +72,14 @@ def test_two_forms_of_a_label_are_one_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", [[NFC, "tulip"], [NFD, "tulip"], [NFD, NFC, "tulip"]])
-def test_classes_are_compared_composed(tmp_path: Path, given: list[str]) -> None:
-    """A class is found in whatever form it was typed, and in whatever form its folder is."""
+def test_classes_match_folders_in_any_unicode_form(tmp_path: Path, given: list[str]) -> None:
+    """A class is found whatever the Unicode form of the option or of the folder name."""
     _folders(tmp_path, {NFD: 5, "tulip": 5, "other": 5})
     assert counts(scan(tmp_path, classes=given)) == {NFC: 5, "tulip": 5}
 
 
 def test_folders_without_photos_are_no_classes(tmp_path: Path) -> None:
-    """An empty folder, one of texts and one of droppings are left out, and listed."""
+    """Empty folders and folders with only text or system files are left out and listed."""
     _folders(tmp_path, {"a": 5, "b": 5, "empty": 0, "__MACOSX": 3})
     for name in ("texts/labels.csv", "droppings/.DS_Store", "bad\tlabel/README"):
         (tmp_path / name).parent.mkdir()
@@ -90,15 +90,15 @@ def test_folders_without_photos_are_no_classes(tmp_path: Path) -> None:
     assert left_out(photos)["system"] == ("__MACOSX",)
 
 
-def test_an_empty_class_that_is_asked_for_is_an_error(tmp_path: Path) -> None:
-    """Who names a class means it."""
+def test_empty_class_named_by_classes_is_an_error(tmp_path: Path) -> None:
+    """A class that ``classes`` names must have photos."""
     _folders(tmp_path, {"a": 5, "b": 5, "empty": 0})
     with pytest.raises(InvalidInput, match="'empty' has 0"):
         scan(tmp_path, classes=["a", "b", "empty"])
 
 
-def test_a_class_whose_photos_are_out_of_reach_is_an_error(tmp_path: Path) -> None:
-    """Such as links to a disk that is not there: the class is not silently left out."""
+def test_class_with_only_dead_links_is_an_error(tmp_path: Path) -> None:
+    """A class whose photos are links to a missing disk is not silently left out."""
     _folders(tmp_path, {"a": 5, "b": 5, "c": 0})
     for index in range(5):
         (tmp_path / "c" / f"{index}.jpg").symlink_to(f"/nonexistent/{index}.jpg")
@@ -106,8 +106,8 @@ def test_a_class_whose_photos_are_out_of_reach_is_an_error(tmp_path: Path) -> No
         scan(tmp_path)
 
 
-def test_photos_behind_links_are_learnt(tmp_path: Path) -> None:
-    """Links to classes, to folders and to photos are followed; one that leads up is not."""
+def test_links_to_photos_are_followed(tmp_path: Path) -> None:
+    """Links to classes, folders and photos are followed; a link to a parent folder is not."""
     _folders(tmp_path / "far", {"a": 5, "more": 5})
     _folders(tmp_path / "data", {"b": 5})
     (tmp_path / "data" / "a").symlink_to(tmp_path / "far" / "a")
@@ -118,18 +118,18 @@ def test_photos_behind_links_are_learnt(tmp_path: Path) -> None:
     assert left_out(photos) == {"repeated": ("all",)}
 
 
-def test_photos_beside_the_folders_are_listed(tmp_path: Path) -> None:
-    """They belong to no class."""
+def test_photos_outside_class_folders_are_listed(tmp_path: Path) -> None:
+    """Photos beside the class folders belong to no class and are left out."""
     _folders(tmp_path, {"a": 5, "b": 5})
     (tmp_path / "1.jpg").write_bytes(b"x")
     assert left_out(scan(tmp_path)) == {"beside": ("1.jpg",)}
 
 
-def test_a_large_file_is_not_read_into_memory(tmp_path: Path) -> None:
-    """It is that image's error, as in the commands."""
+def test_large_file_is_not_read_into_memory(tmp_path: Path) -> None:
+    """A file above the limit is an error of that image."""
     _folders(tmp_path, {"a": 5, "b": 5})
-    with (tmp_path / "a" / "0.jpg").open("wb") as video:
-        video.truncate(2**40)
+    with (tmp_path / "a" / "0.jpg").open("wb") as file:
+        file.truncate(2**40)
     with pytest.raises(ImageError, match="the limit is"):
         scan(tmp_path).train[0].read()
 
@@ -148,21 +148,21 @@ def test_a_large_file_is_not_read_into_memory(tmp_path: Path) -> None:
     ],
 )
 def test_splits_are_held_out(tmp_path: Path, train: str, others: list[str]) -> None:
-    """Photos are learnt from the split for training alone; the others are returned by name."""
+    """Only the training split is trained on; the others are returned by name."""
     for name, count in ((train, 6), *((other, 2) for other in others)):
         _folders(tmp_path / name, {"a": count, "b": count})
     (tmp_path / "README.md").write_text("a data set")
     (tmp_path / train / "a" / ".DS_Store").touch()
     photos = scan(tmp_path)
     assert counts(photos) == {"a": 6, "b": 6}
-    assert {name: len(held) for name, held in photos.held_out.items()} == dict.fromkeys(others, 4)
+    assert {name: len(split) for name, split in photos.held_out.items()} == dict.fromkeys(others, 4)
     assert photos.train[0].name == f"{train}/a/0.jpg"
     assert left_out(photos) == {"hidden": (f"{train}/a/.DS_Store",), "text": ("README.md",)}
     assert all(f"{other} (4 photos)" in photos.notes[0] for other in others)
 
 
-def test_classes_of_splits_are_chosen(tmp_path: Path) -> None:
-    """What is held out is of the same classes; other classes' folders are listed."""
+def test_classes_selects_folders_in_every_split(tmp_path: Path) -> None:
+    """Held-out photos are of the named classes; folders of other classes are listed."""
     for name in ("train", "val"):
         _folders(tmp_path / name, {NFD: 5, "b": 5, "c": 5})
     _folders(tmp_path / "val", {"new": 5})
@@ -172,8 +172,8 @@ def test_classes_of_splits_are_chosen(tmp_path: Path) -> None:
     assert left_out(photos) == {"untrained": ("val/c", "val/new")}
 
 
-def test_splits_of_other_forms_are_one_label(tmp_path: Path) -> None:
-    """Training composed, validation decomposed: the photos are of the same class."""
+def test_unicode_form_may_differ_between_splits(tmp_path: Path) -> None:
+    """A composed name in train and a decomposed name in val are the same class."""
     _folders(tmp_path / "train", {NFC: 5, "b": 5})
     _folders(tmp_path / "val", {NFD: 5, "b": 5})
     assert {photo.label for photo in scan(tmp_path).held_out["val"]} == {NFC, "b"}
@@ -190,10 +190,14 @@ UNCLEAR = {
 
 
 @pytest.mark.parametrize("shape", UNCLEAR.values(), ids=UNCLEAR)
-def test_what_may_be_splits_or_classes_is_refused(tmp_path: Path, shape: dict[str, int]) -> None:
-    """The error says what to pass; naming the folders makes them classes."""
+def test_folders_that_may_be_splits_or_classes_are_refused(
+    tmp_path: Path, shape: dict[str, int]
+) -> None:
+    """The error names the folder to pass; with ``classes`` the folders are classes."""
     _folders(tmp_path, shape)
-    with pytest.raises(InvalidInput, match=rf"pass {tmp_path}/\w+ to learn from that") as caught:
+    with pytest.raises(
+        InvalidInput, match=rf"pass {tmp_path}/\w+ to train on that alone"
+    ) as caught:
         scan(tmp_path)
     assert caught.value.reason == "SPLITS"
     top = sorted({name.partition("/")[0] for name in shape})
@@ -201,22 +205,22 @@ def test_what_may_be_splits_or_classes_is_refused(tmp_path: Path, shape: dict[st
 
 
 @pytest.mark.parametrize("labels", [["train", "bus"], ["test", "control"], ["trainer", "tests"]])
-def test_a_class_may_be_called_like_a_split(tmp_path: Path, labels: list[str]) -> None:
-    """One such name says nothing."""
+def test_class_may_have_the_name_of_a_split(tmp_path: Path, labels: list[str]) -> None:
+    """A single folder named like a split is a class."""
     _folders(tmp_path, dict.fromkeys(labels, 5))
     assert scan(tmp_path).labels == tuple(sorted(labels))
 
 
 def test_splits_below_classes_are_refused(tmp_path: Path) -> None:
-    """A test set must not be learnt from because it lies below."""
+    """A test set below a class folder must not be trained on."""
     for label in ("a", "b"):
         _folders(tmp_path / label, {"train": 5, "test": 5})
     with pytest.raises(InvalidInput, match="contains test and train"):
         scan(tmp_path)
 
 
-def test_years_below_classes_are_no_splits(tmp_path: Path) -> None:
-    """Folders in a class's folder are read, though they repeat."""
+def test_other_folders_below_classes_are_read(tmp_path: Path) -> None:
+    """Folders in class folders are read, even if their names repeat, here years."""
     for label in ("a", "b"):
         _folders(tmp_path / label, {"2023": 5, "2024": 5})
     assert counts(scan(tmp_path)) == {"a": 10, "b": 10}
@@ -227,11 +231,11 @@ def test_years_below_classes_are_no_splits(tmp_path: Path) -> None:
     [
         ({}, None, "0 classes"),
         ({"a": 5}, None, "1 classes"),
-        ({"a": 5, "b": 5}, ["a", "nope"], "'nope' is no folder"),
-        ({"a": 5, "b": 4}, None, "at least 5 files a class are needed: 'b' has 4"),
+        ({"a": 5, "b": 5}, ["a", "nope"], "no folder for class 'nope'"),
+        ({"a": 5, "b": 4}, None, "at least 5 files per class are needed: 'b' has 4"),
         ({"a": 5, "b": 0}, None, r"1 classes \(a\)"),
         ({"a": 5, "b": 0}, ["a", "b"], "'b' has 0"),
-        ({"photos/a": 5, "photos/b": 5}, None, "photos holds folders: pass it if"),
+        ({"photos/a": 5, "photos/b": 5}, None, "photos contains folders: pass it if"),
         ({".": 5}, None, r"0 classes \(none\).*; left out: 5 files outside of class folders"),
         ({"a": 5, "b\udcff": 5}, None, r"'b\\udcff' has .* \(invalid UTF-8\)"),
         ({"a": 5, "x" * 101: 5}, None, "101 characters; the limit is 100"),
@@ -241,12 +245,12 @@ def test_years_below_classes_are_no_splits(tmp_path: Path) -> None:
 def test_unusable_folders_are_refused(
     tmp_path: Path, counts: dict[str, int], classes: list[str] | None, message: str
 ) -> None:
-    """What cannot be learnt from is refused with the value and the limit."""
+    """Data that cannot be learnt is refused with the value and the limit."""
     with pytest.raises(InvalidInput, match=message):
         scan(_folders(tmp_path, counts), classes=classes)
 
 
 def test_data_must_be_a_folder(tmp_path: Path) -> None:
-    """A missing folder is named."""
+    """The error names a folder that does not exist."""
     with pytest.raises(InvalidInput, match="nowhere is not a folder"):
         scan(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""Publishing says how a revision was made, and serves nothing yet."""
+"""Publication: the manifest records how a revision was made; it does not serve yet."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parts() -> list[Exemplars]:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    """Return a repository with nothing but the tiny backbone."""
+    """Return a repository with only the tiny backbone."""
     made = Repository(tmp_path)
     made.put_backbone(tiny.backbone_model(), BACKBONE)
     return made
@@ -73,8 +73,8 @@ def stored(repository: Repository, parts: Sequence[Exemplars]) -> list[ShardRef]
     return [shard for part in parts for shard in repository.put_exemplars(part)]
 
 
-def test_the_revision_says_how_it_was_made(repository: Repository, parts: list[Exemplars]) -> None:
-    """The manifest names data, seed, labels, backbone, parent, operation and software."""
+def test_manifest_records_provenance(repository: Repository, parts: list[Exemplars]) -> None:
+    """The manifest has data, seed, labels, backbone, parent, operation and software versions."""
     shards = stored(repository, parts)
     published(repository, shards[:2])
     manifest = published(repository, shards, parent=1)
@@ -105,10 +105,8 @@ def test_the_revision_says_how_it_was_made(repository: Repository, parts: list[E
     assert repository.metrics(manifest) == learned.metrics
 
 
-def test_the_head_is_the_one_that_was_learnt(
-    repository: Repository, parts: list[Exemplars]
-) -> None:
-    """The published graph is that of the head of all exemplars, and answers like it."""
+def test_published_head_is_the_learnt_head(repository: Repository, parts: list[Exemplars]) -> None:
+    """The graph equals that of the head of all exemplars, and gives its probabilities."""
     shards = stored(repository, parts)
     manifest = published(repository, shards)
     both = repository.exemplars(shards)
@@ -120,8 +118,8 @@ def test_the_head_is_the_one_that_was_learnt(
     )
 
 
-def test_shards_make_no_difference(repository: Repository, parts: list[Exemplars]) -> None:
-    """The same exemplars in one shard a label or in more, in any order, give the same head."""
+def test_shards_do_not_change_the_head(repository: Repository, parts: list[Exemplars]) -> None:
+    """The same exemplars in any number and order of shards give the same head."""
     two = stored(repository, parts)
     halves = [part.where(np.arange(len(part)) % 2 == half) for part in parts for half in (0, 1)]
     four = stored(repository, halves)
@@ -133,7 +131,7 @@ def test_shards_make_no_difference(repository: Repository, parts: list[Exemplars
 
 
 def test_a_rejected_revision_never_serves(repository: Repository, parts: list[Exemplars]) -> None:
-    """What its gate rejected is published with the reasons, and cannot be made to serve."""
+    """A rejected revision is published with the reasons, and cannot be made to serve."""
     shards = stored(repository, parts)
     rejection = Rejection(gate=Gate(), failures=("it is no good",))
     manifest = published(repository, shards, rejection=rejection)
@@ -142,8 +140,8 @@ def test_a_rejected_revision_never_serves(repository: Repository, parts: list[Ex
         repository.set_serving("colours", manifest.revision, why="rollback")
 
 
-def test_nothing_serves_yet(repository: Repository, parts: list[Exemplars]) -> None:
-    """The first revision is published and does not serve; numbers go on from it."""
+def test_published_revision_does_not_serve(repository: Repository, parts: list[Exemplars]) -> None:
+    """The first revision does not serve; the next revision has the next number."""
     shards = repository.put_exemplars(parts[0])
     assert [published(repository, shards).revision for _ in range(2)] == [1, 2]
     assert repository.models() == []
@@ -152,8 +150,10 @@ def test_nothing_serves_yet(repository: Repository, parts: list[Exemplars]) -> N
 
 
 @pytest.mark.parametrize("missing", ["exemplars", "backbones"])
-def test_what_is_missing_is_corrupt(missing: str, tmp_path: Path, parts: list[Exemplars]) -> None:
-    """Without its shard or its backbone nothing is published, and the file is named."""
+def test_missing_shard_or_backbone_is_corrupt(
+    missing: str, tmp_path: Path, parts: list[Exemplars]
+) -> None:
+    """Without its shard or backbone nothing is published; the error names the file."""
     repository = Repository(tmp_path)
     if missing == "exemplars":
         repository.put_backbone(tiny.backbone_model(), BACKBONE)

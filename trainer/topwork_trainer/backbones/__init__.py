@@ -1,4 +1,4 @@
-"""Catalogue of backbones, and how one is loaded with its weights. Only ``load`` needs torch."""
+"""Catalogue of backbones, and loading of a backbone with its weights. Only ``load`` needs torch."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 DEFAULT = "efficientnet_lite0"
 LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE = 32, 1024
-"""Sides in pixels; a particular backbone may want more or take only its own."""
+"""Bounds of the input's side in pixels; a backbone may have narrower ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneChoice:
-    """A backbone as one may ask for it. Raises InvalidInput for numbers that no backbone takes."""
+    """Selection of a backbone, its weights and input. Raises InvalidInput for invalid values."""
 
     name: str
-    """One of ``names``, or several joined by ``+``: their embeddings side by side."""
+    """One of ``names``, or several joined by ``+``: their embeddings are concatenated."""
     weights: Path | None = None
-    """State dict to use instead of the published weights; only for a single backbone."""
+    """File of a state dict to use instead of the published weights; only for a single backbone."""
     image_size: int | None = None
-    """Side in pixels of the input; default: its own, of several the largest of theirs."""
+    """Side of the input in pixels; None: the backbone's own, or the largest of joined backbones."""
     views: int = 1
-    """1: the image; 2: the mean of its embedding and its mirror image's, at twice the cost."""
+    """1: the image; 2: the mean of the embeddings of image and mirror image, at twice the cost."""
 
     def __post_init__(self) -> None:
         size = self.image_size
         if size is not None and not LEAST_IMAGE_SIZE <= size <= MOST_IMAGE_SIZE:
             raise InvalidInput(
-                f"image size {size} must lie between {LEAST_IMAGE_SIZE} and {MOST_IMAGE_SIZE}",
+                f"image size {size} must be between {LEAST_IMAGE_SIZE} and {MOST_IMAGE_SIZE}",
                 field="image_size",
             )
         if self.views not in {1, 2}:
@@ -48,12 +48,12 @@ class BackboneChoice:
             raise InvalidInput(f"{self.name!r} joins a backbone with itself", field="backbone")
         if self.weights is not None and len(self.parts) > 1:
             raise InvalidInput(
-                f"one weights file cannot fill {len(self.parts)} backbones ({self.name})",
+                f"one weights file cannot be used for {len(self.parts)} backbones ({self.name})",
                 field="weights",
             )
 
     def __str__(self) -> str:
-        """Return what ``parse`` reads, such as ``efficientnet_lite0@288x2``."""
+        """Return the notation that ``parse`` reads, such as ``efficientnet_lite0@288x2``."""
         views = f"x{self.views}" if self.views > 1 else ""
         variant = f"{self.image_size or ''}{views}"
         return f"{self.name}@{variant}" if variant else self.name
@@ -65,14 +65,14 @@ class BackboneChoice:
 
     @property
     def pins_weights(self) -> bool:
-        """Whether the identity says which weights it has, and not only where they come from."""
+        """True if the identity contains the sha256 of the weights, not only their source."""
         return self.weights is not None or all(name in plans.LITES for name in self.parts)
 
     def identity(self) -> str:
-        """Return a string that two share only if one's export can stand in for the other's.
+        """Return a key of the export: choices with equal identities have the same export.
 
-        Needs neither torch nor the network, so that a fit can look for an export that is there
-        already. The name is not checked. Raises InvalidInput if ``weights`` cannot be read.
+        Needs neither torch nor the network, so that a fit can look for a stored export first. The
+        name is not checked. Raises InvalidInput if ``weights`` cannot be read.
         """
         origins = "+".join(f"{name}:{self._origin(name)}" for name in self.parts)
         size = "" if self.image_size in {None, self._own_size()} else f":{self.image_size}"
@@ -85,22 +85,22 @@ class BackboneChoice:
         return plans.LITES[name].sha256 if name in plans.LITES else "torchvision"
 
     def _own_size(self) -> int | None:
-        """Return the size that None stands for, where that is known without torch."""
+        """Return the backbone's own input size, or None if only torch knows it."""
         if all(name in plans.LITES for name in self.parts):
             return max(plans.LITES[name].crop for name in self.parts)
         return None
 
 
 def parse(text: str) -> BackboneChoice:
-    """Return what ``NAME[+NAME...][@[SIZE][xVIEWS]]`` asks for. Raises InvalidInput."""
-    found = _NOTATION.fullmatch(text.strip())
-    if found is None:
+    """Parse the notation ``NAME[+NAME...][@[SIZE][xVIEWS]]``. Raises InvalidInput."""
+    match = _NOTATION.fullmatch(text.strip())
+    if match is None:
         raise InvalidInput(
-            f"{text!r} is no backbone: write NAME, NAME@SIZE, NAME@SIZExVIEWS, NAME@xVIEWS, or"
-            " NAME+NAME for a name",
+            f"{text!r} is not a backbone: write NAME, NAME@SIZE, NAME@SIZExVIEWS or NAME@xVIEWS;"
+            " NAME+NAME joins two",
             field="backbone",
         )
-    name, size, views = found.groups()
+    name, size, views = match.groups()
     return BackboneChoice(name=name, image_size=int(size) if size else None, views=int(views or 1))
 
 
@@ -113,75 +113,74 @@ class TorchBackbone:
 
     name: str
     identity: str
-    """What ``Choice.identity`` gives for it."""
+    """The value of ``BackboneChoice.identity``."""
     module: nn.Module
     """Maps float32 (N, 3, crop, crop), RGB, ``(pixel - mean) / std``, to float32 (N, width)."""
     mean: Rgb
-    """In pixel units, 0 to 255, as is ``std``."""
+    """Per channel, in pixel units (0 to 255), as ``std``."""
     std: Rgb
     spec: PreprocessSpec
     views: int = 1
-    """How many views its export looks at; see ``BackboneChoice``. ``module`` sees one at a time."""
+    """Views per image in the export, see ``BackboneChoice``; ``module`` takes one at a time."""
     width: int
     licence: str
     """Licence of the weights."""
     source: str
-    """Where the weights came from: a package, an address, or the name of a local file."""
+    """Origin of the weights: a package, a URL, or the name of a local file."""
     weights_sha256: str
 
 
 def names() -> list[str]:
-    """Return every name that ``load`` knows: ours, then torchvision's. Imports torchvision."""
+    """Return the names that ``load`` accepts: Topwork's, then torchvision's. Imports torch."""
     return plans.names()
 
 
 def available() -> list[str]:
-    """Return the names that need no download: ours, then those in torch's cache. Imports torch."""
+    """Return the names whose weights are on this machine: packaged, or in torch's cache."""
     from topwork_trainer.backbones import torchvision_import
 
-    there = [
+    downloaded = [
         name
         for name in torchvision_import.names()
         if weights.cached(torchvision_import.published(name).url).exists()
     ]
-    return [*plans.LITES, *there]
+    return [*plans.LITES, *downloaded]
 
 
 def load(choice: BackboneChoice) -> TorchBackbone:
     """Return a backbone with its published weights, or with those in ``choice.weights``.
 
-    ``weights`` is a state dict that ``torch.save`` wrote; a classifier in it is not used. Raises
-    InvalidInput if the name is unknown, the image size does not suit the backbone or the file does
-    not fit it, NotFound if the published weights cannot be had, and Corrupt if a package has others
-    than those known.
+    ``choice.weights`` is a state dict written by ``torch.save``; its classifier is ignored. Raises
+    InvalidInput if the name is unknown or the backbone does not accept the image size or the file,
+    NotFound if the published weights are not available, Corrupt if a package has unknown weights.
     """
     parts = [_load_part(name, choice.weights) for name in choice.parts]
     own = max(part.spec.crop for part in parts)
     size = choice.image_size or own
     for part in parts:
-        _check_runs(part, size)
-    whole = parts[0] if len(parts) == 1 else _join(parts)
+        _check_size(part, size)
+    backbone = parts[0] if len(parts) == 1 else _join(parts)
     return replace(
-        whole,
+        backbone,
         name=choice.name,
         identity=replace(choice, image_size=None if size == own else size).identity(),
-        spec=_scaled(whole.spec, size),
+        spec=_scaled(backbone.spec, size),
         views=choice.views,
     )
 
 
 _RECIPE = 1
-"""To be raised when the same weights give another export: another spec, graph or cut."""
+"""Raise it when the same weights give another export (spec, graph or cut): exports are redone."""
 
 
 def _load_part(name: str, file: Path | None) -> TorchBackbone:
-    """Return the single backbone ``name`` at its own image size."""
+    """Return the backbone ``name`` at its own image size."""
     import torch
 
     plan = plans.plan(name)
     source = file or plan.fetch()
     digest = weights.sha256(source)
-    weights.fill(plan.module, source, name=name, unused=plan.unused)
+    weights.load(plan.module, source, name=name, unused=plan.unused)
     plan.module.eval()
     with torch.inference_mode():
         width = plan.module(torch.zeros(2, 3, plan.spec.crop, plan.spec.crop)).shape[1]
@@ -200,7 +199,7 @@ def _load_part(name: str, file: Path | None) -> TorchBackbone:
 
 
 def _join(parts: list[TorchBackbone]) -> TorchBackbone:
-    """Return one backbone of several. The scaling filter and the margin are the first one's."""
+    """Return several backbones as one, with the scaling filter and margin of the first."""
     from topwork_trainer.backbones.joined import Joined
 
     digests = "+".join(part.weights_sha256 for part in parts)
@@ -216,24 +215,24 @@ def _join(parts: list[TorchBackbone]) -> TorchBackbone:
     )
 
 
-def _check_runs(part: TorchBackbone, size: int) -> None:
-    """Raise InvalidInput if the backbone cannot take images of that size."""
+def _check_size(part: TorchBackbone, size: int) -> None:
+    """Raise InvalidInput if the backbone does not accept images of that size."""
     import torch
 
     if size == part.spec.crop:
-        return  # that was tried when it was loaded
+        return  # _load_part has run it at this size
     try:
         with torch.inference_mode():
             part.module(torch.zeros(1, 3, size, size))
-    except Exception as error:  # whatever a model raises: assertions, shapes, kernels too large
+    except Exception as error:  # models raise assertions, shape errors and more
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise InvalidInput(
-            f"{part.name} does not take images of {size} x {size} pixels; its own size is"
+            f"{part.name} does not accept images of {size} x {size} pixels; its own size is"
             f" {part.spec.crop} ({reason})",
             field="image_size",
         ) from error
 
 
 def _scaled(spec: PreprocessSpec, crop: int) -> PreprocessSpec:
-    """Return ``spec`` for another input size, the margin in proportion."""
+    """Return ``spec`` for another input size, with the margin in proportion."""
     return replace(spec, resize=round(spec.resize * crop / spec.crop), crop=crop)

@@ -1,4 +1,4 @@
-"""The EfficientNet-Lite networks 0 to 2, without their classifier. Imports torch.
+"""EfficientNet-Lite networks 0 to 2, without classifier. Imports torch.
 
 Tan and Le, https://arxiv.org/abs/1905.11946. Lite (no squeeze-and-excite, ReLU6, stem and head not
 scaled): https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
@@ -27,7 +27,7 @@ _FEATURES = 1280
 
 
 class EfficientNetLite(nn.Module):
-    """One of the three, by the factors of its channels and of its repeats."""
+    """EfficientNet-Lite with the given factors of channels (width) and repeats (depth)."""
 
     def __init__(self, *, width: float, depth: float) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class EfficientNetLite(nn.Module):
 
 
 class _Block(nn.Module):
-    """An inverted residual: widen, filter each channel alone, narrow; add the input if alike."""
+    """Inverted residual block: expand, depthwise convolution, project; add the input if it fits."""
 
     def __init__(self, inner: int, out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class _Block(nn.Module):
 
 
 class _SameConv(nn.Conv2d):
-    """A convolution without bias, padded as TensorFlow's "same": an odd pixel right and below."""
+    """Convolution without bias, with TensorFlow's "same" padding: an odd pixel right and below."""
 
     def __init__(
         self, inner: int, out: int, kernel: int, *, stride: int = 1, groups: int = 1

@@ -1,4 +1,4 @@
-"""Export of a torch backbone to one ONNX graph, with a parity check. Imports torch."""
+"""Export of a torch backbone to an ONNX graph, with a parity check. Imports torch."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.stamp import stamped
 
 OPSET = 18
-"""What torch's exporter writes; others it converts to. ONNX Runtime runs it since 1.14."""
+"""Raising it needs newer runtimes; 18 is torch's native opset and runs on ONNX Runtime 1.14."""
 IR_VERSION = 8
-"""The one of opset 18; a newer one would only shut out runtimes (onnxruntime #20559)."""
+"""Raising it only excludes older runtimes (onnxruntime #20559); 8 belongs to opset 18."""
 
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Maps images (N, crop, crop, 3), RGB, to embeddings (N, D)."""
 
 
 class ExportError(TopworkError):
-    """The backbone cannot be exported, or ONNX Runtime computes something else than torch."""
+    """The backbone cannot be exported, or ONNX Runtime and torch give different embeddings."""
 
     reason = "EXPORT_FAILED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """How far apart torch and ONNX Runtime were, on the same images."""
+    """Difference between torch's and ONNX Runtime's embeddings of the same images."""
 
     images: int
     max_abs_difference: float
-    """Of one element of an embedding."""
+    """Largest difference of an element of an embedding."""
     min_cosine: float
-    """Of the two embeddings of one image."""
+    """Smallest cosine similarity of the two embeddings of an image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedBackbone:
-    """A backbone's ONNX graph and the proof that it computes what torch does."""
+    """ONNX graph of a backbone, and the result of its parity check with torch."""
 
     onnx: bytes
     """Input ``image`` uint8 (N, crop, crop, 3), RGB; output ``embedding`` float32 (N, D)."""
@@ -66,10 +66,10 @@ class EmbeddingModel(nn.Module):
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalise as the backbone wants it, after the cheaper moves of single bytes.
+        """Mirror and transpose the bytes, which is cheaper before normalisation, then embed.
 
-        Both views go through as one batch of 2 N. As two branches they took up to 7 % longer in
-        ONNX Runtime, and the exporter left the batch norms of both beside their convolutions.
+        Both views are one batch of 2 N. Two branches took up to 7 % longer in ONNX Runtime, and the
+        exporter did not fold their batch norms into the convolutions.
         """
         if self.views == 2:
             image = torch.cat([image, image.flip(2)])
@@ -81,7 +81,7 @@ class EmbeddingModel(nn.Module):
 
 
 def export(backbone: TorchBackbone, *, open_session: Callable[[bytes], Embed]) -> ExportedBackbone:
-    """Return the ONNX graph of ``backbone``, checked against torch in ``open_session(graph)``.
+    """Return the ONNX graph of ``backbone``, compared with torch in ``open_session(graph)``.
 
     Puts the module into eval mode. Raises ExportError if torch cannot export it for any number of
     images, or if the check fails.
@@ -89,7 +89,7 @@ def export(backbone: TorchBackbone, *, open_session: Callable[[bytes], Embed]) -
     model = EmbeddingModel(backbone).eval()
     onnx = _to_onnx(model, backbone)
     images = structured_images(backbone.spec.crop)
-    # Batches of 1, 3 and 8: a graph that is tied to its example's batch size fails here.
+    # Batches of 1, 3 and 8: a graph with a fixed batch size fails here.
     batches = (images[:1], images[1:4], images)
     with torch.inference_mode():
         expected = np.concatenate([model(torch.from_numpy(batch)).numpy() for batch in batches])
@@ -101,21 +101,21 @@ def export(backbone: TorchBackbone, *, open_session: Callable[[bytes], Embed]) -
 def check_parity(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> Parity:
     """Compare embeddings (N, D) from torch with those from ONNX Runtime on the same images.
 
-    Three things must hold, or ExportError is raised: no element differs by more than 1e-4 of the
-    largest (float32 on CPU stays within 4e-6), no cosine is below 0.99999, and a random head
-    chooses the same class of 1,000 for every image.
+    Raises ExportError if an element differs by more than 1e-4 of the largest (float32 on CPU stays
+    within 4e-6), if a cosine is below 0.99999, or if a random head with 1,000 classes predicts
+    another class for an image.
     """
     if expected.shape != actual.shape:
-        raise ExportError(f"ONNX Runtime gives {actual.shape} where torch gives {expected.shape}")
+        raise ExportError(f"ONNX Runtime gives shape {actual.shape}, torch {expected.shape}")
     a, b = expected.astype(np.float64), actual.astype(np.float64)
     difference = float(np.abs(a - b).max())
     limit = 1e-4 * float(np.abs(a).max())
     dots, lengths = np.sum(a * b, axis=1), np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    alike = (a == b).all(axis=1)  # at small sizes a black image's embedding may be all zeros
-    cosine = float(np.where(alike, 1, dots / np.where(alike, 1, lengths)).min())
+    equal = (a == b).all(axis=1)  # a small black image may have an embedding of zeros
+    cosine = float(np.where(equal, 1, dots / np.where(equal, 1, lengths)).min())
     head = np.random.default_rng(0).standard_normal((a.shape[1], 1000))
     changed = int(np.sum((a @ head).argmax(axis=1) != (b @ head).argmax(axis=1)))
-    # Said as what must hold, so that NaN is refused.
+    # Negated, so that NaN fails the check.
     if not (difference <= limit and cosine >= 0.99999 and changed == 0):
         raise ExportError(
             f"ONNX Runtime disagrees with torch on {len(a)} images: an element differs by"
@@ -126,9 +126,9 @@ def check_parity(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> 
 
 
 def structured_images(side: int) -> NDArray[np.uint8]:
-    """Return images (8, side, side, 3): black, white, three of soft and three of hard stripes.
+    """Return images (8, side, side, 3): black, white, three with soft and three with hard stripes.
 
-    Noise would prove less: it averages out, while graphs differ at edges, borders and extremes.
+    Noise would be a weaker test: it averages out, while graphs differ at edges and extremes.
     """
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:side, :side][..., None] / side
@@ -146,7 +146,7 @@ def _to_onnx(model: EmbeddingModel, backbone: TorchBackbone) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about the use of its own internals
-            # In two steps: torch.onnx.export alone does not say why a model cannot be traced.
+            # In two steps, because torch.onnx.export hides the reason of a failed trace.
             dynamic = ({0: torch.export.Dim("batch")},)
             traced = torch.export.export(model, (example,), dynamic_shapes=dynamic, strict=False)
             program = torch.onnx.export(
@@ -159,11 +159,11 @@ def _to_onnx(model: EmbeddingModel, backbone: TorchBackbone) -> bytes:
                 optimize=True,
                 verbose=False,
             )
-    except Exception as error:  # torch's exporters raise nearly every kind
+    except Exception as error:  # torch's exporters raise errors of many types
         reason = textwrap.shorten(str(error), 500, placeholder=" ...")
         raise ExportError(f"torch cannot export {backbone.name}: {reason}") from error
     assert program is not None, "torch.onnx.export(dynamo=True) returns a program"
-    # Stack traces and file names of this machine: the same backbone should have the same digest.
+    # Stack traces and local file names would give the same backbone another digest.
     ClearMetadataAndDocStringPass()(program.model)
     program.model.ir_version = IR_VERSION
     return stamped(program.model_proto.SerializeToString(), backbone.spec)

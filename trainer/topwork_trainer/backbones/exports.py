@@ -1,4 +1,4 @@
-"""Cache of exported backbones for all repositories of a user: an export takes seconds of torch."""
+"""Cache of exported backbones, shared by all repositories of a user."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from topwork.errors import Corrupt
 from topwork.runtime.backend import software_versions
 
 LIMIT_BYTES = 4 * 2**30
-"""Size above which those go that were not used for longest: 300 of EfficientNet-Lite0."""
+"""Raising it keeps more exports; above it the least recently used ones are deleted.
+
+4 GiB hold 300 exports of EfficientNet-Lite0.
+"""
 
 EXPORTERS = ("torch", "torchvision", "onnxscript", "onnx-ir", "onnx")
-"""Packages whose versions decide what an export is, beside the runtime's own."""
+"""Packages whose versions are part of the key, in addition to those of the runtime."""
 
 _LOG = logging.getLogger(__name__)
 _DIGEST_BYTES = 32
 
 
 class Exports:
-    """The exports in a directory, each one file; any number of processes use them.
+    """LRU cache of exports in a directory, one file each; safe for several processes.
 
-    A file is written whole or not at all, and checked against its sha256 when it is read. Nothing
-    about it is an error: what cannot be read or written is exported, with a warning.
+    Files are written atomically and verified against their sha256 when read. A cache failure is
+    never an error: it is logged as a warning, and the backbone is exported again.
     """
 
     def __init__(self, directory: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
@@ -39,7 +42,7 @@ class Exports:
         self._software = _software()
 
     def find(self, identity: str, weights: str = "") -> tuple[bytes, BackboneInfo] | None:
-        """Return the ONNX graph and the description that ``put`` was given for this very key."""
+        """Return the ONNX graph and the description that ``put`` stored under this key."""
         path = self._path(identity, weights)
         try:
             content = path.read_bytes()
@@ -47,24 +50,24 @@ class Exports:
             if hashlib.sha256(rest).digest() != digest:
                 raise Corrupt("the export is damaged")
             described, _, model = rest.partition(b"\0")
-            with contextlib.suppress(OSError):  # a cache that is only read stays as old as it is
+            with contextlib.suppress(OSError):  # a read-only cache
                 files.touch(path)
             return model, from_json(described, BackboneInfo, name=path.name)
         except FileNotFoundError:
             return None
         except (OSError, Corrupt) as error:
-            _LOG.warning("going on without %s: %s", path, error)
+            _LOG.warning("continuing without %s: %s", path, error)
             return None
 
     def put(self, model: bytes, info: BackboneInfo, weights: str = "") -> None:
-        """Keep an export; ``weights`` is their sha256 where the identity leaves that open."""
+        """Store an export; ``weights`` is their sha256 if the identity does not contain it."""
         path = self._path(info.identity, weights)
         content = to_json(info) + b"\0" + model
         try:
             files.write_file(path, hashlib.sha256(content).digest() + content)
             self._trim()
         except OSError as error:
-            _LOG.warning("going on without %s: %s", path, error)
+            _LOG.warning("continuing without %s: %s", path, error)
 
     def _path(self, identity: str, weights: str) -> Path:
         key = json.dumps([self._software, identity, weights])
@@ -79,7 +82,7 @@ class Exports:
 
 
 def _software() -> str:
-    """Return a digest of all that makes an export what it is, but the backbone."""
+    """Return a digest of all code, package versions and hardware that an export depends on."""
     versions = {**software_versions(), "machine": platform.machine()}
     for name in EXPORTERS:
         with contextlib.suppress(metadata.PackageNotFoundError):

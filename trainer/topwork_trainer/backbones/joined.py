@@ -1,4 +1,4 @@
-"""Several backbones as one: their embeddings side by side. Imports torch."""
+"""Several backbones as one, with concatenated embeddings. Imports torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from topwork_trainer.backbones.plans import Rgb
 
 
 class Joined(nn.Module):
-    """Maps images (N, 3, H, W), RGB, 0 to 255, to the embeddings of all parts (N, sum of widths).
+    """Maps images (N, 3, H, W), RGB, 0 to 255, to concatenated embeddings (N, sum of widths).
 
-    Each part sees ``(pixel - mean) / std`` by its own numbers, and its embedding is scaled to
-    length 1: so none outweighs the others because its numbers happen to be larger.
+    Each part has its own mean and std, and its embedding is scaled to length 1, so that a part with
+    larger values does not outweigh the others.
     """
 
     def __init__(self, parts: Sequence[tuple[nn.Module, Rgb, Rgb]]) -> None:
@@ -23,7 +23,7 @@ class Joined(nn.Module):
         self.parts = nn.ModuleList(_Normalised(*part) for part in parts)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings."""
+        """Return the concatenated embeddings."""
         return torch.cat([normalize(part(images), dim=1) for part in self.parts], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Construction of backbones, up to their weights. Torch when needed."""
+"""Construction of backbones without their weights. Imports torch only when needed."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ Rgb = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A backbone that still wants its weights."""
+    """Network of a backbone before its weights are loaded."""
 
     module: nn.Module
     unused: tuple[str, ...]
-    """How the names of those weights begin that a weights file has and ``module`` lacks."""
+    """Prefixes of the weights' names that are in a weights file but not in ``module``."""
     mean: Rgb
     std: Rgb
     spec: PreprocessSpec
     licence: str
     source: str
     fetch: Callable[[], Path]
-    """Returns the file of the published weights."""
+    """Returns the path of the published weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lite:
-    """An EfficientNet-Lite: how it is scaled, its input side, its weights file's sha256."""
+    """Scaling factors, input side and sha256 of the weights file of an EfficientNet-Lite."""
 
     width: float
     depth: float
@@ -59,14 +59,14 @@ LITES = {
 
 
 def names() -> list[str]:
-    """Return every name: ours, then torchvision's. Imports torchvision."""
+    """Return all names: Topwork's, then torchvision's. Imports torch."""
     from topwork_trainer.backbones import torchvision_import
 
     return [*LITES, *torchvision_import.names()]
 
 
 def plan(name: str) -> Plan:
-    """Return how to build the backbone ``name``. Raises InvalidInput if there is none."""
+    """Build the network of the backbone ``name``. Raises InvalidInput if the name is unknown."""
     return _plan_lite(name) if name in LITES else _plan_torchvision(name)
 
 
@@ -80,7 +80,7 @@ def _plan_lite(name: str) -> Plan:
         unused=("_fc.",),
         mean=(127.0, 127.0, 127.0),
         std=(128.0, 128.0, 128.0),
-        # The whole central square. The published margin of 32 pixels, made for ImageNet's centred
+        # The whole central square: the published margin of 32 pixels, made for ImageNet's centred
         # objects, cost 0.5 points of 91.6 on 2,000 photos of flowers and changed nothing on X-rays.
         spec=PreprocessSpec(
             resize=lite.crop, crop=lite.crop, interpolation="bicubic", deep_grey=DEEP_GREY
@@ -112,9 +112,9 @@ def _plan_torchvision(name: str) -> Plan:
 
 
 def _cut_classifier(module: nn.Module) -> str:
-    """Put identity for the layer that gives the logits; return its name.
+    """Replace the layer that gives the logits with the identity; return its name.
 
-    In every torchvision classifier that is the last layer: linear, or in SqueezeNet a convolution.
+    In every torchvision classifier it is the last layer: linear, or a convolution in SqueezeNet.
     """
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""The stored export of a backbone, made first if the repository has none."""
+"""Stored export of a backbone; exports it first if the repository does not have it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def prepare_backbone(
 ) -> BackboneInfo:
     """Return the stored export of a backbone, exporting it first if the repository has none.
 
-    ``exports`` are those that were made before, for whichever repository. Only exporting needs
-    torch, and knowing which weights torchvision's backbones have. Raises InvalidInput for an
-    unknown name, an image size that the backbone does not take or unusable weights, NotFound for
-    weights that cannot be had, Corrupt for a package with other weights, ExportError for a failed
-    parity check.
+    ``exports`` is the cache of exports made for any repository. Torch is imported only to export,
+    and to find out the weights of torchvision's backbones. Raises InvalidInput for an unknown name,
+    an image size that the backbone does not accept or unusable weights, NotFound for weights that
+    are not available, Corrupt for a package with unknown weights, ExportError for a failed parity
+    check.
     """
     if stored := _stored(repository, choice.identity()):
         return stored
-    if choice.pins_weights and (made := exports.find(choice.identity()) if exports else None):
-        return repository.put_backbone(*made)
+    if choice.pins_weights and (cached := exports.find(choice.identity()) if exports else None):
+        return repository.put_backbone(*cached)
     try:
         import torch
     except ImportError as error:
@@ -40,14 +40,14 @@ def prepare_backbone(
             f" ({error})",
             field="backbone",
         ) from error
-    torch.set_num_threads(available_cores())  # torch, too, counts the host's
+    torch.set_num_threads(available_cores())  # torch's default is the host's number
     backbone = backbones.load(choice)
-    # Now it is known whether the size that was asked for is the backbone's own.
+    # The identity has no size if the choice's is the backbone's own, which only torch knows.
     if stored := _stored(repository, backbone.identity):
         return stored
     weights = "" if choice.pins_weights else backbone.weights_sha256
-    if made := exports.find(backbone.identity, weights) if exports else None:
-        return repository.put_backbone(*made)
+    if cached := exports.find(backbone.identity, weights) if exports else None:
+        return repository.put_backbone(*cached)
     info = store(repository, backbone)
     if exports is not None:
         exports.put(repository.backbone_model(info.digest), info, weights)
@@ -55,7 +55,7 @@ def prepare_backbone(
 
 
 def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:
-    """Export a backbone into the repository and return what is stored. Raises ExportError."""
+    """Export a backbone into the repository and return its description. Raises ExportError."""
     from topwork_trainer.backbones import export
 
     exported = export.export(
@@ -74,22 +74,22 @@ def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:
         parity_error=exported.parity.max_abs_difference,
         versions=software_versions(),
     )
-    kept = repository.put_backbone(exported.onnx, info)
-    if kept.preprocess != info.preprocess:
+    stored = repository.put_backbone(exported.onnx, info)
+    if stored.preprocess != info.preprocess:
         raise export.ExportError(
-            f"the repository has this graph with other preprocessing, {kept.preprocess}; "
+            f"the repository has this graph with other preprocessing, {stored.preprocess}; "
             "use another repository"
         )
-    return kept
+    return stored
 
 
 def _stored(repository: Repository, identity: str) -> BackboneInfo | None:
-    """Return a stored export for new fits; one of another mapping of deep greyscale is copied.
+    """Return the stored export of an identity, or None; damaged exports are ignored.
 
-    An export whose graph is damaged is none.
+    An export with an earlier mapping of deep greyscale is copied with the current one.
     """
-    found = [info for info in repository.backbones() if info.identity == identity]
-    for info in sorted(found, key=lambda info: info.preprocess.deep_grey != DEEP_GREY):
+    candidates = [info for info in repository.backbones() if info.identity == identity]
+    for info in sorted(candidates, key=lambda info: info.preprocess.deep_grey != DEEP_GREY):
         try:
             model = repository.backbone_model(info.digest)
         except Corrupt:

@@ -1,4 +1,4 @@
-"""Stages of a backbone: its top can be thawed, the rest not. Imports torch."""
+"""Stages of a backbone, the units in which fine-tuning unfreezes it. Imports torch."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from topwork_trainer.backbones.joined import Joined
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneStage:
-    """Parameters that are thawed together."""
+    """Parameters that are unfrozen together."""
 
     name: str
-    """Of the stage's first submodule, such as ``layer4``; of an EfficientNet-Lite what it is."""
+    """Name of the first submodule, such as ``layer4``; ``stage 7`` for an EfficientNet-Lite."""
     parameters: tuple[str, ...]
-    """Their names in the module, input side first."""
+    """Names in the module, input side first."""
     size: int
-    """How many numbers they are."""
+    """Number of parameters, counted by element."""
 
 
 def stages(module: nn.Module) -> tuple[BackboneStage, ...]:
     """Return the stages of a backbone, from the output side to the input side.
 
-    Every parameter is in one stage. Of our own networks and torchvision's these are the blocks that
-    their authors named; of any other network, its children. Joined backbones count side by side.
+    Every parameter is in one stage. The stages of EfficientNet-Lite and torchvision's networks are
+    the blocks that their authors named, those of any other network its children. The k-th stages of
+    joined backbones form one stage.
     """
     if isinstance(module, Joined):
-        return _side_by_side(module)
+        return _joined_stages(module)
     groups: dict[str, list[str]] = {}
-    bare: list[str] = []  # tokens and position embeddings: they belong to the input
+    bare: list[str] = []  # tokens and position embeddings, which belong to the input stage
     parameters = dict(module.named_parameters())
     for name in parameters:
         unit = _unit(name)
@@ -63,9 +64,9 @@ def stages(module: nn.Module) -> tuple[BackboneStage, ...]:
 
 
 def parse(unfreeze: str, available: Sequence[BackboneStage]) -> int:
-    """Return how many stages ``none``, ``last:N`` or ``all`` thaws, counted from the output side.
+    """Return the number of stages that ``none``, ``last:N`` or ``all`` unfreezes.
 
-    Raises InvalidInput, naming what is possible.
+    ``available`` has the output side first. Raises InvalidInput with the possible values.
     """
     count = len(available)
     if unfreeze == "none":
@@ -77,18 +78,18 @@ def parse(unfreeze: str, available: Sequence[BackboneStage]) -> int:
         return int(match[1])
     order = ", ".join(stage.name for stage in available)
     raise InvalidInput(
-        f"unfreeze {unfreeze!r} is not possible: say none, all, or last:1 to last:{count}, which"
-        f" counts in this order: {order}",
+        f"unfreeze {unfreeze!r} is not possible: use none, all, or last:1 to last:{count}; the"
+        f" order of the stages is {order}",
         field="unfreeze",
     )
 
 
-# Modules that only hold stages, as torchvision and our own networks name them.
-_OPEN = {"features", "encoder", "layers", "trunk_output", "blocks", "_blocks"}
+# Names of modules that only contain stages, in torchvision and EfficientNet-Lite.
+_CONTAINERS = {"features", "encoder", "layers", "trunk_output", "blocks", "_blocks"}
 
 
-def _side_by_side(joined: Joined) -> tuple[BackboneStage, ...]:
-    """Return the uppermost stages of all parts as one, then the next ones, and so on."""
+def _joined_stages(joined: Joined) -> tuple[BackboneStage, ...]:
+    """Return the last stages of all parts as one stage, then the stages before them, and so on."""
     paths = [f"parts.{index}.module" for index in range(len(joined.parts))]
     columns = [
         [
@@ -113,18 +114,18 @@ def _side_by_side(joined: Joined) -> tuple[BackboneStage, ...]:
 
 
 def _unit(name: str) -> str | None:
-    """Return the submodule that the parameter ``name`` shares a stage with; None: no such."""
+    """Return the submodule whose parameters are in one stage with ``name``; None: no submodule."""
     *path, _ = name.split(".")
     for depth, part in enumerate(path, start=1):
-        if part not in _OPEN:
+        if part not in _CONTAINERS:
             return ".".join(path[:depth])
     return None
 
 
 def _named_for_lite(module: EfficientNetLite, groups: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return the groups of an EfficientNet-Lite, whose flat list of blocks is seven stages.
+    """Return the groups of an EfficientNet-Lite, with its flat list of blocks in seven stages.
 
-    Blocks of one stage have the same channels out, and neighbouring stages have others.
+    Blocks of a stage have equal numbers of output channels, neighbouring stages different ones.
     """
     named: dict[str, list[str]] = {}
     stage, channels = 0, 0

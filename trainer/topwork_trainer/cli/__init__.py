@@ -1,4 +1,4 @@
-"""The ``topwork-train`` command: the only reader of argv and environment in the trainer."""
+"""Command line ``topwork-train``: the trainer's only reader of argv and the environment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from topwork.runtime.interrupts import interruptible
 
 
 def main() -> None:
-    """Run the command line; an expected error is one line on standard error and exit status 1."""
+    """Run the command line. An expected error is one line on standard error and exit status 1."""
     with interruptible():
         process.configure()
         from topwork.terminal import run
@@ -16,6 +16,6 @@ def main() -> None:
 
 
 def _run() -> None:
-    from topwork_trainer.cli.commands import cli  # a second of imports, which Ctrl-C may end
+    from topwork_trainer.cli.commands import cli  # takes a second, in which Ctrl-C must work
 
     cli()

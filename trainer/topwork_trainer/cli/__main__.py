@@ -1,4 +1,4 @@
-"""``python -m topwork_trainer.cli`` is ``topwork-train``."""
+"""Entry point of ``python -m topwork_trainer.cli``, the same as ``topwork-train``."""
 
 from topwork_trainer.cli import main
 

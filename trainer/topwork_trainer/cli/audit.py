@@ -1,4 +1,4 @@
-"""The command ``audit``: its options, and how its findings are shown."""
+"""Command ``audit``: options and output."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from topwork_trainer.audit import Audit
 from topwork_trainer.cli import progress
 from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
 
-NAMES = 10
-"""File names shown of a finding, and findings of one kind; --json has them all."""
+MOST_SHOWN = 10
+"""Raising it prints more file names of a finding and more findings of a kind; --json has all."""
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
@@ -30,19 +30,23 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 @click.option(
     "--repository",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the backbone's export is or is to be kept. Default: a temporary folder.",
+    help="Repository that stores the exported backbone. Default: a temporary folder.",
 )
-@click.option("--classes", help="Folders to use, comma-separated. Default: all.")
-@click.option("--backbone", default=backbones.DEFAULT, help="See `topwork-train backbones`.")
+@click.option("--classes", help="Class folders to use, separated by commas. Default: all.")
+@click.option(
+    "--backbone", default=backbones.DEFAULT, help="Backbone, one of `topwork-train backbones`."
+)
 @click.option(
     "--seed",
     default=0,
     type=click.IntRange(0, 2**31 - 1),
-    help="Seed of the cross-validation's folds.",
+    help="Seed of the cross-validation folds.",
 )
 @cache_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
-@click.option("--strict", is_flag=True, help="Exit with status 1 for any error or warning.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.option(
+    "--strict", is_flag=True, help="Exit with status 1 if there is an error or a warning."
+)
 def audit(
     data: Path,
     repository: Path | None,
@@ -53,14 +57,15 @@ def audit(
     as_json: bool,
     strict: bool,
 ) -> None:
-    """Audit the photos in DATA, a folder with a folder for each class.
+    """Audit the photos in DATA, a folder that contains one folder of photos per class.
 
-    Of a data set with splits only the photos in train are looked at: pass DATA/val for others.
-    Nothing is changed. Suspected labels are for a person to look at: a photo may be just unusual.
+    Reports unreadable files, duplicates, suspected wrong labels and more, and changes nothing. A
+    person must check suspected labels: the photo may only be unusual. If DATA holds the splits of
+    a data set, only train is audited; pass DATA/val to audit another one.
     """
-    from topwork_trainer import audit as auditing
+    from topwork_trainer import audit as module
 
-    config = auditing.AuditConfig(
+    config = module.AuditConfig(
         data=data,
         repository=repository,
         classes=split_names(classes),
@@ -69,22 +74,22 @@ def audit(
         cache=cache,
     )
     with progress.stages() as on_progress:
-        audited = auditing.audit(config, on_progress)
+        audited = module.audit(config, on_progress)
     if as_json:
         print(
             json.dumps(
                 {
                     "images": sum(audited.counts.values()),
                     "classes": audited.counts,
-                    "findings": [asdict(one) for one in audited.findings],
-                    "left_out": [one.json() for one in audited.left_out],
+                    "findings": [asdict(finding) for finding in audited.findings],
+                    "left_out": [group.json() for group in audited.left_out],
                     "notes": list(audited.notes),
                 }
             )
         )
     else:
         _show(tables.console(), audited)
-    if strict and any(one.severity != "note" for one in audited.findings):
+    if strict and any(finding.severity != "note" for finding in audited.findings):
         sys.exit(1)
 
 
@@ -92,26 +97,28 @@ def _show(console: Console, audited: Audit) -> None:
     if audited.counts:
         rows = [(label, str(count)) for label, count in audited.counts.items()]
         console.print(tables.table(("label", "usable images"), rows))
-    show_folders(console, (), audited.notes)  # what was left out is among the findings
-    kinds = groupby(audited.findings, key=lambda one: (one.severity, one.kind))
+    show_folders(console, (), audited.notes)  # the findings include left_out
+    kinds = groupby(audited.findings, key=lambda finding: (finding.severity, finding.kind))
     for (severity, kind), group in kinds:
         findings = list(group)
-        for finding in findings[:NAMES]:
+        for finding in findings[:MOST_SHOWN]:
             colour = _COLOURS[severity]
             line = f"[{colour}]{severity}[/] {escape(finding.message)}"
             console.print(line, highlight=False, soft_wrap=True)
             _show_names(console, finding)
-        if len(findings) > NAMES:
-            console.print(f"and {len(findings) - NAMES} more of the kind {kind}", highlight=False)
+        if len(findings) > MOST_SHOWN:
+            console.print(
+                f"and {len(findings) - MOST_SHOWN} more findings of kind {kind}", highlight=False
+            )
     if not audited.findings:
-        console.print("nothing found")
+        console.print("no findings")
 
 
 def _show_names(console: Console, finding: Finding) -> None:
-    """Print the names, unless the message holds the only one."""
+    """Print the file names, unless the message has the only one."""
     if len(finding.images) == 1 and finding.images[0] in finding.message:
         return
-    for name in finding.images[:NAMES]:
+    for name in finding.images[:MOST_SHOWN]:
         console.print(f"    {name}", markup=False, highlight=False, soft_wrap=True)
-    if len(finding.images) > NAMES:
-        console.print(f"    and {len(finding.images) - NAMES} more", highlight=False)
+    if len(finding.images) > MOST_SHOWN:
+        console.print(f"    and {len(finding.images) - MOST_SHOWN} more", highlight=False)

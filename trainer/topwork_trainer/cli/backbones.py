@@ -1,4 +1,4 @@
-"""The commands ``backbones`` and ``describe``: which there are, and what one is made of."""
+"""Commands ``backbones`` and ``describe``: the catalogue of backbones, and one in detail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from topwork_trainer import backbones
 
 @click.command("backbones")
 def list_backbones() -> None:
-    """List the names that --backbone knows."""
+    """List the names of all backbones, for --backbone."""
     for name in backbones.names():
         print(name)
 
@@ -24,15 +24,18 @@ def list_backbones() -> None:
 @click.option(
     "--weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="State dict to use instead of the backbone's published weights.",
+    help="PyTorch state dict to load instead of the published weights.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def describe(backbone: str, weights: Path | None, as_json: bool) -> None:
-    """Show a backbone: its input, its embedding, and its stages, counted as --unfreeze does."""
+    """Show the input size, embedding width, licence and stages of a backbone.
+
+    Stages are numbered from the output side, as `topwork-train fit --unfreeze last:N` counts them.
+    """
     from topwork_trainer.backbones.stages import stages
 
     loaded = backbones.load(replace(backbones.parse(backbone), weights=weights))
-    found = stages(loaded.module)
+    found_stages = stages(loaded.module)
     if as_json:
         print(
             json.dumps(
@@ -42,14 +45,16 @@ def describe(backbone: str, weights: Path | None, as_json: bool) -> None:
                     "width": loaded.width,
                     "licence": loaded.licence,
                     "source": loaded.source,
-                    "stages": [{"name": one.name, "parameters": one.size} for one in found],
+                    "stages": [
+                        {"name": stage.name, "parameters": stage.size} for stage in found_stages
+                    ],
                 }
             )
         )
         return
     rows = []
     total = 0
-    for number, stage in enumerate(found, start=1):
+    for number, stage in enumerate(found_stages, start=1):
         total += stage.size
         rows.append((f"last:{number}", stage.name, f"{stage.size:,}", f"{total:,}"))
     console = tables.console()
@@ -58,4 +63,4 @@ def describe(backbone: str, weights: Path | None, as_json: bool) -> None:
         f"weights {loaded.licence} ({loaded.source})",
         highlight=False,
     )
-    console.print(tables.table(("--unfreeze", "thaws also", "parameters", "in all"), rows))
+    console.print(tables.table(("--unfreeze", "stage", "parameters", "total"), rows))

@@ -1,4 +1,4 @@
-"""The group of all ``topwork-train`` commands."""
+"""Group of all ``topwork-train`` commands."""
 
 from __future__ import annotations
 
@@ -11,49 +11,47 @@ SECTIONS = {
     "Train": {
         "fit": Lazy(
             "topwork_trainer.cli.fit:fit",
-            "Train on DATA, a folder with a folder of photos for each class, and publish a "
+            "Train on DATA, a folder that contains one folder of photos per class, and publish a "
             "revision.",
             "topwork-train fit photos --model flowers --repository repository",
         ),
         "rank": Lazy(
             "topwork_trainer.cli.rank:rank",
-            "Try backbones on a sample of DATA, a folder with a folder of photos for each class.",
+            "Compare backbones on a sample of the photos in DATA.",
             "topwork-train rank photos",
         ),
         "audit": Lazy(
             "topwork_trainer.cli.audit:audit",
-            "Audit the photos in DATA, a folder with a folder for each class.",
+            "Audit the photos in DATA, a folder that contains one folder of photos per class.",
             "topwork-train audit photos",
         ),
     },
-    "Look at backbones": {
+    "Inspect backbones": {
         "backbones": Lazy(
             "topwork_trainer.cli.backbones:list_backbones",
-            "List the names that --backbone knows.",
+            "List the names of all backbones, for --backbone.",
             "topwork-train backbones",
         ),
         "describe": Lazy(
             "topwork_trainer.cli.backbones:describe",
-            "Show a backbone: its input, its embedding, and its stages, counted as --unfreeze "
-            "does.",
+            "Show the input size, embedding width, licence and stages of a backbone.",
             "topwork-train describe efficientnet_lite0",
         ),
     },
     "Try it out": {
         "demo": Lazy(
             "topwork_trainer.cli.demo:demo",
-            "Tell the whole story: fit all classes but one, serve, classify, add the last, "
-            "classify.",
+            "Run the end-to-end demo: train, serve, classify, add a class, classify again.",
             "topwork-train demo",
         ),
         "demo-data": Lazy(
             "topwork_trainer.cli.demo:demo_data",
-            "Render photos of five kinds of flowers into DIRECTORY.",
+            "Render pictures of five kinds of flowers into DIRECTORY.",
             "topwork-train demo-data photos --held-out held-out",
         ),
         "fetch": Lazy(
             "topwork_trainer.cli.demo:fetch",
-            "Download real photos: NAME is flower_photos or flowers102.",
+            "Download the public data set NAME, flower_photos or flowers102, into DIRECTORY.",
             "topwork-train fetch flower_photos photos",
         ),
     },

@@ -1,4 +1,4 @@
-"""The command ``fit``: its options, and how its result is shown."""
+"""Command ``fit``: options and output."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from topwork.bundle.findings import Finding
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.printable import file_name, printable
 from topwork.terminal import Console
+from topwork.training.embed import Skipped
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
 from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
-from topwork_trainer.fit.fit import FitConfig, Fitted
-from topwork_trainer.fit.held_out import HeldOut
+from topwork_trainer.fit.fit import FitConfig, FitResult
+from topwork_trainer.fit.held_out import SplitResult
 
-MOST_CALLED = 12
-"""Labels up to which the confusion matrix is printed, where the terminal is wide enough."""
+MOST_LABELS = 12
+"""Raising it prints larger confusion matrices, as long as the terminal is wide enough."""
 
 
 class _OrAuto(click.ParamType[Any]):
-    """A number from a range, or ``auto``."""
+    """Option type: a number from a range, or ``auto``."""
 
     name = "N|auto"
 
@@ -44,79 +45,93 @@ class _OrAuto(click.ParamType[Any]):
 
 @click.command()
 @data_argument
-@click.option("--model", required=True, help="Name of the model: a-z 0-9 . _ -")
-@click.option("--repository", required=True, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--classes", help="Folders to use, comma-separated. Default: all.")
+@click.option("--model", required=True, help="Name of the model; allowed: a-z 0-9 . _ -")
+@click.option(
+    "--repository",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Repository in which the revision is published.",
+)
+@click.option("--classes", help="Class folders to use, separated by commas. Default: all.")
 @click.option(
     "--backbone",
     default=backbones.DEFAULT,
-    help="See `topwork-train backbones`; NAME+NAME joins two; auto: the best on a sample.",
+    help="Backbone, one of `topwork-train backbones`; NAME+NAME joins two; auto: the best one on a "
+    "sample of the photos.",
 )
 @click.option(
     "--weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="State dict to use instead of the backbone's published weights.",
+    help="PyTorch state dict to load instead of the published weights.",
 )
 @click.option(
     "--image-size",
     type=_OrAuto(32, 1024),
-    help="Side in pixels of the backbone's input, or auto. Default: its own.",
+    help="Side of the backbone's input in pixels, or auto. Default: the backbone's own.",
 )
 @click.option(
     "--views",
     default=1,
     type=_OrAuto(1, 2),
-    help="2: embed each image and its mirror image, at twice the cost; or auto.",
+    help="Number of views: 1, the image; 2, also its mirror image, at twice the cost; or auto.",
 )
 @click.option(
     "--head",
     default="auto",
     type=click.Choice([*get_args(HeadKind), "auto"]),
-    help="Kind of head; auto: by cross-validation.",
+    help="Kind of head; auto: chosen by cross-validation.",
 )
 @click.option(
     "--normalisation",
     default="auto",
     type=click.Choice([*get_args(Normalisation), "auto"]),
-    help="What happens to embeddings first; auto: by cross-validation.",
+    help="Normalisation of the embeddings; auto: chosen by cross-validation.",
 )
 @click.option(
     "--unfreeze",
     default="none",
-    help="Stages of the backbone to fine-tune: none, last:N or all; see `describe`.",
+    help="Stages of the backbone to fine-tune: none, last:N or all; `topwork-train describe` lists "
+    "them.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Of fine-tuning, at most.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="Maximum number of epochs of fine-tuning. Default: 8.",
+)
 @click.option(
     "--mirror/--no-mirror",
     default=True,
-    help="Whether fine-tuning may mirror photos: not where left and right differ.",
+    help="Mirror photos at random in fine-tuning; --no-mirror if left and right differ in meaning.",
 )
 @click.option(
     "--publish",
     default="better",
     type=click.Choice(["better", "finetuned"]),
-    help="Take the fine-tuned backbone only if it is better beyond chance, or in any case.",
+    help="Publish the fine-tuned backbone only if it is significantly better, or always.",
 )
 @click.option(
     "--precision",
     default="fp32",
     type=click.Choice(["fp32", "int8", "auto"]),
-    help="Of the backbone; auto: int8 if it is faster here and costs at most 0.5 points.",
+    help="Precision of the backbone; auto: int8 if it is faster on this machine and loses at most "
+    "0.5 points of accuracy.",
 )
 @click.option(
     "--seed",
     default=0,
     type=click.IntRange(0, 2**31 - 1),
-    help="Seed of the cross-validation's folds and of fine-tuning.",
+    help="Seed of the cross-validation folds and of fine-tuning.",
 )
-@click.option("--strict", is_flag=True, help="Refuse photos that the audit warns about.")
+@click.option(
+    "--strict", is_flag=True, help="Refuse to train if the audit has an error or a warning."
+)
 @click.option(
     "--signing-key",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Private key (PEM file, see `topwork keygen`) that signs what is published.",
+    help="PEM file of the private key that signs the revision; `topwork keygen` makes one.",
 )
 @cache_option
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def fit(
     data: Path,
     classes: str | None,
@@ -125,15 +140,16 @@ def fit(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train on DATA, a folder with a folder of photos for each class, and publish a revision.
+    """Train on DATA, a folder that contains one folder of photos per class, and publish a revision.
 
-    If DATA holds train and val or test, with the classes' folders in each, it trains on train
-    alone and judges the model on the others. Files that are left out are listed with the reason.
+    If DATA contains the splits train and val or test, each with one folder per class, the model
+    is trained on train only and tested on the others. Files that are left out are listed with the
+    reason.
 
-    With --json, ends with: model, revision, labels, accuracy, accuracy_low, accuracy_high,
-    per_class, seconds, held_out, left_out and more.
+    The object that --json prints has model, revision, labels, accuracy, accuracy_low,
+    accuracy_high, per_class, seconds, held_out, left_out and more.
     """
-    from topwork_trainer.fit import fit as fitting
+    from topwork_trainer.fit import fit as module
 
     config = FitConfig(
         data=data,
@@ -143,15 +159,15 @@ def fit(
         **options,
     )
     with progress.stages() as on_progress:
-        fitted = fitting.fit(config, on_progress)
+        result = module.fit(config, on_progress)
     if as_json:
-        print(json.dumps(_json(fitted)))
+        print(json.dumps(_json(result)))
     else:
-        _show(tables.console(), fitted)
+        _show(tables.console(), result)
 
 
-def _json(fitted: Fitted) -> dict[str, object]:
-    metrics, manifest = fitted.metrics, fitted.manifest
+def _json(result: FitResult) -> dict[str, object]:
+    metrics, manifest = result.metrics, result.manifest
     return {
         "model": manifest.model,
         "revision": manifest.revision,
@@ -160,18 +176,22 @@ def _json(fitted: Fitted) -> dict[str, object]:
         "accuracy_low": metrics.accuracy_low,
         "accuracy_high": metrics.accuracy_high,
         "per_class": {
-            one.label: {"images": one.images, "precision": one.precision, "recall": one.recall}
-            for one in metrics.per_label
+            label.label: {
+                "images": label.images,
+                "precision": label.precision,
+                "recall": label.recall,
+            }
+            for label in metrics.per_label
         },
-        "seconds": fitted.seconds,
+        "seconds": result.seconds,
         "log_loss": metrics.log_loss,
         "folds": metrics.folds,
         "images": metrics.images,
         "confusion": [list(row) for row in metrics.confusion],
-        "backbone": fitted.backbone.name,
+        "backbone": result.backbone.name,
         "seed": manifest.seed,
         "data_digest": manifest.data_digest,
-        "skipped": [{"image": one.name, "error": one.message} for one in fitted.skipped],
+        "skipped": _skipped_json(result.skipped),
         "head": {
             "kind": manifest.chosen.kind,
             "normalisation": manifest.chosen.normalisation,
@@ -179,53 +199,58 @@ def _json(fitted: Fitted) -> dict[str, object]:
         },
         "ece": metrics.ece,
         "unknown_auroc": metrics.unknown.auroc if metrics.unknown else None,
-        "precision": fitted.backbone.precision,
-        "image_size": fitted.backbone.preprocess.crop,
-        "notes": list(fitted.notes),
-        "held_out": [_held_out_json(one) for one in fitted.held_out],
-        "left_out": [one.json() for one in fitted.left_out],
+        "precision": result.backbone.precision,
+        "image_size": result.backbone.preprocess.crop,
+        "notes": list(result.notes),
+        "held_out": [_split_json(split) for split in result.held_out],
+        "left_out": [group.json() for group in result.left_out],
         "findings": [
-            {"kind": one.kind, "severity": one.severity, "message": one.message}
-            for one in fitted.findings
+            {"kind": finding.kind, "severity": finding.severity, "message": finding.message}
+            for finding in result.findings
         ],
-        "report": file_name(fitted.report),
+        "report": file_name(result.report),
     }
 
 
-def _held_out_json(held_out: HeldOut) -> dict[str, object]:
-    accuracy, low, high = held_out.interval or (None, None, None)
+def _split_json(split: SplitResult) -> dict[str, object]:
+    accuracy, low, high = split.interval or (None, None, None)
     return {
-        "split": held_out.split,
-        "images": held_out.images,
+        "split": split.split,
+        "images": split.images,
         "accuracy": accuracy,
         "accuracy_low": low,
         "accuracy_high": high,
-        "repeated": held_out.repeated,
-        "skipped": [{"image": one.name, "error": one.message} for one in held_out.skipped],
+        "repeated": split.repeated,
+        "skipped": _skipped_json(split.skipped),
     }
 
 
-def _show(console: Console, fitted: Fitted) -> None:
-    metrics, manifest = fitted.metrics, fitted.manifest
+def _skipped_json(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
+    return [{"image": image.name, "error": image.message} for image in skipped]
+
+
+def _show(console: Console, result: FitResult) -> None:
+    metrics, manifest = result.metrics, result.manifest
     headers = ("label", "images", "precision", "recall")
     rows = [
-        (one.label, str(one.images), f"{one.precision:.3f}", f"{one.recall:.3f}")
-        for one in metrics.per_label
+        (label.label, str(label.images), f"{label.precision:.3f}", f"{label.recall:.3f}")
+        for label in metrics.per_label
     ]
-    called = [f"called {one}" for one in manifest.labels]
+    predicted = [f"predicted {label}" for label in manifest.labels]
     counts = [map(str, row) for row in metrics.confusion]
-    whole = tables.table(
-        (*headers, *called), [(*row, *more) for row, more in zip(rows, counts, strict=True)]
+    with_confusion = tables.table(
+        (*headers, *predicted), [(*row, *more) for row, more in zip(rows, counts, strict=True)]
     )
-    # The report has the confusion matrix of however many labels.
-    wide = tables.width(whole) <= console.width and len(called) <= MOST_CALLED
-    console.print(whole if wide else tables.table(headers, rows, copied=["label"]))
-    for skipped in (*fitted.skipped, *(one for held in fitted.held_out for one in held.skipped)):
-        console.print(f"left out {skipped.name}: {skipped.message}", markup=False, soft_wrap=True)
-    show_folders(console, fitted.left_out, fitted.notes)
-    if said := _counted(fitted.findings):
-        console.print(f"The audit has {said}: see the report", highlight=False)
-    seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in fitted.seconds.items())
+    # The report always has the confusion matrix.
+    fits = tables.width(with_confusion) <= console.width and len(predicted) <= MOST_LABELS
+    console.print(with_confusion if fits else tables.table(headers, rows, copied=["label"]))
+    for skipped in (result.skipped, *(split.skipped for split in result.held_out)):
+        for image in skipped:
+            console.print(f"left out {image.name}: {image.message}", markup=False, soft_wrap=True)
+    show_folders(console, result.left_out, result.notes)
+    if counted := _count(result.findings):
+        console.print(f"The audit has {counted}: see the report", highlight=False)
+    seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in result.seconds.items())
     chosen = manifest.chosen
     unknown = f", unknown AUROC {metrics.unknown.auroc:.3f}" if metrics.unknown else ""
     console.print(
@@ -233,16 +258,16 @@ def _show(console: Console, fitted: Fitted) -> None:
         f"95 % interval {metrics.accuracy_low:.3f} to {metrics.accuracy_high:.3f} "
         f"({metrics.folds}-fold, {metrics.images} images), calibration error {metrics.ece:.3f}"
         f"{unknown}\n"
-        f"{fitted.backbone.name} at {fitted.backbone.preprocess.crop}, "
-        f"{fitted.backbone.precision}; {chosen.kind} on {chosen.normalisation}, strength "
+        f"{result.backbone.name} at {result.backbone.preprocess.crop}, "
+        f"{result.backbone.precision}; {chosen.kind} on {chosen.normalisation}, strength "
         f"{chosen.strength:g}; seed {manifest.seed}, data {manifest.data_digest[:12]}\n"
-        f"{seconds}\nreport: {file_name(fitted.report)}",
+        f"{seconds}\nreport: {file_name(result.report)}",
         highlight=False,
         soft_wrap=True,
         markup=False,
     )
 
 
-def _counted(findings: Sequence[Finding]) -> str:
-    counts = Counter(one.severity for one in findings)
-    return ", ".join(f"{count} {one}{'s' * (count > 1)}" for one, count in counts.items())
+def _count(findings: Sequence[Finding]) -> str:
+    counts = Counter(finding.severity for finding in findings)
+    return ", ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items())

@@ -17,22 +17,22 @@ data_argument = click.argument("data", type=LocalPath(path_type=Path))
 
 
 def cache_directory() -> Path:
-    """Return where the cache is kept: XDG's cache directory, as the environment says."""
+    """Return the default cache directory, below $XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "topwork"  # noqa: PTH117 # an empty Path is "."
 
 
 def cache_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --cache and --no-cache, as one argument ``cache``: a directory or None."""
+    """Add --cache and --no-cache to a command, passed as ``cache``: a directory or None."""
 
     @click.option(
         "--cache",
         type=click.Path(file_okay=False, path_type=Path),
         default=cache_directory,
         show_default="~/.cache/topwork",
-        help="Where embeddings and exported backbones are kept for the next time.",
+        help="Directory that caches embeddings and exported backbones for later runs.",
     )
-    @click.option("--no-cache", is_flag=True, help="Neither use nor keep any.")
+    @click.option("--no-cache", is_flag=True, help="Do not use a cache.")
     @functools.wraps(command)
     def with_cache(*arguments: Any, cache: Path, no_cache: bool, **options: Any) -> None:
         command(*arguments, cache=None if no_cache else cache, **options)
@@ -46,6 +46,6 @@ def split_names(text: str | None) -> list[str] | None:
 
 
 def show_folders(console: Console, left_out: Sequence[LeftOut], notes: Sequence[str]) -> None:
-    """Print what was left out of folders, and what was decided about them."""
-    for line in (*(one.line() for one in left_out), *notes):
+    """Print the files that were left out of folders, and decisions about folders."""
+    for line in (*(group.line() for group in left_out), *notes):
         console.print(line, markup=False, soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""Progress bars of the commands, on standard error."""
+"""Progress bars on standard error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from topwork_trainer.fit.attempts import OnProgress
 
 @contextmanager
 def stages() -> Iterator[OnProgress]:
-    """Yield a progress callback that shows one bar a stage."""
+    """Yield a progress callback that shows one bar per stage."""
     tasks: dict[str, TaskID] = {}
     with _progress() as progress:
 
@@ -38,17 +38,17 @@ def stages() -> Iterator[OnProgress]:
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """Yield a function that advances one bar by one."""
+    """Yield a function that advances the bar by one step."""
     with _progress() as progress:
         task = progress.add_task(description, total=total)
         yield lambda: progress.advance(task)
 
 
-def _complete(bar: Progress, task: TaskID) -> None:
-    for one in bar.tasks:
-        if one.id == task and not one.finished:
-            total = one.total or 1
-            bar.update(one.id, total=total, completed=total)
+def _complete(progress: Progress, task_id: TaskID) -> None:
+    for task in progress.tasks:
+        if task.id == task_id and not task.finished:
+            total = task.total or 1
+            progress.update(task.id, total=total, completed=total)
 
 
 def _progress() -> Progress:

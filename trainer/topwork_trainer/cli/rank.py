@@ -1,4 +1,4 @@
-"""The command ``rank``: which backbone suits the photos, and what each costs."""
+"""Command ``rank``: options and output."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from topwork_trainer.cli import progress
 from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
 from topwork_trainer.data import scan
 from topwork_trainer.fit.attempts import Attempts
-from topwork_trainer.ranking.rank import SAMPLE, explain, shown
-from topwork_trainer.ranking.rank import rank as ranked
+from topwork_trainer.ranking import rank as module
+from topwork_trainer.ranking.rank import SAMPLE, explain, notation
 
 
 @click.command()
@@ -36,40 +36,42 @@ from topwork_trainer.ranking.rank import rank as ranked
 @click.option(
     "--backbones",
     "wanted",
-    help="Comma-separated, each NAME[+NAME][@[SIZE][xVIEWS]], such as resnet50, "
-    "efficientnet_lite0@288, efficientnet_lite0@x2 (mean of image and mirror image) or "
-    "efficientnet_lite0+efficientnet_lite1@288 (embeddings side by side). Default: all whose "
-    "weights are here; others are downloaded when they are named.",
+    help="Backbones to compare, separated by commas, each NAME[+NAME][@[SIZE][xVIEWS]], such as "
+    "resnet50, efficientnet_lite0@288, efficientnet_lite0@x2 (mean of image and mirror image) or "
+    "efficientnet_lite0+efficientnet_lite1@288 (concatenated embeddings). Default: all whose "
+    "weights are on this machine; weights of others are downloaded.",
 )
 @click.option(
     "--image-size",
     type=click.IntRange(LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE),
-    help="Side in pixels of the input, for those that name none. Default: each one's own.",
+    help="Side of the input in pixels, for backbones without @SIZE. Default: the backbone's own.",
 )
 @click.option(
-    "--views", type=click.IntRange(1, 2), help="Views, for those that name none. Default: 1."
+    "--views",
+    type=click.IntRange(1, 2),
+    help="Number of views, for backbones without xVIEWS. Default: 1.",
 )
 @click.option(
     "--sample",
     "size",
     default=SAMPLE,
     type=click.IntRange(min=1),
-    help="About how many photos to try on, as many of each class as can be.",
+    help="Approximate number of photos in the sample, spread evenly over the classes.",
 )
-@click.option("--classes", help="Folders to use, comma-separated. Default: all.")
+@click.option("--classes", help="Class folders to use, separated by commas. Default: all.")
 @click.option(
     "--repository",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where exported backbones are kept beside the cache. Default: nowhere.",
+    help="Repository that stores the exported backbones. Default: a temporary folder.",
 )
 @cache_option
 @click.option(
     "--seed",
     default=0,
     type=click.IntRange(0, 2**31 - 1),
-    help="Seed of the sample and of the cross-validation's folds.",
+    help="Seed of the sample and of the cross-validation folds.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def rank(
     data: Path,
     wanted: str | None,
@@ -82,37 +84,37 @@ def rank(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Try backbones on a sample of DATA, a folder with a folder of photos for each class.
+    """Compare backbones on a sample of the photos in DATA.
 
-    Accuracy is by cross-validation, of the head that a fit would learn; kNN is that of the 5
-    nearest neighbours. The time is for decoding and embedding one photo on one core.
+    DATA is a folder that contains one folder of photos per class. For each backbone the table has
+    the cross-validated accuracy of the head that a fit would learn, the accuracy of the 5 nearest
+    neighbours (kNN), the time in milliseconds to decode and embed one photo on one core, the
+    file size in MB and the width of the embedding.
     """
     photos = scan(data, classes=split_names(classes))
     choices = _choices(wanted, image_size, views)
     with ExitStack() as stack:
         root = repository or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        kept = stack.enter_context(EmbeddingCache(cache)) if cache else None
-        on_progress = stack.enter_context(progress.stages())
         attempts = Attempts(
             repository=Repository(root),
             sources=photos.train,
             recipe=Recipe(),
             seed=seed,
             cores=available_cores(),
-            cache=kept,
+            cache=stack.enter_context(EmbeddingCache(cache)) if cache else None,
             exports=Exports(cache) if cache else None,
-            on_progress=on_progress,
+            on_progress=stack.enter_context(progress.stages()),
         )
-        taken, rows = ranked(attempts, choices, size=size)
+        chosen, rows = module.rank(attempts, choices, size=size)
     if as_json:
-        shape = {
+        document = {
             "backbones": [asdict(row) for row in rows],
-            "chosen": str(taken),
+            "chosen": str(chosen),
             "seed": seed,
-            "left_out": [one.json() for one in photos.left_out],
+            "left_out": [group.json() for group in photos.left_out],
             "notes": list(photos.notes),
         }
-        print(json.dumps(shape))
+        print(json.dumps(document))
     else:
         console = tables.console()
         show_folders(console, photos.left_out, photos.notes)
@@ -120,14 +122,14 @@ def rank(
 
 
 def _choices(wanted: str | None, image_size: int | None, views: int | None) -> list[BackboneChoice]:
-    found = [backbones.parse(one) for one in split_names(wanted) or backbones.available()]
+    choices = map(backbones.parse, split_names(wanted) or backbones.available())
     return [
         replace(
-            one,
-            image_size=one.image_size or image_size,
-            views=one.views if one.views > 1 else views or 1,
+            choice,
+            image_size=choice.image_size or image_size,
+            views=choice.views if choice.views > 1 else views or 1,
         )
-        for one in found
+        for choice in choices
     ]
 
 
@@ -137,14 +139,14 @@ def _show(console: Console, rows: Sequence[RankedBackbone]) -> None:
         Column("accuracy (95 %)", no_wrap=True),
         *(Column(name, no_wrap=True) for name in ("kNN", "ms", "MB", "width")),
         Column("licence", overflow="fold", min_width=10),
-        box=None,  # all of it fits into 80 columns
+        box=None,  # so that the table fits into 80 columns
         padding=(0, 1, 0, 0),
     )
     for row in rows:
         if row.error:
             continue
         table.add_row(
-            escape(shown(row)),
+            escape(notation(row)),
             f"{row.accuracy:.3f} ({row.accuracy_low:.3f}..{row.accuracy_high:.3f})",
             f"{row.knn_accuracy:.3f}",
             f"{row.milliseconds:.1f}",
@@ -156,5 +158,7 @@ def _show(console: Console, rows: Sequence[RankedBackbone]) -> None:
     console.print(table)
     for row in rows:
         if row.error:
-            console.print(f"{shown(row)} was not tried: {row.error}", markup=False, soft_wrap=True)
+            console.print(
+                f"{notation(row)} cannot be used: {row.error}", markup=False, soft_wrap=True
+            )
     console.print(explain(rows), markup=False, highlight=False, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""The story from end to end, and the pictures that it needs."""
+"""End-to-end demo, and the data sets for it."""

@@ -1,4 +1,4 @@
-"""Real photos, for those who have the internet: public data sets as folders of photos."""
+"""Download of public data sets as folders of photos."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ FLOWER_PHOTOS_MD5 = "6f87fb78e9cc9ab41eff2015b380011d"
 def fetch(name: str, directory: Path) -> int:
     """Download the data set ``name`` to ``directory``/<label>/ and return the number of photos.
 
-    Archives are checked against their checksums. Raises InvalidInput for an unknown name or if
-    ``directory`` has something in it, NotFound if the data cannot be had.
+    Archives are verified against their checksums. Raises InvalidInput for an unknown name or if
+    ``directory`` is not empty, NotFound if the download fails.
     """
     if name not in SETS:
         raise InvalidInput(f"unknown data set {name!r}; known: {', '.join(SETS)}", field="name")
     if directory.exists() and any(directory.iterdir()):
         raise InvalidInput(f"{directory} is not empty", field="directory")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the photos are moved and not copied.
+    # On the same file system as the target, so that photos are moved and not copied.
     with tempfile.TemporaryDirectory(dir=directory.parent) as work:
         try:
             SETS[name](Path(work), directory)
@@ -39,7 +39,7 @@ def fetch(name: str, directory: Path) -> int:
 
 
 def _flower_photos(work: Path, directory: Path) -> None:
-    """3,670 photos of five kinds of flowers (CC-BY 2.0, by the authors in its LICENSE.txt)."""
+    """Download 3,670 photos of five kinds of flowers (CC-BY 2.0, authors in its LICENSE.txt)."""
     from topwork_trainer.backbones.torchvision_import import package
 
     package().datasets.utils.download_and_extract_archive(
@@ -49,11 +49,11 @@ def _flower_photos(work: Path, directory: Path) -> None:
 
 
 def _flowers102(work: Path, directory: Path) -> None:
-    """8,189 photos of 102 kinds of flowers (Nilsback and Zisserman, 2008)."""
+    """Download 8,189 photos of 102 kinds of flowers (Nilsback and Zisserman, 2008)."""
     from topwork_trainer.backbones.torchvision_import import package
 
     for split in ("train", "val", "test"):
-        # A loader that loads nothing: an item is then the photo's path and its class.
+        # The loader returns the path, so that an item is a path and a class.
         photos = package().datasets.Flowers102(
             str(work), split=split, download=True, loader=lambda path: path
         )
@@ -68,4 +68,4 @@ SETS: dict[str, Callable[[Path, Path], None]] = {
     "flower_photos": _flower_photos,
     "flowers102": _flowers102,
 }
-"""The data sets that ``fetch`` knows."""
+"""Download functions by the name of the data set."""

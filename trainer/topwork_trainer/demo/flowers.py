@@ -1,6 +1,6 @@
-"""Meshes of the five kinds of flowers, leaf by leaf.
+"""Meshes of the five kinds of flowers.
 
-x to the right, y down, z to the camera; lengths in radii of the flower's head.
+Coordinates: x to the right, y down, z to the camera; the unit is the radius of the flower head.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 LABELS: tuple[str, ...] = ("daisy", "dandelion", "roses", "sunflowers", "tulips")
 
 Array: TypeAlias = NDArray[np.floating]
-Tints: TypeAlias = tuple[Array, Array]  # RGB of 0 to 1: of a petal's foot, of its tip
+Tints: TypeAlias = tuple[Array, Array]  # RGB of 0 to 1 at a petal's foot and tip
 
 _GOLDEN_ANGLE = np.pi * (3 - 5**0.5)
 
@@ -27,23 +27,23 @@ class Mesh(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """The shape of petals, or of a leaf; angles in radians."""
+    """Shape of petals or of a leaf; angles in radians."""
 
     length: float
-    width: float  # half of the widest
-    lift: float  # slope at the foot: 0 in the flower's plane, pi / 2 along its axis
+    width: float  # half of the greatest width
+    lift: float  # slope at the foot: 0 in the plane of the flower, pi / 2 along its axis
     curl: float  # change of the slope from foot to tip
-    bend: float  # below 1: curls near the foot; above: near the tip
-    start: float  # from the axis to the foot
-    belly: float  # where it is widest: 0 foot, 1 tip
+    bend: float  # below 1: curls near the foot; above 1: near the tip
+    start: float  # distance from the axis to the foot
+    belly: float  # position of the greatest width: 0 foot, 1 tip
     point: float  # 0.1 blunt, 1 pointed
-    cup: float  # how far the rims rise above the midrib
+    cup: float  # height of the rims above the midrib
     teeth: float  # depth of the notches
-    spiral: float  # 0: a ring of equals; 1: a spiral, inwards smaller and steeper
-    root: float  # brightness of the foot, where the tip's is 1
+    spiral: float  # 0: a ring of equal petals; 1: a spiral, smaller and steeper inwards
+    root: float  # brightness of the foot relative to the tip
 
 
-# Each flower takes its own values from these ranges; the rows with a star are the kinds' leaves.
+# Each flower draws its values from these ranges; rows with a star are the leaves of a kind.
 _SHAPES = """
             length  width   lift   curl      bend start belly  point cup    teeth spiral root
 daisy       .8:.9   .08:.16 -.3:.5 -.9:.2    1    .15   .6:.75 .1:.4 -.3:.3 0     0      .75
@@ -69,7 +69,8 @@ COLOURS = {
     "magenta": (0.82, 0.18, 0.52),
     "violet": (0.58, 0.34, 0.74),
 }
-# The kinds share colours, so that colour alone does not tell them apart. Twice named, twice likely.
+# Kinds share colours, so that colour alone does not separate them. A colour named twice is twice as
+# likely.
 _PALETTES = {
     "daisy": "white white white white white cream pink pink violet yellow",
     "dandelion": "yellow yellow yellow yellow orange",
@@ -79,26 +80,26 @@ _PALETTES = {
 }
 
 
-class _Habit(NamedTuple):
-    """How a kind grows."""
+class _Posture(NamedTuple):
+    """Posture of a kind: tilt, number of leaves, stem."""
 
-    tilts: tuple[float, float]  # radians: 0 the flower faces us, pi / 2 it looks up
-    leaves: tuple[int, int]  # at least, at most
+    tilt_range: tuple[float, float]  # radians: 0 faces the camera, pi / 2 faces up
+    leaf_range: tuple[int, int]  # minimum, maximum
     depth: float  # from the middle of the head down to the stem
     stem: float  # width
 
 
-_HABITS = {
-    "daisy": _Habit((0.0, 1.25), (0, 3), 0.05, 0.09),
-    "dandelion": _Habit((0.0, 1.3), (0, 4), 0.05, 0.1),
-    "roses": _Habit((0.1, 1.2), (1, 7), 0.3, 0.1),
-    "sunflowers": _Habit((0.0, 0.9), (0, 5), 0.05, 0.15),
-    "tulips": _Habit((0.5, 1.6), (0, 4), 0.75, 0.13),
+_POSTURES = {
+    "daisy": _Posture((0.0, 1.25), (0, 3), 0.05, 0.09),
+    "dandelion": _Posture((0.0, 1.3), (0, 4), 0.05, 0.1),
+    "roses": _Posture((0.1, 1.2), (1, 7), 0.3, 0.1),
+    "sunflowers": _Posture((0.0, 0.9), (0, 5), 0.05, 0.15),
+    "tulips": _Posture((0.5, 1.6), (0, 4), 0.75, 0.13),
 }
 
 
-def tints_of(rng: Generator, label: str) -> Tints:
-    """Return a kind's colours, of foot and tip."""
+def random_tints(rng: Generator, label: str) -> Tints:
+    """Return random colours of a kind, for foot and tip."""
     names = _PALETTES[label].split()
     tip = np.array(COLOURS[rng.choice(names)]) * rng.uniform(0.88, 1.03)
     foot = tip * rng.uniform(0.8, 1.05)
@@ -114,8 +115,8 @@ def _shape(rng: Generator, name: str) -> _Shape:
 
 
 def plant(rng: Generator, label: str, tints: Tints, detail: float) -> Mesh:
-    """Return flower, stem and leaves as the camera sees them, the head's middle at the origin."""
-    tilts, leaves, depth, stem = _HABITS[label]
+    """Return flower, stem and leaves in camera coordinates, the head's middle at the origin."""
+    tilts, leaves, depth, stem = _POSTURES[label]
     turn = _facing(rng.uniform(*tilts), rng.normal(0, 0.3))
     corners, colours = _head(rng, label, tints, detail)
     parts = [Mesh((corners - [0, 0, depth]) @ turn.T, colours)]
@@ -138,7 +139,7 @@ def plant(rng: Generator, label: str, tints: Tints, detail: float) -> Mesh:
 
 
 def _facing(tilt: float, roll: float) -> Array:
-    """Return the rotation (3, 3) that makes a flower look up by tilt and lean by roll."""
+    """Return the rotation (3, 3) that tilts a flower up by ``tilt`` and sideways by ``roll``."""
     c, s = np.cos(tilt), np.sin(tilt)
     upward = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
     c, s = np.cos(roll), np.sin(roll)
@@ -147,7 +148,7 @@ def _facing(tilt: float, roll: float) -> Array:
 
 
 def _head(rng: Generator, label: str, tints: Tints, detail: float) -> Mesh:
-    """Return the flower alone, its axis along z, its foot at the origin."""
+    """Return the flower without stem, its axis along z, its foot at the origin."""
     shape = _shape(rng, label)
     fine, coarse = (int(10 * detail), int(7 * detail)), (int(9 * detail), 5)
     if label == "daisy":
@@ -191,7 +192,7 @@ def _whorl(
     count: int,
     grid: tuple[int, int],
 ) -> Mesh:
-    """Return count petals about the z axis, each of so many grid points (along, across)."""
+    """Return ``count`` petals around the z axis, each with ``grid`` points (along, across)."""
     size, swing, light, lean = rng.normal(0, 0.07, (4, count, 1))
     inner = shape.spiral * np.linspace(1, 0, count)[:, None]
     u = (1 - np.cos(np.linspace(0, np.pi, grid[0]))) / 2  # foot to tip, denser at both ends
@@ -205,13 +206,13 @@ def _whorl(
     outline = u ** (shape.point * shape.belly / (1 - shape.belly)) * (1 - u) ** shape.point
     outline = outline / outline.max() * (1 - shape.teeth * (u * 5 % 1))
     half = (shape.width * scale * outline)[..., None]  # (count, U, 1)
-    # What is wide for its distance from the axis wraps around it, and so petals become a cup.
+    # A petal that is wide for its distance from the axis wraps around it, which forms a cup.
     spread = half / np.maximum(radius, 0.25 * shape.length)[..., None]
     turn = _GOLDEN_ANGLE if shape.spiral == 1 else 2 * np.pi / count
     middle = rng.uniform(0, 2 * np.pi) + np.arange(count)[:, None] * turn + 2 * swing
     angle = middle[..., None] + v * spread  # (count, U, V)
     waves = 0.06 * shape.width * np.sin(4 * v + rng.uniform(0, 6, (count, 1, 1))) * u[:, None] ** 2
-    # In a ring one rim lies over the next petal and the other under the one before, as tiles do.
+    # In a ring one rim covers the next petal and the other is under the previous, like tiles.
     rise = half * (shape.cup * v**2 + 0.3 * (1 - shape.spiral) * v) + waves
     away = radius[..., None] - np.sin(slope)[..., None] * rise
     upward = height[..., None] + np.cos(slope)[..., None] * rise
@@ -226,7 +227,7 @@ def _whorl(
 
 
 def _disc(rng: Generator, radius: float, dome: float, tints: Tints, count: int) -> Mesh:
-    """Return the eye of a flower: florets along the spiral of a sunflower, core and rim tinted."""
+    """Return the eye of a flower: florets in a sunflower spiral, coloured from core to rim."""
     t = np.sqrt((np.arange(count) + 0.5) / count)[:, None]
     angle = np.arange(count)[:, None] * _GOLDEN_ANGLE
     size = 1.7 * radius / count**0.5
@@ -239,7 +240,7 @@ def _disc(rng: Generator, radius: float, dome: float, tints: Tints, count: int) 
 
 
 def _clock(rng: Generator) -> Mesh:
-    """Return a dandelion's ball of seeds, each on a stalk under a parasol; some may have flown."""
+    """Return a dandelion's ball of seeds, each on a stalk under a parasol; some may be missing."""
     count = int(rng.integers(90, 150))
     z, angle = np.linspace(-1, 1, count), np.arange(count) * _GOLDEN_ANGLE
     flat = np.sqrt(1 - z**2)
@@ -277,5 +278,5 @@ def _joined(*meshes: Mesh) -> Mesh:
 
 
 def chance(rng: Generator, share: float) -> bool:
-    """Return True in ``share`` of the cases."""
+    """Return True with probability ``share``."""
     return bool(rng.random() < share)

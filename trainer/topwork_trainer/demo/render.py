@@ -1,9 +1,8 @@
-"""Renderer of the demo data set: five kinds of flowers, photographed in varied light.
+"""Renderer of the demo data set: five kinds of flowers in varied light.
 
-Nothing here is a photo. Petals and leaves are sheets of quads, lit by one lamp and painted back to
-front over an out-of-focus backdrop; the picture is then finished as a camera would (exposure,
-vignette, blur, grain). Every picture is a function of (seed, label, index) alone, bit by bit as
-long as numpy, Pillow and the machine are the same.
+No picture is a photo. Petals and leaves are sheets of quads, lit by one lamp and painted back to
+front over an out-of-focus backdrop; camera effects follow (exposure, vignette, blur, grain). A
+picture is a function of (seed, label, index), bit by bit on the same numpy, Pillow and machine.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 from topwork_trainer.demo import flowers
 from topwork_trainer.demo.flowers import LABELS, Array, Mesh, chance
 
-_POOL_FROM = 60  # pictures; with fewer, starting the processes takes longer than drawing
+_POOL_FROM = 60  # pictures; for fewer, starting processes takes longer than drawing
 
 
 def render(label: str, index: int, *, seed: int = 0) -> Image.Image:
-    """Return picture number index (>= 0) of a label as RGB, its short side 180 to 420 pixels.
+    """Return picture number ``index`` (>= 0) of a label as RGB, its short side 180 to 420 pixels.
 
-    Raises ValueError if the label is not one of LABELS.
+    Raises ValueError if the label is not in LABELS.
     """
     rng = np.random.default_rng(_key(label, index, seed))
     short = int(rng.integers(180, 421))
@@ -36,13 +35,13 @@ def render(label: str, index: int, *, seed: int = 0) -> Image.Image:
     width, height = (short, long) if chance(rng, 0.4) else (long, short)
     lamp = np.array([rng.normal(0, 0.6), -rng.uniform(0.2, 1.2), rng.uniform(0.5, 1.2)])
 
-    # A quarter of the size is enough for what is out of focus, and cheap.
+    # The backdrop is out of focus: a quarter of the size is enough and cheap.
     scene = _backdrop(rng, width // 4 + 1, height // 4 + 1)
     if chance(rng, 0.5):
         behind = label if chance(rng, 0.7) else LABELS[rng.integers(len(LABELS))]
         _bunch(rng, scene, behind, lamp, rng.uniform(0.08, 0.2, rng.integers(1, 5)))
         scene = scene.filter(ImageFilter.GaussianBlur(rng.uniform(1.0, 2.5)))
-    # Twice the size, halved in the end, smooths the edges that ImageDraw leaves jagged.
+    # Drawing at twice the size and halving it smooths ImageDraw's jagged edges.
     canvas = scene.resize((width * 2, height * 2), Image.Resampling.BILINEAR)
     if chance(rng, 0.35):
         _grass(rng, canvas, int(rng.integers(5, 40)), 0.008)
@@ -52,7 +51,7 @@ def render(label: str, index: int, *, seed: int = 0) -> Image.Image:
     picture = canvas.reduce(2)
     if chance(rng, 0.2):
         _occlude(rng, picture)
-    return _developed(rng, picture)
+    return _develop(rng, picture)
 
 
 def write_dataset(
@@ -64,7 +63,7 @@ def write_dataset(
 ) -> list[Path]:
     """Write <directory>/<label>/<label>-00000.jpg ... and RENDERED.txt; return the pictures' paths.
 
-    Draws on all cores that this process may use. on_done is called in this process, once a picture.
+    Uses all cores of this process. Calls ``on_done`` in this process, once per picture.
     """
     jobs = [(label, index) for label in LABELS for index in range(images_per_label)]
     paths = [directory / label / f"{label}-{index:05d}.jpg" for label, index in jobs]
@@ -73,7 +72,7 @@ def write_dataset(
     (directory / "RENDERED.txt").write_text(
         f"The {len(paths)} pictures in these folders are rendered, they are not photos.\n"
         f"Drawn by: topwork_trainer.demo.render\nSeed: {seed}\n"
-        f"Pictures a label: {images_per_label}\n",
+        f"Pictures per label: {images_per_label}\n",
         encoding="utf-8",
     )
     labels, indices = [label for label, _ in jobs], [index for _, index in jobs]
@@ -91,21 +90,21 @@ def write_dataset(
 
 
 def _write(path: Path, label: str, index: int, seed: int) -> None:
-    """Write one picture as JPEG, of quality 70 to 92."""
+    """Write a picture as JPEG of quality 70 to 92."""
     quality = int(np.random.default_rng([*_key(label, index, seed), 1]).integers(70, 93))
     render(label, index, seed=seed).save(path, "JPEG", quality=quality)
 
 
 def _key(label: str, index: int, seed: int) -> list[int]:
-    """Return what seeds a picture's random numbers: if anything else did, files would differ."""
+    """Return the seed of a picture's random numbers, which must depend on nothing else."""
     if label not in LABELS:
         raise ValueError(f"no flower is called {label!r}; the labels are {', '.join(LABELS)}")
     return [seed, LABELS.index(label), index]
 
 
-# Sizes are parts of the canvas, so that a scene looks the same at any resolution.
+# Sizes are shares of the canvas, so that a scene looks the same at any resolution.
 
-# RGB of the far end (above), of the near end (below), and of the blobs between.
+# RGB at the top (far), at the bottom (near), and of the blobs between.
 _SCENES = (
     ((85, 120, 60), (50, 80, 35), ((60, 105, 40), (115, 155, 75), (30, 55, 25))),  # foliage
     ((165, 190, 120), (95, 140, 55), ((125, 165, 70), (200, 200, 100), (80, 115, 55))),  # meadow
@@ -117,7 +116,7 @@ _SCENES = (
 
 
 def _backdrop(rng: Generator, width: int, height: int) -> Image.Image:
-    """Return a scene out of focus: a gradient, blobs of its colours, sometimes grass."""
+    """Return an out-of-focus scene: a gradient, coloured blobs, sometimes grass."""
     far, near, blobs = _SCENES[rng.integers(len(_SCENES))]
     ramp = np.linspace(0, 1, height)[:, None, None] ** rng.uniform(0.5, 2.0)
     rows = np.array(far) * (1 - ramp) + np.array(near) * ramp
@@ -126,7 +125,7 @@ def _backdrop(rng: Generator, width: int, height: int) -> Image.Image:
     for _ in range(rng.integers(8, 90)):
         x, y, reach = rng.random() * width, rng.random() * height, rng.uniform(0.02, 0.14) * width
         colour = np.array(blobs[rng.integers(len(blobs))]) * rng.uniform(0.8, 1.15)
-        if chance(rng, 0.05):  # a flower too far away to tell which
+        if chance(rng, 0.05):  # a distant flower
             colour = (
                 np.array(list(flowers.COLOURS.values())[rng.integers(len(flowers.COLOURS))]) * 200
             )
@@ -137,7 +136,7 @@ def _backdrop(rng: Generator, width: int, height: int) -> Image.Image:
 
 
 def _grass(rng: Generator, canvas: Image.Image, count: int, breadth: float) -> None:
-    """Paint blades that grow from the lower edge."""
+    """Paint blades of grass that grow from the lower edge."""
     draw, (width, height) = ImageDraw.Draw(canvas), canvas.size
     green = np.array([90, 130, 45]) * rng.uniform(0.6, 1.25)
     for _ in range(count):
@@ -150,7 +149,7 @@ def _grass(rng: Generator, canvas: Image.Image, count: int, breadth: float) -> N
 
 
 def _occlude(rng: Generator, picture: Image.Image) -> None:
-    """Paint blurred blades between flower and camera."""
+    """Paint blurred blades of grass between flower and camera."""
     layer = Image.new("RGBA", (picture.width // 4 + 1, picture.height // 4 + 1), (90, 130, 45, 0))
     _grass(rng, layer, int(rng.integers(1, 5)), 0.04)
     layer = layer.filter(ImageFilter.GaussianBlur(rng.uniform(0.8, 2.5)))
@@ -158,8 +157,8 @@ def _occlude(rng: Generator, picture: Image.Image) -> None:
     picture.paste(layer, (0, 0), layer)
 
 
-def _developed(rng: Generator, picture: Image.Image) -> Image.Image:
-    """Return the picture as a camera delivers it: focus, saturation, light, vignette, grain."""
+def _develop(rng: Generator, picture: Image.Image) -> Image.Image:
+    """Return the picture with camera effects: focus, saturation, exposure, vignette, grain."""
     if chance(rng, 0.35):
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.5)))
     picture = ImageEnhance.Color(picture).enhance(rng.uniform(0.65, 1.25))
@@ -176,21 +175,21 @@ def _developed(rng: Generator, picture: Image.Image) -> Image.Image:
 
 
 def _bunch(rng: Generator, canvas: Image.Image, label: str, lamp: Array, radii: Array) -> None:
-    """Paint a flower of one kind for each radius, given as part of the canvas's short side."""
-    tints, spread = flowers.tints_of(rng, label), 0.13 if len(radii) == 1 else 0.26
+    """Paint a flower of one kind per radius, each a share of the canvas's short side."""
+    tints, spread = flowers.random_tints(rng, label), 0.13 if len(radii) == 1 else 0.26
     for radius in np.sort(radii) * min(canvas.size):
         if chance(rng, 0.3):
-            tints = flowers.tints_of(rng, label)
+            tints = flowers.random_tints(rng, label)
         corners, colours = flowers.plant(rng, label, tints, detail=np.clip(radius / 110, 0.75, 1.7))
         place = np.clip(rng.normal((0.5, 0.45), spread), 0.05, 0.95) * canvas.size
         _paint(canvas, Mesh(corners * radius + [*place, 0], colours), lamp)
 
 
 def _paint(canvas: Image.Image, mesh: Mesh, lamp: Array) -> None:
-    """Paint the quads back to front, lit from the direction of the lamp."""
+    """Paint the quads of a mesh back to front, lit from the direction of the lamp."""
     corners, colours = mesh
     normals = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1])
-    normals *= np.sign(normals[:, 2:])  # a petal has two sides, and we see the one towards us
+    normals *= np.sign(normals[:, 2:])  # turn to the camera, which sees either side of a petal
     light = np.clip(
         normals @ lamp / (flowers.lengths(normals)[:, 0] * flowers.lengths(lamp) + 1e-9), 0, 1
     )

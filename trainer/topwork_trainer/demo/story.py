@@ -1,4 +1,7 @@
-"""The story from end to end, told through the two commands as a user would type them."""
+"""End-to-end demo: train, serve, add a class, and compare with a full retrain.
+
+Runs the commands ``topwork`` and ``topwork-train`` as a user would type them.
+"""
 
 from __future__ import annotations
 
@@ -19,29 +22,29 @@ from topwork_trainer.commands import Row
 from topwork_trainer.data import Photos, scan
 
 IMAGES_PER_LABEL = 100
-"""Rendered pictures of each kind."""
+"""Number of rendered pictures of each kind."""
 
 HELD_OUT_EVERY = 4
-"""Every fourth photo of a class is kept for judging and never learnt from."""
+"""Raising it holds out fewer photos: every n-th photo of a class is tested and not learnt from."""
 
 
-def tell(data: Path | None, *, new: str | None, work: Path | None, console: Console) -> None:
+def run_demo(data: Path | None, *, new: str | None, work: Path | None, console: Console) -> None:
     """Fit all classes but ``new``, serve, classify, add ``new``, classify, and print a table.
 
-    Raises InvalidInput if the data does not suit.
+    Raises InvalidInput if there are fewer than three classes or ``new`` is not one of them.
     """
     with tempfile.TemporaryDirectory(prefix="topwork-demo-") as temporary:
-        _tell(data, new, work or Path(temporary), console)
+        _run_demo(data, new, work or Path(temporary), console)
 
 
-def _tell(data: Path | None, new: str | None, work: Path, console: Console) -> None:
+def _run_demo(data: Path | None, new: str | None, work: Path, console: Console) -> None:
     if data is None:
         data = work / "photos"
-        _step(console, "Render five kinds of flowers (drawn pictures, no photos)")
+        _step(console, "Render pictures of five kinds of flowers (drawn, not photos)")
         commands.run("topwork_trainer", "demo-data", data, "--images-per-label", IMAGES_PER_LABEL)
     train, held_out = work / "train", work / "held-out"
     photos = scan(data.absolute())
-    for line in (*(one.line() for one in photos.left_out), *photos.notes):
+    for line in (*(group.line() for group in photos.left_out), *photos.notes):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     labels = split(photos, train, held_out)
     new = unicodedata.normalize("NFC", new or labels[-1])
@@ -56,25 +59,25 @@ def _tell(data: Path | None, new: str | None, work: Path, console: Console) -> N
     _step(console, f"Train on {len(old)} classes: {', '.join(old)}")
     fit = ("fit", train, "--repository", repository, "--no-cache", "--json")
     commands.run("topwork_trainer", *fit, "--model", "demo", "--classes", ",".join(old))
-    with commands.serving(repository, work / "server.log") as served:
-        address = served.address
-        ask = _Asker(address, held_out)
+    with commands.serving(repository, work / "server.log") as server:
+        address = server.address
+        classify = _Classify(address, held_out)
         _step(console, "Classify photos that were held out")
-        before = ask("demo", labels)
-        _step(console, f"Teach the running server a new class: {new}")
+        before = classify("demo", labels)
+        _step(console, f"Add a class to the running server: {new}")
         (added,) = commands.run(
             "topwork", "add-class", "--address", address, "--model", "demo", "--label", new,
             "--json", train / new,
         )  # fmt: skip
         _step(console, "Classify the same photos again")
-        after = ask("demo", labels)
+        after = classify("demo", labels)
         _step(console, f"For comparison, train on all {len(labels)} classes from the images")
         (retrained,) = commands.run("topwork_trainer", *fit, "--model", "retrained")
         commands.wait_for_model(address, "retrained")
-        joint = ask("retrained", labels)
+        joint = classify("retrained", labels)
     console.print(_table(old, new, before, after, joint, added, retrained))
     console.print(
-        f"Largest difference in probability between the grafted model and the full retrain: "
+        f"Largest difference in probability between AddClass and the full retrain: "
         f"{_largest_difference(after, joint):.1e}",
         highlight=False,
     )
@@ -96,23 +99,25 @@ def split(photos: Photos, train: Path, held_out: Path) -> list[str]:
     return sorted(position)
 
 
-def check_apart(photos: Path, held_out: Path) -> None:
-    """Raise InvalidInput if ``held_out`` is in ``photos``, where it would be a class of its own."""
+def check_not_inside(photos: Path, held_out: Path) -> None:
+    """Raise InvalidInput if ``held_out`` is inside ``photos``: it would become a class."""
     if photos.resolve() in [held_out.resolve(), *held_out.resolve().parents]:
-        raise InvalidInput(f"{held_out} must not be in {photos}", field="held_out")
+        raise InvalidInput(
+            f"the held-out folder {held_out} must not be inside {photos}", field="held_out"
+        )
 
 
 def hold_out(photos: Path, held_out: Path) -> None:
-    """Move every fourth file of each folder of ``photos`` to one of its name in ``held_out``."""
-    for folder in [one for one in sorted(photos.iterdir()) if one.is_dir()]:
+    """Move every fourth file of each folder of ``photos`` to the same path below ``held_out``."""
+    for folder in filter(Path.is_dir, sorted(photos.iterdir())):
         (held_out / folder.name).mkdir(parents=True, exist_ok=True)
         for file in sorted(folder.iterdir())[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]:
             shutil.move(file, held_out / folder.name / file.name)
 
 
 @dataclass(frozen=True, slots=True)
-class _Asker:
-    """Classifies the held-out photos and returns what was said, by label."""
+class _Classify:
+    """Classifies the held-out photos and returns the answers by label."""
 
     address: str
     held_out: Path
@@ -125,26 +130,26 @@ class _Asker:
         }
 
 
-def _accuracy(said: dict[str, list[Row]], labels: Sequence[str]) -> float:
+def _accuracy(answers: dict[str, list[Row]], labels: Sequence[str]) -> float:
     """Return the share of right answers among the readable photos of ``labels``."""
-    answers = [
+    right = [
         row["predictions"][0]["label"] == label
         for label in labels
-        for row in said[label]
+        for row in answers[label]
         if row["error"] is None
     ]
-    return float(sum(answers) / max(1, len(answers)))
+    return float(sum(right) / max(1, len(right)))
 
 
-def _largest_difference(one: dict[str, list[Row]], other: dict[str, list[Row]]) -> float:
-    def table(row: Row) -> dict[str, float]:
+def _largest_difference(added: dict[str, list[Row]], joint: dict[str, list[Row]]) -> float:
+    def probabilities(row: Row) -> dict[str, float]:
         return {each["label"]: float(each["probability"]) for each in row["predictions"]}
 
     return max(
-        abs(table(mine)[label] - probability)
-        for key in one
-        for mine, theirs in zip(one[key], other[key], strict=True)
-        for label, probability in table(theirs).items()
+        abs(probabilities(left)[label] - probability)
+        for key in added
+        for left, right in zip(added[key], joint[key], strict=True)
+        for label, probability in probabilities(right).items()
     )
 
 
@@ -163,11 +168,11 @@ def _table(
     rows = [
         (
             f"accuracy on the {len(old)} old classes",
-            *(f"{_accuracy(said, old):.3f}" for said in everything),
+            *(f"{_accuracy(answers, old):.3f}" for answers in everything),
         ),
-        (f"recall of {new}", *(f"{_accuracy(said, [new]):.3f}" for said in everything)),
+        (f"recall of {new}", *(f"{_accuracy(answers, [new]):.3f}" for answers in everything)),
         (
-            "seconds until it serves",
+            "seconds until served",
             "",
             f"{added['seconds']['total']:.2f}",
             f"{retrained['seconds']['total']:.2f}",

@@ -1,1 +1,1 @@
-"""Fine-tuning of a backbone's upper stages on the photos. Its modules import torch."""
+"""Fine-tuning of the last stages of a backbone on the photos. The modules import torch."""

@@ -1,4 +1,4 @@
-"""Augmentation of training images, and preprocessing of judged ones. Imports torch."""
+"""Augmentation of training images and preprocessing of validation images. Imports torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork_trainer.backbones import torchvision_import
 
 MARGIN = 1.15
-"""How much finer an image is decoded for training: its parts are then enlarged less."""
+"""Raising it decodes training images at a higher resolution, so that crops are enlarged less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalPreset:
-    """The view that serving has."""
+    """Preprocessing of validation images, the same as in serving."""
 
     spec: PreprocessSpec
 
@@ -33,23 +33,23 @@ class EvalPreset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPreset:
-    """Views that differ each time and still show the label: a part of the image, in other light."""
+    """Random augmentation of training images: crop, mirror, brightness, contrast, saturation."""
 
     spec: PreprocessSpec
-    """The one of serving."""
+    """Preprocess spec of serving."""
     mirror: bool = True
-    """Whether left and right may be swapped. Not where the side has a meaning, as in X-rays."""
+    """True: mirror half of the images. False if left and right differ in meaning, as in X-rays."""
     scale: tuple[float, float] = (0.35, 1.0)
-    """Share of the serving view's area that is kept."""
+    """Bounds of the crop's share of the area of the serving view."""
     ratio: float = 1.25
-    """The most that a part's width may be of its height, or its height of its width."""
+    """Largest ratio of the sides of a crop."""
     jitter: float = 0.2
-    """The most that brightness, contrast and saturation change, as a share."""
+    """Largest relative change of brightness, contrast and saturation."""
 
     def __call__(self, content: bytes, rng: np.random.Generator) -> Tensor:
         """Return a view uint8 (crop, crop, 3), RGB, of an encoded image. Raises ImageError.
 
-        All chance comes from ``rng``, none from torch's generator, which threads would share.
+        Draws random numbers only from ``rng``: threads share torch's generator.
         """
         finer = replace(
             self.spec,
@@ -60,7 +60,7 @@ class TrainPreset:
         v2 = _functional()
         image = v2.resized_crop(
             image,
-            *_part(finer.crop, self.scale, self.ratio, rng),
+            *_crop(finer.crop, self.scale, self.ratio, rng),
             size=[self.spec.crop, self.spec.crop],
             interpolation=v2.InterpolationMode(self.spec.interpolation),
             antialias=True,
@@ -73,12 +73,12 @@ class TrainPreset:
         return view
 
 
-def _part(
+def _crop(
     side: int, share: tuple[float, float], ratio: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Return (top, left, height, width) of a random part of a square image.
+    """Return (top, left, height, width) of a random crop of a square image.
 
-    ``share`` bounds its share of the area, ``ratio`` how far it is from square.
+    ``share`` bounds its share of the area, ``ratio`` the ratio of its sides.
     """
     area = side * side * rng.uniform(*share)
     shape = math.exp(rng.uniform(-math.log(ratio), math.log(ratio)))
@@ -90,6 +90,6 @@ def _part(
 
 @functools.cache
 def _functional() -> Any:
-    """Return torchvision.transforms.v2.functional, which ``import torchvision`` leaves out."""
+    """Return torchvision.transforms.v2.functional, which ``import torchvision`` does not import."""
     name = torchvision_import.package().__name__
     return importlib.import_module(f"{name}.transforms.v2.functional")

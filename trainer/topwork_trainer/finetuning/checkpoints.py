@@ -1,4 +1,4 @@
-"""Checkpoints of a fine-tuning, which survive a crash. Imports torch."""
+"""Checkpoints from which fine-tuning resumes after a crash. Imports torch."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from topwork.bundle.files import sweep, write_file
 
 
 def save(checkpoint: Path, run: str, state: dict[str, Any]) -> None:
-    """Put ``state`` at ``checkpoint``, whole or not at all.
+    """Write ``state`` to the file ``checkpoint`` atomically.
 
-    It may hold tensors, numbers, text, lists and dicts. ``run`` is a digest of all that the run
-    depends on.
+    It may contain tensors, numbers, text, lists and dicts. ``run`` is a digest of everything that
+    the result depends on.
     """
-    sweep(checkpoint.parent)  # a process that was killed while it wrote leaves a temporary file
+    sweep(checkpoint.parent)  # a process that was killed while writing leaves a temporary file
     buffer = io.BytesIO()
     torch.save(state, buffer)
     body = buffer.getvalue()
-    write_file(checkpoint, _seal(run, body) + body)
+    write_file(checkpoint, _checksum(run, body) + body)
 
 
 def load(checkpoint: Path, run: str) -> dict[str, Any] | None:
-    """Return the state that ``save`` wrote for ``run``; None if there is none that is whole."""
+    """Return the state that ``save`` wrote for ``run``; None if it is missing or damaged."""
     try:
         content = checkpoint.read_bytes()
     except FileNotFoundError:
         return None
-    seal, body = content[:_SEAL], content[_SEAL:]
-    if seal != _seal(run, body):
+    checksum, body = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
+    if checksum != _checksum(run, body):
         return None
     state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     return state
 
 
 def discard(checkpoint: Path) -> None:
-    """Delete a checkpoint, if there is one: once the result is published, or of no use."""
+    """Delete a checkpoint if it exists."""
     checkpoint.unlink(missing_ok=True)
 
 
-_SEAL = 32
+_CHECKSUM_BYTES = 32
 
 
-def _seal(run: str, body: bytes) -> bytes:
-    """Return what neither another run nor damage would give, 32 bytes."""
+def _checksum(run: str, body: bytes) -> bytes:
+    """Return a checksum of the run and the content, 32 bytes."""
     return hashlib.sha256(run.encode() + body).digest()

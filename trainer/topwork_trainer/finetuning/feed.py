@@ -1,4 +1,4 @@
-"""Data loader: threads decode images while the network computes. Imports torch."""
+"""Data loader that decodes images in threads while the network computes. Imports torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from topwork.errors import ImageError, InvalidInput
 from topwork.training.embed import ImageSource
 
 _AHEAD = 2
-"""Batches that are decoded while one is computed on: bounds memory."""
+"""Raising it decodes more batches ahead and needs more memory."""
 
 
 def batches(
@@ -26,11 +26,11 @@ def batches(
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Yield ``size`` of ``rows`` at a time, (n,), with their views, uint8 (n, crop, crop, 3).
 
-    ``view`` maps the encoded image of a row to its view; it runs in the threads of ``pool``. Which
-    thread is faster changes nothing. Raises InvalidInput for an image that cannot be read.
+    ``view`` maps the encoded image of a row to its view; it runs in the threads of ``pool``. The
+    order does not depend on the threads. Raises InvalidInput for an image that cannot be read.
     """
 
-    def one(row: int) -> Tensor:
+    def load(row: int) -> Tensor:
         source = sources[row]
         try:
             return view(read(source), row)
@@ -41,11 +41,11 @@ def batches(
     try:
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
-            waiting.append((torch.tensor(batch), [pool.submit(one, row) for row in batch]))
+            waiting.append((torch.tensor(batch), [pool.submit(load, row) for row in batch]))
             if len(waiting) > _AHEAD:
-                yield _collected(waiting.popleft())
+                yield _stack(waiting.popleft())
         while waiting:
-            yield _collected(waiting.popleft())
+            yield _stack(waiting.popleft())
     finally:
         for _, views in waiting:
             for view_of_row in views:
@@ -53,7 +53,7 @@ def batches(
 
 
 def read(source: ImageSource) -> bytes:
-    """Return the encoded image. Raises InvalidInput."""
+    """Return the encoded image. Raises InvalidInput if it cannot be read."""
     try:
         return source.read()
     except (OSError, ImageError) as error:
@@ -62,10 +62,10 @@ def read(source: ImageSource) -> bytes:
 
 def _unreadable(source: ImageSource, error: Exception) -> InvalidInput:
     return InvalidInput(
-        f"{source.name} cannot be read: {error}; take it out and start again", field="data"
+        f"{source.name} cannot be read: {error}; remove it and start again", field="data"
     )
 
 
-def _collected(batch: tuple[Tensor, list[Future[Tensor]]]) -> tuple[Tensor, Tensor]:
+def _stack(batch: tuple[Tensor, list[Future[Tensor]]]) -> tuple[Tensor, Tensor]:
     rows, views = batch
     return rows, torch.stack([view.result() for view in views])

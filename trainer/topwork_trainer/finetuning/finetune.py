@@ -1,7 +1,4 @@
-"""Fine-tuning of a backbone after its head is fitted, and its judgement.
-
-Imports torch.
-"""
+"""Fine-tuning of a backbone together with its fitted head. Imports torch."""
 
 from __future__ import annotations
 
@@ -34,20 +31,20 @@ from topwork_trainer.finetuning.settings import (
     LinearHead,
     OnProgress,
 )
-from topwork_trainer.finetuning.tuning import TrainableClassifier, TrainingImages, Tuning
+from topwork_trainer.finetuning.tuning import LabelledImages, TrainableClassifier, Tuning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finetuned:
-    """What a fine-tuning gave: the best epoch's backbone and head."""
+class FinetuneResult:
+    """Backbone and head of the best epoch, and the history of epochs."""
 
     backbone: TorchBackbone
-    """With the module that was given, now trained, and an identity of its own."""
+    """The given module, now fine-tuned, with an identity of its own."""
     head: LinearHead
     history: tuple[Epoch, ...]
     best: Epoch
-    thawed: tuple[str, ...]
-    """The names of the trained stages, from the output side."""
+    unfrozen: tuple[str, ...]
+    """Names of the fine-tuned stages, from the output side."""
 
 
 def finetune(
@@ -60,33 +57,33 @@ def finetune(
     *,
     checkpoint: Path,
     on_progress: OnProgress,
-) -> Finetuned:
-    """Train the upper stages of ``backbone`` together with ``head``, which was fitted before.
+) -> FinetuneResult:
+    """Train the last stages of ``backbone`` together with ``head``, which is already fitted.
 
-    The result is the epoch that is best on ``validation``, on which nothing is trained; at worst
-    the start. The module is trained in place; whatever happens, it is then frozen, in eval mode and
-    on the CPU again, with the weights of the best epoch so far.
+    The result is the epoch that is best on ``validation``, which is not trained on; in the worst
+    case the start. The module is trained in place. Afterwards, also after an error, it is frozen,
+    in eval mode and on the CPU, with the weights of the best epoch so far.
 
-    After each epoch the state goes to ``checkpoint``. A rerun with the same arguments after a crash
-    goes on from there and gives what it would have given uninterrupted, on a CPU with as many cores
-    bit for bit. ``checkpoints.discard`` deletes the file once the result is safe.
+    Each epoch saves its state to ``checkpoint``. After a crash a run with the same arguments
+    resumes there and gives the same result as an uninterrupted run, bit for bit on a CPU with the
+    same number of cores. ``checkpoints.discard`` deletes the file once the result is published.
 
-    Raises InvalidInput for settings that make no sense and for an image that cannot be read, and
-    Diverged (no checkpoint remains) when the loss is no number any more.
+    Raises InvalidInput for invalid settings or an unreadable image, and Diverged (after deleting
+    the checkpoint) if the loss is not finite.
     """
     available = stages(backbone.module)
-    thawed = available[: parse(config.unfreeze, available)]
-    training, judging = TrainingImages.of(train, labels), TrainingImages.of(validation, labels)
+    unfrozen = available[: parse(config.unfreeze, available)]
+    training, judging = LabelledImages.of(train, labels), LabelledImages.of(validation, labels)
     run_digest = _run_digest(backbone, training, judging, head, labels, config)
     with (
-        _lent(backbone.module, config.device) as device,
+        _frozen_on_device(backbone.module, config.device) as device,
         ThreadPoolExecutor(available_cores()) as pool,
     ):
         model = TrainableClassifier(backbone, head).to(device)
-        run = Tuning(model, thawed, training, judging, config, pool)
+        run = Tuning(model, unfrozen, training, judging, config, pool)
         try:
             run.begin(checkpoints.load(checkpoint, run_digest))
-            while run.goes_on():
+            while run.has_next_epoch():
                 run.advance(on_progress)
                 checkpoints.save(checkpoint, run_digest, run.state())
         except Diverged:
@@ -96,7 +93,7 @@ def finetune(
             run.take_best()
     on_progress(run.steps, run.steps)
     weights_sha256 = _weights_digest(backbone.module)
-    return Finetuned(
+    return FinetuneResult(
         backbone=replace(
             backbone,
             identity=f"{backbone.identity}:tuned:{weights_sha256}",
@@ -105,21 +102,21 @@ def finetune(
         head=model.head(),
         history=tuple(run.history),
         best=run.best,
-        thawed=tuple(stage.name for stage in thawed),
+        unfrozen=tuple(stage.name for stage in unfrozen),
     )
 
 
 @contextmanager
-def _lent(module: nn.Module, device: str) -> Iterator[torch.device]:
-    """Yield the device, with the module on it and frozen; undo all but the weights afterwards.
+def _frozen_on_device(module: nn.Module, device: str) -> Iterator[torch.device]:
+    """Yield the device with the module on it, frozen; restore all but the weights afterwards.
 
-    In eval mode throughout: so few images would spoil the statistics of a normalisation.
+    The module is always in eval mode: so few images would spoil the statistics of batch norms.
     """
     place = _device(device)
     threads = torch.get_num_threads()
-    torch.set_num_threads(available_cores())  # torch counts the host's
+    torch.set_num_threads(available_cores())  # torch's default is the host's number
     try:
-        _move(module, place, torch.channels_last)  # took two thirds of the time on CPUs
+        _move(module, place, torch.channels_last)  # a third faster on CPUs
         yield place
     finally:
         _move(module, torch.device("cpu"), torch.contiguous_format)
@@ -131,25 +128,25 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
+    except (RuntimeError, AssertionError) as error:  # torch raises both for a missing device
         raise InvalidInput(f"device {name!r} cannot be used: {error}", field="device") from error
 
 
 def _move(module: nn.Module, place: torch.device, memory_format: torch.memory_format) -> None:
-    """Put a module onto a device, frozen, in eval mode and without gradients."""
+    """Move a module to a device, frozen, in eval mode and without gradients."""
     module.eval().requires_grad_(False).zero_grad()
     module.to(place, memory_format=memory_format)  # type: ignore[call-overload] # not in its stubs
 
 
 def _run_digest(
     backbone: TorchBackbone,
-    training: TrainingImages,
-    judging: TrainingImages,
+    training: LabelledImages,
+    judging: LabelledImages,
     head: LinearHead,
     labels: Sequence[str],
     config: FinetuneConfig,
 ) -> str:
-    """Return a digest of all that the result depends on, but for the machine."""
+    """Return a digest of everything that the result depends on, except the machine."""
     software = (topwork, torch, torchvision_import.package(), np, PIL)
     facts = [
         backbone.identity,
@@ -168,7 +165,7 @@ def _run_digest(
 
 
 def _weights_digest(module: nn.Module) -> str:
-    """Return the sha256 of all weights and statistics of a module on the CPU."""
+    """Return the sha256 of all parameters and buffers of a module on the CPU."""
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

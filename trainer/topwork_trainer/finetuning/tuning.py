@@ -1,4 +1,4 @@
-"""State of a fine-tuning: one epoch at a time, the best one kept. Imports torch."""
+"""Training loop of fine-tuning, epoch by epoch, with the weights of the best one. Imports torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TrainableClassifier(nn.Module):
         self.bias = nn.Parameter(torch.tensor(head.bias, dtype=torch.float32))
 
     def forward(self, images: Tensor, *, smooth: float = 1e-12) -> Tensor:
-        """Return logits; ``smooth`` is added below the square root."""
+        """Return logits; ``smooth`` is added under the square root."""
         embedding = self.embedding(images).float()
         features = F.normalize(embedding * torch.rsqrt(embedding.abs() + smooth), dim=1)
         return F.linear(features, self.weights, self.bias)
@@ -54,21 +54,21 @@ class TrainableClassifier(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingImages:
-    """Images and what they show."""
+class LabelledImages:
+    """Images with the class index of each."""
 
     sources: Sequence[ImageSource]
     targets: Tensor
-    """(N,), class index."""
+    """Class indices (N,)."""
 
     @classmethod
     def of(cls, sources: Sequence[ImageSource], labels: Sequence[str]) -> Self:
-        """Return these images. Raises InvalidInput if there are none, or one of another label."""
+        """Return the images. Raises InvalidInput if there are none or a label is unknown."""
         position = {label: index for index, label in enumerate(labels)}
         unknown = sorted({source.label for source in sources} - set(position))
         if unknown or not sources:
             raise InvalidInput(
-                f"images of {unknown}, but the head knows {list(labels)}"
+                f"images are labelled {unknown}, but the labels of the head are {list(labels)}"
                 if unknown
                 else "there must be at least one image to train on and one for validation",
                 field="data",
@@ -77,43 +77,43 @@ class TrainingImages:
 
 
 class Tuning:
-    """A fine-tuning between two epochs: the owner of all that changes in it."""
+    """State of a fine-tuning run; owns the optimizer, the averaged weights and the history."""
 
     def __init__(
         self,
         model: TrainableClassifier,
-        thawed: Sequence[BackboneStage],
-        training: TrainingImages,
-        judging: TrainingImages,
+        unfrozen: Sequence[BackboneStage],
+        training: LabelledImages,
+        judging: LabelledImages,
         config: FinetuneConfig,
         pool: Executor,
     ) -> None:
         self._model, self._config, self._pool = model, config, pool
         self._training, self._judging = training, judging
-        self._trained, groups = _thaw(model, thawed, config)
+        self._trained, groups = _unfreeze(model, unfrozen, config)
         self._optimizer = torch.optim.AdamW(groups)
         self._device = device = model.bias.device
         self._class_weights = _class_weights(training.targets, len(model.bias)).to(device)
-        # Not on CPUs: there it took a quarter longer.
+        # bfloat16 is a quarter slower on CPUs.
         self._half = device.type == "cuda" and torch.cuda.is_bf16_supported(False)
-        self._steps_an_epoch = math.ceil(len(training.sources) / config.batch)
-        self.steps = config.epochs * self._steps_an_epoch if thawed else 0
+        self._steps_per_epoch = math.ceil(len(training.sources) / config.batch)
+        self.steps = config.epochs * self._steps_per_epoch if unfrozen else 0
         self.history: list[Epoch] = []
         self._average = self._weights()
         self._best: list[Tensor] = []
 
     @property
     def best(self) -> Epoch:
-        """The epoch of least loss of those with as many right answers as the start, or more.
+        """Epoch with the smallest loss among those at least as accurate as the start.
 
-        So it is worse than the start by neither. On the few images that one can spare for
-        validation the loss is the steadier of the two.
+        Neither its loss nor its accuracy is worse than at the start. The loss decides because it is
+        less noisy than the accuracy on few validation images.
         """
         equal = [epoch for epoch in self.history if epoch.accuracy >= self.history[0].accuracy]
         return min(equal, key=lambda epoch: epoch.loss)
 
     def begin(self, state: dict[str, Any] | None) -> None:
-        """Go on from ``state``; without one judge the start, as epoch 0."""
+        """Resume from ``state``; if it is None, judge the start as epoch 0."""
         if state is None:
             self._judge(train_loss=None, since=time.perf_counter())
             return
@@ -124,7 +124,7 @@ class Tuning:
         self._optimizer.load_state_dict(state["optimizer"])
 
     def state(self) -> dict[str, Any]:
-        """Return what ``begin`` goes on from. All chance is drawn anew from seed and epoch."""
+        """Return the state for ``begin``. Random generators are seeded anew in each epoch."""
         return {
             "history": [asdict(epoch) for epoch in self.history],
             "best": self._best,
@@ -133,17 +133,17 @@ class Tuning:
             "optimizer": self._optimizer.state_dict(),
         }
 
-    def goes_on(self) -> bool:
-        """Whether there are epochs left, and one of the last ones was an improvement."""
+    def has_next_epoch(self) -> bool:
+        """Return True if epochs are left and patience is not exhausted."""
         done = self.history[-1].epoch
-        left = self.steps - done * self._steps_an_epoch
+        left = self.steps - done * self._steps_per_epoch
         return left > 0 and done - self.best.epoch < self._config.patience
 
     def advance(self, on_progress: OnProgress) -> None:
         """Train for one epoch and judge it. Raises Diverged."""
         since = time.perf_counter()
         epoch = self.history[-1].epoch + 1
-        step = (epoch - 1) * self._steps_an_epoch
+        step = (epoch - 1) * self._steps_per_epoch
         seed = self._config.seed % 2**64
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(self._training.sources))
@@ -162,7 +162,7 @@ class Tuning:
         self._judge(train_loss=total / len(order), since=since)
 
     def take_best(self) -> None:
-        """Put the weights of the best epoch into the model."""
+        """Load the weights of the best epoch into the model."""
         if self._best:
             self._put(self._best)
 
@@ -185,14 +185,14 @@ class Tuning:
         if not (loss.isfinite() and length.isfinite()):
             raise self._diverged("the loss or its gradient", step)
         self._optimizer.step()
-        newest = max(1 / self._steps_an_epoch, 9 / (10 + step))  # more at first, when all is new
+        newest = max(1 / self._steps_per_epoch, 9 / (10 + step))  # larger at first
         with torch.no_grad():
             for average, parameter in zip(self._average, self._trained, strict=True):
                 average.lerp_(parameter, newest)
         return float(loss.detach())
 
     def _judge(self, *, train_loss: float | None, since: float) -> None:
-        """Add an epoch to the history: how good the model is on validation images, as served."""
+        """Add an epoch to the history, with metrics on the validation images."""
         images, preset = self._judging, EvalPreset(spec=self._model.spec)
         right, loss, live = 0, 0.0, self._weights()
         self._put(self._average)
@@ -230,56 +230,56 @@ class Tuning:
             for parameter, value in zip(self._trained, values, strict=True):
                 parameter.copy_(value)
 
-    def _diverged(self, what: str, step: int | None = None) -> Diverged:
-        of = self._steps_an_epoch
-        at = "" if step is None else f", step {step % of + 1} of {of}"
+    def _diverged(self, quantity: str, step: int | None = None) -> Diverged:
+        steps = self._steps_per_epoch
+        at = "" if step is None else f", step {step % steps + 1} of {steps}"
         rate = self._optimizer.param_groups[-1]["lr"]
         return Diverged(
-            f"{what} is no finite number in epoch {len(self.history)}{at}, at learning rate"
+            f"{quantity} is not finite in epoch {len(self.history)}{at}, at learning rate"
             f" {rate:.2g}: try a tenth of rate {self._config.rate:g} and of head_rate"
-            f" {self._config.head_rate:g}, or thaw fewer stages than {self._config.unfreeze!r}"
+            f" {self._config.head_rate:g}, or unfreeze fewer stages than {self._config.unfreeze!r}"
         )
 
 
 _SMOOTH = 1e-4
-"""Added below the square root in training. Half of all numbers of an embedding that ends in a ReLU
-are 0, where the root's slope is infinite."""
+"""Raising it flattens the square root near 0 in training: half of the elements of an embedding that
+ends in a ReLU are 0, where the slope would be infinite."""
 
 _CLIP = 1.0
-"""Length to which a longer gradient is cut."""
+"""Raising it clips fewer gradients: the largest norm of a gradient."""
 
 _WARM_UP = 0.1
-"""Share of the steps in which the rates rise."""
+"""Raising it lengthens the warm-up: the share of the steps in which learning rates rise."""
 
 
-def _thaw(
-    model: TrainableClassifier, thawed: Sequence[BackboneStage], config: FinetuneConfig
+def _unfreeze(
+    model: TrainableClassifier, unfrozen: Sequence[BackboneStage], config: FinetuneConfig
 ) -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
-    """Let the linear layer and these stages be trained; return their parameters, and in groups.
+    """Unfreeze the linear layer and these stages; return their parameters and parameter groups.
 
-    Each stage has a rate of its own (Howard and Ruder, ACL 2018). What is one number a channel
-    (norms, biases) does not decay.
+    Each stage has its own learning rate (Howard and Ruder, ACL 2018). Norms and biases have no
+    weight decay.
     """
     trained = [model.weights, model.bias]
     groups: list[dict[str, Any]] = [
         {"params": list(trained), "peak": config.head_rate, "weight_decay": 0.0}
     ]
-    for depth, stage in enumerate(thawed):
+    for depth, stage in enumerate(unfrozen):
         peak = config.rate * config.decay**depth
         members = [model.embedding.backbone.get_parameter(name) for name in stage.parameters]
         for parameter in members:
             parameter.requires_grad_(True)
         trained += members
-        for decay, some in (
+        for decay, parameters in (
             (config.weight_decay, [p for p in members if p.ndim > 1]),
             (0.0, [p for p in members if p.ndim <= 1]),
         ):
-            groups.append({"params": some, "peak": peak, "weight_decay": decay})
+            groups.append({"params": parameters, "peak": peak, "weight_decay": decay})
     return trained, groups
 
 
 def _rate_factor(step: int, steps: int) -> float:
-    """Return the share of the highest rates at ``step``: a linear rise, then half a cosine."""
+    """Return the share of the peak learning rates at ``step``: linear rise, then half a cosine."""
     rise = max(1, round(_WARM_UP * steps))
     if step < rise:
         return (step + 1) / rise
@@ -287,13 +287,13 @@ def _rate_factor(step: int, steps: int) -> float:
 
 
 def _blend(size: int, mixup: float, rng: np.random.Generator) -> tuple[float, Tensor]:
-    """Return the share that each image of a batch keeps, and whose image is the rest, (n,)."""
+    """Return mixup's share of each image of a batch, and the row of its partner, (n,)."""
     if not mixup:
         return 1.0, torch.arange(size)
     return float(rng.beta(mixup, mixup)), torch.from_numpy(rng.permutation(size))
 
 
 def _class_weights(targets: Tensor, classes: int) -> Tensor:
-    """Return weights (C,) by which every class that has images counts the same."""
+    """Return weights (C,) with which each class that has images counts the same."""
     counts = torch.bincount(targets, minlength=classes)
     return len(targets) / (counts.count_nonzero() * counts.clamp(min=1))

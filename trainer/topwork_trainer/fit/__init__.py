@@ -1,1 +1,1 @@
-"""Fit: train a head, and perhaps the backbone, on folders of photos; publish a revision."""
+"""Fit: trains a head, and optionally the backbone, on folders of photos; publishes a revision."""

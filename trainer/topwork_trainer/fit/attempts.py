@@ -1,4 +1,4 @@
-"""One backbone tried on one set of photos: embedded, a head learnt on it, and judged."""
+"""Attempts: embeds the photos with a backbone, learns a head and judges it by cross-validation."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from topwork_trainer.data import check_counts
 from topwork_trainer.fit.paired import Difference, paired
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with a stage's name, units done and in all (0: one step)."""
+"""Called with the name of the stage, units done and total units (0: a single step)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """A backbone, and what was learnt on it."""
+    """Result of one backbone: exemplars, head and metrics."""
 
     backbone: BackboneInfo
     exemplars: Exemplars
@@ -36,23 +36,23 @@ class Attempt:
     skipped: Sequence[Skipped]
 
     def right(self) -> NDArray[np.bool_]:
-        """Return whether each judged exemplar was called right, (J,)."""
+        """Return True for each judged exemplar (J,) whose predicted label is right."""
         judged = self.learned.judged
-        called = judged.probabilities.argmax(axis=1)
-        return np.asarray(called == self.exemplars.targets[judged.rows])
+        predicted = judged.probabilities.argmax(axis=1)
+        return np.asarray(predicted == self.exemplars.targets[judged.rows])
 
     def images(self) -> Sequence[bytes]:
-        """Return the image digest and label of each judged exemplar, as keys."""
-        made = self.exemplars
+        """Return a key of image digest and label for each judged exemplar."""
+        exemplars = self.exemplars
         return [
-            made.digests[row].tobytes() + made.labels[made.targets[row]].encode()
+            exemplars.digests[row].tobytes() + exemplars.labels[exemplars.targets[row]].encode()
             for row in self.learned.judged.rows
         ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempts:
-    """Maker of attempts: the photos, and all else that they share."""
+    """Photos and settings that all attempts share."""
 
     repository: Repository
     sources: Sequence[ImageSource]
@@ -68,8 +68,8 @@ class Attempts:
     ) -> Attempt:
         """Embed all photos with a stored backbone and learn a head.
 
-        ``seen`` names those that it was fine-tuned on. Raises InvalidInput if a class has too few
-        usable photos.
+        ``seen`` has the names of the photos on which the backbone was fine-tuned. Raises
+        InvalidInput if a class has too few usable photos.
         """
         exemplars, skipped = self.embed(info, self.session(info), stage=stage)
         labels = sorted({source.label for source in self.sources})
@@ -90,7 +90,7 @@ class Attempts:
     def embed(
         self, info: BackboneInfo, session: Session, *, stage: str
     ) -> tuple[Exemplars | None, list[Skipped]]:
-        """Return the exemplars of all usable photos, None if there are none, and the skipped."""
+        """Return the exemplars of all usable photos (None if no photo is usable) and the others."""
         done = 0
 
         def count() -> None:
@@ -103,13 +103,13 @@ class Attempts:
             session,
             info.preprocess,
             cores=self.cores,
-            cache=self.cache.of(info) if self.cache else None,
+            cache=self.cache.for_backbone(info) if self.cache else None,
             on_image=count,
         )
 
 
 def compare(new: Attempt, old: Attempt) -> Difference:
-    """Return how much better ``new`` is on the images that both judged."""
+    """Return the gain in accuracy of ``new`` on the images that both judged."""
     before = dict(zip(old.images(), old.right(), strict=True))
     pairs = [
         (right, before[image])

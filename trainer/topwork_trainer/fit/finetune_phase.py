@@ -1,4 +1,4 @@
-"""The second phase of a fit: thaw the backbone, and see whether it paid. Imports torch."""
+"""Second phase of a fit: fine-tunes the backbone and measures the gain. Imports torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from topwork_trainer.fit.attempts import Attempt, Attempts, compare
 from topwork_trainer.fit.paired import Difference
 
 HELD_OUT, VALIDATION = 0, 1
-"""Folds: the first proves the result, the second stops training; neither is trained on."""
+"""Folds: the first tests the result, the second stops training early; neither is trained on."""
 
 HEAD_STRENGTH = 30.0
-"""Of the head that training starts from: what cross-validation usually takes on frozen features."""
+"""Raising it regularises the initial head less; cross-validation often chooses 30."""
 
 
 def finetune_backbone(
@@ -38,11 +38,11 @@ def finetune_backbone(
     mirror: bool,
     checkpoint: Path,
 ) -> tuple[Attempt, Difference]:
-    """Fine-tune the backbone of ``frozen``; return the attempt with it, and what it gains.
+    """Fine-tune the backbone of ``frozen``; return the attempt with it, and its gain.
 
-    Both are judged on the held-out fold: by heads that saw none of it, on backbones of which the
-    tuned one saw none of it either. The new backbone is stored. Raises NotReady if the photos are
-    too few to hold any out, Diverged, ExportError.
+    Both are judged on the held-out fold, on which neither the heads nor the tuned backbone were
+    trained. Stores the new backbone. Raises Diverged, ExportError, and NotReady if there are too
+    few photos to hold some out.
     """
     exemplars = frozen.exemplars
     folds = exemplars.folds(attempts.seed)
@@ -75,9 +75,9 @@ def finetune_backbone(
     return attempt, compare(attempt, frozen)
 
 
-def _head(exemplars: Exemplars, taught: NDArray[np.bool_]) -> LinearHead:
-    """Return phase one's head: a logistic regression on the frozen features of the taught rows."""
+def _head(exemplars: Exemplars, train: NDArray[np.bool_]) -> LinearHead:
+    """Return a logistic regression on the frozen features of the training rows."""
     features = make("sqrt_l2", exemplars.embeddings)(exemplars.embeddings)
     task = Task(features=features, targets=exemplars.targets, classes=len(exemplars.labels))
-    ((scorer,),) = FAMILIES["logistic"].solve(task, taught[None], [HEAD_STRENGTH], final=False)
+    ((scorer,),) = FAMILIES["logistic"].solve(task, train[None], [HEAD_STRENGTH], final=False)
     return LinearHead(weights=scorer.weights, bias=scorer.bias)

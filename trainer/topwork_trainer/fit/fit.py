@@ -1,4 +1,4 @@
-"""The fit: from folders of photos to a published revision."""
+"""Fit: trains on folders of photos and publishes a revision."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from topwork.runtime.cores import available_cores
 from topwork.training.embed import Skipped
 from topwork.training.publish import publish
 from topwork_trainer import backbones
-from topwork_trainer.audit import audit_files, require_clean
+from topwork_trainer.audit import require_clean
+from topwork_trainer.audit_files import audit_files
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import scan
 from topwork_trainer.fit.attempts import Attempt, Attempts, OnProgress
-from topwork_trainer.fit.held_out import HeldOut, judge
+from topwork_trainer.fit.held_out import SplitResult, judge
 from topwork_trainer.fit.quantise_phase import quantise_backbone
 from topwork_trainer.ranking.rank import explain, select
 
@@ -47,35 +48,35 @@ class FitConfig:
     repository: Path
     classes: Sequence[str] | None = None
     backbone: str = backbones.DEFAULT
-    """What ``backbones.parse`` reads, or ``auto``: the one that suits the photos best."""
+    """Notation of ``backbones.parse``, or ``auto``: the best backbone on a sample of the photos."""
     weights: Path | None = None
     image_size: int | Literal["auto"] | None = None
-    """Side in pixels of the input; None: the backbone's own."""
+    """Side of the input in pixels; None: the backbone's own."""
     views: int | Literal["auto"] = 1
     recipe: Recipe = Recipe()  # noqa: RUF009 # frozen, so it can be shared
     unfreeze: str = "none"
-    """``none``, ``last:N`` (stages, counted from the top) or ``all``."""
+    """``none``, ``last:N`` (stages, counted from the output side) or ``all``."""
     epochs: int | None = None
-    """Of fine-tuning; None: the default."""
+    """Maximum number of epochs of fine-tuning; None: the default."""
     mirror: bool = True
-    """Whether a mirrored photo shows the same class: fine-tuning then sees both."""
+    """True if a mirrored photo has the same class; fine-tuning then mirrors photos at random."""
     publish: Literal["better", "finetuned"] = "better"
-    """Whether a fine-tuned backbone that is not better is published all the same."""
+    """``better``: publish the fine-tuned backbone only if it is significantly better."""
     precision: Precision = "fp32"
     seed: int = 0
     strict: bool = False
-    """Refuse to train on photos that the audit has errors or warnings about."""
+    """True: refuse to train if the audit has errors or warnings."""
     cache: Path | None = None
-    """Directory of embeddings and exported backbones that were made before."""
+    """Directory of cached embeddings and exported backbones; None: no cache."""
     signing_key: Path | None = None
-    """Private key that signs what is published."""
+    """File of the private key that signs the revision."""
     command: str = "topwork_trainer.fit.fit"
-    """What to call this fit in its report."""
+    """Command line to show in the report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fitted:
-    """What a fit gave."""
+class FitResult:
+    """Published revision, its metrics, and decisions made by the fit."""
 
     manifest: Manifest
     backbone: BackboneInfo
@@ -83,21 +84,21 @@ class Fitted:
     skipped: Sequence[Skipped]
     findings: Sequence[Finding]
     notes: Sequence[str]
-    """What was tried and decided, a sentence each."""
-    held_out: Sequence[HeldOut]
-    """How good the model is on each split that is not trained on."""
+    """Decisions of the fit and their reasons, a sentence each."""
+    held_out: Sequence[SplitResult]
+    """Accuracy on each held-out split."""
     left_out: Sequence[LeftOut]
     report: Path
     seconds: dict[str, float]
-    """Of each stage, and ``total``."""
+    """Duration of each stage, and ``total``."""
 
 
-def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
-    """Train a head, and the backbone if asked to, and let it serve as the model's next revision.
+def fit(config: FitConfig, on_progress: OnProgress) -> FitResult:
+    """Train a head, optionally fine-tune the backbone, publish a revision and serve it.
 
-    The backbone is exported once a repository, or once for all with ``cache``, and used again after
-    that. Unusable photos are left out and returned. Raises InvalidInput for what cannot be learnt
-    from, Diverged when fine-tuning fails; nothing is published then.
+    The backbone is exported once per repository, or once for all with ``cache``. Unusable photos
+    are left out and returned. If the data cannot be learnt it raises InvalidInput, if fine-tuning
+    fails Diverged, and publishes nothing.
     """
     check_model(config.model)
     photos = scan(config.data, classes=config.classes)
@@ -119,13 +120,14 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
         watch("backbone", 0, 0)
         attempt = attempts.attempt(prepare_backbone(repository, choice, attempts.exports))
         files = audit_files(photos, attempt.skipped, attempt.backbone.preprocess)
-        seen = audit_exemplars(attempt.exemplars, attempt.learned.judged, seed=config.seed)
+        images = audit_exemplars(attempt.exemplars, attempt.learned.judged, seed=config.seed)
+        findings = [*files, *images]
         if config.strict:
-            require_clean([*files, *seen])
+            require_clean(findings)
         notes = [*photos.notes, *([explain(ranked)] if ranked else [])]
         checkpoint = config.repository / "checkpoints" / f"{config.model}.pt"
         if config.unfreeze != "none":
-            attempt = _thawed(config, attempts, attempt, choice, checkpoint, notes)
+            attempt = _finetune(config, attempts, attempt, choice, checkpoint, notes)
         gate = None
         if config.precision != "fp32":
             int8, gate = quantise_backbone(attempts, attempt)
@@ -147,22 +149,22 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
         precision_gate=gate,
         making=Making(
             command=config.command,
-            findings=(*files, *seen),
+            findings=tuple(findings),
             backbones=tuple(ranked),
             notes=tuple(notes),
         ),
     )
     repository.set_serving(config.model, manifest.revision, why="fit")
-    if config.unfreeze != "none":  # another fit's checkpoint is not this one's to delete
+    if config.unfreeze != "none":  # otherwise the checkpoint is another fit's
         from topwork_trainer.finetuning import checkpoints
 
         checkpoints.discard(checkpoint)
-    return Fitted(
+    return FitResult(
         manifest=manifest,
         backbone=attempt.backbone,
         metrics=attempt.learned.metrics,
         skipped=attempt.skipped,
-        findings=[*files, *seen],
+        findings=findings,
         notes=notes,
         held_out=held_out,
         left_out=photos.left_out,
@@ -174,7 +176,7 @@ def fit(config: FitConfig, on_progress: OnProgress) -> Fitted:
 def _choose(
     config: FitConfig, attempts: Attempts
 ) -> tuple[BackboneChoice, Sequence[RankedBackbone]]:
-    """Return the backbone to take, and what was tried to find it."""
+    """Return the chosen backbone, and the ranking if backbones were compared."""
     if AUTO not in {config.backbone, config.image_size, config.views}:
         assert not isinstance(config.image_size, str)
         assert not isinstance(config.views, str)
@@ -194,7 +196,7 @@ def _choose(
     )
 
 
-def _thawed(
+def _finetune(
     config: FitConfig,
     attempts: Attempts,
     frozen: Attempt,
@@ -202,7 +204,7 @@ def _thawed(
     checkpoint: Path,
     notes: list[str],
 ) -> Attempt:
-    """Return the attempt with the fine-tuned backbone, or ``frozen`` where that is not better."""
+    """Return the attempt with the fine-tuned backbone, or ``frozen`` if it is not better."""
     from topwork_trainer.fit.finetune_phase import finetune_backbone
 
     tuned, difference = finetune_backbone(
@@ -214,19 +216,19 @@ def _thawed(
         mirror=config.mirror,
         checkpoint=checkpoint,
     )
-    found = f"fine-tuning ({config.unfreeze}) gains {difference}, none of which it was tuned on"
+    gain = f"fine-tuning ({config.unfreeze}) gains {difference} that it was not trained on"
     if difference.low > 0:
-        notes.append(f"{found}: the fine-tuned backbone is taken")
+        notes.append(f"{gain}: the fine-tuned backbone is used")
         return tuned
     if config.publish == "finetuned":
-        notes.append(f"{found}: not beyond chance, but taken as asked for")
+        notes.append(f"{gain}: not significant, but the fine-tuned backbone is used as configured")
         return tuned
-    notes.append(f"{found}: not beyond chance, so the frozen backbone is taken")
+    notes.append(f"{gain}: not significant, so the frozen backbone is used")
     return frozen
 
 
 class _Stopwatch:
-    """Seconds of each stage, told from the progress that it passes on."""
+    """Progress callback that measures the seconds of each stage and forwards the progress."""
 
     def __init__(self, on_progress: OnProgress) -> None:
         self._on_progress = on_progress

@@ -1,4 +1,4 @@
-"""Paired comparison of two heads, judged on the same images."""
+"""Paired comparison of two heads on the same images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Accuracy gained, as a share (0.01 is a point), with its 95 % interval."""
+    """Gain in accuracy as a share (0.01 is one percentage point), with its 95 % interval."""
 
     images: int
     gain: float
@@ -18,15 +18,15 @@ class Difference:
     high: float
 
     def __str__(self) -> str:
-        """Return such as ``+1.25 points (-0.10 to 2.60) on 400 images``."""
+        """Return text such as ``+1.25 points (-0.10 to 2.60) on 400 images``."""
         gain, low, high = 100 * self.gain, 100 * self.low, 100 * self.high
         return f"{gain:+.2f} points ({low:.2f} to {high:.2f}) on {self.images} images"
 
 
 def paired(new: NDArray[np.bool_], old: NDArray[np.bool_]) -> Difference:
-    """Return the difference between whether each was right on N images, both (N,).
+    """Return the gain of ``new`` over ``old``, each (N,) True where the head was right.
 
-    The interval is Agresti's and Min's for paired shares (Statistics in Medicine 24, 2005).
+    The interval is Agresti and Min's for paired proportions (Statistics in Medicine 24, 2005).
     """
     images = len(new)
     won, lost = int(np.sum(new & ~old)), int(np.sum(old & ~new))

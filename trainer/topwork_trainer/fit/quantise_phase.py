@@ -1,4 +1,4 @@
-"""The last phase of a fit: an int8 backbone, if it is good and fast enough."""
+"""Last phase of a fit: quantises the backbone to int8 and measures its loss and speed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from topwork_trainer.fit.attempts import Attempt, Attempts
 
 
 def quantise_backbone(attempts: Attempts, fp32: Attempt) -> tuple[Attempt, PrecisionGate]:
-    """Quantise the backbone of ``fp32`` on the photos; return the attempt with it and the gate.
+    """Quantise the backbone of ``fp32`` on the photos; return the int8 attempt and the gate.
 
-    The head is learnt on int8 embeddings, and both are judged on the same folds. The new backbone
-    is stored. Raises QuantisationError.
+    The head is learnt on int8 embeddings, and both heads are judged on the same folds. Stores the
+    new backbone. Raises QuantisationError.
     """
     info, names = fp32.backbone, set(fp32.exemplars.names)
     model = attempts.repository.backbone_model(info.digest)
@@ -31,11 +31,10 @@ def quantise_backbone(attempts: Attempts, fp32: Attempt) -> tuple[Attempt, Preci
         quantised,
         replace(info, identity=f"{info.identity}:int8:{digest}", digest=digest, precision="int8"),
     )
-    seen = {
-        name for name, was in zip(fp32.exemplars.names, fp32.exemplars.seen, strict=True) if was
-    }
+    pairs = zip(fp32.exemplars.names, fp32.exemplars.seen, strict=True)
+    seen = {name for name, was_seen in pairs if was_seen}
     int8 = attempts.attempt(stored, seen=frozenset(seen), stage="embed int8")
-    slow, fast = (open_session(one, output="embedding").run for one in (model, quantised))
+    slow, fast = (open_session(graph, output="embedding").run for graph in (model, quantised))
     ratio = speed_ratio(slow, fast, next(_pixels(sample, info.preprocess)))
     return int8, gate(fp32.right(), int8.right(), speed_ratio=ratio)
 

@@ -1,1 +1,1 @@
-"""Ranking of backbones: each probed on a sample of the photos, its gain beside its cost."""
+"""Ranking of backbones by accuracy and cost on a sample of the photos."""

@@ -1,4 +1,4 @@
-"""Linear probe of one backbone on a sample of photos, and its cost."""
+"""Probe of a backbone on a sample of photos: accuracy of a head, kNN accuracy, and cost."""
 
 from __future__ import annotations
 
@@ -31,44 +31,44 @@ TIMED_RUNS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """A backbone that was tried, or could not be: then its row has the error."""
+class Trial:
+    """Result of probing a backbone; if that failed, the row has the error."""
 
     choice: BackboneChoice
     row: RankedBackbone
     right: Mapping[str, bool] = field(default_factory=dict)
-    """Whether each photo, by name, was called right by a head that saw no photo of its fold."""
+    """True for each photo, by name, whose out-of-fold prediction is right."""
 
 
 class Prober:
-    """Tries backbones on the same photos in the same folds, so that they can be compared."""
+    """Probes backbones on the same photos in the same folds, so that results are comparable."""
 
     def __init__(self, attempts: Attempts) -> None:
         self._attempts = attempts
         self._reference: Exemplars | None = None
 
-    def tried(self, choice: BackboneChoice) -> Tried:
-        """Return how good a backbone is. Whatever stands in its way becomes its row's error."""
+    def probe(self, choice: BackboneChoice) -> Trial:
+        """Measure the accuracy and cost of a backbone; a failure becomes the error in the row."""
         try:
-            return self._tried(choice)
+            return self._probe(choice)
         except TopworkError as error:
-            return Tried(choice=choice, row=_failed(choice, str(error)))
+            return Trial(choice=choice, row=_failed_row(choice, str(error)))
 
-    def _tried(self, choice: BackboneChoice) -> Tried:
+    def _probe(self, choice: BackboneChoice) -> Trial:
         attempts = self._attempts
         attempts.on_progress(f"try {choice}", 0, len(attempts.sources))
         info = prepare_backbone(attempts.repository, choice, attempts.exports)
         model = attempts.repository.backbone_model(info.digest)
         session = open_session(model, output="embedding")
-        exemplars = self._with_reference_folds(self._embedded(choice, info, session))
+        exemplars = self._with_reference_folds(self._embed(choice, info, session))
         folds = exemplars.folds(attempts.seed)
         learned = learn(
             exemplars, seed=attempts.seed, recipe=attempts.recipe, threads=attempts.cores
         )
-        called = learned.judged.probabilities.argmax(axis=1)
-        right = called == exemplars.targets[learned.judged.rows]
+        predicted = learned.judged.probabilities.argmax(axis=1)
+        right = predicted == exemplars.targets[learned.judged.rows]
         names = [exemplars.names[row] for row in learned.judged.rows]
-        return Tried(
+        return Trial(
             choice=choice,
             row=RankedBackbone(
                 name=choice.name,
@@ -78,7 +78,7 @@ class Prober:
                 accuracy_low=learned.metrics.accuracy_low,
                 accuracy_high=learned.metrics.accuracy_high,
                 knn_accuracy=knn_accuracy(exemplars.embeddings, exemplars.targets, folds),
-                milliseconds=milliseconds(session, info.preprocess, self._timed(exemplars)),
+                milliseconds=milliseconds(session, info.preprocess, self._timed_images(exemplars)),
                 megabytes=len(model) / 1e6,
                 width=info.width,
                 licence=info.licence,
@@ -86,22 +86,22 @@ class Prober:
             right=dict(zip(names, right.tolist(), strict=True)),
         )
 
-    def _embedded(self, choice: BackboneChoice, info: BackboneInfo, session: Session) -> Exemplars:
+    def _embed(self, choice: BackboneChoice, info: BackboneInfo, session: Session) -> Exemplars:
         attempts = self._attempts
         exemplars, skipped = attempts.embed(info, session, stage=f"try {choice}")
         if exemplars is None or len(exemplars.labels) < 2:
             raise InvalidInput(
                 f"{len(attempts.sources) - len(skipped)} of {len(attempts.sources)} photos are "
-                "usable and do not show two classes",
+                "usable, and they have fewer than two classes",
                 field="data",
             )
         return exemplars
 
     def _with_reference_folds(self, exemplars: Exemplars) -> Exemplars:
-        """Return the exemplars with the digests and fingerprints that the first backbone gave.
+        """Return the exemplars with the digests and fingerprints of the first backbone's exemplars.
 
-        They follow from the pixels and so from the image size, and the folds follow from them.
-        Photos that the first one did not use are dropped.
+        Digests and fingerprints depend on the pixels, and so on the image size; the folds depend on
+        them. Photos that the first backbone did not use are dropped.
         """
         if self._reference is None:
             self._reference = exemplars
@@ -121,37 +121,37 @@ class Prober:
             thumbnails=tuple(reference.thumbnails[row] for row in shared),
         )
 
-    def _timed(self, exemplars: Exemplars) -> list[bytes]:
+    def _timed_images(self, exemplars: Exemplars) -> list[bytes]:
         usable = set(exemplars.names)
         sources = [source for source in self._attempts.sources if source.name in usable]
         return [source.read() for source in sources[:: -(-len(sources) // TIMED_IMAGES)]]
 
 
 def sample(sources: Sequence[ImageSource], size: int, *, seed: int) -> list[ImageSource]:
-    """Return about ``size`` photos, in the order given, as equal a number of each class as can be.
+    """Return about ``size`` photos in their order, spread as evenly over the classes as possible.
 
-    Of each class those whose names come first when hashed with ``seed``: a photo more in a folder
-    changes the sample by one. No class gets fewer than a fit needs.
+    Takes the photos of a class whose names, hashed with ``seed``, come first: a new photo in a
+    folder changes the sample by at most one photo. Each class has at least as many as a fit needs.
     """
     by_label: dict[str, list[ImageSource]] = defaultdict(list)
     for source in sources:
         by_label[source.label].append(source)
     left, chosen = size, set[str]()
-    # The small classes first, so that what they leave goes to the others.
+    # Small classes first, so that the others share the rest.
     for done, members in enumerate(sorted(by_label.values(), key=len)):
         share = max(left // (len(by_label) - done), DEFAULT_LIMITS.min_images_per_label)
-        taken = sorted(members, key=lambda one: _hashed(one.name, seed))[:share]
-        chosen.update(one.name for one in taken)
-        left -= len(taken)
+        first = sorted(members, key=lambda source: _hash(source.name, seed))[:share]
+        chosen.update(source.name for source in first)
+        left -= len(first)
     return [source for source in sources if source.name in chosen]
 
 
 def knn_accuracy(
     embeddings: NDArray[np.float32], targets: NDArray[np.int64], folds: NDArray[np.int64]
 ) -> float:
-    """Return how often the NEIGHBOURS nearest (by cosine) of other folds call an image right.
+    """Return the accuracy of a vote of the NEIGHBOURS nearest images (by cosine) of other folds.
 
-    ``embeddings`` is (N, D), the others (N,). The nearer ones decide where votes are equal.
+    ``embeddings`` is (N, D), the others (N,). The closeness of the neighbours breaks ties.
     """
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     right = 0
@@ -169,9 +169,10 @@ def knn_accuracy(
 
 
 def milliseconds(session: Session, spec: PreprocessSpec, contents: Sequence[bytes]) -> float:
-    """Return what it costs to decode and embed one image on one core, on average.
+    """Return the mean CPU time to decode and embed an image on one core.
 
-    In CPU time of this thread, the best of TIMED_RUNS: then it matters little what else runs.
+    Takes the fastest of TIMED_RUNS runs per image and the CPU time of this thread, so that other
+    processes hardly disturb the measurement.
     """
     total = 0.0
     for content in contents:
@@ -184,7 +185,7 @@ def milliseconds(session: Session, spec: PreprocessSpec, contents: Sequence[byte
     return 1000 * total / len(contents)
 
 
-def _failed(choice: BackboneChoice, error: str) -> RankedBackbone:
+def _failed_row(choice: BackboneChoice, error: str) -> RankedBackbone:
     return RankedBackbone(
         name=choice.name,
         image_size=choice.image_size or 0,
@@ -201,5 +202,5 @@ def _failed(choice: BackboneChoice, error: str) -> RankedBackbone:
     )
 
 
-def _hashed(name: str, seed: int) -> bytes:
+def _hash(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()

@@ -1,4 +1,4 @@
-"""Ranking of backbones: what each gains on these photos, and what it costs to serve."""
+"""Ranking of backbones by accuracy on the photos and cost of serving."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.fit.attempts import Attempts
 from topwork_trainer.fit.paired import paired
-from topwork_trainer.ranking.probe import Prober, Tried, sample
+from topwork_trainer.ranking.probe import Prober, Trial, sample
 
 SAMPLE = 1000
-"""Photos that backbones are tried on: a standard error of about half a point between two."""
+"""Raising it makes ranking slower and more exact; 1000 photos: a standard error of 0.5 points."""
 
 LEAST_GAIN = 0.005
-"""Of accuracy: no dearer backbone is taken for less."""
+"""Raising it demands a larger gain in accuracy of a more expensive backbone."""
 
 IMAGE_SIZES = (288, 320)
-"""What ``auto`` tries beside a backbone's own size."""
+"""Image sizes that ``auto`` tries in addition to the backbone's own."""
 
 
 def rank(
     attempts: Attempts, choices: Sequence[BackboneChoice], *, size: int = SAMPLE
 ) -> tuple[BackboneChoice, list[RankedBackbone]]:
-    """Try backbones on a sample of the photos; return the one to take, and all, best first.
+    """Probe backbones on a sample of the photos; return the chosen one and all rows, best first.
 
-    A backbone that cannot be tried is listed last, with the reason. Raises InvalidInput if none
-    can.
+    Backbones that fail are listed last, with the error. Raises InvalidInput if all fail.
     """
     prober = _prober(attempts, size)
-    return _result([prober.tried(choice) for choice in choices])
+    return _result([prober.probe(choice) for choice in choices])
 
 
 def select(
@@ -48,11 +47,11 @@ def select(
     views: int | Literal["auto"] = 1,
     size: int = SAMPLE,
 ) -> tuple[BackboneChoice, list[RankedBackbone]]:
-    """Search for the backbone to take; return it, and all that were tried, best first.
+    """Search for the best backbone; return it and all rows, best first.
 
-    ``name`` None stands for every available backbone. Sizes and views are tried for the best ones
-    only: first all names, then larger images for the best two, then these two joined, then the
-    mirror image for what would be taken. Raises InvalidInput if nothing works.
+    ``name`` None means all available backbones. Sizes and views are tried for the best backbones
+    only: first all names, then larger images for the best two, then these two joined, then two
+    views for the backbone chosen so far. Raises InvalidInput if all fail.
     """
     if name is None and weights is not None:
         raise InvalidInput("a weights file needs the name of its backbone", field="backbone")
@@ -64,97 +63,102 @@ def select(
         views=1 if views == "auto" else views,
     )
     names = backbones.available() if name is None else [name]
-    tried = [prober.tried(replace(own, name=one)) for one in names]
+    trials = [prober.probe(replace(own, name=candidate)) for candidate in names]
     if image_size == "auto":
-        tried += [prober.tried(one) for one in _larger(_best(tried, 2))]
+        trials += map(prober.probe, _larger(_best(trials, 2)))
     if name is None:
-        tried += [prober.tried(one) for one in _joined(tried)]
-    if views == "auto" and (working := _working(tried)):
-        tried.append(prober.tried(replace(choose(working).choice, views=2)))
-    return _result(tried)
+        trials += map(prober.probe, _joined(trials))
+    if views == "auto" and (working := _working(trials)):
+        trials.append(prober.probe(replace(choose(working).choice, views=2)))
+    return _result(trials)
 
 
-def choose(tried: Sequence[Tried]) -> Tried:
-    """Return the backbone to take, of at least one that worked.
+def choose(trials: Sequence[Trial]) -> Trial:
+    """Return the best trial of at least one successful trial.
 
-    Start with the cheapest to serve (milliseconds an image). Go through the others from cheap to
-    dear, and take one instead of what is held if it is better beyond noise: on the photos that both
-    judged, the gain in accuracy is at least LEAST_GAIN and above one standard error of the paired
-    difference.
+    Starts with the cheapest backbone (milliseconds per image) and goes through the others by cost.
+    A more expensive backbone replaces the chosen one if it is better beyond noise: on the photos
+    that both judged, the gain in accuracy is at least LEAST_GAIN and more than one standard error
+    of the paired difference.
     """
-    held, *dearer = sorted(tried, key=lambda one: (one.row.milliseconds, str(one.choice)))
-    for one in dearer:
-        shared = [name for name in held.right if name in one.right]
-        found = paired(
-            np.array([one.right[name] for name in shared], dtype=bool),
-            np.array([held.right[name] for name in shared], dtype=bool),
+    chosen, *expensive = sorted(
+        trials, key=lambda trial: (trial.row.milliseconds, str(trial.choice))
+    )
+    for trial in expensive:
+        shared = [name for name in chosen.right if name in trial.right]
+        difference = paired(
+            np.array([trial.right[name] for name in shared], dtype=bool),
+            np.array([chosen.right[name] for name in shared], dtype=bool),
         )
-        error = (found.high - found.low) / (2 * 1.959964)
-        if found.gain >= LEAST_GAIN and found.gain > error:
-            held = one
-    return held
+        error = (difference.high - difference.low) / (2 * 1.959964)
+        if difference.gain >= LEAST_GAIN and difference.gain > error:
+            chosen = trial
+    return chosen
 
 
 def explain(ranked: Sequence[RankedBackbone]) -> str:
-    """Return a sentence on what the chosen one gains over the cheapest, and what it costs."""
+    """Return a sentence with the gain and cost of the chosen backbone over the cheapest."""
     working = [row for row in ranked if not row.error]
     chosen = next(row for row in working if row.chosen)
     cheapest = min(working, key=lambda row: row.milliseconds)
     if chosen is cheapest:
-        return f"{shown(chosen)} is taken: {_numbers(chosen)}; no dearer one is better beyond noise"
+        return (
+            f"{notation(chosen)} is chosen: {_numbers(chosen)}; no more expensive backbone is "
+            "better beyond noise"
+        )
     return (
-        f"{shown(chosen)} is taken: {_numbers(chosen)}, which is "
+        f"{notation(chosen)} is chosen: {_numbers(chosen)}, which is "
         f"{100 * (chosen.accuracy - cheapest.accuracy):+.1f} points for "
         f"{chosen.milliseconds / cheapest.milliseconds:.1f} times the cost of the cheapest, "
-        f"{shown(cheapest)} ({_numbers(cheapest)})"
+        f"{notation(cheapest)} ({_numbers(cheapest)})"
     )
 
 
-def shown(row: RankedBackbone) -> str:
-    """Return how ``parse`` reads the row's backbone."""
+def notation(row: RankedBackbone) -> str:
+    """Return the backbone of a row in the notation that ``backbones.parse`` reads."""
     size = f"@{row.image_size}" if row.image_size else "@" if row.views > 1 else ""
     return f"{row.name}{size}" + (f"x{row.views}" if row.views > 1 else "")
 
 
 def _numbers(row: RankedBackbone) -> str:
-    return f"accuracy {row.accuracy:.3f} at {row.milliseconds:.1f} ms an image on one core"
+    return f"accuracy {row.accuracy:.3f} at {row.milliseconds:.1f} ms per image on one core"
 
 
 def _prober(attempts: Attempts, size: int) -> Prober:
     return Prober(replace(attempts, sources=sample(attempts.sources, size, seed=attempts.seed)))
 
 
-def _result(tried: Sequence[Tried]) -> tuple[BackboneChoice, list[RankedBackbone]]:
-    if not (working := _working(tried)):
-        reasons = "; ".join(f"{one.choice}: {one.row.error}" for one in tried)
+def _result(trials: Sequence[Trial]) -> tuple[BackboneChoice, list[RankedBackbone]]:
+    if not (working := _working(trials)):
+        reasons = "; ".join(f"{trial.choice}: {trial.row.error}" for trial in trials)
         raise InvalidInput(f"no backbone can be used. {reasons}", field="backbone")
-    taken = choose(working)
-    rows = [replace(one.row, chosen=one is taken) for one in _best(tried, len(tried))]
-    return taken.choice, rows + [one.row for one in tried if one.row.error]
+    chosen = choose(working)
+    rows = [replace(trial.row, chosen=trial is chosen) for trial in _best(trials, len(trials))]
+    return chosen.choice, rows + [trial.row for trial in trials if trial.row.error]
 
 
-def _working(tried: Sequence[Tried]) -> list[Tried]:
-    return [one for one in tried if not one.row.error]
+def _working(trials: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in trials if not trial.row.error]
 
 
-def _best(tried: Sequence[Tried], count: int) -> list[Tried]:
-    order = sorted(_working(tried), key=lambda one: (-one.row.accuracy, one.row.milliseconds))
-    return order[:count]
+def _best(trials: Sequence[Trial], count: int) -> list[Trial]:
+    working = _working(trials)
+    return sorted(working, key=lambda trial: (-trial.row.accuracy, trial.row.milliseconds))[:count]
 
 
-def _larger(tried: Sequence[Tried]) -> list[BackboneChoice]:
+def _larger(trials: Sequence[Trial]) -> list[BackboneChoice]:
     return [
-        replace(one.choice, image_size=size)
-        for one in tried
+        replace(trial.choice, image_size=size)
+        for trial in trials
         for size in IMAGE_SIZES
-        if size > one.row.image_size
+        if size > trial.row.image_size
     ]
 
 
-def _joined(tried: Sequence[Tried]) -> list[BackboneChoice]:
-    """Return the two most accurate names as one backbone, at the image size of the best, if any."""
-    best = _best(tried, len(tried))
-    names = list(dict.fromkeys(one.choice.name for one in best))[:2]
+def _joined(trials: Sequence[Trial]) -> list[BackboneChoice]:
+    """Return the two most accurate backbones joined, at the image size of the best; [] if one."""
+    best = _best(trials, len(trials))
+    names = list(dict.fromkeys(trial.choice.name for trial in best))[:2]
     if len(names) < 2:
         return []
     return [replace(best[0].choice, name="+".join(names), image_size=best[0].row.image_size)]

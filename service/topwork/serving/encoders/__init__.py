@@ -1,1 +1,1 @@
-"""Encoders: from an image's pixels to its embedding, on CPUs and GPUs."""
+"""Encoders: from pixels to embeddings, on CPUs and GPUs."""

@@ -1,4 +1,4 @@
-"""Interface of a backbone in memory: an image's pixels in, its embedding delivered."""
+"""Interface of a backbone in memory: takes pixels, delivers embeddings."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from topwork.inputs.image import Pixels
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
 class MicroBatch:
-    """One run of several images: the same object for all of them."""
+    """Run of several images, which share this object."""
 
     start: float
-    """As time.perf_counter() tells it."""
+    """Start (time.perf_counter())."""
     seconds: float
     images: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
-    """One image's embedding, and what it cost."""
+    """Embedding of an image with its timings."""
 
     embedding: NDArray[np.float32]
     """(D,)"""
     waited: float
-    """Seconds between the image's decoding and its micro-batch."""
+    """Seconds from the end of decoding to the start of the micro-batch."""
     computed: float
     """Seconds of the backbone: this image's share of its micro-batch."""
     micro_batch: int
-    """Images in it."""
+    """Number of images in the micro-batch."""
     run: MicroBatch | None = None
-    """None on a CPU, where an image has a run of its own."""
+    """None on a CPU, where each image has its own run."""
 
 
 Deliver = Callable[[Embedded | Exception], None]
-"""Takes an image's embedding, or why there is none. Called once, in any thread."""
+"""Callback with an image's embedding or the error. Called once, in any thread."""
 
 
 class Backbone(Protocol):
-    """What embeds images, for all models that share it. Called in several threads at once."""
+    """Encoder of images, shared by models. Called in several threads at once."""
 
     @property
     def info(self) -> BackboneInfo:
-        """What the bundle says of it."""
+        """Metadata from the bundle."""
 
     def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:
-        """Embed one image; ``present`` images wait or are at work, this one included.
+        """Embed one image; ``present`` images wait or are in progress, including this image.
 
-        Raises nothing: what goes wrong is delivered.
+        Raises nothing: errors go to ``deliver``.
         """
 
     def close(self) -> None:
-        """Embed what was taken, then end the threads, if it has any, and wait for that."""
+        """Finish all accepted images, then join the backbone's threads, if it has any."""

@@ -1,4 +1,4 @@
-"""Choice of a backbone's implementation: that of a CPU or of a GPU."""
+"""Choice between the CPU and the GPU implementation of a backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A backbone on a GPU: larger runs are faster there, so its images go in micro-batches."""
+"""Backbone on a GPU, with micro-batches: larger runs have a higher throughput there."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from topwork.serving.encoders.page_locked import page_locked
 log = structlog.get_logger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-"""Images in a run. What lies between is padded: no other shape is ever run."""
+"""Batch sizes; other numbers of images are padded, so no other shape is run."""
 
 
 class GpuBackbone:
-    """Embeds in a thread of its own, which ends when nobody holds the backbone any more."""
+    """Encoder in its own thread, which ends when the backbone is garbage collected."""
 
     def __init__(self, info: BackboneInfo, batcher: MicroBatcher) -> None:
         self._info = info
@@ -32,11 +32,11 @@ class GpuBackbone:
 
     @property
     def info(self) -> BackboneInfo:
-        """What the bundle says of it."""
+        """Metadata from the bundle."""
         return self._info
 
-    def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:  # noqa: ARG002  # the protocol's; a GPU needs no count
-        """See Backbone. Blocks while two micro-batches are full, the one at work among them."""
+    def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:  # noqa: ARG002  # part of the protocol; unused on a GPU
+        """See Backbone. Blocks while both micro-batches, including the running one, are full."""
         self._batcher.put(pixels, deliver)
 
     def close(self) -> None:
@@ -47,17 +47,17 @@ class GpuBackbone:
 def open_gpu_backbone(
     info: BackboneInfo, model: bytes, session: Session, *, sizes: Sequence[int] = SIZES
 ) -> GpuBackbone:
-    """Return the backbone that ``session``, of ``model``, runs, with every size warmed."""
+    """Return the backbone of ``session``, a session of ``model``, with all sizes warmed up."""
     crop = info.preprocess.crop
-    run = _bound(info, model, sizes) if session.uses("cuda") else session.run
+    run = _open_sessions(info, model, sizes) if session.uses("cuda") else session.run
     shape = (sizes[-1], crop, crop, 3)
     batcher = MicroBatcher(run, (new_buffer(session, shape), new_buffer(session, shape)), sizes)
     batcher.start()
     return GpuBackbone(info, batcher)
 
 
-def _bound(info: BackboneInfo, model: bytes, sizes: Sequence[int]) -> RunBatch:
-    """Return what runs a batch of one of ``sizes``: a session of its own for each."""
+def _open_sessions(info: BackboneInfo, model: bytes, sizes: Sequence[int]) -> RunBatch:
+    """Return a function that runs a batch of one of ``sizes``, with one session per size."""
     crop, width = info.preprocess.crop, info.width
     sessions = {
         size: open_bound_session(
@@ -69,10 +69,10 @@ def _bound(info: BackboneInfo, model: bytes, sizes: Sequence[int]) -> RunBatch:
 
 
 def new_buffer(session: Session, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return zeroed pixels, in memory that the session's device copies from at full speed."""
+    """Return zeroed pixels, page-locked if the session is on a GPU."""
     if session.on_gpu:
         try:
             return page_locked(shape)
-        except OSError as error:  # slower by one copy, and right all the same
+        except OSError as error:  # ordinary memory costs one more copy
             log.warning("no page-locked memory", error=str(error))
     return np.zeros(shape, dtype=np.uint8)

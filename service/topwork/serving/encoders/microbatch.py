@@ -1,4 +1,4 @@
-"""Micro-batches: an image shares its run with those that came while the last one ran."""
+"""Micro-batches: images that arrive during a run form the next run."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ RunBatch = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 JOIN_SECONDS = 5.0
-"""Raising it lets close() wait longer for runs under way, as of a GPU that hangs."""
+"""Raising it lets close() wait longer for a run in progress, for example on a GPU that hangs."""
 
 
 class MicroBatcher:
-    """Two buffers that change places: one is run while images are put into the other.
+    """Double-buffered batcher: one buffer runs while images are put into the other.
 
-    A run starts as soon as the last one has ended and an image is there, with all that are: no
-    image ever waits for company. One thread runs them all, since runs of one session on a GPU share
-    a stream. What is taken is answered once, whatever the run does.
+    A run starts as soon as the previous run has ended and at least one image waits, and includes
+    all waiting images: no image waits for a batch to fill. One thread makes all runs, since runs of
+    one session on a GPU share a stream. Each accepted image gets exactly one result.
     """
 
     def __init__(
@@ -40,25 +40,25 @@ class MicroBatcher:
         buffers: tuple[NDArray[np.uint8], NDArray[np.uint8]],
         sizes: Sequence[int],
     ) -> None:
-        """Take buffers of ``sizes[-1]`` slots each; ``sizes`` ascend."""
+        """Take buffers of ``sizes[-1]`` slots each; ``sizes`` are ascending."""
         self._run = run
         self._sizes = sizes
         self._shape = buffers[0].shape[1:]
         self._filling, self._other = (_Batch(pixels) for pixels in buffers)
         self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
+        self._capacity = threading.Condition(self._lock)
         self._written = threading.Condition(self._lock)
         self._closed = False
-        # True: the buffer that is being filled has its first image; False: end. A garbage
-        # collection in any thread, at any line, may call stop(): only SimpleQueue stands that.
+        # True: the filling buffer has its first image; False: end. Garbage collection may call
+        # stop() in any thread, at any line: only SimpleQueue is reentrant.
         self._wake: SimpleQueue[bool] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread and wait until it has run every size. Raises what a run raises."""
+        """Start the thread and wait until it has run every size. Raises the error of a run."""
         warmed: Future[None] = Future()
         self._thread = threading.Thread(
-            target=self._work, args=(warmed,), name="micro-batches", daemon=True
+            target=self._run_forever, args=(warmed,), name="micro-batches", daemon=True
         )
         self._thread.start()
         warmed.result()
@@ -66,40 +66,40 @@ class MicroBatcher:
     def put(self, pixels: Pixels, deliver: Deliver) -> None:
         """Take a copy of one image (H, W, 3). Blocks while both buffers are full.
 
-        Delivers its embedding; else what the run raised, Unavailable after close(), or ValueError
-        if it is no uint8 image of the buffers' size.
+        Delivers the embedding, or the error: that of the run, Unavailable after close(), or
+        ValueError if ``pixels`` is not a uint8 image of the buffers' size.
         """
         if pixels.shape != self._shape or pixels.dtype != np.uint8:
-            found = f"{pixels.dtype} {pixels.shape}"
-            deliver(ValueError(f"an image is {found}; the backbone takes uint8 {self._shape}"))
-        elif (slot := self._take(deliver)) is None:
+            actual = f"{pixels.dtype} {pixels.shape}"
+            deliver(ValueError(f"the image is {actual}; the backbone takes uint8 {self._shape}"))
+        elif (slot := self._reserve(deliver)) is None:
             deliver(Unavailable("the server is stopping"))
         else:
             batch, row = slot
-            batch.pixels[row] = pixels  # outside the lock: callers write side by side
+            batch.pixels[row] = pixels  # outside the lock: callers write in parallel
             with self._lock:
                 batch.unwritten -= 1
                 if not batch.unwritten:
                     self._written.notify()
 
     def stop(self) -> None:
-        """Let the thread end after what was taken. Only for a batcher that nobody can put into."""
+        """End the thread after the accepted images. Only for a batcher without callers of put()."""
         self._wake.put(False)
 
     def close(self) -> None:
-        """Take no more, answer what was taken, and wait for the thread's end, but not for ever."""
+        """Refuse new images, finish the accepted ones, and join the thread with a timeout."""
         with self._lock:
             self._closed = True
-            self._room.notify_all()
+            self._capacity.notify_all()
         self.stop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(JOIN_SECONDS)
 
-    def _take(self, deliver: Deliver) -> tuple[_Batch, int] | None:
-        """Return a free row of the buffer that is being filled; None after close()."""
+    def _reserve(self, deliver: Deliver) -> tuple[_Batch, int] | None:
+        """Return a free row of the filling buffer; None after close()."""
         since = time.perf_counter()
         with self._lock:
-            self._room.wait_for(lambda: self._closed or not self._filling.full)
+            self._capacity.wait_for(lambda: self._closed or not self._filling.full)
             if self._closed:
                 return None
             batch, row = self._filling, len(self._filling.waiting)
@@ -109,9 +109,9 @@ class MicroBatcher:
                 self._wake.put(True)
             return batch, row
 
-    def _work(self, warmed: Future[None]) -> None:
+    def _run_forever(self, warmed: Future[None]) -> None:
         try:
-            # The largest first: memory for it serves all, and TensorRT builds for the widest range.
+            # Largest first: its memory is reused by all, and TensorRT builds for the widest range.
             for size in (self._sizes[-1], *self._sizes[:-1]):
                 self._run(self._filling.pixels[:size])
         except Exception as error:
@@ -119,14 +119,14 @@ class MicroBatcher:
             return
         warmed.set_result(None)
         while self._wake.get():
-            self._answer(self._cut())
+            self._answer(self._swap_buffers())
 
-    def _cut(self) -> _Batch:
-        """Return the buffer that was being filled; from now on it is the other one."""
+    def _swap_buffers(self) -> _Batch:
+        """Return the filled buffer after swapping it with the other buffer."""
         with self._lock:
             batch = self._filling
             self._filling, self._other = self._other, batch
-            self._room.notify_all()
+            self._capacity.notify_all()
             self._written.wait_for(lambda: not batch.unwritten)
             return batch
 
@@ -150,12 +150,12 @@ class MicroBatcher:
                         run=run,
                     )
                     deliver(embedded)
-            except Exception:  # the others' answers must not be lost with it
+            except Exception:  # the other images must still get their results
                 log.exception("an answer could not be delivered; this is a bug")
         batch.waiting.clear()
 
     def _embed(self, pixels: NDArray[np.uint8], count: int) -> NDArray[np.float32] | Exception:
-        """Return the embeddings (at least ``count``, D) of the first images, or what failed."""
+        """Return the embeddings (at least ``count``, D) of the first images, or the error."""
         size = next(size for size in self._sizes if size >= count)
         try:
             rows = self._run(pixels[:size])
@@ -167,15 +167,15 @@ class MicroBatcher:
 
 
 class _Batch:
-    """A buffer and those whose images stand in its first slots."""
+    """Buffer with the callbacks of the images in its first slots."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = pixels
         """(S, H, W, 3), S slots"""
         self.waiting: list[tuple[Deliver, float]] = []
-        """Who gets which row, and since when it waits."""
+        """Callback and arrival time of each row."""
         self.unwritten = 0
-        """Slots that are taken and not filled yet."""
+        """Number of slots that are reserved but not written yet."""
 
     @property
     def full(self) -> bool:

@@ -1,4 +1,4 @@
-"""Host memory that a GPU copies from at full speed: page-locked, by NVIDIA's driver."""
+"""Page-locked host memory of NVIDIA's driver, from which a GPU copies at full speed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PORTABLE = 1
-"""CU_MEMHOSTALLOC_PORTABLE: page-locked for every context, so for ONNX Runtime's too."""
+"""CU_MEMHOSTALLOC_PORTABLE: page-locked for every context, including ONNX Runtime's."""
 
 
 def page_locked(shape: Sequence[int], *, device: int = 0) -> NDArray[np.uint8]:
     """Return a zeroed uint8 array in page-locked memory, which is freed with its last view.
 
-    ONNX Runtime's Python API cannot allocate such memory, but need not know of it: the driver tells
-    it by its address. Raises OSError where there is no driver, or it refuses.
+    ONNX Runtime's Python API cannot allocate such memory and does not need to: the driver
+    recognises it by its address. Raises OSError if there is no driver, or if it refuses.
     """
     driver = ctypes.CDLL("libcuda.so.1")
     context, address = _context(driver, device), ctypes.c_void_p()
@@ -29,7 +29,7 @@ def page_locked(shape: Sequence[int], *, device: int = 0) -> NDArray[np.uint8]:
     assert address.value is not None, "the driver gave neither memory nor an error"
     memory = (ctypes.c_uint8 * length).from_address(address.value)
     freed = weakref.finalize(memory, _free, driver, context, address)
-    freed.atexit = False  # a run may still read it then, and the process ends anyway
+    freed.atexit = False  # a run may still read the memory at exit
     array = np.ctypeslib.as_array(memory).reshape(shape)
     array[:] = 0
     return array
@@ -41,7 +41,7 @@ def _free(driver: ctypes.CDLL, context: ctypes.c_void_p, address: ctypes.c_void_
 
 
 def _context(driver: ctypes.CDLL, device: int) -> ctypes.c_void_p:
-    """Return the device's primary context: ONNX Runtime's, which holds it as long as we do."""
+    """Return the device's primary context, which ONNX Runtime shares."""
     handle, context = ctypes.c_int(), ctypes.c_void_p()
     _check(driver.cuInit, 0)
     _check(driver.cuDeviceGet, ctypes.byref(handle), device)

@@ -1,4 +1,4 @@
-"""A backbone in micro-batches gives what its images give alone, and leaves no thread behind."""
+"""GPU backbone: embeddings of micro-batches, and the end of its thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from topwork.serving.encoders.gpu_backbone import open_gpu_backbone
 
 
 def resolve(future: Future[Embedded], answer: Embedded | Exception) -> None:
-    """Put an answer into a future."""
+    """Set the result of a future."""
     if isinstance(answer, Exception):
         future.set_exception(answer)
     else:
@@ -30,8 +30,8 @@ def images(count: int) -> NDArray[np.uint8]:
     return np.random.default_rng(1).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
 
 
-def test_a_real_session_gives_each_image_its_embedding() -> None:
-    """Through ONNX Runtime, micro-batches give what the images give alone."""
+def test_micro_batches_give_the_embeddings_of_single_images() -> None:
+    """In ONNX Runtime, embeddings of micro-batches equal those of single images."""
     model = tiny.backbone_model()
     session = open_session(model, output="embedding")
     backbone = open_gpu_backbone(tiny.backbone_info(model), model, session, sizes=(1, 2, 4, 8))
@@ -49,8 +49,8 @@ def test_a_real_session_gives_each_image_its_embedding() -> None:
     backbone.close()
 
 
-def test_a_backbone_that_nobody_holds_ends_its_thread() -> None:
-    """Swapping models for years must not gather threads."""
+def test_garbage_collected_backbone_ends_its_thread() -> None:
+    """Hot reloads do not accumulate threads."""
     model = tiny.backbone_model()
     session = open_session(model, output="embedding")
     backbone = open_gpu_backbone(tiny.backbone_info(model), model, session, sizes=(1,))
@@ -62,11 +62,11 @@ def test_a_backbone_that_nobody_holds_ends_its_thread() -> None:
     assert not thread.is_alive()
 
 
-def test_without_page_locked_memory_it_serves_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver that refuses costs speed only."""
+def test_backbone_works_without_page_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that refuses page-locked memory costs only speed."""
 
     def refuse(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        raise OSError(f"no room for {shape}")
+        raise OSError(f"no memory for {shape}")
 
     class OnGpu:
         on_gpu = True
@@ -84,7 +84,7 @@ def test_without_page_locked_memory_it_serves_all_the_same(monkeypatch: pytest.M
 
 
 @pytest.mark.cuda
-def test_a_gpu_gives_what_the_cpu_gives() -> None:
+def test_gpu_matches_the_cpu() -> None:
     """Micro-batches on CUDA agree with single images on the CPU."""
     model = tiny.backbone_model()
     try:

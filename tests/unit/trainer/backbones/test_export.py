@@ -1,4 +1,4 @@
-"""The exported graph computes what torch computes, or there is no export."""
+"""Export to ONNX: parity with torch, portability, views and joined backbones."""
 
 import dataclasses
 from collections import Counter
@@ -30,7 +30,7 @@ from topwork_trainer.backbones.joined import Joined
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """One thread: two that wait for each other on busy cores take ten times as long."""
+    """Use one thread: two that wait for each other on busy cores take ten times as long."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,7 +60,7 @@ def exported(lite0: TorchBackbone) -> ExportedBackbone:
 
 
 class Small(nn.Module):
-    """A backbone that behaves otherwise in training: batch statistics and dropout."""
+    """Backbone with batch norms and dropout, which behave differently in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Small(nn.Module):
 
 
 class Tied(Small):
-    """A backbone that does something else for the two images of the exporter's example."""
+    """Backbone that behaves differently for batches of two, the size of the exporter's example."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (N, 8)."""
@@ -99,7 +99,7 @@ def backbone_of(module: nn.Module) -> TorchBackbone:
 
 
 def test_numbers_agree_with_torch(lite0: TorchBackbone, exported: ExportedBackbone) -> None:
-    """Pixels in, the graph gives what torch gives for normalised pixels, row by row."""
+    """The graph gives for pixels the embeddings that torch gives for normalised pixels."""
     images = np.random.default_rng(1).integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127) / 128
     with torch.inference_mode():
@@ -111,16 +111,16 @@ def test_numbers_agree_with_torch(lite0: TorchBackbone, exported: ExportedBackbo
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_batch_gives_what_single_images_give(count: int, exported: ExportedBackbone) -> None:
-    """A batch of any size gives each image the embedding that it has alone."""
+def test_embedding_does_not_depend_on_the_batch(count: int, exported: ExportedBackbone) -> None:
+    """An image has the same embedding alone and in a batch of any size."""
     embed = open_session(exported.onnx)
     images = structured_images(224)[:count]
     alone = np.concatenate([embed(image[None]) for image in images])
     np.testing.assert_allclose(embed(images), alone, atol=1e-5)
 
 
-def test_graph_is_plain(exported: ExportedBackbone) -> None:
-    """Batch norms and paddings are folded into convolutions, and nothing computes a shape."""
+def test_batch_norms_are_folded_into_convolutions(exported: ExportedBackbone) -> None:
+    """Batch norms and padding are folded into convolutions, and no node computes a shape."""
     graph = onnx.load_from_string(exported.onnx).graph
     operators = Counter(node.op_type for node in graph.node)
     prologue = {"Transpose": 1, "Cast": 1, "Sub": 1, "Div": 1}
@@ -128,7 +128,7 @@ def test_graph_is_plain(exported: ExportedBackbone) -> None:
 
 
 def test_model_is_portable(exported: ExportedBackbone) -> None:
-    """It is one valid file of pinned versions that tells nothing about the machine it is from."""
+    """The model is a single valid file of pinned versions, without paths of this machine."""
     model = onnx.load_from_string(exported.onnx)
     onnx.checker.check_model(model, full_check=True)
     assert model.ir_version == IR_VERSION
@@ -142,20 +142,20 @@ def test_model_is_portable(exported: ExportedBackbone) -> None:
     assert image.shape[0] == embedding.shape[0] == "batch"
 
 
-def test_same_backbone_same_bytes() -> None:
-    """Exporting again gives the same digest, and says nothing on the way."""
+def test_export_is_deterministic() -> None:
+    """Exporting the same backbone twice gives the same bytes."""
     first = export(backbone_of(Small()), open_session=open_session)
     assert export(backbone_of(Small()), open_session=open_session).onnx == first.onnx
 
 
 def test_export_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
-    """Torch's chatter about its own steps reaches neither output."""
+    """Messages of torch's exporter reach neither standard output nor standard error."""
     export(backbone_of(Small()), open_session=open_session)
     assert capfd.readouterr() == ("", "")
 
 
 def test_training_mode_is_left_before_export() -> None:
-    """A backbone that comes from training is exported with its running statistics."""
+    """A backbone in training mode is exported with its running statistics."""
     backbone = backbone_of(Small())
     images = torch.randn(4, 3, 32, 32)
     expected = backbone.module(images)
@@ -165,14 +165,14 @@ def test_training_mode_is_left_before_export() -> None:
     assert exported.parity.max_abs_difference < 1e-5
 
 
-def test_batch_size_of_the_example_is_not_baked_in() -> None:
-    """A backbone that treats the exporter's example in its own way cannot be exported."""
+def test_backbone_that_depends_on_the_batch_size_is_refused() -> None:
+    """A backbone that behaves differently for the example's batch size cannot be exported."""
     with pytest.raises(ExportError, match="small"):
         export(backbone_of(Tied()), open_session=open_session)
 
 
-def test_normalisation_is_the_backbones_own() -> None:
-    """Mean and standard deviation are taken channel by channel, in the order R, G, B."""
+def test_normalisation_is_per_channel() -> None:
+    """Mean and standard deviation of the backbone are applied per channel, in RGB order."""
     pixel = np.array([150, 230, 50], dtype=np.uint8)  # 1, 2 and -1 after normalisation
     backbone = dataclasses.replace(backbone_of(nn.AdaptiveAvgPool2d(1)), width=3)
     flat = nn.Sequential(backbone.module, nn.Flatten())
@@ -186,18 +186,18 @@ def small_images(count: int) -> NDArray[np.uint8]:
 
 
 def test_two_views_are_the_mean_of_image_and_mirror_image() -> None:
-    """One run of the graph gives what two runs of the plain one give, for each image of a batch."""
+    """A graph with two views gives the mean of the plain graph's two embeddings."""
     plain = backbone_of(Small())
-    one = open_session(export(plain, open_session=open_session).onnx)
+    single = open_session(export(plain, open_session=open_session).onnx)
     both = export(dataclasses.replace(plain, views=2), open_session=open_session)
     images = small_images(3)
-    expected = (one(images) + one(images[:, :, ::-1].copy())) / 2
+    expected = (single(images) + single(images[:, :, ::-1].copy())) / 2
     np.testing.assert_allclose(open_session(both.onnx)(images), expected, atol=1e-6)
-    assert not np.allclose(expected, one(images), atol=1e-4)
+    assert not np.allclose(expected, single(images), atol=1e-4)
 
 
 def test_two_views_share_the_weights() -> None:
-    """The graph of two views has every weight once, and stays plain: batch norms are folded."""
+    """The graph with two views has every weight once, and batch norms are folded."""
     plain = backbone_of(Small())
     graphs = [
         onnx.load_from_string(
@@ -214,7 +214,7 @@ def test_two_views_share_the_weights() -> None:
 
 
 def test_joined_backbones_export_as_one_graph() -> None:
-    """Two parts with their own normalisation and two views pass the parity check together."""
+    """Two joined parts with their own normalisation and two views pass the parity check."""
     torch.manual_seed(1)
     other = nn.Sequential(nn.Conv2d(3, 5, 5, stride=3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     parts = [
@@ -228,11 +228,11 @@ def test_joined_backbones_export_as_one_graph() -> None:
     embedding = open_session(export(backbone, open_session=open_session).onnx)(small_images(2))
     assert embedding.shape == (2, 13)
     lengths = np.linalg.norm(embedding[:, :8], axis=1), np.linalg.norm(embedding[:, 8:], axis=1)
-    np.testing.assert_allclose(lengths, 1, atol=0.05)  # the mean of two of length 1, nearly alike
+    np.testing.assert_allclose(lengths, 1, atol=0.05)  # mean of two similar unit vectors
 
 
-def test_wrong_runtime_is_refused() -> None:
-    """If ONNX Runtime computes something else there is no export."""
+def test_export_refuses_different_embeddings() -> None:
+    """If ONNX Runtime's embeddings differ from torch's the export fails."""
 
     def open_wrong(model: bytes) -> Embed:
         embed = open_session(model)
@@ -257,23 +257,23 @@ def _one_nan(e: NDArray[np.float32]) -> NDArray[np.float32]:
     [_one_element, _one_nan, np.flipud, np.zeros_like, lambda e: e[:-1], lambda e: e * 1.001],
 )
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_parity_refuses(spoil: Embed) -> None:
-    """One element off, NaN, rows in another order, zeros, a lost row and a scale are all found."""
+def test_check_parity_refuses_differences(spoil: Embed) -> None:
+    """A changed element, NaN, another order, zeros, a missing row and a scale are all refused."""
     expected = np.random.default_rng(0).standard_normal((4, 16), dtype=np.float32)
     assert check_parity(expected, expected.copy()).max_abs_difference == 0
     with pytest.raises(ExportError):
         check_parity(expected, spoil(expected.copy()))  # type: ignore[arg-type] # floats here
 
 
-def test_parity_takes_an_embedding_of_zeros() -> None:
-    """An image that no feature responds to has no direction, and agrees if both say so."""
+def test_check_parity_accepts_an_embedding_of_zeros() -> None:
+    """Two embeddings of zeros count as equal, although their cosine is undefined."""
     expected = np.random.default_rng(0).standard_normal((4, 16), dtype=np.float32)
     expected[1] = 0
     assert check_parity(expected, expected.copy()).min_cosine == 1
 
 
-def test_images_are_told_apart(exported: ExportedBackbone) -> None:
-    """The parity check's images span the range of pixels, and no two give like embeddings."""
+def test_structured_images_have_different_embeddings(exported: ExportedBackbone) -> None:
+    """The images of the parity check use the full range, and no two have similar embeddings."""
     images = structured_images(224)
     assert (images.min(), images.max()) == (0, 255)
     embeddings = open_session(exported.onnx)(images)

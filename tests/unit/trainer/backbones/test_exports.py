@@ -1,4 +1,4 @@
-"""The cache of exported backbones gives back this software's own, and stops nobody."""
+"""Cache of exported backbones: hits, invalidation, damage and size."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ INFO = replace(tiny.backbone_info(MODEL), identity=BackboneChoice(name=DEFAULT).
 
 
 def no_export(*_: object) -> NoReturn:
-    """Stand in for an export that must not be needed."""
-    raise AssertionError("it was exported")
+    """Stand in for an export that must not happen."""
+    raise AssertionError("unexpected export")
 
 
-def test_find_gives_back_what_was_put(tmp_path: Path) -> None:
-    """Under its identity and weights, and to another process."""
+def test_find_returns_the_stored_export(tmp_path: Path) -> None:
+    """Another instance finds an export under its identity and weights, and no other."""
     Exports(tmp_path).put(MODEL, INFO)
     Exports(tmp_path).put(MODEL, INFO, "digest")
     exports = Exports(tmp_path)
@@ -41,20 +41,20 @@ def test_find_gives_back_what_was_put(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", ["torch", "onnxscript"])
-def test_find_leaves_out_what_another_exporter_made(
+def test_find_ignores_exports_of_other_package_versions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    """After an upgrade of torch or of its exporter the graph may be another."""
+    """After an upgrade of torch or its exporter the cache misses."""
     Exports(tmp_path).put(MODEL, INFO)
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "99" if name == package else real(name))
     assert Exports(tmp_path).find(INFO.identity) is None
 
 
-def test_find_leaves_out_what_another_code_made(
+def test_find_ignores_exports_of_other_source_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So after a change of our own code that builds and exports backbones."""
+    """After a change of the code that builds and exports backbones the cache misses."""
     Exports(tmp_path).put(MODEL, INFO)
     real = Path.read_bytes
     monkeypatch.setattr(
@@ -64,10 +64,10 @@ def test_find_leaves_out_what_another_code_made(
 
 
 @pytest.mark.parametrize("place", [0, 100, -1])
-def test_find_leaves_out_what_is_damaged(
+def test_find_ignores_a_damaged_export(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, place: int
 ) -> None:
-    """One flipped bit of digest, description or graph is enough; the next put mends it."""
+    """A flipped bit in digest, description or graph is a miss; the next put repairs it."""
     exports = Exports(tmp_path)
     exports.put(MODEL, INFO)
     (file,) = (tmp_path / "exports").iterdir()
@@ -81,18 +81,20 @@ def test_find_leaves_out_what_is_damaged(
     assert exports.find(INFO.identity) == (MODEL, INFO)
 
 
-def test_nowhere_to_write_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file in the cache's place stops nobody."""
-    (tmp_path / "exports").write_text("in the way")
+def test_unwritable_directory_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file in place of the directory causes warnings and no error."""
+    (tmp_path / "exports").write_text("a file")
     exports = Exports(tmp_path)
     with caplog.at_level(logging.WARNING):
         exports.put(MODEL, INFO)
         assert exports.find(INFO.identity) is None
-    assert "going on without" in caplog.text
+    assert "continuing without" in caplog.text
 
 
-def test_put_makes_room_by_what_was_not_used_for_longest(tmp_path: Path) -> None:
-    """The least recently found ones go when all together are too large."""
+def test_put_deletes_the_least_recently_used_export(tmp_path: Path) -> None:
+    """Above the size limit the least recently found export is deleted."""
     Exports(tmp_path).put(MODEL, replace(INFO, identity="a"))
     (file,) = (tmp_path / "exports").iterdir()
     exports = Exports(tmp_path, limit_bytes=3 * file.stat().st_size)
@@ -106,7 +108,7 @@ def test_put_makes_room_by_what_was_not_used_for_longest(tmp_path: Path) -> None
 def test_a_second_repository_needs_no_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A backbone that was exported for one repository is copied into the next."""
+    """A cached export is copied into a new repository."""
     exports = Exports(tmp_path)
     exports.put(MODEL, INFO)
     monkeypatch.setattr(prepare, "store", no_export)
@@ -114,14 +116,14 @@ def test_a_second_repository_needs_no_export(
     repository = Repository(tmp_path / "repository")
     assert prepare_backbone(repository, BackboneChoice(name=DEFAULT), exports) == INFO
     assert repository.backbone_model(INFO.digest) == MODEL
-    with pytest.raises(AssertionError, match="it was exported"):
+    with pytest.raises(AssertionError, match="unexpected export"):
         prepare_backbone(Repository(tmp_path / "other"), BackboneChoice(name=DEFAULT))
 
 
-def test_weights_that_the_name_leaves_open_are_part_of_the_key(
+def test_key_has_weights_that_the_identity_does_not_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of torchvision's backbones an export counts only for the very weights it was made of."""
+    """An export of a torchvision backbone is found only for the weights it was made of."""
     choice, exports = BackboneChoice(name="resnet18"), Exports(tmp_path)
     stored: list[BackboneInfo] = []
 
@@ -137,10 +139,8 @@ def test_weights_that_the_name_leaves_open_are_part_of_the_key(
         assert len(stored) == count
 
 
-def test_fit_uses_the_cache_unless_it_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A fit into a new repository takes the export from its cache, and without one makes it."""
+def test_fit_uses_the_export_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit into a new repository uses the cached export; without a cache it exports."""
     for label in ("amber", "blue"):
         folder = tmp_path / "data" / label
         folder.mkdir(parents=True)
@@ -155,5 +155,5 @@ def test_fit_uses_the_cache_unless_it_has_none(
         cache=tmp_path / "cache",
     )
     assert fit(config, lambda *_: None).backbone == INFO
-    with pytest.raises(AssertionError, match="it was exported"):
+    with pytest.raises(AssertionError, match="unexpected export"):
         fit(replace(config, repository=tmp_path / "other", cache=None), lambda *_: None)

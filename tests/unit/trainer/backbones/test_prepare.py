@@ -1,4 +1,4 @@
-"""Stored exports are used again by new fits, with the mapping of deep greyscale that is new."""
+"""Reuse of stored exports, with the current mapping of deep greyscale."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHOICE = BackboneChoice(name="efficientnet_lite0")
 
 @pytest.fixture
 def old(tmp_path: Path) -> tuple[Repository, BackboneInfo]:
-    """Return a repository with an export whose spec keeps the depth of deep greyscale."""
+    """Return a repository with an export whose spec has the earlier mapping, ``depth``."""
     repository = Repository(tmp_path)
     model = tiny.backbone_model()
     info = tiny.backbone_info(model)
@@ -32,10 +32,10 @@ def old(tmp_path: Path) -> tuple[Repository, BackboneInfo]:
     return repository, repository.put_backbone(model, info)
 
 
-def test_prepare_of_an_old_export_gives_the_new_mapping(
+def test_prepare_copies_an_old_export_with_the_new_mapping(
     old: tuple[Repository, BackboneInfo],
 ) -> None:
-    """A fit into an old repository gets its own backbone; models of the old one keep theirs."""
+    """A new fit gets a new backbone; existing models keep the old one."""
     repository, info = old
     new = prepare_backbone(repository, CHOICE)
     assert new.preprocess == replace(info.preprocess, deep_grey="percentiles")
@@ -43,30 +43,28 @@ def test_prepare_of_an_old_export_gives_the_new_mapping(
     assert repository.backbone_info(info.digest) == info
 
 
-def test_prepare_of_an_old_export_computes_the_same(old: tuple[Repository, BackboneInfo]) -> None:
-    """The new backbone gives the old one's embeddings, bit by bit."""
+def test_prepared_copy_has_the_same_embeddings(old: tuple[Repository, BackboneInfo]) -> None:
+    """The new backbone gives the embeddings of the old one, bit by bit."""
     repository, info = old
     new = prepare_backbone(repository, CHOICE)
     crop = info.preprocess.crop
     images = np.random.default_rng(0).integers(0, 256, (2, crop, crop, 3), dtype=np.uint8)
     before, after = (
-        open_session(repository.backbone_model(one.digest), output="embedding").run(images)
-        for one in (info, new)
+        open_session(repository.backbone_model(backbone.digest), output="embedding").run(images)
+        for backbone in (info, new)
     )
     assert (before == after).all()
 
 
-def test_prepare_makes_one_new_backbone(old: tuple[Repository, BackboneInfo]) -> None:
-    """The second fit uses what the first one stored."""
+def test_prepare_copies_an_old_export_once(old: tuple[Repository, BackboneInfo]) -> None:
+    """The second fit uses the copy that the first one stored."""
     repository, _ = old
     assert prepare_backbone(repository, CHOICE) == prepare_backbone(repository, CHOICE)
     assert len(repository.backbones()) == 2
 
 
-def test_an_export_is_used_again_unless_it_is_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A fit takes what is stored; what is damaged is exported again, which repairs it."""
+def test_prepare_repairs_a_damaged_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit uses the stored export; a damaged one is exported again, which repairs it."""
     repository, choice = Repository(tmp_path), BackboneChoice(name="efficientnet_lite0")
     model = tiny.backbone_model()
     info = tiny.backbone_info(model)
@@ -78,6 +76,6 @@ def test_an_export_is_used_again_unless_it_is_damaged(
     path.write_bytes(b"damaged")
     loaded = SimpleNamespace(identity=choice.identity())
     monkeypatch.setattr(backbones, "load", lambda _choice: loaded)
-    monkeypatch.setattr(prepare, "store", lambda kept, _one: kept.put_backbone(model, info))
+    monkeypatch.setattr(prepare, "store", lambda target, _: target.put_backbone(model, info))
     assert prepare.prepare_backbone(repository, choice) == info
     assert path.read_bytes() == model

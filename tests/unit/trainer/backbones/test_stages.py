@@ -1,4 +1,4 @@
-"""Every parameter is in one stage, and stages count from the output side."""
+"""Stages of backbones, counted from the output side."""
 
 import pytest
 import torch
@@ -14,15 +14,15 @@ LITE = ("head", *(f"stage {number}" for number in range(7, 0, -1)), "stem")
 
 
 @pytest.mark.parametrize(("width", "depth"), [(1.0, 1.0), (1.0, 1.1), (1.1, 1.2)])
-def test_a_lite_has_the_stages_of_its_table(width: float, depth: float) -> None:
-    """Whatever the scaling, an EfficientNet-Lite has a stem, seven stages and a head."""
+def test_lite_has_stem_seven_stages_and_head(width: float, depth: float) -> None:
+    """An EfficientNet-Lite of any scale has a stem, seven stages and a head."""
     with torch.device("meta"):
         module = EfficientNetLite(width=width, depth=depth)
     assert tuple(stage.name for stage in stages(module)) == LITE
 
 
-def test_a_block_lies_in_its_stage() -> None:
-    """Of Lite0's 16 blocks the last is stage 7, and the four before it are stage 6."""
+def test_blocks_of_lite0_are_in_their_stages() -> None:
+    """The last of Lite0's 16 blocks is stage 7, and the four blocks before it are stage 6."""
     with torch.device("meta"):
         by_name = {stage.name: stage for stage in stages(EfficientNetLite(width=1.0, depth=1.0))}
     blocks = {
@@ -47,10 +47,10 @@ def test_a_block_lies_in_its_stage() -> None:
         ("vgg11_bn", "classifier", "features.0", 9),
     ],
 )
-def test_networks_of_torchvision_have_their_authors_stages(
+def test_torchvision_networks_have_the_stages_of_their_authors(
     name: str, top: str, bottom: str, count: int
 ) -> None:
-    """Each parameter of a torchvision network is in one stage, and the order is right."""
+    """Each parameter of a torchvision network is in exactly one stage, in the right order."""
     with torch.device("meta") if name != "regnet_y_400mf" else torch.device("cpu"):
         module = torchvision_import.build(name)
     cut(module)
@@ -62,20 +62,20 @@ def test_networks_of_torchvision_have_their_authors_stages(
 
 
 def cut(module: nn.Module) -> None:
-    """Take out the last layer, as a backbone has none."""
+    """Remove the last layer, as in a backbone."""
     *_, last = (name for name, m in module.named_modules() if isinstance(m, nn.Linear))
     module.set_submodule(last, nn.Identity())
 
 
-def test_the_tokens_of_a_transformer_belong_to_its_input() -> None:
-    """Class token and position embedding are thawed last, with the patches' projection."""
+def test_tokens_of_a_transformer_are_in_the_input_stage() -> None:
+    """Class token and position embedding are in the stage of the patch projection."""
     with torch.device("meta"):
         *_, stem = stages(torchvision_import.build("vit_b_32"))
     assert {"class_token", "encoder.pos_embedding"} <= set(stem.parameters)
 
 
-def test_a_norm_belongs_to_the_layer_below_it() -> None:
-    """A normalisation that stands alone is no stage."""
+def test_norm_is_in_the_stage_of_the_layer_before_it() -> None:
+    """A normalisation alone is not a stage."""
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Linear(4, 2))
     assert [stage.parameters for stage in stages(module)] == [
         ("3.weight", "3.bias"),
@@ -83,18 +83,18 @@ def test_a_norm_belongs_to_the_layer_below_it() -> None:
     ]
 
 
-def test_a_shared_parameter_is_in_one_stage() -> None:
-    """Two layers with one weight: it is thawed with the one nearer to the input."""
+def test_shared_parameter_is_in_one_stage() -> None:
+    """A weight shared by two layers is in the stage nearer to the input."""
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     module[1].weight = module[0].weight
     assert [stage.parameters for stage in stages(module)] == [("0.weight", "0.bias", "1.bias")]
 
 
-def test_joined_backbones_are_thawed_side_by_side() -> None:
-    """The k-th stage of joined backbones is the k-th of each part that has so many."""
+def test_stages_of_joined_backbones_are_merged() -> None:
+    """The k-th stage of joined backbones has the k-th stages of all parts that have one."""
     small, large = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
-    zero, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    joined = Joined([(small, zero, one), (large, zero, one)])
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    joined = Joined([(small, mean, std), (large, mean, std)])
     upper, lower = stages(joined)
     assert (upper.name, lower.name) == ("0 + 1", "0")
     assert upper.parameters == (
@@ -106,18 +106,18 @@ def test_joined_backbones_are_thawed_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(("text", "count"), [("none", 0), ("last:1", 1), ("last:9", 9), ("all", 9)])
-def test_what_is_thawed_is_counted_from_the_top(text: str, count: int) -> None:
-    """The three ways to say how much is thawed give a count of stages."""
+def test_parse_counts_stages_from_the_output_side(text: str, count: int) -> None:
+    """``none``, ``last:N`` and ``all`` give a number of stages."""
     with torch.device("meta"):
         assert parse(text, stages(EfficientNetLite(width=1.0, depth=1.0))) == count
 
 
 @pytest.mark.parametrize("text", ["", "last", "last:0", "last:10", "last:-1", "last:²", "first:2"])
-def test_what_cannot_be_thawed_is_refused(text: str) -> None:
-    """The refusal names the field, what was asked for and what is possible."""
+def test_parse_refuses_an_invalid_value(text: str) -> None:
+    """The error has the field, the invalid value and the possible values."""
     with torch.device("meta"):
         available = stages(EfficientNetLite(width=1.0, depth=1.0))
-    with pytest.raises(InvalidInput, match=r"last:1 to last:9, .* head, stage 7,") as caught:
+    with pytest.raises(InvalidInput, match=r"last:1 to last:9; .* head, stage 7,") as caught:
         parse(text, available)
     assert caught.value.field == "unfreeze"
     assert repr(text) in str(caught.value)

@@ -1,4 +1,4 @@
-"""Public data sets, fetched from a web server on this machine."""
+"""Download of public data sets, from a web server on the loopback."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from topwork_trainer.demo import fetch
 
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Serve a small archive laid out like flower_photos.tgz, taken for the real one."""
+    """Serve a small archive with the layout of flower_photos.tgz in its place."""
     folder = tmp_path / "flower_photos" / "daisy"
     folder.mkdir(parents=True)
     for name in ("1.jpg", "2.jpg"):
@@ -43,7 +43,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_fetch_unpacks_folders_of_photos(archive: Path, tmp_path: Path) -> None:
-    """The photos lie in a folder a label, and nothing else is left behind."""
+    """Photos are unpacked into one folder per label, and nothing else remains."""
     assert archive.exists()
     target = tmp_path / "new" / "photos"
     assert fetch.fetch("flower_photos", target) == 2
@@ -62,15 +62,15 @@ def test_wrong_checksum_is_refused(
     assert not (tmp_path / "photos").exists()
 
 
-def test_unreachable_set_is_named(archive: Path, tmp_path: Path) -> None:
-    """Without the data the error says which set cannot be had."""
+def test_unreachable_data_set_is_named(archive: Path, tmp_path: Path) -> None:
+    """If the download fails the error names the data set."""
     archive.unlink()
     with pytest.raises(NotFound, match="'flower_photos' cannot be downloaded"):
         fetch.fetch("flower_photos", tmp_path / "photos")
 
 
-def test_full_folder_is_left_alone(archive: Path, tmp_path: Path) -> None:
-    """A folder that has something in it is refused, not overwritten."""
+def test_folder_with_files_is_refused(archive: Path, tmp_path: Path) -> None:
+    """A folder that is not empty is refused and not overwritten; so is an unknown name."""
     with pytest.raises(InvalidInput, match="is not empty"):
         fetch.fetch("flower_photos", archive.parent)
     with pytest.raises(InvalidInput, match="flower_photos, flowers102"):

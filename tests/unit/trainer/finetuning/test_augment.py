@@ -1,4 +1,4 @@
-"""Training sees parts of an image in other light; judging sees what serving sees."""
+"""Augmentation of training images; validation images are preprocessed as in serving."""
 
 import io
 from typing import Any
@@ -23,41 +23,41 @@ def view(preset: TrainPreset, content: bytes, seed: int = 0) -> torch.Tensor:
 
 
 def halves() -> bytes:
-    """Return a picture that is black on the left and white on the right."""
+    """Return a picture whose left half is black and right half white."""
     pixels = np.zeros((64, 64, 3), dtype=np.uint8)
     pixels[:, 32:] = 255
     return encode(Image.fromarray(pixels))
 
 
-def test_judging_sees_what_serving_sees() -> None:
-    """The view of the evaluation is, byte for byte, what the server gives its backbone."""
+def test_eval_preset_equals_preprocessing_of_serving() -> None:
+    """The view for validation is, byte for byte, the input that the server computes."""
     content = picture("amber", 0)
     assert np.array_equal(EvalPreset(spec=SPEC)(content).numpy(), preprocess(content, SPEC))
 
 
-def test_a_training_view_has_the_backbones_size_and_type() -> None:
-    """A view for training can go where a view for serving goes."""
+def test_train_view_has_size_and_type_of_the_backbone_input() -> None:
+    """A training view has the shape and dtype of a serving view."""
     seen = view(TrainPreset(spec=SPEC), picture("amber", 0))
     assert (seen.shape, seen.dtype) == ((32, 32, 3), torch.uint8)
 
 
 def test_equal_seeds_give_equal_views() -> None:
-    """A view is a function of the image and the generator; another seed gives another view."""
+    """A view depends only on the image and the generator; another seed gives another view."""
     preset, content = TrainPreset(spec=SPEC), picture("amber", 0)
     assert torch.equal(view(preset, content, 1), view(preset, content, 1))
     assert not torch.equal(view(preset, content, 1), view(preset, content, 2))
 
 
-def test_torchs_generator_is_left_alone() -> None:
-    """No view draws from the generator that all threads share."""
+def test_views_do_not_use_torchs_generator() -> None:
+    """The state of torch's generator, which threads share, does not change."""
     before = torch.get_rng_state()
     for seed in range(5):
         view(TrainPreset(spec=SPEC), picture("amber", 0), seed)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_mirrored_view_swaps_left_and_right() -> None:
-    """About half of all views are mirrored, and nothing else happens to them."""
+def test_mirror_swaps_left_and_right() -> None:
+    """About half of the views are mirrored, and otherwise unchanged."""
     preset = TrainPreset(spec=SPEC, **STILL)
     views = [view(preset, halves(), seed) for seed in range(40)]
     dark_left = [bool(seen[:, :8].float().mean() < seen[:, -8:].float().mean()) for seen in views]
@@ -66,16 +66,16 @@ def test_a_mirrored_view_swaps_left_and_right() -> None:
     assert torch.equal(first.flip(1), other)
 
 
-def test_without_mirror_left_stays_left() -> None:
-    """Where the side has a meaning, no view swaps it."""
+def test_no_view_is_mirrored_without_mirror() -> None:
+    """With ``mirror=False`` no view swaps left and right."""
     preset = TrainPreset(spec=SPEC, mirror=False)
     for seed in range(40):
         seen = view(preset, halves(), seed).float()
         assert seen[:, :4].mean() <= seen[:, -4:].mean()
 
 
-def test_the_light_changes_within_bounds() -> None:
-    """A grey picture stays within the jitter's share of its grey, and does not always stay it."""
+def test_jitter_bounds_the_brightness() -> None:
+    """The brightness of a grey picture varies by at most the jitter."""
     grey = encode(Image.new("RGB", (40, 40), (100, 100, 100)))
     preset = TrainPreset(spec=SPEC, jitter=0.2)
     means = [float(view(preset, grey, seed).float().mean()) for seed in range(30)]
@@ -83,8 +83,8 @@ def test_the_light_changes_within_bounds() -> None:
     assert 105 < max(means) <= 121
 
 
-def test_a_view_without_changes_is_close_to_the_served_one() -> None:
-    """Decoding finer and scaling down moves the picture by no pixel."""
+def test_train_view_without_augmentation_is_close_to_the_serving_view() -> None:
+    """Decoding at a higher resolution and scaling down does not shift the picture."""
     y, x = np.mgrid[:80, :100]
     smooth = np.stack([128 + 100 * np.sin(x / 9), 128 + 100 * np.sin(y / 7), x + y], axis=-1)
     content = encode(Image.fromarray(smooth.astype(np.uint8)))
@@ -93,8 +93,8 @@ def test_a_view_without_changes_is_close_to_the_served_one() -> None:
     assert difference.mean() < 3
 
 
-def test_a_damaged_image_is_refused() -> None:
-    """What serving cannot decode, neither preset can, for the same reason."""
+def test_presets_refuse_a_damaged_image() -> None:
+    """Both presets raise the decoder's ImageError."""
     buffer = io.BytesIO(picture("amber", 0)[:100])
     for preset in (EvalPreset(spec=SPEC), lambda c: view(TrainPreset(spec=SPEC), c)):
         with pytest.raises(ImageError):

@@ -1,4 +1,4 @@
-"""Images arrive in the order asked for, whichever thread is faster, and few at a time."""
+"""Data loader: images arrive in order, and few are decoded ahead."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +15,8 @@ from topwork_trainer.finetuning.feed import batches
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as made:
-        yield made
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
 
 
 def photo(row: int) -> ImageSource:
@@ -28,16 +28,16 @@ def as_view(content: bytes, row: int) -> Tensor:
 
 
 def test_rows_and_their_views_arrive_in_order(pool: ThreadPoolExecutor) -> None:
-    """Each row comes with its own image's view, in the order asked for; the last batch is short."""
+    """Each row comes with the view of its image, in the given order; the last batch is short."""
     photos = [photo(row) for row in range(7)]
     rows = [6, 0, 5, 1, 4]
-    made = list(batches(pool, photos, rows, as_view, size=2))
-    assert [batch.tolist() for batch, _ in made] == [[6, 0], [5, 1], [4]]
-    assert torch.cat([views for _, views in made]).tolist() == [[row, row] for row in rows]
+    loaded = list(batches(pool, photos, rows, as_view, size=2))
+    assert [batch.tolist() for batch, _ in loaded] == [[6, 0], [5, 1], [4]]
+    assert torch.cat([views for _, views in loaded]).tolist() == [[row, row] for row in rows]
 
 
-def test_a_slow_image_changes_no_order(pool: ThreadPoolExecutor) -> None:
-    """The first image is ready last, and still comes first."""
+def test_slow_image_does_not_change_the_order(pool: ThreadPoolExecutor) -> None:
+    """An image that is decoded last still comes first."""
     last_is_done = Event()
 
     def view(content: bytes, row: int) -> Tensor:
@@ -47,27 +47,27 @@ def test_a_slow_image_changes_no_order(pool: ThreadPoolExecutor) -> None:
             last_is_done.set()
         return as_view(content, row)
 
-    made = batches(pool, [photo(row) for row in range(4)], range(4), view, size=2)
-    assert torch.cat([views for _, views in made])[:, 1].tolist() == [0, 1, 2, 3]
+    loaded = batches(pool, [photo(row) for row in range(4)], range(4), view, size=2)
+    assert torch.cat([views for _, views in loaded])[:, 1].tolist() == [0, 1, 2, 3]
 
 
 def test_few_images_are_decoded_ahead(pool: ThreadPoolExecutor) -> None:
-    """When the first batch of two is there, at most two more batches have been begun."""
+    """When the first batch of two images is ready, decoding of at most two more has begun."""
     seen: list[int] = []
 
     def view(content: bytes, row: int) -> Tensor:
         seen.append(row)
         return as_view(content, row)
 
-    made = batches(pool, [photo(row) for row in range(100)], range(100), view, size=2)
-    next(made)
-    made.close()
+    loaded = batches(pool, [photo(row) for row in range(100)], range(100), view, size=2)
+    next(loaded)
+    loaded.close()
     pool.shutdown()
     assert len(seen) <= 6
 
 
-def test_an_image_that_cannot_be_read_is_named(pool: ThreadPoolExecutor) -> None:
-    """A missing file and a damaged image end in an error that names the image and the reason."""
+def test_unreadable_image_is_named(pool: ThreadPoolExecutor) -> None:
+    """The error of a missing or damaged image has its name and the reason."""
 
     def gone() -> bytes:
         raise FileNotFoundError("no such file")

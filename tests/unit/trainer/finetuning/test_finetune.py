@@ -1,4 +1,4 @@
-"""A backbone learns, too: never for the worse, and through every crash to the same result."""
+"""Fine-tuning: never worse than the start, deterministic, and resumable after a crash."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.export import EmbeddingModel, export
 from topwork_trainer.finetuning import checkpoints
 from topwork_trainer.finetuning import finetune as finetuning
-from topwork_trainer.finetuning.finetune import Finetuned, finetune
+from topwork_trainer.finetuning.finetune import FinetuneResult, finetune
 from topwork_trainer.finetuning.settings import Diverged, FinetuneConfig, LinearHead
 
 LABELS = ("amber", "blue", "crimson", "green", "violet")
 CONFIG = FinetuneConfig(unfreeze="all", epochs=3, batch=8, rate=1e-2, head_rate=1e-2)
 STEPS = 5
-"""Of an epoch: 40 images."""
+"""Steps per epoch, with 40 images."""
 
 
 class Small(nn.Module):
-    """Two stages with normalisation, and dropout that training must not switch on."""
+    """Network of two stages with batch norms, and dropout that training must not enable."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,16 +102,16 @@ def run(
     checkpoint: Path,
     config: FinetuneConfig = CONFIG,
     *,
-    given: TorchBackbone | None = None,
+    start: TorchBackbone | None = None,
     train: list[ImageSource] = TRAIN,
-    start: LinearHead | None = None,
+    start_head: LinearHead | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Finetuned:
+) -> FinetuneResult:
     return finetune(
-        given or backbone(),
+        start or backbone(),
         train,
         VALIDATION,
-        start or head(),
+        start_head or head(),
         LABELS,
         config,
         checkpoint=checkpoint,
@@ -119,8 +119,8 @@ def run(
     )
 
 
-def numbers(result: Finetuned) -> dict[str, bytes]:
-    """Return every number of a result but for the seconds, for exact comparison."""
+def numbers(result: FinetuneResult) -> dict[str, bytes]:
+    """Return all numbers of a result except the seconds, for exact comparison."""
     history = [(e.epoch, e.train_loss, e.accuracy, e.loss) for e in result.history]
     weights = {
         name: value.numpy().tobytes() for name, value in result.backbone.module.state_dict().items()
@@ -134,28 +134,28 @@ def numbers(result: Finetuned) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """One thread: two that wait for each other on busy cores take ten times as long."""
+    """Use one thread: two that wait for each other on busy cores take ten times as long."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetuning, "available_cores", lambda: 1)
         yield
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Finetuned:
-    """Return what an uninterrupted run gives."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
+    """Return the result of an uninterrupted run."""
     return run(tmp_path_factory.mktemp("whole") / "checkpoint")
 
 
-def test_what_is_learnt_shows(whole: Finetuned) -> None:
-    """From a random head the right answers rise well above chance."""
+def test_finetune_improves_accuracy(whole: FinetuneResult) -> None:
+    """From a random head the accuracy rises well above chance."""
     assert whole.history[0].accuracy < 0.5
     assert whole.best.accuracy > 0.7
     assert [epoch.epoch for epoch in whole.history] == [0, 1, 2, 3]
     assert whole.best == min(whole.history, key=lambda epoch: epoch.loss)
 
 
-def test_epoch_0_is_the_frozen_start(whole: Finetuned) -> None:
-    """The first entry of the history is the given head on the given backbone, as served."""
+def test_epoch_0_is_the_frozen_start(whole: FinetuneResult) -> None:
+    """Epoch 0 of the history has the accuracy of the given head on the frozen backbone."""
     pixels = np.stack(
         [preprocess(s.read(), PreprocessSpec(resize=16, crop=16)) for s in VALIDATION]
     )
@@ -171,31 +171,31 @@ def test_epoch_0_is_the_frozen_start(whole: Finetuned) -> None:
     assert whole.history[0].train_loss is None
 
 
-def test_the_result_is_the_best_epoch(whole: Finetuned, tmp_path: Path) -> None:
-    """The returned weights give the validation numbers that are said to be the best."""
+def test_result_is_the_best_epoch(whole: FinetuneResult, tmp_path: Path) -> None:
+    """The returned weights give the validation accuracy and loss of ``best``."""
     frozen = dataclasses.replace(CONFIG, unfreeze="none")
-    again = run(tmp_path / "checkpoint", frozen, given=whole.backbone, start=whole.head)
+    again = run(tmp_path / "checkpoint", frozen, start=whole.backbone, start_head=whole.head)
     assert (again.best.accuracy, again.best.loss) == (whole.best.accuracy, whole.best.loss)
     assert len(again.history) == 1
 
 
-def test_the_module_comes_back_as_it_was_lent(whole: Finetuned) -> None:
-    """Afterwards the module is in eval mode, frozen, without gradients, and no longer reordered."""
+def test_module_is_frozen_and_contiguous_afterwards(whole: FinetuneResult) -> None:
+    """The module is in eval mode, frozen, without gradients, and in contiguous memory format."""
     module = whole.backbone.module
     assert not any(part.training for part in module.modules())
     assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
     assert all(p.is_contiguous() for p in module.parameters())
 
 
-def test_a_tuned_backbone_is_another_backbone(whole: Finetuned) -> None:
-    """Its identity differs from the start's, and says which weights it has."""
+def test_tuned_backbone_has_its_own_identity(whole: FinetuneResult) -> None:
+    """The identity differs from that of the start and contains the digest of the weights."""
     assert whole.backbone.identity != backbone().identity
     assert whole.backbone.weights_sha256 in whole.backbone.identity
-    assert whole.thawed == ("features.4", "features.0")
+    assert whole.unfrozen == ("features.4", "features.0")
 
 
-def test_the_result_can_be_exported(whole: Finetuned) -> None:
-    """ONNX Runtime computes what the tuned module does."""
+def test_tuned_backbone_can_be_exported(whole: FinetuneResult) -> None:
+    """ONNX Runtime gives the embeddings of the tuned module."""
 
     def open_session(model: bytes) -> Callable[..., np.ndarray]:
         session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -204,8 +204,8 @@ def test_the_result_can_be_exported(whole: Finetuned) -> None:
     assert export(whole.backbone, open_session=open_session).parity.min_cosine > 0.99999
 
 
-def test_only_what_is_thawed_changes(tmp_path: Path) -> None:
-    """With ``last:1`` the lower stage keeps its weights, and no stage's statistics ever move."""
+def test_frozen_stages_do_not_change(tmp_path: Path) -> None:
+    """With ``last:1`` only the last stage's weights change; statistics of norms never do."""
     before = {name: value.clone() for name, value in backbone().module.state_dict().items()}
     config = dataclasses.replace(CONFIG, unfreeze="last:1", epochs=1)
     tuned = run(tmp_path / "checkpoint", config, train=sources(0, 16))
@@ -220,14 +220,14 @@ def test_only_what_is_thawed_changes(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_is_a_function_of_its_arguments(whole: Finetuned, tmp_path: Path) -> None:
-    """The same arguments give the same numbers, to the last bit; another seed gives others."""
+def test_equal_arguments_give_equal_results(whole: FinetuneResult, tmp_path: Path) -> None:
+    """The same arguments give the same result bit for bit; another seed gives another."""
     assert numbers(run(tmp_path / "a")) == numbers(whole)
     assert numbers(run(tmp_path / "b", dataclasses.replace(CONFIG, seed=1))) != numbers(whole)
 
 
-def test_nothing_global_changes(tmp_path: Path) -> None:
-    """Torch's generator and thread count are afterwards what they were."""
+def test_global_state_of_torch_is_restored(tmp_path: Path) -> None:
+    """Torch's random generator and number of threads are unchanged afterwards."""
     threads, generator = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(1)
     try:
@@ -238,28 +238,28 @@ def test_nothing_global_changes(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
 
 
-def test_training_that_only_harms_gives_the_start(tmp_path: Path) -> None:
-    """If no epoch is better than the start, the result has the start's weights."""
+def test_training_without_improvement_returns_the_start(tmp_path: Path) -> None:
+    """If no epoch is better than the start, the result has the weights of the start."""
     good = run(tmp_path / "good", train=sources(0, 16))
     before = {k: v.clone() for k, v in good.backbone.module.state_dict().items()}
     wild = dataclasses.replace(CONFIG, rate=30.0, head_rate=30.0)
-    result = run(tmp_path / "wild", wild, given=good.backbone, start=good.head)
+    result = run(tmp_path / "wild", wild, start=good.backbone, start_head=good.head)
     assert result.best.epoch == 0
     assert all(torch.equal(v, before[k]) for k, v in result.backbone.module.state_dict().items())
     assert np.array_equal(result.head.weights, good.head.weights)
     assert result.history[-1].accuracy < result.best.accuracy
 
 
-def test_training_ends_when_nothing_improves(tmp_path: Path) -> None:
-    """After ``patience`` epochs without a better one there are no more; progress is full."""
+def test_training_stops_early_after_patience(tmp_path: Path) -> None:
+    """Training stops after ``patience`` epochs without improvement; progress is complete."""
     seen: list[tuple[int, int]] = []
     wild = dataclasses.replace(CONFIG, rate=30.0, head_rate=30.0, epochs=20, patience=2)
     good = run(tmp_path / "good", train=sources(0, 16))
     result = run(
         tmp_path / "wild",
         wild,
-        given=good.backbone,
-        start=good.head,
+        start=good.backbone,
+        start_head=good.head,
         on_progress=lambda done, total: seen.append((done, total)),
     )
     assert len(result.history) - 1 == result.best.epoch + 2
@@ -267,7 +267,7 @@ def test_training_ends_when_nothing_improves(tmp_path: Path) -> None:
 
 
 def test_progress_counts_every_step(tmp_path: Path) -> None:
-    """Progress rises step by step to the total."""
+    """Progress counts each step up to the total."""
     seen: list[tuple[int, int]] = []
     run(tmp_path / "checkpoint", on_progress=lambda done, total: seen.append((done, total)))
     assert seen[:-1] == [(step, 3 * STEPS) for step in range(1, 3 * STEPS + 1)]
@@ -275,7 +275,7 @@ def test_progress_counts_every_step(tmp_path: Path) -> None:
 
 
 def child(checkpoint: Path, *, step: int, write: int) -> int:
-    """Run in a process that kills itself, at a step or in its nth write; return its status."""
+    """Run in a process that kills itself at a step or in its nth write; return its exit status."""
     command = [sys.executable, __file__, str(checkpoint), str(step), str(write)]
     path = os.pathsep.join(filter(None, sys.path))
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
@@ -284,10 +284,10 @@ def child(checkpoint: Path, *, step: int, write: int) -> int:
 @pytest.mark.parametrize(
     ("step", "write"), [(STEPS + 2, 0), (0, 3)], ids=["in an epoch", "in a write"]
 )
-def test_a_killed_run_ends_as_if_it_had_not_been(
-    whole: Finetuned, tmp_path: Path, step: int, write: int
+def test_killed_run_resumes_to_the_same_result(
+    whole: FinetuneResult, tmp_path: Path, step: int, write: int
 ) -> None:
-    """After kill -9, in an epoch or in the middle of a write, a rerun gives the same bits."""
+    """After kill -9 in an epoch or in a write, another run gives the same result bit for bit."""
     checkpoint = tmp_path / "checkpoint"
     assert child(checkpoint, step=step, write=write) == -signal.SIGKILL
     seen: list[int] = []
@@ -296,8 +296,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     assert numbers(resumed) == numbers(whole)
 
 
-def test_a_finished_run_is_not_run_again(whole: Finetuned, tmp_path: Path) -> None:
-    """As long as its checkpoint is there, a rerun costs no step."""
+def test_finished_run_is_not_repeated(whole: FinetuneResult, tmp_path: Path) -> None:
+    """As long as the checkpoint exists, another run trains no step."""
     run(tmp_path / "checkpoint")
     seen: list[int] = []
     again = run(tmp_path / "checkpoint", on_progress=lambda done, _: seen.append(done))
@@ -305,31 +305,33 @@ def test_a_finished_run_is_not_run_again(whole: Finetuned, tmp_path: Path) -> No
     assert numbers(again) == numbers(whole)
 
 
-def test_the_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:
-    """Another seed, image, label of an image, head or backbone: training starts anew."""
+def test_checkpoint_of_other_arguments_is_not_used(tmp_path: Path) -> None:
+    """With another seed, image, label, head or backbone training starts from the beginning."""
     run(tmp_path / "checkpoint", dataclasses.replace(CONFIG, epochs=1))
-    left = (tmp_path / "checkpoint").read_bytes()
+    checkpoint = (tmp_path / "checkpoint").read_bytes()
     relabelled = [dataclasses.replace(TRAIN[0], label=LABELS[1]), *TRAIN[1:]]
     changed = [dataclasses.replace(TRAIN[0], read=TRAIN[5].read), *TRAIN[1:]]
     other = backbone()
     other.module.get_parameter("features.0.bias").data += 1e-3
-    one = functools.partial(run, tmp_path / "checkpoint", dataclasses.replace(CONFIG, epochs=1))
-    for start in (
+    run_epoch = functools.partial(
+        run, tmp_path / "checkpoint", dataclasses.replace(CONFIG, epochs=1)
+    )
+    for call in (
         functools.partial(run, tmp_path / "checkpoint", dataclasses.replace(CONFIG, seed=1)),
-        functools.partial(one, train=relabelled),
-        functools.partial(one, train=changed),
-        functools.partial(one, start=head(scale=2.0)),
-        functools.partial(one, given=other),
+        functools.partial(run_epoch, train=relabelled),
+        functools.partial(run_epoch, train=changed),
+        functools.partial(run_epoch, start_head=head(scale=2.0)),
+        functools.partial(run_epoch, start=other),
     ):
-        (tmp_path / "checkpoint").write_bytes(left)
+        (tmp_path / "checkpoint").write_bytes(checkpoint)
         seen: list[int] = []
-        start(on_progress=lambda done, _, seen=seen: seen.append(done))
+        call(on_progress=lambda done, _, seen=seen: seen.append(done))
         assert seen[0] == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
-def test_a_damaged_checkpoint_is_not_used(whole: Finetuned, tmp_path: Path, damage: str) -> None:
-    """A checkpoint that is not as it was written is as good as none."""
+def test_damaged_checkpoint_is_not_used(whole: FinetuneResult, tmp_path: Path, damage: str) -> None:
+    """A checkpoint that fails its checksum counts as missing."""
     file = tmp_path / "checkpoint"
     run(file)
     content = bytearray(file.read_bytes())
@@ -340,49 +342,49 @@ def test_a_damaged_checkpoint_is_not_used(whole: Finetuned, tmp_path: Path, dama
     assert seen[0] == 1
 
 
-def test_divergence_is_an_error_that_leaves_no_checkpoint(tmp_path: Path) -> None:
-    """A loss that is no number ends the run with the place and the rate, and nothing to resume."""
-    given, config = backbone(), dataclasses.replace(CONFIG, rate=1e9, head_rate=1e9)
-    before = {name: value.clone() for name, value in given.module.state_dict().items()}
+def test_divergence_raises_and_deletes_the_checkpoint(tmp_path: Path) -> None:
+    """The error has epoch, step and learning rate; no checkpoint remains."""
+    start, config = backbone(), dataclasses.replace(CONFIG, rate=1e9, head_rate=1e9)
+    before = {name: value.clone() for name, value in start.module.state_dict().items()}
     with pytest.raises(Diverged, match=r"epoch 1, step \d of 5, at learning rate .*e\+") as caught:
-        run(tmp_path / "checkpoint", config, given=given)
+        run(tmp_path / "checkpoint", config, start=start)
     assert "try" in str(caught.value)
     assert not list(tmp_path.iterdir())
-    assert all(torch.equal(v, before[k]) for k, v in given.module.state_dict().items())
-    assert not any(p.requires_grad for p in given.module.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in start.module.state_dict().items())
+    assert not any(p.requires_grad for p in start.module.parameters())
 
 
-def test_a_later_divergence_deletes_the_earlier_checkpoint(tmp_path: Path) -> None:
-    """What would lead to the same end again is not kept."""
-    given = backbone()
+def test_later_divergence_deletes_the_earlier_checkpoint(tmp_path: Path) -> None:
+    """A checkpoint that leads to divergence is deleted."""
+    start = backbone()
 
     def poison(done: int, _: int) -> None:
         if done == STEPS + 1:
             assert (tmp_path / "checkpoint").exists()
-            given.module.get_parameter("features.4.weight").data[:] = float("nan")
+            start.module.get_parameter("features.4.weight").data[:] = float("nan")
 
     with pytest.raises(Diverged, match="epoch 2, step 2 of 5"):
-        run(tmp_path / "checkpoint", given=given, on_progress=poison)
+        run(tmp_path / "checkpoint", start=start, on_progress=poison)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_head_of_nan_is_refused_before_any_step(tmp_path: Path) -> None:
-    """The start is judged, too: its loss must be a number."""
+def test_head_of_nan_is_refused_before_training(tmp_path: Path) -> None:
+    """The loss of epoch 0 must be finite, too."""
     broken = LinearHead(weights=np.full((5, 16), np.nan, np.float32), bias=head().bias)
     with pytest.raises(Diverged, match="epoch 0"):
-        run(tmp_path / "checkpoint", start=broken)
+        run(tmp_path / "checkpoint", start_head=broken)
 
 
-def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
-    """An image that was spoilt since it was checked ends the run with its name."""
+def test_unreadable_image_is_named(tmp_path: Path) -> None:
+    """The error of an image that became unreadable has its name and the reason."""
 
     def gone() -> bytes:
         raise FileNotFoundError("no such file")
 
     for read, reason in ((gone, "no such file"), (lambda: b"GIF89a", "6 bytes")):
-        spoilt = ImageSource(name="amber/spoilt.png", label="amber", read=read)
-        with pytest.raises(InvalidInput, match=rf"amber/spoilt.png cannot be read: .*{reason}"):
-            run(tmp_path / "checkpoint", train=[*TRAIN, spoilt])
+        damaged = ImageSource(name="amber/damaged.png", label="amber", read=read)
+        with pytest.raises(InvalidInput, match=rf"amber/damaged.png cannot be read: .*{reason}"):
+            run(tmp_path / "checkpoint", train=[*TRAIN, damaged])
 
 
 @pytest.mark.parametrize(
@@ -398,17 +400,17 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
         ("mixup", lambda _: dataclasses.replace(CONFIG, mixup=-0.1)),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_invalid_arguments_are_refused(
     tmp_path: Path, field: str, call: Callable[[Path], object]
 ) -> None:
-    """Settings and data that cannot work are refused, with the field's name."""
+    """The error for invalid settings or data has the name of the field."""
     with pytest.raises(InvalidInput) as caught:
         call(tmp_path / "checkpoint")
     assert caught.value.field == field
 
 
-def test_a_checkpoint_is_discarded_once_or_twice(tmp_path: Path) -> None:
-    """Discarding deletes the file; there need be none."""
+def test_discard_deletes_an_existing_or_missing_checkpoint(tmp_path: Path) -> None:
+    """Discarding deletes the file, and does nothing if it is missing."""
     file = tmp_path / "checkpoint"
     checkpoints.save(file, "run", {"epoch": 1})
     assert checkpoints.load(file, "run") == {"epoch": 1}
@@ -418,7 +420,7 @@ def test_a_checkpoint_is_discarded_once_or_twice(tmp_path: Path) -> None:
 
 
 def _die(checkpoint: Path, step: int, write: int) -> None:
-    """Run, and be killed at training step ``step``, or in the ``write``-th sync of a file."""
+    """Run, and kill this process at training step ``step`` or in the ``write``-th fsync."""
 
     def die_at(done: int, _: int) -> None:
         if done == step:

@@ -1,4 +1,4 @@
-"""The parts of a training step: rates, weights of classes, and blends of images."""
+"""Parts of a training step: learning rates, class weights, mixup, parameter groups."""
 
 from itertools import pairwise
 
@@ -16,12 +16,12 @@ from topwork_trainer.finetuning.tuning import (
     _blend,
     _class_weights,
     _rate_factor,
-    _thaw,
+    _unfreeze,
 )
 
 
-def test_the_rate_rises_and_then_falls_to_nothing() -> None:
-    """A tenth of the steps it rises to 1, the rest it falls, at last to almost 0."""
+def test_rate_factor_rises_and_then_falls() -> None:
+    """The factor rises to 1 in a tenth of the steps and then falls to almost 0."""
     factors = [_rate_factor(step, 100) for step in range(100)]
     assert factors[:10] == pytest.approx([step / 10 for step in range(1, 11)])
     assert all(earlier >= later for earlier, later in pairwise(factors[9:]))
@@ -29,14 +29,14 @@ def test_the_rate_rises_and_then_falls_to_nothing() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_even_the_shortest_training_has_a_rate(steps: int) -> None:
-    """One step is trained at the highest rate; there is no division by zero."""
+def test_rate_factor_of_a_short_training_is_positive(steps: int) -> None:
+    """The first of few steps has the peak rate; there is no division by zero."""
     assert _rate_factor(0, steps) == 1.0
     assert all(0 < _rate_factor(step, steps) <= 1 for step in range(steps))
 
 
-def test_every_class_counts_the_same() -> None:
-    """The weights of all images of a class add up to the same; an absent class does no harm."""
+def test_class_weights_balance_the_classes() -> None:
+    """The weights of the images of each class have the same sum; a class may have no images."""
     targets = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 3])
     weights = _class_weights(targets, 4)
     sums = torch.zeros(4).index_add(0, targets, weights[targets])
@@ -44,8 +44,8 @@ def test_every_class_counts_the_same() -> None:
     assert weights.isfinite().all()
 
 
-def test_a_blend_keeps_a_share_and_takes_partners() -> None:
-    """Every image is partner of one; without mixup each image stays itself."""
+def test_blend_permutes_partners() -> None:
+    """Each image is the partner of exactly one image; without mixup, of itself."""
     share, partner = _blend(16, 0.2, np.random.default_rng(0))
     assert 0 <= share <= 1
     assert sorted(partner.tolist()) == list(range(16))
@@ -54,8 +54,8 @@ def test_a_blend_keeps_a_share_and_takes_partners() -> None:
     assert (whole, same.tolist()) == (1.0, [0, 1, 2])
 
 
-def test_rates_fall_from_stage_to_stage_and_norms_do_not_decay() -> None:
-    """Each stage has the factor's share of the rate above it; only weights of layers decay."""
+def test_unfreeze_lowers_rates_by_stage_and_exempts_norms_from_decay() -> None:
+    """The peak rate falls by ``decay`` per stage; only weights of layers have weight decay."""
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     module.requires_grad_(False)
     backbone = TorchBackbone(
@@ -73,7 +73,7 @@ def test_rates_fall_from_stage_to_stage_and_norms_do_not_decay() -> None:
     zeros = np.zeros((3, 2), dtype=np.float32)
     model = TrainableClassifier(backbone, LinearHead(weights=zeros, bias=zeros[:, 0]))
     config = FinetuneConfig(rate=1.0, head_rate=5.0, decay=0.5, weight_decay=0.1)
-    trained, groups = _thaw(model, stages(module), config)
+    trained, groups = _unfreeze(model, stages(module), config)
     assert [(group["peak"], group["weight_decay"]) for group in groups] == [
         (5.0, 0.0),
         *[(1.0, 0.1), (1.0, 0.0)],

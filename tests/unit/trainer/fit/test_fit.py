@@ -1,4 +1,4 @@
-"""The fit, on a repository that holds the default backbone's export already (a tiny stand-in)."""
+"""Fit, on a repository that stores a tiny backbone in place of the default one."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound
 from topwork_trainer.backbones import DEFAULT, BackboneChoice
-from topwork_trainer.fit.fit import FitConfig, Fitted, fit
+from topwork_trainer.fit.fit import FitConfig, FitResult, fit
+from topwork_trainer.fit.held_out import SplitResult
 
 LABELS = ("amber", "blue", "crimson")
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    """Return a repository in which the tiny backbone passes for the default one."""
-    made = Repository(tmp_path / "repository")
+    """Return a repository that stores the tiny backbone as the default one."""
+    created = Repository(tmp_path / "repository")
     model = tiny.backbone_model()
     info = replace(tiny.backbone_info(model), identity=BackboneChoice(name=DEFAULT).identity())
-    made.put_backbone(model, info)
-    return made
+    created.put_backbone(model, info)
+    return created
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Return folders of 12 pictures each."""
+    """Return a data folder with 12 pictures of each label."""
     for label in LABELS:
         folder = tmp_path / "data" / label
         folder.mkdir(parents=True)
@@ -42,13 +43,13 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def _fit(repository: Repository, data: Path, **settings: object) -> Fitted:
+def _fit(repository: Repository, data: Path, **settings: object) -> FitResult:
     config = FitConfig(data=data, model="colours", repository=repository.root)
     return fit(replace(config, **settings), lambda *_: None)  # type: ignore[arg-type]  # test values
 
 
 def test_fit_publishes_a_serving_revision(repository: Repository, data: Path) -> None:
-    """What fit returns is what the repository serves."""
+    """The returned manifest is that of the serving revision."""
     fitted = _fit(repository, data)
     assert repository.serving("colours") == 1
     assert repository.manifest("colours", 1) == fitted.manifest
@@ -60,18 +61,18 @@ def test_fit_publishes_a_serving_revision(repository: Repository, data: Path) ->
 
 
 def test_fit_signs_what_it_publishes(repository: Repository, data: Path, tmp_path: Path) -> None:
-    """With a key the revision can be read by who requires its signature; without one it cannot."""
+    """A reader that requires signatures accepts a signed revision and refuses an unsigned one."""
     key = signed.new_key(tmp_path)
     fitted = _fit(repository, data, signing_key=key)
-    demanding = Repository(repository.root, signed.signing(None, key, publishes=False))
-    assert demanding.manifest("colours", 1) == fitted.manifest
+    verifying = Repository(repository.root, signed.signing(None, key, publishes=False))
+    assert verifying.manifest("colours", 1) == fitted.manifest
     _fit(repository, data)
     with pytest.raises(Corrupt, match="not signed"):
-        demanding.manifest("colours", 2)
+        verifying.manifest("colours", 2)
 
 
 def test_same_data_and_seed_give_the_same_head(repository: Repository, data: Path) -> None:
-    """Two fits of the same folders give byte-identical heads; another seed judges differently."""
+    """Two fits of the same folders give byte-identical heads; the data digest ignores the seed."""
     first, second = _fit(repository, data), _fit(repository, data)
     assert (first.manifest.revision, second.manifest.revision) == (1, 2)
     assert first.manifest.head == second.manifest.head
@@ -81,14 +82,14 @@ def test_same_data_and_seed_give_the_same_head(repository: Repository, data: Pat
     assert other.manifest.seed == 1
 
 
-def test_bad_files_are_named_and_left_out(repository: Repository, data: Path) -> None:
-    """A text file, an empty file and a cut-off picture do not stop the fit."""
+def test_unusable_files_are_named_and_left_out(repository: Repository, data: Path) -> None:
+    """A text file, an empty file and a truncated picture do not stop the fit."""
     (data / "amber" / "notes.jpg").write_text("no picture")
     (data / "blue" / "empty.png").write_bytes(b"")
     whole = (data / "crimson" / "00.png").read_bytes()
     (data / "crimson" / "cut.png").write_bytes(whole[: len(whole) // 2])
     fitted = _fit(repository, data)
-    assert {one.name for one in fitted.skipped} == {
+    assert {image.name for image in fitted.skipped} == {
         "amber/notes.jpg",
         "blue/empty.png",
         "crimson/cut.png",
@@ -96,13 +97,13 @@ def test_bad_files_are_named_and_left_out(repository: Repository, data: Path) ->
     assert fitted.manifest.images == 36
 
 
-def test_what_is_left_out_is_returned_and_reported(repository: Repository, data: Path) -> None:
-    """Droppings and dead links stop no fit; they are returned, and the report names them."""
+def test_left_out_files_are_returned_and_reported(repository: Repository, data: Path) -> None:
+    """System files and dead links do not stop a fit; they are returned and in the report."""
     (data / "amber" / "Thumbs.db").write_text("no picture")
     (data / "blue" / "gone.png").symlink_to("/nonexistent")
     (data / "empty").mkdir()
     fitted = _fit(repository, data)
-    assert {one.reason: one.names for one in fitted.left_out} == {
+    assert {group.reason: group.names for group in fitted.left_out} == {
         "system": ("amber/Thumbs.db",),
         "empty": ("empty",),
         "dead_link": ("blue/gone.png",),
@@ -115,8 +116,8 @@ def test_what_is_left_out_is_returned_and_reported(repository: Repository, data:
     _fit(repository, data, strict=True)
 
 
-def test_a_name_that_is_no_utf_8_is_kept_escaped(repository: Repository, data: Path) -> None:
-    """Such a photo is learnt; exemplars, findings and report bear a name that can be printed."""
+def test_name_that_is_not_utf_8_is_stored_escaped(repository: Repository, data: Path) -> None:
+    """The photo is learnt; exemplars, findings and report have its name in printable form."""
     (data / "amber" / "00.png").rename(data / "amber" / "\udcff\n.png")
     (data / "blue" / "\udcfe\x1b.jpg").write_text("no picture")
     fitted = _fit(repository, data)
@@ -132,9 +133,14 @@ def test_a_name_that_is_no_utf_8_is_kept_escaped(repository: Repository, data: P
 # Splits
 
 
+def _judged(repository: Repository, data: Path, name: str) -> SplitResult:
+    (result,) = [split for split in _fit(repository, data).held_out if split.split == name]
+    return result
+
+
 @pytest.fixture
 def split(data: Path) -> Path:
-    """Return a data set of 12 pictures a label to train on and 8 of each to judge by."""
+    """Return a data set of 12 pictures per label in train and 8 per label in val and test."""
     (data.parent / "split").mkdir()
     data.rename(data.parent / "split" / "train")
     for name in ("val", "test"):
@@ -147,14 +153,14 @@ def split(data: Path) -> Path:
     return data.parent / "split"
 
 
-def test_splits_are_judged_and_not_learnt_from(repository: Repository, split: Path) -> None:
-    """The revision is that of train/ alone; each other split has its accuracy, in the report."""
+def test_held_out_splits_are_judged_and_not_trained_on(repository: Repository, split: Path) -> None:
+    """The head is that of train/ alone; the accuracy on each other split is in the report."""
     fitted = _fit(repository, split)
     alone = _fit(repository, split / "train")
     assert fitted.manifest.head == alone.manifest.head
     assert fitted.manifest.data_digest == alone.manifest.data_digest
     assert (fitted.manifest.labels, fitted.manifest.images) == (LABELS, 36)
-    assert [(one.split, one.images, one.repeated) for one in fitted.held_out] == [
+    assert [(split.split, split.images, split.repeated) for split in fitted.held_out] == [
         ("test", 24, 0),
         ("val", 24, 0),
     ]
@@ -167,19 +173,21 @@ def test_splits_are_judged_and_not_learnt_from(repository: Repository, split: Pa
     assert not alone.held_out
 
 
-def test_held_out_accuracy_is_the_models(repository: Repository, split: Path) -> None:
-    """Photos in the folders of other classes are called wrong: a split's labels are believed."""
+def test_held_out_accuracy_uses_the_labels_of_the_split(
+    repository: Repository, split: Path
+) -> None:
+    """Photos in the wrong class folder of a split count as wrong predictions."""
     (split / "val" / "amber").rename(split / "val" / "moved")
     (split / "val" / "blue").rename(split / "val" / "amber")
     (split / "val" / "moved").rename(split / "val" / "blue")
-    (val,) = [one for one in _fit(repository, split).held_out if one.split == "val"]
+    val = _judged(repository, split, "val")
     assert (val.images, val.right) == (24, 8)
 
 
-def test_held_out_photos_that_were_learnt_are_not_judged(
+def test_held_out_photos_that_repeat_training_photos_are_not_judged(
     repository: Repository, split: Path
 ) -> None:
-    """A copy of a training photo, one of other pixels and one of another label prove nothing."""
+    """A copy, a near-duplicate and a copy with another label are not judged."""
     photo = split / "train" / "amber" / "00.png"
     for label in ("amber", "blue"):
         (split / "val" / label / "copy.png").write_bytes(photo.read_bytes())
@@ -187,28 +195,28 @@ def test_held_out_photos_that_were_learnt_are_not_judged(
         image.putpixel((20, 16), (0, 0, 0))
         image.save(split / "val" / "amber" / "again.png")
     (split / "val" / "amber" / "bad.png").write_bytes(b"no picture")
-    (val,) = [one for one in _fit(repository, split).held_out if one.split == "val"]
+    val = _judged(repository, split, "val")
     assert (val.images, val.repeated) == (24, 3)
-    assert [one.name for one in val.skipped] == ["val/amber/bad.png"]
+    assert [image.name for image in val.skipped] == ["val/amber/bad.png"]
     assert "3 more repeat training photos" in str(val)
 
 
-def test_a_split_that_cannot_be_judged_stops_no_fit(repository: Repository, split: Path) -> None:
-    """Where all its photos are damaged, or all were learnt, that is said instead of a number."""
+def test_split_without_a_judged_photo_stops_no_fit(repository: Repository, split: Path) -> None:
+    """If all its photos are damaged or repeat training photos, a sentence says so."""
     for file in (split / "val").glob("*/*"):
         file.write_bytes(b"broken")
     shutil.rmtree(split / "test")
     shutil.copytree(split / "train", split / "test")
     fitted = _fit(repository, split)
-    assert [one.interval for one in fitted.held_out] == [None, None]
-    assert "On test, which was held out, no photo could be judged; 36 more repeat" in str(
+    assert [split.interval for split in fitted.held_out] == [None, None]
+    assert "No photo of the held-out split test could be judged; 36 more repeat" in str(
         fitted.held_out[0]
     )
     assert len(fitted.held_out[1].skipped) == 24
 
 
 def test_too_few_usable_images_publish_nothing(repository: Repository, data: Path) -> None:
-    """A class whose files are mostly unreadable is refused with its count, and nothing serves."""
+    """A class with too few readable files is refused with its count, and nothing serves."""
     for file in sorted((data / "blue").iterdir())[4:]:
         file.write_bytes(b"broken")
     with pytest.raises(InvalidInput, match=r"at least 5 usable images .*'blue' has 4"):
@@ -217,20 +225,20 @@ def test_too_few_usable_images_publish_nothing(repository: Repository, data: Pat
 
 
 def test_unknown_backbone_is_refused(repository: Repository, data: Path) -> None:
-    """A name that no catalogue has is refused; nothing is published."""
+    """An unknown name is refused, and nothing is published."""
     with pytest.raises((InvalidInput, NotFound), match="efficientnet_lite9"):
         _fit(repository, data, backbone="efficientnet_lite9")
     assert repository.models() == []
 
 
-def test_model_name_is_checked_before_work(repository: Repository, data: Path) -> None:
-    """A model's name can never leave the repository."""
+def test_invalid_model_name_is_refused(repository: Repository, data: Path) -> None:
+    """The name of a model cannot be a path outside the repository."""
     with pytest.raises(InvalidInput, match="model name"):
         _fit(repository, data, model="../outside")
 
 
-def test_the_recipe_is_kept(repository: Repository, data: Path) -> None:
-    """What the head was to be chosen from goes into the manifest, for every later revision."""
+def test_recipe_is_stored_in_the_manifest(repository: Repository, data: Path) -> None:
+    """The manifest has the recipe, for every later revision, and the chosen head."""
     recipe = Recipe(head="ridge", normalisation="l2")
     manifest = _fit(repository, data, recipe=recipe).manifest
     assert manifest.recipe == recipe
@@ -238,7 +246,7 @@ def test_the_recipe_is_kept(repository: Repository, data: Path) -> None:
 
 
 def test_every_revision_has_its_report(repository: Repository, data: Path) -> None:
-    """The report names the command, and the second one compares with the first."""
+    """The report has the command, and the second report a comparison with the first revision."""
     first = _fit(repository, data, command="topwork-train fit 'my photos'")
     assert "topwork-train fit &#39;my photos&#39;" in first.report.read_text()
     second = _fit(repository, data)
@@ -247,28 +255,27 @@ def test_every_revision_has_its_report(repository: Repository, data: Path) -> No
     assert repository.report(second.manifest) == second.report.read_bytes()
 
 
-def test_strict_refuses_what_the_audit_found(repository: Repository, data: Path) -> None:
-    """An unreadable file is left out by default, and ends a strict fit before anything serves."""
+def test_strict_refuses_findings_of_the_audit(repository: Repository, data: Path) -> None:
+    """A strict fit fails for an unreadable file; by default the file is left out."""
     (data / "blue" / "empty.png").write_bytes(b"")
     with pytest.raises(InvalidInput, match=r"blue/empty\.png") as caught:
         _fit(repository, data, strict=True)
     assert caught.value.reason == "AUDIT_FAILED"
     assert repository.models() == []
-    assert any(one.kind == "unreadable" for one in _fit(repository, data).findings)
+    assert any(finding.kind == "unreadable" for finding in _fit(repository, data).findings)
 
 
-def test_a_cache_changes_nothing_but_the_time(
-    repository: Repository, data: Path, tmp_path: Path
-) -> None:
-    """With an empty cache, a filled one and none, the head is the same to the last byte."""
+def test_cache_does_not_change_the_head(repository: Repository, data: Path, tmp_path: Path) -> None:
+    """The head is the same, byte for byte, without a cache, with an empty and with a filled one."""
     caches: list[Path | None] = [None, tmp_path / "cache", tmp_path / "cache"]
-    assert len({_fit(repository, data, cache=one).manifest.head for one in caches}) == 1
+    heads = {_fit(repository, data, cache=cache).manifest.head for cache in caches}
+    assert len(heads) == 1
 
 
-def test_a_full_disk_leaves_the_repository_as_it_was(
+def test_full_disk_leaves_the_repository_unchanged(
     repository: Repository, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the revision cannot be written, the one before goes on serving."""
+    """When a revision cannot be written, the previous one remains serving."""
     before = _fit(repository, data).manifest
 
     def full(*_: object, **__: object) -> None:

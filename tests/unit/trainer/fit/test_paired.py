@@ -1,4 +1,4 @@
-"""How sure one may be that one head is better than another."""
+"""Paired comparison of two heads, with its confidence interval."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ def _right(*pattern: bool, times: int = 100) -> np.ndarray[tuple[int], np.dtype[
     return np.array(pattern * times)
 
 
-def test_the_gain_is_the_difference_in_accuracy() -> None:
-    """It is counted over all images, and lies within its interval."""
-    found = paired(_right(True, True, True, False), _right(True, True, False, False))
-    assert found.images == 400
-    assert found.gain == pytest.approx(0.25)
-    assert found.low < found.gain < found.high
+def test_gain_is_the_difference_in_accuracy() -> None:
+    """The gain is over all images and within its interval."""
+    difference = paired(_right(True, True, True, False), _right(True, True, False, False))
+    assert difference.images == 400
+    assert difference.gain == pytest.approx(0.25)
+    assert difference.low < difference.gain < difference.high
 
 
-def test_the_same_answers_are_no_difference() -> None:
-    """Nothing gained, and an interval around nothing that more images make narrower."""
+def test_equal_answers_have_no_gain() -> None:
+    """The gain is 0, and its interval becomes narrower with more images."""
     few, many = (paired(*[_right(True, False, times=times)] * 2) for times in (10, 1000))
     assert few.gain == many.gain == 0
     assert few.low < many.low < 0 < many.high < few.high
 
 
-def test_a_difference_the_other_way_is_its_mirror_image() -> None:
-    """Exchanging the two exchanges the signs."""
+def test_swapped_heads_swap_the_signs() -> None:
+    """Swapping the heads negates gain and interval."""
     new, old = _right(True, True, False, True), _right(True, False, True, False)
-    there, back = paired(new, old), paired(old, new)
-    assert (there.gain, there.low, there.high) == pytest.approx((-back.gain, -back.high, -back.low))
+    ahead, back = paired(new, old), paired(old, new)
+    assert (ahead.gain, ahead.low, ahead.high) == pytest.approx((-back.gain, -back.high, -back.low))
 
 
-def test_what_both_get_right_says_nothing() -> None:
-    """A win of 3 against 1 is not sure among 4 images, nor among 400."""
+def test_images_right_in_both_do_not_make_a_gain_significant() -> None:
+    """3 wins against 1 loss are not significant among 4 images, nor among 400."""
     ties = np.ones(396, dtype=bool)
     new = np.concatenate([np.array([True, True, True, False]), ties])
     old = np.concatenate([np.array([False, False, False, True]), ties])
@@ -44,24 +44,24 @@ def test_what_both_get_right_says_nothing() -> None:
 
 
 def test_intervals_hold_in_about_95_of_100_cases() -> None:
-    """Of heads whose difference is known, the interval has it in at least 93 %."""
+    """The interval contains the known difference of two heads in at least 93 % of the cases."""
     rng = np.random.default_rng(0)
-    held = 0
+    covered = 0
     for _ in range(1000):
         draw = rng.random(300)
-        found = paired(draw < 0.85, (draw < 0.80) | (draw > 0.98))  # 0.05 won, 0.02 lost
-        held += found.low <= 0.03 <= found.high
-    assert 0.93 <= held / 1000 <= 0.99
+        difference = paired(draw < 0.85, (draw < 0.80) | (draw > 0.98))  # 0.05 won, 0.02 lost
+        covered += difference.low <= 0.03 <= difference.high
+    assert 0.93 <= covered / 1000 <= 0.99
 
 
-def test_no_images_are_no_difference() -> None:
-    """Without a common image nothing is gained, and nothing is ruled out."""
+def test_no_images_have_no_gain() -> None:
+    """Without common images the gain is 0 and the interval contains 0."""
     nothing = np.zeros(0, dtype=bool)
-    found = paired(nothing, nothing)
-    assert (found.images, found.gain) == (0, 0)
-    assert found.low < 0 < found.high
+    difference = paired(nothing, nothing)
+    assert (difference.images, difference.gain) == (0, 0)
+    assert difference.low < 0 < difference.high
 
 
-def test_it_reads_as_points() -> None:
-    """People read it in percentage points."""
+def test_difference_is_shown_in_percentage_points() -> None:
+    """The text has percentage points."""
     assert str(paired(_right(True), _right(False))).startswith("+100.00 points (")

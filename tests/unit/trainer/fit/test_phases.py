@@ -1,4 +1,4 @@
-"""A fine-tuned backbone is judged on photos alone that it saw nothing of."""
+"""Phases of a fit: a fine-tuned backbone is judged only on photos that it was not trained on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LABELS = ("amber", "blue", "crimson")
 
 @pytest.fixture
 def attempts(tmp_path: Path) -> Attempts:
-    """Return three classes of 30 pictures."""
+    """Return attempts with three classes of 30 pictures."""
     return Attempts(
         repository=Repository(tmp_path / "repository"),
         sources=[
@@ -41,13 +41,13 @@ def attempts(tmp_path: Path) -> Attempts:
     )
 
 
-def test_photos_that_fine_tuning_saw_are_marked_as_seen(
+def test_photos_used_by_fine_tuning_are_marked_as_seen(
     attempts: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that it was trained on, and those that chose its best epoch; no other is."""
+    """Training and validation photos are marked as seen, and no others are."""
     model = tiny.backbone_model()
     info = attempts.repository.put_backbone(model, tiny.backbone_info(model))
-    saw: dict[str, set[str]] = {}
+    used: dict[str, set[str]] = {}
 
     def finetune(
         _: object,
@@ -56,8 +56,8 @@ def test_photos_that_fine_tuning_saw_are_marked_as_seen(
         *__: object,
         **___: object,
     ) -> SimpleNamespace:
-        saw["train"], saw["validation"] = (
-            {one.name for one in photos} for photos in (train, validation)
+        used["train"], used["validation"] = (
+            {photo.name for photo in photos} for photos in (train, validation)
         )
         return SimpleNamespace(backbone=None)
 
@@ -78,17 +78,17 @@ def test_photos_that_fine_tuning_saw_are_marked_as_seen(
         checkpoint=tmp_path / "checkpoint",
     )
     names = np.array(tuned.exemplars.names)
-    assert saw["train"]
-    assert saw["validation"]
-    assert set(names[tuned.exemplars.seen]) == saw["train"] | saw["validation"]
+    assert used["train"]
+    assert used["validation"]
+    assert set(names[tuned.exemplars.seen]) == used["train"] | used["validation"]
     judged = set(names[tuned.learned.judged.rows])
-    assert judged == set(names) - saw["train"] - saw["validation"] != set()
+    assert judged == set(names) - used["train"] - used["validation"] != set()
 
 
-def test_photos_that_were_seen_stay_so_when_the_backbone_is_quantised(
+def test_quantised_backbone_has_the_seen_photos_of_its_origin(
     attempts: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An int8 backbone saw what the one saw that it was made of."""
+    """Photos on which the fp32 backbone was fine-tuned are seen by the int8 backbone, too."""
     model = tiny.backbone_model()
     info = attempts.repository.put_backbone(model, tiny.backbone_info(model))
     seen = frozenset(source.name for source in attempts.sources[::2])

@@ -1,4 +1,4 @@
-"""Backbones are compared on the same photos in the same folds, and by what they cost."""
+"""Probes of backbones: accuracy on the same photos and folds, and cost."""
 
 from __future__ import annotations
 
@@ -40,35 +40,35 @@ def numbered(label: str, count: int) -> list[ImageSource]:
 
 
 def test_sample_is_balanced() -> None:
-    """What small classes leave goes to the others, in equal parts and in the order given."""
+    """The rest that small classes leave is spread evenly over the others; the order is kept."""
     sources = [*numbered("few", 7), *numbered("many", 500), *numbered("more", 900)]
     chosen = sample(sources, 107, seed=0)
-    assert Counter(one.label for one in chosen) == {"few": 7, "many": 50, "more": 50}
-    assert chosen == [one for one in sources if one in chosen]
+    assert Counter(photo.label for photo in chosen) == {"few": 7, "many": 50, "more": 50}
+    assert chosen == [photo for photo in sources if photo in chosen]
 
 
-def test_sample_follows_from_names_and_seed() -> None:
-    """The same photos give the same sample, another seed another, a photo more a change of one."""
+def test_sample_depends_on_names_and_seed() -> None:
+    """The sample is deterministic, differs by seed, and a new photo changes at most one of it."""
     sources = [*numbered("a", 300), *numbered("b", 300)]
     chosen = sample(sources, 100, seed=0)
     assert sample(sources, 100, seed=0) == chosen
     assert sample(sources, 100, seed=1) != chosen
     for extra in range(300, 330):
         more = sample([*sources, source(f"a/{extra}", "a")], 100, seed=0)
-        assert len({one.name for one in chosen} - {one.name for one in more}) <= 1
+        assert len({photo.name for photo in chosen} - {photo.name for photo in more}) <= 1
 
 
-def test_sample_leaves_enough_of_each_class() -> None:
-    """However small the sample, each class has what a fit needs; a large one is everything."""
-    sources = [one for label in "abcdefgh" for one in numbered(label, 20)]
-    assert set(Counter(one.label for one in sample(sources, 8, seed=0)).values()) == {5}
+def test_sample_has_enough_photos_of_each_class() -> None:
+    """Even a small sample has as many photos of each class as a fit needs; a large one has all."""
+    sources = [photo for label in "abcdefgh" for photo in numbered(label, 20)]
+    assert set(Counter(photo.label for photo in sample(sources, 8, seed=0)).values()) == {5}
     assert sample(sources, 1000, seed=0) == sources
 
 
-def test_neighbours_of_the_own_fold_do_not_vote() -> None:
-    """Twins in one fold call each other right by nobody's count; others in other folds do."""
+def test_knn_ignores_neighbours_of_the_same_fold() -> None:
+    """Only neighbours in other folds vote, and the length of embeddings does not matter."""
     axes = np.eye(4, dtype=np.float32)
-    # Rows 0 to 5 lie on one axis, rows 6 to 11 on another; but in fold 0 axes are swapped.
+    # Rows 0 to 5 are on one axis, rows 6 to 11 on another; in fold 0 the labels are swapped.
     embeddings = np.concatenate([axes[[0] * 6], axes[[1] * 6]])
     folds = np.tile(np.arange(3), 4)
     targets = np.repeat([0, 1], 6)
@@ -78,30 +78,30 @@ def test_neighbours_of_the_own_fold_do_not_vote() -> None:
     assert knn_accuracy(embeddings * 100, targets, folds) == 1
 
 
-def test_neighbours_agree_with_scikit_learn() -> None:
-    """Fold by fold it is scikit-learn's classifier with cosine distance."""
+def test_knn_agrees_with_scikit_learn() -> None:
+    """The accuracy is that of scikit-learn's kNN with cosine distance, fold by fold."""
     from sklearn.neighbors import KNeighborsClassifier
 
     rng = np.random.default_rng(0)
-    targets = rng.integers(0, 2, 1500)  # more than a block; two classes, so that no vote is equal
+    targets = rng.integers(0, 2, 1500)  # more than a block; two classes, so that there are no ties
     embeddings = (rng.standard_normal((1500, 8)) + 0.7 * targets[:, None]).astype(np.float32)
     folds = rng.integers(0, 5, 1500)
     right = 0
     for fold in range(5):
-        known = KNeighborsClassifier(NEIGHBOURS, metric="cosine")
-        known.fit(embeddings[folds != fold], targets[folds != fold])
-        right += np.sum(known.predict(embeddings[folds == fold]) == targets[folds == fold])
+        reference = KNeighborsClassifier(NEIGHBOURS, metric="cosine")
+        reference.fit(embeddings[folds != fold], targets[folds != fold])
+        right += np.sum(reference.predict(embeddings[folds == fold]) == targets[folds == fold])
     assert knn_accuracy(embeddings, targets, folds) == right / 1500
 
 
-class Slow:
-    """A backbone that takes 20 ms of CPU for the first images, and next to none for others."""
+class SlowSession:
+    """Session that takes 20 ms of CPU time for the first images and almost none for others."""
 
     def __init__(self, images: int) -> None:
         self.images = images
 
     def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return one zero an image."""
+        """Return one zero per image."""
         self.images -= 1
         end = time.thread_time() + 0.02
         while self.images >= 0 and time.thread_time() < end:
@@ -109,29 +109,29 @@ class Slow:
         return np.zeros((len(batch), 1), dtype=np.float32)
 
 
-def test_one_disturbed_run_does_not_count() -> None:
-    """The cost of an image is that of its best run."""
+def test_milliseconds_ignores_a_slow_run() -> None:
+    """The cost of an image is that of its fastest run."""
     content = [picture("amber", 0)]
-    assert milliseconds(Slow(1), tiny.SPEC, content) < 15  # type: ignore[arg-type] # all that is used of a session
-    assert milliseconds(Slow(3), tiny.SPEC, content) >= 20  # type: ignore[arg-type] # as above
+    assert milliseconds(SlowSession(1), tiny.SPEC, content) < 15  # type: ignore[arg-type] # has all that is used of a session
+    assert milliseconds(SlowSession(3), tiny.SPEC, content) >= 20  # type: ignore[arg-type] # as above
 
 
 def model_of(side: int) -> bytes:
-    """Return the tiny backbone for another input side: as many means, of larger patches."""
-    made = onnx.load_from_string(tiny.backbone_model())
-    made.graph.input[0].CopyFrom(
+    """Return the tiny backbone for another input side, with larger pooling patches."""
+    graph = onnx.load_from_string(tiny.backbone_model())
+    graph.graph.input[0].CopyFrom(
         helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["N", side, side, 3])
     )
-    pool = next(node for node in made.graph.node if node.op_type == "AveragePool")
+    pool = next(node for node in graph.graph.node if node.op_type == "AveragePool")
     for attribute in pool.attribute:
         del attribute.ints[:]
         attribute.ints.extend([side // 4] * 2)
-    onnx.checker.check_model(made, full_check=True)
-    return made.SerializeToString(deterministic=True)
+    onnx.checker.check_model(graph, full_check=True)
+    return graph.SerializeToString(deterministic=True)
 
 
 def prepare(repository: Repository, choice: BackboneChoice, _: Exports | None) -> BackboneInfo:
-    """Stand in for ``prepare_backbone``: the tiny backbone at the image size that is asked for."""
+    """Stand in for ``prepare_backbone``: store the tiny backbone at the requested image size."""
     if choice.name == "missing":
         raise NotFound("no weights of missing", kind="weights", resource="missing")
     side = choice.image_size or 64
@@ -147,7 +147,7 @@ def prepare(repository: Repository, choice: BackboneChoice, _: Exports | None) -
 
 @pytest.fixture
 def attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attempts:
-    """Return two classes of 20 pictures, of each one that is damaged, and tiny backbones."""
+    """Return attempts with two classes of 20 pictures and one damaged file each."""
     monkeypatch.setattr(probe, "prepare_backbone", prepare)
     return Attempts(
         repository=Repository(tmp_path),
@@ -164,60 +164,68 @@ def attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attempts:
     )
 
 
-def test_row_says_what_was_measured(attempts: Attempts) -> None:
-    """Accuracy, cost and size of a backbone that worked, and which photos were called right."""
-    tried = Prober(attempts).tried(BackboneChoice(name="tiny"))
-    row = tried.row
+def test_probe_measures_accuracy_and_cost(attempts: Attempts) -> None:
+    """The row has accuracy, cost and size of a backbone; ``right`` has each used photo."""
+    trial = Prober(attempts).probe(BackboneChoice(name="tiny"))
+    row = trial.row
     assert (row.name, row.image_size, row.views, row.width) == ("tiny", 64, 1, 48)
     assert (row.error, row.chosen, row.licence) == ("", False, "Apache-2.0")
-    assert row.accuracy == np.mean(list(tried.right.values())) > 0.9
+    assert row.accuracy == np.mean(list(trial.right.values())) > 0.9
     assert row.accuracy_low < row.accuracy <= row.accuracy_high
     assert row.knn_accuracy > 0.9
     assert 0.01 < row.milliseconds < 1000
     assert row.megabytes == pytest.approx(len(model_of(64)) / 1e6)
-    used = {one.name for one in attempts.sources if not one.name.endswith("/20")}
-    assert tried.right.keys() == used
+    used = {photo.name for photo in attempts.sources if not photo.name.endswith("/20")}
+    assert trial.right.keys() == used
 
 
-def test_folds_are_those_of_the_first_backbone(
+def test_all_backbones_have_the_folds_of_the_first(
     attempts: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At another image size, where pixels have other digests, every photo keeps its fold."""
+    """Every photo keeps its fold at another image size, where its digest is different."""
     judged: list[Exemplars] = []
 
-    def noted(exemplars: Exemplars, *, seed: int, recipe: Recipe, threads: int) -> Learned:
+    def recording_learn(
+        exemplars: Exemplars, *, seed: int, recipe: Recipe, threads: int
+    ) -> Learned:
         judged.append(exemplars)
         return learn(exemplars, seed=seed, recipe=recipe, threads=threads)
 
-    monkeypatch.setattr(probe, "learn", noted)
+    monkeypatch.setattr(probe, "learn", recording_learn)
     prober = Prober(attempts)
     rows = [
-        prober.tried(BackboneChoice(name="tiny", image_size=size)).row for size in (64, 32, 128)
+        prober.probe(BackboneChoice(name="tiny", image_size=size)).row for size in (64, 32, 128)
     ]
     assert [row.image_size for row in rows] == [64, 32, 128]
-    folds = [dict(zip(one.names, one.folds(0).tolist(), strict=True)) for one in judged]
+    folds = [_folds_by_name(exemplars) for exemplars in judged]
     assert folds[0] == folds[1] == folds[2]
-    assert len({one.embeddings.tobytes() for one in judged}) == 3
+    assert len({exemplars.embeddings.tobytes() for exemplars in judged}) == 3
     alone = Prober(attempts)
-    alone.tried(BackboneChoice(name="tiny", image_size=32))
-    assert dict(zip(judged[3].names, judged[3].folds(0).tolist(), strict=True)) != folds[0]
+    alone.probe(BackboneChoice(name="tiny", image_size=32))
+    assert _folds_by_name(judged[3]) != folds[0]
+
+
+def _folds_by_name(exemplars: Exemplars) -> dict[str, int]:
+    return dict(zip(exemplars.names, exemplars.folds(0).tolist(), strict=True))
 
 
 def test_embeddings_stay_with_their_photos(
     attempts: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Put into the first one's order, each photo has its own embedding and label."""
+    """Sorted as for the first backbone, each photo still has its own embedding and label."""
     judged: list[Exemplars] = []
 
-    def noted(exemplars: Exemplars, *, seed: int, recipe: Recipe, threads: int) -> Learned:
+    def recording_learn(
+        exemplars: Exemplars, *, seed: int, recipe: Recipe, threads: int
+    ) -> Learned:
         judged.append(exemplars)
         return learn(exemplars, seed=seed, recipe=recipe, threads=threads)
 
-    monkeypatch.setattr(probe, "learn", noted)
+    monkeypatch.setattr(probe, "learn", recording_learn)
     prober, alone = Prober(attempts), Prober(attempts)
-    prober.tried(BackboneChoice(name="tiny"))
-    prober.tried(BackboneChoice(name="tiny", image_size=32))
-    alone.tried(BackboneChoice(name="tiny", image_size=32))
+    prober.probe(BackboneChoice(name="tiny"))
+    prober.probe(BackboneChoice(name="tiny", image_size=32))
+    alone.probe(BackboneChoice(name="tiny", image_size=32))
     _, second, own = judged
     assert second.names != own.names
     embedding_of = dict(zip(own.names, own.embeddings, strict=True))
@@ -226,24 +234,24 @@ def test_embeddings_stay_with_their_photos(
         assert second.labels[second.targets[row]] == name.partition("/")[0]
 
 
-def test_backbone_that_cannot_be_had_is_a_row(attempts: Attempts) -> None:
-    """What stands in the way is in the row, and numbers are 0."""
-    tried = Prober(attempts).tried(BackboneChoice(name="missing", image_size=96, views=2))
-    assert tried.row.error == "no weights of missing"
-    assert (tried.row.image_size, tried.row.views, tried.row.accuracy) == (96, 2, 0)
-    assert not tried.right
+def test_backbone_without_weights_has_a_row_with_the_error(attempts: Attempts) -> None:
+    """The row has the error, and its numbers are 0."""
+    trial = Prober(attempts).probe(BackboneChoice(name="missing", image_size=96, views=2))
+    assert trial.row.error == "no weights of missing"
+    assert (trial.row.image_size, trial.row.views, trial.row.accuracy) == (96, 2, 0)
+    assert not trial.right
 
 
-def test_photos_of_one_class_are_not_enough(attempts: Attempts) -> None:
-    """Where all photos of a class are damaged the row says that."""
+def test_photos_of_a_single_class_are_an_error(attempts: Attempts) -> None:
+    """If only one class has usable photos the row has the error."""
     sources = [*attempts.sources[:20], *(source(f"blue/{i}", "blue", b"bad") for i in range(9))]
-    tried = Prober(replace(attempts, sources=sources)).tried(BackboneChoice(name="tiny"))
-    assert "20 of 29 photos are usable" in tried.row.error
+    trial = Prober(replace(attempts, sources=sources)).probe(BackboneChoice(name="tiny"))
+    assert "20 of 29 photos are usable" in trial.row.error
 
 
-def test_progress_is_told_by_backbone(attempts: Attempts) -> None:
-    """Every photo counts, under the name of the backbone that is tried."""
-    told: list[tuple[str, int, int]] = []
-    attempts = replace(attempts, on_progress=lambda *step: told.append(step))
-    Prober(attempts).tried(BackboneChoice(name="tiny", image_size=32, views=2))
-    assert told == [("try tiny@32x2", done, 42) for done in range(43)]
+def test_progress_has_the_name_of_the_backbone(attempts: Attempts) -> None:
+    """Progress counts every photo in a stage named after the backbone."""
+    steps: list[tuple[str, int, int]] = []
+    attempts = replace(attempts, on_progress=lambda *step: steps.append(step))
+    Prober(attempts).probe(BackboneChoice(name="tiny", image_size=32, views=2))
+    assert steps == [("try tiny@32x2", done, 42) for done in range(43)]

@@ -1,4 +1,4 @@
-"""The backbone that is taken is worth what it costs, and one that cannot be had stops nobody."""
+"""Ranking of backbones by gain and cost; a backbone that fails does not stop it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from topwork_trainer.cache import FILE
 from topwork_trainer.cli.rank import rank as command
 from topwork_trainer.fit.attempts import Attempts
 from topwork_trainer.ranking import rank as module
-from topwork_trainer.ranking.probe import Tried
-from topwork_trainer.ranking.rank import choose, explain, rank, select, shown
+from topwork_trainer.ranking.probe import Trial
+from topwork_trainer.ranking.rank import choose, explain, notation, rank, select
 
 IMAGES = 1000
 
 
-def tried(choice: str, milliseconds: float, wrong: range, *, images: int = IMAGES) -> Tried:
-    """Return a backbone that called all images right but those."""
-    asked = backbones.parse(choice)
+def trial(text: str, milliseconds: float, wrong: range, *, images: int = IMAGES) -> Trial:
+    """Return the trial of a backbone that was right on all images except ``wrong``."""
+    choice = backbones.parse(text)
     accuracy = 1 - len(wrong) / images
-    return Tried(
-        choice=asked,
+    return Trial(
+        choice=choice,
         row=RankedBackbone(
-            name=asked.name,
-            image_size=asked.image_size or 224,
-            views=asked.views,
+            name=choice.name,
+            image_size=choice.image_size or 224,
+            views=choice.views,
             accuracy=accuracy,
             accuracy_low=accuracy - 0.01,
             accuracy_high=accuracy + 0.01,
@@ -51,52 +51,52 @@ def tried(choice: str, milliseconds: float, wrong: range, *, images: int = IMAGE
     )
 
 
-def failed(choice: str, error: str) -> Tried:
-    one = tried(choice, 0.0, range(IMAGES))
-    return replace(one, row=replace(one.row, error=error), right={})
+def failed(text: str, error: str) -> Trial:
+    successful = trial(text, 0.0, range(IMAGES))
+    return replace(successful, row=replace(successful.row, error=error), right={})
 
 
 @pytest.mark.parametrize(
-    ("wrong_of_cheap", "wrong_of_dear", "images", "taken"),
+    ("wrong_of_cheap", "wrong_of_expensive", "images", "chosen"),
     [
         (range(20), range(16), 1000, "cheap"),  # 0.4 points, though never worse
-        (range(20), range(15), 1000, "dear"),  # 0.5 points, 2 standard errors
+        (range(20), range(15), 1000, "expensive"),  # 0.5 points, 2 standard errors
         (range(20), range(20), 1000, "cheap"),
         (range(15), range(20), 1000, "cheap"),
         (range(100), range(100, 190), 1000, "cheap"),  # 1 point, 0.7 standard errors
-        (range(100), range(100, 180), 1000, "dear"),  # 2 points, 1.5 standard errors
-        (range(1), range(0), 50, "cheap"),  # 2 points, but of one photo
+        (range(100), range(100, 180), 1000, "expensive"),  # 2 points, 1.5 standard errors
+        (range(1), range(0), 50, "cheap"),  # 2 points, but only one photo
     ],
 )
-def test_dearer_one_is_taken_only_for_a_gain_beyond_noise(
-    wrong_of_cheap: range, wrong_of_dear: range, images: int, taken: str
+def test_choose_takes_an_expensive_backbone_only_for_a_gain_beyond_noise(
+    wrong_of_cheap: range, wrong_of_expensive: range, images: int, chosen: str
 ) -> None:
     """The gain must be half a point and more than a standard error of the paired difference."""
-    cheap = tried("cheap", 5, wrong_of_cheap, images=images)
-    dear = tried("dear", 9, wrong_of_dear, images=images)
-    assert choose([dear, cheap]).choice.name == taken
+    cheap = trial("cheap", 5, wrong_of_cheap, images=images)
+    expensive = trial("expensive", 9, wrong_of_expensive, images=images)
+    assert choose([expensive, cheap]).choice.name == chosen
 
 
-def test_each_step_up_must_pay() -> None:
-    """What was taken is what the next dearer one has to beat, not the cheapest."""
+def test_choose_compares_with_the_backbone_chosen_so_far() -> None:
+    """The next more expensive backbone must beat the chosen one, not the cheapest."""
     a, b, c = (
-        tried("a", 1, range(50)),
-        tried("b", 2, range(30)),
-        tried("c", 3, range(27)),
+        trial("a", 1, range(50)),
+        trial("b", 2, range(30)),
+        trial("c", 3, range(27)),
     )
     assert choose([c, a, b]) is b
     assert choose([c, a]) is c
 
 
-def test_only_photos_that_both_judged_count() -> None:
-    """A backbone that missed photos is compared on the others; without any it is not taken."""
-    cheap, dear = tried("cheap", 1, range(50)), tried("dear", 2, range(0))
-    easy = replace(dear, right={str(image): True for image in range(50, IMAGES)})
+def test_choose_compares_photos_that_both_judged() -> None:
+    """Backbones are compared on shared photos; without any, the expensive one is not chosen."""
+    cheap, expensive = trial("cheap", 1, range(50)), trial("expensive", 2, range(0))
+    easy = replace(expensive, right={str(image): True for image in range(50, IMAGES)})
     assert choose([cheap, easy]) is cheap
-    assert choose([cheap, replace(dear, right={"another": True})]) is cheap
+    assert choose([cheap, replace(expensive, right={"another": True})]) is cheap
 
 
-def bench_of(labels: str, count: int) -> Attempts:
+def attempts_of(labels: str, count: int) -> Attempts:
     from topwork.training.embed import ImageSource
 
     return Attempts(
@@ -114,125 +114,126 @@ def bench_of(labels: str, count: int) -> Attempts:
     )
 
 
-class Script:
-    """Stands in for a Prober: knows how each backbone does, and notes which were tried."""
+class FakeProber:
+    """Prober with known trials, which records the probed backbones."""
 
-    def __init__(self, *known: Tried) -> None:
-        self.known = {str(one.choice): one for one in known}
-        self.asked: list[str] = []
+    def __init__(self, *trials: Trial) -> None:
+        self.trials = {str(trial.choice): trial for trial in trials}
+        self.probed: list[str] = []
         self.photos = 0
 
-    def __call__(self, attempts: Attempts) -> Script:
-        """Count the photos, where a Prober is made."""
+    def __call__(self, attempts: Attempts) -> FakeProber:
+        """Stand in for the constructor: count the photos."""
         self.photos = len(attempts.sources)
         return self
 
-    def tried(self, choice: BackboneChoice) -> Tried:
-        """Return it, or a failure."""
-        self.asked.append(str(choice))
-        return self.known.get(str(choice)) or failed(str(choice), f"no {choice}")
+    def probe(self, choice: BackboneChoice) -> Trial:
+        """Return the known trial, or a failure."""
+        self.probed.append(str(choice))
+        return self.trials.get(str(choice)) or failed(str(choice), f"no {choice}")
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    """Return what all backbones are asked of."""
-    made = Script(
-        tried("a", 5, range(100)),
-        tried("b", 8, range(90)),
-        tried("c", 20, range(120)),
-        tried("a@288", 9, range(80)),
-        tried("a@320", 11, range(78)),
-        tried("b@288", 14, range(79)),
-        tried("a+b@320", 22, range(60)),
-        tried("a+b@320x2", 44, range(58)),
+def prober(monkeypatch: pytest.MonkeyPatch) -> FakeProber:
+    """Return the prober that stands in for the real one."""
+    fake = FakeProber(
+        trial("a", 5, range(100)),
+        trial("b", 8, range(90)),
+        trial("c", 20, range(120)),
+        trial("a@288", 9, range(80)),
+        trial("a@320", 11, range(78)),
+        trial("b@288", 14, range(79)),
+        trial("a+b@320", 22, range(60)),
+        trial("a+b@320x2", 44, range(58)),
     )
-    monkeypatch.setattr(module, "Prober", made)
+    monkeypatch.setattr(module, "Prober", fake)
     monkeypatch.setattr(backbones, "available", lambda: ["a", "b", "c"])
-    return made
+    return fake
 
 
-def test_rank_is_best_first_and_failures_last(script: Script) -> None:
-    """The most accurate leads, the chosen one is marked, and what failed says why."""
-    choices = [backbones.parse(one) for one in ("nonsense", "c", "a@288", "a", "b")]
-    taken, rows = rank(bench_of("xy", 4), choices)
+def test_rank_sorts_by_accuracy_with_failures_last(prober: FakeProber) -> None:
+    """The most accurate row is first, the chosen row is marked, and failures have the error."""
+    choices = [backbones.parse(text) for text in ("nonsense", "c", "a@288", "a", "b")]
+    chosen, rows = rank(attempts_of("xy", 4), choices)
     assert [row.name for row in rows] == ["a", "b", "a", "c", "nonsense"]
     assert [row.chosen for row in rows] == [True, False, False, False, False]
-    assert taken == backbones.parse("a@288")
+    assert chosen == backbones.parse("a@288")
     assert rows[-1].error == "no nonsense"
-    assert script.asked == [str(choice) for choice in choices]
+    assert prober.probed == [str(choice) for choice in choices]
 
 
-def test_rank_takes_a_sample(script: Script) -> None:
-    """Only about as many photos as asked for are embedded."""
-    rank(bench_of("wxyz", 100), [BackboneChoice(name="a")], size=40)
-    assert script.photos == 40
+def test_rank_uses_a_sample(prober: FakeProber) -> None:
+    """Only as many photos as ``size`` are embedded."""
+    rank(attempts_of("wxyz", 100), [BackboneChoice(name="a")], size=40)
+    assert prober.photos == 40
 
 
-@pytest.mark.usefixtures("script")
-def test_nothing_that_works_is_an_error() -> None:
-    """If no backbone can be used, the error has every reason."""
+@pytest.mark.usefixtures("prober")
+def test_rank_raises_if_all_backbones_fail() -> None:
+    """If no backbone can be used the error has the reason of each."""
     choices = [BackboneChoice(name="x"), BackboneChoice(name="y")]
     with pytest.raises(InvalidInput, match="x: no x; y: no y"):
-        rank(bench_of("xy", 4), choices)
+        rank(attempts_of("xy", 4), choices)
     with pytest.raises(InvalidInput, match="no nonsense"):
-        select(bench_of("xy", 4), name="nonsense", image_size="auto", views="auto")
+        select(attempts_of("xy", 4), name="nonsense", image_size="auto", views="auto")
 
 
-def test_select_looks_further_only_where_it_is_good(script: Script) -> None:
-    """All names; then larger images for the best two, these two joined, and its mirror image."""
-    taken, rows = select(bench_of("xy", 4), image_size="auto", views="auto")
-    assert script.asked == [
+def test_select_tries_variants_of_the_best_backbones_only(prober: FakeProber) -> None:
+    """All names, larger images for the best two, these two joined, then two views."""
+    chosen, rows = select(attempts_of("xy", 4), image_size="auto", views="auto")
+    assert prober.probed == [
         *("a", "b", "c"),
         *("b@288", "b@320", "a@288", "a@320"),
         "a+b@320",
         "a+b@320x2",
     ]
-    assert str(taken) == "a+b@320"  # two views gain only 0.2 points
-    assert len(rows) == len(script.asked)
-    assert [shown(row) for row in rows if row.chosen] == ["a+b@320"]
+    assert str(chosen) == "a+b@320"  # two views gain only 0.2 points
+    assert len(rows) == len(prober.probed)
+    assert [notation(row) for row in rows if row.chosen] == ["a+b@320"]
 
 
-def test_select_leaves_what_was_asked_for(script: Script) -> None:
-    """A named backbone is not exchanged or joined, a given size and number of views are kept."""
-    taken, _ = select(bench_of("xy", 4), name="a", image_size="auto")
-    assert script.asked == ["a", "a@288", "a@320"]
-    assert str(taken) == "a@288"
-    script.asked.clear()
+def test_select_keeps_given_name_size_and_views(prober: FakeProber) -> None:
+    """A named backbone is not replaced or joined; given size and views are not changed."""
+    chosen, _ = select(attempts_of("xy", 4), name="a", image_size="auto")
+    assert prober.probed == ["a", "a@288", "a@320"]
+    assert str(chosen) == "a@288"
+    prober.probed.clear()
     with pytest.raises(InvalidInput):
-        select(bench_of("xy", 4), image_size=288, views=2)
-    assert script.asked == ["a@288x2", "b@288x2", "c@288x2"]
+        select(attempts_of("xy", 4), image_size=288, views=2)
+    assert prober.probed == ["a@288x2", "b@288x2", "c@288x2"]
 
 
-@pytest.mark.usefixtures("script")
-def test_weights_need_a_name(tmp_path: Path) -> None:
-    """One file cannot be the weights of every backbone."""
+@pytest.mark.usefixtures("prober")
+def test_select_refuses_weights_without_a_name(tmp_path: Path) -> None:
+    """A weights file belongs to one backbone."""
     with pytest.raises(InvalidInput, match="needs the name"):
-        select(bench_of("xy", 4), weights=tmp_path / "w.pth")
+        select(attempts_of("xy", 4), weights=tmp_path / "w.pth")
 
 
-@pytest.mark.usefixtures("script")
-def test_cost_stands_beside_gain() -> None:
-    """The sentence has points gained and times the cost, or says that dearer ones are no better."""
-    _, rows = rank(bench_of("xy", 4), [BackboneChoice(name="a"), backbones.parse("a@288")])
+@pytest.mark.usefixtures("prober")
+def test_explain_has_gain_and_cost() -> None:
+    """The sentence has gain and relative cost, or says that no other backbone is better."""
+    _, rows = rank(attempts_of("xy", 4), [BackboneChoice(name="a"), backbones.parse("a@288")])
     assert explain(rows) == (
-        "a@288 is taken: accuracy 0.920 at 9.0 ms an image on one core, which is +2.0 points for"
-        " 1.8 times the cost of the cheapest, a@224 (accuracy 0.900 at 5.0 ms an image on one core)"
+        "a@288 is chosen: accuracy 0.920 at 9.0 ms per image on one core, which is +2.0 points"
+        " for 1.8 times the cost of the cheapest, a@224 (accuracy 0.900 at 5.0 ms per image on one"
+        " core)"
     )
-    _, rows = rank(bench_of("xy", 4), [BackboneChoice(name="a"), BackboneChoice(name="c")])
-    assert explain(rows).startswith("a@224 is taken: accuracy 0.900 at 5.0 ms")
+    _, rows = rank(attempts_of("xy", 4), [BackboneChoice(name="a"), BackboneChoice(name="c")])
+    assert explain(rows).startswith("a@224 is chosen: accuracy 0.900 at 5.0 ms")
 
 
 @pytest.mark.parametrize("text", ["a@288", "a@288x2", "a@x2", "a+b@96x2", "a"])
-def test_rows_are_shown_as_they_are_asked_for(text: str) -> None:
-    """What a table shows can be given to --backbones, also for what never ran."""
-    asked = backbones.parse(text)
-    row = replace(failed(text, "no").row, image_size=asked.image_size or 0)
-    assert backbones.parse(shown(row)) == asked
+def test_notation_of_a_row_can_be_parsed(text: str) -> None:
+    """The name in a row can be passed to --backbones, also for a backbone that failed."""
+    choice = backbones.parse(text)
+    row = replace(failed(text, "no").row, image_size=choice.image_size or 0)
+    assert backbones.parse(notation(row)) == choice
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Return folders of 12 pictures each."""
+    """Return a data folder with 12 pictures of each label."""
     for label in ("amber", "blue", "crimson"):
         folder = tmp_path / "data" / label
         folder.mkdir(parents=True)
@@ -242,7 +243,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def store(root: Path, name: str) -> None:
-    """Let a tiny backbone pass for the export of ``name``."""
+    """Store the tiny backbone as the export of ``name``."""
     model = onnx.load_from_string(tiny.backbone_model())
     model.doc_string = name
     content = model.SerializeToString()
@@ -255,17 +256,17 @@ def store(root: Path, name: str) -> None:
     Repository(root).put_backbone(content, info)
 
 
-def test_command_prints_rows(data: Path, tmp_path: Path) -> None:
-    """With --json there is one object with all rows; exports and embeddings are in the cache."""
+def test_command_prints_json_with_all_rows(data: Path, tmp_path: Path) -> None:
+    """--json prints one object with all rows; embeddings are stored in the cache."""
     for name in ("efficientnet_lite0", "efficientnet_lite1@64"):
         store(tmp_path / "cache", name)
     wanted = "efficientnet_lite0, efficientnet_lite1@64, efficientnet_lite9"
     arguments = [str(data), "--backbones", wanted, "--cache", str(tmp_path / "cache")]
     done = CliRunner().invoke(command, [*arguments, "--sample", "30", "--json"])
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["chosen"] in {"efficientnet_lite0", "efficientnet_lite1@64"}
-    *working, broken = told["backbones"]
+    printed = json.loads(done.stdout)
+    assert printed["chosen"] in {"efficientnet_lite0", "efficientnet_lite1@64"}
+    *working, broken = printed["backbones"]
     assert {row["name"] for row in working} == {"efficientnet_lite0", "efficientnet_lite1"}
     assert all(row["accuracy"] > 0.8 and row["milliseconds"] > 0 for row in working)
     assert "unknown backbone 'efficientnet_lite9'" in broken["error"]
@@ -273,19 +274,19 @@ def test_command_prints_rows(data: Path, tmp_path: Path) -> None:
 
 
 def test_command_shows_a_table(data: Path, tmp_path: Path) -> None:
-    """A person sees a table and a sentence; without a cache nothing is left but the exports."""
+    """The command prints a table and a sentence; with --no-cache only exports are stored."""
     store(tmp_path / "repository", "efficientnet_lite0@64x2")
     options = ["--repository", str(tmp_path / "repository"), "--no-cache"]
-    asked = ["--backbones", "efficientnet_lite0", "--image-size", "64", "--views", "2"]
-    done = CliRunner().invoke(command, [str(data), *asked, *options])
+    backbone = ["--backbones", "efficientnet_lite0", "--image-size", "64", "--views", "2"]
+    done = CliRunner().invoke(command, [str(data), *backbone, *options])
     assert done.exit_code == 0, done.output
     assert "accuracy (95 %)" in done.stdout
-    assert "efficientnet_lite0@16x2 is taken" in done.stdout
+    assert "efficientnet_lite0@16x2 is chosen" in done.stdout
     assert [path.name for path in (tmp_path / "repository").iterdir()] == ["backbones"]
 
 
-def test_command_refuses_what_no_backbone_takes(data: Path) -> None:
-    """A size out of bounds is an error of the command, not a row."""
+def test_command_refuses_an_invalid_size(data: Path) -> None:
+    """A size out of bounds is an error of the command, not of a row."""
     done = CliRunner().invoke(command, [str(data), "--backbones", "efficientnet_lite0@9999"])
     assert isinstance(done.exception, InvalidInput)
     assert "9999" in str(done.exception)

@@ -1,4 +1,4 @@
-"""Numbers and times as text in a report."""
+"""Formatting of numbers and times as text."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def few(number: int) -> str:
     return str(number)
 
 
-def several(number: int, one: str, many: str = "") -> str:
-    """Return a number and what is counted, such as ``1 image`` or ``2,000 images``."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+def several(number: int, singular: str, plural: str = "") -> str:
+    """Return a number with its noun, such as ``1 image`` or ``2,000 images``."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """Return a share in percent, such as ``91.9 %``; only all is ``100 %``, only nothing 0 %."""
+    """Return a share in percent, such as ``91.9 %``; ``100 %`` and ``0 %`` are exact."""
     if share in {0.0, 1.0}:
         return f"{100 * share:.0f}{NO_BREAK}%"
     smallest = 10**-digits
@@ -40,24 +40,24 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def between(low: float, high: float) -> str:
-    """Return an interval of shares in percent, such as ``90.6-93.0 %``, with a true dash."""
+    """Return an interval of shares in percent, such as ``90.6-93.0 %``, with an en dash."""
     return f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}{NO_BREAK}%"
 
 
 def points(difference: float) -> str:
-    """Return a difference of shares in percentage points, such as ``+0.4``, with a true minus."""
+    """Return a difference of shares in percentage points, such as ``+0.4``, with a minus sign."""
     return number(100 * difference, 1, sign=True)
 
 
 def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
-    """Return a number with so many decimals and a true minus; ``sign``: a plus, too."""
+    """Return a number with ``digits`` decimals and a minus sign; ``sign`` adds a plus sign, too."""
     rounded = round(value, digits) or 0.0
     plus = "+" if sign and rounded > 0 else ""
     return f"{plus}{rounded:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def spaced(word: str) -> str:
-    """Return a program's word as people write it, such as ``nearest mean``."""
+    """Return an identifier with spaces, such as ``nearest mean`` for ``nearest_mean``."""
     return word.replace("_", " ")
 
 

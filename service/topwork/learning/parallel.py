@@ -1,4 +1,4 @@
-"""Deterministic parallel sums: fixed parts, whatever the number of threads."""
+"""Deterministic parallel computation: fixed parts for any number of threads."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Result = TypeVar("Result")
 
 
 class Threads:
-    """At most ``count`` threads that compute at a time; a context manager.
+    """Pool of at most ``count`` computing threads; a context manager.
 
-    What the parts are must not depend on ``count``: sums of other parts round otherwise.
+    The parts must not depend on ``count``: sums of different parts round differently.
     """
 
     def __init__(self, count: int) -> None:
@@ -33,28 +33,30 @@ class Threads:
             self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
-        """Return the result of each part, in their order; no part may call this."""
+        """Return the result of each part, in order; a part must not call this."""
         return list(map(function, parts) if self._pool is None else self._pool.map(function, parts))
 
-    def together(self, *calls: Callable[[], Result]) -> list[Result]:
-        """Return the results of calls that mostly wait for parts of theirs, in their order.
+    def run_all(self, *calls: Callable[[], Result]) -> list[Result]:
+        """Return the results of calls that mostly wait for their own ``map``, in order.
 
-        So the parts of all of them keep the threads busy, and none waits for the slowest of others.
+        The parts of all calls share the pool's threads, so no thread idles while a call finishes.
         """
         if self._pool is None or len(calls) < 2:
             return [call() for call in calls]
         with ThreadPoolExecutor(len(calls)) as waiting:
-            return [one.result() for one in [waiting.submit(call) for call in calls]]
+            return [future.result() for future in [waiting.submit(call) for call in calls]]
 
-    def both(self, one: Callable[[], Result], other: Callable[[], Part]) -> tuple[Result, Part]:
-        """Return the results of two such calls."""
+    def run_both(
+        self, first_call: Callable[[], Result], second_call: Callable[[], Part]
+    ) -> tuple[Result, Part]:
+        """Return the results of two calls, as ``run_all`` does for calls of one type."""
         if self._pool is None:
-            return one(), other()
+            return first_call(), second_call()
         with ThreadPoolExecutor(1) as waiting:
-            first = waiting.submit(one)
-            second = other()
+            first = waiting.submit(first_call)
+            second = second_call()
             return first.result(), second
 
 
-ALONE = Threads(1)
-"""No other thread than the caller's."""
+SINGLE_THREAD = Threads(1)
+"""Runs everything in the caller's thread."""

@@ -1,4 +1,4 @@
-"""Paired comparison of heads by cross-validation on the same folds, image by image."""
+"""Cross-validation of heads on the same folds, with paired comparisons image by image."""
 
 from __future__ import annotations
 
@@ -15,92 +15,92 @@ from topwork.bundle.head import Scorer, softmax
 from topwork.bundle.recipe import HeadKind
 from topwork.learning.calibration import find_temperature, log_losses
 from topwork.learning.families import FAMILIES
-from topwork.learning.sharing import ALONE, Threads
+from topwork.learning.parallel import SINGLE_THREAD, Threads
 from topwork.learning.task import Task, balanced_weights, take_turns
 
-_ROWS = 4096
-"""Rows that are normalised at once."""
+_BLOCK_ROWS = 4096
+"""Rows per block; raising it uses more memory."""
 
 
-# Not slotted: cached properties need the dictionary.
+# Not slotted: cached properties need __dict__.
 @dataclass(frozen=True, kw_only=True)
-class Judge:
-    """N exemplars of C classes and their folds: -1 teaches always and is never judged."""
+class CrossValidation:
+    """N exemplars of C classes with their folds; fold -1 is always trained on, never evaluated."""
 
     embeddings: NDArray[np.float32]
     """(N, D)"""
     every_target: NDArray[np.int64]
-    """(N,), all classes, judged or not."""
+    """(N,), classes of all rows, evaluated or not."""
     classes: int
     folds: NDArray[np.int64]
     """(N,)"""
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
-        """Return which rows are judged, (J,)."""
+        """Return the indices of the evaluated rows, (J,)."""
         return np.flatnonzero(self.folds >= 0)
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
-        """Return the classes of the judged rows, (J,)."""
+        """Return the classes of the evaluated rows, (J,)."""
         return self.every_target[self.rows]
 
     @cached_property
     def weights(self) -> NDArray[np.float64]:
-        """Return what each judged row counts, (J,): all classes alike.
+        """Return the weights of the evaluated rows, (J,), balanced by class.
 
-        A row whose class no other fold has is judged, but teaches nothing about certainty.
+        A row is evaluated but has weight 0 if no other fold has its class.
         """
         counts = np.bincount(self.every_target, minlength=self.classes)
         group = self.targets * FOLDS + self.folds[self.rows]
-        taught = np.bincount(group)[group] < counts[self.targets]
-        return np.asarray(balanced_weights(self.targets, self.classes) * taught)
+        has_other_fold = np.bincount(group)[group] < counts[self.targets]
+        return np.asarray(balanced_weights(self.targets, self.classes) * has_other_fold)
 
     @cached_property
     def judged_folds(self) -> NDArray[np.int64]:
-        """Return the folds that have judged rows, (F,), in order."""
+        """Return the folds with evaluated rows, (F,), in order."""
         return np.unique(self.folds[self.rows])
 
     @cached_property
     def sets(self) -> NDArray[np.bool_]:
-        """Return which rows teach, (F, N): all but those of one fold, fold by fold."""
+        """Return the training sets, (F, N): all rows except those of one fold."""
         return np.asarray(self.folds != self.judged_folds[:, None])
 
-    def sample(self, rows: int) -> Judge:
-        """Return a judge of so many rows only, of all if there are no more.
+    def sample(self, rows: int) -> CrossValidation:
+        """Return the cross-validation of a sample of ``rows`` rows, balanced across classes.
 
-        Classes take turns, in the order of the exemplars: of their digests. If the sample has no
-        row that may be judged, as after fine-tuning it may be, all rows are taken.
+        The sample has the first exemplars of each class, in the order of their digests. If it has
+        no row that can be evaluated, which is possible after fine-tuning, all rows are used.
         """
-        kept = take_turns(self.every_target, rows)
-        if len(kept) == len(self.folds) or (self.folds[kept] < 0).all():
+        sampled = take_turns(self.every_target, rows)
+        if len(sampled) == len(self.folds) or (self.folds[sampled] < 0).all():
             return self
-        return Judge(
-            embeddings=self.embeddings[kept],
-            every_target=self.every_target[kept],
+        return CrossValidation(
+            embeddings=self.embeddings[sampled],
+            every_target=self.every_target[sampled],
             classes=self.classes,
-            folds=self.folds[kept],
+            folds=self.folds[sampled],
         )
 
-    def shortened(self, rows: int) -> Judge:
-        """Return a judge of the first folds only, of as many as have ``rows`` rows together."""
+    def first_folds(self, rows: int) -> CrossValidation:
+        """Return the cross-validation of the first folds that together have ``rows`` rows."""
         enough = np.cumsum(np.bincount(self.folds[self.rows])) >= rows
         last = int(enough.argmax()) if enough.any() else FOLDS
         return replace(self, folds=np.where(self.folds <= last, self.folds, -1))
 
-    def remaining(self, short: Judge) -> Judge:
-        """Return a judge of the folds that ``short``, which is shortened, does not judge."""
-        return replace(self, folds=np.where(short.folds < 0, self.folds, -1))
+    def remaining_folds(self, race: CrossValidation) -> CrossValidation:
+        """Return the cross-validation of the folds that ``race``, of first folds, lacks."""
+        return replace(self, folds=np.where(race.folds < 0, self.folds, -1))
 
-    def task(self, normaliser: Normaliser, threads: Threads = ALONE) -> Task:
-        """Return what is to be learnt of the exemplars."""
+    def task(self, normaliser: Normaliser, threads: Threads = SINGLE_THREAD) -> Task:
+        """Return the learning task of the normalised exemplars."""
         features = np.empty_like(self.embeddings)
 
         def fill(start: int) -> None:
-            block = slice(start, start + _ROWS)
+            block = slice(start, start + _BLOCK_ROWS)
             features[block] = normaliser(self.embeddings[block])
 
-        threads.map(fill, range(0, len(features), _ROWS))
+        threads.map(fill, range(0, len(features), _BLOCK_ROWS))
         return Task(features=features, targets=self.every_target, classes=self.classes)
 
     def trials(
@@ -109,21 +109,21 @@ class Judge:
         normaliser: Normaliser,
         kind: HeadKind,
         strengths: Sequence[float],
-        threads: Threads = ALONE,
+        threads: Threads = SINGLE_THREAD,
     ) -> list[Trial]:
-        """Return a trial a strength: each judged row by a head that saw none of its fold."""
+        """Return a trial per strength: each row is evaluated by a head trained without its fold."""
         scores = self.scores(task, kind, strengths, threads)
         return threads.map(
             lambda at: self._trial(kind, normaliser, strengths[at], scores[at]),
             range(len(strengths)),
         )
 
-    def completed(self, trial: Trial, short: Judge, task: Task, threads: Threads) -> Trial:
-        """Return ``short``'s trial with the rows judged, too, that ``short`` did not judge."""
-        rest = self.remaining(short)
+    def complete(self, trial: Trial, race: CrossValidation, task: Task, threads: Threads) -> Trial:
+        """Return a trial of ``race``, the first folds, completed with the remaining folds."""
+        rest = self.remaining_folds(race)
         (others,) = rest.scores(task, trial.kind, (trial.strength,), threads)
         scores = np.empty((len(self.rows), self.classes), dtype=np.float32)
-        scores[np.searchsorted(self.rows, short.rows)] = trial.scores
+        scores[np.searchsorted(self.rows, race.rows)] = trial.scores
         scores[np.searchsorted(self.rows, rest.rows)] = others
         return self._trial(trial.kind, trial.normaliser, trial.strength, scores)
 
@@ -137,8 +137,8 @@ class Judge:
         def score(scorers: list[Scorer]) -> NDArray[np.float32]:
             scores = np.empty((len(self.rows), task.classes), dtype=np.float32)
             for fold, scorer in zip(self.judged_folds, scorers, strict=True):
-                mine = np.flatnonzero(self.folds[self.rows] == fold)
-                scores[mine] = task.scores(scorer, self.rows[mine])
+                positions = np.flatnonzero(self.folds[self.rows] == fold)
+                scores[positions] = task.scores(scorer, self.rows[positions])
             return scores
 
         return threads.map(score, solved)
@@ -165,11 +165,11 @@ class Judge:
         return float(self.weights @ trial.losses / max(self.weights.sum(), 1e-12))
 
     def accuracy(self, trial: Trial) -> float:
-        """Return the share of judged rows whose highest score is right."""
+        """Return the share of evaluated rows whose highest score is of their class."""
         return float((trial.scores.argmax(axis=1) == self.targets).mean())
 
     def best(self, groups: Iterable[Sequence[Trial]]) -> Trial:
-        """Return the trial of least loss, but one of an earlier group if that is as good.
+        """Return the trial of least loss, or of the first group that is as good.
 
         As good: the paired difference is within its standard error (Breiman et al., 1984).
         """
@@ -178,10 +178,10 @@ class Judge:
     def contenders(
         self, groups: Iterable[Sequence[Trial]], *, errors: float, slack: float = 0.0
     ) -> list[Trial]:
-        """Return the best trial of each group, but of those that another's best is better than.
+        """Return the best trial of each group that is not clearly worse than the best of all.
 
-        Better: by more than so many standard ``errors`` of the paired difference, and by more than
-        ``slack``, a share of the least loss.
+        Clearly worse: by more than ``errors`` standard errors of the paired difference, and by more
+        than ``slack`` times the least loss.
         """
         leaders = [min(group, key=self.loss) for group in groups]
         least = min(leaders, key=self.loss)
@@ -191,21 +191,21 @@ class Judge:
             error = differences.std() / np.sqrt(len(differences))
             return bool(differences.mean() <= max(errors * error, slack * self.loss(least)))
 
-        return [one for one in leaders if contends(one)]
+        return [trial for trial in leaders if contends(trial)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A head that was cross-validated."""
+    """Cross-validated head."""
 
     kind: HeadKind
     normaliser: Normaliser
     strength: float
     scores: NDArray[np.float32]
-    """(J, C), each judged row's by a head that saw no row of its fold."""
+    """(J, C), scores of each evaluated row by a head trained without its fold."""
     temperature: float
     losses: NDArray[np.float32]
-    """(J,), log losses at that temperature."""
+    """(J,), log losses at the temperature."""
 
     def probabilities(self) -> NDArray[np.float32]:
         """Return the calibrated probabilities (J, C)."""

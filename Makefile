@@ -27,6 +27,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Tell the whole story; DATA=/path/to/folders NEW=class for your own photos
 	$(BIN)/topwork-train demo $(if $(DATA),"$(DATA)") $(if $(NEW),--new "$(NEW)")
 
+# Compiled once, and not in each of hundreds of processes, whatever the environment says.
+test test-fast: export PYTHONDONTWRITEBYTECODE :=
 test: $(INSTALLED)  ## Run all tests, on all cores
 	$(BIN)/python -m pytest --numprocesses auto
 

@@ -98,12 +98,18 @@ def repository(root: Path) -> Repository:
 
     1 refers to the shard of image 1, 2 to that of 2, 3 to those of 2 and 3, 4 to those of 2 to 4.
     """
+    made = _four_revisions(root)
+    grow_old(made)
+    return made
+
+
+@tiny.copied
+def _four_revisions(root: Path) -> Repository:
     made = Repository(root)
     one, two, three, four = (put_shard(made, number) for number in (1, 2, 3, 4))
     for shards in ([one], [two], [two, three], [two, three, four]):
         publish(made, shards)
     made.set_serving("m", 3, why="fit")
-    grow_old(made)
     return made
 
 

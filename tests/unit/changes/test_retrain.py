@@ -43,6 +43,7 @@ def repository(tmp_path: Path) -> Repository:
     return begun(tmp_path)
 
 
+@tiny.copied
 def begun(root: Path, first: int = 8) -> Repository:
     """Return a repository with a model ``m`` fitted on the ``first`` images of a and b."""
     made = Repository(root)

@@ -190,7 +190,7 @@ def copied(
 
     @functools.wraps(make)
     def copy(root: Path, /, *args: P.args, **kwargs: P.kwargs) -> Repository:
-        for path, content in files(*args, **kwargs).items():
+        for path, content in files(*args, **kwargs).items():  # type: ignore[arg-type]  # all are hashable
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_bytes(content)
         return Repository(root)

@@ -19,6 +19,11 @@ from topwork.bundle.store import Repository  # noqa: E402  # see above
 PHOTOS = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run integration tests last: the servers that they share are idle during no other tests."""
+    items.sort(key=lambda item: item.nodeid.startswith("tests/integration/"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_cache_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what commands cache away from the home of whoever runs the tests.

@@ -58,6 +58,7 @@ def run(code: str, *arguments: str, **variables: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_importing_topwork_changes_no_setting_of_the_process() -> None:
     """Beyond what the libraries change by themselves, which are imported first."""
     names = [

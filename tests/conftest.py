@@ -32,8 +32,16 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run integration tests last: the servers that they share are idle during no other tests."""
-    items.sort(key=lambda item: item.nodeid.startswith("tests/integration/"))
+    """Run short files last, which keep all processes busy, and right before them integration tests.
+
+    The servers that these share have idle workers until the end.
+    """
+    last = ("tests/unit/trainer/", "tests/integration/", "tests/unit/")
+
+    def place(item: pytest.Item) -> int:
+        return next((at for at, start in enumerate(last) if item.nodeid.startswith(start)), -1)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

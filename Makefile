@@ -29,8 +29,8 @@ demo: $(INSTALLED)  ## Tell the whole story; DATA=/path/to/folders NEW=class for
 
 # Compiled once, and not in each of hundreds of processes, whatever the environment says.
 test test-fast: export PYTHONDONTWRITEBYTECODE :=
-test: $(INSTALLED)  ## Run all tests, on all cores
-	$(BIN)/python -m pytest --numprocesses auto
+test: $(INSTALLED)  ## Run all tests, on all cores; one process more, for many tests wait for a server
+	$(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 
 test-fast: $(INSTALLED)  ## Run the tests that need neither torch nor a server process, in a minute
 	$(BIN)/python -m pytest --numprocesses auto -m 'not slow' --ignore tests/unit/trainer tests/unit

@@ -71,3 +71,16 @@ def flower_photos() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real photos are not at {folder} (set TOPWORK_FLOWER_PHOTOS)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a repository that holds the default backbone; the cache has it from now on."""
+    from topwork_trainer.backbones import DEFAULT, BackboneChoice
+    from topwork_trainer.backbones.exports import Exports
+    from topwork_trainer.backbones.prepare import prepare_backbone
+    from topwork_trainer.cli.options import cache_directory
+
+    root = tmp_path_factory.mktemp("exported")
+    prepare_backbone(Repository(root), BackboneChoice(name=DEFAULT), Exports(cache_directory()))
+    return root

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from google.longrunning import operations_pb2
+from support import tiny
 from support.pictures import picture, pictures
 from support.servers import Command, Running, Teach, eventually, failure
 
@@ -949,7 +950,9 @@ def test_an_upload_that_the_end_of_its_process_cuts_off_is_none(
 
 
 @pytest.mark.parametrize("ending", ["stream.close()", "", "raise SystemExit(0)", "client.close()"])
-def test_a_client_process_ends_well_amid_a_stream(server: Running, ending: str) -> None:
+def test_a_client_process_ends_well_amid_a_stream(
+    server: Running, ending: str, tmp_path: Path
+) -> None:
     """Its status is 0, however it leaves a stream whose source is in native code.
 
     gRPC takes from the source in a thread of its own, which must not come back when the interpreter
@@ -957,13 +960,13 @@ def test_a_client_process_ends_well_amid_a_stream(server: Running, ending: str) 
     """
     program = f"""
 import sys
+from pathlib import Path
 import numpy as np
-from support import tiny
 from support.pictures import picture
 from topwork.runtime.backend import open_session
 from topwork import Client
 
-session = open_session(tiny.busy_backbone_model(), output="embedding")
+session = open_session(Path(sys.argv[2]).read_bytes(), output="embedding")
 
 def images():
     yield (photo := picture("blue", 1))
@@ -975,9 +978,11 @@ stream = client.classify_stream("colours", images(), images_per_message=1)
 next(stream)
 {ending}
 """
+    model = tmp_path / "model.onnx"
+    model.write_bytes(tiny.busy_backbone_model())
     for _ in range(3):
         ended = subprocess.run(
-            [sys.executable, "-c", program, server.address],
+            [sys.executable, "-c", program, server.address, str(model)],
             capture_output=True,
             text=True,
             check=False,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -21,6 +22,30 @@ PHOTOS = Path(__file__).parents[2] / "shared" / "data"
 
 hypothesis.settings.register_profile("seeded", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("seeded")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage while modules and tests are made, nor among them later: all stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run short files last, which keep all processes busy, and right before them integration tests.
+
+    The servers that these share have idle workers until the end.
+    """
+    last = ("tests/unit/trainer/", "tests/integration/", "tests/unit/")
+
+    def place(item: pytest.Item) -> int:
+        return next((at for at, start in enumerate(last) if item.nodeid.startswith(start)), -1)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,3 +75,16 @@ def flower_photos() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real photos are not at {folder} (set TOPWORK_FLOWER_PHOTOS)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a repository that holds the default backbone; the cache has it from now on."""
+    from topwork_trainer.backbones import DEFAULT, BackboneChoice
+    from topwork_trainer.backbones.exports import Exports
+    from topwork_trainer.backbones.prepare import prepare_backbone
+    from topwork_trainer.cli.options import cache_directory
+
+    root = tmp_path_factory.mktemp("exported")
+    prepare_backbone(Repository(root), BackboneChoice(name=DEFAULT), Exports(cache_directory()))
+    return root

@@ -8,20 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from topwork.bundle.store import Repository
 from topwork_trainer import commands
-from topwork_trainer.backbones import DEFAULT, BackboneChoice
-from topwork_trainer.backbones.exports import Exports
-from topwork_trainer.backbones.prepare import prepare_backbone
-from topwork_trainer.cli.options import cache_directory
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a repository with the default backbone; its export is also in the cache."""
-    root = tmp_path_factory.mktemp("exported")
-    prepare_backbone(Repository(root), BackboneChoice(name=DEFAULT), Exports(cache_directory()))
-    return root
 
 
 @pytest.fixture(scope="session")

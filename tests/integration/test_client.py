@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from google.longrunning import operations_pb2
+from support import tiny
 from support.pictures import picture, pictures
 from support.servers import AddClass, Command, Running, eventually, failure
 
@@ -934,7 +935,9 @@ def test_process_exit_cancels_an_upload(idle: Running, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("ending", ["stream.close()", "", "raise SystemExit(0)", "client.close()"])
-def test_a_client_process_exits_cleanly_during_a_stream(server: Running, ending: str) -> None:
+def test_a_client_process_exits_cleanly_during_a_stream(
+    server: Running, ending: str, tmp_path: Path
+) -> None:
     """The exit status is 0, however a stream ends whose source is in native code.
 
     gRPC reads the source in its own thread, which must not return to Python after the interpreter
@@ -942,13 +945,13 @@ def test_a_client_process_exits_cleanly_during_a_stream(server: Running, ending:
     """
     program = f"""
 import sys
+from pathlib import Path
 import numpy as np
-from support import tiny
 from support.pictures import picture
 from topwork.runtime.backend import open_session
 from topwork import Client
 
-session = open_session(tiny.busy_backbone_model(), output="embedding")
+session = open_session(Path(sys.argv[2]).read_bytes(), output="embedding")
 
 def images():
     yield (photo := picture("blue", 1))
@@ -960,9 +963,11 @@ stream = client.classify_stream("colours", images(), images_per_message=1)
 next(stream)
 {ending}
 """
+    model = tmp_path / "model.onnx"
+    model.write_bytes(tiny.busy_backbone_model())
     for _ in range(3):
         ended = subprocess.run(
-            [sys.executable, "-c", program, server.address],
+            [sys.executable, "-c", program, server.address, str(model)],
             capture_output=True,
             text=True,
             check=False,

@@ -19,19 +19,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.longrunning import operations_pb2
 from google.rpc import error_details_pb2
 
-from support.certificates import Pem
 from topwork import CallFailed
 from topwork.client import calls
 from topwork.config import ServeConfig
 from topwork.limits import DEFAULT_LIMITS, ServerLimits
-from topwork.rpc import server
 from topwork.runtime import logs, process
+
+if TYPE_CHECKING:
+    from support.certificates import Pem
 
 T = TypeVar("T")
 AddClass = Callable[..., operations_pb2.Operation]
@@ -251,6 +252,8 @@ def main() -> None:
         }
     )
     process.configure()
+    from topwork.rpc import server  # not at the top: workers, which import this module, need none
+
     logs.configure(config.log_format)
     logs.capture(config.log_format)
     server.run(config)

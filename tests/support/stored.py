@@ -99,12 +99,18 @@ def repository(root: Path) -> Repository:
     Revision 1 refers to the shard of image 1, revision 2 to that of image 2, revision 3 to those of
     images 2 and 3, revision 4 to those of images 2 to 4.
     """
+    made = _four_revisions(root)
+    grow_old(made)
+    return made
+
+
+@tiny.copied
+def _four_revisions(root: Path) -> Repository:
     made = Repository(root)
     first, second, third, fourth = (put_shard(made, number) for number in (1, 2, 3, 4))
     for shards in ([first], [second], [second, third], [second, third, fourth]):
         publish(made, shards)
     made.set_serving("m", 3, why="fit")
-    grow_old(made)
     return made
 
 

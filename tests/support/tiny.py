@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Concatenate, ParamSpec
 
 import numpy as np
 import onnx
@@ -27,6 +30,8 @@ from topwork.report.content import Making
 from topwork.runtime.backend import open_session
 from topwork.training.embed import ImageSource, embed
 from topwork.training.publish import publish as publish_learned
+
+P = ParamSpec("P")
 
 SPEC = PreprocessSpec(resize=16, crop=16)
 WIDTH = 48
@@ -171,6 +176,29 @@ def publish_copy(
     )
 
 
+def copied(
+    make: Callable[Concatenate[Path, P], Repository],
+) -> Callable[Concatenate[Path, P], Repository]:
+    """Call ``make`` once per process and arguments; each repository is a copy of its files."""
+
+    @functools.cache
+    def files(*args: P.args, **kwargs: P.kwargs) -> dict[Path, bytes]:
+        with TemporaryDirectory() as directory:
+            made = make(Path(directory), *args, **kwargs).root
+            paths = [path for path in made.rglob("*") if path.is_file()]
+            return {path.relative_to(made): path.read_bytes() for path in paths}
+
+    @functools.wraps(make)
+    def copy(root: Path, /, *args: P.args, **kwargs: P.kwargs) -> Repository:
+        for path, content in files(*args, **kwargs).items():  # type: ignore[arg-type]  # all are hashable
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_bytes(content)
+        return Repository(root)
+
+    return copy
+
+
+@copied
 def repository(
     root: Path, *, labels: Sequence[str] = ("amber", "blue", "crimson", "green")
 ) -> Repository:

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import topwork
 import topwork_trainer
@@ -32,8 +30,6 @@ from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.runtime.backend import open_session
 from topwork.serving.head import HeadLoader
-from topwork_trainer.backbones import weights
-from topwork_trainer.finetuning import checkpoints
 
 ARRAYS = [*shards._DTYPES]
 MARK = Path(tempfile.gettempdir(), f"topwork-unpickled-{os.getpid()}")
@@ -46,29 +42,43 @@ class Hostile:
         return os.makedirs, (str(MARK), 0o700, True)
 
 
-def payloads() -> dict[str, bytes]:
-    """Return, by their formats, files that run code when they are unpickled."""
+# Not at the top of this file, since torch takes seconds to import.
+TORCH = pytest.mark.slow
+PAYLOADS = ["a pickle", "an array", "arrays", pytest.param("a state dict", marks=TORCH)]
+
+
+def contents(payload: str) -> bytes:
+    """Return a file that runs code when it is unpickled."""
+    content = io.BytesIO()
     objects = np.array([Hostile()], dtype=object)
-    array, arrays, state = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    np.save(array, objects, allow_pickle=True)
-    np.savez(arrays, allow_pickle=True, **dict.fromkeys(ARRAYS, objects))
-    torch.save({"weight": Hostile()}, state)
-    return {
-        "a pickle": pickle.dumps(Hostile()),
-        "an array": array.getvalue(),
-        "arrays": arrays.getvalue(),
-        "a state dict": state.getvalue(),
-    }
+    if payload == "a pickle":
+        pickle.dump(Hostile(), content)
+    elif payload == "an array":
+        np.save(content, objects, allow_pickle=True)
+    elif payload == "arrays":
+        np.savez(content, allow_pickle=True, **dict.fromkeys(ARRAYS, objects))
+    else:
+        import torch
+
+        torch.save({"weight": Hostile()}, content)
+    return content.getvalue()
 
 
-PAYLOADS = payloads()
+def load_weights(path: Path) -> None:
+    """Load weights into a layer of torch."""
+    from torch import nn
+
+    from topwork_trainer.backbones import weights
+
+    weights.load(nn.Linear(1, 1), path, name="it", unused=())
+
 
 LOADERS: dict[str, Callable[[Path], object]] = {
     "a shard": lambda path: open_shard(path, sha256(path.read_bytes())),
     "a backbone": lambda path: open_session(path.read_bytes(), output="embedding"),
     "a head": lambda path: HeadLoader().load(path.read_bytes(), width=8, labels=2, unknown=False),
     "a photo": lambda path: preprocess(path.read_bytes(), PreprocessSpec(resize=8, crop=8)),
-    "weights": lambda path: weights.load(nn.Linear(1, 1), path, name="it", unused=()),
+    "weights": load_weights,
     **{
         f"a document: {kind.__name__}": lambda path, kind=kind: from_json(  # type: ignore[misc]  # mypy cannot infer a lambda's default
             path.read_bytes(), kind, name="it"
@@ -89,10 +99,12 @@ def clean() -> Iterator[None]:
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_payload_runs_code_when_unpickled(payload: str) -> None:
     """Each payload works in a reader that unpickles, so the tests below can fail."""
-    content = io.BytesIO(PAYLOADS[payload])
+    content = io.BytesIO(contents(payload))
     if payload == "a pickle":
         pickle.load(content)  # noqa: S301  # the test needs an unsafe reader
     elif payload == "a state dict":
+        import torch
+
         torch.load(content, weights_only=False)
     else:
         loaded = np.load(content, allow_pickle=True)
@@ -100,21 +112,26 @@ def test_payload_runs_code_when_unpickled(payload: str) -> None:
     assert MARK.exists()
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    "loader", [pytest.param(one, marks=TORCH if one == "weights" else ()) for one in LOADERS]
+)
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_loader_unpickles(loader: str, payload: str, tmp_path: Path) -> None:
     """Every loader refuses every payload with an expected error and runs no code."""
     path = tmp_path / "file"
-    path.write_bytes(PAYLOADS[payload])
+    path.write_bytes(contents(payload))
     with pytest.raises(TopworkError) as caught:
         LOADERS[loader](path)
     assert isinstance(caught.value, Corrupt | ImageError | InvalidInput)
     assert not MARK.exists()
 
 
+@TORCH
 def test_checkpoint_with_a_valid_seal_runs_no_code(tmp_path: Path) -> None:
     """A forged checkpoint with a valid digest cannot run code in a fit."""
-    body = PAYLOADS["a state dict"]
+    from topwork_trainer.finetuning import checkpoints
+
+    body = contents("a state dict")
     seal = hashlib.sha256(b"run" + body).digest()
     (tmp_path / "m.pt").write_bytes(seal + body)
     with suppress(pickle.UnpicklingError):

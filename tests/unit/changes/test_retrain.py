@@ -44,6 +44,7 @@ def repository(tmp_path: Path) -> Repository:
     return fitted_repository(tmp_path)
 
 
+@tiny.copied
 def fitted_repository(root: Path, first: int = 8) -> Repository:
     """Return a repository with a model ``m`` fitted on the ``first`` images of a and b."""
     made = Repository(root)

@@ -58,6 +58,7 @@ def run(code: str, *arguments: str, **variables: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_import_changes_no_process_setting() -> None:
     """The comparison is with the settings after the libraries are imported."""
     names = [

@@ -98,6 +98,17 @@ def backbone_of(module: nn.Module) -> TorchBackbone:
     )
 
 
+@pytest.fixture(scope="module")
+def small() -> ExportedBackbone:
+    return export(backbone_of(Small()), open_session=open_session)
+
+
+@pytest.fixture(scope="module")
+def small_of_two_views() -> ExportedBackbone:
+    backbone = dataclasses.replace(backbone_of(Small()), views=2)
+    return export(backbone, open_session=open_session)
+
+
 def test_numbers_agree_with_torch(lite0: TorchBackbone, exported: ExportedBackbone) -> None:
     """The graph gives for pixels the embeddings that torch gives for normalised pixels."""
     images = np.random.default_rng(1).integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
@@ -142,10 +153,9 @@ def test_model_is_portable(exported: ExportedBackbone) -> None:
     assert image.shape[0] == embedding.shape[0] == "batch"
 
 
-def test_export_is_deterministic() -> None:
+def test_export_is_deterministic(small: ExportedBackbone) -> None:
     """Exporting the same backbone twice gives the same bytes."""
-    first = export(backbone_of(Small()), open_session=open_session)
-    assert export(backbone_of(Small()), open_session=open_session).onnx == first.onnx
+    assert export(backbone_of(Small()), open_session=open_session).onnx == small.onnx
 
 
 def test_export_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
@@ -185,26 +195,22 @@ def small_images(count: int) -> NDArray[np.uint8]:
     return np.random.default_rng(2).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
 
 
-def test_two_views_are_the_mean_of_image_and_mirror_image() -> None:
+def test_two_views_are_the_mean_of_image_and_mirror_image(
+    small: ExportedBackbone, small_of_two_views: ExportedBackbone
+) -> None:
     """A graph with two views gives the mean of the plain graph's two embeddings."""
-    plain = backbone_of(Small())
-    single = open_session(export(plain, open_session=open_session).onnx)
-    both = export(dataclasses.replace(plain, views=2), open_session=open_session)
+    single, both = open_session(small.onnx), open_session(small_of_two_views.onnx)
     images = small_images(3)
     expected = (single(images) + single(images[:, :, ::-1].copy())) / 2
-    np.testing.assert_allclose(open_session(both.onnx)(images), expected, atol=1e-6)
+    np.testing.assert_allclose(both(images), expected, atol=1e-6)
     assert not np.allclose(expected, single(images), atol=1e-4)
 
 
-def test_two_views_share_the_weights() -> None:
+def test_two_views_share_the_weights(
+    small: ExportedBackbone, small_of_two_views: ExportedBackbone
+) -> None:
     """The graph with two views has every weight once, and batch norms are folded."""
-    plain = backbone_of(Small())
-    graphs = [
-        onnx.load_from_string(
-            export(dataclasses.replace(plain, views=views), open_session=open_session).onnx
-        ).graph
-        for views in (1, 2)
-    ]
+    graphs = [onnx.load_from_string(made.onnx).graph for made in (small, small_of_two_views)]
     floats = [
         sum(int(np.prod(weight.dims)) for weight in graph.initializer if weight.data_type == 1)
         for graph in graphs

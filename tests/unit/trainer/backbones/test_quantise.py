@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from topwork.bundle.store import Repository
 from topwork.errors import ImageError
 from topwork.inputs.image import Pixels, preprocess
 from topwork.runtime.backend import open_session
-from topwork_trainer import backbones
-from topwork_trainer.backbones import export
 from topwork_trainer.backbones.quantise import (
     CALIBRATION_IMAGES,
     Embed,
@@ -279,23 +277,15 @@ def test_unreadable_calibration_image_raises_its_error() -> None:
         quantise(network(), broken())
 
 
-@pytest.fixture
-def _one_torch_thread() -> Iterator[None]:
-    """Use one thread: two that wait for each other on busy cores take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.photos
-@pytest.mark.usefixtures("_one_torch_thread")
-def test_lite0_on_photos(flower_photos: Path) -> None:
+def test_lite0_on_photos(flower_photos: Path, exported: Path) -> None:
     """int8 embeddings of photos not used for calibration are similar to those of fp32."""
-    lite0 = backbones.load(backbones.BackboneChoice(name="efficientnet_lite0"))
-    fp32 = export.export(lite0, open_session=embed).onnx
+    (lite0,) = Repository(exported).backbones()
+    fp32 = Repository(exported).backbone_model(lite0.digest)
     files = sorted(flower_photos.glob("*/*.jpg"))
-    pixels = [preprocess(file.read_bytes(), lite0.spec) for file in files[:: len(files) // 32]]
+    pixels = [
+        preprocess(file.read_bytes(), lite0.preprocess) for file in files[:: len(files) // 32]
+    ]
     int8 = quantise(fp32, pixels[::2])
     assert len(int8) < 0.3 * len(fp32)
     others = np.stack(pixels[1::2])

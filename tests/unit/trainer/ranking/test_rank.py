@@ -13,11 +13,13 @@ from support import tiny
 from support.pictures import pictures
 
 from topwork.bundle.files import sha256
+from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.report.content import RankedBackbone
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice
+from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.cache import FILE
 from topwork_trainer.cli.rank import rank as command
 from topwork_trainer.fit.attempts import Attempts
@@ -242,8 +244,8 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def store(root: Path, name: str) -> None:
-    """Store the tiny backbone as the export of ``name``."""
+def export_of(name: str) -> tuple[bytes, BackboneInfo]:
+    """Return the tiny backbone as the export of ``name``."""
     model = onnx.load_from_string(tiny.backbone_model())
     model.doc_string = name
     content = model.SerializeToString()
@@ -253,13 +255,13 @@ def store(root: Path, name: str) -> None:
         identity=backbones.parse(name).identity(),
         digest=sha256(content),
     )
-    Repository(root).put_backbone(content, info)
+    return content, info
 
 
 def test_command_prints_json_with_all_rows(data: Path, tmp_path: Path) -> None:
     """--json prints one object with all rows; embeddings are stored in the cache."""
     for name in ("efficientnet_lite0", "efficientnet_lite1@64"):
-        store(tmp_path / "cache", name)
+        Exports(tmp_path / "cache").put(*export_of(name))
     wanted = "efficientnet_lite0, efficientnet_lite1@64, efficientnet_lite9"
     arguments = [str(data), "--backbones", wanted, "--cache", str(tmp_path / "cache")]
     done = CliRunner().invoke(command, [*arguments, "--sample", "30", "--json"])
@@ -268,6 +270,7 @@ def test_command_prints_json_with_all_rows(data: Path, tmp_path: Path) -> None:
     assert printed["chosen"] in {"efficientnet_lite0", "efficientnet_lite1@64"}
     *working, broken = printed["backbones"]
     assert {row["name"] for row in working} == {"efficientnet_lite0", "efficientnet_lite1"}
+    assert {row["width"] for row in working} == {tiny.WIDTH}
     assert all(row["accuracy"] > 0.8 and row["milliseconds"] > 0 for row in working)
     assert "unknown backbone 'efficientnet_lite9'" in broken["error"]
     assert (tmp_path / "cache" / FILE).stat().st_size > 0
@@ -275,7 +278,7 @@ def test_command_prints_json_with_all_rows(data: Path, tmp_path: Path) -> None:
 
 def test_command_shows_a_table(data: Path, tmp_path: Path) -> None:
     """The command prints a table and a sentence; with --no-cache only exports are stored."""
-    store(tmp_path / "repository", "efficientnet_lite0@64x2")
+    Repository(tmp_path / "repository").put_backbone(*export_of("efficientnet_lite0@64x2"))
     options = ["--repository", str(tmp_path / "repository"), "--no-cache"]
     backbone = ["--backbones", "efficientnet_lite0", "--image-size", "64", "--views", "2"]
     done = CliRunner().invoke(command, [str(data), *backbone, *options])

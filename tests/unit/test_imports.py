@@ -37,6 +37,7 @@ def test_serving_package_imports_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_public_names_import_only_the_client() -> None:
     """All public names exist and need neither NumPy nor a package of the server."""
     heavy = {"numpy", "onnxruntime", "dbos", "PIL", "msgspec", "structlog"}
@@ -63,6 +64,7 @@ def test_public_names_import_only_the_client() -> None:
     assert done.stdout.strip() == f"{names!r} []"
 
 
+@pytest.mark.slow
 def test_client_commands_import_no_package_of_the_server() -> None:
     """Client commands start fast, without NumPy, msgspec and ONNX Runtime."""
     modules = ("add", "change", "classify", "health", "history", "models", "operations")
@@ -83,6 +85,7 @@ def test_import_from_the_former_module_warns() -> None:
     assert all(getattr(former, name) is getattr(topwork, name) for name in former.__all__)
 
 
+@pytest.mark.slow
 def test_client_does_not_register_the_inference_protocol() -> None:
     """The client works beside tritonclient, which registers the package `inference` itself."""
     code = (
@@ -117,6 +120,7 @@ def test_extras_install_the_server(extra: str) -> None:
     assert {"numpy", "dbos", "pillow", "msgspec"} <= required(f"topwork[{extra}]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "extras"), [("topwork", "cpu"), ("topwork_trainer", "cpu,train")]
 )
@@ -137,6 +141,7 @@ def test_command_without_its_packages_names_the_extra(module: str, extras: str) 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "command"), [("topwork", "serve"), ("topwork_trainer", "fit")])
 def test_package_runs_as_its_command(module: str, command: str) -> None:
     """`python -m topwork` is `topwork`, `python -m topwork_trainer` is `topwork-train`."""

@@ -34,6 +34,7 @@ def test_file_name_escapes_unsafe_bytes(raw: bytes, escaped: str) -> None:
     assert file_name(os.fsdecode(raw)) == escaped
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(st.binary(min_size=1, max_size=12), st.binary(min_size=1, max_size=12))
 def test_file_name_is_unique(first: bytes, second: bytes) -> None:
@@ -42,6 +43,7 @@ def test_file_name_is_unique(first: bytes, second: bytes) -> None:
     assert len(names) == len({first, second})
 
 
+@pytest.mark.slow
 def test_printable_escapes_all_unsafe_characters() -> None:
     """Exactly the categories Cc, Cs, Zl and Zp and the bidi controls are escaped."""
     for char in map(chr, range(sys.maxunicode + 1)):

@@ -314,6 +314,7 @@ def test_calls_are_counted_and_timed_by_method_and_code() -> None:
     assert "Forget" not in text(telemetry)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("timeout", "code"),
     [(60.0, "CANCELLED"), (0.05, "DEADLINE_EXCEEDED"), (1.0, "DEADLINE_EXCEEDED")],

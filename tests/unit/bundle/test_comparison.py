@@ -52,6 +52,7 @@ def test_drop_interval_without_labels_is_unbounded() -> None:
     assert drop_interval([]) == (-1.0, 1.0)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.lists(changes(), min_size=1, max_size=8))
 def test_drop_interval_contains_the_observed_drop(labels: list[LabelChange]) -> None:

@@ -74,6 +74,7 @@ def test_first_decode_by_eight_threads_does_not_crash(kind: type) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_only_the_documents_module_decodes() -> None:
     """No other module decodes with msgspec, which could inspect a type while threads run."""
     roots = [Path(str(package.__file__)).parent for package in (topwork, topwork_trainer)]
@@ -89,6 +90,7 @@ def test_only_the_documents_module_decodes() -> None:
     assert found == {"documents.py"}
 
 
+@pytest.mark.slow
 def test_msgspec_is_imported_as_a_module() -> None:
     """No module imports names from msgspec, which the test above would miss."""
     roots = [Path(str(package.__file__)).parent for package in (topwork, topwork_trainer)]

@@ -78,6 +78,7 @@ def folds_by_image(made: Exemplars, seed: int) -> dict[tuple[bytes, str], int]:
 # The set
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(ROWS)
 def test_exemplars_are_sorted_and_unique(rows: list[Row]) -> None:
@@ -97,6 +98,7 @@ def test_exemplars_are_sorted_and_unique(rows: list[Row]) -> None:
         assert (made.fingerprints[at] == single.fingerprints[0]).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(ROWS, st.integers(0, 40), st.randoms(use_true_random=False))
 def test_order_of_rows_and_shards_does_not_matter(
@@ -153,6 +155,7 @@ def test_merge_is_the_inverse_of_split(rows: list[Row]) -> None:
     assert equal(merge(parts), made)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(ROWS, st.randoms(use_true_random=False))
 def test_where_equals_exemplars_of_the_selected_rows(rows: list[Row], random: Random) -> None:
@@ -241,6 +244,7 @@ def test_folds_depend_on_the_seed() -> None:
     assert (made.folds(-5) != made.folds(5)).mean() > 0.5
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(ROWS, ROWS, st.integers(-3, 3))
 def test_new_class_does_not_change_old_folds(old: list[Row], new: list[Row], seed: int) -> None:
@@ -304,6 +308,7 @@ def test_photos_beyond_the_near_duplicate_limit_are_split() -> None:
     assert 0.6 < splits(made, 2).mean() < 0.95  # 4 of 5 by chance
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_found_across_blocks() -> None:
     """Near-duplicates share a fold even if thousands of rows are between them."""
     made = variants([0, 5], photos=200, labels=["a", "a"])

@@ -24,6 +24,7 @@ from topwork.bundle.metrics import (
 LABELS = ("a", "b", "c", "d")
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200), st.sampled_from(["float32", "float64"]))
 def test_metrics_equal_scikit_learn(seed: int, images: int, dtype: str) -> None:
@@ -125,6 +126,7 @@ def test_metrics_json_round_trip() -> None:
     assert from_json(to_json(found), Metrics, name="metrics.json") == found
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.integers(1, 5_000), st.floats(0, 1))
 def test_wilson_interval_equals_scipy(trials: int, share: float) -> None:

@@ -37,6 +37,7 @@ def test_check_model_refuses_paths_and_other_characters(model: str) -> None:
     assert repr(model)[1:-1] in str(caught.value)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.text(alphabet="ab0./\\-_ \0\n~%", max_size=8) | st.text(max_size=70))
 def test_valid_model_name_is_one_path_component(model: str) -> None:
@@ -188,6 +189,7 @@ def test_label_length_is_counted_in_composed_form() -> None:
     assert check_label("e\u0301" * 30, limits=InputLimits(max_label_length=30)) == "\u00e9" * 30
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.text(max_size=12))
 def test_check_label_is_idempotent(label: str) -> None:

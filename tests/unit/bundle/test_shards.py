@@ -127,6 +127,7 @@ def test_arrays_are_aligned_views_of_the_file(name: str, tmp_path: Path) -> None
     assert not array.flags.writeable
 
 
+@pytest.mark.slow
 def test_embeddings_are_not_read_into_private_memory(tmp_path: Path) -> None:
     """Opening and using 64 MB of embeddings takes little private memory."""
 
@@ -166,6 +167,7 @@ def test_a_deleted_shard_can_still_be_read(tmp_path: Path) -> None:
 # Damage
 
 
+@pytest.mark.slow
 def test_flipped_bit_in_any_byte_is_corrupt(tmp_path: Path) -> None:
     """A change of any byte is Corrupt; the message names the file."""
     content = to_bytes(shard(2))

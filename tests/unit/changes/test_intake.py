@@ -112,6 +112,7 @@ def verbs(noted: list[str]) -> list[str]:
     return [statement.split()[0] for statement in noted]
 
 
+@pytest.mark.slow
 def test_submit_reads_once_and_inserts_once(server: Server) -> None:
     """It reads the unfinished operations; DBOS inserts the row and the job into two tables."""
     with statements.noted() as noted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from topwork.changes.jobs import ChangeOutcome, Job, Progress
 st.register_type_strategy(int, st.integers(0, 2**31 - 1))
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.from_type(Job) | st.from_type(ChangeOutcome) | st.from_type(Progress))
 def test_document_survives_a_json_round_trip(value: Job | ChangeOutcome | Progress) -> None:

@@ -58,6 +58,7 @@ def test_changed_shards_of_each_kind(
     assert changed_shards((A, B, B2), job(kind, label, "z"), new) == after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -289,6 +289,7 @@ def test_submit_at_the_limit_of_unfinished_operations_is_overloaded(
     assert "model 'crowded' has 2 unfinished operations, which is the limit" in str(refused[0])
 
 
+@pytest.mark.slow
 def test_twenty_waits_share_one_query_per_poll(few: Operations, runner: asyncio.Runner) -> None:
     """Each wait reads the operation once; after that all share the queries of the poller."""
     reads: Counter[str] = Counter()

@@ -162,6 +162,7 @@ def test_history_of_changes_equals_one_fit(history: list[Step]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_rename_class_equals_a_fit_with_the_new_name(repository: Repository) -> None:
     """The labels are in the order of the new names."""
     apply(repository, job(repository, "rename_class", "a", new_label="z"))
@@ -175,6 +176,7 @@ def test_rename_class_equals_a_fit_with_the_new_name(repository: Repository) -> 
     )
 
 
+@pytest.mark.slow
 def test_changes_rewrite_no_shard(repository: Repository) -> None:
     """A change adds at most one shard; a rewritten file would have a new inode."""
     shards = repository.root / "exemplars"
@@ -321,6 +323,7 @@ def test_repeated_steps_publish_once(repository: Repository) -> None:
     assert [move.revision for move in repository.serving_state("m").moves] == [1, 2]
 
 
+@pytest.mark.slow
 def test_reused_id_with_other_images_publishes_its_own_revision(repository: Repository) -> None:
     """The revision of the deleted operation of that id, with the same parent, is not returned."""
     trainer = Trainer(repository, cores=2, limits=LIMITS)
@@ -334,6 +337,7 @@ def test_reused_id_with_other_images_publishes_its_own_revision(repository: Repo
         assert {sha256(content) for content in contents} <= digests
 
 
+@pytest.mark.slow
 def test_reused_id_with_another_change_serves_its_own_revision(repository: Repository) -> None:
     """The move of the pointer by the deleted operation of that id does not count."""
     trainer = Trainer(repository, cores=2, limits=LIMITS)
@@ -382,6 +386,7 @@ def test_repeated_serve_does_not_undo_a_rollback(repository: Repository) -> None
     assert repository.serving("m") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("expected", "error"), [(0, NotReady), (1, Stale)])
 def test_serve_after_a_fit_raises(
     repository: Repository, expected: int, error: type[Exception]

@@ -97,6 +97,7 @@ def test_images_per_message_below_1_is_refused(images: int) -> None:
         start_window(images=images)
 
 
+@pytest.mark.slow
 @given(
     lengths=st.lists(st.integers(0, 25 * KILO), max_size=30),
     largest=st.integers(1, 60 * KILO),

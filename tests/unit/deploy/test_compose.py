@@ -27,12 +27,14 @@ def check(path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_file_follows_the_schema() -> None:
     """The file is valid by the published schema."""
     done = check(ROOT / "compose.yaml")
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_schema_rejects_an_unknown_field(tmp_path: Path) -> None:
     """Validation fails for a misspelt field, so it can fail."""
     wrong = tmp_path / "compose.yaml"

@@ -528,6 +528,7 @@ def test_concurrent_decoding_gives_equal_pixels() -> None:
         assert len({pixels.tobytes() for pixels in results}) == 1
 
 
+@pytest.mark.slow
 def test_warnings_and_logs_of_pydicom_are_suppressed() -> None:
     """With warnings as errors unusual files are decoded, and neither they nor damaged files log."""
     odd = dicom(RAMP, {PIXELS: ("OW", RAMP.tobytes() + bytes(5_000))})
@@ -565,6 +566,7 @@ for content in ({odd!r}, {broken!r}):
 HOSTILE = hostile_dicoms()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HOSTILE)
 @pytest.mark.timeout(30)
 def test_hostile_files_are_refused_cheaply(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -626,6 +628,7 @@ def check_anything(content: bytes) -> None:
     assert pixels.dtype == np.uint8
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     st.sampled_from([*NATIVE, RLE, JPEG, JPEG_2000]).map(dicom_header)

@@ -551,6 +551,7 @@ MAGIC = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.sampled_from([b"", *MAGIC]), st.binary(max_size=300))
 def test_arbitrary_bytes_are_pixels_or_an_image_error(magic: bytes, rest: bytes) -> None:
@@ -631,6 +632,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", VALID)
 def test_damaged_files_are_decoded_or_refused_fast(kind: str) -> None:
     """Files that are cut off, or have a bit flipped or 4 bytes overwritten, take bounded time."""

@@ -31,6 +31,7 @@ def scaled_loss(
     return float(-(weights @ (target_probabilities * log_p).sum(axis=1)) / weights.sum())
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     st.integers(0, 2**32 - 1),

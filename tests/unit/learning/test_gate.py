@@ -258,6 +258,7 @@ def test_gate_without_limits_passes_everything() -> None:
     assert check(found, Gate(max_old_class_drop=1, min_new_class_recall=0)) == ()
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     st.lists(
@@ -284,6 +285,7 @@ def test_shards_give_the_judgement_of_their_exemplars(
     assert whole.labels == parts.labels == ("a", "b", "c")
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 6))
 def test_comparison_matches_brute_force(seed: int, labels: int) -> None:

@@ -105,6 +105,7 @@ def test_head_does_not_depend_on_shards_order_or_threads(
     assert same(found, learn(made, seed=0, recipe=recipe))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "auto"])
 def test_added_class_equals_a_full_retrain(
     kind: HeadKind | Literal["auto"], tmp_path: Path
@@ -130,6 +131,7 @@ def test_added_class_equals_a_full_retrain(
     assert same(added, fitted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["auto", *KINDS])
 def test_number_of_threads_does_not_change_the_result(head: HeadKind | Literal["auto"]) -> None:
     """One and four threads give the same bytes, repeatedly."""
@@ -195,6 +197,7 @@ def test_five_photos_per_label_are_enough(labels: int, seed: int) -> None:
     assert (found.argmax(axis=1) == new.targets).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_small_class_is_recalled() -> None:
     """A new class of 10 photos is recalled beside old classes of 300 photos each."""
     sizes = {"amber": 300, "blue": 300, "green": 300, "violet": 10}
@@ -473,6 +476,7 @@ def many(classes: int, each: int = 6) -> Exemplars:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, 2, 3, 12, 60])
 def test_any_number_of_classes_is_learnt(classes: int) -> None:
     """1 to 60 classes are separated, and the metrics can be stored."""

@@ -93,6 +93,7 @@ def test_grid_equals_its_problems() -> None:
         assert abs(batch.iterations[problem] - alone.iterations[0]) <= 3
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),

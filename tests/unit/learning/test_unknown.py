@@ -48,6 +48,7 @@ def shares(learned: Learned, *images: Float32Array) -> list[float]:
     return [float((learned.head.unknown_probabilities(batch) >= limit).mean()) for batch in images]
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=60),

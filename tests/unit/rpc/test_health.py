@@ -178,6 +178,7 @@ def make_request(delivers: queue.Queue[Deliver]) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_hanging_backbone_is_not_serving() -> None:
     """An idle backbone is healthy.
 

@@ -126,6 +126,7 @@ def test_every_option_is_known_to_grpc() -> None:
     assert b"grpc.http2.min_recv_ping_interval_without_data_ms" not in binary
 
 
+@pytest.mark.slow
 def test_server_accepts_pings_without_calls() -> None:
     """Any number of pings is accepted if they are far enough apart, without data or calls."""
     interval = 10.0 / FASTER
@@ -191,6 +192,7 @@ def test_server_limits_messages_in_both_directions() -> None:
         assert_too_long(channel, b"7".ljust(MOST + 1), MOST)
 
 
+@pytest.mark.slow
 def test_old_connection_ends_after_its_calls() -> None:
     """The client must reconnect, and its running call continues to the end."""
     options = of_server(MOST, connection_seconds=0.2)
@@ -227,6 +229,7 @@ def test_channelz_is_off_by_default(on: bool) -> None:
         assert any(name.endswith(f":{client.port}") for name in sockets) == on
 
 
+@pytest.mark.slow
 def test_client_pings_without_calls() -> None:
     """So a load balancer does not treat the connection as dead."""
     with accepting() as server:
@@ -259,6 +262,7 @@ def user_timeouts() -> set[int]:
     return found
 
 
+@pytest.mark.slow
 def test_client_accepts_messages_up_to_the_default_limit() -> None:
     """The limit is the server's default, not gRPC's own 4 MiB; longer messages fail."""
     most = DEFAULT_LIMITS.max_message_bytes

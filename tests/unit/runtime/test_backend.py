@@ -335,6 +335,7 @@ def test_software_versions_are_the_installed_ones() -> None:
     assert all(versions.values())
 
 
+@pytest.mark.slow
 def test_onnx_runtime_sends_no_telemetry(tmp_path: Path) -> None:
     """Running a graph writes no file, neither in the home directory nor in a temporary one."""
     path = tmp_path / "tiny.onnx"

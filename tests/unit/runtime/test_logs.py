@@ -67,6 +67,7 @@ def facts_of(program: str, **how: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines_of(program, **how)]
 
 
+@pytest.mark.slow
 def test_json_line_has_event_and_fields() -> None:
     """A line is one JSON object: event, level, time and the fields, with any text."""
     (fact,) = facts_of("log.info('serving', model='Löwenzahn\\n🌼', revision=3, path=__import__)")
@@ -75,6 +76,7 @@ def test_json_line_has_event_and_fields() -> None:
     assert fact == {"event": "serving", "level": "info", "model": "Löwenzahn\n🌼", "revision": 3}
 
 
+@pytest.mark.slow
 def test_text_line_has_event_and_fields() -> None:
     """A text line has the level, the event and the fields, without colours unless on a terminal."""
     (line,) = lines_of("log.warning('worker died', exit_code=-9)", "text")
@@ -94,6 +96,7 @@ except ZeroDivisionError as error:
 """
 
 
+@pytest.mark.slow
 def test_exception_is_one_json_line() -> None:
     """In JSON an exception with its traceback is a field of its line."""
     (fact,) = facts_of(BREAKS)
@@ -108,6 +111,7 @@ def test_exception_is_one_json_line() -> None:
     assert "exc_info" not in fact
 
 
+@pytest.mark.slow
 def test_text_traceback_shows_no_variables() -> None:
     """In text the traceback follows its line, without the values of variables."""
     first, *rest = lines_of(BREAKS, "text")
@@ -138,6 +142,7 @@ logging.warning('refused', exc_info=ValueError(text))
 """
 
 
+@pytest.mark.slow
 def test_text_line_escapes_unprintable_characters() -> None:
     """A terminal sees only escapes, and nothing that looks like another line."""
     program = f"for text in {HOSTILE!a}:" + PLACES.replace("\n", "\n    ")
@@ -148,6 +153,7 @@ def test_text_line_escapes_unprintable_characters() -> None:
     assert len([line for line in lines if line.startswith("2")]) == 7 * len(HOSTILE)
 
 
+@pytest.mark.slow
 def test_json_line_escapes_unprintable_characters() -> None:
     """JSON escapes them by its own means, so a reader gets the original text."""
     lines = lines_of(f"for text in {HOSTILE!a}: log.info('refused', name=text, names=[text])")
@@ -160,6 +166,7 @@ def test_json_line_escapes_unprintable_characters() -> None:
             assert (fact["name"], fact["names"]) == (text, [text])
 
 
+@pytest.mark.slow
 def test_json_line_has_unknown_values_as_text() -> None:
     """Values that JSON does not know become text, and never raise an error."""
     values = "(float('nan'), 2**70, {1: object()}, b'\\xff', {3, 4}, {'a': '\\udce9'})"
@@ -178,6 +185,7 @@ os.write(2, b'E0000 call.cc:1] authorization: bearer {TOKEN}\\n')
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_bearer_token_is_redacted(log_format: Format) -> None:
     """A token never appears in a line, even if a library logs it."""
@@ -193,6 +201,7 @@ UNCAUGHT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("program", "status"), UNCAUGHT.values(), ids=UNCAUGHT)
 def test_uncaught_exception_is_one_line(program: str, status: int) -> None:
     """An uncaught exception of any origin is one line with its traceback."""
@@ -201,12 +210,14 @@ def test_uncaught_exception_is_one_line(program: str, status: int) -> None:
     assert fact["exception"].endswith("KeyError: 'gone'")
 
 
+@pytest.mark.slow
 def test_python_warning_is_logged() -> None:
     """Warnings of Python are logged like others."""
     (fact,) = facts_of("warnings.warn('it gets old', UserWarning, stacklevel=1)")
     assert "UserWarning: it gets old" in fact["event"]
 
 
+@pytest.mark.slow
 def test_malformed_logging_call_raises_nothing() -> None:
     """A library's malformed logging call is reported, and the library continues."""
     found = facts_of("logging.warning('%d', 'x'); log.warning('goes on')", captures=True)
@@ -223,6 +234,7 @@ os.write(2, b'no end of line')
 """
 
 
+@pytest.mark.slow
 def test_native_output_is_json_lines() -> None:
     """Output of native code or a child process, on either stream, becomes JSON objects."""
     found = facts_of(NATIVE, captures=True)
@@ -237,6 +249,7 @@ def test_native_output_is_json_lines() -> None:
     assert found[0]["timestamp"].endswith("Z")
 
 
+@pytest.mark.slow
 def test_native_output_in_text_is_escaped() -> None:
     """As text such lines stay unchanged, except for unprintable characters."""
     first, *_, last = lines_of(NATIVE, "text", captures=True)
@@ -244,6 +257,7 @@ def test_native_output_in_text_is_escaped() -> None:
     assert last == "no end of line"
 
 
+@pytest.mark.slow
 def test_native_output_larger_than_the_pipe_does_not_block() -> None:
     """A call that holds the interpreter lock may write more than a pipe holds."""
     program = "ctypes.PyDLL(None).write(2, b'x' * 999 + b'\\n' + b'y' * 10**6, 10**6)"
@@ -262,6 +276,7 @@ in_this_function()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("crash", "number"),
     [
@@ -278,6 +293,7 @@ def test_crash_leaves_last_output_and_stacks(crash: str, number: signal.Signals)
     assert "in in_this_function" in log
 
 
+@pytest.mark.slow
 def test_sigusr1_prints_all_stacks() -> None:
     """A hanging process shows its stacks as log lines, and continues."""
     program = """
@@ -295,6 +311,7 @@ log.info("goes on")
     assert "goes on" in texts
 
 
+@pytest.mark.slow
 def test_exit_does_not_wait_for_native_threads() -> None:
     """A process ends with its status and all its lines though a thread is in native code."""
     program = """
@@ -307,6 +324,7 @@ logs.exit_process(3)
     assert sorted(found) == ["said last", "said natively"]
 
 
+@pytest.mark.slow
 def test_closed_standard_error_raises_nothing() -> None:
     """Logging continues after the reader of standard error has left."""
     program = """
@@ -351,6 +369,7 @@ logging.getLogger("some.package").debug("never mind")
 """
 
 
+@pytest.mark.slow
 def test_library_logs_are_json_lines() -> None:
     """Logs of libraries that use the standard module have the same form, with their exception."""
     odd, failed = facts_of(LIBRARY)
@@ -360,6 +379,7 @@ def test_library_logs_are_json_lines() -> None:
     assert failed["exception"].endswith("OSError: gone")
 
 
+@pytest.mark.slow
 def test_library_logs_are_text_lines() -> None:
     """The same as text."""
     odd, failed, *_, last = lines_of(LIBRARY, "text")
@@ -369,12 +389,14 @@ def test_library_logs_are_text_lines() -> None:
     assert last.strip() == "OSError: gone"
 
 
+@pytest.mark.slow
 def test_library_logs_are_in_order() -> None:
     """A library's warning comes after the earlier routine lines."""
     found = facts_of("log.info('first')\nlogging.warning('second')\nlog.info('third')")
     assert [fact["event"] for fact in found] == ["first", "second", "third"]
 
 
+@pytest.mark.slow
 def test_adopted_library_has_no_handlers() -> None:
     """Each line of DBOS comes once, and its routine lines not at all."""
     program = (
@@ -390,6 +412,7 @@ def test_adopted_library_has_no_handlers() -> None:
     assert (fact["event"], fact["level"]) == ("an error", "error")
 
 
+@pytest.mark.slow
 def test_debug_lines_are_not_written() -> None:
     """Debug lines are left out."""
     (fact,) = facts_of("log.debug('detail'); log.info('fact')")
@@ -438,6 +461,7 @@ def test_warning_is_written_at_once(level: str) -> None:
     assert stream.getvalue() == "first\nsecond\nthird\n"
 
 
+@pytest.mark.slow
 def test_killed_process_has_written_its_warnings() -> None:
     """A warning, and all lines before it, are lines_of even if the process is then killed."""
     (first, second) = facts_of(
@@ -462,6 +486,7 @@ for thread in threads:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", [False, True])
 def test_lines_of_threads_are_never_mixed(unbuffered: bool) -> None:
     """Lines of all threads and libraries come once, whole, and in order for each thread.
@@ -478,6 +503,7 @@ def test_lines_of_threads_are_never_mixed(unbuffered: bool) -> None:
         assert counts == sorted(counts)
 
 
+@pytest.mark.slow
 def test_buffered_lines_are_written_at_exit() -> None:
     """Buffered lines of a process that ends normally are not lost."""
     assert [fact["event"] for fact in facts_of("for n in range(9): log.info(str(n))")] == [

@@ -96,6 +96,7 @@ def test_worker_starts_with_signals_blocked(tmp_path: Path) -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "pauses"), [(GAVE_UP, [0.02, 0.03, 0.03]), (1, [0.01, 0.01, 0.01])]
 )

@@ -150,6 +150,7 @@ def test_request_cancelled_at_admission_releases_its_capacity() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     steps=st.lists(

@@ -212,6 +212,7 @@ def test_too_large_image_is_an_error_of_that_image(repository: Repository) -> No
         assert limit in str(error)
 
 
+@pytest.mark.slow
 def test_batch_result_equals_single_result(repository: Repository) -> None:
     """The answer for an image does not depend on other images of the request or micro-batch."""
     with asyncio.Runner() as loop:
@@ -245,6 +246,7 @@ def same(left: ImageAnswer | ImageError, right: ImageAnswer | ImageError) -> boo
     } == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("top_k", "expected"), [(1, 1), (3, 3), (6, 6), (7, 6), (0, 5)])
 def test_top_k(tmp_path: Path, top_k: int, expected: int) -> None:
     """The top_k most probable labels are returned: 5 if it is 0, at most all labels."""
@@ -694,6 +696,7 @@ def test_backbone_error_releases_the_capacity(repository: Repository) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     steps=st.lists(

@@ -173,6 +173,7 @@ def memory() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 def test_loaded_head_has_little_overhead() -> None:
     """The overhead of 300 heads of the usual width is less than 50 KB per head."""
     loader = HeadLoader()

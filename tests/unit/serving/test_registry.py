@@ -88,6 +88,7 @@ def publish_again(repository: Repository, *, serve: bool = True, head: bytes | N
     return made.revision
 
 
+@pytest.mark.slow
 def test_hot_reload_never_mixes_revisions(colours: Repository) -> None:
     """During hot reloads, labels and scores of an answer belong to the revision that it names.
 
@@ -148,6 +149,7 @@ def test_aclose_closes_the_backbones(colours: Repository, monkeypatch: pytest.Mo
     assert closed == ["tiny"]
 
 
+@pytest.mark.slow
 def test_new_revision_is_hot_reloaded(colours: Repository) -> None:
     """The registry notices a replaced serving.json without a call to refresh."""
 
@@ -161,6 +163,7 @@ def test_new_revision_is_hot_reloaded(colours: Repository) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_new_model_is_loaded(colours: Repository) -> None:
     """A model that is published while the server runs serves."""
 
@@ -193,6 +196,7 @@ def cut_manifest(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [tamper_head, lose_metrics, cut_manifest])
 def test_damaged_revision_leaves_the_old_revision_serving(
     colours: Repository, damage: Callable[[Path], None]
@@ -455,6 +459,7 @@ def test_unreadable_head_is_unavailable(
     assert asyncio.run(scenario()) == 1
 
 
+@pytest.mark.slow
 def test_loads_of_different_models_are_concurrent(
     colours: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -597,6 +602,7 @@ def shared_repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     return repository
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     actions=st.lists(st.sampled_from(get_args(Action)), min_size=5, max_size=40),

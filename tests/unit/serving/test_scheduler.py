@@ -275,6 +275,7 @@ class RandomBackbone:
             threading.Timer(self._random.random() / 1000, deliver, [result]).start()
 
 
+@pytest.mark.slow
 def test_threads_answer_thousands_of_callers() -> None:
     """With threads, cancellations, deadlines and failures, every caller gets its own answer."""
     chance = random.Random(1)
@@ -513,6 +514,7 @@ def test_expected_seconds_include_images_ahead() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nice", [0, 10])
 def test_threads_add_niceness_to_that_of_the_process(nice: int) -> None:
     """Threads add NICE to the niceness of the process; only root could lower it."""

@@ -166,6 +166,7 @@ def test_duplicates_of_the_same_name_are_skipped(session: Session) -> None:
     assert [(skip.name, skip.reason) for skip in skipped] == [("IMG_1.jpg", "DUPLICATE")]
 
 
+@pytest.mark.slow
 def test_the_order_of_sources_does_not_matter(session: Session) -> None:
     """Sources in any order, with any number of threads, give shards of equal bytes."""
     items = [item for label in ("amber", "blue", "green") for item in sources(label, 50)]

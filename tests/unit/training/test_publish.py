@@ -118,6 +118,7 @@ def test_published_head_is_the_learnt_head(repository: Repository, parts: list[E
     )
 
 
+@pytest.mark.slow
 def test_shards_do_not_change_the_head(repository: Repository, parts: list[Exemplars]) -> None:
     """The same exemplars in any number and order of shards give the same head."""
     two = stored(repository, parts)

@@ -54,6 +54,7 @@ def test_check_of_an_intact_repository_reports_nothing(repository: Repository) -
     assert check(repository) == []
 
 
+@pytest.mark.slow
 def test_check_accepts_a_fit_without_stored_images(tmp_path: Path) -> None:
     """A fitted model has no problems, although fit stores no images."""
     made = tiny.repository(tmp_path, labels=("amber", "blue"))

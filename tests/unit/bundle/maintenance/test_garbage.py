@@ -534,6 +534,7 @@ def test_collect_waits_for_the_lock_of_a_model(repository: Repository) -> None:
     assert repository.revisions("m") == [3, 4]
 
 
+@pytest.mark.slow
 def test_refreshing_and_deleting_exclude_each_other(repository: Repository) -> None:
     """No blob is deleted while another is refreshed, and none is refreshed during a deletion."""
     repository.put_image(image(8))
@@ -554,6 +555,7 @@ def test_refreshing_and_deleting_exclude_each_other(repository: Repository) -> N
     assert images(repository) == {1, 2, 3, 4, 7}
 
 
+@pytest.mark.slow
 def test_racing_writers_and_collectors_leave_an_intact_repository(repository: Repository) -> None:
     """Four threads publish, serve and pin blobs that two collectors delete.
 

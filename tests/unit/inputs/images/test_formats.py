@@ -71,6 +71,7 @@ def tiled(side: int) -> bytes:
     return content[:24] + struct.pack(">II", side, side) + content[32:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -241,6 +242,7 @@ def test_damaged_netpbm_is_an_image_error(content: bytes, message: str) -> None:
         preprocess(content, SPEC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head", [b"P3 1000 1500 255\n", b"P2 2000 2000 65535\n", b"P1 3000 2000\n"]
 )
@@ -271,6 +273,7 @@ def test_netpbm_floods_are_refused(content: bytes, message: str) -> None:
     assert time.process_time() - start < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [b"P1 3000 2000\n" + b"00 " * 5_000_000, b"P4 10000 5000\n" + bytes(6_250_000)]
 )

@@ -134,6 +134,7 @@ def test_decoders_run_in_one_thread() -> None:
 # Decoding cost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(64, 64), (345, 234), (1_920, 1_080)])
 def test_coded_sizes_are_read(size: tuple[int, int]) -> None:
     """The coded size in the headers is at least the size of the picture, and little more."""
@@ -145,6 +146,7 @@ def test_coded_sizes_are_read(size: tuple[int, int]) -> None:
         assert size[0] * size[1] <= pixels <= (size[0] + 63) * (size[1] + 63)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_coded_size_above_claimed_size_is_refused(kind: str) -> None:
     """A file that claims 8 x 8 pixels and has a million coded pixels is refused."""
@@ -221,6 +223,7 @@ def test_unsupported_coding_is_named(kind: bytes) -> None:
         preprocess(assembled([(kind, bytes(40), [])]), SPEC)
 
 
+@pytest.mark.slow
 def test_compressed_metadata_is_never_inflated() -> None:
     """Metadata that unpacks to 256 MiB takes no time and does not affect the picture."""
     bomb = zlib.compress(bytes(256 * 2**20), 9)
@@ -260,6 +263,7 @@ def items(*boxes: bytes, count: int = 1, trailing: bytes = b"") -> bytes:
     )
 
 
+@pytest.mark.slow
 def test_structure_floods_are_refused() -> None:
     """Parsing stops after a limited number of boxes, items, references and properties."""
     intact = heic(plain(RED))
@@ -284,6 +288,7 @@ def test_structure_floods_are_refused() -> None:
         assert time.process_time() - start < 0.5
 
 
+@pytest.mark.slow
 def test_tiles_of_many_parts_are_refused() -> None:
     """The cost of parsing all tiles' headers is limited, even if tiles share them."""
     name, content, properties = coded(heic(plain(RED, (64, 64))))

@@ -70,6 +70,7 @@ def test_ancillary_chunk_with_damaged_content_is_ignored(name: bytes, body: byte
     assert (preprocess(inserted(png_chunk(name, body), at), SPEC) == PICTURE).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [b"Comment", b"Raw profile type exif", b"XML:com.adobe.xmp"], ids=lambda name: name[:3]
 )
@@ -138,6 +139,7 @@ def test_orientation_is_applied(kind: str) -> None:
         assert (np.abs(preprocess(inserted(chunk, at), SPEC).astype(int) - want) <= 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flood", [png_chunk(b"prIv", b""), png_chunk(b"IDAT", b"")], ids=["private", "pixels"]
 )

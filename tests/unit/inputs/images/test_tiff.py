@@ -291,6 +291,7 @@ def test_tags_without_values_are_ignored() -> None:
     assert (preprocess(empty, SPEC) == preprocess(tiff(samples(1, "u1")), SPEC)).all()
 
 
+@pytest.mark.slow
 def test_unrelated_tags_are_not_read() -> None:
     """A thousand unknown tags that each refer to the whole file take no time."""
     plain = tiff(samples(1, "u1"))

@@ -225,6 +225,7 @@ def test_valid_request_is_accepted(request: pb.ModelInferRequest) -> None:
             assert image.pixels(SPEC).shape == (2, 2, 3)
 
 
+@pytest.mark.slow
 @given(valid_requests(), st.data())
 def test_damaged_request_is_refused(request: pb.ModelInferRequest, data: st.DataObject) -> None:
     """A shape or contents that no longer match are InvalidInput with the field."""

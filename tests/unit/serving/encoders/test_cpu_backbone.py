@@ -65,6 +65,7 @@ def test_few_images_use_all_cores(present: int, seconds: float, wide: int) -> No
     assert (one_core.runs, all_cores.runs) == (1 - wide, wide)
 
 
+@pytest.mark.slow
 def test_wrong_estimate_is_corrected() -> None:
     """Single images find the faster session, whatever the first measurement was."""
     one_core, _, backbone = sessions()
@@ -75,6 +76,7 @@ def test_wrong_estimate_is_corrected() -> None:
     assert backbone._seconds[True] < backbone._seconds[False]
 
 
+@pytest.mark.slow
 def test_single_slow_run_does_not_change_the_choice() -> None:
     """A run that takes a hundred times as long does not change the choice of the session."""
     one_core, all_cores, backbone = sessions()

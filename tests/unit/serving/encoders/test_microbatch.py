@@ -96,6 +96,7 @@ class Steps:
         return made
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     callers=st.lists(st.integers(1, 12), min_size=1, max_size=8),

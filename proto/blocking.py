@@ -16,7 +16,7 @@ TEXTS = {
     "for asyncio. Use it only in the event loop that it was made in.":
     "that blocks. Safe to use from several threads.",
     "in the event loop, with a few\n": "in a thread of its own, with a few\n",
-    " | AsyncIterable[ImageSource]": "",
+    " | AsyncIterable[ImageLike]": "",
     " | AsyncIterable[NamedImage]": "",
 }  # fmt: skip
 """Texts of the asyncio client and their replacements."""

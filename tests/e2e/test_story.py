@@ -10,7 +10,7 @@ import pytest
 
 from topwork.bundle.store import Repository
 from topwork_trainer import commands
-from topwork_trainer.commands import Row
+from topwork_trainer.commands import JsonRow
 from topwork_trainer.data import scan
 from topwork_trainer.demo.story import HELD_OUT_EVERY, split
 
@@ -22,12 +22,12 @@ class Story:
     """Results of the workflow; rows of held-out photos are by their label."""
 
     repository: Path
-    fitted: Row
-    added: Row
-    joint: Row
-    before: dict[str, list[Row]]
-    after: dict[str, list[Row]]
-    by_joint: dict[str, list[Row]]
+    fitted: JsonRow
+    added: JsonRow
+    joint: JsonRow
+    before: dict[str, list[JsonRow]]
+    after: dict[str, list[JsonRow]]
+    by_joint: dict[str, list[JsonRow]]
 
 
 def _run_story(photos: Path, repository: Path, work: Path) -> Story:
@@ -38,7 +38,7 @@ def _run_story(photos: Path, repository: Path, work: Path) -> Story:
     (fitted,) = commands.run("topwork_trainer", *fit, "--model", "flowers", "--classes", old)
     with commands.serving(repository, work / "log") as served:
 
-        def ask(model: str) -> dict[str, list[Row]]:
+        def ask(model: str) -> dict[str, list[JsonRow]]:
             options = ("--address", served.address, "--model", model, "--json")
             return {
                 label: commands.run("topwork", "classify", *options, held_out / label)
@@ -77,7 +77,7 @@ def story(
     return _run_story(photos, new_repository(), tmp_path_factory.mktemp("story"))
 
 
-def _accuracy(rows_by_label: dict[str, list[Row]], labels: list[str]) -> float:
+def _accuracy(rows_by_label: dict[str, list[JsonRow]], labels: list[str]) -> float:
     answers = [
         row["predictions"][0]["label"] == label for label in labels for row in rows_by_label[label]
     ]

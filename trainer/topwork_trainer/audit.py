@@ -24,7 +24,7 @@ from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import scan
-from topwork_trainer.fit.attempts import Attempts, OnProgress
+from topwork_trainer.fit.attempts import Attempts, OnStageProgress
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """All severities, the worst first."""
@@ -57,7 +57,7 @@ class Audit:
     """Decisions about folders, a sentence each."""
 
 
-def audit(config: AuditConfig, on_progress: OnProgress) -> Audit:
+def audit(config: AuditConfig, on_progress: OnStageProgress) -> Audit:
     """Audit folders of photos. Folders from which no fit can learn are a finding, too.
 
     Raises the errors of ``prepare_backbone`` if the backbone cannot be loaded.

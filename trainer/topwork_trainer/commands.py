@@ -18,7 +18,7 @@ from topwork.errors import Unavailable
 START_SECONDS = 60.0
 """Raising it waits longer for a server to become ready."""
 
-Row = dict[str, Any]
+JsonRow = dict[str, Any]
 """A line of JSON that a command printed."""
 
 
@@ -31,7 +31,7 @@ class RunningServer:
     process: subprocess.Popen[bytes]
 
 
-def run(package: str, *arguments: object, check: bool = True) -> list[Row]:
+def run(package: str, *arguments: object, check: bool = True) -> list[JsonRow]:
     """Run the command of ``package`` (topwork or topwork_trainer) and return its JSON lines.
 
     Raises Unavailable if ``check`` and the exit status is not 0.

@@ -21,7 +21,7 @@ import grpc
 
 from topwork.client import calls
 from topwork.client.credentials import Credentials
-from topwork.client.images import ImageSource, NamedImage, check_several, content, named
+from topwork.client.images import ImageLike, NamedImage, check_several, content, named
 from topwork.client.results import StreamResult
 from topwork.client.stream_window import StreamWindow
 from topwork.client.upload import P, UploadBatcher
@@ -53,7 +53,7 @@ async def wait_until_ready(
         raise await asyncio.to_thread(unreachable) from None
 
 
-async def contents(images: Iterable[ImageSource] | AsyncIterable[ImageSource]) -> list[bytes]:
+async def contents(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> list[bytes]:
     """See blocking_calls."""
     check_several(images)
     return [await _content(image) async for image in _each(images)]
@@ -107,7 +107,7 @@ async def upload(
 
 async def stream(
     method: StreamMethod,
-    images: Iterable[ImageSource] | AsyncIterable[ImageSource],
+    images: Iterable[ImageLike] | AsyncIterable[ImageLike],
     window: StreamWindow,
 ) -> AsyncGenerator[StreamResult, None]:
     """See blocking_calls."""
@@ -146,7 +146,7 @@ async def stream(
     window.check_complete()
 
 
-async def _content(image: ImageSource) -> bytes:
+async def _content(image: ImageLike) -> bytes:
     """Return an image's bytes; a file, which may be on a network, is read in a thread."""
     return image if isinstance(image, bytes) else await asyncio.to_thread(content, image)
 

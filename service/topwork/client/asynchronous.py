@@ -12,7 +12,7 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from topwork.client import async_calls, calls
 from topwork.client.credentials import ANONYMOUS, Credentials, with_metadata
-from topwork.client.images import ImageSource, NamedImage
+from topwork.client.images import ImageLike, NamedImage
 from topwork.client.results import ClassifyResult, Operation, StreamResult
 from topwork.client.stream_window import IMAGES_PER_MESSAGE, StreamWindow
 from topwork.v1 import change_pb2 as change_pb
@@ -62,7 +62,7 @@ class AsyncClient:
     async def classify(
         self,
         model: str,
-        images: Iterable[ImageSource] | AsyncIterable[ImageSource],
+        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
         *,
         revision: int = 0,
         top_k: int = 0,
@@ -82,7 +82,7 @@ class AsyncClient:
     async def classify_stream(
         self,
         model: str,
-        images: Iterable[ImageSource] | AsyncIterable[ImageSource],
+        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
         *,
         revision: int = 0,
         top_k: int = 0,

@@ -16,7 +16,7 @@ from google.rpc import code_pb2, status_pb2
 from topwork.client import calls
 from topwork.client.calls import CallFailed
 from topwork.client.credentials import Credentials
-from topwork.client.images import ImageSource, NamedImage, check_several, content, named
+from topwork.client.images import ImageLike, NamedImage, check_several, content, named
 from topwork.client.results import StreamResult
 from topwork.client.source import Source
 from topwork.client.stream_window import StreamWindow
@@ -42,7 +42,7 @@ def wait_until_ready(channel: grpc.Channel, address: str, seconds: float, *, tls
         raise calls.unreachable(address, seconds, tls=tls) from None
 
 
-def contents(images: Iterable[ImageSource]) -> list[bytes]:
+def contents(images: Iterable[ImageLike]) -> list[bytes]:
     """Return the bytes of images. Raises OSError and TypeError."""
     check_several(images)
     return [content(image) for image in images]
@@ -70,7 +70,7 @@ def upload(
     begun = threading.Event()
     batcher = UploadBatcher(first)
 
-    def add(name: str, image: ImageSource) -> P | None:
+    def add(name: str, image: ImageLike) -> P | None:
         return batcher.add(name, content(image))
 
     source = Source(starmap(add, map(named, images)))
@@ -102,7 +102,7 @@ def upload(
 
 
 def stream(
-    method: StreamMethod, images: Iterable[ImageSource], window: StreamWindow
+    method: StreamMethod, images: Iterable[ImageLike], window: StreamWindow
 ) -> Generator[StreamResult, None, None]:
     """Yield the result of each image, in order.
 
@@ -113,7 +113,7 @@ def stream(
     changed = threading.Condition()
     closed = False
 
-    def add(image: ImageSource) -> classify_pb.StreamClassifyRequest | None:
+    def add(image: ImageLike) -> classify_pb.StreamClassifyRequest | None:
         encoded = content(image)
         with changed:
             return window.add(encoded)

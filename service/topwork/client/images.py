@@ -9,10 +9,10 @@ from typing import BinaryIO, TypeAlias
 
 from topwork.printable import file_name
 
-ImageSource: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO
+ImageLike: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO
 """An encoded image: its bytes, the path of its file, or that file, opened in binary mode."""
 
-NamedImage: TypeAlias = ImageSource | tuple[str, ImageSource]
+NamedImage: TypeAlias = ImageLike | tuple[str, ImageLike]
 """An image, or a pair of its display name and the image; the default name is the file's path."""
 
 
@@ -27,7 +27,7 @@ def check_several(images: object) -> None:
         raise TypeError(f"images is {kind}: pass a list of images, also for a single image")
 
 
-def content(image: ImageSource) -> bytes:
+def content(image: ImageLike) -> bytes:
     """Return an image's bytes. Raises OSError, with the name of the file, and TypeError."""
     if isinstance(image, bytes):
         return image
@@ -47,11 +47,11 @@ def content(image: ImageSource) -> bytes:
     return data
 
 
-def named(image: NamedImage) -> tuple[str, ImageSource]:
+def named(image: NamedImage) -> tuple[str, ImageLike]:
     """Return an image's display name, ``""`` for bytes and unnamed files, and the image."""
     return image if isinstance(image, tuple) else (_name(image), image)
 
 
-def _name(image: ImageSource) -> str:
+def _name(image: ImageLike) -> str:
     path = image if isinstance(image, str | os.PathLike) else getattr(image, "name", "")
     return file_name(path) if isinstance(path, str | os.PathLike) else ""

@@ -13,7 +13,7 @@ from topwork import AsyncClient, Client
 DIFFERENT = {
     "AsyncGenerator": "Generator",
     "AsyncIterator": "Iterator",
-    " | AsyncIterable[ImageSource]": "",
+    " | AsyncIterable[ImageLike]": "",
     " | AsyncIterable[NamedImage]": "",
     "in the event loop": "in a thread of its own",
 }

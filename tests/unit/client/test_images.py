@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from topwork.client import async_calls, blocking_calls
-from topwork.client.images import ImageSource, NamedImage, content, named
+from topwork.client.images import ImageLike, NamedImage, content, named
 
 UNREADABLE = "/proc/self/mem"
 """A file that opens and cannot be read, even by root."""
@@ -22,7 +22,7 @@ def test_content_of_path_text_file_and_bytes_is_the_same(tmp_path: Path) -> None
     path = tmp_path / "photo.png"
     path.write_bytes(b"photo")
     with path.open("rb") as file:
-        sources: list[ImageSource] = [b"photo", path, str(path), file, io.BytesIO(b"photo")]
+        sources: list[ImageLike] = [b"photo", path, str(path), file, io.BytesIO(b"photo")]
         assert [content(source) for source in sources] == [b"photo"] * 5
 
 

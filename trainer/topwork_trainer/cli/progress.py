@@ -15,11 +15,11 @@ from rich.progress import (
 )
 
 from topwork.terminal import Console
-from topwork_trainer.fit.attempts import OnProgress
+from topwork_trainer.fit.attempts import OnStageProgress
 
 
 @contextmanager
-def stages() -> Iterator[OnProgress]:
+def stages() -> Iterator[OnStageProgress]:
     """Yield a progress callback that shows one bar per stage."""
     tasks: dict[str, TaskID] = {}
     with _progress() as progress:

@@ -18,7 +18,7 @@ from topwork import tables
 from topwork.errors import InvalidInput
 from topwork.terminal import Console
 from topwork_trainer import commands
-from topwork_trainer.commands import Row
+from topwork_trainer.commands import JsonRow
 from topwork_trainer.data import Photos, scan
 
 IMAGES_PER_LABEL = 100
@@ -122,7 +122,7 @@ class _Classify:
     address: str
     held_out: Path
 
-    def __call__(self, model: str, labels: Sequence[str]) -> dict[str, list[Row]]:
+    def __call__(self, model: str, labels: Sequence[str]) -> dict[str, list[JsonRow]]:
         photos = ("--address", self.address, "--model", model, "--top-k", 1000, "--json")
         return {
             label: commands.run("topwork", "classify", *photos, self.held_out / label, check=False)
@@ -130,7 +130,7 @@ class _Classify:
         }
 
 
-def _accuracy(answers: dict[str, list[Row]], labels: Sequence[str]) -> float:
+def _accuracy(answers: dict[str, list[JsonRow]], labels: Sequence[str]) -> float:
     """Return the share of right answers among the readable photos of ``labels``."""
     right = [
         row["predictions"][0]["label"] == label
@@ -141,8 +141,8 @@ def _accuracy(answers: dict[str, list[Row]], labels: Sequence[str]) -> float:
     return float(sum(right) / max(1, len(right)))
 
 
-def _largest_difference(added: dict[str, list[Row]], joint: dict[str, list[Row]]) -> float:
-    def probabilities(row: Row) -> dict[str, float]:
+def _largest_difference(added: dict[str, list[JsonRow]], joint: dict[str, list[JsonRow]]) -> float:
+    def probabilities(row: JsonRow) -> dict[str, float]:
         return {each["label"]: float(each["probability"]) for each in row["predictions"]}
 
     return max(
@@ -156,11 +156,11 @@ def _largest_difference(added: dict[str, list[Row]], joint: dict[str, list[Row]]
 def _table(
     old: Sequence[str],
     new: str,
-    before: dict[str, list[Row]],
-    after: dict[str, list[Row]],
-    joint: dict[str, list[Row]],
-    added: Row,
-    retrained: Row,
+    before: dict[str, list[JsonRow]],
+    after: dict[str, list[JsonRow]],
+    joint: dict[str, list[JsonRow]],
+    added: JsonRow,
+    retrained: JsonRow,
 ) -> Table:
     photos = sum(len(rows) for rows in before.values())
     everything = (before, after, joint)

@@ -22,7 +22,7 @@ from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import check_counts
 from topwork_trainer.fit.paired import Difference, paired
 
-OnProgress = Callable[[str, int, int], None]
+OnStageProgress = Callable[[str, int, int], None]
 """Called with the name of the stage, units done and total units (0: a single step)."""
 
 
@@ -61,7 +61,7 @@ class Attempts:
     cores: int
     cache: EmbeddingCache | None
     exports: Exports | None = None
-    on_progress: OnProgress
+    on_progress: OnStageProgress
 
     def attempt(
         self, info: BackboneInfo, *, seen: frozenset[str] = frozenset(), stage: str = "embed"

@@ -30,7 +30,7 @@ from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import scan
-from topwork_trainer.fit.attempts import Attempt, Attempts, OnProgress
+from topwork_trainer.fit.attempts import Attempt, Attempts, OnStageProgress
 from topwork_trainer.fit.held_out import SplitResult, judge
 from topwork_trainer.fit.quantise_phase import quantise_backbone
 from topwork_trainer.ranking.rank import explain, select
@@ -93,7 +93,7 @@ class FitResult:
     """Duration of each stage, and ``total``."""
 
 
-def fit(config: FitConfig, on_progress: OnProgress) -> FitResult:
+def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
     """Train a head, optionally fine-tune the backbone, publish a revision and serve it.
 
     The backbone is exported once per repository, or once for all with ``cache``. Unusable photos
@@ -230,7 +230,7 @@ def _finetune(
 class _Stopwatch:
     """Progress callback that measures the seconds of each stage and forwards the progress."""
 
-    def __init__(self, on_progress: OnProgress) -> None:
+    def __init__(self, on_progress: OnStageProgress) -> None:
         self._on_progress = on_progress
         self._start = self._last = time.perf_counter()
         self._stage = ""

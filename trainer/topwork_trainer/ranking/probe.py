@@ -31,7 +31,7 @@ TIMED_RUNS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class ProbeResult:
     """Result of probing a backbone; if that failed, the row has the error."""
 
     choice: BackboneChoice
@@ -47,14 +47,14 @@ class Prober:
         self._attempts = attempts
         self._reference: Exemplars | None = None
 
-    def probe(self, choice: BackboneChoice) -> Trial:
+    def probe(self, choice: BackboneChoice) -> ProbeResult:
         """Measure the accuracy and cost of a backbone; a failure becomes the error in the row."""
         try:
             return self._probe(choice)
         except TopworkError as error:
-            return Trial(choice=choice, row=_failed_row(choice, str(error)))
+            return ProbeResult(choice=choice, row=_failed_row(choice, str(error)))
 
-    def _probe(self, choice: BackboneChoice) -> Trial:
+    def _probe(self, choice: BackboneChoice) -> ProbeResult:
         attempts = self._attempts
         attempts.on_progress(f"try {choice}", 0, len(attempts.sources))
         info = prepare_backbone(attempts.repository, choice, attempts.exports)
@@ -68,7 +68,7 @@ class Prober:
         predicted = learned.judged.probabilities.argmax(axis=1)
         right = predicted == exemplars.targets[learned.judged.rows]
         names = [exemplars.names[row] for row in learned.judged.rows]
-        return Trial(
+        return ProbeResult(
             choice=choice,
             row=RankedBackbone(
                 name=choice.name,

@@ -15,7 +15,7 @@ from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.fit.attempts import Attempts
 from topwork_trainer.fit.paired import paired
-from topwork_trainer.ranking.probe import Prober, Trial, sample
+from topwork_trainer.ranking.probe import Prober, ProbeResult, sample
 
 SAMPLE = 1000
 """Raising it makes ranking slower and more exact; 1000 photos: a standard error of 0.5 points."""
@@ -73,7 +73,7 @@ def select(
     return _result(trials)
 
 
-def choose(trials: Sequence[Trial]) -> Trial:
+def choose(trials: Sequence[ProbeResult]) -> ProbeResult:
     """Return the best trial of at least one successful trial.
 
     Starts with the cheapest backbone (milliseconds per image) and goes through the others by cost.
@@ -128,7 +128,7 @@ def _prober(attempts: Attempts, size: int) -> Prober:
     return Prober(replace(attempts, sources=sample(attempts.sources, size, seed=attempts.seed)))
 
 
-def _result(trials: Sequence[Trial]) -> tuple[BackboneChoice, list[RankedBackbone]]:
+def _result(trials: Sequence[ProbeResult]) -> tuple[BackboneChoice, list[RankedBackbone]]:
     if not (working := _working(trials)):
         reasons = "; ".join(f"{trial.choice}: {trial.row.error}" for trial in trials)
         raise InvalidInput(f"no backbone can be used. {reasons}", field="backbone")
@@ -137,16 +137,16 @@ def _result(trials: Sequence[Trial]) -> tuple[BackboneChoice, list[RankedBackbon
     return chosen.choice, rows + [trial.row for trial in trials if trial.row.error]
 
 
-def _working(trials: Sequence[Trial]) -> list[Trial]:
+def _working(trials: Sequence[ProbeResult]) -> list[ProbeResult]:
     return [trial for trial in trials if not trial.row.error]
 
 
-def _best(trials: Sequence[Trial], count: int) -> list[Trial]:
+def _best(trials: Sequence[ProbeResult], count: int) -> list[ProbeResult]:
     working = _working(trials)
     return sorted(working, key=lambda trial: (-trial.row.accuracy, trial.row.milliseconds))[:count]
 
 
-def _larger(trials: Sequence[Trial]) -> list[BackboneChoice]:
+def _larger(trials: Sequence[ProbeResult]) -> list[BackboneChoice]:
     return [
         replace(trial.choice, image_size=size)
         for trial in trials
@@ -155,7 +155,7 @@ def _larger(trials: Sequence[Trial]) -> list[BackboneChoice]:
     ]
 
 
-def _joined(trials: Sequence[Trial]) -> list[BackboneChoice]:
+def _joined(trials: Sequence[ProbeResult]) -> list[BackboneChoice]:
     """Return the two most accurate backbones joined, at the image size of the best; [] if one."""
     best = _best(trials, len(trials))
     names = list(dict.fromkeys(trial.choice.name for trial in best))[:2]

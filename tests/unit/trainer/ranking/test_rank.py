@@ -24,17 +24,17 @@ from topwork_trainer.cache import FILE
 from topwork_trainer.cli.rank import rank as command
 from topwork_trainer.fit.attempts import Attempts
 from topwork_trainer.ranking import rank as module
-from topwork_trainer.ranking.probe import Trial
+from topwork_trainer.ranking.probe import ProbeResult
 from topwork_trainer.ranking.rank import choose, explain, notation, rank, select
 
 IMAGES = 1000
 
 
-def trial(text: str, milliseconds: float, wrong: range, *, images: int = IMAGES) -> Trial:
+def trial(text: str, milliseconds: float, wrong: range, *, images: int = IMAGES) -> ProbeResult:
     """Return the trial of a backbone that was right on all images except ``wrong``."""
     choice = backbones.parse(text)
     accuracy = 1 - len(wrong) / images
-    return Trial(
+    return ProbeResult(
         choice=choice,
         row=RankedBackbone(
             name=choice.name,
@@ -53,7 +53,7 @@ def trial(text: str, milliseconds: float, wrong: range, *, images: int = IMAGES)
     )
 
 
-def failed(text: str, error: str) -> Trial:
+def failed(text: str, error: str) -> ProbeResult:
     successful = trial(text, 0.0, range(IMAGES))
     return replace(successful, row=replace(successful.row, error=error), right={})
 
@@ -119,7 +119,7 @@ def attempts_of(labels: str, count: int) -> Attempts:
 class FakeProber:
     """Prober with known trials, which records the probed backbones."""
 
-    def __init__(self, *trials: Trial) -> None:
+    def __init__(self, *trials: ProbeResult) -> None:
         self.trials = {str(trial.choice): trial for trial in trials}
         self.probed: list[str] = []
         self.photos = 0
@@ -129,7 +129,7 @@ class FakeProber:
         self.photos = len(attempts.sources)
         return self
 
-    def probe(self, choice: BackboneChoice) -> Trial:
+    def probe(self, choice: BackboneChoice) -> ProbeResult:
         """Return the known trial, or a failure."""
         self.probed.append(str(choice))
         return self.trials.get(str(choice)) or failed(str(choice), f"no {choice}")

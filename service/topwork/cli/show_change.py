@@ -101,7 +101,7 @@ def compared(comparison: revision_pb.Comparison) -> Table:
         recall = f"{taught.recall:.3f} ({taught.recall_low:.3f}..{taught.recall_high:.3f})"
         rows.append((f"recall of {taught.label}", "-", recall))
     rows += [
-        (f"{pair.label} called {pair.called}", "", f"{pair.images} ({pair.share:.0%})")
+        (f"{pair.label} predicted as {pair.called}", "", f"{pair.images} ({pair.share:.0%})")
         for pair in comparison.confusions[:3]
     ]
     return tables.table(("", "before", "after"), rows)

@@ -172,7 +172,7 @@ WRONG: dict[str, tuple[Callable[[Client, str], Any], str, str]] = {
     "no UUID": (
         lambda client, model: client.retrain(model, request_id="7"),
         "INVALID_ARGUMENT",
-        "no UUID",
+        "is not a UUID",
     ),
     "impossible gate": (
         lambda client, model: client.retrain(

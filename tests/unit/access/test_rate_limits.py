@@ -65,11 +65,11 @@ def test_concurrent_calls_are_limited() -> None:
 def test_concurrent_images_are_limited() -> None:
     """Refused images do not count; a request above the limit is admitted alone."""
     limiter = RateLimiter(CallLimits(images=10))
-    limiter.take(8)
+    limiter.take(7)
     with pytest.raises(Overloaded) as caught:
-        limiter.take(3)
+        limiter.take(5)
     assert caught.value.reason == "TOO_MANY_IMAGES_AT_A_TIME"
-    limiter.take(2)
+    limiter.take(3)
     limiter.give(10)
     limiter.take(11)
 

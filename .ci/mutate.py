@@ -10,6 +10,7 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -164,13 +165,16 @@ def _passes(tests: list[str], copy: Path, python: Path, limit: float | None) -> 
         "PYTHONDONTWRITEBYTECODE": "1",  # faults of equal second and length would share bytecode
     }
     command = [str(python), "-m", "pytest", "-qx", "-p", "no:cacheprovider", *tests]
+    silent = subprocess.DEVNULL
+    process = subprocess.Popen(
+        command, cwd=copy, env=environment, stdout=silent, stderr=silent, start_new_session=True
+    )
     try:
-        ended = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, timeout=limit, check=False
-        )
+        return process.wait(limit) == 0
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # and the servers that the tests started
+        process.wait()
         return False
-    return ended.returncode == 0
 
 
 if __name__ == "__main__":

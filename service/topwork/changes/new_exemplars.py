@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -125,7 +126,7 @@ class Embedder:
                 ImageSource(
                     name=upload.name,
                     label=job.label,
-                    read=lambda digest=upload.digest: self._repository.image(digest),  # type: ignore[misc]  # mypy cannot infer a lambda's default
+                    read=partial(self._repository.image, upload.digest),
                 )
                 for upload in job.uploads
             ],

@@ -21,6 +21,9 @@ from topwork.learning.task import Task, balanced_weights, take_turns
 _BLOCK_ROWS = 4096
 """Rows per block; raising it uses more memory."""
 
+ROUNDING = 1e-6
+"""Relative difference of losses that is rounding of float32 numbers, and differs by processor."""
+
 
 # Not slotted: cached properties need __dict__.
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +184,7 @@ class CrossValidation:
         """Return the best trial of each group that is not clearly worse than the best of all.
 
         Clearly worse: by more than ``errors`` standard errors of the paired difference, and by more
-        than ``slack`` times the least loss.
+        than ``slack`` (at least ROUNDING) times the least loss.
         """
         leaders = [min(group, key=self.loss) for group in groups]
         least = min(leaders, key=self.loss)
@@ -189,7 +192,8 @@ class CrossValidation:
         def contends(trial: Trial) -> bool:
             differences = self.weights * (trial.losses - least.losses)
             error = differences.std() / np.sqrt(len(differences))
-            return bool(differences.mean() <= max(errors * error, slack * self.loss(least)))
+            margin = max(slack, ROUNDING) * self.loss(least)
+            return bool(differences.mean() <= max(errors * error, margin))
 
         return [trial for trial in leaders if contends(trial)]
 

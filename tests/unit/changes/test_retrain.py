@@ -253,10 +253,9 @@ def test_more_conflicts_than_the_gate_allows_are_not_ready(repository: Repositor
 
 
 def harmful(repository: Repository, *, validate_only: bool = False) -> Job:
-    """Return a job that adds images of an existing class under a new label."""
-    return job(
-        repository, "add_class", "c", POOL["a"][:8], gate=Gate(), validate_only=validate_only
-    )
+    """Return a job that adds the images of all existing classes under a new label."""
+    both = POOL["a"][:8] + POOL["b"][:8]
+    return job(repository, "add_class", "c", both, gate=Gate(), validate_only=validate_only)
 
 
 def solve(repository: Repository, change: Job, operation: str = "x") -> Candidate:

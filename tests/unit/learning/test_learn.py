@@ -332,12 +332,16 @@ def test_clearly_worse_candidate_is_dropped(monkeypatch: pytest.MonkeyPatch) -> 
     assert again.log_loss == pytest.approx(chosen.log_loss, abs=1e-3)
 
 
-def test_first_of_equal_candidates_is_chosen() -> None:
-    """For equal embeddings no head is better: logistic on sqrt_l2 is chosen."""
+def test_first_of_equal_candidates_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For equal embeddings no linear head is better: logistic on sqrt_l2 is chosen.
+
+    The kernel's distances are rounding errors here, which differ between processors.
+    """
+    monkeypatch.setattr(head_selection, "KERNEL_ROWS", 0)
     made = several_labels(dict.fromkeys(LABELS, 12))
     learned = learn(replace(made, embeddings=np.ones_like(made.embeddings)), seed=0)
     assert (learned.kind, learned.head.normaliser.kind) == ("logistic", "sqrt_l2")
-    assert len({trial.head for trial in learned.metrics.candidates}) == 4
+    assert len({trial.head for trial in learned.metrics.candidates}) == 3
 
 
 def test_kernel_is_chosen_if_it_is_better() -> None:

@@ -78,7 +78,7 @@ class WorkerConfig:
         Setting(
             least=1,
             default="CPU affinity and cgroup quota",
-            help="Threads that decode images and run the backbone.",
+            help="Number of cores that decode images and run the backbone.",
         ),
     ] = field(default_factory=available_cores)
     database: Annotated[
@@ -226,8 +226,8 @@ class ServeConfig(WorkerConfig):
         int,
         Setting(
             least=1,
-            help="Images in the server at a time, of all callers; further requests are refused at "
-            "once, further images of streams wait.",
+            help="Images in the server at a time, of all callers; further requests of callers that "
+            "have their share are refused at once, further images of streams wait.",
         ),
     ] = 512
     head_megabytes: Annotated[

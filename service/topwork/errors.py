@@ -54,6 +54,12 @@ class ImageError(InvalidInput):
         super().__init__(message, field=field, reason=reason)
 
 
+class ImageCrash(ImageError):
+    """An image was in progress in several processes that ended."""
+
+    reason = "ENCODER_DIED"
+
+
 class Unauthenticated(TopworkError):
     """The credentials are missing or unknown."""
 

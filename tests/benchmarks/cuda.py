@@ -131,7 +131,7 @@ def _micro_batches(backbone: GpuBackbone, pixels: NDArray[np.uint8]) -> tuple[fl
         put = 0
         while time.perf_counter() < end:
             image = pixels[(offset + put) % len(pixels)]
-            backbone.embed(image, answers.put, present=CALLERS)
+            backbone.embed(image, answers.put, wide=False)
             put += 1
         return put
 
@@ -144,7 +144,8 @@ def _micro_batches(backbone: GpuBackbone, pixels: NDArray[np.uint8]) -> tuple[fl
     for answer in embedded:
         if isinstance(answer, Exception):
             raise answer
-        runs += 1 / answer.micro_batch
+        assert answer.run is not None, "each image is in a micro-batch"
+        runs += 1 / answer.run.images
     return count / seconds, count / runs
 
 
@@ -154,7 +155,7 @@ def _lone(backbone: GpuBackbone, pixels: NDArray[np.uint8]) -> float:
     for row in range(20):
         answered = threading.Event()
         start = time.perf_counter()
-        backbone.embed(pixels[row % len(pixels)], lambda _, event=answered: event.set(), present=1)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+        backbone.embed(pixels[row % len(pixels)], lambda _, event=answered: event.set(), wide=False)  # type: ignore[misc]  # mypy cannot infer a lambda's default
         answered.wait()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)

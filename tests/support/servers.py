@@ -42,6 +42,10 @@ Command = Callable[..., tuple[int, str, str]]
 
 TESTS = Path(__file__).parents[1]
 DEATHS = "TOPWORK_TEST_DEATHS"
+WORKER = b"TOPWORK_PROCESS=topwork-worker"
+ENCODER = b"TOPWORK_PROCESS=topwork-encoder-"
+"""In the environments of these processes only."""
+
 TIMEOUT = 60.0
 """Timeout of all waits in seconds, much longer than a working server needs."""
 
@@ -185,13 +189,22 @@ def tls(server: Pem, client_ca: Path | None = None) -> dict[str, Any]:
 
 def workers_of(pid: int) -> list[int]:
     """Return the process ids of the workers whose parent is ``pid``."""
-    workers = []
+    return _children(pid, WORKER)
+
+
+def encoders_of(pid: int) -> list[int]:
+    """Return the process ids of the encoder processes whose parent is ``pid``."""
+    return _children(pid, ENCODER)
+
+
+def _children(pid: int, name: bytes) -> list[int]:
+    found = []
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"spawn_main" in (directory / "cmdline").read_bytes():
-                workers.append(int(directory.name))
-    return workers
+            if parent == pid and name in (directory / "environ").read_bytes():
+                found.append(int(directory.name))
+    return found
 
 
 def eventually(look: Callable[[], T | None]) -> T:
@@ -246,7 +259,7 @@ def main() -> None:
         **{
             "address": "127.0.0.1:0",
             "provider": "cpu",
-            "cores": 2,
+            "cores": 1,
             "log_format": "json",
             **settings,
         }

@@ -16,6 +16,8 @@ import structlog
 
 from support import tiny
 from topwork.bundle.store import Repository
+from topwork.limits import DEFAULT_LIMITS
+from topwork.serving.encoders.threads import ThreadEncoder
 from topwork.serving.head import LoadedHead
 from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
@@ -27,7 +29,9 @@ async def main(repository: Repository) -> dict[str, int]:
     """Return the number of heads in the end, and the growth of memory in bytes."""
     numbers = repository.revisions("colours")[-4:]
     embedding = np.ones((1, tiny.WIDTH), dtype=np.float32)
-    registry = Registry(repository, provider="cpu", cores=2, telemetry=Telemetry())
+    encoder = ThreadEncoder(provider="cpu", cores=2, limits=DEFAULT_LIMITS)
+    registry = Registry(repository, encoder, telemetry=Telemetry())
+    await encoder.start(lambda _: None, lambda: None)
     await registry.start()
 
     async def swap(turns: int) -> None:
@@ -44,6 +48,7 @@ async def main(repository: Repository) -> dict[str, int]:
     growth = memory() - before
     heads = sum(type(item) is LoadedHead for item in gc.get_objects())
     counted = registry.heads_in_memory()
+    await encoder.aclose()
     await registry.aclose()
     return {"growth": growth, "heads": heads, "heads_in_memory": counted}
 

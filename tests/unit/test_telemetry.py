@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,9 +19,12 @@ from support.pictures import picture, pictures
 from topwork.access.access_file import Access
 from topwork.bundle.store import Repository
 from topwork.errors import DeadlinePassed, NotFound, Overloaded
+from topwork.inputs.image import Pixels, preprocess
 from topwork.limits import DEFAULT_LIMITS
 from topwork.rpc.interceptor import Interceptor
 from topwork.serving.classifier import Classifier
+from topwork.serving.encoders import pipeline
+from topwork.serving.encoders.threads import ITEMS_PER_THREAD, ThreadEncoder
 from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
 
@@ -47,32 +51,29 @@ def value(telemetry: Telemetry, name: str, labels: dict[str, str] | None = None)
 
 
 def engine(repository: Repository) -> tuple[Registry, Classifier, Telemetry]:
-    """Return a classifier with one core and a queue of 16 images, not started."""
+    """Return a classifier with one thread and a queue of 16 images, not started."""
     telemetry = Telemetry()
-    registry = Registry(repository, provider="cpu", cores=1, telemetry=telemetry)
+    encoder = ThreadEncoder(provider="cpu", cores=1, limits=DEFAULT_LIMITS)
+    registry = Registry(repository, encoder, telemetry=telemetry)
     classifier = Classifier(
-        registry, limits=DEFAULT_LIMITS, cores=1, queue_limit=16, telemetry=telemetry
+        registry, encoder, limits=DEFAULT_LIMITS, cores=1, queue_limit=16, telemetry=telemetry
     )
     return registry, classifier, telemetry
 
 
 def observed(
-    repository: Repository,
-    scenario: Callable[[Classifier, Telemetry], Awaitable[None]],
-    *,
-    start: bool = True,
+    repository: Repository, scenario: Callable[[Classifier, Telemetry], Awaitable[None]]
 ) -> Telemetry:
     """Return the metrics after ``scenario`` has used a classifier."""
 
     async def run() -> Telemetry:
         registry, classifier, telemetry = engine(repository)
+        await classifier.start()
         await registry.start()
-        if start:
-            classifier.start()
         try:
             await scenario(classifier, telemetry)
         finally:
-            classifier.close()
+            await classifier.aclose()
             await registry.aclose()
         return telemetry
 
@@ -179,8 +180,20 @@ def test_unreadable_image_counts_as_error(colours: Repository) -> None:
         assert value(telemetry, "topwork_stage_seconds_count", {"stage": stage}) == count
 
 
-def test_refused_images_are_counted_by_reason(colours: Repository) -> None:
-    """Images are counted once, as OVERLOADED, NO_TIME or DEADLINE_PASSED."""
+def test_refused_images_are_counted_by_reason(
+    colours: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are counted once, as OVERLOADED, NO_TIME or DEADLINE_PASSED.
+
+    Those that the encoder has taken do not wait.
+    """
+    may_decode = threading.Event()
+
+    def decode(*args: Any, **options: Any) -> Pixels:
+        assert may_decode.wait(60), "the test forgot to let images be decoded"
+        return preprocess(*args, **options)
+
+    monkeypatch.setattr(pipeline, "preprocess", decode)
 
     async def call(classifier: Classifier, telemetry: Telemetry) -> None:
         admitted = asyncio.create_task(classifier.classify("colours", [PHOTO] * 6))
@@ -192,12 +205,15 @@ def test_refused_images_are_counted_by_reason(colours: Repository) -> None:
         assert caught.value.reason == "NO_TIME"
         with pytest.raises(DeadlinePassed):
             await classifier.classify("colours", [PHOTO] * 2, budget=0.2)
-        assert value(telemetry, "topwork_queue_images") == 6
-        classifier.start()
+        assert value(telemetry, "topwork_queue_images") == 6 - ITEMS_PER_THREAD
+        may_decode.set()
         await admitted
         assert value(telemetry, "topwork_queue_images") == 0
 
-    telemetry = observed(colours, call, start=False)
+    try:
+        telemetry = observed(colours, call)
+    finally:
+        may_decode.set()
     for reason, images in (("OVERLOADED", 11), ("NO_TIME", 4), ("DEADLINE_PASSED", 2)):
         assert value(telemetry, "topwork_rejected_images_total", {"reason": reason}) == images
     assert value(telemetry, "topwork_images_total", {**MODEL, "result": "ok"}) == 6
@@ -225,7 +241,7 @@ def test_swaps_models_and_heads(colours: Repository) -> None:
 
     async def play() -> None:
         registry, classifier, telemetry = engine(colours)
-        classifier.start()
+        await classifier.start()
         assert counts(telemetry) == [0, 0, 0]
         await registry.start()
         try:
@@ -241,7 +257,7 @@ def test_swaps_models_and_heads(colours: Repository) -> None:
             await classifier.classify("colours", [PHOTO], revision=1)
             assert counts(telemetry) == [3, 2, 3]  # loads an old head, swaps nothing
         finally:
-            classifier.close()
+            await classifier.aclose()
             await registry.aclose()
 
     more = tiny.embed_pictures({label: pictures(label, 12) for label in ("blue", "violet")})

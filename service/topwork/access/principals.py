@@ -63,6 +63,8 @@ class Caller:
         self.principal = principal
         self.share = principal.name or host(peer)
         """Key of the share of slots: the principal, or the host if anonymous."""
+        self.turns = principal.name or peer
+        """Key of turns in the queue of images: the principal, or the connection if anonymous."""
         self.model = ""
         """The model of the latest check."""
         self._role = role

@@ -51,7 +51,11 @@ def _start(config: WorkerConfig, *, quiet: bool = False) -> None:
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if not quiet:
+        from multiprocessing import resource_tracker
+
         from topwork.runtime import logs
 
+        # Before the capture, whose end would wait for this process.
+        resource_tracker.ensure_running()
         logs.configure(config.log_format)
         logs.capture(config.log_format)

@@ -40,6 +40,7 @@ from topwork.rpc.tls import Certificates
 from topwork.runtime import logs
 from topwork.runtime.supervisor import Supervisor
 from topwork.serving.classifier import Classifier
+from topwork.serving.encoders.choice import make_encoder
 from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
 from topwork.v1 import (
@@ -83,15 +84,21 @@ class Server:
         self._telemetry = Telemetry()
         self._spans = open_spans(config.otlp_endpoint)
         self._operations = Operations(url, repository, limits)
-        self._registry = Registry(
-            repository,
+        encoder = make_encoder(
             provider=config.provider,
             cores=config.cores,
+            limits=limits,
+            log_format=config.log_format,
+        )
+        self._registry = Registry(
+            repository,
+            encoder,
             telemetry=self._telemetry,
             head_bytes=config.head_megabytes * 10**6,
         )
         self._classifier = Classifier(
             self._registry,
+            encoder,
             limits=limits,
             cores=config.cores,
             queue_limit=config.queue_limit,
@@ -154,11 +161,11 @@ class Server:
         if self._config.worker:
             check_executor(self._config.executor)
         await self._access.start()
+        await self._classifier.start()
         await self._operations.start()
         await self._registry.start()  # before the worker, which would disturb its measurements
         if self._config.worker:
             self._worker.start()
-        self._classifier.start()
         self._grpc = self._make_grpc_server()
         port = listening.open_ports(self._grpc, self._config, self._certificates)
         self._health_grpc = self._make_health_server()
@@ -188,8 +195,8 @@ class Server:
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.shutdown)
             self._metrics.server_close()
-        self._classifier.close()
         await self._registry.aclose()
+        await self._classifier.aclose()
         await self._worker.aclose()
         await self._access.aclose()
         if self._spans is not None:
@@ -197,7 +204,7 @@ class Server:
         await self._operations.aclose()
 
     def _classifies(self) -> bool:
-        return self._classifier.stalled_seconds() < STALL_SECONDS
+        return self._classifier.works() and self._classifier.stalled_seconds() < STALL_SECONDS
 
     def _works(self) -> bool:
         return self._worker.works() or not self._config.worker

@@ -16,7 +16,7 @@ import grpc
 
 from topwork.errors import NotReady
 from topwork.serving.classify_batch import Finished
-from topwork.serving.encoders.backbone import MicroBatch
+from topwork.serving.encoders.encoder import MicroBatch
 from topwork.wire.loopback import is_loopback
 
 if TYPE_CHECKING:

@@ -41,6 +41,7 @@ class Engine(Protocol):
         budget: float | None,
         flow: Flow | None,
         can_wait: bool,
+        caller: str,
     ) -> Classified:
         """Return the predictions for encoded images, within ``budget`` seconds."""
 
@@ -105,6 +106,7 @@ class Streams:
                 budget=min([self._most_seconds, *_limits(message, remaining())]),
                 flow=flow,
                 can_wait=True,
+                caller=caller.turns,
             )
             return to_classify_response(classified)
 

@@ -176,6 +176,12 @@ def check_provider(provider: Provider) -> None:
         raise _unavailable(provider)
 
 
+def may_use_gpu(provider: Provider) -> bool:
+    """Return True if sessions of ``provider`` run on an NVIDIA GPU, if there is one."""
+    chosen = {"auto": "cuda"}.get(provider, provider)
+    return chosen in {"cuda", "tensorrt"} and NAMES["cuda"] in ort.get_available_providers()
+
+
 @functools.cache
 def _find_cuda() -> None:
     """Load CUDA and cuDNN from their packages, where ONNX Runtime's own search does not look."""

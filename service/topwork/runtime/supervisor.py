@@ -22,6 +22,9 @@ Arguments = TypeVarTuple("Arguments")
 GAVE_UP = os.EX_TEMPFAIL
 """Exit status of a worker that cannot work for now, such as on a full disk."""
 
+NAME = "TOPWORK_PROCESS"
+"""Variable in the environment of a worker process, which has its name."""
+
 RESTART_SECONDS = 1.0
 LONGEST_RESTART_SECONDS = 30.0
 """Pause before a worker that ended is started again.
@@ -36,7 +39,7 @@ class Supervisor(Generic[*Arguments]):
 
     It is spawned, never forked: grpc and ONNX Runtime hold threads that a fork would not copy. The
     pipe closes when this process ends, however it ends; ``target`` must then return. The booleans
-    that it sends through the pipe say whether it works.
+    that it sends through the pipe say whether it works; a subclass may use the pipe otherwise.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Supervisor(Generic[*Arguments]):
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
         self._works = False
+        self._pause = RESTART_SECONDS
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -81,6 +85,32 @@ class Supervisor(Generic[*Arguments]):
                 self._works = self._pipe.recv()
         return self._works
 
+    @property
+    def pid(self) -> int:
+        """Process id of the worker; 0 before the first."""
+        return 0 if self._process is None else self._process.pid or 0
+
+    def kill(self) -> None:
+        """Kill the worker; another one is started."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def _begin(self, pipe: Connection) -> None:
+        try:
+            await self._started(pipe)
+        except Exception as error:
+            log.error("worker cannot be started", process=self._name, error=repr(error))
+            self.kill()
+
+    async def _started(self, pipe: Connection) -> None:
+        """Take the pipe of a worker that has been started; cancelled when the worker ends."""
+
+    def _ended(self, exit_code: int | None) -> float:
+        """Return the pause before the next worker is started."""
+        doubles = exit_code == GAVE_UP
+        self._pause = min(2 * self._pause, LONGEST_RESTART_SECONDS) if doubles else RESTART_SECONDS
+        return self._pause
+
     def _spawn(self) -> None:
         context = multiprocessing.get_context("spawn")
         child_end, self._pipe = context.Pipe()
@@ -93,17 +123,20 @@ class Supervisor(Generic[*Arguments]):
         # the worker starts, else they end its imports; to start the tracker would unblock them.
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        os.environ[NAME] = self._name
         try:
             self._process.start()
         finally:
+            del os.environ[NAME]
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         child_end.close()
 
     async def _supervise(self) -> None:
         loop = asyncio.get_running_loop()
-        pause = RESTART_SECONDS
         while True:
             assert self._process is not None, "start() spawned it"
+            assert self._pipe is not None, "start() made it"
+            started = asyncio.create_task(self._begin(self._pipe), name="begin")
             died = asyncio.Event()
             loop.add_reader(self._process.sentinel, died.set)
             try:
@@ -111,8 +144,9 @@ class Supervisor(Generic[*Arguments]):
             finally:
                 loop.remove_reader(self._process.sentinel)
             await asyncio.to_thread(self._process.join)  # its pipe ends a moment before it does
-            gave_up = self._process.exitcode == GAVE_UP
-            pause = min(2 * pause, LONGEST_RESTART_SECONDS) if gave_up else RESTART_SECONDS
+            started.cancel()
+            await asyncio.gather(started, return_exceptions=True)
+            pause = self._ended(self._process.exitcode)
             log.error(
                 "worker died",
                 process=self._name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from topwork.errors import Overloaded
@@ -19,13 +19,15 @@ Raising it admits more requests that miss their deadline after their images were
 class Admission:
     """Limits the images in the server to ``limit`` and their bytes to ``max_bytes``.
 
-    All state belongs to one event loop.
+    One caller may use all of it. Yet each of N callers can have its share, ``limit / N`` images,
+    whatever the others have: until they have finished, there are more than ``limit``. All state
+    belongs to one event loop.
     """
 
     def __init__(
         self,
         limit: int,
-        expected_seconds: Callable[[int], float],
+        expected_seconds: Callable[[int, str], float],
         *,
         max_bytes: int = DEFAULT_LIMITS.max_queue_bytes,
     ) -> None:
@@ -33,8 +35,10 @@ class Admission:
         self._max_bytes = max_bytes
         self._expected_seconds = expected_seconds
         self._admitted = self._bytes = 0
+        self._images_of: Counter[str] = Counter()
+        """Admitted images by caller."""
         self._can_wait_admitted = self._can_wait_bytes = 0
-        self._waiting: deque[tuple[int, int, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[int, int, str, asyncio.Future[None]]] = deque()
 
     @property
     def admitted(self) -> int:
@@ -42,7 +46,13 @@ class Admission:
         return self._admitted
 
     async def acquire(
-        self, images: int, *, size: int = 0, budget: float | None, can_wait: bool
+        self,
+        images: int,
+        *,
+        size: int = 0,
+        budget: float | None,
+        can_wait: bool,
+        caller: str = "",
     ) -> None:
         """Admit ``images`` of ``size`` bytes in total with a time budget of ``budget`` seconds.
 
@@ -52,62 +62,70 @@ class Admission:
         capacity, or if its images would not finish within the budget.
         """
         if not can_wait:
-            self._check(images, size, budget)
-            self._admitted += images
-            self._bytes += size
+            self._check(images, size, budget, caller)
+            self._admit(images, size, caller)
         elif self._waiting or not self._has_capacity_for_waiter(images, size):
-            await self._wait(images, size)
+            await self._wait(images, size, caller)
         else:
-            self._admit_waiter(images, size)
+            self._admit_waiter(images, size, caller)
 
-    def release(self, images: int, *, size: int = 0, can_wait: bool) -> None:
+    def release(self, images: int, *, size: int = 0, can_wait: bool, caller: str = "") -> None:
         """Release the capacity of an admitted request."""
         self._admitted -= images
         self._bytes -= size
+        self._images_of[caller] -= images
+        if not self._images_of[caller]:
+            del self._images_of[caller]
         if can_wait:
             self._can_wait_admitted -= images
             self._can_wait_bytes -= size
         while self._waiting:
-            waiting, length, turn = self._waiting[0]
+            waiting, length, name, turn = self._waiting[0]
             if not (turn.done() or self._has_capacity_for_waiter(waiting, length)):
                 return
             self._waiting.popleft()
             if not turn.done():  # else its caller has cancelled
-                self._admit_waiter(waiting, length)
+                self._admit_waiter(waiting, length, name)
                 turn.set_result(None)
 
-    async def _wait(self, images: int, size: int) -> None:
+    async def _wait(self, images: int, size: int, caller: str) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((images, size, turn))
+        self._waiting.append((images, size, caller, turn))
         try:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():  # admitted at the same moment
-                self.release(images, size=size, can_wait=True)
+                self.release(images, size=size, can_wait=True, caller=caller)
             raise
 
-    def _admit_waiter(self, images: int, size: int) -> None:
+    def _admit(self, images: int, size: int, caller: str) -> None:
         self._admitted += images
         self._bytes += size
+        self._images_of[caller] += images
+
+    def _admit_waiter(self, images: int, size: int, caller: str) -> None:
+        self._admit(images, size, caller)
         self._can_wait_admitted += images
         self._can_wait_bytes += size
 
-    def _check(self, images: int, size: int, budget: float | None) -> None:
-        if not _fits(images, self._admitted, self._limit):
+    def _check(self, images: int, size: int, budget: float | None, caller: str) -> None:
+        own = self._images_of.get(caller, 0)
+        share = self._limit // (len(self._images_of) + (not own))
+        if own + images > share and not _fits(images, self._admitted, self._limit):
             raise Overloaded(
                 f"{self._admitted} images are queued, {images} more would exceed the limit of "
                 f"{self._limit}",
-                retry_after=self._expected_seconds(images),
+                retry_after=self._expected_seconds(images, caller),
             )
         if not _fits(size, self._bytes, self._max_bytes):
             raise Overloaded(
                 f"{self._bytes} bytes of images are queued, {size} more would exceed the limit of "
                 f"{self._max_bytes}",
-                retry_after=self._expected_seconds(images),
+                retry_after=self._expected_seconds(images, caller),
             )
         if budget is None or not self._admitted:
             return
-        expected = self._expected_seconds(images)
+        expected = self._expected_seconds(images, caller)
         if expected > BUDGET_SHARE * budget:
             raise Overloaded(
                 f"{images} images would take {expected:.3f} s, since {self._admitted} are queued; "

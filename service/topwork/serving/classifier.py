@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
-from topwork.errors import DeadlinePassed, InvalidInput, Overloaded
+from topwork.errors import DeadlinePassed, ImageError, InvalidInput, Overloaded
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import ServerLimits
 from topwork.serving.admission import Admission
 from topwork.serving.classify_batch import (
@@ -19,10 +20,11 @@ from topwork.serving.classify_batch import (
     ImageInput,
     classified,
 )
+from topwork.serving.encoders.encoder import Encoder
 from topwork.serving.fair_queue import Flow
 from topwork.serving.inferred import Inferred, inferred
 from topwork.serving.registry import Registry
-from topwork.serving.scheduler import Scheduler
+from topwork.serving.scheduler import Content, Scheduler
 from topwork.serving.statistics import Statistics
 from topwork.telemetry import Telemetry
 
@@ -44,6 +46,7 @@ class Classifier:
     def __init__(
         self,
         registry: Registry,
+        encoder: Encoder,
         *,
         limits: ServerLimits,
         cores: int,
@@ -55,7 +58,7 @@ class Classifier:
         self._telemetry = telemetry
         self._trace = trace
         self._limits = limits
-        self._scheduler = Scheduler(cores=cores)
+        self._scheduler = Scheduler(encoder, cores=cores)
         self._admission = Admission(
             queue_limit, self._scheduler.expected_seconds, max_bytes=limits.max_queue_bytes
         )
@@ -63,13 +66,17 @@ class Classifier:
         """Statistics of each revision."""
         telemetry.watch("topwork_queue_images", "Images that wait.", self._scheduler.waiting)
 
-    def start(self) -> None:
-        """Start the threads, one per core."""
-        self._scheduler.start()
+    async def start(self) -> None:
+        """Start the encoder, which the registry loads backbones into."""
+        await self._scheduler.start()
 
-    def close(self) -> None:
-        """Stop the threads; requests in flight fail as Unavailable."""
-        self._scheduler.close()
+    async def aclose(self) -> None:
+        """Stop the encoder; requests in flight fail as Unavailable."""
+        await self._scheduler.aclose()
+
+    def works(self) -> bool:
+        """Return True if images are encoded now."""
+        return self._scheduler.works()
 
     def stalled_seconds(self) -> float:
         """Return the seconds since the last image finished while there was work."""
@@ -85,13 +92,15 @@ class Classifier:
         budget: float | None = None,
         flow: Flow | None = None,
         can_wait: bool = False,
+        caller: str = "",
     ) -> Classified:
         """Return the predictions for encoded ``images``, within ``budget`` seconds.
 
-        ``revision`` 0 is the serving revision, ``top_k`` 0 is DEFAULT_TOP_K; calls with the same
-        ``flow`` share one caller's turns in the queue. Raises NotFound, InvalidInput,
-        DeadlinePassed, and Overloaded if capacity or time is insufficient; a call that ``can_wait``
-        waits for capacity instead. An unreadable image is an ImageError in the results.
+        ``revision`` 0 is the serving revision, ``top_k`` 0 is DEFAULT_TOP_K. Callers take turns in
+        the queue, and so do the flows of a ``caller``: a call has its own, the messages of a stream
+        share one. Raises NotFound, InvalidInput, DeadlinePassed, and Overloaded if capacity or time
+        is insufficient; a call that ``can_wait`` waits for capacity instead. An unreadable image is
+        an ImageError in the results.
         """
         _check_not_negative(top_k, "top_k")
         make_answer = partial(classified, top_k=top_k or DEFAULT_TOP_K)
@@ -103,6 +112,7 @@ class Classifier:
             budget=budget,
             flow=flow,
             can_wait=can_wait,
+            caller=caller,
         )
 
     async def infer(
@@ -113,13 +123,16 @@ class Classifier:
         revision: int = 0,
         budget: float | None = None,
         logits: bool = False,
+        caller: str = "",
     ) -> Inferred:
         """Return probabilities and embeddings as arrays; with ``logits``, the logits, too.
 
         Like ``classify``, but images may be preprocessed, and the first ImageError is raised.
         """
         make_answer = partial(inferred, logits=logits)
-        return await self._answer(model, images, make_answer, revision=revision, budget=budget)
+        return await self._answer(
+            model, images, make_answer, revision=revision, budget=budget, caller=caller
+        )
 
     async def _answer(
         self,
@@ -131,6 +144,7 @@ class Classifier:
         budget: float | None,
         flow: Flow | None = None,
         can_wait: bool = False,
+        caller: str,
     ) -> A:
         start = time.perf_counter()
         check_count(len(images), self._limits)
@@ -143,21 +157,24 @@ class Classifier:
         try:
             async with asyncio.timeout(budget):
                 await self._admission.acquire(
-                    len(images), size=size, budget=budget, can_wait=can_wait
+                    len(images), size=size, budget=budget, can_wait=can_wait, caller=caller
                 )
                 try:
                     snapshot = await self._registry.snapshot(model, revision)
                     batch = ClassifyBatch(
                         snapshot,
-                        images,
+                        await _contents(images, snapshot.backbone.info.preprocess),
                         make_answer=make_answer,
-                        limits=self._limits,
                         start=start,
                         telemetry=self._telemetry,
                     )
-                    return await self._run(batch, deadline=deadline, flow=flow or Flow())
+                    return await self._run(
+                        batch, deadline=deadline, flow=flow or Flow(), caller=caller
+                    )
                 finally:
-                    self._admission.release(len(images), size=size, can_wait=can_wait)
+                    self._admission.release(
+                        len(images), size=size, can_wait=can_wait, caller=caller
+                    )
         except Overloaded as error:
             self._telemetry.rejected.labels(error.reason).inc(len(images))
             raise
@@ -167,10 +184,12 @@ class Classifier:
                 f"{len(images)} images were not classified within {budget:.3f} s"
             ) from None
 
-    async def _run(self, batch: ClassifyBatch[A], *, deadline: float, flow: Flow) -> A:
+    async def _run(self, batch: ClassifyBatch[A], *, deadline: float, flow: Flow, caller: str) -> A:
         """Return the answer of a request batch, and count it."""
         try:
-            answer, finished = await self._scheduler.run(batch, deadline=deadline, flow=flow)
+            answer, finished = await self._scheduler.run(
+                batch, deadline=deadline, flow=flow, caller=caller
+            )
         except BaseException:  # also when the caller has cancelled
             self.statistics.failed(batch.manifest, time.perf_counter() - batch.start)
             raise
@@ -191,6 +210,22 @@ def check_count(images: int, limits: ServerLimits) -> None:
             field="images",
             reason="TOO_MANY_IMAGES",
         )
+
+
+async def _contents(images: list[ImageInput], spec: PreprocessSpec) -> list[Content | ImageError]:
+    """Return the images for an encoder, with an error for prepared pixels that do not fit."""
+    if all(isinstance(image, bytes) for image in images):
+        return [Content(image) for image in images if isinstance(image, bytes)]
+    return await asyncio.to_thread(lambda: [_content(*image, spec) for image in enumerate(images)])
+
+
+def _content(index: int, image: ImageInput, spec: PreprocessSpec) -> Content | ImageError:
+    if isinstance(image, bytes):
+        return Content(image)
+    try:
+        return Content(image.pixels(spec).tobytes(), pixels=True)
+    except ImageError as error:
+        return ImageError(str(error), field=f"images[{index}]", reason=error.reason)
 
 
 def _size(image: ImageInput) -> int:

@@ -10,13 +10,12 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from topwork.errors import ImageError
-from topwork.inputs.image import Pixels, preprocess
+from topwork.inputs.image import Pixels
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.limits import InputLimits
-from topwork.serving.encoders.backbone import Backbone, Embedded, MicroBatch
+from topwork.serving.encoders.encoder import MicroBatch
 from topwork.serving.head import LoadedHead
 from topwork.serving.registry import Snapshot
-from topwork.serving.scheduler import ImageOutcome, Scores
+from topwork.serving.scheduler import Content, ImageOutcome, Scores
 from topwork.telemetry import Telemetry
 
 A = TypeVar("A")
@@ -101,38 +100,32 @@ class ClassifyBatch(Generic[A]):
     def __init__(
         self,
         snapshot: Snapshot,
-        images: Sequence[ImageInput],
+        images: Sequence[Content | ImageError],
         *,
         make_answer: Callable[[Finished], A],
-        limits: InputLimits,
         start: float,
         telemetry: Telemetry,
     ) -> None:
         self.images = len(images)
-        self.backbone: Backbone = snapshot.backbone
+        self.backbone = snapshot.backbone.info.digest
         self.head: LoadedHead = snapshot.head
         self.manifest = snapshot.manifest
         self.start = start
         self._snapshot = snapshot
         self._contents = images
         self._make_answer = make_answer
-        self._limits = limits
         self._telemetry = telemetry
 
-    def decode(self, index: int) -> Pixels:
+    def content(self, index: int) -> Content:
         """See RequestBatch."""
-        spec, content = self.backbone.info.preprocess, self._contents[index]
-        try:
-            if isinstance(content, bytes):
-                return preprocess(content, spec, limits=self._limits)
-            return content.pixels(spec)
-        except ImageError as error:
-            raise ImageError(str(error), field=f"images[{index}]", reason=error.reason) from None
+        content = self._contents[index]
+        if isinstance(content, ImageError):
+            raise content
+        return content
 
     def answer(self, outcomes: list[ImageOutcome], scores: Scores | None) -> tuple[A, Finished]:
         """Return the answer with its Finished batch. See RequestBatch."""
         self._observe(outcomes, scores)
-        embedded = [outcome.result for outcome in outcomes if isinstance(outcome.result, Embedded)]
         finished = Finished(
             snapshot=self._snapshot,
             outcomes=outcomes,
@@ -140,11 +133,11 @@ class ClassifyBatch(Generic[A]):
             timings=Timings(
                 decode=sum(outcome.decoded for outcome in outcomes),
                 queue=max(outcome.waited for outcome in outcomes),
-                backbone=sum(result.computed for result in embedded),
+                backbone=sum(outcome.computed for outcome in outcomes),
                 head=scores.seconds if scores is not None else 0.0,
                 total=time.perf_counter() - self.start,
             ),
-            runs=frozenset(result.run for result in embedded if result.run is not None),
+            runs=frozenset(outcome.run for outcome in outcomes if outcome.run is not None),
         )
         return self._make_answer(finished), finished
 
@@ -153,10 +146,10 @@ class ClassifyBatch(Generic[A]):
         for outcome in outcomes:
             telemetry.queue.observe(outcome.waited)
             telemetry.decode.observe(outcome.decoded)
-            if isinstance(outcome.result, Embedded):
+            if not isinstance(outcome.result, ImageError):
                 embedded += 1
-                telemetry.backbone.observe(outcome.result.computed)
-                telemetry.micro_batch.observe(outcome.result.micro_batch)
+                telemetry.backbone.observe(outcome.computed)
+                telemetry.micro_batch.observe(outcome.images)
         if scores is not None:
             telemetry.head.observe(scores.seconds)
         model = self.manifest.model

@@ -59,6 +59,13 @@ class FairQueue(Generic[T]):
         """Number of request batches with waiting images."""
         return self._tickets
 
+    @property
+    def deadline(self) -> float:
+        """Deadline of the next image; there must be one."""
+        while self._heap[0][-1].work is None:
+            heapq.heappop(self._heap)
+        return self._heap[0][1]
+
     def push(self, work: T, images: int, *, deadline: float, flow: Flow) -> Ticket[T]:
         """Add a request batch of ``images``; all deadlines are in seconds of the same clock."""
         turn = max(self._now, flow.turn)

@@ -9,7 +9,6 @@ import numpy as np
 from topwork.arrays import Float32Array
 from topwork.errors import ImageError
 from topwork.serving.classify_batch import Finished
-from topwork.serving.encoders.backbone import Embedded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +28,12 @@ class Inferred:
 
 def inferred(finished: Finished, *, logits: bool) -> Inferred:
     """Return the outputs. Raises the first ImageError, with the image's index in the message."""
-    rows = []
+    rows: list[Float32Array] = []
     for index, outcome in enumerate(finished.outcomes):
-        if not isinstance(outcome.result, Embedded):
+        if isinstance(outcome.result, ImageError):
             error = outcome.result
-            raise ImageError(f"image {index}: {error}", field=error.field, reason=error.reason)
-        rows.append(outcome.result.embedding)
+            raise type(error)(f"image {index}: {error}", field=error.field, reason=error.reason)
+        rows.append(outcome.result)
     assert finished.scores is not None, "every image was embedded"
     embeddings, manifest = np.stack(rows), finished.snapshot.manifest
     return Inferred(

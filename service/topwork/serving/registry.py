@@ -7,20 +7,18 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 import structlog
 
-from topwork.bundle.manifest import Manifest, check_may_serve
+from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, NotReady, Unavailable
-from topwork.runtime.backend import check_provider
-from topwork.runtime.providers import Provider
 from topwork.serving.change_detection import FileStamp, read_stamps
-from topwork.serving.encoders.backbone import Backbone
-from topwork.serving.encoders.backbones import open_backbone
+from topwork.serving.encoders.encoder import Encoder
 from topwork.serving.head import HeadLoader, LoadedHead
 from topwork.serving.lru_cache import LruCache
 from topwork.telemetry import Telemetry
@@ -49,12 +47,19 @@ LOAD_THREADS = 8
 """Number of parallel loads; they mostly wait for the disk."""
 
 
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class LoadedBackbone:
+    """Backbone in the encoder, which unloads it when this object is garbage collected."""
+
+    info: BackboneInfo
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Revision in memory. Immutable: a request that holds it is not affected by a hot reload."""
 
     manifest: Manifest
-    backbone: Backbone
+    backbone: LoadedBackbone
     head: LoadedHead
 
 
@@ -69,22 +74,22 @@ class Registry:
     def __init__(
         self,
         repository: Repository,
+        encoder: Encoder,
         *,
-        provider: Provider,
-        cores: int,
         telemetry: Telemetry,
         head_bytes: int = HEAD_BYTES,
     ) -> None:
         self._repository = repository
-        self._provider: Provider = provider
-        self._cores = cores
+        self._encoder = encoder
         self._telemetry = telemetry
         self._serving: dict[str, _Serving] = {}
         self._snapshots: LruCache[Snapshot] = LruCache(
             head_bytes, weight_of=lambda snapshot: snapshot.head.size
         )
         self._heads = HeadLoader()
-        self._backbones: weakref.WeakValueDictionary[str, Backbone] = weakref.WeakValueDictionary()
+        self._backbones: weakref.WeakValueDictionary[str, LoadedBackbone] = (
+            weakref.WeakValueDictionary()
+        )
         self._open_lock = asyncio.Lock()
         self._swaps: dict[str, asyncio.Task[None]] = {}
         self._stamps: dict[str, FileStamp] = {}
@@ -100,20 +105,17 @@ class Registry:
 
         Raises NotReady if the requested provider does not work.
         """
-        check_provider(self._provider)
         self._threads = ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="load")
         await self.refresh()
         await asyncio.gather(*(self._warm(model) for model in self.models()[:WARM_HEADS]))
         self._watcher = asyncio.create_task(self._watch(), name="registry")
 
     async def aclose(self) -> None:
-        """Stop watching, close the backbones and release the threads."""
+        """Stop watching, and release the threads."""
         tasks = [*self._swaps.values(), *([self._watcher] if self._watcher is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for backbone in list(self._backbones.values()):
-            await asyncio.to_thread(backbone.close)
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -216,6 +218,9 @@ class Registry:
                     self._snapshots.put((model, manifest.revision), snapshot)
                 self._telemetry.swaps.inc()
                 log.info("serving", model=model, revision=manifest.revision)
+        except ConnectionError as error:  # no encoder process runs: the next poll retries
+            log.warning("backbone cannot be loaded", model=model, error=str(error))
+            return
         except OSError as error:  # a temporarily unavailable file system: the next poll retries
             log.warning("repository cannot be read", model=model, error=str(error))
             return
@@ -268,23 +273,25 @@ class Registry:
             name = f"models/{manifest.model}/revisions/{manifest.revision}"
             raise Corrupt(f"{name} cannot be used: {error}") from error
 
-    async def _backbone(self, manifest: Manifest) -> Backbone:
+    async def _backbone(self, manifest: Manifest) -> LoadedBackbone:
         backbone = self._backbones.get(manifest.backbone)
         if backbone is None:
-            async with self._open_lock:  # one at a time, since the warm-up measures the speed
+            async with self._open_lock:  # or two requests would load it twice
                 backbone = self._backbones.get(manifest.backbone)
                 if backbone is None:
-                    backbone = await self._in_thread(self._open_backbone, manifest)
+                    backbone = await self._load_backbone(manifest)
                     self._backbones[manifest.backbone] = backbone
         return backbone
 
-    def _open_backbone(self, manifest: Manifest) -> Backbone:
-        return open_backbone(
-            self._repository.backbone(manifest),
-            self._repository.backbone_model(manifest.backbone),
-            provider=self._provider,
-            cores=self._cores,
-        )
+    async def _load_backbone(self, manifest: Manifest) -> LoadedBackbone:
+        info = await self._in_thread(self._repository.backbone, manifest)
+        model = partial(self._repository.backbone_model, manifest.backbone)
+        await self._encoder.load(info, model)
+        backbone = LoadedBackbone(info)
+        # Garbage collection may run in any thread.
+        loop = asyncio.get_running_loop()
+        weakref.finalize(backbone, _unload, loop, self._encoder, info.digest).atexit = False
+        return backbone
 
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
@@ -296,4 +303,9 @@ class _Serving:
     """Serving revision of a model, with or without its head in memory."""
 
     manifest: Manifest
-    backbone: Backbone
+    backbone: LoadedBackbone
+
+
+def _unload(loop: asyncio.AbstractEventLoop, encoder: Encoder, digest: str) -> None:
+    with suppress(RuntimeError):  # the event loop is closed
+        loop.call_soon_threadsafe(encoder.unload, digest)

@@ -1,56 +1,69 @@
-"""Scheduler of Classify: a thread per core takes images from one fair queue."""
+"""Scheduler of Classify: one fair queue of images, an encoder, and the answers."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
-from topwork.errors import ImageError, Unavailable
-from topwork.inputs.image import Pixels
-from topwork.serving.encoders.backbone import Backbone, Embedded
-from topwork.serving.fair_queue import FairQueue, Flow, Ticket
+from topwork.errors import ImageCrash, ImageError, Unavailable
+from topwork.serving.caller_queue import CallerQueue, CallTicket
+from topwork.serving.encoders.encoder import (
+    Encoded,
+    Encoder,
+    Failed,
+    Item,
+    MicroBatch,
+    Refused,
+    Result,
+)
+from topwork.serving.fair_queue import Flow
 from topwork.serving.head import LoadedHead
 from topwork.serving.throughput import ThroughputEstimate
-
-log = structlog.get_logger(__name__)
 
 A_co = TypeVar("A_co", covariant=True)
 A = TypeVar("A")
 
-REQUESTS_PER_IMAGE = 4
-"""Waiting requests per image that a complete answer waits for; raising it makes groups smaller."""
 
-NICE = 2
-"""Niceness of the threads; raising it gives the event loop a higher priority."""
+LOOP_BYTES = 16 * 10**6
+"""Largest product of images and a head's bytes whose answers are made in the event loop.
 
-LARGEST_GROUP = 8
-"""Largest number of images that a complete answer waits for; raising it adds latency."""
-
-JOIN_SECONDS = 5.0
-"""Raising it lets close() wait longer for the threads, each of which finishes its image."""
+About a millisecond; raising it delays other calls more often.
+"""
 
 
-@dataclass(frozen=True, slots=True)
+class EncodingError(Exception):
+    """Error of the encoder that is not the image's fault."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageOutcome:
     """Result of one image, with the seconds of its stages."""
 
-    result: Embedded | ImageError
+    result: NDArray[np.float32] | ImageError
+    """Embedding (D,), or the error of the image."""
     waited: float
     """Seconds in the queue, and between decoding and the backbone."""
     decoded: float
     """Seconds of decoding and preprocessing."""
+    computed: float = 0.0
+    """Seconds of the backbone: this image's share of its run."""
+    run: MicroBatch | None = None
+    """None on a CPU, where each image has its own run."""
+
+    @property
+    def images(self) -> int:
+        """Number of images in the run."""
+        return 1 if self.run is None else self.run.images
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +78,27 @@ class Scores:
     """Seconds of the head's run, shared by all answers of the group."""
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Image for an encoder; see Item."""
+
+    data: bytes
+    pixels: bool = False
+
+
 class RequestBatch(Protocol[A_co]):
-    """Request batch. Its methods are called in the scheduler's threads."""
+    """Request batch: images for one backbone and one head."""
 
     @property
     def images(self) -> int:
         """Number of images; at least 1."""
 
     @property
-    def backbone(self) -> Backbone:
-        """Encoder of the images."""
+    def backbone(self) -> str:
+        """Digest of the backbone."""
 
-    def decode(self, index: int) -> Pixels:
-        """Return the pixels of an image. Raises ImageError."""
+    def content(self, index: int) -> Content:
+        """Return an image. Raises ImageError."""
 
     @property
     def head(self) -> LoadedHead:
@@ -93,7 +114,7 @@ class RequestBatch(Protocol[A_co]):
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """Request batch in the scheduler, whose lock guards all changes."""
+    """Request batch in the scheduler."""
 
     batch: RequestBatch[Any]
     future: asyncio.Future[Any]
@@ -101,198 +122,202 @@ class _Entry:
     outcomes: list[ImageOutcome | None]
     left: int
     """Number of images without an outcome."""
-    ticket: Ticket[_Entry] | None = None
-    ended: bool = False
-    """True if its caller no longer waits."""
-
-
-_End: TypeAlias = "tuple[_Entry, object, Exception | None]"
+    ticket: CallTicket[_Entry] | None = None
+    items: set[int] = field(default_factory=set)
+    """Items that the encoder has."""
 
 
 class Scheduler:
-    """Scheduler of request batches: decoding, embedding, heads and answers.
+    """Scheduler of request batches: an encoder, heads and answers.
 
-    Each thread takes one image at a time from the queue, of any caller, decodes it and passes it to
-    the backbone. When all images of a batch are embedded, its answer is made and posted to the
-    event loop. The longer the queue, the more answers form a group: a group reads a head's weights
-    from memory once and wakes the event loop once. When a batch ends early (cancelled, deadline
-    exceeded, backbone error), its waiting images leave the queue at once. Coroutines belong to one
-    event loop.
+    Images of all callers wait in one queue, and go to the encoder one at a time, as soon as it can
+    take one. When all images of a batch are embedded, its answer is made. Batches that are complete
+    at the same time form a group, which reads a head's weights from memory once. When a batch ends
+    early (cancelled, deadline exceeded, encoding error), its waiting images leave the queue at
+    once. All state belongs to one event loop.
     """
 
-    def __init__(self, *, cores: int) -> None:
-        self._cores = cores
-        self._changed = threading.Condition(threading.Lock())
-        self._queue: FairQueue[_Entry] = FairQueue()
+    def __init__(self, encoder: Encoder, *, cores: int) -> None:
+        self._encoder = encoder
+        self._queue: CallerQueue[_Entry] = CallerQueue()
+        self._items: dict[int, tuple[_Entry, int]] = {}
+        """Batch and index of the images that the encoder has, by item."""
+        self._numbers = itertools.count(1)
         self._complete: list[_Entry] = []
-        self._images_waited = 0
-        """Images that ended since the first of ``_complete`` did, including its own; 0 if empty."""
         self._entries: set[_Entry] = set()
-        self._in_progress = 0
         self._throughput = ThroughputEstimate(0.01 / cores)
-        self._threads: frozenset[threading.Thread] = frozenset()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._heads = ThreadPoolExecutor(1, thread_name_prefix="heads")
         self._closed = False
         self._progress = 0.0
 
-    def start(self) -> None:
-        """Start the threads."""
-        self._threads = frozenset(
-            threading.Thread(target=self._run_forever, name=f"classify-{number}", daemon=True)
-            for number in range(self._cores)
-        )
-        for thread in self._threads:
-            thread.start()
+    async def start(self) -> None:
+        """Start the encoder."""
+        await self._encoder.start(self._deliver, self._hand_over)
 
-    def close(self) -> None:
-        """Join the threads after their current images; unfinished batches fail as Unavailable.
+    async def aclose(self) -> None:
+        """Stop the encoder; unfinished batches fail as Unavailable."""
+        self._closed = True
+        for entry in list(self._entries):
+            self._fail(entry, _stopping())
+        await self._encoder.aclose()
+        self._heads.shutdown(wait=False, cancel_futures=True)
 
-        Joins because a thread that returns from native code after the interpreter's end aborts the
-        process.
-        """
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-            left = list(self._entries)
-        _resolve([(entry, None, Unavailable("the server is stopping")) for entry in left])
-        deadline = time.monotonic() + JOIN_SECONDS
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        if alive := sorted(thread.name for thread in self._threads if thread.is_alive()):
-            log.warning("threads still at work", threads=alive)
-
-    def expected_seconds(self, images: int) -> float:
+    def expected_seconds(self, images: int, caller: str) -> float:
         """Return the estimated seconds until a new batch of ``images`` would end."""
-        with self._changed:
-            ahead = self._in_progress + self._queue.ahead(images)
-            return (ahead + images) * self._throughput.seconds
+        ahead = len(self._items) + self._queue.ahead(images, caller)
+        return (ahead + images) * self._throughput.seconds
 
     def waiting(self) -> int:
         """Return the number of waiting images."""
         return len(self._queue)
 
+    def works(self) -> bool:
+        """Return True if images are encoded now."""
+        return self._encoder.works()
+
     def stalled_seconds(self) -> float:
         """Return the seconds since the last image finished while there was work."""
-        with self._changed:
-            busy = self._in_progress or len(self._queue)
-            return time.perf_counter() - self._progress if busy else 0.0
+        busy = self._items or len(self._queue)
+        return time.perf_counter() - self._progress if busy else 0.0
 
-    async def run(self, batch: RequestBatch[A], *, deadline: float, flow: Flow) -> A:
+    async def run(
+        self, batch: RequestBatch[A], *, deadline: float, flow: Flow, caller: str = ""
+    ) -> A:
         """Return the answer of a batch; ``deadline`` in seconds of the event loop's clock.
 
-        Raises the errors of its backbone and its ``answer``, and Unavailable after close().
+        Callers take turns; within the turns of a ``caller``, its calls (see Flow) take turns.
+        Raises EncodingError, the errors of the batch's ``answer``, and Unavailable after aclose().
         """
-        self._loop = asyncio.get_running_loop()
-        future: asyncio.Future[A] = self._loop.create_future()
+        if self._closed:
+            raise _stopping()
+        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         entry = _Entry(batch, future, time.perf_counter(), [None] * batch.images, batch.images)
-        with self._changed:
-            if self._closed:
-                raise Unavailable("the server is stopping")
-            self._entries.add(entry)
-            if not (self._in_progress or len(self._queue)):
-                self._progress = entry.since
-            entry.ticket = self._queue.push(entry, batch.images, deadline=deadline, flow=flow)
-            self._changed.notify(batch.images)
+        if not (self._items or len(self._queue)):
+            self._progress = entry.since
+        self._entries.add(entry)
+        entry.ticket = self._queue.push(
+            entry, batch.images, deadline=deadline, flow=flow, caller=caller
+        )
         try:
+            self._hand_over()
             return await future
         finally:
-            with self._changed:
-                self._leave(entry)
-
-    def _run_forever(self) -> None:
-        # The event loop has priority: it has little work, and all requests depend on it.
-        thread = threading.get_native_id()
-        niceness = os.getpriority(os.PRIO_PROCESS, thread)  # the process may have a niceness
-        os.setpriority(os.PRIO_PROCESS, thread, niceness + NICE)
-        while not self._closed:
-            if not self._step():
-                with self._changed:
-                    if not (self._closed or self._complete or self._queue):
-                        self._changed.wait()
-
-    def _step(self) -> bool:
-        """Answer a group of batches, or decode and embed an image; return False if idle."""
-        with self._changed:
-            group: list[_Entry] = []
-            image = None
-            wait = min(1 + self._queue.requests // REQUESTS_PER_IMAGE, LARGEST_GROUP)
-            if self._images_waited >= wait:
-                group, self._complete, self._images_waited = self._complete, [], 0
-            elif (image := self._queue.pop()) is not None:
-                self._in_progress += 1
-                present = self._in_progress + len(self._queue)
-        if group:
-            self._post(_answer_all(group))
-        elif image is not None:
-            self._embed(*image, present)
-        return bool(group) or image is not None
-
-    def _embed(self, entry: _Entry, index: int, present: int) -> None:
-        taken = time.perf_counter()
-        try:
-            pixels = entry.batch.decode(index)
-        except Exception as error:
-            self._deliver(entry, index, taken, time.perf_counter(), error)
-            return
-        deliver = partial(self._deliver, entry, index, taken, time.perf_counter())
-        if entry.ended:
-            deliver(Unavailable("the caller has cancelled"))
-        else:
-            entry.batch.backbone.embed(pixels, deliver, present=present)
-
-    def _deliver(
-        self, entry: _Entry, index: int, taken: float, decoded: float, result: Embedded | Exception
-    ) -> None:
-        with self._changed:
-            self._in_progress -= 1
-            self._progress = time.perf_counter()
-            self._throughput.end(self._progress, backlog=len(self._queue) > 0)
-            if self._complete:
-                self._images_waited += 1
-            if entry.ended:
-                return
-            if isinstance(result, Embedded | ImageError):
-                waited = taken - entry.since
-                if isinstance(result, Embedded):
-                    waited += result.waited
-                entry.outcomes[index] = ImageOutcome(result, waited, decoded - taken)
-                entry.left -= 1
-                if not entry.left:
-                    self._images_waited = self._images_waited or 1
-                    self._complete.append(entry)
-                    if threading.current_thread() not in self._threads:
-                        self._changed.notify()  # a thread of the scheduler checks by itself
-                return
             self._leave(entry)
-        self._post([(entry, None, result)])
 
-    def _post(self, ends: list[_End]) -> None:
-        """Resolve futures, from any thread."""
-        assert self._loop is not None, "run() comes first"
+    def _hand_over(self) -> None:
+        """Give waiting images to the encoder, while it can take them."""
+        while len(self._queue) and self._encoder.credits(self._queue.requests) > 0:
+            image = self._queue.pop()
+            assert image is not None, "images wait"
+            entry, index = image
+            try:
+                content = entry.batch.content(index)
+            except ImageError as error:
+                waited = time.perf_counter() - entry.since
+                self._end(entry, index, ImageOutcome(result=error, waited=waited, decoded=0.0))
+                continue
+            number = next(self._numbers)
+            self._items[number] = image
+            entry.items.add(number)
+            item = Item(
+                id=number,
+                backbone=entry.batch.backbone,
+                content=content.data,
+                pixels=content.pixels,
+            )
+            self._encoder.submit(item, present=len(self._items) + len(self._queue))
+
+    def _deliver(self, result: Result) -> None:
+        entry, index = self._items.pop(result.id)
+        entry.items.discard(result.id)
+        self._progress = time.perf_counter()
+        self._throughput.end(self._progress, backlog=len(self._queue) > 0)
+        if entry in self._entries:
+            if isinstance(result, Failed):
+                stopping = result.stopping
+                self._fail(entry, _stopping() if stopping else EncodingError(result.message))
+            else:
+                self._end(entry, index, _outcome(result, index, entry.since))
+        self._hand_over()
+
+    def _end(self, entry: _Entry, index: int, outcome: ImageOutcome) -> None:
+        """Take the outcome of an image."""
+        entry.outcomes[index] = outcome
+        entry.left -= 1
+        if not entry.left:
+            if not self._complete:
+                entry.future.get_loop().call_soon(self._answer)
+            self._complete.append(entry)
+
+    def _answer(self) -> None:
+        """Make the answers of the complete batches, with one run per head."""
+        complete, self._complete = self._complete, []
+        groups: dict[int, list[_Entry]] = {}
+        for entry in complete:
+            if entry in self._entries:
+                groups.setdefault(id(entry.batch.head), []).append(entry)
+        for group in groups.values():
+            rows = sum(entry.batch.images for entry in group)
+            if rows * group[0].batch.head.size <= LOOP_BYTES:
+                _resolve(_answers(group))
+            else:
+                self._heads.submit(self._answer_in_thread, group, asyncio.get_running_loop())
+
+    def _answer_in_thread(self, group: list[_Entry], loop: asyncio.AbstractEventLoop) -> None:
+        answers = list(_answers(group))
         with suppress(RuntimeError):  # the event loop is closed
-            self._loop.call_soon_threadsafe(_resolve, ends)
+            loop.call_soon_threadsafe(_resolve, answers)
+
+    def _fail(self, entry: _Entry, error: Exception) -> None:
+        if not entry.future.done():
+            entry.future.set_exception(error)
+        self._leave(entry)
 
     def _leave(self, entry: _Entry) -> None:
-        entry.ended = True
-        self._entries.discard(entry)
-        if entry.ticket is not None:
+        """Remove a batch from the queue and, as far as possible, from the encoder."""
+        if entry in self._entries:
+            self._entries.remove(entry)
+            assert entry.ticket is not None, "run() has queued it"
             self._queue.remove(entry.ticket)
+            for item in list(entry.items):
+                self._encoder.cancel(item)
 
 
-def _answer_all(entries: list[_Entry]) -> list[_End]:
-    """Return the answers of complete batches, with one run per head."""
-    groups: dict[int, list[_Entry]] = {}
-    for entry in entries:
-        if not entry.ended:
-            groups.setdefault(id(entry.batch.head), []).append(entry)
-    return [end for group in groups.values() for end in _answer_group(group)]
+def _resolve(answers: Iterable[tuple[_Entry, object]]) -> None:
+    for entry, answer in answers:
+        if entry.future.done():  # its caller has cancelled
+            continue
+        if isinstance(answer, Exception):
+            entry.future.set_exception(answer)
+        else:
+            entry.future.set_result(answer)
 
 
-def _answer_group(entries: list[_Entry]) -> Iterator[_End]:
+def _stopping() -> Unavailable:
+    return Unavailable("the server is stopping")
+
+
+def _outcome(result: Encoded | Refused, index: int, since: float) -> ImageOutcome:
+    waited = result.started - since
+    if isinstance(result, Refused):
+        kind = ImageCrash if result.reason == ImageCrash.reason else ImageError
+        error = kind(result.message, field=f"images[{index}]", reason=result.reason)
+        return ImageOutcome(result=error, waited=waited, decoded=result.decoded)
+    return ImageOutcome(
+        result=np.frombuffer(result.embedding, dtype=np.float32),
+        waited=waited + result.waited,
+        decoded=result.decoded,
+        computed=result.computed,
+        run=result.run,
+    )
+
+
+def _answers(entries: list[_Entry]) -> Iterator[tuple[_Entry, object]]:
+    """Yield the answer of each batch, or its exception; all have the same head."""
     start = time.perf_counter()
     outcomes = [[outcome for outcome in entry.outcomes if outcome is not None] for entry in entries]
     rows = [
-        [image.result.embedding for image in images if isinstance(image.result, Embedded)]
+        [image.result for image in images if not isinstance(image.result, ImageError)]
         for images in outcomes
     ]
     probabilities, unknown = None, None
@@ -301,7 +326,7 @@ def _answer_group(entries: list[_Entry]) -> Iterator[_End]:
             head = entries[0].batch.head
             probabilities, unknown = head.run(np.stack([*chain.from_iterable(rows)]))
     except Exception as error:
-        yield from ((entry, None, error) for entry in entries)
+        yield from ((entry, error) for entry in entries)
         return
     seconds = time.perf_counter() - start
     begin = 0
@@ -312,16 +337,6 @@ def _answer_group(entries: list[_Entry]) -> Iterator[_End]:
             batch_unknown = None if unknown is None else unknown[own]
             scores = Scores(probabilities[own], batch_unknown, seconds)
         try:
-            yield entry, entry.batch.answer(batch_outcomes, scores), None
+            yield entry, entry.batch.answer(batch_outcomes, scores)
         except Exception as error:
-            yield entry, None, error
-
-
-def _resolve(ends: list[_End]) -> None:
-    for entry, answer, error in ends:
-        if entry.future.done():  # its caller has cancelled
-            continue
-        if error is None:
-            entry.future.set_result(answer)
-        else:
-            entry.future.set_exception(error)
+            yield entry, error

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 
 from topwork.bundle.manifest import Manifest
+from topwork.errors import ImageError
 from topwork.serving.classify_batch import Finished
-from topwork.serving.encoders.backbone import Embedded
 
 
 @dataclass(slots=True)
@@ -46,11 +46,11 @@ class Statistics:
         """Count an answered request."""
         statistics, timings = self._of(finished.snapshot.manifest), finished.timings
         embedded = [
-            outcome.result for outcome in finished.outcomes if isinstance(outcome.result, Embedded)
+            outcome for outcome in finished.outcomes if not isinstance(outcome.result, ImageError)
         ]
         statistics.answered += 1
         statistics.images += len(embedded)
-        statistics.runs += sum(1 / result.micro_batch for result in embedded)
+        statistics.runs += sum(1 / outcome.images for outcome in embedded)
         statistics.queue += timings.queue
         statistics.decode += timings.decode
         statistics.backbone += timings.backbone

@@ -23,6 +23,7 @@ LONGEST_TEXT = 1000
 
 CODES: dict[type[errors.TopworkError], int] = {
     errors.InvalidInput: code_pb2.INVALID_ARGUMENT,
+    errors.ImageCrash: code_pb2.INTERNAL,
     errors.Unauthenticated: code_pb2.UNAUTHENTICATED,
     errors.Forbidden: code_pb2.PERMISSION_DENIED,
     errors.NotFound: code_pb2.NOT_FOUND,

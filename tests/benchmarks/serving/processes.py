@@ -8,12 +8,12 @@ import signal
 import socket
 from pathlib import Path
 
-WORKER = b"spawn_main"
-"""Part of the command line of the worker process, and of no other process of ``topwork serve``."""
+WORKER = b"TOPWORK_PROCESS=topwork-worker"
+"""Part of the environment of the worker process, and of no other process of ``topwork serve``."""
 
 
 class Processes:
-    """A process and its present children, except those with ``without`` in their command line."""
+    """A process and its present children, except those with ``without`` in their environment."""
 
     def __init__(self, pid: int, *, without: bytes | None = None) -> None:
         self._pids = _tree(pid, without)
@@ -46,7 +46,7 @@ def _tree(root: int, without: bytes | None) -> list[int]:
     parents = {}
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
-            if without is None or without not in (directory / "cmdline").read_bytes():
+            if without is None or without not in (directory / "environ").read_bytes():
                 parents[int(directory.name)] = int(_stat(int(directory.name))[1])
     pids = [root]
     for pid in pids:  # grows as children are found

@@ -36,7 +36,7 @@ class Suite:
         self._peers = peers
         self._cores = available_cores()
         self._durations = (
-            Durations(load=1.5, ceiling=0.5) if quick else Durations(load=3.0, ceiling=1.0)
+            Durations(load=4.0, ceiling=1.0) if quick else Durations(load=3.0, ceiling=1.0)
         )
         self._long = self._durations.load * 5 / 3
 

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from support import golden
 
 import topwork
 import topwork_trainer
+from topwork.serving.encoders import messages
 
 KINDS = sorted(golden.kinds(), key=lambda kind: kind.__name__)
 
@@ -76,7 +78,10 @@ def test_first_decode_by_eight_threads_does_not_crash(kind: type) -> None:
 
 @pytest.mark.slow
 def test_only_the_documents_module_decodes() -> None:
-    """No other module decodes with msgspec, which could inspect a type while threads run."""
+    """No other module decodes with msgspec, which could inspect a type while threads run.
+
+    The decoders of messages between processes are made when their module is imported.
+    """
     roots = [Path(str(package.__file__)).parent for package in (topwork, topwork_trainer)]
     found = {
         path.name
@@ -87,7 +92,9 @@ def test_only_the_documents_module_decodes() -> None:
         and node.attr in {"decode", "convert", "Decoder"}
         and re.fullmatch(r"msgspec(\.\w+)?", ast.unparse(node.value))
     }
-    assert found == {"documents.py"}
+    assert found == {"documents.py", "messages.py"}
+    assert isinstance(messages.REQUESTS, msgspec.msgpack.Decoder)
+    assert isinstance(messages.RESPONSES, msgspec.msgpack.Decoder)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from prometheus_client import generate_latest
 from topwork.bundle.store import Repository
 from topwork.limits import DEFAULT_LIMITS
 from topwork.serving.classifier import Classifier
+from topwork.serving.encoders.threads import ThreadEncoder
 from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
 
@@ -24,8 +25,11 @@ SERIES = re.compile(r"\b(?:topwork|grpc_server)_[a-z_]+\b")
 def series(colours: Repository) -> set[str]:
     """Return the names of all series of a server after answered and refused calls."""
     telemetry = Telemetry()
-    registry = Registry(colours, provider="cpu", cores=1, telemetry=telemetry)
-    Classifier(registry, limits=DEFAULT_LIMITS, cores=1, queue_limit=16, telemetry=telemetry)
+    encoder = ThreadEncoder(provider="cpu", cores=1, limits=DEFAULT_LIMITS)
+    registry = Registry(colours, encoder, telemetry=telemetry)
+    Classifier(
+        registry, encoder, limits=DEFAULT_LIMITS, cores=1, queue_limit=16, telemetry=telemetry
+    )
     telemetry.calls.labels("service", "Method", "OK").inc()
     telemetry.call_seconds.labels("service", "Method").observe(1)
     telemetry.images.labels("colours", "ok").inc()

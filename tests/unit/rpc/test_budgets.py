@@ -1,8 +1,9 @@
-"""Time budget of a call's images, from its deadline and the server's limit."""
+"""Time budget of a call's images, from its deadline and the server's limit, and its caller."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import pytest
 from support.infers import request
 from support.pictures import picture
 
+from topwork.access.principals import Caller, set_caller, unrestricted
 from topwork.bundle.store import Repository
 from topwork.errors import DeadlinePassed
 from topwork.limits import DEFAULT_LIMITS
@@ -24,15 +26,17 @@ MOST = 60.0
 
 
 class BudgetRecorder:
-    """A classifier that records the budget and times out, and a context with a deadline."""
+    """A classifier that records budget and caller, and times out; a context with a deadline."""
 
     def __init__(self, remaining: float | None) -> None:
         self._remaining = remaining
         self.budgets: list[float] = []
+        self.callers: list[str] = []
 
-    async def classify(self, *_: Any, budget: float, **__: Any) -> None:
-        """Note the budget."""
+    async def classify(self, *_: Any, budget: float, caller: str, **__: Any) -> None:
+        """Note the budget and the caller."""
         self.budgets.append(budget)
+        self.callers.append(caller)
         raise DeadlinePassed("it is over")
 
     infer = classify
@@ -40,6 +44,18 @@ class BudgetRecorder:
     def time_remaining(self) -> float | None:
         """See ServicerContext."""
         return self._remaining
+
+
+PEER = "ipv4:10.0.0.7:4711"
+
+
+async def call(
+    method: Callable[[Any, Context], Awaitable[object]], message: object, asked: BudgetRecorder
+) -> None:
+    """Call a method as the interceptor does, for an anonymous caller."""
+    anybody = unrestricted()
+    set_caller(Caller(anybody, "classify", PEER, lambda: anybody))
+    await method(message, cast("Context", asked))
 
 
 BUDGETS = pytest.mark.parametrize(
@@ -54,8 +70,9 @@ def test_classify_budget_is_the_remaining_deadline(remaining: float | None, budg
     servicer = ClassifierServicer(cast("Classifier", asked), most_seconds=MOST)
     message = classify_pb.ClassifyRequest(model="models/x", images=[b""])
     with pytest.raises(DeadlinePassed):
-        asyncio.run(servicer.Classify(message, cast("Context", asked)))
+        asyncio.run(call(servicer.Classify, message, asked))
     assert asked.budgets == [budget]
+    assert asked.callers == [PEER]
 
 
 @BUDGETS
@@ -77,5 +94,6 @@ def test_model_infer_budget_is_the_shortest_limit(
     if timeout is not None:
         message.parameters["timeout"].int64_param = round(timeout * 1e6)
     with pytest.raises(DeadlinePassed):
-        asyncio.run(servicer.ModelInfer(message, cast("Context", asked)))
+        asyncio.run(call(servicer.ModelInfer, message, asked))
     assert asked.budgets == [budget if timeout is None else min(budget, timeout)]
+    assert asked.callers == [PEER]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -16,11 +15,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
+from topwork.bundle.manifest import BackboneInfo
 from topwork.rpc import health as health_module
 from topwork.rpc.health import Health
-from topwork.serving.encoders.backbone import Deliver, Embedded
+from topwork.serving.encoders.encoder import Deliver, Encoded, Item
 from topwork.serving.fair_queue import Flow
-from topwork.serving.scheduler import Scheduler
+from topwork.serving.scheduler import Content, Scheduler
 
 PATIENCE = 60.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -163,17 +163,66 @@ def test_closed_health_is_not_serving() -> None:
     asyncio.run(scenario())
 
 
-def make_request(delivers: queue.Queue[Deliver]) -> Any:
-    """Return a job of one image whose backbone delivers nothing.
+class HangingEncoder:
+    """Encoder of one image at a time, which is finished when the test decides."""
 
-    ``delivers`` receives its callbacks.
-    """
-    pixels = np.zeros((1, 1, 3), dtype=np.uint8)
+    def __init__(self) -> None:
+        self.items: asyncio.Queue[Item] = asyncio.Queue()
+        self._deliver: Deliver | None = None
+        self._busy = False
+
+    async def start(self, deliver: Deliver, on_credit: Callable[[], None]) -> None:  # noqa: ARG002  # part of the protocol
+        """See Encoder."""
+        self._deliver = deliver
+
+    async def aclose(self) -> None:
+        """See Encoder."""
+
+    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> None:
+        """See Encoder."""
+
+    def unload(self, digest: str) -> None:
+        """See Encoder."""
+
+    def credits(self, requests: int) -> int:  # noqa: ARG002  # part of the protocol
+        """See Encoder."""
+        return 0 if self._busy else 1
+
+    def submit(self, item: Item, *, present: int) -> None:  # noqa: ARG002  # part of the protocol
+        """See Encoder."""
+        self._busy = True
+        self.items.put_nowait(item)
+
+    def cancel(self, identifier: int) -> None:
+        """See Encoder. The image is in progress already."""
+
+    def works(self) -> bool:
+        """See Encoder."""
+        return True
+
+    def finish(self, item: Item) -> None:
+        """Deliver the embedding of an image."""
+        self._busy = False
+        assert self._deliver is not None
+        self._deliver(
+            Encoded(
+                id=item.id,
+                embedding=np.zeros(1, dtype=np.float32).tobytes(),
+                started=time.perf_counter(),
+                decoded=0,
+                waited=0,
+                computed=0,
+            )
+        )
+
+
+def make_request() -> Any:
+    """Return a batch of one image."""
     return SimpleNamespace(
         images=1,
-        decode=lambda _: pixels,
-        backbone=SimpleNamespace(embed=lambda _, deliver, **__: delivers.put(deliver)),
-        head=SimpleNamespace(run=lambda embeddings: (embeddings, None)),
+        backbone="",
+        content=lambda _: Content(b""),
+        head=SimpleNamespace(size=0, run=lambda embeddings: (embeddings, None)),
         answer=lambda *_: "answered",
     )
 
@@ -186,38 +235,36 @@ def test_hanging_backbone_is_not_serving() -> None:
     finishes.
     """
     limit = 0.1
-    embedded = Embedded(
-        embedding=np.zeros(1, dtype=np.float32), waited=0, computed=0, micro_batch=1
-    )
 
     async def scenario() -> None:
-        scheduler, delivers = Scheduler(cores=1), queue.Queue[Deliver]()
-        scheduler.start()
+        encoder = HangingEncoder()
+        scheduler = Scheduler(encoder, cores=1)
+        await scheduler.start()
 
-        async def ask() -> tuple[asyncio.Task[str], Deliver]:
-            run = scheduler.run(make_request(delivers), deadline=0, flow=Flow())
+        async def ask() -> tuple[asyncio.Task[str], Item]:
+            run = scheduler.run(make_request(), deadline=0, flow=Flow())
             task = asyncio.create_task(run)
-            return task, await asyncio.to_thread(delivers.get, timeout=PATIENCE)
+            return task, await asyncio.wait_for(encoder.items.get(), PATIENCE)
 
         try:
             async with healthy({"": lambda: scheduler.stalled_seconds() < limit}) as asked:
                 assert scheduler.stalled_seconds() == 0
-                answered, deliver = await ask()
+                answered, item = await ask()
                 await asked.until(NOT_SERVING)
-                deliver(embedded)
+                encoder.finish(item)
                 assert await answered == "answered"
                 assert scheduler.stalled_seconds() == 0
                 await asked.until(SERVING)
                 last_end = scheduler._progress
                 while time.perf_counter() - last_end < limit:
                     assert await asked.check() == SERVING  # idle for as long as a stall
-                given_up, deliver = await ask()
+                given_up, item = await ask()
                 assert 0 < scheduler.stalled_seconds() < time.perf_counter() - last_end - limit
                 given_up.cancel()
                 await asked.until(NOT_SERVING)
-                deliver(embedded)
+                encoder.finish(item)
                 await asked.until(SERVING)
         finally:
-            scheduler.close()
+            await scheduler.aclose()
 
     asyncio.run(scenario())

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from topwork.errors import ImageError
 from topwork.rpc.spans import Spans, open_spans
 from topwork.serving.classify_batch import Finished, Timings
-from topwork.serving.encoders.backbone import MicroBatch
+from topwork.serving.encoders.encoder import MicroBatch
 from topwork.serving.registry import Snapshot
 from topwork.serving.scheduler import ImageOutcome
 
@@ -38,7 +38,7 @@ def finished(*runs: MicroBatch) -> Finished:
     manifest = SimpleNamespace(model="flowers", revision=7)
     return Finished(
         snapshot=cast("Snapshot", SimpleNamespace(manifest=manifest)),
-        outcomes=[ImageOutcome(ImageError("no image"), waited=0.004, decoded=0.002)],
+        outcomes=[ImageOutcome(result=ImageError("no image"), waited=0.004, decoded=0.002)],
         scores=None,
         timings=Timings(queue=0.004, decode=0.002, backbone=0.003, head=0.001, total=0.01),
         runs=frozenset(runs),

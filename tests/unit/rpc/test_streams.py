@@ -53,7 +53,7 @@ class Engine:
         self.inside = 0
         self.most = 0
         self.budgets: list[float | None] = []
-        self.callers: list[tuple[Flow | None, bool]] = []
+        self.callers: list[tuple[Flow | None, bool, str]] = []
 
     async def classify(
         self,
@@ -65,12 +65,13 @@ class Engine:
         budget: float | None,
         flow: Flow | None,
         can_wait: bool,
+        caller: str,
     ) -> Classified:
         """Answer with the revision that was asked for."""
         self.inside += len(images)
         self.most = max(self.most, self.inside)
         self.budgets.append(budget)
-        self.callers.append((flow, can_wait))
+        self.callers.append((flow, can_wait, caller))
         self.entered.set()
         try:
             if b"wait" in images:
@@ -189,11 +190,12 @@ def test_negative_timeout_is_refused() -> None:
 
 
 def test_messages_of_a_stream_share_one_flow() -> None:
-    """All messages of a stream share one flow, and wait for capacity rather than fail."""
+    """They have the turns of their caller, and wait for capacity rather than fail."""
     _, engine = answers(*(message(n, b"ok") for n in range(5)))
-    (caller,) = {id(flow) for flow, _ in engine.callers}
-    assert caller != id(None)
-    assert {can_wait for _, can_wait in engine.callers} == {True}
+    ((flow, can_wait, caller),) = set(engine.callers)
+    assert flow is not None
+    assert can_wait
+    assert caller == ANYBODY.turns
 
 
 async def until(look: Callable[[], bool]) -> None:

@@ -12,7 +12,7 @@ from topwork.errors import Overloaded
 from topwork.serving.admission import BUDGET_SHARE, Admission
 
 
-def an_image_a_second(images: int) -> float:
+def an_image_a_second(images: int, _caller: str = "") -> float:
     """Return the expected seconds of ``images`` at one image per second."""
     return float(images)
 
@@ -195,5 +195,27 @@ def test_capacity_is_never_lost_nor_granted_twice(steps: list[tuple[str, int]]) 
                 leave(0)
         assert all(task.done() for task in waiting), "a request waits forever"
         assert admission.admitted == admission._can_wait_admitted == 0
+
+    asyncio.run(scenario())
+
+
+def test_each_caller_can_have_its_share() -> None:
+    """A caller that has taken all capacity alone does not keep others from theirs."""
+
+    async def scenario() -> None:
+        admission = Admission(12, an_image_a_second)
+        await admission.acquire(12, budget=None, can_wait=False, caller="greedy")
+        with pytest.raises(Overloaded):
+            await admission.acquire(1, budget=None, can_wait=False, caller="greedy")
+        await admission.acquire(6, budget=None, can_wait=False, caller="modest")
+        with pytest.raises(Overloaded):
+            await admission.acquire(1, budget=None, can_wait=False, caller="modest")
+        await admission.acquire(4, budget=None, can_wait=False, caller="third")
+        with pytest.raises(Overloaded):
+            await admission.acquire(1, budget=None, can_wait=False, caller="third")
+        admission.release(12, can_wait=False, caller="greedy")
+        admission.release(6, can_wait=False, caller="modest")
+        await admission.acquire(8, budget=None, can_wait=False, caller="third")
+        assert admission.admitted == 12
 
     asyncio.run(scenario())

@@ -30,14 +30,15 @@ from topwork.errors import (
 from topwork.inputs.image import Pixels, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import DEFAULT_LIMITS, ServerLimits
-from topwork.serving import classify_batch
-from topwork.serving import registry as registry_module
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import Classified, ImageAnswer, ImageInput
-from topwork.serving.encoders.backbone import Backbone, Deliver
+from topwork.serving.encoders import pipeline
+from topwork.serving.encoders.backbone import Backbone, DeliverEmbedded
 from topwork.serving.encoders.backbones import open_backbone
+from topwork.serving.encoders.threads import ITEMS_PER_THREAD, ThreadEncoder
 from topwork.serving.fair_queue import Flow
 from topwork.serving.registry import Registry
+from topwork.serving.scheduler import EncodingError
 from topwork.telemetry import Telemetry
 
 LABELS = ("amber", "blue", "crimson", "green")
@@ -52,12 +53,14 @@ class GatedBackbone:
         self.images = 0
         self.seen: list[Pixels] = []
         self.broken = False
+        self.closed = False
         self.info = backbone.info
+        self.seconds = backbone.seconds
         self._backbone = backbone
         self._open = threading.Event()
         self._open.set()
 
-    def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:
+    def embed(self, pixels: Pixels, deliver: DeliverEmbedded, *, wide: bool) -> None:
         """Embed when the gate is open."""
         self.images += 1
         self.seen.append(pixels)
@@ -65,9 +68,14 @@ class GatedBackbone:
         if self.broken:
             deliver(ArithmeticError("the backbone is broken"))
         else:
-            self._backbone.embed(pixels, deliver, present=present)
+            self._backbone.embed(pixels, deliver, wide=wide)
 
     def close(self) -> None:
+        """See Backbone."""
+        self.closed = True
+        self._backbone.close()
+
+    def shut(self) -> None:
         """Block images."""
         self._open.clear()
 
@@ -96,7 +104,7 @@ class Harness:
 
     async def check_permits(self, queue_limit: int) -> None:
         """Assert that exactly ``queue_limit`` images are admitted: no capacity is lost."""
-        self.gate.close()
+        self.gate.shut()
         before = self.gate.images
         full = self.ask(queue_limit)
         try:
@@ -117,27 +125,34 @@ async def started(
     limits: ServerLimits = DEFAULT_LIMITS,
     cores: int = 2,
 ) -> AsyncIterator[Harness]:
-    """Yield a started classifier with a gated backbone."""
+    """Yield a started classifier with a thread per core and a gated backbone."""
     gates: list[GatedBackbone] = []
 
     def behind_gate(*args: Any, **options: Any) -> GatedBackbone:
         gates.append(GatedBackbone(open_backbone(*args, **options)))
         return gates[-1]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry_module, "open_backbone", behind_gate)
-        registry = Registry(repository, provider="cpu", cores=2, telemetry=Telemetry())
-        await registry.start()
-    (gate,) = gates
+    encoder = ThreadEncoder(provider="cpu", cores=cores, limits=limits)
+    registry = Registry(repository, encoder, telemetry=Telemetry())
     classifier = Classifier(
-        registry, limits=limits, cores=cores, queue_limit=queue_limit, telemetry=Telemetry()
+        registry,
+        encoder,
+        limits=limits,
+        cores=cores,
+        queue_limit=queue_limit,
+        telemetry=Telemetry(),
     )
-    classifier.start()
+    await classifier.start()
     try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "open_backbone", behind_gate)
+            await registry.start()
+        (gate,) = gates
         yield Harness(classifier, registry, gate)
     finally:
-        gate.open()
-        classifier.close()
+        for gate in gates:
+            gate.open()
+        await classifier.aclose()
         await registry.aclose()
 
 
@@ -394,7 +409,7 @@ def test_statistics_count_requests_and_images(repository: Repository) -> None:
             assert (done.answered, done.failed, done.images, done.runs) == (2, 0, 4, 4.0)
             with pytest.raises(ImageError):
                 await harness.classifier.infer("colours", [JUNK])
-            harness.gate.close()
+            harness.gate.shut()
             with pytest.raises(DeadlinePassed):
                 await harness.classify(PHOTOS["blue"], budget=0.01)
             harness.gate.open()
@@ -450,12 +465,13 @@ def test_unknown_model_or_revision_is_not_found(
 def test_request_past_its_deadline_is_dropped(repository: Repository) -> None:
     """A request past its deadline is DeadlinePassed, leaves the queue, and releases its capacity.
 
-    The two threads hold one image each; no other image may reach the backbone.
+    The two threads hold one image each; no other image may reach the backbone, not even those that
+    the encoder has taken already.
     """
 
     async def scenario() -> int:
         async with started(repository, queue_limit=6) as harness:
-            harness.gate.close()
+            harness.gate.shut()
             late = harness.ask(6, budget=0.2)
             with pytest.raises(DeadlinePassed, match=r"6 images .* 0\.200 s"):
                 await late
@@ -476,8 +492,8 @@ def test_earliest_deadline_is_served_first(repository: Repository) -> None:
 
     async def scenario() -> list[str]:
         async with started(repository, cores=1) as harness:
-            harness.gate.close()
-            first = harness.ask(1)
+            harness.gate.shut()
+            first = harness.ask(ITEMS_PER_THREAD)  # all that the encoder takes
             await until(lambda: harness.gate.images == 1)
             classify, infer = harness.classifier.classify, harness.classifier.infer
             waiting = [
@@ -492,7 +508,7 @@ def test_earliest_deadline_is_served_first(repository: Repository) -> None:
             await until(lambda: harness.classifier._scheduler.waiting() == 4)
             harness.gate.open()
             await asyncio.gather(first, *waiting)
-            return [shown(pixels) for pixels in harness.gate.seen[1:]]
+            return [shown(pixels) for pixels in harness.gate.seen[ITEMS_PER_THREAD:]]
 
     assert asyncio.run(scenario()) == ["crimson", "blue", "green", "amber"]
 
@@ -541,7 +557,7 @@ def test_overload_is_refused_at_once(repository: Repository) -> None:
 
     async def scenario() -> Overloaded:
         async with started(repository, queue_limit=4) as harness:
-            harness.gate.close()
+            harness.gate.shut()
             first = harness.ask(3)
             await until(lambda: harness.gate.images > 0)
             with pytest.raises(Overloaded) as caught:
@@ -562,7 +578,7 @@ def test_request_that_would_miss_its_deadline_is_refused_at_once(repository: Rep
 
     async def scenario() -> Overloaded:
         async with started(repository) as harness:
-            harness.gate.close()
+            harness.gate.shut()
             first = harness.ask(40)
             await until(lambda: harness.gate.images == 2)
             with pytest.raises(Overloaded) as caught:
@@ -584,7 +600,7 @@ def test_call_that_can_wait_waits_for_capacity(repository: Repository) -> None:
 
     async def scenario() -> tuple[Classified, Classified]:
         async with started(repository, queue_limit=4) as harness:
-            harness.gate.close()
+            harness.gate.shut()
             first = harness.ask(4)
             await until(lambda: harness.gate.images == 2)
             waiting = [
@@ -613,7 +629,7 @@ def test_call_that_can_wait_has_a_deadline(repository: Repository) -> None:
 
     async def scenario() -> None:
         async with started(repository, queue_limit=4) as harness:
-            harness.gate.close()
+            harness.gate.shut()
             first = harness.ask(4)
             await until(lambda: harness.gate.images == 2)
             with pytest.raises(DeadlinePassed, match=r"1 images .* 0\.100 s"):
@@ -639,11 +655,11 @@ def test_calls_of_one_flow_share_their_turns(
         return preprocess(content, *args, **options)
 
     async def scenario() -> int:
-        async with started(repository) as harness:
-            monkeypatch.setattr(classify_batch, "preprocess", noting)
-            harness.gate.close()
-            first = harness.ask(2)
-            await until(lambda: harness.gate.images == 2)
+        async with started(repository, cores=1) as harness:
+            monkeypatch.setattr(pipeline, "preprocess", noting)
+            harness.gate.shut()
+            first = harness.ask(ITEMS_PER_THREAD)  # all that the encoder takes
+            await until(lambda: harness.gate.images == 1)
             flow = Flow()
             early = [
                 asyncio.create_task(
@@ -654,14 +670,12 @@ def test_calls_of_one_flow_share_their_turns(
                 for _ in range(8)
             ]
             late = asyncio.create_task(harness.classify(PHOTOS["green"], budget=None))
-            await asyncio.sleep(0)  # all are in the queue, in this order
+            await until(lambda: harness.classifier._scheduler.waiting() == 9)
             harness.gate.open()
             await asyncio.gather(first, *early, late)
-            return taken.index(PHOTOS["green"]) - 2
+            return taken.index(PHOTOS["green"]) - ITEMS_PER_THREAD
 
-    place = asyncio.run(scenario())
-    # Either of the two threads may decode first.
-    assert place in ({0, 1, 2} if shared else {7, 8})
+    assert asyncio.run(scenario()) == (1 if shared else 8)
 
 
 def test_request_larger_than_the_queue_is_admitted_alone(repository: Repository) -> None:
@@ -670,7 +684,7 @@ def test_request_larger_than_the_queue_is_admitted_alone(repository: Repository)
     async def scenario() -> int:
         async with started(repository, queue_limit=2) as harness:
             answer = await harness.ask(5)
-            harness.gate.close()
+            harness.gate.shut()
             other = harness.ask(1)
             await until(lambda: harness.gate.images == 6)
             with pytest.raises(Overloaded):
@@ -683,17 +697,28 @@ def test_request_larger_than_the_queue_is_admitted_alone(repository: Repository)
 
 
 def test_backbone_error_releases_the_capacity(repository: Repository) -> None:
-    """An unexpected error of the backbone reaches the caller, and its capacity is released."""
+    """An unexpected error of the backbone fails the call, and its capacity is released."""
 
     async def scenario() -> None:
         async with started(repository, queue_limit=4) as harness:
             harness.gate.broken = True
-            with pytest.raises(ArithmeticError):
+            with pytest.raises(EncodingError, match="the backbone is broken"):
                 await harness.ask(4)
             harness.gate.broken = False
             await harness.check_permits(4)
 
     asyncio.run(scenario())
+
+
+def test_aclose_closes_the_backbones(repository: Repository) -> None:
+    """Threads of a GPU backbone end before the process."""
+
+    async def scenario() -> GatedBackbone:
+        async with started(repository) as harness:
+            assert not harness.gate.closed
+            return harness.gate
+
+    assert asyncio.run(scenario()).closed
 
 
 @pytest.mark.slow
@@ -731,7 +756,7 @@ def test_capacity_is_always_released(
                     if task.cancel():
                         given_up.add(task)
                 elif step == "gate":
-                    (harness.gate.open if number else harness.gate.close)()
+                    (harness.gate.open if number else harness.gate.shut)()
                 elif step == "turn":
                     await asyncio.sleep(0.0005 * number)
             harness.gate.open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import shutil
@@ -18,26 +19,27 @@ from typing import Any, Literal, get_args
 from unittest.mock import Mock
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from structlog.testing import capture_logs
 from support import tiny
 from support.pictures import picture, pictures
 
-from topwork.bundle.manifest import Manifest
+from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, Unavailable
 from topwork.limits import DEFAULT_LIMITS
 from topwork.serving import registry as registry_module
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import ImageAnswer
-from topwork.serving.encoders.backbone import Embedded
-from topwork.serving.encoders.cpu_backbone import CpuBackbone
-from topwork.serving.registry import Registry
+from topwork.serving.encoders.encoder import Encoded, Item, Result
+from topwork.serving.encoders.threads import ThreadEncoder
+from topwork.serving.registry import LoadedBackbone, Registry
 from topwork.telemetry import Telemetry
 
-TESTS = Path(__file__).parents[2]
 ALL = ("amber", "blue", "crimson", "green", "violet")
 
 
@@ -54,18 +56,51 @@ def colours(made: Repository, tmp_path: Path) -> Repository:
     return Repository(tmp_path / "repository")
 
 
+class ListeningEncoder(ThreadEncoder):
+    """Encoder that keeps the results, and the digests of backbones that are loaded and unloaded."""
+
+    def __init__(self) -> None:
+        super().__init__(provider="cpu", cores=2, limits=DEFAULT_LIMITS)
+        self.results: asyncio.Queue[Result] = asyncio.Queue()
+        self.loaded: list[str] = []
+        self.unloaded: list[str] = []
+
+    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> None:
+        """See Encoder."""
+        await super().load(info, model)
+        self.loaded.append(info.digest)
+
+    def unload(self, digest: str) -> None:
+        """See Encoder."""
+        super().unload(digest)
+        self.unloaded.append(digest)
+
+    async def embed(self, backbone: LoadedBackbone) -> NDArray[np.float32]:
+        """Return the embedding of a black image."""
+        black = bytes(backbone.info.preprocess.crop**2 * 3)
+        item = Item(id=1, backbone=backbone.info.digest, content=black, pixels=True)
+        self.submit(item, present=1)
+        result = await asyncio.wait_for(self.results.get(), 60)
+        assert isinstance(result, Encoded), result
+        return np.frombuffer(result.embedding, dtype=np.float32)
+
+
 @asynccontextmanager
 async def started(
-    repository: Repository, *, head_bytes: int = registry_module.HEAD_BYTES
+    repository: Repository,
+    *,
+    encoder: ListeningEncoder | None = None,
+    head_bytes: int = registry_module.HEAD_BYTES,
 ) -> AsyncIterator[Registry]:
-    """Yield a registry that watches ``repository``."""
-    registry = Registry(
-        repository, provider="cpu", cores=2, telemetry=Telemetry(), head_bytes=head_bytes
-    )
-    await registry.start()
+    """Yield a registry that watches ``repository``, with a started encoder."""
+    encoder = encoder or ListeningEncoder()
+    registry = Registry(repository, encoder, telemetry=Telemetry(), head_bytes=head_bytes)
+    await encoder.start(encoder.results.put_nowait, lambda: None)
     try:
+        await registry.start()
         yield registry
     finally:
+        await encoder.aclose()
         await registry.aclose()
 
 
@@ -101,11 +136,14 @@ def test_hot_reload_never_mixes_revisions(colours: Repository) -> None:
     answers: list[tuple[int, set[str], str]] = []
 
     async def scenario() -> None:
-        async with started(colours) as registry:
-            classifier = Classifier(
-                registry, limits=DEFAULT_LIMITS, cores=2, queue_limit=64, telemetry=Telemetry()
-            )
-            classifier.start()
+        encoder = ThreadEncoder(provider="cpu", cores=2, limits=DEFAULT_LIMITS)
+        registry = Registry(colours, encoder, telemetry=Telemetry())
+        classifier = Classifier(
+            registry, encoder, limits=DEFAULT_LIMITS, cores=2, queue_limit=64, telemetry=Telemetry()
+        )
+        await classifier.start()
+        try:
+            await registry.start()
             swapping = True
 
             async def ask() -> None:
@@ -128,25 +166,14 @@ def test_hot_reload_never_mixes_revisions(colours: Repository) -> None:
                 )
             swapping = False
             await asyncio.gather(*callers)
-            classifier.close()
+        finally:
+            await classifier.aclose()
+            await registry.aclose()
 
     asyncio.run(scenario())
     assert {revision for revision, _, _ in answers} == {1, 2}
     assert all(found == labels[revision] for revision, found, _ in answers)
     assert {best for _, _, best in answers} == {"green"}
-
-
-def test_aclose_closes_the_backbones(colours: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads of a GPU backbone end before the process."""
-    closed: list[str] = []
-    monkeypatch.setattr(CpuBackbone, "close", lambda self: closed.append(self.info.name))
-
-    async def scenario() -> None:
-        async with started(colours):
-            assert closed == []
-
-    asyncio.run(scenario())
-    assert closed == ["tiny"]
 
 
 @pytest.mark.slow
@@ -341,40 +368,72 @@ def test_damaged_old_revision_is_corrupt(colours: Repository) -> None:
 
 
 def test_models_share_their_backbone(colours: Repository) -> None:
-    """Models and revisions with the same backbone share one session."""
+    """Models and revisions with the same backbone share it; the encoder loads it once."""
     exemplars = tiny.embed_pictures({label: pictures(label, 5) for label in ALL[:2]})
     tiny.publish(colours, "another", exemplars)
     publish_again(colours)
+    digest = colours.manifest("colours", 1).backbone
 
     async def scenario() -> None:
-        async with started(colours) as registry:
+        encoder = ListeningEncoder()
+        async with started(colours, encoder=encoder) as registry:
             snapshots = [
                 await registry.snapshot(model, revision)
                 for model, revision in (("colours", 1), ("colours", 2), ("another", 1))
             ]
             assert len({id(snapshot.backbone) for snapshot in snapshots}) == 1
             assert len({id(snapshot.head) for snapshot in snapshots}) == 3
+            assert encoder.loaded == [digest]
 
     asyncio.run(scenario())
 
 
+def publish_with_another_backbone(repository: Repository) -> str:
+    """Publish and serve a revision of ``colours`` with a new backbone, and return its digest."""
+    model = onnx.load_from_string(tiny.backbone_model())
+    model.doc_string = "another"
+    backbone = model.SerializeToString(deterministic=True)
+    exemplars = tiny.embed_pictures({label: pictures(label, 5) for label in ALL[:2]})
+    return tiny.publish(repository, "colours", exemplars, backbone=backbone).backbone
+
+
 def test_snapshot_remains_usable_after_a_hot_reload(colours: Repository) -> None:
-    """A snapshot that is in use works after the next revision is loaded."""
+    """A snapshot that is in use works after the next revision, of another backbone, is loaded."""
 
     async def scenario() -> tuple[int, ...]:
-        async with started(colours) as registry:
+        encoder = ListeningEncoder()
+        async with started(colours, encoder=encoder) as registry:
             held = await registry.snapshot("colours")
-            number = publish_again(colours)
+            digest = publish_with_another_backbone(colours)
             await registry.refresh()
-            assert registry.serving("colours").revision == number
-            delivered: list[Embedded | Exception] = []
-            pixels = np.zeros((tiny.SPEC.crop, tiny.SPEC.crop, 3), dtype=np.uint8)
-            held.backbone.embed(pixels, delivered.append, present=1)
-            (embedded,) = delivered
-            assert isinstance(embedded, Embedded)
-            return held.head.run(embedded.embedding[None])[0].shape
+            assert registry.serving("colours").backbone == digest != held.backbone.info.digest
+            gc.collect()
+            embedding = await encoder.embed(held.backbone)
+            assert encoder.unloaded == []
+            return held.head.run(embedding[None])[0].shape
 
     assert asyncio.run(scenario()) == (1, 4)
+
+
+def test_backbone_is_unloaded_after_its_last_snapshot(colours: Repository) -> None:
+    """When the last snapshot of a backbone is dropped, the encoder frees it; others stay."""
+
+    async def scenario() -> None:
+        encoder = ListeningEncoder()
+        async with started(colours, encoder=encoder) as registry:
+            held = await registry.snapshot("colours")
+            first = held.backbone.info.digest
+            second = publish_with_another_backbone(colours)
+            await registry.refresh()
+            assert encoder.loaded == [first, second]
+            assert encoder.unloaded == []
+            del held
+            await until(lambda: gc.collect() >= 0 and encoder.unloaded == [first])
+            await encoder.embed((await registry.snapshot("colours")).backbone)
+            await encoder.embed((await registry.snapshot("colours", 1)).backbone)
+            assert encoder.loaded == [first, second, first]
+
+    asyncio.run(scenario())
 
 
 def publish_copies(repository: Repository, count: int) -> list[str]:
@@ -656,7 +715,7 @@ def test_hot_reloads_do_not_leak_memory(colours: Repository) -> None:
         publish_again(colours, head=head_that_predicts(revision))
     ended = subprocess.run(
         [sys.executable, "-m", "support.swapping", str(colours.root)],
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=False,

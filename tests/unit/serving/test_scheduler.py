@@ -1,14 +1,12 @@
-"""Scheduler: every caller gets its own answer, grouping of answers, and shutdown."""
+"""Scheduler: every caller gets its own answer, order, grouping of answers, and shutdown."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import subprocess
-import sys
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,24 +21,25 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from numpy.typing import NDArray
-from structlog.testing import capture_logs
-from support import tiny
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.errors import ImageError, Unavailable
-from topwork.inputs.image import Pixels
-from topwork.serving import scheduler as scheduler_module
-from topwork.serving.encoders.backbone import Deliver, Embedded
+from topwork.serving.encoders.encoder import Deliver, Encoded, Failed, Item, Refused, Result
 from topwork.serving.fair_queue import Flow
-from topwork.serving.scheduler import LARGEST_GROUP, NICE, ImageOutcome, Scheduler, Scores
+from topwork.serving.scheduler import (
+    LOOP_BYTES,
+    Content,
+    EncodingError,
+    ImageOutcome,
+    Scheduler,
+    Scores,
+)
 
-INFO = tiny.backbone_info(b"")
 Answer = tuple[int, list[float | str]]
 """Revision of a fake head, with the number or the error of each image."""
 
 
-class BackboneError(Exception):
-    """Error of the fake backbone."""
+DIGEST = "0" * 64
 
 
 class HeadError(Exception):
@@ -54,68 +53,110 @@ class FakeHead:
     revision: int
     broken: bool = False
     rows: int = 0
+    size: int = 0
+    threads: set[str] = field(default_factory=set)
 
     def run(
         self, embeddings: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return (number, revision) for each embedding."""
         self.rows = max(self.rows, len(embeddings))
+        self.threads.add(threading.current_thread().name)
         if self.broken:
             raise HeadError
         revisions = np.full((len(embeddings), 1), self.revision, dtype=np.float32)
         return np.hstack([embeddings, revisions]), None
 
 
-class FakeBackbone:
-    """Backbone whose embedding is the image's number, delivered when the test decides."""
+class FakeEncoder:
+    """Encoder whose embedding is the image's number, delivered when the test decides."""
 
-    def __init__(self) -> None:
-        self.taken: list[int] = []
+    def __init__(self, capacity: int = 2) -> None:
+        self.capacity = capacity
+        self.submitted: list[int] = []
         self.presents: list[int] = []
-        self.pending: list[tuple[int, Deliver]] = []
+        self.requests: list[int] = []
+        self.pending: list[Item] = []
+        self.cancelled: set[int] = set()
+        self.closed = False
+        self.on_credit: Callable[[], None] | None = None
+        self._deliver: Deliver | None = None
 
-    @property
-    def info(self) -> BackboneInfo:
-        """See Backbone."""
-        return INFO
+    async def start(self, deliver: Deliver, on_credit: Callable[[], None]) -> None:
+        """See Encoder."""
+        self._deliver, self.on_credit = deliver, on_credit
 
-    def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:
-        """Store the image until the test delivers its result."""
-        number = int(pixels.view(np.uint64)[0])
-        self.taken.append(number)
+    async def aclose(self) -> None:
+        """See Encoder."""
+        self.closed = True
+        while self.pending:
+            self.finish(stopping=True)
+
+    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> None:
+        """See Encoder."""
+
+    def unload(self, digest: str) -> None:
+        """See Encoder."""
+
+    def credits(self, requests: int) -> int:
+        """See Encoder."""
+        self.requests.append(requests)
+        return self.capacity - len(self.pending)
+
+    def submit(self, item: Item, *, present: int) -> None:
+        """Keep the item until the test delivers its result."""
+        assert len(self.pending) < self.capacity, "more items than credits"
+        assert item.backbone == DIGEST
+        self.submitted.append(int(item.content))
         self.presents.append(present)
-        self.pending.append((number, deliver))
+        self.pending.append(item)
 
-    def finish(self, index: int = 0, *, fail: bool = False) -> None:
-        """Deliver the result of a pending image."""
-        number, deliver = self.pending.pop(index)
-        deliver(BackboneError(number) if fail else embedded(number))
+    def cancel(self, identifier: int) -> None:
+        """See Encoder."""
+        self.cancelled.add(identifier)
 
+    def works(self) -> bool:
+        """See Encoder."""
+        return not self.closed
 
-def embedded(number: int) -> Embedded:
-    """Return an embedding of ``number``."""
-    embedding = np.array([number], dtype=np.float32)
-    return Embedded(embedding=embedding, waited=0, computed=0, micro_batch=1)
+    def finish(self, index: int = 0, *, fail: bool = False, stopping: bool = False) -> None:
+        """Deliver the result of a pending item."""
+        assert self._deliver is not None, "it was started"
+        self._deliver(self._result(self.pending.pop(index), fail=fail, stopping=stopping))
+
+    def _result(self, item: Item, *, fail: bool, stopping: bool) -> Result:
+        number = int(item.content)
+        if fail or stopping or item.id in self.cancelled:
+            return Failed(id=item.id, message=str(number), stopping=not fail)
+        if number < 0:
+            return Refused(
+                id=item.id, message=f"image {number}", reason="X", started=0.0, decoded=0.0
+            )
+        embedding = np.array([number], dtype=np.float32).tobytes()
+        return Encoded(
+            id=item.id, embedding=embedding, started=0.0, decoded=0.0, waited=0.0, computed=0.0
+        )
 
 
 @dataclass(eq=False)
 class FakeBatch:
-    """Batch of numbered images; negative numbers cannot be decoded."""
+    """Batch of numbered images; negative odd numbers cannot be decoded, even ones not be sent."""
 
     numbers: list[int]
-    backbone: Any
     head: Any
+    backbone: str = DIGEST
 
     @property
     def images(self) -> int:
         """See RequestBatch."""
         return len(self.numbers)
 
-    def decode(self, index: int) -> Pixels:
-        """Return pixels that encode the number."""
-        if self.numbers[index] < 0:
-            raise ImageError(f"image {self.numbers[index]}")
-        return np.array([self.numbers[index]], dtype=np.uint64).view(np.uint8)
+    def content(self, index: int) -> Content:
+        """Return the number as text."""
+        number = self.numbers[index]
+        if number < 0 and number % 2 == 0:
+            raise ImageError(f"image {number}")
+        return Content(b"%d" % number)
 
     def answer(self, outcomes: list[ImageOutcome], scores: Scores | None) -> Answer:
         """Return the revision, with the number or the error of each image."""
@@ -146,8 +187,9 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.complaints: list[dict[str, Any]] = []
         self.loop.set_exception_handler(lambda _, context: self.complaints.append(context))
-        self.scheduler = Scheduler(cores=2)
-        self.backbone = FakeBackbone()
+        self.encoder = FakeEncoder()
+        self.scheduler = Scheduler(self.encoder, cores=2)
+        self.loop.run_until_complete(self.scheduler.start())
         self.head = FakeHead(1)
         self.next = 0
         self.batches: list[FakeBatch] = []
@@ -156,17 +198,26 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.left_in_time: set[int] = set()
         self.failed: set[int] = set()
 
-    @rule(bad=st.lists(st.booleans(), min_size=1, max_size=4), deadline=st.integers(0, 3))
-    def come(self, bad: list[bool], deadline: int) -> None:
+    @rule(
+        bad=st.lists(st.sampled_from([0, 0, 0, -1, -2]), min_size=1, max_size=4),
+        deadline=st.integers(0, 3),
+    )
+    def come(self, bad: list[int], deadline: int) -> None:
         """Add a caller, with some images that cannot be decoded."""
-        numbers = [
-            -1 if number_is_bad else self.next + index for index, number_is_bad in enumerate(bad)
-        ]
+        numbers = [error or self.next + index for index, error in enumerate(bad)]
         self.next += len(numbers)
-        batch = FakeBatch(numbers, self.backbone, self.head)
+        batch = FakeBatch(numbers, self.head)
         self.batches.append(batch)
         run = self.scheduler.run(batch, deadline=deadline, flow=Flow())
         self.callers.append(self.loop.create_task(run))
+
+    @rule(capacity=st.integers(0, 4))
+    def grow(self, capacity: int) -> None:
+        """Change the encoder's credits, as processes end and start."""
+        self.encoder.capacity = max(capacity, len(self.encoder.pending))
+        assert self.encoder.on_credit is not None
+        self.loop.call_soon(self.encoder.on_credit)
+        self.go_on()
 
     @precondition(lambda self: self.callers)
     @rule(data=st.data())
@@ -176,7 +227,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         if self.callers[caller].cancel():
             self.given_up.add(caller)
             self.go_on()
-            taken = set(self.backbone.taken)
+            taken = set(self.encoder.submitted)
             self.left_in_time.update(set(self.batches[caller].numbers) - taken)
 
     @rule(broken=st.sampled_from([False, False, True]))
@@ -184,19 +235,15 @@ class AnyInterleaving(RuleBasedStateMachine):
         """Use another revision for later callers."""
         self.head = FakeHead(self.head.revision + 1, broken=broken)
 
-    @rule()
-    def step(self) -> None:
-        """Run the next step with its images; return False if idle."""
-        self.scheduler._step()
-
-    @precondition(lambda self: self.backbone.pending)
+    @precondition(lambda self: self.encoder.pending)
     @rule(data=st.data(), fail=st.sampled_from([False, False, False, True]))
     def deliver(self, data: st.DataObject, fail: bool) -> None:
         """Deliver the result of any pending image."""
-        index = data.draw(st.integers(0, len(self.backbone.pending) - 1))
+        index = data.draw(st.integers(0, len(self.encoder.pending) - 1))
         if fail:
-            self.failed.add(self.backbone.pending[index][0])
-        self.backbone.finish(index, fail=fail)
+            self.failed.add(int(self.encoder.pending[index].content))
+        self.loop.call_soon(lambda: self.encoder.finish(index, fail=fail))
+        self.loop.run_until_complete(asyncio.sleep(0))
 
     @rule()
     def go_on(self) -> None:
@@ -205,21 +252,27 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     @invariant()
     def nothing_for_those_who_left(self) -> None:
-        """No image of a cancelled caller is embedded, and none is embedded twice."""
-        assert not self.left_in_time.intersection(self.backbone.taken)
-        assert len(self.backbone.taken) == len(set(self.backbone.taken))
+        """No waiting image of a cancelled caller is encoded, and none is encoded twice."""
+        submitted = [number for number in self.encoder.submitted if number >= 0]
+        assert not self.left_in_time.intersection(submitted)
+        assert len(submitted) == len(set(submitted))
+
+    @invariant()
+    def no_credit_is_unused(self) -> None:
+        """While images wait, the encoder has as many as it takes."""
+        self.go_on()
+        assert not self.scheduler.waiting() or len(self.encoder.pending) >= self.encoder.capacity
 
     def teardown(self) -> None:
         """At the end every caller has a result, and the scheduler is empty."""
         try:
-            self.go_on()
-            while self.scheduler._step() or self.backbone.pending:
-                while self.backbone.pending:
-                    self.backbone.finish()
-            self.go_on()
+            self.grow(2)
+            while self.encoder.pending:
+                self.encoder.finish()
+                self.go_on()
             for caller in range(len(self.callers)):
                 self.check(caller)
-            assert self.scheduler._in_progress == 0
+            assert not self.scheduler._items
             assert not self.scheduler._entries
             assert not len(self.scheduler._queue)
         finally:
@@ -232,8 +285,8 @@ class AnyInterleaving(RuleBasedStateMachine):
         assert task.done(), f"caller {caller} waits forever"
         if task.cancelled():
             assert caller in self.given_up
-        elif isinstance(error := task.exception(), BackboneError):
-            assert error.args[0] in self.failed.intersection(batch.numbers)
+        elif isinstance(error := task.exception(), EncodingError):
+            assert int(error.args[0]) in self.failed.intersection(batch.numbers)
         elif error is not None:
             assert isinstance(error, HeadError)
             assert batch.head.broken
@@ -253,33 +306,10 @@ def test_every_caller_gets_its_own_result() -> None:
     )
 
 
-class RandomBackbone:
-    """Backbone that delivers in the same or another thread, and sometimes fails."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    @property
-    def info(self) -> BackboneInfo:
-        """See Backbone."""
-        return INFO
-
-    def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:
-        """Deliver in this thread or another, now or later."""
-        assert present > 0
-        number = int(pixels.view(np.uint64)[0])
-        result = BackboneError(number) if number % 97 == 0 else embedded(number)
-        if self._random.random() < 0.5:
-            deliver(result)
-        else:
-            threading.Timer(self._random.random() / 1000, deliver, [result]).start()
-
-
 @pytest.mark.slow
-def test_threads_answer_thousands_of_callers() -> None:
-    """With threads, cancellations, deadlines and failures, every caller gets its own answer."""
+def test_thousands_of_callers_are_answered() -> None:
+    """With cancellations, deadlines and failures, every caller gets its own answer."""
     chance = random.Random(1)
-    backbone = RandomBackbone(2)
     heads = [FakeHead(revision) for revision in range(1, 5)]
     counts = {"answers": 0, "cancels": 0, "failures": 0}
 
@@ -288,29 +318,39 @@ def test_threads_answer_thousands_of_callers() -> None:
             -1 if chance.random() < 0.1 else first + index
             for index in range(chance.choice((1, 1, 1, 3, 9)))
         ]
-        batch = FakeBatch(numbers, backbone, chance.choice(heads))
+        batch = FakeBatch(numbers, chance.choice(heads))
         try:
             async with asyncio.timeout(chance.choice((None, None, 0.0, 0.001))):
                 answer = await scheduler.run(batch, deadline=chance.random(), flow=Flow())
         except TimeoutError:
             counts["cancels"] += 1
-        except BackboneError as error:
-            counts["failures"] += error.args[0] in numbers
+        except EncodingError as error:
+            counts["failures"] += int(error.args[0]) in numbers
         else:
             expected = [f"image {number}" if number < 0 else float(number) for number in numbers]
             assert answer == (batch.head.revision, expected)
             counts["answers"] += 1
 
+    async def encode(encoder: FakeEncoder) -> None:
+        while True:
+            await asyncio.sleep(chance.random() / 5000)
+            while encoder.pending and chance.random() < 0.9:
+                index = chance.randrange(len(encoder.pending))
+                encoder.finish(index, fail=chance.random() < 0.01)
+
     async def scenario() -> None:
-        scheduler = Scheduler(cores=3)
-        scheduler.start()
+        encoder = FakeEncoder(capacity=6)
+        scheduler = Scheduler(encoder, cores=3)
+        await scheduler.start()
+        encoding = asyncio.create_task(encode(encoder))
         for wave in range(30):
             callers = [
                 caller(scheduler, 1000 * wave + 10 * first_number) for first_number in range(100)
             ]
             async with asyncio.timeout(60):
                 await asyncio.gather(*callers)
-        scheduler.close()
+        encoding.cancel()
+        await scheduler.aclose()
 
     asyncio.run(scenario())
     assert sum(counts.values()) == 3000
@@ -318,53 +358,62 @@ def test_threads_answer_thousands_of_callers() -> None:
 
 
 class Harness:
-    """Scheduler without threads: the test runs each step."""
+    """Scheduler whose encoder delivers when the test decides."""
 
-    def __init__(self) -> None:
-        self.scheduler = Scheduler(cores=2)
-        self.backbone = FakeBackbone()
+    def __init__(self, capacity: int = 2) -> None:
+        self.encoder = FakeEncoder(capacity)
+        self.scheduler = Scheduler(self.encoder, cores=2)
         self.head = FakeHead(1)
 
-    def ask(self, *numbers: int) -> asyncio.Task[Answer]:
+    async def start(self) -> Harness:
+        """Start the scheduler."""
+        await self.scheduler.start()
+        return self
+
+    def ask(self, *numbers: int, deadline: float = 1.0, caller: str = "") -> asyncio.Task[Answer]:
         """Start a task that runs a batch."""
-        batch = FakeBatch(list(numbers), self.backbone, self.head)
-        return asyncio.create_task(self.scheduler.run(batch, deadline=1.0, flow=Flow()))
+        batch = FakeBatch(list(numbers), self.head)
+        run = self.scheduler.run(batch, deadline=deadline, flow=Flow(), caller=caller)
+        return asyncio.create_task(run)
 
-    def step(self) -> bool:
-        """Run the next step with its images; return False if idle."""
-        found = self.scheduler._step()
-        while self.backbone.pending:
-            self.backbone.finish()
-        return found
+    async def finish_all(self) -> None:
+        """Deliver the results of all images, in order."""
+        while self.encoder.pending:
+            self.encoder.finish()
+            await settle()
 
 
-def test_answers_are_grouped_while_images_wait() -> None:
-    """Behind a long queue, one run of the head makes several answers."""
+def test_answers_that_are_complete_at_once_form_a_group() -> None:
+    """Results that arrive together are answered with one run of the head."""
 
     async def scenario() -> None:
-        harness = Harness()
-        tasks = [harness.ask(number) for number in range(100)]
+        harness = await Harness(capacity=8).start()
+        tasks = [harness.ask(number) for number in range(8)]
         await settle()
-        steps = 0
-        while harness.step():
-            steps += 1
-        await asyncio.gather(*tasks)
-        assert [task.result() for task in tasks] == [(1, [float(number)]) for number in range(100)]
-        assert harness.head.rows == LARGEST_GROUP
-        assert steps < 100 + 30
+        for _ in range(6):
+            harness.encoder.finish()
+        await settle()
+        assert [task.done() for task in tasks] == [True] * 6 + [False] * 2
+        assert harness.head.rows == 6
+        await harness.finish_all()
+        assert [await task for task in tasks] == [(1, [float(number)]) for number in range(8)]
 
     asyncio.run(scenario())
 
 
-def test_single_image_is_answered_at_once() -> None:
-    """With an empty queue, an image takes one step and its answer another."""
+def test_large_answers_do_not_block_the_event_loop() -> None:
+    """A large head, or one of many images, runs in a thread."""
 
     async def scenario() -> None:
-        harness = Harness()
-        task = harness.ask(7)
-        await settle()
-        assert [harness.step(), harness.step(), harness.step()] == [True, True, False]
-        assert await task == (1, [7.0])
+        harness = await Harness(capacity=8).start()
+        for size, name in ((LOOP_BYTES // 2, "MainThread"), (LOOP_BYTES // 2 + 1, "heads_0")):
+            harness.head = FakeHead(1, size=size)
+            task = harness.ask(1, 2)
+            await settle()
+            await harness.finish_all()
+            assert await task == (1, [1.0, 2.0])
+            assert harness.head.threads == {name}
+        await harness.scheduler.aclose()
 
     asyncio.run(scenario())
 
@@ -373,12 +422,12 @@ def test_no_answer_waits_behind_a_large_request() -> None:
     """A single image is answered when it is embedded, despite a request of 256 images."""
 
     async def scenario() -> None:
-        harness = Harness()
+        harness = await Harness().start()
         large, lone = harness.ask(*range(256)), harness.ask(999)
         await settle()
         for _ in range(4):
-            assert harness.step()
-        await settle()
+            harness.encoder.finish()
+            await settle()
         assert lone.done()
         assert not large.done()
         large.cancel()
@@ -386,112 +435,133 @@ def test_no_answer_waits_behind_a_large_request() -> None:
     asyncio.run(scenario())
 
 
-def test_answer_waits_for_at_most_a_group() -> None:
-    """Behind many large requests an answer waits for at most LARGEST_GROUP images."""
+def test_encoder_gets_no_more_than_its_credits() -> None:
+    """The others wait in the queue, where the earliest deadline goes first."""
 
     async def scenario() -> None:
-        harness = Harness()
-        tasks = [
-            harness.ask(*range(100 * first_number, 100 * first_number + 50))
-            for first_number in range(64)
-        ]
-        lone = harness.ask(99_999)
+        harness = await Harness(capacity=1).start()
+        tasks = [harness.ask(number, deadline=10.0 - number) for number in range(4)]
         await settle()
-        for _ in range(65 + LARGEST_GROUP):
-            harness.step()
+        assert harness.encoder.submitted == [0]
+        assert harness.scheduler.waiting() == 3
+        await harness.finish_all()
+        assert harness.encoder.submitted == [0, 3, 2, 1]
+        assert all(task.done() for task in tasks)
+
+    asyncio.run(scenario())
+
+
+def test_callers_take_turns() -> None:
+    """A caller with many calls has as many turns as one with a single call."""
+
+    async def scenario() -> None:
+        harness = await Harness(capacity=1).start()
+        greedy = [harness.ask(number, caller="greedy") for number in range(50)]
+        modest = harness.ask(100, 101, 102, caller="modest")
         await settle()
-        assert lone.done()
+        await harness.finish_all()
+        await asyncio.gather(*greedy, modest)
+        assert harness.encoder.submitted.index(102) <= 6
+
+    asyncio.run(scenario())
+
+
+def test_encoder_gets_the_number_of_present_images() -> None:
+    """``present`` is 1 for a single image and 3 for the first of three images."""
+
+    async def scenario() -> None:
+        harness = await Harness(capacity=1).start()
+        for numbers in ((1,), (2, 3, 4)):
+            task = harness.ask(*numbers)
+            await settle()
+            await harness.finish_all()
+            await task
+        assert harness.encoder.presents == [1, 3, 2, 1]
+
+    asyncio.run(scenario())
+
+
+def test_encoder_gets_the_number_of_waiting_requests() -> None:
+    """Requests count, whatever their number of images."""
+
+    async def scenario() -> None:
+        harness = await Harness(capacity=1).start()
+        tasks = [harness.ask(1), harness.ask(2), harness.ask(*range(3, 9))]
+        await settle()
+        assert harness.encoder.requests[-1] == 2
         for task in tasks:
             task.cancel()
 
     asyncio.run(scenario())
 
 
-def test_backbone_gets_the_number_of_present_images() -> None:
-    """``present`` is 1 for a single image and 3 for the first of three images."""
+def test_cancelled_images_are_dropped_by_the_encoder() -> None:
+    """The encoder is told of the items that it has; the others never reach it."""
 
     async def scenario() -> None:
-        harness = Harness()
-        for numbers in ((1,), (2, 3, 4)):
-            task = harness.ask(*numbers)
-            await settle()
-            while harness.step():
-                pass
-            await task
-        assert harness.backbone.presents == [1, 3, 2, 1]
+        harness = await Harness().start()
+        task = harness.ask(1, 2, 3)
+        await settle()
+        items = {item.id for item in harness.encoder.pending}
+        task.cancel()
+        await settle()
+        assert harness.encoder.cancelled == items
+        await harness.finish_all()
+        assert harness.encoder.submitted == [1, 2]
 
     asyncio.run(scenario())
 
 
-def test_image_cancelled_during_decoding_is_not_embedded() -> None:
-    """An image whose caller cancels during decoding is not passed to the backbone."""
+def test_images_go_on_when_credits_come_back() -> None:
+    """After a time without credits, such as that of a restart, waiting images are encoded."""
 
     async def scenario() -> None:
-        harness = Harness()
+        harness = await Harness(capacity=0).start()
         task = harness.ask(1)
         await settle()
-        (entry,) = harness.scheduler._entries
-        decode = entry.batch.decode
-
-        def decode_meanwhile(index: int) -> Pixels:
-            harness.scheduler._leave(entry)
-            return decode(index)
-
-        entry.batch.decode = decode_meanwhile  # type: ignore[method-assign]  # the fake is ours
-        task.cancel()
-        assert harness.step()
-        assert harness.backbone.taken == []
-        assert not harness.step()
+        assert harness.encoder.submitted == []
+        harness.encoder.capacity = 1
+        assert harness.encoder.on_credit is not None
+        harness.encoder.on_credit()
+        await harness.finish_all()
+        assert await task == (1, [1.0])
 
     asyncio.run(scenario())
 
 
-def test_close_fails_all_callers() -> None:
-    """Callers at close() and later callers get Unavailable."""
+def test_aclose_fails_all_callers() -> None:
+    """Callers at aclose() and later callers get Unavailable; the encoder is closed."""
 
     async def scenario() -> None:
-        harness = Harness()
-        waiting, at_work = harness.ask(1), harness.ask(2)
+        harness = await Harness(capacity=1).start()
+        tasks = [harness.ask(1), harness.ask(2)]
         await settle()
-        harness.scheduler._step()
-        harness.scheduler.close()
-        for task in (waiting, at_work, harness.ask(3)):
+        await harness.scheduler.aclose()
+        for task in (*tasks, harness.ask(3)):
             with pytest.raises(Unavailable):
                 await task
-        harness.backbone.finish()
+        assert harness.encoder.closed
+        assert harness.encoder.submitted == [1]
+        assert not harness.scheduler.works()
 
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_close_joins_the_threads(monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
-    """close() waits for images in progress, but not for a thread that hangs."""
-    monkeypatch.setattr(scheduler_module, "JOIN_SECONDS", 30.0 if ends else 0.05)
+def test_stalled_seconds_count_while_there_is_work() -> None:
+    """They begin with the work, start again with each result, and end with the last."""
 
     async def scenario() -> None:
-        begun, go_on = threading.Event(), threading.Event()
-        scheduler = Scheduler(cores=1)
-        batch = FakeBatch([1, 2, 3], FakeBackbone(), FakeHead(1))
-
-        def decode(_: int) -> Pixels:
-            begun.set()
-            go_on.wait()
-            raise ImageError("late")
-
-        monkeypatch.setattr(batch, "decode", decode)
-        scheduler.start()
-        task = asyncio.create_task(scheduler.run(batch, deadline=1.0, flow=Flow()))
-        await asyncio.to_thread(begun.wait)
-        if ends:
-            threading.Timer(0.1, go_on.set).start()
-        with capture_logs() as logged:
-            scheduler.close()
-        assert [line["threads"] for line in logged] == ([] if ends else [["classify-0"]])
-        assert go_on.is_set() == ends
-        assert any(thread.is_alive() for thread in scheduler._threads) != ends
-        go_on.set()
-        with pytest.raises(Unavailable):
-            await task
+        harness = await Harness(capacity=1).start()
+        assert harness.scheduler.stalled_seconds() == 0.0
+        tasks = [harness.ask(1), harness.ask(2)]
+        await settle()
+        await asyncio.sleep(0.05)
+        assert harness.scheduler.stalled_seconds() >= 0.05
+        harness.encoder.finish()
+        assert harness.scheduler.stalled_seconds() < 0.05
+        await harness.finish_all()
+        assert harness.scheduler.stalled_seconds() == 0.0
+        await asyncio.gather(*tasks)
 
     asyncio.run(scenario())
 
@@ -500,36 +570,15 @@ def test_expected_seconds_include_images_ahead() -> None:
     """The estimate includes the waiting images that are served before the new batch."""
 
     async def scenario() -> None:
-        harness = Harness()
-        alone = harness.scheduler.expected_seconds(1)
+        harness = await Harness(capacity=0).start()
+        alone = harness.scheduler.expected_seconds(1, "")
         assert alone > 0
         task = harness.ask(*range(100))
         await settle()
-        assert harness.scheduler.expected_seconds(1) == pytest.approx(2 * alone)
-        assert harness.scheduler.expected_seconds(100) == pytest.approx(200 * alone)
+        assert harness.scheduler.expected_seconds(1, "") == pytest.approx(2 * alone)
+        assert harness.scheduler.expected_seconds(100, "") == pytest.approx(200 * alone)
         task.cancel()
         await settle()
-        assert harness.scheduler.expected_seconds(100) == pytest.approx(100 * alone)
+        assert harness.scheduler.expected_seconds(100, "") == pytest.approx(100 * alone)
 
     asyncio.run(scenario())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("nice", [0, 10])
-def test_threads_add_niceness_to_that_of_the_process(nice: int) -> None:
-    """Threads add NICE to the niceness of the process; only root could lower it."""
-    expected = min(os.nice(0) + nice + NICE, 19)
-    code = """
-import os, sys, threading, time
-from topwork.serving.scheduler import Scheduler
-nice, expected = map(int, sys.argv[1:])
-os.nice(nice)
-scheduler = Scheduler(cores=1)
-scheduler.start()
-(thread,) = (thread for thread in threading.enumerate() if thread.name == "classify-0")
-end = time.monotonic() + 60
-while os.getpriority(os.PRIO_PROCESS, thread.native_id) != expected:
-    assert time.monotonic() < end
-    time.sleep(0.001)
-"""
-    subprocess.run([sys.executable, "-c", code, str(nice), str(expected)], check=True)

@@ -45,11 +45,24 @@ def unpacked(status: status_pb2.Status, kind: type[Any]) -> list[Any]:
 
 
 def test_every_error_class_has_a_code() -> None:
-    """Only ImageError and QuotaExceeded share their code with another class of topwork.errors."""
-    shared: set[type[errors.TopworkError]] = {errors.ImageError, errors.QuotaExceeded}
+    """Only errors of images and QuotaExceeded share their code with another class."""
+    shared: set[type[errors.TopworkError]] = {
+        errors.ImageError,
+        errors.ImageCrash,
+        errors.QuotaExceeded,
+    }
     assert {type(error) for error in EXAMPLES.values()} == set(KINDS) - shared
     assert set(statuses.CODES) == set(KINDS) - {errors.ImageError}
-    assert len(set(statuses.CODES.values())) == len(statuses.CODES) - 1
+    assert len(set(statuses.CODES.values())) == len(statuses.CODES) - 2
+
+
+def test_image_that_ended_processes_is_internal() -> None:
+    """Its status names the image and has a reason of its own."""
+    status = statuses.from_error(errors.ImageCrash("2 processes ended", field="images[3]"))
+    assert status.code == code_pb2.INTERNAL
+    assert statuses.reason(status) == "ENCODER_DIED"
+    (request,) = unpacked(status, error_details_pb2.BadRequest)
+    assert request.field_violations[0].field == "images[3]"
 
 
 @pytest.mark.parametrize("code", EXAMPLES)

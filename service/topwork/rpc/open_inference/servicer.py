@@ -89,6 +89,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             revision=_revision(request.model_version, field="model_version"),
             budget=min([self._most_seconds, *_limits_of(request, context)]),
             logits=any(output.name == "logits" for output in wanted),
+            caller=caller().turns,
         )
         if request.raw_input_contents and not any(output.classes for output in wanted):
             return answers.to_response(request, wanted, found)

@@ -47,6 +47,7 @@ class ClassifierServicer(classify_grpc.ClassifierServiceServicer):
             revision=request.revision,
             top_k=request.top_k,
             budget=budget,
+            caller=caller().turns,
         )
         return to_classify_response(classified)
 

@@ -1,4 +1,4 @@
-"""Interface of a backbone in memory: takes pixels, delivers embeddings."""
+"""Interface of a backbone in this process: takes pixels, delivers embeddings."""
 
 from __future__ import annotations
 
@@ -6,52 +6,40 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from topwork.arrays import Float32Array
 from topwork.bundle.manifest import BackboneInfo
 from topwork.inputs.image import Pixels
-
-
-@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
-class MicroBatch:
-    """Run of several images, which share this object."""
-
-    start: float
-    """Start (time.perf_counter())."""
-    seconds: float
-    images: int
+from topwork.serving.encoders.encoder import MicroBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
-    """Embedding of an image with its timings."""
+    """Embedding of an image with its timings; see Encoded."""
 
-    embedding: NDArray[np.float32]
+    embedding: Float32Array
     """(D,)"""
     waited: float
-    """Seconds from the end of decoding to the start of the micro-batch."""
     computed: float
-    """Seconds of the backbone: this image's share of its micro-batch."""
-    micro_batch: int
-    """Number of images in the micro-batch."""
     run: MicroBatch | None = None
-    """None on a CPU, where each image has its own run."""
 
 
-Deliver = Callable[[Embedded | Exception], None]
+DeliverEmbedded = Callable[[Embedded | Exception], None]
 """Callback with an image's embedding or the error. Called once, in any thread."""
 
 
 class Backbone(Protocol):
-    """Encoder of images, shared by models. Called in several threads at once."""
+    """Backbone in memory, shared by models. Called in several threads at once."""
 
     @property
     def info(self) -> BackboneInfo:
         """Metadata from the bundle."""
 
-    def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:
-        """Embed one image; ``present`` images wait or are in progress, including this image.
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Measured seconds of a run on one core and on all; infinite: there is no such session."""
+
+    def embed(self, pixels: Pixels, deliver: DeliverEmbedded, *, wide: bool) -> None:
+        """Embed one image, on all cores if ``wide``.
 
         Raises nothing: errors go to ``deliver``.
         """

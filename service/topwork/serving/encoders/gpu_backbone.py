@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from topwork.bundle.manifest import BackboneInfo
 from topwork.inputs.image import Pixels
 from topwork.runtime.backend import Session, open_bound_session
-from topwork.serving.encoders.backbone import Deliver
+from topwork.serving.encoders.backbone import DeliverEmbedded
 from topwork.serving.encoders.microbatch import MicroBatcher, RunBatch
 from topwork.serving.encoders.page_locked import page_locked
 
@@ -23,7 +24,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class GpuBackbone:
-    """Encoder in its own thread, which ends when the backbone is garbage collected."""
+    """Backbone in its own thread, which ends when this object is garbage collected."""
 
     def __init__(self, info: BackboneInfo, batcher: MicroBatcher) -> None:
         self._info = info
@@ -35,7 +36,12 @@ class GpuBackbone:
         """Metadata from the bundle."""
         return self._info
 
-    def embed(self, pixels: Pixels, deliver: Deliver, *, present: int) -> None:  # noqa: ARG002  # part of the protocol; unused on a GPU
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """See Backbone; there is no choice of cores."""
+        return math.inf, math.inf
+
+    def embed(self, pixels: Pixels, deliver: DeliverEmbedded, *, wide: bool) -> None:  # noqa: ARG002  # part of the protocol; unused on a GPU
         """See Backbone. Blocks while both micro-batches, including the running one, are full."""
         self._batcher.put(pixels, deliver)
 

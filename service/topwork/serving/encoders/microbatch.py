@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from topwork.errors import Unavailable
 from topwork.inputs.image import Pixels
-from topwork.serving.encoders.backbone import Deliver, Embedded, MicroBatch
+from topwork.serving.encoders.backbone import DeliverEmbedded, Embedded
+from topwork.serving.encoders.encoder import MicroBatch
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +64,7 @@ class MicroBatcher:
         self._thread.start()
         warmed.result()
 
-    def put(self, pixels: Pixels, deliver: Deliver) -> None:
+    def put(self, pixels: Pixels, deliver: DeliverEmbedded) -> None:
         """Take a copy of one image (H, W, 3). Blocks while both buffers are full.
 
         Delivers the embedding, or the error: that of the run, Unavailable after close(), or
@@ -95,7 +96,7 @@ class MicroBatcher:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(JOIN_SECONDS)
 
-    def _reserve(self, deliver: Deliver) -> tuple[_Batch, int] | None:
+    def _reserve(self, deliver: DeliverEmbedded) -> tuple[_Batch, int] | None:
         """Return a free row of the filling buffer; None after close()."""
         since = time.perf_counter()
         with self._lock:
@@ -146,7 +147,6 @@ class MicroBatcher:
                         embedding=rows[row],
                         waited=waited,
                         computed=computed,
-                        micro_batch=count,
                         run=run,
                     )
                     deliver(embedded)
@@ -172,7 +172,7 @@ class _Batch:
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = pixels
         """(S, H, W, 3), S slots"""
-        self.waiting: list[tuple[Deliver, float]] = []
+        self.waiting: list[tuple[DeliverEmbedded, float]] = []
         """Callback and arrival time of each row."""
         self.unwritten = 0
         """Number of slots that are reserved but not written yet."""

@@ -40,7 +40,7 @@ def test_micro_batches_give_the_embeddings_of_single_images() -> None:
     futures: list[Future[Embedded]] = [Future() for _ in pictures]
 
     def call(number: int) -> None:
-        backbone.embed(pictures[number], partial(resolve, futures[number]), present=1)
+        backbone.embed(pictures[number], partial(resolve, futures[number]), wide=False)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(call, range(len(pictures))))
@@ -77,7 +77,7 @@ def test_backbone_works_without_page_locked_memory(monkeypatch: pytest.MonkeyPat
     info = tiny.backbone_info(tiny.backbone_model())
     backbone = open_gpu_backbone(info, b"", OnGpu(), sizes=(1, 2))  # type: ignore[arg-type]  # all of a Session that is used
     future: Future[Embedded] = Future()
-    backbone.embed(images(1)[0], partial(resolve, future), present=1)
+    backbone.embed(images(1)[0], partial(resolve, future), wide=False)
     expected = OnGpu.run(images(1))[0]
     np.testing.assert_allclose(future.result(timeout=30).embedding, expected, rtol=1e-6)
     backbone.close()
@@ -95,9 +95,11 @@ def test_gpu_matches_the_cpu() -> None:
     pictures = images(300)
     futures: list[Future[Embedded]] = [Future() for _ in pictures]
     for image, future in zip(pictures, futures, strict=True):
-        backbone.embed(image, partial(resolve, future), present=1)
+        backbone.embed(image, partial(resolve, future), wide=False)
     found = np.stack([future.result(timeout=30).embedding for future in futures])
     alone = open_session(model, output="embedding").run(pictures)
     np.testing.assert_allclose(found, alone, rtol=1e-4)
-    assert {future.result().micro_batch for future in futures} != {1}
+    runs = {future.result().run for future in futures}
+    assert len(runs) < len(pictures)
+    assert None not in runs
     backbone.close()

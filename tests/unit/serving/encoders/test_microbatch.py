@@ -62,6 +62,12 @@ def resolve(future: Future[Embedded], answer: Answer) -> None:
         future.set_result(answer)
 
 
+def images_of_run(answer: Embedded) -> int:
+    """Return the number of images in the run of an image."""
+    assert answer.run is not None
+    return answer.run.images
+
+
 class BackboneError(Exception):
     """Error of a fake backbone, with the numbers of its micro-batch."""
 
@@ -149,7 +155,7 @@ def test_every_image_gets_one_result(
         (answer,) = results
         if isinstance(answer, Embedded):
             assert answer.embedding.tolist() == [number, -number]
-            assert 1 <= answer.micro_batch <= SIZES[-1]
+            assert 1 <= images_of_run(answer) <= SIZES[-1]
         elif isinstance(answer, BackboneError):
             assert number in answer.args
             assert bad.intersection(answer.args)
@@ -176,7 +182,7 @@ def test_single_image_runs_at_once() -> None:
     last = ask(batcher, 11)
     assert steps.next() == [11]
     steps.may_end.put(None)
-    assert last.result(timeout=30).micro_batch == 1
+    assert images_of_run(last.result(timeout=30)) == 1
     batcher.close()
 
 
@@ -194,7 +200,8 @@ def test_images_that_arrive_during_a_run_share_the_next_run() -> None:
     steps.may_end.put(None)
     answers = [future.result(timeout=30) for future in futures]
     assert [int(answer.embedding[0]) for answer in answers] == [1, 2, 3, 4]
-    assert [answer.micro_batch for answer in answers] == [1, 3, 3, 3]
+    assert [images_of_run(answer) for answer in answers] == [1, 3, 3, 3]
+    assert len({answer.run for answer in answers[1:]}) == 1
     assert len({answer.computed for answer in answers[1:]}) == 1
     assert all(answer.waited >= 0 and answer.computed >= 0 for answer in answers)
     batcher.close()

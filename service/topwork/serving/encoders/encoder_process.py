@@ -1,0 +1,224 @@
+"""One encoder process, seen from the server: its items, its backbones, and its restart."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Protocol
+
+from topwork.bundle.manifest import BackboneInfo
+from topwork.errors import Corrupt, NotReady
+from topwork.limits import InputLimits
+from topwork.runtime import supervisor
+from topwork.runtime.providers import Provider
+from topwork.runtime.relay import Format
+from topwork.runtime.supervisor import Supervisor
+from topwork.serving.encoders import process_main
+from topwork.serving.encoders.encoder import Item, Result
+from topwork.serving.encoders.messages import (
+    RESPONSES,
+    Cancel,
+    Encode,
+    Load,
+    Loaded,
+    NotLoaded,
+    Request,
+    Response,
+    Unframer,
+    Unload,
+    frame,
+)
+from topwork.serving.encoders.progress import Progress
+
+
+class Owner(Protocol):
+    """Owner of an encoder process."""
+
+    async def prepare(self, process: EncoderProcess) -> None:
+        """Load the backbones into a process that has started; it is ready then."""
+
+    def prepared(self) -> None:
+        """Use a process that is ready."""
+
+    def delivered(self, result: Result) -> None:
+        """Take the result of an item."""
+
+    def died(self, items: list[Item], at_work: Item | None) -> None:
+        """Take back the items of a process that has ended, in order."""
+
+
+class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
+    """Encoder process. It encodes its items in order. All calls belong to one event loop."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        name: str,
+        *,
+        provider: Provider,
+        limits: InputLimits,
+        log_format: Format,
+        most_growth: int,
+    ) -> None:
+        super().__init__(name, process_main.run, provider, limits, log_format, most_growth)
+        self.items: dict[int, Item] = {}
+        """Items without a result, in order."""
+        self.ready = asyncio.Event()
+        """Set while the process has all backbones."""
+        self._owner = owner
+        self._transport: asyncio.Transport | None = None
+        self._receiver: _Receiver | None = None
+        self._loads: dict[str, asyncio.Future[Loaded]] = {}
+        self._worked = self._gave_up = False
+        self._seen, self._since = 0, 0.0
+        self._progress: Progress | None = None
+
+    def works(self) -> bool:
+        """Return True if the process encodes items."""
+        return self.ready.is_set()
+
+    @property
+    def connected(self) -> bool:
+        """True while messages can be sent."""
+        return self._transport is not None
+
+    def encode(self, item: Item, *, wide: bool) -> None:
+        """Hand an item over."""
+        self.items[item.id] = item
+        self._send(Encode(item=item, wide=wide))
+
+    def cancel(self, identifier: int) -> None:
+        """Drop an item unless its run has begun; it gets a result nevertheless."""
+        if self.connected:  # else its items are taken back soon
+            self._send(Cancel(id=identifier))
+
+    async def load(self, info: BackboneInfo, model: bytes, *, cores: int) -> Loaded:
+        """Load a backbone, with a session on ``cores``.
+
+        Raises Corrupt, NotReady, and ConnectionError if the process ends meanwhile.
+        """
+        future: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+        self._loads[info.digest] = future
+        try:
+            self._send(Load(info=info, model=model, cores=cores))
+            return await future
+        finally:
+            self._loads.pop(info.digest, None)
+
+    def overdue(self, seconds: float) -> bool:
+        """Return True if the process has been at the same item for longer than ``seconds``.
+
+        Must be called from time to time, since it is what looks at the progress.
+        """
+        item, now = self._at_work(), time.monotonic()
+        if item != self._seen or not self.items:
+            self._seen, self._since = item, now
+        return now - self._since > seconds and not self._gave_up
+
+    def give_up(self) -> Item | None:
+        """Kill the process; return the item in progress, which gets no result."""
+        self._gave_up = True
+        self.kill()
+        return self.items.pop(self._at_work(), None)
+
+    def unload(self, digest: str) -> None:
+        """Free a backbone."""
+        if self.connected:
+            self._send(Unload(digest=digest))
+
+    async def aclose(self) -> None:
+        """End the process."""
+        self._disconnect()
+        await super().aclose()
+
+    def _send(self, message: Request) -> None:
+        if self._transport is None:
+            raise _ended()
+        self._transport.writelines(frame(message))
+
+    async def _started(self, pipe: Connection) -> None:
+        link = socket.socket(fileno=os.dup(pipe.fileno()))
+        pipe.close()
+        self._progress = Progress.shared(link)
+        link.setblocking(False)
+        receiver = self._receiver = _Receiver(self._received, self._lost)
+        self._transport, _ = await asyncio.get_running_loop().create_connection(
+            lambda: receiver, sock=link
+        )
+        await self._owner.prepare(self)
+        self.ready.set()
+        self._worked = True
+        self._owner.prepared()
+
+    def _ended(self, exit_code: int | None) -> float:
+        worked, blameless = self._worked, exit_code == 0 or self._gave_up
+        self._disconnect()
+        self._worked = self._gave_up = False
+        items, self.items = self.items, {}
+        at_work = 0 if blameless else self._at_work()
+        self._owner.died(list(items.values()), items.get(at_work))
+        if worked:
+            self._pause = 0.0
+        else:
+            pause = max(2 * self._pause, supervisor.RESTART_SECONDS)
+            self._pause = min(pause, supervisor.LONGEST_RESTART_SECONDS)
+        return self._pause
+
+    def _at_work(self) -> int:
+        """Return the item in progress; 0: none."""
+        return 0 if self._progress is None else self._progress.item
+
+    def _lost(self, receiver: _Receiver) -> None:
+        if receiver is self._receiver:  # else another process runs by now
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        self.ready.clear()
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        for future in self._loads.values():
+            if not future.done():
+                future.set_exception(_ended())
+
+    def _received(self, response: Response) -> None:
+        if isinstance(response, Loaded | NotLoaded):
+            future = self._loads.get(response.digest)
+            if future is None or future.done():
+                return
+            if isinstance(response, Loaded):
+                future.set_result(response)
+            else:
+                kind = NotReady if response.provider_missing else Corrupt
+                future.set_exception(kind(response.message))
+        elif self.items.pop(response.id, None) is not None:
+            self._owner.delivered(response)
+
+
+def _ended() -> ConnectionError:
+    return ConnectionError(errno.ECONNRESET, "the encoder process has ended")
+
+
+class _Receiver(asyncio.Protocol):
+    """Reader of the responses of a process."""
+
+    def __init__(
+        self, receive: Callable[[Response], None], lost: Callable[[_Receiver], None]
+    ) -> None:
+        self._receive = receive
+        self._lost = lost
+        self._unframer = Unframer(RESPONSES)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        for response in self._unframer.feed(data):
+            self._receive(response)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # part of the protocol
+        """See asyncio.Protocol."""
+        self._lost(self)

@@ -1,0 +1,93 @@
+"""Messages between the server and its encoder processes, and their framing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import msgspec
+
+from topwork.bundle.manifest import BackboneInfo
+from topwork.serving.encoders.encoder import Encoded, Failed, Item, Refused
+
+M = TypeVar("M")
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Load a backbone; with ``cores`` above 1 with a session on all of them, too."""
+
+    info: BackboneInfo
+    model: bytes
+    cores: int
+
+
+class Unload(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Free a backbone."""
+
+    digest: str
+
+
+class Encode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Encode an item, on all cores if ``wide``."""
+
+    item: Item
+    wide: bool
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Drop an item unless its run has begun."""
+
+    id: int
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Backbone in memory, with the seconds of its runs; see Backbone.seconds."""
+
+    digest: str
+    one_core: float
+    all_cores: float
+
+
+class NotLoaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Backbone that cannot be loaded."""
+
+    digest: str
+    message: str
+    provider_missing: bool
+    """True for NotReady, False for Corrupt."""
+
+
+Request = Load | Unload | Encode | Cancel
+Response = Loaded | NotLoaded | Encoded | Refused | Failed
+
+REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+RESPONSES: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
+_ENCODER = msgspec.msgpack.Encoder()
+
+_HEADER = 4
+"""Bytes of the length before each message, big-endian."""
+
+
+def frame(message: Request | Response) -> tuple[bytes, bytes]:
+    """Return the header and the body of a message."""
+    body = _ENCODER.encode(message)
+    return len(body).to_bytes(_HEADER, "big"), body
+
+
+class Unframer(Generic[M]):
+    """Reads messages of one type from a stream of bytes."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[M]) -> None:
+        self._decoder = decoder
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[M]:
+        """Yield the messages that ``data`` completes. Raises msgspec.DecodeError."""
+        self._buffer += data
+        while len(self._buffer) >= _HEADER:
+            end = _HEADER + int.from_bytes(self._buffer[:_HEADER], "big")
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[_HEADER:end])
+            del self._buffer[:end]
+            yield self._decoder.decode(body)

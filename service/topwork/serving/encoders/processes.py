@@ -1,0 +1,303 @@
+"""Encoder with a process per core: no interpreter lock is shared, and a crash ends one process."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from topwork.bundle.manifest import BackboneInfo
+from topwork.errors import ImageCrash
+from topwork.limits import InputLimits
+from topwork.runtime.providers import Provider
+from topwork.runtime.relay import Format
+from topwork.serving.encoders.core_choice import CoreChoice
+from topwork.serving.encoders.encoder import Deliver, Encoded, Failed, Item, Refused, Result
+from topwork.serving.encoders.encoder_process import EncoderProcess
+from topwork.serving.encoders.messages import Loaded
+
+log = structlog.get_logger(__name__)
+
+MIN_ITEMS = 2
+MOST_ITEMS = 6
+"""Items of a process: one in progress, the others in reserve.
+
+Raising them leaves processes idle less often, but more items are out of their queue's order.
+"""
+
+REQUESTS_PER_ITEM = 5
+"""Number of waiting requests for each item in reserve above the least."""
+
+MOST_DEATHS = 2
+"""Number of processes that an image may end before it fails."""
+
+IMAGE_SECONDS = 10.0
+"""Seconds that an image may take, some fifty times those of a large photo."""
+
+MOST_GROWTH = 256 * 2**20
+"""Raising it lets a process keep more memory after huge images before it is replaced (bytes)."""
+
+LOADS = 4
+"""Raising it loads a backbone into more processes at once, each with a copy in this one."""
+
+CHECK_SECONDS = 0.25
+"""Raising it looks less often for images that take too long."""
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """Backbone of all processes."""
+
+    info: BackboneInfo
+    model: Callable[[], bytes]
+    choice: CoreChoice
+    loads: int = 1
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Item without a result."""
+
+    item: Item
+    wide: bool
+    single: bool
+    deaths: int = 0
+    process: EncoderProcess | None = None
+
+
+class ProcessEncoder:
+    """See Encoder. The first process has a session on all cores, too, for single images.
+
+    A process that ends is started again. Its items go to other processes, but an image that was in
+    progress in two processes that ended is refused, as is one that takes longer than
+    IMAGE_SECONDS, whose process is killed.
+    """
+
+    def __init__(
+        self,
+        *,
+        provider: Provider,
+        cores: int,
+        limits: InputLimits,
+        log_format: Format,
+        most_growth: int = MOST_GROWTH,
+    ) -> None:
+        self._deliver: Deliver | None = None
+        self._on_credit: Callable[[], None] | None = None
+        self._cores = cores
+        self._processes = [
+            EncoderProcess(
+                self,
+                f"topwork-encoder-{number}",
+                provider=provider,
+                limits=limits,
+                log_format=log_format,
+                most_growth=most_growth,
+            )
+            for number in range(cores)
+        ]
+        self._backbones: dict[str, _Loaded] = {}
+        self._loading = asyncio.Lock()
+        self._pending: dict[int, _Pending] = {}
+        self._again: deque[_Pending] = deque()
+        self._most = MIN_ITEMS
+        self._check: asyncio.Task[None] | None = None
+
+    async def start(self, deliver: Deliver, on_credit: Callable[[], None]) -> None:
+        """See Encoder."""
+        self._deliver, self._on_credit = deliver, on_credit
+        for process in self._processes:
+            process.start()
+        for process in self._processes:
+            await process.ready.wait()
+        self._check = asyncio.create_task(self._check_times(), name="encoders")
+
+    async def aclose(self) -> None:
+        """See Encoder."""
+        if self._check is not None:
+            self._check.cancel()
+        await asyncio.gather(*(process.aclose() for process in self._processes))
+        for identifier in list(self._pending):
+            self._end(Failed(id=identifier, message="the server is stopping", stopping=True))
+
+    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> None:
+        """See Encoder. Raises ConnectionError if no process lives."""
+        async with self._loading:
+            if (known := self._backbones.get(info.digest)) is not None:
+                known.loads += 1
+                return
+            content = await asyncio.to_thread(model)
+            ready = list(self._ready())
+            try:
+                # The first before the others, which would disturb its measurement.
+                loaded = await self._load_all(info, content, ready[:1])
+                for begin in range(1, len(ready), LOADS):
+                    loaded += await self._load_all(info, content, ready[begin : begin + LOADS])
+            except BaseException:
+                self._unload_from(ready, info.digest)
+                raise
+            if not loaded:
+                raise ConnectionError(errno.ECONNREFUSED, "no encoder process is running")
+            choice = CoreChoice(info.name, loaded[0].one_core, loaded[0].all_cores)
+            self._backbones[info.digest] = _Loaded(info, model, choice)
+
+    def unload(self, digest: str) -> None:
+        """See Encoder."""
+        backbone = self._backbones[digest]
+        backbone.loads -= 1
+        if not backbone.loads:
+            del self._backbones[digest]
+            self._unload_from(self._processes, digest)
+
+    def credits(self, requests: int) -> int:
+        """See Encoder."""
+        self._most = min(MIN_ITEMS + requests // REQUESTS_PER_ITEM, MOST_ITEMS)
+        free = sum(max(0, self._most - len(process.items)) for process in self._ready())
+        return free - len(self._again)
+
+    def submit(self, item: Item, *, present: int) -> None:
+        """See Encoder."""
+        choice = self._backbones[item.backbone].choice
+        pending = _Pending(item, wide=choice.wide(present), single=present == 1)
+        self._pending[item.id] = pending
+        self._again.append(pending)
+        self._hand_over()
+
+    def cancel(self, identifier: int) -> None:
+        """See Encoder."""
+        pending = self._pending.get(identifier)
+        if pending is None:
+            return
+        if pending.process is not None:
+            pending.process.cancel(identifier)
+        else:
+            self._again.remove(pending)
+            self._end(Failed(id=identifier, message="the caller has cancelled", stopping=True))
+
+    def works(self) -> bool:
+        """See Encoder."""
+        return any(self._ready())
+
+    async def prepare(self, process: EncoderProcess) -> None:
+        """See Owner. Raises the errors of a load, which end the process."""
+        async with self._loading:
+            for digest, backbone in list(self._backbones.items()):
+                content = await asyncio.to_thread(backbone.model)
+                cores = self._cores_of(process)
+                loaded = await process.load(backbone.info, content, cores=cores)
+                if cores > 1:
+                    seconds = loaded.one_core, loaded.all_cores
+                    backbone.choice = CoreChoice(backbone.info.name, *seconds)
+                if digest not in self._backbones:  # unloaded meanwhile
+                    process.unload(digest)
+
+    def prepared(self) -> None:
+        """See Owner."""
+        self._hand_over()
+        assert self._on_credit is not None, "start() comes first"
+        self._on_credit()
+
+    def delivered(self, result: Result) -> None:
+        """See Owner."""
+        pending = self._pending[result.id]
+        if pending.single and isinstance(result, Encoded):
+            backbone = self._backbones.get(pending.item.backbone)
+            if backbone is not None:
+                backbone.choice.measured(pending.wide, result.computed)
+        self._hand_over()
+        self._end(result)
+
+    def died(self, items: list[Item], at_work: Item | None) -> None:
+        """See Owner."""
+        again = [self._pending[item.id] for item in items]
+        for pending in again:
+            pending.process = None
+        self._again.extendleft(reversed(again))
+        if at_work is not None:
+            pending = self._pending[at_work.id]
+            pending.deaths += 1
+            if pending.deaths >= MOST_DEATHS:
+                self._again.remove(pending)
+                digest = hashlib.sha256(at_work.content).hexdigest()
+                log.error("image ended its encoder processes", sha256=digest, times=MOST_DEATHS)
+                message = f"{MOST_DEATHS} processes ended while they encoded the image"
+                self._refuse(at_work, message, ImageCrash.reason, seconds=0.0)
+        self._hand_over()
+
+    def _ready(self) -> Iterator[EncoderProcess]:
+        return (process for process in self._processes if process.works())
+
+    async def _load_all(
+        self, info: BackboneInfo, model: bytes, processes: list[EncoderProcess]
+    ) -> list[Loaded]:
+        """Load a backbone into processes; return the answers of those that do not end meanwhile.
+
+        Raises Corrupt and NotReady.
+        """
+        results = await asyncio.gather(
+            *(process.load(info, model, cores=self._cores_of(process)) for process in processes),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, ConnectionError):
+                raise result
+        return [result for result in results if isinstance(result, Loaded)]
+
+    def _cores_of(self, process: EncoderProcess) -> int:
+        """Return the cores of a process's largest session."""
+        return self._cores if process is self._processes[0] else 1
+
+    def _unload_from(self, processes: Sequence[EncoderProcess], digest: str) -> None:
+        for process in processes:
+            process.unload(digest)
+
+    def _hand_over(self) -> None:
+        """Give waiting items to processes that have capacity."""
+        while self._again:
+            pending = self._again[0]
+            process = self._process_for(pending)
+            if process is None:
+                return
+            self._again.popleft()
+            pending.process = process
+            process.encode(pending.item, wide=pending.wide)
+
+    def _process_for(self, pending: _Pending) -> EncoderProcess | None:
+        first = self._processes[0]
+        pending.wide = pending.wide and first.works() and len(first.items) < self._most
+        if pending.wide:
+            return first
+        process = min(self._ready(), key=lambda process: len(process.items), default=None)
+        return process if process and len(process.items) < self._most else None
+
+    def _refuse(self, item: Item, message: str, reason: str, *, seconds: float) -> None:
+        """End an item after ``seconds`` of work."""
+        started = time.perf_counter() - seconds
+        self._end(
+            Refused(id=item.id, message=message, reason=reason, started=started, decoded=seconds)
+        )
+
+    def _end(self, result: Result) -> None:
+        del self._pending[result.id]
+        assert self._deliver is not None, "start() comes first"
+        self._deliver(result)
+
+    async def _check_times(self) -> None:
+        """Refuse images that take too long, and kill their processes."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            for process in self._processes:
+                if process.overdue(IMAGE_SECONDS):
+                    item = process.give_up()
+                    digest = "" if item is None else hashlib.sha256(item.content).hexdigest()
+                    log.error("image takes too long", sha256=digest, seconds=IMAGE_SECONDS)
+                    if item is None:  # the process stood still between two images
+                        continue
+                    message = f"the image was not decoded and embedded within {IMAGE_SECONDS} s"
+                    self._refuse(item, message, "IMAGE_TOO_SLOW", seconds=IMAGE_SECONDS)

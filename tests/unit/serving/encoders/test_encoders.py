@@ -1,0 +1,619 @@
+"""Contract of the encoders: one suite for threads and processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from structlog.testing import capture_logs
+from support import tiny
+from support.bad_images import bombs
+from support.pictures import picture
+
+from topwork.errors import Corrupt, ImageError
+from topwork.inputs.image import preprocess
+from topwork.limits import DEFAULT_LIMITS
+from topwork.runtime.backend import open_session
+from topwork.serving.encoders import pipeline, processes, threads
+from topwork.serving.encoders.encoder import NICE, Encoded, Encoder, Failed, Item, Refused, Result
+from topwork.serving.encoders.encoder_process import EncoderProcess
+from topwork.serving.encoders.processes import ProcessEncoder
+from topwork.serving.encoders.threads import ThreadEncoder
+
+T = TypeVar("T")
+
+CORES = 2
+MODEL = tiny.backbone_model()
+INFO = tiny.backbone_info(MODEL)
+BUSY = tiny.busy_backbone_model()
+BUSY_INFO = tiny.backbone_info(BUSY)
+PHOTOS = [picture("blue", number) for number in range(8)]
+BOMB = bombs(30_000, 30_000)["PNG"]
+ENCODERS: dict[str, Callable[[], Encoder]] = {
+    "threads": lambda: ThreadEncoder(provider="cpu", cores=CORES, limits=DEFAULT_LIMITS),
+    "processes": lambda: ProcessEncoder(
+        provider="cpu", cores=CORES, limits=DEFAULT_LIMITS, log_format="text"
+    ),
+}
+
+
+class Harness:
+    """Encoder with the results that it has delivered."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.results: dict[int, Result] = {}
+        self._next = 0
+
+    def deliver(self, result: Result) -> None:
+        """Note a result; each item has one."""
+        assert result.id not in self.results
+        self.results[result.id] = result
+
+    def submit(
+        self, content: bytes, *, digest: str = INFO.digest, pixels: bool = False, present: int = 2
+    ) -> int:
+        """Submit an image, and return its item."""
+        self._next += 1
+        item = Item(id=self._next, backbone=digest, content=content, pixels=pixels)
+        self.encoder.submit(item, present=present)
+        return self._next
+
+    async def result(self, item: int) -> Result:
+        """Wait for an item's result."""
+        await until(lambda: item in self.results)
+        return self.results[item]
+
+    async def encode(self, content: bytes, **options: Any) -> Result:
+        """Return the result of an image."""
+        return await self.result(self.submit(content, **options))
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait until ``condition`` holds."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110  # of another thread or process
+            await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def started(kind: str) -> AsyncIterator[Harness]:
+    """Yield a started encoder with the tiny backbone and a slow one."""
+    harness = Harness(ENCODERS[kind]())
+    await harness.encoder.start(harness.deliver, lambda: None)
+    try:
+        await harness.encoder.load(INFO, lambda: MODEL)
+        await harness.encoder.load(BUSY_INFO, lambda: BUSY)
+        yield harness
+    finally:
+        await harness.encoder.aclose()
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    """Yield the event loop of the shared encoders."""
+    with asyncio.Runner() as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=list(ENCODERS))
+def harness(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[Harness]:
+    """Yield an encoder that tests share."""
+    context = started(request.param)
+    yield runner.run(context.__aenter__())
+    runner.run(context.__aexit__(None, None, None))
+
+
+def embedding(result: Result) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return an item's embedding."""
+    assert isinstance(result, Encoded), result
+    return np.frombuffer(result.embedding, dtype=np.float32)
+
+
+def expected(content: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the embedding that ONNX Runtime gives."""
+    pixels = preprocess(content, INFO.preprocess)
+    rows = open_session(MODEL, output="embedding").run(pixels[None])
+    return np.asarray(rows[0])
+
+
+def test_embeddings_are_those_of_a_session(harness: Harness, runner: asyncio.Runner) -> None:
+    """Every item gets its own embedding, bit for bit, on one core and on all."""
+
+    async def scenario() -> list[Result]:
+        items = [
+            harness.submit(photo, present=1 if number % 2 else 5)
+            for number, photo in enumerate(PHOTOS)
+        ]
+        return [await harness.result(item) for item in items]
+
+    for photo, result in zip(PHOTOS, runner.run(scenario()), strict=True):
+        np.testing.assert_array_equal(embedding(result), expected(photo))
+
+
+def test_timings_are_those_of_the_stages(harness: Harness, runner: asyncio.Runner) -> None:
+    """Decoding begins after the submission; stages take time, and less than the whole."""
+    before = time.perf_counter()
+    result = runner.run(harness.encode(PHOTOS[0], digest=BUSY_INFO.digest))
+    whole = time.perf_counter() - before
+    assert isinstance(result, Encoded)
+    assert before < result.started < before + whole
+    assert result.decoded > 0
+    assert result.computed > result.decoded
+    assert result.decoded + result.waited + result.computed < whole
+    assert result.run is None
+
+
+def test_preprocessed_pixels_are_embedded(harness: Harness, runner: asyncio.Runner) -> None:
+    """Pixels of the backbone's size need no decoding."""
+    pixels = preprocess(PHOTOS[3], INFO.preprocess)
+    result = runner.run(harness.encode(pixels.tobytes(), pixels=True))
+    np.testing.assert_array_equal(embedding(result), expected(PHOTOS[3]))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no image at all", "IMAGE_UNREADABLE"),
+        (BOMB, "IMAGE_TOO_LARGE"),
+        (b"", "IMAGE_UNREADABLE"),
+    ],
+    ids=["unreadable", "too large", "empty"],
+)
+def test_unusable_images_are_refused(
+    harness: Harness, runner: asyncio.Runner, content: bytes, reason: str
+) -> None:
+    """The reason and the message are those of the decoder; the next image is embedded."""
+    result = runner.run(harness.encode(content))
+    assert isinstance(result, Refused)
+    assert result.reason == reason
+    assert "image" in result.message
+    assert result.decoded >= 0
+    assert isinstance(runner.run(harness.encode(PHOTOS[0])), Encoded)
+
+
+def test_credits_are_spent_and_come_back(harness: Harness, runner: asyncio.Runner) -> None:
+    """An idle encoder takes one to two items a core; each takes a credit until its result."""
+
+    async def scenario() -> None:
+        idle = harness.encoder.credits(0)
+        assert CORES <= idle <= 2 * CORES
+        items = []
+        while harness.encoder.credits(0) > 0:
+            items.append(harness.submit(PHOTOS[0], digest=BUSY_INFO.digest))
+        assert len(items) == idle
+        for item in items:
+            await harness.result(item)
+        assert harness.encoder.credits(0) == idle
+        assert harness.encoder.credits(100) >= idle
+
+    runner.run(scenario())
+
+
+def test_items_are_encoded_in_order(harness: Harness, runner: asyncio.Runner) -> None:
+    """Of more items than cores, the first ones begin first."""
+
+    async def scenario() -> list[Result]:
+        items = [harness.submit(photo, digest=BUSY_INFO.digest) for photo in PHOTOS[: 2 * CORES]]
+        return [await harness.result(item) for item in items]
+
+    starts = [result.started for result in runner.run(scenario()) if isinstance(result, Encoded)]
+    assert len(starts) == 2 * CORES
+    assert max(starts[:CORES]) < min(starts[CORES:])
+
+
+def test_cancelled_item_in_reserve_is_dropped(harness: Harness, runner: asyncio.Runner) -> None:
+    """Its result is Failed, those before and after it are embedded, and no credit is lost."""
+
+    async def scenario() -> None:
+        idle = harness.encoder.credits(0)
+        items = [harness.submit(photo, digest=BUSY_INFO.digest) for photo in PHOTOS[: 2 * CORES]]
+        harness.encoder.cancel(items[-1])
+        harness.encoder.cancel(12345)  # of no item
+        results = [await harness.result(item) for item in items]
+        assert isinstance(results[-1], Failed)
+        assert results[-1].stopping
+        assert all(isinstance(result, Encoded) for result in results[:-1])
+        harness.encoder.cancel(items[0])  # it has ended
+        assert harness.encoder.credits(0) == idle
+
+    runner.run(scenario())
+
+
+def test_a_graph_that_is_damaged_is_corrupt(harness: Harness, runner: asyncio.Runner) -> None:
+    """It is not loaded anywhere; the other backbones work on."""
+    info = replace(INFO, digest="0" * 64)
+    with pytest.raises(Corrupt, match="graph"):
+        runner.run(harness.encoder.load(info, lambda: b"no graph"))
+    assert isinstance(runner.run(harness.encode(PHOTOS[0])), Encoded)
+
+
+def test_error_of_the_reader_is_raised(harness: Harness, runner: asyncio.Runner) -> None:
+    """A backbone that cannot be read raises the error of the file system."""
+
+    def read() -> bytes:
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        runner.run(harness.encoder.load(replace(INFO, digest="1" * 64), read))
+
+
+def test_backbone_lives_until_its_last_unload(harness: Harness, runner: asyncio.Runner) -> None:
+    """A backbone that was loaded twice works after one unload."""
+
+    async def scenario() -> None:
+        await harness.encoder.load(INFO, lambda: MODEL)
+        harness.encoder.unload(INFO.digest)
+        assert isinstance(await harness.encode(PHOTOS[0]), Encoded)
+
+    runner.run(scenario())
+
+
+def test_error_of_a_run_is_a_failure(harness: Harness, runner: asyncio.Runner) -> None:
+    """Pixels of another size fail alone."""
+    with capture_logs():
+        result = runner.run(harness.encode(b"123", pixels=True))
+    assert isinstance(result, Failed)
+    assert not result.stopping
+    assert result.message
+    assert isinstance(runner.run(harness.encode(PHOTOS[0])), Encoded)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_aclose_fails_all_items(kind: str) -> None:
+    """Items without a result get Failed at the end, once."""
+
+    async def scenario() -> None:
+        async with started(kind) as harness:
+            items = [harness.submit(photo, digest=BUSY_INFO.digest) for photo in PHOTOS[:4]]
+        results = [harness.results[item] for item in items]
+        assert any(isinstance(result, Failed) and result.stopping for result in results)
+        assert not harness.encoder.works() or kind == "threads"
+        await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("nice", [0, 10])
+def test_encoders_add_niceness_to_that_of_the_server(kind: str, nice: int) -> None:
+    """The event loop has priority, whatever the niceness of the server."""
+    expected = min(os.nice(0) + nice + NICE, 19)
+    code = """
+import asyncio, os, sys, threading
+sys.path.insert(0, sys.argv[1])
+import test_encoders
+kind, nice, expected = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+async def scenario():
+    async with test_encoders.started(kind) as harness:
+        if kind == "threads":
+            found = [each.native_id for each in threading.enumerate() if "encoder" in each.name]
+        else:
+            found = test_encoders.pids(harness.encoder)
+        assert len(found) == test_encoders.CORES
+        assert {os.getpriority(os.PRIO_PROCESS, each) for each in found} == {expected}, found
+if __name__ == "__main__":
+    os.nice(nice)
+    asyncio.run(scenario())
+"""
+    here = str(Path(__file__).parent)
+    arguments = [here, kind, str(nice), str(expected)]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+
+
+# Threads
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_aclose_joins_the_threads(monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+    """aclose() waits for images in progress, but not for a thread that hangs."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def decode(*_: object, **__: object) -> NoReturn:
+        begun.set()
+        go_on.wait()
+        raise ImageError("late")
+
+    async def scenario() -> None:
+        encoder = ThreadEncoder(provider="cpu", cores=1, limits=DEFAULT_LIMITS)
+        harness = Harness(encoder)
+        await encoder.start(harness.deliver, lambda: None)
+        await encoder.load(INFO, lambda: MODEL)
+        items = [harness.submit(photo) for photo in PHOTOS[:2]]
+        await asyncio.to_thread(begun.wait)
+        if ends:
+            threading.Timer(0.1, go_on.set).start()
+        with capture_logs() as logged:
+            await encoder.aclose()
+        assert [line["threads"] for line in logged] == ([] if ends else [["encoder-0"]])
+        assert go_on.is_set() == ends
+        assert any(thread.is_alive() for thread in encoder._threads) != ends
+        go_on.set()
+        assert all(isinstance(harness.results[item], Failed) for item in items)
+
+    monkeypatch.setattr(threads, "JOIN_SECONDS", 30.0 if ends else 0.05)
+    monkeypatch.setattr(pipeline, "preprocess", decode)
+    asyncio.run(scenario())
+
+
+# Processes
+
+
+@asynccontextmanager
+async def process_encoder() -> AsyncIterator[tuple[Harness, ProcessEncoder]]:
+    """Yield a started encoder with processes."""
+    async with started("processes") as harness:
+        assert isinstance(harness.encoder, ProcessEncoder)
+        yield harness, harness.encoder
+
+
+def pids(encoder: ProcessEncoder) -> list[int]:
+    """Return the process ids of the processes that work."""
+    return [process.pid for process in encoder._processes if process.works()]
+
+
+def is_free_of(process: EncoderProcess, item: int) -> bool:
+    """Return True if a process does not have an item."""
+    return item not in process.items
+
+
+def is_prepared(process: EncoderProcess) -> bool:
+    """Return True while a process loads its backbones."""
+    return process.connected and not process.works()
+
+
+def test_items_of_a_killed_process_go_to_another() -> None:
+    """After SIGKILL of a process all items are embedded, and a new process works soon."""
+
+    async def scenario() -> None:
+        async with process_encoder() as (harness, encoder):
+            first = pids(encoder)
+            items = [harness.submit(photo, digest=BUSY_INFO.digest) for photo in PHOTOS[:4]]
+            await asyncio.sleep(0.03)
+            os.kill(first[0], signal.SIGKILL)
+            for item in items:
+                assert isinstance(await harness.result(item), Encoded)
+            assert encoder.works()
+            await until(lambda: len(pids(encoder)) == CORES)
+            assert len({*first, *pids(encoder)}) == CORES + 1
+            assert isinstance(await harness.encode(PHOTOS[0]), Encoded)
+
+    with capture_logs() as lines:
+        asyncio.run(scenario())
+    [died] = [line for line in lines if line["event"] == "worker died"]
+    assert died["process"].startswith("topwork-encoder")
+
+
+def test_items_wait_while_no_process_lives() -> None:
+    """All processes are killed at once; the items are embedded after their restart."""
+
+    async def scenario() -> None:
+        async with process_encoder() as (harness, encoder):
+            for pid in pids(encoder):
+                os.kill(pid, signal.SIGKILL)
+            await until(lambda: not encoder.works())
+            assert encoder.credits(0) == 0
+            item = harness.submit(PHOTOS[0])
+            dropped = harness.submit(PHOTOS[1])
+            harness.encoder.cancel(dropped)
+            assert isinstance(harness.results[dropped], Failed)
+            assert isinstance(await harness.result(item), Encoded)
+
+    with capture_logs():
+        asyncio.run(scenario())
+
+
+def test_image_at_work_in_two_deaths_is_refused() -> None:
+    """It is logged by its digest; the items beside it are embedded."""
+
+    async def scenario() -> None:
+        async with process_encoder() as (harness, encoder):
+            deadly = harness.submit(PHOTOS[0], digest=BUSY_INFO.digest)
+            beside = harness.submit(PHOTOS[1], digest=BUSY_INFO.digest)
+            reserve = harness.submit(PHOTOS[2])
+            while deadly not in harness.results:
+                for process in encoder._processes:
+                    if process._at_work() == deadly:
+                        os.kill(process.pid, signal.SIGKILL)
+                        await until(partial(is_free_of, process, deadly))
+                await asyncio.sleep(0.001)
+            assert getattr(harness.results[deadly], "reason", "") == "ENCODER_DIED"
+            assert isinstance(await harness.result(beside), Encoded)
+            assert isinstance(await harness.result(reserve), Encoded)
+
+    with capture_logs() as lines:
+        asyncio.run(scenario())
+    [line] = [line for line in lines if line["event"] == "image ended its encoder processes"]
+    assert len(line["sha256"]) == 64
+
+
+def test_image_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is killed, and the item in reserve is embedded elsewhere."""
+
+    async def scenario() -> None:
+        async with process_encoder() as (harness, encoder):
+            items = [harness.submit(photo, digest=BUSY_INFO.digest) for photo in PHOTOS[:4]]
+            await until(lambda: encoder._processes[0]._at_work() in items)
+            pid = pids(encoder)[0]
+            os.kill(pid, signal.SIGSTOP)
+            slow = encoder._processes[0]._at_work()
+            results = {item: await harness.result(item) for item in items}
+            refused = results.pop(slow)
+            assert isinstance(refused, Refused)
+            assert refused.reason == "IMAGE_TOO_SLOW"
+            assert all(isinstance(result, Encoded) for result in results.values())
+            await until(lambda: len(pids(encoder)) == CORES)
+            assert pid not in pids(encoder)
+
+    monkeypatch.setattr(processes, "IMAGE_SECONDS", 0.3)
+    monkeypatch.setattr(processes, "CHECK_SECONDS", 0.01)
+    with capture_logs() as lines:
+        asyncio.run(scenario())
+    assert "image takes too long" in [line["event"] for line in lines]
+
+
+def test_process_that_stands_still_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image is blamed if none was in progress."""
+
+    async def scenario() -> None:
+        async with process_encoder() as (harness, encoder):
+            for pid in pids(encoder):
+                os.kill(pid, signal.SIGSTOP)
+            items = [harness.submit(photo) for photo in PHOTOS[:4]]
+            for item in items:
+                assert isinstance(await harness.result(item), Encoded)
+
+    monkeypatch.setattr(processes, "IMAGE_SECONDS", 0.3)
+    monkeypatch.setattr(processes, "CHECK_SECONDS", 0.01)
+    with capture_logs():
+        asyncio.run(scenario())
+
+
+def test_process_killed_while_it_loads_is_replaced() -> None:
+    """The load ends, if only with the error of a file system; later ones succeed."""
+
+    async def scenario() -> None:
+        async with process_encoder() as (harness, encoder):
+            info = replace(INFO, digest="2" * 64)
+
+            def read() -> bytes:
+                for pid in pids(encoder):
+                    os.kill(pid, signal.SIGKILL)
+                return MODEL
+
+            with suppress(ConnectionError):  # a new process may be quicker
+                await encoder.load(info, read)
+            await until(lambda: len(pids(encoder)) == CORES)
+            await encoder.load(info, lambda: MODEL)
+            assert isinstance(await harness.encode(PHOTOS[0], digest=info.digest), Encoded)
+
+    with capture_logs():
+        asyncio.run(scenario())
+
+
+def test_process_killed_while_it_is_prepared_is_replaced() -> None:
+    """A process that dies again while it loads its backbones is started again."""
+
+    async def scenario() -> None:
+        async with process_encoder() as (harness, encoder):
+            for _ in range(3):
+                for process in encoder._processes:
+                    with suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+                await until(lambda: any(map(is_prepared, encoder._processes)))
+            await until(lambda: len(pids(encoder)) == CORES)
+            assert isinstance(await harness.encode(PHOTOS[0]), Encoded)
+
+    with capture_logs():
+        asyncio.run(scenario())
+
+
+def test_finished_images_are_not_blamed() -> None:
+    """Results are held back while others wait; only the image in progress counts a death."""
+
+    async def scenario() -> None:
+        async with process_encoder() as (harness, encoder):
+            encoder.credits(100)  # many requests wait
+            items = [harness.submit(photo, digest=BUSY_INFO.digest) for photo in PHOTOS]
+            deadly = items[4]
+            while deadly not in harness.results:
+                for process in encoder._processes:
+                    if process._at_work() == deadly:
+                        os.kill(process.pid, signal.SIGKILL)
+                        await until(partial(is_free_of, process, deadly))
+                await asyncio.sleep(0.001)
+            results = {item: await harness.result(item) for item in items}
+            assert getattr(results.pop(deadly), "reason", "") == "ENCODER_DIED"
+            assert all(isinstance(result, Encoded) for result in results.values())
+
+    with capture_logs():
+        asyncio.run(scenario())
+
+
+def test_process_that_keeps_memory_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers its image, then another process takes its place; no item is lost."""
+
+    async def scenario() -> None:
+        async with process_encoder() as (harness, encoder):
+            before = pids(encoder)
+            items = [harness.submit(photo) for photo in PHOTOS]
+            for item in items:
+                assert isinstance(await harness.result(item), Encoded)
+            await until(lambda: pids(encoder) and not set(before) & set(pids(encoder)))
+            assert isinstance(await harness.encode(PHOTOS[0]), Encoded)
+
+    monkeypatch.setitem(
+        ENCODERS,
+        "processes",
+        lambda: ProcessEncoder(
+            provider="cpu",
+            cores=CORES,
+            limits=DEFAULT_LIMITS,
+            log_format="text",
+            most_growth=-(2**40),
+        ),
+    )
+    with capture_logs():
+        asyncio.run(scenario())
+
+
+def test_load_of_a_large_backbone_replaces_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of a backbone, and of its loading, is not that of an image."""
+    large = onnx.load_from_string(MODEL)
+    weights = np.zeros(10_000_000, dtype=np.float32)
+    large.graph.initializer.append(numpy_helper.from_array(weights, "weights"))
+    large.graph.node.append(helper.make_node("ReduceSum", ["weights"], ["sum"], keepdims=0))
+    large.graph.output.append(helper.make_tensor_value_info("sum", TensorProto.FLOAT, []))
+    model = large.SerializeToString()
+    info = tiny.backbone_info(model)
+
+    async def scenario() -> None:
+        async with process_encoder() as (harness, encoder):
+            before = pids(encoder)
+            load = asyncio.create_task(encoder.load(info, lambda: model))
+            while not load.done():
+                assert isinstance(await harness.encode(PHOTOS[0]), Encoded)
+            await load
+            for photo in PHOTOS:
+                assert isinstance(await harness.encode(photo, digest=info.digest), Encoded)
+            assert pids(encoder) == before
+
+    monkeypatch.setitem(
+        ENCODERS,
+        "processes",
+        lambda: ProcessEncoder(
+            provider="cpu",
+            cores=CORES,
+            limits=DEFAULT_LIMITS,
+            log_format="text",
+            most_growth=len(model) // 2,
+        ),
+    )
+    asyncio.run(scenario())
+
+
+def test_processes_import_neither_grpc_nor_the_database() -> None:
+    """An encoder process is small and starts fast."""
+    code = """
+import sys
+from topwork.serving.encoders import process_main
+heavy = {"grpc", "dbos", "sqlalchemy", "torch", "click"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -100,8 +100,8 @@ CMD ["--help"]
 
 
 FROM runtime AS server
-# Process 1 is Python, which handles SIGTERM and stops its worker. It starts only with TLS or with
-# --insecure, because other hosts can reach its address.
+# Process 1 is Python, which handles SIGTERM and stops its encoder processes and its worker. It starts
+# only with TLS or with --insecure, because other hosts can reach its address.
 ENTRYPOINT ["topwork"]
 CMD ["serve"]
 STOPSIGNAL SIGTERM

@@ -116,7 +116,7 @@ class Supervisor(Generic[*Arguments]):
         child_end, self._pipe = context.Pipe()
         self._works = False
         # No daemon of multiprocessing, which would kill it at exit: this one ends with its pipe.
-        self._process = context.Process(
+        process = context.Process(
             target=self._target, args=(child_end, *self._arguments), name=self._name
         )
         # Signals to the process group, such as Ctrl-C, are for this process. They are blocked when
@@ -125,10 +125,11 @@ class Supervisor(Generic[*Arguments]):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         os.environ[NAME] = self._name
         try:
-            self._process.start()
+            process.start()
         finally:
             del os.environ[NAME]
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._process = process
         child_end.close()
 
     async def _supervise(self) -> None:
@@ -143,8 +144,8 @@ class Supervisor(Generic[*Arguments]):
                 await died.wait()
             finally:
                 loop.remove_reader(self._process.sentinel)
+                started.cancel()
             await asyncio.to_thread(self._process.join)  # its pipe ends a moment before it does
-            started.cancel()
             await asyncio.gather(started, return_exceptions=True)
             pause = self._ended(self._process.exitcode)
             log.error(

@@ -19,9 +19,9 @@ Raising it admits more requests that miss their deadline after their images were
 class Admission:
     """Limits the images in the server to ``limit`` and their bytes to ``max_bytes``.
 
-    One caller may use all of it. Yet each of N callers can have its share, ``limit / N`` images,
-    whatever the others have: until they have finished, there are more than ``limit``. All state
-    belongs to one event loop.
+    One caller may use all of it. Yet the calls of each of N callers can have its share, ``limit /
+    N`` images, whatever the others have: until they have finished, there are more than ``limit``,
+    but at most twice as many. All state belongs to one event loop.
     """
 
     def __init__(
@@ -111,7 +111,8 @@ class Admission:
     def _check(self, images: int, size: int, budget: float | None, caller: str) -> None:
         own = self._images_of.get(caller, 0)
         share = self._limit // (len(self._images_of) + (not own))
-        if own + images > share and not _fits(images, self._admitted, self._limit):
+        has_share = own + images <= share and self._admitted + images <= 2 * self._limit
+        if not has_share and not _fits(images, self._admitted, self._limit):
             raise Overloaded(
                 f"{self._admitted} images are queued, {images} more would exceed the limit of "
                 f"{self._limit}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from topwork.serving.fair_queue import FairQueue, Flow, Ticket
@@ -19,7 +19,7 @@ class _Caller(Generic[T]):
     name: str
     turn: float
     """Turn of its next image."""
-    calls: FairQueue[T] = field(default_factory=FairQueue)
+    calls: FairQueue[T]
     entry: int = 0
     """Number of its valid entry in the heap."""
     deadline: float = 0.0
@@ -47,6 +47,8 @@ class CallerQueue(Generic[T]):
         self._heap: list[tuple[int, float, int, _Caller[T]]] = []
         self._now = 0.0
         self._numbers = itertools.count(1)
+        self._pushed = 0
+        """Number of all images so far."""
         self._images = 0
         self._requests = 0
 
@@ -65,8 +67,11 @@ class CallerQueue(Generic[T]):
         """Add a request batch of ``images``; see FairQueue.push."""
         waiting = self._callers.get(caller)
         if waiting is None:
-            waiting = self._callers[caller] = _Caller(caller, self._now)
+            # Flows outlive this queue; none has a turn above the number of all images so far.
+            calls: FairQueue[T] = FairQueue(now=float(self._pushed))
+            waiting = self._callers[caller] = _Caller(caller, self._now, calls)
         ticket = waiting.calls.push(work, images, deadline=deadline, flow=flow)
+        self._pushed += images
         self._images += images
         self._requests += 1
         if not waiting.entry or deadline < waiting.deadline:

@@ -42,9 +42,10 @@ class FairQueue(Generic[T]):
     Keshav and Shenker, "Analysis and simulation of a fair queueing algorithm", 1989.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: float = 0.0) -> None:
+        """Start at the virtual time ``now``, which no turn of a flow may exceed."""
         self._heap: list[tuple[int, float, int, Ticket[T]]] = []
-        self._now = 0.0
+        self._now = now
         self._numbers = itertools.count()
         self._flows = 0
         self._tickets = 0

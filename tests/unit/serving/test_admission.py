@@ -213,6 +213,8 @@ def test_each_caller_can_have_its_share() -> None:
         await admission.acquire(4, budget=None, can_wait=False, caller="third")
         with pytest.raises(Overloaded):
             await admission.acquire(1, budget=None, can_wait=False, caller="third")
+        with pytest.raises(Overloaded):  # twice the limit
+            await admission.acquire(3, budget=None, can_wait=False, caller="fourth")
         admission.release(12, can_wait=False, caller="greedy")
         admission.release(6, can_wait=False, caller="modest")
         await admission.acquire(8, budget=None, can_wait=False, caller="third")

@@ -87,6 +87,19 @@ def test_caller_is_not_starved_by_new_callers() -> None:
     assert served.count("o") == 20
 
 
+def test_long_lived_flow_is_not_behind_new_calls() -> None:
+    """A stream that has sent many images has its turns beside the calls of its caller."""
+    queue: CallerQueue[str] = CallerQueue()
+    stream = Flow()
+    for _ in range(1000):
+        queue.push("s", 1, deadline=9.0, flow=stream, caller="x")
+        queue.pop()
+    for _ in range(3):
+        push(queue, "c", 50, caller="x")
+    queue.push("s", 1, deadline=9.0, flow=stream, caller="x")
+    assert "s" in drain(queue)[:4]
+
+
 def test_removals_free_memory() -> None:
     """The heap stays small after many removals while another call waits."""
     queue: CallerQueue[str] = CallerQueue()

@@ -99,7 +99,8 @@ class Encoder(Protocol):
     async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> None:
         """Load and warm a backbone; ``model`` returns its graph, in any thread, at any time.
 
-        Each load needs its own ``unload``. Raises Corrupt, NotReady, and the errors of ``model``.
+        Each load needs its own ``unload``. Raises Corrupt, NotReady, the errors of ``model``, and
+        ConnectionError if that is impossible for now.
         """
 
     def unload(self, digest: str) -> None:

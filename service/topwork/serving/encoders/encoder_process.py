@@ -11,7 +11,9 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Protocol
 
-from topwork.bundle.manifest import BackboneInfo
+import msgspec
+import structlog
+
 from topwork.errors import Corrupt, NotReady
 from topwork.limits import InputLimits
 from topwork.runtime import supervisor
@@ -24,7 +26,6 @@ from topwork.serving.encoders.messages import (
     RESPONSES,
     Cancel,
     Encode,
-    Load,
     Loaded,
     NotLoaded,
     Request,
@@ -34,6 +35,8 @@ from topwork.serving.encoders.messages import (
     frame,
 )
 from topwork.serving.encoders.progress import Progress
+
+log = structlog.get_logger(__name__)
 
 
 class Owner(Protocol):
@@ -94,21 +97,22 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
 
     def cancel(self, identifier: int) -> None:
         """Drop an item unless its run has begun; it gets a result nevertheless."""
-        if self.connected:  # else its items are taken back soon
-            self._send(Cancel(id=identifier))
+        self._send(Cancel(id=identifier))
 
-    async def load(self, info: BackboneInfo, model: bytes, *, cores: int) -> Loaded:
-        """Load a backbone, with a session on ``cores``.
+    async def load(self, digest: str, framed: tuple[bytes, bytes]) -> Loaded:
+        """Load a backbone by a Load message, which is framed already: it may be large.
 
         Raises Corrupt, NotReady, and ConnectionError if the process ends meanwhile.
         """
+        if self._transport is None:
+            raise _ended()
         future: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
-        self._loads[info.digest] = future
+        self._loads[digest] = future
         try:
-            self._send(Load(info=info, model=model, cores=cores))
+            self._transport.writelines(framed)
             return await future
         finally:
-            self._loads.pop(info.digest, None)
+            self._loads.pop(digest, None)
 
     def overdue(self, seconds: float) -> bool:
         """Return True if the process has been at the same item for longer than ``seconds``.
@@ -123,13 +127,20 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
     def give_up(self) -> Item | None:
         """Kill the process; return the item in progress, which gets no result."""
         self._gave_up = True
+        self.ready.clear()
         self.kill()
-        return self.items.pop(self._at_work(), None)
+        return self.items.pop(self._seen, None)
+
+    def take_back(self) -> list[Item]:
+        """Return the items in reserve, which get no result here."""
+        reserve = [item for item in self.items if item != self._at_work()]
+        for item in reserve:
+            self.cancel(item)
+        return [self.items.pop(item) for item in reserve]
 
     def unload(self, digest: str) -> None:
         """Free a backbone."""
-        if self.connected:
-            self._send(Unload(digest=digest))
+        self._send(Unload(digest=digest))
 
     async def aclose(self) -> None:
         """End the process."""
@@ -137,16 +148,15 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
         await super().aclose()
 
     def _send(self, message: Request) -> None:
-        if self._transport is None:
-            raise _ended()
-        self._transport.writelines(frame(message))
+        if self._transport is not None:  # else its items are taken back soon
+            self._transport.writelines(frame(message))
 
     async def _started(self, pipe: Connection) -> None:
         link = socket.socket(fileno=os.dup(pipe.fileno()))
         pipe.close()
         self._progress = Progress.shared(link)
         link.setblocking(False)
-        receiver = self._receiver = _Receiver(self._received, self._lost)
+        receiver = self._receiver = _Receiver(self._received, self._lost, self.kill)
         self._transport, _ = await asyncio.get_running_loop().create_connection(
             lambda: receiver, sock=link
         )
@@ -208,16 +218,24 @@ class _Receiver(asyncio.Protocol):
     """Reader of the responses of a process."""
 
     def __init__(
-        self, receive: Callable[[Response], None], lost: Callable[[_Receiver], None]
+        self,
+        receive: Callable[[Response], None],
+        lost: Callable[[_Receiver], None],
+        kill: Callable[[], None],
     ) -> None:
         self._receive = receive
         self._lost = lost
+        self._kill = kill
         self._unframer = Unframer(RESPONSES)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        for response in self._unframer.feed(data):
-            self._receive(response)
+        try:
+            for response in self._unframer.feed(data):
+                self._receive(response)
+        except msgspec.DecodeError as error:  # its memory is damaged
+            log.error("encoder process sends nonsense", error=str(error))
+            self._kill()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # part of the protocol
         """See asyncio.Protocol."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
 import socket
 import threading
 from collections import deque
@@ -49,6 +50,12 @@ MOST_HELD = 3
 MIN_WAITING = 2
 """Number of items that must wait in this process for it to hold a result back."""
 
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent ends."""
+
+QUICK_BYTES = 10**6
+"""Largest encoded image for which results are held back."""
+
 
 def run(
     parent: Connection,
@@ -61,6 +68,7 @@ def run(
     process.configure()
     logs.configure(log_format)
     os.nice(NICE)
+    _end_with_parent()
     link = socket.socket(fileno=os.dup(parent.fileno()))
     pipeline = Pipeline(provider=provider, limits=limits)
     EncoderLoop(link, Progress.received(link), pipeline, most_growth).run()
@@ -79,7 +87,6 @@ class EncoderLoop:
         self._unframer = Unframer(REQUESTS)
         self._sending = threading.Lock()
         self._waiting: deque[Encode] = deque()
-        self._current = 0
         self._cancelled: set[int] = set()
         self._held: list[Response] = []
         self._base: int | None = None
@@ -96,7 +103,6 @@ class EncoderLoop:
 
     def _encode(self, message: Encode) -> None:
         item = message.item
-        self._current = item.id
         self._progress.item = item.id
         if self._base is None:
             self._base = resident_bytes()
@@ -148,7 +154,7 @@ class EncoderLoop:
             case Encode():
                 self._waiting.append(message)
             case Cancel():
-                present = {self._current, *(waiting.item.id for waiting in self._waiting)}
+                present = {self._progress.item, *(waiting.item.id for waiting in self._waiting)}
                 if message.id in present:  # else its result is on its way
                     self._cancelled.add(message.id)
             case Load():  # in a thread, since images of other models must not wait
@@ -176,14 +182,27 @@ class EncoderLoop:
         """Send a message; hold it back while there is other work, to wake the server less often."""
         with self._sending:
             self._held.append(message)
-            if len(self._held) >= MOST_HELD or len(self._waiting) < MIN_WAITING:
+            if len(self._held) >= MOST_HELD or not self._has_quick_work():
                 self._flush()
+
+    def _has_quick_work(self) -> bool:
+        return (
+            len(self._waiting) >= MIN_WAITING and len(self._waiting[0].item.content) <= QUICK_BYTES
+        )
 
     def _flush(self) -> None:
         parts = [part for held in self._held for part in frame(held)]
         self._held.clear()
         with contextlib.suppress(ConnectionError):  # the server has ended
             self._link.sendall(b"".join(parts))
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process with its server, even while a decoder hangs."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended meanwhile
+        os._exit(0)
 
 
 def resident_bytes() -> int:

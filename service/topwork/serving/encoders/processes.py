@@ -20,7 +20,8 @@ from topwork.runtime.relay import Format
 from topwork.serving.encoders.core_choice import CoreChoice
 from topwork.serving.encoders.encoder import Deliver, Encoded, Failed, Item, Refused, Result
 from topwork.serving.encoders.encoder_process import EncoderProcess
-from topwork.serving.encoders.messages import Loaded
+from topwork.serving.encoders.messages import Load, Loaded, frame
+from topwork.serving.encoders.pipeline import cancelled
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +69,7 @@ class _Pending:
     wide: bool
     single: bool
     deaths: int = 0
+    cancelled: bool = False
     process: EncoderProcess | None = None
 
 
@@ -105,7 +107,7 @@ class ProcessEncoder:
         self._backbones: dict[str, _Loaded] = {}
         self._loading = asyncio.Lock()
         self._pending: dict[int, _Pending] = {}
-        self._again: deque[_Pending] = deque()
+        self._waiting: deque[_Pending] = deque()
         self._most = MIN_ITEMS
         self._check: asyncio.Task[None] | None = None
 
@@ -159,14 +161,14 @@ class ProcessEncoder:
         """See Encoder."""
         self._most = min(MIN_ITEMS + requests // REQUESTS_PER_ITEM, MOST_ITEMS)
         free = sum(max(0, self._most - len(process.items)) for process in self._ready())
-        return free - len(self._again)
+        return free - len(self._waiting)
 
     def submit(self, item: Item, *, present: int) -> None:
         """See Encoder."""
         choice = self._backbones[item.backbone].choice
         pending = _Pending(item, wide=choice.wide(present), single=present == 1)
         self._pending[item.id] = pending
-        self._again.append(pending)
+        self._waiting.append(pending)
         self._hand_over()
 
     def cancel(self, identifier: int) -> None:
@@ -174,11 +176,12 @@ class ProcessEncoder:
         pending = self._pending.get(identifier)
         if pending is None:
             return
+        pending.cancelled = True
         if pending.process is not None:
             pending.process.cancel(identifier)
         else:
-            self._again.remove(pending)
-            self._end(Failed(id=identifier, message="the caller has cancelled", stopping=True))
+            self._waiting.remove(pending)
+            self._end(cancelled(pending.item))
 
     def works(self) -> bool:
         """See Encoder."""
@@ -190,7 +193,8 @@ class ProcessEncoder:
             for digest, backbone in list(self._backbones.items()):
                 content = await asyncio.to_thread(backbone.model)
                 cores = self._cores_of(process)
-                loaded = await process.load(backbone.info, content, cores=cores)
+                framed = await _framed(backbone.info, content, cores)
+                loaded = await process.load(digest, framed)
                 if cores > 1:
                     seconds = loaded.one_core, loaded.all_cores
                     backbone.choice = CoreChoice(backbone.info.name, *seconds)
@@ -215,15 +219,11 @@ class ProcessEncoder:
 
     def died(self, items: list[Item], at_work: Item | None) -> None:
         """See Owner."""
-        again = [self._pending[item.id] for item in items]
-        for pending in again:
-            pending.process = None
-        self._again.extendleft(reversed(again))
-        if at_work is not None:
-            pending = self._pending[at_work.id]
+        self._wait_again(items)
+        if at_work is not None and (pending := self._pending[at_work.id]) in self._waiting:
             pending.deaths += 1
             if pending.deaths >= MOST_DEATHS:
-                self._again.remove(pending)
+                self._waiting.remove(pending)
                 digest = hashlib.sha256(at_work.content).hexdigest()
                 log.error("image ended its encoder processes", sha256=digest, times=MOST_DEATHS)
                 message = f"{MOST_DEATHS} processes ended while they encoded the image"
@@ -240,8 +240,12 @@ class ProcessEncoder:
 
         Raises Corrupt and NotReady.
         """
+        framed = {
+            cores: await _framed(info, model, cores)
+            for cores in set(map(self._cores_of, processes))
+        }
         results = await asyncio.gather(
-            *(process.load(info, model, cores=self._cores_of(process)) for process in processes),
+            *(process.load(info.digest, framed[self._cores_of(process)]) for process in processes),
             return_exceptions=True,
         )
         for result in results:
@@ -257,20 +261,30 @@ class ProcessEncoder:
         for process in processes:
             process.unload(digest)
 
+    def _wait_again(self, items: list[Item]) -> None:
+        """Let items of a process wait for another one, but not those whose caller has left."""
+        again = [self._pending[item.id] for item in items]
+        for pending in again:
+            pending.process = None
+        self._waiting.extendleft(pending for pending in reversed(again) if not pending.cancelled)
+        for pending in again:
+            if pending.cancelled:
+                self._end(cancelled(pending.item))
+
     def _hand_over(self) -> None:
         """Give waiting items to processes that have capacity."""
-        while self._again:
-            pending = self._again[0]
+        while self._waiting:
+            pending = self._waiting[0]
             process = self._process_for(pending)
             if process is None:
                 return
-            self._again.popleft()
+            self._waiting.popleft()
             pending.process = process
             process.encode(pending.item, wide=pending.wide)
 
     def _process_for(self, pending: _Pending) -> EncoderProcess | None:
         first = self._processes[0]
-        pending.wide = pending.wide and first.works() and len(first.items) < self._most
+        pending.wide = pending.wide and first.works() and not first.items
         if pending.wide:
             return first
         process = min(self._ready(), key=lambda process: len(process.items), default=None)
@@ -289,10 +303,14 @@ class ProcessEncoder:
         self._deliver(result)
 
     async def _check_times(self) -> None:
-        """Refuse images that take too long, and kill their processes."""
+        """Refuse images that take too long, and let none wait for them if a process is idle."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             for process in self._processes:
+                idle = any(not other.items for other in self._ready())
+                if idle and len(process.items) > 1 and process.overdue(CHECK_SECONDS):
+                    self._wait_again(process.take_back())
+                    self._hand_over()
                 if process.overdue(IMAGE_SECONDS):
                     item = process.give_up()
                     digest = "" if item is None else hashlib.sha256(item.content).hexdigest()
@@ -301,3 +319,7 @@ class ProcessEncoder:
                         continue
                     message = f"the image was not decoded and embedded within {IMAGE_SECONDS} s"
                     self._refuse(item, message, "IMAGE_TOO_SLOW", seconds=IMAGE_SECONDS)
+
+
+async def _framed(info: BackboneInfo, model: bytes, cores: int) -> tuple[bytes, bytes]:
+    return await asyncio.to_thread(frame, Load(info=info, model=model, cores=cores))

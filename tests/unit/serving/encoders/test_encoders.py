@@ -314,7 +314,8 @@ if __name__ == "__main__":
 """
     here = str(Path(__file__).parent)
     arguments = [here, kind, str(nice), str(expected)]
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, env=environment)
 
 
 # Threads
@@ -466,6 +467,87 @@ def test_image_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -
     with capture_logs() as lines:
         asyncio.run(scenario())
     assert "image takes too long" in [line["event"] for line in lines]
+
+
+def test_items_do_not_wait_behind_a_slow_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reserve of a process that is long at one image goes to an idle process."""
+
+    async def scenario() -> None:
+        async with process_encoder() as (harness, encoder):
+            items = [harness.submit(photo, digest=BUSY_INFO.digest) for photo in PHOTOS[:4]]
+            await until(lambda: encoder._processes[0]._at_work() in items)
+            pid = encoder._processes[0].pid
+            os.kill(pid, signal.SIGSTOP)
+            slow = encoder._processes[0]._at_work()
+            for item in items:
+                if item != slow:
+                    assert isinstance(await harness.result(item), Encoded)
+            assert slow not in harness.results
+            os.kill(pid, signal.SIGCONT)
+            assert isinstance(await harness.result(slow), Encoded)
+            await harness.encode(PHOTOS[0])
+            assert pids(encoder)[0] == pid
+
+    monkeypatch.setattr(processes, "CHECK_SECONDS", 0.02)
+    asyncio.run(scenario())
+
+
+def test_cancelled_image_is_not_encoded_again() -> None:
+    """After the death of its process an image whose caller has left is dropped."""
+
+    async def scenario() -> None:
+        async with process_encoder() as (harness, encoder):
+            item = harness.submit(PHOTOS[0], digest=BUSY_INFO.digest)
+            process = encoder._processes[0]
+            await until(lambda: process._at_work() == item)
+            os.kill(process.pid, signal.SIGSTOP)
+            encoder.cancel(item)
+            os.kill(process.pid, signal.SIGKILL)
+            assert isinstance(await harness.result(item), Failed)
+            assert not encoder._waiting
+            assert not encoder._pending
+
+    with capture_logs() as lines:
+        asyncio.run(scenario())
+    assert "image cannot be embedded" not in [line["event"] for line in lines]
+
+
+def test_processes_end_with_their_server(tmp_path: Path) -> None:
+    """Even a process that hangs is killed when the server is."""
+    code = """
+import asyncio, os, signal, sys
+import test_encoders
+async def scenario():
+    async with test_encoders.started("processes") as harness:
+        found = test_encoders.pids(harness.encoder)
+        for each in found:
+            os.kill(each, signal.SIGSTOP)
+        print(*found, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+if __name__ == "__main__":
+    asyncio.run(scenario())
+"""
+    script = tmp_path / "server.py"
+    script.write_text(code)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    }
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, check=False
+    )
+    found = [int(pid) for pid in done.stdout.splitlines()[-1].split()]
+    assert len(found) == CORES
+    deadline = time.monotonic() + 30
+    while any(is_running(pid) for pid in found):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    """Return True if a process exists and is no zombie."""
+    with suppress(OSError):
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
 
 
 def test_process_that_stands_still_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

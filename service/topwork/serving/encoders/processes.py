@@ -220,7 +220,8 @@ class ProcessEncoder:
     def died(self, items: list[Item], at_work: Item | None) -> None:
         """See Owner."""
         self._wait_again(items)
-        if at_work is not None and (pending := self._pending[at_work.id]) in self._waiting:
+        pending = None if at_work is None else self._pending.get(at_work.id)
+        if at_work is not None and pending is not None:  # else its caller has left
             pending.deaths += 1
             if pending.deaths >= MOST_DEATHS:
                 self._waiting.remove(pending)

@@ -506,6 +506,7 @@ def test_cancelled_image_is_not_encoded_again() -> None:
             assert isinstance(await harness.result(item), Failed)
             assert not encoder._waiting
             assert not encoder._pending
+            await until(lambda: len(pids(encoder)) == CORES)
 
     with capture_logs() as lines:
         asyncio.run(scenario())
@@ -600,7 +601,8 @@ def test_process_killed_while_it_is_prepared_is_replaced() -> None:
                         os.kill(process.pid, signal.SIGKILL)
                 await until(lambda: any(map(is_prepared, encoder._processes)))
             await until(lambda: len(pids(encoder)) == CORES)
-            assert isinstance(await harness.encode(PHOTOS[0]), Encoded)
+            result = await harness.encode(PHOTOS[0])
+            assert isinstance(result, Encoded), result
 
     with capture_logs():
         asyncio.run(scenario())

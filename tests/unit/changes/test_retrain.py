@@ -308,6 +308,20 @@ def test_validate_only_publishes_nothing(repository: Repository, harm: bool) -> 
     assert repository.revisions("m") == [1]
 
 
+def test_progress_counts_the_images(repository: Repository) -> None:
+    """Each image is counted once, with the number of all."""
+    counts: list[tuple[int, int]] = []
+
+    def note(done: int, total: int, conflicts: tuple[Conflict, ...] = ()) -> None:
+        assert not conflicts
+        counts.append((done, total))
+
+    change = job(repository, "add_class", "c", POOL["c"][:5])
+    Trainer(repository, cores=2, limits=LIMITS).embed(change, note)
+    assert [count for count in counts if count != counts[-1]] == [(n, 5) for n in range(1, 5)]
+    assert counts[-1] == (5, 5)
+
+
 def test_repeated_steps_publish_once(repository: Repository) -> None:
     """Each step can be run again after a crash: one revision, one move."""
     change = job(repository, "add_class", "c", POOL["c"][:5])

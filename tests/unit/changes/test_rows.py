@@ -74,6 +74,14 @@ def test_attributes_before_the_first_release_are_read(version: str) -> None:
     assert operation.created.timestamp() == 2000.0
 
 
+@pytest.mark.parametrize("completed", [3_000_500, None])
+def test_outcome_without_its_end_takes_that_of_the_row(completed: int | None) -> None:
+    """Times of a row are in milliseconds; an old version has no time of completion."""
+    ended = rows.operation(row("SUCCESS", output={}, completed_at=completed)).ended
+    assert ended is not None
+    assert ended.timestamp() == (2000.0 if completed is None else 3000.5)
+
+
 @pytest.mark.parametrize("attributes", [None, [], "text", {"model": 5, "kind": {}}])
 def test_unreadable_attributes_give_an_empty_subject(attributes: Any) -> None:
     """The operation has its id and its time."""

@@ -45,8 +45,8 @@ class Owner(Protocol):
     async def prepare(self, process: EncoderProcess) -> None:
         """Load the backbones into a process that has started; it is ready then."""
 
-    def prepared(self) -> None:
-        """Use a process that is ready."""
+    def has_capacity(self) -> None:
+        """Use a process that takes items again."""
 
     def delivered(self, result: Result) -> None:
         """Take the result of an item."""
@@ -73,6 +73,8 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
         """Items without a result, in order."""
         self.ready = asyncio.Event()
         """Set while the process has all backbones."""
+        self._taken_back: set[int] = set()
+        """Items taken back whose old copies the process has not dropped yet."""
         self._owner = owner
         self._transport: asyncio.Transport | None = None
         self._receiver: _Receiver | None = None
@@ -85,10 +87,13 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
         """Return True if the process encodes items."""
         return self.ready.is_set()
 
-    @property
-    def connected(self) -> bool:
-        """True while messages can be sent."""
-        return self._transport is not None
+    def capacity(self, most: int) -> int:
+        """Return the number of items that it may get, to have ``most`` of them.
+
+        None as long as it has old copies of items that were taken back: their results, which are
+        ignored, could not be told from those of the same items.
+        """
+        return max(0, most - len(self.items)) if self.works() and not self._taken_back else 0
 
     def encode(self, item: Item, *, wide: bool) -> None:
         """Hand an item over."""
@@ -105,7 +110,7 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
         Raises Corrupt, NotReady, and ConnectionError if the process ends meanwhile.
         """
         if self._transport is None:
-            raise _ended()
+            raise _connection_ended()
         future: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._loads[digest] = future
         try:
@@ -136,6 +141,7 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
         reserve = [item for item in self.items if item != self._at_work()]
         for item in reserve:
             self.cancel(item)
+        self._taken_back.update(reserve)
         return [self.items.pop(item) for item in reserve]
 
     def unload(self, digest: str) -> None:
@@ -163,13 +169,14 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
         await self._owner.prepare(self)
         self.ready.set()
         self._worked = True
-        self._owner.prepared()
+        self._owner.has_capacity()
 
     def _ended(self, exit_code: int | None) -> float:
         worked, blameless = self._worked, exit_code == 0 or self._gave_up
         self._disconnect()
         self._worked = self._gave_up = False
         items, self.items = self.items, {}
+        self._taken_back.clear()
         at_work = 0 if blameless else self._at_work()
         self._owner.died(list(items.values()), items.get(at_work))
         if worked:
@@ -194,7 +201,7 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
             self._transport = None
         for future in self._loads.values():
             if not future.done():
-                future.set_exception(_ended())
+                future.set_exception(_connection_ended())
 
     def _received(self, response: Response) -> None:
         if isinstance(response, Loaded | NotLoaded):
@@ -206,11 +213,15 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
             else:
                 kind = NotReady if response.provider_missing else Corrupt
                 future.set_exception(kind(response.message))
+        elif response.id in self._taken_back:
+            self._taken_back.remove(response.id)
+            if not self._taken_back:
+                self._owner.has_capacity()
         elif self.items.pop(response.id, None) is not None:
             self._owner.delivered(response)
 
 
-def _ended() -> ConnectionError:
+def _connection_ended() -> ConnectionError:
     return ConnectionError(errno.ECONNRESET, "the encoder process has ended")
 
 

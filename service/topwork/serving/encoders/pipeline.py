@@ -65,7 +65,7 @@ class Pipeline:
         except ImageError as error:
             return Refused(
                 id=item.id,
-                message=_text(error),
+                message=text_of(error),
                 reason=error.reason,
                 started=started,
                 decoded=time.perf_counter() - started,
@@ -117,9 +117,9 @@ def _failed(item: Item, error: Exception) -> Failed:
     stopping = isinstance(error, Unavailable)
     if not stopping:
         log.error("image cannot be embedded", exc_info=error)
-    return Failed(id=item.id, message=_text(error), stopping=stopping)
+    return Failed(id=item.id, message=text_of(error), stopping=stopping)
 
 
-def _text(error: Exception) -> str:
+def text_of(error: Exception) -> str:
     """Return the error's text without lone surrogates, which cannot be encoded."""
     return (str(error) or repr(error)).encode(errors="replace").decode()

@@ -36,7 +36,7 @@ from topwork.serving.encoders.messages import (
     Unload,
     frame,
 )
-from topwork.serving.encoders.pipeline import Decoded, Pipeline, cancelled
+from topwork.serving.encoders.pipeline import Decoded, Pipeline, cancelled, text_of
 from topwork.serving.encoders.progress import Progress
 
 log = structlog.get_logger(__name__)
@@ -173,7 +173,7 @@ class EncoderLoop:
             )
         except Exception as error:
             missing = isinstance(error, NotReady)
-            self._send(NotLoaded(digest=digest, message=str(error), provider_missing=missing))
+            self._send(NotLoaded(digest=digest, message=text_of(error), provider_missing=missing))
         else:
             self._send(Loaded(digest=digest, one_core=one_core, all_cores=all_cores))
         self._base = None

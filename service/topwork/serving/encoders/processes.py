@@ -160,7 +160,7 @@ class ProcessEncoder:
     def credits(self, requests: int) -> int:
         """See Encoder."""
         self._most = min(MIN_ITEMS + requests // REQUESTS_PER_ITEM, MOST_ITEMS)
-        free = sum(max(0, self._most - len(process.items)) for process in self._ready())
+        free = sum(process.capacity(self._most) for process in self._processes)
         return free - len(self._waiting)
 
     def submit(self, item: Item, *, present: int) -> None:
@@ -201,7 +201,7 @@ class ProcessEncoder:
                 if digest not in self._backbones:  # unloaded meanwhile
                     process.unload(digest)
 
-    def prepared(self) -> None:
+    def has_capacity(self) -> None:
         """See Owner."""
         self._hand_over()
         assert self._on_credit is not None, "start() comes first"
@@ -272,6 +272,11 @@ class ProcessEncoder:
             if pending.cancelled:
                 self._end(cancelled(pending.item))
 
+    def _take_back(self, process: EncoderProcess) -> None:
+        """Give the reserve of a process to others."""
+        self._wait_again(process.take_back())
+        self._hand_over()
+
     def _hand_over(self) -> None:
         """Give waiting items to processes that have capacity."""
         while self._waiting:
@@ -285,11 +290,11 @@ class ProcessEncoder:
 
     def _process_for(self, pending: _Pending) -> EncoderProcess | None:
         first = self._processes[0]
-        pending.wide = pending.wide and first.works() and not first.items
+        pending.wide = pending.wide and first.capacity(self._most) > 0 and not first.items
         if pending.wide:
             return first
-        process = min(self._ready(), key=lambda process: len(process.items), default=None)
-        return process if process and len(process.items) < self._most else None
+        process = max(self._processes, key=lambda process: process.capacity(self._most))
+        return process if process.capacity(self._most) else None
 
     def _refuse(self, item: Item, message: str, reason: str, *, seconds: float) -> None:
         """End an item after ``seconds`` of work."""
@@ -310,8 +315,7 @@ class ProcessEncoder:
             for process in self._processes:
                 idle = any(not other.items for other in self._ready())
                 if idle and len(process.items) > 1 and process.overdue(CHECK_SECONDS):
-                    self._wait_again(process.take_back())
-                    self._hand_over()
+                    self._take_back(process)
                 if process.overdue(IMAGE_SECONDS):
                     item = process.give_up()
                     digest = "" if item is None else hashlib.sha256(item.content).hexdigest()

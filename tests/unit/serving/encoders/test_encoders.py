@@ -32,7 +32,7 @@ from topwork.runtime.backend import open_session
 from topwork.serving.encoders import pipeline, processes, threads
 from topwork.serving.encoders.encoder import NICE, Encoded, Encoder, Failed, Item, Refused, Result
 from topwork.serving.encoders.encoder_process import EncoderProcess
-from topwork.serving.encoders.processes import ProcessEncoder
+from topwork.serving.encoders.processes import MOST_GROWTH, ProcessEncoder
 from topwork.serving.encoders.threads import ThreadEncoder
 
 T = TypeVar("T")
@@ -46,10 +46,19 @@ PHOTOS = [picture("blue", number) for number in range(8)]
 BOMB = bombs(30_000, 30_000)["PNG"]
 ENCODERS: dict[str, Callable[[], Encoder]] = {
     "threads": lambda: ThreadEncoder(provider="cpu", cores=CORES, limits=DEFAULT_LIMITS),
-    "processes": lambda: ProcessEncoder(
-        provider="cpu", cores=CORES, limits=DEFAULT_LIMITS, log_format="text"
-    ),
+    "processes": lambda: make_processes(MOST_GROWTH),
 }
+
+
+def make_processes(most_growth: int) -> ProcessEncoder:
+    """Return an encoder with processes."""
+    return ProcessEncoder(
+        provider="cpu",
+        cores=CORES,
+        limits=DEFAULT_LIMITS,
+        log_format="text",
+        most_growth=most_growth,
+    )
 
 
 class Harness:
@@ -92,9 +101,9 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 @asynccontextmanager
-async def started(kind: str) -> AsyncIterator[Harness]:
-    """Yield a started encoder with the tiny backbone and a slow one."""
-    harness = Harness(ENCODERS[kind]())
+async def started(encoder: Encoder) -> AsyncIterator[Harness]:
+    """Yield an encoder with the tiny backbone and a slow one, and start it."""
+    harness = Harness(encoder)
     await harness.encoder.start(harness.deliver, lambda: None)
     try:
         await harness.encoder.load(INFO, lambda: MODEL)
@@ -114,7 +123,7 @@ def runner() -> Iterator[asyncio.Runner]:
 @pytest.fixture(scope="module", params=list(ENCODERS))
 def harness(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[Harness]:
     """Yield an encoder that tests share."""
-    context = started(request.param)
+    context = started(ENCODERS[request.param]())
     yield runner.run(context.__aenter__())
     runner.run(context.__aexit__(None, None, None))
 
@@ -279,7 +288,7 @@ def test_aclose_fails_all_items(kind: str) -> None:
     """Items without a result get Failed at the end, once."""
 
     async def scenario() -> None:
-        async with started(kind) as harness:
+        async with started(ENCODERS[kind]()) as harness:
             items = [harness.submit(photo, digest=BUSY_INFO.digest) for photo in PHOTOS[:4]]
         results = [harness.results[item] for item in items]
         assert any(isinstance(result, Failed) and result.stopping for result in results)
@@ -301,7 +310,7 @@ sys.path.insert(0, sys.argv[1])
 import test_encoders
 kind, nice, expected = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 async def scenario():
-    async with test_encoders.started(kind) as harness:
+    async with test_encoders.started(test_encoders.ENCODERS[kind]()) as harness:
         if kind == "threads":
             found = [each.native_id for each in threading.enumerate() if "encoder" in each.name]
         else:
@@ -357,11 +366,13 @@ def test_aclose_joins_the_threads(monkeypatch: pytest.MonkeyPatch, ends: bool) -
 
 
 @asynccontextmanager
-async def process_encoder() -> AsyncIterator[tuple[Harness, ProcessEncoder]]:
+async def process_encoder(
+    most_growth: int = MOST_GROWTH,
+) -> AsyncIterator[tuple[Harness, ProcessEncoder]]:
     """Yield a started encoder with processes."""
-    async with started("processes") as harness:
-        assert isinstance(harness.encoder, ProcessEncoder)
-        yield harness, harness.encoder
+    encoder = make_processes(most_growth)
+    async with started(encoder) as harness:
+        yield harness, encoder
 
 
 def pids(encoder: ProcessEncoder) -> list[int]:
@@ -376,7 +387,7 @@ def is_free_of(process: EncoderProcess, item: int) -> bool:
 
 def is_prepared(process: EncoderProcess) -> bool:
     """Return True while a process loads its backbones."""
-    return process.connected and not process.works()
+    return bool(process._loads)
 
 
 def test_items_of_a_killed_process_go_to_another() -> None:
@@ -492,6 +503,28 @@ def test_items_do_not_wait_behind_a_slow_image(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(scenario())
 
 
+def test_item_taken_back_is_not_lost_to_its_old_copy() -> None:
+    """The process that it was taken from drops its copy, whichever process encodes it then."""
+
+    async def scenario() -> None:
+        async with process_encoder() as (harness, encoder):
+            encoder.credits(100)  # many requests wait
+            process = encoder._processes[0]
+            items = [harness.submit(photo, digest=BUSY_INFO.digest) for photo in PHOTOS]
+            await until(lambda: process._at_work() in items)
+            os.kill(process.pid, signal.SIGSTOP)
+            assert len(process.items) > 2
+            encoder._take_back(process)
+            os.kill(process.pid, signal.SIGCONT)
+            results = [await harness.result(item) for item in items]
+            assert all(isinstance(result, Encoded) for result in results)
+            more = [harness.submit(photo, digest=BUSY_INFO.digest) for photo in PHOTOS]
+            results = [await harness.result(item) for item in more]
+            assert all(isinstance(result, Encoded) for result in results)
+
+    asyncio.run(scenario())
+
+
 def test_cancelled_image_is_not_encoded_again() -> None:
     """After the death of its process an image whose caller has left is dropped."""
 
@@ -519,8 +552,8 @@ def test_processes_end_with_their_server(tmp_path: Path) -> None:
 import asyncio, os, signal, sys
 import test_encoders
 async def scenario():
-    async with test_encoders.started("processes") as harness:
-        found = test_encoders.pids(harness.encoder)
+    async with test_encoders.process_encoder() as (_, encoder):
+        found = test_encoders.pids(encoder)
         for each in found:
             os.kill(each, signal.SIGSTOP)
         print(*found, flush=True)
@@ -630,11 +663,11 @@ def test_finished_images_are_not_blamed() -> None:
         asyncio.run(scenario())
 
 
-def test_process_that_keeps_memory_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_that_keeps_memory_is_replaced() -> None:
     """It answers its image, then another process takes its place; no item is lost."""
 
     async def scenario() -> None:
-        async with process_encoder() as (harness, encoder):
+        async with process_encoder(-(2**40)) as (harness, encoder):
             before = pids(encoder)
             items = [harness.submit(photo) for photo in PHOTOS]
             for item in items:
@@ -642,22 +675,11 @@ def test_process_that_keeps_memory_is_replaced(monkeypatch: pytest.MonkeyPatch) 
             await until(lambda: pids(encoder) and not set(before) & set(pids(encoder)))
             assert isinstance(await harness.encode(PHOTOS[0]), Encoded)
 
-    monkeypatch.setitem(
-        ENCODERS,
-        "processes",
-        lambda: ProcessEncoder(
-            provider="cpu",
-            cores=CORES,
-            limits=DEFAULT_LIMITS,
-            log_format="text",
-            most_growth=-(2**40),
-        ),
-    )
     with capture_logs():
         asyncio.run(scenario())
 
 
-def test_load_of_a_large_backbone_replaces_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_of_a_large_backbone_replaces_no_process() -> None:
     """The memory of a backbone, and of its loading, is not that of an image."""
     large = onnx.load_from_string(MODEL)
     weights = np.zeros(10_000_000, dtype=np.float32)
@@ -668,7 +690,7 @@ def test_load_of_a_large_backbone_replaces_no_process(monkeypatch: pytest.Monkey
     info = tiny.backbone_info(model)
 
     async def scenario() -> None:
-        async with process_encoder() as (harness, encoder):
+        async with process_encoder(len(model) // 2) as (harness, encoder):
             before = pids(encoder)
             load = asyncio.create_task(encoder.load(info, lambda: model))
             while not load.done():
@@ -678,17 +700,6 @@ def test_load_of_a_large_backbone_replaces_no_process(monkeypatch: pytest.Monkey
                 assert isinstance(await harness.encode(photo, digest=info.digest), Encoded)
             assert pids(encoder) == before
 
-    monkeypatch.setitem(
-        ENCODERS,
-        "processes",
-        lambda: ProcessEncoder(
-            provider="cpu",
-            cores=CORES,
-            limits=DEFAULT_LIMITS,
-            log_format="text",
-            most_growth=len(model) // 2,
-        ),
-    )
     asyncio.run(scenario())
 
 

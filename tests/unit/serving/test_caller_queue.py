@@ -112,6 +112,15 @@ def test_removals_free_memory() -> None:
     assert drain(queue) == "first"
 
 
+def test_new_deadlines_free_memory() -> None:
+    """The heap is bounded by the number of callers, though each earlier deadline adds an entry."""
+    queue: CallerQueue[str] = CallerQueue()
+    for caller in range(12):
+        for deadline in range(100):
+            push(queue, "a", 1, caller=f"{caller}", deadline=-float(deadline))
+    assert len(queue._heap) <= 2 * 12 + 16
+
+
 calls = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=8)
 
 

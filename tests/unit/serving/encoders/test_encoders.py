@@ -273,6 +273,26 @@ def test_backbone_lives_until_its_last_unload(harness: Harness, runner: asyncio.
     runner.run(scenario())
 
 
+def test_last_unload_frees_the_backbone(harness: Harness, runner: asyncio.Runner) -> None:
+    """After as many unloads as loads the graph is read again by the next load."""
+    reads: list[str] = []
+
+    def read() -> bytes:
+        reads.append("read")
+        return MODEL
+
+    async def scenario() -> None:
+        await harness.encoder.load(INFO, read)
+        assert not reads
+        harness.encoder.unload(INFO.digest)
+        harness.encoder.unload(INFO.digest)
+        await harness.encoder.load(INFO, read)
+        assert reads
+        assert isinstance(await harness.encode(PHOTOS[0]), Encoded)
+
+    runner.run(scenario())
+
+
 def test_error_of_a_run_is_a_failure(harness: Harness, runner: asyncio.Runner) -> None:
     """Pixels of another size fail alone."""
     with capture_logs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -46,6 +47,36 @@ def test_micro_batches_give_the_embeddings_of_single_images() -> None:
         list(pool.map(call, range(len(pictures))))
     found = np.stack([future.result(timeout=30).embedding for future in futures])
     np.testing.assert_allclose(found, session.run(pictures), rtol=1e-6)
+    backbone.close()
+
+
+def test_waiting_images_share_a_run() -> None:
+    """Images that wait for a run form a micro-batch of the largest size."""
+    begun, may_end = threading.Event(), threading.Event()
+    may_end.set()  # the warm-up
+    model = tiny.backbone_model()
+
+    class Slow:
+        on_gpu = False
+        uses = staticmethod(lambda _: False)
+
+        @staticmethod
+        def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+            begun.set()
+            may_end.wait(30)
+            return np.zeros((len(batch), 4), dtype=np.float32)
+
+    backbone = open_gpu_backbone(tiny.backbone_info(model), model, Slow(), sizes=(1, 2, 4))  # type: ignore[arg-type]  # all of a Session that is used
+    begun.clear()
+    futures: list[Future[Embedded]] = [Future() for _ in range(5)]
+    may_end.clear()
+    backbone.embed(images(1)[0], partial(resolve, futures[0]), wide=False)
+    assert begun.wait(30)
+    for image, future in zip(images(4), futures[1:], strict=True):
+        backbone.embed(image, partial(resolve, future), wide=False)
+    may_end.set()
+    runs = [future.result(timeout=30).run for future in futures]
+    assert [run.images for run in runs if run is not None] == [1, 4, 4, 4, 4]
     backbone.close()
 
 

@@ -24,7 +24,8 @@ from topwork.serving.encoders.encoder import Encoder
 from topwork.serving.fair_queue import Flow
 from topwork.serving.inferred import Inferred, inferred
 from topwork.serving.registry import Registry
-from topwork.serving.scheduler import Content, Scheduler
+from topwork.serving.request_batch import Content
+from topwork.serving.scheduler import Scheduler
 from topwork.serving.statistics import Statistics
 from topwork.telemetry import Telemetry
 

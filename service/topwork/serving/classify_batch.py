@@ -15,7 +15,7 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.serving.encoders.encoder import MicroBatch
 from topwork.serving.head import LoadedHead
 from topwork.serving.registry import Snapshot
-from topwork.serving.scheduler import Content, ImageOutcome, Scores
+from topwork.serving.request_batch import Content, ImageOutcome, Scores
 from topwork.telemetry import Telemetry
 
 A = TypeVar("A")

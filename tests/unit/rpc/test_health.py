@@ -20,7 +20,8 @@ from topwork.rpc import health as health_module
 from topwork.rpc.health import Health
 from topwork.serving.encoders.encoder import Deliver, Encoded, Item
 from topwork.serving.fair_queue import Flow
-from topwork.serving.scheduler import Content, Scheduler
+from topwork.serving.request_batch import Content
+from topwork.serving.scheduler import Scheduler
 
 PATIENCE = 60.0
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -18,7 +18,7 @@ from topwork.rpc.spans import Spans, open_spans
 from topwork.serving.classify_batch import Finished, Timings
 from topwork.serving.encoders.encoder import MicroBatch
 from topwork.serving.registry import Snapshot
-from topwork.serving.scheduler import ImageOutcome
+from topwork.serving.request_batch import ImageOutcome
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SENT = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("other-bin", b"x"))

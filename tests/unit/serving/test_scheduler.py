@@ -24,16 +24,11 @@ from numpy.typing import NDArray
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.errors import ImageError, Unavailable
+from topwork.serving.answers import LOOP_BYTES
 from topwork.serving.encoders.encoder import Deliver, Encoded, Failed, Item, Refused, Result
 from topwork.serving.fair_queue import Flow
-from topwork.serving.scheduler import (
-    LOOP_BYTES,
-    Content,
-    EncodingError,
-    ImageOutcome,
-    Scheduler,
-    Scores,
-)
+from topwork.serving.request_batch import Content, ImageOutcome, Scores
+from topwork.serving.scheduler import EncodingError, Scheduler
 
 Answer = tuple[int, list[float | str]]
 """Revision of a fake head, with the number or the error of each image."""

@@ -15,7 +15,14 @@ from topwork.bundle.comparison import (
     TaughtLabel,
 )
 from topwork.bundle.findings import Finding
-from topwork.bundle.manifest import BackboneInfo, ChosenHead, Manifest, PrecisionGate, ShardRef
+from topwork.bundle.manifest import (
+    BackboneInfo,
+    ChosenHead,
+    ExpectedEmbeddings,
+    Manifest,
+    PrecisionGate,
+    ShardRef,
+)
 from topwork.bundle.metrics import (
     LabelMetrics,
     LeftOutLabel,
@@ -149,6 +156,8 @@ DOCUMENTS: tuple[object, ...] = (
         weights_digest=B,
         parity_error=1.25e-6,
         versions={"torch": "2.13"},
+        twin=C,
+        expected=ExpectedEmbeddings(images="noise-1", embeddings=bytes(range(250, 256)) * 4),
     ),
     Manifest(
         model="flowers",

@@ -27,6 +27,7 @@ from topwork.bundle.store import Repository
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import learn
 from topwork.report.content import Making
+from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session
 from topwork.training.embed import ImageSource, embed
 from topwork.training.publish import publish as publish_learned
@@ -83,6 +84,31 @@ def busy_backbone_model() -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
+def saturating_backbone_model() -> bytes:
+    """Return the tiny backbone with sums that end at 32, like int8 products without VNNI."""
+    model = onnx.load_from_string(backbone_model())
+    graph = model.graph
+    graph.node[-1].output[0] = "plain"
+    graph.node.append(helper.make_node("Min", ["plain", "most"], ["embedding"]))
+    graph.initializer.append(numpy_helper.from_array(np.array(32, dtype=np.float32), "most"))
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)
+
+
+def quantised_info(model: bytes) -> BackboneInfo:
+    """Return the description of a backbone that was quantised from the tiny one, its twin.
+
+    It gave the embeddings of the twin where it was stored.
+    """
+    twin = backbone_model()
+    return replace(
+        backbone_info(model),
+        precision="int8",
+        twin=sha256(twin),
+        expected=expect(open_session(twin, output="embedding").run, SPEC.crop),
+    )
+
+
 def backbone_info(model: bytes) -> BackboneInfo:
     """Return the description of the tiny backbone."""
     return BackboneInfo(
@@ -127,13 +153,14 @@ def publish(
     seed: int = 0,
     recipe: Recipe = LOGISTIC,
     backbone: bytes | None = None,
+    info: BackboneInfo | None = None,
 ) -> Manifest:
     """Publish a revision fitted on ``exemplars``, and let it serve.
 
-    ``backbone`` is a graph to use instead of the tiny one.
+    ``backbone`` is a graph to use instead of the tiny one, with the description ``info``.
     """
     backbone = backbone or backbone_model()
-    info = backbone_info(backbone)
+    info = info or backbone_info(backbone)
     repository.put_backbone(backbone, info)
     manifest = publish_learned(
         repository,
@@ -196,6 +223,18 @@ def copied(
         return Repository(root)
 
     return copy
+
+
+@copied
+def saturating_repository(root: Path) -> Repository:
+    """Return a repository whose model ``colours`` has a backbone that is off; its twin is right."""
+    made = Repository(root)
+    twin = backbone_model()
+    made.put_backbone(twin, backbone_info(twin))
+    exemplars = embed_pictures({label: pictures(label, 20) for label in ("amber", "blue", "green")})
+    model = saturating_backbone_model()
+    publish(made, "colours", exemplars, backbone=model, info=quantised_info(model))
+    return made
 
 
 @copied

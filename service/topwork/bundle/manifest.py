@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from topwork.bundle.comparison import Comparison, Rejection
 from topwork.bundle.documents import document
@@ -20,6 +22,20 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 SCHEMA = 3
 """Schema version of manifest.json; readers refuse newer ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedEmbeddings:
+    """Embeddings of probe images on the machine that stored a backbone."""
+
+    images: str
+    """Name of the probe images; see ``topwork.inputs.probe_images``."""
+    embeddings: bytes
+    """Little-endian float32 (N, D), a row per image."""
+
+    def rows(self, width: int) -> NDArray[np.float32]:
+        """Return the embeddings (N, ``width``). Raises ValueError if there is no whole row."""
+        return np.frombuffer(self.embeddings, dtype="<f4").reshape(-1, width)
 
 
 @document
@@ -46,6 +62,19 @@ class BackboneInfo:
     """Largest difference between torch and ONNX Runtime in the parity check."""
     versions: dict[str, str]
     """Versions of the software that exported it."""
+    twin: Digest | None = None
+    """Digest of the fp32 backbone from which an int8 backbone was quantised; else None."""
+    expected: ExpectedEmbeddings | None = None
+    """None in backbones of earlier releases, which cannot be checked."""
+
+    def as_twin(self) -> BackboneInfo | None:
+        """Return the description of the fp32 twin; None if there is none.
+
+        It is derived from this one, because the signature of a revision covers no other.
+        """
+        if self.twin is None:
+            return None
+        return replace(self, digest=self.twin, precision="fp32", twin=None, expected=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

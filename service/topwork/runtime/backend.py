@@ -42,9 +42,14 @@ class Session:
         """True if the graph runs on an NVIDIA GPU."""
         return self.uses("cuda") or self.uses("tensorrt")
 
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name of the provider that the graph runs on."""
+        return str(self._session.get_providers()[0])
+
     def uses(self, provider: Provider) -> bool:
         """Return whether the graph runs on ``provider``, which is not ``auto``."""
-        return bool(self._session.get_providers()[0] == NAMES[provider])
+        return self.provider == NAMES[provider]
 
     def outputs(self) -> list[str]:
         """Return the names of the graph's outputs."""

@@ -9,6 +9,7 @@ from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput
 from topwork.inputs.preprocess import DEEP_GREY
+from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session, software_versions
 from topwork.runtime.cores import available_cores
 from topwork_trainer import backbones
@@ -73,6 +74,7 @@ def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:
         weights_digest=backbone.weights_sha256,
         parity_error=exported.parity.max_abs_difference,
         versions=software_versions(),
+        expected=expect(open_session(exported.onnx, output="embedding").run, backbone.spec.crop),
     )
     stored = repository.put_backbone(exported.onnx, info)
     if stored.preprocess != info.preprocess:

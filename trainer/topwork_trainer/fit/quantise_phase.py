@@ -9,6 +9,7 @@ from topwork.bundle.files import sha256
 from topwork.bundle.manifest import PrecisionGate
 from topwork.inputs.image import Pixels, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
+from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session
 from topwork.training.embed import ImageSource
 from topwork_trainer.backbones.quantise import calibration_sample, gate, quantise, speed_ratio
@@ -27,14 +28,21 @@ def quantise_backbone(attempts: Attempts, fp32: Attempt) -> tuple[Attempt, Preci
     attempts.on_progress("quantise", 0, 0)
     quantised = quantise(model, _pixels(sample, info.preprocess))
     digest = sha256(quantised)
+    slow, fast = (open_session(graph, output="embedding").run for graph in (model, quantised))
     stored = attempts.repository.put_backbone(
         quantised,
-        replace(info, identity=f"{info.identity}:int8:{digest}", digest=digest, precision="int8"),
+        replace(
+            info,
+            identity=f"{info.identity}:int8:{digest}",
+            digest=digest,
+            precision="int8",
+            twin=info.digest,
+            expected=expect(fast, info.preprocess.crop),
+        ),
     )
     pairs = zip(fp32.exemplars.names, fp32.exemplars.seen, strict=True)
     seen = {name for name, was_seen in pairs if was_seen}
     int8 = attempts.attempt(stored, seen=frozenset(seen), stage="embed int8")
-    slow, fast = (open_session(graph, output="embedding").run for graph in (model, quantised))
     ratio = speed_ratio(slow, fast, next(_pixels(sample, info.preprocess)))
     return int8, gate(fp32.right(), int8.right(), speed_ratio=ratio)
 

@@ -13,6 +13,7 @@ from support import tiny
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
+from topwork.runtime.agreement import measure
 from topwork.runtime.backend import open_session
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice, prepare
@@ -79,3 +80,13 @@ def test_prepare_repairs_a_damaged_export(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(prepare, "store", lambda target, _: target.put_backbone(model, info))
     assert prepare.prepare_backbone(repository, choice) == info
     assert path.read_bytes() == model
+
+
+def test_export_has_its_expected_embeddings(exported: Path) -> None:
+    """A server can check the exported graph, which gives them again."""
+    (info,) = Repository(exported).backbones()
+    session = open_session(Repository(exported).backbone_model(info.digest), output="embedding")
+    assert info.twin is None
+    found = measure(info, session.run)
+    assert found is not None
+    assert found > 0.999999

@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def put_backbone(repository: Repository, number: int = 0) -> str:
     """Store a placeholder for a backbone and return its digest."""
     content = f"backbone {number}".encode()
     return repository.put_backbone(content, tiny.backbone_info(content)).digest
+
+
+def put_quantised_backbone(repository: Repository, number: int, twin: int) -> str:
+    """Store a placeholder for a backbone that was quantised from another; return its digest."""
+    content = f"backbone {number}".encode()
+    info = replace(
+        tiny.backbone_info(content), precision="int8", twin=sha256(f"backbone {twin}".encode())
+    )
+    return repository.put_backbone(content, info).digest
 
 
 def publish(

@@ -238,13 +238,19 @@ class Repository(BlobStore):
         return [self.root, *(self.root / name for name in ("checkpoints", *KINDS)), *models]
 
     def _refresh_references(self, manifest: Manifest) -> None:
-        """Refresh the backbone and shards of a manifest. Raises Corrupt if one is missing."""
+        """Refresh the backbone, its twin and shards of a manifest.
+
+        Raises Corrupt if one of them is missing, except for the twin.
+        """
         for path in (
             self.path("backbones", manifest.backbone),
             *(self.path("exemplars", ref.digest) for ref in manifest.exemplars),
         ):
             if not self.refresh(path):
                 raise Corrupt(f"{files.short_path(path)} is missing")
+        twin = self.backbone_info(manifest.backbone).twin
+        if twin is not None:
+            self.refresh(self.path("backbones", twin))
 
     def _model(self, model: str) -> Path:
         return self.root / "models" / check_model(model)

@@ -70,6 +70,7 @@ class _Run:
         self._repository = repository
         self._signing = signing
         self._widths: dict[str, int] = {}  # embedding widths of valid backbones
+        self._twins: dict[str, str] = {}  # fp32 twins of valid backbones
         self._shards: dict[str, _ShardSummary] = {}
         # List revisions before blobs: all blobs of a listed revision are stored already.
         models = [path for path in sorted((repository.root / "models").glob("*")) if path.is_dir()]
@@ -106,6 +107,16 @@ class _Run:
             if info.digest != digest:
                 raise Corrupt(f"it describes the backbone {info.digest}")
             self._widths[digest] = info.width
+            if info.twin is not None:
+                self._twins[digest] = info.twin
+                if info.twin not in self._stored["backbones"]:
+                    text = f"its fp32 twin {info.twin} is not stored, and cannot replace it"
+                    self._add("note", path / "backbone.json", text)
+            if info.expected is not None:
+                try:
+                    info.expected.rows(info.width)
+                except ValueError as error:
+                    raise Corrupt(f"its expected embeddings cannot be used: {error}") from error
 
     def _check_shard(self, digest: str, path: Path) -> None:
         shard = self._repository.shard(digest)
@@ -207,10 +218,12 @@ class _Run:
         if len(known) != len(manifests):
             return
         shards = {ref.digest for manifest in known for ref in manifest.exemplars}
+        backbones = {manifest.backbone for manifest in known}
+        twins = {self._twins[digest] for digest in backbones & self._twins.keys()}
         if not shards <= self._shards.keys():
             return
         referred: dict[BlobKind, set[str]] = {
-            "backbones": {manifest.backbone for manifest in known},
+            "backbones": backbones | twins,
             "exemplars": shards,
             "images": {image for shard in shards for image in self._shards[shard].contents},
         }

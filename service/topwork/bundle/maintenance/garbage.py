@@ -58,10 +58,10 @@ def collect(
     """Delete revisions and blobs that are not in use; with ``dry_run`` only list them.
 
     Retains the serving revision, the pinned revisions and the ``keep`` newest of each model,
-    and all shards, images and backbones that they refer to. ``pending_images`` returns the digests
-    of images that unfinished operations need; it is called while no upload is in
-    ``BlobStore.holding``. These images and their shards are retained, too. If ``pending_images``
-    raises Unavailable or Corrupt, all shards and images are retained.
+    and all shards, images and backbones that they refer to, with the fp32 twins of the backbones.
+    ``pending_images`` returns the digests of images that unfinished operations need; it is called
+    while no upload is in ``BlobStore.holding``. These images and their shards are retained, too. If
+    ``pending_images`` raises Unavailable or Corrupt, all shards and images are retained.
 
     Retains everything younger than ``spare_seconds``. That should be longer than any writer takes
     from storing a blob to publishing a reference to it; otherwise publishing can fail. Temporary
@@ -166,7 +166,7 @@ class _Run:
         self, manifests: list[Manifest], old_shards: Collection[str], pending: frozenset[str] | None
     ) -> dict[BlobKind, set[str]]:
         """Return the digests to retain by kind; all shards and images if ``pending`` is unknown."""
-        backbones = {manifest.backbone for manifest in manifests}
+        backbones = self.with_twins({manifest.backbone for manifest in manifests})
         if pending is None:
             stored = {kind: set(self.repository.stored(kind)) for kind in KINDS}
             return {**stored, "backbones": backbones}
@@ -191,6 +191,19 @@ class _Run:
             "exemplars": shards,
             "images": images,
         }
+
+    def with_twins(self, backbones: set[str]) -> set[str]:
+        """Return backbones with their fp32 twins; all stored ones if a twin is unknown."""
+        found = set(backbones)
+        for digest in sorted(backbones & self.repository.stored("backbones").keys()):
+            try:
+                twin = self.repository.backbone_info(digest).twin
+            except Corrupt as error:
+                self.refused.append(f"{error}: no backbone was deleted")
+                found |= self.repository.stored("backbones").keys()
+            else:
+                found |= {twin} if twin is not None else set()
+        return found
 
     def remove_blob(self, kind: BlobKind, digest: str, changed: int) -> None:
         """Delete a blob unless a writer refreshed it after ``changed``."""

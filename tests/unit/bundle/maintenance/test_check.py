@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from support import stored, tiny
-from support.stored import image, publish, put_backbone, put_shard
+from support.stored import image, publish, put_backbone, put_quantised_backbone, put_shard
 
 from topwork.bundle import files
 from topwork.bundle.comparison import Gate, Rejection
 from topwork.bundle.documents import to_json
 from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
 from topwork.bundle.maintenance.check import Problem, check
+from topwork.bundle.manifest import ExpectedEmbeddings
 from topwork.bundle.store import Repository, revision_directories
 
 
@@ -332,6 +333,25 @@ def test_orphans_are_one_note_per_kind(
     for number in (7, 8):
         put(repository, number)
     assert f"{count} ({size() - before} bytes)" in note(repository, kind)
+
+
+def test_twin_is_no_orphan(repository: Repository) -> None:
+    """The twin of a backbone in use is in use; one that is not stored is a note."""
+    put_backbone(repository, 7)
+    int8 = put_quantised_backbone(repository, 8, twin=7)
+    publish(repository, [put_shard(repository, 1)], backbone=8)
+    assert check(repository) == []
+    shutil.rmtree(repository.path("backbones", sha256(b"backbone 7")))
+    assert "is not stored" in note(repository, f"backbones/{int8}/backbone.json")
+
+
+def test_expected_embeddings_of_another_width_are_an_error(repository: Repository) -> None:
+    """They could not be compared with anything."""
+    content = b"backbone 8"
+    expected = ExpectedEmbeddings(images="noise-1", embeddings=b"1234567")
+    repository.put_backbone(content, replace(tiny.backbone_info(content), expected=expected))
+    path = f"backbones/{sha256(content)}/backbone.json"
+    assert error_paths(repository) == {path}
 
 
 def test_orphans_are_not_reported_if_a_manifest_is_unreadable(repository: Repository) -> None:

@@ -16,7 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import stored
-from support.stored import grow_old, image, publish, put_backbone, put_shard
+from support.stored import (
+    grow_old,
+    image,
+    publish,
+    put_backbone,
+    put_quantised_backbone,
+    put_shard,
+)
 
 from topwork.bundle import files
 from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
@@ -116,6 +123,52 @@ def test_collect_deletes_orphaned_backbones(repository: Repository) -> None:
     grow_old(repository)
     assert paths(collect(repository), "backbone") == [f"backbones/{orphan}"]
     assert repository.stored("backbones").keys() == {repository.manifest("m", 3).backbone}
+
+
+def test_collect_retains_the_twin_of_a_backbone(repository: Repository) -> None:
+    """The fp32 twin stays as long as a revision refers to the int8 backbone, and no longer."""
+    twin = put_backbone(repository, 7)
+    int8 = put_quantised_backbone(repository, 8, twin=7)
+    publish(repository, [put_shard(repository, 1)], model="other", backbone=8)
+    grow_old(repository)
+    assert paths(collect(repository), "backbone") == []
+    assert {twin, int8} <= repository.stored("backbones").keys()
+    shutil.rmtree(repository.root / "models" / "other")
+    expected = sorted(f"backbones/{digest}" for digest in (twin, int8))
+    assert sorted(paths(collect(repository), "backbone")) == expected
+
+
+def test_missing_twin_is_no_obstacle(repository: Repository) -> None:
+    """A twin that somebody deleted stays deleted, and other backbones are collected."""
+    put_quantised_backbone(repository, 8, twin=7)
+    publish(repository, [put_shard(repository, 1)], model="other", backbone=8)
+    orphan = put_backbone(repository, 9)
+    grow_old(repository)
+    found = collect(repository)
+    assert (paths(found, "backbone"), found.refused) == ([f"backbones/{orphan}"], ())
+
+
+def test_collect_deletes_no_backbone_if_a_twin_is_unknown(repository: Repository) -> None:
+    """An unreadable description may name any twin; other blobs are collected."""
+    put_backbone(repository, 7)
+    put_shard(repository, 9)
+    grow_old(repository)
+    digest = repository.manifest("m", 3).backbone
+    (repository.path("backbones", digest) / "backbone.json").write_bytes(b"{")
+    found = collect(repository)
+    assert paths(found, "backbone") == []
+    assert len(paths(found, "shard")) == 1
+    assert any("no backbone was deleted" in text for text in found.refused)
+
+
+def test_publishing_refreshes_the_twin(repository: Repository) -> None:
+    """A twin that was old when a collection began is not deleted after a publication."""
+    twin = put_backbone(repository, 7)
+    put_quantised_backbone(repository, 8, twin=7)
+    grow_old(repository)
+    before = repository.path("backbones", twin).stat().st_mtime
+    publish(repository, [put_shard(repository, 1)], model="other", backbone=8)
+    assert repository.path("backbones", twin).stat().st_mtime > before
 
 
 def test_collect_retains_files_younger_than_spare_seconds(repository: Repository) -> None:

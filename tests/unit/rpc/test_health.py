@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from topwork.bundle.manifest import BackboneInfo
 from topwork.rpc import health as health_module
 from topwork.rpc.health import Health
-from topwork.serving.encoders.encoder import Deliver, Encoded, Item
+from topwork.serving.encoders.encoder import Check, Deliver, Encoded, Item
 from topwork.serving.fair_queue import Flow
 from topwork.serving.request_batch import Content
 from topwork.serving.scheduler import Scheduler
@@ -179,8 +179,9 @@ class HangingEncoder:
     async def aclose(self) -> None:
         """See Encoder."""
 
-    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> None:
+    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> Check:  # noqa: ARG002  # part of the protocol
         """See Encoder."""
+        return Check(agreement=None, provider="none")
 
     def unload(self, digest: str) -> None:
         """See Encoder."""

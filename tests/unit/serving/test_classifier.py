@@ -55,7 +55,7 @@ class GatedBackbone:
         self.broken = False
         self.closed = False
         self.info = backbone.info
-        self.seconds = backbone.seconds
+        self.seconds, self.check = backbone.seconds, backbone.check
         self._backbone = backbone
         self._open = threading.Event()
         self._open.set()

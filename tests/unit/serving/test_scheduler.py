@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from topwork.bundle.manifest import BackboneInfo
 from topwork.errors import ImageError, Unavailable
 from topwork.serving.answers import LOOP_BYTES
-from topwork.serving.encoders.encoder import Deliver, Encoded, Failed, Item, Refused, Result
+from topwork.serving.encoders.encoder import Check, Deliver, Encoded, Failed, Item, Refused, Result
 from topwork.serving.fair_queue import Flow
 from topwork.serving.request_batch import Content, ImageOutcome, Scores
 from topwork.serving.scheduler import EncodingError, Scheduler
@@ -87,8 +87,9 @@ class FakeEncoder:
         while self.pending:
             self.finish(stopping=True)
 
-    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> None:
+    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> Check:  # noqa: ARG002  # part of the protocol
         """See Encoder."""
+        return Check(agreement=None, provider="none")
 
     def unload(self, digest: str) -> None:
         """See Encoder."""

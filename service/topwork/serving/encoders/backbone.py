@@ -9,7 +9,7 @@ from typing import Protocol
 from topwork.arrays import Float32Array
 from topwork.bundle.manifest import BackboneInfo
 from topwork.inputs.image import Pixels
-from topwork.serving.encoders.encoder import MicroBatch
+from topwork.serving.encoders.encoder import Check, MicroBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,10 @@ class Backbone(Protocol):
     @property
     def seconds(self) -> tuple[float, float]:
         """Measured seconds of a run on one core and on all; infinite: there is no such session."""
+
+    @property
+    def check(self) -> Check:
+        """Result of the check of all sessions when they were loaded."""
 
     def embed(self, pixels: Pixels, deliver: DeliverEmbedded, *, wide: bool) -> None:
         """Embed one image, on all cores if ``wide``.

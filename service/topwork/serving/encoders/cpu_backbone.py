@@ -9,12 +9,17 @@ import numpy as np
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.inputs.image import Pixels
+from topwork.runtime.agreement import agreement, check_images, least
 from topwork.runtime.backend import Session, open_session
 from topwork.runtime.providers import Provider
 from topwork.serving.encoders.backbone import DeliverEmbedded, Embedded
+from topwork.serving.encoders.encoder import Check
 
 WARM_RUNS = 5
-"""Warm-up runs of each session: the first plans memory, the fastest measures the speed."""
+"""Warm-up runs of each session: the first plans memory, the fastest measures the speed.
+
+They run all probe images, so that the check costs no further run.
+"""
 
 
 class CpuBackbone:
@@ -26,7 +31,10 @@ class CpuBackbone:
     def __init__(self, info: BackboneInfo, narrow: Session, wide: Session | None) -> None:
         self._info = info
         self._sessions = {False: narrow, True: wide or narrow}
-        self._seconds = _warm(narrow, info), _warm(wide, info) if wide else math.inf
+        one_core, found = _warm(narrow, info)
+        all_cores, found_wide = _warm(wide, info) if wide else (math.inf, found)
+        self._seconds = one_core, all_cores
+        self._check = Check(agreement=least([found, found_wide]), provider=narrow.provider)
 
     @property
     def info(self) -> BackboneInfo:
@@ -37,6 +45,11 @@ class CpuBackbone:
     def seconds(self) -> tuple[float, float]:
         """See Backbone."""
         return self._seconds
+
+    @property
+    def check(self) -> Check:
+        """See Backbone."""
+        return self._check
 
     def embed(self, pixels: Pixels, deliver: DeliverEmbedded, *, wide: bool) -> None:
         """See Backbone."""
@@ -65,13 +78,15 @@ def open_cpu_backbone(
     return CpuBackbone(info, narrow, wide)
 
 
-def _warm(session: Session, info: BackboneInfo) -> float:
-    """Return the seconds of the fastest run of one image."""
+def _warm(session: Session, info: BackboneInfo) -> tuple[float, float | None]:
+    """Return the seconds of the fastest run of one image, and the agreement."""
     crop = info.preprocess.crop
-    image = np.zeros((1, crop, crop, 3), dtype=np.uint8)
-    seconds = []
-    for _ in range(WARM_RUNS):
+    checked = check_images(info)
+    images = np.zeros((1, crop, crop, 3), dtype=np.uint8) if checked is None else checked
+    seconds, embeddings = [], []
+    for number in range(max(WARM_RUNS, len(images))):
+        image = images[number % len(images)]
         start = time.perf_counter()
-        session.run(image)
+        embeddings += [*session.run(image[None])]
         seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(seconds), None if checked is None else agreement(info, embeddings)

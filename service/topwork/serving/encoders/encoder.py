@@ -53,6 +53,15 @@ class Encoded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """None on a CPU, where each image has its own run."""
 
 
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of the check of a backbone on this host."""
+
+    agreement: float | None
+    """The least of all sessions; see ``topwork.runtime.agreement``. None: it cannot be checked."""
+    provider: str
+    """ONNX Runtime's name of the provider that the backbone runs on."""
+
+
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Item whose image is not usable; see ImageError."""
 
@@ -96,8 +105,8 @@ class Encoder(Protocol):
     async def aclose(self) -> None:
         """Stop them. Items that are not delivered yet are Failed."""
 
-    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> None:
-        """Load and warm a backbone; ``model`` returns its graph, in any thread, at any time.
+    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> Check:
+        """Load, warm and check a backbone; ``model`` returns its graph, in any thread, at any time.
 
         Each load needs its own ``unload``. Raises Corrupt, NotReady, the errors of ``model``, and
         ConnectionError if that is impossible for now.

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.inputs.image import Pixels
+from topwork.runtime.agreement import agreement, check_images, least
 from topwork.runtime.backend import Session, open_bound_session
 from topwork.serving.encoders.backbone import DeliverEmbedded
+from topwork.serving.encoders.encoder import Check
 from topwork.serving.encoders.microbatch import MicroBatcher, RunBatch
 from topwork.serving.encoders.page_locked import page_locked
 
@@ -26,9 +28,10 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 class GpuBackbone:
     """Backbone in its own thread, which ends when this object is garbage collected."""
 
-    def __init__(self, info: BackboneInfo, batcher: MicroBatcher) -> None:
+    def __init__(self, info: BackboneInfo, batcher: MicroBatcher, check: Check) -> None:
         self._info = info
         self._batcher = batcher
+        self._check = check
         weakref.finalize(self, batcher.stop)
 
     @property
@@ -40,6 +43,11 @@ class GpuBackbone:
     def seconds(self) -> tuple[float, float]:
         """See Backbone; there is no choice of cores."""
         return math.inf, math.inf
+
+    @property
+    def check(self) -> Check:
+        """See Backbone."""
+        return self._check
 
     def embed(self, pixels: Pixels, deliver: DeliverEmbedded, *, wide: bool) -> None:  # noqa: ARG002  # part of the protocol; unused on a GPU
         """See Backbone. Blocks while both micro-batches, including the running one, are full."""
@@ -58,8 +66,21 @@ def open_gpu_backbone(
     run = _open_sessions(info, model, sizes) if session.uses("cuda") else session.run
     shape = (sizes[-1], crop, crop, 3)
     batcher = MicroBatcher(run, (new_buffer(session, shape), new_buffer(session, shape)), sizes)
+    check = Check(agreement=_agreement(info, run, sizes), provider=session.provider)
     batcher.start()
-    return GpuBackbone(info, batcher)
+    return GpuBackbone(info, batcher, check)
+
+
+def _agreement(info: BackboneInfo, run: RunBatch, sizes: Sequence[int]) -> float | None:
+    """Return the least agreement of all sizes, which may use different algorithms."""
+    images = check_images(info)
+    if images is None:
+        return None
+    # The largest first, as in MicroBatcher.
+    return least(
+        agreement(info, [*run(images[np.arange(size) % len(images)])])
+        for size in (sizes[-1], *sizes[:-1])
+    )
 
 
 def _open_sessions(info: BackboneInfo, model: bytes, sizes: Sequence[int]) -> RunBatch:

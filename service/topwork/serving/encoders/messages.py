@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from topwork.bundle.manifest import BackboneInfo
-from topwork.serving.encoders.encoder import Encoded, Failed, Item, Refused
+from topwork.serving.encoders.encoder import Check, Encoded, Failed, Item, Refused
 
 M = TypeVar("M")
 
@@ -41,11 +41,12 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Backbone in memory, with the seconds of its runs; see Backbone.seconds."""
+    """Backbone in memory, with the seconds of its runs, see Backbone.seconds, and its check."""
 
     digest: str
     one_core: float
     all_cores: float
+    check: Check
 
 
 class NotLoaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -43,14 +43,11 @@ class Pipeline:
         self._limits = limits
         self._backbones: dict[str, Backbone] = {}
 
-    def load(self, info: BackboneInfo, model: bytes, *, cores: int) -> tuple[float, float]:
-        """Load a backbone, with a session on ``cores``; return its measured seconds.
-
-        See Backbone.seconds. Raises Corrupt and NotReady.
-        """
+    def load(self, info: BackboneInfo, model: bytes, *, cores: int) -> Backbone:
+        """Load a backbone, with a session on ``cores``. Raises Corrupt and NotReady."""
         backbone = open_backbone(info, model, provider=self._provider, cores=cores)
         self._backbones[info.digest] = backbone
-        return backbone.seconds
+        return backbone
 
     def unload(self, digest: str) -> None:
         """Free a backbone, after the items that are in progress."""

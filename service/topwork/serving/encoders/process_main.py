@@ -168,14 +168,15 @@ class EncoderLoop:
     def _load(self, message: Load) -> None:
         digest = message.info.digest
         try:
-            one_core, all_cores = self._pipeline.load(
-                message.info, message.model, cores=message.cores
-            )
+            backbone = self._pipeline.load(message.info, message.model, cores=message.cores)
         except Exception as error:
             missing = isinstance(error, NotReady)
             self._send(NotLoaded(digest=digest, message=text_of(error), provider_missing=missing))
         else:
-            self._send(Loaded(digest=digest, one_core=one_core, all_cores=all_cores))
+            one_core, all_cores = backbone.seconds
+            self._send(
+                Loaded(digest=digest, one_core=one_core, all_cores=all_cores, check=backbone.check)
+            )
         self._base = None
 
     def _send(self, message: Response) -> None:

@@ -15,10 +15,11 @@ import structlog
 from topwork.bundle.manifest import BackboneInfo
 from topwork.errors import ImageCrash
 from topwork.limits import InputLimits
+from topwork.runtime.agreement import least
 from topwork.runtime.providers import Provider
 from topwork.runtime.relay import Format
 from topwork.serving.encoders.core_choice import CoreChoice
-from topwork.serving.encoders.encoder import Deliver, Encoded, Failed, Item, Refused, Result
+from topwork.serving.encoders.encoder import Check, Deliver, Encoded, Failed, Item, Refused, Result
 from topwork.serving.encoders.encoder_process import EncoderProcess
 from topwork.serving.encoders.messages import Load, Loaded, frame
 from topwork.serving.encoders.pipeline import cancelled
@@ -58,6 +59,7 @@ class _Loaded:
     info: BackboneInfo
     model: Callable[[], bytes]
     choice: CoreChoice
+    check: Check
     loads: int = 1
 
 
@@ -128,12 +130,12 @@ class ProcessEncoder:
         for identifier in list(self._pending):
             self._end(Failed(id=identifier, message="the server is stopping", stopping=True))
 
-    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> None:
+    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> Check:
         """See Encoder. Raises ConnectionError if no process lives."""
         async with self._loading:
             if (known := self._backbones.get(info.digest)) is not None:
                 known.loads += 1
-                return
+                return known.check
             content = await asyncio.to_thread(model)
             ready = list(self._ready())
             try:
@@ -147,7 +149,12 @@ class ProcessEncoder:
             if not loaded:
                 raise ConnectionError(errno.ECONNREFUSED, "no encoder process is running")
             choice = CoreChoice(info.name, loaded[0].one_core, loaded[0].all_cores)
-            self._backbones[info.digest] = _Loaded(info, model, choice)
+            check = Check(
+                agreement=least(each.check.agreement for each in loaded),
+                provider=loaded[0].check.provider,
+            )
+            self._backbones[info.digest] = _Loaded(info, model, choice, check)
+            return check
 
     def unload(self, digest: str) -> None:
         """See Encoder."""

@@ -19,7 +19,7 @@ from topwork.bundle.manifest import BackboneInfo
 from topwork.limits import InputLimits
 from topwork.runtime.providers import Provider
 from topwork.serving.encoders.core_choice import CoreChoice
-from topwork.serving.encoders.encoder import NICE, Deliver, Encoded, Failed, Item, Result
+from topwork.serving.encoders.encoder import NICE, Check, Deliver, Encoded, Failed, Item, Result
 from topwork.serving.encoders.pipeline import Decoded, Pipeline, cancelled
 
 log = structlog.get_logger(__name__)
@@ -52,6 +52,7 @@ class ThreadEncoder:
         self._pipeline = Pipeline(provider=provider, limits=limits)
         self._loads: dict[str, int] = {}
         self._choices: dict[str, CoreChoice] = {}
+        self._checks: dict[str, Check] = {}
         self._items: dict[int, _InProgress] = {}
         self._taken: set[int] = set()
         """Items that take a credit."""
@@ -82,21 +83,23 @@ class ThreadEncoder:
             self._queue.put(None)
         await asyncio.to_thread(self._join)
 
-    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> None:
+    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> Check:
         """See Encoder."""
         async with self._loading:
             if info.digest not in self._loads:
-                seconds = await asyncio.to_thread(
+                backbone = await asyncio.to_thread(
                     lambda: self._pipeline.load(info, model(), cores=self._cores)
                 )
-                self._choices[info.digest] = CoreChoice(info.name, *seconds)
+                self._choices[info.digest] = CoreChoice(info.name, *backbone.seconds)
+                self._checks[info.digest] = backbone.check
             self._loads[info.digest] = self._loads.get(info.digest, 0) + 1
+            return self._checks[info.digest]
 
     def unload(self, digest: str) -> None:
         """See Encoder."""
         self._loads[digest] -= 1
         if not self._loads[digest]:
-            del self._loads[digest], self._choices[digest]
+            del self._loads[digest], self._choices[digest], self._checks[digest]
             self._pipeline.unload(digest)
 
     def credits(self, requests: int) -> int:  # noqa: ARG002  # part of the protocol

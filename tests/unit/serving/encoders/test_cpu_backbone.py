@@ -11,10 +11,12 @@ import pytest
 from numpy.typing import NDArray
 from support import tiny
 
+from topwork.runtime.agreement import agreement
 from topwork.runtime.backend import Session, open_session
 from topwork.serving.encoders.backbone import Embedded
 from topwork.serving.encoders.backbones import open_backbone
 from topwork.serving.encoders.cpu_backbone import WARM_RUNS, CpuBackbone
+from topwork.serving.encoders.encoder import Check
 
 MODEL = tiny.backbone_model()
 INFO = tiny.backbone_info(MODEL)
@@ -23,6 +25,8 @@ PIXELS = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
 
 class FakeSession:
     """Session that embeds every image as ones after a delay, and counts its runs."""
+
+    provider = "FakeExecutionProvider"
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.runs = 0
@@ -71,6 +75,22 @@ def test_seconds_of_the_sessions_are_measured() -> None:
     assert (one_core.runs, all_cores.runs) == (WARM_RUNS, WARM_RUNS)
     assert 0.002 <= backbone.seconds[0] < 0.1
     assert 0.001 <= backbone.seconds[1] < 0.1
+
+
+def test_least_agreement_of_both_sessions_is_the_check() -> None:
+    """Each session embeds all probe images in its warm-up runs; the worse one counts."""
+    info = tiny.quantised_info(MODEL)
+    right, wrong = open_session(MODEL, output="embedding"), FakeSession()
+    backbone = CpuBackbone(info, right, cast("Session", wrong))
+    assert wrong.runs == WARM_RUNS
+    ones = [*np.ones((4, tiny.WIDTH), dtype=np.float32)]
+    assert backbone.check == Check(agreement=agreement(info, ones), provider="CPUExecutionProvider")
+    assert CpuBackbone(info, right, None).check.agreement == 1.0
+
+
+def test_backbone_of_an_earlier_release_is_not_checked() -> None:
+    """Without expected embeddings the agreement is unknown."""
+    assert open_backbone(INFO, MODEL, provider="cpu", cores=2).check.agreement is None
 
 
 def test_one_core_needs_one_session() -> None:

@@ -25,12 +25,23 @@ from support import tiny
 from support.bad_images import bombs
 from support.pictures import picture
 
+from topwork.bundle.files import sha256
 from topwork.errors import Corrupt, ImageError
 from topwork.inputs.image import preprocess
 from topwork.limits import DEFAULT_LIMITS
+from topwork.runtime.agreement import LEAST_AGREEMENT
 from topwork.runtime.backend import open_session
 from topwork.serving.encoders import pipeline, processes, threads
-from topwork.serving.encoders.encoder import NICE, Encoded, Encoder, Failed, Item, Refused, Result
+from topwork.serving.encoders.encoder import (
+    NICE,
+    Check,
+    Encoded,
+    Encoder,
+    Failed,
+    Item,
+    Refused,
+    Result,
+)
 from topwork.serving.encoders.encoder_process import EncoderProcess
 from topwork.serving.encoders.processes import MOST_GROWTH, ProcessEncoder
 from topwork.serving.encoders.threads import ThreadEncoder
@@ -301,6 +312,45 @@ def test_error_of_a_run_is_a_failure(harness: Harness, runner: asyncio.Runner) -
     assert not result.stopping
     assert result.message
     assert isinstance(runner.run(harness.encode(PHOTOS[0])), Encoded)
+
+
+@pytest.mark.parametrize(
+    ("graph", "expected_range"),
+    [(MODEL, (1.0, 1.0)), (tiny.saturating_backbone_model(), (0.0, LEAST_AGREEMENT))],
+    ids=["equal", "saturating"],
+)
+def test_load_returns_the_agreement(
+    harness: Harness,
+    runner: asyncio.Runner,
+    graph: bytes,
+    expected_range: tuple[float, float],
+) -> None:
+    """A load compares the probe images' embeddings with the stored ones, on every core alike."""
+    info = replace(tiny.quantised_info(graph), digest=sha256(b"checked" + graph))
+
+    async def scenario() -> list[Check]:
+        checks = [await harness.encoder.load(info, lambda: graph) for _ in range(2)]
+        for _ in checks:
+            harness.encoder.unload(info.digest)
+        return checks
+
+    first, again = runner.run(scenario())
+    low, high = expected_range
+    assert first.agreement is not None
+    assert low <= first.agreement <= high
+    assert first == again == Check(agreement=first.agreement, provider="CPUExecutionProvider")
+
+
+def test_agreement_of_an_old_backbone_is_unknown(harness: Harness, runner: asyncio.Runner) -> None:
+    """A backbone without expected embeddings is loaded as ever."""
+
+    async def scenario() -> Check:
+        try:
+            return await harness.encoder.load(INFO, lambda: MODEL)
+        finally:
+            harness.encoder.unload(INFO.digest)
+
+    assert runner.run(scenario()).agreement is None
 
 
 @pytest.mark.parametrize("kind", ENCODERS)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from support import tiny
 
 from topwork.errors import NotReady
-from topwork.runtime.backend import open_session
+from topwork.runtime.agreement import is_off
+from topwork.runtime.backend import Session, open_session
 from topwork.serving.encoders import gpu_backbone
 from topwork.serving.encoders.backbone import Embedded
 from topwork.serving.encoders.gpu_backbone import open_gpu_backbone
@@ -58,6 +59,7 @@ def test_waiting_images_share_a_run() -> None:
 
     class Slow:
         on_gpu = False
+        provider = "CUDAExecutionProvider"
         uses = staticmethod(lambda _: False)
 
         @staticmethod
@@ -78,6 +80,31 @@ def test_waiting_images_share_a_run() -> None:
     runs = [future.result(timeout=30).run for future in futures]
     assert [run.images for run in runs if run is not None] == [1, 4, 4, 4, 4]
     backbone.close()
+
+
+@pytest.mark.parametrize("bad", [1, 2, 4])
+def test_every_batch_size_is_checked(bad: int) -> None:
+    """A size whose runs give other embeddings is found, whatever the others give."""
+    model = tiny.backbone_model()
+    session = open_session(model, output="embedding")
+
+    class Wrong:
+        on_gpu = False
+        provider = "CUDAExecutionProvider"
+        uses = staticmethod(lambda _: False)
+
+        @staticmethod
+        def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+            found = session.run(batch)
+            return found[:, ::-1] if len(batch) == bad else found
+
+    wrong: Session = Wrong()  # type: ignore[assignment]  # all of a Session that is used
+    info = tiny.quantised_info(model)
+    for tried, off in ((session, False), (wrong, True)):
+        backbone = open_gpu_backbone(info, model, tried, sizes=(1, 2, 4))
+        backbone.close()
+        assert backbone.check.provider == tried.provider
+        assert is_off(backbone.check.agreement) is off
 
 
 def test_garbage_collected_backbone_ends_its_thread() -> None:
@@ -101,6 +128,7 @@ def test_backbone_works_without_page_locked_memory(monkeypatch: pytest.MonkeyPat
 
     class OnGpu:
         on_gpu = True
+        provider = "CUDAExecutionProvider"
         uses = staticmethod(lambda _: False)
         run = staticmethod(open_session(tiny.backbone_model(), output="embedding").run)
 

@@ -76,6 +76,13 @@ class Telemetry:
             "Revisions that began to serve, with the first ones.",
             registry=registry,
         )
+        self.agreement = Gauge(
+            "topwork_backbone_agreement",
+            "Least cosine of a backbone's embeddings on this host to those of the host that stored "
+            "it; precision is that of the graph that runs.",
+            ("backbone", "digest", "precision"),
+            registry=registry,
+        )
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Add a gauge whose ``value`` is called, in another thread, when it is read."""

@@ -87,6 +87,7 @@ def test_names_and_units_follow_prometheus_conventions(colours: Repository) -> N
     telemetry.call_seconds.labels("service", "Method").observe(1)
     telemetry.images.labels("colours", "ok").inc()
     telemetry.rejected.labels("OVERLOADED").inc()
+    telemetry.agreement.labels("tiny", "0123456789ab", "int8").set(1)
     kinds = {}
     for family in text_string_to_metric_families(text(telemetry)):
         if family.name.endswith("_created"):
@@ -107,6 +108,7 @@ def test_names_and_units_follow_prometheus_conventions(colours: Repository) -> N
     assert kinds == {
         "grpc_server_handled": "counter",
         "grpc_server_handling_seconds": "histogram",
+        "topwork_backbone_agreement": "gauge",
         "topwork_heads": "gauge",
         "topwork_images": "counter",
         "topwork_micro_batch_images": "histogram",

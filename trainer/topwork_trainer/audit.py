@@ -87,7 +87,7 @@ def audit(config: AuditConfig, on_progress: OnStageProgress) -> Audit:
             cache=stack.enter_context(EmbeddingCache(config.cache)) if config.cache else None,
             on_progress=on_progress,
         )
-        exemplars, skipped = attempts.embed(info, attempts.session(info), stage="embed")
+        exemplars, skipped = attempts.embed(attempts.open(info), stage="embed")
     on_progress("audit", 0, 0)
     empty = dict.fromkeys(set(photos.labels) - {photo.label for photo in photos.train}, 0)
     findings = [*too_few_images(empty), *audit_files(photos, skipped, info.preprocess)]

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
+import structlog
 
 from topwork.bundle.documents import document
 from topwork.bundle.exemplars import Exemplars, split
@@ -18,8 +19,10 @@ from topwork.changes.kinds import KINDS, min_images
 from topwork.errors import NotReady
 from topwork.learning.conflicts import KnownExemplars, find_conflicts
 from topwork.limits import InputLimits
-from topwork.runtime.backend import Session, open_session
+from topwork.training.backbone_session import UsedBackbone, open_backbone_session
 from topwork.training.embed import ImageSource, embed
+
+log = structlog.get_logger(__name__)
 
 NAMED = 5
 """Raising it names more skipped images or conflicts in an error message."""
@@ -53,7 +56,7 @@ class Embedder:
         self._repository = repository
         self._cores = cores
         self._limits = limits
-        self._sessions: dict[str, Session] = {}
+        self._backbones: dict[str, UsedBackbone] = {}
 
     def embed(self, job: Job, parent: Manifest, on_image: OnImage) -> NewExemplars:
         """Embed the uploads with the parent's backbone and store their exemplars as a shard.
@@ -111,9 +114,10 @@ class Embedder:
         self, job: Job, parent: Manifest, on_image: OnImage
     ) -> tuple[Exemplars | None, list[SkippedUpload]]:
         info = self._repository.backbone(parent)
-        if info.digest not in self._sessions:
-            model = self._repository.backbone_model(parent.backbone)
-            self._sessions[info.digest] = open_session(model, output="embedding")
+        if info.digest not in self._backbones:
+            opened = self._backbones[info.digest] = open_backbone_session(self._repository, info)
+            if opened.off is not None:
+                log.warning("backbone is off", **opened.off)
         done = 0
 
         def count() -> None:
@@ -130,7 +134,7 @@ class Embedder:
                 )
                 for upload in job.uploads
             ],
-            self._sessions[info.digest],
+            self._backbones[info.digest].session,
             info.preprocess,
             cores=self._cores,
             limits=self._limits,

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 import structlog
 
-from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
+from topwork.bundle.manifest import Manifest, check_may_serve
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, NotReady, Unavailable
+from topwork.serving.backbones import Backbones, LoadedBackbone
 from topwork.serving.change_detection import FileStamp, read_stamps
 from topwork.serving.encoders.encoder import Encoder
 from topwork.serving.head import HeadLoader, LoadedHead
@@ -47,13 +46,6 @@ LOAD_THREADS = 8
 """Number of parallel loads; they mostly wait for the disk."""
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
-class LoadedBackbone:
-    """Backbone in the encoder, which unloads it when this object is garbage collected."""
-
-    info: BackboneInfo
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Revision in memory. Immutable: a request that holds it is not affected by a hot reload."""
@@ -80,17 +72,13 @@ class Registry:
         head_bytes: int = HEAD_BYTES,
     ) -> None:
         self._repository = repository
-        self._encoder = encoder
         self._telemetry = telemetry
         self._serving: dict[str, _Serving] = {}
         self._snapshots: LruCache[Snapshot] = LruCache(
             head_bytes, weight_of=lambda snapshot: snapshot.head.size
         )
         self._heads = HeadLoader()
-        self._backbones: weakref.WeakValueDictionary[str, LoadedBackbone] = (
-            weakref.WeakValueDictionary()
-        )
-        self._open_lock = asyncio.Lock()
+        self._backbones = Backbones(repository, encoder, telemetry)
         self._swaps: dict[str, asyncio.Task[None]] = {}
         self._stamps: dict[str, FileStamp] = {}
         self._poll_lock = asyncio.Lock()
@@ -130,6 +118,10 @@ class Registry:
     def serving(self, model: str) -> Manifest:
         """Return the manifest of the serving revision. Raises NotFound."""
         return self._find(model).manifest
+
+    def backbone(self, model: str) -> LoadedBackbone:
+        """Return the backbone of the serving revision. Raises NotFound."""
+        return self._find(model).backbone
 
     def knows(self, model: str, revision: int) -> bool:
         """Return True if ``revision`` or a later revision serves here."""
@@ -274,24 +266,7 @@ class Registry:
             raise Corrupt(f"{name} cannot be used: {error}") from error
 
     async def _backbone(self, manifest: Manifest) -> LoadedBackbone:
-        backbone = self._backbones.get(manifest.backbone)
-        if backbone is None:
-            async with self._open_lock:  # or two requests would load it twice
-                backbone = self._backbones.get(manifest.backbone)
-                if backbone is None:
-                    backbone = await self._load_backbone(manifest)
-                    self._backbones[manifest.backbone] = backbone
-        return backbone
-
-    async def _load_backbone(self, manifest: Manifest) -> LoadedBackbone:
-        info = await self._in_thread(self._repository.backbone, manifest)
-        model = partial(self._repository.backbone_model, manifest.backbone)
-        await self._encoder.load(info, model)
-        backbone = LoadedBackbone(info)
-        # Garbage collection may run in any thread.
-        loop = asyncio.get_running_loop()
-        weakref.finalize(backbone, _unload, loop, self._encoder, info.digest).atexit = False
-        return backbone
+        return await self._backbones.get(manifest, self._threads)
 
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
@@ -304,8 +279,3 @@ class _Serving:
 
     manifest: Manifest
     backbone: LoadedBackbone
-
-
-def _unload(loop: asyncio.AbstractEventLoop, encoder: Encoder, digest: str) -> None:
-    with suppress(RuntimeError):  # the event loop is closed
-        loop.call_soon_threadsafe(encoder.unload, digest)

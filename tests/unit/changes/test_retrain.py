@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from support import tiny
 from support.pictures import picture, pictures
 
@@ -463,3 +464,27 @@ def test_change_refuses_a_modified_backbone_json(repository: Repository, kind: C
     with pytest.raises(Corrupt, match=r"backbone\.json has sha256"):
         apply(repository, job(repository, kind, label, new_label="z" if label else ""))
     assert repository.revisions("m") == [1]
+
+
+def test_twin_embeds_where_the_backbone_is_off(tmp_path: Path) -> None:
+    """New exemplars have the twin's embeddings, not saturated ones; there is one warning."""
+    repository = tiny.saturating_repository(tmp_path / "repository")
+    parent = repository.manifest("colours", 1)
+    contents = pictures("violet", 8)
+    change = replace(job(repository, "add_class", "violet", contents), model="colours")
+    trainer = Trainer(repository, cores=2, limits=LIMITS)
+    with capture_logs() as logs:
+        new = trainer.embed(change, ignore)
+        again = trainer.embed(change, ignore)
+    expected = tiny.embed_pictures({"violet": contents}).embeddings
+    assert new == again
+    assert new.backbone == parent.backbone
+    np.testing.assert_array_equal(
+        np.sort(repository.shard(new.shard).embeddings, axis=0), np.sort(expected, axis=0)
+    )
+    (line,) = [line for line in logs if line["event"] == "backbone is off"]
+    assert (line["log_level"], line["used"]) == ("warning", "fp32")
+    candidate = trainer.solve(change, new, "operation")
+    made = repository.manifest("colours", candidate.result.revision)
+    assert made.backbone == parent.backbone
+    assert "violet" in made.labels

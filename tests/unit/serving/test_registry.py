@@ -32,12 +32,14 @@ from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, Unavailable
 from topwork.limits import DEFAULT_LIMITS
+from topwork.runtime.agreement import LEAST_AGREEMENT
 from topwork.serving import registry as registry_module
+from topwork.serving.backbones import LoadedBackbone
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import ImageAnswer
-from topwork.serving.encoders.encoder import Encoded, Item, Result
+from topwork.serving.encoders.encoder import Check, Encoded, Item, Result
 from topwork.serving.encoders.threads import ThreadEncoder
-from topwork.serving.registry import LoadedBackbone, Registry
+from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
 
 ALL = ("amber", "blue", "crimson", "green", "violet")
@@ -65,10 +67,11 @@ class ListeningEncoder(ThreadEncoder):
         self.loaded: list[str] = []
         self.unloaded: list[str] = []
 
-    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> None:
+    async def load(self, info: BackboneInfo, model: Callable[[], bytes]) -> Check:
         """See Encoder."""
-        await super().load(info, model)
+        check = await super().load(info, model)
         self.loaded.append(info.digest)
+        return check
 
     def unload(self, digest: str) -> None:
         """See Encoder."""
@@ -434,6 +437,161 @@ def test_backbone_is_unloaded_after_its_last_snapshot(colours: Repository) -> No
             assert encoder.loaded == [first, second, first]
 
     asyncio.run(scenario())
+
+
+# The check of backbones
+
+
+@pytest.fixture
+def saturating(tmp_path: Path) -> Repository:
+    """Return a repository whose model has a backbone that is off, with its twin."""
+    return tiny.saturating_repository(tmp_path / "saturating")
+
+
+def off_lines(logs: list[Any]) -> list[Any]:
+    """Return the warnings about backbones that are off."""
+    return [line for line in logs if line["event"] == "backbone is off"]
+
+
+def agreements(telemetry: Telemetry) -> dict[tuple[str, ...], float]:
+    """Return the metric of agreements by its labels."""
+    (metric,) = telemetry.agreement.collect()
+    return {
+        tuple(sample.labels[name] for name in ("backbone", "digest", "precision")): sample.value
+        for sample in metric.samples
+    }
+
+
+def test_twin_serves_instead_of_a_backbone_that_is_off(saturating: Repository) -> None:
+    """The twin is loaded once for all models, there is one warning, and the metric says so."""
+    first = saturating.manifest("colours", 1)
+    publish_copies(saturating, 3)
+
+    async def scenario() -> None:
+        encoder = ListeningEncoder()
+        async with started(saturating, encoder=encoder) as registry:
+            twin = saturating.backbone(first).twin
+            assert encoder.loaded == [first.backbone, twin]
+            assert encoder.unloaded == [first.backbone]
+            loaded = registry.backbone("colours")
+            assert (loaded.info.digest, loaded.info.precision) == (twin, "fp32")
+            assert loaded.agreement is not None
+            assert 0 < loaded.agreement < LEAST_AGREEMENT
+            assert (await registry.snapshot("colours-1")).backbone is loaded
+            labels = ("tiny", first.backbone[:12], "fp32")
+            assert agreements(registry._telemetry) == {labels: loaded.agreement}
+
+    with capture_logs() as logs:
+        asyncio.run(scenario())
+    (line,) = off_lines(logs)
+    assert line["log_level"] == "warning"
+    assert (line["name"], line["used"]) == ("tiny", "fp32")
+    assert line["provider"] == "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed", "no graph", "none"])
+def test_backbone_that_is_off_serves_without_a_usable_twin(
+    saturating: Repository, damage: str
+) -> None:
+    """A warning names the reason; serving is better than not to serve."""
+    manifest = saturating.manifest("colours", 1)
+    twin = saturating.backbone(manifest).twin
+    assert twin is not None
+    if damage == "none":
+        model = tiny.saturating_backbone_model() + b"\x32\x00"  # an empty doc_string
+        info = replace(tiny.quantised_info(model), twin=None)
+        exemplars = tiny.embed_pictures({label: pictures(label, 5) for label in ALL[:2]})
+        manifest = tiny.publish(saturating, "colours", exemplars, backbone=model, info=info)
+    elif damage == "no graph":
+        model = tiny.saturating_backbone_model() + b"\x32\x00"
+        other = saturating.put_backbone(b"no graph", tiny.backbone_info(b"no graph")).digest
+        info = replace(tiny.quantised_info(model), twin=other)
+        exemplars = tiny.embed_pictures({label: pictures(label, 5) for label in ALL[:2]})
+        manifest = tiny.publish(saturating, "colours", exemplars, backbone=model, info=info)
+    elif damage == "missing":
+        shutil.rmtree(saturating.path("backbones", twin))
+    else:
+        (saturating.path("backbones", twin) / "backbone.onnx").write_bytes(b"changed")
+
+    async def scenario() -> None:
+        encoder = ListeningEncoder()
+        async with started(saturating, encoder=encoder) as registry:
+            loaded = registry.backbone("colours")
+            assert (loaded.info.digest, loaded.info.precision) == (manifest.backbone, "int8")
+            assert loaded.agreement is not None
+            assert loaded.agreement < LEAST_AGREEMENT
+            assert encoder.loaded == [manifest.backbone]
+            assert encoder.unloaded == []
+            await encoder.embed(loaded)
+
+    with capture_logs() as logs:
+        asyncio.run(scenario())
+    (line,) = off_lines(logs)
+    assert line["used"] == "int8"
+    assert bool(line.get("twin_error")) is (damage != "none")
+
+
+def test_failed_read_of_the_twin_is_retried(
+    saturating: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that is unavailable for a moment does not decide what serves; nothing leaks."""
+    manifest = saturating.manifest("colours", 1)
+    twin = saturating.backbone(manifest).twin
+    read, failures = Repository.backbone_model, [OSError("no disk"), OSError("no disk")]
+
+    def failing(repository: Repository, digest: str) -> bytes:
+        if digest == twin and failures:
+            raise failures.pop()
+        return read(repository, digest)
+
+    monkeypatch.setattr(Repository, "backbone_model", failing)
+
+    async def scenario() -> None:
+        encoder = ListeningEncoder()
+        async with started(saturating, encoder=encoder) as registry:
+            await until(lambda: registry.models() == ["colours"])
+            assert registry.backbone("colours").info.digest == twin
+            assert encoder.loaded == [manifest.backbone] * 3 + [twin]
+            assert encoder.unloaded == [manifest.backbone] * 3
+
+    with capture_logs():
+        asyncio.run(scenario())
+
+
+def test_hot_reload_ends_the_twin_and_its_metric(saturating: Repository) -> None:
+    """A revision of a backbone that agrees replaces it, and the metric has only that one."""
+    model = tiny.backbone_model()
+    other = model + b"\x32\x00"
+    info = replace(tiny.quantised_info(other), precision="fp32", twin=None)
+    exemplars = tiny.embed_pictures({label: pictures(label, 5) for label in ALL[:2]})
+
+    async def scenario() -> None:
+        encoder = ListeningEncoder()
+        async with started(saturating, encoder=encoder) as registry:
+            twin = registry.backbone("colours").info.digest
+            made = tiny.publish(saturating, "colours", exemplars, backbone=other, info=info)
+            await registry.refresh()
+            assert registry.backbone("colours").agreement == 1.0
+            await until(lambda: gc.collect() >= 0 and twin in encoder.unloaded)
+            labels = ("tiny", made.backbone[:12], "fp32")
+            assert agreements(registry._telemetry) == {labels: 1.0}
+            assert (await registry.snapshot("colours", 1)).backbone.info.digest == twin
+
+    with capture_logs():
+        asyncio.run(scenario())
+
+
+def test_backbone_of_an_earlier_release_is_not_checked(colours: Repository) -> None:
+    """It serves without a warning, and has no agreement and no metric."""
+
+    async def scenario() -> None:
+        async with started(colours) as registry:
+            assert registry.backbone("colours").agreement is None
+            assert agreements(registry._telemetry) == {}
+
+    with capture_logs() as logs:
+        asyncio.run(scenario())
+    assert off_lines(logs) == []
 
 
 def publish_copies(repository: Repository, count: int) -> list[str]:

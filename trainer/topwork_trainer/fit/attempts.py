@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +16,14 @@ from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.learning.learn import Learned, learn
 from topwork.limits import DEFAULT_LIMITS
-from topwork.runtime.backend import Session, open_session
+from topwork.training.backbone_session import UsedBackbone, open_backbone_session
 from topwork.training.embed import ImageSource, Skipped, embed
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import check_counts
 from topwork_trainer.fit.paired import Difference, paired
+
+_LOG = logging.getLogger(__name__)
 
 OnStageProgress = Callable[[str, int, int], None]
 """Called with the name of the stage, units done and total units (0: a single step)."""
@@ -71,7 +74,7 @@ class Attempts:
         ``seen`` has the names of the photos on which the backbone was fine-tuned. Raises
         InvalidInput if a class has too few usable photos.
         """
-        exemplars, skipped = self.embed(info, self.session(info), stage=stage)
+        exemplars, skipped = self.embed(self.open(info), stage=stage)
         labels = sorted({source.label for source in self.sources})
         counts = Counter(dict.fromkeys(labels, 0))
         if exemplars is not None:
@@ -83,12 +86,15 @@ class Attempts:
         learned = learn(exemplars, seed=self.seed, recipe=self.recipe, threads=self.cores)
         return Attempt(backbone=info, exemplars=exemplars, learned=learned, skipped=skipped)
 
-    def session(self, info: BackboneInfo) -> Session:
-        """Load a stored backbone."""
-        return open_session(self.repository.backbone_model(info.digest), output="embedding")
+    def open(self, info: BackboneInfo) -> UsedBackbone:
+        """Load a stored backbone, or its fp32 twin if it is off on this machine."""
+        opened = open_backbone_session(self.repository, info)
+        if opened.off is not None:
+            _LOG.warning("backbone is off: %s", opened.off)
+        return opened
 
     def embed(
-        self, info: BackboneInfo, session: Session, *, stage: str
+        self, backbone: UsedBackbone, *, stage: str
     ) -> tuple[Exemplars | None, list[Skipped]]:
         """Return the exemplars of all usable photos (None if no photo is usable) and the others."""
         done = 0
@@ -100,10 +106,10 @@ class Attempts:
 
         return embed(
             self.sources,
-            session,
-            info.preprocess,
+            backbone.session,
+            backbone.info.preprocess,
             cores=self.cores,
-            cache=self.cache.for_backbone(info) if self.cache else None,
+            cache=self.cache.for_backbone(backbone.info) if self.cache else None,
             on_image=count,
         )
 

@@ -58,7 +58,7 @@ def judge(
     judged: they would leak, as between the folds of the cross-validation.
     """
     exemplars, skipped = replace(attempts, sources=photos).embed(
-        attempt.backbone, attempts.session(attempt.backbone), stage=f"judge {split}"
+        attempts.open(attempt.backbone), stage=f"judge {split}"
     )
     if exemplars is None:
         return SplitResult(split=split, images=0, right=0, repeated=0, skipped=skipped)

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.bundle.exemplars import Exemplars
-from topwork.bundle.manifest import BackboneInfo
 from topwork.errors import InvalidInput, TopworkError
 from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.report.content import RankedBackbone
-from topwork.runtime.backend import Session, open_session
+from topwork.runtime.backend import Session
+from topwork.training.backbone_session import UsedBackbone
 from topwork.training.embed import ImageSource
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.prepare import prepare_backbone
@@ -59,8 +59,8 @@ class Prober:
         attempts.on_progress(f"try {choice}", 0, len(attempts.sources))
         info = prepare_backbone(attempts.repository, choice, attempts.exports)
         model = attempts.repository.backbone_model(info.digest)
-        session = open_session(model, output="embedding")
-        exemplars = self._with_reference_folds(self._embed(choice, info, session))
+        backbone = attempts.open(info)
+        exemplars = self._with_reference_folds(self._embed(choice, backbone))
         folds = exemplars.folds(attempts.seed)
         learned = learn(
             exemplars, seed=attempts.seed, recipe=attempts.recipe, threads=attempts.cores
@@ -78,7 +78,9 @@ class Prober:
                 accuracy_low=learned.metrics.accuracy_low,
                 accuracy_high=learned.metrics.accuracy_high,
                 knn_accuracy=knn_accuracy(exemplars.embeddings, exemplars.targets, folds),
-                milliseconds=milliseconds(session, info.preprocess, self._timed_images(exemplars)),
+                milliseconds=milliseconds(
+                    backbone.session, info.preprocess, self._timed_images(exemplars)
+                ),
                 megabytes=len(model) / 1e6,
                 width=info.width,
                 licence=info.licence,
@@ -86,9 +88,9 @@ class Prober:
             right=dict(zip(names, right.tolist(), strict=True)),
         )
 
-    def _embed(self, choice: BackboneChoice, info: BackboneInfo, session: Session) -> Exemplars:
+    def _embed(self, choice: BackboneChoice, backbone: UsedBackbone) -> Exemplars:
         attempts = self._attempts
-        exemplars, skipped = attempts.embed(info, session, stage=f"try {choice}")
+        exemplars, skipped = attempts.embed(backbone, stage=f"try {choice}")
         if exemplars is None or len(exemplars.labels) < 2:
             raise InvalidInput(
                 f"{len(attempts.sources) - len(skipped)} of {len(attempts.sources)} photos are "

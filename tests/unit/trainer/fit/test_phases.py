@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,12 @@ from support.pictures import pictures
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
+from topwork.runtime.agreement import is_off, measure
+from topwork.runtime.backend import open_session
 from topwork.training.embed import ImageSource
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice
+from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.fit import finetune_phase, quantise_phase
 from topwork_trainer.fit.attempts import Attempts
 
@@ -96,3 +100,38 @@ def test_quantised_backbone_has_the_seen_photos_of_its_origin(
     monkeypatch.setattr(quantise_phase, "speed_ratio", lambda *_: 2.0)
     int8, _ = quantise_phase.quantise_backbone(attempts, attempts.attempt(info, seen=seen))
     assert set(np.array(int8.exemplars.names)[int8.exemplars.seen]) == seen
+
+
+def test_quantised_backbone_has_its_twin_and_expected_embeddings(
+    attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The expected embeddings are those of the int8 graph on this machine, not of fp32."""
+    model = tiny.backbone_model()
+    info = attempts.repository.put_backbone(model, tiny.backbone_info(model))
+    graph = tiny.saturating_backbone_model()
+    monkeypatch.setattr(quantise_phase, "quantise", lambda *_: graph)
+    monkeypatch.setattr(quantise_phase, "speed_ratio", lambda *_: 2.0)
+    int8, _ = quantise_phase.quantise_backbone(attempts, attempts.attempt(info))
+    assert (int8.backbone.precision, int8.backbone.twin) == ("int8", info.digest)
+    assert measure(int8.backbone, open_session(graph, output="embedding").run) == 1.0
+    assert is_off(measure(int8.backbone, open_session(model, output="embedding").run))
+
+
+def test_twin_of_a_backbone_that_is_off_embeds_the_photos(
+    attempts: Attempts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning tells it, and the cache keeps the rows of the twin apart."""
+    repository, twin = attempts.repository, tiny.backbone_model()
+    stored = repository.put_backbone(twin, tiny.backbone_info(twin))
+    graph = tiny.saturating_backbone_model()
+    info = repository.put_backbone(graph, tiny.quantised_info(graph))
+    with EmbeddingCache(tmp_path / "cache") as cache:
+        cached = replace(attempts, cache=cache)
+        off = cached.attempt(info)
+        assert "backbone is off" in caplog.text
+        caplog.clear()
+        right = cached.attempt(stored)
+    assert caplog.text == ""
+    assert off.backbone == info
+    np.testing.assert_array_equal(off.exemplars.embeddings, right.exemplars.embeddings)
+    assert off.exemplars.embeddings.max() > 32

@@ -33,6 +33,7 @@ def model(console: Console, found: model_pb.Model) -> None:
         ("serving revision", f"{revision.revision} of {list(found.revisions)}"),
         ("published", revision.create_time.ToDatetime().isoformat(timespec="seconds") + "Z"),
         ("backbone", f"{revision.backbone.name} ({revision.backbone.digest[:12]})"),
+        ("precision", precision(found)),
         ("embedding", f"{revision.backbone.width} numbers"),
         (
             "preprocessing",
@@ -58,6 +59,17 @@ def model(console: Console, found: model_pb.Model) -> None:
     console.print(facts, "", per_label(revision.metrics))
 
 
+def precision(found: model_pb.Model) -> str:
+    """Return the precision of the backbone, and its agreement on the server."""
+    stored, loaded = found.serving_revision.backbone, found.loaded_backbone
+    agreement = ""
+    if loaded.HasField("agreement"):
+        agreement = f", agreement {loaded.agreement:.4f} on this server"
+    if loaded.digest and loaded.digest != stored.digest:
+        return f"{stored.precision}{agreement}; its {loaded.precision} twin runs instead"
+    return f"{stored.precision}{agreement}"
+
+
 def unknown(metrics: revision_pb.Metrics) -> str:
     """Return the quality of the detection of unknown images."""
     if not metrics.HasField("unknown"):
@@ -80,7 +92,7 @@ def per_label(metrics: revision_pb.Metrics) -> Table:
 
 def model_json(found: model_pb.Model) -> dict[str, Any]:
     """Return a model as JSON data."""
-    revision = found.serving_revision
+    revision, loaded = found.serving_revision, found.loaded_backbone
     spec = revision.backbone.preprocess
     return {
         "model": found.name.removeprefix("models/"),
@@ -92,6 +104,13 @@ def model_json(found: model_pb.Model) -> dict[str, Any]:
             "digest": revision.backbone.digest,
             "width": revision.backbone.width,
             "precision": revision.backbone.precision,
+        },
+        "loaded_backbone": None
+        if not loaded.digest
+        else {
+            "digest": loaded.digest,
+            "precision": loaded.precision,
+            "agreement": loaded.agreement if loaded.HasField("agreement") else None,
         },
         "head": {
             "kind": revision.head.kind,

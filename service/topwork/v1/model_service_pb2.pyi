@@ -99,6 +99,7 @@ class Model(google.protobuf.message.Message):
     LIMITS_FIELD_NUMBER: builtins.int
     PINNED_REVISIONS_FIELD_NUMBER: builtins.int
     MOVES_FIELD_NUMBER: builtins.int
+    LOADED_BACKBONE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `models/{model}`."""
     @property
@@ -121,6 +122,10 @@ class Model(google.protobuf.message.Message):
     def moves(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ServingMove]:
         """The latest 100 moves of the serving pointer, newest first."""
 
+    @property
+    def loaded_backbone(self) -> Global___LoadedBackbone:
+        """The serving revision's backbone as it runs on this server."""
+
     def __init__(
         self,
         *,
@@ -130,11 +135,47 @@ class Model(google.protobuf.message.Message):
         limits: Global___Limits | None = ...,
         pinned_revisions: collections.abc.Iterable[builtins.int] | None = ...,
         moves: collections.abc.Iterable[Global___ServingMove] | None = ...,
+        loaded_backbone: Global___LoadedBackbone | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["limits", b"limits", "serving_revision", b"serving_revision"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["limits", b"limits", "moves", b"moves", "name", b"name", "pinned_revisions", b"pinned_revisions", "revisions", b"revisions", "serving_revision", b"serving_revision"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["limits", b"limits", "loaded_backbone", b"loaded_backbone", "serving_revision", b"serving_revision"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["limits", b"limits", "loaded_backbone", b"loaded_backbone", "moves", b"moves", "name", b"name", "pinned_revisions", b"pinned_revisions", "revisions", b"revisions", "serving_revision", b"serving_revision"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
+
+@typing.final
+class LoadedBackbone(google.protobuf.message.Message):
+    """A backbone in the memory of one server. Another server may have another processor."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    PRECISION_FIELD_NUMBER: builtins.int
+    AGREEMENT_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    """SHA-256 of the ONNX file that runs, 64 hexadecimal digits. It is not that of
+    `serving_revision.backbone` if the fp32 twin of an int8 backbone runs instead, because the
+    backbone gives other embeddings on this server than on the host that stored it.
+    """
+    precision: builtins.str
+    """Precision of the ONNX graph that runs: `fp32` or `int8`."""
+    agreement: builtins.float
+    """Least cosine between the embeddings that the backbone of `serving_revision` gives to the probe
+    images on this server and those on the host that stored it; 1 is equal, and below 0.996 the
+    twin replaces it. -1: they are not finite. Unset: not checked, because the backbone was stored
+    by a release that stored no such embeddings.
+    """
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+        precision: builtins.str = ...,
+        agreement: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_agreement", b"_agreement", "agreement", b"agreement"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_agreement", b"_agreement", "agreement", b"agreement", "digest", b"digest", "precision", b"precision"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_agreement", b"_agreement"]) -> typing.Literal["agreement"] | None: ...
+
+Global___LoadedBackbone: typing_extensions.TypeAlias = LoadedBackbone
 
 @typing.final
 class ServingMove(google.protobuf.message.Message):

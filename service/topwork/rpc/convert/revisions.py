@@ -10,6 +10,7 @@ from topwork.bundle.metrics import Metrics
 from topwork.bundle.serving import Move, ServingState
 from topwork.limits import ServerLimits
 from topwork.rpc.convert.fields import operation_name, revision_name, timestamp
+from topwork.serving.backbones import LoadedBackbone
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import revision_pb2 as revision_pb
 
@@ -35,6 +36,8 @@ class StoredModel:
     state: ServingState
     serving: PublishedRevision
     revisions: list[int]
+    loaded: LoadedBackbone | None = None
+    """Backbone of the serving revision in this server."""
 
 
 def to_model(stored: StoredModel, limits: ServerLimits) -> model_pb.Model:
@@ -47,6 +50,13 @@ def to_model(stored: StoredModel, limits: ServerLimits) -> model_pb.Model:
         pinned_revisions=stored.state.pinned,
         moves=[_move(move) for move in reversed(stored.state.moves[-MOVES:])],
         limits=model_pb.Limits(**asdict(limits)),
+        loaded_backbone=None
+        if stored.loaded is None
+        else model_pb.LoadedBackbone(
+            digest=stored.loaded.info.digest,
+            precision=stored.loaded.info.precision,
+            agreement=stored.loaded.agreement,
+        ),
     )
 
 

@@ -33,6 +33,7 @@ from topwork.rpc.convert.revisions import (
 )
 from topwork.rpc.servicers.operations import OperationViews
 from topwork.rpc.servicers.pages import Page, page_range
+from topwork.serving.backbones import LoadedBackbone
 from topwork.serving.registry import Registry
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import model_service_pb2 as model_pb
@@ -175,10 +176,11 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         return await self._views.message(await self._intake.submit(request))
 
     async def _model(self, model: str) -> model_pb.Model:
-        stored = await asyncio.to_thread(self._stored, self._registry.serving(model))
+        manifest, loaded = self._registry.serving(model), self._registry.backbone(model)
+        stored = await asyncio.to_thread(self._stored, manifest, loaded)
         return to_model(stored, self._limits)
 
-    def _stored(self, manifest: Manifest) -> StoredModel:
+    def _stored(self, manifest: Manifest, loaded: LoadedBackbone) -> StoredModel:
         """Return a model; of what cannot be read only what is in memory."""
         state = self._intact(lambda shown: self._repository.serving_state(shown.model), manifest)
         return StoredModel(
@@ -189,6 +191,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
                 self._intact(self._repository.backbone, manifest),
             ),
             self._repository.revisions(manifest.model),
+            loaded,
         )
 
     def _intact(self, read: Callable[[Manifest], T], manifest: Manifest) -> T | None:

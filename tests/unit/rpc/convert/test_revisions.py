@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime, timedelta
 
 from support import tiny
@@ -17,6 +17,7 @@ from topwork.rpc.convert.revisions import (
     to_model,
     to_revision,
 )
+from topwork.serving.backbones import LoadedBackbone
 
 
 def test_model_has_every_value_of_the_manifest(published: PublishedRevision) -> None:
@@ -82,6 +83,22 @@ def test_revision_with_damaged_metrics_has_labels(published: PublishedRevision) 
     assert tuple(revision.labels) == published.manifest.labels
     assert not revision.HasField("metrics")
     assert not revision.HasField("backbone")
+
+
+def test_model_has_the_loaded_backbone(published: PublishedRevision) -> None:
+    """What runs and its agreement are in the message; an unknown agreement is unset."""
+    assert published.backbone is not None
+    twin = replace(published.backbone, digest="a" * 64)
+    stored = StoredModel(ServingState(revision=1), published, [1], LoadedBackbone(twin, 0.5))
+    message = to_model(stored, DEFAULT_LIMITS)
+    assert message.loaded_backbone.digest == "a" * 64
+    assert message.loaded_backbone.precision == "fp32"
+    assert message.loaded_backbone.agreement == 0.5
+    assert message.serving_revision.backbone.digest == published.manifest.backbone
+    old = replace(stored, loaded=LoadedBackbone(twin, None))
+    assert not to_model(old, DEFAULT_LIMITS).loaded_backbone.HasField("agreement")
+    unknown = replace(stored, loaded=None)
+    assert not to_model(unknown, DEFAULT_LIMITS).HasField("loaded_backbone")
 
 
 def test_model_has_every_limit(published: PublishedRevision) -> None:

@@ -91,20 +91,22 @@ def pixel_digest(pixels: Pixels) -> str:
 
 
 def _preprocess(image: Image.Image, spec: PreprocessSpec) -> Pixels:
-    rgb = _to_rgb(image, spec)
+    opaque = _to_opaque(image, spec)
     orientation = _orientation(image)
-    small = _crop_and_scale(rgb, spec)
+    small = _crop_and_scale(opaque, spec)
     if orientation in _UPRIGHT:
         small = small.transpose(_UPRIGHT[orientation])
+    if small.mode == "L":
+        small = small.convert("RGB")
     return np.asarray(small, dtype=np.uint8)
 
 
-def _crop_and_scale(rgb: Image.Image, spec: PreprocessSpec) -> Image.Image:
+def _crop_and_scale(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     # Crop, then scale: the result of scale-then-crop for half the work. The box is symmetric, so
     # rotating the small result equals rotating the large source.
-    side = min(rgb.size) * spec.crop / spec.resize
-    left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
-    return rgb.resize(
+    side = min(image.size) * spec.crop / spec.resize
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize(
         (spec.crop, spec.crop),
         _FILTERS[spec.interpolation],
         box=(left, top, left + side, top + side),
@@ -122,7 +124,11 @@ def _orientation(image: Image.Image) -> int:
         return 1  # damaged metadata does not make the image unreadable
 
 
-def _to_rgb(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+def _to_opaque(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    """Return the whole image in mode L or RGB, if possible without a copy.
+
+    Greyscale becomes RGB after scaling: the same bytes for a third of the work.
+    """
     image.load()  # may change the size
     if image.mode == "I" or image.mode.startswith("I;16"):
         transparent = image.info.get("transparency")
@@ -133,7 +139,7 @@ def _to_rgb(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     if image.has_transparency_data:
         layer = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
+    return image if image.mode in {"L", "RGB"} else image.convert("RGB")
 
 
 def _mib(length: int) -> str:

@@ -111,7 +111,7 @@ def test_any_decoder_exception_is_an_image_error(
     with pytest.raises(
         ImageError, match=r"the PNG \(\d+ bytes\) is damaged or cut off: ."
     ) as caught:
-        preprocess(encode(plain(RED)), SPEC)
+        preprocess(encode(plain(RED).quantize(2)), SPEC)
     assert caught.value.reason == "IMAGE_UNREADABLE"
 
 
@@ -209,6 +209,46 @@ def test_modes_of_few_colours_become_rgb(mode: str) -> None:
     want = preprocess(encode(image.convert("RGB")), SPEC)
     assert want.std() > 10
     assert (preprocess(encode(image), SPEC) == want).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.one_of(st.integers(1, 90), st.integers(1, 2000)),
+    height=st.integers(1, 90),
+    turn=st.integers(1, 8),
+    crop=st.integers(1, 40),
+    margin=st.integers(0, 20),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_greyscale_equals_its_rgb_form(
+    width: int, height: int, turn: int, crop: int, margin: int, seed: int
+) -> None:
+    """Any size, ratio, orientation and scale: scaling one channel gives the bytes of all three."""
+    samples = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+    image, spec = Image.fromarray(samples), PreprocessSpec(resize=crop + margin, crop=crop)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    got = preprocess(encode(image, exif=exif), spec)
+    assert got.shape == (crop, crop, 3)
+    assert (got == preprocess(encode(image.convert("RGB"), exif=exif), spec)).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_decoded_image_is_not_copied(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greyscale and RGB are scaled as they are decoded: a copy would double the peak memory."""
+    copied = []
+    for name in ("convert", "copy", "crop"):
+        method = getattr(Image.Image, name)
+
+        def copy(image: Image.Image, *args: Any, method: Any = method, **options: Any) -> Any:
+            copied.append(image.size)
+            return method(image, *args, **options)
+
+        monkeypatch.setattr(Image.Image, name, copy)
+    content = encode(gradient(200, 160).convert(mode))
+    copied.clear()
+    preprocess(content, SPEC)
+    assert (200, 160) not in copied
 
 
 def sixteen_bits(order: str) -> bytes:

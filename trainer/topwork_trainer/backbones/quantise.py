@@ -73,6 +73,13 @@ def quantise(model: bytes, calibration: Iterable[Pixels]) -> bytes:
         symmetric or int8 activations           -0.20, -0.05    0.996        1.3, 1.2
         7-bit weights (``reduce_range``)            0.10        0.987        2.0
         one scale per weight tensor                 0.45        0.957        2.0
+        all int8, uint8 image into the first        0           0.994        2.0
+        the same, 2 x 2 pixels as 12 channels      -0.15        0.994        2.05
+        normalisation as one DequantizeLinear       0           0.996        2.0
+
+    In the last three, scale 1/128 and zero point 127 of the image replace Cast, Sub and Div (4 % of
+    the time with Transpose). That gives the same bits, but in int8 the first two convolutions take
+    0.8 ms instead of 0.47.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process, quantize_static
 

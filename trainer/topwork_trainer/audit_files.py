@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image
 
 from topwork.bundle.findings import Finding, Severity, skipped_image
+from topwork.errors import ImageError
 from topwork.inputs.folders import LOSSES, LeftOut
 from topwork.inputs.images.heif import open_heif
 from topwork.inputs.images.signatures import recognise
@@ -47,7 +48,7 @@ def audit_files(photos: Photos, skipped: Sequence[Skipped], spec: PreprocessSpec
             continue
         try:
             headers += _read_header(photo, spec)
-        except OSError as error:
+        except (OSError, ImageError) as error:
             message = f"{photo.name} was used but can no longer be read: {error}"
             gone.append(_finding("unreadable", "error", message, [photo]))
     return [
@@ -98,9 +99,9 @@ class _Header:
 def _read_header(photo: Photo, spec: PreprocessSpec) -> list[_Header]:
     """Return the header of a file, or [] if Pillow cannot read it: the decoder may still do.
 
-    Raises OSError if the file cannot be opened.
+    Raises OSError or ImageError if the file cannot be opened.
     """
-    with photo.path.open("rb") as file:
+    with photo.open() as file:
         is_heif = recognise(file.read(256)) == "HEIF"
         file.seek(0)
         try:

@@ -30,8 +30,14 @@ Reason: TypeAlias = Literal[
     "empty",
     "beside",
     "untrained",
+    "unlabelled",
+    "multi_label",
+    "disagreement",
     "dead_link",
     "unreadable",
+    "missing",
+    "unsafe",
+    "link",
 ]
 
 REASONS: Mapping[Reason, tuple[str, str]] = {
@@ -43,13 +49,28 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
     "repeated": ("folder reached by another path", "folders reached by other paths"),
     "empty": ("folder without photos", "folders without photos"),
     "beside": ("file outside of class folders", "files outside of class folders"),
-    "untrained": ("folder of a class not trained", "folders of classes not trained"),
+    "untrained": (
+        "file or folder of a class not trained",
+        "files or folders of classes not trained",
+    ),
+    "unlabelled": ("photo without a label", "photos without a label"),
+    "multi_label": ("photo with several labels", "photos with several labels"),
+    "disagreement": (
+        "photo whose annotators disagree",
+        "photos whose annotators disagree",
+    ),
     "dead_link": ("dead link", "dead links"),
     "unreadable": ("unreadable file or folder", "unreadable files or folders"),
+    "missing": ("missing file", "missing files"),
+    "unsafe": (
+        "member of an archive with an unsafe path",
+        "members of an archive with unsafe paths",
+    ),
+    "link": ("link in an archive", "links in an archive"),
 }
 """Descriptions of the reasons to omit, singular and plural, in the order of all output."""
 
-LOSSES = frozenset[Reason]({"dead_link", "unreadable"})
+LOSSES = frozenset[Reason]({"dead_link", "unreadable", "missing", "unsafe", "link"})
 """Reasons that may mean lost photos."""
 
 SHOWN_NAMES = 10
@@ -73,6 +94,9 @@ _TEXT_NAMES = {
 }  # fmt: skip
 _VIDEO_ENDINGS = {".mov", ".mp4"}
 """Extensions of Live Photos and motion photos, which phones write beside a photo."""
+
+TEXT_BYTES = 1024
+"""Number of first bytes by which a file named like a text is recognised as one."""
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
@@ -152,7 +176,7 @@ def list_photos(folder: Path, *, one_class: bool = False) -> Listing:
             omitted.append(Omitted("unreadable", current))
             continue
         if one_class and current is folder:
-            _refuse_splits(folder, splits(listing.folders))
+            refuse_splits(folder, listing.folders)
         files += listing.files
         omitted += listing.omitted
         for path in listing.folders:
@@ -180,6 +204,13 @@ def list_folder(folder: Path) -> Listing:
             folders.append(path)
         else:
             omitted.append(Omitted(kind, path))
+    return listing_of(files, folders, omitted)
+
+
+def listing_of(
+    files: Sequence[Path], folders: Sequence[Path], omitted: Sequence[Omitted]
+) -> Listing:
+    """Return the listing of one folder, in which videos beside their photos are omitted."""
     photos = {path.stem.casefold() for path in files if not _is_video(path)}
     videos = {path for path in files if _is_video(path) and path.stem.casefold() in photos}
     return Listing(
@@ -212,9 +243,17 @@ def read_photo(path: Path, *, most_bytes: int) -> bytes:
 
 def group(omitted: Iterable[Omitted], base: Path | None = None) -> tuple[LeftOut, ...]:
     """Return omitted files and folders by reason, with paths relative to ``base``."""
+    return by_reason(
+        (each.reason, file_name(each.path.relative_to(base) if base else each.path))
+        for each in omitted
+    )
+
+
+def by_reason(omitted: Iterable[tuple[Reason, str]]) -> tuple[LeftOut, ...]:
+    """Return names, each with the reason to omit it, by reason."""
     names: dict[Reason, list[str]] = defaultdict(list)
-    for each in omitted:
-        names[each.reason].append(file_name(each.path.relative_to(base) if base else each.path))
+    for reason, name in omitted:
+        names[reason].append(name)
     return tuple(
         LeftOut(reason=reason, names=tuple(sorted(names[reason])))
         for reason in REASONS
@@ -227,16 +266,20 @@ def splits(folders: Sequence[Path]) -> dict[Path, str]:
 
     Empty unless there are at least two roles: a single ``test`` may be a class.
     """
-    roles = {
-        folder: next(iter(named))
-        for folder in folders
-        if len(named := {_ROLES[word] for word in _words(folder) if word in _ROLES}) == 1
-    }
+    roles = {folder: role for folder in folders if (role := split_role(folder.name)) is not None}
     return roles if len(set(roles.values())) > 1 else {}
 
 
-def _refuse_splits(folder: Path, roles: Mapping[Path, str]) -> None:
-    if roles:
+def split_role(name: str) -> str | None:
+    """Return the role (train, val, test) of a split's name, such as ``Test_set``, or None."""
+    words = _WORD.findall(name.casefold())
+    named = {_ROLES[word] for word in words if word in _ROLES}
+    return next(iter(named)) if len(named) == 1 else None
+
+
+def refuse_splits(folder: Path, folders: Sequence[Path]) -> None:
+    """Raise InvalidInput if ``folder``, a class, contains ``folders`` named like splits."""
+    if roles := splits(folders):
         names = " and ".join(file_name(path.name) for path in roles)
         first = min(roles, key=lambda path: (roles[path] != "train", path))
         raise InvalidInput(
@@ -247,17 +290,10 @@ def _refuse_splits(folder: Path, roles: Mapping[Path, str]) -> None:
         )
 
 
-def _words(folder: Path) -> list[str]:
-    return _WORD.findall(folder.name.casefold())
-
-
 def _kind(entry: os.DirEntry[str], real: str) -> Literal["file", "folder"] | Reason:
     """Return the kind of an entry of the folder ``real``, or the reason to omit it."""
-    name = entry.name.casefold()
-    if name.startswith("."):
-        return "hidden"
-    if name in _SYSTEM or name.endswith(_SYSTEM_ENDINGS):
-        return "system"
+    if reason := reason_of_name(entry.name):
+        return reason
     try:
         mode = entry.stat().st_mode
     except OSError as error:
@@ -270,22 +306,38 @@ def _kind(entry: os.DirEntry[str], real: str) -> Literal["file", "folder"] | Rea
     return "text" if _is_text(Path(entry.path)) else "file"
 
 
+def reason_of_name(name: str) -> Reason | None:
+    """Return the reason to omit a file or folder for its name alone, or None."""
+    name = name.casefold()
+    if name.startswith("."):
+        return "hidden"
+    return "system" if name in _SYSTEM or name.endswith(_SYSTEM_ENDINGS) else None
+
+
 def _contains(folder: str, other: str) -> bool:
     return os.path.commonpath([folder, other]) == folder
 
 
 def _is_text(path: Path) -> bool:
-    """Return True if a file's name and first bytes are those of a text.
-
-    The first 1,024 bytes of a photo contain a zero; those of a text do not, unless it is UTF-16.
-    """
-    if path.suffix.casefold() not in _TEXT_ENDINGS and path.stem.casefold() not in _TEXT_NAMES:
+    if not has_text_name(path):
         return False
     try:
         with _open(path) as file:
-            head = file.read(1024)
+            return begins_like_text(file.read(TEXT_BYTES))
     except OSError:
         return True
+
+
+def has_text_name(path: Path) -> bool:
+    """Return True if a file is named like a text, such as README or labels.csv."""
+    return path.suffix.casefold() in _TEXT_ENDINGS or path.stem.casefold() in _TEXT_NAMES
+
+
+def begins_like_text(head: bytes) -> bool:
+    """Return True if the first TEXT_BYTES of a file are those of a text.
+
+    Those of a photo contain a zero; those of a text do not, unless it is UTF-16.
+    """
     return b"\0" not in head or head.startswith(_UTF_16)
 
 

@@ -38,6 +38,8 @@ class ImageSource:
     label: str
     read: Callable[[], bytes]
     """Returns the encoded image. Raises OSError or ImageError."""
+    group: str = ""
+    """Name of the group of images, such as a patient, that folds keep together; empty: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

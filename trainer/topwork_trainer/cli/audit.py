@@ -32,7 +32,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
     type=click.Path(file_okay=False, path_type=Path),
     help="Repository that stores the exported backbone. Default: a temporary folder.",
 )
-@click.option("--classes", help="Class folders to use, separated by commas. Default: all.")
+@click.option("--classes", help="Classes to use, separated by commas. Default: all.")
 @click.option(
     "--backbone", default=backbones.DEFAULT, help="Backbone, one of `topwork-train backbones`."
 )
@@ -57,11 +57,11 @@ def audit(
     as_json: bool,
     strict: bool,
 ) -> None:
-    """Audit the photos in DATA, a folder that contains one folder of photos per class.
+    """Audit the labelled photos in DATA, given as for fit.
 
     Reports unreadable files, duplicates, suspected wrong labels and more, and changes nothing. A
     person must check suspected labels: the photo may only be unusual. If DATA holds the splits of
-    a data set, only train is audited; pass DATA/val to audit another one.
+    a data set, only train is audited; pass the folder of another one to audit that.
     """
     from topwork_trainer import audit as module
 

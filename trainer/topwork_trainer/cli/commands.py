@@ -11,8 +11,8 @@ SECTIONS = {
     "Train": {
         "fit": Lazy(
             "topwork_trainer.cli.fit:fit",
-            "Train on DATA, a folder that contains one folder of photos per class, and publish a "
-            "revision.",
+            "Train on the labelled photos in DATA, such as a folder that contains one folder per "
+            "class, and publish a revision.",
             "topwork-train fit photos --model flowers --repository repository",
         ),
         "rank": Lazy(
@@ -22,7 +22,7 @@ SECTIONS = {
         ),
         "audit": Lazy(
             "topwork_trainer.cli.audit:audit",
-            "Audit the photos in DATA, a folder that contains one folder of photos per class.",
+            "Audit the labelled photos in DATA.",
             "topwork-train audit photos",
         ),
     },

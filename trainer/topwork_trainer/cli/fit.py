@@ -52,7 +52,7 @@ class _OrAuto(click.ParamType[Any]):
     type=click.Path(file_okay=False, path_type=Path),
     help="Repository in which the revision is published.",
 )
-@click.option("--classes", help="Class folders to use, separated by commas. Default: all.")
+@click.option("--classes", help="Classes to use, separated by commas. Default: all.")
 @click.option(
     "--backbone",
     default=backbones.DEFAULT,
@@ -140,11 +140,12 @@ def fit(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train on DATA, a folder that contains one folder of photos per class, and publish a revision.
+    """Train on the labelled photos in DATA and publish a revision.
 
-    If DATA contains the splits train and val or test, each with one folder per class, the model
-    is trained on train only and tested on the others. Files that are left out are listed with the
-    reason.
+    DATA is a folder that contains one folder of photos per class, a manifest (CSV, TSV or JSON
+    lines with columns path, label and optionally split and group), or a zip or tar archive. If it
+    has the splits train and val or test, the model is trained on train only and tested on the
+    others. Files that are left out are listed with the reason.
 
     The object that --json prints has model, revision, labels, accuracy, accuracy_low,
     accuracy_high, per_class, seconds, held_out, left_out and more.

@@ -58,7 +58,7 @@ from topwork_trainer.ranking.rank import SAMPLE, explain, notation
     type=click.IntRange(min=1),
     help="Approximate number of photos in the sample, spread evenly over the classes.",
 )
-@click.option("--classes", help="Class folders to use, separated by commas. Default: all.")
+@click.option("--classes", help="Classes to use, separated by commas. Default: all.")
 @click.option(
     "--repository",
     type=click.Path(file_okay=False, path_type=Path),
@@ -86,10 +86,10 @@ def rank(
 ) -> None:
     """Compare backbones on a sample of the photos in DATA.
 
-    DATA is a folder that contains one folder of photos per class. For each backbone the table has
-    the cross-validated accuracy of the head that a fit would learn, the accuracy of the 5 nearest
-    neighbours (kNN), the time in milliseconds to decode and embed one photo on one core, the
-    file size in MB and the width of the embedding.
+    DATA is given as for fit. For each backbone the table has the cross-validated accuracy of the
+    head that a fit would learn, the accuracy of the 5 nearest neighbours (kNN), the time in
+    milliseconds to decode and embed one photo on one core, the file size in MB and the width of
+    the embedding.
     """
     photos = scan(data, classes=split_names(classes))
     choices = _choices(wanted, image_size, views)

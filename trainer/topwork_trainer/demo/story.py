@@ -84,18 +84,22 @@ def _run_demo(data: Path | None, new: str | None, work: Path, console: Console) 
 
 
 def split(photos: Photos, train: Path, held_out: Path) -> list[str]:
-    """Link every fourth photo of a class below ``held_out``, the others below ``train``.
+    """Put every fourth photo of a class below ``held_out``, the others below ``train``.
 
-    Returns the labels, sorted.
+    A photo that is a file is linked, others are copied. Returns the labels, sorted.
     """
     position: dict[str, int] = {}
     for photo in photos.train:
         index = position[photo.label] = position.get(photo.label, -1) + 1
         target = held_out if index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else train
-        link = target / photo.label / f"{index:05d}{photo.path.suffix}"
+        suffix = Path(photo.name).suffix if photo.path is None else photo.path.suffix
+        link = target / photo.label / f"{index:05d}{suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to(photo.path)
+        if photo.path is None:
+            link.write_bytes(photo.read())
+        else:
+            link.symlink_to(photo.path)
     return sorted(position)
 
 

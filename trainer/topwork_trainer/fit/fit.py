@@ -1,4 +1,4 @@
-"""Fit: trains on folders of photos and publishes a revision."""
+"""Fit: trains on labelled photos and publishes a revision."""
 
 from __future__ import annotations
 

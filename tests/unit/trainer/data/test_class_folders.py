@@ -250,7 +250,7 @@ def test_unusable_folders_are_refused(
         scan(_folders(tmp_path, counts), classes=classes)
 
 
-def test_data_must_be_a_folder(tmp_path: Path) -> None:
-    """The error names a folder that does not exist."""
-    with pytest.raises(InvalidInput, match="nowhere is not a folder"):
+def test_data_must_exist(tmp_path: Path) -> None:
+    """The error names a path that does not exist."""
+    with pytest.raises(InvalidInput, match="nowhere is not a folder or a file"):
         scan(tmp_path / "nowhere")

@@ -1,0 +1,99 @@
+"""Recognition of the layout of training data, by content where it has a signature."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from pathlib import Path
+
+from topwork.errors import InvalidInput
+from topwork.inputs.folders import Listing, splits
+from topwork.printable import file_name
+from topwork_trainer.data.archives import is_archive, open_archive
+from topwork_trainer.data.class_folders import read_class_folders
+from topwork_trainer.data.manifests import Manifest, known_columns, read_manifests
+from topwork_trainer.data.photos import Found
+from topwork_trainer.data.tables import Table, read_csv, read_json_lines
+from topwork_trainer.data.trees import DiskTree, Tree
+
+TABLES = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+}
+"""Readers of manifests by the extension of the file."""
+
+_METADATA = ("metadata.csv", "metadata.jsonl")
+
+
+def read(data: Path, classes: AbstractSet[str] | None) -> Found:
+    """Return the photos of ``data``; ``classes``, in composed form, are never taken for splits.
+
+    Raises InvalidInput if the layout is unknown or the data contradicts itself.
+    """
+    if data.is_dir():
+        return _read_folder(DiskTree(data), data, classes)
+    if not data.is_file():
+        raise InvalidInput(f"{file_name(data)} is not a folder or a file", field="data")
+    if data.suffix.casefold() in TABLES:
+        tree = DiskTree(data.parent)
+        return read_manifests(tree, [Manifest(table=_table(tree, data), folder=data.parent)])
+    if is_archive(data):
+        archive = open_archive(data)
+        found = _read_folder(archive, _top(archive), classes)
+        return replace(found, omitted=(*found.omitted, *archive.omitted))
+    raise InvalidInput(
+        f"{file_name(data)} is not a folder, an archive (zip, tar) or a manifest, whose extension "
+        f"is one of {', '.join(TABLES)}",
+        field="data",
+    )
+
+
+def _top(tree: Tree) -> Path:
+    """Return the folder with the data: the root, or the only folder there if it has folders."""
+    top = tree.root
+    while True:
+        listing = tree.list_folder(top)
+        if len(listing.folders) != 1 or listing.files or not _holds_data(tree, listing.folders[0]):
+            return top
+        (top,) = listing.folders
+
+
+def _holds_data(tree: Tree, folder: Path) -> bool:
+    listing = tree.list_folder(folder)
+    return bool(listing.folders or _metadata(tree, folder, listing, ""))
+
+
+def _read_folder(tree: Tree, root: Path, classes: AbstractSet[str] | None) -> Found:
+    """Return the photos of a folder: by its metadata files if it has some, else by class folder."""
+    listing = tree.list_folder(root)
+    manifests = _metadata(tree, root, listing, "")
+    if not manifests:
+        roles = splits(listing.folders)
+        manifests = [
+            manifest
+            for folder in roles
+            for manifest in _metadata(tree, folder, tree.list_folder(folder), folder.name)
+        ]
+        if len({manifest.folder for manifest in manifests}) < len(roles):
+            manifests = []
+    if manifests:
+        return read_manifests(tree, manifests)
+    return read_class_folders(tree, root, classes)
+
+
+def _metadata(tree: Tree, folder: Path, listing: Listing, split: str) -> list[Manifest]:
+    """Return the metadata files of Hugging Face's imagefolder that have paths and labels."""
+    paths = (*(omission.path for omission in listing.omitted), *listing.files)
+    tables = [_table(tree, path) for path in sorted(paths) if path.name in _METADATA]
+    return [
+        Manifest(table=table, folder=folder, split=split)
+        for table in tables
+        if {"path", "label"} <= known_columns(table.columns).keys()
+    ]
+
+
+def _table(tree: Tree, path: Path) -> Table:
+    read_rows = TABLES[path.suffix.casefold()]
+    return read_rows(tree.read_table(path), file_name(path.name))

@@ -1,0 +1,207 @@
+"""Reader of manifests: tables whose rows name a photo, its label, its split and its group."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from topwork.errors import InvalidInput
+from topwork.inputs.folders import Reason, split_role
+from topwork.printable import file_name, printable
+from topwork_trainer.data.photos import Found, Photo, Split
+from topwork_trainer.data.tables import Table
+from topwork_trainer.data.trees import Tree
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "path": ("path", "file_name", "filepath", "filename", "file", "image"),
+    "label": ("label", "class", "category"),
+    "split": ("split",),
+    "group": ("group",),
+}
+"""Names of columns by their meaning, in upper or lower case; of several the first is used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A table whose rows name photos."""
+
+    table: Table
+    folder: Path
+    """Folder to which its paths are relative."""
+    split: str = ""
+    """Split of all its photos; empty: as its column says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A photo that a manifest or annotations name."""
+
+    place: str
+    """File and line, or another place."""
+    path: Path
+    name: str
+    """Escaped path, as given."""
+    label: str
+    """In composed form; empty: none."""
+    split: str = ""
+    """Name of the split, such as ``test``; empty: the data has no splits."""
+    group: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Collector:
+    """Collects entries, each photo once, and refuses entries that contradict each other."""
+
+    tree: Tree
+    name: str
+    """Escaped name of the file with the entries, for messages."""
+    omitted: list[tuple[Reason, str]] = field(default_factory=list)
+    _entries: dict[str, Entry] = field(default_factory=dict)
+    _repeated: int = 0
+
+    def add(self, entry: Entry) -> None:
+        """Add an entry. Raises InvalidInput if an earlier entry of the photo differs."""
+        first = self._entries.setdefault(os.path.normpath(entry.path), entry)
+        if first is entry:
+            return
+        self._repeated += 1
+        for kind in ("label", "split", "group"):
+            before, now = getattr(first, kind), getattr(entry, kind)
+            if before != now:
+                raise InvalidInput(
+                    printable(
+                        f"{entry.name} has two {kind}s: {before!r} ({first.place}) and "
+                        f"{now!r} ({entry.place})"
+                    ),
+                    field="data",
+                )
+
+    def found(self, notes: Sequence[str] = ()) -> Found:
+        """Return the collected photos. Raises InvalidInput if no entry is to be trained on."""
+        roles: dict[str, dict[str, list[Photo]]] = defaultdict(lambda: defaultdict(list))
+        lost: dict[str, set[str]] = defaultdict(set)
+        for entry in sorted(self._entries.values(), key=lambda entry: entry.path):
+            split = "" if split_role(entry.split) == "train" else entry.split
+            if not entry.label:
+                self.omitted.append(("unlabelled", entry.name))
+                continue
+            photos = roles[split][entry.label]
+            if not self.tree.exists(entry.path):
+                self.omitted.append(("missing", entry.name))
+                lost[split].add(entry.label)
+                continue
+            photos.append(
+                Photo(
+                    name=entry.name,
+                    label=entry.label,
+                    read=self.tree.reader(entry.path),
+                    path=self.tree.file(entry.path),
+                    group=entry.group,
+                )
+            )
+        splits = {name: Split(photos=photos, lost=lost[name]) for name, photos in roles.items()}
+        train = splits.pop("", None)
+        if train is None:
+            present = f" and the splits {', '.join(splits)}" if splits else ""
+            raise InvalidInput(
+                f"{self.name} has no labelled photo to train on{present}", field="data"
+            )
+        more = [f"{self._repeated:,} rows of {self.name} repeat others and are used once"]
+        return Found(
+            train=train,
+            held_out={printable(name): split for name, split in sorted(splits.items())},
+            omitted=self.omitted,
+            notes=(*notes, *(more if self._repeated else [])),
+        )
+
+
+def read_manifests(tree: Tree, manifests: Sequence[Manifest]) -> Found:
+    """Return the photos of manifests, whose paths are relative to their folders.
+
+    Raises InvalidInput if columns of paths or labels are missing, a row has no path or an unknown
+    split, a path is a URL, or a photo has two labels, splits or groups.
+    """
+    collector = Collector(tree=tree, name=manifests[0].table.name)
+    notes = [note for manifest in manifests for note in _collect(manifest, collector)]
+    return collector.found(notes)
+
+
+def _collect(manifest: Manifest, collector: Collector) -> Iterator[str]:
+    """Add the rows of a manifest; yield notes."""
+    table = manifest.table
+    columns = find_columns(table)
+    below = manifest.folder.relative_to(collector.tree.root)
+    for row in table.rows:
+        values = {
+            kind: _text(table, row.place, column, row.values.get(column))
+            for kind, column in columns.items()
+        }
+        if not values["path"]:
+            raise table.fail(row.place, f"the column {columns['path']!r} is empty")
+        split = manifest.split or values.get("split", "")
+        if "split" in columns and split_role(split) is None:
+            raise table.fail(row.place, f"the split {split!r} is none of train, val and test")
+        path = locate(table, row.place, manifest.folder, values["path"])
+        collector.add(
+            Entry(
+                place=f"{table.name}, {row.place}",
+                path=path,
+                name=file_name(os.path.normpath(below / values["path"])),
+                label=values["label"],
+                split=split,
+                group=values.get("group", ""),
+            )
+        )
+    if ignored := [column for column in table.columns if column not in columns.values()]:
+        named = ", ".join(ignored[:10]) + (", ..." if len(ignored) > 10 else "")
+        yield printable(f"Columns of {table.name} that are not used: {named}")
+
+
+def find_columns(table: Table) -> dict[str, str]:
+    """Return the table's column of each meaning. Raises InvalidInput if paths or labels lack."""
+    columns = known_columns(table.columns)
+    for kind, text in (("path", "paths"), ("label", "labels")):
+        if kind not in columns:
+            shown = ", ".join(table.columns[:10]) or "none"
+            raise InvalidInput(
+                printable(
+                    f"{table.name} has no column of {text}: name one of its columns "
+                    f"{' or '.join(COLUMNS[kind])}; they are: {shown}"
+                ),
+                field="data",
+            )
+    return columns
+
+
+def known_columns(names: Sequence[str]) -> dict[str, str]:
+    """Return the column of each meaning that has one."""
+    by_name = {name.strip().casefold(): name for name in reversed(names)}
+    return {
+        kind: next(by_name[name] for name in known if name in by_name)
+        for kind, known in COLUMNS.items()
+        if any(name in by_name for name in known)
+    }
+
+
+def locate(table: Table, place: str, folder: Path, given: str) -> Path:
+    """Return the path of a photo. Raises InvalidInput if it is a URL."""
+    if "://" in given:
+        raise table.fail(
+            place,
+            f"{given} is a URL: photos are not downloaded; download them and name their files",
+        )
+    return folder / given
+
+
+def _text(table: Table, place: str, column: str, value: object) -> str:
+    """Return a value as text in composed form, without white space at its ends."""
+    if value is None:
+        return ""
+    if isinstance(value, str | int | float):
+        text = str(value).strip()
+        return text if column in COLUMNS["path"] else unicodedata.normalize("NFC", text)
+    raise table.fail(place, f"the column {column!r} has a {type(value).__name__}, not a text")

@@ -1,0 +1,153 @@
+"""Scan of training data: recognises its layout, reads it, selects labels and checks counts."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from topwork.bundle.names import check_label
+from topwork.errors import InvalidInput
+from topwork.inputs.folders import by_reason, split_role
+from topwork.limits import DEFAULT_LIMITS, InputLimits
+from topwork.printable import file_name
+from topwork_trainer.data.layouts import read
+from topwork_trainer.data.photos import Found, Photo, Photos, Split, check_counts
+
+
+def scan(
+    data: Path, *, classes: Sequence[str] | None = None, limits: InputLimits = DEFAULT_LIMITS
+) -> Photos:
+    """Return the labelled photos of ``data``, in any layout that docs/training.md describes.
+
+    ``classes`` names the labels to use, in any Unicode form; default: all that have photos.
+
+    Raises InvalidInput if ``data`` has no known layout, if a class is missing, has an invalid name
+    or too few files, if there are fewer than two classes, or if all photos of a class belong to the
+    same group, so that no head could be evaluated on them.
+    """
+    wanted = None if classes is None else {unicodedata.normalize("NFC", name) for name in classes}
+    found = read(data, wanted)
+    labels = tuple(sorted(found.train.classes() if wanted is None else wanted))
+    every_split = (found.train, *found.held_out.values())
+    omitted = list(found.omitted)
+    for other in found.held_out.values():
+        omitted += other.omit("untrained", set(other.classes()) - set(labels))
+    for split in every_split:
+        omitted += split.omit("empty", split.photos.keys() - {*split.classes(), *labels})
+    left_out = by_reason(omitted)
+    more = f"; left out: {', '.join(map(str, left_out))}" if left_out else ""
+    _check_labels(data, labels, found, limits, more)
+    train = found.train.photos_of(labels)
+    check_counts(Counter(photo.label for photo in train), labels, limits=limits, more=more)
+    _check_groups(train)
+    held_out = {name: other.photos_of(labels) for name, other in found.held_out.items()}
+    return Photos(
+        labels=labels,
+        train=train,
+        held_out=held_out,
+        left_out=left_out,
+        notes=(*found.notes, *_notes(train, held_out)),
+    )
+
+
+def scan_test(data: Path, labels: Sequence[str]) -> Photos:
+    """Return the photos of a test set as its one held-out split, named like ``data``.
+
+    Photos of other labels than ``labels`` are left out. Of data with splits, the test splits are
+    used. Raises InvalidInput if ``data`` has no known layout, has splits but no test split, or has
+    no photo of ``labels``.
+    """
+    found = read(data, None)
+    name, splits, notes = file_name(data.name), [found.train], list(found.notes)
+    if found.held_out:
+        tests = [split for split in found.held_out if split_role(split) == "test"]
+        if not tests:
+            raise InvalidInput(
+                f"{file_name(data)} has the splits train, {', '.join(found.held_out)} and no test "
+                "split: pass the split that is the test set",
+                field="test",
+            )
+        splits = [found.held_out[test] for test in tests]
+        notes.append(f"Of {name} the split {' and '.join(tests)} is used")
+    omitted = list(found.omitted)
+    for split in splits:
+        omitted += split.omit("untrained", set(split.classes()) - set(labels))
+    photos = tuple(photo for split in splits for photo in split.photos_of(labels))
+    if not photos:
+        present = sorted({label for split in splits for label in split.classes()})
+        raise InvalidInput(
+            f"{file_name(data)} has no photo of a trained class; its classes are {_few(present)}",
+            field="test",
+        )
+    return Photos(
+        labels=tuple(labels),
+        train=(),
+        held_out={name: photos},
+        left_out=by_reason(omitted),
+        notes=tuple(notes),
+    )
+
+
+def _check_labels(
+    data: Path, labels: Sequence[str], found: Found, limits: InputLimits, more: str
+) -> None:
+    train = found.train
+    for label in labels:
+        if train.folders and label not in train.folders:
+            raise InvalidInput(
+                f"{file_name(data)} has no folder for class {label!r}; its folders are "
+                f"{_few(list(train.folders))}",
+                field="classes",
+            )
+        if label not in train.photos and not train.folders and train.photos:
+            raise InvalidInput(
+                f"{file_name(data)} has no photo of class {label!r}; its classes are "
+                f"{_few(sorted(train.photos))}",
+                field="classes",
+            )
+        check_label(label, limits=limits)
+    if not 2 <= len(labels) <= limits.max_labels:
+        needed = "" if _has_labels(train) else ", one folder of photos each"
+        raise InvalidInput(
+            f"{file_name(data)} has {len(labels)} classes ({_few(labels)}); 2 to "
+            f"{limits.max_labels} are needed{needed}{found.hint}{more}",
+            field="data",
+        )
+
+
+def _has_labels(split: Split) -> bool:
+    """Return True if labels do not come from folders."""
+    return not split.folders and bool(split.photos)
+
+
+def _check_groups(train: Sequence[Photo]) -> None:
+    """Raise InvalidInput if all photos of a label belong to one group."""
+    groups: Mapping[str, set[str]] = defaultdict(set)
+    for photo in train:
+        groups[photo.label].add(photo.group or f"\0{photo.name}")  # alone, if it has no group
+    for label, members in groups.items():
+        group = next(iter(members))
+        if len(members) == 1 and not group.startswith("\0"):
+            raise InvalidInput(
+                f"all photos of class {label!r} belong to the group {group!r}: a group is never "
+                "split between training and evaluation, so no head could be evaluated on this "
+                "class; add photos of another group, or leave out the column of groups",
+                field="data",
+            )
+
+
+def _notes(train: Sequence[Photo], held_out: Mapping[str, Collection[Photo]]) -> Iterator[str]:
+    if groups := {photo.group for photo in train} - {""}:
+        alone = sum(not photo.group for photo in train)
+        more = f"; {alone:,} photos have no group" if alone else ""
+        yield f"Folds keep groups together ({len(groups):,} groups{more})"
+    if held_out:
+        counts = ", ".join(f"{split} ({len(photos)} photos)" for split, photos in held_out.items())
+        yield f"Held out and not trained on: {counts}"
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(map(file_name, names[:10])) or "none"
+    return f"{shown}, ..." if len(names) > 10 else shown

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.bundle.groups import GROUP_BYTES, group_folds
 from topwork.bundle.shards import Shard
 from topwork.errors import Corrupt
 from topwork.inputs.duplicates import near_duplicates
@@ -39,6 +40,8 @@ class Exemplars:
     """N file names for reports; empty if unknown."""
     thumbnails: tuple[bytes, ...]
     """N small JPEG files for reports; empty if missing."""
+    groups: NDArray[np.uint8]
+    """(N, 16), ids of the groups that folds keep together; zeros: none."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -57,11 +60,16 @@ class Exemplars:
             seen=self.seen[selected],
             names=tuple(self.names[row] for row in selected),
             thumbnails=tuple(self.thumbnails[row] for row in selected),
+            groups=self.groups[selected],
         )
 
     def counts(self) -> NDArray[np.int64]:
         """Return the number of exemplars per label, (C,)."""
         return np.bincount(self.targets, minlength=len(self.labels)).astype(np.int64)
+
+    def count_groups(self) -> int:
+        """Return the number of different groups."""
+        return len(np.unique(self.groups[self.groups.any(axis=1)], axis=0))
 
     def data_digest(self) -> str:
         """Return the sha256 of the training set: all image digests with their labels."""
@@ -75,7 +83,8 @@ class Exemplars:
 
         A fold is a hash of ``seed`` and the smallest image digest among the near-duplicates with
         the same label. So a photo that was uploaded twice cannot leak from training to evaluation,
-        and a new class does not move old exemplars to other folds.
+        and a new class does not move old exemplars to other folds. Exemplars of the same group
+        share a fold whatever their labels; see ``group_folds``.
         """
         representative = np.arange(len(self))
         for target in range(len(self.labels)):
@@ -83,7 +92,13 @@ class Exemplars:
             representative[rows] = rows[near_duplicates(self.fingerprints[rows])]
         prefix = seed.to_bytes(8, "big", signed=True)
         folds = [_fold(prefix + self.digests[row].tobytes()) for row in representative]
-        return np.where(self.seen, -1, np.array(folds, dtype=np.int64))
+        assigned = np.array(folds, dtype=np.int64)
+        if self.groups.any():
+            grouped = group_folds(
+                self.groups, representative, self.targets, folds=FOLDS, prefix=prefix
+            )
+            assigned = np.where(grouped < 0, assigned, grouped)
+        return np.where(self.seen, -1, assigned)
 
 
 def make(
@@ -96,20 +111,23 @@ def make(
     seen: NDArray[np.bool_] | None = None,
     names: Sequence[str] | None = None,
     thumbnails: Sequence[bytes] | None = None,
+    groups: NDArray[np.uint8] | None = None,
 ) -> Exemplars:
     """Return exemplars from N rows in any order: sorted, without duplicates.
 
-    Among duplicates a ``seen`` row wins, then the first name, then the smallest content.
+    Among duplicates a ``seen`` row wins, then one with a group, then the first name, then the
+    smallest content, then the smallest group.
     """
     count = len(row_labels)
     contents = np.zeros((count, 32), dtype=np.uint8) if contents is None else contents
     seen = np.zeros(count, dtype=bool) if seen is None else seen
     names = names or [""] * count
     thumbnails = thumbnails or [b""] * count
+    groups = np.zeros((count, GROUP_BYTES), dtype=np.uint8) if groups is None else groups
     labels = tuple(sorted(set(row_labels)))
     position = {label: index for index, label in enumerate(labels)}
     targets = np.array([position[label] for label in row_labels], dtype=np.int64)
-    rows = _unique_rows(digests, targets, seen, names, contents)
+    rows = _unique_rows(digests, targets, seen, groups, names, contents)
     return Exemplars(
         embeddings=np.ascontiguousarray(embeddings[rows], dtype=np.float32),
         digests=digests[rows],
@@ -120,6 +138,7 @@ def make(
         seen=seen[rows],
         names=tuple(names[row] for row in rows),
         thumbnails=tuple(thumbnails[row] for row in rows),
+        groups=groups[rows],
     )
 
 
@@ -142,7 +161,8 @@ def merge(parts: Sequence[tuple[str, Shard]]) -> Exemplars:
         np.array([labels.index(label) for label, _ in parts], dtype=np.int64),
         [len(shard) for shard in shards],
     )
-    rows = _unique_rows(digests, targets, seen, names, contents)
+    groups = np.concatenate([shard.groups for shard in shards])
+    rows = _unique_rows(digests, targets, seen, groups, names, contents)
     return Exemplars(
         embeddings=_gather([shard.embeddings for shard in shards], rows),
         digests=digests[rows],
@@ -153,6 +173,7 @@ def merge(parts: Sequence[tuple[str, Shard]]) -> Exemplars:
         seen=seen[rows],
         names=tuple(names[row] for row in rows),
         thumbnails=tuple(thumbnails[row] for row in rows),
+        groups=groups[rows],
     )
 
 
@@ -180,6 +201,7 @@ def shard_of(exemplars: Exemplars, label: str) -> Shard:
         seen=own.seen,
         names=own.names,
         thumbnails=own.thumbnails,
+        groups=own.groups,
     )
 
 
@@ -187,6 +209,7 @@ def _unique_rows(
     digests: NDArray[np.uint8],
     targets: NDArray[np.int64],
     seen: NDArray[np.bool_],
+    groups: NDArray[np.uint8],
     names: Sequence[str],
     contents: NDArray[np.uint8],
 ) -> NDArray[np.int64]:
@@ -202,7 +225,13 @@ def _unique_rows(
     for group in np.flatnonzero(ends - starts > 1):
         unique[group] = min(
             order[starts[group] : ends[group]],
-            key=lambda row: (not seen[row], names[row], contents[row].tobytes()),
+            key=lambda row: (
+                not seen[row],
+                not groups[row].any(),
+                names[row],
+                contents[row].tobytes(),
+                groups[row].tobytes(),
+            ),
         )
     return unique
 

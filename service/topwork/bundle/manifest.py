@@ -21,7 +21,12 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """A sha256 in hexadecimal; validated when decoded, since it becomes part of a path."""
 
 SCHEMA = 3
-"""Schema version of manifest.json; readers refuse newer ones."""
+"""Schema version of manifest.json; readers refuse newer ones than NEWEST_SCHEMA."""
+
+GROUPS_SCHEMA = 4
+"""Schema version if exemplars have groups: versions that would split them refuse the revision."""
+
+NEWEST_SCHEMA = GROUPS_SCHEMA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.bundle.files import open_file, short_path
+from topwork.bundle.groups import GROUP_BYTES
 from topwork.errors import Corrupt
 from topwork.printable import encodable
 
@@ -38,6 +39,8 @@ _DTYPES = {
     "thumbnails": "|u1",
     "thumbnail_ends": "<i8",
 }
+_GROUPS = "groups"
+"""Array that is stored only if an exemplar has a group; without it a shard is as before groups."""
 _PADDING = 0x5457
 """Id of the zip extra field that pads the header."""
 
@@ -60,6 +63,8 @@ class Shard:
     """n file names; empty if unknown."""
     thumbnails: Sequence[bytes]
     """n small JPEG files; empty if missing."""
+    groups: NDArray[np.uint8]
+    """(n, 16), ids of the exemplars' groups; zeros: none."""
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -79,6 +84,8 @@ def to_bytes(shard: Shard) -> bytes:
         "thumbnails": np.frombuffer(b"".join(shard.thumbnails), dtype=np.uint8),
         "thumbnail_ends": _end_offsets(shard.thumbnails),
     }
+    if shard.groups.any():
+        arrays[_GROUPS] = shard.groups
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
@@ -86,7 +93,9 @@ def to_bytes(shard: Shard) -> bytes:
                 _aligned_member(f"{name}.npy", buffer.tell()), "w", force_zip64=True
             ) as file:
                 np.lib.format.write_array(
-                    file, np.ascontiguousarray(array, dtype=_DTYPES[name]), version=(1, 0)
+                    file,
+                    np.ascontiguousarray(array, dtype=_DTYPES.get(name, "|u1")),
+                    version=(1, 0),
                 )
     return buffer.getvalue()
 
@@ -122,6 +131,10 @@ def _parse(file: IO[bytes]) -> Shard:
                 name: _map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(dtype))
                 for name, dtype in _DTYPES.items()
             }
+            groups = np.zeros((len(arrays["embeddings"]), GROUP_BYTES), dtype=np.uint8)
+            if f"{_GROUPS}.npy" in archive.namelist():
+                groups = _map_array(file, whole, archive.getinfo(f"{_GROUPS}.npy"), groups.dtype)
+            arrays[_GROUPS] = groups
         names = _split(arrays["names"], arrays["name_ends"])
         shard = Shard(
             embeddings=arrays["embeddings"],
@@ -132,6 +145,7 @@ def _parse(file: IO[bytes]) -> Shard:
             # Earlier versions stored names that are not UTF-8, which protobuf messages cannot hold.
             names=tuple(encodable(name.decode("utf-8", "surrogatepass")) for name in names),
             thumbnails=_split(arrays["thumbnails"], arrays["thumbnail_ends"]),
+            groups=groups,
         )
     except Exception as error:  # zipfile and NumPy raise many classes on damaged files
         raise _InvalidShardError(str(error)) from error
@@ -142,6 +156,7 @@ def _parse(file: IO[bytes]) -> Shard:
         ("fingerprints", (rows, 32)),
         ("contents", (rows, 32)),
         ("seen", (rows,)),
+        (_GROUPS, (rows, GROUP_BYTES)),
     ):
         if arrays[name].shape != shape:
             raise _InvalidShardError(f"its {name} are {arrays[name].shape}, not {shape}")

@@ -22,7 +22,7 @@ from pathlib import Path
 from topwork.bundle import files
 from topwork.bundle.blobs import KINDS, BlobStore
 from topwork.bundle.documents import from_json, to_json
-from topwork.bundle.manifest import SCHEMA, Manifest, check_may_serve
+from topwork.bundle.manifest import NEWEST_SCHEMA, SCHEMA, Manifest, check_may_serve
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model, is_model
 from topwork.bundle.serving import Move, ServingState
@@ -269,12 +269,15 @@ def _parse_manifest(content: bytes, path: Path) -> Manifest:
     try:
         manifest = from_json(content, Manifest, name=files.short_path(path))
     except Corrupt:
-        if schema == SCHEMA:
+        if schema in {SCHEMA, NEWEST_SCHEMA}:
             raise
     else:
-        if schema <= SCHEMA:
+        if schema <= NEWEST_SCHEMA:
             return manifest
-    raise Corrupt(f"{files.short_path(path)} has schema {schema}; this software reads {SCHEMA}")
+    raise Corrupt(
+        f"{files.short_path(path)} has schema {schema}; "
+        f"this software reads {SCHEMA} and {NEWEST_SCHEMA}"
+    )
 
 
 def _schema_number(content: bytes) -> int:

@@ -234,8 +234,8 @@ def _uneven_folds(exemplars: Exemplars, folds: NDArray[np.int64]) -> Iterator[Fi
                 kind="uneven_folds",
                 severity="warning",
                 message=f"{fullest} of {len(own)} images labelled {label!r} are in one fold, as "
-                "near-duplicates are: they are evaluated by a head that learnt the label from the "
-                f"other {len(own) - fullest}",
+                "near-duplicates and images of one group are: they are evaluated by a head that "
+                f"learnt the label from the other {len(own) - fullest}",
                 images=(),
                 labels=(label,),
             )

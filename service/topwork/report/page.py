@@ -41,6 +41,7 @@ def render(content: Content) -> str:
             metrics=content.metrics,
             making=content.making,
             seen=int(content.exemplars.seen.sum()),
+            groups=content.exemplars.count_groups(),
             labels=labels.table(content.metrics),
             comparison=comparison.compare(content),
             confusion=confusion.lay_out(content.metrics),

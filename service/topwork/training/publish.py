@@ -9,7 +9,14 @@ from datetime import UTC, datetime
 from topwork.bundle.comparison import Comparison, Rejection
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.head_graph import to_onnx
-from topwork.bundle.manifest import ChosenHead, Manifest, PrecisionGate, ShardRef
+from topwork.bundle.manifest import (
+    GROUPS_SCHEMA,
+    SCHEMA,
+    ChosenHead,
+    Manifest,
+    PrecisionGate,
+    ShardRef,
+)
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import NotFound
@@ -84,6 +91,7 @@ def publish(
         rejection=origin.rejection,
         created=datetime.now(UTC),
         versions=software_versions(),
+        schema=GROUPS_SCHEMA if exemplars.groups.any() else SCHEMA,
     )
     content = Content(
         manifest=draft,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ def shard(rows: int = 5, *, name: str = "photo", seed: int = 0) -> Shard:
         seen=np.arange(rows) % 2 == 0,
         names=tuple(f"{name} {row}" for row in range(rows)),
         thumbnails=tuple(rng.bytes(row) for row in range(rows)),
+        groups=np.zeros((rows, 16), np.uint8),
     )
 
 
@@ -89,6 +91,7 @@ def test_memory_layout_does_not_change_the_bytes() -> None:
         seen=made.seen,
         names=made.names,
         thumbnails=made.thumbnails,
+        groups=made.groups,
     )
     assert to_bytes(turned) == to_bytes(made)
 
@@ -102,6 +105,17 @@ def test_numpy_and_zip_tools_read_a_shard(tmp_path: Path) -> None:
     with np.load(path, allow_pickle=False) as arrays:
         for name in ARRAYS:
             assert np.array_equal(arrays[name], getattr(shard(), name))
+
+
+def test_groups_are_stored_only_if_an_exemplar_has_one(tmp_path: Path) -> None:
+    """A shard without groups has the bytes of earlier versions; one with groups keeps them."""
+    plain, groups = shard(), np.zeros((5, 16), np.uint8)
+    assert b"groups" not in to_bytes(plain)
+    assert not stored(tmp_path, to_bytes(plain)).groups.any()
+    groups[2] = 7
+    read = stored(tmp_path, to_bytes(replace(plain, groups=groups)))
+    assert (read.groups == groups).all()
+    assert mapping(read.groups).mode == "r"
 
 
 # Mapping
@@ -147,6 +161,7 @@ def test_embeddings_are_not_read_into_private_memory(tmp_path: Path) -> None:
             seen=made.seen,
             names=made.names,
             thumbnails=made.thumbnails,
+            groups=made.groups,
         )
     )
     path.write_bytes(content)
@@ -243,6 +258,8 @@ def test_archive_of_valid_arrays_is_a_shard(tmp_path: Path) -> None:
         pytest.param(archive(digests=np.zeros((3, 32))), id="digests as floats"),
         pytest.param(archive(contents=np.zeros((3, 31), np.uint8)), id="short contents"),
         pytest.param(archive(fingerprints=np.zeros((2, 32), np.uint8)), id="few fingerprints"),
+        pytest.param(archive(groups=np.ones((2, 16), np.uint8)), id="few groups"),
+        pytest.param(archive(groups=np.ones((3, 15), np.uint8)), id="short groups"),
         pytest.param(archive(name_ends=np.array([4])), id="few names"),
         pytest.param(archive(name_ends=np.array([4, 2, 9])), id="names that overlap"),
         pytest.param(archive(thumbnail_ends=np.array([-1, 0, 3])), id="negative lengths"),

@@ -419,7 +419,7 @@ def test_damaged_file_is_corrupt(file: str, damage: str, repository: Repository)
         {"head": "../../../etc/passwd"},
         {"exemplars": [{"label": "a", "digest": "../x"}]},
         {"backbone": ".."},
-        {"schema": 4},
+        {"schema": 5},
         {"revision": 2},
         {"model": "other"},
         {"labels": None},
@@ -435,8 +435,8 @@ def test_invalid_manifest_is_corrupt(changes: dict[str, Any], repository: Reposi
 
 def test_newer_schema_error_has_both_schemas(repository: Repository) -> None:
     """The message has the schema of the file and the supported one."""
-    edit(repository, schema=4)
-    with pytest.raises(Corrupt, match="schema 4; this software reads 3"):
+    edit(repository, schema=5)
+    with pytest.raises(Corrupt, match="schema 5; this software reads 3 and 4"):
         first(repository)
 
 

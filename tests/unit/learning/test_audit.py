@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,6 +185,19 @@ def test_label_of_copies_has_uneven_folds() -> None:
     (found,) = _of("uneven_folds", findings)
     assert (found.severity, found.labels) == ("warning", ("a",))
     assert found.message.startswith("40 of 40 images")
+
+
+def test_label_of_two_uneven_groups_has_uneven_folds() -> None:
+    """A group with most images of a label makes its recall the recall of few training images."""
+    made = _exemplars(["a", "b"] * 40)
+    groups = np.zeros((80, 16), np.uint8)
+    own = np.flatnonzero(made.targets == 0)
+    groups[own] = 1
+    groups[own[:3]] = 2
+    findings = audit_exemplars(replace(made, groups=groups), None, seed=0)
+    (found,) = _of("uneven_folds", findings)
+    assert found.labels == ("a",)
+    assert found.message.startswith("37 of 40 images labelled 'a' are in one fold")
 
 
 def test_imbalance_is_a_warning() -> None:

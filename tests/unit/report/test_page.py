@@ -214,6 +214,16 @@ def test_candidate_page_shows_the_comparison() -> None:
         assert fact in text
 
 
+def test_header_counts_groups() -> None:
+    """The header says that folds keep groups together, only if there are groups."""
+    made = content()
+    assert "groups together" not in Page(render(made)).text
+    groups = np.zeros((len(made.exemplars), 16), np.uint8)
+    groups[:40, 0] = 1 + np.arange(40) // 10
+    text = Page(render(replace(made, exemplars=replace(made.exemplars, groups=groups)))).text
+    assert "Folds keep groups together (4 groups)" in text
+
+
 def test_header_counts_images_seen_by_fine_tuning() -> None:
     """The header has the number of images that were not evaluated."""
     made = content()

@@ -16,7 +16,7 @@ from topwork import tables
 from topwork.bundle.findings import Finding
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.printable import file_name, printable
-from topwork.terminal import Console
+from topwork.terminal import Console, LocalPath
 from topwork.training.embed import Skipped
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
@@ -53,6 +53,11 @@ class _OrAuto(click.ParamType[Any]):
     help="Repository in which the revision is published.",
 )
 @click.option("--classes", help="Classes to use, separated by commas. Default: all.")
+@click.option(
+    "--test",
+    type=LocalPath(path_type=Path),
+    help="Test set, given like DATA, on which the published model is evaluated.",
+)
 @click.option(
     "--backbone",
     default=backbones.DEFAULT,
@@ -222,6 +227,7 @@ def _split_json(split: SplitResult) -> dict[str, object]:
         "accuracy_low": low,
         "accuracy_high": high,
         "repeated": split.repeated,
+        "related": split.related,
         "skipped": _skipped_json(split.skipped),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from topwork.bundle.names import check_label
@@ -52,12 +53,12 @@ def scan(
     )
 
 
-def scan_test(data: Path, labels: Sequence[str]) -> Photos:
-    """Return the photos of a test set as its one held-out split, named like ``data``.
+def add_test_set(photos: Photos, data: Path) -> Photos:
+    """Return ``photos`` with the photos of a test set as one more held-out split, named like it.
 
-    Photos of other labels than ``labels`` are left out. Of data with splits, the test splits are
+    Photos of labels that are not trained are left out. Of data with splits, the test splits are
     used. Raises InvalidInput if ``data`` has no known layout, has splits but no test split, or has
-    no photo of ``labels``.
+    no photo of a trained label.
     """
     found = read(data, None)
     name, splits, notes = file_name(data.name), [found.train], list(found.notes)
@@ -73,20 +74,23 @@ def scan_test(data: Path, labels: Sequence[str]) -> Photos:
         notes.append(f"Of {name} the split {' and '.join(tests)} is used")
     omitted = list(found.omitted)
     for split in splits:
-        omitted += split.omit("untrained", set(split.classes()) - set(labels))
-    photos = tuple(photo for split in splits for photo in split.photos_of(labels))
-    if not photos:
+        omitted += split.omit("untrained", set(split.classes()) - set(photos.labels))
+        omitted += split.omit("empty", split.photos.keys() - split.classes())
+    tested = tuple(photo for split in splits for photo in split.photos_of(photos.labels))
+    if not tested:
         present = sorted({label for split in splits for label in split.classes()})
         raise InvalidInput(
             f"{file_name(data)} has no photo of a trained class; its classes are {_few(present)}",
             field="test",
         )
-    return Photos(
-        labels=tuple(labels),
-        train=(),
-        held_out={name: photos},
-        left_out=by_reason(omitted),
-        notes=tuple(notes),
+    if name in photos.held_out:
+        name = file_name(data)
+    before = [(group.reason, each) for group in photos.left_out for each in group.names]
+    return replace(
+        photos,
+        held_out={**photos.held_out, name: tested},
+        left_out=by_reason([*before, *((reason, f"{name}/{each}") for reason, each in omitted)]),
+        notes=(*photos.notes, *notes, *_held_out({name: tested})),
     )
 
 
@@ -143,6 +147,10 @@ def _notes(train: Sequence[Photo], held_out: Mapping[str, Collection[Photo]]) ->
         alone = sum(not photo.group for photo in train)
         more = f"; {alone:,} photos have no group" if alone else ""
         yield f"Folds keep groups together ({len(groups):,} groups{more})"
+    yield from _held_out(held_out)
+
+
+def _held_out(held_out: Mapping[str, Collection[Photo]]) -> Iterator[str]:
     if held_out:
         counts = ", ".join(f"{split} ({len(photos)} photos)" for split, photos in held_out.items())
         yield f"Held out and not trained on: {counts}"

@@ -29,7 +29,7 @@ from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.cache import EmbeddingCache
-from topwork_trainer.data import scan
+from topwork_trainer.data import add_test_set, scan
 from topwork_trainer.fit.attempts import Attempt, Attempts, OnStageProgress
 from topwork_trainer.fit.held_out import SplitResult, judge
 from topwork_trainer.fit.quantise_phase import quantise_backbone
@@ -47,6 +47,8 @@ class FitConfig:
     model: str
     repository: Path
     classes: Sequence[str] | None = None
+    test: Path | None = None
+    """Test set, in any layout of ``data``, on which the published model is evaluated."""
     backbone: str = backbones.DEFAULT
     """Notation of ``backbones.parse``, or ``auto``: the best backbone on a sample of the photos."""
     weights: Path | None = None
@@ -102,6 +104,8 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
     """
     check_model(config.model)
     photos = scan(config.data, classes=config.classes)
+    if config.test is not None:
+        photos = add_test_set(photos, config.test)
     signing = SigningFiles(signing_key=config.signing_key).read(publishes=True)
     repository = Repository(config.repository, signing)
     watch = _Stopwatch(on_progress)

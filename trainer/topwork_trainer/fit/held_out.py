@@ -27,6 +27,8 @@ class SplitResult:
     """Number of judged photos whose most probable label is right."""
     repeated: int
     """Number of photos not judged because they repeat training photos, exactly or nearly."""
+    related: int
+    """Number of other photos not judged because a training photo has the same group."""
     skipped: Sequence[Skipped]
     """Photos that are unreadable or duplicates within the split."""
 
@@ -40,6 +42,8 @@ class SplitResult:
     def __str__(self) -> str:
         """Return a sentence with the accuracy and its interval."""
         more = f"; {self.repeated} more repeat training photos" if self.repeated else ""
+        if self.related:
+            more += f"; {self.related} more belong to groups of training photos"
         if self.interval is None:
             return f"No photo of the held-out split {self.split} could be judged{more}"
         accuracy, low, high = self.interval
@@ -55,23 +59,33 @@ def judge(
     """Return the accuracy of the head and backbone of ``attempt`` on the photos of a split.
 
     Photos with the pixels of a training photo, and near-duplicates with the same label, are not
-    judged: they would leak, as between the folds of the cross-validation.
+    judged: they would leak, as between the folds of the cross-validation. Neither are photos of a
+    group that has training photos.
     """
     exemplars, skipped = replace(attempts, sources=photos).embed(
         attempts.open(attempt.backbone), stage=f"judge {split}"
     )
     if exemplars is None:
-        return SplitResult(split=split, images=0, right=0, repeated=0, skipped=skipped)
-    fresh = ~_repeated(exemplars, attempt.exemplars)
+        return SplitResult(split=split, images=0, right=0, repeated=0, related=0, skipped=skipped)
+    repeated = _repeated(exemplars, attempt.exemplars)
+    related = _related(exemplars, attempt.exemplars) & ~repeated
+    fresh = ~(repeated | related)
     predicted = attempt.learned.head.probabilities(exemplars.embeddings[fresh]).argmax(axis=1)
     targets = np.array([attempt.exemplars.labels.index(label) for label in exemplars.labels])
     return SplitResult(
         split=split,
         images=int(fresh.sum()),
         right=int((predicted == targets[exemplars.targets[fresh]]).sum()),
-        repeated=int((~fresh).sum()),
+        repeated=int(repeated.sum()),
+        related=int(related.sum()),
         skipped=skipped,
     )
+
+
+def _related(new: Exemplars, old: Exemplars) -> NDArray[np.bool_]:
+    """Return True for each row of ``new`` (N,) whose group has a row of ``old``."""
+    known = {group.tobytes() for group in old.groups[old.groups.any(axis=1)]}
+    return np.array([group.tobytes() in known for group in new.groups], dtype=bool)
 
 
 def _repeated(new: Exemplars, old: Exemplars) -> NDArray[np.bool_]:

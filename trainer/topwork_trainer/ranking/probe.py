@@ -121,6 +121,7 @@ class Prober:
             seen=reference.seen[shared],
             names=tuple(reference.names[row] for row in shared),
             thumbnails=tuple(reference.thumbnails[row] for row in shared),
+            groups=reference.groups[shared],
         )
 
     def _timed_images(self, exemplars: Exemplars) -> list[bytes]:

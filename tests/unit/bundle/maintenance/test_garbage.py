@@ -316,9 +316,9 @@ def test_unreadable_manifest_retains_all_blobs(
 def test_manifest_of_a_newer_schema_retains_all_blobs(repository: Repository) -> None:
     """A manifest of a newer schema may have references that this software does not know."""
     path = repository.root / "models" / "m" / "4" / "manifest.json"
-    path.write_bytes(path.read_bytes().replace(b'"schema": 3', b'"schema": 4'))
+    path.write_bytes(path.read_bytes().replace(b'"schema": 3', b'"schema": 5'))
     (text,) = collect(repository, keep=1).refused
-    assert "schema 4" in text
+    assert "schema 5" in text
     assert images(repository) == {1, 2, 3, 4}
 
 

@@ -10,7 +10,7 @@ import pytest
 from support.photo_sets import ROWS, contents, counts, csv, left_out, write
 
 from topwork.errors import InvalidInput
-from topwork_trainer.data import Photos, scan, scan_test
+from topwork_trainer.data import Photos, add_test_set, scan
 
 
 def scanned(folder: Path, text: str, name: str = "photos.csv") -> Photos:
@@ -256,21 +256,26 @@ def test_metadata_in_splits(folder: Path) -> None:
 def test_test_set_has_photos_of_trained_labels(folder: Path) -> None:
     """A test set may have few photos and other labels, which are left out."""
     (folder / "more.csv").write_text(csv([*ROWS[:1], ("b/1.jpg", "new")]))
-    photos = scan_test(folder / "more.csv", ("a", "b"))
+    photos = add_test_set(scan(folder), folder / "more.csv")
     assert {name: len(split) for name, split in photos.held_out.items()} == {"more.csv": 1}
-    assert left_out(photos) == {"untrained": ("b/1.jpg",)}
-    with pytest.raises(InvalidInput, match="no photo of a trained class; its classes are a, new"):
-        scan_test(folder / "more.csv", ("c",))
+    assert left_out(photos) == {"text": ("more.csv",), "untrained": ("more.csv/b/1.jpg",)}
+    assert photos.notes == ("Held out and not trained on: more.csv (1 photos)",)
+    (folder / "more.csv").write_text(csv([("b/1.jpg", "new")]))
+    with pytest.raises(InvalidInput, match="no photo of a trained class; its classes are new"):
+        add_test_set(scan(folder), folder / "more.csv")
 
 
 def test_test_set_with_splits_uses_its_test_split(folder: Path) -> None:
     """Of data with splits the test split is evaluated; without one it is refused."""
     rows = [(*row, "train" if number else "test") for number, row in enumerate(ROWS)]
-    text = csv(rows, "path,label,split")
-    (folder / "photos.csv").write_text(text)
-    photos = scan_test(folder / "photos.csv", ("a", "b"))
-    assert [photo.name for photo in photos.held_out["photos.csv"]] == ["a/0.jpg"]
-    assert photos.notes == ("Of photos.csv the split test is used",)
-    (folder / "photos.csv").write_text(text.replace("test", "val"))
+    photos = scanned(folder, csv([*rows, ("a/../a/0.jpg", "a", "test")], "path,label,split"))
+    other = folder / "sets" / "test"
+    write(other / "train")
+    write(other / "test", ROWS[:1])
+    photos = add_test_set(photos, other)
+    assert list(photos.held_out) == ["test", str(other)]
+    assert [photo.name for photo in photos.held_out[str(other)]] == ["test/a/0.jpg"]
+    assert "Of test the split test is used" in photos.notes
+    (other / "test").rename(other / "val")
     with pytest.raises(InvalidInput, match="has the splits train, val and no test split"):
-        scan_test(folder / "photos.csv", ("a", "b"))
+        add_test_set(photos, other)

@@ -8,12 +8,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
-from support import pictures, signed, tiny
+from support import photo_sets, pictures, signed, tiny
 
+from topwork.bundle.comparison import Gate
+from topwork.bundle.manifest import GROUPS_SCHEMA, SCHEMA
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
+from topwork.changes.jobs import Job, Upload
+from topwork.changes.retrain import Trainer
 from topwork.errors import Corrupt, InvalidInput, NotFound
 from topwork_trainer.backbones import DEFAULT, BackboneChoice
 from topwork_trainer.fit.fit import FitConfig, FitResult, fit
@@ -213,6 +218,114 @@ def test_split_without_a_judged_photo_stops_no_fit(repository: Repository, split
         fitted.held_out[0]
     )
     assert len(fitted.held_out[1].skipped) == 24
+
+
+def test_test_set_is_judged_like_a_held_out_split(repository: Repository, split: Path) -> None:
+    """The test set, here an archive, is not trained on; its accuracy is in report and result."""
+    archive = photo_sets.zipped(split / "more.zip", split / "test")
+    fitted = _fit(repository, split / "train", test=archive)
+    alone = _fit(repository, split / "train")
+    assert fitted.manifest.head == alone.manifest.head
+    (tested,) = fitted.held_out
+    assert (tested.split, tested.images, tested.repeated) == ("more.zip", 24, 0)
+    assert html.escape(str(tested)) in fitted.report.read_text()
+
+
+# Layouts and groups
+
+
+def _manifest(data: Path, groups: int = 4) -> Path:
+    """Write a manifest in which every class has ``groups`` groups, which other classes share."""
+    rows = [
+        (str(file.relative_to(data)), file.parent.name, f"Patient {number % groups}")
+        for number, file in enumerate(sorted(data.glob("*/*.png")))
+    ]
+    (data / "photos.csv").write_text(photo_sets.csv(rows, "path,label,group"))
+    return data / "photos.csv"
+
+
+def test_layouts_give_the_same_model(repository: Repository, data: Path) -> None:
+    """A folder, a zip archive, a tar archive and a manifest give the same bytes."""
+    rows = [(f"{file.parent.name}/{file.name}", file.parent.name) for file in data.glob("*/*.png")]
+    (data.parent / "list").mkdir()
+    (data.parent / "list" / "photos.csv").write_text(
+        photo_sets.csv([(f"../data/{path}", label) for path, label in rows])
+    )
+    layouts = [
+        data,
+        photo_sets.zipped(data.parent / "1.zip", data),
+        photo_sets.tarred(data.parent / "1.tar.gz", data, mode="w:gz"),
+        data.parent / "list" / "photos.csv",
+    ]
+    manifests = [_fit(repository, layout).manifest for layout in layouts]
+    assert len({manifest.head for manifest in manifests}) == 1
+    assert len({manifest.data_digest for manifest in manifests}) == 1
+    assert len({manifest.exemplars for manifest in manifests[:3]}) == 1  # the names differ
+
+
+def test_groups_are_kept_together_and_reported(repository: Repository, data: Path) -> None:
+    """Exemplars have groups, folds keep them together, report and notes say so; no name is kept."""
+    fitted = _fit(repository, _manifest(data))
+    exemplars = repository.exemplars(fitted.manifest.exemplars)
+    folds = exemplars.folds(0)
+    assert exemplars.count_groups() == 4
+    for group in np.unique(exemplars.groups, axis=0):
+        assert len(set(folds[(exemplars.groups == group).all(axis=1)])) == 1
+    assert fitted.manifest.schema == GROUPS_SCHEMA
+    assert "Folds keep groups together (4 groups)" in fitted.notes
+    assert "Folds keep groups together (4 groups)" in fitted.report.read_text()
+    assert _fit(repository, data).manifest.schema == SCHEMA
+    stored = [path for path in repository.root.rglob("*") if path.is_file()]
+    assert not any(b"Patient 1" in path.read_bytes() for path in stored)
+
+
+def test_groups_survive_changes_of_the_model(repository: Repository, data: Path) -> None:
+    """AddClass after a fit with groups gives the head of one fit on everything, byte for byte."""
+    whole = _manifest(data)
+    rows = whole.read_text().splitlines()
+    new = [row.rsplit(",", 1)[0] + "," for row in rows if row.startswith("crimson")]
+    old = [row for row in rows if not row.startswith("crimson")]
+    whole.write_text("\n".join(old + new))
+    expected = _fit(repository, whole).manifest
+    (data / "old.csv").write_text("\n".join(old))
+    _fit(repository, data / "old.csv")
+    uploads = [
+        Upload(name=photo.name, digest=repository.put_image(photo.read_bytes()))
+        for photo in sorted((data / "crimson").iterdir())
+    ]
+    job = Job(
+        kind="add_class",
+        model="colours",
+        label="crimson",
+        new_label="",
+        accepted=0.0,
+        uploads=tuple(uploads),
+        gate=Gate(max_old_class_drop=1.0, min_new_class_recall=0.0),
+        recipe=None,
+        expected_revision=0,
+        validate_only=False,
+    )
+    trainer = Trainer(repository, cores=2)
+    result = trainer.solve(job, trainer.embed(job, lambda *_: None), "operations/1").result
+    added = repository.manifest("colours", result.revision)
+    assert (added.head, added.data_digest) == (expected.head, expected.data_digest)
+    assert (added.schema, added.parent) == (GROUPS_SCHEMA, 2)
+    assert "Folds keep groups together (4 groups)" in repository.report_file(added).read_text()
+
+
+def test_held_out_photos_of_training_groups_are_not_judged(
+    repository: Repository, split: Path
+) -> None:
+    """A patient in train and test would make the accuracy on the test set too good."""
+    rows = []
+    for number, file in enumerate(sorted(split.glob("t*/*/*.png"))):
+        part, label = file.parts[-3:-1]
+        group = "everywhere" if number % 4 == 0 else f"{part} {number % 4}"
+        rows.append((str(file.relative_to(split)), label, part, group))
+    (split / "photos.csv").write_text(photo_sets.csv(rows, "path,label,split,group"))
+    (tested,) = _fit(repository, split / "photos.csv").held_out
+    assert (tested.images, tested.related, tested.repeated) == (18, 6, 0)
+    assert "6 more belong to groups of training photos" in str(tested)
 
 
 def test_too_few_usable_images_publish_nothing(repository: Repository, data: Path) -> None:

@@ -13,9 +13,7 @@ import lzma
 import os
 import stat
 import tarfile
-import tempfile
 import threading
-import weakref
 import zipfile
 import zlib
 from collections import defaultdict
@@ -39,16 +37,11 @@ from topwork.inputs.folders import (
 )
 from topwork.limits import DEFAULT_LIMITS
 from topwork.printable import file_name
+from topwork_trainer.data.spool import RandomAccessFile, open_file, open_spool
 from topwork_trainer.data.trees import MAX_TABLE_BYTES, check_table_length
 
 MAX_MEMBERS = 1_000_000
 """Raising it accepts archives with more members, each of which needs about 1 kB of memory."""
-
-MAX_EXPANSION = 50
-"""Raising it accepts compressed tar archives that expand more; photos expand by a few percent."""
-
-ALWAYS_EXPANDED = 2**30
-"""Raising it expands more bytes of a compressed tar archive before MAX_EXPANSION applies."""
 
 _MAX_HEADER_BYTES = 2**20
 """Raising it accepts longer names and attributes of members, which are read into memory."""
@@ -68,7 +61,7 @@ _HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
+class Member:
     """A file in an archive."""
 
     size: int
@@ -105,10 +98,10 @@ def open_archive(path: Path) -> ArchiveTree:
 class ArchiveTree:
     """Tree of the members of an archive."""
 
-    def __init__(self, root: Path, entries: Iterator[tuple[str, _Member | Reason | None]]) -> None:
+    def __init__(self, root: Path, entries: Iterator[tuple[str, Member | Reason | None]]) -> None:
         """Index the entries: names with a file, a reason to omit it, or None for a folder."""
         self.root = root
-        self._members: dict[Path, _Member] = {}
+        self._members: dict[Path, Member] = {}
         self._content: dict[Path, set[Path]] = defaultdict(set)
         self._folders = {root}
         omitted: dict[str, Reason] = {}
@@ -127,7 +120,7 @@ class ArchiveTree:
         self.omitted = tuple((reason, name) for name, reason in omitted.items())
         """Names of members that are in no listing, with the reason."""
 
-    def _add(self, path: Path, member: _Member | None) -> None:
+    def _add(self, path: Path, member: Member | None) -> None:
         if member is None:
             self._folders.add(path)
         else:
@@ -203,7 +196,7 @@ def _place(name: str) -> str | None:
     return "/".join(part for part in parts if part not in {"", "."}) or "."
 
 
-def _read_photo(member: _Member, most_bytes: int) -> bytes:
+def _read_photo(member: Member, most_bytes: int) -> bytes:
     """Return a member. Raises ImageError if it is too large or cannot be read."""
     content = b"" if member.size > most_bytes else _read(member, most_bytes + 1)
     if (length := max(member.size, len(content))) > most_bytes:
@@ -213,7 +206,7 @@ def _read_photo(member: _Member, most_bytes: int) -> bytes:
     return content
 
 
-def _read(member: _Member, most_bytes: int) -> bytes:
+def _read(member: Member, most_bytes: int) -> bytes:
     try:
         return member.read(most_bytes)
     except Exception as error:  # encryption, damage, compression methods: zipfile raises many
@@ -223,7 +216,7 @@ def _read(member: _Member, most_bytes: int) -> bytes:
 # Zip
 
 
-def _zip_members(path: Path) -> Iterator[tuple[str, _Member | Reason | None]]:
+def _zip_members(path: Path) -> Iterator[tuple[str, Member | Reason | None]]:
     archive = zipfile.ZipFile(path)
     lock = threading.Lock()  # ZipFile counts its readers without one
     for info in archive.infolist():
@@ -238,7 +231,7 @@ def _zip_members(path: Path) -> Iterator[tuple[str, _Member | Reason | None]]:
         elif info.flag_bits & 1:
             yield name, "unreadable"  # encrypted
         else:
-            yield name, _Member(info.file_size, partial(_read_zipped, archive, info, lock))
+            yield name, Member(info.file_size, partial(_read_zipped, archive, info, lock))
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
@@ -269,56 +262,37 @@ class _TarInfo(tarfile.TarInfo):
         return super()._proc_member(archive)  # type: ignore[misc,no-any-return]  # not in typeshed
 
 
-def _tar_members(path: Path) -> Iterator[tuple[str, _Member | Reason | None]]:
-    file = _Descriptor(_expanded(path))
-    with (
-        os.fdopen(os.dup(file.number), "rb") as opened,
-        tarfile.open(fileobj=opened, mode="r:", tarinfo=_TarInfo) as archive,
-    ):
-        for info in archive:
-            if info.isdir():
-                yield info.name, None
-            elif info.issym() or info.islnk():
-                yield info.name, "link"
-            elif not info.isreg() or info.issparse():
-                yield info.name, "special"
-            else:
-                yield info.name, _Member(info.size, partial(file.read, info.offset_data, info.size))
-        # tarfile takes a damaged header for the end, which is a block of zeros or the file's end.
-        if file.read(archive.offset, 512, 512).strip(b"\0"):
-            raise tarfile.ReadError(f"the header at byte {archive.offset} is damaged")
+def _tar_members(path: Path) -> Iterator[tuple[str, Member | Reason | None]]:
+    file = _open_tar(path)
+    with os.fdopen(os.dup(file.descriptor), "rb") as opened:
+        opened.seek(0)  # a spool was written with this descriptor
+        with tarfile.open(fileobj=opened, mode="r:", tarinfo=_TarInfo) as archive:
+            for info in archive:
+                yield info.name, _tar_member(info, file)
+            # tarfile takes a damaged header for the end: a block of zeros, or the file's end.
+            if file.read(archive.offset, 512, 512).strip(b"\0"):
+                raise tarfile.ReadError(f"the header at byte {archive.offset} is damaged")
 
 
-class _Descriptor:
-    """File descriptor that is closed when nothing refers to it; read by several threads."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        weakref.finalize(self, os.close, number)
-
-    def read(self, offset: int, size: int, most_bytes: int) -> bytes:
-        """Return the bytes at an offset. Raises EOFError if the file is shorter."""
-        return os.pread(self.number, min(size, most_bytes), offset)
+def _tar_member(info: tarfile.TarInfo, file: RandomAccessFile) -> Member | Reason | None:
+    if info.isdir():
+        return None
+    if info.issym() or info.islnk():
+        return "link"
+    if not info.isreg() or info.issparse():
+        return "special"
+    return Member(info.size, partial(file.read, info.offset_data, info.size))
 
 
-def _expanded(path: Path) -> int:
-    """Return a descriptor of a tar archive, or of a temporary file with its expanded content."""
+def _open_tar(path: Path) -> RandomAccessFile:
+    """Return an open tar archive, or a spool with its expanded content."""
     with path.open("rb") as file:
         head = file.read(8)
     for magic, opener in _COMPRESSIONS.items():
         if head.startswith(magic):
-            most = max(ALWAYS_EXPANDED, MAX_EXPANSION * path.stat().st_size)
-            with opener(path) as compressed, tempfile.TemporaryFile() as expanded:
-                length = 0
+            spool = open_spool(path)
+            with opener(path) as compressed:
                 while block := compressed.read(2**20):
-                    length += len(block)
-                    if length > most:
-                        raise InvalidInput(
-                            f"{file_name(path)} expands to more than {most:,} bytes, "
-                            f"{MAX_EXPANSION} times its length: it is not an archive of photos",
-                            field="data",
-                        )
-                    expanded.write(block)
-                expanded.seek(0)
-                return os.dup(expanded.fileno())
-    return os.open(path, os.O_RDONLY)
+                    spool.append(block)
+            return spool
+    return open_file(path)

@@ -12,6 +12,7 @@ from topwork.printable import file_name
 from topwork_trainer.data.archives import is_archive, open_archive
 from topwork_trainer.data.class_folders import read_class_folders
 from topwork_trainer.data.manifests import Manifest, known_columns, read_manifests
+from topwork_trainer.data.parquet import parquet_files, parquet_table, read_parquet
 from topwork_trainer.data.photos import Found
 from topwork_trainer.data.tables import Table, read_csv, read_json_lines
 from topwork_trainer.data.trees import DiskTree, Tree
@@ -24,7 +25,7 @@ TABLES = {
 }
 """Readers of manifests by the extension of the file."""
 
-_METADATA = ("metadata.csv", "metadata.jsonl")
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def read(data: Path, classes: AbstractSet[str] | None) -> Found:
@@ -39,13 +40,15 @@ def read(data: Path, classes: AbstractSet[str] | None) -> Found:
     if data.suffix.casefold() in TABLES:
         tree = DiskTree(data.parent)
         return read_manifests(tree, [Manifest(table=_table(tree, data), folder=data.parent)])
+    if data.suffix.casefold() == ".parquet":
+        return read_parquet([data], data.parent)
     if is_archive(data):
         archive = open_archive(data)
         found = _read_folder(archive, _top(archive), classes)
         return replace(found, omitted=(*found.omitted, *archive.omitted))
     raise InvalidInput(
         f"{file_name(data)} is not a folder, an archive (zip, tar) or a manifest, whose extension "
-        f"is one of {', '.join(TABLES)}",
+        f"is one of {', '.join(TABLES)} and .parquet",
         field="data",
     )
 
@@ -80,13 +83,15 @@ def _read_folder(tree: Tree, root: Path, classes: AbstractSet[str] | None) -> Fo
             manifests = []
     if manifests:
         return read_manifests(tree, manifests)
+    if isinstance(tree, DiskTree) and (files := parquet_files(tree, root)):
+        return read_parquet(files, root)
     return read_class_folders(tree, root, classes)
 
 
 def _metadata(tree: Tree, folder: Path, listing: Listing, split: str) -> list[Manifest]:
     """Return the metadata files of Hugging Face's imagefolder that have paths and labels."""
     paths = (*(omission.path for omission in listing.omitted), *listing.files)
-    tables = [_table(tree, path) for path in sorted(paths) if path.name in _METADATA]
+    tables = [_table(tree, path) for path in sorted(paths) if _is_metadata(tree, path)]
     return [
         Manifest(table=table, folder=folder, split=split)
         for table in tables
@@ -94,6 +99,14 @@ def _metadata(tree: Tree, folder: Path, listing: Listing, split: str) -> list[Ma
     ]
 
 
+def _is_metadata(tree: Tree, path: Path) -> bool:
+    """Return True for a metadata file; Parquet files are not read inside archives."""
+    is_readable = path.suffix != ".parquet" or tree.file(path) is not None
+    return path.name in _METADATA and is_readable
+
+
 def _table(tree: Tree, path: Path) -> Table:
+    if path.suffix == ".parquet":
+        return parquet_table(path)
     read_rows = TABLES[path.suffix.casefold()]
     return read_rows(tree.read_table(path), file_name(path.name))

@@ -15,7 +15,7 @@ import pytest
 from support.photo_sets import ROWS, contents, counts, csv, left_out, tarred, write, zip_of, zipped
 
 from topwork.errors import ImageError, InvalidInput
-from topwork_trainer.data import archives, scan
+from topwork_trainer.data import archives, scan, spool
 
 MEMBERS = {path: b"\0" + path.encode() for path, _ in ROWS}
 
@@ -186,7 +186,7 @@ def test_compressed_tar_that_expands_too_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error names the limit; no more than it is expanded."""
-    monkeypatch.setattr(archives, "ALWAYS_EXPANDED", 2**20)
+    monkeypatch.setattr(spool, "ALWAYS_EXPANDED", 2**20)
     (tmp_path / "1.tar.gz").write_bytes(gzip.compress(bytes(32 * 2**20)))
     with pytest.raises(InvalidInput, match=r"1\.tar\.gz expands to more than 1,6\d\d,\d{3} bytes"):
         scan(tmp_path / "1.tar.gz")

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support import photo_sets, pictures, signed, tiny
@@ -245,17 +247,22 @@ def _manifest(data: Path, groups: int = 4) -> Path:
 
 
 def test_layouts_give_the_same_model(repository: Repository, data: Path) -> None:
-    """A folder, a zip archive, a tar archive and a manifest give the same bytes."""
-    rows = [(f"{file.parent.name}/{file.name}", file.parent.name) for file in data.glob("*/*.png")]
+    """A folder, a zip and a tar archive, a manifest and a Parquet file give the same bytes."""
+    files = sorted(data.glob("*/*.png"))
+    rows = [(f"{file.parent.name}/{file.name}", file.parent.name) for file in files]
     (data.parent / "list").mkdir()
     (data.parent / "list" / "photos.csv").write_text(
         photo_sets.csv([(f"../data/{path}", label) for path, label in rows])
     )
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    table = pa.table({"image": images, "label": [label for _, label in rows]})
+    pq.write_table(table, data.parent / "1.parquet")
     layouts = [
         data,
         photo_sets.zipped(data.parent / "1.zip", data),
         photo_sets.tarred(data.parent / "1.tar.gz", data, mode="w:gz"),
         data.parent / "list" / "photos.csv",
+        data.parent / "1.parquet",
     ]
     manifests = [_fit(repository, layout).manifest for layout in layouts]
     assert len({manifest.head for manifest in manifests}) == 1

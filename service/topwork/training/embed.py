@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from topwork.bundle import exemplars
 from topwork.bundle.exemplars import Exemplars
-from topwork.bundle.groups import group_id
+from topwork.bundle.groups import GROUP_BYTES, group_id
 from topwork.errors import ImageError
 from topwork.inputs.duplicates import fingerprint
 from topwork.inputs.image import pixel_digest, preprocess
@@ -139,7 +139,9 @@ def embed(
         contents=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
         names=[source.name for source in used],
         thumbnails=[row.thumbnail for row in rows],
-        groups=np.array([list(group_id(source.group)) for source in used], dtype=np.uint8),
+        groups=np.frombuffer(
+            b"".join(group_id(source.group) for source in used), dtype=np.uint8
+        ).reshape(-1, GROUP_BYTES),
     )
     return used_exemplars, skipped
 

@@ -147,10 +147,11 @@ def fit(
 ) -> None:
     """Train on the labelled photos in DATA and publish a revision.
 
-    DATA is a folder that contains one folder of photos per class, a manifest (CSV, TSV or JSON
-    lines with columns path, label and optionally split and group), or a zip or tar archive. If it
-    has the splits train and val or test, the model is trained on train only and tested on the
-    others. Files that are left out are listed with the reason.
+    DATA is a folder that contains one folder of photos per class, a manifest (CSV, TSV, JSON lines
+    or Parquet with columns path, label and optionally split and group), annotations (COCO, Label
+    Studio), a Hugging Face data set, or a zip or tar archive of folders. If it has the splits train
+    and val or test, the model is trained on train only and tested on the others. Files that are
+    left out are listed with the reason.
 
     The object that --json prints has model, revision, labels, accuracy, accuracy_low,
     accuracy_high, per_class, seconds, held_out, left_out and more.

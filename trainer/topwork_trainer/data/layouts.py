@@ -9,6 +9,7 @@ from pathlib import Path
 from topwork.errors import InvalidInput
 from topwork.inputs.folders import Listing, splits
 from topwork.printable import file_name
+from topwork_trainer.data.annotations import read_annotations
 from topwork_trainer.data.archives import is_archive, open_archive
 from topwork_trainer.data.class_folders import read_class_folders
 from topwork_trainer.data.manifests import Manifest, known_columns, read_manifests
@@ -40,6 +41,8 @@ def read(data: Path, classes: AbstractSet[str] | None) -> Found:
     if data.suffix.casefold() in TABLES:
         tree = DiskTree(data.parent)
         return read_manifests(tree, [Manifest(table=_table(tree, data), folder=data.parent)])
+    if data.suffix.casefold() == ".json":
+        return read_annotations(DiskTree(data.parent), data)
     if data.suffix.casefold() == ".parquet":
         return read_parquet([data], data.parent)
     if is_archive(data):
@@ -48,7 +51,7 @@ def read(data: Path, classes: AbstractSet[str] | None) -> Found:
         return replace(found, omitted=(*found.omitted, *archive.omitted))
     raise InvalidInput(
         f"{file_name(data)} is not a folder, an archive (zip, tar) or a manifest, whose extension "
-        f"is one of {', '.join(TABLES)} and .parquet",
+        f"is one of {', '.join(TABLES)}, .json and .parquet",
         field="data",
     )
 

@@ -17,17 +17,38 @@ def find_temperature(
 ) -> float:
     """Return the temperature of least weighted log loss (Guo et al., ICML 2017), 1/1000 to 1000.
 
-    The target probability of a class with n images is (n + 1) / (n + 2) instead of 1 (Platt, 1999):
-    otherwise a few correctly classified images would give unlimited confidence. The loss is convex
-    in the inverse temperature, which is found by Newton's method: its derivatives are the mean
-    logit under the model less the target logit, and the variance of the logits.
+    With n images the target probability is (n + 1) / (n + 2) instead of 1 (Platt, 1999): otherwise
+    a few correctly classified images would give unlimited confidence. n counts the images of all
+    classes, which share the temperature; with the images of each class for n, heads of many small
+    classes were far too timid. Calibration error on other images, mean of 2 to 8 draws (synthetic:
+    real variation around random class means):
+
+        images a class             5      10     20     50
+        flowers, 5 classes
+          n of the class         0.112  0.076  0.050  0.026
+          n of all               0.063  0.035  0.028  0.020
+        X-rays, 2 classes
+          n of the class         0.180  0.062  0.043  0.038
+          n of all               0.156  0.046  0.037  0.033
+        synthetic, 20 classes
+          n of the class         0.140  0.113  0.072  0.040
+          n of all               0.028  0.019  0.015  0.011
+        synthetic, 100 classes
+          n of the class         0.185  0.126  0.083    -
+          n of all               0.020  0.010  0.006    -
+
+    What is left at 5 images comes from cross-validation, whose heads have learnt from fewer.
+
+    The loss is convex in the inverse temperature, which is found by Newton's method: its
+    derivatives are the mean logit under the model less the target logit, and the variance of the
+    logits.
     """
     other_classes = logits.shape[1] - 1
     if not other_classes:
         return 1.0  # with one class, temperature has no effect
     z = logits - logits.max(axis=1, keepdims=True)
     right = z[np.arange(len(targets)), targets].astype(np.float64)
-    smoothing = 1 / (np.bincount(targets)[targets] + 2)
+    smoothing = 1 / (np.count_nonzero(weights) + 2)
     target_logit = (1 - smoothing) * right + smoothing * (
         z.sum(axis=1, dtype=np.float64) - right
     ) / other_classes

@@ -81,24 +81,28 @@ class Exemplars:
     def folds(self, seed: int) -> NDArray[np.int64]:
         """Return the fold of each exemplar, (N,), 0 to FOLDS - 1; -1 if it was ``seen``.
 
-        A fold is a hash of ``seed`` and the smallest image digest among the near-duplicates with
-        the same label. So a photo that was uploaded twice cannot leak from training to evaluation,
-        and a new class does not move old exemplars to other folds. Exemplars of the same group
-        share a fold whatever their labels; see ``group_folds``.
+        The photos of a label are sorted by a hash of ``seed`` and dealt to the folds, so that every
+        training set has its share of each label, however few photos there are: with five flowers
+        of each of five kinds the estimate of the accuracy was 0.03 too low; 0.14 where each photo
+        had a fold of its own by its hash. Near-duplicates with the same label share a fold: a photo
+        that was uploaded twice cannot leak from training to evaluation. Folds of a label depend on
+        its own photos alone, so a new class does not move those of others. Exemplars of the same
+        group share a fold whatever their labels; see ``group_folds``.
         """
-        representative = np.arange(len(self))
-        for target in range(len(self.labels)):
-            rows = np.flatnonzero(self.targets == target)
-            representative[rows] = rows[near_duplicates(self.fingerprints[rows])]
         prefix = seed.to_bytes(8, "big", signed=True)
-        folds = [_fold(prefix + self.digests[row].tobytes()) for row in representative]
-        assigned = np.array(folds, dtype=np.int64)
+        copies, dealt = np.empty((2, len(self)), dtype=np.int64)
+        for target, label in enumerate(self.labels):
+            rows = np.flatnonzero(self.targets == target)
+            copies[rows] = rows[near_duplicates(self.fingerprints[rows])]
+            keys = {row: _hash(prefix + self.digests[row].tobytes()) for row in copies[rows]}
+            first = int.from_bytes(_hash(prefix + label.encode())[:8], "big") % FOLDS
+            turns = enumerate(sorted(keys, key=keys.__getitem__), start=first)
+            fold = {row: turn % FOLDS for turn, row in turns}
+            dealt[rows] = [fold[row] for row in copies[rows]]
         if self.groups.any():
-            grouped = group_folds(
-                self.groups, representative, self.targets, folds=FOLDS, prefix=prefix
-            )
-            assigned = np.where(grouped < 0, assigned, grouped)
-        return np.where(self.seen, -1, assigned)
+            grouped = group_folds(self.groups, copies, self.targets, folds=FOLDS, prefix=prefix)
+            dealt = np.where(grouped < 0, dealt, grouped)
+        return np.where(self.seen, -1, dealt)
 
 
 def make(
@@ -249,5 +253,5 @@ def _gather(parts: Sequence[NDArray[np.float32]], rows: NDArray[np.int64]) -> ND
     return gathered
 
 
-def _fold(key: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") % FOLDS
+def _hash(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -229,11 +229,21 @@ def test_data_digest_depends_on_images_and_labels() -> None:
 # Folds
 
 
-def test_folds_are_of_about_equal_size() -> None:
-    """Different photos are distributed evenly over the folds."""
-    counts = np.bincount(exemplars(numbered(2_000)).folds(0), minlength=FOLDS)
-    assert len(counts) == FOLDS
-    assert counts.min() > 2_000 / FOLDS - 4 * np.sqrt(2_000 * 0.16)  # 4 sigma
+@pytest.mark.parametrize("photos", [1, 2, 5, 7, 2_000])
+def test_each_label_has_its_share_of_each_fold(photos: int) -> None:
+    """The photos of a label are distributed evenly over the folds, however few there are."""
+    made = exemplars([*numbered(photos), *numbered(40, "b")])
+    folds = made.folds(0)
+    counts = np.bincount(folds[made.targets == 0], minlength=FOLDS)
+    assert counts.max() - counts.min() == (photos % FOLDS > 0)
+    assert (np.bincount(folds[made.targets == 1]) == 8).all()
+
+
+def test_labels_begin_with_different_folds() -> None:
+    """Labels of a single photo are distributed over the folds, too."""
+    made = exemplars([(number, f"label {number}") for number in range(300)])
+    counts = np.bincount(made.folds(0), minlength=FOLDS)
+    assert counts.min() > 300 / FOLDS - 4 * np.sqrt(300 * 0.16)  # 4 sigma
 
 
 def test_folds_depend_on_the_seed() -> None:

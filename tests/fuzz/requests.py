@@ -35,6 +35,7 @@ from topwork.rpc.servicers.classifier import ClassifierServicer
 from topwork.rpc.servicers.models import ModelServicer
 from topwork.rpc.servicers.operations import OperationsServicer, OperationViews
 from topwork.serving import classifier as classifying
+from topwork.serving.backbones import LoadedBackbone
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import Classified, Timings
 from topwork.serving.registry import Registry
@@ -233,6 +234,9 @@ class _Registry:
         if model != sandbox.MODEL:
             raise NotFound(f"there is no model {model!r}", kind="model", resource=model)
         return sandbox.repository().manifest(model, 1)
+
+    def backbone(self, model: str) -> LoadedBackbone:
+        return LoadedBackbone(sandbox.repository().backbone(self.serving(model)), None)
 
     def knows(self, model: str, revision: int) -> bool:
         return True

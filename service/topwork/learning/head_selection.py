@@ -172,7 +172,9 @@ def _heads(validation: CrossValidation) -> tuple[HeadKind, ...]:
     """Return the candidates of ``auto``: linear heads first, since they are cheap to serve.
 
     Of the linear heads, logistic regression was best on new photos after fits on 5 to 60 photos
-    per class.
+    per class. Linear discriminant analysis with a shrunken covariance as another candidate changed
+    the accuracy on new photos by -0.2 to 0.1 points (flowers, X-rays, 5 to 50 photos per class, 16
+    draws each), and made the calibration worse.
     """
     closed: tuple[HeadKind, ...] = ("ridge", "nearest_mean")
     linear = ("logistic", *closed) if _logistic_is_fast(validation) else closed

@@ -128,6 +128,11 @@ class _OrAuto(click.ParamType[Any]):
     help="Seed of the cross-validation folds and of fine-tuning.",
 )
 @click.option(
+    "--drop-suspects",
+    is_flag=True,
+    help="Leave out photos whose label the audit suspects, list them, and learn again.",
+)
+@click.option(
     "--strict", is_flag=True, help="Refuse to train if the audit has an error or a warning."
 )
 @click.option(

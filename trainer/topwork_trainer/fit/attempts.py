@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
+from topwork.learning.audit import suspects
 from topwork.learning.learn import Learned, learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.training.backbone_session import UsedBackbone, open_backbone_session
@@ -24,6 +25,9 @@ from topwork_trainer.data import check_counts
 from topwork_trainer.fit.paired import Difference, paired
 
 _LOG = logging.getLogger(__name__)
+
+SUSPECTED = "SUSPECTED_LABEL"
+"""Reason of photos that were left out because their label is suspected."""
 
 OnStageProgress = Callable[[str, int, int], None]
 """Called with the name of the stage, units done and total units (0: a single step)."""
@@ -45,12 +49,9 @@ class Attempt:
         return np.asarray(predicted == self.exemplars.targets[judged.rows])
 
     def images(self) -> Sequence[bytes]:
-        """Return a key of image digest and label for each judged exemplar."""
-        exemplars = self.exemplars
-        return [
-            exemplars.digests[row].tobytes() + exemplars.labels[exemplars.targets[row]].encode()
-            for row in self.learned.judged.rows
-        ]
+        """Return the key of each judged exemplar."""
+        every = keys(self.exemplars)
+        return [every[row] for row in self.learned.judged.rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,8 @@ class Attempts:
     cache: EmbeddingCache | None
     exports: Exports | None = None
     on_progress: OnStageProgress
+    dropped: Mapping[bytes, str] = field(default_factory=dict)
+    """Reasons to leave photos out, by the photo's key (see ``keys``)."""
 
     def attempt(
         self, info: BackboneInfo, *, seen: frozenset[str] = frozenset(), stage: str = "embed"
@@ -75,9 +78,49 @@ class Attempts:
         InvalidInput if a class has too few usable photos.
         """
         exemplars, skipped = self.embed(self.open(info), stage=stage)
+        return self.attempt_on(info, exemplars, skipped, seen)
+
+    def without_suspects(self, attempt: Attempt) -> tuple[Attempts, Attempt]:
+        """Drop the photos with a suspected label; return the attempts and the attempt without them.
+
+        Raises InvalidInput if a class has too few others.
+        """
+        judged, exemplars = attempt.learned.judged, attempt.exemplars
+        images, targets = attempt.images(), exemplars.targets[judged.rows]
+        dropped = {
+            images[row]: f"the label is suspected: the photo looks like {exemplars.labels[other]!r}"
+            for row, other in suspects(targets, judged.probabilities)
+        }
+        attempts = replace(self, dropped=dropped)
+        names = zip(exemplars.names, exemplars.seen, strict=True)
+        seen = frozenset(name for name, was_seen in names if was_seen)
+        return attempts, attempts.attempt_on(attempt.backbone, exemplars, attempt.skipped, seen)
+
+    def attempt_on(
+        self,
+        info: BackboneInfo,
+        exemplars: Exemplars | None,
+        skipped: Sequence[Skipped],
+        seen: frozenset[str],
+    ) -> Attempt:
+        """Learn a head from embedded photos, except those that are ``dropped``. See ``attempt``."""
         labels = sorted({source.label for source in self.sources})
         counts = Counter(dict.fromkeys(labels, 0))
         if exemplars is not None:
+            reasons = [self.dropped.get(key) for key in keys(exemplars)]
+            skipped = [
+                *skipped,
+                *(
+                    Skipped(
+                        name=name, label=exemplars.labels[target], reason=SUSPECTED, message=why
+                    )
+                    for name, target, why in zip(
+                        exemplars.names, exemplars.targets, reasons, strict=True
+                    )
+                    if why
+                ),
+            ]
+            exemplars = exemplars.where(np.array([not why for why in reasons]))
             counts.update(dict(zip(exemplars.labels, exemplars.counts().tolist(), strict=True)))
         check_counts(counts, labels, kind="usable images", limits=DEFAULT_LIMITS)
         assert exemplars is not None, "check_counts refused an empty set"
@@ -112,6 +155,14 @@ class Attempts:
             cache=self.cache.for_backbone(backbone.info) if self.cache else None,
             on_image=count,
         )
+
+
+def keys(exemplars: Exemplars) -> list[bytes]:
+    """Return a key of image digest and label for each exemplar."""
+    return [
+        digest.tobytes() + exemplars.labels[target].encode()
+        for digest, target in zip(exemplars.digests, exemplars.targets, strict=True)
+    ]
 
 
 def compare(new: Attempt, old: Attempt) -> Difference:

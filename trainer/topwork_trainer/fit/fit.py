@@ -66,6 +66,8 @@ class FitConfig:
     """``better``: publish the fine-tuned backbone only if it is significantly better."""
     precision: Precision = "fp32"
     seed: int = 0
+    drop_suspects: bool = False
+    """True: leave out photos whose label is suspected, and learn again."""
     strict: bool = False
     """True: refuse to train if the audit has errors or warnings."""
     cache: Path | None = None
@@ -129,6 +131,10 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         if config.strict:
             require_clean(findings)
         notes = [*photos.notes, *([explain(ranked)] if ranked else [])]
+        if config.drop_suspects:
+            attempts, attempt = attempts.without_suspects(attempt)
+            count = len(attempts.dropped)
+            notes.append(f"Left out: {count} photo{'s'[: count != 1]} whose label is suspected")
         checkpoint = config.repository / "checkpoints" / f"{config.model}.pt"
         if config.unfreeze != "none":
             attempt = _finetune(config, attempts, attempt, choice, checkpoint, notes)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from support import photo_sets, pictures, signed, tiny
 
@@ -23,6 +24,7 @@ from topwork.changes.jobs import Job, Upload
 from topwork.changes.retrain import Trainer
 from topwork.errors import Corrupt, InvalidInput, NotFound
 from topwork_trainer.backbones import DEFAULT, BackboneChoice
+from topwork_trainer.fit import attempts
 from topwork_trainer.fit.fit import FitConfig, FitResult, fit
 from topwork_trainer.fit.held_out import SplitResult
 
@@ -383,6 +385,36 @@ def test_strict_refuses_findings_of_the_audit(repository: Repository, data: Path
     assert caught.value.reason == "AUDIT_FAILED"
     assert repository.models() == []
     assert any(finding.kind == "unreadable" for finding in _fit(repository, data).findings)
+
+
+def test_suspects_are_dropped_and_listed(repository: Repository, data: Path) -> None:
+    """With --drop-suspects the head is that of a fit without the mislabelled photo."""
+    wrong = data / "blue" / "wrong.png"
+    wrong.write_bytes(pictures.pictures("crimson", 14)[13])
+    kept = _fit(repository, data)
+    assert not kept.skipped
+    dropped = _fit(repository, data, drop_suspects=True)
+    (skipped,) = dropped.skipped
+    assert (skipped.name, skipped.reason) == ("blue/wrong.png", "SUSPECTED_LABEL")
+    assert "looks like 'crimson'" in skipped.message
+    assert "Left out: 1 photo whose label is suspected" in dropped.notes
+    assert "blue/wrong.png" in dropped.report.read_text()
+    wrong.unlink()
+    assert _fit(repository, data).manifest.head == dropped.manifest.head != kept.manifest.head
+
+
+def test_dropped_suspects_must_leave_enough_photos(
+    repository: Repository, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class whose photos are mostly suspected stops the fit."""
+
+    def suspect(targets: NDArray[np.int64], _: object) -> list[tuple[int, int]]:
+        return [(row, 0) for row in np.flatnonzero(targets == 1).tolist()[4:]]
+
+    monkeypatch.setattr(attempts, "suspects", suspect)
+    with pytest.raises(InvalidInput, match="'blue' has 4"):
+        _fit(repository, data, drop_suspects=True)
+    assert repository.models() == []
 
 
 def test_cache_does_not_change_the_head(repository: Repository, data: Path, tmp_path: Path) -> None:

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from topwork.arrays import FloatArray
 from topwork.bundle.head import Kernel, Scorer
 from topwork.bundle.recipe import HeadKind
-from topwork.errors import NotReady
 from topwork.learning import cholesky, logistic, ridge
 from topwork.learning.cells import find_cells
 from topwork.learning.parallel import SINGLE_THREAD, Threads
-from topwork.learning.task import SUPPORT_ROWS, Task, balanced_weights
+from topwork.learning.task import Task, balanced_weights
 
 GRID_TOLERANCE = 1e-3
 """Tolerance of logistic regression in cross-validation.
@@ -32,9 +31,6 @@ FINAL_TOLERANCE = 1e-5
 Lowering it to 1e-7 needs double precision and four times as long; scikit-learn's solver at 1e-8 is
 7e-5 from the optimum.
 """
-
-KERNEL_ROWS = 3_000
-"""Largest number of rows for which ``auto`` tries a kernel; the solve takes cubic time."""
 
 COLUMNS = 40
 """Approximate number of columns (classes times problems) of logistic regression per batch.
@@ -173,7 +169,8 @@ class RandomFourier:
 class KernelRidge:
     """Kernel ridge regression: ridge regression on similarities to all rows.
 
-    The scores of a set's classes sum to 1; the score of another class is 0.
+    The scores of a set's classes sum to 1; the score of another class is 0. Large tasks have
+    landmarks instead of all rows; see Task.
     """
 
     strengths = (3.0, 30.0)
@@ -187,14 +184,10 @@ class KernelRidge:
         final: bool,
         threads: Threads = SINGLE_THREAD,
     ) -> list[list[Scorer]]:
-        """See Family. Raises NotReady if there are more than SUPPORT_ROWS rows."""
+        """See Family."""
+        if task.is_large:
+            return self._solve_large(task, sets, strengths, final, threads)
         rows = len(task.targets)
-        if rows > SUPPORT_ROWS:
-            raise NotReady(
-                f"a kernel head supports at most {SUPPORT_ROWS} images and there are {rows}; "
-                "fit with another head",
-                reason="TOO_MANY_IMAGES",
-            )
         kernel, similarities = task.kernel, task.similarities
 
         def solve(members: NDArray[np.bool_]) -> list[Scorer]:
@@ -213,6 +206,20 @@ class KernelRidge:
             return scorers
 
         return _by_strength(threads.map(solve, list(sets)))
+
+    def _solve_large(
+        self, task: Task, sets: Sets, strengths: Sequence[float], final: bool, threads: Threads
+    ) -> list[list[Scorer]]:
+        whitened = replace(task, features=task.landmark_features)
+        solved = Ridge().solve(whitened, sets, strengths, final=final, threads=threads)
+        back = task.whitening.T
+        return [
+            [
+                replace(scorer, weights=scorer.weights @ back, expansion=task.landmarks)
+                for scorer in scorers
+            ]
+            for scorers in solved
+        ]
 
 
 class NearestMean:

@@ -23,6 +23,19 @@ all (accuracy 0.936 and 0.934), at a fifth of the size; on 128 it was 0.933.
 SUPPORT_ROWS = 4_000
 """Largest number of points of a support: 2 MB in a head; the solve takes cubic time."""
 
+KERNEL_ROWS = 3_000
+"""Raising it gives a kernel all rows of more tasks."""
+
+LANDMARKS = 1_000
+"""Number of points of a kernel for large sets (Williams and Seeger, NeurIPS 2000).
+
+On 2,000 photos of flowers the accuracy was 0.934 with 1,000 landmarks, as with all rows, and 0.929
+with 500.
+"""
+
+_JITTER = 1e-4
+"""Raising it ignores differences between similar landmarks."""
+
 FOURIER_FEATURES = 2_048
 """Number of random Fourier features; raising it approximates the kernel better and costs more."""
 
@@ -85,6 +98,33 @@ class Task:
         return _similarities(np.maximum(result, 0, out=result))
 
     @cached_property
+    def landmarks(self) -> Kernel:
+        """Return the kernel expansion of a large task: similarities to LANDMARKS of its rows.
+
+        They are the same number of rows of each class, if there are so many.
+        """
+        rows = np.searchsorted(self.support_rows, take_turns(self.targets, LANDMARKS))
+        return Kernel(support=self.support[rows], gamma=GAMMA)
+
+    @cached_property
+    def whitening(self) -> NDArray[np.float32]:
+        """Return the map (M, M) of similarities to landmarks to features whose products are them.
+
+        So ridge regression on these features is kernel ridge regression.
+        """
+        points = self.landmarks.support.points.astype(np.float64)
+        lengths = np.square(points).sum(axis=1)
+        distances = lengths + lengths[:, None] - 2 * points @ points.T
+        similarities = np.exp(-GAMMA * np.maximum(distances, 0))
+        np.fill_diagonal(similarities, 1 + _JITTER)
+        return np.linalg.inv(np.linalg.cholesky(similarities)).T.astype(np.float32)
+
+    @cached_property
+    def landmark_features(self) -> NDArray[np.float32]:
+        """Return the whitened similarities (N, M) to the landmarks."""
+        return self._by_blocks(lambda x: self.landmarks(x) @ self.whitening, len(self.whitening))
+
+    @cached_property
     def fourier(self) -> Fourier:
         """Return the random Fourier expansion, the same in all tasks of the same width."""
         rng = np.random.default_rng(0)
@@ -97,14 +137,25 @@ class Task:
         )
 
     def expanded(self, expansion: Kernel | Fourier | None) -> NDArray[np.float32]:
-        """Return the features (N, M) expanded by the task's ``kernel`` or ``fourier``, if any."""
+        """Return the features (N, M) expanded by an expansion of this task, if any."""
         if expansion is None:
             return self.features
-        return self._kernel_features if isinstance(expansion, Kernel) else self._fourier_features
+        if isinstance(expansion, Fourier):
+            return self._fourier_features
+        return self._landmark_similarities if self.is_large else self._kernel_features
+
+    @property
+    def is_large(self) -> bool:
+        """True if a kernel has landmarks instead of all rows, whose solve takes cubic time."""
+        return len(self.targets) > KERNEL_ROWS
 
     @cached_property
     def _kernel_features(self) -> NDArray[np.float32]:
         return _similarities(self.distances.copy())
+
+    @cached_property
+    def _landmark_similarities(self) -> NDArray[np.float32]:
+        return self._by_blocks(self.landmarks, len(self.whitening))
 
     @cached_property
     def _fourier_features(self) -> NDArray[np.float32]:

@@ -12,10 +12,11 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics.pairwise import rbf_kernel
 
+from topwork.bundle.head import Kernel
 from topwork.bundle.recipe import HeadKind
-from topwork.errors import NotReady
-from topwork.learning import families as module
+from topwork.learning import task as task_module
 from topwork.learning.families import FAMILIES
+from topwork.learning.parallel import Threads
 from topwork.learning.task import GAMMA, Task, balanced_weights
 
 KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
@@ -215,9 +216,52 @@ def test_solve_is_deterministic(kind: HeadKind) -> None:
     assert first.bias.tobytes() == second.bias.tobytes()
 
 
-def test_kernel_refuses_too_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error has the number of images, the limit and the remedy."""
-    monkeypatch.setattr(module, "SUPPORT_ROWS", 100)
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every task a large one."""
+    monkeypatch.setattr(task_module, "KERNEL_ROWS", 0)
+
+
+def test_kernel_of_all_rows_as_landmarks_is_the_exact_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ridge regression on whitened similarities to all rows is kernel ridge regression."""
+    sets = folds(make_task())
+    (exact,) = FAMILIES["kernel"].solve(make_task(), sets, [3.0], final=True)
+    monkeypatch.setattr(task_module, "KERNEL_ROWS", 0)
     task = make_task()
-    with pytest.raises(NotReady, match=r"at most 100 images and there are 120; fit with another"):
-        FAMILIES["kernel"].solve(task, all_rows(task), [3.0], final=False)
+    (found,) = FAMILIES["kernel"].solve(task, sets, [3.0], final=True)
+    x = task.features
+    for one, other in zip(exact, found, strict=True):
+        # The exact one has no intercept, and the balance of each set.
+        np.testing.assert_allclose(one(x), other(x), atol=0.05)
+        assert (one(x).argmax(axis=1) == other(x).argmax(axis=1)).mean() > 0.9
+
+
+@pytest.mark.usefixtures("large")
+def test_kernel_of_some_landmarks_is_near_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of the task's rows and of new rows are those of the scorer, with few points."""
+    monkeypatch.setattr(task_module, "LANDMARKS", 40)
+    task = make_task()
+    ((scorer,),) = FAMILIES["kernel"].solve(task, all_rows(task), [3.0], final=True)
+    assert isinstance(scorer.expansion, Kernel)
+    assert len(scorer.expansion.support.points) == 40
+    rows = np.arange(len(task.targets))
+    np.testing.assert_allclose(task.scores(scorer, rows), scorer(task.features), atol=1e-4)
+    assert (scorer(task.features).argmax(axis=1) == task.targets).mean() > 0.8
+
+
+@pytest.mark.usefixtures("large")
+def test_absent_class_never_has_the_highest_score_of_landmarks() -> None:
+    """As for the other heads."""
+    test_absent_class_never_has_the_highest_score("kernel")
+
+
+@pytest.mark.usefixtures("large")
+def test_landmarks_do_not_depend_on_threads() -> None:
+    """Two threads give the same bytes as one."""
+    sets = folds(make_task())
+    with Threads(2) as threads:
+        (found,) = FAMILIES["kernel"].solve(make_task(), sets, [3.0], final=False, threads=threads)
+    (expected,) = FAMILIES["kernel"].solve(make_task(), sets, [3.0], final=False)
+    assert [one.weights.tobytes() for one in found] == [one.weights.tobytes() for one in expected]

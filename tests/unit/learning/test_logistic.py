@@ -93,6 +93,39 @@ def test_grid_equals_its_problems() -> None:
         assert abs(batch.iterations[problem] - alone.iterations[0]) <= 3
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_parts_of_rows_do_not_change_the_solution(
+    dtype: type[np.float32 | np.float64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products of 32 and 64 rows, the last filled up, give the solution of one product."""
+    monkeypatch.setattr(logistic, "_BLOCK_ROWS", 64)  # also parts are summed in several blocks
+    features, targets = make_problem(seed=16)
+    numbers = 3 * CLASSES * (WIDTH + 1)  # of 3 problems
+    found = []
+    for fitting, rows in ((8, ROWS), (128, ROWS), (64, 64), (32, 32)):
+        monkeypatch.setattr(logistic, "_UNPACKED", numbers * fitting)
+        assert logistic._rows_per_part(ROWS, numbers) == rows
+        found.append(
+            solve(
+                features,
+                targets,
+                CLASSES,
+                sample_weights=make_weights(17, 3),
+                strengths=np.array([3.0, 30.0, 300.0]),
+                tolerance=1e-5,
+                dtype=dtype,
+            )
+        )
+    for parts in found[1:]:
+        assert (abs(parts.iterations - found[0].iterations) <= 3).all()
+        for problem in range(3):
+            np.testing.assert_allclose(
+                probabilities(parts, problem, features),
+                probabilities(found[0], problem, features),
+                atol=1e-4,
+            )
+
+
 @pytest.mark.slow
 @settings(max_examples=60)
 @given(

@@ -1,9 +1,11 @@
-"""Process-wide settings: memory of Pillow, warnings, open files, telemetry of ONNX Runtime."""
+"""Process-wide settings: memory of Pillow, warnings, open files, telemetry, priority."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+import sys
 import warnings
 
 _ENVIRONMENT = {
@@ -31,6 +33,18 @@ def configure() -> None:
     for module in _NOISY:
         warnings.filterwarnings("ignore", module=module)
     _allow_many_files()
+
+
+def run_at_lowest_priority() -> None:
+    """Give this process, and its later threads, only time that others on the machine leave.
+
+    On Linux by SCHED_IDLE: a thread that wakes up preempts it at once, while a process with
+    niceness 19 may finish its time slice. The niceness counts where SCHED_IDLE is not allowed.
+    """
+    os.nice(19)
+    if sys.platform == "linux":
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _allow_many_files() -> None:

@@ -132,3 +132,28 @@ def test_entry_point_configures_the_process_first(
     monkeypatch.setattr(process, "configure", configure)
     with pytest.raises(Configured):
         enter()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="SCHED_IDLE is of Linux")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_lowest_priority_holds_for_later_threads(allowed: bool) -> None:
+    """Threads get SCHED_IDLE, and the highest niceness in case it is not allowed."""
+    code = """
+import os, threading
+from topwork.runtime import process
+
+def forbid(*_):
+    raise PermissionError
+
+if sys.argv[1] == "False":
+    os.sched_setscheduler = forbid
+process.run_at_lowest_priority()
+found = []
+thread = threading.Thread(target=lambda: found.extend(
+    [os.sched_getscheduler(0) == os.SCHED_IDLE, os.getpriority(os.PRIO_PROCESS, 0)]
+))
+thread.start()
+thread.join()
+print(json.dumps(found))
+"""
+    assert run(code, str(allowed)) == [allowed, 19]

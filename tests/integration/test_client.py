@@ -778,6 +778,7 @@ def test_models_and_describe_print_the_same_object(topwork: Command) -> None:
         "revisions",
         "labels",
         "backbone",
+        "loaded_backbone",
         "preprocess",
         "head",
         "metrics",

@@ -86,16 +86,17 @@ class Exemplars:
         of each of five kinds the estimate of the accuracy was 0.03 too low; 0.14 where each photo
         had a fold of its own by its hash. Near-duplicates with the same label share a fold: a photo
         that was uploaded twice cannot leak from training to evaluation. Folds of a label depend on
-        its own photos alone, so a new class does not move those of others. Exemplars of the same
-        group share a fold whatever their labels; see ``group_folds``.
+        its own photos alone, so neither a new class nor a new name moves them. Exemplars of the
+        same group share a fold whatever their labels; see ``group_folds``.
         """
         prefix = seed.to_bytes(8, "big", signed=True)
         copies, dealt = np.empty((2, len(self)), dtype=np.int64)
-        for target, label in enumerate(self.labels):
+        for target in range(len(self.labels)):
             rows = np.flatnonzero(self.targets == target)
             copies[rows] = rows[near_duplicates(self.fingerprints[rows])]
             keys = {row: _hash(prefix + self.digests[row].tobytes()) for row in copies[rows]}
-            first = int.from_bytes(_hash(prefix + label.encode())[:8], "big") % FOLDS
+            # Labels begin with different folds, or the first would have the most photos.
+            first = int.from_bytes(min(keys.values(), default=b"")[-8:], "big") % FOLDS
             turns = enumerate(sorted(keys, key=keys.__getitem__), start=first)
             fold = {row: turn % FOLDS for turn, row in turns}
             dealt[rows] = [fold[row] for row in copies[rows]]

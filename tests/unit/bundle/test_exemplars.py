@@ -246,6 +246,12 @@ def test_labels_begin_with_different_folds() -> None:
     assert counts.min() > 300 / FOLDS - 4 * np.sqrt(300 * 0.16)  # 4 sigma
 
 
+def test_folds_do_not_depend_on_the_name_of_a_label() -> None:
+    """A renamed class is evaluated as before."""
+    before, after = exemplars(numbered(30, "a")), exemplars(numbered(30, "z"))
+    assert (before.folds(3) == after.folds(3)).all()
+
+
 def test_folds_depend_on_the_seed() -> None:
     """The same seed gives the same folds, another seed gives others."""
     made = exemplars(numbered(200))

@@ -11,8 +11,7 @@ SECTIONS = {
     "Train": {
         "fit": Lazy(
             "topwork_trainer.cli.fit:fit",
-            "Train on the labelled photos in DATA, such as a folder that contains one folder per "
-            "class, and publish a revision.",
+            "Train on the labelled photos in DATA and publish a revision.",
             "topwork-train fit photos --model flowers --repository repository",
         ),
         "rank": Lazy(
@@ -22,7 +21,7 @@ SECTIONS = {
         ),
         "audit": Lazy(
             "topwork_trainer.cli.audit:audit",
-            "Audit the labelled photos in DATA.",
+            "Audit the labelled photos in DATA, given as for fit.",
             "topwork-train audit photos",
         ),
     },

@@ -80,7 +80,8 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
         self._receiver: _Receiver | None = None
         self._loads: dict[str, asyncio.Future[Loaded]] = {}
         self._worked = self._gave_up = False
-        self._seen, self._since = 0, 0.0
+        self._seen, self._since = (0, 0), 0.0
+        """Item in progress and oldest item when they last changed, and the time."""
         self._progress: Progress | None = None
 
     def works(self) -> bool:
@@ -124,17 +125,17 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
 
         Must be called from time to time, since it is what looks at the progress.
         """
-        item, now = self._at_work(), time.monotonic()
-        if item != self._seen or not self.items:
-            self._seen, self._since = item, now
-        return now - self._since > seconds and not self._gave_up
+        seen, now = (self._at_work(), next(iter(self.items), 0)), time.monotonic()
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        return bool(self.items) and now - self._since > seconds and not self._gave_up
 
     def give_up(self) -> Item | None:
         """Kill the process; return the item in progress, which gets no result."""
         self._gave_up = True
         self.ready.clear()
         self.kill()
-        return self.items.pop(self._seen, None)
+        return self.items.pop(self._seen[0], None)
 
     def take_back(self) -> list[Item]:
         """Return the items in reserve, which get no result here."""

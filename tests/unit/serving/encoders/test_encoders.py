@@ -550,6 +550,16 @@ def test_image_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -
     assert "image takes too long" in [line["event"] for line in lines]
 
 
+def test_item_on_its_way_is_not_overdue() -> None:
+    """The time of an item starts when it is seen first, even if no item was seen before."""
+    process = make_processes(MOST_GROWTH)._processes[0]
+    for number in (1, 2):
+        process.items = {number: Item(id=number, backbone="", content=b"")}
+        assert not process.overdue(0.0)
+    assert process.overdue(0.0)
+    assert process.give_up() is None
+
+
 def test_items_do_not_wait_behind_a_slow_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reserve of a process that is long at one image goes to an idle process."""
 

@@ -60,6 +60,7 @@ class NotLoaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 Request = Load | Unload | Encode | Cancel
 Response = Loaded | NotLoaded | Encoded | Refused | Failed
+Message = Request | Response
 
 REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 RESPONSES: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
@@ -69,7 +70,7 @@ _HEADER = 4
 """Bytes of the length before each message, big-endian."""
 
 
-def frame(message: Request | Response) -> tuple[bytes, bytes]:
+def frame(message: Message) -> tuple[bytes, bytes]:
     """Return the header and the body of a message."""
     body = _ENCODER.encode(message)
     return len(body).to_bytes(_HEADER, "big"), body

@@ -31,7 +31,7 @@ from topwork.inputs.image import preprocess
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.agreement import LEAST_AGREEMENT
 from topwork.runtime.backend import open_session
-from topwork.serving.encoders import pipeline, processes, threads
+from topwork.serving.encoders import decoding, process_pool, threads
 from topwork.serving.encoders.encoder import (
     NICE,
     Check,
@@ -43,7 +43,8 @@ from topwork.serving.encoders.encoder import (
     Result,
 )
 from topwork.serving.encoders.encoder_process import EncoderProcess
-from topwork.serving.encoders.processes import MOST_GROWTH, ProcessEncoder
+from topwork.serving.encoders.process_pool import MOST_GROWTH
+from topwork.serving.encoders.processes import ProcessEncoder
 from topwork.serving.encoders.threads import ThreadEncoder
 
 T = TypeVar("T")
@@ -428,7 +429,7 @@ def test_aclose_joins_the_threads(monkeypatch: pytest.MonkeyPatch, ends: bool) -
         assert all(isinstance(harness.results[item], Failed) for item in items)
 
     monkeypatch.setattr(threads, "JOIN_SECONDS", 30.0 if ends else 0.05)
-    monkeypatch.setattr(pipeline, "preprocess", decode)
+    monkeypatch.setattr(decoding, "preprocess", decode)
     asyncio.run(scenario())
 
 
@@ -543,8 +544,8 @@ def test_image_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -
             await until(lambda: len(pids(encoder)) == CORES)
             assert pid not in pids(encoder)
 
-    monkeypatch.setattr(processes, "IMAGE_SECONDS", 0.3)
-    monkeypatch.setattr(processes, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(process_pool, "IMAGE_SECONDS", 0.3)
+    monkeypatch.setattr(process_pool, "CHECK_SECONDS", 0.01)
     with capture_logs() as lines:
         asyncio.run(scenario())
     assert "image takes too long" in [line["event"] for line in lines]
@@ -579,7 +580,7 @@ def test_items_do_not_wait_behind_a_slow_image(monkeypatch: pytest.MonkeyPatch) 
             await harness.encode(PHOTOS[0])
             assert pids(encoder)[0] == pid
 
-    monkeypatch.setattr(processes, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(process_pool, "CHECK_SECONDS", 0.02)
     asyncio.run(scenario())
 
 
@@ -675,8 +676,8 @@ def test_process_that_stands_still_is_replaced(monkeypatch: pytest.MonkeyPatch) 
             for item in items:
                 assert isinstance(await harness.result(item), Encoded)
 
-    monkeypatch.setattr(processes, "IMAGE_SECONDS", 0.3)
-    monkeypatch.setattr(processes, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(process_pool, "IMAGE_SECONDS", 0.3)
+    monkeypatch.setattr(process_pool, "CHECK_SECONDS", 0.01)
     with capture_logs():
         asyncio.run(scenario())
 

@@ -23,7 +23,7 @@ from topwork.runtime.relay import Format
 from topwork.runtime.supervisor import NAME
 from topwork.serving.encoders.decoding import cancelled
 from topwork.serving.encoders.encoder import NICE, Item
-from topwork.serving.encoders.messages import Encode, Message, Unframer, frame
+from topwork.serving.encoders.messages import Decode, Encode, Message, Unframer, frame
 from topwork.serving.encoders.progress import Progress
 
 log = structlog.get_logger(__name__)
@@ -43,7 +43,7 @@ PR_SET_PDEATHSIG = 1
 QUICK_BYTES = 10**6
 """Largest encoded image for which results are held back."""
 
-T = TypeVar("T", bound=Encode)
+T = TypeVar("T", Encode, Decode)
 R = TypeVar("R")
 
 

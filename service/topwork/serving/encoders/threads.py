@@ -1,4 +1,4 @@
-"""Encoder with threads of this process: for one core, and for a GPU."""
+"""Encoder with threads of this process: for one core."""
 
 from __future__ import annotations
 

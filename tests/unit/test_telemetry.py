@@ -23,7 +23,7 @@ from topwork.inputs.image import Pixels, preprocess
 from topwork.limits import DEFAULT_LIMITS
 from topwork.rpc.interceptor import Interceptor
 from topwork.serving.classifier import Classifier
-from topwork.serving.encoders import pipeline
+from topwork.serving.encoders import decoding
 from topwork.serving.encoders.threads import ITEMS_PER_THREAD, ThreadEncoder
 from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
@@ -195,7 +195,7 @@ def test_refused_images_are_counted_by_reason(
         assert may_decode.wait(60), "the test forgot to let images be decoded"
         return preprocess(*args, **options)
 
-    monkeypatch.setattr(pipeline, "preprocess", decode)
+    monkeypatch.setattr(decoding, "preprocess", decode)
 
     async def call(classifier: Classifier, telemetry: Telemetry) -> None:
         admitted = asyncio.create_task(classifier.classify("colours", [PHOTO] * 6))

@@ -32,7 +32,7 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import DEFAULT_LIMITS, ServerLimits
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import Classified, ImageAnswer, ImageInput
-from topwork.serving.encoders import pipeline
+from topwork.serving.encoders import decoding, pipeline
 from topwork.serving.encoders.backbone import Backbone, DeliverEmbedded
 from topwork.serving.encoders.backbones import open_backbone
 from topwork.serving.encoders.threads import ITEMS_PER_THREAD, ThreadEncoder
@@ -656,7 +656,7 @@ def test_calls_of_one_flow_share_their_turns(
 
     async def scenario() -> int:
         async with started(repository, cores=1) as harness:
-            monkeypatch.setattr(pipeline, "preprocess", noting)
+            monkeypatch.setattr(decoding, "preprocess", noting)
             harness.gate.shut()
             first = harness.ask(ITEMS_PER_THREAD)  # all that the encoder takes
             await until(lambda: harness.gate.images == 1)

@@ -45,7 +45,7 @@ class Backbone(Protocol):
     def embed(self, pixels: Pixels, deliver: DeliverEmbedded, *, wide: bool) -> None:
         """Embed one image, on all cores if ``wide``.
 
-        Raises nothing: errors go to ``deliver``.
+        ``pixels`` are not read after the return. Raises nothing: errors go to ``deliver``.
         """
 
     def close(self) -> None:

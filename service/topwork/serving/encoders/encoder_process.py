@@ -1,66 +1,42 @@
-"""One encoder process, seen from the server: its items, its backbones, and its restart."""
+"""Encoder process with backbones, seen from the server."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import socket
-import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from functools import partial
 from typing import Protocol
-
-import msgspec
-import structlog
 
 from topwork.errors import Corrupt, NotReady
 from topwork.limits import InputLimits
-from topwork.runtime import supervisor
 from topwork.runtime.providers import Provider
 from topwork.runtime.relay import Format
-from topwork.runtime.supervisor import Supervisor
 from topwork.serving.encoders import process_main
-from topwork.serving.encoders.encoder import Item, Result
+from topwork.serving.encoders.encoder import Item
+from topwork.serving.encoders.item_process import ItemProcess, Owner
 from topwork.serving.encoders.messages import (
     RESPONSES,
-    Cancel,
     Encode,
     Loaded,
     NotLoaded,
-    Request,
     Response,
-    Unframer,
     Unload,
-    frame,
 )
-from topwork.serving.encoders.progress import Progress
-
-log = structlog.get_logger(__name__)
 
 
-class Owner(Protocol):
-    """Owner of an encoder process."""
+class EncoderOwner(Owner, Protocol):
+    """Owner of a process that has backbones."""
 
     async def prepare(self, process: EncoderProcess) -> None:
         """Load the backbones into a process that has started; it is ready then."""
 
-    def has_capacity(self) -> None:
-        """Use a process that takes items again."""
 
-    def delivered(self, result: Result) -> None:
-        """Take the result of an item."""
-
-    def died(self, items: list[Item], at_work: Item | None) -> None:
-        """Take back the items of a process that has ended, in order."""
-
-
-class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
-    """Encoder process. It encodes its items in order. All calls belong to one event loop."""
+class EncoderProcess(ItemProcess[Response]):
+    """Process that decodes and embeds its items."""
 
     def __init__(
         self,
-        owner: Owner,
+        owner: EncoderOwner,
         name: str,
         *,
         provider: Provider,
@@ -68,41 +44,22 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
         log_format: Format,
         most_growth: int,
     ) -> None:
-        super().__init__(name, process_main.run, provider, limits, log_format, most_growth)
-        self.items: dict[int, Item] = {}
-        """Items without a result, in order."""
-        self.ready = asyncio.Event()
-        """Set while the process has all backbones."""
-        self._taken_back: set[int] = set()
-        """Items taken back whose old copies the process has not dropped yet."""
-        self._owner = owner
-        self._transport: asyncio.Transport | None = None
-        self._receiver: _Receiver | None = None
+        super().__init__(
+            owner,
+            name,
+            partial(process_main.run, provider=provider),
+            RESPONSES,
+            limits=limits,
+            log_format=log_format,
+            most_growth=most_growth,
+        )
+        self._preparer = owner
         self._loads: dict[str, asyncio.Future[Loaded]] = {}
-        self._worked = self._gave_up = False
-        self._seen, self._since = 0, 0.0
-        self._progress: Progress | None = None
-
-    def works(self) -> bool:
-        """Return True if the process encodes items."""
-        return self.ready.is_set()
-
-    def capacity(self, most: int) -> int:
-        """Return the number of items that it may get, to have ``most`` of them.
-
-        None as long as it has old copies of items that were taken back: their results, which are
-        ignored, could not be told from those of the same items.
-        """
-        return max(0, most - len(self.items)) if self.works() and not self._taken_back else 0
 
     def encode(self, item: Item, *, wide: bool) -> None:
         """Hand an item over."""
         self.items[item.id] = item
         self._send(Encode(item=item, wide=wide))
-
-    def cancel(self, identifier: int) -> None:
-        """Drop an item unless its run has begun; it gets a result nevertheless."""
-        self._send(Cancel(id=identifier))
 
     async def load(self, digest: str, framed: tuple[bytes, bytes]) -> Loaded:
         """Load a backbone by a Load message, which is framed already: it may be large.
@@ -119,86 +76,15 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
         finally:
             self._loads.pop(digest, None)
 
-    def overdue(self, seconds: float) -> bool:
-        """Return True if the process has been at the same item for longer than ``seconds``.
-
-        Must be called from time to time, since it is what looks at the progress.
-        """
-        item, now = self._at_work(), time.monotonic()
-        if item != self._seen or not self.items:
-            self._seen, self._since = item, now
-        return now - self._since > seconds and not self._gave_up
-
-    def give_up(self) -> Item | None:
-        """Kill the process; return the item in progress, which gets no result."""
-        self._gave_up = True
-        self.ready.clear()
-        self.kill()
-        return self.items.pop(self._seen, None)
-
-    def take_back(self) -> list[Item]:
-        """Return the items in reserve, which get no result here."""
-        reserve = [item for item in self.items if item != self._at_work()]
-        for item in reserve:
-            self.cancel(item)
-        self._taken_back.update(reserve)
-        return [self.items.pop(item) for item in reserve]
-
     def unload(self, digest: str) -> None:
         """Free a backbone."""
         self._send(Unload(digest=digest))
 
-    async def aclose(self) -> None:
-        """End the process."""
-        self._disconnect()
-        await super().aclose()
-
-    def _send(self, message: Request) -> None:
-        if self._transport is not None:  # else its items are taken back soon
-            self._transport.writelines(frame(message))
-
-    async def _started(self, pipe: Connection) -> None:
-        link = socket.socket(fileno=os.dup(pipe.fileno()))
-        pipe.close()
-        self._progress = Progress.shared(link)
-        link.setblocking(False)
-        receiver = self._receiver = _Receiver(self._received, self._lost, self.kill)
-        self._transport, _ = await asyncio.get_running_loop().create_connection(
-            lambda: receiver, sock=link
-        )
-        await self._owner.prepare(self)
-        self.ready.set()
-        self._worked = True
-        self._owner.has_capacity()
-
-    def _ended(self, exit_code: int | None) -> float:
-        worked, blameless = self._worked, exit_code == 0 or self._gave_up
-        self._disconnect()
-        self._worked = self._gave_up = False
-        items, self.items = self.items, {}
-        self._taken_back.clear()
-        at_work = 0 if blameless else self._at_work()
-        self._owner.died(list(items.values()), items.get(at_work))
-        if worked:
-            self._pause = 0.0
-        else:
-            pause = max(2 * self._pause, supervisor.RESTART_SECONDS)
-            self._pause = min(pause, supervisor.LONGEST_RESTART_SECONDS)
-        return self._pause
-
-    def _at_work(self) -> int:
-        """Return the item in progress; 0: none."""
-        return 0 if self._progress is None else self._progress.item
-
-    def _lost(self, receiver: _Receiver) -> None:
-        if receiver is self._receiver:  # else another process runs by now
-            self._disconnect()
+    async def _prepare(self) -> None:
+        await self._preparer.prepare(self)
 
     def _disconnect(self) -> None:
-        self.ready.clear()
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
+        super()._disconnect()
         for future in self._loads.values():
             if not future.done():
                 future.set_exception(_connection_ended())
@@ -213,41 +99,9 @@ class EncoderProcess(Supervisor[Provider, InputLimits, Format, int]):
             else:
                 kind = NotReady if response.provider_missing else Corrupt
                 future.set_exception(kind(response.message))
-        elif response.id in self._taken_back:
-            self._taken_back.remove(response.id)
-            if not self._taken_back:
-                self._owner.has_capacity()
-        elif self.items.pop(response.id, None) is not None:
+        elif self._is_awaited(response.id):
             self._owner.delivered(response)
 
 
 def _connection_ended() -> ConnectionError:
     return ConnectionError(errno.ECONNRESET, "the encoder process has ended")
-
-
-class _Receiver(asyncio.Protocol):
-    """Reader of the responses of a process."""
-
-    def __init__(
-        self,
-        receive: Callable[[Response], None],
-        lost: Callable[[_Receiver], None],
-        kill: Callable[[], None],
-    ) -> None:
-        self._receive = receive
-        self._lost = lost
-        self._kill = kill
-        self._unframer = Unframer(RESPONSES)
-
-    def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
-        try:
-            for response in self._unframer.feed(data):
-                self._receive(response)
-        except msgspec.DecodeError as error:  # its memory is damaged
-            log.error("encoder process sends nonsense", error=str(error))
-            self._kill()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # part of the protocol
-        """See asyncio.Protocol."""
-        self._lost(self)

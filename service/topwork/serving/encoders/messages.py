@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from topwork.bundle.manifest import BackboneInfo
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork.serving.encoders.encoder import Check, Encoded, Failed, Item, Refused
 
 M = TypeVar("M")
@@ -34,6 +35,14 @@ class Encode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     wide: bool
 
 
+class Decode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Decode an item by a spec, into a slot of the shared memory."""
+
+    item: Item
+    spec: PreprocessSpec
+    slot: int
+
+
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Drop an item unless its run has begun."""
 
@@ -58,18 +67,39 @@ class NotLoaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """True for NotReady, False for Corrupt."""
 
 
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sign of a process that has started and takes items."""
+
+
+class Written(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Item whose pixels are in its slot."""
+
+    id: int
+    started: float
+    """Start of decoding (time.perf_counter())."""
+    decoded: float
+    """Seconds of decoding and preprocessing."""
+
+
 Request = Load | Unload | Encode | Cancel
 Response = Loaded | NotLoaded | Encoded | Refused | Failed
+DecoderRequest = Decode | Cancel
+DecoderResponse = Ready | Written | Refused | Failed
+Message = Request | Response | DecoderRequest | DecoderResponse
 
 REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 RESPONSES: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
+DECODER_REQUESTS: msgspec.msgpack.Decoder[DecoderRequest] = msgspec.msgpack.Decoder(DecoderRequest)
+DECODER_RESPONSES: msgspec.msgpack.Decoder[DecoderResponse] = msgspec.msgpack.Decoder(
+    DecoderResponse
+)
 _ENCODER = msgspec.msgpack.Encoder()
 
 _HEADER = 4
 """Bytes of the length before each message, big-endian."""
 
 
-def frame(message: Request | Response) -> tuple[bytes, bytes]:
+def frame(message: Message) -> tuple[bytes, bytes]:
     """Return the header and the body of a message."""
     body = _ENCODER.encode(message)
     return len(body).to_bytes(_HEADER, "big"), body

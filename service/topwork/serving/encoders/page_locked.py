@@ -1,4 +1,4 @@
-"""Page-locked host memory of NVIDIA's driver, from which a GPU copies at full speed."""
+"""NVIDIA's driver: its GPUs, and page-locked memory, from which a GPU copies at full speed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ from numpy.typing import NDArray
 
 _PORTABLE = 1
 """CU_MEMHOSTALLOC_PORTABLE: page-locked for every context, including ONNX Runtime's."""
+
+
+def has_gpu() -> bool:
+    """Return True if NVIDIA's driver finds a GPU."""
+    count = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        _check(driver.cuInit, 0)
+        _check(driver.cuDeviceGetCount, ctypes.byref(count))
+    except OSError:
+        return False
+    return count.value > 0
 
 
 def page_locked(shape: Sequence[int], *, device: int = 0) -> NDArray[np.uint8]:
@@ -61,4 +73,4 @@ def _current(driver: ctypes.CDLL, context: ctypes.c_void_p) -> Iterator[None]:
 def _check(function: Callable[..., int], *arguments: object) -> None:
     result = function(*arguments)
     if result:
-        raise OSError(f"NVIDIA's driver refuses page-locked memory: CUDA error {result}")
+        raise OSError(f"NVIDIA's driver fails: CUDA error {result}")

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-import structlog
-
 from topwork.bundle.manifest import BackboneInfo
-from topwork.errors import ImageError, Unavailable
-from topwork.inputs.image import Pixels, preprocess
-from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import InputLimits
 from topwork.runtime.providers import Provider
 from topwork.serving.encoders.backbone import Backbone, Embedded
 from topwork.serving.encoders.backbones import open_backbone
+from topwork.serving.encoders.decoding import Decoded, decode, failed
 from topwork.serving.encoders.encoder import Deliver, Encoded, Failed, Item, Refused
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """Item between its two stages."""
+class Embeddable:
+    """Decoded item with its backbone, which lives on if it is unloaded meanwhile."""
 
-    item: Item
     backbone: Backbone
-    pixels: Pixels
-    started: float
-    """Start of decoding (time.perf_counter())."""
-    seconds: float
-    """Seconds of decoding."""
+    decoded: Decoded
+
+    def embed(self, deliver: Deliver, *, wide: bool) -> None:
+        """Embed the item, and pass its result to ``deliver``, perhaps in another thread."""
+        self.backbone.embed(
+            self.decoded.pixels, partial(_deliver, deliver, self.decoded), wide=wide
+        )
 
 
 class Pipeline:
@@ -53,27 +46,13 @@ class Pipeline:
         """Free a backbone, after the items that are in progress."""
         self._backbones.pop(digest, None)
 
-    def decode(self, item: Item) -> Decoded | Refused | Failed:
-        """Return the pixels of an item."""
-        started = time.perf_counter()
-        try:
-            backbone = self._backbones[item.backbone]
-            pixels = _decode(item, backbone.info.preprocess, self._limits)
-        except ImageError as error:
-            return Refused(
-                id=item.id,
-                message=text_of(error),
-                reason=error.reason,
-                started=started,
-                decoded=time.perf_counter() - started,
-            )
-        except Exception as error:
-            return _failed(item, error)
-        return Decoded(item, backbone, pixels, started, time.perf_counter() - started)
-
-    def embed(self, decoded: Decoded, deliver: Deliver, *, wide: bool) -> None:
-        """Embed an item, and pass its result to ``deliver``, perhaps in another thread."""
-        decoded.backbone.embed(decoded.pixels, partial(_deliver, deliver, decoded), wide=wide)
+    def decode(self, item: Item) -> Embeddable | Refused | Failed:
+        """Decode an item."""
+        backbone = self._backbones.get(item.backbone)
+        if backbone is None:
+            return failed(item, LookupError(f"backbone {item.backbone} is not loaded"))
+        decoded = decode(item, backbone.info.preprocess, self._limits)
+        return Embeddable(backbone, decoded) if isinstance(decoded, Decoded) else decoded
 
     def close(self) -> None:
         """Close all backbones, after the items that are in progress."""
@@ -81,42 +60,21 @@ class Pipeline:
             backbone.close()
 
 
-def _decode(item: Item, spec: PreprocessSpec, limits: InputLimits) -> Pixels:
-    if item.pixels:
-        shape = (spec.crop, spec.crop, 3)
-        return np.frombuffer(item.content, dtype=np.uint8).reshape(shape)
-    return preprocess(item.content, spec, limits=limits)
-
-
 def _deliver(deliver: Deliver, decoded: Decoded, result: Embedded | Exception) -> None:
     if isinstance(result, Exception):
-        deliver(_failed(decoded.item, result))
+        deliver(failed(decoded.item, result))
         return
+    waited = result.waited
+    if result.run is not None:  # the pixels may have waited before they came to the backbone
+        waited = result.run.start - decoded.started - decoded.seconds
     deliver(
         Encoded(
             id=decoded.item.id,
             embedding=result.embedding.tobytes(),
             started=decoded.started,
             decoded=decoded.seconds,
-            waited=result.waited,
+            waited=waited,
             computed=result.computed,
             run=result.run,
         )
     )
-
-
-def cancelled(item: Item) -> Failed:
-    """Return the result of an item that is dropped."""
-    return Failed(id=item.id, message="the caller has cancelled", stopping=True)
-
-
-def _failed(item: Item, error: Exception) -> Failed:
-    stopping = isinstance(error, Unavailable)
-    if not stopping:
-        log.error("image cannot be embedded", exc_info=error)
-    return Failed(id=item.id, message=text_of(error), stopping=stopping)
-
-
-def text_of(error: Exception) -> str:
-    """Return the error's text without lone surrogates, which cannot be encoded."""
-    return (str(error) or repr(error)).encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""Encoder with threads of this process: for one core, and for a GPU."""
+"""Encoder with threads of this process: for one core."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from topwork.bundle.manifest import BackboneInfo
 from topwork.limits import InputLimits
 from topwork.runtime.providers import Provider
 from topwork.serving.encoders.core_choice import CoreChoice
+from topwork.serving.encoders.decoding import cancelled
 from topwork.serving.encoders.encoder import NICE, Check, Deliver, Encoded, Failed, Item, Result
-from topwork.serving.encoders.pipeline import Decoded, Pipeline, cancelled
+from topwork.serving.encoders.pipeline import Embeddable, Pipeline
 
 log = structlog.get_logger(__name__)
 
@@ -137,8 +138,8 @@ class ThreadEncoder:
         deliver = partial(self._deliver_later, work)
         if decoded is None or work.cancelled:
             deliver(cancelled(work.item))
-        elif isinstance(decoded, Decoded):
-            self._pipeline.embed(decoded, deliver, wide=work.wide)
+        elif isinstance(decoded, Embeddable):
+            decoded.embed(deliver, wide=work.wide)
         else:
             deliver(decoded)
 

@@ -1,4 +1,4 @@
-"""Page-locked memory is allocated by the driver, and freed with its last view."""
+"""NVIDIA's driver finds GPUs, and allocates page-locked memory, which its last view frees."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from topwork.serving.encoders.page_locked import page_locked
+from topwork.serving.encoders.page_locked import has_gpu, page_locked
 
 
 class Driver:
     """Fake NVIDIA driver with heap memory; ``refuses`` names a function that fails."""
 
-    def __init__(self, *, refuses: str = "") -> None:
+    def __init__(self, *, refuses: str = "", gpus: int = 1) -> None:
         self.refuses = refuses
+        self.gpus = gpus
         self.current: list[int] = []
         self.allocated: dict[int, Any] = {}
         self.functions = {
             "cuInit": lambda _: 0,
+            "cuDeviceGetCount": self.count,
             "cuDeviceGet": self.get_device,
             "cuDevicePrimaryCtxRetain": self.get_context,
             "cuCtxPushCurrent_v2": self.push,
@@ -31,6 +33,11 @@ class Driver:
     def __getattr__(self, name: str) -> Any:
         """Return a function of the driver by its name in C."""
         return (lambda *_: 2) if name == self.refuses else self.functions[name]
+
+    def count(self, count: Any) -> int:
+        """Return the number of devices."""
+        count._obj.value = self.gpus
+        return 0
 
     def get_device(self, handle: Any, device: int) -> int:
         """Return the handle of a device."""
@@ -72,6 +79,29 @@ class Driver:
 def drive(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
     """Use ``driver`` as the driver of this machine."""
     monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": driver}.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("driver", "found"),
+    [(Driver(), True), (Driver(gpus=0), False), (Driver(refuses="cuInit"), False)],
+    ids=["gpu", "no gpu", "broken"],
+)
+def test_gpu_is_found_by_the_driver(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver, found: bool
+) -> None:
+    """There is a GPU if the driver works and counts one."""
+    drive(monkeypatch, driver)
+    assert has_gpu() is found
+
+
+def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without NVIDIA's driver there is no GPU."""
+
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert not has_gpu()
 
 
 def test_array_is_in_the_drivers_memory(monkeypatch: pytest.MonkeyPatch) -> None:

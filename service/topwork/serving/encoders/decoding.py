@@ -1,0 +1,72 @@
+"""Decoding of an item: from its bytes to the pixels that its backbone takes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+
+from topwork.errors import ImageError, Unavailable
+from topwork.inputs.image import Pixels, preprocess
+from topwork.inputs.preprocess import PreprocessSpec
+from topwork.limits import InputLimits
+from topwork.serving.encoders.encoder import Failed, Item, Refused
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Item between its two stages."""
+
+    item: Item
+    pixels: Pixels
+    started: float
+    """Start of decoding (time.perf_counter())."""
+    seconds: float
+    """Seconds of decoding."""
+
+
+def decode(item: Item, spec: PreprocessSpec, limits: InputLimits) -> Decoded | Refused | Failed:
+    """Return the pixels of an item. Raises nothing."""
+    started = time.perf_counter()
+    try:
+        pixels = _pixels(item, spec, limits)
+    except ImageError as error:
+        return Refused(
+            id=item.id,
+            message=text_of(error),
+            reason=error.reason,
+            started=started,
+            decoded=time.perf_counter() - started,
+        )
+    except Exception as error:
+        return failed(item, error)
+    return Decoded(item, pixels, started, time.perf_counter() - started)
+
+
+def _pixels(item: Item, spec: PreprocessSpec, limits: InputLimits) -> Pixels:
+    if item.pixels:
+        shape = (spec.crop, spec.crop, 3)
+        return np.frombuffer(item.content, dtype=np.uint8).reshape(shape)
+    return preprocess(item.content, spec, limits=limits)
+
+
+def cancelled(item: Item) -> Failed:
+    """Return the result of an item that is dropped."""
+    return Failed(id=item.id, message="the caller has cancelled", stopping=True)
+
+
+def failed(item: Item, error: Exception) -> Failed:
+    """Return the result of an item that ends with ``error``, which is not its image's fault."""
+    stopping = isinstance(error, Unavailable)
+    if not stopping:
+        log.error("image cannot be embedded", exc_info=error)
+    return Failed(id=item.id, message=text_of(error), stopping=stopping)
+
+
+def text_of(error: Exception) -> str:
+    """Return the error's text without lone surrogates, which cannot be encoded."""
+    return (str(error) or repr(error)).encode(errors="replace").decode()

@@ -83,11 +83,11 @@ class Exemplars:
 
         The photos of a label are sorted by a hash of ``seed`` and dealt to the folds, so that every
         training set has its share of each label, however few photos there are: with five flowers
-        of each of five kinds the estimate of the accuracy was 0.03 too low; 0.14 where each photo
-        had a fold of its own by its hash. Near-duplicates with the same label share a fold: a photo
-        that was uploaded twice cannot leak from training to evaluation. Folds of a label depend on
-        its own photos alone, so neither a new class nor a new name moves them. Exemplars of the
-        same group share a fold whatever their labels; see ``group_folds``.
+        of each of five kinds the estimate of the accuracy was 0.03 too low, and 0.14 too low when
+        the hash of a photo alone decided its fold. Near-duplicates with the same label share a
+        fold: a photo that was uploaded twice cannot leak from training to evaluation. Folds of a
+        label depend on its own photos alone, so neither a new class nor a new name moves them.
+        Exemplars of the same group share a fold whatever their labels; see ``group_folds``.
         """
         prefix = seed.to_bytes(8, "big", signed=True)
         copies, dealt = np.empty((2, len(self)), dtype=np.int64)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
 
 from topwork.errors import ImageError, InvalidInput
+from topwork.inputs.splits import refuse_splits
 from topwork.printable import file_name
 
 Reason: TypeAlias = Literal[
@@ -100,13 +100,6 @@ TEXT_BYTES = 1024
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
-
-_ROLES = {
-    **dict.fromkeys(("train", "training", "trainset"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "valset", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "testset", "eval", "evaluation", "holdout"), "test"),
-}
-_WORD = re.compile("[a-z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,35 +252,6 @@ def by_reason(omitted: Iterable[tuple[Reason, str]]) -> tuple[LeftOut, ...]:
         for reason in REASONS
         if reason in names
     )
-
-
-def splits(folders: Sequence[Path]) -> dict[Path, str]:
-    """Return the role (train, val, test) of each folder that is named like a split of a data set.
-
-    Empty unless there are at least two roles: a single ``test`` may be a class.
-    """
-    roles = {folder: role for folder in folders if (role := split_role(folder.name)) is not None}
-    return roles if len(set(roles.values())) > 1 else {}
-
-
-def split_role(name: str) -> str | None:
-    """Return the role (train, val, test) of a split's name, such as ``Test_set``, or None."""
-    words = _WORD.findall(name.casefold())
-    named = {_ROLES[word] for word in words if word in _ROLES}
-    return next(iter(named)) if len(named) == 1 else None
-
-
-def refuse_splits(folder: Path, folders: Sequence[Path]) -> None:
-    """Raise InvalidInput if ``folder``, a class, contains ``folders`` named like splits."""
-    if roles := splits(folders):
-        names = " and ".join(file_name(path.name) for path in roles)
-        first = min(roles, key=lambda path: (roles[path] != "train", path))
-        raise InvalidInput(
-            f"{file_name(folder)} is used as one class and contains {names}, named like the splits "
-            f"of a data set: use {file_name(first)} alone, or put class folders below the splits",
-            field="folder",
-            reason="SPLITS",
-        )
 
 
 def _kind(entry: os.DirEntry[str], real: str) -> Literal["file", "folder"] | Reason:

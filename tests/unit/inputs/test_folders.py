@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from topwork.errors import ImageError, InvalidInput
-from topwork.inputs.folders import LeftOut, group, list_photos, read_photo, splits
+from topwork.inputs.folders import LeftOut, group, list_photos, read_photo
+from topwork.inputs.splits import splits
 
 MOST = 1000
 

@@ -219,7 +219,7 @@ def test_solve_is_deterministic(kind: HeadKind) -> None:
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every task a large one."""
-    monkeypatch.setattr(task_module, "KERNEL_ROWS", 0)
+    monkeypatch.setattr(task_module, "EXACT_KERNEL_ROWS", 0)
 
 
 def test_kernel_of_all_rows_as_landmarks_is_the_exact_one(
@@ -228,7 +228,7 @@ def test_kernel_of_all_rows_as_landmarks_is_the_exact_one(
     """Ridge regression on whitened similarities to all rows is kernel ridge regression."""
     sets = folds(make_task())
     (exact,) = FAMILIES["kernel"].solve(make_task(), sets, [3.0], final=True)
-    monkeypatch.setattr(task_module, "KERNEL_ROWS", 0)
+    monkeypatch.setattr(task_module, "EXACT_KERNEL_ROWS", 0)
     task = make_task()
     (found,) = FAMILIES["kernel"].solve(task, sets, [3.0], final=True)
     x = task.features

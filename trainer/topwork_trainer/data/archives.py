@@ -33,8 +33,8 @@ from topwork.inputs.folders import (
     has_text_name,
     listing_of,
     reason_of_name,
-    refuse_splits,
 )
+from topwork.inputs.splits import refuse_splits
 from topwork.limits import DEFAULT_LIMITS
 from topwork.printable import file_name
 from topwork_trainer.data.spool import RandomAccessFile, open_file, open_spool

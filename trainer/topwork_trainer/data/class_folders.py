@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from topwork.errors import InvalidInput
-from topwork.inputs.folders import LOSSES, Listing, Omitted, splits
+from topwork.inputs.folders import LOSSES, Listing, Omitted
+from topwork.inputs.splits import splits
 from topwork.printable import file_name
 from topwork_trainer.data.photos import Found, Photo, Split
 from topwork_trainer.data.trees import Tree

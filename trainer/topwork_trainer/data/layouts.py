@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from topwork.errors import InvalidInput
-from topwork.inputs.folders import Listing, splits
+from topwork.inputs.folders import Listing
+from topwork.inputs.splits import splits
 from topwork.printable import file_name
 from topwork_trainer.data.annotations import read_annotations
 from topwork_trainer.data.archives import is_archive, open_archive

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from topwork.errors import InvalidInput
-from topwork.inputs.folders import Reason, split_role
+from topwork.inputs.folders import Reason
+from topwork.inputs.splits import split_role
 from topwork.printable import file_name, printable
 from topwork_trainer.data.photos import Found, Photo, Split
 from topwork_trainer.data.tables import Table

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topwork.errors import InvalidInput, TopworkError
-from topwork.inputs.folders import Reason, split_role
+from topwork.inputs.folders import Reason
+from topwork.inputs.splits import split_role
 from topwork.limits import DEFAULT_LIMITS
 from topwork.printable import file_name, printable
 from topwork_trainer.data.archives import ArchiveTree, Member

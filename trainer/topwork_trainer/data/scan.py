@@ -10,7 +10,8 @@ from pathlib import Path
 
 from topwork.bundle.names import check_label
 from topwork.errors import InvalidInput
-from topwork.inputs.folders import by_reason, split_role
+from topwork.inputs.folders import by_reason
+from topwork.inputs.splits import split_role
 from topwork.limits import DEFAULT_LIMITS, InputLimits
 from topwork.printable import file_name
 from topwork_trainer.data.layouts import read

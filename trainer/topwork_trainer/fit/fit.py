@@ -19,6 +19,7 @@ from topwork.bundle.store import Repository
 from topwork.inputs.folders import LeftOut
 from topwork.learning.audit import audit_exemplars
 from topwork.report.content import Making, RankedBackbone
+from topwork.report.formatting import several
 from topwork.runtime.cores import available_cores
 from topwork.training.embed import Skipped
 from topwork.training.publish import publish
@@ -133,8 +134,8 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         notes = [*photos.notes, *([explain(ranked)] if ranked else [])]
         if config.drop_suspects:
             attempts, attempt = attempts.without_suspects(attempt)
-            count = len(attempts.dropped)
-            notes.append(f"Left out: {count} photo{'s'[: count != 1]} whose label is suspected")
+            dropped = several(len(attempts.dropped), "photo")
+            notes.append(f"Left out: {dropped} whose label is suspected")
         checkpoint = config.repository / "checkpoints" / f"{config.model}.pt"
         if config.unfreeze != "none":
             attempt = _finetune(config, attempts, attempt, choice, checkpoint, notes)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import mmap
-import os
 import socket
 import struct
+
+from topwork.serving.encoders import shared_memory
 
 _LAYOUT = struct.Struct("Q")
 
@@ -17,24 +18,18 @@ class Progress:
     takes too long.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        """Map a file, and close its ``descriptor``."""
-        os.ftruncate(descriptor, _LAYOUT.size)
-        self._memory = mmap.mmap(descriptor, _LAYOUT.size)
-        os.close(descriptor)
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
 
     @classmethod
     def shared(cls, link: socket.socket) -> Progress:
         """Return the progress of the process at the other end of ``link``."""
-        descriptor = os.memfd_create("progress")
-        socket.send_fds(link, [b"\0"], [descriptor])
-        return cls(descriptor)
+        return cls(shared_memory.share(link, "progress", _LAYOUT.size))
 
     @classmethod
     def received(cls, link: socket.socket) -> Progress:
         """Return the progress of this process, from the server at the other end of ``link``."""
-        _, (descriptor,), _, _ = socket.recv_fds(link, 1, 1)
-        return cls(descriptor)
+        return cls(shared_memory.receive(link, _LAYOUT.size))
 
     @property
     def item(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import socket
 from collections import deque
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from topwork.inputs.image import Pixels
 from topwork.inputs.preprocess import LARGEST_SIDE
+from topwork.serving.encoders import shared_memory
 
 SLOTS = 10
 """Slots of a process. Raising it lets more of its items wait for a place in a micro-batch.
@@ -25,26 +25,20 @@ SLOT_BYTES = 3 * LARGEST_SIDE**2
 class Slots:
     """Memory for the pixels of SLOTS items. One process writes, the other one reads."""
 
-    def __init__(self, descriptor: int) -> None:
-        """Map a file, and close its ``descriptor``."""
-        os.ftruncate(descriptor, SLOTS * SLOT_BYTES)
-        self._memory = mmap.mmap(descriptor, SLOTS * SLOT_BYTES)
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
         self.free = deque(range(SLOTS))
         """Slots that no item has; of the server, which assigns them."""
-        os.close(descriptor)
 
     @classmethod
     def shared(cls, link: socket.socket) -> Slots:
         """Return the slots of the process at the other end of ``link``."""
-        descriptor = os.memfd_create("slots")
-        socket.send_fds(link, [b"\0"], [descriptor])
-        return cls(descriptor)
+        return cls(shared_memory.share(link, "slots", SLOTS * SLOT_BYTES))
 
     @classmethod
     def received(cls, link: socket.socket) -> Slots:
         """Return the slots of this process, from the server at the other end of ``link``."""
-        _, (descriptor,), _, _ = socket.recv_fds(link, 1, 1)
-        return cls(descriptor)
+        return cls(shared_memory.receive(link, SLOTS * SLOT_BYTES))
 
     def pixels(self, slot: int, crop: int) -> Pixels:
         """Return the pixels (crop, crop, 3) in a slot, without a copy."""

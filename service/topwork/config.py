@@ -271,6 +271,13 @@ class ServeConfig(WorkerConfig):
             "it are refused.",
         ),
     ] = DEFAULT_LIMITS.max_model_bytes // 10**6
+    max_models: Annotated[
+        int,
+        Setting(
+            least=1,
+            help="Models of the repository; CreateModel and CopyModel beyond it are refused.",
+        ),
+    ] = DEFAULT_LIMITS.max_models
     otlp_endpoint: Annotated[
         str,
         Setting(
@@ -299,7 +306,11 @@ class ServeConfig(WorkerConfig):
     @property
     def limits(self) -> ServerLimits:
         """The limits of requests and models."""
-        return replace(DEFAULT_LIMITS, max_model_bytes=self.model_quota_megabytes * 10**6)
+        return replace(
+            DEFAULT_LIMITS,
+            max_model_bytes=self.model_quota_megabytes * 10**6,
+            max_models=self.max_models,
+        )
 
 
 def to_json(config: ServeConfig) -> str:

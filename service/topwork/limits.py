@@ -43,6 +43,8 @@ class ServerLimits(InputLimits):
     """Length of all images of one AddClass call together."""
     max_model_bytes: int = 100 * 10**9
     """Disk quota of a model: revisions, exemplars and uploaded images."""
+    max_models: int = 10_000
+    """Models of a repository, after CreateModel or CopyModel; a fit may exceed it."""
     max_pending_operations: int = 100
     """Unfinished operations of one model."""
     max_uploads: int = 16

@@ -21,8 +21,10 @@ from topwork.access.access_file import Access
 from topwork.access.principals import set_caller
 from topwork.bundle.documents import from_data, to_data
 from topwork.bundle.manifest import Manifest
+from topwork.bundle.signing.signatures import SigningFiles
 from topwork.changes.intake import Intake
 from topwork.changes.jobs import Job
+from topwork.changes.lifecycle import Lifecycle
 from topwork.changes.operations import Admit, Operations, no_operation
 from topwork.changes.queue import OperationFilter
 from topwork.changes.quota import Quotas
@@ -39,8 +41,10 @@ from topwork.serving.backbones import LoadedBackbone
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import Classified, Timings
 from topwork.serving.registry import Registry
+from topwork.serving.statistics import Statistics
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
+from topwork.v1 import model_lifecycle_pb2 as lifecycle_pb
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.wire import status as statuses
 
@@ -110,6 +114,14 @@ def messages() -> list[bytes]:
             model_pb.RollbackRequest(model="models/colours", revision=1, validate_only=True)
         ],
         "PinRevision": [model_pb.PinRevisionRequest(model="models/colours", revision=1)],
+        "CreateModel": [
+            lifecycle_pb.CreateModelRequest(model="models/new", like="models/colours", head="ridge")
+        ],
+        "CopyModel": [
+            lifecycle_pb.CopyModelRequest(source="models/colours", revision=1, model="models/copy")
+        ],
+        "UndeleteModel": [lifecycle_pb.UndeleteModelRequest(model="models/gone")],
+        "ListBackbones": [lifecycle_pb.ListBackbonesRequest(page_size=3)],
         "ListOperations": [
             operations_pb2.ListOperationsRequest(
                 filter='model = "models/colours" AND done = false', page_size=2
@@ -176,7 +188,8 @@ class _Service:
             Quotas(repository, LIMITS),
             LIMITS,
         )
-        models = ModelServicer(repository, registry, views, intake, LIMITS)
+        lifecycle = Lifecycle(repository.root, SigningFiles(), most=3)
+        models = ModelServicer(repository, registry, views, intake, lifecycle, Statistics(), LIMITS)
         classifier = ClassifierServicer(cast("Classifier", _Classifier()), most_seconds=60.0)
         running = OperationsServicer(views)
         self.methods = (
@@ -197,6 +210,10 @@ class _Service:
             _Method("Retrain", change_pb.RetrainRequest, models.Retrain),
             _Method("Rollback", model_pb.RollbackRequest, models.Rollback),
             _Method("PinRevision", model_pb.PinRevisionRequest, models.PinRevision),
+            _Method("CreateModel", lifecycle_pb.CreateModelRequest, models.CreateModel),
+            _Method("CopyModel", lifecycle_pb.CopyModelRequest, models.CopyModel),
+            _Method("UndeleteModel", lifecycle_pb.UndeleteModelRequest, models.UndeleteModel),
+            _Method("ListBackbones", lifecycle_pb.ListBackbonesRequest, models.ListBackbones),
             _Method("ListOperations", operations_pb2.ListOperationsRequest, running.ListOperations),
             _Method("GetOperation", operations_pb2.GetOperationRequest, running.GetOperation),
             _Method("WaitOperation", operations_pb2.WaitOperationRequest, running.WaitOperation),
@@ -234,6 +251,12 @@ class _Registry:
         if model != sandbox.MODEL:
             raise NotFound(f"there is no model {model!r}", kind="model", resource=model)
         return sandbox.repository().manifest(model, 1)
+
+    def drafts(self) -> list[str]:
+        return []
+
+    def current(self, model: str) -> Manifest:
+        return self.serving(model)
 
     def backbone(self, model: str) -> LoadedBackbone:
         return LoadedBackbone(sandbox.repository().backbone(self.serving(model)), None)

@@ -14,6 +14,7 @@ from topwork.bundle.comparison import (
     Rejection,
     TaughtLabel,
 )
+from topwork.bundle.draft import Draft
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import (
     BackboneInfo,
@@ -131,6 +132,7 @@ RESULT = ChangeResult(
     ),
     predicted=Predicted(labels=("daisy", "雛菊"), metrics=METRICS),
     seconds=StageSeconds(queued=0.25, embedding=1.5, solving=2.0, publishing=0.125),
+    missing_labels=1,
 )
 
 FAILURE = Failure(
@@ -192,6 +194,20 @@ DOCUMENTS: tuple[object, ...] = (
         versions={"topwork": "0.1.0"},
     ),
     METRICS,
+    Draft(
+        model="flowers",
+        backbone=A,
+        backbone_info=B,
+        seed=-3,
+        recipe=RECIPE,
+        created=TIME,
+        request_id=ID,
+        source="models/trees/revisions/4",
+        exemplars=(ShardRef(label="雛菊", digest=C),),
+        images=12,
+        operations=(ID,),
+        signatures=Signatures(signatures={"0123456789abcdef": bytes(range(64))}),
+    ),
     ServingState(
         revision=7,
         pinned=(1, 6),

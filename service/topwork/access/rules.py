@@ -83,6 +83,11 @@ RULES: Mapping[str, Rule] = {
             "Retrain": _TRAIN,
             "Rollback": _ADMIN,
             "PinRevision": _ADMIN,
+            "CreateModel": _TRAIN,
+            "CopyModel": _TRAIN,  # the service also checks the source
+            "DeleteModel": _ADMIN,
+            "UndeleteModel": _ADMIN,
+            "ListBackbones": _per_model("train"),
             "WatchOperation": _per_model("train"),
         },
         # An operation needs the role for its model.

@@ -10,8 +10,9 @@ from typing import Literal
 
 from topwork.bundle import files
 from topwork.bundle.documents import from_json, to_json
+from topwork.bundle.draft import Current
 from topwork.bundle.exemplars import Exemplars, merge, shard_of
-from topwork.bundle.manifest import BackboneInfo, Manifest, ShardRef
+from topwork.bundle.manifest import BackboneInfo, ShardRef
 from topwork.bundle.shards import Shard, open_shard, to_bytes
 from topwork.errors import Corrupt
 
@@ -55,10 +56,13 @@ class BlobStore:
         files.write_file(target / "backbone.json", content["backbone.json"])
         return info
 
-    def backbone(self, manifest: Manifest) -> BackboneInfo:
-        """Return the info of a revision's backbone. Raises Corrupt if it is changed or missing."""
-        path = self.path("backbones", manifest.backbone) / "backbone.json"
-        content = files.read_verified(path, manifest.backbone_info)
+    def backbone(self, current: Current) -> BackboneInfo:
+        """Return the info of a revision's or draft's backbone.
+
+        Raises Corrupt if it is changed or missing.
+        """
+        path = self.path("backbones", current.backbone) / "backbone.json"
+        content = files.read_verified(path, current.backbone_info)
         return from_json(content, BackboneInfo, name=files.short_path(path))
 
     def backbone_info(self, digest: str) -> BackboneInfo:

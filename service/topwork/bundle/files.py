@@ -99,9 +99,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(path, directory=True) as (temporary, _):
         yield temporary
-        for file in temporary.iterdir():
+        for file in (*temporary.rglob("*"), temporary):
             _sync(file)
-        sync_directory(temporary)
         try:
             temporary.rename(path)
         except OSError as error:  # rename(2) replaces only empty directories
@@ -113,14 +112,20 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock file ``path``, exclusively or ``shared``; other processes and threads wait."""
-    # Do not follow or truncate: somebody may have replaced the lock file by a link to any file.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    """Hold the lock file ``path``, exclusively or ``shared``; other processes and threads wait.
+
+    Raises FileNotFoundError if its directory does not exist, or was moved during the wait.
+    """
+    while True:
+        # Do not follow or truncate: somebody may have replaced the lock file by a link to any file.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
 
 def touch(path: Path) -> None:

@@ -4,9 +4,11 @@
     exemplars/<sha256>.npz
     images/<sha256>
     models/<model>/<revision>/manifest.json, manifest.sig, head.onnx, metrics.json, report.html
-    models/<model>/serving.json
+    models/<model>/serving.json, draft.json
+    models/.deleted-<model>/...
 
-All files except serving.json are immutable, and verified against their sha256 when read.
+All files except serving.json and draft.json are immutable, and verified against their sha256 when
+read.
 """
 
 from __future__ import annotations
@@ -14,35 +16,28 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from topwork.bundle import files
-from topwork.bundle.blobs import KINDS, BlobStore
+from topwork.bundle.blobs import KINDS
 from topwork.bundle.documents import from_json, to_json
+from topwork.bundle.draft import Current
 from topwork.bundle.manifest import NEWEST_SCHEMA, SCHEMA, Manifest, check_may_serve
 from topwork.bundle.metrics import Metrics
-from topwork.bundle.names import check_model, is_model
+from topwork.bundle.model_directories import ModelDirectories
+from topwork.bundle.names import is_model
 from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing import signatures
-from topwork.bundle.signing.signatures import UNSIGNED, Signing
 from topwork.errors import Corrupt, NotFound
 
 _REVISION = re.compile(r"[1-9][0-9]{0,17}")
 
 
-class Repository(BlobStore):
-    """Repository on a file system, for concurrent readers and writers in any process.
-
-    ``signing`` has the keys that must have signed a revision before it is read, and the key that
-    signs published revisions.
-    """
-
-    def __init__(self, root: Path, signing: Signing = UNSIGNED) -> None:
-        super().__init__(root)
-        self._signing = signing
+class Repository(ModelDirectories):
+    """Repository on a file system, for concurrent readers and writers in any process."""
 
     def models(self) -> list[str]:
         """Return the sorted names of all models that have a serving revision.
@@ -54,7 +49,7 @@ class Repository(BlobStore):
 
     def revisions(self, model: str) -> list[int]:
         """Return the numbers of all published revisions, oldest first. Raises NotFound."""
-        directory = files.existing(self._model(model), kind="model", name=f"models/{model}")
+        directory = self._existing(model)
         return [int(path.name) for path in revision_directories(directory)]
 
     def serving(self, model: str) -> int:
@@ -63,11 +58,37 @@ class Repository(BlobStore):
 
     def serving_state(self, model: str) -> ServingState:
         """Return serving revision, pinned revisions and history. Raises NotFound, Corrupt."""
-        path = files.existing(self.serving_file(model), kind="model", name=f"models/{model}")
+        path = self.serving_file(model)
+        if not path.exists():
+            raise self._not_found(model)
         return from_json(files.read(path), ServingState, name=files.short_path(path))
 
+    def current(self, model: str) -> Current:
+        """Return the manifest of the serving revision, or the draft of a model without one.
+
+        Raises NotFound, Corrupt.
+        """
+        try:
+            return self.manifest(model, self.serving(model))
+        except NotFound:
+            if self.serving_file(model).exists():
+                raise
+        try:
+            return self.draft(model)
+        except NotFound:
+            if self.serving_file(model).exists():  # it began to serve meanwhile
+                return self.current(model)
+            raise self._not_found(model) from None
+
     def was_moved_by(self, model: str, operation: str, revision: int) -> bool:
-        """Return True if ``operation`` moved the model's serving pointer to ``revision``."""
+        """Return True if ``operation`` moved the model's serving pointer to ``revision``.
+
+        Revision 0: if it changed the model's draft.
+        """
+        if not revision:
+            with contextlib.suppress(NotFound):
+                return operation in self.draft(model).operations
+            return False
         return self.serving_file(model).exists() and self.serving_state(model).was_moved_by(
             operation, revision
         )
@@ -83,16 +104,16 @@ class Repository(BlobStore):
     ) -> int:
         """Move the serving pointer to ``revision`` atomically; return the serving revision.
 
-        With ``parent``, moves the pointer only if ``parent`` serves. Idempotent per operation: a
-        retry after a crash does not undo a later move. Raises NotFound if the revision is not
-        published, NotReady if the gate rejected it.
+        With ``parent``, moves the pointer only if ``parent`` serves; 0: if none does. Idempotent
+        per operation: a retry after a crash does not undo a later move. Raises NotFound if the
+        revision is not published, NotReady if the gate rejected it.
         """
         with self.locked(model):
             check_may_serve(self.manifest(model, revision))
             try:
                 state = self.serving_state(model)
             except NotFound:
-                if parent is not None:
+                if parent:
                     raise
                 state = ServingState(revision=0)
             if revision == state.revision or (
@@ -122,10 +143,6 @@ class Repository(BlobStore):
             if after != state:
                 files.write_file(self.serving_file(model), to_json(after))
         return after
-
-    def serving_file(self, model: str) -> Path:
-        """Return the path of serving.json, for callers that poll it."""
-        return self._model(model) / "serving.json"
 
     def manifest(self, model: str, revision: int) -> Manifest:
         """Return a revision's manifest, with verified signatures. Raises NotFound, Corrupt."""
@@ -174,10 +191,13 @@ class Repository(BlobStore):
 
         Fills in the revision, file digests and time of ``draft``; ``report`` gets the manifest
         before the report's own digest is known. Does not serve the revision: see ``set_serving``.
-        Raises Corrupt if the backbone or a shard is not stored.
+        Raises Corrupt if the backbone or a shard is not stored, NotFound if the model of a change
+        was deleted, AlreadyExists if a deleted model has the name of a new one.
         """
         parent = self._model(draft.model)
-        parent.mkdir(parents=True, exist_ok=True)
+        if not draft.operation:  # a change would make a deleted model again
+            self.check_not_deleted(draft.model)
+            parent.mkdir(parents=True, exist_ok=True)
         metrics_json = to_json(metrics)
         while True:
             manifest = replace(
@@ -190,13 +210,16 @@ class Repository(BlobStore):
             page = report(manifest)
             manifest = replace(manifest, report=files.sha256(page))
             try:
-                with files.new_directory(parent / str(manifest.revision)) as directory:
+                with (
+                    self.locked(draft.model),
+                    files.new_directory(parent / str(manifest.revision)) as directory,
+                ):
                     (directory / "head.onnx").write_bytes(head)
                     (directory / "metrics.json").write_bytes(metrics_json)
                     (directory / "report.html").write_bytes(page)
                     content = to_json(manifest)
                     (directory / "manifest.json").write_bytes(content)
-                    signature = self._signing.sign(content)
+                    signature = self.sign(content)
                     if signature is not None:
                         (directory / signatures.FILE).write_bytes(signature)
                     self._refresh_references(manifest)
@@ -223,37 +246,10 @@ class Repository(BlobStore):
         directories = self._writable_directories()
         return [path for directory in directories for path in files.sweep(directory)]
 
-    @contextlib.contextmanager
-    def locked(self, model: str) -> Iterator[None]:
-        """Hold the lock for changing serving.json and for deleting revisions of a model.
-
-        Publishing a revision does not need the lock. Raises NotFound.
-        """
-        directory = files.existing(self._model(model), kind="model", name=f"models/{model}")
-        with files.locked(directory / ".lock"):
-            yield
-
     def _writable_directories(self) -> list[Path]:
         models = [path for path in (self.root / "models").glob("*") if path.is_dir()]
-        return [self.root, *(self.root / name for name in ("checkpoints", *KINDS)), *models]
-
-    def _refresh_references(self, manifest: Manifest) -> None:
-        """Refresh the backbone, its twin and shards of a manifest.
-
-        Raises Corrupt if one of them is missing, except for the twin.
-        """
-        for path in (
-            self.path("backbones", manifest.backbone),
-            *(self.path("exemplars", ref.digest) for ref in manifest.exemplars),
-        ):
-            if not self.refresh(path):
-                raise Corrupt(f"{files.short_path(path)} is missing")
-        twin = self.backbone_info(manifest.backbone).twin
-        if twin is not None:
-            self.refresh(self.path("backbones", twin))
-
-    def _model(self, model: str) -> Path:
-        return self.root / "models" / check_model(model)
+        names = ("checkpoints", "models", *KINDS)
+        return [self.root, *(self.root / name for name in names), *models]
 
     def _revision(self, manifest: Manifest) -> Path:
         return self._model(manifest.model) / str(manifest.revision)

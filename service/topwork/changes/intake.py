@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Protocol, cast, get_args
 
-from topwork.bundle.manifest import Manifest
+from topwork.bundle.draft import Current
 from topwork.bundle.names import check_label, compose_label
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.changes.jobs import Job
@@ -27,10 +27,10 @@ _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | 
 
 
 class Models(Protocol):
-    """The served models; see ``topwork.serving.registry``."""
+    """The models in memory; see ``topwork.serving.registry``."""
 
-    def serving(self, model: str) -> Manifest:
-        """Return the manifest of the serving revision. Raises NotFound."""
+    def current(self, model: str) -> Current:
+        """Return the manifest of the serving revision, or the draft. Raises NotFound."""
 
 
 class Intake:
@@ -58,11 +58,11 @@ class Intake:
         """Store the images of an upload and its operation durably, and return the operation."""
         request = await self._uploads.request(items)
         job, request_id = self._job(request), _request_id(request)
-        manifest = self._models.serving(job.model)
+        current = self._models.current(job.model)
         repeated = await self._find_repeated(job, request_id)
         if repeated is not None:
             return repeated
-        check_change(job, manifest, self._limits)
+        check_change(job, current, self._limits)
         pending = await self._operations.pending_bytes(job.model)
         quota = await asyncio.to_thread(self._quotas.of, job.model, pending=pending)
         uploads, refused, size = await self._uploads.store(items, quota)
@@ -85,9 +85,9 @@ class Intake:
         self, job: Job, request_id: str, *, size: int = 0, admit: Admit | None = None
     ) -> OperationState:
         """Store a job's operation, or return that of a repeated call, even if it fails a check."""
-        manifest = self._models.serving(job.model)
+        current = self._models.current(job.model)
         try:
-            check_change(job, manifest, self._limits)
+            check_change(job, current, self._limits)
             return await self._operations.submit(job, request_id, size=size, admit=admit)
         except TopworkError:
             repeated = await self._find_repeated(job, request_id)
@@ -112,7 +112,8 @@ class Intake:
         if kind.renames:
             new_label = check_label(request.new_label, limits=limits, field=f"{path}new_label")
         if kind.has_recipe:
-            recipe = _recipe(request, self._models.serving(request.model).recipe)
+            parent = self._models.current(request.model).recipe
+            recipe = choose_recipe(request.head, request.normalisation, parent)
         return Job(
             kind=request.kind,
             model=request.model,
@@ -149,16 +150,14 @@ def _request_id(request: ChangeRequest) -> str:
     return normalise_request_id(request.request_id, field=f"{request.path}request_id")
 
 
-def _recipe(request: ChangeRequest, parent: Recipe) -> Recipe:
-    """Return the recipe of a retrain. Raises InvalidInput."""
+def choose_recipe(head: str, normalisation: str, default: Recipe) -> Recipe:
+    """Return a recipe, with ``default`` for what is empty. Raises InvalidInput."""
     return Recipe(
-        head=cast(
-            "HeadKind", _choice(request.head or parent.head, get_args(HeadKind), field="head")
-        ),
+        head=cast("HeadKind", _choice(head or default.head, get_args(HeadKind), field="head")),
         normalisation=cast(
             "Normalisation",
             _choice(
-                request.normalisation or parent.normalisation,
+                normalisation or default.normalisation,
                 get_args(Normalisation),
                 field="normalisation",
             ),

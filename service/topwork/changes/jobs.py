@@ -122,6 +122,8 @@ class ChangeResult:
     predicted: Predicted | None = None
     """Only for a dry run."""
     seconds: StageSeconds = field(default_factory=StageSeconds)
+    missing_labels: Count = 0
+    """Number of labels that the model needs before it serves."""
 
 
 @document

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from topwork.bundle.manifest import Manifest, ShardRef
+from topwork.bundle.draft import MIN_LABELS, Current, Draft, not_ready
+from topwork.bundle.manifest import ShardRef
 from topwork.changes.jobs import ChangeKind, Job
 from topwork.errors import AlreadyExists, NotFound, NotReady, QuotaExceeded, Stale
 from topwork.limits import InputLimits
-
-MIN_LABELS = 2
-"""Raising it refuses more RemoveClass calls: a classifier needs two labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +40,8 @@ KINDS: Mapping[ChangeKind, ChangeRules] = {
 }
 
 
-def check_change(job: Job, parent: Manifest, limits: InputLimits) -> None:
-    """Raise an error if ``job`` is not allowed while ``parent`` serves.
+def check_change(job: Job, parent: Current, limits: InputLimits) -> None:
+    """Raise an error if ``job`` is not allowed while ``parent`` serves, or is the model's draft.
 
     Stale if another revision is expected, NotFound for a missing label, AlreadyExists for a new
     label that exists, NotReady for too many or too few labels, QuotaExceeded for too many images.
@@ -52,7 +50,11 @@ def check_change(job: Job, parent: Manifest, limits: InputLimits) -> None:
     if job.expected_revision not in {0, parent.revision}:
         raise Stale(
             f"model {job.model!r} serves revision {parent.revision}, not {job.expected_revision}"
+            if parent.revision
+            else f"model {job.model!r} does not serve yet, not revision {job.expected_revision}"
         )
+    if kind.has_recipe and isinstance(parent, Draft):
+        raise not_ready(parent)
     if kind.label == "existing" and job.label not in labels:
         raise NotFound(
             f"model {job.model!r} has no label {job.label!r}", kind="label", resource=job.label
@@ -78,7 +80,7 @@ def check_change(job: Job, parent: Manifest, limits: InputLimits) -> None:
             subject=f"models/{job.model}",
             reason="TOO_MANY_IMAGES",
         )
-    if kind.removes and len(labels) <= MIN_LABELS:
+    if kind.removes and len(labels) <= MIN_LABELS and not isinstance(parent, Draft):
         raise NotReady(
             f"model {job.model!r} has {len(labels)} labels; at least {MIN_LABELS} must remain",
             reason="TOO_FEW_LABELS",

@@ -11,8 +11,8 @@ import numpy as np
 import structlog
 
 from topwork.bundle.documents import document
+from topwork.bundle.draft import Current
 from topwork.bundle.exemplars import Exemplars, split
-from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
 from topwork.changes.jobs import Conflict, Job, SkippedUpload
 from topwork.changes.kinds import KINDS, min_images
@@ -58,7 +58,7 @@ class Embedder:
         self._limits = limits
         self._backbones: dict[str, UsedBackbone] = {}
 
-    def embed(self, job: Job, parent: Manifest, on_image: OnImage) -> NewExemplars:
+    def embed(self, job: Job, parent: Current, on_image: OnImage) -> NewExemplars:
         """Embed the uploads with the parent's backbone and store their exemplars as a shard.
 
         Duplicates and conflicts are in the order of the uploads. Raises NotReady if too few images
@@ -111,7 +111,7 @@ class Embedder:
         )
 
     def _embed_uploads(
-        self, job: Job, parent: Manifest, on_image: OnImage
+        self, job: Job, parent: Current, on_image: OnImage
     ) -> tuple[Exemplars | None, list[SkippedUpload]]:
         info = self._repository.backbone(parent)
         if info.digest not in self._backbones:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import structlog
 
+from topwork.bundle.draft import not_ready
 from topwork.bundle.manifest import check_may_serve
 from topwork.bundle.store import Repository
 from topwork.errors import NotReady, Stale, Unavailable
@@ -20,9 +21,10 @@ def roll_back(
     """Make ``revision`` serve at once; 0 is the previous serving revision.
 
     ``expected`` is the only revision that may be serving now; 0: any. Raises NotFound, NotReady if
-    the revision was rejected or there is no previous one, Stale, and Unavailable if the pointer
-    cannot be written.
+    the revision was rejected, there is no previous one or none serves, Stale, and Unavailable if
+    the pointer cannot be written.
     """
+    _check_serves(repository, model)
     state = repository.serving_state(model)
     if expected not in {0, state.revision}:
         raise Stale(f"model {model!r} serves revision {state.revision}, not {expected}")
@@ -48,12 +50,21 @@ def roll_back(
 def pin(
     repository: Repository, model: str, revision: int, *, pinned: bool, validate_only: bool
 ) -> None:
-    """Pin a revision against deletion, or unpin it. Raises NotFound, Unavailable."""
+    """Pin a revision against deletion, or unpin it.
+
+    Raises NotFound, NotReady if no revision serves, Unavailable.
+    """
+    _check_serves(repository, model)
     repository.manifest(model, revision)
     if not validate_only:
         with _writing(model):
             repository.pin(model, revision, pinned=pinned)
         log.info("pinned" if pinned else "unpinned", model=model, revision=revision)
+
+
+def _check_serves(repository: Repository, model: str) -> None:
+    if repository.is_draft(model):
+        raise not_ready(repository.draft(model))
 
 
 @contextlib.contextmanager

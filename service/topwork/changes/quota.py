@@ -60,7 +60,8 @@ class _Revision:
 class Quotas:
     """Counts the bytes of models: their revisions, and the shards that these refer to.
 
-    A shard of exemplars counts once per model, with the uploaded images that it names. Files that
+    A shard of exemplars counts once per model, with the uploaded images that it names, also that
+    of a draft. Files that
     the model does not refer to are not counted. Revisions and shards are immutable, so the size of
     each is read once. Thread-safe.
     """
@@ -83,7 +84,11 @@ class Quotas:
                 for number in self._repository.revisions(model)
             }
             self._revisions[model] = revisions
-            shards = set().union(*(revision.shards for revision in revisions.values()))
+            shards: set[str] = set().union(*(revision.shards for revision in revisions.values()))
+            if self._repository.is_draft(model):
+                with contextlib.suppress(Corrupt, NotFound):  # or it began to serve meanwhile
+                    draft = self._repository.draft(model)
+                    shards |= {ref.digest for ref in draft.exemplars}
             used = sum(revision.size for revision in revisions.values())
             used += sum(map(self._shard_size, shards))
         return ModelQuota(model, self._repository, self._limits, pending + used)

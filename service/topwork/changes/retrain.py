@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from topwork.bundle.comparison import Rejection
 from topwork.bundle.documents import document
+from topwork.bundle.draft import Current, Draft, missing_labels
 from topwork.bundle.exemplars import Exemplars, merge
 from topwork.bundle.findings import skipped_image
 from topwork.bundle.manifest import Manifest, ShardRef
@@ -36,7 +37,7 @@ class Candidate:
 
     result: ChangeResult
     published: bool
-    """True if there is a new revision."""
+    """True if there is a new revision, or a new state of the draft."""
     rejected: Failure | None = None
     """The gate's reason not to serve it."""
 
@@ -53,7 +54,7 @@ class Trainer:
         self._embedder = Embedder(repository, cores=cores, limits=limits)
 
     def embed(self, job: Job, on_image: OnImage) -> NewExemplars:
-        """Embed the uploads with the serving revision's backbone; see ``Embedder.embed``.
+        """Embed the uploads with the model's backbone; see ``Embedder.embed``.
 
         Also raises the errors of ``check_change``.
         """
@@ -65,9 +66,10 @@ class Trainer:
     def solve(self, job: Job, new: NewExemplars, operation: str) -> Candidate:
         """Solve the head on all exemplars, judge and publish it; it does not serve yet.
 
-        Raises the errors of ``check_change``, and NotReady if a fit changed the backbone since the
-        embed step (BACKBONE_CHANGED), too few labels or images remain, or the recipe's head cannot
-        be learnt from them.
+        A draft without enough labels for a head gets none: see ``keep``. Raises the errors of
+        ``check_change``, and NotReady if a fit changed the backbone since the embed step
+        (BACKBONE_CHANGED), too few labels or images remain, or the recipe's head cannot be learnt
+        from them.
         """
         parent = self._parent(job)
         if parent.backbone != new.backbone:
@@ -83,8 +85,17 @@ class Trainer:
                 skipped=new.skipped,
                 conflicts=(),
                 comparison=None,
+                missing_labels=missing_labels(shards) if isinstance(parent, Draft) else 0,
             )
             return Candidate(result=result, published=False)
+        if isinstance(parent, Draft) and (missing := missing_labels(shards)):
+            result = ChangeResult(
+                images_used=new.images,
+                skipped=new.skipped,
+                conflicts=new.conflicts,
+                missing_labels=missing,
+            )
+            return Candidate(result=result, published=not job.validate_only)
         # Also compare the shards: a request id may be reused after its operation was deleted.
         published = self._repository.find(
             job.model,
@@ -98,7 +109,7 @@ class Trainer:
         try:
             return self._solve(job, new, parent, shards, operation)
         except (Corrupt, NotFound) as error:
-            serving = self._repository.serving(job.model)
+            serving = self._repository.current(job.model).revision
             if serving == parent.revision:
                 raise
             # The parent serves no longer, so gc may have deleted its files.
@@ -128,8 +139,25 @@ class Trainer:
                 raise Stale(text)
             raise NotReady(text, reason="MODEL_CHANGED")
 
-    def _parent(self, job: Job) -> Manifest:
-        parent = self._repository.manifest(job.model, self._repository.serving(job.model))
+    def keep(self, job: Job, new: NewExemplars, operation: str) -> None:
+        """Store the exemplars after ``job`` in the model's draft, unless this operation did before.
+
+        Raises the errors of ``check_change``, and NotReady with the reason MODEL_CHANGED if a fit
+        made the model serve.
+        """
+        with self._repository.locked(job.model):
+            if self._repository.was_moved_by(job.model, operation, 0):
+                return
+            draft = self._parent(job)
+            if isinstance(draft, Manifest):
+                text = f"model {job.model!r} serves revision {draft.revision} by now"
+                raise NotReady(text, reason="MODEL_CHANGED")
+            shards = changed_shards(draft.exemplars, job, new.shard)
+            images = sum(len(self._repository.shard(ref.digest)) for ref in shards)
+            self._repository.set_draft(draft.changed(shards, images, operation))
+
+    def _parent(self, job: Job) -> Current:
+        parent = self._repository.current(job.model)
         check_change(job, parent, self._limits)
         return parent
 
@@ -137,7 +165,7 @@ class Trainer:
         self,
         job: Job,
         new: NewExemplars,
-        parent: Manifest,
+        parent: Current,
         shards: tuple[ShardRef, ...],
         operation: str,
     ) -> Candidate:
@@ -151,13 +179,17 @@ class Trainer:
             ),
             *audit_exemplars(exemplars, learned.judged, seed=parent.seed),
         )
-        comparison = gate.compare(
-            before,
-            Judgement.of(exemplars, learned.metrics),
-            taught=job.label if KINDS[job.kind].has_images else None,
-            renamed=renamed_labels(job),
-        )
-        failures = gate.check(comparison, job.gate)
+        comparison = None
+        if before is None:
+            failures = gate.check_first(learned.metrics, job.gate)
+        else:
+            comparison = gate.compare(
+                before,
+                Judgement.of(exemplars, learned.metrics),
+                taught=job.label if KINDS[job.kind].has_images else None,
+                renamed=renamed_labels(job),
+            )
+            failures = gate.check(comparison, job.gate)
         if job.validate_only:
             result = ChangeResult(
                 revision=0,
@@ -193,11 +225,18 @@ class Trainer:
         )
         return _candidate(manifest, new)
 
-    def _read(self, parent: Manifest, shards: tuple[ShardRef, ...]) -> tuple[Exemplars, Judgement]:
-        """Return the exemplars of ``shards`` and the parent's judgement; reads each shard once."""
+    def _read(
+        self, parent: Current, shards: tuple[ShardRef, ...]
+    ) -> tuple[Exemplars, Judgement | None]:
+        """Return the exemplars of ``shards`` and the parent's judgement; reads each shard once.
+
+        A draft has no judgement.
+        """
         refs = dict.fromkeys(ref.digest for ref in (*parent.exemplars, *shards))
         contents = {digest: self._repository.shard(digest) for digest in refs}
         exemplars = merge([(ref.label, contents[ref.digest]) for ref in shards])
+        if isinstance(parent, Draft):
+            return exemplars, None
         old = [(ref.label, contents[ref.digest]) for ref in parent.exemplars]
         return exemplars, Judgement.of_shards(old, self._repository.metrics(parent))
 

@@ -146,13 +146,16 @@ def _register(trainer: Trainer, root: Path, running: set[str]) -> None:
         _set_progress(Progress(stage="solving", conflicts=added.conflicts))
         return trainer.solve(from_data(job, Job), added, _workflow_id())
 
-    def serve(job: Any, data: Any) -> None:
+    def serve(job: Any, data: Any, new: Any) -> None:
         result = from_data(data, ChangeResult)
         _set_progress(Progress(stage="publishing", conflicts=result.conflicts))
         # Stored before the pointer moves: if this process dies after that, a cancel comes too late,
         # and this is the operation's result.
         DBOS.set_event(RESULT, data)
-        trainer.serve(from_data(job, Job), result.revision, _workflow_id())
+        if result.revision:
+            trainer.serve(from_data(job, Job), result.revision, _workflow_id())
+        else:
+            trainer.keep(from_data(job, Job), from_data(new, NewExemplars), _workflow_id())
 
     embed_step, solve_step, serve_step = _step(embed), _step(solve), _step(serve)
 
@@ -170,7 +173,7 @@ def _register(trainer: Trainer, root: Path, running: set[str]) -> None:
         result = replace(candidate.result, seconds=seconds)
         if not candidate.published:
             return result
-        served = serve_step(data, to_data(result))
+        served = serve_step(data, to_data(result), embedded.value)
         return replace(result, seconds=replace(seconds, publishing=served.seconds))
 
     @DBOS.workflow(name=database.CHANGE, max_recovery_attempts=MOST_RECOVERIES)

@@ -27,6 +27,11 @@ SECTIONS = {
             "List a model's revisions, newest first, and the times from which they served.",
             "topwork history flowers",
         ),
+        "backbones": Lazy(
+            "topwork.cli.lifecycle:backbones",
+            "List the backbones that `topwork create` can use.",
+            "topwork backbones",
+        ),
         "operations": Lazy(
             "topwork.cli.operations:operations",
             "List, watch and cancel changes of models.",
@@ -73,6 +78,28 @@ SECTIONS = {
             "topwork.cli.history:pin_revision",
             "Protect a revision of a model from `topwork gc`.",
             "topwork pin-revision --model flowers --revision 1",
+        ),
+    },
+    "Create and delete models": {
+        "create": Lazy(
+            "topwork.cli.lifecycle:create",
+            "Create MODEL without labels. It serves once it has two: see `topwork add-class`.",
+            "topwork create trees --like flowers",
+        ),
+        "copy": Lazy(
+            "topwork.cli.lifecycle:copy",
+            "Copy a revision of SOURCE with its exemplars into the new MODEL, which serves.",
+            "topwork copy flowers flowers-trial",
+        ),
+        "delete": Lazy(
+            "topwork.cli.lifecycle:delete",
+            "Delete MODEL. Until `topwork gc` deletes its files, `topwork undelete` restores it.",
+            "topwork delete flowers-trial",
+        ),
+        "undelete": Lazy(
+            "topwork.cli.lifecycle:undelete",
+            "Restore the deleted MODEL.",
+            "topwork undelete flowers-trial",
         ),
     },
     "Run a server": {

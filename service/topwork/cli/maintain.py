@@ -44,6 +44,12 @@ repository_argument = click.argument(
     "whose files are deleted fails and must be repeated. 0 deletes half-written files unless their "
     "process is alive.",
 )
+@click.option(
+    "--deleted-days",
+    default=7.0,
+    type=click.FloatRange(min=0),
+    help="Retain deleted models for so long; until then they can be undeleted.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
 @click.option(
     "--database",
@@ -55,7 +61,13 @@ repository_argument = click.argument(
 )
 @json_output
 def gc(
-    repository: Path, keep: int, spare_hours: float, dry_run: bool, database: str, as_json: bool
+    repository: Path,
+    keep: int,
+    spare_hours: float,
+    deleted_days: float,
+    dry_run: bool,
+    database: str,
+    as_json: bool,
 ) -> None:
     """Delete old revisions, and files that no revision refers to.
 
@@ -70,6 +82,7 @@ def gc(
             open_repository(repository),
             keep=keep,
             spare_seconds=spare_hours * 3600,
+            deleted_seconds=deleted_days * 86400,
             pending_images=lambda: {digest for url in urls for digest in pending_images(url)},
             dry_run=dry_run,
         )

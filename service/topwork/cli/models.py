@@ -27,11 +27,11 @@ def models(server: ServerOptions, as_json: bool) -> None:
                 rows.append(
                     (
                         model.name.removeprefix("models/"),
-                        str(revision.revision),
-                        str(len(revision.labels)),
-                        str(revision.metrics.images),
+                        str(revision.revision or "-"),
+                        str(len(revision.labels or model.draft.labels)),
+                        str(revision.metrics.images or model.draft.images),
                         show.accuracy(revision.metrics),
-                        revision.backbone.name,
+                        revision.backbone.name or model.draft.backbone.name,
                     )
                 )
     if not as_json:

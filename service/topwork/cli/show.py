@@ -26,6 +26,9 @@ def moment(time: str) -> str:
 
 def model(console: Console, found: model_pb.Model) -> None:
     """Print a model."""
+    if found.HasField("draft"):
+        _draft(console, found)
+        return
     revision, limits = found.serving_revision, found.limits
     spec = revision.backbone.preprocess
     rows = (
@@ -57,6 +60,21 @@ def model(console: Console, found: model_pb.Model) -> None:
     facts = tables.table(("", ""), rows)
     facts.show_header = False
     console.print(facts, "", per_label(revision.metrics))
+
+
+def _draft(console: Console, found: model_pb.Model) -> None:
+    draft = found.draft
+    rows = (
+        ("model", found.name),
+        ("serving revision", f"none; {draft.missing_labels} more labels are needed"),
+        ("labels", ", ".join(draft.labels) or "none"),
+        ("images", str(draft.images)),
+        ("backbone", f"{draft.backbone.name} ({draft.backbone.digest[:12]})"),
+        ("head", f"{draft.head} on {draft.normalisation}, seed {draft.seed}"),
+    )
+    facts = tables.table(("", ""), rows)
+    facts.show_header = False
+    console.print(facts)
 
 
 def precision(found: model_pb.Model) -> str:
@@ -125,6 +143,14 @@ def model_json(found: model_pb.Model) -> dict[str, Any]:
         },
         "metrics": metrics_json(revision.metrics),
         "limits": {field.name: value for field, value in found.limits.ListFields()},
+        "draft": None
+        if not found.HasField("draft")
+        else {
+            "labels": list(found.draft.labels),
+            "images": found.draft.images,
+            "missing_labels": found.draft.missing_labels,
+            "backbone": found.draft.backbone.name,
+        },
     }
 
 

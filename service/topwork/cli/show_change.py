@@ -55,6 +55,12 @@ def changed(
         table = compared(response.comparison)
         table.add_row("accuracy on all labels", "-", show.accuracy(revision.metrics))
         console.print(table)
+    elif response.missing_labels:
+        missing = response.missing_labels
+        _line(console, f"the model serves after {missing} more label{'' if missing == 1 else 's'}")
+    elif response.images_used:
+        end = "nothing was changed" if metadata.validate_only else f"revision {revision.revision}"
+        _line(console, f"first revision: {end}, accuracy {show.accuracy(revision.metrics)}")
     else:
         _line(console, f"nothing to do: revision {revision.revision} serves")
     times = response.stage_times
@@ -122,6 +128,7 @@ def changed_json(
         "comparison": comparison_json(response.comparison)
         if response.HasField("comparison")
         else None,
+        "missing_labels": response.missing_labels,
         "images_used": response.images_used,
         "skipped": [
             {"image": skipped.display_name, "error": skipped.error.message}

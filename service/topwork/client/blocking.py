@@ -17,6 +17,7 @@ from topwork.client.results import ClassifyResult, Operation, StreamResult
 from topwork.client.stream_window import IMAGES_PER_MESSAGE, StreamWindow
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
+from topwork.v1 import model_lifecycle_pb2 as lifecycle_pb
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 from topwork.v1 import revision_pb2 as revision_pb
@@ -246,6 +247,72 @@ class Client:
             model=f"models/{model}", revision=revision, unpin=unpin, validate_only=validate_only
         )
         return blocking_calls.call_unary(self._models.PinRevision, request, timeout)
+
+    def create_model(
+        self,
+        model: str,
+        *,
+        backbone: str = "",
+        like: str = "",
+        seed: int = 0,
+        head: str = "",
+        normalisation: str = "",
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> model_pb.Model:
+        """Create a model without labels, and return it. Raises CallFailed.
+
+        ``backbone`` is a digest or a name, or it is that of the model ``like``; neither: the only
+        backbone of the repository. The model serves once ``add_class`` has given it two labels.
+        """
+        request = lifecycle_pb.CreateModelRequest(
+            model=f"models/{model}",
+            seed=seed,
+            head=head,
+            normalisation=normalisation,
+            request_id=request_id or calls.new_request_id(),
+        )
+        if like:
+            request.like = f"models/{like}"
+        else:
+            request.backbone = backbone
+        return blocking_calls.call_unary(self._models.CreateModel, request, timeout)
+
+    def copy_model(
+        self,
+        source: str,
+        model: str,
+        *,
+        revision: int = 0,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> model_pb.Model:
+        """Copy a revision (0: the serving one) into a new model; return it. Raises CallFailed."""
+        request = lifecycle_pb.CopyModelRequest(
+            source=f"models/{source}",
+            revision=revision,
+            model=f"models/{model}",
+            request_id=request_id or calls.new_request_id(),
+        )
+        return blocking_calls.call_unary(self._models.CopyModel, request, timeout)
+
+    def delete_model(
+        self, model: str, *, force: bool = False, timeout: float | None = None
+    ) -> None:
+        """Delete a model; ``force``: even if it is in use. Raises CallFailed."""
+        request = lifecycle_pb.DeleteModelRequest(model=f"models/{model}", force=force)
+        blocking_calls.call_unary(self._models.DeleteModel, request, timeout)
+
+    def undelete_model(self, model: str, *, timeout: float | None = None) -> model_pb.Model:
+        """Restore a deleted model, and return it. Raises CallFailed."""
+        request = lifecycle_pb.UndeleteModelRequest(model=f"models/{model}")
+        return blocking_calls.call_unary(self._models.UndeleteModel, request, timeout)
+
+    def backbones(self) -> Iterator[lifecycle_pb.StoredBackbone]:
+        """Yield the backbones that models can be created with. Raises CallFailed."""
+        request = lifecycle_pb.ListBackbonesRequest()
+        for page in self._pages(self._models.ListBackbones, request):
+            yield from page.backbones
 
     def watch(self, operation: str) -> Iterator[Operation]:
         """Yield the states of ``operation`` (a name) until it is finished. Raises CallFailed."""

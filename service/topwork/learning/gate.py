@@ -161,8 +161,21 @@ def check(comparison: Comparison, gate: Gate) -> tuple[str, ...]:
         ]
         required = min([gate.min_new_class_recall, *recalls_before])
         if taught.high < required:
-            failures.append(_recall_failure(comparison, taught, required))
+            failures.append(_recall_failure(comparison.confusions, taught, required))
     return tuple(failures)
+
+
+def check_first(metrics: Metrics, gate: Gate) -> tuple[str, ...]:
+    """Return a message for each label of a first revision whose recall is below ``gate``'s limit.
+
+    All its labels are new, and there is no parent to compare it with.
+    """
+    confusions = _confusions(metrics, None)
+    return tuple(
+        _recall_failure(confusions, taught, gate.min_new_class_recall)
+        for taught in (_taught(metrics, row.label) for row in metrics.per_label)
+        if taught.high < gate.min_new_class_recall
+    )
 
 
 def _judged_rows(
@@ -254,8 +267,10 @@ def _drop_failure(comparison: Comparison, most: float) -> str:
     )
 
 
-def _recall_failure(comparison: Comparison, taught: TaughtLabel, required: float) -> str:
-    own = [pair for pair in comparison.confusions if taught.label in {pair.label, pair.called}]
+def _recall_failure(
+    confusions: Sequence[ConfusedLabels], taught: TaughtLabel, required: float
+) -> str:
+    own = [pair for pair in confusions if taught.label in {pair.label, pair.called}]
     return (
         f"the recall of {taught.label!r} is {_percent(taught.recall)} % on "
         f"{_count(taught.images, 'image')} (95 % interval {_percent(taught.low)} to "

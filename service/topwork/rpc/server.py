@@ -22,6 +22,7 @@ from topwork.changes import worker
 from topwork.changes.database import database_url
 from topwork.changes.executors import check_executor
 from topwork.changes.intake import Intake
+from topwork.changes.lifecycle import Lifecycle
 from topwork.changes.operations import Operations
 from topwork.changes.quota import Quotas
 from topwork.changes.uploads import Uploads
@@ -122,7 +123,15 @@ class Server:
             stream_window=STREAM_IMAGES * config.cores,
             most_streams=limits.max_streams,
         )
-        self._model_servicer = ModelServicer(repository, self._registry, views, intake, limits)
+        self._model_servicer = ModelServicer(
+            repository,
+            self._registry,
+            views,
+            intake,
+            Lifecycle(config.repository, config.signing, most=limits.max_models),
+            self._classifier.statistics,
+            limits,
+        )
         self._operations_servicer = OperationsServicer(views)
         self._open_inference_servicer = OpenInferenceServicer(
             repository,

@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
+from topwork.bundle.draft import Current, Draft, not_ready
 from topwork.bundle.manifest import Manifest, check_may_serve
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, NotReady, Unavailable
@@ -28,7 +29,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 POLL_SECONDS = 0.2
-"""Interval of polling the serving.json files; raising it delays the hot reload of revisions."""
+"""Interval of polling serving.json and draft.json; raising it delays the hot reload."""
 
 LONGEST_POLL_SECONDS = 0.8
 """Interval with very many models; above 1 s, revisions would not serve within a second."""
@@ -74,6 +75,7 @@ class Registry:
         self._repository = repository
         self._telemetry = telemetry
         self._serving: dict[str, _Serving] = {}
+        self._drafts: dict[str, Draft] = {}
         self._snapshots: LruCache[Snapshot] = LruCache(
             head_bytes, weight_of=lambda snapshot: snapshot.head.size
         )
@@ -111,16 +113,24 @@ class Registry:
         """Return the names of the serving models, sorted."""
         return sorted(self._serving)
 
+    def drafts(self) -> list[str]:
+        """Return the names of the models that do not serve yet, sorted."""
+        return sorted(self._drafts)
+
     def unusable(self) -> list[str]:
-        """Return the names of the models without a loadable revision, sorted."""
-        return sorted(self._stamps.keys() - self._serving.keys())
+        """Return the names of the models without a loadable revision or draft, sorted."""
+        return sorted(self._stamps.keys() - self._serving.keys() - self._drafts.keys())
 
     def serving(self, model: str) -> Manifest:
-        """Return the manifest of the serving revision. Raises NotFound."""
+        """Return the manifest of the serving revision. Raises NotFound, NotReady for a draft."""
         return self._find(model).manifest
 
+    def current(self, model: str) -> Current:
+        """Return the manifest of the serving revision, or the draft. Raises NotFound."""
+        return self._drafts[model] if model in self._drafts else self.serving(model)
+
     def backbone(self, model: str) -> LoadedBackbone:
-        """Return the backbone of the serving revision. Raises NotFound."""
+        """Return the backbone of the serving revision. Raises NotFound, NotReady for a draft."""
         return self._find(model).backbone
 
     def knows(self, model: str, revision: int) -> bool:
@@ -134,7 +144,8 @@ class Registry:
     async def snapshot(self, model: str, revision: int = 0) -> Snapshot:
         """Return the snapshot of a revision, loaded if necessary; 0 is the serving revision.
 
-        Raises NotFound, Corrupt if it is damaged, and Unavailable if it cannot be read now.
+        Raises NotFound, NotReady for a draft, Corrupt if it is damaged, and Unavailable if it
+        cannot be read now.
         """
         key = model, revision or self.serving(model).revision
         try:
@@ -158,6 +169,8 @@ class Registry:
         try:
             return self._serving[model]
         except KeyError:
+            if model in self._drafts:
+                raise not_ready(self._drafts[model]) from None
             name = f"models/{model}"
             raise NotFound(f"there is no model {name!r}", kind="model", resource=name) from None
 
@@ -170,7 +183,7 @@ class Registry:
                 log.warning("repository cannot be read", error=str(error))
 
     async def _poll(self) -> None:
-        """Start the hot reload of each model whose serving.json changed."""
+        """Start the hot reload of each model whose serving.json or draft.json changed."""
         async with self._poll_lock:
             stamps = await self._in_thread(self._read_stamps)
             for model in self._stamps.keys() - stamps.keys():
@@ -195,17 +208,21 @@ class Registry:
         return stamps
 
     async def _swap(self, model: str, stamp: FileStamp) -> None:
-        """Hot-reload the revision that serving.json names. Raises NotReady at the start only."""
+        """Hot-reload the serving revision, or the draft. Raises NotReady at the start only."""
         starting = self._watcher is None
         try:
-            manifest = await self._in_thread(self._read_serving, model)
+            manifest = await self._in_thread(self._read_current, model)
             known = self._serving.get(model)
-            if known is None or known.manifest != manifest:
+            if isinstance(manifest, Draft):  # not of the model that served under this name
+                self._remove(model)
+                self._drafts[model] = manifest
+            elif known is None or known.manifest != manifest:
                 serving = _Serving(manifest=manifest, backbone=await self._backbone(manifest))
                 # At the start there is no previous revision that could serve instead of a bad head.
                 snapshot = None if starting else await self._load(serving)
                 self._snapshots.drop(model)  # requests in flight keep their snapshots
                 self._serving[model] = serving
+                self._drafts.pop(model, None)
                 if snapshot is not None:
                     self._snapshots.put((model, manifest.revision), snapshot)
                 self._telemetry.swaps.inc()
@@ -222,15 +239,17 @@ class Registry:
             log.error("revision cannot be loaded", model=model, error=repr(error))
         self._stamps[model] = stamp
 
-    def _read_serving(self, model: str) -> Manifest:
-        manifest = self._repository.manifest(model, self._repository.serving(model))
-        if self._watcher is not None:  # a new revision must be intact, including its metrics
-            self._repository.metrics(manifest)
-        return manifest
+    def _read_current(self, model: str) -> Current:
+        current = self._repository.current(model)
+        # A new revision must be intact, including its metrics.
+        if isinstance(current, Manifest) and self._watcher is not None:
+            self._repository.metrics(current)
+        return current
 
     def _remove(self, model: str) -> None:
         self._snapshots.drop(model)
         self._stamps.pop(model, None)
+        self._drafts.pop(model, None)
         if self._serving.pop(model, None) is not None:
             log.info("removed", model=model)
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from topwork.bundle.manifest import Manifest
-from topwork.errors import ImageError
+from topwork.errors import ImageError, NotReady
 from topwork.serving.classify_batch import Finished
 
 
@@ -32,6 +32,10 @@ class RevisionStatistics:
     """Time of the last answer in seconds since 1970; 0: never."""
 
 
+TRAFFIC_SECONDS = 60.0
+"""Raising it protects models from deletion for longer after their last answer."""
+
+
 class Statistics:
     """Statistics of all revisions with requests. All state belongs to one event loop."""
 
@@ -41,6 +45,17 @@ class Statistics:
     def of(self, model: str) -> dict[int, RevisionStatistics]:
         """Return the statistics of a model by revision, without revisions that had no request."""
         return self._statistics.get(model, {})
+
+    def check_idle(self, model: str) -> None:
+        """Raise NotReady if a model answered a request within TRAFFIC_SECONDS."""
+        last = max((statistics.last for statistics in self.of(model).values()), default=0.0)
+        seconds = time.time() - last
+        if seconds < TRAFFIC_SECONDS:
+            raise NotReady(
+                f"model {model!r} answered a request {seconds:.0f} s ago; a model is deleted after "
+                f"{TRAFFIC_SECONDS:.0f} s without answers, or with force",
+                reason="MODEL_IN_USE",
+            )
 
     def answered(self, finished: Finished) -> None:
         """Count an answered request."""

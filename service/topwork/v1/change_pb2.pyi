@@ -509,8 +509,11 @@ class ChangeResponse(google.protobuf.message.Message):
     CONFLICTS_FIELD_NUMBER: builtins.int
     GATE_FAILURES_FIELD_NUMBER: builtins.int
     FINDINGS_FIELD_NUMBER: builtins.int
+    MISSING_LABELS_FIELD_NUMBER: builtins.int
     images_used: builtins.int
     """Number of uploaded images that became exemplars."""
+    missing_labels: builtins.int
+    """Number of labels that the model needs before it serves; `revision` is then unset. 0: it serves."""
     @property
     def revision(self) -> topwork.v1.revision_pb2.Revision:
         """The new revision, which serves; or the old revision, if there was nothing to do. With
@@ -554,9 +557,10 @@ class ChangeResponse(google.protobuf.message.Message):
         conflicts: collections.abc.Iterable[Global___Conflict] | None = ...,
         gate_failures: collections.abc.Iterable[builtins.str] | None = ...,
         findings: collections.abc.Iterable[Global___Finding] | None = ...,
+        missing_labels: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["comparison", b"comparison", "revision", b"revision", "stage_times", b"stage_times"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["comparison", b"comparison", "conflicts", b"conflicts", "findings", b"findings", "gate_failures", b"gate_failures", "images_used", b"images_used", "revision", b"revision", "skipped_images", b"skipped_images", "stage_times", b"stage_times"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["comparison", b"comparison", "conflicts", b"conflicts", "findings", b"findings", "gate_failures", b"gate_failures", "images_used", b"images_used", "missing_labels", b"missing_labels", "revision", b"revision", "skipped_images", b"skipped_images", "stage_times", b"stage_times"]) -> None: ...
 
 Global___ChangeResponse: typing_extensions.TypeAlias = ChangeResponse
 

@@ -11,6 +11,7 @@ import google.protobuf.internal.containers
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import sys
+import topwork.v1.model_lifecycle_pb2
 import topwork.v1.revision_pb2
 import typing
 
@@ -100,11 +101,14 @@ class Model(google.protobuf.message.Message):
     PINNED_REVISIONS_FIELD_NUMBER: builtins.int
     MOVES_FIELD_NUMBER: builtins.int
     LOADED_BACKBONE_FIELD_NUMBER: builtins.int
+    DRAFT_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `models/{model}`."""
     @property
     def serving_revision(self) -> topwork.v1.revision_pb2.Revision:
-        """The serving revision with all fields; metrics and backbone are unset if they are damaged."""
+        """The serving revision with all fields; metrics and backbone are unset if they are damaged. Unset:
+        the model is a `draft`.
+        """
 
     @property
     def revisions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
@@ -126,6 +130,10 @@ class Model(google.protobuf.message.Message):
     def loaded_backbone(self) -> Global___LoadedBackbone:
         """The serving revision's backbone as it runs on this server."""
 
+    @property
+    def draft(self) -> topwork.v1.model_lifecycle_pb2.Draft:
+        """State of a model that does not serve yet. Unset: it serves."""
+
     def __init__(
         self,
         *,
@@ -136,9 +144,10 @@ class Model(google.protobuf.message.Message):
         pinned_revisions: collections.abc.Iterable[builtins.int] | None = ...,
         moves: collections.abc.Iterable[Global___ServingMove] | None = ...,
         loaded_backbone: Global___LoadedBackbone | None = ...,
+        draft: topwork.v1.model_lifecycle_pb2.Draft | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["limits", b"limits", "loaded_backbone", b"loaded_backbone", "serving_revision", b"serving_revision"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["limits", b"limits", "loaded_backbone", b"loaded_backbone", "moves", b"moves", "name", b"name", "pinned_revisions", b"pinned_revisions", "revisions", b"revisions", "serving_revision", b"serving_revision"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["draft", b"draft", "limits", b"limits", "loaded_backbone", b"loaded_backbone", "serving_revision", b"serving_revision"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["draft", b"draft", "limits", b"limits", "loaded_backbone", b"loaded_backbone", "moves", b"moves", "name", b"name", "pinned_revisions", b"pinned_revisions", "revisions", b"revisions", "serving_revision", b"serving_revision"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
 
@@ -291,6 +300,7 @@ class Limits(google.protobuf.message.Message):
     MAX_QUEUE_BYTES_FIELD_NUMBER: builtins.int
     MIN_FREE_BYTES_FIELD_NUMBER: builtins.int
     MIN_FREE_INODES_FIELD_NUMBER: builtins.int
+    MAX_MODELS_FIELD_NUMBER: builtins.int
     max_images_per_request: builtins.int
     """Images in one Classify request."""
     max_image_bytes: builtins.int
@@ -332,6 +342,8 @@ class Limits(google.protobuf.message.Message):
     """Free space in bytes that an upload must leave on the repository's disk."""
     min_free_inodes: builtins.int
     """Free inodes that an upload must leave on the repository's disk."""
+    max_models: builtins.int
+    """Models of the repository, after CreateModel, CopyModel or UndeleteModel."""
     def __init__(
         self,
         *,
@@ -354,8 +366,9 @@ class Limits(google.protobuf.message.Message):
         max_queue_bytes: builtins.int = ...,
         min_free_bytes: builtins.int = ...,
         min_free_inodes: builtins.int = ...,
+        max_models: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_display_name_length", b"max_display_name_length", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images_per_model", b"max_images_per_model", "max_images_per_request", b"max_images_per_request", "max_images_per_upload", b"max_images_per_upload", "max_label_length", b"max_label_length", "max_labels", b"max_labels", "max_message_bytes", b"max_message_bytes", "max_model_bytes", b"max_model_bytes", "max_pending_operations", b"max_pending_operations", "max_queue_bytes", b"max_queue_bytes", "max_streams", b"max_streams", "max_upload_bytes", b"max_upload_bytes", "max_uploads", b"max_uploads", "max_watches", b"max_watches", "min_free_bytes", b"min_free_bytes", "min_free_inodes", b"min_free_inodes", "min_images_per_label", b"min_images_per_label"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_display_name_length", b"max_display_name_length", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images_per_model", b"max_images_per_model", "max_images_per_request", b"max_images_per_request", "max_images_per_upload", b"max_images_per_upload", "max_label_length", b"max_label_length", "max_labels", b"max_labels", "max_message_bytes", b"max_message_bytes", "max_model_bytes", b"max_model_bytes", "max_models", b"max_models", "max_pending_operations", b"max_pending_operations", "max_queue_bytes", b"max_queue_bytes", "max_streams", b"max_streams", "max_upload_bytes", b"max_upload_bytes", "max_uploads", b"max_uploads", "max_watches", b"max_watches", "min_free_bytes", b"min_free_bytes", "min_free_inodes", b"min_free_inodes", "min_images_per_label", b"min_images_per_label"]) -> None: ...
 
 Global___Limits: typing_extensions.TypeAlias = Limits
 

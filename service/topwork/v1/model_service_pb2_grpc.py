@@ -4,7 +4,9 @@ import grpc
 import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from topwork.v1 import change_pb2 as topwork_dot_v1_dot_change__pb2
+from topwork.v1 import model_lifecycle_pb2 as topwork_dot_v1_dot_model__lifecycle__pb2
 from topwork.v1 import model_service_pb2 as topwork_dot_v1_dot_model__service__pb2
 
 GRPC_GENERATED_VERSION = '1.71.2'
@@ -47,7 +49,13 @@ class ModelServiceStub(object):
     The operation fails with FAILED_PRECONDITION if the gate rejects the new revision: ErrorInfo has
     the reason GATE_FAILED and the revision's number, and the details contain a Comparison. The
     rejected revision is published with its report and never serves. The operation fails with ABORTED
-    if `expected_revision` no longer serves. In all these cases the serving revision does not change.
+    if `expected_revision` no longer serves, and with NOT_FOUND if the model was deleted. In all these
+    cases the serving revision does not change.
+
+    A model that CreateModel made is a draft until it has two labels: AddClass, AddExamples,
+    RemoveClass and RenameClass change its labels, and the operation that gives it the second label
+    publishes its first revision, which serves. Calls that need a revision, such as Classify, Retrain
+    and Rollback, fail until then with FAILED_PRECONDITION and the reason MODEL_NOT_READY.
     """
 
     def __init__(self, channel):
@@ -106,6 +114,31 @@ class ModelServiceStub(object):
                 request_serializer=topwork_dot_v1_dot_model__service__pb2.PinRevisionRequest.SerializeToString,
                 response_deserializer=topwork_dot_v1_dot_model__service__pb2.Model.FromString,
                 _registered_method=True)
+        self.CreateModel = channel.unary_unary(
+                '/topwork.v1.ModelService/CreateModel',
+                request_serializer=topwork_dot_v1_dot_model__lifecycle__pb2.CreateModelRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_model__service__pb2.Model.FromString,
+                _registered_method=True)
+        self.CopyModel = channel.unary_unary(
+                '/topwork.v1.ModelService/CopyModel',
+                request_serializer=topwork_dot_v1_dot_model__lifecycle__pb2.CopyModelRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_model__service__pb2.Model.FromString,
+                _registered_method=True)
+        self.DeleteModel = channel.unary_unary(
+                '/topwork.v1.ModelService/DeleteModel',
+                request_serializer=topwork_dot_v1_dot_model__lifecycle__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.UndeleteModel = channel.unary_unary(
+                '/topwork.v1.ModelService/UndeleteModel',
+                request_serializer=topwork_dot_v1_dot_model__lifecycle__pb2.UndeleteModelRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_model__service__pb2.Model.FromString,
+                _registered_method=True)
+        self.ListBackbones = channel.unary_unary(
+                '/topwork.v1.ModelService/ListBackbones',
+                request_serializer=topwork_dot_v1_dot_model__lifecycle__pb2.ListBackbonesRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_model__lifecycle__pb2.ListBackbonesResponse.FromString,
+                _registered_method=True)
         self.WatchOperation = channel.unary_stream(
                 '/topwork.v1.ModelService/WatchOperation',
                 request_serializer=topwork_dot_v1_dot_model__service__pb2.WatchOperationRequest.SerializeToString,
@@ -133,7 +166,13 @@ class ModelServiceServicer(object):
     The operation fails with FAILED_PRECONDITION if the gate rejects the new revision: ErrorInfo has
     the reason GATE_FAILED and the revision's number, and the details contain a Comparison. The
     rejected revision is published with its report and never serves. The operation fails with ABORTED
-    if `expected_revision` no longer serves. In all these cases the serving revision does not change.
+    if `expected_revision` no longer serves, and with NOT_FOUND if the model was deleted. In all these
+    cases the serving revision does not change.
+
+    A model that CreateModel made is a draft until it has two labels: AddClass, AddExamples,
+    RemoveClass and RenameClass change its labels, and the operation that gives it the second label
+    publishes its first revision, which serves. Calls that need a revision, such as Classify, Retrain
+    and Rollback, fail until then with FAILED_PRECONDITION and the reason MODEL_NOT_READY.
     """
 
     def ListModels(self, request, context):
@@ -227,6 +266,59 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateModel(self, request, context):
+        """Creates a model without labels. It serves once AddClass has given it two, see ModelService.
+        Fails with ALREADY_EXISTS (a model has the name; with the reason MODEL_DELETED a deleted one, or
+        with REQUEST_ID_REUSED), NOT_FOUND (backbone, model), INVALID_ARGUMENT (name, head,
+        normalisation, request id, several backbones), RESOURCE_EXHAUSTED with QuotaFailure
+        (`Limits.max_models`), FAILED_PRECONDITION (the server lacks the signing key), UNAVAILABLE (the
+        disk is full or read-only).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CopyModel(self, request, context):
+        """Copies a revision with its exemplars into a new model, whose revision 1 it is, and which serves
+        when the call returns. Both models share the files; later changes of one do not affect the
+        other. The caller needs its role for both models.
+        Fails as CreateModel, and with NOT_FOUND (model, revision), FAILED_PRECONDITION (the revision
+        was rejected, or the model does not serve yet).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModel(self, request, context):
+        """Deletes a model. When the call returns, this server no longer serves it; other servers of the
+        repository follow within a second. Unfinished operations of the model fail, and all operations
+        remain readable. Its name stays taken, and UndeleteModel restores it, until `topwork gc` deletes
+        its files.
+        Fails with NOT_FOUND, FAILED_PRECONDITION with the reason MODEL_IN_USE (it answered requests on
+        this server within the last minute, and `force` is false), UNAVAILABLE (the disk is full or
+        read-only).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteModel(self, request, context):
+        """Restores a deleted model. Fails with NOT_FOUND (no deleted model has the name),
+        RESOURCE_EXHAUSTED with QuotaFailure (`Limits.max_models`), UNAVAILABLE (the disk is full or
+        read-only).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBackbones(self, request, context):
+        """Lists the backbones of the repository, sorted by digest. All callers share them.
+        Fails with INVALID_ARGUMENT (a page token that this service did not return).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchOperation(self, request, context):
         """Streams the state of an operation: at once, after every change, and last the finished
         operation.
@@ -290,6 +382,31 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=topwork_dot_v1_dot_model__service__pb2.PinRevisionRequest.FromString,
                     response_serializer=topwork_dot_v1_dot_model__service__pb2.Model.SerializeToString,
             ),
+            'CreateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateModel,
+                    request_deserializer=topwork_dot_v1_dot_model__lifecycle__pb2.CreateModelRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_model__service__pb2.Model.SerializeToString,
+            ),
+            'CopyModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.CopyModel,
+                    request_deserializer=topwork_dot_v1_dot_model__lifecycle__pb2.CopyModelRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_model__service__pb2.Model.SerializeToString,
+            ),
+            'DeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModel,
+                    request_deserializer=topwork_dot_v1_dot_model__lifecycle__pb2.DeleteModelRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'UndeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteModel,
+                    request_deserializer=topwork_dot_v1_dot_model__lifecycle__pb2.UndeleteModelRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_model__service__pb2.Model.SerializeToString,
+            ),
+            'ListBackbones': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBackbones,
+                    request_deserializer=topwork_dot_v1_dot_model__lifecycle__pb2.ListBackbonesRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_model__lifecycle__pb2.ListBackbonesResponse.SerializeToString,
+            ),
             'WatchOperation': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchOperation,
                     request_deserializer=topwork_dot_v1_dot_model__service__pb2.WatchOperationRequest.FromString,
@@ -323,7 +440,13 @@ class ModelService(object):
     The operation fails with FAILED_PRECONDITION if the gate rejects the new revision: ErrorInfo has
     the reason GATE_FAILED and the revision's number, and the details contain a Comparison. The
     rejected revision is published with its report and never serves. The operation fails with ABORTED
-    if `expected_revision` no longer serves. In all these cases the serving revision does not change.
+    if `expected_revision` no longer serves, and with NOT_FOUND if the model was deleted. In all these
+    cases the serving revision does not change.
+
+    A model that CreateModel made is a draft until it has two labels: AddClass, AddExamples,
+    RemoveClass and RenameClass change its labels, and the operation that gives it the second label
+    publishes its first revision, which serves. Calls that need a revision, such as Classify, Retrain
+    and Rollback, fail until then with FAILED_PRECONDITION and the reason MODEL_NOT_READY.
     """
 
     @staticmethod
@@ -586,6 +709,141 @@ class ModelService(object):
             '/topwork.v1.ModelService/PinRevision',
             topwork_dot_v1_dot_model__service__pb2.PinRevisionRequest.SerializeToString,
             topwork_dot_v1_dot_model__service__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/CreateModel',
+            topwork_dot_v1_dot_model__lifecycle__pb2.CreateModelRequest.SerializeToString,
+            topwork_dot_v1_dot_model__service__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/CopyModel',
+            topwork_dot_v1_dot_model__lifecycle__pb2.CopyModelRequest.SerializeToString,
+            topwork_dot_v1_dot_model__service__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/DeleteModel',
+            topwork_dot_v1_dot_model__lifecycle__pb2.DeleteModelRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/UndeleteModel',
+            topwork_dot_v1_dot_model__lifecycle__pb2.UndeleteModelRequest.SerializeToString,
+            topwork_dot_v1_dot_model__service__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBackbones(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/ListBackbones',
+            topwork_dot_v1_dot_model__lifecycle__pb2.ListBackbonesRequest.SerializeToString,
+            topwork_dot_v1_dot_model__lifecycle__pb2.ListBackbonesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,10 +6,12 @@ Models: reading their state, and changing them while they serve."""
 import abc
 import collections.abc
 import google.longrunning.operations_pb2
+import google.protobuf.empty_pb2
 import grpc
 import grpc.aio
 import sys
 import topwork.v1.change_pb2
+import topwork.v1.model_lifecycle_pb2
 import topwork.v1.model_service_pb2
 import typing
 
@@ -187,6 +189,86 @@ _ModelServicePinRevisionType = typing_extensions.TypeVar(
     ],
 )
 
+_ModelServiceCreateModelType = typing_extensions.TypeVar(
+    '_ModelServiceCreateModelType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.CreateModelRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.CreateModelRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.CreateModelRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+)
+
+_ModelServiceCopyModelType = typing_extensions.TypeVar(
+    '_ModelServiceCopyModelType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.CopyModelRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.CopyModelRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.CopyModelRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+)
+
+_ModelServiceDeleteModelType = typing_extensions.TypeVar(
+    '_ModelServiceDeleteModelType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.DeleteModelRequest,
+        google.protobuf.empty_pb2.Empty,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.DeleteModelRequest,
+        google.protobuf.empty_pb2.Empty,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.DeleteModelRequest,
+        google.protobuf.empty_pb2.Empty,
+    ],
+)
+
+_ModelServiceUndeleteModelType = typing_extensions.TypeVar(
+    '_ModelServiceUndeleteModelType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.UndeleteModelRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.UndeleteModelRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.UndeleteModelRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+)
+
+_ModelServiceListBackbonesType = typing_extensions.TypeVar(
+    '_ModelServiceListBackbonesType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.ListBackbonesRequest,
+        topwork.v1.model_lifecycle_pb2.ListBackbonesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.ListBackbonesRequest,
+        topwork.v1.model_lifecycle_pb2.ListBackbonesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.ListBackbonesRequest,
+        topwork.v1.model_lifecycle_pb2.ListBackbonesResponse,
+    ],
+)
+
 _ModelServiceWatchOperationType = typing_extensions.TypeVar(
     '_ModelServiceWatchOperationType',
     grpc.UnaryStreamMultiCallable[
@@ -203,7 +285,7 @@ _ModelServiceWatchOperationType = typing_extensions.TypeVar(
     ],
 )
 
-class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceListRevisionsType, _ModelServiceAddClassType, _ModelServiceAddExamplesType, _ModelServiceRemoveClassType, _ModelServiceRenameClassType, _ModelServiceRetrainType, _ModelServiceRollbackType, _ModelServicePinRevisionType, _ModelServiceWatchOperationType]):
+class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceListRevisionsType, _ModelServiceAddClassType, _ModelServiceAddExamplesType, _ModelServiceRemoveClassType, _ModelServiceRenameClassType, _ModelServiceRetrainType, _ModelServiceRollbackType, _ModelServicePinRevisionType, _ModelServiceCreateModelType, _ModelServiceCopyModelType, _ModelServiceDeleteModelType, _ModelServiceUndeleteModelType, _ModelServiceListBackbonesType, _ModelServiceWatchOperationType]):
     """Lists and changes models.
 
     AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations. They
@@ -223,7 +305,13 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
     The operation fails with FAILED_PRECONDITION if the gate rejects the new revision: ErrorInfo has
     the reason GATE_FAILED and the revision's number, and the details contain a Comparison. The
     rejected revision is published with its report and never serves. The operation fails with ABORTED
-    if `expected_revision` no longer serves. In all these cases the serving revision does not change.
+    if `expected_revision` no longer serves, and with NOT_FOUND if the model was deleted. In all these
+    cases the serving revision does not change.
+
+    A model that CreateModel made is a draft until it has two labels: AddClass, AddExamples,
+    RemoveClass and RenameClass change its labels, and the operation that gives it the second label
+    publishes its first revision, which serves. Calls that need a revision, such as Classify, Retrain
+    and Rollback, fail until then with FAILED_PRECONDITION and the reason MODEL_NOT_READY.
     """
 
     @typing.overload
@@ -267,6 +355,26 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
         grpc.UnaryUnaryMultiCallable[
             topwork.v1.model_service_pb2.PinRevisionRequest,
             topwork.v1.model_service_pb2.Model,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.model_lifecycle_pb2.CreateModelRequest,
+            topwork.v1.model_service_pb2.Model,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.model_lifecycle_pb2.CopyModelRequest,
+            topwork.v1.model_service_pb2.Model,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.model_lifecycle_pb2.DeleteModelRequest,
+            google.protobuf.empty_pb2.Empty,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.model_lifecycle_pb2.UndeleteModelRequest,
+            topwork.v1.model_service_pb2.Model,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.model_lifecycle_pb2.ListBackbonesRequest,
+            topwork.v1.model_lifecycle_pb2.ListBackbonesResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             topwork.v1.model_service_pb2.WatchOperationRequest,
@@ -315,6 +423,26 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
         grpc.aio.UnaryUnaryMultiCallable[
             topwork.v1.model_service_pb2.PinRevisionRequest,
             topwork.v1.model_service_pb2.Model,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.model_lifecycle_pb2.CreateModelRequest,
+            topwork.v1.model_service_pb2.Model,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.model_lifecycle_pb2.CopyModelRequest,
+            topwork.v1.model_service_pb2.Model,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.model_lifecycle_pb2.DeleteModelRequest,
+            google.protobuf.empty_pb2.Empty,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.model_lifecycle_pb2.UndeleteModelRequest,
+            topwork.v1.model_service_pb2.Model,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.model_lifecycle_pb2.ListBackbonesRequest,
+            topwork.v1.model_lifecycle_pb2.ListBackbonesResponse,
         ],
         grpc.aio.UnaryStreamMultiCallable[
             topwork.v1.model_service_pb2.WatchOperationRequest,
@@ -380,6 +508,44 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
     Fails with NOT_FOUND (model, revision), UNAVAILABLE (the disk is full or read-only).
     """
 
+    CreateModel: _ModelServiceCreateModelType
+    """Creates a model without labels. It serves once AddClass has given it two, see ModelService.
+    Fails with ALREADY_EXISTS (a model has the name; with the reason MODEL_DELETED a deleted one, or
+    with REQUEST_ID_REUSED), NOT_FOUND (backbone, model), INVALID_ARGUMENT (name, head,
+    normalisation, request id, several backbones), RESOURCE_EXHAUSTED with QuotaFailure
+    (`Limits.max_models`), FAILED_PRECONDITION (the server lacks the signing key), UNAVAILABLE (the
+    disk is full or read-only).
+    """
+
+    CopyModel: _ModelServiceCopyModelType
+    """Copies a revision with its exemplars into a new model, whose revision 1 it is, and which serves
+    when the call returns. Both models share the files; later changes of one do not affect the
+    other. The caller needs its role for both models.
+    Fails as CreateModel, and with NOT_FOUND (model, revision), FAILED_PRECONDITION (the revision
+    was rejected, or the model does not serve yet).
+    """
+
+    DeleteModel: _ModelServiceDeleteModelType
+    """Deletes a model. When the call returns, this server no longer serves it; other servers of the
+    repository follow within a second. Unfinished operations of the model fail, and all operations
+    remain readable. Its name stays taken, and UndeleteModel restores it, until `topwork gc` deletes
+    its files.
+    Fails with NOT_FOUND, FAILED_PRECONDITION with the reason MODEL_IN_USE (it answered requests on
+    this server within the last minute, and `force` is false), UNAVAILABLE (the disk is full or
+    read-only).
+    """
+
+    UndeleteModel: _ModelServiceUndeleteModelType
+    """Restores a deleted model. Fails with NOT_FOUND (no deleted model has the name),
+    RESOURCE_EXHAUSTED with QuotaFailure (`Limits.max_models`), UNAVAILABLE (the disk is full or
+    read-only).
+    """
+
+    ListBackbones: _ModelServiceListBackbonesType
+    """Lists the backbones of the repository, sorted by digest. All callers share them.
+    Fails with INVALID_ARGUMENT (a page token that this service did not return).
+    """
+
     WatchOperation: _ModelServiceWatchOperationType
     """Streams the state of an operation: at once, after every change, and last the finished
     operation.
@@ -428,6 +594,26 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
         topwork.v1.model_service_pb2.PinRevisionRequest,
         topwork.v1.model_service_pb2.Model,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.CreateModelRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.CopyModelRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.DeleteModelRequest,
+        google.protobuf.empty_pb2.Empty,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.UndeleteModelRequest,
+        topwork.v1.model_service_pb2.Model,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.model_lifecycle_pb2.ListBackbonesRequest,
+        topwork.v1.model_lifecycle_pb2.ListBackbonesResponse,
+    ],
     grpc.aio.UnaryStreamMultiCallable[
         topwork.v1.model_service_pb2.WatchOperationRequest,
         topwork.v1.model_service_pb2.WatchOperationResponse,
@@ -454,7 +640,13 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
     The operation fails with FAILED_PRECONDITION if the gate rejects the new revision: ErrorInfo has
     the reason GATE_FAILED and the revision's number, and the details contain a Comparison. The
     rejected revision is published with its report and never serves. The operation fails with ABORTED
-    if `expected_revision` no longer serves. In all these cases the serving revision does not change.
+    if `expected_revision` no longer serves, and with NOT_FOUND if the model was deleted. In all these
+    cases the serving revision does not change.
+
+    A model that CreateModel made is a draft until it has two labels: AddClass, AddExamples,
+    RemoveClass and RenameClass change its labels, and the operation that gives it the second label
+    publishes its first revision, which serves. Calls that need a revision, such as Classify, Retrain
+    and Rollback, fail until then with FAILED_PRECONDITION and the reason MODEL_NOT_READY.
     """
 
     @abc.abstractmethod
@@ -563,6 +755,69 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         """Pins or unpins a revision. `topwork gc` deletes old revisions that are neither pinned nor
         serving; a pinned one can be requested by its number for ever.
         Fails with NOT_FOUND (model, revision), UNAVAILABLE (the disk is full or read-only).
+        """
+
+    @abc.abstractmethod
+    def CreateModel(
+        self,
+        request: topwork.v1.model_lifecycle_pb2.CreateModelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.model_service_pb2.Model, collections.abc.Awaitable[topwork.v1.model_service_pb2.Model]]:
+        """Creates a model without labels. It serves once AddClass has given it two, see ModelService.
+        Fails with ALREADY_EXISTS (a model has the name; with the reason MODEL_DELETED a deleted one, or
+        with REQUEST_ID_REUSED), NOT_FOUND (backbone, model), INVALID_ARGUMENT (name, head,
+        normalisation, request id, several backbones), RESOURCE_EXHAUSTED with QuotaFailure
+        (`Limits.max_models`), FAILED_PRECONDITION (the server lacks the signing key), UNAVAILABLE (the
+        disk is full or read-only).
+        """
+
+    @abc.abstractmethod
+    def CopyModel(
+        self,
+        request: topwork.v1.model_lifecycle_pb2.CopyModelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.model_service_pb2.Model, collections.abc.Awaitable[topwork.v1.model_service_pb2.Model]]:
+        """Copies a revision with its exemplars into a new model, whose revision 1 it is, and which serves
+        when the call returns. Both models share the files; later changes of one do not affect the
+        other. The caller needs its role for both models.
+        Fails as CreateModel, and with NOT_FOUND (model, revision), FAILED_PRECONDITION (the revision
+        was rejected, or the model does not serve yet).
+        """
+
+    @abc.abstractmethod
+    def DeleteModel(
+        self,
+        request: topwork.v1.model_lifecycle_pb2.DeleteModelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
+        """Deletes a model. When the call returns, this server no longer serves it; other servers of the
+        repository follow within a second. Unfinished operations of the model fail, and all operations
+        remain readable. Its name stays taken, and UndeleteModel restores it, until `topwork gc` deletes
+        its files.
+        Fails with NOT_FOUND, FAILED_PRECONDITION with the reason MODEL_IN_USE (it answered requests on
+        this server within the last minute, and `force` is false), UNAVAILABLE (the disk is full or
+        read-only).
+        """
+
+    @abc.abstractmethod
+    def UndeleteModel(
+        self,
+        request: topwork.v1.model_lifecycle_pb2.UndeleteModelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.model_service_pb2.Model, collections.abc.Awaitable[topwork.v1.model_service_pb2.Model]]:
+        """Restores a deleted model. Fails with NOT_FOUND (no deleted model has the name),
+        RESOURCE_EXHAUSTED with QuotaFailure (`Limits.max_models`), UNAVAILABLE (the disk is full or
+        read-only).
+        """
+
+    @abc.abstractmethod
+    def ListBackbones(
+        self,
+        request: topwork.v1.model_lifecycle_pb2.ListBackbonesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.model_lifecycle_pb2.ListBackbonesResponse, collections.abc.Awaitable[topwork.v1.model_lifecycle_pb2.ListBackbonesResponse]]:
+        """Lists the backbones of the repository, sorted by digest. All callers share them.
+        Fails with INVALID_ARGUMENT (a page token that this service did not return).
         """
 
     @abc.abstractmethod

@@ -35,7 +35,7 @@ class Models:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
 
-    def serving(self, model: str) -> Manifest:
+    def current(self, model: str) -> Manifest:
         """Return the manifest. Raises NotFound for another model."""
         if model != self.manifest.model:
             raise NotFound(f"there is no model {model!r}", kind="model", resource=model)

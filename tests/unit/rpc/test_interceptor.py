@@ -98,6 +98,26 @@ class FakeServicer(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServ
         """Not called in the tests."""
         raise NotImplementedError
 
+    async def CreateModel(self, request: Any, context: Any) -> model_pb.Model:
+        """Not called in the tests."""
+        raise NotImplementedError
+
+    async def CopyModel(self, request: Any, context: Any) -> model_pb.Model:
+        """Not called in the tests."""
+        raise NotImplementedError
+
+    async def DeleteModel(self, request: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
+    async def UndeleteModel(self, request: Any, context: Any) -> model_pb.Model:
+        """Not called in the tests."""
+        raise NotImplementedError
+
+    async def ListBackbones(self, request: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
     async def RemoveClass(self, request: Any, context: Any) -> Any:
         """Not called in the tests."""
         raise NotImplementedError

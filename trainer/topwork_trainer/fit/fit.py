@@ -111,6 +111,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         photos = add_test_set(photos, config.test)
     signing = SigningFiles(signing_key=config.signing_key).read(publishes=True)
     repository = Repository(config.repository, signing)
+    repository.check_not_deleted(config.model)
     watch = _Stopwatch(on_progress)
     with EmbeddingCache(config.cache) if config.cache else contextlib.nullcontext() as cache:
         attempts = Attempts(

@@ -11,10 +11,12 @@ from typing import Literal
 
 import numpy as np
 
-from topwork.bundle import files
+from topwork.bundle import draft, files
 from topwork.bundle.blobs import KINDS, BlobKind
+from topwork.bundle.draft import Current, Draft
 from topwork.bundle.exemplars import data_digest
 from topwork.bundle.manifest import Manifest, check_may_serve
+from topwork.bundle.model_directories import DELETED
 from topwork.bundle.names import is_model
 from topwork.bundle.signing import signatures
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
@@ -73,7 +75,11 @@ class _Run:
         self._twins: dict[str, str] = {}  # fp32 twins of valid backbones
         self._shards: dict[str, _ShardSummary] = {}
         # List revisions before blobs: all blobs of a listed revision are stored already.
-        models = [path for path in sorted((repository.root / "models").glob("*")) if path.is_dir()]
+        models = [
+            path
+            for path in sorted((repository.root / "models").glob("*"))
+            if path.is_dir() and not path.name.startswith(files.TEMPORARY)
+        ]
         revisions = {model: revision_directories(model) for model in models}
         self._stored = {kind: repository.stored(kind) for kind in KINDS}
         total = sum(map(len, [*revisions.values(), *self._stored.values()]))
@@ -88,7 +94,7 @@ class _Run:
                 with self._problem_at(path, of=path):
                     checks[kind](digest, path)
                 on_progress(done := done + 1, total)
-        all_manifests: list[Manifest | None] = []
+        all_manifests: list[Current | None] = []
         for model, directories in revisions.items():
             manifests = {}
             for directory in directories:
@@ -96,6 +102,8 @@ class _Run:
                 on_progress(done := done + 1, total)
             self._check_serving(model, manifests)
             all_manifests += manifests.values()
+            if self._is_draft(model):
+                all_manifests.append(self._check_draft(model))
         self._note_orphans(all_manifests)
         self._note_unexpected()
 
@@ -159,29 +167,51 @@ class _Run:
             self._check_references(manifest)
         return manifest
 
-    def _check_references(self, manifest: Manifest) -> None:
-        """Raise Corrupt if a manifest is inconsistent with the blobs that it refers to."""
-        refs = manifest.exemplars
+    def _is_draft(self, model: Path) -> bool:
+        return (model / draft.FILE).exists() and not (model / "serving.json").exists()
+
+    def _check_draft(self, model: Path) -> Draft | None:
+        """Check the draft of a model without serving revision and return it; None if unreadable."""
+        path = model / draft.FILE
+        found = None
+        with self._problem_at(path, of=path):
+            found = draft.from_bytes(files.read(path), self._signing, name=files.short_path(path))
+            self._check_stored(found)
+            self._check_widths(found)
+        return found
+
+    def _check_stored(self, current: Current) -> None:
+        """Raise Corrupt if a blob that a revision or draft refers to is not stored."""
         missing = [
-            *({manifest.backbone} - self._stored["backbones"].keys()),
-            *sorted({ref.digest for ref in refs} - self._stored["exemplars"].keys()),
+            *({current.backbone} - self._stored["backbones"].keys()),
+            *sorted({ref.digest for ref in current.exemplars} - self._stored["exemplars"].keys()),
         ]
         if missing:
             raise Corrupt(f"it refers to blobs that are not stored: {', '.join(missing)}")
-        self._repository.backbone(manifest)
+        self._repository.backbone(current)
+
+    def _check_widths(self, current: Current) -> None:
+        """Raise Corrupt if the shards are not embeddings of the backbone."""
+        width = self._widths.get(current.backbone)
+        for ref in current.exemplars:
+            if ref.digest in self._shards:  # a damaged shard is already reported
+                shard_width = self._shards[ref.digest].width
+                if width not in {None, shard_width}:
+                    raise Corrupt(
+                        f"its shard {ref.digest} has embeddings of width {shard_width}, "
+                        f"but its backbone has width {width}"
+                    )
+
+    def _check_references(self, manifest: Manifest) -> None:
+        """Raise Corrupt if a manifest is inconsistent with the blobs that it refers to."""
+        refs = manifest.exemplars
+        self._check_stored(manifest)
         labels = tuple(sorted({ref.label for ref in refs}))
         if labels != manifest.labels:
             raise Corrupt(f"its labels are {manifest.labels}, but its shards have {labels}")
         if not all(ref.digest in self._shards for ref in refs):
             return  # a damaged shard is already reported
-        width = self._widths.get(manifest.backbone)
-        for ref in refs:
-            shard_width = self._shards[ref.digest].width
-            if width not in {None, shard_width}:
-                raise Corrupt(
-                    f"its shard {ref.digest} has embeddings of width {shard_width}, "
-                    f"but its backbone has width {width}"
-                )
+        self._check_widths(manifest)
         pairs = {(image, ref.label) for ref in refs for image in self._shards[ref.digest].digests}
         if len(pairs) != manifest.images:
             raise Corrupt(f"it has images={manifest.images}, but its shards have {len(pairs)}")
@@ -191,12 +221,16 @@ class _Run:
     def _check_serving(self, directory: Path, manifests: dict[int, Manifest | None]) -> None:
         """Check the serving and the pinned revisions of a model."""
         model = directory.name
+        if model.startswith(DELETED):
+            text = f"the model was deleted: {_total([directory], 'directory')}"
+            self._add("note", directory, f"{text}; topwork gc deletes it when it is old")
+            return
         if not is_model(model):
             self._add("note", directory, "the name is not a valid model name, so it cannot serve")
             return
         path = self._repository.serving_file(model)
         if not path.exists():
-            if manifests:
+            if manifests and not self._is_draft(directory):
                 self._add("note", directory, "no revision serves")
             return
         with self._problem_at(path, of=directory):
@@ -212,7 +246,7 @@ class _Run:
             if serving is not None:
                 check_may_serve(serving)
 
-    def _note_orphans(self, manifests: list[Manifest | None]) -> None:
+    def _note_orphans(self, manifests: list[Current | None]) -> None:
         """Add one note per kind about orphaned blobs, if all references are known."""
         known = [manifest for manifest in manifests if manifest is not None]
         if len(known) != len(manifests):

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from topwork.bundle import files
+from topwork.bundle import draft, files
 from topwork.bundle.blobs import KINDS, BlobKind
+from topwork.bundle.draft import Current, Draft
 from topwork.bundle.manifest import Manifest
-from topwork.bundle.names import is_model
+from topwork.bundle.signing.signatures import UNSIGNED
 from topwork.bundle.store import Repository, read_manifest, revision_directories
 from topwork.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
-RemovedKind = Literal["revision", "backbone", "shard", "image", "temporary"]
+RemovedKind = Literal["model", "revision", "backbone", "shard", "image", "temporary"]
 
-REMOVABLE: tuple[RemovedKind, ...] = ("revision", "backbone", "shard", "image", "temporary")
+REMOVABLE: tuple[RemovedKind, ...] = get_args(RemovedKind)
+
+DELETED_SECONDS = 7 * 86400.0
+"""Raising it lets deleted models be undeleted for longer, and frees their files later."""
 
 _SINGULAR: dict[BlobKind, RemovedKind] = {
     "backbones": "backbone",
@@ -52,13 +56,15 @@ def collect(
     *,
     keep: int = 10,
     spare_seconds: float = 3600,
+    deleted_seconds: float = DELETED_SECONDS,
     pending_images: Callable[[], Collection[str]] = tuple,
     dry_run: bool = False,
 ) -> Collected:
     """Delete revisions and blobs that are not in use; with ``dry_run`` only list them.
 
-    Retains the serving revision, the pinned revisions and the ``keep`` newest of each model,
-    and all shards, images and backbones that they refer to, with the fp32 twins of the backbones.
+    Retains the serving revision, the pinned revisions and the ``keep`` newest of each model, drafts
+    of models that do not serve yet, models deleted within the last ``deleted_seconds``, and all
+    shards, images and backbones that they refer to, with the fp32 twins of the backbones.
     ``pending_images`` returns the digests of images that unfinished operations need; it is called
     while no upload is in ``BlobStore.holding``. These images and their shards are retained, too. If
     ``pending_images`` raises Unavailable or Corrupt, all shards and images are retained.
@@ -78,12 +84,15 @@ def collect(
     old = {kind: run.old_blobs(kind) for kind in KINDS}
     # Temporary names first: their deletion needs no lock file, which a full disk cannot create.
     run.remove_abandoned(min(spare_seconds, files.ABANDONED_AFTER))
-    for name in _models(repository):
-        run.remove_revisions(name, keep)
+    run.remove_deleted(time.time() - deleted_seconds)
+    for name in repository.model_names():
+        with contextlib.suppress(NotFound):  # deleted meanwhile
+            run.remove_revisions(name, keep)
     images = run.read_pending(pending_images)
+    drafts = run.read_drafts()  # first: a draft that has none any more has published a revision
     manifests = run.read_manifests()
-    if manifests is not None:
-        retained = run.retained_blobs(manifests, old["exemplars"], images)
+    if manifests is not None and drafts is not None:
+        retained = run.retained_blobs([*drafts, *manifests], old["exemplars"], images)
         for kind in KINDS:
             for digest, changed in old[kind].items():
                 if digest not in retained[kind]:
@@ -101,8 +110,8 @@ class _Run:
     dry_run: bool
     removed: list[Removed] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    removed_revisions: set[Path] = field(default_factory=set)
-    """Directories of revisions that were deleted, or would be in a dry run."""
+    removed_directories: set[Path] = field(default_factory=set)
+    """Directories of models and revisions that were deleted, or would be in a dry run."""
 
     def old_blobs(self, kind: BlobKind) -> dict[str, int]:
         """Return the modification times in nanoseconds of all old blobs of a kind, by digest."""
@@ -138,7 +147,7 @@ class _Run:
                 if int(path.name) in retained or changed is None or changed / 1e9 >= self.before:
                     continue
                 self.record("revision", path, files.size(path))
-                self.removed_revisions.add(path)
+                self.removed_directories.add(path)
                 if not self.dry_run:
                     aside.append(files.move_aside(path))
         if aside:  # otherwise a crash could restore a revision after its blobs are deleted
@@ -146,15 +155,57 @@ class _Run:
         for path in aside:
             files.delete(path)
 
+    def remove_deleted(self, before: float) -> None:
+        """Delete the files of models that were deleted before a time, in seconds since 1970."""
+        for path in self.repository.deleted_models():
+            changed, size = _modified_ns(path), files.size(path)
+            if changed is None or changed / 1e9 >= before:
+                continue
+            if not self.dry_run:
+                aside = self.repository.forget_model(path, before=before)
+                if aside is None:
+                    continue
+                files.delete(aside)
+            self.removed_directories.add(path)
+            self.record("model", path, size)
+
+    def read_drafts(self) -> list[Draft] | None:
+        """Return the drafts of all models that do not serve yet; None if one is unreadable."""
+        found: list[Draft] = []
+        unreadable = False
+        for directory in self.model_directories():
+            path = directory / draft.FILE
+            if not path.exists() or (directory / "serving.json").exists():
+                continue
+            try:
+                found.append(
+                    draft.from_bytes(files.read(path), UNSIGNED, name=files.short_path(path))
+                )
+            except Corrupt as error:
+                if path.exists():  # otherwise it was deleted meanwhile
+                    unreadable = True
+                    self.refused.append(f"{error}: no shard, image or backbone was deleted")
+        return None if unreadable else found
+
+    def model_directories(self) -> list[Path]:
+        """Return the directories of models, deleted ones included.
+
+        Also of manual copies, which may have names that are not valid for models.
+        """
+        return [
+            path
+            for path in sorted((self.repository.root / "models").glob("*"))
+            if path not in self.removed_directories and not path.name.startswith(files.TEMPORARY)
+        ]
+
     def read_manifests(self) -> list[Manifest] | None:
         """Return the manifests of all retained revisions; None if one is unreadable."""
         manifests: list[Manifest] = []
         unreadable = False
-        # Includes manual copies, which may have names that are not valid for models.
-        for directory in sorted((self.repository.root / "models").glob("*")):
+        for directory in self.model_directories():
             for path in revision_directories(directory):
                 try:
-                    if path not in self.removed_revisions:
+                    if path not in self.removed_directories:
                         manifests.append(read_manifest(path / "manifest.json"))
                 except Corrupt as error:
                     if path.exists():  # otherwise a concurrent run deleted it
@@ -163,14 +214,14 @@ class _Run:
         return None if unreadable else manifests
 
     def retained_blobs(
-        self, manifests: list[Manifest], old_shards: Collection[str], pending: frozenset[str] | None
+        self, found: list[Current], old_shards: Collection[str], pending: frozenset[str] | None
     ) -> dict[BlobKind, set[str]]:
         """Return the digests to retain by kind; all shards and images if ``pending`` is unknown."""
-        backbones = self.with_twins({manifest.backbone for manifest in manifests})
+        backbones = self.with_twins({current.backbone for current in found})
         if pending is None:
             stored = {kind: set(self.repository.stored(kind)) for kind in KINDS}
             return {**stored, "backbones": backbones}
-        shards = {ref.digest for manifest in manifests for ref in manifest.exemplars}
+        shards = {ref.digest for current in found for ref in current.exemplars}
         images = set(pending)
         for digest in sorted(shards | self.repository.stored("exemplars").keys()):
             retained = digest in shards or digest not in old_shards
@@ -229,13 +280,6 @@ class _Run:
         """Add a deletion to the result."""
         relative = path.relative_to(self.repository.root)
         self.removed.append(Removed(kind=kind, path=str(relative), size=size))
-
-
-def _models(repository: Repository) -> Iterator[str]:
-    """Yield the names of all models, including those without a serving revision."""
-    for path in sorted((repository.root / "models").glob("*")):
-        if path.is_dir() and is_model(path.name):
-            yield path.name
 
 
 def _retained_revisions(repository: Repository, model: str, keep: int) -> set[int]:

@@ -54,11 +54,26 @@ class Signing:
             return ()
         path = directory / FILE
         name = files.short_path(path)
-        if not path.exists():
-            if self.required:
-                raise Corrupt(f"{name} is missing: the revision is not signed", reason="UNSIGNED")
+        if path.exists():
+            return self.check_signatures(read(path), manifest, name=name)
+        if self.required:
+            raise Corrupt(f"{name} is missing: the revision is not signed", reason="UNSIGNED")
+        return ()
+
+    def check_signatures(
+        self, signatures: Signatures | None, content: bytes, *, name: str
+    ) -> tuple[str, ...]:
+        """Verify signatures (None: there are none) of any ``content``; see ``check``.
+
+        ``name`` is that of their file, for errors.
+        """
+        if not self.trusted:
             return ()
-        found = read(path).signatures
+        if signatures is None:
+            if self.required:
+                raise Corrupt(f"{name} is not signed", reason="UNSIGNED")
+            return ()
+        found = signatures.signatures
         trusted = sorted(found.keys() & self.trusted.keys())
         if not trusted:
             raise Corrupt(
@@ -67,16 +82,21 @@ class Signing:
                 reason="SIGNATURE_UNTRUSTED",
             )
         for key in trusted:
-            if not self.trusted[key].verifies(found[key], manifest):
+            if not self.trusted[key].verifies(found[key], content):
                 raise Corrupt(
-                    f"{name} has an invalid signature of {key}: it or manifest.json was changed",
+                    f"{name} has an invalid signature of {key}: it or what it signs was changed",
                     reason="SIGNATURE_INVALID",
                 )
         return tuple(trusted)
 
     def sign(self, manifest: bytes) -> bytes | None:
         """Return the content of manifest.sig; None without a signing key."""
-        return None if self.key is None else add(self.key, manifest, Signatures(signatures={}))
+        signed = self.signatures_of(manifest)
+        return None if signed is None else to_json(signed)
+
+    def signatures_of(self, content: bytes) -> Signatures | None:
+        """Return the signature of any ``content``; None without a signing key."""
+        return None if self.key is None else _signed(self.key, content, Signatures(signatures={}))
 
 
 UNSIGNED = Signing()
@@ -126,8 +146,12 @@ def read(path: Path) -> Signatures:
 
 def add(key: SigningKey, manifest: bytes, others: Signatures) -> bytes:
     """Return the content of manifest.sig with the signatures of ``others`` and of ``key``."""
-    own = {key.id: key.sign(manifest)}
-    return to_json(Signatures(signatures=dict(sorted({**others.signatures, **own}.items()))))
+    return to_json(_signed(key, manifest, others))
+
+
+def _signed(key: SigningKey, content: bytes, others: Signatures) -> Signatures:
+    own = {key.id: key.sign(content)}
+    return Signatures(signatures=dict(sorted({**others.signatures, **own}.items())))
 
 
 def _list_ids(keys: Mapping[str, object]) -> str:

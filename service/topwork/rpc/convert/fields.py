@@ -7,6 +7,8 @@ from datetime import datetime
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from topwork.bundle.names import check_model
+from topwork.changes.intake import normalise_request_id
 from topwork.errors import InvalidInput
 
 LONGEST_NAME = 200
@@ -30,6 +32,16 @@ def resource_id(name: str, *, collection: str, field: str) -> str:
 def model_id(name: str, *, field: str) -> str:
     """Return the id in a model's resource name. Raises InvalidInput."""
     return resource_id(name, collection="models", field=field)
+
+
+def new_model_id(name: str, *, field: str) -> str:
+    """Return the id in a new model's resource name. Raises InvalidInput, also for the id."""
+    return check_model(model_id(name, field=field), field=field)
+
+
+def request_id(given: str) -> str:
+    """Return an idempotency key in lower case; empty if there is none. Raises InvalidInput."""
+    return normalise_request_id(given, field="request_id") if given else ""
 
 
 def operation_id(name: str) -> str:

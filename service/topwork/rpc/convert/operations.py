@@ -81,6 +81,7 @@ def _change_response(
     subject: Subject, result: ChangeResult, published: PublishedRevision | None
 ) -> change_pb.ChangeResponse:
     seconds = result.seconds
+    revision: revision_pb.Revision | None
     if published is not None:
         revision = to_revision(published)
     elif result.predicted is not None:
@@ -88,8 +89,10 @@ def _change_response(
         revision = revision_pb.Revision(
             labels=predicted.labels, metrics=to_metrics(predicted.metrics), change=subject.kind
         )
-    else:
+    elif result.revision:
         revision = damaged_revision(subject.model, result.revision)
+    else:
+        revision = None
     return change_pb.ChangeResponse(
         revision=revision,
         images_used=result.images_used,
@@ -108,6 +111,7 @@ def _change_response(
         ),
         conflicts=[_conflict(conflict) for conflict in result.conflicts],
         gate_failures=result.gate_failures,
+        missing_labels=result.missing_labels,
         findings=[
             change_pb.Finding(kind=finding.kind, severity=finding.severity, message=finding.message)
             for finding in result.findings

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from topwork.bundle.comparison import Comparison
+from topwork.bundle.draft import Draft
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.serving import Move, ServingState
 from topwork.limits import ServerLimits
 from topwork.rpc.convert.fields import operation_name, revision_name, timestamp
 from topwork.serving.backbones import LoadedBackbone
+from topwork.v1 import model_lifecycle_pb2 as lifecycle_pb
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import revision_pb2 as revision_pb
 
@@ -60,6 +62,27 @@ def to_model(stored: StoredModel, limits: ServerLimits) -> model_pb.Model:
     )
 
 
+def to_draft_model(
+    draft: Draft, info: BackboneInfo | None, revisions: list[int], limits: ServerLimits
+) -> model_pb.Model:
+    """Return a model that does not serve yet; ``info`` is None if its backbone is damaged."""
+    return model_pb.Model(
+        name=f"models/{draft.model}",
+        revisions=revisions,
+        limits=model_pb.Limits(**asdict(limits)),
+        draft=lifecycle_pb.Draft(
+            labels=draft.labels,
+            images=draft.images,
+            missing_labels=draft.missing_labels,
+            backbone=None if info is None else to_backbone(info),
+            create_time=timestamp(draft.created),
+            seed=draft.seed,
+            head=draft.recipe.head,
+            normalisation=draft.recipe.normalisation,
+        ),
+    )
+
+
 def to_revision(published: PublishedRevision) -> revision_pb.Revision:
     """Return a published revision."""
     manifest, info = published.manifest, published.backbone
@@ -68,20 +91,7 @@ def to_revision(published: PublishedRevision) -> revision_pb.Revision:
         revision=manifest.revision,
         parent_revision=manifest.parent,
         labels=manifest.labels,
-        backbone=None
-        if info is None
-        else revision_pb.Backbone(
-            name=info.name,
-            digest=info.digest,
-            width=info.width,
-            precision=info.precision,
-            preprocess=revision_pb.PreprocessSpec(
-                resize=info.preprocess.resize,
-                crop=info.preprocess.crop,
-                interpolation=info.preprocess.interpolation,
-                deep_grey=info.preprocess.deep_grey,
-            ),
-        ),
+        backbone=None if info is None else to_backbone(info),
         metrics=None if published.metrics is None else to_metrics(published.metrics),
         create_time=timestamp(manifest.created),
         head=revision_pb.Head(
@@ -95,6 +105,22 @@ def to_revision(published: PublishedRevision) -> revision_pb.Revision:
         operation=operation_name(manifest.operation),
         rejection=manifest.rejection.failures if manifest.rejection is not None else (),
         comparison=to_comparison(manifest.comparison),
+    )
+
+
+def to_backbone(info: BackboneInfo) -> revision_pb.Backbone:
+    """Return the description of a backbone."""
+    return revision_pb.Backbone(
+        name=info.name,
+        digest=info.digest,
+        width=info.width,
+        precision=info.precision,
+        preprocess=revision_pb.PreprocessSpec(
+            resize=info.preprocess.resize,
+            crop=info.preprocess.crop,
+            interpolation=info.preprocess.interpolation,
+            deep_grey=info.preprocess.deep_grey,
+        ),
     )
 
 

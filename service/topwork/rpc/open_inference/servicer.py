@@ -146,6 +146,11 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                 index(name=model, state="UNAVAILABLE", reason=reason)
                 for model in _visible(self._registry.unusable())
             ]
+            reason = "it has too few labels to serve"
+            models += [
+                index(name=model, state="UNAVAILABLE", reason=reason)
+                for model in _visible(self._registry.drafts())
+            ]
         return pb.RepositoryIndexResponse(models=sorted(models, key=lambda model: model.name))
 
     async def _find(self, name: str, version: str) -> tuple[Manifest, BackboneInfo]:

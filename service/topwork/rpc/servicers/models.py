@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator
 
-import structlog
 from google.longrunning import operations_pb2
+from google.protobuf.empty_pb2 import Empty
 
 from topwork.access.principals import caller
 from topwork.access.slots import Slots
-from topwork.bundle.manifest import Manifest
-from topwork.bundle.serving import ServingState
 from topwork.bundle.store import Repository
 from topwork.changes.intake import Intake
 from topwork.changes.jobs import ChangeKind
+from topwork.changes.lifecycle import Lifecycle, backbones
 from topwork.changes.operations import RETRY_SECONDS
 from topwork.changes.pointer import pin, roll_back
 from topwork.changes.requests import ChangeRequest
-from topwork.errors import Corrupt, NotFound
 from topwork.limits import ServerLimits
 from topwork.rpc.context import Context
 from topwork.rpc.convert import fields
+from topwork.rpc.convert.lifecycle import from_create, to_stored_backbone
 from topwork.rpc.convert.requests import UploadMessage, from_change, from_upload
 from topwork.rpc.convert.revisions import (
-    PublishedRevision,
-    StoredModel,
     damaged_revision,
-    to_model,
     to_revision,
 )
+from topwork.rpc.servicers.model_views import ModelViews
 from topwork.rpc.servicers.operations import OperationViews
 from topwork.rpc.servicers.pages import Page, page_range
-from topwork.serving.backbones import LoadedBackbone
 from topwork.serving.registry import Registry
+from topwork.serving.statistics import Statistics
 from topwork.v1 import change_pb2 as change_pb
+from topwork.v1 import model_lifecycle_pb2 as lifecycle_pb
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 from topwork.v1 import revision_pb2 as revision_pb
-
-log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 
 class ModelServicer(model_grpc.ModelServiceServicer):
@@ -54,10 +47,15 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         registry: Registry,
         views: OperationViews,
         intake: Intake,
+        lifecycle: Lifecycle,
+        statistics: Statistics,
         limits: ServerLimits,
     ) -> None:
         self._repository = repository
         self._registry = registry
+        self._models = ModelViews(repository, registry, limits)
+        self._lifecycle = lifecycle
+        self._statistics = statistics
         self._views = views
         self._intake = intake
         self._limits = limits
@@ -74,16 +72,16 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         """See the contract."""
         start, size = page_range(request.page_size, request.page_token)
         scope = caller().scope
-        names = [name for name in self._registry.models() if scope.has(name)]
+        known = sorted({*self._registry.models(), *self._registry.drafts()})
         page = Page[model_pb.Model](start, size)
-        for name in names[start:]:
-            if not page.add(await self._model(name)):
+        for name in [name for name in known if scope.has(name)][start:]:
+            if not page.add(await self._models.message(name)):
                 break
         return model_pb.ListModelsResponse(models=page.messages, next_page_token=page.token)
 
     async def GetModel(self, request: model_pb.GetModelRequest, context: Context) -> model_pb.Model:
         """See the contract."""
-        return await self._model(fields.model_id(request.name, field="name"))
+        return await self._models.message(fields.model_id(request.name, field="name"))
 
     async def ListRevisions(
         self, request: model_pb.ListRevisionsRequest, context: Context
@@ -91,7 +89,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         """See the contract."""
         start, size = page_range(request.page_size, request.page_token)
         model = fields.model_id(request.model, field="model")
-        self._registry.serving(model)
+        self._registry.current(model)
         page = await asyncio.to_thread(self._page_of, model, start, size)
         return model_pb.ListRevisionsResponse(revisions=page.messages, next_page_token=page.token)
 
@@ -141,7 +139,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
             validate_only=request.validate_only,
         )
         await self._registry.refresh(model)
-        return await self._model(model)
+        return await self._models.message(model)
 
     async def PinRevision(
         self, request: model_pb.PinRevisionRequest, context: Context
@@ -156,7 +154,65 @@ class ModelServicer(model_grpc.ModelServiceServicer):
             pinned=not request.unpin,
             validate_only=request.validate_only,
         )
-        return await self._model(model)
+        return await self._models.message(model)
+
+    async def CreateModel(
+        self, request: lifecycle_pb.CreateModelRequest, context: Context
+    ) -> model_pb.Model:
+        """See the contract."""
+        new = from_create(request)
+        if new.like:
+            caller().check(new.like)
+        await asyncio.to_thread(self._lifecycle.create, new)
+        return await self._changed(new.name)
+
+    async def CopyModel(
+        self, request: lifecycle_pb.CopyModelRequest, context: Context
+    ) -> model_pb.Model:
+        """See the contract."""
+        source = fields.model_id(request.source, field="source")
+        caller().check(source)
+        name = fields.new_model_id(request.model, field="model")
+        await asyncio.to_thread(
+            self._lifecycle.copy,
+            source,
+            fields.number(request.revision, field="revision"),
+            name,
+            request_id=fields.request_id(request.request_id),
+        )
+        return await self._changed(name)
+
+    async def DeleteModel(
+        self, request: lifecycle_pb.DeleteModelRequest, context: Context
+    ) -> Empty:
+        """See the contract."""
+        model = fields.model_id(request.model, field="model")
+        if not request.force and self._registry.knows(model, 0):
+            self._statistics.check_idle(model)
+        await asyncio.to_thread(self._lifecycle.delete, model)
+        await self._registry.refresh(model)
+        return Empty()
+
+    async def UndeleteModel(
+        self, request: lifecycle_pb.UndeleteModelRequest, context: Context
+    ) -> model_pb.Model:
+        """See the contract."""
+        model = fields.model_id(request.model, field="model")
+        await asyncio.to_thread(self._lifecycle.undelete, model)
+        return await self._changed(model)
+
+    async def ListBackbones(
+        self, request: lifecycle_pb.ListBackbonesRequest, context: Context
+    ) -> lifecycle_pb.ListBackbonesResponse:
+        """See the contract."""
+        start, size = page_range(request.page_size, request.page_token)
+        page = Page[lifecycle_pb.StoredBackbone](start, size)
+        for info, length in (await asyncio.to_thread(backbones, self._repository))[start:]:
+            if not page.add(to_stored_backbone(info, length)):
+                break
+        return lifecycle_pb.ListBackbonesResponse(
+            backbones=page.messages, next_page_token=page.token
+        )
 
     async def WatchOperation(
         self, request: model_pb.WatchOperationRequest, context: Context
@@ -175,32 +231,10 @@ class ModelServicer(model_grpc.ModelServiceServicer):
     async def _change(self, request: ChangeRequest) -> operations_pb2.Operation:
         return await self._views.message(await self._intake.submit(request))
 
-    async def _model(self, model: str) -> model_pb.Model:
-        manifest, loaded = self._registry.serving(model), self._registry.backbone(model)
-        stored = await asyncio.to_thread(self._stored, manifest, loaded)
-        return to_model(stored, self._limits)
-
-    def _stored(self, manifest: Manifest, loaded: LoadedBackbone) -> StoredModel:
-        """Return a model; of what cannot be read only what is in memory."""
-        state = self._intact(lambda shown: self._repository.serving_state(shown.model), manifest)
-        return StoredModel(
-            state or ServingState(revision=manifest.revision),
-            PublishedRevision(
-                manifest,
-                self._intact(self._repository.metrics, manifest),
-                self._intact(self._repository.backbone, manifest),
-            ),
-            self._repository.revisions(manifest.model),
-            loaded,
-        )
-
-    def _intact(self, read: Callable[[Manifest], T], manifest: Manifest) -> T | None:
-        """Return what ``read`` does; log it and return None if it is damaged."""
-        try:
-            return read(manifest)
-        except (Corrupt, NotFound) as error:
-            log.warning("model cannot be described", model=manifest.model, error=str(error))
-            return None
+    async def _changed(self, model: str) -> model_pb.Model:
+        """Return a model that has just changed, once this process knows it."""
+        await self._registry.refresh(model)
+        return await self._models.message(model)
 
     def _page_of(self, model: str, start: int, size: int) -> Page[revision_pb.Revision]:
         """Return a page of a model's revisions, newest first."""

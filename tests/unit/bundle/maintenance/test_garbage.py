@@ -560,14 +560,14 @@ def test_rollback_during_collect_retains_the_revision(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rollback to an old revision retains it, or is NotFound after its deletion."""
-    list_models = garbage._models
+    list_models = Repository.model_names
 
     def roll_back(repository: Repository) -> list[str]:
-        names = list(list_models(repository))
+        names = list_models(repository)
         repository.set_serving("m", 1, why="rollback")
         return names
 
-    monkeypatch.setattr(garbage, "_models", roll_back)
+    monkeypatch.setattr(Repository, "model_names", roll_back)
     collect(repository, keep=1)
     assert repository.revisions("m") == [1, 4]
     assert intact(repository)

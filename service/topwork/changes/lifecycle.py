@@ -1,0 +1,253 @@
+"""Creation, copy, deletion and undeletion of models, at once: they wait for no worker."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from topwork.bundle import files
+from topwork.bundle.documents import to_json
+from topwork.bundle.draft import Draft, not_ready
+from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
+from topwork.bundle.recipe import Recipe
+from topwork.bundle.serving import Move, ServingState
+from topwork.bundle.signing.signatures import FILE as SIGNATURE
+from topwork.bundle.signing.signatures import SigningFiles
+from topwork.bundle.store import Repository
+from topwork.errors import AlreadyExists, Corrupt, InvalidInput, NotFound, NotReady, Unavailable
+
+log = structlog.get_logger(__name__)
+
+COPY = "copy"
+"""``Manifest.change`` of a copy, and the cause of its first move."""
+
+_OWN_FILES = {"manifest.json", SIGNATURE}
+"""Files that a copy of a revision does not share with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewModel:
+    """A model to create."""
+
+    name: str
+    backbone: str = ""
+    """Digest or name of a stored backbone. Empty: that of ``like``, or the only one."""
+    like: str = ""
+    """Model whose backbone it uses; empty: none."""
+    seed: int = 0
+    recipe: Recipe = Recipe()  # noqa: RUF009 # frozen, so it can be shared
+    request_id: str = ""
+    """Idempotency key; empty: none."""
+
+
+class Lifecycle:
+    """Makes and deletes models of one repository. Its methods block: call them in threads.
+
+    They raise Unavailable if the disk is full or read-only.
+    """
+
+    def __init__(self, root: Path, signing: SigningFiles, *, most: int) -> None:
+        """Take the limit of models, ``most``. The signing key is read when it is needed."""
+        self._root = root
+        self._signing = signing
+        self._most = most
+
+    def create(self, new: NewModel) -> None:
+        """Create a model without labels. The same request with the same id may be repeated.
+
+        Raises AlreadyExists, NotFound (backbone, ``like``), InvalidInput, QuotaExceeded, and
+        NotReady without the required signing key.
+        """
+        repository = self._publisher()
+        if new.like:
+            current = repository.current(new.like)
+            backbone, info = current.backbone, current.backbone_info
+        else:
+            backbone = _find_backbone(repository, new.backbone).digest
+            info = repository.backbone_info_digest(backbone)
+        draft = Draft(
+            model=new.name,
+            backbone=backbone,
+            backbone_info=info,
+            seed=new.seed,
+            recipe=new.recipe,
+            created=datetime.now(UTC),
+            request_id=new.request_id,
+        )
+        with _writing(new.name), _repeatable(repository, draft):
+            with repository.new_model(draft, most=self._most):
+                pass
+            log.info("created", model=new.name, backbone=backbone)
+
+    def copy(self, source: str, revision: int, name: str, *, request_id: str) -> None:
+        """Create a model whose revision 1 is a copy of a revision (0: the serving one), and serves.
+
+        Head, metrics, report and exemplars are the same bytes. Raises as ``create``, and NotReady
+        if the revision was rejected or none serves.
+        """
+        repository = self._publisher()
+        if not revision and repository.is_draft(source):
+            raise not_ready(repository.draft(source))
+        manifest = repository.manifest(source, revision or repository.serving(source))
+        check_may_serve(manifest)
+        now = datetime.now(UTC)
+        draft = Draft(
+            model=name,
+            backbone=manifest.backbone,
+            backbone_info=manifest.backbone_info,
+            seed=manifest.seed,
+            recipe=manifest.recipe,
+            created=now,
+            request_id=request_id,
+            source=f"models/{source}/revisions/{manifest.revision}",
+            exemplars=manifest.exemplars,
+            images=manifest.images,
+        )
+        copied = replace(
+            manifest,
+            model=name,
+            revision=1,
+            parent=0,
+            precision_gate=None,
+            change=COPY,
+            operation="",
+            comparison=None,
+            created=now,
+        )
+        with _writing(name), _repeatable(repository, draft):
+            contents = _contents(repository, manifest)
+            with repository.new_model(draft, most=self._most) as directory:
+                _write_copy(repository, directory, copied, contents)
+            log.info("copied", model=name, source=draft.source)
+
+    def delete(self, model: str) -> None:
+        """Delete a model, so that ``undelete`` can restore it until gc. Raises NotFound."""
+        with _writing(model):
+            Repository(self._root).delete_model(model)
+        log.info("deleted", model=model)
+
+    def undelete(self, model: str) -> None:
+        """Restore a deleted model. Raises NotFound, AlreadyExists, QuotaExceeded."""
+        with _writing(model):
+            Repository(self._root).undelete_model(model, most=self._most)
+        log.info("undeleted", model=model)
+
+    def _publisher(self) -> Repository:
+        """Return the repository with the key that signs. Raises NotReady if that is missing."""
+        try:
+            return Repository(self._root, self._signing.read(publishes=True))
+        except InvalidInput as error:
+            text = f"this server cannot sign a new model: {error}"
+            raise NotReady(text, reason="NO_SIGNING_KEY") from error
+
+
+def backbones(repository: Repository) -> list[tuple[BackboneInfo, int]]:
+    """Return the readable backbones that models can be made with, and the bytes of their graphs.
+
+    The fp32 twin of an int8 backbone is another backbone.
+    """
+    return [
+        (info, files.size(repository.path("backbones", info.digest) / "backbone.onnx"))
+        for info in repository.backbones()
+    ]
+
+
+def _find_backbone(repository: Repository, wanted: str) -> BackboneInfo:
+    """Return the backbone with a digest or name; the only one if ``wanted`` is empty.
+
+    Raises NotFound, InvalidInput if several have the name, or if it is empty and there are several.
+    """
+    infos = repository.backbones()
+    if wanted:
+        found = [info for info in infos if wanted in {info.digest, info.name}]
+    else:
+        twins = {info.twin for info in infos}
+        found = [info for info in infos if info.digest not in twins]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(f"{info.name} {info.digest}" for info in found or infos) or "none"
+    if found:
+        which = (
+            f"{len(found)} backbones have the name {wanted!r}" if wanted else "there are several"
+        )
+        raise InvalidInput(
+            f"{which}; choose a digest: {known}", field="backbone", reason="BACKBONE_AMBIGUOUS"
+        )
+    raise NotFound(
+        f"there is no backbone {wanted[:100]!r} in the repository; it has {known}"
+        if wanted
+        else "the repository has no backbone: topwork-train backbone add stores one",
+        kind="backbone",
+        resource=wanted[:100],
+        reason="BACKBONE_NOT_FOUND",
+    )
+
+
+def _contents(repository: Repository, manifest: Manifest) -> dict[str, bytes]:
+    """Return the files of a revision that a copy shares, verified. Raises Corrupt."""
+    repository.metrics(manifest)
+    repository.report(manifest)
+    repository.head(manifest)
+    directory = repository.report_file(manifest).parent
+    return {
+        path.name: files.read(path)
+        for path in sorted(directory.iterdir())
+        if path.name not in _OWN_FILES
+    }
+
+
+def _write_copy(
+    repository: Repository, directory: Path, manifest: Manifest, contents: dict[str, bytes]
+) -> None:
+    """Write revision 1 and serving.json into the directory of a new model."""
+    revision = directory / str(manifest.revision)
+    revision.mkdir()
+    for name, content in contents.items():
+        (revision / name).write_bytes(content)
+    content = to_json(manifest)
+    (revision / "manifest.json").write_bytes(content)
+    signature = repository.sign(content)
+    if signature is not None:
+        (revision / SIGNATURE).write_bytes(signature)
+    move = Move(
+        revision=manifest.revision, previous=0, why=COPY, operation="", time=manifest.created
+    )
+    state = ServingState(revision=0).moved(move)
+    (directory / "serving.json").write_bytes(to_json(state))
+
+
+@contextlib.contextmanager
+def _repeatable(repository: Repository, draft: Draft) -> Iterator[None]:
+    """Ignore that the model exists if a call with the same request id made it."""
+    try:
+        yield
+    except AlreadyExists as error:
+        if not draft.request_id or error.reason != "MODEL_EXISTS":
+            raise
+        with contextlib.suppress(NotFound, Corrupt):
+            existing = repository.draft(draft.model)
+            if existing.same_request(draft):
+                return
+            if existing.request_id == draft.request_id:
+                raise AlreadyExists(
+                    f"request_id {draft.request_id!r} made {draft.model!r} with other settings",
+                    kind="model",
+                    resource=f"models/{draft.model}",
+                    reason="REQUEST_ID_REUSED",
+                ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _writing(model: str) -> Iterator[None]:
+    """Convert the errors of a full or read-only disk to Unavailable."""
+    try:
+        yield
+    except OSError as error:
+        text = f"models/{model} cannot be written: {error.strerror}"
+        raise Unavailable(text, reason="STORAGE") from error

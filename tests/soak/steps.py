@@ -67,7 +67,7 @@ STEPS = (
     Step(name="cancelled", process="server", target=f"{_OPERATIONS}:Operations.cancel"),
     Step(name="rollback decided", process="server", target=f"{_STORE}.set_serving", before=True),
     Step(name="rolled back", process="server", target=f"{_STORE}.set_serving"),
-    Step(name="new revision seen", process="server", target=f"{_REGISTRY}._read_serving"),
+    Step(name="new revision seen", process="server", target=f"{_REGISTRY}._read_current"),
     Step(name="new head loaded", process="server", target=f"{_REGISTRY}._load_head"),
     # Worker, in the order of start and of a change.
     Step(name="name claimed", process="worker", target=f"{_WORKER}:claim", at_start=True),

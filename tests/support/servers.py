@@ -41,6 +41,16 @@ Command = Callable[..., tuple[int, str, str]]
 """(command, argument, ..., *, address) -> exit status, output and errors."""
 
 TESTS = Path(__file__).parents[1]
+PATHS = {
+    "repository",
+    "access",
+    "tls_cert",
+    "tls_key",
+    "client_ca",
+    "trusted_keys",
+    "signing_key",
+}
+"""Settings that are paths."""
 DEATHS = "TOPWORK_TEST_DEATHS"
 WORKER = b"TOPWORK_PROCESS=topwork-worker"
 ENCODER = b"TOPWORK_PROCESS=topwork-encoder-"
@@ -253,7 +263,7 @@ class _Config(ServeConfig):
 def main() -> None:
     """Serve with the settings of the JSON in argv."""
     settings = json.loads(sys.argv[1])
-    for name in settings.keys() & {"repository", "access", "tls_cert", "tls_key", "client_ca"}:
+    for name in settings.keys() & PATHS:
         settings[name] = Path(settings[name])
     config = _Config(
         **{

@@ -147,7 +147,7 @@ class Repository(ModelDirectories):
     def manifest(self, model: str, revision: int) -> Manifest:
         """Return a revision's manifest, with verified signatures. Raises NotFound, Corrupt."""
         path = files.existing(
-            self._model(model) / str(revision) / "manifest.json",
+            self._existing(model) / str(revision) / "manifest.json",
             kind="revision",
             name=f"models/{model}/revisions/{revision}",
         )

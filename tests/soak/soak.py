@@ -12,6 +12,7 @@ from pathlib import Path
 from soak.clients import ChangeClient, ClassifyClient
 from soak.killer import Kill, Killer
 from soak.ledger import Ledger
+from soak.lifecycle import LifecycleClient
 from soak.maintainer import Maintainer
 from soak.pool import MODELS, Pool
 from soak.supervisor import Supervisor
@@ -67,7 +68,8 @@ def soak(
         for number in range(CLASSIFY_CLIENTS)
     ]
     runs = [client.run for client in change_clients] + [client.run for client in classify_clients]
-    runs += [maintainer.check, maintainer.collect]
+    lifecycle = LifecycleClient(repository, pool, supervisor, ledger, f"{seed} lifecycle", stop)
+    runs += [lifecycle.run, maintainer.check, maintainer.collect]
     threads = [threading.Thread(target=_guarded(run, ledger)) for run in runs]
     clock = threading.Timer(60 * minutes, stop.set)
     verifier = Verifier(repository, pool, maintainer, supervisor, ledger)

@@ -39,6 +39,7 @@ _STORE = "topwork.bundle.store:Repository"
 _WORKER = "topwork.changes.worker"
 _OPERATIONS = "topwork.changes.operations"
 _QUEUE = "topwork.changes.queue"
+_LIFECYCLE = "topwork.changes.lifecycle"
 _REGISTRY = "topwork.serving.registry:Registry"
 _WRITTEN = "topwork.bundle.files:_write_synced"
 
@@ -67,6 +68,11 @@ STEPS = (
     Step(name="cancelled", process="server", target=f"{_OPERATIONS}:Operations.cancel"),
     Step(name="rollback decided", process="server", target=f"{_STORE}.set_serving", before=True),
     Step(name="rolled back", process="server", target=f"{_STORE}.set_serving"),
+    Step(name="model created", process="server", target=f"{_LIFECYCLE}:Lifecycle.create"),
+    Step(name="copy half written", process="server", target=f"{_LIFECYCLE}:_write_copy"),
+    Step(name="model copied", process="server", target=f"{_LIFECYCLE}:Lifecycle.copy"),
+    Step(name="model deleted", process="server", target=f"{_LIFECYCLE}:Lifecycle.delete"),
+    Step(name="model undeleted", process="server", target=f"{_LIFECYCLE}:Lifecycle.undelete"),
     Step(name="new revision seen", process="server", target=f"{_REGISTRY}._read_current"),
     Step(name="new head loaded", process="server", target=f"{_REGISTRY}._load_head"),
     # Worker, in the order of start and of a change.
@@ -98,6 +104,10 @@ STEPS = (
         name="pointer about to move", process="worker", target=f"{_STORE}.set_serving", before=True
     ),
     Step(name="pointer moved", process="worker", target=f"{_STORE}.set_serving"),
+    Step(
+        name="label about to be kept", process="worker", target=f"{_STORE}.set_draft", before=True
+    ),
+    Step(name="label kept", process="worker", target=f"{_STORE}.set_draft"),
     Step(
         name="result known, not stored",
         process="worker",

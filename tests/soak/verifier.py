@@ -33,6 +33,7 @@ FAILURES = {
     "FAILED_PRECONDITION MODEL_CHANGED",
     "FAILED_PRECONDITION TOO_FEW_IMAGES",
     "FAILED_PRECONDITION TOO_FEW_LABELS",
+    "NOT_FOUND MODEL_DELETED",
     "NOT_FOUND NOT_FOUND",
 }
 """Errors with which an operation may end because of another change or of its client."""
@@ -245,7 +246,7 @@ class Verifier:
         if integrity != "ok":
             self._ledger.fail(f"operations.sqlite: {integrity}")
         self._supervisor.age_temporary_files()
-        self._maintainer.gc("--spare-hours", "0")
+        self._maintainer.gc("--spare-hours", "0", "--deleted-days", "0")
         for problem in check(self._repository):
             self._ledger.fail(f"in the end: {problem.path}: {problem.text}")
 

@@ -7,6 +7,7 @@ serves or changes it, one rename deletes or undeletes it, and ``gc`` retains wha
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,8 +36,13 @@ class ModelDirectories(BlobStore):
 
     def model_names(self) -> list[str]:
         """Return the sorted names of all models, also of those that do not serve yet."""
-        paths = (self.root / "models").glob("*")
-        return sorted(path.name for path in paths if is_model(path.name) and path.is_dir())
+        try:
+            with os.scandir(self.root / "models") as entries:
+                return sorted(
+                    each.name for each in entries if is_model(each.name) and each.is_dir()
+                )
+        except FileNotFoundError:
+            return []
 
     def serving_file(self, model: str) -> Path:
         """Return the path of serving.json, for callers that poll it."""
@@ -74,7 +80,7 @@ class ModelDirectories(BlobStore):
         Raises AlreadyExists, QuotaExceeded if there are ``most`` models, and as ``set_draft``.
         """
         self._refresh_references(draft)
-        with self._naming():
+        with self.naming():
             path = self._free(draft.model, most)
             try:
                 with files.new_directory(path) as directory:
@@ -96,7 +102,7 @@ class ModelDirectories(BlobStore):
 
     def delete_model(self, model: str) -> None:
         """Delete a model durably, so that ``undelete_model`` can restore it. Raises NotFound."""
-        with self._naming(), self.locked(model):
+        with self.naming(), self.locked(model):
             path = self._model(model)
             files.touch(path)  # the age of its deletion, for gc
             path.rename(self._deleted(model))
@@ -107,7 +113,7 @@ class ModelDirectories(BlobStore):
 
         Raises NotFound, AlreadyExists, QuotaExceeded if there are ``most`` models.
         """
-        with self._naming():
+        with self.naming():
             deleted = self._deleted(model)
             if not deleted.exists():
                 name = f"models/{model}"
@@ -125,7 +131,7 @@ class ModelDirectories(BlobStore):
 
         None if it was deleted after ``before`` (seconds since 1970), or exists no longer.
         """
-        with self._naming():
+        with self.naming():
             try:
                 if deleted.stat().st_mtime >= before:
                     return None
@@ -134,6 +140,14 @@ class ModelDirectories(BlobStore):
             aside = files.move_aside(deleted)
             files.sync_directory(deleted.parent)
             return aside
+
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """Hold the lock under which models get and lose their names. Take ``locked`` after it."""
+        models = self.root / "models"
+        models.mkdir(parents=True, exist_ok=True)
+        with files.locked(models / ".lock"):
+            yield
 
     @contextlib.contextmanager
     def locked(self, model: str) -> Iterator[None]:
@@ -145,16 +159,8 @@ class ModelDirectories(BlobStore):
                 raise self._not_found(model) from None
             yield
 
-    @contextlib.contextmanager
-    def _naming(self) -> Iterator[None]:
-        """Hold the lock under which models get and lose their names. Take ``locked`` after it."""
-        models = self.root / "models"
-        models.mkdir(parents=True, exist_ok=True)
-        with files.locked(models / ".lock"):
-            yield
-
     def _free(self, model: str, most: int, *, deleted: bool = False) -> Path:
-        """Return the directory of a new model, while ``_naming``."""
+        """Return the directory of a new model, while ``naming``."""
         path = self._model(model)
         if path.exists():
             raise _taken(model)

@@ -13,8 +13,12 @@ FileStamp = tuple[int, int]
 """Inode and modification time in ns of a file; they change when it is replaced."""
 
 
-def read_stamps(models: Path, known: Container[str]) -> dict[str, FileStamp | None]:
+def read_stamps(
+    models: Path, known: Container[str], *, only: str | None = None
+) -> dict[str, FileStamp | None]:
     """Return the stamp of each model in the directory ``models``; None if it is unreadable now.
+
+    ``only`` is the name of the only model to look at; None: all models.
 
     It is that of serving.json, or of draft.json while there is no serving.json. One system call per
     model, two per draft: 2 ms for 1,000 models. Names in ``known`` are not checked; other
@@ -23,7 +27,8 @@ def read_stamps(models: Path, known: Container[str]) -> dict[str, FileStamp | No
     stamps: dict[str, FileStamp | None] = {}
     directory = os.open(models, os.O_RDONLY)
     try:
-        for model in os.listdir(directory):  # noqa: PTH208  # Path lists no open directory
+        # Path lists no open directory.
+        for model in os.listdir(directory) if only is None else [only]:  # noqa: PTH208
             if model not in known and not is_model(model):
                 continue
             for name in ("serving.json", DRAFT):

@@ -161,7 +161,7 @@ class Registry:
 
         If a revision cannot be loaded, an error is logged and the previous revision keeps serving.
         """
-        await self._poll()
+        await self._poll(model)
         swaps = [swap for name, swap in self._swaps.items() if model in {None, name}]
         await asyncio.gather(*map(asyncio.shield, swaps))
 
@@ -182,11 +182,15 @@ class Registry:
             except OSError as error:  # a file system that is temporarily unavailable
                 log.warning("repository cannot be read", error=str(error))
 
-    async def _poll(self) -> None:
-        """Start the hot reload of each model whose serving.json or draft.json changed."""
+    async def _poll(self, only: str | None = None) -> None:
+        """Start the hot reload of each model whose serving.json or draft.json changed.
+
+        ``only`` is the name of the only model to look at; None: all models.
+        """
         async with self._poll_lock:
-            stamps = await self._in_thread(self._read_stamps)
-            for model in self._stamps.keys() - stamps.keys():
+            stamps = await self._in_thread(self._read_stamps, only)
+            known = self._stamps.keys() if only is None else self._stamps.keys() & {only}
+            for model in known - stamps.keys():
                 self._remove(model)
             for model, stamp in stamps.items():
                 if stamp is None or stamp == self._stamps.get(model) or model in self._swaps:
@@ -195,16 +199,17 @@ class Registry:
                 self._swaps[model] = swap
                 swap.add_done_callback(partial(self._swaps.pop, model))
 
-    def _read_stamps(self) -> dict[str, FileStamp | None]:
+    def _read_stamps(self, only: str | None) -> dict[str, FileStamp | None]:
         start = time.thread_time()
         try:
-            stamps = read_stamps(self._repository.root / "models", self._stamps)
+            stamps = read_stamps(self._repository.root / "models", self._stamps, only=only)
         except FileNotFoundError:
             if self._stamps:  # the repository is unavailable; a new repository has no directory
                 raise
             stamps = {}
-        cost = time.thread_time() - start
-        self._pause = min(max(POLL_SECONDS, cost / POLL_SHARE), LONGEST_POLL_SECONDS)
+        if only is None:
+            cost = time.thread_time() - start
+            self._pause = min(max(POLL_SECONDS, cost / POLL_SHARE), LONGEST_POLL_SECONDS)
         return stamps
 
     async def _swap(self, model: str, stamp: FileStamp) -> None:

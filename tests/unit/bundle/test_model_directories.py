@@ -15,9 +15,10 @@ from support.signed import new_key, signing
 
 from topwork.bundle import files
 from topwork.bundle.draft import FILE, Draft
+from topwork.bundle.maintenance import garbage
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.maintenance.garbage import collect
-from topwork.bundle.manifest import ShardRef
+from topwork.bundle.manifest import Manifest, ShardRef
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import AlreadyExists, Corrupt, NotFound, QuotaExceeded, TopworkError
@@ -311,3 +312,27 @@ def test_changed_draft_is_refused_if_signatures_are_required(
     assert failure(lambda: signed.draft("new")).reason == "SIGNATURE_INVALID"
     create(repository, draft(repository, "unsigned"))
     assert failure(lambda: signed.draft("unsigned")).reason == "UNSIGNED"
+
+
+def test_gc_waits_for_a_deletion_before_it_reads_references(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is deleted while gc reads all manifests keeps its files, to be undeleted."""
+    deleting = threading.Thread(target=repository.delete_model, args=("m",))
+    read, list_revisions = garbage._Run.read_manifests, garbage.revision_directories
+
+    def delete_first(directory: Path) -> list[Path]:
+        if deleting.ident is None:
+            deleting.start()
+            deleting.join(0.2)
+        return list_revisions(directory)
+
+    def read_during_deletion(run: garbage._Run) -> list[Manifest] | None:
+        monkeypatch.setattr(garbage, "revision_directories", delete_first)
+        return read(run)
+
+    monkeypatch.setattr(garbage._Run, "read_manifests", read_during_deletion)
+    collect(repository)
+    deleting.join(30)
+    repository.undelete_model("m", most=9)
+    assert not [problem for problem in check(repository) if problem.severity == "error"]

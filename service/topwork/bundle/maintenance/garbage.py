@@ -89,8 +89,10 @@ def collect(
         with contextlib.suppress(NotFound):  # deleted meanwhile
             run.remove_revisions(name, keep)
     images = run.read_pending(pending_images)
-    drafts = run.read_drafts()  # first: a draft that has none any more has published a revision
-    manifests = run.read_manifests()
+    # A deletion or undeletion meanwhile would hide a model's references.
+    with contextlib.nullcontext() if dry_run else repository.naming():
+        drafts = run.read_drafts()  # first: a model that is no draft has published a revision
+        manifests = run.read_manifests()
     if manifests is not None and drafts is not None:
         retained = run.retained_blobs([*drafts, *manifests], old["exemplars"], images)
         for kind in KINDS:

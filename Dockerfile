@@ -54,6 +54,16 @@ COPY --from=wheel /wheel /wheel
 RUN python3 -m pip --python /opt/topwork install --no-deps --no-index /wheel/*.whl
 
 
+# The default backbone, with which a server makes models in an empty repository; needs torch.
+FROM train-environment AS backbone
+RUN /opt/topwork/bin/python -c 'from pathlib import Path; \
+        from topwork.bundle.store import Repository; \
+        from topwork_trainer import backbones; \
+        from topwork_trainer.backbones.prepare import prepare_backbone; \
+        prepare_backbone(Repository(Path("/bundled")), backbones.parse(backbones.DEFAULT))' \
+    && mv /bundled/backbones/* /backbone
+
+
 FROM tools AS serve-cuda-environment
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
     python3 -m pip --python /opt/topwork install --constraint constraints.txt \
@@ -106,6 +116,7 @@ ENTRYPOINT ["topwork"]
 CMD ["serve"]
 STOPSIGNAL SIGTERM
 ENV TOPWORK_SERVE_REPOSITORY=/repository \
+    TOPWORK_SERVE_BUNDLED_BACKBONE=/opt/backbone \
     TOPWORK_SERVE_ADDRESS=0.0.0.0:50051 \
     TOPWORK_SERVE_METRICS_PORT=9464 \
     TOPWORK_SERVE_HEALTH_PORT=8081 \
@@ -121,6 +132,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["top
 
 FROM server AS serve-cuda
 COPY --from=serve-cuda-environment /opt/topwork /opt/topwork
+COPY --from=backbone /backbone /opt/backbone
 # pip has installed CUDA and cuDNN, which the server finds. The driver is the host's.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
@@ -129,3 +141,4 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 
 FROM server AS serve
 COPY --from=serve-environment /opt/topwork /opt/topwork
+COPY --from=backbone /backbone /opt/backbone

@@ -278,6 +278,15 @@ class ServeConfig(WorkerConfig):
             help="Models of the repository; CreateModel and CopyModel beyond it are refused.",
         ),
     ] = DEFAULT_LIMITS.max_models
+    bundled_backbone: Annotated[
+        Path | None,
+        Setting(
+            kind="directory",
+            default="none",
+            help="Directory with backbone.onnx and backbone.json, which the server stores in a "
+            "repository that has no backbone.",
+        ),
+    ] = None
     otlp_endpoint: Annotated[
         str,
         Setting(

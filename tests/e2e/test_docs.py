@@ -32,6 +32,7 @@ NOT_RUN = {
     ("deployment.md", "docker run --read-only"): "needs docker",
     ("deployment.md", "docker run --volume"): "needs docker",
     ("deployment.md", "make image\n"): "needs docker",
+    ("deployment.md", "topwork create flowers"): "needs docker: test_born.py runs these commands",
     ("medical-images.md", "pip install"): "installs; the tests' environment has it",
     ("medical-images.md", "topwork-train fit chest_xray"): "needs X-rays",
     ("open-inference.md", "import numpy"): "needs tritonclient: `make tritonclient` asks with it",

@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from topwork.bundle import files
-from topwork.bundle.documents import to_json
+from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.draft import Draft, not_ready
 from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
 from topwork.bundle.recipe import Recipe
@@ -144,6 +144,24 @@ class Lifecycle:
         except InvalidInput as error:
             text = f"this server cannot sign a new model: {error}"
             raise NotReady(text, reason="NO_SIGNING_KEY") from error
+
+
+def store_bundled_backbone(repository: Repository, directory: Path) -> None:
+    """Store the backbone in ``directory`` if the repository has none, for the first models.
+
+    Raises Corrupt if the backbone is damaged, Unavailable if it cannot be stored.
+    """
+    if repository.stored("backbones"):
+        return
+    path = directory / "backbone.json"
+    info = from_json(files.read(path), BackboneInfo, name=str(path))
+    model = files.read_verified(directory / "backbone.onnx", info.digest)
+    try:
+        repository.put_backbone(model, info)
+    except OSError as error:
+        text = f"the bundled backbone cannot be stored: {error.strerror}"
+        raise Unavailable(text, reason="STORAGE") from error
+    log.info("bundled backbone stored", name=info.name, digest=info.digest)
 
 
 def backbones(repository: Repository) -> list[tuple[BackboneInfo, int]]:

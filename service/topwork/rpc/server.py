@@ -22,7 +22,7 @@ from topwork.changes import worker
 from topwork.changes.database import database_url
 from topwork.changes.executors import check_executor
 from topwork.changes.intake import Intake
-from topwork.changes.lifecycle import Lifecycle
+from topwork.changes.lifecycle import Lifecycle, store_bundled_backbone
 from topwork.changes.operations import Operations
 from topwork.changes.quota import Quotas
 from topwork.changes.uploads import Uploads
@@ -82,6 +82,7 @@ class Server:
         url = config.database or database_url(config.repository)
         repository = Repository(config.repository, config.signing.read(publishes=False))
         self._config = config
+        self._repository = repository
         self._telemetry = Telemetry()
         self._spans = open_spans(config.otlp_endpoint)
         self._operations = Operations(url, repository, limits)
@@ -161,7 +162,8 @@ class Server:
     async def start(self) -> int:
         """Load and warm all models, then open the port and return its number.
 
-        Raises Unavailable if a port cannot be opened, NotReady if the provider does not work,
+        Raises Unavailable if a port cannot be opened or the bundled backbone cannot be stored,
+        Corrupt if that is damaged, NotReady if the provider does not work,
         InvalidInput if the certificate, the access file or the worker's name is invalid, or if
         plaintext would leave this host.
         """
@@ -170,6 +172,8 @@ class Server:
         if self._config.worker:
             check_executor(self._config.executor)
         await self._access.start()
+        if (bundled := self._config.bundled_backbone) is not None:
+            await asyncio.to_thread(store_bundled_backbone, self._repository, bundled)
         await self._classifier.start()
         await self._operations.start()
         await self._registry.start()  # before the worker, which would disturb its measurements

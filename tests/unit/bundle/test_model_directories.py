@@ -20,7 +20,7 @@ from topwork.bundle.maintenance.check import check
 from topwork.bundle.maintenance.garbage import collect
 from topwork.bundle.manifest import Manifest, ShardRef
 from topwork.bundle.recipe import Recipe
-from topwork.bundle.store import Repository
+from topwork.bundle.store import Repository, revision_directories
 from topwork.errors import AlreadyExists, Corrupt, NotFound, QuotaExceeded, TopworkError
 
 
@@ -319,16 +319,16 @@ def test_gc_waits_for_a_deletion_before_it_reads_references(
 ) -> None:
     """A model that is deleted while gc reads all manifests keeps its files, to be undeleted."""
     deleting = threading.Thread(target=repository.delete_model, args=("m",))
-    read, list_revisions = garbage._Run.read_manifests, garbage.revision_directories
+    read = garbage._Run.read_manifests
 
     def delete_first(directory: Path) -> list[Path]:
         if deleting.ident is None:
             deleting.start()
             deleting.join(0.2)
-        return list_revisions(directory)
+        return revision_directories(directory)
 
     def read_during_deletion(run: garbage._Run) -> list[Manifest] | None:
-        monkeypatch.setattr(garbage, "revision_directories", delete_first)
+        monkeypatch.setattr(f"{garbage.__name__}.revision_directories", delete_first)
         return read(run)
 
     monkeypatch.setattr(garbage._Run, "read_manifests", read_during_deletion)

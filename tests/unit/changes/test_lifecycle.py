@@ -12,11 +12,12 @@ from support import tiny
 from support.signed import new_key, public
 
 from topwork.bundle import files
+from topwork.bundle.documents import to_json
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
-from topwork.changes.lifecycle import Lifecycle, NewModel
+from topwork.changes.lifecycle import Lifecycle, NewModel, store_bundled_backbone
 from topwork.errors import Corrupt, TopworkError, Unavailable
 
 ID = str(uuid.UUID(int=7))
@@ -184,3 +185,23 @@ def test_new_models_are_signed(repository: Repository, tmp_path: Path) -> None:
         repository.root, SigningFiles(trusted_keys=public(key), require_signed=True), most=9
     )
     assert reason(lambda: keyless.create(NewModel(name="x"))) == "NO_SIGNING_KEY"
+
+
+def test_bundled_backbone_is_stored_only_in_a_repository_without_one(tmp_path: Path) -> None:
+    """An empty repository gets it, another keeps its own; a damaged one is Corrupt."""
+    model = tiny.backbone_model()
+    bundled = tmp_path / "bundled"
+    bundled.mkdir()
+    (bundled / "backbone.onnx").write_bytes(model)
+    (bundled / "backbone.json").write_bytes(to_json(tiny.backbone_info(model)))
+    empty = Repository(tmp_path / "empty")
+    store_bundled_backbone(empty, bundled)
+    assert list(empty.stored("backbones")) == [files.sha256(model)]
+    other = Repository(tmp_path / "other")
+    digest = other_backbone(other)
+    store_bundled_backbone(other, bundled)
+    assert list(other.stored("backbones")) == [digest]
+    (bundled / "backbone.onnx").write_bytes(b"x")
+    store_bundled_backbone(empty, bundled)
+    with pytest.raises(Corrupt, match="was changed"):
+        store_bundled_backbone(Repository(tmp_path / "third"), bundled)

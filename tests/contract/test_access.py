@@ -31,7 +31,7 @@ from topwork.inference import inference_service_pb2_grpc as inference_grpc
 from topwork.rpc.server import Server
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
-TOKENS = {name: tokens.make() for name in ("nobody", *ROLES, "elsewhere", "slow")}
+TOKENS = {name: tokens.make() for name in ("nobody", *ROLES, "elsewhere", "tenant", "slow")}
 
 
 class HandlerRecorder:
@@ -86,6 +86,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         [principals.elsewhere]
         tokens = ["{TOKENS["elsewhere"].entry}"]
         admin = ["shapes"]
+        [principals.tenant]
+        tokens = ["{TOKENS["tenant"].entry}"]
+        train = ["tenant-*"]
         [principals.slow]
         tokens = ["{TOKENS["slow"].entry}"]
         admin = ["*"]
@@ -283,6 +286,31 @@ def test_open_inference_omits_forbidden_models(channel: grpc.Channel) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             stub.ModelStatistics(request, metadata=metadata)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_models_are_made_under_names_of_the_scope(server: Running) -> None:
+    """A tenant makes models under its pattern, from no other tenant's, and deletes none."""
+    with client_of(server, "tenant") as client:
+        assert [stored.backbone.name for stored in client.backbones()] == ["tiny"]
+        client.create_model("tenant-a")
+        for refused in (
+            lambda: client.create_model("other"),
+            lambda: client.create_model("tenant-b", like="colours"),
+            lambda: client.copy_model("colours", "tenant-b"),
+            lambda: client.copy_model("tenant-a", "other"),
+        ):
+            error = servers.failure(refused)
+            assert (error.code, error.reason) == ("PERMISSION_DENIED", "MODEL_FORBIDDEN")
+        client.create_model("tenant-b", like="tenant-a")
+        assert servers.failure(lambda: client.delete_model("tenant-a")).reason == "ROLE_MISSING"
+        assert servers.failure(lambda: client.undelete_model("tenant-a")).reason == "ROLE_MISSING"
+        assert [model.name for model in client.models()] == [
+            "models/tenant-a",
+            "models/tenant-b",
+        ]
+    with client_of(server, "admin") as client:
+        for name in ("tenant-a", "tenant-b"):
+            client.delete_model(name)
 
 
 @pytest.mark.parametrize(

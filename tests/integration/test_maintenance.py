@@ -84,7 +84,8 @@ def test_gc_deletes_and_counts_by_kind(repository: Repository, run: Run) -> None
     assert result.status == 0
     _, *rows = result.stdout.splitlines()
     counts = {kind: int(count) for kind, count, _ in map(str.split, rows)}
-    assert counts == {"revision": 2, "backbone": 0, "shard": 1, "image": 1, "temporary": 0}
+    expected = {"revision": 2, "shard": 1, "image": 1}
+    assert counts == {"model": 0, "backbone": 0, "temporary": 0, **expected}
     assert repository.revisions("m") == [3, 4]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ from support import stored
 from support.stored import image, publish, put_shard
 
 from topwork.bundle import files
+from topwork.bundle.draft import Draft
+from topwork.bundle.manifest import ShardRef
+from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.changes.quota import Quotas
 from topwork.errors import NotFound, QuotaExceeded, Unavailable
@@ -53,6 +57,29 @@ def test_model_uses_the_bytes_of_revisions_shards_and_images(tmp_path: Path) -> 
     assert quotas.of("m", pending=7).used == 7 + size_of(
         made, "m", {first, second, put_shard(made, 4, put=False)}, {1, 2, 3}
     )
+
+
+def test_draft_uses_the_bytes_of_its_shards(tmp_path: Path) -> None:
+    """Until the model serves, the shards of its draft count, with their images."""
+    made = Repository(tmp_path)
+    shard, backbone = put_shard(made, 1, 2), stored.put_backbone(made)
+    draft = Draft(
+        model="m",
+        backbone=backbone,
+        backbone_info=made.backbone_info_digest(backbone),
+        seed=0,
+        recipe=Recipe(),
+        created=datetime.now(UTC),
+        exemplars=(ShardRef(label="a", digest=shard),),
+        images=2,
+    )
+    with made.new_model(draft, most=1):
+        pass
+    quotas = Quotas(made, DEFAULT_LIMITS)
+    assert quotas.of("m").used == size_of(made, "m", {shard}, {1, 2})
+    manifest = publish(made, [put_shard(made, 3)])
+    made.set_serving("m", manifest.revision, why="fit")
+    assert quotas.of("m").used == size_of(made, "m", {put_shard(made, 3)}, {3})
 
 
 def test_deleted_revision_frees_its_bytes(tmp_path: Path) -> None:

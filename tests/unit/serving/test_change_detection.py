@@ -37,6 +37,24 @@ def test_stamp_changes_when_the_file_is_replaced(tmp_path: Path) -> None:
     assert read_stamps(tmp_path, before) != before
 
 
+def test_draft_has_a_stamp_until_the_model_serves(tmp_path: Path) -> None:
+    """draft.json counts only without serving.json; ``only`` looks at one model."""
+    draft = tmp_path / "roses" / "draft.json"
+    write_file(draft, b"{}")
+    model(tmp_path, "tulips")
+    before = read_stamps(tmp_path, ())
+    assert before.keys() == {"roses", "tulips"}
+    assert read_stamps(tmp_path, (), only="roses") == {"roses": before["roses"]}
+    assert read_stamps(tmp_path, (), only="..") == {}
+    assert read_stamps(tmp_path, (), only="lilies") == {}
+    write_file(draft, b"{}")
+    assert read_stamps(tmp_path, before)["roses"] != before["roses"]
+    model(tmp_path, "roses")
+    serving = read_stamps(tmp_path, ())
+    write_file(draft, b"{}")
+    assert read_stamps(tmp_path, ()) == serving
+
+
 def test_unreadable_model_does_not_affect_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

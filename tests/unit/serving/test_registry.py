@@ -28,9 +28,10 @@ from structlog.testing import capture_logs
 from support import tiny
 from support.pictures import picture, pictures
 
+from topwork.bundle.draft import Draft
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.store import Repository
-from topwork.errors import Corrupt, NotFound, Unavailable
+from topwork.errors import Corrupt, NotFound, NotReady, Unavailable
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.agreement import LEAST_AGREEMENT
 from topwork.serving import registry as registry_module
@@ -883,3 +884,41 @@ def test_hot_reloads_do_not_leak_memory(colours: Repository) -> None:
     assert found["heads_in_memory"] == 1
     assert found["heads"] <= 2  # a finished task may still refer to the last answer
     assert found["growth"] < 4_000_000
+
+
+def test_draft_is_known_until_it_serves(colours: Repository) -> None:
+    """A draft is listed and does not serve; it is replaced by its first revision, and deleted."""
+    manifest = colours.manifest("colours", 1)
+    draft = Draft(
+        model="new",
+        backbone=manifest.backbone,
+        backbone_info=manifest.backbone_info,
+        seed=0,
+        recipe=manifest.recipe,
+        created=manifest.created,
+    )
+
+    async def run() -> None:
+        async with started(colours) as registry:
+            with colours.new_model(draft, most=9):
+                pass
+            await registry.refresh("new")
+            assert (registry.models(), registry.drafts()) == (["colours"], ["new"])
+            assert registry.current("new") == draft
+            with pytest.raises(NotReady, match="2 more are needed"):
+                await registry.snapshot("new")
+            tiny.publish_copy(colours, manifest, model="new")
+            colours.set_serving("new", 1, why="add_class", parent=0)
+            await registry.refresh("new")
+            assert (registry.models(), registry.drafts()) == (["colours", "new"], [])
+            assert (await registry.snapshot("new")).manifest.model == "new"
+            colours.delete_model("new")
+            await registry.refresh("new")
+            with pytest.raises(NotFound):
+                registry.current("new")
+            colours.undelete_model("new", most=9)
+            await registry.refresh()
+            assert registry.serving("new").revision == 1
+            assert registry.unusable() == []
+
+    asyncio.run(run())

@@ -202,6 +202,7 @@ DOCUMENTS: tuple[object, ...] = (
         recipe=RECIPE,
         created=TIME,
         request_id=ID,
+        request=C,
         source="models/trees/revisions/4",
         exemplars=(ShardRef(label="雛菊", digest=C),),
         images=12,

@@ -37,6 +37,8 @@ class Draft:
     created: datetime
     request_id: str = ""
     """Idempotency key of the call that made the model; empty: none."""
+    request: str = ""
+    """sha256 of what that call requested; empty: no idempotency key."""
     source: str = ""
     """Revision that the model is a copy of, ``models/<model>/revisions/<revision>``; empty: none.
 
@@ -71,10 +73,6 @@ class Draft:
         operations = (*self.operations, operation)[-MAX_OPERATIONS:]
         return replace(self, exemplars=exemplars, images=images, operations=operations)
 
-    def same_request(self, other: Draft) -> bool:
-        """Return True if a repeated call with the same request id made both."""
-        return bool(self.request_id) and _request(self) == _request(other)
-
 
 Current: TypeAlias = Manifest | Draft
 """State that a change starts from: the serving revision, or the draft of a model without one."""
@@ -108,14 +106,3 @@ def from_bytes(content: bytes, signing: Signing, *, name: str) -> Draft:
     draft = from_json(content, Draft, name=name)
     signing.check_signatures(draft.signatures, to_json(replace(draft, signatures=None)), name=name)
     return draft
-
-
-def _request(draft: Draft) -> tuple[object, ...]:
-    return (
-        draft.model,
-        draft.request_id,
-        draft.source,
-        draft.backbone,
-        draft.seed,
-        draft.recipe,
-    )

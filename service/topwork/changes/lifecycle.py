@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -64,6 +64,9 @@ class Lifecycle:
         NotReady without the required signing key.
         """
         repository = self._publisher()
+        request = files.sha256(to_json(asdict(new)))
+        if _made_before(repository, new.name, new.request_id, request):
+            return
         if new.like:
             current = repository.current(new.like)
             backbone, info = current.backbone, current.backbone_info
@@ -78,11 +81,17 @@ class Lifecycle:
             recipe=new.recipe,
             created=datetime.now(UTC),
             request_id=new.request_id,
+            request=request,
         )
-        with _writing(new.name), _repeatable(repository, draft):
-            with repository.new_model(draft, most=self._most):
-                pass
-            log.info("created", model=new.name, backbone=backbone)
+        with _writing(new.name):
+            try:
+                with repository.new_model(draft, most=self._most):
+                    pass
+            except AlreadyExists:  # a concurrent call
+                if not _made_before(repository, new.name, new.request_id, request):
+                    raise
+            else:
+                log.info("created", model=new.name, backbone=backbone)
 
     def copy(self, source: str, revision: int, name: str, *, request_id: str) -> None:
         """Create a model whose revision 1 is a copy of a revision (0: the serving one), and serves.
@@ -91,6 +100,9 @@ class Lifecycle:
         if the revision was rejected or none serves.
         """
         repository = self._publisher()
+        request = files.sha256(to_json([source, revision, name]))
+        if _made_before(repository, name, request_id, request):
+            return
         if not revision and repository.is_draft(source):
             raise not_ready(repository.draft(source))
         manifest = repository.manifest(source, revision or repository.serving(source))
@@ -104,6 +116,7 @@ class Lifecycle:
             recipe=manifest.recipe,
             created=now,
             request_id=request_id,
+            request=request,
             source=f"models/{source}/revisions/{manifest.revision}",
             exemplars=manifest.exemplars,
             images=manifest.images,
@@ -119,11 +132,16 @@ class Lifecycle:
             comparison=None,
             created=now,
         )
-        with _writing(name), _repeatable(repository, draft):
+        with _writing(name):
             contents = _contents(repository, manifest)
-            with repository.new_model(draft, most=self._most) as directory:
-                _write_copy(repository, directory, copied, contents)
-            log.info("copied", model=name, source=draft.source)
+            try:
+                with repository.new_model(draft, most=self._most) as directory:
+                    _write_copy(repository, directory, copied, contents)
+            except AlreadyExists:  # a concurrent call
+                if not _made_before(repository, name, request_id, request):
+                    raise
+            else:
+                log.info("copied", model=name, source=draft.source)
 
     def delete(self, model: str) -> None:
         """Delete a model, so that ``undelete`` can restore it until gc. Raises NotFound."""
@@ -239,26 +257,27 @@ def _write_copy(
     (directory / "serving.json").write_bytes(to_json(state))
 
 
-@contextlib.contextmanager
-def _repeatable(repository: Repository, draft: Draft) -> Iterator[None]:
-    """Ignore that the model exists if a call with the same request id made it."""
+def _made_before(repository: Repository, model: str, request_id: str, request: str) -> bool:
+    """Return True if a call with this request id made the model.
+
+    Raises AlreadyExists if that call requested something else.
+    """
+    if not request_id:
+        return False
     try:
-        yield
-    except AlreadyExists as error:
-        if not draft.request_id or error.reason != "MODEL_EXISTS":
-            raise
-        with contextlib.suppress(NotFound, Corrupt):
-            existing = repository.draft(draft.model)
-            if existing.same_request(draft):
-                return
-            if existing.request_id == draft.request_id:
-                raise AlreadyExists(
-                    f"request_id {draft.request_id!r} made {draft.model!r} with other settings",
-                    kind="model",
-                    resource=f"models/{draft.model}",
-                    reason="REQUEST_ID_REUSED",
-                ) from error
-        raise
+        draft = repository.draft(model)
+    except (NotFound, Corrupt):
+        return False
+    if draft.request_id != request_id:
+        return False
+    if draft.request != request:
+        raise AlreadyExists(
+            f"request_id {request_id!r} made {model!r} with other settings",
+            kind="model",
+            resource=f"models/{model}",
+            reason="REQUEST_ID_REUSED",
+        )
+    return True
 
 
 @contextlib.contextmanager

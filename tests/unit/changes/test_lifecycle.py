@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny
+from support.pictures import pictures
 from support.signed import new_key, public
 
 from topwork.bundle import files
@@ -105,7 +106,16 @@ def test_repeated_request_succeeds_and_changes_nothing(
     other = NewModel(name="a", request_id=str(uuid.UUID(int=8)))
     assert reason(lambda: lifecycle.create(other)) == "MODEL_EXISTS"
     lifecycle.copy("colours", 0, "b", request_id=ID)
+    other_backbone(repository)  # without a digest the backbone would now be ambiguous
+    tiny.publish(
+        repository,
+        "colours",
+        tiny.embed_pictures({label: pictures(label, 9) for label in ("blue", "green")}),
+    )
+    lifecycle.create(NewModel(name="a", request_id=ID))
     lifecycle.copy("colours", 0, "b", request_id=ID)
+    assert served(repository, "b").labels == ("amber", "blue", "crimson", "green")
+    assert reason(lambda: lifecycle.copy("colours", 1, "b", request_id=ID)) == "REQUEST_ID_REUSED"
     assert reason(lambda: lifecycle.copy("colours", 1, "colours", request_id=ID)) == "MODEL_EXISTS"
 
 

@@ -112,6 +112,23 @@ def test_probabilities_are_the_softmax_of_logits(expansion: str) -> None:
     np.testing.assert_allclose(loaded.run(embeddings(7))[0], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("expansion", EXPANSIONS)
+def test_no_row_depends_on_the_others(expansion: str) -> None:
+    """A lone row and a row of any batch are equal to the last bit, also the logits."""
+    head = a_head(expansion, points=203)
+    loaded = HeadLoader().load(to_onnx(head), width=WIDTH, labels=LABELS, unknown=True)
+    rows = embeddings(64)
+    alone = [loaded.run(row[None]) for row in rows]
+    for size in (2, 3, 7, 16, 64):
+        probabilities, unknown = loaded.run(rows[:size])
+        assert unknown is not None
+        for found, single in zip(zip(probabilities, unknown, strict=True), alone, strict=False):
+            assert single[1] is not None
+            assert np.array_equal(found[0], single[0][0])
+            assert found[1] == single[1][0]
+        assert np.array_equal(loaded.logits(rows[:size])[0], loaded.logits(rows[:1])[0])
+
+
 def test_head_without_threshold_returns_no_unknown_probability() -> None:
     """The unknown probabilities of a head without detection are None."""
     content = to_onnx(a_head(unknown=False))

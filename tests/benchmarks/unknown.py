@@ -132,7 +132,8 @@ def row(name: str, photos: int, rows: Sequence[Sequence[float]]) -> str:
     """Return a row of the table: means over the draws."""
     highest, nearest, found, behind, *shares = np.mean(rows, axis=0)
     cells = [f"{highest:.3f}", f"{nearest:.3f}", f"{found:.3f}", f"{100 * behind:+.1f}"]
-    return " | ".join([f"| {name}", str(photos), *cells, *(f"{share:.3f}" for share in shares), ""])
+    cells += [f"{share:.3f}" for share in shares]
+    return f"| {name} | {photos} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

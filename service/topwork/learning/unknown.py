@@ -76,7 +76,7 @@ def learn_unknown(
     def probabilities(deviations: FloatArray) -> FloatArray:
         return np.asarray(1 / (1 + np.exp(-np.clip(slope * deviations + bias, -30, 30))))
 
-    probabilities_of_known = probabilities(usual.deviations(known))
+    probabilities_of_known = probabilities(usual.deviations_of_known(known))
     threshold = _threshold(probabilities_of_known)
     per_label = sorted(
         ((target, trial) for trial in trials for target in trial.left_out), key=itemgetter(0)
@@ -179,6 +179,8 @@ class _Usual:
 
     highest: NDArray[np.float64]
     """(C,), mean highest score of the images that are predicted to be of a class."""
+    weights: NDArray[np.float64]
+    """(C,), number of these images and of the prior's."""
     nearest: float
     """Mean squared distance."""
     spread: NDArray[np.float64]
@@ -191,12 +193,23 @@ class _Usual:
         sums = np.bincount(known.predicted, known.highest, minlength=classes)
         highest = (sums + _PRIOR_IMAGES * known.highest.mean()) / (counts + _PRIOR_IMAGES)
         spread = (np.std(known.highest - highest[known.predicted]), np.std(known.nearest))
-        return cls(highest, float(known.nearest.mean()), np.maximum(spread, 1e-6))
+        return cls(
+            highest, counts + _PRIOR_IMAGES, float(known.nearest.mean()), np.maximum(spread, 1e-6)
+        )
 
     def deviations(self, signals: _Signals) -> FloatArray:
         """Return the greater deviation (n,) of the two signals; positive for unusual images."""
-        low = (self.highest[signals.predicted] - signals.highest) / self.spread[0]
-        return np.maximum(low, (signals.nearest - self.nearest) / self.spread[1])
+        return self._greater(signals, self.highest[signals.predicted] - signals.highest)
+
+    def deviations_of_known(self, known: _Signals) -> FloatArray:
+        """Return the deviations (n,) of the known images, each from the mean score of the others."""
+        weights = self.weights[known.predicted]
+        low = (self.highest[known.predicted] - known.highest) * weights / (weights - 1)
+        return self._greater(known, low)
+
+    def _greater(self, signals: _Signals, low: FloatArray) -> FloatArray:
+        far = (signals.nearest - self.nearest) / self.spread[1]
+        return np.asarray(np.maximum(low / self.spread[0], far))
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +244,12 @@ def _trials(
         rows = np.flatnonzero(known | unknown)
         scores = task.scores(scorers[number], rows)  # never the highest for a left-out class
         signals = _Signals.of(scores, groups.nearest_without(group, fold)[rows])
-        usual = _Usual.of(signals[known[rows]], task.classes)
+        known_signals = signals[known[rows]]
+        usual = _Usual.of(known_signals, task.classes)
         deviations = usual.deviations(signals)
         targets = np.where(unknown[rows], task.targets[rows], -1)
         return _Trial(
-            known=deviations[targets < 0],
+            known=usual.deviations_of_known(known_signals),
             left_out={
                 target: deviations[targets == target] for target in np.unique(targets).tolist()[1:]
             },

@@ -197,10 +197,8 @@ def locate(tree: Tree, table: Table, place: str, folders: Sequence[Path], given:
     if the path is a URL.
     """
     if "://" in given:
-        raise table.fail(
-            place,
-            f"{clip(given)} is a URL: photos are not downloaded; download them and name their files",
-        )
+        problem = "is a URL: photos are not downloaded; download them and name their files"
+        raise table.fail(place, f"{clip(given)} {problem}")
     spellings = dict.fromkeys((given, given.replace("\\", "/")))
     candidates = [folder / spelling for spelling in spellings for folder in folders]
     return next((path for path in candidates if tree.exists(path)), candidates[0])
@@ -213,6 +211,5 @@ def _text(table: Table, place: str, column: str, value: object) -> str:
     if isinstance(value, str | int | float):
         text = str(value).strip()
         return text if column in COLUMNS["path"] else unicodedata.normalize("NFC", text)
-    kind = type(value).__name__
     problem = f"the column {clip(column)!r} has a {type(value).__name__}, not a text"
     raise table.fail(place, problem)

@@ -271,7 +271,7 @@ def test_unknown_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_zip_member_without_a_name_is_left_out(tmp_path: Path) -> None:
-    """zipfile ends names at a zero byte; an empty name is no photo."""
+    """Names end at a zero byte; an empty name is no photo."""
     path = zip_of(tmp_path / "1.zip", {**MEMBERS, "nameless": b""})
     path.write_bytes(path.read_bytes().replace(b"nameless", b"\0ameless"))
     assert counts(scan(path)) == {"a": 6, "b": 6}

@@ -179,7 +179,7 @@ class _Usual:
 
     highest: NDArray[np.float64]
     """(C,), mean highest score of the images that are predicted to be of a class."""
-    weights: NDArray[np.float64]
+    weights: NDArray[np.int64]
     """(C,), number of these images and of the prior's."""
     nearest: float
     """Mean squared distance."""
@@ -189,20 +189,18 @@ class _Usual:
     @classmethod
     def of(cls, known: _Signals, classes: int) -> _Usual:
         """Return the usual signals of known images."""
-        counts = np.bincount(known.predicted, minlength=classes)
+        weights = np.bincount(known.predicted, minlength=classes) + _PRIOR_IMAGES
         sums = np.bincount(known.predicted, known.highest, minlength=classes)
-        highest = (sums + _PRIOR_IMAGES * known.highest.mean()) / (counts + _PRIOR_IMAGES)
+        highest = (sums + _PRIOR_IMAGES * known.highest.mean()) / weights
         spread = (np.std(known.highest - highest[known.predicted]), np.std(known.nearest))
-        return cls(
-            highest, counts + _PRIOR_IMAGES, float(known.nearest.mean()), np.maximum(spread, 1e-6)
-        )
+        return cls(highest, weights, float(known.nearest.mean()), np.maximum(spread, 1e-6))
 
     def deviations(self, signals: _Signals) -> FloatArray:
         """Return the greater deviation (n,) of the two signals; positive for unusual images."""
         return self._greater(signals, self.highest[signals.predicted] - signals.highest)
 
     def deviations_of_known(self, known: _Signals) -> FloatArray:
-        """Return the deviations (n,) of the known images, each from the mean score of the others."""
+        """Return the deviations (n,) of the known images, each from the mean of the others."""
         weights = self.weights[known.predicted]
         low = (self.highest[known.predicted] - known.highest) * weights / (weights - 1)
         return self._greater(known, low)

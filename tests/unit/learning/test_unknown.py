@@ -135,13 +135,12 @@ def test_each_signal_alone_makes_an_image_unknown() -> None:
     usual = unknown._Usual.of(known, 2)
     usual_logits, low_logits = np.array([[3.0, 0.0], [0.0, 9.0]]), np.array([[0.0, 0], [0, 6.0]])
 
-    def deviations(scores: FloatArray, distance: float) -> list[float]:
-        signals = unknown._Signals.of(scores, np.full(2, distance))
-        return usual.deviations(signals).tolist()
+    def deviations(scores: FloatArray, distance: float) -> FloatArray:
+        return usual.deviations(unknown._Signals.of(scores, np.full(2, distance)))
 
-    assert max(deviations(usual_logits, 5)) < 0.5
-    assert min(deviations(low_logits, 5)) > 2  # 6 is low for the second class
-    assert min(deviations(usual_logits, 9)) > 3
+    assert deviations(usual_logits, 5).max() < 0.5
+    assert deviations(low_logits, 5).min() > 2  # 6 is low for the second class
+    assert deviations(usual_logits, 9).min() > 3
 
 
 def test_single_class_gives_no_detection() -> None:

@@ -96,6 +96,7 @@ def test_heads_of_all_detectors_answer_as_when_they_were_learnt(path: Path) -> N
     content = (path / "head.onnx").read_bytes()
     loaded = HeadLoader().load(content, width=rows.shape[1], labels=labels, unknown=True)
     probabilities, unknown = loaded.run(rows)
+    assert unknown is not None
     np.testing.assert_allclose(probabilities, stored["probabilities"], atol=1e-4)
     np.testing.assert_allclose(unknown, stored["unknown"], atol=1e-4)
 

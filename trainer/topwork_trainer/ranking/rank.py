@@ -49,9 +49,9 @@ def select(
 ) -> tuple[BackboneChoice, list[RankedBackbone]]:
     """Search for the best backbone; return it and all rows, best first.
 
-    ``name`` None means all available backbones. Sizes and views are tried for the best backbones
-    only: first all names, then larger images for the best two, then these two joined, then two
-    views for the backbone chosen so far. Raises InvalidInput if all fail.
+    ``name`` None means all available backbones. Variants are tried for the best backbones only:
+    first all names, then larger images for the best two, then these two pooled, then joined, then
+    two views for the backbone chosen so far. Raises InvalidInput if all fail.
     """
     if name is None and weights is not None:
         raise InvalidInput("a weights file needs the name of its backbone", field="backbone")
@@ -67,6 +67,7 @@ def select(
     if image_size == "auto":
         trials += map(prober.probe, _larger(_best(trials, 2)))
     if name is None:
+        trials += map(prober.probe, _pooled(trials))
         trials += map(prober.probe, _joined(trials))
     if views == "auto" and (working := _working(trials)):
         trials.append(prober.probe(replace(choose(working).choice, views=2)))
@@ -76,13 +77,19 @@ def select(
 def choose(trials: Sequence[ProbeResult]) -> ProbeResult:
     """Return the best trial of at least one successful trial.
 
-    Starts with the cheapest backbone (milliseconds per image) and goes through the others by cost.
-    A more expensive backbone replaces the chosen one if it is better beyond noise: on the photos
-    that both judged, the gain in accuracy is at least LEAST_GAIN and more than one standard error
-    of the paired difference.
+    Starts with the cheapest backbone (milliseconds per image) and goes through the others by cost;
+    a pooled backbone comes after the same one without its lower stages, whose head is smaller. A
+    more expensive backbone replaces the chosen one if it is better beyond noise: on the photos that
+    both judged, the gain in accuracy is at least LEAST_GAIN and more than one standard error of the
+    paired difference.
     """
+    costs: dict[str, float] = {}
+    for trial in trials:
+        key, milliseconds = _unpooled(trial.choice), trial.row.milliseconds
+        costs[key] = min(milliseconds, costs.get(key, milliseconds))
     chosen, *expensive = sorted(
-        trials, key=lambda trial: (trial.row.milliseconds, str(trial.choice))
+        trials,
+        key=lambda trial: (costs[_unpooled(trial.choice)], trial.row.width, str(trial.choice)),
     )
     for trial in expensive:
         shared = [name for name in chosen.right if name in trial.right]
@@ -155,10 +162,30 @@ def _larger(trials: Sequence[ProbeResult]) -> list[BackboneChoice]:
     ]
 
 
+def _pooled(trials: Sequence[ProbeResult]) -> list[BackboneChoice]:
+    """Return the two most accurate backbones, pooled."""
+    return [
+        replace(trial.choice, name=trial.choice.name + backbones.POOLED)
+        for trial in _leaders(trials)
+    ]
+
+
 def _joined(trials: Sequence[ProbeResult]) -> list[BackboneChoice]:
     """Return the two most accurate backbones joined, at the image size of the best; [] if one."""
-    best = _best(trials, len(trials))
-    names = list(dict.fromkeys(trial.choice.name for trial in best))[:2]
-    if len(names) < 2:
+    best = _leaders(trials)
+    if len(best) < 2:
         return []
-    return [replace(best[0].choice, name="+".join(names), image_size=best[0].row.image_size)]
+    name = "+".join(trial.choice.name for trial in best)
+    return [replace(best[0].choice, name=name, image_size=best[0].row.image_size)]
+
+
+def _leaders(trials: Sequence[ProbeResult]) -> list[ProbeResult]:
+    """Return the best trial, and the best of another network, at any size, pooled or not."""
+    best = _best(trials, len(trials))
+    networks = [trial.choice.name.removesuffix(backbones.POOLED) for trial in best]
+    return [best[networks.index(name)] for name in dict.fromkeys(networks)][:2]
+
+
+def _unpooled(choice: BackboneChoice) -> str:
+    """Return the notation of a choice without the suffixes of pooled backbones."""
+    return str(choice).replace(backbones.POOLED, "")

@@ -219,7 +219,8 @@ def _pooled(module: nn.Module, crop: int) -> nn.Module:
     from topwork_trainer.backbones.pooled import Pooled
     from topwork_trainer.backbones.stages import stages
 
-    firsts = [stage.first_module for stage in reversed(stages(module))]
+    *above, _ = stages(module)  # the lowest stage takes the image
+    firsts = [stage.first_module for stage in reversed(above)]
     return Pooled(module, [first for first in firsts if first], crop=crop).eval()
 
 

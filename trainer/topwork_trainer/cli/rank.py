@@ -37,7 +37,8 @@ from topwork_trainer.ranking.rank import SAMPLE, explain, notation
     "--backbones",
     "wanted",
     help="Backbones to compare, separated by commas, each NAME[+NAME][@[SIZE][xVIEWS]], such as "
-    "resnet50, efficientnet_lite0@288, efficientnet_lite0@x2 (mean of image and mirror image) or "
+    "resnet50, efficientnet_lite0@288, efficientnet_lite0@x2 (mean of image and mirror image), "
+    "efficientnet_lite0:pooled (with the means of lower stages) or "
     "efficientnet_lite0+efficientnet_lite1@288 (concatenated embeddings). Default: all whose "
     "weights are on this machine; weights of others are downloaded.",
 )

@@ -20,6 +20,10 @@ class Pooled(nn.Module):
     The features that the last stages take as input are averaged over all positions of the image, or
     over all tokens of a transformer. Each mean and the embedding are scaled to length 1 and
     concatenated, the lowest stage first. It takes one pass through the network.
+
+    EfficientNet-Lite0 with means of length 0.25 instead of 1: on 10 to 400 flowers per class 0.0 to
+    0.3 points better than the embedding alone, with 1 from -1.3 to 0.1; on 10 and 20 X-rays per
+    class 0.1 and 0.4 points better, with 1 0.6 and 0.9 (uncertain by 0.4 to 1.5).
     """
 
     def __init__(self, module: nn.Module, stages: Sequence[str], *, crop: int) -> None:

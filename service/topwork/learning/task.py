@@ -17,7 +17,9 @@ DIRECTIONS = 256
 """Number of principal components for distances and kernels.
 
 On 2,000 photos of five kinds of flowers a kernel head on 256 of 1,280 components was as good as on
-all (accuracy 0.936 and 0.934), at a fifth of the size; on 128 it was 0.933.
+all (accuracy 0.936 and 0.934), at a fifth of the size; on 128 it was 0.933. Half as many as images,
+if there are fewer than 512, would halve the memory of small heads; it was as accurate, but the log
+loss was 0.6 % greater with 100, 48 and 20 photos per kind.
 """
 
 SUPPORT_ROWS = 4_000

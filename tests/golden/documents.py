@@ -17,6 +17,7 @@ from topwork.bundle.comparison import (
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import (
     BackboneInfo,
+    BackboneNames,
     ChosenHead,
     ExpectedEmbeddings,
     Manifest,
@@ -192,6 +193,7 @@ DOCUMENTS: tuple[object, ...] = (
         versions={"topwork": "0.1.0"},
     ),
     METRICS,
+    BackboneNames(names={"efficientnet_lite0@288": A, "mine": B}),
     ServingState(
         revision=7,
         pinned=(1, 6),

@@ -235,15 +235,15 @@ def _wanted(provider: Provider, threads: int) -> list[Any]:
 
 def _refuse_external_data(model: bytes) -> None:
     try:
-        tensors = _tensors(onnx.load_model_from_string(model))
-        external = [tensor.name for tensor in tensors if _is_external(tensor)]
+        found = tensors(onnx.load_model_from_string(model))
+        external = [tensor.name for tensor in found if is_external(tensor)]
     except Exception as error:  # protobuf's errors; this package does not import it
         raise Corrupt(f"ONNX Runtime cannot load the graph: {error}") from error
     if external:
         raise Corrupt(f"the graph keeps tensor {external[0]!r} as external data, in another file")
 
 
-def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+def tensors(message: Any) -> Iterator[onnx.TensorProto]:
     """Yield all tensors in a message, also those of subgraphs, functions and sparse tensors.
 
     ONNX's own iterator omits sparse tensors.
@@ -254,10 +254,11 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
     for field, value in message.ListFields():
         if field.message_type is not None:
             for part in [value] if hasattr(value, "ListFields") else value:
-                yield from _tensors(part)
+                yield from tensors(part)
 
 
-def _is_external(tensor: onnx.TensorProto) -> bool:
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Return True if a tensor's values are in another file."""
     return bool(tensor.external_data) or tensor.data_location == onnx.TensorProto.EXTERNAL
 
 

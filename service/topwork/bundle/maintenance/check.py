@@ -71,6 +71,7 @@ class _Run:
         self._signing = signing
         self._widths: dict[str, int] = {}  # embedding widths of valid backbones
         self._twins: dict[str, str] = {}  # fp32 twins of valid backbones
+        self._added: set[str] = set()  # backbones that have a name
         self._shards: dict[str, _ShardSummary] = {}
         # List revisions before blobs: all blobs of a listed revision are stored already.
         models = [path for path in sorted((repository.root / "models").glob("*")) if path.is_dir()]
@@ -88,6 +89,7 @@ class _Run:
                 with self._problem_at(path, of=path):
                     checks[kind](digest, path)
                 on_progress(done := done + 1, total)
+        self._check_names()
         all_manifests: list[Manifest | None] = []
         for model, directories in revisions.items():
             manifests = {}
@@ -117,6 +119,15 @@ class _Run:
                     info.expected.rows(info.width)
                 except ValueError as error:
                     raise Corrupt(f"its expected embeddings cannot be used: {error}") from error
+
+    def _check_names(self) -> None:
+        path = self._repository.names_file
+        with self._problem_at(path, of=path):
+            for name, digest in self._repository.added_backbones().items():
+                self._added.add(digest)
+                if digest not in self._stored["backbones"]:
+                    text = f"the backbone {name!r} has the digest {digest}, which is not stored"
+                    self._add("error", path, text)
 
     def _check_shard(self, digest: str, path: Path) -> None:
         shard = self._repository.shard(digest)
@@ -218,7 +229,7 @@ class _Run:
         if len(known) != len(manifests):
             return
         shards = {ref.digest for manifest in known for ref in manifest.exemplars}
-        backbones = {manifest.backbone for manifest in known}
+        backbones = {manifest.backbone for manifest in known} | self._added
         twins = {self._twins[digest] for digest in backbones & self._twins.keys()}
         if not shards <= self._shards.keys():
             return
@@ -240,7 +251,8 @@ class _Run:
             unexpected = [
                 path
                 for path in sorted(directory.glob("*"))
-                if path not in self._repository.stored(kind).values()
+                if path
+                not in {*self._repository.stored(kind).values(), self._repository.names_file}
                 and not path.name.startswith(files.TEMPORARY)
             ]
             if unexpected:

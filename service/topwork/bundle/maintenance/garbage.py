@@ -58,7 +58,8 @@ def collect(
     """Delete revisions and blobs that are not in use; with ``dry_run`` only list them.
 
     Retains the serving revision, the pinned revisions and the ``keep`` newest of each model,
-    and all shards, images and backbones that they refer to, with the fp32 twins of the backbones.
+    and all shards, images and backbones that they refer to, with the fp32 twins of the backbones,
+    and the backbones that were added by name.
     ``pending_images`` returns the digests of images that unfinished operations need; it is called
     while no upload is in ``BlobStore.holding``. These images and their shards are retained, too. If
     ``pending_images`` raises Unavailable or Corrupt, all shards and images are retained.
@@ -166,7 +167,7 @@ class _Run:
         self, manifests: list[Manifest], old_shards: Collection[str], pending: frozenset[str] | None
     ) -> dict[BlobKind, set[str]]:
         """Return the digests to retain by kind; all shards and images if ``pending`` is unknown."""
-        backbones = self.with_twins({manifest.backbone for manifest in manifests})
+        backbones = self.with_twins({manifest.backbone for manifest in manifests} | self.added())
         if pending is None:
             stored = {kind: set(self.repository.stored(kind)) for kind in KINDS}
             return {**stored, "backbones": backbones}
@@ -191,6 +192,14 @@ class _Run:
             "exemplars": shards,
             "images": images,
         }
+
+    def added(self) -> set[str]:
+        """Return the backbones that were added by name; all stored ones if that is unknown."""
+        try:
+            return set(self.repository.added_backbones().values())
+        except Corrupt as error:
+            self.refused.append(f"{error}: no backbone was deleted")
+            return set(self.repository.stored("backbones"))
 
     def with_twins(self, backbones: set[str]) -> set[str]:
         """Return backbones with their fp32 twins; all stored ones if a twin is unknown."""

@@ -130,19 +130,28 @@ def open_bound_session(
 
 
 def open_session(
-    model: bytes, *, output: str, provider: Provider = "cpu", threads: int = 1, spin: bool = False
+    model: bytes,
+    *,
+    output: str,
+    provider: Provider = "cpu",
+    threads: int = 1,
+    spin: bool = False,
+    quiet: bool = False,
 ) -> Session:
     """Load an ONNX graph with one input, a batch, and an output named ``output``.
 
     ``threads`` is the number of CPU threads that one run uses. With ``spin`` they wait for each
     other's part of a run in busy loops, which is faster if no other run needs their cores. Between
-    runs no thread spins. Raises NotReady if ``provider`` does not work here, Corrupt if the graph
-    cannot be loaded, lacks the output, or has external data (which no checksum covers).
+    runs no thread spins. With ``quiet`` errors are raised and not logged, too. Raises NotReady if
+    ``provider`` does not work here, Corrupt if the graph cannot be loaded, lacks the output, or has
+    external data (which no checksum covers).
     """
     check_provider(provider)
     if provider != "cpu":
         _find_cuda()
     options = _options(threads=threads, spin=spin)
+    if quiet:
+        options.log_severity_level = 4
     try:
         loaded = _load(model, options, _wanted(provider, threads))
     except Corrupt:

@@ -94,7 +94,9 @@ class BackboneChoice:
     def _origin(self, name: str) -> str:
         if self.weights is not None:
             return weights.sha256(self.weights)
-        return plans.LITES[name].sha256 if name in plans.LITES else "torchvision"
+        if name in plans.LITES:
+            return plans.LITES[name].sha256
+        return "timm" if name.startswith(plans.TIMM) else "torchvision"
 
     def _own_size(self) -> int | None:
         """Return the backbone's own input size, or None if only torch knows it."""
@@ -146,20 +148,20 @@ class TorchBackbone:
 
 
 def names() -> list[str]:
-    """Return the names that ``load`` accepts: Topwork's, then torchvision's. Imports torch."""
+    """Return Topwork's names, then torchvision's. ``load`` also accepts timm's. Imports torch."""
     return plans.names()
 
 
 def available() -> list[str]:
-    """Return the names whose weights are on this machine: packaged, or in torch's cache."""
-    from topwork_trainer.backbones import torchvision_import
+    """Return the names whose weights are on this machine: packaged, or in a cache of downloads."""
+    from topwork_trainer.backbones import timm_import, torchvision_import
 
     downloaded = [
         name
         for name in torchvision_import.names()
         if weights.cached(torchvision_import.published(name).url).exists()
     ]
-    return [*plans.LITES, *downloaded]
+    return [*plans.LITES, *downloaded, *timm_import.downloaded()]
 
 
 def load(choice: BackboneChoice) -> TorchBackbone:
@@ -195,7 +197,7 @@ def _load_part(name: str, file: Path | None) -> TorchBackbone:
     plan = plans.plan(name.removesuffix(POOLED))
     source = file or plan.fetch()
     digest = weights.sha256(source)
-    weights.load(plan.module, source, name=name, unused=plan.unused)
+    weights.load(plan.module, source, name=name, unused=plan.unused, convert=plan.convert)
     module = plan.module.eval()
     if name.endswith(POOLED):
         module = _pooled(module, plan.spec.crop)

@@ -107,7 +107,7 @@ def _import(name: str, source: OnnxSource, content: onnx.ModelProto) -> Imported
         wrap(bare, given, mean=mean, std=std, pooling=pooling).SerializeToString(), spec
     )
     try:
-        session = open_session(model, output="embedding")
+        session = open_session(model, output="embedding", quiet=True)
         actual = np.concatenate([session.run(part) for part in np.split(images, (1, 4))])
         parity = check_parity(expected, actual, reference="the original graph")
     except Exception as error:  # ONNX Runtime's errors share no class
@@ -178,7 +178,7 @@ def _reference(
         centre, scale = (np.array(values, np.float32).reshape(shape) for values in (mean, std))
         element = onnx.helper.tensor_dtype_to_np_dtype(given.element)
         pixels = ((pixels.astype(np.float32) - centre) / scale).astype(element)
-    session = open_session(bare.SerializeToString(), output=bare.graph.output[0].name)
+    session = open_session(bare.SerializeToString(), output=bare.graph.output[0].name, quiet=True)
     rows = []
     for pixel in pixels:
         try:
@@ -198,7 +198,7 @@ def _why_not_any(given: GraphInput, error: Exception) -> str:
     if given.batch is not None:
         return (
             f"it has a fixed batch of {given.batch}, which cannot be changed: export it with a"
-            f" dynamic batch dimension ({error})"
+            " dynamic batch dimension"
         )
     return f"it does not embed several images like one: {error}"
 

@@ -33,6 +33,8 @@ class Plan:
     source: str
     fetch: Callable[[], Path]
     """Returns the path of the published weights."""
+    convert: Callable[[weights.State, nn.Module], weights.State] = lambda state, _: state
+    """Renames published weights to those of ``module``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,12 @@ LITES = {
 }
 
 
+TIMM = "timm/"
+"""Beginning of the names of timm's backbones."""
+
+
 def names() -> list[str]:
-    """Return all names: Topwork's, then torchvision's. Imports torch."""
+    """Return all names but timm's: Topwork's, then torchvision's. Imports torch."""
     from topwork_trainer.backbones import torchvision_import
 
     return [*LITES, *torchvision_import.names()]
@@ -67,6 +73,10 @@ def names() -> list[str]:
 
 def plan(name: str) -> Plan:
     """Build the network of the backbone ``name``. Raises InvalidInput if the name is unknown."""
+    if name.startswith(TIMM):
+        from topwork_trainer.backbones import timm_import
+
+        return timm_import.plan(name)
     return _plan_lite(name) if name in LITES else _plan_torchvision(name)
 
 

@@ -92,8 +92,11 @@ def parse(unfreeze: str, available: Sequence[BackboneStage]) -> int:
     )
 
 
-# Names of modules that only contain stages, in torchvision and EfficientNet-Lite.
-_CONTAINERS = {"features", "encoder", "layers", "trunk_output", "blocks", "_blocks"}
+# Names of modules that only contain stages, in torchvision, timm and EfficientNet-Lite.
+_CONTAINERS = {
+    *("features", "encoder", "layers", "trunk_output", "blocks", "_blocks"),
+    *("stages", "vision_transformer"),
+}
 
 
 def _joined_stages(joined: Joined) -> tuple[BackboneStage, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 SIZE = 32
@@ -108,14 +108,14 @@ def with_data_in(
     return result
 
 
-def reference(
-    images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
-) -> NDArray[np.float64]:
+def reference(images: NDArray[np.uint8], mean: ArrayLike, std: ArrayLike) -> NDArray[np.float64]:
     """Return the embeddings (N, 8) of images (N, 32, 32, 3), computed with NumPy.
 
     ``mean`` and ``std`` are in pixel units.
     """
-    pixels = ((images.astype(np.float64) - mean) / std).transpose(0, 3, 1, 2)
+    pixels = ((images.astype(np.float64) - np.asarray(mean)) / np.asarray(std)).transpose(
+        0, 3, 1, 2
+    )
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
     maps = np.einsum("nchwij,ocij->nohw", windows, KERNELS.astype(np.float64))
     means: NDArray[np.float64] = np.maximum(maps, 0).mean(axis=(2, 3))

@@ -55,7 +55,7 @@ def plan(name: str) -> Plan:
     if pool not in POOLS:
         model, pool = name.removeprefix(TIMM), ""
     try:
-        module = timm.create_model(model, pretrained=False, num_classes=0)
+        module = timm.create_model(model, pretrained=False, num_classes=0, exportable=True)
     except Exception as error:  # timm raises RuntimeError, ValueError, AssertionError and more
         close = difflib.get_close_matches(model, timm.list_models(pretrained=True))
         hint = f"; close to it: {', '.join(TIMM + each for each in close)}" if close else ""

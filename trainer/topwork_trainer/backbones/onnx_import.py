@@ -81,6 +81,17 @@ def import_onnx(name: str, source: OnnxSource) -> ImportedBackbone:
         raise onnx_file.unusable(source.file, error) from error
 
 
+def embedding_milliseconds(session: Session, side: int) -> float:
+    """Return the least CPU time of this thread to embed an image, in milliseconds."""
+    image = probe_images(LATEST, side)[:1]
+    seconds = []
+    for _ in range(_TIMED_RUNS):
+        start = time.thread_time()
+        session.run(image)
+        seconds.append(time.thread_time() - start)
+    return 1000 * min(seconds)
+
+
 def _import(name: str, source: OnnxSource, content: onnx.ModelProto) -> ImportedBackbone:
     """See ``import_onnx``. Raises ValueError, Corrupt, ExportError."""
     given = onnx_graph.find_input(content, layout=source.layout, image_size=source.image_size)
@@ -135,7 +146,7 @@ def _import(name: str, source: OnnxSource, content: onnx.ModelProto) -> Imported
         + (f"; the classifier {classifier} is cut off (--output keeps it)" if classifier else ""),
     )
     return ImportedBackbone(
-        onnx=model, info=info, notes=notes, milliseconds=_milliseconds(session, given.size)
+        onnx=model, info=info, notes=notes, milliseconds=embedding_milliseconds(session, given.size)
     )
 
 
@@ -201,17 +212,6 @@ def _why_not_any(given: GraphInput, error: Exception) -> str:
             " dynamic batch dimension"
         )
     return f"it does not embed several images like one: {error}"
-
-
-def _milliseconds(session: Session, side: int) -> float:
-    """Return the least CPU time of this thread to embed an image, in milliseconds."""
-    image = probe_images(LATEST, side)[:1]
-    seconds = []
-    for _ in range(_TIMED_RUNS):
-        start = time.thread_time()
-        session.run(image)
-        seconds.append(time.thread_time() - start)
-    return 1000 * min(seconds)
 
 
 def _numbers(values: Rgb) -> str:

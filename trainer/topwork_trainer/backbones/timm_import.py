@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -55,13 +56,16 @@ def plan(name: str) -> Plan:
     if pool not in POOLS:
         model, pool = name.removeprefix(TIMM), ""
     try:
-        module = timm.create_model(model, pretrained=False, num_classes=0, exportable=True)
+        module = timm.create_model(model, pretrained=False, exportable=True)
     except Exception as error:  # timm raises RuntimeError, ValueError, AssertionError and more
         close = difflib.get_close_matches(model, timm.list_models(pretrained=True))
         hint = f"; close to it: {', '.join(TIMM + each for each in close)}" if close else ""
         raise InvalidInput(
             f"unknown backbone {name!r} ({error}){hint}", field="backbone"
         ) from error
+    names = set(module.state_dict())
+    module.reset_classifier(0)
+    classifier = names - set(module.state_dict())
     config = module.pretrained_cfg
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
@@ -71,8 +75,6 @@ def plan(name: str) -> Plan:
         )
     if pool:
         module = _pooled(module, pool, name, height)
-    classifiers = config.get("classifier") or ()
-    own = classifiers if isinstance(classifiers, tuple | list) else (classifiers,)
     prefix = "vision_transformer." if pool else ""
     interpolation: Interpolation = (
         "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
@@ -81,7 +83,7 @@ def plan(name: str) -> Plan:
     reds, greens, blues = config["std"]
     return Plan(
         module=module,
-        unused=tuple(f"{prefix}{classifier}." for classifier in own) or ("\0",),
+        unused=tuple(prefix + weight for weight in sorted(classifier)),
         mean=(255 * red, 255 * green, 255 * blue),
         std=(255 * reds, 255 * greens, 255 * blues),
         spec=PreprocessSpec(
@@ -109,6 +111,11 @@ def package() -> ModuleType:
         ) from error
     assert isinstance(timm, ModuleType)
     return timm
+
+
+def names() -> list[str]:
+    """Return the names of all networks with published weights. Raises InvalidInput without timm."""
+    return [TIMM + name for name in package().list_models(pretrained=True)]
 
 
 def downloaded() -> list[str]:
@@ -167,6 +174,8 @@ def _from_hub(repository: str, file: str | None) -> Path:
     """Return a file of the hub. Raises errors of many types."""
     import huggingface_hub
 
+    # It logs each failed attempt to connect.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     wanted = (file,) if file else _FILES
     for each in wanted:
         cached = huggingface_hub.try_to_load_from_cache(repository, each)

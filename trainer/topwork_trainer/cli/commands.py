@@ -28,7 +28,7 @@ SECTIONS = {
     "Inspect and add backbones": {
         "backbones": Lazy(
             "topwork_trainer.cli.backbones:list_backbones",
-            "List the names of all backbones, for --backbone.",
+            "List the backbones on this machine, for --backbone, with size, speed and licence.",
             "topwork-train backbones",
         ),
         "describe": Lazy(

@@ -93,9 +93,10 @@ def rank(
     the embedding.
     """
     photos = scan(data, classes=split_names(classes))
-    choices = _choices(wanted, image_size, views)
     with ExitStack() as stack:
         root = repository or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        names = split_names(wanted) or module.candidates(Repository(root))
+        choices = _choices(names, image_size, views)
         attempts = Attempts(
             repository=Repository(root),
             sources=photos.train,
@@ -122,8 +123,10 @@ def rank(
         _show(console, rows)
 
 
-def _choices(wanted: str | None, image_size: int | None, views: int | None) -> list[BackboneChoice]:
-    choices = map(backbones.parse, split_names(wanted) or backbones.available())
+def _choices(
+    names: Sequence[str], image_size: int | None, views: int | None
+) -> list[BackboneChoice]:
+    choices = map(backbones.parse, names)
     return [
         replace(
             choice,

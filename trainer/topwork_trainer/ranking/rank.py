@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.report.content import RankedBackbone
 from topwork_trainer import backbones
@@ -49,9 +50,9 @@ def select(
 ) -> tuple[BackboneChoice, list[RankedBackbone]]:
     """Search for the best backbone; return it and all rows, best first.
 
-    ``name`` None means all available backbones. Variants are tried for the best backbones only:
-    first all names, then larger images for the best two, then these two pooled, then joined, then
-    two views for the backbone chosen so far. Raises InvalidInput if all fail.
+    ``name`` None means all ``candidates``. Variants are tried for the best backbones only: first
+    all names, then larger images for the best two, then these two pooled, then joined, then two
+    views for the backbone chosen so far. Raises InvalidInput if all fail.
     """
     if name is None and weights is not None:
         raise InvalidInput("a weights file needs the name of its backbone", field="backbone")
@@ -62,7 +63,7 @@ def select(
         image_size=None if image_size == "auto" else image_size,
         views=1 if views == "auto" else views,
     )
-    names = backbones.available() if name is None else [name]
+    names = candidates(attempts.repository) if name is None else [name]
     trials = [prober.probe(replace(own, name=candidate)) for candidate in names]
     if image_size == "auto":
         trials += map(prober.probe, _larger(_best(trials, 2)))
@@ -72,6 +73,13 @@ def select(
     if views == "auto" and (working := _working(trials)):
         trials.append(prober.probe(replace(choose(working).choice, views=2)))
     return _result(trials)
+
+
+def candidates(repository: Repository) -> list[str]:
+    """Return the names of the backbones on this machine and of those added to the repository."""
+    available = backbones.available()
+    added = [name for name in repository.added_backbones() if "@" not in name]
+    return available + [name for name in added if name not in available]
 
 
 def choose(trials: Sequence[ProbeResult]) -> ProbeResult:

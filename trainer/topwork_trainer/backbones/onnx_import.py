@@ -18,7 +18,12 @@ from topwork.inputs.preprocess import DEEP_GREY, Interpolation, PreprocessSpec
 from topwork.inputs.probe_images import LATEST, probe_images
 from topwork.runtime.agreement import expect
 from topwork.runtime.backend import Session, open_session, software_versions
-from topwork_trainer.backbones import onnx_file, onnx_graph
+from topwork_trainer.backbones import (
+    LEAST_IMAGE_SIZE,
+    MOST_IMAGE_SIZE,
+    onnx_file,
+    onnx_graph,
+)
 from topwork_trainer.backbones.onnx_graph import GraphInput, Layout
 from topwork_trainer.backbones.onnx_wrap import Pool, Pooling, free_batch, wrap
 from topwork_trainer.backbones.parity import ExportError, check_parity, structured_images
@@ -79,6 +84,8 @@ def import_onnx(name: str, source: OnnxSource) -> ImportedBackbone:
         return _import(name, source, content)
     except (ValueError, Corrupt, ExportError) as error:
         raise onnx_file.unusable(source.file, error) from error
+    except (IndexError, KeyError, TypeError) as error:  # such as a node without inputs
+        raise onnx_file.unusable(source.file, "its graph is malformed") from error
 
 
 def embedding_milliseconds(session: Session, side: int) -> float:
@@ -95,6 +102,11 @@ def embedding_milliseconds(session: Session, side: int) -> float:
 def _import(name: str, source: OnnxSource, content: onnx.ModelProto) -> ImportedBackbone:
     """See ``import_onnx``. Raises ValueError, Corrupt, ExportError."""
     given = onnx_graph.find_input(content, layout=source.layout, image_size=source.image_size)
+    if not LEAST_IMAGE_SIZE <= given.size <= MOST_IMAGE_SIZE:
+        raise ValueError(
+            f"it takes images of {given.size} pixels; {LEAST_IMAGE_SIZE} to {MOST_IMAGE_SIZE} are"
+            " possible"
+        )
     tensor, classifier = onnx_graph.find_output(content, source.output)
     mean, std, normalised = _normalisation(source, content, given)
     bare = onnx_graph.cut(content, tensor)

@@ -355,6 +355,7 @@ CUSTOM = [make("Mine", ["x"], ["m"], domain="com.example"), *pooled("m")]
         ),
         (classifier(shape=("N", 3, SIZE, 40)), {}, "images of 32 x 40; they must be square"),
         (classifier(shape=("N", 3, "H", "W")), {}, "any size: pass --image-size"),
+        (classifier(shape=("N", 3, 90_000, 90_000)), {}, "images of 90000 pixels; 32 to 1024 are"),
         (classifier(), {"image_size": 64}, "images of 32 pixels, not of 64"),
         (nan_weights(), {}, "weights 'kernels' contain NaN"),
         (sparse_weights(), {}, "sparse weights"),
@@ -415,6 +416,16 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(InvalidInput, match="it is not an ONNX model"):
         import_onnx("mine", OnnxSource(file=tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("node", range(7))
+@pytest.mark.parametrize("field", ["input", "output", "op_type"])
+def test_malformed_nodes_are_refused(node: int, field: str, imported: Import) -> None:
+    """A node that lacks its operator, inputs or outputs is refused with one sentence."""
+    content = classifier()
+    content.graph.node[node].ClearField(field)
+    with pytest.raises(InvalidInput, match="cannot be used: "):
+        imported(content, output="e" if node < 4 else "logits" if node < 6 else "y")
 
 
 def test_weights_of_another_length_are_damaged(imported: Import) -> None:

@@ -96,7 +96,10 @@ class BackboneChoice:
             return weights.sha256(self.weights)
         if name in plans.LITES:
             return plans.LITES[name].sha256
-        return "timm" if name.startswith(plans.TIMM) else "torchvision"
+        if name.startswith(plans.TIMM):
+            folder = plans.timm_folder(name)  # whose files may change, unlike published weights
+            return "+".join(map(weights.sha256, weights.in_folder(folder))) if folder else "timm"
+        return "torchvision"
 
     def _own_size(self) -> int | None:
         """Return the backbone's own input size, or None if only torch knows it."""

@@ -63,6 +63,18 @@ LITES = {
 TIMM = "timm/"
 """Beginning of the names of timm's backbones."""
 
+POOLS = ("cls", "mean", "both")
+"""Embeddings of a vision transformer, written ``timm/NAME:POOL``."""
+
+
+def timm_folder(name: str) -> Path | None:
+    """Return the folder of ``timm/local-dir:PATH`` or ``timm/local-dir:PATH:POOL``, else None."""
+    kind, _, path = name.removeprefix(TIMM).partition(":")
+    if kind != "local-dir":
+        return None
+    before, _, pool = path.rpartition(":")
+    return Path(before if pool in POOLS else path)
+
 
 def names() -> list[str]:
     """Return all names but timm's: Topwork's, then torchvision's. Imports torch."""

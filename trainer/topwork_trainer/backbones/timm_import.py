@@ -17,13 +17,7 @@ from torch import Tensor, nn
 from topwork.errors import InvalidInput, NotFound, TopworkError
 from topwork.inputs.preprocess import DEEP_GREY, Interpolation, PreprocessSpec
 from topwork_trainer.backbones import torchvision_import, weights
-from topwork_trainer.backbones.plans import TIMM, Plan
-
-POOLS = ("cls", "mean", "both")
-"""Embeddings of a vision transformer, written ``timm/NAME:POOL``."""
-
-_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of weights on the hub and in local folders, in order of preference."""
+from topwork_trainer.backbones.plans import POOLS, TIMM, Plan
 
 
 class TokenPooling(nn.Module):
@@ -124,7 +118,9 @@ def downloaded() -> list[str]:
         return []
     from huggingface_hub import constants
 
-    folders = Path(constants.HF_HUB_CACHE).glob(f"models--timm--*/snapshots/*/{_FILES[0]}")
+    folders = Path(constants.HF_HUB_CACHE).glob(
+        f"models--timm--*/snapshots/*/{weights.FOLDER_FILES[0]}"
+    )
     return sorted({TIMM + path.parts[-4].removeprefix("models--timm--") for path in folders})
 
 
@@ -152,10 +148,10 @@ def _convert(state: weights.State, module: nn.Module, *, prefix: str) -> weights
 def _fetch(name: str, config: dict[str, Any]) -> Path:
     """Return the published weights, from a local folder, the cache or the hub. Raises NotFound."""
     if folder := config.get("file"):
-        for file in _FILES:
+        for file in weights.FOLDER_FILES:
             if (path := Path(folder, file)).is_file():
                 return path
-        raise _missing(name, f"{folder} has neither {' nor '.join(_FILES)}")
+        raise _missing(name, f"{folder} has neither {' nor '.join(weights.FOLDER_FILES)}")
     hub = config.get("hf_hub_id")
     try:
         if hub:
@@ -176,7 +172,7 @@ def _from_hub(repository: str, file: str | None) -> Path:
 
     # It logs each failed attempt to connect.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    wanted = (file,) if file else _FILES
+    wanted = (file,) if file else weights.FOLDER_FILES
     for each in wanted:
         cached = huggingface_hub.try_to_load_from_cache(repository, each)
         if isinstance(cached, str):

@@ -121,11 +121,20 @@ def _read(file: Path) -> State:
     return state
 
 
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of weights on the hub and in local folders, in order of preference."""
+
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys of the state dict in a checkpoint, the better one first."""
 
 # Names in the published DenseNets, from before torch forbade dots in a module's name.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+
+
+def in_folder(folder: Path) -> list[Path]:
+    """Return the weights and the description of a network in timm's format that are in a folder."""
+    files = (folder / name for name in (*FOLDER_FILES, "config.json"))
+    return [file for file in files if file.is_file()]
 
 
 def sha256(file: Path) -> str:

@@ -122,6 +122,11 @@ def test_local_folder_has_network_and_weights(tmp_path: Path) -> None:
     safetensors.save_file(model.state_dict(), tmp_path / "model.safetensors")
     backbone = backbones.load(backbones.parse(f"timm/local-dir:{tmp_path}"))
     assert (backbone.spec.crop, backbone.mean, backbone.licence) == (96, (0, 0, 0), "mit")
+    choices = [backbones.parse(f"timm/local-dir:{tmp_path}{pool}") for pool in ("", ":cls")]
+    before = {choice.identity() for choice in choices}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"note": 1}))
+    after = {choice.identity() for choice in choices}  # an export of other files is not reused
+    assert len(before | after) == 4
     with torch.inference_mode():
         expected = model.forward_head(model.forward_features(images(96)), pre_logits=True)
         torch.testing.assert_close(backbone.module(images(96)), expected)

@@ -17,7 +17,8 @@ from topwork.runtime.backend import open_session
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice, TorchBackbone, torchvision_import
 from topwork_trainer.backbones.efficientnet_lite import EfficientNetLite
-from topwork_trainer.backbones.export import export, structured_images
+from topwork_trainer.backbones.export import export
+from topwork_trainer.backbones.parity import structured_images
 from topwork_trainer.backbones.pooled import Pooled
 from topwork_trainer.backbones.quantise import quantise
 

@@ -1,7 +1,8 @@
 """Image-classification server that adds classes while it serves, and its Python client.
 
-The public names are the client. They are imported on first use, because the server and the trainer
-import this package, too. Nothing here needs torch.
+The public names are the client, and ``open``, which loads a model into this process and needs the
+extra ``cpu``. They are imported on first use, because the server and the trainer import this
+package, too. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
         Prediction,
         StreamResult,
     )
+    from topwork.local import Model
+    from topwork.local import open_model as open  # noqa: A004 # topwork.open
 
 __version__ = "0.1.0"
 
@@ -32,34 +35,39 @@ __all__ = [
     "Client",
     "Credentials",
     "ImageResult",
+    "Model",
     "Operation",
     "Prediction",
     "StreamResult",
+    "open",
     "progress",
     "rejected",
     "result",
 ]
 
-_MODULES = {
-    "AsyncClient": "asynchronous",
-    "CallFailed": "calls",
-    "ClassifyResult": "results",
-    "Client": "blocking",
-    "Credentials": "credentials",
-    "ImageResult": "results",
-    "Operation": "results",
-    "Prediction": "results",
-    "StreamResult": "results",
-    "progress": "outcomes",
-    "rejected": "outcomes",
-    "result": "outcomes",
+_PLACES = {
+    "AsyncClient": "client.asynchronous:AsyncClient",
+    "CallFailed": "client.calls:CallFailed",
+    "ClassifyResult": "client.results:ClassifyResult",
+    "Client": "client.blocking:Client",
+    "Credentials": "client.credentials:Credentials",
+    "ImageResult": "client.results:ImageResult",
+    "Model": "local:Model",
+    "Operation": "client.results:Operation",
+    "Prediction": "client.results:Prediction",
+    "StreamResult": "client.results:StreamResult",
+    "open": "local:open_model",
+    "progress": "client.outcomes:progress",
+    "rejected": "client.outcomes:rejected",
+    "result": "client.outcomes:result",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _MODULES:
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"topwork.client.{_MODULES[name]}"), name)
+    module, _, attribute = _PLACES[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

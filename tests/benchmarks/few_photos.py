@@ -9,8 +9,10 @@ classifiers learn from the same embeddings, divided by their lengths, with their
 cross-validation. --synthetic makes more classes: their means are random, and their variation is
 that of the first model's photos.
 
-Prints a table in Markdown. ECE is the expected calibration error (15 bins), gap the mean confidence
-less the accuracy, behind the difference in accuracy to the best other classifier, in points.
+Prints a table in Markdown. ECE is the expected calibration error (15 bins), chance that of a head
+whose confidences are exactly right, on as many photos: a bin of few photos always differs a little.
+Gap is the mean confidence less the accuracy, behind the difference in accuracy to the best other
+classifier, in points.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ OTHERS: Mapping[str, tuple[Any, Mapping[str, Sequence[float]]]] = {
 }
 SEPARATION = 0.6
 """Raising it moves the means of synthetic classes apart, in standard deviations of the photos."""
+SIMULATIONS = 100
+"""Simulations of predictions of a calibrated head."""
 JUDGED = 30
 """Photos of a synthetic class to judge heads on."""
 
@@ -63,8 +67,9 @@ def main() -> None:
         model: repository.exemplars(repository.manifest(model, repository.serving(model)).exemplars)
         for model in arguments.models
     }
-    print("| photos of | classes | a class | accuracy | ECE | gap | behind | the best other |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = "photos of | classes | a class | accuracy | ECE | chance | gap | behind"
+    print(f"| {columns} | the best other |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, exemplars in sets.items():
         for photos in arguments.photos:
             draws = [draw(exemplars, photos, seed) for seed in range(arguments.draws)]
@@ -91,7 +96,7 @@ def draw(exemplars: Exemplars, photos: int, seed: int) -> tuple[Exemplars, Exemp
 def row(name: str, photos: int, draws: Sequence[tuple[Exemplars, Exemplars]]) -> str:
     """Return a row of the table: means over the draws."""
     accuracies: dict[str, list[float]] = {other: [] for other in ("topwork", *OTHERS)}
-    errors, gaps = [], []
+    errors, chances, gaps = [], [], []
     for train, test in draws:
         learned = learn(train, seed=0, threads=available_cores())
         probabilities = learned.head.probabilities(test.embeddings)
@@ -99,6 +104,7 @@ def row(name: str, photos: int, draws: Sequence[tuple[Exemplars, Exemplars]]) ->
         confidence = probabilities.max(axis=1)
         accuracies["topwork"].append(float(right.mean()))
         errors.append(calibration_error(confidence, right))
+        chances.append(chance_error(confidence))
         gaps.append(float(confidence.mean() - right.mean()))
         for other, found in others(train, test).items():
             accuracies[other].append(found)
@@ -109,7 +115,8 @@ def row(name: str, photos: int, draws: Sequence[tuple[Exemplars, Exemplars]]) ->
     classes = len(draws[0][0].labels)
     return (
         f"| {name} | {classes} | {photos} | {means['topwork']:.3f} | {np.mean(errors):.3f} | "
-        f"{np.mean(gaps):+.3f} | {behind.mean():+.1f} (+-{error:.1f}) | {best} |"
+        f"{np.mean(chances):.3f} | {np.mean(gaps):+.3f} | "
+        f"{behind.mean():+.1f} (+-{error:.1f}) | {best} |"
     )
 
 
@@ -135,6 +142,12 @@ def calibration_error(confidence: NDArray[np.float32], right: NDArray[np.bool_])
     counts = np.bincount(edges, minlength=BINS)
     confident = np.bincount(edges, confidence, BINS)
     return float(np.abs(confident - np.bincount(edges, right, BINS)).sum() / counts.sum())
+
+
+def chance_error(confidence: NDArray[np.float32]) -> float:
+    """Return the mean calibration error of N predictions that are right with their confidence."""
+    draws = np.random.default_rng(0).random((SIMULATIONS, len(confidence))) < confidence
+    return float(np.mean([calibration_error(confidence, right) for right in draws]))
 
 
 def synthesise(exemplars: Exemplars, classes: int, photos: int, seed: int) -> Exemplars:

@@ -50,6 +50,10 @@ NOT_RUN = {
     ),
     ("security.md", "topwork token"): "appends to a file of yours; the runbook's is run",
     ("training.md", "topwork-train audit"): "ranks all backbones, which takes minutes",
+    (
+        "training.md",
+        "topwork-train backbone add",
+    ): "needs an ONNX file: test_any_backbone.py has one",
     ("training.md", "topwork-train describe"): "fine-tunes, which takes minutes",
     ("tutorial-client.md", "grpcurl -plaintext -d @ 127.0.0.1:50051 topwork.v1.Classifier"): (
         "needs grpcurl: the page's last example sends the same file"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fuzz import images, requests, stored
+from fuzz import data, images, requests, stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,5 +26,6 @@ TARGETS: dict[str, Target] = {
     "dicom": Target(run=images.decode_dicom, seeds=images.dicoms, longest=2**14),
     "json": Target(run=stored.read_json, seeds=stored.documents, longest=2**15),
     "shards": Target(run=stored.read_shard, seeds=stored.shards, longest=2**15),
+    "data": Target(run=data.read, seeds=data.seeds, longest=2**15),
     "requests": Target(run=requests.call, seeds=requests.messages, longest=2**12),
 }

@@ -18,6 +18,7 @@ from topwork.bundle.draft import Draft
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import (
     BackboneInfo,
+    BackboneNames,
     ChosenHead,
     ExpectedEmbeddings,
     Manifest,
@@ -194,6 +195,7 @@ DOCUMENTS: tuple[object, ...] = (
         versions={"topwork": "0.1.0"},
     ),
     METRICS,
+    BackboneNames(names={"efficientnet_lite0@288": A, "mine": B}),
     Draft(
         model="flowers",
         backbone=A,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import pytest
@@ -12,11 +13,13 @@ from PIL import Image
 from support import servers
 from support.bad_images import KINDS, turned, without_palette
 from support.pictures import encode, picture
-from support.servers import Running, failure, fields
+from support.servers import Command, Running, failure, fields
 
+import topwork as package
 from topwork import Client, ImageResult
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.store import Repository
+from topwork.cli.predict import predict
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 from topwork.v1 import model_service_pb2 as model_pb
@@ -226,3 +229,27 @@ def test_list_models_refuses_an_invalid_page(
     """An invented page token or a negative size is INVALID_ARGUMENT."""
     error = failure(lambda: models.ListModels(model_pb.ListModelsRequest(**page)))  # type: ignore[arg-type]  # fields by name
     assert (error.code, fields(error)) == ("INVALID_ARGUMENT", [field])
+
+
+def test_model_in_this_process_answers_as_the_server(server: Running, client: Client) -> None:
+    """``topwork.open`` gives the same numbers, and so does ``Client.predict`` for any iterable."""
+    photos = [picture(label, 50 + number) for label in LABELS for number in range(3)]
+    expected = list(client.classify("colours", photos).results)
+    assert package.open(server.repository, "colours").predict(photos) == expected
+    assert client.predict("colours", iter(photos)) == expected
+    assert list(client.classify("colours", photos[:1]).results) == expected[:1]
+
+
+def test_predict_prints_what_classify_prints(
+    server: Running, topwork: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same rows, unreadable files in their places, and the same exit status."""
+    for name, photo in {"a.png": PHOTO, "b.png": b"bad", "c.png": PHOTO}.items():
+        (tmp_path / name).write_bytes(photo)
+    classified = topwork("classify", "--model", "colours", "--json", tmp_path)
+    arguments = ["colours", "--repository", str(server.repository), "--json", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        predict(arguments, standalone_mode=False)
+    assert (ended.value.code, capsys.readouterr().out) == classified[:2]
+    assert classified[0] == 1
+    assert classified[1].count("\n") == 3

@@ -26,7 +26,7 @@ from support.servers import AddClass, Command, Running, eventually, failure
 
 from topwork import AsyncClient, CallFailed, Client, Credentials, progress, result
 from topwork.cli import options
-from topwork.cli.classify import _interrupts
+from topwork.cli.image_rows import _interrupts
 from topwork.errors import InvalidInput
 from topwork.runtime.interrupts import STATUS
 
@@ -91,6 +91,7 @@ def test_blocking_and_asyncio_clients_agree(client: Client, server: Running, mod
 CALLS: dict[str, Callable[[Client], Any]] = {
     "classify": lambda client: client.classify("unknown", [b"photo"]),
     "classify_stream": lambda client: list(client.classify_stream("unknown", [b"photo"])),
+    "predict": lambda client: client.predict("unknown", [b"photo"]),
     "add_class": lambda client: client.add_class("unknown", "violet", VIOLETS),
     "add_examples": lambda client: client.add_examples("unknown", "violet", VIOLETS),
     "remove_class": lambda client: client.remove_class("unknown", "violet"),
@@ -130,6 +131,7 @@ def test_calls_without_a_server_raise_unavailable(unused_address: str, call: str
             calls: dict[str, Callable[[], Awaitable[object]]] = {
                 "classify": lambda: own.classify("x", [b"photo"]),
                 "classify_stream": lambda: exhaust(own.classify_stream("x", [b"photo"])),
+                "predict": lambda: own.predict("x", [b"photo"]),
                 "add_class": lambda: own.add_class("x", "violet", VIOLETS),
                 "add_examples": lambda: own.add_examples("x", "violet", VIOLETS),
                 "remove_class": lambda: own.remove_class("x", "violet"),

@@ -12,9 +12,9 @@ from topwork.bundle import files
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.draft import Current
 from topwork.bundle.exemplars import Exemplars, merge, shard_of
-from topwork.bundle.manifest import BackboneInfo, ShardRef
+from topwork.bundle.manifest import BackboneInfo, BackboneNames, ShardRef
 from topwork.bundle.shards import Shard, open_shard, to_bytes
-from topwork.errors import Corrupt
+from topwork.errors import AlreadyExists, Corrupt
 
 BlobKind = Literal["backbones", "exemplars", "images"]
 """Kind of a blob, which is also its directory."""
@@ -28,9 +28,9 @@ _DIGEST = re.compile(r"([0-9a-f]{64})(\.npz)?")
 class BlobStore:
     """Immutable blobs of a repository. A blob that exists is rewritten only if it is damaged.
 
-    ``garbage.collect`` deletes old blobs that no revision refers to. A writer that stores a blob
-    again or refers to it therefore refreshes its modification time, under a lock that blocks
-    deletion.
+    ``garbage.collect`` deletes old blobs that no revision and no name refers to. A writer that
+    stores a blob again or refers to it therefore refreshes its modification time, under a lock that
+    blocks deletion.
     """
 
     def __init__(self, root: Path) -> None:
@@ -85,6 +85,42 @@ class BlobStore:
             with contextlib.suppress(Corrupt):
                 infos.append(self.backbone_info(digest))
         return infos
+
+    @property
+    def names_file(self) -> Path:
+        """Path of the names of added backbones, the only mutable file beside blobs."""
+        return self.root / "backbones" / "names.json"
+
+    def added_backbones(self) -> dict[str, str]:
+        """Return the digests of the backbones that were added, by name. Raises Corrupt."""
+        if not self.names_file.exists():
+            return {}
+        name = files.short_path(self.names_file)
+        return from_json(files.read(self.names_file), BackboneNames, name=name).names
+
+    def add_backbone(self, name: str, digest: str, *, replace: bool = False) -> None:
+        """Give a stored backbone a name, by which a fit finds it; ``gc`` keeps it.
+
+        Raises AlreadyExists if another backbone has the name and ``replace`` is false, Corrupt if
+        the backbone is not stored.
+        """
+        path = self.path("backbones", digest)
+        self.root.mkdir(parents=True, exist_ok=True)
+        with files.locked(self.lock):
+            try:
+                files.touch(path)  # a concurrent ``garbage.collect`` may have read the names before
+            except FileNotFoundError:
+                raise Corrupt(f"{files.short_path(path)} is missing") from None
+            names = self.added_backbones()
+            if not replace and names.get(name, digest) != digest:
+                raise AlreadyExists(
+                    f"the repository has another backbone {name!r}, {names[name][:12]}",
+                    kind="backbone",
+                    resource=name,
+                )
+            names[name] = digest
+            content = to_json(BackboneNames(names=dict(sorted(names.items()))))
+            files.write_file(self.names_file, content)
 
     # Exemplars and images
 

@@ -24,7 +24,9 @@ class Normaliser:
     * ``l2``: the embedding, divided by its own length
     * ``sqrt_l2``: the signed square root of the embedding, divided by its own length. The root
       reduces the few large entries of a pooled embedding (Perronnin et al., ECCV 2010).
-    * ``standardise``: each column with mean 0 and variance 1 / D
+    * ``standardise``: each column with mean 0 and variance 1 / D. A variance is estimated from the
+      rows and, like one more row, the mean variance of all columns: some columns of a few images
+      are constant by chance, and would be arbitrarily large for other images.
     """
 
     kind: Normalisation
@@ -54,7 +56,9 @@ def make(kind: Normalisation, embeddings: Float32Array) -> Normaliser:
         scale /= np.sqrt(max(lengths.mean(), TINY))
     elif kind == "standardise":
         centre = embeddings.mean(axis=0, dtype=np.float64)
-        deviation = embeddings.std(axis=0, dtype=np.float64)
+        variance = embeddings.var(axis=0, dtype=np.float64)
+        rows = len(embeddings)
+        deviation = np.sqrt((rows * variance + variance.mean()) / (rows + 1))
         # A nearly constant column carries no information: do not amplify its rounding errors.
         least = 1e-3 * deviation.max() + 1e-6 * np.abs(centre).max() + TINY
         scale /= np.maximum(deviation, least) * np.sqrt(width)

@@ -92,30 +92,29 @@ class Scorer:
 class Unknown:
     """Out-of-distribution detector: probability that an image is of no known class.
 
-    Logistic regression on the highest logit, which is low between known classes, and on the
-    distance to the nearest support point, which is large far from all known classes.
+    It is the greater of two probabilities: that of the highest logit, which is low between known
+    classes, and that of the distance to the nearest support point, which is large far from all
+    known classes.
     """
 
     support: Support
-    bias: float
     logit_weight: float
-    """Weight of the highest calibrated logit; at most 0."""
-    logit_limit: float
-    """Upper bound of that logit: far from the data a linear head has arbitrarily high logits."""
+    """Weight of the highest calibrated logit; below 0."""
+    logit_bias: Float32Array
+    """(C,), by the class of the highest logit: logits of some classes are usually higher."""
     distance_weight: float
-    """Weight of the squared distance to the nearest point; at least 0."""
+    """Weight of the squared distance to the nearest point; above 0."""
+    distance_bias: float
     threshold: float
     """An image is unknown if its probability is at least this."""
 
     def probabilities(self, logits: Float32Array, distances: Float32Array) -> Float32Array:
         """Return probabilities (N,) for calibrated logits (N, C) and squared distances (N,)."""
-        highest = np.minimum(logits.max(axis=1), np.float32(self.logit_limit))
-        score = (
-            np.float32(self.logit_weight) * highest
-            + np.float32(self.distance_weight) * distances
-            + np.float32(self.bias)
-        )
-        return np.asarray(1 / (1 + np.exp(-np.maximum(score, np.float32(-80)))), dtype=np.float32)
+        low = np.float32(self.logit_weight) * logits.max(axis=1)
+        low += self.logit_bias[logits.argmax(axis=1)]
+        far = np.float32(self.distance_weight) * distances + np.float32(self.distance_bias)
+        score = np.maximum(np.maximum(low, far), np.float32(-80))
+        return np.asarray(1 / (1 + np.exp(-score)), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,14 +134,15 @@ def _add_expansion(graph: _Graph, expansion: Kernel | Fourier | None, features: 
 def _add_unknown(graph: _Graph, unknown: Unknown, features: str) -> None:
     axis = graph.constant("unknown_axis", np.array([1]))
     nearest = graph.add("ReduceMin", graph.distances(unknown.support, features), axis, keepdims=0)
-    limit = graph.constant("logit_limit", np.float32(unknown.logit_limit))
-    highest = graph.add("Min", graph.add("ReduceMax", "logits", axis, keepdims=0), limit)
-    terms = [
-        graph.add("Mul", value, graph.constant(name, np.float32(weight)))
-        for value, name, weight in (
-            (highest, "logit_weight", unknown.logit_weight),
-            (nearest, "distance_weight", unknown.distance_weight),
+    highest = graph.add("ReduceMax", "logits", axis, keepdims=0)
+    predicted = graph.add("ArgMax", "logits", axis=1, keepdims=0)
+    logit_bias = graph.add("Gather", graph.constant("logit_bias", unknown.logit_bias), predicted)
+    distance_bias = graph.constant("distance_bias", np.float32(unknown.distance_bias))
+    low, far = (
+        graph.add("Add", graph.add("Mul", value, graph.constant(name, np.float32(weight))), bias)
+        for value, name, weight, bias in (
+            (highest, "logit_weight", unknown.logit_weight, logit_bias),
+            (nearest, "distance_weight", unknown.distance_weight, distance_bias),
         )
-    ]
-    bias = graph.constant("unknown_bias", np.float32(unknown.bias))
-    graph.add("Sigmoid", graph.add("Add", graph.add("Add", *terms), bias), name="unknown")
+    )
+    graph.add("Sigmoid", graph.add("Max", low, far), name="unknown")

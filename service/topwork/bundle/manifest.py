@@ -82,6 +82,15 @@ class BackboneInfo:
         return replace(self, digest=self.twin, precision="fp32", twin=None, expected=None)
 
 
+@document
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneNames:
+    """Content of backbones/names.json: the backbones that were added by name."""
+
+    names: dict[str, Digest]
+    """Digests by name, such as ``mine``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenHead:
     """Hyperparameters that cross-validation chose; all are also inside the exported head."""

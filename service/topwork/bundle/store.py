@@ -1,14 +1,15 @@
 """Repository: directory of all bundles, with atomic publishing and the serving pointers.
 
     backbones/<sha256>/backbone.onnx, backbone.json
+    backbones/names.json
     exemplars/<sha256>.npz
     images/<sha256>
     models/<model>/<revision>/manifest.json, manifest.sig, head.onnx, metrics.json, report.html
     models/<model>/serving.json, draft.json
     models/.deleted-<model>/...
 
-All files except serving.json and draft.json are immutable, and verified against their sha256 when
-read.
+All files except names.json, serving.json and draft.json are immutable, and verified against their
+sha256 when read.
 """
 
 from __future__ import annotations

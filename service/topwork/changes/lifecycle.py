@@ -176,6 +176,7 @@ def store_bundled_backbone(repository: Repository, directory: Path) -> None:
     model = files.read_verified(directory / "backbone.onnx", info.digest)
     try:
         repository.put_backbone(model, info)
+        repository.add_backbone(info.name, info.digest)  # so that gc retains it
     except OSError as error:
         text = f"the bundled backbone cannot be stored: {error.strerror}"
         raise Unavailable(text, reason="STORAGE") from error
@@ -196,11 +197,16 @@ def backbones(repository: Repository) -> list[tuple[BackboneInfo, int]]:
 def _find_backbone(repository: Repository, wanted: str) -> BackboneInfo:
     """Return the backbone with a digest or name; the only one if ``wanted`` is empty.
 
+    A name that it was added by precedes its own name.
+
     Raises NotFound, InvalidInput if several have the name, or if it is empty and there are several.
     """
     infos = repository.backbones()
     if wanted:
-        found = [info for info in infos if wanted in {info.digest, info.name}]
+        digest = repository.added_backbones().get(wanted, wanted)
+        found = [info for info in infos if info.digest == digest] or [
+            info for info in infos if info.name == wanted
+        ]
     else:
         twins = {info.twin for info in infos}
         found = [info for info in infos if info.digest not in twins]

@@ -102,6 +102,13 @@ SECTIONS = {
             "topwork undelete flowers-trial",
         ),
     },
+    "Use a repository without a server": {
+        "predict": Lazy(
+            "topwork.cli.predict:predict",
+            "Classify IMAGES (files or folders) with MODEL of a repository, without a server.",
+            "topwork predict flowers --repository repository photo.jpg",
+        ),
+    },
     "Run a server": {
         "serve": Lazy(
             "topwork.cli.serve:serve",

@@ -13,7 +13,7 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from topwork.client import blocking_calls, calls
 from topwork.client.credentials import ANONYMOUS, Credentials, with_metadata
 from topwork.client.images import ImageLike, NamedImage
-from topwork.client.results import ClassifyResult, Operation, StreamResult
+from topwork.client.results import ClassifyResult, ImageResult, Operation, StreamResult
 from topwork.client.stream_window import IMAGES_PER_MESSAGE, StreamWindow
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
@@ -71,7 +71,8 @@ class Client:
     ) -> ClassifyResult:
         """Classify encoded images; the results are in their order. See topwork.v1.ClassifyRequest.
 
-        An image is its bytes, the path of its file, or a file that is open in binary mode.
+        An image is its bytes, the path of its file, a file that is open in binary mode, an image of
+        Pillow, or a NumPy array: uint8 (H, W, 3), RGB, or (H, W), sent as PNG without loss.
         ``timeout`` in seconds. Raises CallFailed, and OSError if a file cannot be read; an invalid
         image is an error in its own result.
         """
@@ -110,6 +111,25 @@ class Client:
         stream = blocking_calls.stream(self._classifier.StreamClassify, images, window)
         with closing(stream) as results:
             yield from results
+
+    def predict(
+        self,
+        model: str,
+        images: Iterable[ImageLike],
+        *,
+        revision: int = 0,
+        top_k: int = 0,
+        timeout: float | None = None,
+    ) -> list[ImageResult]:
+        """Return the result of each image, in order, as ``topwork.Model.predict`` does.
+
+        For any number of images; see ``classify_stream``, which yields them one by one.
+        """
+        stream = self.classify_stream(
+            model, images, revision=revision, top_k=top_k, timeout=timeout
+        )
+        with closing(stream) as answers:
+            return [answer.result for answer in answers]
 
     def add_class(
         self,

@@ -1,47 +1,76 @@
-"""Sources of encoded images (bytes, path, open file), read into bytes."""
+"""Sources of images (bytes, path, open file, array, Pillow's image), as bytes of encoded images."""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypeGuard
 
 from topwork.printable import file_name
 
-ImageLike: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO
-"""An encoded image: its bytes, the path of its file, or that file, opened in binary mode."""
+_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "P", "RGB", "RGBA"}
+"""Pillow's modes that a PNG can hold."""
+
+
+class Picture(Protocol):
+    """Decoded image: an array of NumPy, uint8 (H, W, 3), RGB, or (H, W), or an image of Pillow."""
+
+    @property
+    def __array_interface__(self) -> Mapping[str, Any]:
+        """See NumPy's array interface."""
+
+
+ImageLike: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO | Picture
+"""An image: its encoded bytes, the path of its file, that file, opened in binary mode, or decoded.
+
+A decoded image is sent without loss, as PNG.
+"""
 
 NamedImage: TypeAlias = ImageLike | tuple[str, ImageLike]
 """An image, or a pair of its display name and the image; the default name is the file's path."""
 
 
 def check_several(images: object) -> None:
-    """Raise TypeError if ``images`` is a single image (bytes, a path or a file) or no iterable.
+    """Raise TypeError if ``images`` is a single image or no iterable; an array is a single image.
 
-    Iterating over bytes, a string or a file would give numbers, letters or lines.
+    Iterating over bytes, a string, a file or an array would give numbers, letters, lines or rows.
     """
-    single = isinstance(images, bytes | str | os.PathLike) or hasattr(images, "read")
+    single = (
+        isinstance(images, bytes | str | os.PathLike)
+        or hasattr(images, "read")
+        or _is_picture(images)
+    )
     if single or not isinstance(images, Iterable | AsyncIterable):
         kind = type(images).__name__
         raise TypeError(f"images is {kind}: pass a list of images, also for a single image")
 
 
 def content(image: ImageLike) -> bytes:
-    """Return an image's bytes. Raises OSError, with the name of the file, and TypeError."""
+    """Return an image's bytes.
+
+    Raises OSError, with the name of the file, TypeError for another type or array, and ImportError
+    if Pillow is not installed, which encodes arrays.
+    """
     if isinstance(image, bytes):
         return image
+    if _is_picture(image):
+        return _png(image)
     try:
         if isinstance(image, str | os.PathLike):
             return Path(image).read_bytes()
-        data = image.read()
+        data = image.read()  # type: ignore[union-attr] # no Picture: those are encoded above
     except OSError as error:
         if error.filename is None:
             error.filename = _name(image)
         raise
     except AttributeError:
         kind = type(image).__name__
-        raise TypeError(f"an image is {kind}: pass bytes, a path or a binary file") from None
+        raise TypeError(
+            f"an image is {kind}: pass bytes, a path, a binary file, or an array"
+        ) from None
     if not isinstance(data, bytes):
         raise TypeError(f"the file {_name(image)!r} is not open in binary mode")
     return data
@@ -55,3 +84,28 @@ def named(image: NamedImage) -> tuple[str, ImageLike]:
 def _name(image: ImageLike) -> str:
     path = image if isinstance(image, str | os.PathLike) else getattr(image, "name", "")
     return file_name(path) if isinstance(path, str | os.PathLike) else ""
+
+
+def _is_picture(image: object) -> TypeGuard[Picture]:
+    return hasattr(type(image), "__array_interface__")
+
+
+def _png(picture: Picture) -> bytes:
+    """Return a decoded image as PNG, with the orientation of Pillow's image."""
+    try:
+        pillow = import_module("PIL.Image")  # the client does not depend on it
+    except ImportError as error:
+        text = "an array or an image of Pillow needs the package pillow, to be sent as PNG"
+        raise ImportError(text) from error
+    if isinstance(picture, pillow.Image):
+        image = picture if picture.mode in _MODES else picture.convert("RGB")
+    else:
+        kind, shape = picture.__array_interface__["typestr"], picture.__array_interface__["shape"]
+        if kind != "|u1" or shape[2:] not in {(), (3,)} or len(shape) < 2 or 0 in shape:
+            raise TypeError(
+                f"an array is {kind} {shape}: pass uint8 ('|u1') of shape (H, W, 3), RGB, or (H, W)"
+            )
+        image = pillow.fromarray(picture)
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG", compress_level=1, exif=image.getexif())
+    return encoded.getvalue()

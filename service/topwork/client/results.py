@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from google.longrunning import operations_pb2
 
-from topwork.client import outcomes
+from topwork.client import notebook, outcomes
 from topwork.client.calls import CallFailed
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -65,6 +66,12 @@ class ImageResult(_Result):
             raw=raw,
         )
 
+    def _repr_html_(self) -> str:
+        if self.error is not None:
+            return notebook.prediction_table((), f"error: {self.error}")
+        note = f"unknown: {self.unknown_probability:.3f}" if self.is_unknown else ""
+        return notebook.prediction_table(self.predictions, note)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifyResult(_Result):
@@ -113,3 +120,13 @@ class Operation(_Result):
     def result(self) -> change_pb.ChangeResponse:
         """Return the result of the finished change. Raises CallFailed if it failed."""
         return outcomes.result(self.raw)
+
+    def _repr_html_(self) -> str:
+        """Return its state, and the comparison that the gate judged."""
+        try:
+            comparison = self.result().comparison if self.done else None
+            text = f"{self.name}: {'done' if self.done else 'in progress'}"
+        except CallFailed as error:
+            comparison, text = outcomes.rejected(error), f"{self.name}: {error}"
+        table = "" if comparison is None else notebook.comparison_table(comparison)
+        return f"<p>{escape(text)}</p>{table}"

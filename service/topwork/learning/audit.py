@@ -67,6 +67,11 @@ def suspects(
     Measured on 2,000 photos of flowers with 3 % of the labels changed at random: recall 75 %,
     precision 71 %, precision of the first 20 suspects 95 %. 26 unchanged labels were suspected;
     about six of them were wrong, four photos showed two kinds, the others were unusual.
+
+    These are cleanlab's suspects with ``filter_by="confident_learning"``. Its filter ``both`` finds
+    10 points more of the errors with as many false alarms among its suspects, but heads learnt
+    without them were no better: with 10, 20 and 40 % errors in 1,000 photos the accuracy was 0.917,
+    0.895 and 0.870 instead of 0.917, 0.896 and 0.888.
     """
     all_rows = np.arange(len(targets))
     label_probabilities = probabilities[all_rows, targets]

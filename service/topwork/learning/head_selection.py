@@ -48,7 +48,8 @@ Only for heads whose other strengths cost as much again; closed forms share most
 SLACK = 0.1
 """Relative improvement of the least loss that another strength is expected to bring at most.
 
-In the 84 cases below the first strength of logistic regression was at most 0.094 above its best.
+In the 84 cases below the first strength of logistic regression was at most 0.094 above its best. In
+30 more, with the present calibration, any slack from 0.02 to 9 chose the same heads.
 """
 
 RACE_ROWS = 700

@@ -82,7 +82,7 @@ def learn(
                 best.strength,
                 labels=exemplars.labels,
                 folds=validation.folds,
-                highest=best.scores.max(axis=1),
+                scores=best.scores,
                 temperature=best.temperature,
                 threads=pool,
             ),

@@ -17,7 +17,9 @@ DIRECTIONS = 256
 """Number of principal components for distances and kernels.
 
 On 2,000 photos of five kinds of flowers a kernel head on 256 of 1,280 components was as good as on
-all (accuracy 0.936 and 0.934), at a fifth of the size; on 128 it was 0.933.
+all (accuracy 0.936 and 0.934), at a fifth of the size; on 128 it was 0.933. Half as many as images,
+if there are fewer than 512, would halve the memory of small heads; it was as accurate, but the log
+loss was 0.6 % greater with 100, 48 and 20 photos per kind.
 """
 
 SUPPORT_ROWS = 4_000
@@ -245,15 +247,16 @@ def balanced_weights(targets: NDArray[np.int64], classes: int) -> NDArray[np.flo
 def make_support(features: NDArray[np.float32]) -> Support:
     """Return a support whose points are the features (N, D) in their principal components.
 
-    Components are found by subspace iteration from a fixed start (Halko et al., SIAM Review 53:217,
-    2011). Values are rounded to 16 bits, as they are stored, before anything is learnt from them.
+    Components are found by subspace iteration (Halko et al., SIAM Review 53:217, 2011) from fixed
+    random sums of the rows, so that they do not depend on the order of the columns. Values are
+    rounded to 16 bits, as they are stored, before anything is learnt from them.
     """
     width = features.shape[1]
     directions = min(DIRECTIONS, width, len(features))
     centre = features.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = features - centre
-    start = np.random.default_rng(0).standard_normal((width, min(directions + 16, width)))
-    basis: NDArray[np.float32] = start.astype(np.float32)
+    sums = np.random.default_rng(0).standard_normal((len(features), min(directions + 16, width)))
+    basis = _orthogonal(centred.T @ sums.astype(np.float32))
     for _ in range(2):
         basis = _orthogonal(centred.T @ (centred @ basis))
     seen = centred @ basis

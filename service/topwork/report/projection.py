@@ -67,10 +67,11 @@ def project(embeddings: NDArray[np.float32], targets: NDArray[np.int64]) -> Proj
 def _components(rows: NDArray[np.floating], limit: int) -> NDArray[np.floating]:
     """Return the first ``limit`` principal components (D, Q) of centred rows (N, D).
 
-    Orthogonal iteration from a fixed start; an exact decomposition would take seconds.
+    Orthogonal iteration from fixed random sums of the rows, so that the order of the columns does
+    not matter; an exact decomposition would take seconds.
     """
-    start = np.random.default_rng(0).normal(size=(rows.shape[1], limit)).astype(rows.dtype)
-    components = np.linalg.qr(start).Q
+    sums = np.random.default_rng(0).normal(size=(len(rows), limit)).astype(rows.dtype)
+    components = np.linalg.qr(rows.T @ sums).Q
     for _ in range(5):
         components = np.linalg.qr(rows.T @ (rows @ components)).Q
     return np.asarray(components)

@@ -130,19 +130,28 @@ def open_bound_session(
 
 
 def open_session(
-    model: bytes, *, output: str, provider: Provider = "cpu", threads: int = 1, spin: bool = False
+    model: bytes,
+    *,
+    output: str,
+    provider: Provider = "cpu",
+    threads: int = 1,
+    spin: bool = False,
+    quiet: bool = False,
 ) -> Session:
     """Load an ONNX graph with one input, a batch, and an output named ``output``.
 
     ``threads`` is the number of CPU threads that one run uses. With ``spin`` they wait for each
     other's part of a run in busy loops, which is faster if no other run needs their cores. Between
-    runs no thread spins. Raises NotReady if ``provider`` does not work here, Corrupt if the graph
-    cannot be loaded, lacks the output, or has external data (which no checksum covers).
+    runs no thread spins. With ``quiet`` errors are raised and not logged, too. Raises NotReady if
+    ``provider`` does not work here, Corrupt if the graph cannot be loaded, lacks the output, or has
+    external data (which no checksum covers).
     """
     check_provider(provider)
     if provider != "cpu":
         _find_cuda()
     options = _options(threads=threads, spin=spin)
+    if quiet:
+        options.log_severity_level = 4
     try:
         loaded = _load(model, options, _wanted(provider, threads))
     except Corrupt:
@@ -235,15 +244,15 @@ def _wanted(provider: Provider, threads: int) -> list[Any]:
 
 def _refuse_external_data(model: bytes) -> None:
     try:
-        tensors = _tensors(onnx.load_model_from_string(model))
-        external = [tensor.name for tensor in tensors if _is_external(tensor)]
+        found = tensors(onnx.load_model_from_string(model))
+        external = [tensor.name for tensor in found if is_external(tensor)]
     except Exception as error:  # protobuf's errors; this package does not import it
         raise Corrupt(f"ONNX Runtime cannot load the graph: {error}") from error
     if external:
         raise Corrupt(f"the graph keeps tensor {external[0]!r} as external data, in another file")
 
 
-def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+def tensors(message: Any) -> Iterator[onnx.TensorProto]:
     """Yield all tensors in a message, also those of subgraphs, functions and sparse tensors.
 
     ONNX's own iterator omits sparse tensors.
@@ -254,10 +263,11 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
     for field, value in message.ListFields():
         if field.message_type is not None:
             for part in [value] if hasattr(value, "ListFields") else value:
-                yield from _tensors(part)
+                yield from tensors(part)
 
 
-def _is_external(tensor: onnx.TensorProto) -> bool:
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Return True if a tensor's values are in another file."""
     return bool(tensor.external_data) or tensor.data_location == onnx.TensorProto.EXTERNAL
 
 

@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
+from topwork.bundle.manifest import Manifest
 from topwork.errors import ImageError
 from topwork.inputs.image import Pixels
 from topwork.inputs.preprocess import PreprocessSpec
@@ -161,7 +162,9 @@ class ClassifyBatch(Generic[A]):
 def classified(finished: Finished, *, top_k: int) -> Classified:
     """Return each image's ``top_k`` predictions, ties in label order, or its error."""
     snapshot, scores = finished.snapshot, finished.scores
-    predictions = iter(_predictions(snapshot, scores, top_k) if scores is not None else ())
+    predictions = iter(
+        image_answers(snapshot.manifest, scores, top_k) if scores is not None else ()
+    )
     return Classified(
         revision=snapshot.manifest.revision,
         results=tuple(
@@ -172,9 +175,9 @@ def classified(finished: Finished, *, top_k: int) -> Classified:
     )
 
 
-def _predictions(snapshot: Snapshot, scores: Scores, top_k: int) -> list[ImageAnswer]:
-    """Return the answer of each row."""
-    labels, threshold = snapshot.manifest.labels, snapshot.manifest.chosen.unknown_threshold
+def image_answers(manifest: Manifest, scores: Scores, top_k: int) -> list[ImageAnswer]:
+    """Return the answer of each row: its ``top_k`` predictions, ties in label order."""
+    labels, threshold = manifest.labels, manifest.chosen.unknown_threshold
     order = np.argsort(-scores.probabilities, axis=1, kind="stable")[:, :top_k].tolist()
     unknowns = [None] * len(order) if scores.unknown is None else scores.unknown.tolist()
     return [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,16 +37,27 @@ class LoadedHead:
     def run(self, embeddings: Float32Array) -> tuple[Float32Array, Float32Array | None]:
         """Return probabilities (N, C) and unknown probabilities (N,) for embeddings (N, D).
 
-        Rows are in input order. Unknown probabilities are None if the head has no detection.
+        Rows are in input order, and none depends on the others, to the last bit. Unknown
+        probabilities are None if the head has no detection.
         """
-        feeds = {self._embedding: embeddings, **self._weights}
-        outputs = self._graph.run_fed(feeds, self._outputs)
+        outputs = self._run(embeddings, self._outputs)
         return outputs[0], outputs[1] if len(outputs) > 1 else None
 
     def logits(self, embeddings: Float32Array) -> Float32Array:
         """Return the calibrated logits (N, C); their softmax gives the probabilities."""
-        (logits,) = self._graph.run_fed({self._embedding: embeddings, **self._weights}, ["logits"])
+        (logits,) = self._run(embeddings, ["logits"])
         return logits
+
+    def _run(self, embeddings: Float32Array, outputs: Sequence[str]) -> list[Float32Array]:
+        """Return the outputs of the graph. A lone row is run twice, for 0.06 to 0.11 ms of a core.
+
+        ONNX Runtime multiplies a vector by a matrix in another order than two vectors or more, and
+        rounds differently: a photo's answer would depend on the photos that others send meanwhile.
+        """
+        rows = len(embeddings)
+        batch = np.repeat(embeddings, 2, axis=0) if rows == 1 else embeddings
+        found = self._graph.run_fed({self._embedding: batch, **self._weights}, outputs)
+        return [output[:rows] for output in found]
 
 
 class HeadLoader:

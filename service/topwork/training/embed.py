@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +15,13 @@ from topwork.bundle import exemplars
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.groups import GROUP_BYTES, group_id
 from topwork.errors import ImageError
+from topwork.in_order import in_order
 from topwork.inputs.duplicates import fingerprint
 from topwork.inputs.image import pixel_digest, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.inputs.thumbnail import thumbnail
 from topwork.limits import DEFAULT_LIMITS, InputLimits
 from topwork.runtime.backend import Session
-
-T = TypeVar("T")
 
 WINDOW = 16
 """Images in flight per core; raising it uses more memory, lowering it may leave threads idle."""
@@ -114,7 +111,8 @@ def embed(
     contents: list[bytes] = []
     skipped: list[Skipped] = []
     first: dict[tuple[bytes, str], str] = {}
-    with closing(_in_order(embed_source, sources, cores)) as results:
+    done = in_order(embed_source, sources, threads=cores, ahead=WINDOW * cores)
+    with closing(done) as results:
         for source, result in results:
             on_image()
             if isinstance(result, Skipped):
@@ -161,21 +159,3 @@ def _row(
 
 def _skipped(source: ImageSource, reason: str, message: str) -> Skipped:
     return Skipped(name=source.name, label=source.label, reason=reason, message=message)
-
-
-def _in_order(
-    work: Callable[[ImageSource], T], sources: Iterable[ImageSource], cores: int
-) -> Generator[tuple[ImageSource, T], None, None]:
-    """Yield each source with the result of ``work``, in order, with WINDOW per core in flight."""
-    pool = ThreadPoolExecutor(cores)
-    waiting: deque[tuple[ImageSource, Future[T]]] = deque()
-    try:
-        for source in sources:
-            waiting.append((source, pool.submit(work, source)))
-            if len(waiting) == WINDOW * cores:
-                oldest, future = waiting.popleft()
-                yield oldest, future.result()
-        for oldest, future in waiting:
-            yield oldest, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -58,10 +58,26 @@ def test_l2_keeps_the_direction() -> None:
 
 
 def test_standardise_equals_scikit_learn() -> None:
-    """Columns equal StandardScaler's, divided by the root of the width; constant ones stay 0."""
-    rows = embeddings()
-    want = StandardScaler().fit_transform(rows.astype(float)) / np.sqrt(WIDTH)
-    np.testing.assert_allclose(make("standardise", rows)(rows), want, atol=1e-6)
+    """Columns equal StandardScaler's, divided by the root of the width, after one more row.
+
+    That row has the mean deviation of all columns; constant columns stay 0.
+    """
+    rows = embeddings().astype(float)
+    scaler = StandardScaler().fit(rows)
+    shrunk = np.sqrt((len(rows) * scaler.var_ + scaler.var_.mean()) / (len(rows) + 1))
+    want = (rows - scaler.mean_) / shrunk / np.sqrt(WIDTH)
+    found = make("standardise", rows.astype(np.float32))(rows.astype(np.float32))
+    np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+def test_standardise_does_not_amplify_columns_that_are_constant_by_chance() -> None:
+    """If a third of the columns of few images are 0, other images are not of another size."""
+    rng = np.random.default_rng(0)
+    rows = np.maximum(rng.normal(-1, 1, (400, WIDTH)), 0).astype(np.float32)
+    normaliser = make("standardise", rows[:10])
+    assert (rows[:10].std(axis=0) == 0).any()
+    lengths = np.linalg.norm(normaliser(rows), axis=1)
+    assert np.median(lengths[10:]) < 4 * np.median(lengths[:10])
 
 
 def test_standardise_does_not_amplify_nearly_constant_columns() -> None:

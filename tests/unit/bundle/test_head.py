@@ -127,40 +127,31 @@ def test_fourier_features_have_the_documented_scale() -> None:
 # Out-of-distribution detection
 
 
-def unknown(**changes: float) -> Unknown:
+def unknown() -> Unknown:
     """Return a detector with weights of realistic signs."""
-    values = {
-        "bias": 0.5,
-        "logit_weight": -0.5,
-        "logit_limit": 4.0,
-        "distance_weight": 3.0,
-        "threshold": 0.8,
-    }
-    return Unknown(support=support(), **(values | changes))
+    return Unknown(
+        support=support(),
+        logit_weight=-0.5,
+        logit_bias=np.array([0.5, 1.5], dtype=np.float32),
+        distance_weight=3.0,
+        distance_bias=-2.0,
+        threshold=0.8,
+    )
 
 
-def test_unknown_is_a_logistic_regression() -> None:
-    """The probability is the sigmoid of bias plus weighted highest logit and distance."""
-    logits = np.array([[1.0, 2.0], [3.0, -1.0]], dtype=np.float32)
-    distances = np.array([0.1, 0.4], dtype=np.float32)
-    score = 0.5 - 0.5 * np.array([2.0, 3.0]) + 3 * distances
+def test_unknown_is_the_greater_of_two_probabilities() -> None:
+    """One is of the highest logit, with its class's bias; the other is of the distance."""
+    logits = np.array([[1.0, 2.0], [3.0, -1.0], [3.0, -1.0]], dtype=np.float32)
+    distances = np.array([0.1, 0.1, 2.0], dtype=np.float32)
+    score = np.array([1.5 - 0.5 * 2, 0.5 - 0.5 * 3, 3 * 2 - 2])
     found = unknown().probabilities(logits, distances)
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-score)), rtol=1e-6)
 
 
-def test_unknown_clips_the_logit() -> None:
-    """A logit above the limit counts as the limit, so that the distance decides far away."""
-    logits = np.array([[4.0, 0.0], [1e6, 0.0]], dtype=np.float32)
-    near, far = (np.full(2, d, dtype=np.float32) for d in (0.1, 10.0))
-    assert np.ptp(unknown().probabilities(logits, near)) == 0
-    assert unknown().probabilities(logits, far).min() > 0.99
-
-
 def test_unknown_of_extreme_values_is_finite() -> None:
     """Extreme logits and distances give probabilities without overflow."""
-    detector = unknown(logit_limit=1e30)
-    logits = np.array([[1e20], [-1e20], [0.0]], dtype=np.float32)
-    found = detector.probabilities(logits, np.array([0.0, 0.0, 1e30], dtype=np.float32))
+    logits = np.array([[1e20, 0], [-1e20, -1e20], [1e20, 0]], dtype=np.float32)
+    found = unknown().probabilities(logits, np.array([-1e20, 0.0, 1e30], dtype=np.float32))
     np.testing.assert_allclose(found, [0, 1, 1], atol=1e-6)
 
 

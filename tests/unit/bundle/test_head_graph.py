@@ -65,10 +65,10 @@ def head(
         temperature=temperature,
         unknown=Unknown(
             support=support,
-            bias=0.3,
             logit_weight=-0.4,
-            logit_limit=4.0,
+            logit_bias=rng.normal(0.3, 0.2, classes).astype(np.float32),
             distance_weight=1.5,
+            distance_bias=-0.3,
             threshold=0.8,
         ),
     )

@@ -29,7 +29,7 @@ from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.shards import to_bytes
 from topwork.bundle.store import Repository
-from topwork.errors import Corrupt, InvalidInput, NotFound, NotReady
+from topwork.errors import AlreadyExists, Corrupt, InvalidInput, NotFound, NotReady
 
 BACKBONE = b"a backbone"
 HEAD = b"a head"
@@ -504,6 +504,38 @@ def test_an_empty_repository_has_no_models(tmp_path: Path) -> None:
     assert Repository(tmp_path / "none").backbones() == []
     with pytest.raises(NotFound):
         Repository(tmp_path / "none").revisions("m")
+
+
+def test_added_backbones_have_names(tmp_path: Path) -> None:
+    """A name leads to one backbone; it moves to another one only if told so."""
+    repository = Repository(tmp_path / "repository")
+    assert repository.added_backbones() == {}
+    first, second = (
+        repository.put_backbone(content, tiny.backbone_info(content)).digest
+        for content in (BACKBONE, b"another backbone")
+    )
+    repository.add_backbone("mine", first)
+    repository.add_backbone("mine", first)
+    repository.add_backbone("a/b@288", second)
+    assert repository.added_backbones() == {"a/b@288": second, "mine": first}
+    with pytest.raises(AlreadyExists, match="another backbone 'mine'"):
+        repository.add_backbone("mine", second)
+    repository.add_backbone("mine", second, replace=True)
+    assert repository.added_backbones()["mine"] == second
+
+
+def test_backbone_that_is_not_stored_gets_no_name(repository: Repository) -> None:
+    """Adding a name for a digest that is not stored is refused."""
+    with pytest.raises(Corrupt, match="is missing"):
+        repository.add_backbone("mine", "0" * 64)
+    assert repository.added_backbones() == {}
+
+
+def test_names_with_an_invalid_digest_are_corrupt(repository: Repository) -> None:
+    """A digest becomes part of a path, so it is validated when it is read."""
+    repository.names_file.write_text('{"names": {"mine": "../../etc"}}')
+    with pytest.raises(Corrupt, match=r"names\.json cannot be used"):
+        repository.added_backbones()
 
 
 def test_history_records_every_move(repository: Repository) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import io
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
 
 from topwork.client import async_calls, blocking_calls
 from topwork.client.images import ImageLike, NamedImage, content, named
@@ -90,3 +94,60 @@ def test_contents_takes_any_iterable(tmp_path: Path) -> None:
     assert blocking_calls.contents(source()) == wanted
     assert asyncio.run(async_calls.contents(source())) == wanted
     assert asyncio.run(async_calls.contents(asynchronous_source())) == wanted
+
+
+def decoded(encoded: bytes) -> NDArray[np.uint8]:
+    """Return the pixels of an encoded image, upright."""
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))))
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (5, 4)])
+def test_array_is_encoded_without_loss(shape: tuple[int, ...]) -> None:
+    """RGB and greyscale, also if the array is not contiguous."""
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    for sent in (array, array[::-1, ::2]):
+        assert np.array_equal(decoded(content(sent)), sent)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_image_of_pillow_is_encoded_without_loss(mode: str) -> None:
+    """A mode that PNG lacks becomes RGB, as in the server."""
+    colours = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    image = Image.fromarray(colours).convert(mode)
+    expected = image.convert("RGB")
+    assert np.array_equal(decoded(content(image)), np.asarray(image)) or mode in {"CMYK", "YCbCr"}
+    assert Image.open(io.BytesIO(content(image))).convert("RGB").tobytes() == expected.tobytes()
+
+
+def test_orientation_of_pillows_image_is_kept() -> None:
+    """A photo that was opened and not turned is turned by the server, as its file is."""
+    colours = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    image = Image.fromarray(colours)
+    image.getexif()[ExifTags.Base.Orientation] = 6
+    assert np.array_equal(decoded(content(image)), np.rot90(colours, -1))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 3), dtype=np.float32),
+        np.zeros((4, 4, 4), dtype=np.uint8),
+        np.zeros((2, 4, 4, 3), dtype=np.uint8),
+        np.zeros((0, 4, 3), dtype=np.uint8),
+        np.zeros(4, dtype=np.uint8),
+    ],
+)
+def test_other_arrays_are_refused(array: NDArray[Any]) -> None:
+    """The TypeError has the array's type and shape, and what to pass."""
+    with pytest.raises(TypeError, match=r"pass uint8 \('\|u1'\) of shape \(H, W, 3\)") as caught:
+        content(array)
+    assert str(array.shape) in str(caught.value)
+
+
+def test_array_without_pillow_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client alone does not need Pillow."""
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(
+        ImportError, match="an array or an image of Pillow needs the package pillow"
+    ):
+        content(np.zeros((4, 4, 3), dtype=np.uint8))

@@ -13,6 +13,7 @@ from google.rpc import code_pb2, status_pb2
 from topwork.client.results import ClassifyResult, ImageResult, Operation, Prediction
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
+from topwork.v1 import revision_pb2 as revision_pb
 
 PREDICTIONS = [
     classify_pb.Prediction(label="tulips", probability=0.75),
@@ -114,3 +115,40 @@ def test_error_can_be_copied_and_pickled(through: Any) -> None:
     copied = through(ImageResult.of(failed))
     assert copied.error.status == failed.error
     assert (copied.error.code, str(copied.error)) == ("NOT_FOUND", "x")
+
+
+def test_notebook_shows_predictions_and_the_error_escaped() -> None:
+    """Labels and messages come from outside and may look like HTML."""
+    raw = classify_pb.ImageResult(
+        classification=classify_pb.Classification(
+            predictions=[classify_pb.Prediction(label="<b>", probability=0.75)],
+            unknown_probability=0.9,
+            is_unknown=True,
+        )
+    )
+    html = ImageResult.of(raw)._repr_html_()
+    assert "<td>&lt;b&gt;</td><td>0.750</td>" in html
+    assert "unknown: 0.900" in html
+    assert "error: no photo" in ImageResult.of(FAILED)._repr_html_()
+
+
+def test_notebook_shows_the_comparison_of_a_finished_or_rejected_change() -> None:
+    """A change in progress has none."""
+    comparison = revision_pb.Comparison(
+        accuracy_before=0.96,
+        accuracy_after=0.95,
+        labels=[revision_pb.LabelComparison(label="roses", recall_before=0.9, recall_after=0.8)],
+        taught=revision_pb.TaughtLabel(label="tulips", recall=0.7),
+    )
+    done, rejected = (operations_pb2.Operation(name="operations/1", done=True) for _ in range(2))
+    done.response.Pack(change_pb.ChangeResponse(comparison=comparison))
+    rejected.error.message = "rejected"
+    rejected.error.details.add().Pack(comparison)
+    for operation, text in ((done, "operations/1: done"), (rejected, "operations/1: rejected")):
+        html = Operation.of(operation)._repr_html_()
+        assert text in html
+        assert "<td>accuracy on the old labels</td><td>0.960</td><td>0.950</td>" in html
+        assert "<td>recall of roses</td><td>0.900</td><td>0.800</td>" in html
+        assert "<td>recall of tulips</td><td></td><td>0.700 (0.000 to 0.000)</td>" in html
+    running = Operation.of(operations_pb2.Operation(name="operations/1"))
+    assert running._repr_html_() == "<p>operations/1: in progress</p>"

@@ -142,6 +142,24 @@ def test_number_of_threads_does_not_change_the_result(head: HeadKind | Literal["
         assert same(learn(made, seed=0, recipe=recipe, threads=threads), expected)
 
 
+@pytest.mark.parametrize("head", ["nearest_mean", "ridge", "logistic", "kernel"])
+def test_order_of_columns_does_not_change_the_result(
+    head: HeadKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The columns of embeddings in another order give the same probabilities within rounding."""
+    monkeypatch.setattr(task, "DIRECTIONS", 32)
+    made = several_labels(dict.fromkeys(LABELS, 40), apart=0.6)
+    rng = np.random.default_rng(0)
+    noise = np.abs(rng.normal(0, 0.2, (len(made), 400))).astype(np.float32)
+    wide = np.concatenate([made.embeddings, noise], axis=1)
+    recipe = Recipe(head=head, normalisation="sqrt_l2")
+    expected, found = (
+        learn(replace(made, embeddings=embeddings), seed=0, recipe=recipe).judged.probabilities
+        for embeddings in (wide, np.ascontiguousarray(wide[:, rng.permutation(wide.shape[1])]))
+    )
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
 def test_seed_changes_the_folds_only() -> None:
     """Another seed gives other metrics, and the same head if the same strength is chosen."""
     made = several_labels(dict.fromkeys(LABELS, 30), apart=0.6)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from topwork.arrays import Float32Array
+from topwork.arrays import Float32Array, FloatArray
 from topwork.bundle.exemplars import Exemplars, make
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.learning import unknown
@@ -109,24 +109,38 @@ def test_weights_of_signals_have_the_right_sign(counts: list[int], seed: int) ->
     """A larger distance or a lower logit never lowers the unknown probability."""
     found = learn(exemplars(counts), seed=seed, recipe=Recipe(normalisation="l2")).head.unknown
     assert found is not None
-    assert found.logit_weight <= 0
-    assert found.distance_weight >= 0
+    assert found.logit_weight < 0
+    assert found.distance_weight > 0
     assert 0 < found.threshold < 1.001
 
 
-@pytest.mark.parametrize("wrong", [0, 1])
-def test_signal_with_a_negative_weight_is_dropped(wrong: int) -> None:
-    """If a signal has a negative weight by chance, only the other signal is used."""
+def test_probability_rises_with_the_deviation_even_if_left_out_classes_look_known() -> None:
+    """Left-out classes that are more usual than known images do not reverse the detector."""
     rng = np.random.default_rng(0)
-    shift = np.ones(2)
-    shift[wrong] = -1
-    known = rng.normal(size=(200, 2))
-    trials = [unknown._HeldOutSignals(known=known, left_out={0: rng.normal(size=(200, 2)) + shift})]
-    weights, bias = unknown._fit_weights(trials)
-    assert weights[wrong] == 0
-    assert weights[1 - wrong] > 0.5
-    alone = known[:, 1 - wrong] * weights[1 - wrong] + bias
-    assert (1 / (1 + np.exp(-alone))).mean() < 0.5
+    known, left_out = rng.normal(size=(2, 200))
+    slope, _ = unknown._fit_probability([unknown._Trial(known=known, left_out={0: left_out - 1})])
+    assert slope == unknown._MIN_SLOPE
+    slope, bias = unknown._fit_probability(
+        [unknown._Trial(known=known, left_out={0: left_out + 1})]
+    )
+    assert slope > 0.5
+    assert slope * 0.5 + bias == pytest.approx(0, abs=0.2)  # as likely known as unknown
+
+
+def test_each_signal_alone_makes_an_image_unknown() -> None:
+    """A usual logit does not outweigh an unusual distance, nor the reverse."""
+    rng = np.random.default_rng(0)
+    scores = np.array([[3.0, 0.0], [0.0, 9.0]])[np.arange(200) % 2] + rng.normal(size=(200, 2))
+    known = unknown._Signals.of(scores, rng.normal(5, 1, 200))
+    usual = unknown._Usual.of(known, 2)
+    usual_logits, low_logits = np.array([[3.0, 0.0], [0.0, 9.0]]), np.array([[0.0, 0], [0, 6.0]])
+
+    def deviations(scores: FloatArray, distance: float) -> FloatArray:
+        return usual.deviations(unknown._Signals.of(scores, np.full(2, distance)))
+
+    assert deviations(usual_logits, 5).max() < 0.5
+    assert deviations(low_logits, 5).min() > 2  # 6 is low for the second class
+    assert deviations(usual_logits, 9).min() > 3
 
 
 def test_single_class_gives_no_detection() -> None:

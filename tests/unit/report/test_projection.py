@@ -57,6 +57,15 @@ def test_projection_has_fixed_signs() -> None:
     assert (places[furthest, [0, 1]] > 0).all()
 
 
+def test_projection_does_not_depend_on_the_order_of_columns() -> None:
+    """The columns of embeddings in another order give the same map."""
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(300, 200)).astype(np.float32)
+    targets = rng.integers(0, 3, 300)
+    found = project(embeddings[:, rng.permutation(200)], targets)
+    np.testing.assert_allclose(found.places, project(embeddings, targets).places, atol=1e-3)
+
+
 def _cloud(
     *, classes: int, images: int, gap: float
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

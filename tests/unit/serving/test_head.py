@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from support import tiny
+from support import golden, tiny
 
 from topwork.arrays import Float32Array
 from topwork.bundle.features import make
@@ -22,6 +23,7 @@ from topwork.errors import Corrupt
 from topwork.runtime.backend import open_session
 from topwork.serving.head import HeadLoader
 
+HEADS = sorted(path.parent for path in golden.ROOT.glob("heads/*/head.onnx"))
 EXPANSIONS = ("linear", "kernel", "fourier")
 WIDTH = 64
 LABELS = 5
@@ -74,15 +76,29 @@ def a_head(
         temperature=0.7,
         unknown=Unknown(
             support=support,
-            bias=0.3,
             logit_weight=-0.4,
-            logit_limit=4.0,
+            logit_bias=rng.normal(0.3, 0.2, labels).astype(np.float32),
             distance_weight=1.5,
+            distance_bias=-0.3,
             threshold=0.8,
         )
         if unknown
         else None,
     )
+
+
+@pytest.mark.parametrize("path", HEADS, ids=lambda path: path.name)
+def test_heads_of_all_detectors_answer_as_when_they_were_learnt(path: Path) -> None:
+    """A stored head contains its own rule for unknown images; each rule has a golden file."""
+    stored = json.loads((path / "answers.json").read_bytes())
+    rows = np.array(stored["embeddings"], dtype=np.float32)
+    labels = len(stored["probabilities"][0])
+    content = (path / "head.onnx").read_bytes()
+    loaded = HeadLoader().load(content, width=rows.shape[1], labels=labels, unknown=True)
+    probabilities, unknown = loaded.run(rows)
+    assert unknown is not None
+    np.testing.assert_allclose(probabilities, stored["probabilities"], atol=1e-4)
+    np.testing.assert_allclose(unknown, stored["unknown"], atol=1e-4)
 
 
 @pytest.mark.parametrize("expansion", EXPANSIONS)
@@ -110,6 +126,23 @@ def test_probabilities_are_the_softmax_of_logits(expansion: str) -> None:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     expected = powers / powers.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(loaded.run(embeddings(7))[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("expansion", EXPANSIONS)
+def test_no_row_depends_on_the_others(expansion: str) -> None:
+    """A lone row and a row of any batch are equal to the last bit, also the logits."""
+    head = a_head(expansion, points=203)
+    loaded = HeadLoader().load(to_onnx(head), width=WIDTH, labels=LABELS, unknown=True)
+    rows = embeddings(64)
+    alone = [loaded.run(row[None]) for row in rows]
+    for size in (2, 3, 7, 16, 64):
+        probabilities, unknown = loaded.run(rows[:size])
+        assert unknown is not None
+        for found, single in zip(zip(probabilities, unknown, strict=True), alone, strict=False):
+            assert single[1] is not None
+            assert np.array_equal(found[0], single[0][0])
+            assert found[1] == single[1][0]
+        assert np.array_equal(loaded.logits(rows[:size])[0], loaded.logits(rows[:1])[0])
 
 
 def test_head_without_threshold_returns_no_unknown_probability() -> None:

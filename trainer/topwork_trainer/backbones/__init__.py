@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 DEFAULT = "efficientnet_lite0"
+POOLED = ":pooled"
+"""Suffix of the name of a backbone whose embedding contains the means of its lower stages."""
 LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE = 32, 1024
 """Bounds of the input's side in pixels; a backbone may have narrower ones."""
 
@@ -27,7 +29,10 @@ class BackboneChoice:
     """Selection of a backbone, its weights and input. Raises InvalidInput for invalid values."""
 
     name: str
-    """One of ``names``, or several joined by ``+``: their embeddings are concatenated."""
+    """One of ``names``, or several joined by ``+``: their embeddings are concatenated.
+
+    Each may end in ``POOLED``.
+    """
     weights: Path | None = None
     """File of a state dict to use instead of the published weights; only for a single backbone."""
     image_size: int | None = None
@@ -44,7 +49,7 @@ class BackboneChoice:
             )
         if self.views not in {1, 2}:
             raise InvalidInput(f"views must be 1 or 2, not {self.views}", field="views")
-        if len(set(self.parts)) < len(self.parts):
+        if len(set(self._networks)) < len(self.parts):
             raise InvalidInput(f"{self.name!r} joins a backbone with itself", field="backbone")
         if self.weights is not None and len(self.parts) > 1:
             raise InvalidInput(
@@ -64,9 +69,13 @@ class BackboneChoice:
         return self.name.split("+")
 
     @property
+    def _networks(self) -> list[str]:
+        return [name.removesuffix(POOLED) for name in self.parts]
+
+    @property
     def pins_weights(self) -> bool:
         """True if the identity contains the sha256 of the weights, not only their source."""
-        return self.weights is not None or all(name in plans.LITES for name in self.parts)
+        return self.weights is not None or all(name in plans.LITES for name in self._networks)
 
     def identity(self) -> str:
         """Return a key of the export: choices with equal identities have the same export.
@@ -74,7 +83,10 @@ class BackboneChoice:
         Needs neither torch nor the network, so that a fit can look for a stored export first. The
         name is not checked. Raises InvalidInput if ``weights`` cannot be read.
         """
-        origins = "+".join(f"{name}:{self._origin(name)}" for name in self.parts)
+        origins = "+".join(
+            f"{name}:{self._origin(network)}"
+            for name, network in zip(self.parts, self._networks, strict=True)
+        )
         size = "" if self.image_size in {None, self._own_size()} else f":{self.image_size}"
         views = "" if self.views == 1 else f":x{self.views}"
         return f"{origins}:{_RECIPE}{size}{views}"
@@ -82,22 +94,30 @@ class BackboneChoice:
     def _origin(self, name: str) -> str:
         if self.weights is not None:
             return weights.sha256(self.weights)
-        return plans.LITES[name].sha256 if name in plans.LITES else "torchvision"
+        if name in plans.LITES:
+            return plans.LITES[name].sha256
+        if name.startswith(plans.TIMM):
+            folder = plans.timm_folder(name)  # whose files may change, unlike published weights
+            return "+".join(map(weights.sha256, weights.in_folder(folder))) if folder else "timm"
+        return "torchvision"
 
     def _own_size(self) -> int | None:
         """Return the backbone's own input size, or None if only torch knows it."""
-        if all(name in plans.LITES for name in self.parts):
-            return max(plans.LITES[name].crop for name in self.parts)
+        if all(name in plans.LITES for name in self._networks):
+            return max(plans.LITES[name].crop for name in self._networks)
         return None
 
 
 def parse(text: str) -> BackboneChoice:
-    """Parse the notation ``NAME[+NAME...][@[SIZE][xVIEWS]]``. Raises InvalidInput."""
+    """Parse the notation ``NAME[+NAME...][@[SIZE][xVIEWS]]``. Raises InvalidInput.
+
+    A NAME may end in ``POOLED``.
+    """
     match = _NOTATION.fullmatch(text.strip())
     if match is None:
         raise InvalidInput(
             f"{text!r} is not a backbone: write NAME, NAME@SIZE, NAME@SIZExVIEWS or NAME@xVIEWS;"
-            " NAME+NAME joins two",
+            f" NAME+NAME joins two, NAME{POOLED} adds lower stages",
             field="backbone",
         )
     name, size, views = match.groups()
@@ -131,20 +151,20 @@ class TorchBackbone:
 
 
 def names() -> list[str]:
-    """Return the names that ``load`` accepts: Topwork's, then torchvision's. Imports torch."""
+    """Return Topwork's names, then torchvision's. ``load`` also accepts timm's. Imports torch."""
     return plans.names()
 
 
 def available() -> list[str]:
-    """Return the names whose weights are on this machine: packaged, or in torch's cache."""
-    from topwork_trainer.backbones import torchvision_import
+    """Return the names whose weights are on this machine: packaged, or in a cache of downloads."""
+    from topwork_trainer.backbones import timm_import, torchvision_import
 
     downloaded = [
         name
         for name in torchvision_import.names()
         if weights.cached(torchvision_import.published(name).url).exists()
     ]
-    return [*plans.LITES, *downloaded]
+    return [*plans.LITES, *downloaded, *timm_import.downloaded()]
 
 
 def load(choice: BackboneChoice) -> TorchBackbone:
@@ -177,17 +197,19 @@ def _load_part(name: str, file: Path | None) -> TorchBackbone:
     """Return the backbone ``name`` at its own image size."""
     import torch
 
-    plan = plans.plan(name)
+    plan = plans.plan(name.removesuffix(POOLED))
     source = file or plan.fetch()
     digest = weights.sha256(source)
-    weights.load(plan.module, source, name=name, unused=plan.unused)
-    plan.module.eval()
+    weights.load(plan.module, source, name=name, unused=plan.unused, convert=plan.convert)
+    module = plan.module.eval()
+    if name.endswith(POOLED):
+        module = _pooled(module, plan.spec.crop)
     with torch.inference_mode():
-        width = plan.module(torch.zeros(2, 3, plan.spec.crop, plan.spec.crop)).shape[1]
+        width = module(torch.zeros(2, 3, plan.spec.crop, plan.spec.crop)).shape[1]
     return TorchBackbone(
         name=name,
         identity=BackboneChoice(name=name, weights=file).identity(),
-        module=plan.module,
+        module=module,
         mean=plan.mean,
         std=plan.std,
         spec=plan.spec,
@@ -196,6 +218,15 @@ def _load_part(name: str, file: Path | None) -> TorchBackbone:
         source=source.name if file else plan.source,
         weights_sha256=digest,
     )
+
+
+def _pooled(module: nn.Module, crop: int) -> nn.Module:
+    from topwork_trainer.backbones.pooled import Pooled
+    from topwork_trainer.backbones.stages import stages
+
+    *above, _ = stages(module)  # the lowest stage takes the image
+    firsts = [stage.first_module for stage in reversed(above)]
+    return Pooled(module, [first for first in firsts if first], crop=crop).eval()
 
 
 def _join(parts: list[TorchBackbone]) -> TorchBackbone:

@@ -33,6 +33,8 @@ class Plan:
     source: str
     fetch: Callable[[], Path]
     """Returns the path of the published weights."""
+    convert: Callable[[weights.State, nn.Module], weights.State] = lambda state, _: state
+    """Renames published weights to those of ``module``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,24 @@ LITES = {
 }
 
 
+TIMM = "timm/"
+"""Beginning of the names of timm's backbones."""
+
+POOLS = ("cls", "mean", "both")
+"""Embeddings of a vision transformer, written ``timm/NAME:POOL``."""
+
+
+def timm_folder(name: str) -> Path | None:
+    """Return the folder of ``timm/local-dir:PATH`` or ``timm/local-dir:PATH:POOL``, else None."""
+    kind, _, path = name.removeprefix(TIMM).partition(":")
+    if kind != "local-dir":
+        return None
+    before, _, pool = path.rpartition(":")
+    return Path(before if pool in POOLS else path)
+
+
 def names() -> list[str]:
-    """Return all names: Topwork's, then torchvision's. Imports torch."""
+    """Return all names but timm's: Topwork's, then torchvision's. Imports torch."""
     from topwork_trainer.backbones import torchvision_import
 
     return [*LITES, *torchvision_import.names()]
@@ -67,6 +85,10 @@ def names() -> list[str]:
 
 def plan(name: str) -> Plan:
     """Build the network of the backbone ``name``. Raises InvalidInput if the name is unknown."""
+    if name.startswith(TIMM):
+        from topwork_trainer.backbones import timm_import
+
+        return timm_import.plan(name)
     return _plan_lite(name) if name in LITES else _plan_torchvision(name)
 
 

@@ -15,6 +15,8 @@ from topwork.runtime.cores import available_cores
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice, TorchBackbone
 from topwork_trainer.backbones.exports import Exports
+from topwork_trainer.backbones.onnx_import import IDENTITY
+from topwork_trainer.backbones.parity import ExportError
 from topwork_trainer.backbones.stamp import stamped
 
 
@@ -23,12 +25,15 @@ def prepare_backbone(
 ) -> BackboneInfo:
     """Return the stored export of a backbone, exporting it first if the repository has none.
 
+    The name of a backbone that was imported into the repository from an ONNX file means that one.
     ``exports`` is the cache of exports made for any repository. Torch is imported only to export,
     and to find out the weights of torchvision's backbones. Raises InvalidInput for an unknown name,
     an image size that the backbone does not accept or unusable weights, NotFound for weights that
     are not available, Corrupt for a package with unknown weights, ExportError for a failed parity
     check.
     """
+    if imported := find_imported(repository, choice):
+        return imported
     if stored := _stored(repository, choice.identity()):
         return stored
     if choice.pins_weights and (cached := exports.find(choice.identity()) if exports else None):
@@ -55,6 +60,29 @@ def prepare_backbone(
     return info
 
 
+def find_imported(repository: Repository, choice: BackboneChoice) -> BackboneInfo | None:
+    """Return the imported backbone that ``choice`` names; None if it names another backbone.
+
+    Raises InvalidInput if the choice changes or joins it, which an ONNX file does not allow.
+    """
+    names = repository.added_backbones()
+    for part in choice.parts:
+        if part not in names:
+            continue
+        info = repository.backbone_info(names[part])
+        if not info.identity.startswith(IDENTITY):
+            continue
+        own_size = choice.image_size in {None, info.preprocess.crop}
+        if choice.name != part or choice.weights or choice.views != 1 or not own_size:
+            raise InvalidInput(
+                f"{part!r} was added from an ONNX file, so it cannot be joined and has no other"
+                f" weights, views or image size than {info.preprocess.crop}",
+                field="backbone",
+            )
+        return info
+    return None
+
+
 def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:
     """Export a backbone into the repository and return its description. Raises ExportError."""
     from topwork_trainer.backbones import export
@@ -78,7 +106,7 @@ def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:
     )
     stored = repository.put_backbone(exported.onnx, info)
     if stored.preprocess != info.preprocess:
-        raise export.ExportError(
+        raise ExportError(
             f"the repository has this graph with other preprocessing, {stored.preprocess}; "
             "use another repository"
         )

@@ -55,8 +55,8 @@ def quantise(model: bytes, calibration: Iterable[Pixels]) -> bytes:
 
     Static quantisation in QDQ form: int8 weights per channel, uint8 activations whose ranges are
     the extremes over the ``calibration`` images (read one at a time). The normalisation, the first
-    convolutions and the final pooling stay float. Equal arguments give equal bytes. Raises
-    QuantisationError if there is no image, or nothing that can be quantised.
+    convolutions, the final pooling and the joining of embeddings stay float. Equal arguments give
+    equal bytes. Raises QuantisationError if there is no image, or nothing that can be quantised.
 
     On 2,000 photos of flowers (logistic head on each graph's own embeddings, 5 folds) accuracy went
     from 91.90 to 91.95 % with EfficientNet-Lite0, 91.55 to 91.65 with Lite1, 91.70 to 91.75 with
@@ -98,7 +98,7 @@ def quantise(model: bytes, calibration: Iterable[Pixels]) -> bytes:
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=_float_start(graph),
+                nodes_to_exclude=[*_float_start(graph), *_joins(graph)],
             )
             quantised = onnx.load(result)
         except TopworkError:
@@ -231,6 +231,19 @@ def _float_start(graph: onnx.GraphProto) -> list[str]:
         names.append(node.name)
         depth |= dict.fromkeys(node.output, before)
     return names
+
+
+def _joins(graph: onnx.GraphProto) -> list[str]:
+    """Return the names of the nodes that join embeddings, each divided by its length.
+
+    ONNX Runtime's quantiser would round the joined embedding to 8 bits, which saves no time.
+    """
+    quotients = {name for node in graph.node if node.op_type == "Div" for name in node.output}
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type == "Concat" and quotients.issuperset(node.input)
+    ]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from topwork.errors import InvalidInput
 from topwork_trainer.backbones.efficientnet_lite import EfficientNetLite
 from topwork_trainer.backbones.joined import Joined
+from topwork_trainer.backbones.pooled import Pooled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,11 @@ class BackboneStage:
     size: int
     """Number of parameters, counted by element."""
 
+    @property
+    def first_module(self) -> str | None:
+        """Name of the submodule on the input side; None: the first parameter has none."""
+        return _unit(self.parameters[0])
+
 
 def stages(module: nn.Module) -> tuple[BackboneStage, ...]:
     """Return the stages of a backbone, from the output side to the input side.
@@ -35,6 +41,8 @@ def stages(module: nn.Module) -> tuple[BackboneStage, ...]:
     """
     if isinstance(module, Joined):
         return _joined_stages(module)
+    if isinstance(module, Pooled):
+        return _inner_stages(module, "module")
     groups: dict[str, list[str]] = {}
     bare: list[str] = []  # tokens and position embeddings, which belong to the input stage
     parameters = dict(module.named_parameters())
@@ -84,24 +92,16 @@ def parse(unfreeze: str, available: Sequence[BackboneStage]) -> int:
     )
 
 
-# Names of modules that only contain stages, in torchvision and EfficientNet-Lite.
-_CONTAINERS = {"features", "encoder", "layers", "trunk_output", "blocks", "_blocks"}
+# Names of modules that only contain stages, in torchvision, timm and EfficientNet-Lite.
+_CONTAINERS = {
+    *("features", "encoder", "layers", "trunk_output", "blocks", "_blocks"),
+    *("stages", "vision_transformer"),
+}
 
 
 def _joined_stages(joined: Joined) -> tuple[BackboneStage, ...]:
     """Return the last stages of all parts as one stage, then the stages before them, and so on."""
-    paths = [f"parts.{index}.module" for index in range(len(joined.parts))]
-    columns = [
-        [
-            BackboneStage(
-                name=stage.name,
-                parameters=tuple(f"{path}.{name}" for name in stage.parameters),
-                size=stage.size,
-            )
-            for stage in stages(joined.get_submodule(path))
-        ]
-        for path in paths
-    ]
+    columns = [_inner_stages(joined, f"parts.{index}.module") for index in range(len(joined.parts))]
     rows = [[stage for stage in row if stage] for row in zip_longest(*columns)]
     return tuple(
         BackboneStage(
@@ -110,6 +110,14 @@ def _joined_stages(joined: Joined) -> tuple[BackboneStage, ...]:
             size=sum(stage.size for stage in row),
         )
         for row in rows
+    )
+
+
+def _inner_stages(module: nn.Module, path: str) -> tuple[BackboneStage, ...]:
+    """Return the stages of a submodule, with the names of their parameters in ``module``."""
+    return tuple(
+        replace(stage, parameters=tuple(f"{path}.{name}" for name in stage.parameters))
+        for stage in stages(module.get_submodule(path))
     )
 
 

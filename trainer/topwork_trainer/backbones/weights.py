@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import re
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from topwork.errors import Corrupt, InvalidInput, NotFound
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    State = dict[str, Tensor]
 
 
 def packaged(package: str, digest: str) -> Path:
@@ -61,19 +65,23 @@ def download(name: str, url: str) -> Path:
     return file
 
 
-def load(module: nn.Module, file: Path, *, name: str, unused: tuple[str, ...]) -> None:
+def load(
+    module: nn.Module,
+    file: Path,
+    *,
+    name: str,
+    unused: tuple[str, ...],
+    convert: Callable[[State, nn.Module], State] = lambda state, _: state,
+) -> None:
     """Load the state dict in ``file`` into ``module``. Raises InvalidInput if it does not fit.
 
-    ``unused`` has the prefixes of the weights' names that are in ``file`` but not in ``module``.
+    ``unused`` has the prefixes of the weights' names that are in ``file`` but not in ``module``;
+    ``convert`` renames weights of other publishers.
     """
-    import torch
-
     try:
-        state: object = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's readers raise errors of many types
-        raise _unusable(file, "torch cannot read it as plain tensors") from error
-    if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
-        raise _unusable(file, "it is not a state dict")
+        state = convert(_read(file), module)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise _unusable(file, f"it does not fit {name}: {error}") from error
     for key in [key for key in state if key.startswith(unused)]:
         del state[key]  # in place, because a state dict carries metadata
     for key in [key for key in state if _OLD_DENSENET.search(key)]:
@@ -85,8 +93,48 @@ def load(module: nn.Module, file: Path, *, name: str, unused: tuple[str, ...]) -
         raise _unusable(file, f"it does not fit {name}: {reason}") from error
 
 
+def _read(file: Path) -> State:
+    """Return the state dict in a file of torch or safetensors, also one inside a checkpoint."""
+    import torch
+
+    if file.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise _unusable(file, "it needs safetensors: pip install 'topwork[timm]'") from error
+        try:
+            return load_file(file)
+        except Exception as error:  # safetensors' errors share no class
+            raise _unusable(file, f"safetensors cannot read it ({error})") from error
+    try:
+        # Checkpoints of torchvision and timm contain the options of their training.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's readers raise errors of many types
+        raise _unusable(file, "torch cannot read it as plain tensors") from error
+    if isinstance(state, dict):
+        state = next((state[key] for key in _NESTED if isinstance(state.get(key), dict)), state)
+    if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
+        raise _unusable(file, "it is not a state dict")
+    for key in [key for key in state if key.startswith("module.")]:  # of data-parallel training
+        state[key.removeprefix("module.")] = state.pop(key)
+    return state
+
+
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of weights on the hub and in local folders, in order of preference."""
+
+_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Keys of the state dict in a checkpoint, the better one first."""
+
 # Names in the published DenseNets, from before torch forbade dots in a module's name.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+
+
+def in_folder(folder: Path) -> list[Path]:
+    """Return the weights and the description of a network in timm's format that are in a folder."""
+    files = (folder / name for name in (*FOLDER_FILES, "config.json"))
+    return [file for file in files if file.is_file()]
 
 
 def sha256(file: Path) -> str:

@@ -3,20 +3,87 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import tempfile
+from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import click
 
 from topwork import tables
+from topwork.bundle.store import Repository
+from topwork.errors import TopworkError
 from topwork_trainer import backbones
+from topwork_trainer.backbones.exports import Exports
+from topwork_trainer.cli import progress
+from topwork_trainer.cli.options import cache_option
 
 
 @click.command("backbones")
-def list_backbones() -> None:
-    """List the names of all backbones, for --backbone."""
-    for name in backbones.names():
-        print(name)
+@click.argument("pattern", default="*")
+@click.option("--all", "everything", is_flag=True, help="Also list backbones to download.")
+@click.option(
+    "--repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Repository whose added backbones are listed, too.",
+)
+@cache_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def list_backbones(
+    pattern: str, everything: bool, repository: Path | None, cache: Path | None, as_json: bool
+) -> None:
+    """List the backbones on this machine, for --backbone, with size, speed and licence.
+
+    PATTERN selects names, such as 'resnet*'. With --all or a PATTERN the list has torchvision's
+    backbones, whose weights are downloaded when they are used; 'timm/*' are those of timm. The
+    milliseconds are those to embed an image on one core of this machine; if they are not known yet,
+    the backbone is exported first. MB is the size of the network.
+    """
+    from topwork_trainer.backbones import catalogue
+    from topwork_trainer.backbones.timm_import import names as timm_names
+
+    own = backbones.available()
+    others: list[str] = []
+    if everything or pattern != "*":
+        others = timm_names() if pattern.startswith("timm/") else backbones.names()
+    here, others = (
+        [name for name in names if fnmatchcase(name, pattern)]
+        for names in (own, [name for name in others if name not in own])
+    )
+    failed = {}
+    with tempfile.TemporaryDirectory() as temporary, progress.bar("measure", len(here)) as advance:
+        store = Repository(Path(temporary))
+        rows = catalogue.added(Repository(repository)) if repository else []
+        rows = [row for row in rows if fnmatchcase(row.name, pattern)]
+        for name in here:
+            try:
+                rows.append(catalogue.measure(name, store, Exports(cache) if cache else None))
+            except TopworkError as error:
+                failed[name] = str(error)
+            advance()
+    rows += map(catalogue.describe, others)
+    if as_json:
+        print(json.dumps({"backbones": [asdict(row) for row in rows], "failed": failed}))
+        return
+    console = tables.console()
+    columns = ("backbone", "input", "width", "MB", "ms", "licence", "weights")
+    cells = [
+        (
+            row.name,
+            str(row.image_size),
+            str(row.width),
+            f"{row.megabytes:.0f}",
+            "" if row.milliseconds is None else f"{row.milliseconds:.1f}",
+            row.licence,
+            row.weights,
+        )
+        for row in rows
+    ]
+    console.print(tables.table(columns, cells, copied=["backbone"]))
+    for name, why in failed.items():
+        console.print(f"{name} cannot be used: {why}", markup=False, soft_wrap=True)
+    if not others:
+        console.print("--all lists others, whose weights are downloaded", highlight=False)
 
 
 @click.command()

@@ -25,16 +25,21 @@ SECTIONS = {
             "topwork-train audit photos",
         ),
     },
-    "Inspect backbones": {
+    "Inspect and add backbones": {
         "backbones": Lazy(
             "topwork_trainer.cli.backbones:list_backbones",
-            "List the names of all backbones, for --backbone.",
+            "List the backbones on this machine, for --backbone, with size, speed and licence.",
             "topwork-train backbones",
         ),
         "describe": Lazy(
             "topwork_trainer.cli.backbones:describe",
             "Show the input size, embedding width, licence and stages of a backbone.",
             "topwork-train describe efficientnet_lite0",
+        ),
+        "backbone": Lazy(
+            "topwork_trainer.cli.backbone:backbone",
+            "Add backbones to a repository.",
+            "topwork-train backbone add mine --onnx mine.onnx --repository repository",
         ),
     },
     "Try it out": {

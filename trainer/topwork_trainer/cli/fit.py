@@ -61,8 +61,8 @@ class _OrAuto(click.ParamType[Any]):
 @click.option(
     "--backbone",
     default=backbones.DEFAULT,
-    help="Backbone, one of `topwork-train backbones`; NAME+NAME joins two; auto: the best one on a "
-    "sample of the photos.",
+    help="Backbone, one of `topwork-train backbones`; NAME:pooled adds the means of its lower "
+    "stages, NAME+NAME joins two; auto: the best one on a sample of the photos.",
 )
 @click.option(
     "--weights",

@@ -37,7 +37,8 @@ from topwork_trainer.ranking.rank import SAMPLE, explain, notation
     "--backbones",
     "wanted",
     help="Backbones to compare, separated by commas, each NAME[+NAME][@[SIZE][xVIEWS]], such as "
-    "resnet50, efficientnet_lite0@288, efficientnet_lite0@x2 (mean of image and mirror image) or "
+    "resnet50, efficientnet_lite0@288, efficientnet_lite0@x2 (mean of image and mirror image), "
+    "efficientnet_lite0:pooled (with the means of lower stages) or "
     "efficientnet_lite0+efficientnet_lite1@288 (concatenated embeddings). Default: all whose "
     "weights are on this machine; weights of others are downloaded.",
 )
@@ -92,9 +93,10 @@ def rank(
     the embedding.
     """
     photos = scan(data, classes=split_names(classes))
-    choices = _choices(wanted, image_size, views)
     with ExitStack() as stack:
         root = repository or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        names = split_names(wanted) or module.candidates(Repository(root))
+        choices = _choices(names, image_size, views)
         attempts = Attempts(
             repository=Repository(root),
             sources=photos.train,
@@ -121,8 +123,10 @@ def rank(
         _show(console, rows)
 
 
-def _choices(wanted: str | None, image_size: int | None, views: int | None) -> list[BackboneChoice]:
-    choices = map(backbones.parse, split_names(wanted) or backbones.available())
+def _choices(
+    names: Sequence[str], image_size: int | None, views: int | None
+) -> list[BackboneChoice]:
+    choices = map(backbones.parse, names)
     return [
         replace(
             choice,

@@ -1,9 +1,10 @@
-"""Reader of annotations as labels of whole photos: COCO, and Label Studio's JSON export."""
+"""Reader of annotations as labels of whole photos: COCO, and Label Studio's exports."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,9 +14,16 @@ from urllib.parse import parse_qs, urlsplit
 from topwork.errors import InvalidInput
 from topwork.inputs.folders import Reason
 from topwork.printable import file_name, printable
-from topwork_trainer.data.manifests import Collector, Entry, Manifest, locate, read_manifests
+from topwork_trainer.data.manifests import (
+    COLUMNS,
+    Collector,
+    Entry,
+    Manifest,
+    locate,
+    read_manifests,
+)
 from topwork_trainer.data.photos import Found
-from topwork_trainer.data.tables import Row, Table, decode, parse_json
+from topwork_trainer.data.tables import Row, Table, clip, decode, list_columns, parse_json
 from topwork_trainer.data.trees import Tree
 
 
@@ -36,8 +44,8 @@ def read_annotations(tree: Tree, path: Path) -> Found:
     """Return the photos of a JSON file whose annotations give them exactly one label.
 
     The file is COCO (the label is the category of all annotations of the photo), Label Studio's
-    JSON export (the label is the choice of all annotators), or a list of objects with the columns
-    of a manifest. Raises InvalidInput if it is none of them, or a path is a URL.
+    JSON or JSON-MIN export (the label is the choice of all annotators), or a list of objects with
+    the columns of a manifest. Raises InvalidInput if it is none of them, or a path is a URL.
     """
     name = file_name(path.name)
     document = parse_json(decode(tree.read_table(path), name), name)
@@ -45,6 +53,8 @@ def read_annotations(tree: Tree, path: Path) -> Found:
         reader, folders = _coco, _coco_folders(path)
     elif _is_label_studio(document):
         reader, folders = _label_studio, [path.parent, path.parent / "images"]
+    elif _is_json_min(document):
+        reader, folders = _json_min, [path.parent, path.parent / "images"]
     elif isinstance(document, list) and all(isinstance(row, dict) for row in document):
         table = _table(document, name)
         return read_manifests(tree, [Manifest(table=table, folder=path.parent)])
@@ -56,7 +66,7 @@ def read_annotations(tree: Tree, path: Path) -> Found:
     try:
         photos = list(reader(document))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        text = f"{name} is not valid: {type(error).__name__} {error}"
+        text = f"{name} is not valid: {type(error).__name__} {clip(error)}"
         raise InvalidInput(printable(text), field="data") from error
     return _collect(tree, Table(name=name, columns=(), rows=()), folders, photos)
 
@@ -73,8 +83,7 @@ def _collect(
     """Return the labelled photos; each is in the first of ``folders`` that has it."""
     collector = Collector(tree=tree, name=table.name)
     for photo in photos:
-        candidates = [locate(table, photo.place, folder, photo.given) for folder in folders]
-        path = next((path for path in candidates if tree.exists(path)), candidates[0])
+        path = locate(tree, table, photo.place, folders, photo.given)
         name = file_name(os.path.relpath(path, tree.root))
         if photo.label:
             entry = Entry(place=photo.place, path=path, name=name, label=photo.label)
@@ -134,6 +143,49 @@ def _label_studio(document: object) -> Iterator[_Annotated]:
         if not photo.label and any(len(choices) == 1 for choices in chosen):
             photo = _Annotated(place=place, given=given, label="", reason="disagreement")
         yield photo
+
+
+def _is_json_min(document: object) -> bool:
+    return (
+        isinstance(document, list)
+        and bool(document)
+        and all(isinstance(row, dict) and {"id", "annotation_id"} <= row.keys() for row in document)
+    )
+
+
+def _json_min(document: object) -> Iterator[_Annotated]:
+    """Yield the photos of JSON-MIN: an object per annotation, with its choices under their name."""
+    tasks: dict[object, dict[str, object]] = {}
+    annotations: dict[object, list[object]] = defaultdict(list)
+    for row in cast("list[dict[str, object]]", document):
+        identifier = row["id"]
+        data = {key: value for key, value in row.items() if key not in _JSON_MIN}
+        others = sorted(data.keys() - {"image"})
+        name = next((name for name in _CHOICES if name in data), "".join(others[:1]))
+        if name not in _CHOICES and len(others) > 1:
+            raise ValueError(f"the choice of task {identifier} is one of {list_columns(others)}")
+        value = data.pop(name, [])
+        choices = value["choices"] if isinstance(value, dict) else value
+        chosen = [choices] if isinstance(choices, str) else choices
+        tasks.setdefault(identifier, data)
+        annotations[identifier].append(
+            {"result": [{"type": "choices", "value": {"choices": chosen}}] if chosen else []}
+        )
+    return _label_studio(
+        [
+            {"id": identifier, "data": data, "annotations": annotations[identifier]}
+            for identifier, data in tasks.items()
+        ]
+    )
+
+
+_JSON_MIN = frozenset(
+    ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement")
+)
+"""Keys of JSON-MIN that are neither data nor choices."""
+
+_CHOICES = ("choice", *COLUMNS["label"])
+"""Usual names of choices; a choice of another name is recognised if there is no other data."""
 
 
 def _choices(annotation: dict[str, object]) -> set[str]:

@@ -222,7 +222,7 @@ def _zip_members(path: Path) -> Iterator[tuple[str, Member | Reason | None]]:
     for info in archive.infolist():
         mode = info.external_attr >> 16
         name = _zip_name(info)
-        if info.is_dir():
+        if name.endswith("/"):
             yield name, None
         elif stat.S_ISLNK(mode):
             yield name, "link"

@@ -14,7 +14,7 @@ from topwork.inputs.folders import Reason
 from topwork.inputs.splits import split_role
 from topwork.printable import file_name, printable
 from topwork_trainer.data.photos import Found, Photo, Split
-from topwork_trainer.data.tables import Table
+from topwork_trainer.data.tables import Table, clip, list_columns
 from topwork_trainer.data.trees import Tree
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -75,8 +75,8 @@ class Collector:
             if before != now:
                 raise InvalidInput(
                     printable(
-                        f"{entry.name} has two {kind}s: {before!r} ({first.place}) and "
-                        f"{now!r} ({entry.place})"
+                        f"{clip(entry.name)} has two {kind}s: {clip(before)!r} ({first.place}) and "
+                        f"{clip(now)!r} ({entry.place})"
                     ),
                     field="data",
                 )
@@ -142,23 +142,25 @@ def _collect(manifest: Manifest, collector: Collector) -> Iterator[str]:
             for kind, column in columns.items()
         }
         if not values["path"]:
-            raise table.fail(row.place, f"the column {columns['path']!r} is empty")
+            raise table.fail(row.place, f"the column {clip(columns['path'])!r} is empty")
         split = manifest.split or values.get("split", "")
         if "split" in columns and split_role(split) is None:
-            raise table.fail(row.place, f"the split {split!r} is none of train, val and test")
-        path = locate(table, row.place, manifest.folder, values["path"])
+            raise table.fail(row.place, f"the split {clip(split)!r} is none of train, val and test")
+        path = locate(collector.tree, table, row.place, [manifest.folder], values["path"])
+        is_absolute = Path(values["path"]).is_absolute()
+        given = path if is_absolute else path.relative_to(manifest.folder)
         collector.add(
             Entry(
                 place=f"{table.name}, {row.place}",
                 path=path,
-                name=file_name(os.path.normpath(below / values["path"])),
+                name=file_name(os.path.normpath(below / given)),
                 label=values["label"],
                 split=split,
                 group=values.get("group", ""),
             )
         )
     if ignored := [column for column in table.columns if column not in columns.values()]:
-        named = ", ".join(ignored[:10]) + (", ..." if len(ignored) > 10 else "")
+        named = list_columns(ignored)
         yield printable(f"Columns of {table.name} that are not used: {named}")
 
 
@@ -167,7 +169,7 @@ def find_columns(table: Table) -> dict[str, str]:
     columns = known_columns(table.columns)
     for kind, text in (("path", "paths"), ("label", "labels")):
         if kind not in columns:
-            shown = ", ".join(table.columns[:10]) or "none"
+            shown = list_columns(table.columns) or "none"
             raise InvalidInput(
                 printable(
                     f"{table.name} has no column of {text}: name one of its columns "
@@ -188,14 +190,18 @@ def known_columns(names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def locate(table: Table, place: str, folder: Path, given: str) -> Path:
-    """Return the path of a photo. Raises InvalidInput if it is a URL."""
+def locate(tree: Tree, table: Table, place: str, folders: Sequence[Path], given: str) -> Path:
+    """Return the path of a photo: in the first of ``folders`` that has it, else in the first.
+
+    A backslash separates folders, as on Windows, if no file is named with it. Raises InvalidInput
+    if the path is a URL.
+    """
     if "://" in given:
-        raise table.fail(
-            place,
-            f"{given} is a URL: photos are not downloaded; download them and name their files",
-        )
-    return folder / given
+        problem = "is a URL: photos are not downloaded; download them and name their files"
+        raise table.fail(place, f"{clip(given)} {problem}")
+    spellings = dict.fromkeys((given, given.replace("\\", "/")))
+    candidates = [folder / spelling for spelling in spellings for folder in folders]
+    return next((path for path in candidates if tree.exists(path)), candidates[0])
 
 
 def _text(table: Table, place: str, column: str, value: object) -> str:
@@ -205,4 +211,5 @@ def _text(table: Table, place: str, column: str, value: object) -> str:
     if isinstance(value, str | int | float):
         text = str(value).strip()
         return text if column in COLUMNS["path"] else unicodedata.normalize("NFC", text)
-    raise table.fail(place, f"the column {column!r} has a {type(value).__name__}, not a text")
+    problem = f"the column {clip(column)!r} has a {type(value).__name__}, not a text"
+    raise table.fail(place, problem)

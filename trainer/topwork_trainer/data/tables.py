@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from topwork.errors import InvalidInput
@@ -13,6 +13,9 @@ from topwork.printable import printable
 
 DELIMITERS = ",;\t"
 """Characters that may separate the fields of a CSV file; the most frequent in the header does."""
+
+
+_MAX_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +112,21 @@ def decode(content: bytes, name: str) -> str:
         ) from error
 
 
+def clip(value: object) -> str:
+    """Return text for a message, of at most 100 characters."""
+    text = str(value)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+
+
+def list_columns(names: Sequence[str]) -> str:
+    """Return the first five names for a message."""
+    return ", ".join([clip(name) for name in names[:5]] + ["..."] * (len(names) > 5))
+
+
 def _check_columns(columns: tuple[str, ...], name: str) -> None:
     if not columns:
         raise InvalidInput(f"{name} is empty", field="data")
     repeated = sorted({column for column in columns if columns.count(column) > 1 and column})
     if repeated:
-        text = f"{name} has two columns {repeated[0]!r}: each needs its own name"
+        text = f"{name} has two columns {clip(repeated[0])!r}: each needs its own name"
         raise InvalidInput(printable(text), field="data")

@@ -16,6 +16,7 @@ from topwork.bundle.names import check_model
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
+from topwork.errors import InvalidInput
 from topwork.inputs.folders import LeftOut
 from topwork.learning.audit import audit_exemplars
 from topwork.report.content import Making, RankedBackbone
@@ -28,7 +29,7 @@ from topwork_trainer.audit import require_clean
 from topwork_trainer.audit_files import audit_files
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports
-from topwork_trainer.backbones.prepare import prepare_backbone
+from topwork_trainer.backbones.prepare import find_imported, prepare_backbone
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import add_test_set, scan
 from topwork_trainer.fit.attempts import Attempt, Attempts, OnStageProgress
@@ -126,6 +127,11 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         )
         choice, ranked = _choose(config, attempts)
         watch("backbone", 0, 0)
+        if config.unfreeze != "none" and find_imported(repository, choice):
+            raise InvalidInput(
+                f"{choice.name!r} was added from an ONNX file, which cannot be fine-tuned",
+                field="unfreeze",
+            )
         attempt = attempts.attempt(prepare_backbone(repository, choice, attempts.exports))
         files = audit_files(photos, attempt.skipped, attempt.backbone.preprocess)
         images = audit_exemplars(attempt.exemplars, attempt.learned.judged, seed=config.seed)

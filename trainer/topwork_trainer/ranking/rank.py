@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.report.content import RankedBackbone
 from topwork_trainer import backbones
@@ -49,8 +50,8 @@ def select(
 ) -> tuple[BackboneChoice, list[RankedBackbone]]:
     """Search for the best backbone; return it and all rows, best first.
 
-    ``name`` None means all available backbones. Sizes and views are tried for the best backbones
-    only: first all names, then larger images for the best two, then these two joined, then two
+    ``name`` None means all ``candidates``. Variants are tried for the best backbones only: first
+    all names, then larger images for the best two, then these two pooled, then joined, then two
     views for the backbone chosen so far. Raises InvalidInput if all fail.
     """
     if name is None and weights is not None:
@@ -62,27 +63,41 @@ def select(
         image_size=None if image_size == "auto" else image_size,
         views=1 if views == "auto" else views,
     )
-    names = backbones.available() if name is None else [name]
+    names = candidates(attempts.repository) if name is None else [name]
     trials = [prober.probe(replace(own, name=candidate)) for candidate in names]
     if image_size == "auto":
         trials += map(prober.probe, _larger(_best(trials, 2)))
     if name is None:
+        trials += map(prober.probe, _pooled(trials))
         trials += map(prober.probe, _joined(trials))
     if views == "auto" and (working := _working(trials)):
         trials.append(prober.probe(replace(choose(working).choice, views=2)))
     return _result(trials)
 
 
+def candidates(repository: Repository) -> list[str]:
+    """Return the names of the backbones on this machine and of those added to the repository."""
+    available = backbones.available()
+    added = [name for name in repository.added_backbones() if "@" not in name]
+    return available + [name for name in added if name not in available]
+
+
 def choose(trials: Sequence[ProbeResult]) -> ProbeResult:
     """Return the best trial of at least one successful trial.
 
-    Starts with the cheapest backbone (milliseconds per image) and goes through the others by cost.
-    A more expensive backbone replaces the chosen one if it is better beyond noise: on the photos
-    that both judged, the gain in accuracy is at least LEAST_GAIN and more than one standard error
-    of the paired difference.
+    Starts with the cheapest backbone (milliseconds per image) and goes through the others by cost;
+    a pooled backbone comes after the same one without its lower stages, whose head is smaller. A
+    more expensive backbone replaces the chosen one if it is better beyond noise: on the photos that
+    both judged, the gain in accuracy is at least LEAST_GAIN and more than one standard error of the
+    paired difference.
     """
+    costs: dict[str, float] = {}
+    for trial in trials:
+        key, milliseconds = _unpooled(trial.choice), trial.row.milliseconds
+        costs[key] = min(milliseconds, costs.get(key, milliseconds))
     chosen, *expensive = sorted(
-        trials, key=lambda trial: (trial.row.milliseconds, str(trial.choice))
+        trials,
+        key=lambda trial: (costs[_unpooled(trial.choice)], trial.row.width, str(trial.choice)),
     )
     for trial in expensive:
         shared = [name for name in chosen.right if name in trial.right]
@@ -155,10 +170,30 @@ def _larger(trials: Sequence[ProbeResult]) -> list[BackboneChoice]:
     ]
 
 
+def _pooled(trials: Sequence[ProbeResult]) -> list[BackboneChoice]:
+    """Return the two most accurate backbones, pooled."""
+    return [
+        replace(trial.choice, name=trial.choice.name + backbones.POOLED)
+        for trial in _leaders(trials)
+    ]
+
+
 def _joined(trials: Sequence[ProbeResult]) -> list[BackboneChoice]:
     """Return the two most accurate backbones joined, at the image size of the best; [] if one."""
-    best = _best(trials, len(trials))
-    names = list(dict.fromkeys(trial.choice.name for trial in best))[:2]
-    if len(names) < 2:
+    best = _leaders(trials)
+    if len(best) < 2:
         return []
-    return [replace(best[0].choice, name="+".join(names), image_size=best[0].row.image_size)]
+    name = "+".join(trial.choice.name for trial in best)
+    return [replace(best[0].choice, name=name, image_size=best[0].row.image_size)]
+
+
+def _leaders(trials: Sequence[ProbeResult]) -> list[ProbeResult]:
+    """Return the best trial, and the best of another network, at any size, pooled or not."""
+    best = _best(trials, len(trials))
+    networks = [trial.choice.name.removesuffix(backbones.POOLED) for trial in best]
+    return [best[networks.index(name)] for name in dict.fromkeys(networks)][:2]
+
+
+def _unpooled(choice: BackboneChoice) -> str:
+    """Return the notation of a choice without the suffixes of pooled backbones."""
+    return str(choice).replace(backbones.POOLED, "")

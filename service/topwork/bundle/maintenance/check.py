@@ -73,6 +73,7 @@ class _Run:
         self._signing = signing
         self._widths: dict[str, int] = {}  # embedding widths of valid backbones
         self._twins: dict[str, str] = {}  # fp32 twins of valid backbones
+        self._added: set[str] = set()  # backbones that have a name
         self._shards: dict[str, _ShardSummary] = {}
         # List revisions before blobs: all blobs of a listed revision are stored already.
         models = [
@@ -94,6 +95,7 @@ class _Run:
                 with self._problem_at(path, of=path):
                     checks[kind](digest, path)
                 on_progress(done := done + 1, total)
+        self._check_names()
         all_manifests: list[Current | None] = []
         for model, directories in revisions.items():
             manifests = {}
@@ -125,6 +127,15 @@ class _Run:
                     info.expected.rows(info.width)
                 except ValueError as error:
                     raise Corrupt(f"its expected embeddings cannot be used: {error}") from error
+
+    def _check_names(self) -> None:
+        path = self._repository.names_file
+        with self._problem_at(path, of=path):
+            for name, digest in self._repository.added_backbones().items():
+                self._added.add(digest)
+                if digest not in self._stored["backbones"]:
+                    text = f"the backbone {name!r} has the digest {digest}, which is not stored"
+                    self._add("error", path, text)
 
     def _check_shard(self, digest: str, path: Path) -> None:
         shard = self._repository.shard(digest)
@@ -252,7 +263,7 @@ class _Run:
         if len(known) != len(manifests):
             return
         shards = {ref.digest for manifest in known for ref in manifest.exemplars}
-        backbones = {manifest.backbone for manifest in known}
+        backbones = {manifest.backbone for manifest in known} | self._added
         twins = {self._twins[digest] for digest in backbones & self._twins.keys()}
         if not shards <= self._shards.keys():
             return
@@ -274,7 +285,8 @@ class _Run:
             unexpected = [
                 path
                 for path in sorted(directory.glob("*"))
-                if path not in self._repository.stored(kind).values()
+                if path
+                not in {*self._repository.stored(kind).values(), self._repository.names_file}
                 and not path.name.startswith(files.TEMPORARY)
             ]
             if unexpected:

@@ -64,7 +64,8 @@ def collect(
 
     Retains the serving revision, the pinned revisions and the ``keep`` newest of each model, drafts
     of models that do not serve yet, models deleted within the last ``deleted_seconds``, and all
-    shards, images and backbones that they refer to, with the fp32 twins of the backbones.
+    shards, images and backbones that they refer to, with the fp32 twins of the backbones, and
+    the backbones that were added by name.
     ``pending_images`` returns the digests of images that unfinished operations need; it is called
     while no upload is in ``BlobStore.holding``. These images and their shards are retained, too. If
     ``pending_images`` raises Unavailable or Corrupt, all shards and images are retained.
@@ -219,7 +220,7 @@ class _Run:
         self, found: list[Current], old_shards: Collection[str], pending: frozenset[str] | None
     ) -> dict[BlobKind, set[str]]:
         """Return the digests to retain by kind; all shards and images if ``pending`` is unknown."""
-        backbones = self.with_twins({current.backbone for current in found})
+        backbones = self.with_twins({current.backbone for current in found} | self.added())
         if pending is None:
             stored = {kind: set(self.repository.stored(kind)) for kind in KINDS}
             return {**stored, "backbones": backbones}
@@ -244,6 +245,14 @@ class _Run:
             "exemplars": shards,
             "images": images,
         }
+
+    def added(self) -> set[str]:
+        """Return the backbones that were added by name; all stored ones if that is unknown."""
+        try:
+            return set(self.repository.added_backbones().values())
+        except Corrupt as error:
+            self.refused.append(f"{error}: no backbone was deleted")
+            return set(self.repository.stored("backbones"))
 
     def with_twins(self, backbones: set[str]) -> set[str]:
         """Return backbones with their fp32 twins; all stored ones if a twin is unknown."""

@@ -14,7 +14,7 @@ def to_classify_response(classified: Classified) -> classify_pb.ClassifyResponse
     timings = classified.timings
     return classify_pb.ClassifyResponse(
         revision=classified.revision,
-        results=[_image_result(result) for result in classified.results],
+        results=[to_image_result(result) for result in classified.results],
         timings=classify_pb.Timings(
             decode=duration(timings.decode),
             queue=duration(timings.queue),
@@ -25,7 +25,8 @@ def to_classify_response(classified: Classified) -> classify_pb.ClassifyResponse
     )
 
 
-def _image_result(result: ImageAnswer | ImageError) -> classify_pb.ImageResult:
+def to_image_result(result: ImageAnswer | ImageError) -> classify_pb.ImageResult:
+    """Return the message of one image's answer or error."""
     if isinstance(result, ImageError):
         return classify_pb.ImageResult(error=statuses.from_error(result))
     return classify_pb.ImageResult(

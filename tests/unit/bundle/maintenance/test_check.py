@@ -345,6 +345,17 @@ def test_twin_is_no_orphan(repository: Repository) -> None:
     assert "is not stored" in note(repository, f"backbones/{int8}/backbone.json")
 
 
+def test_added_backbone_is_no_orphan(repository: Repository) -> None:
+    """A named backbone is in use; a name without a stored backbone is an error."""
+    digest = put_backbone(repository, 7)
+    repository.add_backbone("mine", digest)
+    assert check(repository) == []
+    shutil.rmtree(repository.path("backbones", digest))
+    (found,) = check(repository)
+    assert (found.severity, found.path) == ("error", "backbones/names.json")
+    assert "'mine'" in found.text
+
+
 def test_expected_embeddings_of_another_width_are_an_error(repository: Repository) -> None:
     """They could not be compared with anything."""
     content = b"backbone 8"

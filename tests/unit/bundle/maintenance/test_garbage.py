@@ -148,6 +148,47 @@ def test_missing_twin_is_no_obstacle(repository: Repository) -> None:
     assert (paths(found, "backbone"), found.refused) == ([f"backbones/{orphan}"], ())
 
 
+def test_collect_retains_added_backbones(repository: Repository) -> None:
+    """A backbone that was added by name stays without a model; one that lost its name goes."""
+    first, second = put_backbone(repository, 7), put_backbone(repository, 8)
+    repository.add_backbone("mine", first)
+    repository.add_backbone("mine", second, replace=True)
+    stored.grow_old(repository)
+    assert paths(collect(repository), "backbone") == [f"backbones/{first}"]
+    assert second in repository.stored("backbones")
+    assert check(repository) == []
+
+
+def test_collect_deletes_no_backbone_if_the_names_are_unreadable(repository: Repository) -> None:
+    """Unreadable names may have any backbone."""
+    repository.add_backbone("mine", put_backbone(repository, 7))
+    put_backbone(repository, 8)
+    repository.names_file.write_text("{")
+    stored.grow_old(repository)
+    found = collect(repository)
+    assert paths(found, "backbone") == []
+    assert any("no backbone was deleted" in text for text in found.refused)
+
+
+def test_backbone_added_during_collect_stays(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backbone that gets its name after the names were read is not deleted."""
+    digest = put_backbone(repository, 7)
+    stored.grow_old(repository)
+    read = Repository.added_backbones
+
+    def add_after(self: Repository) -> dict[str, str]:
+        names = read(self)
+        monkeypatch.setattr(Repository, "added_backbones", read)
+        self.add_backbone("mine", digest)
+        return names
+
+    monkeypatch.setattr(Repository, "added_backbones", add_after)
+    assert paths(collect(repository), "backbone") == []
+    assert repository.added_backbones() == {"mine": digest}
+
+
 def test_collect_deletes_no_backbone_if_a_twin_is_unknown(repository: Repository) -> None:
     """An unreadable description may name any twin; other blobs are collected."""
     put_backbone(repository, 7)

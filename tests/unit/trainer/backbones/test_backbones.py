@@ -307,6 +307,9 @@ def test_identity_of_the_default_is_that_of_earlier_versions() -> None:
     """Exports of earlier versions are found, also if the backbone's own size is given."""
     sha = SHA["efficientnet_lite0"]
     assert BackboneChoice(name="efficientnet_lite0").identity() == f"efficientnet_lite0:{sha}:1"
+    pooled = BackboneChoice(name="efficientnet_lite0:pooled")
+    assert pooled.identity() == f"efficientnet_lite0:pooled:{sha}:1"
+    assert pooled.pins_weights
     named = BackboneChoice(name="efficientnet_lite0", image_size=224)
     assert named.identity() == BackboneChoice(name="efficientnet_lite0").identity()
 
@@ -320,6 +323,11 @@ def test_identity_depends_on_size_views_and_joined_names() -> None:
         "efficientnet_lite0@288x2",
         "efficientnet_lite0+efficientnet_lite1",
         "efficientnet_lite1+efficientnet_lite0",
+        "efficientnet_lite0:pooled",
+        "efficientnet_lite0:pooled@288x2",
+        "efficientnet_lite0:pooled+efficientnet_lite1",
+        "efficientnet_lite0+efficientnet_lite1:pooled",
+        "resnet18:pooled",
         "resnet18@288",
         "resnet18",
     )
@@ -333,6 +341,7 @@ def test_identity_depends_on_size_views_and_joined_names() -> None:
         (" shufflenet_v2_x2_0@96 ", BackboneChoice(name="shufflenet_v2_x2_0", image_size=96)),
         ("resnext50_32x4d@288x2", BackboneChoice(name="resnext50_32x4d", image_size=288, views=2)),
         ("a+b@x2", BackboneChoice(name="a+b", views=2)),
+        ("a:pooled+b@288", BackboneChoice(name="a:pooled+b", image_size=288)),
     ],
 )
 def test_notation_round_trips(text: str, choice: BackboneChoice) -> None:
@@ -353,7 +362,10 @@ def test_invalid_notation_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "field"),
-    [("a@31", "image_size"), ("a@1025", "image_size"), ("a@x3", "views"), ("a+b+a", "backbone")],
+    [
+        *(("a@31", "image_size"), ("a@1025", "image_size"), ("a@x3", "views")),
+        *(("a+b+a", "backbone"), ("a+a:pooled", "backbone")),
+    ],
 )
 def test_invalid_choice_is_refused(text: str, field: str) -> None:
     """A size out of bounds, three views and a backbone joined with itself are refused."""

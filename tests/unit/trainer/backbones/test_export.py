@@ -15,17 +15,14 @@ from torch import Tensor, nn
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice, TorchBackbone
-from topwork_trainer.backbones.export import (
-    IR_VERSION,
-    OPSET,
+from topwork_trainer.backbones.export import IR_VERSION, OPSET, ExportedBackbone, export
+from topwork_trainer.backbones.joined import Joined
+from topwork_trainer.backbones.parity import (
     Embed,
-    ExportedBackbone,
     ExportError,
     check_parity,
-    export,
     structured_images,
 )
-from topwork_trainer.backbones.joined import Joined
 
 
 @pytest.fixture(scope="module", autouse=True)

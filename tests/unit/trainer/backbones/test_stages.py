@@ -8,6 +8,7 @@ from topwork.errors import InvalidInput
 from topwork_trainer.backbones import torchvision_import
 from topwork_trainer.backbones.efficientnet_lite import EfficientNetLite
 from topwork_trainer.backbones.joined import Joined
+from topwork_trainer.backbones.pooled import Pooled
 from topwork_trainer.backbones.stages import parse, stages
 
 LITE = ("head", *(f"stage {number}" for number in range(7, 0, -1)), "stem")
@@ -103,6 +104,15 @@ def test_stages_of_joined_backbones_are_merged() -> None:
     )
     assert sorted(upper.parameters + lower.parameters) == sorted(dict(joined.named_parameters()))
     assert upper.size + lower.size == sum(p.numel() for p in joined.parameters())
+
+
+def test_stages_of_a_pooled_backbone_are_those_of_its_network() -> None:
+    """A pooled backbone has the same stages, so that the same ``last:N`` unfreezes the same."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1), nn.Flatten(2))
+    pooled = Pooled(module, ["0", "1"], crop=8)
+    for stage, inner in zip(stages(pooled), stages(module), strict=True):
+        assert stage.name == inner.name
+        assert stage.parameters == tuple(f"module.{name}" for name in inner.parameters)
 
 
 @pytest.mark.parametrize(("text", "count"), [("none", 0), ("last:1", 1), ("last:9", 9), ("all", 9)])

@@ -115,6 +115,41 @@ def test_uploads_of_label_studio_are_found_by_name(folder: Path) -> None:
     assert counts(scanned(folder / "export.json", tasks)) == {"a": 6, "b": 6}
 
 
+def minimal(number: int, image: str, **more: object) -> dict[str, object]:
+    """Return an annotation in Label Studio's JSON-MIN."""
+    return {"id": number, "annotation_id": number + 100, "image": image, "lead_time": 1.5, **more}
+
+
+@pytest.mark.parametrize("name", ["choice", "label", "my tag"])
+def test_json_min_choice_is_the_label(folder: Path, name: str) -> None:
+    """An object is an annotation: a choice, several, or none; annotators of a task must agree."""
+    rows = [minimal(number, path, **{name: label}) for number, (path, label) in enumerate(ROWS)]
+    rows += [
+        minimal(0, ROWS[0][0], **{name: "a"}),
+        minimal(20, "1.jpg", **{name: "a"}),
+        minimal(20, "1.jpg", **{name: "b"}),
+        minimal(21, "2.jpg", **{name: {"choices": ["a", "b"]}}),
+        minimal(22, "3.jpg"),
+    ]
+    photos = scanned(folder / "min.json", rows)
+    assert counts(photos) == {"a": 6, "b": 6}
+    assert left_out(photos) == {
+        "disagreement": ("1.jpg",),
+        "multi_label": ("2.jpg",),
+        "unlabelled": ("3.jpg",),
+    }
+
+
+def test_backslashes_separate_folders_in_coco(folder: Path) -> None:
+    """COCO files that Windows wrote name the same photos."""
+    document = coco()
+    for image in document["images"]:
+        image["file_name"] = image["file_name"].replace("/", "\\")
+    photos = scanned(folder / "1.json", document)
+    assert counts(photos) == {"a": 6, "b": 6}
+    assert photos.train[0].name == "a/0.jpg"
+
+
 def test_list_of_objects_is_a_manifest(folder: Path) -> None:
     """JSON with a list of objects has the columns of a manifest."""
     rows = [{"path": path, "label": label} for path, label in ROWS]
@@ -133,6 +168,11 @@ def test_list_of_objects_is_a_manifest(folder: Path) -> None:
         ([task(1, "", ["a"])], "task 1 has no image in its data"),
         ([task(1, "https://x/1.jpg", ["a"])], "https://x/1.jpg is a URL"),
         ([{"path": "1.jpg"}], "no column of labels"),
+        (
+            [minimal(1, "1.jpg", x="a", y="b")],
+            "is not valid: .* the choice of task 1 is one of x, y",
+        ),
+        ([minimal(1, "1.jpg", choice=3)], "is not valid: TypeError"),
     ],
 )
 def test_unusable_annotations_are_refused(folder: Path, document: object, message: str) -> None:

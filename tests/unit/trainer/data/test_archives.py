@@ -268,3 +268,10 @@ def test_unknown_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(b"\0photo")
     with pytest.raises(InvalidInput, match=r"not a folder, an archive .* or a manifest"):
         scan(tmp_path / "1.jpg")
+
+
+def test_zip_member_without_a_name_is_left_out(tmp_path: Path) -> None:
+    """Names end at a zero byte; an empty name is no photo."""
+    path = zip_of(tmp_path / "1.zip", {**MEMBERS, "nameless": b""})
+    path.write_bytes(path.read_bytes().replace(b"nameless", b"\0ameless"))
+    assert counts(scan(path)) == {"a": 6, "b": 6}

@@ -279,3 +279,25 @@ def test_test_set_with_splits_uses_its_test_split(folder: Path) -> None:
     (other / "test").rename(other / "val")
     with pytest.raises(InvalidInput, match="has the splits train, val and no test split"):
         add_test_set(photos, other)
+
+
+def test_backslashes_separate_folders(folder: Path) -> None:
+    """A manifest that Windows wrote names the same photos as one with slashes."""
+    photos = scanned(folder, csv().replace("/", "\\"))
+    assert contents(photos) == contents(scan(folder))
+
+
+def test_file_with_a_backslash_in_its_name_is_found(folder: Path) -> None:
+    """A literal name comes before the folder that it could mean."""
+    write(folder, [("a\\0.jpg", "b")])
+    found = contents(scanned(folder, csv() + "a\\0.jpg,b\n"))
+    assert found["a/0.jpg"] == b"\0a/0.jpg"
+    assert b"\0a\\0.jpg" in found.values()
+
+
+def test_messages_are_short(folder: Path) -> None:
+    """A message shows at most the beginning of long values."""
+    for text in (f"{'x' * 9_000},label\n", f"path,label\nhttp://{'x' * 9_000},a\n"):
+        with pytest.raises(InvalidInput, match="xxx") as error:
+            scanned(folder, text)
+        assert len(str(error.value)) < 400

@@ -25,6 +25,7 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.training.embed import ImageSource
 from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.export import EmbeddingModel, export
+from topwork_trainer.backbones.pooled import Pooled
 from topwork_trainer.finetuning import checkpoints
 from topwork_trainer.finetuning import finetune as finetuning
 from topwork_trainer.finetuning.finetune import FinetuneResult, finetune
@@ -144,6 +145,21 @@ def _one_thread() -> Iterator[None]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
     """Return the result of an uninterrupted run."""
     return run(tmp_path_factory.mktemp("whole") / "checkpoint")
+
+
+def test_finetune_improves_a_pooled_backbone(tmp_path: Path) -> None:
+    """The gradient passes through the means of the lower stage and their lengths."""
+    plain = backbone()
+    pooled = dataclasses.replace(
+        plain, module=Pooled(plain.module, ["features.4"], crop=16).eval(), width=8 + 16
+    )
+    weights = np.random.default_rng(0).standard_normal((5, 24)).astype(np.float32)
+    start = LinearHead(weights=3 * weights, bias=np.zeros(5, dtype=np.float32))
+    before = pooled.module.state_dict()["module.features.0.weight"].clone()
+    result = run(tmp_path / "checkpoint", start=pooled, start_head=start)
+    assert result.unfrozen == ("features.4", "features.0")
+    assert result.best.loss < 0.5 * result.history[0].loss
+    assert not torch.equal(before, result.backbone.module.state_dict()["module.features.0.weight"])
 
 
 def test_finetune_improves_accuracy(whole: FinetuneResult) -> None:

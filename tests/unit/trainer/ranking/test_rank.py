@@ -90,6 +90,15 @@ def test_choose_compares_with_the_backbone_chosen_so_far() -> None:
     assert choose([c, a]) is c
 
 
+def test_choose_takes_a_pooled_backbone_only_for_a_gain() -> None:
+    """A pooled backbone costs no less than the same one, even if it was faster by chance."""
+    plain, pooled = trial("a", 5, range(20)), trial("a:pooled", 4.9, range(19))
+    wider = replace(pooled, row=replace(pooled.row, width=1904))
+    assert choose([wider, plain]) is plain
+    better = replace(trial("a:pooled", 4.9, range(10)), row=wider.row)
+    assert choose([better, plain]) is better
+
+
 def test_choose_compares_photos_that_both_judged() -> None:
     """Backbones are compared on shared photos; without any, the expensive one is not chosen."""
     cheap, expensive = trial("cheap", 1, range(50)), trial("expensive", 2, range(0))
@@ -181,17 +190,25 @@ def test_rank_raises_if_all_backbones_fail() -> None:
 
 
 def test_select_tries_variants_of_the_best_backbones_only(prober: FakeProber) -> None:
-    """All names, larger images for the best two, these two joined, then two views."""
+    """All names, larger images for the best two, these pooled, then joined, then two views."""
     chosen, rows = select(attempts_of("xy", 4), image_size="auto", views="auto")
     assert prober.probed == [
         *("a", "b", "c"),
         *("b@288", "b@320", "a@288", "a@320"),
+        *("a:pooled@320", "b:pooled@288"),
         "a+b@320",
         "a+b@320x2",
     ]
     assert str(chosen) == "a+b@320"  # two views gain only 0.2 points
     assert len(rows) == len(prober.probed)
     assert [notation(row) for row in rows if row.chosen] == ["a+b@320"]
+
+
+def test_select_joins_pooled_backbones_if_they_are_better(prober: FakeProber) -> None:
+    """The best of each network is joined with another network, never with itself."""
+    prober.trials["a:pooled@320"] = trial("a:pooled@320", 11, range(70))
+    select(attempts_of("xy", 4), image_size="auto")
+    assert prober.probed[-1] == "a:pooled+b@320"
 
 
 def test_select_keeps_given_name_size_and_views(prober: FakeProber) -> None:
@@ -225,7 +242,7 @@ def test_explain_has_gain_and_cost() -> None:
     assert explain(rows).startswith("a@224 is chosen: accuracy 0.900 at 5.0 ms")
 
 
-@pytest.mark.parametrize("text", ["a@288", "a@288x2", "a@x2", "a+b@96x2", "a"])
+@pytest.mark.parametrize("text", ["a@288", "a@288x2", "a@x2", "a+b@96x2", "a", "a:pooled@96"])
 def test_notation_of_a_row_can_be_parsed(text: str) -> None:
     """The name in a row can be passed to --backbones, also for a backbone that failed."""
     choice = backbones.parse(text)

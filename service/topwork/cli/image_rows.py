@@ -1,0 +1,224 @@
+"""Rows of ``topwork classify`` and ``topwork predict``: a line for each photo."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import click
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from topwork import ImageResult, StreamResult
+from topwork.cli.options import json_output, read_photo
+from topwork.errors import ImageError
+from topwork.in_order import in_order
+from topwork.inputs.folders import Listing, group
+from topwork.printable import file_name, printable
+from topwork.terminal import Console, LocalPath
+
+READERS = 4
+AHEAD = 16
+"""Threads that read files, and files read ahead: a network disk has a long latency."""
+
+PATIENCE_SECONDS = 1
+"""Longest time from Ctrl-C to the interrupt while no row arrives."""
+
+Row = dict[str, Any]
+Classify: TypeAlias = Callable[[Iterator[bytes]], Generator[StreamResult, None, None]]
+"""Yields the result of each encoded image, in order."""
+
+
+def image_arguments(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the arguments ``images``, ``revision``, ``top_k`` and ``as_json``."""
+    for decorate in (
+        click.argument("images", nargs=-1, required=True, type=LocalPath(path_type=Path)),
+        json_output,
+        click.option(
+            "--top-k", default=5, type=click.IntRange(min=1), help="Predictions per image."
+        ),
+        click.option(
+            "--revision",
+            default=0,
+            type=click.IntRange(min=0),
+            help="Revision that classifies; 0: the serving one.",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+def classify_files(listing: Listing, classify: Classify, *, as_json: bool) -> None:
+    """Print a row for each file, then exit with status 1 if an image could not be classified."""
+    failed = False
+    with (
+        closing(_rows(listing.files, classify)) as rows,
+        _line_printer(len(listing.files)) as print_line,
+        _interrupts() as check_interrupt,
+    ):
+        for row in rows:
+            failed |= row["error"] is not None
+            print_line(json.dumps(row) if as_json else _line(row))
+            check_interrupt()
+    if as_json and listing.omitted:
+        print(json.dumps({"left_out": [left_out.json() for left_out in group(listing.omitted)]}))
+    sys.exit(1 if failed else 0)
+
+
+def _rows(files: Sequence[Path], classify: Classify) -> Generator[Row, None, None]:
+    """Yield a row per file, in order."""
+    sent: deque[tuple[Path, str | None]] = deque()
+
+    def contents() -> Iterator[bytes]:  # may run in another thread, ahead of the rows
+        for path, content in _read(files):
+            if isinstance(content, bytes):
+                sent.append((path, None))
+                yield content
+            else:
+                sent.append((path, content))
+
+    def unreadable() -> Iterator[Row]:
+        while sent and (error := sent[0][1]) is not None:
+            yield _failure(sent.popleft()[0], None, error)
+
+    with closing(classify(contents())) as answers:
+        for answer in answers:
+            yield from unreadable()
+            path, _ = sent.popleft()
+            yield _row(path, answer.revision, answer.result)
+    yield from unreadable()
+
+
+def _read(files: Sequence[Path]) -> Iterator[tuple[Path, bytes | str]]:
+    """Yield each file with its content or an error message; reads AHEAD files ahead."""
+    return in_order(_content, files, threads=READERS, ahead=AHEAD, waits=False)
+
+
+def _content(path: Path) -> bytes | str:
+    try:
+        return read_photo(path)
+    except ImageError as error:
+        return str(error)
+
+
+@contextmanager
+def _line_printer(total: int) -> Iterator[Callable[[str], None]]:
+    """Yield a function that prints a photo's line and advances a bar on standard error."""
+    if not sys.stderr.isatty():
+        yield lambda line: print(line, flush=True)
+        return
+    bar = Progress(
+        TextColumn("classifying"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Speed(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        refresh_per_second=4,
+        redirect_stdout=False,  # redirected, standard output would go to standard error
+    )
+    with bar:
+        task = bar.add_task("", total=total)
+
+        def print_line(line: str) -> None:
+            if sys.stdout.isatty():  # the same terminal: the line goes above the bar
+                bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            else:
+                print(line, flush=True)
+            bar.advance(task)
+
+        yield print_line
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """Yield a function that raises a pending SIGINT's exception.
+
+    SIGINT is deferred, because an exception inside gRPC's book-keeping breaks one of its threads
+    later. If the function is not called within PATIENCE_SECONDS, the exception is raised anyway.
+    """
+    interrupted = False
+
+    def note(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.alarm(PATIENCE_SECONDS)
+
+    before = signal.getsignal(signal.SIGINT)
+
+    def check() -> None:
+        if interrupted:
+            assert callable(before), "otherwise SIGINT is not deferred"
+            before(signal.SIGINT, None)
+
+    if not callable(before):  # SIGINT is ignored
+        yield check
+        return
+    alarm = signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        if interrupted:
+            signal.alarm(0)
+        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGALRM, alarm)
+
+
+class _Speed(ProgressColumn):
+    """Column of photos per second."""
+
+    def render(self, task: Task) -> Text:
+        """See ProgressColumn."""
+        return Text(
+            "" if task.speed is None else f"{task.speed:.0f}/s", style="progress.data.speed"
+        )
+
+
+def _row(path: Path, revision: int, result: ImageResult) -> Row:
+    if result.error is not None:
+        return _failure(path, revision, str(result.error))
+    return {
+        "image": file_name(path),
+        "revision": revision,
+        "predictions": [prediction._asdict() for prediction in result.predictions],
+        "unknown_probability": result.unknown_probability,
+        "is_unknown": bool(result.is_unknown),
+        "error": None,
+    }
+
+
+def _failure(path: Path, revision: int | None, message: str) -> Row:
+    return {
+        "image": file_name(path),
+        "revision": revision,
+        "predictions": [],
+        "unknown_probability": None,
+        "is_unknown": False,
+        "error": message,
+    }
+
+
+def _line(row: Row) -> str:
+    if row["error"] is not None:
+        return printable(f"{row['image']}: error: {row['error']}")
+    predictions = "  ".join(
+        f"{prediction['label']} {prediction['probability']:.3f}"
+        for prediction in row["predictions"]
+    )
+    unknown = f"  (unknown {row['unknown_probability']:.3f})" if row["is_unknown"] else ""
+    return printable(f"{row['image']}: {predictions}{unknown}")

@@ -1,0 +1,50 @@
+"""``topwork predict``: classify photos in this process, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import click
+
+import topwork
+from topwork import StreamResult
+from topwork.bundle.signing.signatures import SigningFiles
+from topwork.cli.image_rows import classify_files, image_arguments
+from topwork.cli.options import photo_files, require_signed_option, trusted_keys_option
+
+
+@click.command()
+@click.option(
+    "--repository",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Repository of the model.",
+)
+@trusted_keys_option()
+@require_signed_option
+@click.argument("model")
+@image_arguments
+def predict(
+    repository: Path,
+    trusted_keys: Path | None,
+    require_signed: bool,
+    model: str,
+    revision: int,
+    top_k: int,
+    as_json: bool,
+    images: tuple[Path, ...],
+) -> None:
+    """Classify IMAGES (files or folders) with MODEL of a repository, without a server.
+
+    The output is that of `topwork classify`, and the answers are the server's.
+    """
+    keys = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
+    listing = photo_files(images, field="images")
+    opened = topwork.open(repository, model, revision=revision, signing=keys.read(publishes=False))
+
+    def stream(contents: Iterator[bytes]) -> Generator[StreamResult, None, None]:
+        for result in opened.predict(contents, top_k=top_k):
+            yield StreamResult(revision=opened.revision, result=result)
+
+    classify_files(listing, stream, as_json=as_json)

@@ -1,0 +1,124 @@
+"""A model in this process, without a server: ``topwork.open``. Its answers are the server's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+from topwork.bundle.manifest import Manifest, check_may_serve
+from topwork.bundle.signing.signatures import UNSIGNED, Signing
+from topwork.bundle.store import Repository
+from topwork.client.images import ImageLike, check_several, content
+from topwork.client.results import ImageResult
+from topwork.errors import ImageError, InvalidInput
+from topwork.in_order import in_order
+from topwork.inputs.image import preprocess
+from topwork.rpc.convert.answers import to_image_result
+from topwork.runtime.cores import available_cores
+from topwork.serving.classifier import DEFAULT_TOP_K
+from topwork.serving.classify_batch import image_answers
+from topwork.serving.head import HeadLoader
+from topwork.serving.request_batch import Scores
+from topwork.training.backbone_session import open_backbone_session
+
+AHEAD = 4
+"""Images in flight per thread; raising it reads more images of an iterator ahead."""
+
+
+class Model:
+    """One revision of a model, in memory. Safe to use from several threads.
+
+    It does not change: open it again to use a revision that was published later.
+    """
+
+    def __init__(self, repository: Repository, manifest: Manifest, *, threads: int) -> None:
+        info = repository.backbone(manifest)
+        self._manifest = manifest
+        self._threads = threads
+        self._backbone = open_backbone_session(repository, info)
+        self._head = HeadLoader().load(
+            repository.head(manifest),
+            width=info.width,
+            labels=len(manifest.labels),
+            unknown=manifest.chosen.unknown_threshold is not None,
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} revision {self.revision}>"
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self._manifest.model
+
+    @property
+    def revision(self) -> int:
+        """Number of the revision."""
+        return self._manifest.revision
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels, sorted by code point."""
+        return self._manifest.labels
+
+    @overload
+    def predict(
+        self, images: Iterator[ImageLike], *, top_k: int = DEFAULT_TOP_K
+    ) -> Generator[ImageResult, None, None]: ...
+
+    @overload
+    def predict(
+        self, images: Sequence[ImageLike], *, top_k: int = DEFAULT_TOP_K
+    ) -> list[ImageResult]: ...
+
+    def predict(
+        self, images: Iterable[ImageLike], *, top_k: int = DEFAULT_TOP_K
+    ) -> list[ImageResult] | Generator[ImageResult, None, None]:
+        """Return the result of each image, in order; an iterator of images gives a generator.
+
+        Images are as in ``Client.classify``. An invalid image is an error in its own result. Raises
+        OSError if a file cannot be read, TypeError for another kind of image, InvalidInput if
+        ``top_k`` is not positive.
+        """
+        check_several(images)
+        if top_k < 1:
+            raise InvalidInput(f"top_k is {top_k}; it must be at least 1", field="top_k")
+
+        def work(image: ImageLike) -> ImageResult:
+            return self._predict(content(image), top_k)
+
+        ahead = AHEAD * self._threads
+        done = in_order(work, images, threads=self._threads, ahead=ahead)
+        results = (result for _, result in done)
+        return results if isinstance(images, Iterator) else list(results)
+
+    def _predict(self, encoded: bytes, top_k: int) -> ImageResult:
+        try:
+            pixels = preprocess(encoded, self._backbone.info.preprocess)
+        except ImageError as error:
+            return ImageResult.of(to_image_result(error))
+        embeddings = self._backbone.session.run(pixels[None])
+        (answer,) = image_answers(self._manifest, Scores(*self._head.run(embeddings), 0.0), top_k)
+        return ImageResult.of(to_image_result(answer))
+
+
+def open_model(
+    repository: str | os.PathLike[str],
+    model: str,
+    *,
+    revision: int = 0,
+    threads: int | None = None,
+    signing: Signing = UNSIGNED,
+) -> Model:
+    """Load a model of a repository into this process.
+
+    ``revision`` 0 is the serving one. ``threads`` is the number of images that are predicted at a
+    time; None: one per core. Raises NotFound, NotReady if the revision was rejected, and Corrupt if
+    it is damaged or a key of ``signing`` has not signed it.
+    """
+    opened = Repository(Path(repository), signing)
+    manifest = opened.manifest(model, revision or opened.serving(model))
+    check_may_serve(manifest)
+    return Model(opened, manifest, threads=threads or available_cores())

@@ -1,0 +1,133 @@
+"""Commands ``backbone add`` and ``backbones``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from support import onnx_files
+
+from topwork.bundle.store import Repository
+from topwork_trainer import backbones
+from topwork_trainer.cli.commands import cli
+from topwork_trainer.ranking.rank import candidates
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Return an ONNX file of a classifier."""
+    return onnx_files.save(onnx_files.classifier(), tmp_path / "own.onnx")
+
+
+def run(*arguments: object) -> Result:
+    """Run ``topwork-train``."""
+    return CliRunner().invoke(cli, [*map(str, arguments)])
+
+
+def test_add_stores_an_onnx_file(file: Path, tmp_path: Path) -> None:
+    """The command prints what it found, and the repository has the backbone under its name."""
+    root = tmp_path / "repository"
+    done = run("backbone", "add", "own", "--onnx", file, "--repository", root, "--mean", "0.5")
+    assert done.exit_code == 0, done.output
+    digest = Repository(root).added_backbones()["own"]
+    assert f"own is stored as {digest[:12]}: input 32, embedding 8, fp32" in done.output
+    assert "pixels: 0 to 1, minus 0.5, divided by 1 (as told)" in done.output
+    assert "ms per image" in done.output
+    assert candidates(Repository(root))[-1] == "own"
+
+
+def test_add_moves_a_name_only_if_asked(file: Path, tmp_path: Path) -> None:
+    """Another graph under a taken name is an error without --replace; the same graph is not."""
+    command = ("backbone", "add", "own", "--onnx", file, "--repository", tmp_path / "r", "--json")
+    first = json.loads(run(*command).output)
+    assert json.loads(run(*command).output)["digest"] == first["digest"]
+    refused = run(*command, "--mean", "0.5,0.4,0.3")
+    assert "another backbone 'own'" in str(refused.exception)
+    moved = json.loads(run(*command, "--mean", "0.5,0.4,0.3", "--replace").output)
+    assert Repository(tmp_path / "r").added_backbones() == {"own": moved["digest"]}
+    assert moved["digest"] != first["digest"]
+    assert (moved["width"], moved["image_size"], moved["precision"]) == (8, 32, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["auto", "--onnx", "own.onnx"], "'auto' is no name"),
+        (["a/b", "--onnx", "own.onnx"], "model name 'a/b' must be"),
+        (["own", "--onnx", "own.onnx", "--weights", "own.onnx"], "--weights is not needed"),
+        (["efficientnet_lite0", "--image-size", "64"], "--image-size needs --onnx"),
+        (["efficientnet_lite0", "--range", "255"], "--range needs --onnx"),
+        (["own", "--onnx", "own.onnx", "--mean", "1,2"], "neither one number nor three"),
+    ],
+)
+def test_add_refuses_unusable_options(
+    arguments: list[str], message: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says which option does not fit, and nothing is stored."""
+    monkeypatch.chdir(file.parent)
+    done = run("backbone", "add", *arguments, "--repository", "r")
+    assert done.exit_code != 0
+    assert message in f"{done.exception}{done.output}"
+    assert not Repository(file.parent / "r").added_backbones()
+
+
+def test_adding_an_onnx_file_needs_no_torch(file: Path, tmp_path: Path) -> None:
+    """An import does not import torch."""
+    code = (
+        "import sys; from topwork_trainer.cli.commands import cli\n"
+        f"try: cli(['backbone', 'add', 'own', '--onnx', {str(file)!r}, '--repository', 'r'])\n"
+        "finally: print(sorted({'torch', 'torchvision', 'timm'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+def test_add_stores_an_exported_backbone(exported: Path) -> None:
+    """A backbone by name is exported, or found, and gets its notation as name."""
+    name = backbones.DEFAULT
+    done = run("backbone", "add", name, "--repository", exported)
+    assert done.exit_code == 0, done.output
+    (info,) = Repository(exported).backbones()
+    assert Repository(exported).added_backbones() == {name: info.digest}
+
+
+@pytest.mark.slow
+def test_list_has_measured_backbones(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backbones on this machine are measured; others are listed only on request."""
+    assert exported.is_dir()  # the cache has the default backbone
+    monkeypatch.setattr(backbones, "available", lambda: [backbones.DEFAULT])
+
+    def rows(*arguments: str) -> list[dict[str, Any]]:
+        done = run("backbones", *arguments, "--json")
+        assert done.exit_code == 0, done.output
+        return list(json.loads(done.stdout)["backbones"])
+
+    (own,) = rows()
+    assert (own["name"], own["image_size"], own["width"]) == (backbones.DEFAULT, 224, 1280)
+    assert own["weights"] == "here"
+    assert own["milliseconds"] > 0
+    found = {row["name"]: row for row in rows("re*18")}
+    assert found["resnet18"] == {
+        "name": "resnet18",
+        "image_size": 224,
+        "width": 512,
+        "megabytes": pytest.approx(44.7, abs=0.2),
+        "milliseconds": None,
+        "licence": "BSD-3-Clause",
+        "weights": "download",
+    }
+    assert rows("regnet_y_400mf")[0]["width"] == 440
+
+
+def test_list_names_backbones_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backbone that fails is named below the table with the reason."""
+    monkeypatch.setattr(backbones, "available", lambda: ["nosuch"])
+    assert "nosuch cannot be used: unknown backbone 'nosuch'" in run("backbones").output

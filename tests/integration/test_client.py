@@ -785,6 +785,7 @@ def test_models_and_describe_print_the_same_object(topwork: Command) -> None:
         "head",
         "metrics",
         "limits",
+        "draft",
     }
     assert (listed["revision"], listed["labels"]) == (1, LABELS)
     assert set(listed["metrics"]) == METRICS

@@ -69,6 +69,20 @@ class Shard:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    def where(self, rows: NDArray[np.bool_]) -> Shard:
+        """Return the shard of the exemplars that the mask ``rows`` (n,) selects, in order."""
+        selected = np.flatnonzero(rows)
+        return Shard(
+            embeddings=self.embeddings[selected],
+            digests=self.digests[selected],
+            fingerprints=self.fingerprints[selected],
+            contents=self.contents[selected],
+            seen=self.seen[selected],
+            names=tuple(self.names[row] for row in selected),
+            thumbnails=tuple(self.thumbnails[row] for row in selected),
+            groups=self.groups[selected],
+        )
+
 
 def to_bytes(shard: Shard) -> bytes:
     """Encode a shard as a file; equal shards give equal bytes."""

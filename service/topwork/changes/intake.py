@@ -76,7 +76,7 @@ class Intake:
         job, request_id = self._job(request), _request_id(request)
 
         async def admit(pending: int) -> None:
-            if not KINDS[job.kind].removes:
+            if not KINDS[job.kind].frees:
                 await asyncio.to_thread(self._check_quota, job.model, pending)
 
         return await self._enqueue(job, request_id, admit=admit)

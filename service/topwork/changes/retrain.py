@@ -5,14 +5,20 @@ Each step is idempotent, so that an interrupted step can be repeated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from topwork.bundle.comparison import Rejection
 from topwork.bundle.documents import document
-from topwork.bundle.exemplars import Exemplars, merge
+from topwork.bundle.examples import index_of_shards
+from topwork.bundle.exemplars import Exemplars, ShardRows, merge, shard_rows
 from topwork.bundle.findings import skipped_image
 from topwork.bundle.manifest import Manifest, ShardRef
+from topwork.bundle.shards import Shard
 from topwork.bundle.store import Repository
+from topwork.changes.examples import changed_examples, check_examples
 from topwork.changes.jobs import ChangeResult, Failure, Job, Predicted
 from topwork.changes.kinds import KINDS, changed_shards, check_change, describe, renamed_labels
 from topwork.changes.new_exemplars import Embedder, NewExemplars, OnImage
@@ -75,16 +81,23 @@ class Trainer:
                 f"model {job.model!r} was fitted on another backbone meanwhile",
                 reason="BACKBONE_CHANGED",
             )
-        shards = changed_shards(parent.exemplars, job, new.shard)
+        result = ChangeResult(
+            parent=parent.revision,
+            images_used=new.images,
+            skipped=new.skipped,
+            conflicts=new.conflicts,
+        )
+        opened = functools.cache(self._repository.shard)  # each is verified and read once
+        shards = changed_shards(parent.exemplars, job, new.shard, operation)
         if KINDS[job.kind].has_images and shards == parent.exemplars:
-            result = ChangeResult(
-                revision=parent.revision,
-                images_used=0,
-                skipped=new.skipped,
-                conflicts=(),
-                comparison=None,
-            )
-            return Candidate(result=result, published=False)
+            unchanged = replace(result, revision=parent.revision, conflicts=())
+            return Candidate(result=unchanged, published=False)
+        if KINDS[job.kind].examples:
+            with self._parent_read(parent):
+                parts = [(ref, opened(ref.digest)) for ref in parent.exemplars]
+            stored = index_of_shards([(ref.label, shard) for ref, shard in parts])
+            result = replace(result, examples=check_examples(job, stored, self._limits))
+            shards = changed_examples(job, parts, self._repository.put_shard)
         # Also compare the shards: a request id may be reused after its operation was deleted.
         published = self._repository.find(
             job.model,
@@ -94,19 +107,9 @@ class Trainer:
             ),
         )
         if published is not None:
-            return _candidate(published, new)
-        try:
-            return self._solve(job, new, parent, shards, operation)
-        except (Corrupt, NotFound) as error:
-            serving = self._repository.serving(job.model)
-            if serving == parent.revision:
-                raise
-            # The parent serves no longer, so gc may have deleted its files.
-            raise NotReady(
-                f"model {job.model!r} serves revision {serving} by now, and {parent.revision} "
-                f"cannot be read: {error}",
-                reason="MODEL_CHANGED",
-            ) from error
+            return _candidate(published, result)
+        with self._parent_read(parent):
+            return self._solve(job, result, parent, shards, operation, opened)
 
     def serve(self, job: Job, revision: int, operation: str) -> None:
         """Move the serving pointer to ``revision``, unless this operation has moved it before.
@@ -133,43 +136,63 @@ class Trainer:
         check_change(job, parent, self._limits)
         return parent
 
+    @contextlib.contextmanager
+    def _parent_read(self, parent: Manifest) -> Iterator[None]:
+        """Convert errors of reading ``parent`` to MODEL_CHANGED if it serves no longer.
+
+        gc may then have deleted its files.
+        """
+        try:
+            yield
+        except (Corrupt, NotFound) as error:
+            serving = self._repository.serving(parent.model)
+            if serving == parent.revision:
+                raise
+            raise NotReady(
+                f"model {parent.model!r} serves revision {serving} by now, and {parent.revision} "
+                f"cannot be read: {error}",
+                reason="MODEL_CHANGED",
+            ) from error
+
     def _solve(
         self,
         job: Job,
-        new: NewExemplars,
+        result: ChangeResult,
         parent: Manifest,
         shards: tuple[ShardRef, ...],
         operation: str,
+        opened: Callable[[str], Shard],
     ) -> Candidate:
-        exemplars, before = self._read(parent, shards)
+        exemplars, sources = _read(shards, opened)
+        before = Judgement.of_shards(
+            [(ref.label, opened(ref.digest)) for ref in parent.exemplars],
+            self._repository.metrics(parent),
+        )
         recipe = job.recipe or parent.recipe
         learned = learn(exemplars, seed=parent.seed, recipe=recipe, threads=self._cores)
         findings = (
             *(
                 skipped_image(image.name, job.label, reason=image.reason, message=image.message)
-                for image in new.skipped
+                for image in result.skipped
             ),
             *audit_exemplars(exemplars, learned.judged, seed=parent.seed),
         )
         comparison = gate.compare(
             before,
             Judgement.of(exemplars, learned.metrics),
-            taught=job.label if KINDS[job.kind].has_images else None,
+            taught=job.label if KINDS[job.kind].teaches else None,
             renamed=renamed_labels(job),
         )
         failures = gate.check(comparison, job.gate)
         if job.validate_only:
-            result = ChangeResult(
-                revision=0,
-                images_used=new.images,
-                skipped=new.skipped,
-                conflicts=new.conflicts,
+            dry = replace(
+                result,
                 comparison=comparison,
                 gate_failures=failures,
                 findings=findings,
                 predicted=Predicted(labels=exemplars.labels, metrics=learned.metrics),
             )
-            return Candidate(result=result, published=False)
+            return Candidate(result=dry, published=False)
         manifest = publish(
             self._repository,
             exemplars,
@@ -188,28 +211,25 @@ class Trainer:
                 rejection=Rejection(gate=job.gate, failures=failures) if failures else None,
             ),
             making=Making(
-                command=f"{describe(job, new.images)}, operation {operation}", findings=findings
+                command=f"{describe(job, result.images_used)}, operation {operation}",
+                findings=findings,
             ),
+            sources=sources,
         )
-        return _candidate(manifest, new)
-
-    def _read(self, parent: Manifest, shards: tuple[ShardRef, ...]) -> tuple[Exemplars, Judgement]:
-        """Return the exemplars of ``shards`` and the parent's judgement; reads each shard once."""
-        refs = dict.fromkeys(ref.digest for ref in (*parent.exemplars, *shards))
-        contents = {digest: self._repository.shard(digest) for digest in refs}
-        exemplars = merge([(ref.label, contents[ref.digest]) for ref in shards])
-        old = [(ref.label, contents[ref.digest]) for ref in parent.exemplars]
-        return exemplars, Judgement.of_shards(old, self._repository.metrics(parent))
+        return _candidate(manifest, result)
 
 
-def _candidate(manifest: Manifest, new: NewExemplars) -> Candidate:
-    result = ChangeResult(
-        revision=manifest.revision,
-        images_used=new.images,
-        skipped=new.skipped,
-        conflicts=new.conflicts,
-        comparison=manifest.comparison,
-    )
+def _read(
+    shards: tuple[ShardRef, ...], opened: Callable[[str], Shard]
+) -> tuple[Exemplars, ShardRows]:
+    """Return the exemplars of ``shards``, and their places in them."""
+    parts = [(ref.label, opened(ref.digest)) for ref in shards]
+    sources = shard_rows(parts)
+    return merge(parts, sources), sources
+
+
+def _candidate(manifest: Manifest, result: ChangeResult) -> Candidate:
+    result = replace(result, revision=manifest.revision, comparison=manifest.comparison)
     if manifest.rejection is None:
         return Candidate(result=result, published=True)
     failure = Failure(

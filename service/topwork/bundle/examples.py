@@ -159,13 +159,33 @@ def from_bytes(content: bytes, labels: tuple[str, ...], shards: int) -> ExampleI
 
 def rows_with(digests: NDArray[np.uint8], wanted: Sequence[str]) -> NDArray[np.bool_]:
     """Return a mask (n,) of the rows of ``digests`` (n, 32) that are in ``wanted``, hexadecimal."""
-    found = np.frombuffer(bytes.fromhex("".join(wanted)), dtype=np.uint8).reshape(-1, 32)
-    return np.isin(_keys(digests), _keys(found))
+    raw = {bytes.fromhex(digest) for digest in wanted}
+    first = np.frombuffer(b"".join(digest[:8] for digest in raw), dtype=np.uint64)
+    found = np.isin(np.ascontiguousarray(digests[:, :8]).view(np.uint64)[:, 0], first)
+    for row in np.flatnonzero(found).tolist():
+        found[row] = digests[row].tobytes() in raw
+    return found
 
 
-def _keys(digests: NDArray[np.uint8]) -> NDArray[np.void]:
-    """Return each digest as one comparable value, (n,)."""
-    return np.ascontiguousarray(digests).view("V32")[:, 0]
+def rows_starting_with(index: ExampleIndex, prefix: str) -> NDArray[np.bool_]:
+    """Return a mask (N,) of the examples whose digest begins with ``prefix``, hexadecimal."""
+    whole = np.frombuffer(bytes.fromhex(prefix[: len(prefix) & ~1]), dtype=np.uint8)
+    found = (index.digests[:, : len(whole)] == whole).all(axis=1)
+    if len(prefix) % 2:
+        found &= index.digests[:, len(whole)] >> 4 == int(prefix[-1], 16)
+    return np.asarray(found)
+
+
+def rows_with_name(index: ExampleIndex, name: str, *, prefix: bool) -> NDArray[np.bool_]:
+    """Return a mask (N,) of the examples whose name is ``name``, or begins so with ``prefix``."""
+    text = np.frombuffer(name.encode("utf-8", "replace"), dtype=np.uint8)
+    starts = index.name_starts
+    lengths = index.name_ends - starts
+    found = lengths >= len(text) if prefix else lengths == len(text)
+    for place, byte in enumerate(text):
+        rows = np.flatnonzero(found)
+        found[rows] = index.names[starts[rows] + place] == byte
+    return found
 
 
 def _within(values: NDArray[np.integer], low: int, high: int) -> bool:

@@ -11,7 +11,8 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -71,7 +72,7 @@ class Shard:
 
     def where(self, rows: NDArray[np.bool_]) -> Shard:
         """Return the shard of the exemplars that the mask ``rows`` (n,) selects, in order."""
-        selected = np.flatnonzero(rows)
+        selected = np.flatnonzero(rows).tolist()
         return Shard(
             embeddings=self.embeddings[selected],
             digests=self.digests[selected],
@@ -114,55 +115,87 @@ def to_bytes(shard: Shard) -> bytes:
     return buffer.getvalue()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Previews:
+    """The thumbnails of a shard of n exemplars and the sha256 of their files, memory-mapped."""
+
+    contents: NDArray[np.uint8]
+    """(n, 32), as in ``Shard``."""
+    thumbnails: NDArray[np.uint8]
+    """All JPEG files, joined."""
+    ends: NDArray[np.int64]
+    """(n,), end of each in ``thumbnails``."""
+
+    def preview(self, row: int) -> bytes:
+        """Return the JPEG file of an exemplar; empty if it is missing."""
+        start = int(self.ends[row - 1]) if row else 0
+        return self.thumbnails[start : self.ends[row]].tobytes()
+
+
+def open_previews(path: Path, digest: str, *, verified: bool) -> Previews:
+    """Open the thumbnails of the shard at ``path``, without the rest.
+
+    ``verified``: the sha256 is known to be right. Raises as ``open_shard``.
+    """
+    with _verified(path, "" if verified else digest) as (file, whole):
+        with zipfile.ZipFile(file) as archive:
+            contents, thumbnails, ends = (
+                _map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(_DTYPES[name]))
+                for name in ("contents", "thumbnails", "thumbnail_ends")
+            )
+        if contents.shape != (len(ends), 32) or ends.ndim != 1:
+            raise ValueError(f"its contents are {contents.shape}")
+        return Previews(contents=contents, thumbnails=thumbnails, ends=ends)
+
+
 def open_shard(path: Path, digest: str) -> Shard:
     """Open the shard at ``path``; its arrays are read-only views of the mapped file.
 
     Raises Corrupt if it is missing, its sha256 is not ``digest``, or it is not a valid shard.
     """
-    try:
-        with open_file(path) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != digest:
-                raise Corrupt(
-                    f"{short_path(path)} has sha256 {found}, not {digest}: it was changed"
-                )
-            return _parse(file)
-    except _InvalidShardError as error:
-        raise Corrupt(f"{short_path(path)} is not a valid shard: {error}") from error
+    with _verified(path, digest) as (file, whole):
+        return _parse(file, whole)
 
 
-class _InvalidShardError(Exception):
-    """Reason why a file is not a valid shard."""
+@contextmanager
+def _verified(path: Path, digest: str) -> Iterator[tuple[IO[bytes], NDArray[np.uint8]]]:
+    """Open and map the file at ``path``, with its sha256 unless ``digest`` is empty.
+
+    Any other error of the block means that it is not a valid shard, and becomes Corrupt.
+    """
+    with open_file(path) as file:
+        if digest and (found := hashlib.file_digest(file, "sha256").hexdigest()) != digest:
+            raise Corrupt(f"{short_path(path)} has sha256 {found}, not {digest}: it was changed")
+        try:
+            if not file.seek(0, os.SEEK_END):
+                raise ValueError("it is empty")
+            yield file, np.memmap(file, dtype=np.uint8, mode="r")
+        except Exception as error:  # zipfile and NumPy raise many classes on damaged files
+            raise Corrupt(f"{short_path(path)} is not a valid shard: {error}") from error
 
 
-def _parse(file: IO[bytes]) -> Shard:
-    if not file.seek(0, os.SEEK_END):
-        raise _InvalidShardError("it is empty")
-    whole = np.memmap(file, dtype=np.uint8, mode="r")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            arrays = {
-                name: _map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(dtype))
-                for name, dtype in _DTYPES.items()
-            }
-            groups = np.zeros((len(arrays["embeddings"]), GROUP_BYTES), dtype=np.uint8)
-            if f"{_GROUPS}.npy" in archive.namelist():
-                groups = _map_array(file, whole, archive.getinfo(f"{_GROUPS}.npy"), groups.dtype)
-            arrays[_GROUPS] = groups
-        names = _split(arrays["names"], arrays["name_ends"])
-        shard = Shard(
-            embeddings=arrays["embeddings"],
-            digests=arrays["digests"],
-            fingerprints=arrays["fingerprints"],
-            contents=arrays["contents"],
-            seen=arrays["seen"],
-            # Earlier versions stored names that are not UTF-8, which protobuf messages cannot hold.
-            names=tuple(encodable(name.decode("utf-8", "surrogatepass")) for name in names),
-            thumbnails=_split(arrays["thumbnails"], arrays["thumbnail_ends"]),
-            groups=groups,
-        )
-    except Exception as error:  # zipfile and NumPy raise many classes on damaged files
-        raise _InvalidShardError(str(error)) from error
+def _parse(file: IO[bytes], whole: NDArray[np.uint8]) -> Shard:
+    with zipfile.ZipFile(file) as archive:
+        arrays = {
+            name: _map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(dtype))
+            for name, dtype in _DTYPES.items()
+        }
+        groups = np.zeros((len(arrays["embeddings"]), GROUP_BYTES), dtype=np.uint8)
+        if f"{_GROUPS}.npy" in archive.namelist():
+            groups = _map_array(file, whole, archive.getinfo(f"{_GROUPS}.npy"), groups.dtype)
+        arrays[_GROUPS] = groups
+    names = _split(arrays["names"], arrays["name_ends"])
+    shard = Shard(
+        embeddings=arrays["embeddings"],
+        digests=arrays["digests"],
+        fingerprints=arrays["fingerprints"],
+        contents=arrays["contents"],
+        seen=arrays["seen"],
+        # Earlier versions stored names that are not UTF-8, which protobuf messages cannot hold.
+        names=tuple(encodable(name.decode("utf-8", "surrogatepass")) for name in names),
+        thumbnails=_split(arrays["thumbnails"], arrays["thumbnail_ends"]),
+        groups=groups,
+    )
     rows, width = (*shard.embeddings.shape, 0, 0)[:2]
     for name, shape in (
         ("embeddings", (rows, width)),
@@ -173,11 +206,11 @@ def _parse(file: IO[bytes]) -> Shard:
         (_GROUPS, (rows, GROUP_BYTES)),
     ):
         if arrays[name].shape != shape:
-            raise _InvalidShardError(f"its {name} are {arrays[name].shape}, not {shape}")
+            raise ValueError(f"its {name} are {arrays[name].shape}, not {shape}")
     if (arrays["seen"].view(np.uint8) > 1).any():
-        raise _InvalidShardError("its seen flags are not all true or false")
+        raise ValueError("its seen flags are not all true or false")
     if len(shard.names) != rows or len(shard.thumbnails) != rows:
-        raise _InvalidShardError(f"it does not have {rows} names and thumbnails")
+        raise ValueError(f"it does not have {rows} names and thumbnails")
     return shard
 
 

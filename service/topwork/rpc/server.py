@@ -33,6 +33,7 @@ from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
 from topwork.rpc.open_inference.servicer import OpenInferenceServicer
 from topwork.rpc.servicers.classifier import ClassifierServicer
+from topwork.rpc.servicers.examples import ExampleViews
 from topwork.rpc.servicers.models import ModelServicer
 from topwork.rpc.servicers.operations import OperationsServicer, OperationViews
 from topwork.rpc.spans import open_spans
@@ -41,6 +42,7 @@ from topwork.runtime import logs
 from topwork.runtime.supervisor import Supervisor
 from topwork.serving.classifier import Classifier
 from topwork.serving.encoders.choice import make_encoder
+from topwork.serving.examples import Examples
 from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
 from topwork.v1 import (
@@ -109,8 +111,10 @@ class Server:
         views = OperationViews(
             repository, self._registry, self._operations, most_watches=limits.max_watches
         )
+        examples = Examples(repository)
         intake = Intake(
             self._registry,
+            examples,
             self._operations,
             Uploads(repository, limits),
             Quotas(repository, limits),
@@ -122,7 +126,14 @@ class Server:
             stream_window=STREAM_IMAGES * config.cores,
             most_streams=limits.max_streams,
         )
-        self._model_servicer = ModelServicer(repository, self._registry, views, intake, limits)
+        self._model_servicer = ModelServicer(
+            repository,
+            self._registry,
+            views,
+            ExampleViews(repository, self._registry, examples),
+            intake,
+            limits,
+        )
         self._operations_servicer = OperationsServicer(views)
         self._open_inference_servicer = OpenInferenceServicer(
             repository,

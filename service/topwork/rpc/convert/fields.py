@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from topwork.errors import InvalidInput
+
+_DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 LONGEST_NAME = 200
 """Most characters of a resource name. Names that the server makes are shorter."""
@@ -30,6 +33,19 @@ def resource_id(name: str, *, collection: str, field: str) -> str:
 def model_id(name: str, *, field: str) -> str:
     """Return the id in a model's resource name. Raises InvalidInput."""
     return resource_id(name, collection="models", field=field)
+
+
+def example_ids(name: str) -> tuple[str, str]:
+    """Return model and digest of an example's resource name. Raises InvalidInput."""
+    model, _, digest = name[: LONGEST_NAME + 1].partition("/examples/")
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidInput(
+            f"{name[:100]!r} must be a resource name, models/{{model}}/examples/{{digest}}, with a "
+            "digest of 64 hexadecimal digits",
+            field="name",
+            reason="RESOURCE_NAME_INVALID",
+        )
+    return model_id(model, field="name"), digest.lower()
 
 
 def operation_id(name: str) -> str:

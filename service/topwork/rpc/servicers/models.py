@@ -31,11 +31,13 @@ from topwork.rpc.convert.revisions import (
     to_model,
     to_revision,
 )
+from topwork.rpc.servicers.examples import ExampleViews
 from topwork.rpc.servicers.operations import OperationViews
 from topwork.rpc.servicers.pages import Page, page_range
 from topwork.serving.backbones import LoadedBackbone
 from topwork.serving.registry import Registry
 from topwork.v1 import change_pb2 as change_pb
+from topwork.v1 import example_pb2 as example_pb
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 from topwork.v1 import revision_pb2 as revision_pb
@@ -53,12 +55,14 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         repository: Repository,
         registry: Registry,
         views: OperationViews,
+        examples: ExampleViews,
         intake: Intake,
         limits: ServerLimits,
     ) -> None:
         self._repository = repository
         self._registry = registry
         self._views = views
+        self._examples = examples
         self._intake = intake
         self._limits = limits
         self._uploads = Slots(
@@ -127,6 +131,38 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         """See the contract."""
         return await self._change(
             from_change("retrain", request, head=request.head, normalisation=request.normalisation)
+        )
+
+    async def ListExamples(
+        self, request: example_pb.ListExamplesRequest, context: Context
+    ) -> example_pb.ListExamplesResponse:
+        """See the contract."""
+        return await self._examples.page(request)
+
+    async def GetExample(
+        self, request: example_pb.GetExampleRequest, context: Context
+    ) -> example_pb.Example:
+        """See the contract."""
+        return await self._examples.example(request)
+
+    async def RemoveExamples(
+        self, request: change_pb.RemoveExamplesRequest, context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._change(
+            from_change(
+                "remove_examples", request, label=request.label, digests=tuple(request.digests)
+            )
+        )
+
+    async def MoveExamples(
+        self, request: change_pb.MoveExamplesRequest, context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._change(
+            from_change(
+                "move_examples", request, label=request.label, digests=tuple(request.digests)
+            )
         )
 
     async def Rollback(self, request: model_pb.RollbackRequest, context: Context) -> model_pb.Model:

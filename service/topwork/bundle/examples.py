@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.bundle import npz
 from topwork.bundle.exemplars import ShardRows, shard_rows
 from topwork.bundle.shards import Shard
 from topwork.errors import Corrupt
@@ -123,9 +125,7 @@ def index_of_shards(parts: Sequence[tuple[str, Shard]]) -> ExampleIndex:
 
 def to_bytes(index: ExampleIndex) -> bytes:
     """Encode an index as a file that ``numpy.load`` reads; equal indexes give equal bytes."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **{name: getattr(index, name) for name in _DTYPES})
-    return buffer.getvalue()
+    return npz.encode({name: (getattr(index, name), dtype) for name, dtype in _DTYPES.items()})
 
 
 def from_bytes(content: bytes, labels: tuple[str, ...], shards: int) -> ExampleIndex:
@@ -134,16 +134,19 @@ def from_bytes(content: bytes, labels: tuple[str, ...], shards: int) -> ExampleI
     Raises Corrupt if it is not valid.
     """
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in _DTYPES}
+        file, whole = io.BytesIO(content), np.frombuffer(content, dtype=np.uint8)
+        with zipfile.ZipFile(file) as archive:
+            arrays = {
+                name: npz.map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(dtype))
+                for name, dtype in _DTYPES.items()
+            }
     except Exception as error:  # zipfile and NumPy raise many classes on damaged files
         raise Corrupt(f"{FILE} cannot be used: {error}") from error
     count = len(arrays["targets"]) if arrays["targets"].ndim else 0
-    for name, dtype in _DTYPES.items():
-        found = arrays[name]
+    for name, found in arrays.items():
         shape = {"digests": (count, 32), "names": found.shape[:1]}.get(name, (count,))
-        if found.dtype != np.dtype(dtype) or found.shape != shape:
-            raise Corrupt(f"{FILE} cannot be used: its {name} are {found.dtype} {found.shape}")
+        if found.shape != shape:
+            raise Corrupt(f"{FILE} cannot be used: its {name} are {found.shape}, not {shape}")
     ends = arrays["name_ends"]
     if (
         not _within(arrays["targets"], 0, len(labels))

@@ -7,9 +7,7 @@ The label is not in the shard but in the manifests that refer to it, so a label 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import struct
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,13 +19,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.bundle import npz
 from topwork.bundle.files import open_file, short_path
 from topwork.bundle.groups import GROUP_BYTES
 from topwork.errors import Corrupt
 from topwork.printable import encodable
-
-ALIGNMENT = 64
-"""Alignment of the arrays in bytes: a cache line, sufficient for all SIMD instructions."""
 
 _DTYPES = {
     "embeddings": "<f4",
@@ -42,8 +38,6 @@ _DTYPES = {
 }
 _GROUPS = "groups"
 """Array that is stored only if an exemplar has a group; without it a shard is as before groups."""
-_PADDING = 0x5457
-"""Id of the zip extra field that pads the header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,18 +95,7 @@ def to_bytes(shard: Shard) -> bytes:
     }
     if shard.groups.any():
         arrays[_GROUPS] = shard.groups
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(
-                _aligned_member(f"{name}.npy", buffer.tell()), "w", force_zip64=True
-            ) as file:
-                np.lib.format.write_array(
-                    file,
-                    np.ascontiguousarray(array, dtype=_DTYPES.get(name, "|u1")),
-                    version=(1, 0),
-                )
-    return buffer.getvalue()
+    return npz.encode({name: (array, _DTYPES.get(name, "|u1")) for name, array in arrays.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +123,7 @@ def open_previews(path: Path, digest: str, *, verified: bool) -> Previews:
     with _verified(path, "" if verified else digest) as (file, whole):
         with zipfile.ZipFile(file) as archive:
             contents, thumbnails, ends = (
-                _map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(_DTYPES[name]))
+                npz.map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(_DTYPES[name]))
                 for name in ("contents", "thumbnails", "thumbnail_ends")
             )
         if contents.shape != (len(ends), 32) or ends.ndim != 1:
@@ -177,12 +160,12 @@ def _verified(path: Path, digest: str) -> Iterator[tuple[IO[bytes], NDArray[np.u
 def _parse(file: IO[bytes], whole: NDArray[np.uint8]) -> Shard:
     with zipfile.ZipFile(file) as archive:
         arrays = {
-            name: _map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(dtype))
+            name: npz.map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(dtype))
             for name, dtype in _DTYPES.items()
         }
         groups = np.zeros((len(arrays["embeddings"]), GROUP_BYTES), dtype=np.uint8)
         if f"{_GROUPS}.npy" in archive.namelist():
-            groups = _map_array(file, whole, archive.getinfo(f"{_GROUPS}.npy"), groups.dtype)
+            groups = npz.map_array(file, whole, archive.getinfo(f"{_GROUPS}.npy"), groups.dtype)
         arrays[_GROUPS] = groups
     names = _split(arrays["names"], arrays["name_ends"])
     shard = Shard(
@@ -214,23 +197,6 @@ def _parse(file: IO[bytes], whole: NDArray[np.uint8]) -> Shard:
     return shard
 
 
-def _map_array(
-    file: IO[bytes], whole: NDArray[np.uint8], info: zipfile.ZipInfo, dtype: np.dtype[Any]
-) -> NDArray[Any]:
-    """Return an array of the archive as a view of the mapped file."""
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        raise ValueError(f"{info.filename} is compressed or encrypted")
-    file.seek(info.header_offset + 26)  # local header: lengths of the name and the extra field
-    file.seek(info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))))
-    end = file.tell() + info.file_size
-    version = np.lib.format.read_magic(file)
-    shape, fortran, found = np.lib.format.read_array_header_1_0(file)
-    if version != (1, 0) or fortran or found != dtype:
-        raise ValueError(f"{info.filename} has dtype {found}, not {dtype}")
-    array = np.asarray(whole[file.tell() : end]).view(dtype)
-    return array.reshape(shape)
-
-
 def _split(joined: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[bytes, ...]:
     edges = [0, *ends.tolist()]
     if edges != sorted(edges) or edges[-1] != len(joined):
@@ -241,16 +207,3 @@ def _split(joined: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[bytes, .
 
 def _end_offsets(parts: Sequence[bytes]) -> NDArray[np.int64]:
     return np.cumsum([len(part) for part in parts], dtype=np.int64)
-
-
-def _aligned_member(name: str, at: int) -> zipfile.ZipInfo:
-    """Return a zip member with aligned data if its local header starts at offset ``at``.
-
-    The header that ``numpy.save`` writes before an array has a multiple of 64 bytes.
-    """
-    info = zipfile.ZipInfo(name)  # dated 1980, so that equal shards give equal bytes
-    info.create_system = 3
-    # Local header, name, extra field of the 64-bit sizes, header of the padding field.
-    begin = at + 30 + len(name) + 20 + 4
-    info.extra = struct.pack("<HH", _PADDING, -begin % ALIGNMENT) + bytes(-begin % ALIGNMENT)
-    return info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Literal
 
 from topwork.bundle import files
 from topwork.bundle.blobs import KINDS, BlobKind
+from topwork.bundle.examples import rows_with
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.names import is_model
 from topwork.bundle.store import Repository, read_manifest, revision_directories
@@ -19,6 +21,8 @@ from topwork.errors import Corrupt, InvalidInput, NotFound, Unavailable
 RemovedKind = Literal["revision", "backbone", "shard", "image", "temporary"]
 
 REMOVABLE: tuple[RemovedKind, ...] = ("revision", "backbone", "shard", "image", "temporary")
+
+MUST_STAY = "it serves, is pinned, or is the newest; remove the example from the model, or unpin it"
 
 _SINGULAR: dict[BlobKind, RemovedKind] = {
     "backbones": "backbone",
@@ -53,6 +57,7 @@ def collect(
     keep: int = 10,
     spare_seconds: float = 3600,
     pending_images: Callable[[], Collection[str]] = tuple,
+    erase: Collection[str] = (),
     dry_run: bool = False,
 ) -> Collected:
     """Delete revisions and blobs that are not in use; with ``dry_run`` only list them.
@@ -68,6 +73,9 @@ def collect(
     from storing a blob to publishing a reference to it; otherwise publishing can fail. Temporary
     names are deleted only if their writer is dead. Raises InvalidInput if ``keep`` is below 1: the
     newest revision is always retained, so that its number is not reused.
+
+    ``erase`` are image digests in hexadecimal. All revisions, shards and images of these examples
+    are deleted whatever their age, and a revision that must be retained with one is refused.
     """
     if keep < 1:
         raise InvalidInput(f"keep is {keep}; the minimum is 1", field="keep")
@@ -76,6 +84,7 @@ def collect(
     run = _Run(repository=repository, before=time.time() - spare_seconds, dry_run=dry_run)
     # The order matters: blobs that a writer refers to later are refreshed after the first listing;
     # an operation that finishes before the second has published a revision that the third finds.
+    run.find_erased(erase)
     old = {kind: run.old_blobs(kind) for kind in KINDS}
     # Temporary names first: their deletion needs no lock file, which a full disk cannot create.
     run.remove_abandoned(min(spare_seconds, files.ABANDONED_AFTER))
@@ -89,6 +98,9 @@ def collect(
             for digest, changed in old[kind].items():
                 if digest not in retained[kind]:
                     run.remove_blob(kind, digest, changed)
+                elif digest in run.erased[kind] and not run.refused:
+                    path = files.short_path(repository.path(kind, digest))
+                    run.refused.append(f"{path} has an example to erase, and is still needed")
     return Collected(removed=tuple(run.removed), refused=tuple(run.refused))
 
 
@@ -104,13 +116,30 @@ class _Run:
     refused: list[str] = field(default_factory=list)
     removed_revisions: set[Path] = field(default_factory=set)
     """Directories of revisions that were deleted, or would be in a dry run."""
+    erased: dict[BlobKind, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Digests of the blobs that have an example to erase."""
+
+    def find_erased(self, examples: Collection[str]) -> None:
+        """Find the shards and images of examples, given by image digests in hexadecimal."""
+        if not examples:
+            return
+        for digest in sorted(self.repository.stored("exemplars")):
+            try:
+                shard = self.repository.shard(digest)
+            except Corrupt as error:
+                self.refused.append(f"{error}: it may have an example to erase")
+                continue
+            rows = rows_with(shard.digests, [*examples])
+            if rows.any():
+                self.erased["exemplars"].add(digest)
+                self.erased["images"] |= {row.tobytes().hex() for row in shard.contents[rows]}
 
     def old_blobs(self, kind: BlobKind) -> dict[str, int]:
         """Return the modification times in nanoseconds of all old blobs of a kind, by digest."""
         times = {}
         for digest, path in sorted(self.repository.stored(kind).items()):
             changed = _modified_ns(path)
-            if changed is not None and changed / 1e9 < self.before:
+            if changed is not None and (changed / 1e9 < self.before or digest in self.erased[kind]):
                 times[digest] = changed
         return times
 
@@ -131,12 +160,20 @@ class _Run:
         with contextlib.nullcontext() if self.dry_run else self.repository.locked(model):
             try:
                 retained = _retained_revisions(self.repository, model, keep)
+                always = _retained_revisions(self.repository, model, 1)
             except Corrupt as error:
                 self.refused.append(f"{error}: no revision of {model!r} was deleted")
                 return
             for path in revision_directories(self.repository.root / "models" / model):
-                changed = _modified_ns(path)
-                if int(path.name) in retained or changed is None or changed / 1e9 >= self.before:
+                changed, number = _modified_ns(path), int(path.name)
+                if changed is None:
+                    continue
+                if self.has_erased(path):
+                    if number in always:
+                        name = f"models/{model}/revisions/{number}"
+                        self.refused.append(f"{name} has an example to erase: {MUST_STAY}")
+                        continue
+                elif number in retained or changed / 1e9 >= self.before:
                     continue
                 self.record("revision", path, files.size(path))
                 self.removed_revisions.add(path)
@@ -146,6 +183,15 @@ class _Run:
             files.sync_directory(self.repository.root / "models" / model)
         for path in aside:
             files.delete(path)
+
+    def has_erased(self, revision: Path) -> bool:
+        """Return True if a revision has an example to erase; False if it cannot be read."""
+        if not self.erased["exemplars"]:
+            return False
+        with contextlib.suppress(Corrupt):  # read_manifests refuses it
+            refs = read_manifest(revision / "manifest.json").exemplars
+            return any(ref.digest in self.erased["exemplars"] for ref in refs)
+        return False
 
     def read_manifests(self) -> list[Manifest] | None:
         """Return the manifests of all retained revisions; None if one is unreadable."""

@@ -119,6 +119,12 @@ class _OrAuto(click.ParamType[Any]):
     help="Leave out photos whose label the audit suspects, list them, and learn again.",
 )
 @click.option(
+    "--keep-images",
+    is_flag=True,
+    help="Store the photos in the repository, as uploads are. Otherwise only their embeddings and "
+    "thumbnails are stored.",
+)
+@click.option(
     "--strict", is_flag=True, help="Refuse to train if the audit has an error or a warning."
 )
 @click.option(

@@ -36,6 +36,7 @@ from topwork_trainer.data import add_test_set, scan
 from topwork_trainer.finetuning.settings import FinetuneConfig
 from topwork_trainer.fit.attempts import Attempt, Attempts, OnStageProgress
 from topwork_trainer.fit.held_out import SplitResult, judge
+from topwork_trainer.fit.images import keep_images
 from topwork_trainer.fit.quantise_phase import quantise_backbone
 from topwork_trainer.ranking.rank import explain, select
 
@@ -67,6 +68,8 @@ class FitConfig:
     seed: int = 0
     drop_suspects: bool = False
     """True: leave out photos whose label is suspected, and learn again."""
+    keep_images: bool = False
+    """True: store the training photos in the repository, as uploads are."""
     strict: bool = False
     """True: refuse to train if the audit has errors or warnings."""
     cache: Path | None = None
@@ -150,6 +153,9 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
                 attempt = int8
         held_out = [judge(attempts, attempt, *split) for split in photos.held_out.items()]
         notes += map(str, held_out)
+    if config.keep_images:
+        watch("images", 0, 0)
+        keep_images(repository, photos.train, attempt.exemplars)
     watch("publish", 0, 0)
     manifest = publish(
         repository,

@@ -53,7 +53,8 @@ def check_examples(
             resource=f"models/{job.model}/examples/{unchanged[0]}",
             reason="LABEL_UNCHANGED",
         )
-    before = Counter(dict(zip(stored.labels, np.bincount(stored.targets).tolist(), strict=True)))
+    counts = np.bincount(stored.targets, minlength=len(stored.labels)).tolist()
+    before = Counter(dict(zip(stored.labels, counts, strict=True)))
     after = before - Counter(label for labels in lost.values() for label in labels)
     if moves:
         after[job.label] += sum(job.label not in labels for labels in labels_of.values())

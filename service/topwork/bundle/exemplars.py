@@ -162,16 +162,11 @@ class ShardRows:
     @classmethod
     def of_split(cls, exemplars: Exemplars) -> ShardRows:
         """Return the places of exemplars in the shards of ``split``, one per label."""
-        order = np.argsort(exemplars.targets, kind="stable")
-        starts = np.cumsum(exemplars.counts()) - exemplars.counts()
+        targets, counts = exemplars.targets, exemplars.counts()
+        order, starts = np.argsort(targets, kind="stable"), np.cumsum(counts) - counts
         rows = np.empty(len(exemplars), dtype=np.int64)
-        rows[order] = np.arange(len(exemplars)) - starts[exemplars.targets[order]]
-        return cls(
-            labels=exemplars.labels,
-            targets=exemplars.targets,
-            parts=exemplars.targets,
-            rows=rows,
-        )
+        rows[order] = np.arange(len(exemplars)) - starts[targets[order]]
+        return cls(labels=exemplars.labels, targets=targets, parts=targets, rows=rows)
 
     def flat(self, sizes: Sequence[int]) -> NDArray[np.int64]:
         """Return the rows in the concatenation of shards of these ``sizes``, (N,)."""
@@ -196,12 +191,7 @@ def shard_rows(parts: Sequence[tuple[str, Shard]]) -> ShardRows:
     )
     part = np.repeat(np.arange(len(parts)), sizes)[rows]
     starts = np.cumsum(sizes) - np.array(sizes)
-    return ShardRows(
-        labels=labels,
-        targets=targets[rows],
-        parts=part,
-        rows=rows - starts[part],
-    )
+    return ShardRows(labels=labels, targets=targets[rows], parts=part, rows=rows - starts[part])
 
 
 def merge(parts: Sequence[tuple[str, Shard]], chosen: ShardRows | None = None) -> Exemplars:

@@ -90,7 +90,7 @@ class Trainer:
         opened = functools.cache(self._repository.shard)  # each is verified and read once
         shards = changed_shards(parent.exemplars, job, new.shard, operation)
         if KINDS[job.kind].has_images and shards == parent.exemplars:
-            unchanged = replace(result, revision=parent.revision, conflicts=())
+            unchanged = replace(result, revision=parent.revision, images_used=0, conflicts=())
             return Candidate(result=unchanged, published=False)
         if KINDS[job.kind].examples:
             with self._parent_read(parent):
@@ -193,6 +193,11 @@ class Trainer:
                 predicted=Predicted(labels=exemplars.labels, metrics=learned.metrics),
             )
             return Candidate(result=dry, published=False)
+        for ref in shards:
+            # Without --spare-hours gc may have deleted a new shard meanwhile; it is still mapped.
+            path = self._repository.path("exemplars", ref.digest)
+            if ref not in parent.exemplars and not self._repository.refresh(path):
+                self._repository.put_shard(opened(ref.digest))
         manifest = publish(
             self._repository,
             exemplars,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,18 @@ from support.pictures import pictures
 
 from topwork.bundle.comparison import Gate
 from topwork.bundle.examples import index_of_shards, rows_with
+from topwork.bundle.maintenance.check import check
+from topwork.bundle.maintenance.garbage import collect
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
+from topwork.changes import retrain
 from topwork.changes.examples import check_examples
 from topwork.changes.jobs import ChangedExample, ChangeKind, ChangeResult, Conflict, Job, Upload
 from topwork.changes.kinds import describe
 from topwork.changes.retrain import Trainer
 from topwork.errors import AlreadyExists, NotFound, NotReady, TopworkError
 from topwork.inputs.image import pixel_digest, preprocess
+from topwork.learning.learn import Learned, learn
 from topwork.limits import DEFAULT_LIMITS
 
 LIMITS = replace(DEFAULT_LIMITS, min_images_per_label=3)
@@ -237,6 +242,23 @@ def test_solving_again_after_a_crash_publishes_once(repository: Repository) -> N
     first, again = (trainer.solve(change, trainer.embed(change, ignore), "x") for _ in range(2))
     assert first == again
     assert repository.revisions("m") == [1, 2]
+
+
+def test_shards_that_gc_deletes_while_solving_are_stored_again(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No revision refers to them yet, and with --spare-hours 0 gc spares no young file."""
+    deleted: list[str] = []
+
+    def collect_and_learn(*arguments: Any, **options: Any) -> Learned:
+        found = collect(repository, spare_seconds=-1)
+        deleted.extend(removed.kind for removed in found.removed)
+        return learn(*arguments, **options)
+
+    monkeypatch.setattr(retrain, "learn", collect_and_learn)
+    apply(repository, job("move_examples", digest(A[0]), label="b"))
+    assert deleted == ["shard", "shard"]
+    assert [problem for problem in check(repository) if problem.severity == "error"] == []
 
 
 def test_index_has_the_place_of_each_example(repository: Repository) -> None:

@@ -34,16 +34,19 @@ from topwork.errors import NotFound, TopworkError
 from topwork.limits import ServerLimits
 from topwork.rpc.context import Context
 from topwork.rpc.servicers.classifier import ClassifierServicer
+from topwork.rpc.servicers.examples import ExampleViews
 from topwork.rpc.servicers.models import ModelServicer
 from topwork.rpc.servicers.operations import OperationsServicer, OperationViews
 from topwork.serving import classifier as classifying
 from topwork.serving.backbones import LoadedBackbone
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import Classified, Timings
+from topwork.serving.examples import Examples
 from topwork.serving.registry import Registry
 from topwork.serving.statistics import Statistics
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
+from topwork.v1 import example_pb2 as example_pb
 from topwork.v1 import model_lifecycle_pb2 as lifecycle_pb
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.wire import status as statuses
@@ -109,6 +112,28 @@ def messages() -> list[bytes]:
         "RenameClass": [change_pb.RenameClassRequest(**name, new_label="navy")],  # type: ignore[arg-type]  # the same
         "Retrain": [
             change_pb.RetrainRequest(model="models/colours", head="ridge", normalisation="l2")
+        ],
+        "ListExamples": [
+            example_pb.ListExamplesRequest(
+                model="models/colours",
+                page_size=3,
+                filter='suspect = false AND display_name = "a*" AND digest = "0*"',
+                view=example_pb.EXAMPLE_VIEW_FULL,
+            ),
+            example_pb.ListExamplesRequest(
+                model="models/colours", page_token=f"1.2.{'0' * 16}", revision=1
+            ),
+        ],
+        "GetExample": [
+            example_pb.GetExampleRequest(
+                name=f"models/colours/examples/{'0' * 64}", label="blue", revision=1
+            )
+        ],
+        "RemoveExamples": [
+            change_pb.RemoveExamplesRequest(**name, digests=["0" * 64])  # type: ignore[arg-type]  # fields by name
+        ],
+        "MoveExamples": [
+            change_pb.MoveExamplesRequest(**name, digests=["0" * 64])  # type: ignore[arg-type]  # the same
         ],
         "Rollback": [
             model_pb.RollbackRequest(model="models/colours", revision=1, validate_only=True)
@@ -181,15 +206,20 @@ class _Service:
         registry = cast("Registry", _Registry())
         operations = cast("Operations", _Operations())
         views = OperationViews(repository, registry, operations, most_watches=1)
+        examples = Examples(repository)
         intake = Intake(
             registry,
+            examples,
             operations,
             Uploads(repository, LIMITS),
             Quotas(repository, LIMITS),
             LIMITS,
         )
+        example_views = ExampleViews(repository, registry, examples)
         lifecycle = Lifecycle(repository.root, SigningFiles(), most=3)
-        models = ModelServicer(repository, registry, views, intake, lifecycle, Statistics(), LIMITS)
+        models = ModelServicer(
+            repository, registry, views, example_views, intake, lifecycle, Statistics(), LIMITS
+        )
         classifier = ClassifierServicer(cast("Classifier", _Classifier()), most_seconds=60.0)
         running = OperationsServicer(views)
         self.methods = (
@@ -208,6 +238,10 @@ class _Service:
             _Method("RemoveClass", change_pb.RemoveClassRequest, models.RemoveClass),
             _Method("RenameClass", change_pb.RenameClassRequest, models.RenameClass),
             _Method("Retrain", change_pb.RetrainRequest, models.Retrain),
+            _Method("ListExamples", example_pb.ListExamplesRequest, models.ListExamples),
+            _Method("GetExample", example_pb.GetExampleRequest, models.GetExample),
+            _Method("RemoveExamples", change_pb.RemoveExamplesRequest, models.RemoveExamples),
+            _Method("MoveExamples", change_pb.MoveExamplesRequest, models.MoveExamples),
             _Method("Rollback", model_pb.RollbackRequest, models.Rollback),
             _Method("PinRevision", model_pb.PinRevisionRequest, models.PinRevision),
             _Method("CreateModel", lifecycle_pb.CreateModelRequest, models.CreateModel),

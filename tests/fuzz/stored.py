@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 
 import numpy as np
 
 from fuzz import sandbox
-from topwork.bundle import exemplars
+from topwork.bundle import examples, exemplars
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import (
@@ -23,7 +24,9 @@ from topwork.bundle.shards import open_shard
 from topwork.bundle.signing.signatures import Signatures
 from topwork.bundle.store import read_manifest
 from topwork.errors import Corrupt, NotReady
+from topwork.rpc.convert.examples import to_example
 from topwork.rpc.convert.revisions import PublishedRevision, StoredModel, to_model
+from topwork.serving.examples import ExampleFilter, Pattern, select
 
 KINDS = (Manifest, BackboneInfo, Metrics, ServingState, Signatures)
 """Types of documents; the first byte of an input is an index."""
@@ -73,6 +76,30 @@ def read_shard(content: bytes) -> None:
     assert len(merged) <= 2 * len(shard)
     assert np.asarray(shard.embeddings).dtype == np.float32
     merged.data_digest()
+
+
+def read_examples(content: bytes) -> None:
+    """Read any bytes as an index of examples, and convert each to a response."""
+    manifest = sandbox.repository().manifest(sandbox.MODEL, 1)
+    try:
+        index = examples.from_bytes(content, manifest.labels, len(manifest.exemplars))
+    except Corrupt:
+        return
+    for row in select(index, manifest, ExampleFilter()).tolist():
+        to_example(manifest, index, row, None).SerializeToString()
+    select(index, manifest, ExampleFilter(name=Pattern(text="a", prefix=True), operation=""))
+
+
+def indexes() -> list[bytes]:
+    """Return indexes of all examples, and of none."""
+    repository = sandbox.repository()
+    whole = repository.examples(repository.manifest(sandbox.MODEL, 1))
+    none = {
+        field.name: getattr(whole, field.name)[:0]
+        for field in fields(whole)
+        if field.name != "labels"
+    }
+    return [examples.to_bytes(whole), examples.to_bytes(replace(whole, **none))]
 
 
 def documents() -> list[bytes]:

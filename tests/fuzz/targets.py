@@ -27,5 +27,6 @@ TARGETS: dict[str, Target] = {
     "json": Target(run=stored.read_json, seeds=stored.documents, longest=2**15),
     "shards": Target(run=stored.read_shard, seeds=stored.shards, longest=2**15),
     "data": Target(run=data.read, seeds=data.seeds, longest=2**15),
+    "examples": Target(run=stored.read_examples, seeds=stored.indexes, longest=2**15),
     "requests": Target(run=requests.call, seeds=requests.messages, longest=2**12),
 }

@@ -38,6 +38,7 @@ from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing.signatures import Signatures
 from topwork.changes import new_exemplars, retrain, worker
 from topwork.changes.jobs import (
+    ChangedExample,
     ChangeOutcome,
     ChangeResult,
     Conflict,
@@ -133,6 +134,8 @@ RESULT = ChangeResult(
     ),
     predicted=Predicted(labels=("daisy", "雛菊"), metrics=METRICS),
     seconds=StageSeconds(queued=0.25, embedding=1.5, solving=2.0, publishing=0.125),
+    parent=6,
+    examples=(ChangedExample(digest=A, labels=("daisy", "雛菊")),),
     missing_labels=1,
 )
 
@@ -172,7 +175,10 @@ DOCUMENTS: tuple[object, ...] = (
         head=C,
         metrics=A,
         report=B,
-        exemplars=(ShardRef(label="daisy", digest=A), ShardRef(label="雛菊", digest=B)),
+        exemplars=(
+            ShardRef(label="daisy", digest=A, added=TIME),
+            ShardRef(label="雛菊", digest=B, operation=ID, added=TIME),
+        ),
         data_digest=C,
         images=2_000,
         seed=-3,
@@ -193,6 +199,7 @@ DOCUMENTS: tuple[object, ...] = (
         rejection=Rejection(gate=GATE, failures=("recall 0.5 is below 0.6",)),
         created=TIME,
         versions={"topwork": "0.1.0"},
+        examples=C,
     ),
     METRICS,
     BackboneNames(names={"efficientnet_lite0@288": A, "mine": B}),
@@ -229,9 +236,15 @@ DOCUMENTS: tuple[object, ...] = (
         gate=GATE,
         expected_revision=6,
         validate_only=True,
+        digests=(B, A),
     ),
     Subject(
-        kind="add_class", model="flowers", label="雛菊", new_label="ox-eye", validate_only=True
+        kind="add_class",
+        model="flowers",
+        label="雛菊",
+        new_label="ox-eye",
+        validate_only=True,
+        digests=C,
     ),
     Progress(stage="embedding", done=5, total=12, conflicts=(CONFLICT,)),
     RESULT,

@@ -77,6 +77,12 @@ def test_a_server_takes_over_the_repository_of_an_earlier_release(release_files:
         assert list(model.revisions) == [*expected["revisions"], 4]
         assert list(model.pinned_revisions) == expected["pinned"]
         assert [len(revision.labels) for revision in client.revisions("colours")] == [6, 5, 5, 4]
+        earlier = [*client.list_examples("colours", revision=expected["serving"], previews=True)]
+        assert len(earlier) == client.model("colours").serving_revision.metrics.images - 6
+        assert all(example.preview for example in earlier)
+        assert not any(example.HasField("label_probability") for example in earlier)
+        newer = [*client.list_examples("colours")]
+        assert all(example.HasField("label_probability") for example in newer)
         *_, last = client.watch(client.add_class("colours", "white", named_pictures("white")).name)
         assert result(last).revision.revision == 5
         assert client.rollback("colours").serving_revision.revision == 4

@@ -17,6 +17,7 @@ from support import postgres, servers, tiny
 from support.postgres import Postgres
 from support.servers import DEATHS, Running, eventually
 
+from topwork import CallFailed, Client
 from topwork.bundle.store import Repository
 from topwork.changes.database import APPLICATION, CHANGE, noted_database
 from topwork.changes.jobs import Job
@@ -237,6 +238,31 @@ def test_a_server_starts_without_database(
     assert done.outcome is not None
     assert done.outcome.result is not None
     assert repository.serving("colours") == 2
+
+
+def test_examples_are_removed_and_moved_once(repository: Repository, url: str) -> None:
+    """The database keeps the digests: repeated calls are one operation, others are refused."""
+    with (
+        servers.running(repository.root, database=url) as server,
+        Client(server.address) as client,
+    ):
+        listed = [example.digest for example in client.list_examples("colours", "label = blue")]
+        request_id = str(uuid.uuid4())
+        first, again = (
+            client.remove_examples("colours", listed[:2], request_id=request_id) for _ in range(2)
+        )
+        assert first.name == again.name
+        with pytest.raises(CallFailed) as caught:
+            client.remove_examples("colours", listed[:3], request_id=request_id)
+        assert caught.value.reason == "REQUEST_ID_REUSED"
+        *_, removed = client.watch(first.name)
+        assert [row.digest for row in removed.result().examples] == sorted(listed[:2])
+        *_, moved = client.watch(client.move_examples("colours", listed[2:3], "green").name)
+        assert moved.result().revision.revision == 3
+        found = [operation.name for operation in client.operations("kind = remove_examples")]
+        assert found == [first.name]
+        labels = [example.label for example in client.list_examples("colours")]
+        assert (labels.count("blue"), labels.count("green"), len(labels)) == (17, 21, 78)
 
 
 def test_operations_are_listed_by_model(repository: Repository, url: str) -> None:

@@ -16,6 +16,7 @@ from soak.ledger import Change, Ledger, Rollback, State
 from soak.pool import Pool, colour_of
 from soak.supervisor import RETRYABLE, Supervisor
 from topwork import CallFailed, Client
+from topwork.limits import DEFAULT_LIMITS
 from topwork.v1 import change_pb2 as change_pb
 
 TIMEOUT = 30.0
@@ -30,16 +31,26 @@ KINDS = {
     "remove_class": 15,
     "rename_class": 10,
     "retrain": 10,
+    "remove_examples": 15,
+    "move_examples": 15,
     "rollback": 10,
 }
 """Relative frequency of each kind of change."""
 
+LEAST_IMAGES = DEFAULT_LIMITS.min_images_per_label
+"""Minimum of images that a removal or a move leaves a label."""
+
+ANY = change_pb.Gate(max_old_class_drop=1.0, min_new_class_recall=0.0)
+"""Gate of moves, which may divide a colour between two labels that no head can tell apart."""
+
 REFUSALS = {
-    "ALREADY_EXISTS": "LABEL_EXISTS",
-    "NOT_FOUND": "NOT_FOUND",
-    "FAILED_PRECONDITION": "TOO_FEW_LABELS",
+    "LABEL_EXISTS",
+    "LABEL_UNCHANGED",
+    "NOT_FOUND",
+    "TOO_FEW_IMAGES",
+    "TOO_FEW_LABELS",
 }
-"""Reasons, by code, with which a change may be refused after a concurrent one."""
+"""Reasons with which a change may be refused after a concurrent one."""
 
 
 class ChangeClient:
@@ -114,6 +125,29 @@ class ChangeClient:
                 change.new_label = f"{colour_of(change.label)}.{rng.randrange(10**6)}"
             case "retrain":
                 change.label = ""
+            case "remove_examples" | "move_examples":
+                return self._choose_examples(change, labels)
+        return change
+
+    def _choose_examples(self, change: Change, labels: list[str]) -> Change | None:
+        """Return the change with examples of its label; None if it would leave too few."""
+        rng, label = self._rng, change.label
+        found = self._supervisor.retry(
+            lambda client: [*client.list_examples(self._model, f'label = "{label}"')]
+        )
+        digests = sorted({example.digest for example in found})
+        change.label, least, most = "", 1, min(3, len(digests) - LEAST_IMAGES)
+        if change.kind == "move_examples":
+            colour = colour_of(label)
+            same = [other for other in labels if other != label and colour_of(other) == colour]
+            change.label = rng.choice([*same, f"{colour}.{rng.randrange(10**6)}"])
+            if change.label not in same:
+                least, most = LEAST_IMAGES, len(digests) - LEAST_IMAGES
+            elif rng.random() < 0.5 and digests:
+                least = most = len(digests)  # the label goes
+        if most < least:
+            return None
+        change.digests = tuple(rng.sample(digests, rng.randint(least, most)))
         return change
 
     def _submit(self, change: Change) -> None:
@@ -131,7 +165,7 @@ class ChangeClient:
         try:
             operation = self._supervisor.retry(call)
         except CallFailed as error:
-            if error.reason != REFUSALS.get(error.code):
+            if error.reason not in REFUSALS:
                 self._ledger.fail(f"{change} was refused: {error.code} {error}")
             # An interrupted earlier attempt may have been accepted, so that this one is refused.
             change.state = "unclear" if interrupted else "refused"
@@ -168,7 +202,10 @@ class ChangeClient:
         self._supervisor.retry(lambda client: [*client.watch(name_of(change))])
 
     def _send(self, client: Client, change: Change) -> operations_pb2.Operation:
-        options = change_pb.ChangeOptions(validate_only=change.validate_only)
+        options = change_pb.ChangeOptions(
+            validate_only=change.validate_only,
+            gate=ANY if change.kind == "move_examples" else None,
+        )
         arguments: Any = {"request_id": change.id, "options": options, "timeout": TIMEOUT}
         files = self._pool.files(change.images)
         match change.kind:
@@ -182,6 +219,10 @@ class ChangeClient:
                 return client.rename_class(
                     change.model, change.label, change.new_label, **arguments
                 )
+            case "remove_examples":
+                return client.remove_examples(change.model, change.digests, **arguments)
+            case "move_examples":
+                return client.move_examples(change.model, change.digests, change.label, **arguments)
             case _:
                 return client.retrain(change.model, **arguments)
 

@@ -22,6 +22,8 @@ class Change:
     new_label: str = ""
     images: tuple[str, ...] = ()
     """Names of pictures or of junk files."""
+    digests: tuple[str, ...] = ()
+    """Image digests of the examples that are removed or moved."""
     validate_only: bool = False
     state: State = "unclear"
 

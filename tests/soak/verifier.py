@@ -28,6 +28,7 @@ from topwork.wire.status import reason
 
 FAILURES = {
     "ALREADY_EXISTS LABEL_EXISTS",
+    "ALREADY_EXISTS LABEL_UNCHANGED",
     "CANCELLED CANCELLED",
     "FAILED_PRECONDITION GATE_FAILED",
     "FAILED_PRECONDITION MODEL_CHANGED",
@@ -226,11 +227,10 @@ class Verifier:
         stored = self._repository.stored("images")
         for model in MODELS:
             serving = self._maintainer.manifest(model, self._repository.serving(model))
-            fitted = {ref.digest for ref in self._maintainer.manifest(model, 1).exemplars}
             needed = {
                 row.tobytes().hex()
                 for ref in serving.exemplars
-                if ref.digest not in fitted
+                if ref.operation  # also of shards that later changes rewrote
                 for row in self._repository.shard(ref.digest).contents
             }
             missing = needed - stored.keys()
@@ -266,6 +266,13 @@ def changed(pairs: Pairs, change: Change, pool: Pool) -> Pairs:
         case "rename_class":
             return frozenset(
                 (digest, change.new_label if label == change.label else label)
+                for digest, label in pairs
+            )
+        case "remove_examples":
+            return frozenset(pair for pair in pairs if pair[0].hex() not in change.digests)
+        case "move_examples":
+            return frozenset(
+                (digest, change.label if digest.hex() in change.digests else label)
                 for digest, label in pairs
             )
         case _:

@@ -14,6 +14,7 @@ import numpy as np
 
 from support import tiny
 from topwork.bundle.comparison import Rejection
+from topwork.bundle.examples import index_of_shards
 from topwork.bundle.exemplars import make, shard_of
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import ChosenHead, Manifest, ShardRef
@@ -99,7 +100,11 @@ def publish(
         versions={},
     )
     return repository.publish(
-        draft, head=b"head", metrics=METRICS, report=lambda made: f"{made.revision}".encode()
+        draft,
+        head=b"head",
+        metrics=METRICS,
+        report=lambda made: f"{made.revision}".encode(),
+        index=index_of_shards(repository.shards(refs)),
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import topwork
 import topwork_trainer
-from topwork.bundle import shards
+from topwork.bundle import examples, shards
 from topwork.bundle.documents import from_json
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo, Manifest
@@ -31,7 +31,7 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.runtime.backend import open_session
 from topwork.serving.head import HeadLoader
 
-ARRAYS = [*shards._DTYPES]
+ARRAYS = [*shards._DTYPES, *examples._DTYPES]
 MARK = Path(tempfile.gettempdir(), f"topwork-unpickled-{os.getpid()}")
 
 
@@ -75,6 +75,7 @@ def load_weights(path: Path) -> None:
 
 LOADERS: dict[str, Callable[[Path], object]] = {
     "a shard": lambda path: open_shard(path, sha256(path.read_bytes())),
+    "an index of examples": lambda path: examples.from_bytes(path.read_bytes(), ("a",), 1),
     "a backbone": lambda path: open_session(path.read_bytes(), output="embedding"),
     "a head": lambda path: HeadLoader().load(path.read_bytes(), width=8, labels=2, unknown=False),
     "a photo": lambda path: preprocess(path.read_bytes(), PreprocessSpec(resize=8, crop=8)),

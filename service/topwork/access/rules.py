@@ -40,6 +40,11 @@ def _name(message: Any) -> str:
     return str(message.name)
 
 
+def _model_of_child(message: Any) -> str:
+    """Return the first two segments of a name such as ``models/{model}/examples/{digest}``."""
+    return "/".join(str(message.name).split("/")[:2])
+
+
 def _config_model(message: Any) -> str | None:
     return str(message.config.model) if message.HasField("config") else None
 
@@ -81,6 +86,10 @@ RULES: Mapping[str, Rule] = {
             "RemoveClass": _TRAIN,
             "RenameClass": _TRAIN,
             "Retrain": _TRAIN,
+            "ListExamples": _TRAIN,  # names and previews of training images are confidential
+            "GetExample": Rule(role="train", model_of=_model_of_child, audited=True),
+            "RemoveExamples": _TRAIN,
+            "MoveExamples": _TRAIN,
             "Rollback": _ADMIN,
             "PinRevision": _ADMIN,
             "CreateModel": _TRAIN,

@@ -147,38 +147,78 @@ def make(
     )
 
 
-def merge(parts: Sequence[tuple[str, Shard]]) -> Exemplars:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRows:
+    """The shard and the row in it of each of N exemplars."""
+
+    labels: tuple[str, ...]
+    targets: NDArray[np.int64]
+    """(N,), class indices."""
+    parts: NDArray[np.int64]
+    """(N,), index of the shard."""
+    rows: NDArray[np.int64]
+    """(N,), row in the shard."""
+
+    @classmethod
+    def of_split(cls, exemplars: Exemplars) -> ShardRows:
+        """Return the places of exemplars in the shards of ``split``, one per label."""
+        targets, counts = exemplars.targets, exemplars.counts()
+        order, starts = np.argsort(targets, kind="stable"), np.cumsum(counts) - counts
+        rows = np.empty(len(exemplars), dtype=np.int64)
+        rows[order] = np.arange(len(exemplars)) - starts[targets[order]]
+        return cls(labels=exemplars.labels, targets=targets, parts=targets, rows=rows)
+
+    def flat(self, sizes: Sequence[int]) -> NDArray[np.int64]:
+        """Return the rows in the concatenation of shards of these ``sizes``, (N,)."""
+        starts = np.cumsum(sizes, dtype=np.int64) - np.array(sizes, dtype=np.int64)
+        return np.asarray(starts[self.parts] + self.rows)
+
+
+def shard_rows(parts: Sequence[tuple[str, Shard]]) -> ShardRows:
+    """Return the places of the exemplars of ``merge`` in ``parts``, without reading embeddings."""
+    shards = [shard for _, shard in parts]
+    sizes = [len(shard.seen) for shard in shards]
+    labels = tuple(sorted({label for label, _ in parts}))
+    indices = np.array([labels.index(label) for label, _ in parts], dtype=np.int64)
+    targets = np.repeat(indices, sizes)
+    rows = _unique_rows(
+        np.concatenate([shard.digests for shard in shards]),
+        targets,
+        np.concatenate([shard.seen for shard in shards]),
+        np.concatenate([shard.groups for shard in shards]),
+        [name for shard in shards for name in shard.names],
+        np.concatenate([shard.contents for shard in shards]),
+    )
+    part = np.repeat(np.arange(len(parts)), sizes)[rows]
+    starts = np.cumsum(sizes) - np.array(sizes)
+    return ShardRows(labels=labels, targets=targets[rows], parts=part, rows=rows - starts[part])
+
+
+def merge(parts: Sequence[tuple[str, Shard]], chosen: ShardRows | None = None) -> Exemplars:
     """Return the exemplars of all ``parts``, pairs of label and shard in any order.
 
-    Copies the embeddings only once. Raises Corrupt if their widths differ.
+    ``chosen`` is ``shard_rows(parts)``, if it is known. Copies the embeddings only once. Raises
+    Corrupt if their widths differ.
     """
     widths = {shard.embeddings.shape[1] for _, shard in parts}
     if len(widths) != 1:
         raise Corrupt(f"shards need embeddings of one width, not of {sorted(widths)}")
+    chosen = chosen or shard_rows(parts)
     shards = [shard for _, shard in parts]
-    labels = tuple(sorted({label for label, _ in parts}))
-    digests = np.concatenate([shard.digests for shard in shards])
-    contents = np.concatenate([shard.contents for shard in shards])
-    seen = np.concatenate([shard.seen for shard in shards])
+    rows = chosen.flat([len(shard) for shard in shards])
     names = [name for shard in shards for name in shard.names]
     thumbnails = [thumbnail for shard in shards for thumbnail in shard.thumbnails]
-    targets = np.repeat(
-        np.array([labels.index(label) for label, _ in parts], dtype=np.int64),
-        [len(shard) for shard in shards],
-    )
-    groups = np.concatenate([shard.groups for shard in shards])
-    rows = _unique_rows(digests, targets, seen, groups, names, contents)
     return Exemplars(
         embeddings=_gather([shard.embeddings for shard in shards], rows),
-        digests=digests[rows],
+        digests=np.concatenate([shard.digests for shard in shards])[rows],
         fingerprints=np.concatenate([shard.fingerprints for shard in shards])[rows],
-        contents=contents[rows],
-        targets=targets[rows],
-        labels=labels,
-        seen=seen[rows],
+        contents=np.concatenate([shard.contents for shard in shards])[rows],
+        targets=chosen.targets,
+        labels=chosen.labels,
+        seen=np.concatenate([shard.seen for shard in shards])[rows],
         names=tuple(names[row] for row in rows),
         thumbnails=tuple(thumbnails[row] for row in rows),
-        groups=groups[rows],
+        groups=np.concatenate([shard.groups for shard in shards])[rows],
     )
 
 

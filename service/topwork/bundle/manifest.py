@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -129,6 +129,10 @@ class ShardRef:
 
     label: str
     digest: Digest
+    operation: str = field(default="", compare=False)
+    """Id of the operation that added the exemplars; empty: a fit, or an earlier release."""
+    added: datetime | None = field(default=None, compare=False)
+    """Time at which they were added; None: an earlier release did not store it."""
 
 
 @document
@@ -173,6 +177,8 @@ class Manifest:
     versions: dict[str, str]
     """Versions of the software that published the revision."""
     schema: int = SCHEMA
+    examples: Digest | None = None
+    """sha256 of examples.npz; None in revisions of earlier releases, which have no such file."""
 
 
 def check_may_serve(manifest: Manifest) -> None:

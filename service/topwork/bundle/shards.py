@@ -7,11 +7,10 @@ The label is not in the shard but in the manifests that refer to it, so a label 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,13 +19,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.bundle import npz
 from topwork.bundle.files import open_file, short_path
 from topwork.bundle.groups import GROUP_BYTES
 from topwork.errors import Corrupt
 from topwork.printable import encodable
-
-ALIGNMENT = 64
-"""Alignment of the arrays in bytes: a cache line, sufficient for all SIMD instructions."""
 
 _DTYPES = {
     "embeddings": "<f4",
@@ -41,8 +38,6 @@ _DTYPES = {
 }
 _GROUPS = "groups"
 """Array that is stored only if an exemplar has a group; without it a shard is as before groups."""
-_PADDING = 0x5457
-"""Id of the zip extra field that pads the header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +64,20 @@ class Shard:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    def where(self, rows: NDArray[np.bool_]) -> Shard:
+        """Return the shard of the exemplars that the mask ``rows`` (n,) selects, in order."""
+        selected = np.flatnonzero(rows).tolist()
+        return Shard(
+            embeddings=self.embeddings[selected],
+            digests=self.digests[selected],
+            fingerprints=self.fingerprints[selected],
+            contents=self.contents[selected],
+            seen=self.seen[selected],
+            names=tuple(self.names[row] for row in selected),
+            thumbnails=tuple(self.thumbnails[row] for row in selected),
+            groups=self.groups[selected],
+        )
+
 
 def to_bytes(shard: Shard) -> bytes:
     """Encode a shard as a file; equal shards give equal bytes."""
@@ -86,18 +95,40 @@ def to_bytes(shard: Shard) -> bytes:
     }
     if shard.groups.any():
         arrays[_GROUPS] = shard.groups
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(
-                _aligned_member(f"{name}.npy", buffer.tell()), "w", force_zip64=True
-            ) as file:
-                np.lib.format.write_array(
-                    file,
-                    np.ascontiguousarray(array, dtype=_DTYPES.get(name, "|u1")),
-                    version=(1, 0),
-                )
-    return buffer.getvalue()
+    return npz.encode({name: (array, _DTYPES.get(name, "|u1")) for name, array in arrays.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Previews:
+    """The thumbnails of a shard of n exemplars and the sha256 of their files, memory-mapped."""
+
+    contents: NDArray[np.uint8]
+    """(n, 32), as in ``Shard``."""
+    thumbnails: NDArray[np.uint8]
+    """All JPEG files, joined."""
+    ends: NDArray[np.int64]
+    """(n,), end of each in ``thumbnails``."""
+
+    def preview(self, row: int) -> bytes:
+        """Return the JPEG file of an exemplar; empty if it is missing."""
+        start = int(self.ends[row - 1]) if row else 0
+        return self.thumbnails[start : self.ends[row]].tobytes()
+
+
+def open_previews(path: Path, digest: str, *, verified: bool) -> Previews:
+    """Open the thumbnails of the shard at ``path``, without the rest.
+
+    ``verified``: the sha256 is known to be right. Raises as ``open_shard``.
+    """
+    with _verified(path, "" if verified else digest) as (file, whole):
+        with zipfile.ZipFile(file) as archive:
+            contents, thumbnails, ends = (
+                npz.map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(_DTYPES[name]))
+                for name in ("contents", "thumbnails", "thumbnail_ends")
+            )
+        if contents.shape != (len(ends), 32) or ends.ndim != 1:
+            raise ValueError(f"its contents are {contents.shape}")
+        return Previews(contents=contents, thumbnails=thumbnails, ends=ends)
 
 
 def open_shard(path: Path, digest: str) -> Shard:
@@ -105,50 +136,49 @@ def open_shard(path: Path, digest: str) -> Shard:
 
     Raises Corrupt if it is missing, its sha256 is not ``digest``, or it is not a valid shard.
     """
-    try:
-        with open_file(path) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != digest:
-                raise Corrupt(
-                    f"{short_path(path)} has sha256 {found}, not {digest}: it was changed"
-                )
-            return _parse(file)
-    except _InvalidShardError as error:
-        raise Corrupt(f"{short_path(path)} is not a valid shard: {error}") from error
+    with _verified(path, digest) as (file, whole):
+        return _parse(file, whole)
 
 
-class _InvalidShardError(Exception):
-    """Reason why a file is not a valid shard."""
+@contextmanager
+def _verified(path: Path, digest: str) -> Iterator[tuple[IO[bytes], NDArray[np.uint8]]]:
+    """Open and map the file at ``path``, with its sha256 unless ``digest`` is empty.
+
+    Any other error of the block means that it is not a valid shard, and becomes Corrupt.
+    """
+    with open_file(path) as file:
+        if digest and (found := hashlib.file_digest(file, "sha256").hexdigest()) != digest:
+            raise Corrupt(f"{short_path(path)} has sha256 {found}, not {digest}: it was changed")
+        try:
+            if not file.seek(0, os.SEEK_END):
+                raise ValueError("it is empty")
+            yield file, np.memmap(file, dtype=np.uint8, mode="r")
+        except Exception as error:  # zipfile and NumPy raise many classes on damaged files
+            raise Corrupt(f"{short_path(path)} is not a valid shard: {error}") from error
 
 
-def _parse(file: IO[bytes]) -> Shard:
-    if not file.seek(0, os.SEEK_END):
-        raise _InvalidShardError("it is empty")
-    whole = np.memmap(file, dtype=np.uint8, mode="r")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            arrays = {
-                name: _map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(dtype))
-                for name, dtype in _DTYPES.items()
-            }
-            groups = np.zeros((len(arrays["embeddings"]), GROUP_BYTES), dtype=np.uint8)
-            if f"{_GROUPS}.npy" in archive.namelist():
-                groups = _map_array(file, whole, archive.getinfo(f"{_GROUPS}.npy"), groups.dtype)
-            arrays[_GROUPS] = groups
-        names = _split(arrays["names"], arrays["name_ends"])
-        shard = Shard(
-            embeddings=arrays["embeddings"],
-            digests=arrays["digests"],
-            fingerprints=arrays["fingerprints"],
-            contents=arrays["contents"],
-            seen=arrays["seen"],
-            # Earlier versions stored names that are not UTF-8, which protobuf messages cannot hold.
-            names=tuple(encodable(name.decode("utf-8", "surrogatepass")) for name in names),
-            thumbnails=_split(arrays["thumbnails"], arrays["thumbnail_ends"]),
-            groups=groups,
-        )
-    except Exception as error:  # zipfile and NumPy raise many classes on damaged files
-        raise _InvalidShardError(str(error)) from error
+def _parse(file: IO[bytes], whole: NDArray[np.uint8]) -> Shard:
+    with zipfile.ZipFile(file) as archive:
+        arrays = {
+            name: npz.map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(dtype))
+            for name, dtype in _DTYPES.items()
+        }
+        groups = np.zeros((len(arrays["embeddings"]), GROUP_BYTES), dtype=np.uint8)
+        if f"{_GROUPS}.npy" in archive.namelist():
+            groups = npz.map_array(file, whole, archive.getinfo(f"{_GROUPS}.npy"), groups.dtype)
+        arrays[_GROUPS] = groups
+    names = _split(arrays["names"], arrays["name_ends"])
+    shard = Shard(
+        embeddings=arrays["embeddings"],
+        digests=arrays["digests"],
+        fingerprints=arrays["fingerprints"],
+        contents=arrays["contents"],
+        seen=arrays["seen"],
+        # Earlier versions stored names that are not UTF-8, which protobuf messages cannot hold.
+        names=tuple(encodable(name.decode("utf-8", "surrogatepass")) for name in names),
+        thumbnails=_split(arrays["thumbnails"], arrays["thumbnail_ends"]),
+        groups=groups,
+    )
     rows, width = (*shard.embeddings.shape, 0, 0)[:2]
     for name, shape in (
         ("embeddings", (rows, width)),
@@ -159,29 +189,12 @@ def _parse(file: IO[bytes]) -> Shard:
         (_GROUPS, (rows, GROUP_BYTES)),
     ):
         if arrays[name].shape != shape:
-            raise _InvalidShardError(f"its {name} are {arrays[name].shape}, not {shape}")
+            raise ValueError(f"its {name} are {arrays[name].shape}, not {shape}")
     if (arrays["seen"].view(np.uint8) > 1).any():
-        raise _InvalidShardError("its seen flags are not all true or false")
+        raise ValueError("its seen flags are not all true or false")
     if len(shard.names) != rows or len(shard.thumbnails) != rows:
-        raise _InvalidShardError(f"it does not have {rows} names and thumbnails")
+        raise ValueError(f"it does not have {rows} names and thumbnails")
     return shard
-
-
-def _map_array(
-    file: IO[bytes], whole: NDArray[np.uint8], info: zipfile.ZipInfo, dtype: np.dtype[Any]
-) -> NDArray[Any]:
-    """Return an array of the archive as a view of the mapped file."""
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        raise ValueError(f"{info.filename} is compressed or encrypted")
-    file.seek(info.header_offset + 26)  # local header: lengths of the name and the extra field
-    file.seek(info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))))
-    end = file.tell() + info.file_size
-    version = np.lib.format.read_magic(file)
-    shape, fortran, found = np.lib.format.read_array_header_1_0(file)
-    if version != (1, 0) or fortran or found != dtype:
-        raise ValueError(f"{info.filename} has dtype {found}, not {dtype}")
-    array = np.asarray(whole[file.tell() : end]).view(dtype)
-    return array.reshape(shape)
 
 
 def _split(joined: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[bytes, ...]:
@@ -194,16 +207,3 @@ def _split(joined: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[bytes, .
 
 def _end_offsets(parts: Sequence[bytes]) -> NDArray[np.int64]:
     return np.cumsum([len(part) for part in parts], dtype=np.int64)
-
-
-def _aligned_member(name: str, at: int) -> zipfile.ZipInfo:
-    """Return a zip member with aligned data if its local header starts at offset ``at``.
-
-    The header that ``numpy.save`` writes before an array has a multiple of 64 bytes.
-    """
-    info = zipfile.ZipInfo(name)  # dated 1980, so that equal shards give equal bytes
-    info.create_system = 3
-    # Local header, name, extra field of the 64-bit sizes, header of the padding field.
-    begin = at + 30 + len(name) + 20 + 4
-    info.extra = struct.pack("<HH", _PADDING, -begin % ALIGNMENT) + bytes(-begin % ALIGNMENT)
-    return info

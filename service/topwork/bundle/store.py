@@ -4,7 +4,8 @@
     backbones/names.json
     exemplars/<sha256>.npz
     images/<sha256>
-    models/<model>/<revision>/manifest.json, manifest.sig, head.onnx, metrics.json, report.html
+    models/<model>/<revision>/manifest.json, manifest.sig, head.onnx, metrics.json, examples.npz,
+        report.html
     models/<model>/serving.json, draft.json
     models/.deleted-<model>/...
 
@@ -22,10 +23,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from topwork.bundle import files
+from topwork.bundle import examples, files
 from topwork.bundle.blobs import KINDS
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.draft import Current
+from topwork.bundle.examples import ExampleIndex
 from topwork.bundle.manifest import NEWEST_SCHEMA, SCHEMA, Manifest, check_may_serve
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.model_directories import ModelDirectories
@@ -176,6 +178,16 @@ class Repository(ModelDirectories):
         """Return a revision's report.html. Raises Corrupt."""
         return files.read_verified(self.report_file(manifest), manifest.report)
 
+    def examples(self, manifest: Manifest) -> ExampleIndex:
+        """Return the index of a revision's examples. Raises Corrupt.
+
+        It has no scores if an earlier release published the revision, which stored no index.
+        """
+        if manifest.examples is None:
+            return examples.index_of_shards(self.shards(manifest.exemplars))
+        content = files.read_verified(self._revision(manifest) / examples.FILE, manifest.examples)
+        return examples.from_bytes(content, manifest.labels, len(manifest.exemplars))
+
     def report_file(self, manifest: Manifest) -> Path:
         """Return the path of a revision's report.html, to open it in a browser."""
         return self._revision(manifest) / "report.html"
@@ -187,6 +199,7 @@ class Repository(ModelDirectories):
         head: bytes,
         metrics: Metrics,
         report: Callable[[Manifest], bytes],
+        index: ExampleIndex | None = None,
     ) -> Manifest:
         """Publish the next revision of ``draft.model`` atomically and return its manifest.
 
@@ -200,12 +213,14 @@ class Repository(ModelDirectories):
             self.check_not_deleted(draft.model)
             parent.mkdir(parents=True, exist_ok=True)
         metrics_json = to_json(metrics)
+        index_file = None if index is None else examples.to_bytes(index)
         while True:
             manifest = replace(
                 draft,
                 revision=max(self.revisions(draft.model), default=0) + 1,
                 head=files.sha256(head),
                 metrics=files.sha256(metrics_json),
+                examples=None if index_file is None else files.sha256(index_file),
                 created=datetime.now(UTC),
             )
             page = report(manifest)
@@ -218,6 +233,8 @@ class Repository(ModelDirectories):
                     (directory / "head.onnx").write_bytes(head)
                     (directory / "metrics.json").write_bytes(metrics_json)
                     (directory / "report.html").write_bytes(page)
+                    if index_file is not None:
+                        (directory / examples.FILE).write_bytes(index_file)
                     content = to_json(manifest)
                     (directory / "manifest.json").write_bytes(content)
                     signature = self.sign(content)

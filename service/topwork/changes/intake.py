@@ -6,13 +6,16 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Protocol, cast, get_args
 
 from topwork.bundle.draft import Current
+from topwork.bundle.examples import ExampleIndex
+from topwork.bundle.manifest import Manifest
 from topwork.bundle.names import check_label, compose_label
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.changes.examples import check_examples
 from topwork.changes.jobs import Job
 from topwork.changes.kinds import KINDS, check_change
 from topwork.changes.operations import Admit, Operations
@@ -26,11 +29,21 @@ from topwork.limits import ServerLimits
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
 
+_DIGEST = re.compile("[0-9a-fA-F]{64}")
+
+
 class Models(Protocol):
     """The models in memory; see ``topwork.serving.registry``."""
 
     def current(self, model: str) -> Current:
         """Return the manifest of the serving revision, or the draft. Raises NotFound."""
+
+
+class Examples(Protocol):
+    """The examples of the served models; see ``topwork.serving.examples``."""
+
+    async def index(self, manifest: Manifest) -> ExampleIndex:
+        """Return the index of a revision's examples. Raises Corrupt, Unavailable."""
 
 
 class Intake:
@@ -43,12 +56,14 @@ class Intake:
     def __init__(
         self,
         models: Models,
+        examples: Examples,
         operations: Operations,
         uploads: Uploads,
         quotas: Quotas,
         limits: ServerLimits,
     ) -> None:
         self._models = models
+        self._examples = examples
         self._operations = operations
         self._uploads = uploads
         self._quotas = quotas
@@ -76,7 +91,7 @@ class Intake:
         job, request_id = self._job(request), _request_id(request)
 
         async def admit(pending: int) -> None:
-            if not KINDS[job.kind].removes:
+            if not KINDS[job.kind].frees:
                 await asyncio.to_thread(self._check_quota, job.model, pending)
 
         return await self._enqueue(job, request_id, admit=admit)
@@ -88,6 +103,12 @@ class Intake:
         current = self._models.current(job.model)
         try:
             check_change(job, current, self._limits)
+            if job.digests:
+                assert isinstance(current, Manifest), (
+                    "check_change refuses such a change of a draft"
+                )
+                stored = await self._examples.index(current)
+                await asyncio.to_thread(check_examples, job, stored, self._limits)
             return await self._operations.submit(job, request_id, size=size, admit=admit)
         except TopworkError:
             repeated = await self._find_repeated(job, request_id)
@@ -106,8 +127,14 @@ class Intake:
         kind, limits, path = KINDS[request.kind], self._limits, request.path
         label = new_label = ""
         recipe = None
-        if kind.label != "none":
-            check = check_label if kind.label == "new" else compose_label
+        if kind.label != "none" and (request.label or kind.label != "optional"):
+            check = compose_label
+            if kind.label == "new" or (
+                kind.label == "any"
+                and compose_label(request.label, limits=limits, field=f"{path}label")
+                not in self._models.current(request.model).labels
+            ):
+                check = check_label
             label = check(request.label, limits=limits, field=f"{path}label")
         if kind.renames:
             new_label = check_label(request.new_label, limits=limits, field=f"{path}new_label")
@@ -124,6 +151,7 @@ class Intake:
             gate=request.gate,
             expected_revision=request.expected_revision,
             validate_only=request.validate_only,
+            digests=_digests(request.digests, limits) if kind.examples else (),
         )
 
     async def _find_repeated(self, job: Job, request_id: str) -> OperationState | None:
@@ -144,6 +172,24 @@ def normalise_request_id(request_id: str, *, field: str) -> str:
     if not _UUID.fullmatch(request_id):  # uuid.UUID also takes braces, 0x and non-ASCII digits
         raise InvalidInput(f"request_id {request_id[:80]!r} is not a UUID", field=field)
     return request_id.lower()
+
+
+def _digests(digests: Sequence[str], limits: ServerLimits) -> tuple[str, ...]:
+    """Return image digests sorted, each once, in lower case. Raises InvalidInput."""
+    most = limits.max_images_per_upload
+    if not digests or len(digests) > most:
+        raise InvalidInput(
+            f"the request names {len(digests)} examples; it must name 1 to {most}",
+            field="digests",
+            reason="TOO_MANY_IMAGES" if digests else None,
+        )
+    for number, digest in enumerate(digests):
+        if not _DIGEST.fullmatch(digest):
+            raise InvalidInput(
+                f"{digest[:80]!r} is not an image digest, 64 hexadecimal digits",
+                field=f"digests[{number}]",
+            )
+    return tuple(sorted({digest.lower() for digest in digests}))
 
 
 def _request_id(request: ChangeRequest) -> str:

@@ -12,7 +12,15 @@ from topwork.bundle.metrics import Metrics
 from topwork.bundle.numbers import Count, Number
 from topwork.bundle.recipe import Recipe
 
-ChangeKind = Literal["add_class", "add_examples", "remove_class", "rename_class", "retrain"]
+ChangeKind = Literal[
+    "add_class",
+    "add_examples",
+    "remove_class",
+    "rename_class",
+    "retrain",
+    "remove_examples",
+    "move_examples",
+]
 
 ChangeStage = Literal["queued", "embedding", "solving", "publishing", "done"]
 
@@ -57,7 +65,9 @@ class Job:
     accepted: float
     """Time of acceptance, in seconds since 1970."""
     label: str = ""
-    """The label that is added, extended, removed or renamed; empty for ``retrain``."""
+    """The label that is added, extended, removed or renamed; of ``remove_examples`` the only label
+    that the examples lose, empty: all; of ``move_examples`` the label that they get; empty for
+    ``retrain``."""
     new_label: str = ""
     """The label's new name; only for ``rename_class``."""
     uploads: tuple[Upload, ...] = ()
@@ -70,6 +80,8 @@ class Job:
     """The only revision that may be changed; 0: any."""
     validate_only: bool = False
     """Dry run: report the result and change nothing."""
+    digests: tuple[str, ...] = ()
+    """Image digests in hexadecimal, sorted; only for ``remove_examples`` and ``move_examples``."""
 
 
 @document
@@ -103,6 +115,16 @@ class Predicted:
     metrics: Metrics
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedExample:
+    """An example that a change removed or moved."""
+
+    digest: str
+    """Image digest in hexadecimal."""
+    labels: tuple[str, ...]
+    """The labels that it lost, sorted."""
+
+
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeResult:
@@ -122,6 +144,10 @@ class ChangeResult:
     predicted: Predicted | None = None
     """Only for a dry run."""
     seconds: StageSeconds = field(default_factory=StageSeconds)
+    parent: Number = 0
+    """The revision that was changed; 0: an earlier release did not store it."""
+    examples: tuple[ChangedExample, ...] = ()
+    """Examples that were removed or moved, by digest."""
     missing_labels: Count = 0
     """Number of labels that the model needs before it serves."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Literal
 
 from topwork.bundle.draft import MIN_LABELS, Current, Draft, not_ready
@@ -19,16 +20,28 @@ class ChangeRules:
 
     name: str
     """The RPC's name, for the report."""
-    label: Literal["new", "existing", "none"] = "existing"
-    """Kind of label that the change is about."""
+    label: Literal["new", "existing", "optional", "any", "none"] = "existing"
+    """Kind of label that the change is about; ``optional``: an existing one or none."""
     has_images: bool = False
     """True if it adds images of the label."""
     removes: bool = False
-    """True if it removes the label; only such a change is accepted when the quota is exceeded."""
+    """True if it removes the label."""
     renames: bool = False
     """True if the label becomes ``new_label``, which must be new."""
     has_recipe: bool = False
     """True if it sets the recipe; other changes use the parent's."""
+    examples: Literal["", "remove", "move"] = ""
+    """What it does with the examples that it names; empty: it names none."""
+
+    @property
+    def frees(self) -> bool:
+        """True if it only removes data; such a change is accepted when the quota is exceeded."""
+        return self.removes or self.examples == "remove"
+
+    @property
+    def teaches(self) -> bool:
+        """True if the label gets images."""
+        return self.has_images or self.examples == "move"
 
 
 KINDS: Mapping[ChangeKind, ChangeRules] = {
@@ -37,6 +50,8 @@ KINDS: Mapping[ChangeKind, ChangeRules] = {
     "remove_class": ChangeRules(name="RemoveClass", removes=True),
     "rename_class": ChangeRules(name="RenameClass", renames=True),
     "retrain": ChangeRules(name="Retrain", label="none", has_recipe=True),
+    "remove_examples": ChangeRules(name="RemoveExamples", label="optional", examples="remove"),
+    "move_examples": ChangeRules(name="MoveExamples", label="any", examples="move"),
 }
 
 
@@ -45,6 +60,7 @@ def check_change(job: Job, parent: Current, limits: InputLimits) -> None:
 
     Stale if another revision is expected, NotFound for a missing label, AlreadyExists for a new
     label that exists, NotReady for too many or too few labels, QuotaExceeded for too many images.
+    ``examples.check_examples`` checks the examples that a job names.
     """
     kind, labels = KINDS[job.kind], parent.labels
     if job.expected_revision not in {0, parent.revision}:
@@ -53,9 +69,10 @@ def check_change(job: Job, parent: Current, limits: InputLimits) -> None:
             if parent.revision
             else f"model {job.model!r} does not serve yet, not revision {job.expected_revision}"
         )
-    if kind.has_recipe and isinstance(parent, Draft):
+    if (kind.has_recipe or kind.examples) and isinstance(parent, Draft):
         raise not_ready(parent)
-    if kind.label == "existing" and job.label not in labels:
+    existing = kind.label == "existing" or (kind.label == "optional" and job.label)
+    if existing and job.label not in labels:
         raise NotFound(
             f"model {job.model!r} has no label {job.label!r}", kind="label", resource=job.label
         )
@@ -87,18 +104,22 @@ def check_change(job: Job, parent: Current, limits: InputLimits) -> None:
         )
 
 
-def changed_shards(shards: tuple[ShardRef, ...], job: Job, new: str) -> tuple[ShardRef, ...]:
-    """Return the shards after ``job``; ``new`` is the digest of its own shard, or empty."""
+def changed_shards(
+    shards: tuple[ShardRef, ...], job: Job, new: str, operation: str = ""
+) -> tuple[ShardRef, ...]:
+    """Return the shards after ``job``; ``new`` is the digest of its own shard, or empty.
+
+    ``operation`` is its id. See ``examples.changed_examples`` for jobs that name examples.
+    """
     kind = KINDS[job.kind]
     if kind.removes:
         return tuple(shard for shard in shards if shard.label != job.label)
     if kind.has_images:
-        added = [ShardRef(label=job.label, digest=new)] if new else []
-        return tuple(dict.fromkeys([*shards, *added]))
+        accepted = datetime.fromtimestamp(job.accepted, UTC)
+        added = ShardRef(label=job.label, digest=new, operation=operation, added=accepted)
+        return tuple(dict.fromkeys([*shards, added])) if new else shards
     names = renamed_labels(job)
-    return tuple(
-        ShardRef(label=names.get(shard.label, shard.label), digest=shard.digest) for shard in shards
-    )
+    return tuple(replace(shard, label=names.get(shard.label, shard.label)) for shard in shards)
 
 
 def renamed_labels(job: Job) -> dict[str, str]:
@@ -116,5 +137,6 @@ def describe(job: Job, images: int) -> str:
     kind = KINDS[job.kind]
     label = f" {job.label!r}" if job.label else ""
     new_label = f" to {job.new_label!r}" if kind.renames else ""
-    added = f" ({images} images)" if kind.has_images else ""
+    images = len(job.digests) if kind.examples else images
+    added = f" ({images} images)" if kind.has_images or kind.examples else ""
     return f"{kind.name}{label}{new_label}{added}"

@@ -21,6 +21,8 @@ class ChangeRequest:
     label: str = ""
     new_label: str = ""
     """The label's new name; only for ``rename_class``."""
+    digests: tuple[str, ...] = ()
+    """Image digests in hexadecimal; only for ``remove_examples`` and ``move_examples``."""
     head: str = ""
     """Empty: the parent's. As ``normalisation``, only for ``retrain``."""
     normalisation: str = ""

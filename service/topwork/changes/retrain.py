@@ -5,15 +5,21 @@ Each step is idempotent, so that an interrupted step can be repeated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from topwork.bundle.comparison import Rejection
 from topwork.bundle.documents import document
 from topwork.bundle.draft import Current, Draft, missing_labels
-from topwork.bundle.exemplars import Exemplars, merge
+from topwork.bundle.examples import index_of_shards
+from topwork.bundle.exemplars import Exemplars, ShardRows, merge, shard_rows
 from topwork.bundle.findings import skipped_image
 from topwork.bundle.manifest import Manifest, ShardRef
+from topwork.bundle.shards import Shard
 from topwork.bundle.store import Repository
+from topwork.changes.examples import changed_examples, check_examples
 from topwork.changes.jobs import ChangeResult, Failure, Job, Predicted
 from topwork.changes.kinds import KINDS, changed_shards, check_change, describe, renamed_labels
 from topwork.changes.new_exemplars import Embedder, NewExemplars, OnImage
@@ -77,25 +83,32 @@ class Trainer:
                 f"model {job.model!r} was fitted on another backbone meanwhile",
                 reason="BACKBONE_CHANGED",
             )
-        shards = changed_shards(parent.exemplars, job, new.shard)
+        result = ChangeResult(
+            parent=parent.revision,
+            images_used=new.images,
+            skipped=new.skipped,
+            conflicts=new.conflicts,
+        )
+        opened = functools.cache(self._repository.shard)  # each is verified and read once
+        shards = changed_shards(parent.exemplars, job, new.shard, operation)
         if KINDS[job.kind].has_images and shards == parent.exemplars:
-            result = ChangeResult(
+            unchanged = replace(
+                result,
                 revision=parent.revision,
                 images_used=0,
-                skipped=new.skipped,
                 conflicts=(),
-                comparison=None,
                 missing_labels=missing_labels(shards) if isinstance(parent, Draft) else 0,
             )
-            return Candidate(result=result, published=False)
+            return Candidate(result=unchanged, published=False)
         if isinstance(parent, Draft) and (missing := missing_labels(shards)):
-            result = ChangeResult(
-                images_used=new.images,
-                skipped=new.skipped,
-                conflicts=new.conflicts,
-                missing_labels=missing,
-            )
-            return Candidate(result=result, published=not job.validate_only)
+            kept = replace(result, missing_labels=missing)
+            return Candidate(result=kept, published=not job.validate_only)
+        if KINDS[job.kind].examples:
+            with self._parent_read(parent):
+                parts = [(ref, opened(ref.digest)) for ref in parent.exemplars]
+            stored = index_of_shards([(ref.label, shard) for ref, shard in parts])
+            result = replace(result, examples=check_examples(job, stored, self._limits))
+            shards = changed_examples(job, parts, self._repository.put_shard)
         # Also compare the shards: a request id may be reused after its operation was deleted.
         published = self._repository.find(
             job.model,
@@ -105,19 +118,9 @@ class Trainer:
             ),
         )
         if published is not None:
-            return _candidate(published, new)
-        try:
-            return self._solve(job, new, parent, shards, operation)
-        except (Corrupt, NotFound) as error:
-            serving = self._repository.current(job.model).revision
-            if serving == parent.revision:
-                raise
-            # The parent serves no longer, so gc may have deleted its files.
-            raise NotReady(
-                f"model {job.model!r} serves revision {serving} by now, and {parent.revision} "
-                f"cannot be read: {error}",
-                reason="MODEL_CHANGED",
-            ) from error
+            return _candidate(published, result)
+        with self._parent_read(parent):
+            return self._solve(job, result, parent, shards, operation, opened)
 
     def serve(self, job: Job, revision: int, operation: str) -> None:
         """Move the serving pointer to ``revision``, unless this operation has moved it before.
@@ -152,7 +155,7 @@ class Trainer:
             if isinstance(draft, Manifest):
                 text = f"model {job.model!r} serves revision {draft.revision} by now"
                 raise NotReady(text, reason="MODEL_CHANGED")
-            shards = changed_shards(draft.exemplars, job, new.shard)
+            shards = changed_shards(draft.exemplars, job, new.shard, operation)
             images = sum(len(self._repository.shard(ref.digest)) for ref in shards)
             self._repository.set_draft(draft.changed(shards, images, operation))
 
@@ -161,21 +164,46 @@ class Trainer:
         check_change(job, parent, self._limits)
         return parent
 
+    @contextlib.contextmanager
+    def _parent_read(self, parent: Current) -> Iterator[None]:
+        """Convert errors of reading ``parent`` to MODEL_CHANGED if it serves no longer.
+
+        gc may then have deleted its files.
+        """
+        try:
+            yield
+        except (Corrupt, NotFound) as error:
+            serving = self._repository.current(parent.model).revision
+            if serving == parent.revision:
+                raise
+            raise NotReady(
+                f"model {parent.model!r} serves revision {serving} by now, and {parent.revision} "
+                f"cannot be read: {error}",
+                reason="MODEL_CHANGED",
+            ) from error
+
     def _solve(
         self,
         job: Job,
-        new: NewExemplars,
+        result: ChangeResult,
         parent: Current,
         shards: tuple[ShardRef, ...],
         operation: str,
+        opened: Callable[[str], Shard],
     ) -> Candidate:
-        exemplars, before = self._read(parent, shards)
+        exemplars, sources = _read(shards, opened)
+        before = None
+        if isinstance(parent, Manifest):
+            before = Judgement.of_shards(
+                [(ref.label, opened(ref.digest)) for ref in parent.exemplars],
+                self._repository.metrics(parent),
+            )
         recipe = job.recipe or parent.recipe
         learned = learn(exemplars, seed=parent.seed, recipe=recipe, threads=self._cores)
         findings = (
             *(
                 skipped_image(image.name, job.label, reason=image.reason, message=image.message)
-                for image in new.skipped
+                for image in result.skipped
             ),
             *audit_exemplars(exemplars, learned.judged, seed=parent.seed),
         )
@@ -186,22 +214,24 @@ class Trainer:
             comparison = gate.compare(
                 before,
                 Judgement.of(exemplars, learned.metrics),
-                taught=job.label if KINDS[job.kind].has_images else None,
+                taught=job.label if KINDS[job.kind].teaches else None,
                 renamed=renamed_labels(job),
             )
             failures = gate.check(comparison, job.gate)
         if job.validate_only:
-            result = ChangeResult(
-                revision=0,
-                images_used=new.images,
-                skipped=new.skipped,
-                conflicts=new.conflicts,
+            dry = replace(
+                result,
                 comparison=comparison,
                 gate_failures=failures,
                 findings=findings,
                 predicted=Predicted(labels=exemplars.labels, metrics=learned.metrics),
             )
-            return Candidate(result=result, published=False)
+            return Candidate(result=dry, published=False)
+        for ref in shards:
+            # Without --spare-hours gc may have deleted a new shard meanwhile; it is still mapped.
+            path = self._repository.path("exemplars", ref.digest)
+            if ref not in parent.exemplars and not self._repository.refresh(path):
+                self._repository.put_shard(opened(ref.digest))
         manifest = publish(
             self._repository,
             exemplars,
@@ -220,35 +250,25 @@ class Trainer:
                 rejection=Rejection(gate=job.gate, failures=failures) if failures else None,
             ),
             making=Making(
-                command=f"{describe(job, new.images)}, operation {operation}", findings=findings
+                command=f"{describe(job, result.images_used)}, operation {operation}",
+                findings=findings,
             ),
+            sources=sources,
         )
-        return _candidate(manifest, new)
-
-    def _read(
-        self, parent: Current, shards: tuple[ShardRef, ...]
-    ) -> tuple[Exemplars, Judgement | None]:
-        """Return the exemplars of ``shards`` and the parent's judgement; reads each shard once.
-
-        A draft has no judgement.
-        """
-        refs = dict.fromkeys(ref.digest for ref in (*parent.exemplars, *shards))
-        contents = {digest: self._repository.shard(digest) for digest in refs}
-        exemplars = merge([(ref.label, contents[ref.digest]) for ref in shards])
-        if isinstance(parent, Draft):
-            return exemplars, None
-        old = [(ref.label, contents[ref.digest]) for ref in parent.exemplars]
-        return exemplars, Judgement.of_shards(old, self._repository.metrics(parent))
+        return _candidate(manifest, result)
 
 
-def _candidate(manifest: Manifest, new: NewExemplars) -> Candidate:
-    result = ChangeResult(
-        revision=manifest.revision,
-        images_used=new.images,
-        skipped=new.skipped,
-        conflicts=new.conflicts,
-        comparison=manifest.comparison,
-    )
+def _read(
+    shards: tuple[ShardRef, ...], opened: Callable[[str], Shard]
+) -> tuple[Exemplars, ShardRows]:
+    """Return the exemplars of ``shards``, and their places in them."""
+    parts = [(ref.label, opened(ref.digest)) for ref in shards]
+    sources = shard_rows(parts)
+    return merge(parts, sources), sources
+
+
+def _candidate(manifest: Manifest, result: ChangeResult) -> Candidate:
+    result = replace(result, revision=manifest.revision, comparison=manifest.comparison)
     if manifest.rejection is None:
         return Candidate(result=result, published=True)
     failure = Failure(

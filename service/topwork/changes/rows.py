@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from dbos import WorkflowStatus
 
 from topwork.bundle.documents import document, from_data
+from topwork.bundle.files import sha256
 from topwork.changes.jobs import ChangeKind, ChangeOutcome, ChangeResult, Failure, Job, Progress
 from topwork.errors import AlreadyExists, Corrupt
 
@@ -33,13 +34,16 @@ class Subject:
     label: str = ""
     new_label: str = ""
     validate_only: bool = False
+    digests: str = ""
+    """sha256 of the job's image digests, in hexadecimal; empty if it has none."""
 
     def __str__(self) -> str:
         """Describe it for an error message."""
         label = f" {self.label!r}" if self.label else ""
         renamed = f" to {self.new_label!r}" if self.new_label else ""
         only = " (validate only)" if self.validate_only else ""
-        return f"{self.kind or 'a change'}{label}{renamed} of {self.model!r}{only}"
+        examples = f" of the examples {self.digests[:12]}" if self.digests else ""
+        return f"{self.kind or 'a change'}{label}{renamed}{examples} of {self.model!r}{only}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,7 @@ def subject_of(job: Job) -> Subject:
         label=job.label,
         new_label=job.new_label,
         validate_only=job.validate_only,
+        digests=sha256("".join(job.digests).encode()) if job.digests else "",
     )
 
 

@@ -69,6 +69,11 @@ SECTIONS = {
             "Train a live model's head again on its stored exemplars.",
             "topwork retrain --model flowers --head logistic",
         ),
+        "examples": Lazy(
+            "topwork.cli.examples:examples",
+            "List, show, move and remove training images of a live model.",
+            "topwork examples list flowers --filter 'suspect = true'",
+        ),
         "rollback": Lazy(
             "topwork.cli.history:rollback",
             "Make an earlier revision of a model serve again.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,14 @@ repository_argument = click.argument(
 )
 
 
+def check_digests(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return image digests in lower case. Raises click.BadParameter."""
+    for digest in given:
+        if not re.fullmatch("[0-9a-fA-F]{64}", digest):
+            raise click.BadParameter(f"{digest!r} is not an image digest, 64 hexadecimal digits")
+    return tuple(digest.lower() for digest in given)
+
+
 @click.command()
 @repository_argument
 @click.option(
@@ -50,6 +59,14 @@ repository_argument = click.argument(
     type=click.FloatRange(min=0),
     help="Retain deleted models for so long; until then they can be undeleted.",
 )
+@click.option(
+    "--erase",
+    multiple=True,
+    metavar="DIGEST",
+    callback=check_digests,
+    help="Image digest of a removed example: delete all revisions, shards and images that have it, "
+    "of any age. Repeat it for several.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
 @click.option(
     "--database",
@@ -65,6 +82,7 @@ def gc(
     keep: int,
     spare_hours: float,
     deleted_days: float,
+    erase: tuple[str, ...],
     dry_run: bool,
     database: str,
     as_json: bool,
@@ -72,7 +90,7 @@ def gc(
     """Delete old revisions, and files that no revision refers to.
 
     Servers, fits and workers may run meanwhile. Exit status 1 if a file cannot be read; everything
-    that it could refer to is retained.
+    that it could refer to is retained. Exit status 1, too, if an example could not be erased.
     """
     from topwork.changes.database import pending_images
 
@@ -84,6 +102,7 @@ def gc(
             spare_seconds=spare_hours * 3600,
             deleted_seconds=deleted_days * 86400,
             pending_images=lambda: {digest for url in urls for digest in pending_images(url)},
+            erase=erase,
             dry_run=dry_run,
         )
     if as_json:

@@ -20,6 +20,8 @@ _DONE = {
     "remove_class": "{label} removed",
     "rename_class": "{label} renamed to {new}",
     "retrain": "head retrained",
+    "remove_examples": "{examples} removed",
+    "move_examples": "{examples} moved to {label}",
 }
 
 
@@ -47,8 +49,11 @@ def changed(
     """Print the result of a change that ended ``seconds`` after the call."""
     metadata, revision = progress(operation), response.revision
     if response.HasField("comparison"):
+        count = len(response.examples)
         done = _DONE.get(kind(metadata), "changed").format(
-            label=metadata.label, new=metadata.new_label
+            label=metadata.label,
+            new=metadata.new_label,
+            examples=f"{count} example{'' if count == 1 else 's'}",
         )
         end = "nothing was changed" if metadata.validate_only else f"revision {revision.revision}"
         _line(console, f"{done}: {end}")
@@ -69,6 +74,14 @@ def changed(
         f"{seconds:.2f} s from the call to its end (embedding {response.images_used} images "
         f"{seconds_of(times.embedding):.2f} s, solving {seconds_of(times.solving):.2f} s)",
     )
+    for example in response.examples:
+        _line(console, f"{example.digest} no longer has the label {', '.join(example.labels)}")
+    if metadata.kind == change_pb.CHANGE_KIND_REMOVE_EXAMPLES and not metadata.validate_only:
+        _line(
+            console,
+            f"revision {response.old_revision} retains the data until `topwork gc` deletes it; "
+            "`topwork gc --erase DIGEST` does so at once",
+        )
     for skipped in response.skipped_images:
         _line(console, f"left out {skipped.display_name}: {skipped.error.message}")
     for conflict in response.conflicts:
@@ -142,6 +155,11 @@ def changed_json(
                 "exact": conflict.exact,
             }
             for conflict in response.conflicts
+        ],
+        "old_revision": response.old_revision,
+        "examples": [
+            {"digest": example.digest, "labels": list(example.labels)}
+            for example in response.examples
         ],
         "gate_failures": list(response.gate_failures),
         "findings": [

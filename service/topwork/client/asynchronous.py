@@ -17,6 +17,7 @@ from topwork.client.results import ClassifyResult, ImageResult, Operation, Strea
 from topwork.client.stream_window import IMAGES_PER_MESSAGE, StreamWindow
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
+from topwork.v1 import example_pb2 as example_pb
 from topwork.v1 import model_lifecycle_pb2 as lifecycle_pb
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
@@ -242,6 +243,54 @@ class AsyncClient:
         )
         return Operation.of(await async_calls.call_unary(self._models.Retrain, request, timeout))
 
+    async def remove_examples(
+        self,
+        model: str,
+        digests: Iterable[str],
+        *,
+        label: str = "",
+        request_id: str = "",
+        options: change_pb.ChangeOptions | None = None,
+        timeout: float | None = None,
+    ) -> Operation:
+        """Remove single examples, and return the accepted operation. Raises CallFailed.
+
+        ``digests`` are image digests, such as ``Example.digest``. With ``label`` the examples are
+        removed from that label only.
+        """
+        request = change_pb.RemoveExamplesRequest(
+            model=f"models/{model}",
+            digests=digests,
+            label=label,
+            request_id=request_id or calls.new_request_id(),
+            options=options,
+        )
+        return Operation.of(
+            await async_calls.call_unary(self._models.RemoveExamples, request, timeout)
+        )
+
+    async def move_examples(
+        self,
+        model: str,
+        digests: Iterable[str],
+        label: str,
+        *,
+        request_id: str = "",
+        options: change_pb.ChangeOptions | None = None,
+        timeout: float | None = None,
+    ) -> Operation:
+        """Move single examples to ``label``, an existing one or a new one; see remove_examples."""
+        request = change_pb.MoveExamplesRequest(
+            model=f"models/{model}",
+            digests=digests,
+            label=label,
+            request_id=request_id or calls.new_request_id(),
+            options=options,
+        )
+        return Operation.of(
+            await async_calls.call_unary(self._models.MoveExamples, request, timeout)
+        )
+
     async def rollback(
         self,
         model: str,
@@ -370,6 +419,36 @@ class AsyncClient:
         async for page in self._pages(self._models.ListRevisions, request):
             for revision in page.revisions:
                 yield revision
+
+    async def list_examples(
+        self, model: str, wanted: str = "", *, previews: bool = False, revision: int = 0
+    ) -> AsyncIterator[example_pb.Example]:
+        """Yield the examples of a model that match the filter ``wanted``, the most doubtful first.
+
+        A filter is such as ``suspect = true AND label = "tulips"``. ``previews``: with all fields.
+        All are of one revision, 0: the serving one. Raises CallFailed.
+        """
+        request = example_pb.ListExamplesRequest(
+            model=f"models/{model}",
+            filter=wanted,
+            view=example_pb.EXAMPLE_VIEW_FULL if previews else example_pb.EXAMPLE_VIEW_BASIC,
+            revision=revision,
+        )
+        async for page in self._pages(self._models.ListExamples, request):
+            for example in page.examples:
+                yield example
+
+    async def get_example(
+        self, model: str, digest: str, *, label: str = "", revision: int = 0
+    ) -> example_pb.Example:
+        """Return an example with all fields. Raises CallFailed.
+
+        ``label`` is one of the image's labels; empty: the most doubtful one.
+        """
+        request = example_pb.GetExampleRequest(
+            name=f"models/{model}/examples/{digest}", label=label, revision=revision
+        )
+        return await async_calls.call_unary(self._models.GetExample, request)
 
     async def operations(self, wanted: str = "") -> AsyncIterator[Operation]:
         """Yield the operations that match the filter ``wanted``, oldest first.

@@ -117,7 +117,7 @@ class CrossValidation:
         """Return a trial per strength: each row is evaluated by a head trained without its fold."""
         scores = self.scores(task, kind, strengths, threads)
         return threads.map(
-            lambda at: self._trial(kind, normaliser, strengths[at], scores[at]),
+            lambda at: self.trial(kind, normaliser, strengths[at], scores[at]),
             range(len(strengths)),
         )
 
@@ -128,7 +128,7 @@ class CrossValidation:
         scores = np.empty((len(self.rows), self.classes), dtype=np.float32)
         scores[np.searchsorted(self.rows, race.rows)] = trial.scores
         scores[np.searchsorted(self.rows, rest.rows)] = others
-        return self._trial(trial.kind, trial.normaliser, trial.strength, scores)
+        return self.trial(trial.kind, trial.normaliser, trial.strength, scores)
 
     def scores(
         self, task: Task, kind: HeadKind, strengths: Sequence[float], threads: Threads
@@ -146,13 +146,14 @@ class CrossValidation:
 
         return threads.map(score, solved)
 
-    def _trial(
+    def trial(
         self,
         kind: HeadKind,
         normaliser: Normaliser,
         strength: float,
         scores: NDArray[np.float32],
     ) -> Trial:
+        """Return the trial with these scores (J, C) and the temperature that fits them best."""
         temperature = find_temperature(scores, self.targets, self.weights)
         return Trial(
             kind=kind,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +30,8 @@ class Picture:
     """Predicted probability of ``label``."""
     predicted: str
     predicted_probability: float
+    commands: tuple[str, ...] = ()
+    """Commands that correct a suspected label error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +66,25 @@ def gather(content: Content) -> Mistakes:
     order = np.argsort(-judged.probabilities.max(axis=1), kind="stable")
     others = order[wrong[order]].tolist()
     return Mistakes(
-        suspected=_pictures(content, suspected[:SHOWN]),
+        suspected=tuple(
+            replace(image, commands=_commands(content, place, image.predicted))
+            for place, image in zip(
+                suspected[:SHOWN], _pictures(content, suspected[:SHOWN]), strict=True
+            )
+        ),
         others=_pictures(content, others[:SHOWN]),
         suspected_images=len(suspected),
         other_images=len(others),
+    )
+
+
+def _commands(content: Content, place: int, predicted: str) -> tuple[str, ...]:
+    """Return the commands that move or remove a suspected example of the served model."""
+    digest = content.exemplars.digests[content.judged.rows[place]].tobytes().hex()
+    subject = f"{content.manifest.model} {digest}"
+    return (
+        f"topwork examples move {subject} --to {shlex.quote(predicted)}",
+        f"topwork examples remove {subject}",
     )
 
 

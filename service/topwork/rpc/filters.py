@@ -1,4 +1,4 @@
-"""Filters of ListOperations: a subset of AIP-160."""
+"""Filters of ListOperations and ListExamples: a subset of AIP-160."""
 
 from __future__ import annotations
 
@@ -9,16 +9,40 @@ from typing import get_args
 from topwork.changes.jobs import ChangeKind
 from topwork.changes.queue import OperationFilter
 from topwork.errors import InvalidInput
-from topwork.rpc.convert.fields import model_id
+from topwork.rpc.convert.fields import model_id, resource_id
+from topwork.serving.examples import ExampleFilter, Pattern
 
 _TERM = re.compile(r'\s*([a-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s"]+))\s*')
 _AND = re.compile(r"AND\s")
+_DIGEST = re.compile(r"[0-9a-f]{0,63}\*?|[0-9a-f]{64}")
 _ESCAPED = re.compile(r"\\(.)")
 
 LONGEST = 1000
 """Most characters of a filter."""
 
 FIELDS = ("model", "label", "kind", "done", "validate_only")
+EXAMPLE_FIELDS = ("label", "suspect", "operation", "display_name", "digest")
+
+
+def parse_examples(text: str) -> ExampleFilter:
+    """Return the filter of a text such as ``label = tulips AND display_name = "IMG_*"``.
+
+    As ``parse``, with ``EXAMPLE_FIELDS``. Raises InvalidInput.
+    """
+    given = _terms(text, EXAMPLE_FIELDS)
+    operation = given.get("operation")
+    digest = given.get("digest", "").lower()
+    if not _DIGEST.fullmatch(digest):
+        raise _refused(text, "a digest has up to 64 hexadecimal digits, or fewer and *")
+    return ExampleFilter(
+        label=unicodedata.normalize("NFC", given["label"]) if "label" in given else None,
+        suspect=_boolean(text, given["suspect"]) if "suspect" in given else None,
+        operation=resource_id(operation, collection="operations", field="filter")
+        if operation
+        else operation,
+        name=_pattern(given["display_name"]) if "display_name" in given else None,
+        digest=_pattern(digest) if "digest" in given else None,
+    )
 
 
 def parse(text: str) -> OperationFilter:
@@ -27,6 +51,11 @@ def parse(text: str) -> OperationFilter:
     It has terms ``field = value`` of different ``FIELDS``, joined by AND, with quoted or bare
     values. Raises InvalidInput.
     """
+    return _wanted(text, _terms(text, FIELDS))
+
+
+def _terms(text: str, fields: tuple[str, ...]) -> dict[str, str]:
+    """Return the values of a filter's terms by field, each of ``fields``. Raises InvalidInput."""
     if len(text) > LONGEST:
         raise _refused(text, f"it has {len(text)} characters; the limit is {LONGEST}")
     given: dict[str, str] = {}
@@ -41,11 +70,11 @@ def parse(text: str) -> OperationFilter:
         if term is None:
             raise _refused(text, f'{text[position : position + 20]!r} is not like model = "value"')
         name, quoted, bare = term.groups()
-        if name not in FIELDS or name in given:
-            raise _refused(text, f"{name!r} must be one of {', '.join(FIELDS)}, each once")
+        if name not in fields or name in given:
+            raise _refused(text, f"{name!r} must be one of {', '.join(fields)}, each once")
         given[name] = bare if quoted is None else _ESCAPED.sub(r"\1", quoted)
         position = term.end()
-    return _wanted(text, given)
+    return given
 
 
 def _wanted(text: str, given: dict[str, str]) -> OperationFilter:
@@ -63,6 +92,10 @@ def _wanted(text: str, given: dict[str, str]) -> OperationFilter:
     return OperationFilter(
         attributes=attributes, done=_boolean(text, given["done"]) if "done" in given else None
     )
+
+
+def _pattern(given: str) -> Pattern:
+    return Pattern(text=given.removesuffix("*"), prefix=given.endswith("*"))
 
 
 def _boolean(text: str, given: str) -> bool:

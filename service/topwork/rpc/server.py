@@ -34,6 +34,7 @@ from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
 from topwork.rpc.open_inference.servicer import OpenInferenceServicer
 from topwork.rpc.servicers.classifier import ClassifierServicer
+from topwork.rpc.servicers.examples import ExampleViews
 from topwork.rpc.servicers.models import ModelServicer
 from topwork.rpc.servicers.operations import OperationsServicer, OperationViews
 from topwork.rpc.spans import open_spans
@@ -42,6 +43,7 @@ from topwork.runtime import logs
 from topwork.runtime.supervisor import Supervisor
 from topwork.serving.classifier import Classifier
 from topwork.serving.encoders.choice import make_encoder
+from topwork.serving.examples import Examples
 from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
 from topwork.v1 import (
@@ -111,8 +113,10 @@ class Server:
         views = OperationViews(
             repository, self._registry, self._operations, most_watches=limits.max_watches
         )
+        examples = Examples(repository)
         intake = Intake(
             self._registry,
+            examples,
             self._operations,
             Uploads(repository, limits),
             Quotas(repository, limits),
@@ -128,6 +132,7 @@ class Server:
             repository,
             self._registry,
             views,
+            ExampleViews(repository, self._registry, examples),
             intake,
             Lifecycle(config.repository, config.signing, most=limits.max_models),
             self._classifier.statistics,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from topwork.bundle.comparison import Comparison, Rejection
-from topwork.bundle.exemplars import Exemplars
+from topwork.bundle.exemplars import Exemplars, ShardRows
 from topwork.bundle.head_graph import to_onnx
 from topwork.bundle.manifest import (
     GROUPS_SCHEMA,
@@ -24,6 +24,7 @@ from topwork.learning.learn import Learned
 from topwork.report.content import Content, Making, Parent
 from topwork.report.page import render
 from topwork.runtime.backend import software_versions
+from topwork.training.examples import index_examples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +55,19 @@ def publish(
     backbone_info: str | None = None,
     origin: Origin = FIT,
     precision_gate: PrecisionGate | None = None,
+    sources: ShardRows | None = None,
 ) -> Manifest:
     """Publish the head learnt from the exemplars of ``shards`` as the model's next revision.
 
     ``backbone`` and ``shards`` are digests of stored files. ``backbone_info`` is the digest of the
-    backbone's backbone.json; None is the digest of the stored file. The report compares with the
-    serving revision. The new revision does not serve yet.
+    backbone's backbone.json; None is the digest of the stored file. ``sources`` are the places of
+    the exemplars in the shards; None: those of ``put_exemplars``, which has just stored them. The
+    report compares with the serving revision. The new revision does not serve yet.
     """
     head = learned.head
+    if sources is None:
+        now = datetime.now(UTC)
+        shards = [replace(ref, added=now) for ref in shards]
     draft = Manifest(
         model=model,
         revision=0,  # Repository.publish sets it, and the digests of the files
@@ -106,6 +112,9 @@ def publish(
         draft,
         head=to_onnx(head),
         metrics=learned.metrics,
+        index=index_examples(
+            exemplars, learned.judged, seed, sources or ShardRows.of_split(exemplars)
+        ),
         report=lambda manifest: render(replace(content, manifest=manifest)).encode(),
     )
 

@@ -41,6 +41,10 @@ class _ChangeKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """A label is renamed."""
     CHANGE_KIND_RETRAIN: _ChangeKind.ValueType  # 5
     """The head is solved again."""
+    CHANGE_KIND_REMOVE_EXAMPLES: _ChangeKind.ValueType  # 6
+    """Single examples are removed."""
+    CHANGE_KIND_MOVE_EXAMPLES: _ChangeKind.ValueType  # 7
+    """Single examples get another label."""
 
 class ChangeKind(_ChangeKind, metaclass=_ChangeKindEnumTypeWrapper):
     """Kind of a change."""
@@ -57,6 +61,10 @@ CHANGE_KIND_RENAME_CLASS: ChangeKind.ValueType  # 4
 """A label is renamed."""
 CHANGE_KIND_RETRAIN: ChangeKind.ValueType  # 5
 """The head is solved again."""
+CHANGE_KIND_REMOVE_EXAMPLES: ChangeKind.ValueType  # 6
+"""Single examples are removed."""
+CHANGE_KIND_MOVE_EXAMPLES: ChangeKind.ValueType  # 7
+"""Single examples get another label."""
 Global___ChangeKind: typing_extensions.TypeAlias = ChangeKind
 
 class _ChangeStage:
@@ -332,6 +340,90 @@ class RetrainRequest(google.protobuf.message.Message):
 Global___RetrainRequest: typing_extensions.TypeAlias = RetrainRequest
 
 @typing.final
+class RemoveExamplesRequest(google.protobuf.message.Message):
+    """Request of RemoveExamples."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    DIGESTS_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """The model's resource name, `models/{model}`. Required."""
+    label: builtins.str
+    """Remove the examples from this label only. Unset: from all labels that they have."""
+    request_id: builtins.str
+    """Idempotency key, see `AddClassConfig.request_id`."""
+    @property
+    def digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Image digests (`Example.digest`) of the examples, in any order. Required; at most
+        `Limits.max_images_per_upload`.
+        """
+
+    @property
+    def options(self) -> Global___ChangeOptions:
+        """Conditions of the change. Unset: the defaults of ChangeOptions."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        digests: collections.abc.Iterable[builtins.str] | None = ...,
+        label: builtins.str = ...,
+        request_id: builtins.str = ...,
+        options: Global___ChangeOptions | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["options", b"options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["digests", b"digests", "label", b"label", "model", b"model", "options", b"options", "request_id", b"request_id"]) -> None: ...
+
+Global___RemoveExamplesRequest: typing_extensions.TypeAlias = RemoveExamplesRequest
+
+@typing.final
+class MoveExamplesRequest(google.protobuf.message.Message):
+    """Request of MoveExamples."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    DIGESTS_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """The model's resource name, `models/{model}`. Required."""
+    label: builtins.str
+    """The label that the examples get in place of all labels that they have: a label of the model, or
+    a new one, with the rules of `AddClassConfig.label`. Required.
+    """
+    request_id: builtins.str
+    """Idempotency key, see `AddClassConfig.request_id`."""
+    @property
+    def digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Image digests (`Example.digest`) of the examples, in any order. Required; at most
+        `Limits.max_images_per_upload`.
+        """
+
+    @property
+    def options(self) -> Global___ChangeOptions:
+        """Conditions of the change. Unset: the defaults of ChangeOptions."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        digests: collections.abc.Iterable[builtins.str] | None = ...,
+        label: builtins.str = ...,
+        request_id: builtins.str = ...,
+        options: Global___ChangeOptions | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["options", b"options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["digests", b"digests", "label", b"label", "model", b"model", "options", b"options", "request_id", b"request_id"]) -> None: ...
+
+Global___MoveExamplesRequest: typing_extensions.TypeAlias = MoveExamplesRequest
+
+@typing.final
 class ChangeOptions(google.protobuf.message.Message):
     """Conditions of a change."""
 
@@ -450,7 +542,9 @@ class ChangeMetadata(google.protobuf.message.Message):
     model: builtins.str
     """The model's resource name."""
     label: builtins.str
-    """The label that is added, extended, removed or renamed. Empty for Retrain."""
+    """The label that is added, extended, removed or renamed, or to which examples are moved; of
+    RemoveExamples the only label that they lose, if it was given. Empty for Retrain.
+    """
     stage: Global___ChangeStage.ValueType
     """Current stage."""
     done: builtins.int
@@ -510,10 +604,14 @@ class ChangeResponse(google.protobuf.message.Message):
     GATE_FAILURES_FIELD_NUMBER: builtins.int
     FINDINGS_FIELD_NUMBER: builtins.int
     MISSING_LABELS_FIELD_NUMBER: builtins.int
+    OLD_REVISION_FIELD_NUMBER: builtins.int
+    EXAMPLES_FIELD_NUMBER: builtins.int
     images_used: builtins.int
     """Number of uploaded images that became exemplars."""
     missing_labels: builtins.int
     """Number of labels that the model needs before it serves; `revision` is then unset. 0: it serves."""
+    old_revision: builtins.int
+    """Number of the revision that was changed. 0: an earlier release did not store it."""
     @property
     def revision(self) -> topwork.v1.revision_pb2.Revision:
         """The new revision, which serves; or the old revision, if there was nothing to do. With
@@ -546,6 +644,13 @@ class ChangeResponse(google.protobuf.message.Message):
     def findings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Finding]:
         """Findings of the audit. Only with `validate_only`; otherwise they are in the revision's report."""
 
+    @property
+    def examples(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ChangedExample]:
+        """The examples that RemoveExamples or MoveExamples changed, by digest. With `old_revision` and
+        `revision` this is the receipt of a removal: the old revision retains the data until
+        `topwork gc` deletes it, the new one does not have them.
+        """
+
     def __init__(
         self,
         *,
@@ -558,11 +663,37 @@ class ChangeResponse(google.protobuf.message.Message):
         gate_failures: collections.abc.Iterable[builtins.str] | None = ...,
         findings: collections.abc.Iterable[Global___Finding] | None = ...,
         missing_labels: builtins.int = ...,
+        old_revision: builtins.int = ...,
+        examples: collections.abc.Iterable[Global___ChangedExample] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["comparison", b"comparison", "revision", b"revision", "stage_times", b"stage_times"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["comparison", b"comparison", "conflicts", b"conflicts", "findings", b"findings", "gate_failures", b"gate_failures", "images_used", b"images_used", "missing_labels", b"missing_labels", "revision", b"revision", "skipped_images", b"skipped_images", "stage_times", b"stage_times"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["comparison", b"comparison", "conflicts", b"conflicts", "examples", b"examples", "findings", b"findings", "gate_failures", b"gate_failures", "images_used", b"images_used", "missing_labels", b"missing_labels", "old_revision", b"old_revision", "revision", b"revision", "skipped_images", b"skipped_images", "stage_times", b"stage_times"]) -> None: ...
 
 Global___ChangeResponse: typing_extensions.TypeAlias = ChangeResponse
+
+@typing.final
+class ChangedExample(google.protobuf.message.Message):
+    """An example that was removed or moved."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    """The image digest, 64 hexadecimal digits."""
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The labels that it lost, sorted."""
+
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+        labels: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "labels", b"labels"]) -> None: ...
+
+Global___ChangedExample: typing_extensions.TypeAlias = ChangedExample
 
 @typing.final
 class SkippedImage(google.protobuf.message.Message):

@@ -6,6 +6,7 @@ import warnings
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from topwork.v1 import change_pb2 as topwork_dot_v1_dot_change__pb2
+from topwork.v1 import example_pb2 as topwork_dot_v1_dot_example__pb2
 from topwork.v1 import model_lifecycle_pb2 as topwork_dot_v1_dot_model__lifecycle__pb2
 from topwork.v1 import model_service_pb2 as topwork_dot_v1_dot_model__service__pb2
 
@@ -32,15 +33,15 @@ if _version_not_supported:
 class ModelServiceStub(object):
     """Lists and changes models.
 
-    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations. They
-    survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
+    AddClass, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and MoveExamples are
+    long-running operations. They survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
     lists, cancels, deletes and waits for them. Each makes a new revision from the serving one by
     solving the head again on all remaining exemplars. The result is the same as one fit on the same
     images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
     response ChangeResponse. Changes of one model run one at a time, in the order of their arrival;
     calls in flight finish on the old revision.
 
-    The five rpcs fail with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
+    These rpcs fail with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
     ALREADY_EXISTS (the request id belongs to a different request), ABORTED
     (`ChangeOptions.expected_revision` does not serve), RESOURCE_EXHAUSTED (with RetryInfo: too many
     unfinished operations of the model, or too many uploads; with QuotaFailure: the model's quota of
@@ -104,6 +105,26 @@ class ModelServiceStub(object):
                 request_serializer=topwork_dot_v1_dot_change__pb2.RetrainRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.ListExamples = channel.unary_unary(
+                '/topwork.v1.ModelService/ListExamples',
+                request_serializer=topwork_dot_v1_dot_example__pb2.ListExamplesRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_example__pb2.ListExamplesResponse.FromString,
+                _registered_method=True)
+        self.GetExample = channel.unary_unary(
+                '/topwork.v1.ModelService/GetExample',
+                request_serializer=topwork_dot_v1_dot_example__pb2.GetExampleRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_example__pb2.Example.FromString,
+                _registered_method=True)
+        self.RemoveExamples = channel.unary_unary(
+                '/topwork.v1.ModelService/RemoveExamples',
+                request_serializer=topwork_dot_v1_dot_change__pb2.RemoveExamplesRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.MoveExamples = channel.unary_unary(
+                '/topwork.v1.ModelService/MoveExamples',
+                request_serializer=topwork_dot_v1_dot_change__pb2.MoveExamplesRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
         self.Rollback = channel.unary_unary(
                 '/topwork.v1.ModelService/Rollback',
                 request_serializer=topwork_dot_v1_dot_model__service__pb2.RollbackRequest.SerializeToString,
@@ -149,15 +170,15 @@ class ModelServiceStub(object):
 class ModelServiceServicer(object):
     """Lists and changes models.
 
-    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations. They
-    survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
+    AddClass, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and MoveExamples are
+    long-running operations. They survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
     lists, cancels, deletes and waits for them. Each makes a new revision from the serving one by
     solving the head again on all remaining exemplars. The result is the same as one fit on the same
     images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
     response ChangeResponse. Changes of one model run one at a time, in the order of their arrival;
     calls in flight finish on the old revision.
 
-    The five rpcs fail with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
+    These rpcs fail with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
     ALREADY_EXISTS (the request id belongs to a different request), ABORTED
     (`ChangeOptions.expected_revision` does not serve), RESOURCE_EXHAUSTED (with RetryInfo: too many
     unfinished operations of the model, or too many uploads; with QuotaFailure: the model's quota of
@@ -241,6 +262,49 @@ class ModelServiceServicer(object):
 
     def Retrain(self, request, context):
         """Solves the head again on the same exemplars, for example with another kind of head.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExamples(self, request, context):
+        """Lists the examples of a model, the most doubtful first. Reading 100,000 examples takes no longer
+        than a page. It needs the role `train`: names and previews are of the people or things shown.
+        Fails with NOT_FOUND (model, revision), INVALID_ARGUMENT (filter, a page token that this service
+        did not return, or of a revision that was deleted).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetExample(self, request, context):
+        """Returns one example. It needs the role `train`, as ListExamples does.
+        Fails with NOT_FOUND (model, revision, example).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveExamples(self, request, context):
+        """Removes single examples from a model. The new revision is exactly what it would be if they had
+        never been added. A label whose last example is removed goes, too. Earlier revisions retain the
+        data until `topwork gc` deletes those revisions; `topwork gc --erase` does so at once.
+
+        Also fails with NOT_FOUND (an example, or one without `label`), INVALID_ARGUMENT (digests),
+        FAILED_PRECONDITION (fewer than two labels would remain, or a label with fewer than
+        `Limits.min_images_per_label` images, but not none). All examples are removed, or none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveExamples(self, request, context):
+        """Moves single examples to another label of the model, or to a new one. The new revision is exactly
+        what it would be if they had been added under that label alone.
+
+        Also fails with NOT_FOUND (an example), ALREADY_EXISTS (an example has no other label),
+        INVALID_ARGUMENT (digests), FAILED_PRECONDITION (as RemoveExamples, also for a new label; the
+        model has `Limits.max_labels` labels). All examples are moved, or none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -372,6 +436,26 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=topwork_dot_v1_dot_change__pb2.RetrainRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
+            'ListExamples': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExamples,
+                    request_deserializer=topwork_dot_v1_dot_example__pb2.ListExamplesRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_example__pb2.ListExamplesResponse.SerializeToString,
+            ),
+            'GetExample': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetExample,
+                    request_deserializer=topwork_dot_v1_dot_example__pb2.GetExampleRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_example__pb2.Example.SerializeToString,
+            ),
+            'RemoveExamples': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveExamples,
+                    request_deserializer=topwork_dot_v1_dot_change__pb2.RemoveExamplesRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'MoveExamples': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveExamples,
+                    request_deserializer=topwork_dot_v1_dot_change__pb2.MoveExamplesRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
             'Rollback': grpc.unary_unary_rpc_method_handler(
                     servicer.Rollback,
                     request_deserializer=topwork_dot_v1_dot_model__service__pb2.RollbackRequest.FromString,
@@ -423,15 +507,15 @@ def add_ModelServiceServicer_to_server(servicer, server):
 class ModelService(object):
     """Lists and changes models.
 
-    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations. They
-    survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
+    AddClass, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and MoveExamples are
+    long-running operations. They survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
     lists, cancels, deletes and waits for them. Each makes a new revision from the serving one by
     solving the head again on all remaining exemplars. The result is the same as one fit on the same
     images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
     response ChangeResponse. Changes of one model run one at a time, in the order of their arrival;
     calls in flight finish on the old revision.
 
-    The five rpcs fail with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
+    These rpcs fail with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
     ALREADY_EXISTS (the request id belongs to a different request), ABORTED
     (`ChangeOptions.expected_revision` does not serve), RESOURCE_EXHAUSTED (with RetryInfo: too many
     unfinished operations of the model, or too many uploads; with QuotaFailure: the model's quota of
@@ -654,6 +738,114 @@ class ModelService(object):
             target,
             '/topwork.v1.ModelService/Retrain',
             topwork_dot_v1_dot_change__pb2.RetrainRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/ListExamples',
+            topwork_dot_v1_dot_example__pb2.ListExamplesRequest.SerializeToString,
+            topwork_dot_v1_dot_example__pb2.ListExamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetExample(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/GetExample',
+            topwork_dot_v1_dot_example__pb2.GetExampleRequest.SerializeToString,
+            topwork_dot_v1_dot_example__pb2.Example.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveExamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/RemoveExamples',
+            topwork_dot_v1_dot_change__pb2.RemoveExamplesRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveExamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/MoveExamples',
+            topwork_dot_v1_dot_change__pb2.MoveExamplesRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,

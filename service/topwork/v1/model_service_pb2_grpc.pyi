@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import sys
 import topwork.v1.change_pb2
+import topwork.v1.example_pb2
 import topwork.v1.model_lifecycle_pb2
 import topwork.v1.model_service_pb2
 import typing
@@ -157,6 +158,70 @@ _ModelServiceRetrainType = typing_extensions.TypeVar(
     ],
 )
 
+_ModelServiceListExamplesType = typing_extensions.TypeVar(
+    '_ModelServiceListExamplesType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.example_pb2.ListExamplesRequest,
+        topwork.v1.example_pb2.ListExamplesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.example_pb2.ListExamplesRequest,
+        topwork.v1.example_pb2.ListExamplesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.example_pb2.ListExamplesRequest,
+        topwork.v1.example_pb2.ListExamplesResponse,
+    ],
+)
+
+_ModelServiceGetExampleType = typing_extensions.TypeVar(
+    '_ModelServiceGetExampleType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.example_pb2.GetExampleRequest,
+        topwork.v1.example_pb2.Example,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.example_pb2.GetExampleRequest,
+        topwork.v1.example_pb2.Example,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.example_pb2.GetExampleRequest,
+        topwork.v1.example_pb2.Example,
+    ],
+)
+
+_ModelServiceRemoveExamplesType = typing_extensions.TypeVar(
+    '_ModelServiceRemoveExamplesType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RemoveExamplesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RemoveExamplesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RemoveExamplesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+)
+
+_ModelServiceMoveExamplesType = typing_extensions.TypeVar(
+    '_ModelServiceMoveExamplesType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.MoveExamplesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.MoveExamplesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.MoveExamplesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+)
+
 _ModelServiceRollbackType = typing_extensions.TypeVar(
     '_ModelServiceRollbackType',
     grpc.UnaryUnaryMultiCallable[
@@ -285,18 +350,18 @@ _ModelServiceWatchOperationType = typing_extensions.TypeVar(
     ],
 )
 
-class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceListRevisionsType, _ModelServiceAddClassType, _ModelServiceAddExamplesType, _ModelServiceRemoveClassType, _ModelServiceRenameClassType, _ModelServiceRetrainType, _ModelServiceRollbackType, _ModelServicePinRevisionType, _ModelServiceCreateModelType, _ModelServiceCopyModelType, _ModelServiceDeleteModelType, _ModelServiceUndeleteModelType, _ModelServiceListBackbonesType, _ModelServiceWatchOperationType]):
+class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceListRevisionsType, _ModelServiceAddClassType, _ModelServiceAddExamplesType, _ModelServiceRemoveClassType, _ModelServiceRenameClassType, _ModelServiceRetrainType, _ModelServiceListExamplesType, _ModelServiceGetExampleType, _ModelServiceRemoveExamplesType, _ModelServiceMoveExamplesType, _ModelServiceRollbackType, _ModelServicePinRevisionType, _ModelServiceCreateModelType, _ModelServiceCopyModelType, _ModelServiceDeleteModelType, _ModelServiceUndeleteModelType, _ModelServiceListBackbonesType, _ModelServiceWatchOperationType]):
     """Lists and changes models.
 
-    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations. They
-    survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
+    AddClass, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and MoveExamples are
+    long-running operations. They survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
     lists, cancels, deletes and waits for them. Each makes a new revision from the serving one by
     solving the head again on all remaining exemplars. The result is the same as one fit on the same
     images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
     response ChangeResponse. Changes of one model run one at a time, in the order of their arrival;
     calls in flight finish on the old revision.
 
-    The five rpcs fail with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
+    These rpcs fail with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
     ALREADY_EXISTS (the request id belongs to a different request), ABORTED
     (`ChangeOptions.expected_revision` does not serve), RESOURCE_EXHAUSTED (with RetryInfo: too many
     unfinished operations of the model, or too many uploads; with QuotaFailure: the model's quota of
@@ -346,6 +411,22 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
         ],
         grpc.UnaryUnaryMultiCallable[
             topwork.v1.change_pb2.RetrainRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.example_pb2.ListExamplesRequest,
+            topwork.v1.example_pb2.ListExamplesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.example_pb2.GetExampleRequest,
+            topwork.v1.example_pb2.Example,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.change_pb2.RemoveExamplesRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.change_pb2.MoveExamplesRequest,
             google.longrunning.operations_pb2.Operation,
         ],
         grpc.UnaryUnaryMultiCallable[
@@ -414,6 +495,22 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             topwork.v1.change_pb2.RetrainRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.example_pb2.ListExamplesRequest,
+            topwork.v1.example_pb2.ListExamplesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.example_pb2.GetExampleRequest,
+            topwork.v1.example_pb2.Example,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.change_pb2.RemoveExamplesRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.change_pb2.MoveExamplesRequest,
             google.longrunning.operations_pb2.Operation,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
@@ -493,6 +590,37 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
 
     Retrain: _ModelServiceRetrainType
     """Solves the head again on the same exemplars, for example with another kind of head."""
+
+    ListExamples: _ModelServiceListExamplesType
+    """Lists the examples of a model, the most doubtful first. Reading 100,000 examples takes no longer
+    than a page. It needs the role `train`: names and previews are of the people or things shown.
+    Fails with NOT_FOUND (model, revision), INVALID_ARGUMENT (filter, a page token that this service
+    did not return, or of a revision that was deleted).
+    """
+
+    GetExample: _ModelServiceGetExampleType
+    """Returns one example. It needs the role `train`, as ListExamples does.
+    Fails with NOT_FOUND (model, revision, example).
+    """
+
+    RemoveExamples: _ModelServiceRemoveExamplesType
+    """Removes single examples from a model. The new revision is exactly what it would be if they had
+    never been added. A label whose last example is removed goes, too. Earlier revisions retain the
+    data until `topwork gc` deletes those revisions; `topwork gc --erase` does so at once.
+
+    Also fails with NOT_FOUND (an example, or one without `label`), INVALID_ARGUMENT (digests),
+    FAILED_PRECONDITION (fewer than two labels would remain, or a label with fewer than
+    `Limits.min_images_per_label` images, but not none). All examples are removed, or none.
+    """
+
+    MoveExamples: _ModelServiceMoveExamplesType
+    """Moves single examples to another label of the model, or to a new one. The new revision is exactly
+    what it would be if they had been added under that label alone.
+
+    Also fails with NOT_FOUND (an example), ALREADY_EXISTS (an example has no other label),
+    INVALID_ARGUMENT (digests), FAILED_PRECONDITION (as RemoveExamples, also for a new label; the
+    model has `Limits.max_labels` labels). All examples are moved, or none.
+    """
 
     Rollback: _ModelServiceRollbackType
     """Makes an earlier revision (or a later one) serve again. When the call returns, this server
@@ -587,6 +715,22 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
         google.longrunning.operations_pb2.Operation,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.example_pb2.ListExamplesRequest,
+        topwork.v1.example_pb2.ListExamplesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.example_pb2.GetExampleRequest,
+        topwork.v1.example_pb2.Example,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.RemoveExamplesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.change_pb2.MoveExamplesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         topwork.v1.model_service_pb2.RollbackRequest,
         topwork.v1.model_service_pb2.Model,
     ],
@@ -623,15 +767,15 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
 class ModelServiceServicer(metaclass=abc.ABCMeta):
     """Lists and changes models.
 
-    AddClass, AddExamples, RemoveClass, RenameClass and Retrain are long-running operations. They
-    survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
+    AddClass, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and MoveExamples are
+    long-running operations. They survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
     lists, cancels, deletes and waits for them. Each makes a new revision from the serving one by
     solving the head again on all remaining exemplars. The result is the same as one fit on the same
     images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
     response ChangeResponse. Changes of one model run one at a time, in the order of their arrival;
     calls in flight finish on the old revision.
 
-    The five rpcs fail with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
+    These rpcs fail with NOT_FOUND (model, label), INVALID_ARGUMENT (label, request id, gate),
     ALREADY_EXISTS (the request id belongs to a different request), ABORTED
     (`ChangeOptions.expected_revision` does not serve), RESOURCE_EXHAUSTED (with RetryInfo: too many
     unfinished operations of the model, or too many uploads; with QuotaFailure: the model's quota of
@@ -732,6 +876,57 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
         """Solves the head again on the same exemplars, for example with another kind of head."""
+
+    @abc.abstractmethod
+    def ListExamples(
+        self,
+        request: topwork.v1.example_pb2.ListExamplesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.example_pb2.ListExamplesResponse, collections.abc.Awaitable[topwork.v1.example_pb2.ListExamplesResponse]]:
+        """Lists the examples of a model, the most doubtful first. Reading 100,000 examples takes no longer
+        than a page. It needs the role `train`: names and previews are of the people or things shown.
+        Fails with NOT_FOUND (model, revision), INVALID_ARGUMENT (filter, a page token that this service
+        did not return, or of a revision that was deleted).
+        """
+
+    @abc.abstractmethod
+    def GetExample(
+        self,
+        request: topwork.v1.example_pb2.GetExampleRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.example_pb2.Example, collections.abc.Awaitable[topwork.v1.example_pb2.Example]]:
+        """Returns one example. It needs the role `train`, as ListExamples does.
+        Fails with NOT_FOUND (model, revision, example).
+        """
+
+    @abc.abstractmethod
+    def RemoveExamples(
+        self,
+        request: topwork.v1.change_pb2.RemoveExamplesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Removes single examples from a model. The new revision is exactly what it would be if they had
+        never been added. A label whose last example is removed goes, too. Earlier revisions retain the
+        data until `topwork gc` deletes those revisions; `topwork gc --erase` does so at once.
+
+        Also fails with NOT_FOUND (an example, or one without `label`), INVALID_ARGUMENT (digests),
+        FAILED_PRECONDITION (fewer than two labels would remain, or a label with fewer than
+        `Limits.min_images_per_label` images, but not none). All examples are removed, or none.
+        """
+
+    @abc.abstractmethod
+    def MoveExamples(
+        self,
+        request: topwork.v1.change_pb2.MoveExamplesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Moves single examples to another label of the model, or to a new one. The new revision is exactly
+        what it would be if they had been added under that label alone.
+
+        Also fails with NOT_FOUND (an example), ALREADY_EXISTS (an example has no other label),
+        INVALID_ARGUMENT (digests), FAILED_PRECONDITION (as RemoveExamples, also for a new label; the
+        model has `Limits.max_labels` labels). All examples are moved, or none.
+        """
 
     @abc.abstractmethod
     def Rollback(

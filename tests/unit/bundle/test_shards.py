@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from topwork.bundle.files import sha256
-from topwork.bundle.shards import ALIGNMENT, Shard, open_shard, to_bytes
+from topwork.bundle.npz import ALIGNMENT
+from topwork.bundle.shards import Shard, open_shard, to_bytes
 from topwork.errors import Corrupt
 
 ARRAYS = ("embeddings", "digests", "fingerprints", "contents", "seen")

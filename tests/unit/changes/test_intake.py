@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support import statements
 
+from topwork.bundle.examples import ExampleIndex
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
 from topwork.changes.database import database_url
@@ -51,6 +52,7 @@ class Server:
         self.operations = Operations(database_url(root), self.repository, limits)
         self.intake = Intake(
             self.models,
+            self,
             self.operations,
             Uploads(self.repository, limits),
             Quotas(self.repository, limits),
@@ -58,6 +60,10 @@ class Server:
         )
         self._runner = asyncio.Runner()
         self._runner.run(self.operations.start())
+
+    async def index(self, manifest: Manifest) -> ExampleIndex:
+        """Return the index of a revision's examples."""
+        return self.repository.examples(manifest)
 
     def submit(self, request: ChangeRequest) -> OperationState:
         """Request a change without images."""
@@ -231,6 +237,10 @@ def test_upload_names_an_invalid_field(server: Server, invalid: ChangeRequest, f
         (replace(RETRAIN, normalisation="l3"), "normalisation"),
         (replace(RETRAIN, kind="rename_class", label="blue", new_label="\n"), "new_label"),
         (replace(RETRAIN, kind="remove_class"), "label"),
+        (replace(RETRAIN, kind="remove_examples"), "digests"),
+        (replace(RETRAIN, kind="remove_examples", digests=("0" * 64, "0" * 63)), "digests[1]"),
+        (replace(RETRAIN, kind="move_examples", digests=("0" * 64,)), "label"),
+        (replace(RETRAIN, kind="move_examples", digests=("0" * 64,), label="\n"), "label"),
     ],
 )
 def test_submit_names_an_invalid_field(server: Server, invalid: ChangeRequest, field: str) -> None:
@@ -238,6 +248,45 @@ def test_submit_names_an_invalid_field(server: Server, invalid: ChangeRequest, f
     with pytest.raises(InvalidInput) as caught:
         server.submit(invalid)
     assert caught.value.field == field
+
+
+def test_unknown_examples_are_refused_before_they_are_queued(server: Server) -> None:
+    """The NotFound names the example; the same with digests of another model."""
+    request = ChangeRequest(kind="remove_examples", model="colours", digests=("0" * 64,))
+    with pytest.raises(NotFound, match=f"'colours' has no example {'0' * 64}"):
+        server.submit(request)
+
+
+def test_request_id_of_other_examples_is_refused(server: Server) -> None:
+    """A repeated call with other digests is not the same request; their order does not matter."""
+    index = server.repository.examples(server.models.manifest)
+    first, second, third = (row.tobytes().hex() for row in index.digests[:3])
+    request = ChangeRequest(
+        kind="remove_examples",
+        model="colours",
+        request_id=str(uuid.uuid4()),
+        digests=(first, second),
+    )
+    accepted = server.submit(request)
+    assert server.submit(replace(request, digests=(second.upper(), first, first))) == accepted
+    with pytest.raises(AlreadyExists, match="was used for remove_examples of the examples"):
+        server.submit(replace(request, digests=(first, third)))
+
+
+def test_removal_of_examples_is_accepted_above_the_quota(root: Path) -> None:
+    """It frees space; a move does not."""
+    limits = ServerLimits(max_model_bytes=1, min_free_bytes=0, min_free_inodes=0)
+    server = Server(root, limits)
+    try:
+        index = server.repository.examples(server.models.manifest)
+        digests = (index.digests[0].tobytes().hex(),)
+        request = ChangeRequest(kind="remove_examples", model="colours", digests=digests)
+        assert server.submit(request).subject.kind == "remove_examples"
+        label = next(label for label in index.labels if label != index.labels[index.targets[0]])
+        with pytest.raises(QuotaExceeded):
+            server.submit(replace(request, kind="move_examples", label=label))
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,7 @@ from topwork.changes.jobs import ChangeKind, ChangeResult, Conflict, Job, Upload
 from topwork.changes.new_exemplars import NewExemplars
 from topwork.changes.retrain import OVERTAKEN, Candidate, Trainer
 from topwork.errors import Corrupt, NotReady, Stale
+from topwork.inputs.image import pixel_digest, preprocess
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.backend import open_session
 
@@ -64,6 +66,7 @@ def job(
     recipe: Recipe | None = None,
     expected: int = 0,
     validate_only: bool = False,
+    digests: Sequence[str] = (),
 ) -> Job:
     """Return a job, and store its images."""
     return Job(
@@ -80,7 +83,14 @@ def job(
         recipe=recipe,
         expected_revision=expected,
         validate_only=validate_only,
+        digests=tuple(sorted(set(digests))),
     )
+
+
+@functools.cache
+def digest_of(content: bytes) -> str:
+    """Return the image digest of a picture."""
+    return pixel_digest(preprocess(content, tiny.SPEC))
 
 
 def ignore(done: int, total: int, conflicts: tuple[Conflict, ...] = ()) -> None:
@@ -111,56 +121,113 @@ def fit(images: dict[str, list[bytes]]) -> tuple[tuple[str, ...], bytes, str]:
         return manifest.labels, made.head(manifest), manifest.data_digest
 
 
-Step = tuple[ChangeKind, str, int, int]
+Name = tuple[str, int]
+"""An image of the pool: its own label and number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A valid change of a history: its job's fields, and the labels and images after it."""
+
+    kind: ChangeKind
+    label: str = ""
+    new_label: str = ""
+    images: tuple[Name, ...] = ()
+    after: dict[str, frozenset[Name]]
 
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Step]:
-    """Return valid sequences of changes: kind, label, first and last image."""
-    has = {"a": set(range(8)), "b": set(range(8))}
+    """Return sequences of changes that leave two labels, and LIMITS' minimum of images of each."""
+    least = LIMITS.min_images_per_label
+    has = {label: {(label, number) for number in range(8)} for label in "ab"}
     steps: list[Step] = []
-    for _ in range(draw(st.integers(1, 5))):
-        kinds: list[ChangeKind] = ["add_examples", "retrain"]
+    for _ in range(draw(st.integers(1, 6))):
+        kinds: list[ChangeKind] = ["add_examples", "retrain", "rename_class"]
         kinds += ["remove_class"] if len(has) > 2 else []
         kinds += ["add_class"] if len(has) < len(POOL) else []
+        spare = sorted(label for label in has if len(has[label]) > least)
+        kinds += ["remove_examples", "move_examples"] if spare else []
         kind = draw(st.sampled_from(kinds))
-        begin, end = 0, 0
-        label = ""
+        label, new_label, images = "", "", set[Name]()
         if kind == "add_class":
             label = draw(st.sampled_from(sorted(POOL.keys() - has.keys())))
-            begin = draw(st.integers(0, 8))
-            end = draw(st.integers(begin + 3, 14))
-            has[label] = set(range(begin, end))
+            images = set(draw(st.lists(named(label), min_size=least, max_size=9, unique=True)))
+            has[label] = set(images)
         elif kind == "add_examples":
             label = draw(st.sampled_from(sorted(has)))
-            begin = draw(st.integers(0, 12))
-            end = draw(st.integers(begin + 1, 14))
-            has[label] |= set(range(begin, end))
+            source = draw(st.sampled_from(sorted(POOL)))  # possibly also under another label
+            images = set(draw(st.lists(named(source), min_size=1, max_size=4, unique=True)))
+            has[label] |= images
         elif kind == "remove_class":
             label = draw(st.sampled_from(sorted(has)))
             del has[label]
-        steps.append((kind, label, begin, end))
+        elif kind == "rename_class":
+            label = draw(st.sampled_from(sorted(has)))
+            new_label = draw(st.sampled_from(sorted(set("uvwxyz") - has.keys())))
+            has[new_label] = has.pop(label)
+        elif kind in {"remove_examples", "move_examples"}:
+            source = draw(st.sampled_from(spare))
+            most = len(has[source]) - least
+            chosen = st.lists(st.sampled_from(sorted(has[source])), min_size=1, max_size=most)
+            images = set(draw(chosen))
+            others = sorted(has.keys() - {source})
+            label = draw(st.sampled_from(others if kind == "move_examples" else ["", source]))
+            after = {name: set(members) for name, members in has.items()}
+            for name in after.keys() - {label} if kind == "move_examples" else [label or source]:
+                after[name] -= images
+            if kind == "remove_examples" and not label:
+                after = {name: members - images for name, members in after.items()}
+            if kind == "move_examples":
+                after[label] |= images
+            if any(len(members) < least for members in after.values()):
+                continue
+            has = after
+        steps.append(
+            Step(
+                kind=kind,
+                label=label,
+                new_label=new_label,
+                images=tuple(sorted(images)),
+                after={name: frozenset(members) for name, members in has.items()},
+            )
+        )
     return steps
 
 
+def named(label: str) -> st.SearchStrategy[Name]:
+    """Return images of the pool."""
+    return st.tuples(st.just(label), st.integers(0, 13))
+
+
 @pytest.mark.slow
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(history=histories())
 def test_history_of_changes_equals_one_fit(history: list[Step]) -> None:
     """Labels, head and data digest equal those of one fit on the remaining images."""
-    remains = {"a": set(range(8)), "b": set(range(8))}
     with TemporaryDirectory() as directory:
         repository = fitted_repository(Path(directory))
-        for kind, label, begin, end in history:
-            apply(repository, job(repository, kind, label, POOL[label][begin:end] if label else ()))
-            if kind == "remove_class":
-                del remains[label]
-            elif label:
-                remains.setdefault(label, set()).update(range(begin, end))
+        for step in history:
+            contents = [POOL[label][number] for label, number in step.images]
+            names_examples = step.kind in {"remove_examples", "move_examples"}
+            change = job(
+                repository,
+                step.kind,
+                step.label,
+                () if names_examples else contents,
+                new_label=step.new_label,
+                digests=[*map(digest_of, contents)] if names_examples else (),
+            )
+            apply(repository, change)
         manifest = serving(repository)
-        assert (manifest.labels, repository.head(manifest), manifest.data_digest) == fit(
-            {label: [POOL[label][n] for n in sorted(numbers)] for label, numbers in remains.items()}
-        )
+        remains = history[-1].after if history else {}
+        if remains:
+            assert (manifest.labels, repository.head(manifest), manifest.data_digest) == fit(
+                {
+                    label: [POOL[name][number] for name, number in sorted(images)]
+                    for label, images in remains.items()
+                }
+            )
 
 
 @pytest.mark.slow

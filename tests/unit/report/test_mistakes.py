@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -48,6 +49,20 @@ def test_suspected_labels_keep_the_order_of_the_audit() -> None:
     found = gather(_suspecting(made, wrong[5], wrong[2]))
     assert [picture.name for picture in found.suspected] == [wrong[5], wrong[2]]
     assert not {wrong[5], wrong[2]} & {picture.name for picture in found.others}
+
+
+def test_suspected_labels_have_the_commands_that_correct_them() -> None:
+    """The commands have model, digest and the predicted label, quoted for a shell."""
+    made = content()
+    wrong = gather(made).others[0]
+    labels = tuple("it's" if label == wrong.predicted else label for label in made.exemplars.labels)
+    made = replace(made, exemplars=replace(made.exemplars, labels=labels))
+    found = gather(_suspecting(made, wrong.name)).suspected[0]
+    digest = made.exemplars.digests[made.exemplars.names.index(wrong.name)].tobytes().hex()
+    move, remove = map(shlex.split, found.commands)
+    assert move == ["topwork", "examples", "move", made.manifest.model, digest, "--to", "it's"]
+    assert remove == ["topwork", "examples", "remove", made.manifest.model, digest]
+    assert all(picture.commands == () for picture in gather(made).others)
 
 
 def test_unknown_file_names_are_ignored() -> None:

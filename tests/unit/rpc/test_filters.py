@@ -6,7 +6,8 @@ import pytest
 
 from topwork.changes.queue import OperationFilter
 from topwork.errors import InvalidInput
-from topwork.rpc.filters import parse
+from topwork.rpc.filters import parse, parse_examples
+from topwork.serving.examples import ExampleFilter, Pattern
 
 
 @pytest.mark.parametrize(
@@ -55,4 +56,31 @@ def test_invalid_filter_is_refused(text: str) -> None:
     """Any other text is InvalidInput, and the error names the field."""
     with pytest.raises(InvalidInput) as caught:
         parse(text)
+    assert caught.value.field == "filter"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", ExampleFilter()),
+        ("label = tulips AND suspect = true", ExampleFilter(label="tulips", suspect=True)),
+        ('operation = "operations/x"', ExampleFilter(operation="x")),
+        ('operation = ""', ExampleFilter(operation="")),
+        ('display_name = "a b*"', ExampleFilter(name=Pattern(text="a b", prefix=True))),
+        ("display_name = a.jpg", ExampleFilter(name=Pattern(text="a.jpg", prefix=False))),
+        ("digest = 0AF*", ExampleFilter(digest=Pattern(text="0af", prefix=True))),
+    ],
+)
+def test_filters_of_examples(text: str, wanted: ExampleFilter) -> None:
+    """A value that ends with * is a prefix; digests are in lower case."""
+    assert parse_examples(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["model = x", "suspect = maybe", "operation = x", "digest = xyz*", "label"]
+)
+def test_invalid_filters_of_examples_are_refused(text: str) -> None:
+    """The error names the filter."""
+    with pytest.raises(InvalidInput) as caught:
+        parse_examples(text)
     assert caught.value.field == "filter"

@@ -130,6 +130,22 @@ class FakeServicer(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServ
         """Not called in the tests."""
         raise NotImplementedError
 
+    async def ListExamples(self, request: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
+    async def GetExample(self, request: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
+    async def RemoveExamples(self, request: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
+    async def MoveExamples(self, request: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
     async def Rollback(self, request: Any, context: Any) -> model_pb.Model:
         """Not called in the tests."""
         raise NotImplementedError

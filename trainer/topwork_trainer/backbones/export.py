@@ -72,7 +72,7 @@ def export(backbone: TorchBackbone, *, open_session: Callable[[bytes], Embed]) -
     images, or if the check fails.
     """
     model = EmbeddingModel(backbone).eval()
-    onnx = _to_onnx(model, backbone)
+    onnx = to_onnx(model, backbone, output="embedding")
     images = structured_images(backbone.spec.crop)
     # Batches of 1, 3 and 8: a graph with a fixed batch size fails here.
     batches = (images[:1], images[1:4], images)
@@ -83,7 +83,11 @@ def export(backbone: TorchBackbone, *, open_session: Callable[[bytes], Embed]) -
     return ExportedBackbone(onnx=onnx, parity=check_parity(expected, actual))
 
 
-def _to_onnx(model: EmbeddingModel, backbone: TorchBackbone) -> bytes:
+def to_onnx(model: nn.Module, backbone: TorchBackbone, *, output: str) -> bytes:
+    """Return the ONNX graph of a model of ``backbone``'s images, uint8 (N, crop, crop, 3), RGB.
+
+    Raises ExportError if torch cannot export it for any number of images.
+    """
     if sum(weight.nbytes for weight in model.state_dict().values()) >= 2**31:
         raise ExportError(f"{backbone.name} is larger than the 2 GiB that one ONNX file can hold")
     example = torch.zeros(2, backbone.spec.crop, backbone.spec.crop, 3, dtype=torch.uint8)
@@ -96,7 +100,7 @@ def _to_onnx(model: EmbeddingModel, backbone: TorchBackbone) -> bytes:
             program = torch.onnx.export(
                 traced,
                 input_names=["image"],
-                output_names=["embedding"],
+                output_names=[output],
                 dynamic_shapes=({0: "batch"},),  # only names it
                 opset_version=OPSET,
                 dynamo=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -64,13 +65,21 @@ _INCEPTION = {"transform_input": True, "aux_logits": False, "init_weights": Fals
 _OPTIONS = {"googlenet": _INCEPTION, "inception_v3": _INCEPTION}
 
 
-@functools.cache
 def package() -> ModuleType:
     """Import ``torchvision``, even if its compiled operators cannot be loaded.
 
     PyPI's torchvision is a CUDA build. With CPU-only torch its compiled operators do not load, and
     the import fails with ``operator torchvision::nms does not exist``. No classifier needs them.
     """
+    with _IMPORT:  # another thread would see the package of an import that fails
+        return _package()
+
+
+_IMPORT = threading.Lock()
+
+
+@functools.cache
+def _package() -> ModuleType:
     try:
         import torchvision  # type: ignore[import-untyped] # it ships no types
     except RuntimeError as error:

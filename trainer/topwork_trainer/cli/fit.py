@@ -20,6 +20,7 @@ from topwork.terminal import Console, LocalPath
 from topwork.training.embed import Skipped
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
+from topwork_trainer.cli.finetuning import finetuning_config, finetuning_options
 from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
 from topwork_trainer.fit.fit import FitConfig, FitResult
 from topwork_trainer.fit.held_out import SplitResult
@@ -92,22 +93,7 @@ class _OrAuto(click.ParamType[Any]):
     type=click.Choice([*get_args(Normalisation), "auto"]),
     help="Normalisation of the embeddings; auto: chosen by cross-validation.",
 )
-@click.option(
-    "--unfreeze",
-    default="none",
-    help="Stages of the backbone to fine-tune: none, last:N or all; `topwork-train describe` lists "
-    "them.",
-)
-@click.option(
-    "--epochs",
-    type=click.IntRange(min=1),
-    help="Maximum number of epochs of fine-tuning. Default: 8.",
-)
-@click.option(
-    "--mirror/--no-mirror",
-    default=True,
-    help="Mirror photos at random in fine-tuning; --no-mirror if left and right differ in meaning.",
-)
+@finetuning_options
 @click.option(
     "--publish",
     default="better",
@@ -131,6 +117,12 @@ class _OrAuto(click.ParamType[Any]):
     "--drop-suspects",
     is_flag=True,
     help="Leave out photos whose label the audit suspects, list them, and learn again.",
+)
+@click.option(
+    "--keep-images",
+    is_flag=True,
+    help="Store the photos in the repository, as uploads are. Otherwise only their embeddings and "
+    "thumbnails are stored.",
 )
 @click.option(
     "--strict", is_flag=True, help="Refuse to train if the audit has an error or a warning."
@@ -167,6 +159,7 @@ def fit(
         data=data,
         classes=split_names(classes),
         recipe=Recipe(head=head, normalisation=normalisation),
+        finetuning=finetuning_config(options),
         command=printable(shlex.join(["topwork-train", *sys.argv[1:]])),
         **options,
     )

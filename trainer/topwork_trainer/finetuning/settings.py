@@ -1,17 +1,14 @@
-"""Settings of fine-tuning, and the metrics of an epoch."""
+"""Settings of fine-tuning; their help texts are those of the options of ``topwork-train fit``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.errors import InvalidInput, TopworkError
-
-OnProgress = Callable[[int, int], None]
-"""Called with training steps done and total steps."""
 
 
 class Diverged(TopworkError):
@@ -20,55 +17,69 @@ class Diverged(TopworkError):
     reason = "DIVERGED"
 
 
+def _setting(
+    default: Any, least: float | None = None, most: float | None = None, *, option: str = ""
+) -> Any:
+    """Return a field with bounds; ``option`` is the help text of its command-line option."""
+    return field(default=default, metadata={"least": least, "most": most, "option": option})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneConfig:
-    """Settings of fine-tuning; the defaults gave the best measured accuracy.
+    """Settings of fine-tuning; the defaults are those measured in docs/training.md.
 
-    EfficientNet-Lite0 at 224, trained on 1,223 photos of five kinds of flowers and tested on 388
-    others: accuracy 95.4 % (frozen backbone: 91.0 %, without mixup: 93.6 %), for 36 ms of one core
-    per image and epoch.
+    Raises InvalidInput for a value out of bounds.
     """
 
-    unfreeze: str = "last:6"
-    """``none``, ``last:N`` (stages, counted from the output side) or ``all``."""
-    epochs: int = 8
-    patience: int = 8
-    """Number of epochs without a better validation loss after which training stops early."""
-    batch: int = 16
-    rate: float = 4e-4
+    unfreeze: str = _setting(
+        "none",
+        option="Stages of the backbone to fine-tune: none, last:N or all; `topwork-train describe` "
+        "lists them.",
+    )
+    epochs: int = _setting(4, 1, 10_000, option="Number of epochs of fine-tuning.")
+    augmented_views: int = _setting(
+        4, 0, 1_000, option="Number of augmented views of a photo that fine-tuning uses in turn."
+    )
+    activations_gib: float = _setting(
+        4.0,
+        1e-6,
+        1e6,
+        option="Largest size of the temporary file of fine-tuning, in GiB; fewer augmented views "
+        "are used if they do not fit.",
+    )
+    label_smoothing: float = _setting(
+        0.0, 0, 0.9, option="Share of a label that fine-tuning spreads over all classes."
+    )
+    average_weights: bool = _setting(
+        True, option="Fine-tune to the moving average of the weights over the last epoch."
+    )
+    mirror: bool = _setting(
+        True,
+        option="Mirror photos at random in fine-tuning; --no-mirror if left and right differ in "
+        "meaning.",
+    )
+    batch: int = _setting(16, 1, 10_000)
+    rate: float = _setting(4e-4, 1e-9, 1e9)
     """Peak learning rate of the last stage."""
-    head_rate: float = 1e-2
+    head_rate: float = _setting(1e-2, 1e-9, 1e9)
     """Peak learning rate of the linear layer."""
-    decay: float = 0.8
+    decay: float = _setting(0.8, 1e-3, 1)
     """Factor of the learning rate from each stage to the stage before it."""
-    weight_decay: float = 0.02
-    mixup: float = 0.2
-    """Parameter of mixup's beta distribution (Zhang et al., ICLR 2018); 0: no mixup."""
-    mirror: bool = True
-    """True if a mirrored image has the same label; False for X-rays."""
-    seed: int = 0
-    device: str = "auto"
+    weight_decay: float = _setting(0.02, 0, 10)
+    mixup: float = _setting(0.2, 0, 10)
+    """Parameter of mixup's beta distribution (Verma et al., ICML 2019); 0: no mixup."""
+    device: str = _setting("auto")
     """``auto`` (CUDA if available, else CPU), or torch's name of a device."""
 
     def __post_init__(self) -> None:
-        for field, least, most in _BOUNDS:
-            value = getattr(self, field)
-            if not least <= value <= most:  # negated, so that NaN is refused
+        for setting in fields(self):
+            least, most = setting.metadata["least"], setting.metadata["most"]
+            value = getattr(self, setting.name)
+            if least is not None and not least <= value <= most:  # negated, so that NaN is refused
                 raise InvalidInput(
-                    f"{field} must be {least:g} to {most:g}, not {value:g}", field=field
+                    f"{setting.name} must be {least:g} to {most:g}, not {value:g}",
+                    field=setting.name,
                 )
-
-
-_BOUNDS = (
-    ("epochs", 1, 10_000),
-    ("patience", 1, 10_000),
-    ("batch", 1, 10_000),
-    ("rate", 1e-9, 1e9),
-    ("head_rate", 1e-9, 1e9),
-    ("decay", 1e-3, 1),
-    ("weight_decay", 0, 10),
-    ("mixup", 0, 10),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,17 +90,3 @@ class LinearHead:
     """(C, D)"""
     bias: NDArray[np.float32]
     """(C,)"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Epoch:
-    """Metrics of an epoch; epoch 0 is the start, before any training."""
-
-    epoch: int
-    train_loss: float | None
-    """Mean over the steps of the epoch, on augmented images; None in epoch 0."""
-    accuracy: float
-    """Accuracy on the validation images, preprocessed as in serving."""
-    loss: float
-    """Mean negative log probability (nats) of the right label on the validation images."""
-    seconds: float

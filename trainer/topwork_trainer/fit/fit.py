@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +33,10 @@ from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import find_imported, prepare_backbone
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import add_test_set, scan
+from topwork_trainer.finetuning.settings import FinetuneConfig
 from topwork_trainer.fit.attempts import Attempt, Attempts, OnStageProgress
 from topwork_trainer.fit.held_out import SplitResult, judge
+from topwork_trainer.fit.images import keep_images
 from topwork_trainer.fit.quantise_phase import quantise_backbone
 from topwork_trainer.ranking.rank import explain, select
 
@@ -58,18 +61,15 @@ class FitConfig:
     """Side of the input in pixels; None: the backbone's own."""
     views: int | Literal["auto"] = 1
     recipe: Recipe = Recipe()  # noqa: RUF009 # frozen, so it can be shared
-    unfreeze: str = "none"
-    """``none``, ``last:N`` (stages, counted from the output side) or ``all``."""
-    epochs: int | None = None
-    """Maximum number of epochs of fine-tuning; None: the default."""
-    mirror: bool = True
-    """True if a mirrored photo has the same class; fine-tuning then mirrors photos at random."""
+    finetuning: FinetuneConfig = FinetuneConfig()  # noqa: RUF009 # frozen, so it can be shared
     publish: Literal["better", "finetuned"] = "better"
     """``better``: publish the fine-tuned backbone only if it is significantly better."""
     precision: Precision = "fp32"
     seed: int = 0
     drop_suspects: bool = False
     """True: leave out photos whose label is suspected, and learn again."""
+    keep_images: bool = False
+    """True: store the training photos in the repository, as uploads are."""
     strict: bool = False
     """True: refuse to train if the audit has errors or warnings."""
     cache: Path | None = None
@@ -127,7 +127,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         )
         choice, ranked = _choose(config, attempts)
         watch("backbone", 0, 0)
-        if config.unfreeze != "none" and find_imported(repository, choice):
+        if config.finetuning.unfreeze != "none" and find_imported(repository, choice):
             raise InvalidInput(
                 f"{choice.name!r} was added from an ONNX file, which cannot be fine-tuned",
                 field="unfreeze",
@@ -143,9 +143,9 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
             attempts, attempt = attempts.without_suspects(attempt)
             dropped = several(len(attempts.dropped), "photo")
             notes.append(f"Left out: {dropped} whose label is suspected")
-        checkpoint = config.repository / "checkpoints" / f"{config.model}.pt"
-        if config.unfreeze != "none":
-            attempt = _finetune(config, attempts, attempt, choice, checkpoint, notes)
+        checkpoints = config.repository / "checkpoints" / config.model
+        if config.finetuning.unfreeze != "none":
+            attempt = _finetune(config, attempts, attempt, choice, checkpoints, notes)
         gate = None
         if config.precision != "fp32":
             int8, gate = quantise_backbone(attempts, attempt)
@@ -154,6 +154,9 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
                 attempt = int8
         held_out = [judge(attempts, attempt, *split) for split in photos.held_out.items()]
         notes += map(str, held_out)
+    if config.keep_images:
+        watch("images", 0, 0)
+        keep_images(repository, photos.train, attempt.exemplars)
     watch("publish", 0, 0)
     manifest = publish(
         repository,
@@ -173,10 +176,8 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         ),
     )
     repository.set_serving(config.model, manifest.revision, why="fit")
-    if config.unfreeze != "none":  # otherwise the checkpoint is another fit's
-        from topwork_trainer.finetuning import checkpoints
-
-        checkpoints.discard(checkpoint)
+    if config.finetuning.unfreeze != "none":  # otherwise the checkpoints are another fit's
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return FitResult(
         manifest=manifest,
         backbone=attempt.backbone,
@@ -219,30 +220,24 @@ def _finetune(
     attempts: Attempts,
     frozen: Attempt,
     choice: BackboneChoice,
-    checkpoint: Path,
+    checkpoints: Path,
     notes: list[str],
 ) -> Attempt:
     """Return the attempt with the fine-tuned backbone, or ``frozen`` if it is not better."""
     from topwork_trainer.fit.finetune_phase import finetune_backbone
 
-    tuned, difference = finetune_backbone(
-        attempts,
-        frozen,
-        choice,
-        unfreeze=config.unfreeze,
-        epochs=config.epochs,
-        mirror=config.mirror,
-        checkpoint=checkpoint,
+    always = config.publish == "finetuned"
+    tuned, verdict = finetune_backbone(
+        attempts, frozen, choice, config.finetuning, always=always, checkpoints=checkpoints
     )
-    gain = f"fine-tuning ({config.unfreeze}) gains {difference} that it was not trained on"
-    if difference.low > 0:
-        notes.append(f"{gain}: the fine-tuned backbone is used")
-        return tuned
-    if config.publish == "finetuned":
-        notes.append(f"{gain}: not significant, but the fine-tuned backbone is used as configured")
-        return tuned
-    notes.append(f"{gain}: not significant, so the frozen backbone is used")
-    return frozen
+    if tuned is None:
+        used = "not significant, so the frozen backbone is used"
+    elif verdict.proven:
+        used = "the fine-tuned backbone is used"
+    else:
+        used = "not significant, but the fine-tuned backbone is used as configured"
+    notes.append(f"fine-tuning ({config.finetuning.unfreeze}) {verdict}: {used}")
+    return tuned or frozen
 
 
 class _Stopwatch:

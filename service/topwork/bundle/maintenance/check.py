@@ -171,12 +171,22 @@ class _Run:
             ("head.onnx", self._repository.head),
             ("metrics.json", self._repository.metrics),
             ("report.html", self._repository.report),
+            ("examples.npz", self._check_examples),
         ):
             with self._problem_at(directory / name, of=directory):
                 read(manifest)
         with self._problem_at(path, of=directory):
             self._check_references(manifest)
         return manifest
+
+    def _check_examples(self, manifest: Manifest) -> None:
+        """Raise Corrupt if the index is damaged or does not have the revision's examples."""
+        if manifest.examples is not None:
+            index = self._repository.examples(manifest)
+            labels = [index.labels[target] for target in index.targets]
+            pairs = zip((row.tobytes() for row in index.digests), labels, strict=True)
+            if data_digest(pairs) != manifest.data_digest:
+                raise Corrupt("its examples do not match the data_digest of the manifest")
 
     def _is_draft(self, model: Path) -> bool:
         return (model / draft.FILE).exists() and not (model / "serving.json").exists()

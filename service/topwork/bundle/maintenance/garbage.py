@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Literal, get_args
 from topwork.bundle import draft, files
 from topwork.bundle.blobs import KINDS, BlobKind
 from topwork.bundle.draft import Current, Draft
+from topwork.bundle.examples import rows_with
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.signing.signatures import UNSIGNED
 from topwork.bundle.store import Repository, read_manifest, revision_directories
@@ -23,6 +25,8 @@ REMOVABLE: tuple[RemovedKind, ...] = get_args(RemovedKind)
 
 DELETED_SECONDS = 7 * 86400.0
 """Raising it lets deleted models be undeleted for longer, and frees their files later."""
+
+MUST_STAY = "it serves, is pinned, or is the newest; remove the example from the model, or unpin it"
 
 _SINGULAR: dict[BlobKind, RemovedKind] = {
     "backbones": "backbone",
@@ -58,6 +62,7 @@ def collect(
     spare_seconds: float = 3600,
     deleted_seconds: float = DELETED_SECONDS,
     pending_images: Callable[[], Collection[str]] = tuple,
+    erase: Collection[str] = (),
     dry_run: bool = False,
 ) -> Collected:
     """Delete revisions and blobs that are not in use; with ``dry_run`` only list them.
@@ -74,6 +79,9 @@ def collect(
     from storing a blob to publishing a reference to it; otherwise publishing can fail. Temporary
     names are deleted only if their writer is dead. Raises InvalidInput if ``keep`` is below 1: the
     newest revision is always retained, so that its number is not reused.
+
+    ``erase`` are image digests in hexadecimal. All revisions, shards and images of these examples
+    are deleted whatever their age, and a revision that must be retained with one is refused.
     """
     if keep < 1:
         raise InvalidInput(f"keep is {keep}; the minimum is 1", field="keep")
@@ -82,6 +90,7 @@ def collect(
     run = _Run(repository=repository, before=time.time() - spare_seconds, dry_run=dry_run)
     # The order matters: blobs that a writer refers to later are refreshed after the first listing;
     # an operation that finishes before the second has published a revision that the third finds.
+    run.find_erased(erase)
     old = {kind: run.old_blobs(kind) for kind in KINDS}
     # Temporary names first: their deletion needs no lock file, which a full disk cannot create.
     run.remove_abandoned(min(spare_seconds, files.ABANDONED_AFTER))
@@ -100,6 +109,9 @@ def collect(
             for digest, changed in old[kind].items():
                 if digest not in retained[kind]:
                     run.remove_blob(kind, digest, changed)
+                elif digest in run.erased[kind] and not run.refused:
+                    path = files.short_path(repository.path(kind, digest))
+                    run.refused.append(f"{path} has an example to erase, and is still needed")
     return Collected(removed=tuple(run.removed), refused=tuple(run.refused))
 
 
@@ -115,13 +127,30 @@ class _Run:
     refused: list[str] = field(default_factory=list)
     removed_directories: set[Path] = field(default_factory=set)
     """Directories of models and revisions that were deleted, or would be in a dry run."""
+    erased: dict[BlobKind, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Digests of the blobs that have an example to erase."""
+
+    def find_erased(self, examples: Collection[str]) -> None:
+        """Find the shards and images of examples, given by image digests in hexadecimal."""
+        if not examples:
+            return
+        for digest in sorted(self.repository.stored("exemplars")):
+            try:
+                shard = self.repository.shard(digest)
+            except Corrupt as error:
+                self.refused.append(f"{error}: it may have an example to erase")
+                continue
+            rows = rows_with(shard.digests, [*examples])
+            if rows.any():
+                self.erased["exemplars"].add(digest)
+                self.erased["images"] |= {row.tobytes().hex() for row in shard.contents[rows]}
 
     def old_blobs(self, kind: BlobKind) -> dict[str, int]:
         """Return the modification times in nanoseconds of all old blobs of a kind, by digest."""
         times = {}
         for digest, path in sorted(self.repository.stored(kind).items()):
             changed = _modified_ns(path)
-            if changed is not None and changed / 1e9 < self.before:
+            if changed is not None and (changed / 1e9 < self.before or digest in self.erased[kind]):
                 times[digest] = changed
         return times
 
@@ -142,12 +171,20 @@ class _Run:
         with contextlib.nullcontext() if self.dry_run else self.repository.locked(model):
             try:
                 retained = _retained_revisions(self.repository, model, keep)
+                always = _retained_revisions(self.repository, model, 1)
             except Corrupt as error:
                 self.refused.append(f"{error}: no revision of {model!r} was deleted")
                 return
             for path in revision_directories(self.repository.root / "models" / model):
-                changed = _modified_ns(path)
-                if int(path.name) in retained or changed is None or changed / 1e9 >= self.before:
+                changed, number = _modified_ns(path), int(path.name)
+                if changed is None:
+                    continue
+                if self.has_erased(path):
+                    if number in always:
+                        name = f"models/{model}/revisions/{number}"
+                        self.refused.append(f"{name} has an example to erase: {MUST_STAY}")
+                        continue
+                elif number in retained or changed / 1e9 >= self.before:
                     continue
                 self.record("revision", path, files.size(path))
                 self.removed_directories.add(path)
@@ -157,6 +194,15 @@ class _Run:
             files.sync_directory(self.repository.root / "models" / model)
         for path in aside:
             files.delete(path)
+
+    def has_erased(self, revision: Path) -> bool:
+        """Return True if a revision has an example to erase; False if it cannot be read."""
+        if not self.erased["exemplars"]:
+            return False
+        with contextlib.suppress(Corrupt):  # read_manifests refuses it
+            refs = read_manifest(revision / "manifest.json").exemplars
+            return any(ref.digest in self.erased["exemplars"] for ref in refs)
+        return False
 
     def remove_deleted(self, before: float) -> None:
         """Delete the files of models that were deleted before a time, in seconds since 1970."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 from google.protobuf.duration_pb2 import Duration
@@ -10,6 +11,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from topwork.bundle.names import check_model
 from topwork.changes.intake import normalise_request_id
 from topwork.errors import InvalidInput
+
+_DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 LONGEST_NAME = 200
 """Most characters of a resource name. Names that the server makes are shorter."""
@@ -42,6 +45,19 @@ def new_model_id(name: str, *, field: str) -> str:
 def request_id(given: str) -> str:
     """Return an idempotency key in lower case; empty if there is none. Raises InvalidInput."""
     return normalise_request_id(given, field="request_id") if given else ""
+
+
+def example_ids(name: str) -> tuple[str, str]:
+    """Return model and digest of an example's resource name. Raises InvalidInput."""
+    model, _, digest = name[: LONGEST_NAME + 1].partition("/examples/")
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidInput(
+            f"{name[:100]!r} must be a resource name, models/{{model}}/examples/{{digest}}, with a "
+            "digest of 64 hexadecimal digits",
+            field="name",
+            reason="RESOURCE_NAME_INVALID",
+        )
+    return model_id(model, field="name"), digest.lower()
 
 
 def operation_id(name: str) -> str:

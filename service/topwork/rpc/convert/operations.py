@@ -34,6 +34,8 @@ KINDS: dict[str, change_pb.ChangeKind.ValueType] = {
     "remove_class": change_pb.CHANGE_KIND_REMOVE_CLASS,
     "rename_class": change_pb.CHANGE_KIND_RENAME_CLASS,
     "retrain": change_pb.CHANGE_KIND_RETRAIN,
+    "remove_examples": change_pb.CHANGE_KIND_REMOVE_EXAMPLES,
+    "move_examples": change_pb.CHANGE_KIND_MOVE_EXAMPLES,
 }
 
 
@@ -115,6 +117,11 @@ def _change_response(
         findings=[
             change_pb.Finding(kind=finding.kind, severity=finding.severity, message=finding.message)
             for finding in result.findings
+        ],
+        old_revision=result.parent,
+        examples=[
+            change_pb.ChangedExample(digest=example.digest, labels=example.labels)
+            for example in result.examples
         ],
     )
 

@@ -21,11 +21,13 @@ ChangeMessage: TypeAlias = (
     | change_pb.RemoveClassRequest
     | change_pb.RenameClassRequest
     | change_pb.RetrainRequest
+    | change_pb.RemoveExamplesRequest
+    | change_pb.MoveExamplesRequest
 )
 
 
 def from_change(
-    kind: ChangeKind, message: ChangeMessage, *, path: str = "", **own: str
+    kind: ChangeKind, message: ChangeMessage, *, path: str = "", **own: Any
 ) -> ChangeRequest:
     """Return the request of a message; ``own`` are the fields that only this kind has.
 

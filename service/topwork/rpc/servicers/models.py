@@ -26,12 +26,14 @@ from topwork.rpc.convert.revisions import (
     damaged_revision,
     to_revision,
 )
+from topwork.rpc.servicers.examples import ExampleViews
 from topwork.rpc.servicers.model_views import ModelViews
 from topwork.rpc.servicers.operations import OperationViews
 from topwork.rpc.servicers.pages import Page, page_range
 from topwork.serving.registry import Registry
 from topwork.serving.statistics import Statistics
 from topwork.v1 import change_pb2 as change_pb
+from topwork.v1 import example_pb2 as example_pb
 from topwork.v1 import model_lifecycle_pb2 as lifecycle_pb
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
@@ -46,6 +48,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         repository: Repository,
         registry: Registry,
         views: OperationViews,
+        examples: ExampleViews,
         intake: Intake,
         lifecycle: Lifecycle,
         statistics: Statistics,
@@ -57,6 +60,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         self._lifecycle = lifecycle
         self._statistics = statistics
         self._views = views
+        self._examples = examples
         self._intake = intake
         self._limits = limits
         self._uploads = Slots(
@@ -125,6 +129,38 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         """See the contract."""
         return await self._change(
             from_change("retrain", request, head=request.head, normalisation=request.normalisation)
+        )
+
+    async def ListExamples(
+        self, request: example_pb.ListExamplesRequest, context: Context
+    ) -> example_pb.ListExamplesResponse:
+        """See the contract."""
+        return await self._examples.page(request)
+
+    async def GetExample(
+        self, request: example_pb.GetExampleRequest, context: Context
+    ) -> example_pb.Example:
+        """See the contract."""
+        return await self._examples.example(request)
+
+    async def RemoveExamples(
+        self, request: change_pb.RemoveExamplesRequest, context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._change(
+            from_change(
+                "remove_examples", request, label=request.label, digests=tuple(request.digests)
+            )
+        )
+
+    async def MoveExamples(
+        self, request: change_pb.MoveExamplesRequest, context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._change(
+            from_change(
+                "move_examples", request, label=request.label, digests=tuple(request.digests)
+            )
         )
 
     async def Rollback(self, request: model_pb.RollbackRequest, context: Context) -> model_pb.Model:

@@ -118,6 +118,7 @@ FILES = [
     "models/m/3/head.onnx",
     "models/m/3/metrics.json",
     "models/m/3/report.html",
+    "models/m/3/examples.npz",
     "models/m/serving.json",
 ]
 """Every kind of file that the check verifies."""
@@ -154,6 +155,7 @@ def test_flipped_bit_is_an_error(file: str, repository: Repository) -> None:
         ("models/m/3/head.onnx", "models/m/3/head.onnx"),
         ("models/m/3/metrics.json", "models/m/3/metrics.json"),
         ("models/m/3/report.html", "models/m/3/report.html"),
+        ("models/m/3/examples.npz", "models/m/3/examples.npz"),
     ],
 )
 def test_missing_file_is_an_error(file: str, reported: str, repository: Repository) -> None:
@@ -163,6 +165,22 @@ def test_missing_file_is_an_error(file: str, reported: str, repository: Reposito
     found = {problem.path: problem.text for problem in errors(repository)}
     text = found[str(at.relative_to(repository.root))]
     assert "missing" in text or "not stored" in text or "there is no" in text
+
+
+def test_index_of_other_examples_is_an_error(repository: Repository) -> None:
+    """Its sha256 is right, but it does not have the examples of the revision's shards."""
+    manifest, other = repository.manifest("m", 3), repository.manifest("m", 2)
+    index = repository.examples(other)
+    changed = repository.publish(
+        manifest,
+        head=b"head",
+        metrics=repository.metrics(manifest),
+        report=lambda _: b"",
+        index=index,
+    )
+    found = {problem.path: problem.text for problem in errors(repository)}
+    assert list(found) == [f"models/m/{changed.revision}/examples.npz"]
+    assert "do not match the data_digest" in found[f"models/m/{changed.revision}/examples.npz"]
 
 
 def test_check_reports_all_errors_at_once(repository: Repository) -> None:

@@ -108,18 +108,24 @@ def test_signature_covers_every_byte_of_the_manifest(
         with pytest.raises(Corrupt) as caught:
             read(tmp_path, trusts)
         assert caught.value.reason == "SIGNATURE_INVALID"
+    path.write_bytes(content.replace(b'"seed": 0', b'"seed": 1'))  # no other file contradicts it
     assert refusal(tmp_path, trusts) == "SIGNATURE_INVALID"
     path.write_bytes(content)
     assert read(tmp_path, trusts).revision == 1
 
 
-@pytest.mark.parametrize("name", ["head.onnx", "metrics.json", "report.html"])
+@pytest.mark.parametrize("name", ["head.onnx", "metrics.json", "report.html", "examples.npz"])
 def test_signature_covers_all_files(tmp_path: Path, key: Path, name: str) -> None:
     """A changed file is Corrupt, since the signed manifest has its sha256."""
     made, directory = published(tmp_path, signing(key, key))
     (directory / name).write_bytes(b"other")
     manifest = made.manifest("m", 1)
-    call = {"head.onnx": made.head, "metrics.json": made.metrics, "report.html": made.report}
+    call = {
+        "head.onnx": made.head,
+        "metrics.json": made.metrics,
+        "report.html": made.report,
+        "examples.npz": made.examples,
+    }
     with pytest.raises(Corrupt, match="has sha256"):
         call[name](manifest)
 

@@ -1,448 +1,377 @@
-"""Fine-tuning: never worse than the start, deterministic, and resumable after a crash."""
+"""Fine-tuning without one fold after the other: deterministic, and resumable after a crash."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
-from support.pictures import picture
-from torch import Tensor, nn
+from support.small_backbone import backbone, photos
 
+from topwork.bundle.exemplars import FOLDS, Exemplars, make
 from topwork.errors import InvalidInput
 from topwork.inputs.image import preprocess
-from topwork.inputs.preprocess import PreprocessSpec
 from topwork.training.embed import ImageSource
 from topwork_trainer.backbones import TorchBackbone
-from topwork_trainer.backbones.export import EmbeddingModel, export
+from topwork_trainer.backbones.export import EmbeddingModel, to_onnx
 from topwork_trainer.backbones.pooled import Pooled
-from topwork_trainer.finetuning import checkpoints
+from topwork_trainer.finetuning import activations, checkpoints
 from topwork_trainer.finetuning import finetune as finetuning
-from topwork_trainer.finetuning.finetune import FinetuneResult, finetune
+from topwork_trainer.finetuning.finetune import FoldTuner, Tuned, fold_tuner
 from topwork_trainer.finetuning.settings import Diverged, FinetuneConfig, LinearHead
+from topwork_trainer.finetuning.split import split
 
-LABELS = ("amber", "blue", "crimson", "green", "violet")
-CONFIG = FinetuneConfig(unfreeze="all", epochs=3, batch=8, rate=1e-2, head_rate=1e-2)
-STEPS = 5
-"""Steps per epoch, with 40 images."""
-
-
-class Small(nn.Module):
-    """Network of two stages with batch norms, and dropout that training must not enable."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 8, 3, stride=2),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Dropout(0.5),
-            nn.Conv2d(8, 16, 3, stride=2),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return features (N, 16)."""
-        features: Tensor = self.features(images)
-        return features.mean(dim=(2, 3))
+LABELS = ("amber", "blue", "crimson")
+PHOTOS = photos(LABELS, 8)
+CONFIG = FinetuneConfig(
+    unfreeze="all", epochs=2, augmented_views=1, batch=8, rate=1e-2, head_rate=1e-2
+)
+FOLDS_OF_PHOTOS = np.arange(len(PHOTOS)) % FOLDS
+STEPS = 3
+"""Steps per epoch of the fold 0."""
 
 
-def backbone() -> TorchBackbone:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = Small().eval()
-    return TorchBackbone(
-        name="small",
-        identity="small:1",
-        module=module,
-        mean=(127.0, 127.0, 127.0),
-        std=(128.0, 128.0, 128.0),
-        spec=PreprocessSpec(resize=16, crop=16),
-        width=16,
-        licence="none",
-        source="test",
-        weights_sha256="",
+def exemplars(sources: list[ImageSource]) -> Exemplars:
+    """Return exemplars in the order of the photos: their digests ascend."""
+    number = np.arange(len(sources), dtype=">u4")
+    digests = np.zeros((len(sources), 32), dtype=np.uint8)
+    digests[:, :4] = number.view(np.uint8).reshape(-1, 4)
+    contents = np.stack([np.frombuffer(source.read()[-32:], np.uint8) for source in sources])
+    return make(
+        np.zeros((len(sources), 16), dtype=np.float32),
+        digests,
+        digests,
+        [source.label for source in sources],
+        contents=contents,
+        names=[source.name for source in sources],
     )
-
-
-def sources(start: int, count: int) -> list[ImageSource]:
-    contents = {
-        f"{label}/{index}": (label, picture(label, index))
-        for index in range(start, start + count)
-        for label in LABELS
-    }
-    return [
-        ImageSource(name=name, label=label, read=io.BytesIO(content).getvalue)
-        for name, (label, content) in contents.items()
-    ]
-
-
-TRAIN, VALIDATION = sources(0, 8), sources(100, 4)
 
 
 def head(*, scale: float = 3.0) -> LinearHead:
     rng = np.random.default_rng(0)
     return LinearHead(
-        weights=scale * rng.standard_normal((5, 16)).astype(np.float32),
-        bias=np.zeros(5, dtype=np.float32),
+        weights=scale * rng.standard_normal((3, 16)).astype(np.float32),
+        bias=np.zeros(3, dtype=np.float32),
     )
 
 
-def run(
-    checkpoint: Path,
+@contextmanager
+def tuner(
+    directory: Path,
     config: FinetuneConfig = CONFIG,
     *,
+    sources: list[ImageSource] = PHOTOS,
     start: TorchBackbone | None = None,
-    train: list[ImageSource] = TRAIN,
     start_head: LinearHead | None = None,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> FinetuneResult:
-    return finetune(
+    seed: int = 0,
+) -> Iterator[FoldTuner]:
+    with fold_tuner(
         start or backbone(),
-        train,
-        VALIDATION,
-        start_head or head(),
-        LABELS,
+        exemplars(sources),
+        sources,
+        FOLDS_OF_PHOTOS,
+        [start_head or head()] * FOLDS,
         config,
-        checkpoint=checkpoint,
-        on_progress=on_progress,
-    )
+        seed=seed,
+        checkpoints=directory,
+        on_image=lambda: None,
+    ) as tuning:
+        yield tuning
 
 
-def numbers(result: FinetuneResult) -> dict[str, bytes]:
-    """Return all numbers of a result except the seconds, for exact comparison."""
-    history = [(e.epoch, e.train_loss, e.accuracy, e.loss) for e in result.history]
-    weights = {
-        name: value.numpy().tobytes() for name, value in result.backbone.module.state_dict().items()
-    }
-    return {
-        **weights,
-        "head": result.head.weights.tobytes() + result.head.bias.tobytes(),
-        "history": repr((history, result.best.epoch)).encode(),
-    }
+def first(
+    directory: Path,
+    config: FinetuneConfig = CONFIG,
+    *,
+    on_photos: Callable[[int], None] = lambda _: None,
+    **more: object,
+) -> Tuned:
+    """Return the result of the first fold."""
+    with (
+        tuner(directory, config, **more) as tuning,  # type: ignore[arg-type] # passed on
+        closing(tuning.results(on_photos)) as results,
+    ):
+        return next(results)
+
+
+def numbers(tuned: Tuned) -> list[bytes]:
+    """Return all numbers of a result, for exact comparison."""
+    weights = [tuned.weights[name].numpy().tobytes() for name in sorted(tuned.weights)]
+    return [tuned.embeddings.tobytes(), *weights]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Use one thread: two that wait for each other on busy cores take ten times as long."""
+def _one_fold_at_a_time() -> Iterator[None]:
+    """Train one fold at a time, so that tests know the steps that were done; trace only once."""
+    known: dict[object, object] = {}
+
+    def remember(call: Callable[..., object], key: Callable[..., object]) -> Callable[..., object]:
+        def remembered(*args: object, **more: object) -> object:
+            name = (call, key(*args))
+            if name not in known:
+                known[name] = call(*args, **more)
+            return known[name]
+
+        return remembered
+
+    def weights(module: torch.nn.Module) -> str:
+        return repr([(name, value.tolist()) for name, value in module.state_dict().items()])
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetuning, "available_cores", lambda: 1)
+        patch.setattr(
+            finetuning,
+            "split",
+            remember(split, lambda whole, trained: (weights(whole.module), frozenset(trained))),
+        )
+        patch.setattr(
+            activations, "to_onnx", remember(to_onnx, lambda stem, *_: (str(stem), weights(stem)))
+        )
         yield
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
-    """Return the result of an uninterrupted run."""
-    return run(tmp_path_factory.mktemp("whole") / "checkpoint")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[Tuned]:
+    """Return the results of an uninterrupted run."""
+    with tuner(tmp_path_factory.mktemp("whole")) as tuning:
+        return list(tuning.results(lambda _: None))
 
 
-def test_finetune_improves_a_pooled_backbone(tmp_path: Path) -> None:
-    """The gradient passes through the means of the lower stage and their lengths."""
-    plain = backbone()
-    pooled = dataclasses.replace(
-        plain, module=Pooled(plain.module, ["features.4"], crop=16).eval(), width=8 + 16
-    )
-    weights = np.random.default_rng(0).standard_normal((5, 24)).astype(np.float32)
-    start = LinearHead(weights=3 * weights, bias=np.zeros(5, dtype=np.float32))
-    before = pooled.module.state_dict()["module.features.0.weight"].clone()
-    result = run(tmp_path / "checkpoint", start=pooled, start_head=start)
-    assert result.unfrozen == ("features.4", "features.0")
-    assert result.best.loss < 0.5 * result.history[0].loss
-    assert not torch.equal(before, result.backbone.module.state_dict()["module.features.0.weight"])
+def test_each_fold_is_tuned_on_its_own(whole: list[Tuned]) -> None:
+    """There is a result for each fold in order, with its own weights."""
+    assert [tuned.fold for tuned in whole] == list(range(FOLDS))
+    assert len({b"".join(numbers(tuned)) for tuned in whole}) == FOLDS
 
 
-def test_finetune_improves_accuracy(whole: FinetuneResult) -> None:
-    """From a random head the accuracy rises well above chance."""
-    assert whole.history[0].accuracy < 0.5
-    assert whole.best.accuracy > 0.7
-    assert [epoch.epoch for epoch in whole.history] == [0, 1, 2, 3]
-    assert whole.best == min(whole.history, key=lambda epoch: epoch.loss)
+def test_no_result_depends_on_the_photos_of_its_fold(whole: list[Tuned], tmp_path: Path) -> None:
+    """With other pictures of other labels in fold 0, tuning without it gives the same weights.
+
+    Without any other fold, the weights differ.
+    """
+    changed = [
+        dataclasses.replace(source, label=PHOTOS[-row].label, read=PHOTOS[-row].read)
+        if FOLDS_OF_PHOTOS[row] == 0
+        else source
+        for row, source in enumerate(PHOTOS)
+    ]
+    with tuner(tmp_path, sources=changed) as tuning:
+        again = list(tuning.results(lambda _: None))
+    same = [numbers(a)[1:] == numbers(b)[1:] for a, b in zip(whole, again, strict=True)]
+    assert same == [True, False, False, False, False]
 
 
-def test_epoch_0_is_the_frozen_start(whole: FinetuneResult) -> None:
-    """Epoch 0 of the history has the accuracy of the given head on the frozen backbone."""
-    pixels = np.stack(
-        [preprocess(s.read(), PreprocessSpec(resize=16, crop=16)) for s in VALIDATION]
-    )
+def test_results_do_not_depend_on_the_number_of_cores(
+    whole: list[Tuned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folds that train side by side give the same results bit for bit; torch's setting stays."""
+    monkeypatch.setattr(finetuning, "available_cores", lambda: 3)
+    threads, generator = torch.get_num_threads(), torch.get_rng_state()
+    with tuner(tmp_path) as tuning:
+        again = list(tuning.results(lambda _: None))
+    assert [numbers(tuned) for tuned in again] == [numbers(tuned) for tuned in whole]
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_other_seed_gives_another_result(whole: list[Tuned], tmp_path: Path) -> None:
+    """The seed decides order and views."""
+    assert numbers(first(tmp_path, seed=1)) != numbers(whole[0])
+
+
+@pytest.mark.parametrize("change", [{"label_smoothing": 0.2}, {"average_weights": False}])
+def test_options_have_an_effect(
+    whole: list[Tuned], tmp_path: Path, change: dict[str, float]
+) -> None:
+    """Label smoothing and averaging change the weights."""
+    assert numbers(first(tmp_path, dataclasses.replace(CONFIG, **change))) != numbers(whole[0])  # type: ignore[arg-type] # of any field
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_tuned_backbone_gives_the_embeddings(tmp_path: Path, views: int) -> None:
+    """The backbone with the tuned weights embeds photos as in serving; norms keep statistics."""
+    start = backbone(views=views)
+    norms = {name: value.clone() for name, value in start.module.named_buffers()}
+    with tuner(tmp_path, start=start) as tuning, closing(tuning.results(lambda _: None)) as results:
+        tuned = next(results)
+        result = tuning.tuned_backbone(tuned)
+    pixels = np.stack([preprocess(photo.read(), start.spec) for photo in PHOTOS])
     with torch.inference_mode():
-        embeddings = EmbeddingModel(backbone())(torch.from_numpy(pixels)).numpy()
-    features = np.sqrt(embeddings)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    answers = (features @ head().weights.T).argmax(axis=1)
-    right = np.mean(
-        [LABELS[answer] == s.label for answer, s in zip(answers, VALIDATION, strict=True)]
-    )
-    assert whole.history[0].accuracy == pytest.approx(right)
-    assert whole.history[0].train_loss is None
-
-
-def test_result_is_the_best_epoch(whole: FinetuneResult, tmp_path: Path) -> None:
-    """The returned weights give the validation accuracy and loss of ``best``."""
-    frozen = dataclasses.replace(CONFIG, unfreeze="none")
-    again = run(tmp_path / "checkpoint", frozen, start=whole.backbone, start_head=whole.head)
-    assert (again.best.accuracy, again.best.loss) == (whole.best.accuracy, whole.best.loss)
-    assert len(again.history) == 1
-
-
-def test_module_is_frozen_and_contiguous_afterwards(whole: FinetuneResult) -> None:
-    """The module is in eval mode, frozen, without gradients, and in contiguous memory format."""
-    module = whole.backbone.module
-    assert not any(part.training for part in module.modules())
-    assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
-    assert all(p.is_contiguous() for p in module.parameters())
-
-
-def test_tuned_backbone_has_its_own_identity(whole: FinetuneResult) -> None:
-    """The identity differs from that of the start and contains the digest of the weights."""
-    assert whole.backbone.identity != backbone().identity
-    assert whole.backbone.weights_sha256 in whole.backbone.identity
-    assert whole.unfrozen == ("features.4", "features.0")
-
-
-def test_tuned_backbone_can_be_exported(whole: FinetuneResult) -> None:
-    """ONNX Runtime gives the embeddings of the tuned module."""
-
-    def open_session(model: bytes) -> Callable[..., np.ndarray]:
-        session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-        return lambda images: np.asarray(session.run(["embedding"], {"image": images})[0])
-
-    assert export(whole.backbone, open_session=open_session).parity.min_cosine > 0.99999
+        embeddings = EmbeddingModel(result)(torch.from_numpy(pixels)).numpy()
+    np.testing.assert_allclose(tuned.embeddings, embeddings, atol=5e-3, rtol=5e-3)
+    assert all(torch.equal(value, norms[name]) for name, value in result.module.named_buffers())
+    assert result.identity == f"small:1:tuned:{result.weights_sha256}"
 
 
 def test_frozen_stages_do_not_change(tmp_path: Path) -> None:
-    """With ``last:1`` only the last stage's weights change; statistics of norms never do."""
-    before = {name: value.clone() for name, value in backbone().module.state_dict().items()}
-    config = dataclasses.replace(CONFIG, unfreeze="last:1", epochs=1)
-    tuned = run(tmp_path / "checkpoint", config, train=sources(0, 16))
-    assert tuned.best.epoch == 1
-    after = tuned.backbone.module.state_dict()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {
-        "features.4.weight",
-        "features.4.bias",
-        "features.5.weight",
-        "features.5.bias",
+    """With ``last:1`` only the last stage's weights are tuned."""
+    tuned = first(tmp_path, dataclasses.replace(CONFIG, unfreeze="last:1"))
+    before = backbone().module
+    assert set(tuned.weights) == {
+        f"features.{layer}.{part}" for layer in (4, 5) for part in ("weight", "bias")
     }
-
-
-def test_equal_arguments_give_equal_results(whole: FinetuneResult, tmp_path: Path) -> None:
-    """The same arguments give the same result bit for bit; another seed gives another."""
-    assert numbers(run(tmp_path / "a")) == numbers(whole)
-    assert numbers(run(tmp_path / "b", dataclasses.replace(CONFIG, seed=1))) != numbers(whole)
-
-
-def test_global_state_of_torch_is_restored(tmp_path: Path) -> None:
-    """Torch's random generator and number of threads are unchanged afterwards."""
-    threads, generator = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(1)
-    try:
-        run(tmp_path / "checkpoint", dataclasses.replace(CONFIG, epochs=1))
-        assert torch.get_num_threads() == 1
-        assert torch.equal(torch.get_rng_state(), generator)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_training_without_improvement_returns_the_start(tmp_path: Path) -> None:
-    """If no epoch is better than the start, the result has the weights of the start."""
-    good = run(tmp_path / "good", train=sources(0, 16))
-    before = {k: v.clone() for k, v in good.backbone.module.state_dict().items()}
-    wild = dataclasses.replace(CONFIG, rate=30.0, head_rate=30.0)
-    result = run(tmp_path / "wild", wild, start=good.backbone, start_head=good.head)
-    assert result.best.epoch == 0
-    assert all(torch.equal(v, before[k]) for k, v in result.backbone.module.state_dict().items())
-    assert np.array_equal(result.head.weights, good.head.weights)
-    assert result.history[-1].accuracy < result.best.accuracy
-
-
-def test_training_stops_early_after_patience(tmp_path: Path) -> None:
-    """Training stops after ``patience`` epochs without improvement; progress is complete."""
-    seen: list[tuple[int, int]] = []
-    wild = dataclasses.replace(CONFIG, rate=30.0, head_rate=30.0, epochs=20, patience=2)
-    good = run(tmp_path / "good", train=sources(0, 16))
-    result = run(
-        tmp_path / "wild",
-        wild,
-        start=good.backbone,
-        start_head=good.head,
-        on_progress=lambda done, total: seen.append((done, total)),
+    assert not any(
+        torch.equal(value, before.get_parameter(name)) for name, value in tuned.weights.items()
     )
-    assert len(result.history) - 1 == result.best.epoch + 2
-    assert seen[-1] == (100, 100)
 
 
-def test_progress_counts_every_step(tmp_path: Path) -> None:
-    """Progress counts each step up to the total."""
-    seen: list[tuple[int, int]] = []
-    run(tmp_path / "checkpoint", on_progress=lambda done, total: seen.append((done, total)))
-    assert seen[:-1] == [(step, 3 * STEPS) for step in range(1, 3 * STEPS + 1)]
-    assert seen[-1] == (3 * STEPS, 3 * STEPS)
+def test_pooled_backbone_is_tuned(tmp_path: Path) -> None:
+    """The gradient passes through the means of the lower stage and their lengths."""
+    plain = backbone()
+    module = Pooled(plain.module, ["features.4"], crop=16).eval()
+    pooled = dataclasses.replace(plain, module=module, width=8 + 16)
+    weights = np.random.default_rng(0).standard_normal((3, 24)).astype(np.float32)
+    start = LinearHead(weights=weights, bias=np.zeros(3, dtype=np.float32))
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    tuned = first(tmp_path, start=pooled, start_head=start)
+    assert tuned.embeddings.shape[1] == 24
+    assert tuned.weights.keys() == before.keys()
+    assert not any(torch.equal(value, before[name]) for name, value in tuned.weights.items())
 
 
-def child(checkpoint: Path, *, step: int, write: int) -> int:
-    """Run in a process that kills itself at a step or in its nth write; return its exit status."""
-    command = [sys.executable, __file__, str(checkpoint), str(step), str(write)]
-    path = os.pathsep.join(filter(None, sys.path))
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
+def test_tuning_lowers_the_loss_of_other_photos(tmp_path: Path) -> None:
+    """From a random head, photos of a label come closer together than photos of others."""
+
+    def contrast(embeddings: np.ndarray) -> float:
+        rows = embeddings[FOLDS_OF_PHOTOS == 0]
+        targets = exemplars(PHOTOS).targets[FOLDS_OF_PHOTOS == 0]
+        unit = np.sqrt(np.abs(rows))
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        alike = targets[:, None] == targets
+        similarity = unit @ unit.T
+        return float(similarity[alike].mean() - similarity[~alike].mean())
+
+    still = dataclasses.replace(CONFIG, rate=1e-9, epochs=1)
+    tuned = dataclasses.replace(CONFIG, epochs=10)
+    before, after = (
+        contrast(first(tmp_path / str(config.epochs), config).embeddings)
+        for config in (still, tuned)
+    )
+    assert after > before + 0.05
+
+
+def test_progress_counts_photos_up_to_the_total(tmp_path: Path) -> None:
+    """Progress reaches ``photos``, in steps of a batch."""
+    seen: list[int] = []
+    with tuner(tmp_path) as tuning:
+        list(tuning.results(seen.append))
+        assert seen[-1] == tuning.photos == 2 * (FOLDS - 1) * len(PHOTOS)
+    assert seen[0] == 8
+    assert seen == sorted(seen)
+
+
+def test_closing_the_results_ends_the_training(tmp_path: Path) -> None:
+    """After the first result no further fold is trained to its end."""
+    first(tmp_path)
+    assert (tmp_path / "fold-0.pt").exists()
+    assert not (tmp_path / "fold-4.pt").exists()
 
 
 @pytest.mark.parametrize(
     ("step", "write"), [(STEPS + 2, 0), (0, 3)], ids=["in an epoch", "in a write"]
 )
 def test_killed_run_resumes_to_the_same_result(
-    whole: FinetuneResult, tmp_path: Path, step: int, write: int
+    whole: list[Tuned], tmp_path: Path, step: int, write: int
 ) -> None:
     """After kill -9 in an epoch or in a write, another run gives the same result bit for bit."""
-    checkpoint = tmp_path / "checkpoint"
-    assert child(checkpoint, step=step, write=write) == -signal.SIGKILL
+    path = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, __file__, str(tmp_path), str(step), str(write)]
+    child = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert child.returncode == -signal.SIGKILL
     seen: list[int] = []
-    resumed = run(checkpoint, on_progress=lambda done, _: seen.append(done))
-    assert seen[0] == STEPS + 1
-    assert numbers(resumed) == numbers(whole)
+    assert numbers(first(tmp_path, on_photos=seen.append)) == numbers(whole[0])
+    epoch = int(np.sum(FOLDS_OF_PHOTOS != 0))
+    assert seen[:2] == [epoch, epoch + 8]
 
 
-def test_finished_run_is_not_repeated(whole: FinetuneResult, tmp_path: Path) -> None:
-    """As long as the checkpoint exists, another run trains no step."""
-    run(tmp_path / "checkpoint")
+def test_finished_fold_is_not_repeated(whole: list[Tuned], tmp_path: Path) -> None:
+    """As long as the checkpoint exists, another run trains no step of the fold."""
+    first(tmp_path)
+    for file in tmp_path.glob("fold-[1-4].pt"):
+        file.unlink()
     seen: list[int] = []
-    again = run(tmp_path / "checkpoint", on_progress=lambda done, _: seen.append(done))
-    assert seen == [3 * STEPS]
-    assert numbers(again) == numbers(whole)
+    assert numbers(first(tmp_path, on_photos=seen.append)) == numbers(whole[0])
+    assert seen[0] == 2 * int(np.sum(FOLDS_OF_PHOTOS != 0))
 
 
 def test_checkpoint_of_other_arguments_is_not_used(tmp_path: Path) -> None:
-    """With another seed, image, label, head or backbone training starts from the beginning."""
-    run(tmp_path / "checkpoint", dataclasses.replace(CONFIG, epochs=1))
-    checkpoint = (tmp_path / "checkpoint").read_bytes()
-    relabelled = [dataclasses.replace(TRAIN[0], label=LABELS[1]), *TRAIN[1:]]
-    changed = [dataclasses.replace(TRAIN[0], read=TRAIN[5].read), *TRAIN[1:]]
+    """With another seed, photo, label, head or backbone training starts from the beginning."""
+    once = dataclasses.replace(CONFIG, epochs=1)
+    first(tmp_path, once)
+    checkpoint = (tmp_path / "fold-0.pt").read_bytes()
+    relabelled = [dataclasses.replace(PHOTOS[0], label=LABELS[1]), *PHOTOS[1:]]
+    changed = [dataclasses.replace(PHOTOS[0], read=PHOTOS[5].read), *PHOTOS[1:]]
     other = backbone()
     other.module.get_parameter("features.0.bias").data += 1e-3
-    run_epoch = functools.partial(
-        run, tmp_path / "checkpoint", dataclasses.replace(CONFIG, epochs=1)
-    )
+    run = functools.partial(first, tmp_path, once)
     for call in (
-        functools.partial(run, tmp_path / "checkpoint", dataclasses.replace(CONFIG, seed=1)),
-        functools.partial(run_epoch, train=relabelled),
-        functools.partial(run_epoch, train=changed),
-        functools.partial(run_epoch, start_head=head(scale=2.0)),
-        functools.partial(run_epoch, start=other),
+        functools.partial(run, seed=1),
+        functools.partial(run, sources=relabelled),
+        functools.partial(run, sources=changed),
+        functools.partial(run, start_head=head(scale=2.0)),
+        functools.partial(run, start=other),
     ):
-        (tmp_path / "checkpoint").write_bytes(checkpoint)
+        (tmp_path / "fold-0.pt").write_bytes(checkpoint)
         seen: list[int] = []
-        call(on_progress=lambda done, _, seen=seen: seen.append(done))
-        assert seen[0] == 1
+        call(on_photos=seen.append)
+        assert seen[0] == 8
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
-def test_damaged_checkpoint_is_not_used(whole: FinetuneResult, tmp_path: Path, damage: str) -> None:
+def test_damaged_checkpoint_is_not_used(tmp_path: Path, damage: str) -> None:
     """A checkpoint that fails its checksum counts as missing."""
-    file = tmp_path / "checkpoint"
-    run(file)
+    file = tmp_path / "fold-0.pt"
+    checkpoints.save(file, "run", {"epoch": 1})
+    assert checkpoints.load(file, "run") == {"epoch": 1}
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes({"cut": content[:-50], "flipped": content, "empty": b""}[damage]))
-    seen: list[int] = []
-    assert numbers(run(file, on_progress=lambda done, _: seen.append(done))) == numbers(whole)
-    assert seen[0] == 1
+    assert checkpoints.load(file, "run") is None
 
 
 def test_divergence_raises_and_deletes_the_checkpoint(tmp_path: Path) -> None:
     """The error has epoch, step and learning rate; no checkpoint remains."""
-    start, config = backbone(), dataclasses.replace(CONFIG, rate=1e9, head_rate=1e9)
-    before = {name: value.clone() for name, value in start.module.state_dict().items()}
-    with pytest.raises(Diverged, match=r"epoch 1, step \d of 5, at learning rate .*e\+") as caught:
-        run(tmp_path / "checkpoint", config, start=start)
-    assert "try" in str(caught.value)
+    config = dataclasses.replace(CONFIG, rate=1e9, head_rate=1e9)
+    with pytest.raises(Diverged, match=r"epoch 1, step \d of 3, at learning rate .*e\+.*: try"):
+        first(tmp_path, config)
     assert not list(tmp_path.iterdir())
-    assert all(torch.equal(v, before[k]) for k, v in start.module.state_dict().items())
-    assert not any(p.requires_grad for p in start.module.parameters())
-
-
-def test_later_divergence_deletes_the_earlier_checkpoint(tmp_path: Path) -> None:
-    """A checkpoint that leads to divergence is deleted."""
-    start = backbone()
-
-    def poison(done: int, _: int) -> None:
-        if done == STEPS + 1:
-            assert (tmp_path / "checkpoint").exists()
-            start.module.get_parameter("features.4.weight").data[:] = float("nan")
-
-    with pytest.raises(Diverged, match="epoch 2, step 2 of 5"):
-        run(tmp_path / "checkpoint", start=start, on_progress=poison)
-    assert not list(tmp_path.iterdir())
-
-
-def test_head_of_nan_is_refused_before_training(tmp_path: Path) -> None:
-    """The loss of epoch 0 must be finite, too."""
-    broken = LinearHead(weights=np.full((5, 16), np.nan, np.float32), bias=head().bias)
-    with pytest.raises(Diverged, match="epoch 0"):
-        run(tmp_path / "checkpoint", start_head=broken)
-
-
-def test_unreadable_image_is_named(tmp_path: Path) -> None:
-    """The error of an image that became unreadable has its name and the reason."""
-
-    def gone() -> bytes:
-        raise FileNotFoundError("no such file")
-
-    for read, reason in ((gone, "no such file"), (lambda: b"GIF89a", "6 bytes")):
-        damaged = ImageSource(name="amber/damaged.png", label="amber", read=read)
-        with pytest.raises(InvalidInput, match=rf"amber/damaged.png cannot be read: .*{reason}"):
-            run(tmp_path / "checkpoint", train=[*TRAIN, damaged])
 
 
 @pytest.mark.parametrize(
     ("field", "call"),
     [
-        ("data", lambda file: run(file, train=[])),
-        ("data", lambda file: run(file, train=[dataclasses.replace(TRAIN[0], label="teal")])),
-        ("device", lambda file: run(file, dataclasses.replace(CONFIG, device="abacus"))),
-        ("unfreeze", lambda file: run(file, dataclasses.replace(CONFIG, unfreeze="last:3"))),
+        ("device", lambda path: first(path, dataclasses.replace(CONFIG, device="abacus"))),
+        ("unfreeze", lambda path: first(path, dataclasses.replace(CONFIG, unfreeze="last:3"))),
         ("epochs", lambda _: dataclasses.replace(CONFIG, epochs=0)),
         ("rate", lambda _: dataclasses.replace(CONFIG, rate=float("nan"))),
         ("decay", lambda _: dataclasses.replace(CONFIG, decay=1.5)),
-        ("mixup", lambda _: dataclasses.replace(CONFIG, mixup=-0.1)),
+        ("label_smoothing", lambda _: dataclasses.replace(CONFIG, label_smoothing=-0.1)),
     ],
 )
 def test_invalid_arguments_are_refused(
     tmp_path: Path, field: str, call: Callable[[Path], object]
 ) -> None:
-    """The error for invalid settings or data has the name of the field."""
+    """The error for invalid settings has the name of the field."""
     with pytest.raises(InvalidInput) as caught:
-        call(tmp_path / "checkpoint")
+        call(tmp_path)
     assert caught.value.field == field
 
 
-def test_discard_deletes_an_existing_or_missing_checkpoint(tmp_path: Path) -> None:
-    """Discarding deletes the file, and does nothing if it is missing."""
-    file = tmp_path / "checkpoint"
-    checkpoints.save(file, "run", {"epoch": 1})
-    assert checkpoints.load(file, "run") == {"epoch": 1}
-    checkpoints.discard(file)
-    checkpoints.discard(file)
-    assert checkpoints.load(file, "run") is None
-
-
-def _die(checkpoint: Path, step: int, write: int) -> None:
+def _die(directory: Path, step: int, write: int) -> None:
     """Run, and kill this process at training step ``step`` or in the ``write``-th fsync."""
+    fsync, steps, syncs = os.fsync, iter(range(1, 1000)), iter(range(1, 1000))
 
-    def die_at(done: int, _: int) -> None:
-        if done == step:
+    def die_at(_: int) -> None:
+        if next(steps) == step:
             os.kill(os.getpid(), signal.SIGKILL)
-
-    fsync, syncs = os.fsync, iter(range(1, 1000))
 
     def die_in(descriptor: int) -> None:
         if next(syncs) == write:
@@ -453,7 +382,7 @@ def _die(checkpoint: Path, step: int, write: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", die_in)
         patch.setattr(finetuning, "available_cores", lambda: 1)
-        run(checkpoint, on_progress=die_at)
+        first(directory, on_photos=die_at)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from support.small_backbone import backbone
 
-from topwork.inputs.preprocess import PreprocessSpec
-from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.stages import stages
 from topwork_trainer.finetuning.settings import FinetuneConfig, LinearHead
+from topwork_trainer.finetuning.split import split
 from topwork_trainer.finetuning.tuning import (
-    TrainableClassifier,
+    TrainableTop,
     _blend,
     _class_weights,
     _rate_factor,
@@ -56,29 +55,18 @@ def test_blend_permutes_partners() -> None:
 
 def test_unfreeze_lowers_rates_by_stage_and_exempts_norms_from_decay() -> None:
     """The peak rate falls by ``decay`` per stage; only weights of layers have weight decay."""
-    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
-    module.requires_grad_(False)
-    backbone = TorchBackbone(
-        name="small",
-        identity="small",
-        module=module,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        spec=PreprocessSpec(resize=8, crop=8),
-        width=2,
-        licence="none",
-        source="test",
-        weights_sha256="",
-    )
-    zeros = np.zeros((3, 2), dtype=np.float32)
-    model = TrainableClassifier(backbone, LinearHead(weights=zeros, bias=zeros[:, 0]))
+    whole = backbone()
+    unfrozen = stages(whole.module)
+    parts = split(whole, {name for stage in unfrozen for name in stage.parameters})
+    zeros = np.zeros((3, 16), dtype=np.float32)
+    model = TrainableTop(parts, LinearHead(weights=zeros, bias=zeros[:, 0]))
     config = FinetuneConfig(rate=1.0, head_rate=5.0, decay=0.5, weight_decay=0.1)
-    trained, groups = _unfreeze(model, stages(module), config)
+    trained, groups = _unfreeze(model, unfrozen, config)
     assert [(group["peak"], group["weight_decay"]) for group in groups] == [
         (5.0, 0.0),
         *[(1.0, 0.1), (1.0, 0.0)],
         *[(0.5, 0.1), (0.5, 0.0)],
     ]
-    assert [len(group["params"]) for group in groups] == [2, 1, 1, 1, 3]
+    assert [len(group["params"]) for group in groups] == [2, 1, 3, 1, 3]
     assert all(parameter.requires_grad for parameter in trained)
-    assert len(trained) == 2 + len(list(module.parameters()))
+    assert len(trained) == 2 + len(list(whole.module.parameters()))

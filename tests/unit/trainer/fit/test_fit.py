@@ -80,6 +80,20 @@ def test_fit_signs_what_it_publishes(repository: Repository, data: Path, tmp_pat
         verifying.manifest("colours", 2)
 
 
+def test_keep_images_stores_the_photos_that_are_used(repository: Repository, data: Path) -> None:
+    """Without it no photo is stored; with it the photos of all exemplars, and no other file."""
+    (data / "amber" / "torn.png").write_bytes(b"no picture")
+    _fit(repository, data)
+    assert repository.stored("images") == {}
+    manifest = _fit(repository, data, keep_images=True).manifest
+    exemplars = repository.exemplars(manifest.exemplars)
+    contents = {row.tobytes().hex() for row in exemplars.contents}
+    assert repository.stored("images").keys() == contents
+    first = exemplars.names.index("amber/00.png")
+    content = (data / "amber" / "00.png").read_bytes()
+    assert repository.image(exemplars.contents[first].tobytes().hex()) == content
+
+
 def test_same_data_and_seed_give_the_same_head(repository: Repository, data: Path) -> None:
     """Two fits of the same folders give byte-identical heads; the data digest ignores the seed."""
     first, second = _fit(repository, data), _fit(repository, data)

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from support import tiny
 from support.pictures import pictures
 
+from topwork.bundle.exemplars import FOLDS
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
+from topwork.errors import NotReady
 from topwork.runtime.agreement import is_off, measure
 from topwork.runtime.backend import open_session
 from topwork.training.embed import ImageSource
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.cache import EmbeddingCache
+from topwork_trainer.finetuning.finetune import Tuned
+from topwork_trainer.finetuning.settings import FinetuneConfig
 from topwork_trainer.fit import finetune_phase, quantise_phase
-from topwork_trainer.fit.attempts import Attempts
+from topwork_trainer.fit.attempts import Attempt, Attempts
 
 LABELS = ("amber", "blue", "crimson")
 
@@ -45,48 +50,138 @@ def attempts(tmp_path: Path) -> Attempts:
     )
 
 
-def test_photos_used_by_fine_tuning_are_marked_as_seen(
-    attempts: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Training and validation photos are marked as seen, and no others are."""
+class Tuner:
+    """Stands for a tuner of the tiny backbone: embeddings of each fold as the test makes them."""
+
+    photos = 1
+
+    def __init__(
+        self, folds: NDArray[np.int64], make: Callable[[int], NDArray[np.float32]]
+    ) -> None:
+        self.folds = folds
+        self.made: list[int] = []
+        self._make = make
+
+    def results(self, _: object) -> Generator[Tuned, None, None]:
+        """Yield the results of all folds."""
+        for fold in range(FOLDS):
+            self.made.append(fold)
+            yield Tuned(fold=fold, embeddings=self._make(fold), weights={})
+
+    def tuned_backbone(self, tuned: Tuned) -> int:
+        """Return the fold instead of a backbone."""
+        return tuned.fold
+
+
+@dataclass
+class Phase:
+    """The phase with a ``Tuner`` of the given embeddings."""
+
+    attempts: Attempts
+    frozen: Attempt
+    folds: NDArray[np.int64]
+    tuner: Tuner | None = None
+    stored: list[int] = field(default_factory=list)
+
+    def run(
+        self, make: Callable[[int], NDArray[np.float32]], *, always: bool = False
+    ) -> tuple[Attempt | None, finetune_phase.Verdict]:
+        """Return the result of the phase."""
+        self.tuner = Tuner(self.folds, make)
+        return finetune_phase.finetune_backbone(
+            self.attempts,
+            self.frozen,
+            BackboneChoice(name="tiny"),
+            FinetuneConfig(unfreeze="all"),
+            always=always,
+            checkpoints=Path("unused"),
+        )
+
+    def separated(self, rows: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return embeddings that are perfect for ``rows`` and say nothing of the others."""
+        targets = self.frozen.exemplars.targets
+        width = self.frozen.exemplars.embeddings.shape[1]
+        embeddings = np.random.default_rng(0).random((len(targets), width), dtype=np.float32)
+        embeddings[rows] = 0.01
+        embeddings[rows, targets[rows]] = 1
+        return embeddings
+
+
+@pytest.fixture
+def phase(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> Phase:
+    """Return the phase after a frozen attempt that cannot tell the labels apart."""
     model = tiny.backbone_model()
     info = attempts.repository.put_backbone(model, tiny.backbone_info(model))
-    used: dict[str, set[str]] = {}
+    attempt = attempts.attempt(info)
+    poor = np.random.default_rng(1).random(attempt.exemplars.embeddings.shape, dtype=np.float32)
+    frozen = attempts.attempt_on(info, replace(attempt.exemplars, embeddings=poor), [], frozenset())
+    phase = Phase(attempts, frozen, frozen.exemplars.folds(attempts.seed))
 
-    def finetune(
-        _: object,
-        train: Sequence[ImageSource],
-        validation: Sequence[ImageSource],
-        *__: object,
-        **___: object,
-    ) -> SimpleNamespace:
-        used["train"], used["validation"] = (
-            {photo.name for photo in photos} for photos in (train, validation)
-        )
-        return SimpleNamespace(backbone=None)
+    @contextmanager
+    def fold_tuner(*_: object, **__: object) -> Iterator[Tuner]:
+        assert phase.tuner is not None
+        yield phase.tuner
 
-    def store(*_: object) -> BackboneInfo:
+    def store(_: object, fold: int) -> BackboneInfo:
+        phase.stored.append(fold)
         return info
 
-    monkeypatch.setattr(finetune_phase, "finetune", finetune)
+    monkeypatch.setattr(finetune_phase, "fold_tuner", fold_tuner)
     monkeypatch.setattr(finetune_phase, "store", store)
     monkeypatch.setattr(backbones, "load", lambda _: None)
-    frozen = attempts.attempt(info)
-    tuned, _ = finetune_phase.finetune_backbone(
-        attempts,
-        frozen,
-        BackboneChoice(name="tiny"),
-        unfreeze="all",
-        epochs=1,
-        mirror=True,
-        checkpoint=tmp_path / "checkpoint",
+    return phase
+
+
+def test_proven_gain_is_published(phase: Phase) -> None:
+    """The backbone tuned without fold 0 is stored; all photos but those of fold 0 are seen."""
+    tuned, verdict = phase.run(lambda _: phase.separated(phase.folds >= 0))
+    assert verdict.proven
+    assert verdict.accuracy[0] == 1
+    assert verdict.difference.images == len(phase.folds) == 90
+    assert phase.stored == [0]
+    assert tuned is not None
+    names = np.array(phase.frozen.exemplars.names)
+    assert set(np.array(tuned.exemplars.names)[tuned.exemplars.seen]) == set(
+        names[phase.folds != 0]
     )
-    names = np.array(tuned.exemplars.names)
-    assert used["train"]
-    assert used["validation"]
-    assert set(names[tuned.exemplars.seen]) == used["train"] | used["validation"]
-    judged = set(names[tuned.learned.judged.rows])
-    assert judged == set(names) - used["train"] - used["validation"] != set()
+    assert set(tuned.learned.judged.rows) == set(np.flatnonzero(~tuned.exemplars.seen))
+
+
+def test_each_fold_is_judged_by_the_backbone_tuned_without_it(phase: Phase) -> None:
+    """Embeddings that are good only for the photos of their tuning prove nothing."""
+    assert phase.tuner is None
+    tuned, verdict = phase.run(lambda fold: phase.separated(phase.folds != fold))
+    assert verdict.accuracy[0] < 0.6
+    assert not verdict.proven
+    assert (tuned, phase.stored) == (None, [])
+    tuned, verdict = phase.run(lambda _: phase.separated(phase.folds >= 0))
+    assert verdict.accuracy[0] == 1
+
+
+def test_equal_embeddings_are_hopeless_after_two_folds(phase: Phase) -> None:
+    """Without any gain in two folds the others are not tuned, and the verdict tells how many."""
+    tuned, verdict = phase.run(lambda _: phase.frozen.exemplars.embeddings)
+    assert phase.tuner is not None
+    assert phase.tuner.made == [0, 1]
+    assert (tuned, verdict.folds, verdict.proven) == (None, 2, False)
+    assert "in 2 folds" in str(verdict)
+
+
+def test_published_regardless_of_the_verdict(phase: Phase) -> None:
+    """With ``always`` all folds are judged, and the backbone is stored without a gain."""
+    tuned, verdict = phase.run(lambda _: phase.frozen.exemplars.embeddings, always=True)
+    assert tuned is not None
+    assert (verdict.folds, phase.stored) == (5, [0])
+
+
+def test_too_few_photos_are_refused(phase: Phase) -> None:
+    """A class whose photos are all in one fold cannot be held out."""
+    exemplars = phase.frozen.exemplars
+    group = np.zeros((len(exemplars), 16), dtype=np.uint8)
+    group[exemplars.targets == 0] = 1
+    phase.frozen = replace(phase.frozen, exemplars=replace(exemplars, groups=group))
+    with pytest.raises(NotReady, match="90 photos are too few"):
+        phase.run(lambda _: exemplars.embeddings)
 
 
 def test_quantised_backbone_has_the_seen_photos_of_its_origin(

@@ -1,0 +1,151 @@
+"""Examples of revisions: indexes in an LRU cache bounded by bytes, filters, and previews."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.bundle import files
+from topwork.bundle.examples import ExampleIndex, rows_starting_with, rows_with_name
+from topwork.bundle.manifest import Manifest
+from topwork.bundle.shards import Previews, open_previews
+from topwork.bundle.store import Repository
+from topwork.errors import Corrupt, Unavailable
+from topwork.serving.lru_cache import LruCache
+
+T = TypeVar("T")
+
+CACHE_BYTES = 64 * 2**20
+"""Raising it keeps more indexes in memory; one of 100,000 examples has about 10 MB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pattern:
+    """Text to compare with; with ``prefix`` only the beginning."""
+
+    text: str
+    prefix: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleFilter:
+    """Filter for lists of examples; None: any value."""
+
+    label: str | None = None
+    suspect: bool | None = None
+    operation: str | None = None
+    """Id of an operation; empty: no operation."""
+    name: Pattern | None = None
+    digest: Pattern | None = None
+    """In hexadecimal, lower case."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detail:
+    """Data of an example that is read from its shard."""
+
+    preview: bytes
+    """A JPEG file; empty if there is none."""
+    content: str
+    """sha256 of the encoded image in hexadecimal; empty if unknown."""
+    stored: bool
+    """True if the repository has the encoded image."""
+
+
+class Examples:
+    """Reads the examples of revisions. All state belongs to one event loop."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._indexes: LruCache[ExampleIndex] = LruCache(CACHE_BYTES, weight_of=ExampleIndex.size)
+        self._verified: dict[str, tuple[int, int, int]] = {}
+        """State of each shard's file when its sha256 was right."""
+
+    async def index(self, manifest: Manifest) -> ExampleIndex:
+        """Return the index of a revision's examples. Raises Corrupt, Unavailable."""
+        # A model that is deleted and fitted again reuses revision numbers.
+        stored = manifest.examples or files.sha256(repr(manifest.exemplars).encode())
+        key = f"{manifest.model} {stored}", manifest.revision
+        load = partial(asyncio.to_thread, self._repository.examples, manifest)
+        return await self._indexes.get(key, partial(_readable, load))
+
+    async def details(
+        self, manifest: Manifest, index: ExampleIndex, rows: Sequence[int]
+    ) -> list[Detail]:
+        """Return the details of the examples in these rows. Raises Corrupt, Unavailable."""
+        read = partial(asyncio.to_thread, self._details, manifest, index, rows)
+        return await _readable(read)
+
+    def _details(
+        self, manifest: Manifest, index: ExampleIndex, rows: Sequence[int]
+    ) -> list[Detail]:
+        # Files are mapped only while they are read: a deleted one must not survive in this process.
+        opened = {
+            part: self._open(manifest.exemplars[part].digest)
+            for part in np.unique(index.parts[list(rows)]).tolist()
+        }
+        found = []
+        for row in rows:
+            shard, place = opened[int(index.parts[row])], int(index.rows[row])
+            if place >= len(shard.contents):
+                raise Corrupt(f"example {row} of {manifest.model!r} is not in its shard")
+            content = shard.contents[place].tobytes()
+            digest = content.hex() if any(content) else ""
+            stored = bool(digest) and self._repository.path("images", digest).exists()
+            found.append(Detail(preview=shard.preview(place), content=digest, stored=stored))
+        return found
+
+    def _open(self, digest: str) -> Previews:
+        """Open a shard; its sha256 is computed only if the file has changed since it was right."""
+        path = self._repository.path("exemplars", digest)
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            raise Corrupt(f"{files.short_path(path)} is missing") from None
+        state = stat.st_ino, stat.st_mtime_ns, stat.st_size
+        opened = open_previews(path, digest, verified=self._verified.get(digest) == state)
+        self._verified[digest] = state
+        return opened
+
+
+def select(index: ExampleIndex, manifest: Manifest, wanted: ExampleFilter) -> NDArray[np.int64]:
+    """Return the rows of the examples that match, the most doubtful first.
+
+    Suspects by suspicion, then the others by the probability of their label, then examples without
+    one; examples that are equal in this by image digest, then label.
+    """
+    found = np.ones(len(index), dtype=bool)
+    if wanted.label is not None:
+        known = wanted.label in index.labels
+        found &= index.targets == (index.labels.index(wanted.label) if known else -1)
+    if wanted.suspect is not None:
+        found &= (index.suspicion > 0) == wanted.suspect
+    if wanted.operation is not None:
+        refs = enumerate(manifest.exemplars)
+        found &= np.isin(
+            index.parts, [part for part, ref in refs if ref.operation == wanted.operation]
+        )
+    if wanted.digest is not None:
+        found &= rows_starting_with(index, wanted.digest.text)
+        found &= wanted.digest.prefix or len(wanted.digest.text) == 64
+    if wanted.name is not None:
+        found &= rows_with_name(index, wanted.name.text, prefix=wanted.name.prefix)
+    rows = np.flatnonzero(found)
+    return np.asarray(
+        rows[np.lexsort((np.nan_to_num(index.probabilities[rows], nan=2), -index.suspicion[rows]))]
+    )
+
+
+async def _readable(read: Callable[[], Awaitable[T]]) -> T:
+    """Convert the errors of a file system that is unavailable for a moment to Unavailable."""
+    try:
+        return await read()
+    except OSError as error:
+        text = f"the examples cannot be read now: {error.strerror}"
+        raise Unavailable(text, reason="STORAGE") from error

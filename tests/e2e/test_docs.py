@@ -22,7 +22,10 @@ from topwork.v1 import change_pb2, classifier_service_pb2, model_service_pb2
 DOCS = Path(__file__).parents[2] / "docs"
 README = "../README.md"
 PAGES = [README, *sorted(path.name for path in DOCS.glob("*.md"))]
-WALKS = ((README,), ("quickstart.md", "tutorial-client.md", "runbook.md", "capacity.md"))
+WALKS = (
+    (README, "export.md"),
+    ("quickstart.md", "tutorial-client.md", "runbook.md", "capacity.md"),
+)
 """Pages to run one after the other in one shell and directory; the first starts a server."""
 NOT_RUN = {
     (README, "make demo"): "takes minutes, and `make test` runs this test",
@@ -33,6 +36,7 @@ NOT_RUN = {
     ("deployment.md", "docker run --volume"): "needs docker",
     ("deployment.md", "make image\n"): "needs docker",
     ("deployment.md", "topwork create flowers"): "needs docker: test_born.py runs these commands",
+    ("export.md", "npm install"): "needs npm's registry: test_browser.py does the same",
     ("medical-images.md", "pip install"): "installs; the tests' environment has it",
     ("medical-images.md", "topwork-train fit chest_xray"): "needs X-rays",
     ("open-inference.md", "import numpy"): "needs tritonclient: `make tritonclient` asks with it",

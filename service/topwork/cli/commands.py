@@ -113,6 +113,11 @@ SECTIONS = {
             "Classify IMAGES (files or folders) with MODEL of a repository, without a server.",
             "topwork predict flowers --repository repository photo.jpg",
         ),
+        "export": Lazy(
+            "topwork.cli.export:export",
+            "Export MODEL of a repository as one ONNX file, OUTPUT, for other runtimes.",
+            "topwork export flowers flowers.onnx --repository repository",
+        ),
     },
     "Run a server": {
         "serve": Lazy(

@@ -1,0 +1,1 @@
+"""Export of a revision for other runtimes: one ONNX file, and a page for browsers."""

@@ -1,0 +1,195 @@
+"""Portable model: backbone and head of a revision joined into one ONNX graph with metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper, version_converter
+
+import topwork
+from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
+from topwork.bundle.store import Repository
+from topwork.errors import Corrupt, NotReady
+from topwork.inputs.probe_images import LATEST, probe_images
+from topwork.runtime.backend import open_session
+from topwork.serving.head import HeadLoader
+
+FORMAT = "topwork/1"
+"""Version of the inputs, outputs and metadata, in the metadata."""
+
+TOLERANCE = 1e-4
+"""Raising it accepts exports whose probabilities differ more from those of the two graphs."""
+
+Precision = Literal["stored", "fp32"]
+
+_PREFIX = "topwork_head/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portable:
+    """A revision as one ONNX file."""
+
+    model: bytes
+    """Input ``image`` uint8 (N, crop, crop, 3), RGB; outputs ``probabilities`` float32 (N, C) and,
+    if the head detects unknowns, ``unknown`` float32 (N,)."""
+    facts: Mapping[str, Any]
+    """Metadata of the file; there, all values but strings are JSON."""
+
+
+def export(
+    repository: Repository, model: str, *, revision: int = 0, precision: Precision = "stored"
+) -> Portable:
+    """Return a revision as one ONNX file; equal revisions give equal bytes.
+
+    ``revision`` 0 is the serving one. ``precision`` fp32 takes the fp32 twin of an int8 backbone.
+    The file is compared with the two graphs first. Raises NotFound; NotReady if the revision was
+    rejected or cannot be one such graph; Corrupt if it is damaged.
+    """
+    manifest = repository.manifest(model, revision or repository.serving(model))
+    check_may_serve(manifest)
+    info = _in_precision(repository.backbone(manifest), precision)
+    backbone, head = repository.backbone_model(info.digest), repository.head(manifest)
+    facts = _facts(manifest, info)
+    portable = Portable(model=_join(backbone, head, info, facts), facts=facts)
+    _check(portable, backbone, head, info)
+    return portable
+
+
+def _in_precision(info: BackboneInfo, precision: Precision) -> BackboneInfo:
+    if precision == "stored" or info.precision == "fp32":
+        return info
+    if (twin := info.as_twin()) is None:
+        raise NotReady(f"backbone {info.name} is {info.precision} and has no fp32 twin")
+    return twin
+
+
+def _facts(manifest: Manifest, info: BackboneInfo) -> dict[str, Any]:
+    threshold = manifest.chosen.unknown_threshold
+    return {
+        "format": FORMAT,
+        "model": manifest.model,
+        "revision": manifest.revision,
+        "labels": list(manifest.labels),
+        **({} if threshold is None else {"unknown_threshold": threshold}),
+        "preprocess": asdict(info.preprocess),
+        "backbone": info.name,
+        "precision": info.precision,
+        "backbone_sha256": info.digest,
+        "head_sha256": manifest.head,
+        "data_digest": manifest.data_digest,
+        "weights_licence": info.licence,
+        "weights_source": info.source,
+    }
+
+
+def _join(backbone: bytes, head: bytes, info: BackboneInfo, facts: Mapping[str, Any]) -> bytes:
+    first = onnx.load_model_from_string(backbone)
+    _check_input(first, info)
+    second = _for_any_batch(onnx.load_model_from_string(head), info.width)
+    opset = max(_opset(first), _opset(second))
+    first, second = _with_opset(first, opset), _with_opset(second, opset)
+    first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
+    joined = compose.merge_models(
+        first,
+        second,
+        io_map=[("embedding", "embedding")],
+        outputs=[value.name for value in second.graph.output],
+        name=str(facts["model"]),
+        producer_name="topwork",
+        producer_version=topwork.__version__,
+        model_version=int(facts["revision"]),
+    )
+    del joined.metadata_props[:]
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()
+    }
+    helper.set_model_props(joined, texts)
+    onnx.checker.check_model(joined, full_check=True)
+    return joined.SerializeToString(deterministic=True)
+
+
+def _check_input(backbone: onnx.ModelProto, info: BackboneInfo) -> None:
+    """Raise NotReady unless the graph's only input is a batch of images."""
+    weights = {tensor.name for tensor in backbone.graph.initializer}
+    inputs = [value for value in backbone.graph.input if value.name not in weights]
+    crop = info.preprocess.crop
+    for value in inputs[:1]:
+        kind = value.type.tensor_type
+        shape = [size.dim_value for size in kind.shape.dim]
+        if kind.elem_type == TensorProto.UINT8 and shape[1:] == [crop, crop, 3] and not inputs[1:]:
+            return
+    raise NotReady(
+        f"backbone {info.name} cannot be exported: its inputs are "
+        f"{', '.join(value.name for value in inputs)}, not one batch of uint8 ({crop}, {crop}, 3)"
+    )
+
+
+def _for_any_batch(head: onnx.ModelProto, width: int) -> onnx.ModelProto:
+    """Return the head with one row of zeros added in the graph, and without the output ``logits``.
+
+    ONNX Runtime rounds the products of a lone row differently. The server therefore never computes
+    one (see ``topwork.serving.head``), and no more does the export.
+    """
+    inner = compose.add_prefix(head, _PREFIX)
+    graph = inner.graph
+    source, outputs = graph.input[0], [value.name.removeprefix(_PREFIX) for value in graph.output]
+    constants = {
+        "zeros": np.zeros((1, width), np.float32),
+        "from": np.array([0]),
+        "to": np.array([-1]),
+    }
+    zeros, start, end = (f"{_PREFIX}row_{name}" for name in constants)
+    for name, value in constants.items():
+        graph.initializer.append(numpy_helper.from_array(value, f"{_PREFIX}row_{name}"))
+    graph.node.insert(0, helper.make_node("Concat", ["embedding", zeros], [source.name], axis=0))
+    source.name = "embedding"
+    shapes = {value.name: value.type.tensor_type.shape for value in graph.output}
+    del graph.output[:]
+    for name in outputs:
+        if name == "logits":
+            continue
+        inside = f"{_PREFIX}{name}"
+        graph.node.append(helper.make_node("Slice", [inside, start, end, start], [name]))
+        sizes = [size.dim_value or size.dim_param for size in shapes[inside].dim]
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes))
+    return inner
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next(
+        int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"}
+    )
+
+
+def _with_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return the graph converted to an opset. Raises NotReady."""
+    if _opset(model) == opset:
+        return model
+    try:
+        return version_converter.convert_version(model, opset)
+    except Exception as error:  # the converter's errors have no common base class
+        raise NotReady(
+            f"the graph has opset {_opset(model)} and cannot be converted to {opset}: {error}"
+        ) from error
+
+
+def _check(portable: Portable, backbone: bytes, head: bytes, info: BackboneInfo) -> None:
+    """Raise Corrupt if the file answers differently from its two graphs."""
+    labels, detects = len(portable.facts["labels"]), "unknown_threshold" in portable.facts
+    loaded = HeadLoader().load(head, width=info.width, labels=labels, unknown=detects)
+    embed = open_session(backbone, output="embedding").run
+    joined = open_session(portable.model, output="probabilities")
+    outputs = ["probabilities", "unknown"] if detects else ["probabilities"]
+    for image in probe_images(LATEST, info.preprocess.crop):
+        expected = [each for each in loaded.run(embed(image[None])) if each is not None]
+        found = joined.run_outputs(image[None], outputs)
+        off = max(
+            float(np.abs(one - other).max()) for one, other in zip(found, expected, strict=True)
+        )
+        if not off <= TOLERANCE:  # also true for NaN
+            raise Corrupt(f"the exported graph is wrong: its probabilities differ by {off:.2g}")

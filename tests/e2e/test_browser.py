@@ -1,0 +1,91 @@
+"""The page of `topwork export --browser` in headless Chromium."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import topwork
+from topwork.export.browser import VERSION
+from topwork_trainer import commands
+
+DRIVER = Path(__file__).parents[1] / "support" / "browser.mjs"
+PACKAGES = (f"onnxruntime-web@{VERSION}", "playwright-core@1.65.1")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Static web server without a log."""
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base class's name
+        """Print nothing."""
+
+
+@pytest.mark.network
+@pytest.mark.skipif(not shutil.which("npm"), reason="Node and npm are not installed")
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+def test_page_gives_the_servers_labels(
+    new_repository: Callable[[], Path], rendered: Path, tmp_path: Path
+) -> None:
+    """The labels are the server's, nothing is loaded from elsewhere, and a camera is classified."""
+    install = subprocess.run(
+        ["npm", "install", "--ignore-scripts", "--cache", tmp_path / "npm", *PACKAGES],  # noqa: S607
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if install.returncode:
+        pytest.skip(f"npm cannot install: {install.stderr.splitlines()[:1]}")
+    repository, page = new_repository(), tmp_path / "page"
+    commands.run(
+        "topwork_trainer",
+        "fit",
+        rendered,
+        "--model",
+        "flowers",
+        "--repository",
+        repository,
+        "--json",
+    )
+    runtime = tmp_path / "node_modules" / "onnxruntime-web"
+    options = ("--repository", repository, "--browser", page, "--onnxruntime-web", runtime)
+    commands.run("topwork", "export", "flowers", "--json", *options)
+    photos = sorted(rendered.glob("*/*.jpg"))[::3]
+    handler = functools.partial(Quiet, directory=page)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        host = f"127.0.0.1:{server.server_port}"
+        try:
+            done = subprocess.run(
+                ["node", DRIVER, CHROMIUM, f"http://{host}/", json.dumps([*map(str, photos)])],  # noqa: S607
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=150,
+                check=False,
+            )
+        finally:
+            server.shutdown()
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["problems"] == []
+    assert found["hosts"] == [host]
+    assert found["camera"] == "Camera"
+    assert found["refused"].startswith("scan.dcm: this browser cannot decode this file")
+    results = topwork.open(repository, "flowers").predict(photos)
+    assert len(found["best"]) == len(photos) > 50
+    for best, result in zip(found["best"], results, strict=True):
+        assert best["label"] == result.predictions[0].label
+        assert best["probability"] == pytest.approx(result.predictions[0].probability, abs=0.01)
+        assert best["unknown"] == result.is_unknown

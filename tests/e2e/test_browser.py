@@ -36,7 +36,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def test_page_gives_the_servers_labels(
     new_repository: Callable[[], Path], rendered: Path, tmp_path: Path
 ) -> None:
-    """The labels are the server's, nothing is loaded from elsewhere, and a camera is classified."""
+    """Offline, the page gives the server's labels; it loads nothing from elsewhere."""
     install = subprocess.run(
         ["npm", "install", "--ignore-scripts", "--cache", tmp_path / "npm", *PACKAGES],  # noqa: S607
         cwd=tmp_path,
@@ -82,6 +82,7 @@ def test_page_gives_the_servers_labels(
     assert found["problems"] == []
     assert found["hosts"] == [host]
     assert found["camera"] == "Camera"
+    assert found["dropped"] == found["best"][0]
     assert found["refused"].startswith("scan.dcm: this browser cannot decode this file")
     results = topwork.open(repository, "flowers").predict(photos)
     assert len(found["best"]) == len(photos) > 50

@@ -16,8 +16,8 @@ from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotReady
 from topwork.inputs.probe_images import LATEST, probe_images
-from topwork.runtime.backend import open_session
-from topwork.serving.head import HeadLoader
+from topwork.runtime.backend import Session, open_session
+from topwork.serving.head import HeadLoader, LoadedHead
 
 FORMAT = "topwork/1"
 """Version of the inputs, outputs and metadata, in the metadata."""
@@ -54,10 +54,12 @@ def export(
     check_may_serve(manifest)
     info = _in_precision(repository.backbone(manifest), precision)
     backbone, head = repository.backbone_model(info.digest), repository.head(manifest)
-    facts = _facts(manifest, info)
-    portable = Portable(model=_join(backbone, head, info, facts), facts=facts)
-    _check(portable, backbone, head, info)
-    return portable
+    facts, detects = _facts(manifest, info), manifest.chosen.unknown_threshold is not None
+    session = open_session(backbone, output="embedding")
+    loaded = HeadLoader().load(head, width=info.width, labels=len(manifest.labels), unknown=detects)
+    joined = _join(backbone, head, info, facts)
+    _check(joined, session, loaded, info)
+    return Portable(model=joined, facts=facts)
 
 
 def _in_precision(info: BackboneInfo, precision: Precision) -> BackboneInfo:
@@ -130,34 +132,32 @@ def _check_input(backbone: onnx.ModelProto, info: BackboneInfo) -> None:
 
 
 def _for_any_batch(head: onnx.ModelProto, width: int) -> onnx.ModelProto:
-    """Return the head with one row of zeros added in the graph, and without the output ``logits``.
+    """Return the head with a row of zeros added in the graph, and without the output ``logits``.
 
-    ONNX Runtime rounds the products of a lone row differently. The server therefore never computes
-    one (see ``topwork.serving.head``), and no more does the export.
+    ONNX Runtime rounds the products of a lone row differently. The server never computes a lone row
+    (see ``topwork.serving.head``), so the exported graph does not either.
     """
-    inner = compose.add_prefix(head, _PREFIX)
-    graph = inner.graph
-    source, outputs = graph.input[0], [value.name.removeprefix(_PREFIX) for value in graph.output]
+    graph = compose.add_prefix(head, _PREFIX, inplace=True).graph
     constants = {
-        "zeros": np.zeros((1, width), np.float32),
-        "from": np.array([0]),
-        "to": np.array([-1]),
+        f"{_PREFIX}zeros": np.zeros((1, width), np.float32),
+        f"{_PREFIX}first": np.array([0]),
+        f"{_PREFIX}last": np.array([-1]),
     }
-    zeros, start, end = (f"{_PREFIX}row_{name}" for name in constants)
-    for name, value in constants.items():
-        graph.initializer.append(numpy_helper.from_array(value, f"{_PREFIX}row_{name}"))
-    graph.node.insert(0, helper.make_node("Concat", ["embedding", zeros], [source.name], axis=0))
-    source.name = "embedding"
-    shapes = {value.name: value.type.tensor_type.shape for value in graph.output}
+    graph.initializer.extend(
+        numpy_helper.from_array(each, name) for name, each in constants.items()
+    )
+    zeros, first, last = constants
+    rows = graph.input[0].name
+    graph.input[0].name = "embedding"
+    graph.node.insert(0, helper.make_node("Concat", ["embedding", zeros], [rows], axis=0))
+    outputs = [each for each in graph.output if each.name != f"{_PREFIX}logits"]
     del graph.output[:]
-    for name in outputs:
-        if name == "logits":
-            continue
-        inside = f"{_PREFIX}{name}"
-        graph.node.append(helper.make_node("Slice", [inside, start, end, start], [name]))
-        sizes = [size.dim_value or size.dim_param for size in shapes[inside].dim]
-        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes))
-    return inner
+    for output in outputs:
+        inside, output.name = output.name, output.name.removeprefix(_PREFIX)
+        axis = first  # rows
+        graph.node.append(helper.make_node("Slice", [inside, first, last, axis], [output.name]))
+        graph.output.append(output)
+    return head
 
 
 def _opset(model: onnx.ModelProto) -> int:
@@ -178,16 +178,12 @@ def _with_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         ) from error
 
 
-def _check(portable: Portable, backbone: bytes, head: bytes, info: BackboneInfo) -> None:
-    """Raise Corrupt if the file answers differently from its two graphs."""
-    labels, detects = len(portable.facts["labels"]), "unknown_threshold" in portable.facts
-    loaded = HeadLoader().load(head, width=info.width, labels=labels, unknown=detects)
-    embed = open_session(backbone, output="embedding").run
-    joined = open_session(portable.model, output="probabilities")
-    outputs = ["probabilities", "unknown"] if detects else ["probabilities"]
+def _check(joined: bytes, backbone: Session, head: LoadedHead, info: BackboneInfo) -> None:
+    """Raise Corrupt if the joined graph answers differently from backbone and head."""
+    session = open_session(joined, output="probabilities")
     for image in probe_images(LATEST, info.preprocess.crop):
-        expected = [each for each in loaded.run(embed(image[None])) if each is not None]
-        found = joined.run_outputs(image[None], outputs)
+        expected = [each for each in head.run(backbone.run(image[None])) if each is not None]
+        found = session.run_outputs(image[None], ["probabilities", "unknown"][: len(expected)])
         off = max(
             float(np.abs(one - other).max()) for one, other in zip(found, expected, strict=True)
         )

@@ -226,6 +226,14 @@ def test_backbone_that_takes_no_single_image_is_refused(
         export(repository, "colours")
 
 
+def test_damaged_backbone_is_refused(colours: Repository) -> None:
+    """A file with another checksum is not exported."""
+    path = next(colours.root.glob("backbones/*/backbone.onnx"))
+    path.write_bytes(path.read_bytes() + b"0")
+    with pytest.raises(Corrupt, match=r"backbone\.onnx has sha256"):
+        export(colours, "colours")
+
+
 def test_wrong_graph_is_not_exported(colours: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is compared with backbone and head."""
     join = export_module._join

@@ -106,7 +106,9 @@ def _join(backbone: bytes, head: bytes, info: BackboneInfo, facts: Mapping[str, 
         producer_version=topwork.__version__,
         model_version=int(facts["revision"]),
     )
-    del joined.metadata_props[:]
+    versions = {entry.domain: entry.version for entry in joined.opset_import}  # some occur twice
+    del joined.opset_import[:], joined.metadata_props[:]
+    joined.opset_import.extend(helper.make_opsetid(*each) for each in sorted(versions.items()))
     texts = {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()
     }

@@ -22,9 +22,10 @@ from pathlib import Path
 
 from topwork.bundle.store import Repository
 from topwork.inputs.image import preprocess
+from topwork.inputs.image_source import ImageSource
 from topwork.runtime.backend import open_session
 from topwork.runtime.cores import available_cores
-from topwork.training.embed import Cache, ImageSource, embed
+from topwork.training.embed import Cache, embed
 from topwork_trainer import commands
 from topwork_trainer.backbones import DEFAULT, BackboneChoice
 from topwork_trainer.backbones.prepare import prepare_backbone

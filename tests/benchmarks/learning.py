@@ -37,10 +37,11 @@ from topwork.bundle.exemplars import Exemplars, make
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.changes.jobs import Job
+from topwork.inputs.image_source import ImageSource
 from topwork.inputs.thumbnail import SIDE, thumbnail
 from topwork.runtime.backend import open_session
 from topwork.runtime.cores import available_cores
-from topwork.training.embed import ImageSource, embed
+from topwork.training.embed import embed
 from topwork_trainer import commands
 
 EXEMPLARS = (500, 2_000, 10_000, 100_000)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from support.pictures import picture
+from topwork.inputs.image_source import ImageSource
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.training.embed import ImageSource
 from topwork_trainer.backbones import TorchBackbone
 
 

@@ -24,12 +24,13 @@ from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.shards import to_bytes
 from topwork.bundle.store import Repository
+from topwork.inputs.image_source import ImageSource
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import learn
 from topwork.report.content import Making
 from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session
-from topwork.training.embed import ImageSource, embed
+from topwork.training.embed import embed
 from topwork.training.publish import publish as publish_learned
 
 P = ParamSpec("P")

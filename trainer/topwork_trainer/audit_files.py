@@ -10,13 +10,15 @@ from PIL import ExifTags, Image
 
 from topwork.bundle.findings import Finding, Severity, skipped_image
 from topwork.errors import ImageError
+from topwork.inputs.data.photos import Photo
 from topwork.inputs.folders import LOSSES, LeftOut
+from topwork.inputs.image_source import ImageSource
 from topwork.inputs.images.heif import open_heif
 from topwork.inputs.images.signatures import recognise
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import DEFAULT_LIMITS
-from topwork.training.embed import ImageSource, Skipped
-from topwork_trainer.data import Photo, Photos
+from topwork.training.embed import Skipped
+from topwork_trainer.data import Photos
 
 WARN_ENLARGED = 2.0
 """Raising it warns about fewer small images: the enlargement from which on a warning is given.

@@ -17,10 +17,11 @@ from topwork.bundle.store import Repository
 from topwork.changes.jobs import Conflict, Job, SkippedUpload
 from topwork.changes.kinds import KINDS, min_images
 from topwork.errors import NotReady
+from topwork.inputs.image_source import ImageSource
 from topwork.learning.conflicts import KnownExemplars, find_conflicts
 from topwork.limits import InputLimits
 from topwork.training.backbone_session import UsedBackbone, open_backbone_session
-from topwork.training.embed import ImageSource, embed
+from topwork.training.embed import embed
 
 log = structlog.get_logger(__name__)
 

@@ -18,6 +18,7 @@ from topwork.errors import ImageError
 from topwork.in_order import in_order
 from topwork.inputs.duplicates import fingerprint
 from topwork.inputs.image import pixel_digest, preprocess
+from topwork.inputs.image_source import ImageSource
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.inputs.thumbnail import thumbnail
 from topwork.limits import DEFAULT_LIMITS, InputLimits
@@ -25,19 +26,6 @@ from topwork.runtime.backend import Session
 
 WINDOW = 16
 """Images in flight per core; raising it uses more memory, lowering it may leave threads idle."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageSource:
-    """Training image that can be read, with its label."""
-
-    name: str
-    """Name in messages, such as the path."""
-    label: str
-    read: Callable[[], bytes]
-    """Returns the encoded image. Raises OSError or ImageError."""
-    group: str = ""
-    """Name of the group of images, such as a patient, that folds keep together; empty: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

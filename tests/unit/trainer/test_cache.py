@@ -20,8 +20,9 @@ from support import tiny
 from support.pictures import pictures
 
 from topwork.bundle.manifest import BackboneInfo
+from topwork.inputs.image_source import ImageSource
 from topwork.runtime.backend import Session, open_session
-from topwork.training.embed import EmbeddedRow, ImageSource, embed
+from topwork.training.embed import EmbeddedRow, embed
 from topwork_trainer import cache as module
 from topwork_trainer.cache import BATCH, FILE, EmbeddingCache
 

@@ -20,10 +20,11 @@ from topwork.bundle.exemplars import Exemplars
 from topwork.errors import ImageError
 from topwork.inputs.duplicates import fingerprint
 from topwork.inputs.image import pixel_digest, preprocess
+from topwork.inputs.image_source import ImageSource
 from topwork.limits import DEFAULT_LIMITS, InputLimits
 from topwork.runtime.backend import Session, open_session
 from topwork.training import embed as module
-from topwork.training.embed import EmbeddedRow, ImageSource, Skipped, embed
+from topwork.training.embed import EmbeddedRow, Skipped, embed
 
 
 @pytest.fixture(scope="module")

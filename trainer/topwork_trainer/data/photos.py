@@ -1,30 +1,15 @@
-"""Training photos, held-out photos, and the data from which readers make them."""
+"""Photos to train on, held-out photos, and the check that each class has enough."""
 
 from __future__ import annotations
 
-import io
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from topwork.errors import InvalidInput
-from topwork.inputs.folders import LeftOut, Reason
+from topwork.inputs.data.photos import Photo
+from topwork.inputs.folders import LeftOut
 from topwork.limits import InputLimits
-from topwork.training.embed import ImageSource
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Photo(ImageSource):
-    """A labelled photo; its name is its escaped path below the data's folder or archive."""
-
-    path: Path | None = None
-    """File of the photo; None if it is part of an archive or a Parquet file."""
-
-    def open(self) -> BinaryIO:
-        """Open the encoded photo. Raises OSError or ImageError."""
-        return io.BytesIO(self.read()) if self.path is None else self.path.open("rb")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,48 +25,6 @@ class Photos:
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
     """Decisions about the data, a sentence each."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """All photos of one split, or of data without splits, as a reader found them."""
-
-    photos: Mapping[str, Sequence[Photo]]
-    """By label."""
-    lost: Collection[str] = ()
-    """Labels of which photos may be lost, for example behind dead links."""
-    folders: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Names of the class folders by label; empty if the labels are not folders."""
-
-    def classes(self) -> list[str]:
-        """Return the labels that have photos, or may have lost them."""
-        return [label for label, photos in self.photos.items() if photos or label in self.lost]
-
-    def photos_of(self, labels: Sequence[str]) -> tuple[Photo, ...]:
-        """Return the photos of the labels."""
-        return tuple(photo for label in labels for photo in self.photos.get(label, ()))
-
-    def omit(self, reason: Reason, labels: Collection[str]) -> list[tuple[Reason, str]]:
-        """Return the folders of the labels, or else their photos, with the reason to omit them."""
-        return [
-            (reason, name)
-            for label in sorted(labels)
-            for name in self.folders.get(label) or [photo.name for photo in self.photos[label]]
-        ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """Result of a reader: photos by split and label, before labels are selected and checked."""
-
-    train: Split
-    held_out: Mapping[str, Split] = field(default_factory=dict)
-    """By the name of the split."""
-    omitted: Sequence[tuple[Reason, str]]
-    """Names of files and folders that are left out, with the reason."""
-    notes: Sequence[str] = ()
-    hint: str = ""
-    """Suggestion for an error about too few classes."""
 
 
 def check_counts(

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from topwork.bundle.names import check_label
 from topwork.errors import InvalidInput
+from topwork.inputs.data.layouts import read
+from topwork.inputs.data.photos import Found, Photo, Split
+from topwork.inputs.data.tables import list_columns
+from topwork.inputs.data.test_set import read_test_set
 from topwork.inputs.folders import by_reason
-from topwork.inputs.splits import split_role
 from topwork.limits import DEFAULT_LIMITS, InputLimits
-from topwork.printable import file_name
-from topwork_trainer.data.layouts import read
-from topwork_trainer.data.photos import Found, Photo, Photos, Split, check_counts
+from topwork.printable import file_name, printable
+from topwork_trainer.data.photos import Photos, check_counts
 
 
 def scan(
@@ -31,6 +33,12 @@ def scan(
     """
     wanted = None if classes is None else {unicodedata.normalize("NFC", name) for name in classes}
     found = read(data, wanted)
+    if not found.train.photos and found.held_out:
+        present = ", ".join(found.held_out)
+        raise InvalidInput(
+            f"{file_name(data)} has no labelled photo to train on and the splits {present}",
+            field="data",
+        )
     labels = tuple(sorted(found.train.classes() if wanted is None else wanted))
     every_split = (found.train, *found.held_out.values())
     omitted = list(found.omitted)
@@ -50,7 +58,7 @@ def scan(
         train=train,
         held_out=held_out,
         left_out=left_out,
-        notes=(*found.notes, *_notes(train, held_out)),
+        notes=(*_unused(found), *found.notes, *_notes(train, held_out)),
     )
 
 
@@ -61,29 +69,18 @@ def add_test_set(photos: Photos, data: Path) -> Photos:
     used. Raises InvalidInput if ``data`` has no known layout, has splits but no test split, or has
     no photo of a trained label.
     """
-    found = read(data, None)
-    name, splits, notes = file_name(data.name), [found.train], list(found.notes)
-    if found.held_out:
-        tests = [split for split in found.held_out if split_role(split) == "test"]
-        if not tests:
-            raise InvalidInput(
-                f"{file_name(data)} has the splits train, {', '.join(found.held_out)} and no test "
-                "split: pass the split that is the test set",
-                field="test",
-            )
-        splits = [found.held_out[test] for test in tests]
-        notes.append(f"Of {name} the split {' and '.join(tests)} is used")
+    found = read_test_set(data)
     omitted = list(found.omitted)
-    for split in splits:
+    for split in found.splits:
         omitted += split.omit("untrained", set(split.classes()) - set(photos.labels))
-        omitted += split.omit("empty", split.photos.keys() - split.classes())
-    tested = tuple(photo for split in splits for photo in split.photos_of(photos.labels))
+    tested = found.photos_of(photos.labels)
     if not tested:
-        present = sorted({label for split in splits for label in split.classes()})
         raise InvalidInput(
-            f"{file_name(data)} has no photo of a trained class; its classes are {_few(present)}",
+            f"{file_name(data)} has no photo of a trained class; its classes are "
+            f"{_few(found.labels())}",
             field="test",
         )
+    name = file_name(data.name)
     if name in photos.held_out:
         name = file_name(data)
     before = [(group.reason, each) for group in photos.left_out for each in group.names]
@@ -91,7 +88,7 @@ def add_test_set(photos: Photos, data: Path) -> Photos:
         photos,
         held_out={**photos.held_out, name: tested},
         left_out=by_reason([*before, *((reason, f"{name}/{each}") for reason, each in omitted)]),
-        notes=(*photos.notes, *notes, *_held_out({name: tested})),
+        notes=(*photos.notes, *found.notes, *_held_out({name: tested})),
     )
 
 
@@ -141,6 +138,12 @@ def _check_groups(train: Sequence[Photo]) -> None:
                 "class; add photos of another group, or leave out the column of groups",
                 field="data",
             )
+
+
+def _unused(found: Found) -> Iterator[str]:
+    for name, columns in found.columns.items():
+        if columns:
+            yield printable(f"Columns of {name} that are not used: {list_columns(columns)}")
 
 
 def _notes(train: Sequence[Photo], held_out: Mapping[str, Collection[Photo]]) -> Iterator[str]:

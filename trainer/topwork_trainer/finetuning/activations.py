@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from topwork.errors import ImageError, InvalidInput, NotReady
 from topwork.inputs.image import Pixels, preprocess
+from topwork.inputs.image_source import ImageSource
 from topwork.runtime.backend import open_session
 from topwork.runtime.cores import available_cores
-from topwork.training.embed import ImageSource
 from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.export import to_onnx
 from topwork_trainer.finetuning.augment import TrainPreset

@@ -14,11 +14,12 @@ from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
+from topwork.inputs.image_source import ImageSource
 from topwork.learning.audit import suspects
 from topwork.learning.learn import Learned, learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.training.backbone_session import UsedBackbone, open_backbone_session
-from topwork.training.embed import ImageSource, Skipped, embed
+from topwork.training.embed import Skipped, embed
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import check_counts

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.metrics import wilson_interval
 from topwork.inputs.duplicates import near_duplicates
-from topwork.training.embed import ImageSource, Skipped
+from topwork.inputs.image_source import ImageSource
+from topwork.training.embed import Skipped
 from topwork_trainer.fit.attempts import Attempt, Attempts
 
 

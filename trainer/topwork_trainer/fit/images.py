@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.store import Repository
-from topwork.training.embed import ImageSource
+from topwork.inputs.image_source import ImageSource
 
 THREADS = 16
 """Raising it writes more photos at a time: the disk syncs several in the time of one."""

@@ -8,10 +8,10 @@ from dataclasses import replace
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import PrecisionGate
 from topwork.inputs.image import Pixels, preprocess
+from topwork.inputs.image_source import ImageSource
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session
-from topwork.training.embed import ImageSource
 from topwork_trainer.backbones.quantise import calibration_sample, gate, quantise, speed_ratio
 from topwork_trainer.fit.attempts import Attempt, Attempts
 

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from topwork.bundle.exemplars import Exemplars
 from topwork.errors import InvalidInput, TopworkError
 from topwork.inputs.image import preprocess
+from topwork.inputs.image_source import ImageSource
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.report.content import RankedBackbone
 from topwork.runtime.backend import Session
 from topwork.training.backbone_session import UsedBackbone
-from topwork.training.embed import ImageSource
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.fit.attempts import Attempts

@@ -15,7 +15,8 @@ import pytest
 from support.photo_sets import ROWS, contents, counts, csv, left_out, tarred, write, zip_of, zipped
 
 from topwork.errors import ImageError, InvalidInput
-from topwork_trainer.data import archives, scan, spool
+from topwork.inputs.data import archives, spool
+from topwork_trainer.data import scan
 
 MEMBERS = {path: b"\0" + path.encode() for path, _ in ROWS}
 

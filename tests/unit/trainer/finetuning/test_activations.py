@@ -21,7 +21,7 @@ from support.small_backbone import backbone, photos
 
 from topwork.errors import InvalidInput, NotReady
 from topwork.inputs.image import preprocess
-from topwork.training.embed import ImageSource
+from topwork.inputs.image_source import ImageSource
 from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.export import EmbeddingModel
 from topwork_trainer.finetuning.activations import GIB, Activations, cached

@@ -20,7 +20,7 @@ from support.small_backbone import backbone, photos
 from topwork.bundle.exemplars import FOLDS, Exemplars, make
 from topwork.errors import InvalidInput
 from topwork.inputs.image import preprocess
-from topwork.training.embed import ImageSource
+from topwork.inputs.image_source import ImageSource
 from topwork_trainer.backbones import TorchBackbone
 from topwork_trainer.backbones.export import EmbeddingModel, to_onnx
 from topwork_trainer.backbones.pooled import Pooled

@@ -18,9 +18,9 @@ from topwork.bundle.exemplars import FOLDS
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.errors import NotReady
+from topwork.inputs.image_source import ImageSource
 from topwork.runtime.agreement import is_off, measure
 from topwork.runtime.backend import open_session
-from topwork.training.embed import ImageSource
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.cache import EmbeddingCache

@@ -21,9 +21,9 @@ from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import NotFound
+from topwork.inputs.image_source import ImageSource
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import Learned, learn
-from topwork.training.embed import ImageSource
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.fit.attempts import Attempts

@@ -108,7 +108,7 @@ def test_choose_compares_photos_that_both_judged() -> None:
 
 
 def attempts_of(labels: str, count: int) -> Attempts:
-    from topwork.training.embed import ImageSource
+    from topwork.inputs.image_source import ImageSource
 
     return Attempts(
         repository=Repository(Path("unused")),

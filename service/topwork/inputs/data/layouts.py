@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from topwork.errors import InvalidInput
+from topwork.inputs.data.annotations import read_annotations
+from topwork.inputs.data.archives import is_archive, open_archive
+from topwork.inputs.data.class_folders import read_class_folders
+from topwork.inputs.data.manifests import Manifest, known_columns, read_manifests
+from topwork.inputs.data.parquet import parquet_files, parquet_table, read_parquet
+from topwork.inputs.data.photos import Found
+from topwork.inputs.data.tables import Table, read_csv, read_json_lines
+from topwork.inputs.data.trees import DiskTree, Tree
 from topwork.inputs.folders import Listing
 from topwork.inputs.splits import splits
 from topwork.printable import file_name
-from topwork_trainer.data.annotations import read_annotations
-from topwork_trainer.data.archives import is_archive, open_archive
-from topwork_trainer.data.class_folders import read_class_folders
-from topwork_trainer.data.manifests import Manifest, known_columns, read_manifests
-from topwork_trainer.data.parquet import parquet_files, parquet_table, read_parquet
-from topwork_trainer.data.photos import Found
-from topwork_trainer.data.tables import Table, read_csv, read_json_lines
-from topwork_trainer.data.trees import DiskTree, Tree
 
 TABLES = {
     ".csv": read_csv,

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topwork.errors import InvalidInput, TopworkError
+from topwork.inputs.data.archives import ArchiveTree, Member
+from topwork.inputs.data.manifests import Manifest, find_columns, read_manifests
+from topwork.inputs.data.photos import Found
+from topwork.inputs.data.spool import Spool, open_spool
+from topwork.inputs.data.tables import Row, Table
+from topwork.inputs.data.trees import DiskTree, Tree
 from topwork.inputs.folders import Reason
 from topwork.inputs.splits import split_role
 from topwork.limits import DEFAULT_LIMITS
 from topwork.printable import file_name, printable
-from topwork_trainer.data.archives import ArchiveTree, Member
-from topwork_trainer.data.manifests import Manifest, find_columns, read_manifests
-from topwork_trainer.data.photos import Found
-from topwork_trainer.data.spool import Spool, open_spool
-from topwork_trainer.data.tables import Row, Table
-from topwork_trainer.data.trees import DiskTree, Tree
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import IO
 
 from topwork.errors import ImageError, InvalidInput
+from topwork.inputs.data.spool import RandomAccessFile, open_file, open_spool
+from topwork.inputs.data.trees import MAX_TABLE_BYTES, check_table_length
 from topwork.inputs.folders import (
     TEXT_BYTES,
     Listing,
@@ -37,8 +39,6 @@ from topwork.inputs.folders import (
 from topwork.inputs.splits import refuse_splits
 from topwork.limits import DEFAULT_LIMITS
 from topwork.printable import file_name
-from topwork_trainer.data.spool import RandomAccessFile, open_file, open_spool
-from topwork_trainer.data.trees import MAX_TABLE_BYTES, check_table_length
 
 MAX_MEMBERS = 1_000_000
 """Raising it accepts archives with more members, each of which needs about 1 kB of memory."""

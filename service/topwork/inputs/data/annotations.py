@@ -12,9 +12,7 @@ from typing import cast
 from urllib.parse import parse_qs, urlsplit
 
 from topwork.errors import InvalidInput
-from topwork.inputs.folders import Reason
-from topwork.printable import file_name, printable
-from topwork_trainer.data.manifests import (
+from topwork.inputs.data.manifests import (
     COLUMNS,
     Collector,
     Entry,
@@ -22,9 +20,11 @@ from topwork_trainer.data.manifests import (
     locate,
     read_manifests,
 )
-from topwork_trainer.data.photos import Found
-from topwork_trainer.data.tables import Row, Table, clip, decode, list_columns, parse_json
-from topwork_trainer.data.trees import Tree
+from topwork.inputs.data.photos import Found
+from topwork.inputs.data.tables import Row, Table, clip, decode, list_columns, parse_json
+from topwork.inputs.data.trees import Tree
+from topwork.inputs.folders import Reason
+from topwork.printable import file_name, printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from topwork.errors import InvalidInput
+from topwork.inputs.data.photos import Found, Photo, Split
+from topwork.inputs.data.trees import Tree
 from topwork.inputs.folders import LOSSES, Listing, Omitted
 from topwork.inputs.splits import splits
 from topwork.printable import file_name
-from topwork_trainer.data.photos import Found, Photo, Split
-from topwork_trainer.data.trees import Tree
 
 
 def read_class_folders(tree: Tree, root: Path, classes: AbstractSet[str] | None) -> Found:

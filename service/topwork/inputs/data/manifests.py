@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from topwork.errors import InvalidInput
+from topwork.inputs.data.photos import Found, Photo, Split
+from topwork.inputs.data.tables import Table, clip, list_columns
+from topwork.inputs.data.trees import Tree
 from topwork.inputs.folders import Reason
 from topwork.inputs.splits import split_role
 from topwork.printable import file_name, printable
-from topwork_trainer.data.photos import Found, Photo, Split
-from topwork_trainer.data.tables import Table, clip, list_columns
-from topwork_trainer.data.trees import Tree
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "path": ("path", "file_name", "filepath", "filename", "file", "image"),
@@ -51,6 +51,8 @@ class Entry:
     split: str = ""
     """Name of the split, such as ``test``; empty: the data has no splits."""
     group: str = ""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Names and values of the columns without a meaning."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,8 +83,8 @@ class Collector:
                     field="data",
                 )
 
-    def found(self, notes: Sequence[str] = ()) -> Found:
-        """Return the collected photos. Raises InvalidInput if no entry is to be trained on."""
+    def found(self, columns: Mapping[str, Sequence[str]] | None = None) -> Found:
+        """Return the collected photos; ``columns`` are those without a meaning, by manifest."""
         roles: dict[str, dict[str, list[Photo]]] = defaultdict(lambda: defaultdict(list))
         lost: dict[str, set[str]] = defaultdict(set)
         for entry in sorted(self._entries.values(), key=lambda entry: entry.path):
@@ -102,21 +104,17 @@ class Collector:
                     read=self.tree.reader(entry.path),
                     path=self.tree.file(entry.path),
                     group=entry.group,
+                    columns=entry.columns,
                 )
             )
         splits = {name: Split(photos=photos, lost=lost[name]) for name, photos in roles.items()}
-        train = splits.pop("", None)
-        if train is None:
-            present = f" and the splits {', '.join(splits)}" if splits else ""
-            raise InvalidInput(
-                f"{self.name} has no labelled photo to train on{present}", field="data"
-            )
         more = [f"{self._repeated:,} rows of {self.name} repeat others and are used once"]
         return Found(
-            train=train,
+            train=splits.pop("", Split(photos={})),
             held_out={printable(name): split for name, split in sorted(splits.items())},
             omitted=self.omitted,
-            notes=(*notes, *(more if self._repeated else [])),
+            notes=more if self._repeated else [],
+            columns=columns or {},
         )
 
 
@@ -127,14 +125,15 @@ def read_manifests(tree: Tree, manifests: Sequence[Manifest]) -> Found:
     split, a path is a URL, or a photo has two labels, splits or groups.
     """
     collector = Collector(tree=tree, name=manifests[0].table.name)
-    notes = [note for manifest in manifests for note in _collect(manifest, collector)]
-    return collector.found(notes)
+    columns = {manifest.table.name: _collect(manifest, collector) for manifest in manifests}
+    return collector.found(columns)
 
 
-def _collect(manifest: Manifest, collector: Collector) -> Iterator[str]:
-    """Add the rows of a manifest; yield notes."""
+def _collect(manifest: Manifest, collector: Collector) -> list[str]:
+    """Add the rows of a manifest; return its columns without a meaning."""
     table = manifest.table
     columns = find_columns(table)
+    others = [column for column in table.columns if column not in columns.values()]
     below = manifest.folder.relative_to(collector.tree.root)
     for row in table.rows:
         values = {
@@ -157,11 +156,15 @@ def _collect(manifest: Manifest, collector: Collector) -> Iterator[str]:
                 label=values["label"],
                 split=split,
                 group=values.get("group", ""),
+                columns=tuple((column, _shown(row.values.get(column))) for column in others),
             )
         )
-    if ignored := [column for column in table.columns if column not in columns.values()]:
-        named = list_columns(ignored)
-        yield printable(f"Columns of {table.name} that are not used: {named}")
+    return others
+
+
+def _shown(value: object) -> str:
+    """Return a value of a column without a meaning; a list or an object is none."""
+    return str(value).strip() if isinstance(value, str | int | float) else ""
 
 
 def find_columns(table: Table) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Readers of labelled photos: class folders, manifests, archives, Parquet files, annotations."""

@@ -19,7 +19,7 @@ from topwork.rpc.convert.answers import to_image_result
 from topwork.runtime.cores import available_cores
 from topwork.serving.classifier import DEFAULT_TOP_K
 from topwork.serving.classify_batch import image_answers
-from topwork.serving.head import HeadLoader
+from topwork.serving.head import HeadLoader, LoadedHead
 from topwork.serving.request_batch import Scores
 from topwork.training.backbone_session import open_backbone_session
 
@@ -38,12 +38,7 @@ class Model:
         self._manifest = manifest
         self._threads = threads
         self._backbone = open_backbone_session(repository, info)
-        self._head = HeadLoader().load(
-            repository.head(manifest),
-            width=info.width,
-            labels=len(manifest.labels),
-            unknown=manifest.chosen.unknown_threshold is not None,
-        )
+        self._head = load_head(repository, manifest)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} revision {self.revision}>"
@@ -102,6 +97,16 @@ class Model:
         embeddings = self._backbone.session.run(pixels[None])
         (answer,) = image_answers(self._manifest, Scores(*self._head.run(embeddings), 0.0), top_k)
         return ImageResult.of(to_image_result(answer))
+
+
+def load_head(repository: Repository, manifest: Manifest) -> LoadedHead:
+    """Load the head of a revision. Raises Corrupt."""
+    return HeadLoader().load(
+        repository.head(manifest),
+        width=repository.backbone(manifest).width,
+        labels=len(manifest.labels),
+        unknown=manifest.chosen.unknown_threshold is not None,
+    )
 
 
 def open_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -253,3 +254,33 @@ def test_predict_prints_what_classify_prints(
     assert (ended.value.code, capsys.readouterr().out) == classified[:2]
     assert classified[0] == 1
     assert classified[1].count("\n") == 3
+
+
+def test_evaluate_gives_the_same_numbers_with_a_server_and_a_repository(
+    server: Running, topwork: Command, tmp_path: Path
+) -> None:
+    """An unreadable photo, a manifest's column and strangers included."""
+    rows = ["path,label,camera"]
+    for label in (*LABELS, "zircon"):
+        for number in range(70, 76):
+            (tmp_path / f"{label}{number}.png").write_bytes(picture(label, number))
+            rows.append(f"{label}{number}.png,{label},{'ab'[number % 2]}")
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    (tmp_path / "photos.csv").write_text("\n".join([*rows, f"bad.png,{LABELS[0]},a"]))
+    arguments = ("evaluate", "--json", "colours", tmp_path / "photos.csv", "--compare", 1)
+    status, out, err = topwork(*arguments)
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert (found["images"], found["unknown"]["detected"]["images"]) == (6 * len(LABELS), 6)
+    assert [row["value"] for row in found["subgroups"]] == ["a", "b"]
+    assert [each["image"] for each in found["skipped"]] == ["bad.png"]
+    assert json.loads(topwork(*arguments, "--repository", server.repository)[1]) == found
+
+
+def test_evaluate_of_an_unknown_revision_is_not_found(topwork: Command, tmp_path: Path) -> None:
+    """The error names the revisions that exist."""
+    (tmp_path / LABELS[0]).mkdir()
+    (tmp_path / LABELS[0] / "a.png").write_bytes(PHOTO)
+    status, _, err = topwork("evaluate", "colours", tmp_path, "--revision", 99)
+    assert status == 1
+    assert "revisions/99" in err

@@ -26,7 +26,7 @@ from support.servers import AddClass, Command, Running, eventually, failure
 
 from topwork import AsyncClient, CallFailed, Client, Credentials, progress, result
 from topwork.cli import options
-from topwork.cli.image_rows import _interrupts
+from topwork.cli.image_rows import interrupts
 from topwork.errors import InvalidInput
 from topwork.runtime.interrupts import STATUS
 
@@ -427,7 +427,7 @@ def test_an_interrupt_without_rows_raises_keyboard_interrupt() -> None:
     """An interrupt ends the command even if no row arrives, such as from a hanging server."""
 
     def wait() -> None:
-        with _interrupts():
+        with interrupts():
             signal.raise_signal(signal.SIGINT)
             threading.Event().wait(60)
 

@@ -14,6 +14,11 @@ SECTIONS = {
             "Classify IMAGES (files or folders).",
             "topwork classify --model flowers photo.jpg more-photos/",
         ),
+        "evaluate": Lazy(
+            "topwork.cli.evaluate:evaluate",
+            "Evaluate MODEL on the labelled photos of DATA, with a server or a repository.",
+            "topwork evaluate flowers photos",
+        ),
         "models": Lazy(
             "topwork.cli.models:models", "List the models of a server.", "topwork models --json"
         ),

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import click
 from rich.progress import (
@@ -38,6 +38,7 @@ AHEAD = 16
 PATIENCE_SECONDS = 1
 """Longest time from Ctrl-C to the interrupt while no row arrives."""
 
+T = TypeVar("T")
 Row = dict[str, Any]
 Classify: TypeAlias = Callable[[Iterator[bytes]], Generator[StreamResult, None, None]]
 """Yields the result of each encoded image, in order."""
@@ -68,7 +69,7 @@ def classify_files(listing: Listing, classify: Classify, *, as_json: bool) -> No
     with (
         closing(_rows(listing.files, classify)) as rows,
         _line_printer(len(listing.files)) as print_line,
-        _interrupts() as check_interrupt,
+        interrupts() as check_interrupt,
     ):
         for row in rows:
             failed |= row["error"] is not None
@@ -81,38 +82,48 @@ def classify_files(listing: Listing, classify: Classify, *, as_json: bool) -> No
 
 def _rows(files: Sequence[Path], classify: Classify) -> Generator[Row, None, None]:
     """Yield a row per file, in order."""
-    sent: deque[tuple[Path, str | None]] = deque()
-
-    def contents() -> Iterator[bytes]:  # may run in another thread, ahead of the rows
-        for path, content in _read(files):
-            if isinstance(content, bytes):
-                sent.append((path, None))
-                yield content
+    with closing(answered(files, read_photo, classify)) as answers:
+        for path, answer in answers:
+            if isinstance(answer, str):
+                yield _failure(path, None, answer)
             else:
-                sent.append((path, content))
+                yield _row(path, answer.revision, answer.result)
 
-    def unreadable() -> Iterator[Row]:
+
+def answered(
+    items: Sequence[T], read: Callable[[T], bytes], classify: Classify
+) -> Generator[tuple[T, StreamResult | str], None, None]:
+    """Yield each item with its result, or the error of reading it, in order.
+
+    Reads AHEAD items ahead; ``read`` raises OSError or ImageError.
+    """
+    sent: deque[tuple[T, str | None]] = deque()
+
+    def content(item: T) -> bytes | str:
+        try:
+            return read(item)
+        except ImageError as error:
+            return str(error)
+        except OSError as error:
+            return f"the file cannot be read: {error.strerror}"
+
+    def contents() -> Iterator[bytes]:  # may run in another thread, ahead of the results
+        for item, found in in_order(content, items, threads=READERS, ahead=AHEAD, waits=False):
+            if isinstance(found, bytes):
+                sent.append((item, None))
+                yield found
+            else:
+                sent.append((item, found))
+
+    def unreadable() -> Iterator[tuple[T, str]]:
         while sent and (error := sent[0][1]) is not None:
-            yield _failure(sent.popleft()[0], None, error)
+            yield sent.popleft()[0], error
 
     with closing(classify(contents())) as answers:
         for answer in answers:
             yield from unreadable()
-            path, _ = sent.popleft()
-            yield _row(path, answer.revision, answer.result)
+            yield sent.popleft()[0], answer
     yield from unreadable()
-
-
-def _read(files: Sequence[Path]) -> Iterator[tuple[Path, bytes | str]]:
-    """Yield each file with its content or an error message; reads AHEAD files ahead."""
-    return in_order(_content, files, threads=READERS, ahead=AHEAD, waits=False)
-
-
-def _content(path: Path) -> bytes | str:
-    try:
-        return read_photo(path)
-    except ImageError as error:
-        return str(error)
 
 
 @contextmanager
@@ -121,17 +132,7 @@ def _line_printer(total: int) -> Iterator[Callable[[str], None]]:
     if not sys.stderr.isatty():
         yield lambda line: print(line, flush=True)
         return
-    bar = Progress(
-        TextColumn("classifying"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Speed(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        refresh_per_second=4,
-        redirect_stdout=False,  # redirected, standard output would go to standard error
-    )
-    with bar:
+    with photo_bar() as bar:
         task = bar.add_task("", total=total)
 
         def print_line(line: str) -> None:
@@ -144,8 +145,22 @@ def _line_printer(total: int) -> Iterator[Callable[[str], None]]:
         yield print_line
 
 
+def photo_bar() -> Progress:
+    """Return a bar of classified photos, on standard error."""
+    return Progress(
+        TextColumn("classifying"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Speed(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        refresh_per_second=4,
+        redirect_stdout=False,  # redirected, standard output would go to standard error
+    )
+
+
 @contextmanager
-def _interrupts() -> Iterator[Callable[[], None]]:
+def interrupts() -> Iterator[Callable[[], None]]:
     """Yield a function that raises a pending SIGINT's exception.
 
     SIGINT is deferred, because an exception inside gRPC's book-keeping breaks one of its threads

@@ -80,9 +80,28 @@ def _compare_paired(content: Content, comparison: paired.Comparison) -> Comparis
     parent = content.parent
     if parent is not None and parent.manifest.revision != manifest.parent:
         parent = None  # another revision serves now
-    old = manifest.labels if parent is None else parent.manifest.labels
-    added, removed = _without(manifest.labels, old), _without(old, manifest.labels)
-    renamed = manifest.change == "rename_class" and len(added) == len(removed) == 1
+    return lay_out_paired(
+        comparison,
+        revision=manifest.parent,
+        before=None if parent is None else parent.metrics,
+        old=manifest.labels if parent is None else parent.manifest.labels,
+        new=manifest.labels,
+        is_rename=manifest.change == "rename_class",
+    )
+
+
+def lay_out_paired(
+    comparison: paired.Comparison,
+    *,
+    revision: int,
+    before: Metrics | None,
+    old: tuple[str, ...],
+    new: tuple[str, ...],
+    is_rename: bool = False,
+) -> ComparisonSection:
+    """Return the paired comparison with ``revision``, which has the labels ``old``."""
+    added, removed = _without(new, old), _without(old, new)
+    renamed = is_rename and len(added) == len(removed) == 1
     changes = (
         LabelChangeRow(
             label=change.label,
@@ -92,8 +111,8 @@ def _compare_paired(content: Content, comparison: paired.Comparison) -> Comparis
         for change in comparison.labels
     )
     return ComparisonSection(
-        revision=manifest.parent,
-        before=None if parent is None else parent.metrics,
+        revision=revision,
+        before=before,
         ece_before=comparison.ece_before,
         added=() if renamed else added,
         removed=() if renamed else removed,

@@ -98,7 +98,7 @@ def _pictures(content: Content, places: Sequence[int]) -> tuple[Picture, ...]:
         pictures.append(
             Picture(
                 name=exemplars.names[row],
-                thumbnail=f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" * bool(jpeg),
+                thumbnail=data_uri(jpeg),
                 label=exemplars.labels[target],
                 label_probability=float(probabilities[target]),
                 predicted=exemplars.labels[predicted],
@@ -106,3 +106,8 @@ def _pictures(content: Content, places: Sequence[int]) -> tuple[Picture, ...]:
             )
         )
     return tuple(pictures)
+
+
+def data_uri(jpeg: bytes) -> str:
+    """Return a thumbnail as a data: URI; empty if there is none."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" * bool(jpeg)

@@ -33,11 +33,13 @@ def render(content: Content) -> str:
     """
     backbones = content.making.backbones
     page = (
-        _environment()
+        environment()
         .get_template("page.html.jinja")
         .render(
             content=content,
             manifest=content.manifest,
+            revision=content.manifest.revision,
+            cross_validated=True,
             metrics=content.metrics,
             making=content.making,
             seen=int(content.exemplars.seen.sum()),
@@ -61,15 +63,16 @@ def render(content: Content) -> str:
 
 
 @functools.cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the environment of all templates, which escapes what it is given."""
+    made = Environment(
         loader=PackageLoader("topwork.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    made.filters.update(
         between=formatting.between,
         count=formatting.count,
         few=formatting.few,
@@ -80,4 +83,4 @@ def _environment() -> Environment:
         spaced=formatting.spaced,
         when=formatting.when,
     )
-    return environment
+    return made

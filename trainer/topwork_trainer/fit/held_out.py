@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.metrics import wilson_interval
-from topwork.inputs.duplicates import near_duplicates
 from topwork.inputs.image_source import ImageSource
+from topwork.learning.leakage import related_rows, repeated_rows
 from topwork.training.embed import Skipped
 from topwork_trainer.fit.attempts import Attempt, Attempts
 
@@ -68,8 +66,8 @@ def judge(
     )
     if exemplars is None:
         return SplitResult(split=split, images=0, right=0, repeated=0, related=0, skipped=skipped)
-    repeated = _repeated(exemplars, attempt.exemplars)
-    related = _related(exemplars, attempt.exemplars) & ~repeated
+    repeated = repeated_rows(exemplars, attempt.exemplars)
+    related = related_rows(exemplars, attempt.exemplars) & ~repeated
     fresh = ~(repeated | related)
     predicted = attempt.learned.head.probabilities(exemplars.embeddings[fresh]).argmax(axis=1)
     targets = np.array([attempt.exemplars.labels.index(label) for label in exemplars.labels])
@@ -81,21 +79,3 @@ def judge(
         related=int(related.sum()),
         skipped=skipped,
     )
-
-
-def _related(new: Exemplars, old: Exemplars) -> NDArray[np.bool_]:
-    """Return True for each row of ``new`` (N,) whose group has a row of ``old``."""
-    known = {group.tobytes() for group in old.groups[old.groups.any(axis=1)]}
-    return np.array([group.tobytes() in known for group in new.groups], dtype=bool)
-
-
-def _repeated(new: Exemplars, old: Exemplars) -> NDArray[np.bool_]:
-    """Return True for each row of ``new`` (N,) that repeats a row of ``old``."""
-    known = {digest.tobytes() for digest in old.digests}
-    repeated = np.array([digest.tobytes() in known for digest in new.digests], dtype=bool)
-    for target, label in enumerate(new.labels):
-        rows = np.flatnonzero(new.targets == target)
-        trained = old.fingerprints[old.targets == old.labels.index(label)]
-        groups = near_duplicates(np.concatenate([trained, new.fingerprints[rows]]))
-        repeated[rows] |= np.isin(groups[len(trained) :], groups[: len(trained)])
-    return repeated

@@ -1,0 +1,201 @@
+"""``topwork evaluate``: evaluate a model on labelled photos, with a server or a repository."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from topwork import tables
+from topwork.bundle.signing.signatures import SigningFiles
+from topwork.bundle.store import Repository
+from topwork.cli import evaluation_sources, show_evaluation
+from topwork.cli.evaluation_sources import Answered, OnImage
+from topwork.cli.image_rows import photo_bar
+from topwork.cli.options import (
+    ServerOptions,
+    connected,
+    json_output,
+    photo_files,
+    read_photo,
+    require_signed_option,
+    server_option,
+    trusted_keys_option,
+)
+from topwork.errors import InvalidInput
+from topwork.inputs.data.photos import Photo
+from topwork.inputs.data.test_set import TestSet, read_test_set
+from topwork.inputs.folders import LeftOut, by_reason
+from topwork.learning import evaluation
+from topwork.learning.evaluation import SUBGROUP_VALUES, Answers
+from topwork.printable import file_name, printable
+from topwork.report.evaluation import Evaluated, render_evaluation
+from topwork.report.formatting import several
+from topwork.terminal import LocalPath
+
+Question = Sequence[int]
+"""Revisions: the evaluated one and, if there is one, that with which it is compared."""
+
+
+@click.command()
+@server_option
+@click.option(
+    "--repository",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Repository of the model, to evaluate without a server.",
+)
+@trusted_keys_option()
+@require_signed_option
+@click.option(
+    "--revision",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Revision to evaluate; 0: the serving one.",
+)
+@click.option(
+    "--compare",
+    type=click.IntRange(min=1),
+    help="Revision to compare it with, on the same photos.",
+)
+@click.option(
+    "--strangers",
+    type=LocalPath(exists=True, file_okay=False, path_type=Path),
+    help="Folder of photos of none of the model's classes, which it should call unknown.",
+)
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report.")
+@json_output
+@click.argument("model")
+@click.argument("data", type=LocalPath(exists=True, path_type=Path))
+def evaluate(
+    server: ServerOptions,
+    repository: Path | None,
+    trusted_keys: Path | None,
+    require_signed: bool,
+    revision: int,
+    compare: int | None,
+    strangers: Path | None,
+    html: Path | None,
+    as_json: bool,
+    model: str,
+    data: Path,
+) -> None:
+    """Evaluate MODEL on the labelled photos of DATA, with a server or a repository.
+
+    DATA is as for `topwork-train fit`; of data with splits the test split is used. Photos of
+    classes that the model lacks count as unknown images. With --repository, photos that the model
+    was trained on are left out; a server cannot know them, so pass held-out photos.
+    """
+    if html is not None and not html.parent.is_dir():
+        raise InvalidInput(f"there is no folder {file_name(html.parent)}", field="html")
+    test_set = read_test_set(data)
+    left_out = by_reason(test_set.omitted)
+    photos = test_set.photos_of(test_set.labels())
+    if not photos:
+        more = f"; left out: {', '.join(map(str, left_out))}" if left_out else ""
+        raise InvalidInput(f"{file_name(data)} has no labelled photo{more}", field="data")
+    photos += _strangers(strangers)
+    question = [revision, *([] if compare is None else [compare])]
+    if repository is None:
+        with connected(server) as client, _progress(len(photos) * len(question)) as on_image:
+            answered = evaluation_sources.from_server(client, model, question, photos, on_image)
+    else:
+        signing = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
+        opened = Repository(repository, signing.read(publishes=False))
+        with _progress(len(photos) * len(question)) as on_image:
+            answered = evaluation_sources.from_repository(opened, model, question, photos, on_image)
+    evaluated = _evaluate(model, answered, test_set, left_out)
+    if html is not None:
+        _write(html, render_evaluation(evaluated))
+    if as_json:
+        print(json.dumps(show_evaluation.as_json(evaluated)))
+        return
+    for line in (*(group.line() for group in left_out), *evaluated.notes):
+        click.echo(printable(line), err=True)
+    show_evaluation.show(tables.console(), evaluated)
+
+
+def _write(html: Path, page: str) -> None:
+    try:
+        html.write_text(page, encoding="utf-8")
+    except OSError as error:
+        text = f"{file_name(html)} cannot be written: {error.strerror}"
+        raise InvalidInput(text, field="html") from error
+
+
+def _strangers(folder: Path | None) -> tuple[Photo, ...]:
+    """Return the photos below a folder, without labels."""
+    if folder is None:
+        return ()
+    return tuple(
+        Photo(
+            name=file_name(path.relative_to(folder.parent)),
+            label="",
+            read=lambda path=path: read_photo(path),  # type: ignore[misc]  # mypy cannot infer a lambda's default
+            path=path,
+        )
+        for path in photo_files([folder], field="strangers").files
+    )
+
+
+def _evaluate(
+    model: str, answered: Answered, test_set: TestSet, left_out: Sequence[LeftOut]
+) -> Evaluated:
+    photos, (answers, *others) = answered.photos, answered.answers
+    result = evaluation.evaluate_answers(photos, answers)
+    before = others[0] if others else None
+    return Evaluated(
+        model=model,
+        photos=photos,
+        answers=answers,
+        evaluation=result,
+        compared=None if before is None else evaluation.evaluate_answers(photos, before),
+        comparison=None if before is None else evaluation.compare_answers(photos, before, answers),
+        skipped=[(each.name, each.message) for each in answered.skipped],
+        left_out=tuple(left_out),
+        notes=(*test_set.notes, *answered.notes, *_notes(photos, answers, answered)),
+    )
+
+
+def _notes(photos: Sequence[Photo], answers: Answers, answered: Answered) -> Iterator[str]:
+    """Yield sentences about photos and labels that are not as the user may expect."""
+    if answered.skipped:
+        first = answered.skipped[0]
+        skipped = several(len(answered.skipped), "photo")
+        yield f"{skipped} skipped, the first is {first.name}: {first.message}"
+    if lacking := evaluation.lacking_labels(photos, answers.labels):
+        named = ", ".join(
+            f"{label!r} {count:,}{_close(label, answers.labels)}"
+            for label, count in [*lacking.items()][:10]
+        )
+        more = f" and {len(lacking) - 10:,} more" if len(lacking) > 10 else ""
+        yield (
+            f"{several(sum(lacking.values()), 'photo')} of classes that revision "
+            f"{answers.revision} lacks count as unknown images: {named}{more}"
+        )
+    present = {photo.label for photo in photos}
+    if missing := [label for label in answers.labels if label not in present]:
+        named = ", ".join(map(repr, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        yield f"There is no photo of {several(len(missing), 'class', 'classes')}: {named}"
+    for column in evaluation.subgroup_columns(photos)[1]:
+        yield f"The column {column!r} has more than {SUBGROUP_VALUES} values: it is no subgroup"
+
+
+def _close(label: str, labels: Sequence[str]) -> str:
+    close = difflib.get_close_matches(label, labels, n=1)
+    return f" (close to {close[0]!r})" if close else ""
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[OnImage]:
+    """Yield a function that advances a bar on standard error, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    with photo_bar() as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)

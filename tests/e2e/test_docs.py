@@ -24,7 +24,7 @@ README = "../README.md"
 PAGES = [README, *sorted(path.name for path in DOCS.glob("*.md"))]
 WALKS = (
     (README, "export.md"),
-    ("quickstart.md", "tutorial-client.md", "runbook.md", "capacity.md"),
+    ("quickstart.md", "evaluation.md", "tutorial-client.md", "runbook.md", "capacity.md"),
 )
 """Pages to run one after the other in one shell and directory; the first starts a server."""
 NOT_RUN = {

@@ -28,8 +28,9 @@ COPY pyproject.toml constraints.txt ./
 RUN python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
         extras = project["optional-dependencies"]; \
         [open(f"{name}.txt", "w").write("\n".join( \
-            [*project["dependencies"], *extras["serve"], *extras[name]] \
-         ).replace("topwork[serve]\n", "")) for name in ("cpu", "cuda", "train")]' \
+            [*project["dependencies"], *extras["serve"], *extras[name], *more] \
+         ).replace("topwork[serve]\n", "")) for name, more in \
+            (("cpu", []), ("cuda", []), ("train", extras["parquet"]))]' \
     && python3 -m venv --without-pip /opt/topwork
 
 

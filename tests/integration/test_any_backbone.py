@@ -19,6 +19,7 @@ from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork_trainer.backbones import timm_import
 from topwork_trainer.cli.commands import cli
+from topwork_trainer.finetuning.settings import FinetuneConfig
 from topwork_trainer.fit.fit import FitConfig, FitResult, fit
 
 pytestmark = pytest.mark.slow
@@ -131,7 +132,7 @@ def test_onnx_backbone_is_described(config: FitConfig, fitted: FitResult) -> Non
 @pytest.mark.parametrize(
     "change",
     [
-        {"unfreeze": "last:1"},
+        {"finetuning": FinetuneConfig(unfreeze="last:1")},
         {"backbone": "own@64"},
         {"backbone": "own@x2"},
         {"backbone": "own+efficientnet_lite0"},

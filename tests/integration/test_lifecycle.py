@@ -218,7 +218,7 @@ def test_sigterm_ends_health_and_reflection_streams(colours: Repository) -> None
         assert names >= set(SERVICES)
         before = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - before < 2
+        assert time.monotonic() - before < 10
         assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert failure(lambda: next(health)).code == "UNAVAILABLE"
         assert failure(lambda: next(reflected)).code == "UNAVAILABLE"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
-from topwork.bundle.manifest import Manifest, check_may_serve
+from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
 from topwork.bundle.store import Repository
 from topwork.client.images import ImageLike, check_several, content
@@ -21,7 +22,9 @@ from topwork.serving.classifier import DEFAULT_TOP_K
 from topwork.serving.classify_batch import image_answers
 from topwork.serving.head import HeadLoader, LoadedHead
 from topwork.serving.request_batch import Scores
-from topwork.training.backbone_session import open_backbone_session
+from topwork.training.backbone_session import UsedBackbone, open_backbone_session
+
+_LOG = logging.getLogger(__name__)
 
 AHEAD = 4
 """Images in flight per thread; raising it reads more images of an iterator ahead."""
@@ -37,7 +40,7 @@ class Model:
         info = repository.backbone(manifest)
         self._manifest = manifest
         self._threads = threads
-        self._backbone = open_backbone_session(repository, info)
+        self._backbone = open_backbone(repository, info)
         self._head = load_head(repository, manifest)
 
     def __repr__(self) -> str:
@@ -97,6 +100,14 @@ class Model:
         embeddings = self._backbone.session.run(pixels[None])
         (answer,) = image_answers(self._manifest, Scores(*self._head.run(embeddings), 0.0), top_k)
         return ImageResult.of(to_image_result(answer))
+
+
+def open_backbone(repository: Repository, info: BackboneInfo) -> UsedBackbone:
+    """Open a backbone, or its twin, and log a warning if it is off on this machine."""
+    opened = open_backbone_session(repository, info)
+    if opened.off is not None:
+        _LOG.warning("backbone is off: %s", opened.off)
+    return opened
 
 
 def load_head(repository: Repository, manifest: Manifest) -> LoadedHead:

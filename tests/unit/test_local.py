@@ -126,3 +126,12 @@ def test_damaged_head_is_refused(repository: Repository, tmp_path: Path) -> None
     head.write_bytes(head.read_bytes()[:-1] + b"\0")
     with pytest.raises(Corrupt, match=r"head\.onnx"):
         topwork.open(copy, "colours")
+
+
+def test_backbone_that_is_off_is_replaced_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in the server, its fp32 twin runs instead."""
+    opened = topwork.open(tiny.saturating_repository(tmp_path / "repository").root, "colours")
+    assert "backbone is off" in caplog.text
+    assert best(opened.predict([BLUE])[0]) == "blue"

@@ -20,10 +20,9 @@ from topwork.inputs.data.photos import Photo
 from topwork.learning.evaluation import Answers
 from topwork.learning.leakage import related_rows, repeated_rows
 from topwork.learning.unknown import is_unknown
-from topwork.local import load_head
+from topwork.local import load_head, open_backbone
 from topwork.report.formatting import several
 from topwork.runtime.cores import available_cores
-from topwork.training.backbone_session import open_backbone_session
 from topwork.training.embed import Skipped, embed
 
 ALL = 2**31 - 1
@@ -170,7 +169,7 @@ class _Embedded:
         """Return the exemplars of a revision's backbone. Raises InvalidInput if there are none."""
         info = self._repository.backbone(manifest)
         if info.digest not in self._exemplars:
-            used = open_backbone_session(self._repository, info)
+            used = open_backbone(self._repository, info)
             found, skipped = embed(
                 self._photos,
                 used.session,

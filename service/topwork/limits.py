@@ -48,7 +48,7 @@ class ServerLimits(InputLimits):
     max_pending_operations: int = 100
     """Unfinished operations of one model."""
     max_uploads: int = 16
-    """AddClass and AddExamples calls at a time; each has a message in memory."""
+    """AddClass, AddClasses and AddExamples calls at a time; each has a message in memory."""
     max_streams: int = 64
     """StreamClassify calls at a time; each has messages in memory."""
     max_watches: int = 100

@@ -264,9 +264,14 @@ def measure_topwork(exemplars: int, classes: int, work: Path) -> Row:
     (shard,) = set(store.stored("exemplars")) - {
         ref.digest for ref in store.manifest("m", 1).exemplars
     }
-    job = Job(kind="add_class", model="m", label=f"class {classes - 1:03}", accepted=time.time())
+    label = f"class {classes - 1:03}"
+    job = Job(kind="add_class", model="m", label=label, accepted=time.time())
     new = NewExemplars(
-        shard=shard, backbone=store.manifest("m", 1).backbone, images=1, skipped=(), conflicts=()
+        shards={label: shard},
+        backbone=store.manifest("m", 1).backbone,
+        images=1,
+        skipped=(),
+        conflicts=(),
     )
     trainer = Trainer(store, cores=2)
     start, cpu = time.perf_counter(), time.process_time()

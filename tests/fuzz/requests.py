@@ -108,6 +108,14 @@ def messages() -> list[bytes]:
                 images=[image, image],
             )
         ],
+        "AddClasses": [
+            change_pb.AddClassesRequest(
+                config=change_pb.AddClassesConfig(
+                    model="models/colours", labels=["blue", "violet"], request_id=identity
+                ),
+                images=[change_pb.TrainingImage(content=b"photo", label="blue"), image],
+            )
+        ],
         "RemoveClass": [change_pb.RemoveClassRequest(**name)],  # type: ignore[arg-type]  # the same
         "RenameClass": [change_pb.RenameClassRequest(**name, new_label="navy")],  # type: ignore[arg-type]  # the same
         "Retrain": [
@@ -235,6 +243,7 @@ class _Service:
             _Method("ListRevisions", model_pb.ListRevisionsRequest, models.ListRevisions),
             _Method("AddClass", change_pb.AddClassRequest, models.AddClass, streams=True),
             _Method("AddExamples", change_pb.AddExamplesRequest, models.AddExamples, streams=True),
+            _Method("AddClasses", change_pb.AddClassesRequest, models.AddClasses, streams=True),
             _Method("RemoveClass", change_pb.RemoveClassRequest, models.RemoveClass),
             _Method("RenameClass", change_pb.RenameClassRequest, models.RenameClass),
             _Method("Retrain", change_pb.RetrainRequest, models.Retrain),

@@ -61,8 +61,12 @@ SECONDS = TIME.timestamp()
 ID = "0d5c4a36-7e59-4f3b-9a53-1c1f1d7a8b10"
 GATE = Gate(max_old_class_drop=0.1, min_new_class_recall=0.5, max_conflicts=3)
 RECIPE = Recipe(head="ridge", normalisation="sqrt_l2")
-SKIPPED = SkippedUpload(name="torn.jpg", reason="IMAGE_UNREADABLE", message="it is cut off")
-CONFLICT = Conflict(name="new.jpg", label="daisy", other="old.jpg", exact=True)
+SKIPPED = SkippedUpload(
+    name="torn.jpg", reason="IMAGE_UNREADABLE", message="it is cut off", label="daisy"
+)
+CONFLICT = Conflict(
+    name="new.jpg", label="daisy", other="old.jpg", exact=True, uploaded_label="rose"
+)
 
 COMPARISON = Comparison(
     images=1_900,
@@ -79,6 +83,10 @@ COMPARISON = Comparison(
         ),
     ),
     taught=TaughtLabel(label="雛菊", images=100, recall=0.5, low=0.4, high=0.6),
+    taught_labels=(
+        TaughtLabel(label="rose", images=90, recall=0.75, low=0.7, high=0.8),
+        TaughtLabel(label="雛菊", images=100, recall=0.5, low=0.4, high=0.6),
+    ),
     confusions=(ConfusedLabels(label="雛菊", called="daisy", images=50, share=0.5),),
 )
 
@@ -229,8 +237,9 @@ DOCUMENTS: tuple[object, ...] = (
         model="flowers",
         accepted=SECONDS,
         label="雛菊",
+        labels=("daisy", "rose"),
         new_label="ox-eye",
-        uploads=(Upload(name="new.jpg", digest=A),),
+        uploads=(Upload(name="new.jpg", digest=A, label="daisy"),),
         refused=(SKIPPED,),
         recipe=RECIPE,
         gate=GATE,
@@ -242,6 +251,7 @@ DOCUMENTS: tuple[object, ...] = (
         kind="add_class",
         model="flowers",
         label="雛菊",
+        labels=("daisy", "rose"),
         new_label="ox-eye",
         validate_only=True,
         digests=C,
@@ -251,7 +261,12 @@ DOCUMENTS: tuple[object, ...] = (
     ChangeOutcome(result=RESULT, ended=SECONDS),
     FAILURE,
     new_exemplars.NewExemplars(
-        shard=A, backbone=B, images=12, skipped=(SKIPPED,), conflicts=(CONFLICT,)
+        shards={"雛菊": A},
+        shard=B,
+        backbone=B,
+        images=12,
+        skipped=(SKIPPED,),
+        conflicts=(CONFLICT,),
     ),
     retrain.Candidate(result=replace(RESULT, predicted=None), published=True, rejected=FAILURE),
     worker._StepDone(value={"shard": A}, failure=FAILURE, started=SECONDS, seconds=1.5),

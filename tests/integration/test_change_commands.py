@@ -56,6 +56,30 @@ def test_add_examples_of_known_photos(topwork: Command, model: str, tmp_path: Pa
     assert (row(output)["revision"], row(output)["comparison"]) == (1, None)
 
 
+def test_add_classes(topwork: Command, client: Client, model: str, tmp_path: Path) -> None:
+    """`add-classes` adds a folder of folders; unreadable files and other files are named."""
+    (data := tmp_path / "data").mkdir()
+    written(data / "violet", pictures("violet", 12))
+    written(data / "blue", [*BLUES[:2], *pictures("blue", 6, start=200)])
+    (data / "blue" / "notes.txt").write_text("x")
+    options = ("--model", model)
+    status, output, errors = topwork("add-classes", *options, data)
+    assert status == 0
+    assert "blue, violet added or extended: revision 2" in output
+    assert "recall of blue" in output
+    assert "recall of violet" in output
+    assert "notes.txt" in errors
+    assert client.model(model).serving_revision.labels[-1] == "violet"
+    _, output, _ = topwork("add-classes", *options, "--json", data)
+    answer = row(output)
+    assert (answer["revision"], answer["images_used"], answer["kind"]) == (2, 0, "add_classes")
+    assert {skipped["label"] for skipped in answer["skipped"]} == {"blue", "violet"}
+    (empty := tmp_path / "empty").mkdir()
+    status, _, errors = topwork("add-classes", *options, empty)
+    assert status != 0
+    assert "no labelled photo" in errors or "no photo" in errors
+
+
 def test_remove_class(topwork: Command, client: Client, model: str) -> None:
     """`remove-class` prints the new revision and its accuracy."""
     status, output, _ = topwork("remove-class", "--model", model, "--label", "blue")
@@ -108,7 +132,7 @@ def test_a_rejected_change_exits_with_1(topwork: Command, model: str, tmp_path: 
     status, output, _ = topwork("add-class", *options, "--json", photos)
     answer = row(output)
     assert (status, answer["reason"]) == (1, "GATE_FAILED")
-    assert answer["comparison"]["taught"]["label"] == "violet"
+    assert answer["comparison"]["taught"][0]["label"] == "violet"
     assert "rejected" in answer["error"]
 
 

@@ -94,6 +94,7 @@ CALLS: dict[str, Callable[[Client], Any]] = {
     "predict": lambda client: client.predict("unknown", [b"photo"]),
     "add_class": lambda client: client.add_class("unknown", "violet", VIOLETS),
     "add_examples": lambda client: client.add_examples("unknown", "violet", VIOLETS),
+    "add_classes": lambda client: client.add_classes("unknown", {"violet": VIOLETS}),
     "remove_class": lambda client: client.remove_class("unknown", "violet"),
     "rename_class": lambda client: client.rename_class("unknown", "violet", "mauve"),
     "retrain": lambda client: client.retrain("unknown"),
@@ -138,6 +139,7 @@ def test_calls_without_a_server_raise_unavailable(unused_address: str, call: str
                 "predict": lambda: own.predict("x", [b"photo"]),
                 "add_class": lambda: own.add_class("x", "violet", VIOLETS),
                 "add_examples": lambda: own.add_examples("x", "violet", VIOLETS),
+                "add_classes": lambda: own.add_classes("x", {"violet": VIOLETS}),
                 "remove_class": lambda: own.remove_class("x", "violet"),
                 "rename_class": lambda: own.rename_class("x", "violet", "mauve"),
                 "retrain": lambda: own.retrain("x"),
@@ -569,7 +571,7 @@ def test_add_class_json(topwork: Command, client: Client, model: str, tmp_path: 
     assert set(answer["metrics"]) == METRICS
     assert set(answer["comparison"]) == COMPARISON
     assert set(answer["comparison"]["labels"]) == set(LABELS)
-    assert answer["comparison"]["taught"]["label"] == "violet"
+    assert answer["comparison"]["taught"][0]["label"] == "violet"
     assert answer["metrics"]["images"] == 92
     assert answer["images_used"] == 12
     (skipped,) = answer["skipped"]

@@ -28,6 +28,7 @@ LEAST_LABELS = 4
 KINDS = {
     "add_class": 30,
     "add_examples": 25,
+    "add_classes": 15,
     "remove_class": 15,
     "rename_class": 10,
     "retrain": 10,
@@ -118,6 +119,19 @@ class ChangeClient:
                     change.images = self._pool.draw(rng, change.label, rng.randint(8, 14))
             case "add_examples":
                 change.images = self._pool.draw(rng, colour_of(change.label), rng.randint(2, 6))
+            case "add_classes":
+                colours = rng.sample(sorted(self._pool.plain), 2)
+                change.label, change.labels = (
+                    "",
+                    {
+                        name: next(
+                            (label for label in labels if colour_of(label) == colour), colour
+                        )
+                        for colour in colours
+                        for name in self._pool.draw(rng, colour, rng.randint(6, 10))
+                    },
+                )
+                change.images = tuple(change.labels)
             case "remove_class":
                 if len(labels) < LEAST_LABELS:
                     return None
@@ -213,6 +227,12 @@ class ChangeClient:
                 return client.add_class(change.model, change.label, files, **arguments)
             case "add_examples":
                 return client.add_examples(change.model, change.label, files, **arguments)
+            case "add_classes":
+                classes = {
+                    label: [file for file in files if change.labels[file[0]] == label]
+                    for label in sorted({*change.labels.values()})
+                }
+                return client.add_classes(change.model, classes, **arguments)
             case "remove_class":
                 return client.remove_class(change.model, change.label, **arguments)
             case "rename_class":

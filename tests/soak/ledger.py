@@ -22,6 +22,8 @@ class Change:
     new_label: str = ""
     images: tuple[str, ...] = ()
     """Names of pictures or of junk files."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Labels of ``images``, of ``add_classes``."""
     digests: tuple[str, ...] = ()
     """Image digests of the examples that are removed or moved."""
     validate_only: bool = False

@@ -215,7 +215,9 @@ class Verifier:
             # A change without effect or with validate_only has no revision of its own.
             expected = int(revision in manifests and manifests[revision].operation == identifier)
             change = self._changes[operation.name]
-            if not expected and not (change.validate_only or change.kind == "add_examples"):
+            if not expected and not (
+                change.validate_only or change.kind in {"add_classes", "add_examples"}
+            ):
                 self._ledger.fail(f"{change} was done and published no revision")
         if count != expected:
             self._ledger.fail(
@@ -261,6 +263,8 @@ def changed(pairs: Pairs, change: Change, pool: Pool) -> Pairs:
     match change.kind:
         case "add_class" | "add_examples":
             return pairs | {(pool.digest(name), change.label) for name in change.images}
+        case "add_classes":
+            return pairs | {(pool.digest(name), label) for name, label in change.labels.items()}
         case "remove_class":
             return frozenset(pair for pair in pairs if pair[1] != change.label)
         case "rename_class":

@@ -83,6 +83,7 @@ RULES: Mapping[str, Rule] = {
             "ListRevisions": Rule(role="classify", model_of=_model),
             "AddClass": _UPLOAD,
             "AddExamples": _UPLOAD,
+            "AddClasses": _UPLOAD,
             "RemoveClass": _TRAIN,
             "RenameClass": _TRAIN,
             "Retrain": _TRAIN,

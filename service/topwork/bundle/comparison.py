@@ -35,7 +35,7 @@ class Gate:
     Correct additions to five classes lose 0.01 to 0.02: more classes are more ways to be wrong.
     """
     min_new_class_recall: float = 0.6
-    """Lowest accepted recall of the label that the change adds or extends, 0..1.
+    """Lowest accepted recall of each label that the change adds or extends, 0..1.
 
     If the parent has the label with a lower recall, the candidate needs only the parent's recall.
     """
@@ -61,7 +61,7 @@ class LabelChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaughtLabel:
-    """Recall of the label that the change adds or extends."""
+    """Recall of a label that the change adds or extends."""
 
     label: str
     images: Count
@@ -108,12 +108,19 @@ class Comparison:
     labels: tuple[LabelChange, ...]
     """Labels that both revisions have and that have such images, in label order."""
     taught: TaughtLabel | None
-    """None if the change adds or extends no label."""
+    """Of several labels the one with the lowest recall; None if no label is added or extended."""
     confusions: tuple[ConfusedLabels, ...]
     """The candidate's ten most confused pairs, largest share first.
 
-    They include the three worst of the taught label.
+    They include the three worst of the taught labels.
     """
+    taught_labels: tuple[TaughtLabel, ...] = ()
+    """All labels that the change adds or extends, in label order, if they are several."""
+
+    @property
+    def all_taught(self) -> tuple[TaughtLabel, ...]:
+        """All labels that the change adds or extends, in label order."""
+        return self.taught_labels or (() if self.taught is None else (self.taught,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

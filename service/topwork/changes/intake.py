@@ -80,7 +80,7 @@ class Intake:
         check_change(job, current, self._limits)
         pending = await self._operations.pending_bytes(job.model)
         quota = await asyncio.to_thread(self._quotas.of, job.model, pending=pending)
-        uploads, refused, size = await self._uploads.store(items, quota)
+        uploads, refused, size = await self._uploads.store(items, quota, job.labels)
         job = replace(job, uploads=uploads, refused=refused, accepted=time.time())
         # Held until the operation is committed, from which gc knows that they are needed.
         async with self._uploads.holding(uploads):
@@ -127,7 +127,7 @@ class Intake:
         kind, limits, path = KINDS[request.kind], self._limits, request.path
         label = new_label = ""
         recipe = None
-        if kind.label != "none" and (request.label or kind.label != "optional"):
+        if kind.label not in {"none", "several"} and (request.label or kind.label != "optional"):
             check = compose_label
             if kind.label == "new" or (
                 kind.label == "any"
@@ -146,6 +146,7 @@ class Intake:
             model=request.model,
             accepted=time.time(),
             label=label,
+            labels=self._labels(request) if kind.label == "several" else (),
             new_label=new_label,
             recipe=recipe,
             gate=request.gate,
@@ -153,6 +154,27 @@ class Intake:
             validate_only=request.validate_only,
             digests=_digests(request.digests, limits) if kind.examples else (),
         )
+
+    def _labels(self, request: ChangeRequest) -> tuple[str, ...]:
+        """Return the labels of a request with several, sorted. Raises InvalidInput."""
+        limits, field = self._limits, f"{request.path}labels"
+        if not 1 <= len(request.labels) <= limits.max_labels:
+            raise InvalidInput(
+                f"the request has {len(request.labels)} labels; 1 to {limits.max_labels} are "
+                "possible",
+                field=field,
+            )
+        known = self._models.current(request.model).labels
+        labels = set[str]()
+        for number, given in enumerate(request.labels):
+            path = f"{field}[{number}]"
+            label = compose_label(given, limits=limits, field=path)
+            if label not in known:
+                check_label(label, limits=limits, field=path)
+            if label in labels:
+                raise InvalidInput(f"the label {label!r} is repeated", field=path)
+            labels.add(label)
+        return tuple(sorted(labels))
 
     async def _find_repeated(self, job: Job, request_id: str) -> OperationState | None:
         """Return the operation of a repeated call. Raises AlreadyExists if its subject differs."""

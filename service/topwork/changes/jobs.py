@@ -20,6 +20,7 @@ ChangeKind = Literal[
     "retrain",
     "remove_examples",
     "move_examples",
+    "add_classes",
 ]
 
 ChangeStage = Literal["queued", "embedding", "solving", "publishing", "done"]
@@ -31,6 +32,8 @@ class Upload:
 
     name: str
     digest: str
+    label: str = ""
+    """One of the job's ``labels``; empty: the job's ``label``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,8 @@ class SkippedUpload:
     name: str
     reason: str
     message: str
+    label: str = ""
+    """The label that it was uploaded with; empty: the job's ``label``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,8 @@ class Conflict:
     """The exemplar's name, possibly empty."""
     exact: bool
     """True if all pixels are equal; otherwise they are near-duplicates."""
+    uploaded_label: str = ""
+    """The label that it was uploaded with; empty: the job's ``label``."""
 
 
 @document
@@ -67,7 +74,9 @@ class Job:
     label: str = ""
     """The label that is added, extended, removed or renamed; of ``remove_examples`` the only label
     that the examples lose, empty: all; of ``move_examples`` the label that they get; empty for
-    ``retrain``."""
+    ``retrain`` and ``add_classes``."""
+    labels: tuple[str, ...] = ()
+    """The labels that are added or extended, sorted; only for ``add_classes``."""
     new_label: str = ""
     """The label's new name; only for ``rename_class``."""
     uploads: tuple[Upload, ...] = ()

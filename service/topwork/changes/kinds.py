@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -13,6 +13,9 @@ from topwork.changes.jobs import ChangeKind, Job
 from topwork.errors import AlreadyExists, NotFound, NotReady, QuotaExceeded, Stale
 from topwork.limits import InputLimits
 
+NAMED = 5
+"""Raising it names more labels in messages and reports."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeRules:
@@ -20,10 +23,11 @@ class ChangeRules:
 
     name: str
     """The RPC's name, for the report."""
-    label: Literal["new", "existing", "optional", "any", "none"] = "existing"
-    """Kind of label that the change is about; ``optional``: an existing one or none."""
+    label: Literal["new", "existing", "optional", "any", "several", "none"] = "existing"
+    """Kind of label that the change is about; ``optional``: an existing one or none; ``several``:
+    any number of new and existing ones, in ``Job.labels``."""
     has_images: bool = False
-    """True if it adds images of the label."""
+    """True if it adds images of its labels."""
     removes: bool = False
     """True if it removes the label."""
     renames: bool = False
@@ -40,13 +44,14 @@ class ChangeRules:
 
     @property
     def teaches(self) -> bool:
-        """True if the label gets images."""
+        """True if its labels get images."""
         return self.has_images or self.examples == "move"
 
 
 KINDS: Mapping[ChangeKind, ChangeRules] = {
     "add_class": ChangeRules(name="AddClass", label="new", has_images=True),
     "add_examples": ChangeRules(name="AddExamples", has_images=True),
+    "add_classes": ChangeRules(name="AddClasses", label="several", has_images=True),
     "remove_class": ChangeRules(name="RemoveClass", removes=True),
     "rename_class": ChangeRules(name="RenameClass", renames=True),
     "retrain": ChangeRules(name="Retrain", label="none", has_recipe=True),
@@ -84,9 +89,12 @@ def check_change(job: Job, parent: Current, limits: InputLimits) -> None:
             resource=added,
             reason="LABEL_EXISTS",
         )
-    if kind.label == "new" and len(labels) >= limits.max_labels:
+    new = new_labels(job, parent)
+    if new and len(labels) + len(new) > limits.max_labels:
         raise NotReady(
-            f"model {job.model!r} has {len(labels)} labels; the limit is {limits.max_labels}",
+            f"model {job.model!r} has {len(labels)} labels"
+            f"{f', and {len(new)} are new' if job.labels else ''}; "
+            f"the limit is {limits.max_labels}",
             reason="TOO_MANY_LABELS",
         )
     images = parent.images + len(job.uploads)
@@ -105,9 +113,9 @@ def check_change(job: Job, parent: Current, limits: InputLimits) -> None:
 
 
 def changed_shards(
-    shards: tuple[ShardRef, ...], job: Job, new: str, operation: str = ""
+    shards: tuple[ShardRef, ...], job: Job, new: Mapping[str, str], operation: str = ""
 ) -> tuple[ShardRef, ...]:
-    """Return the shards after ``job``; ``new`` is the digest of its own shard, or empty.
+    """Return the shards after ``job``; ``new`` are the digests of its own shards, by label.
 
     ``operation`` is its id. See ``examples.changed_examples`` for jobs that name examples.
     """
@@ -116,8 +124,11 @@ def changed_shards(
         return tuple(shard for shard in shards if shard.label != job.label)
     if kind.has_images:
         accepted = datetime.fromtimestamp(job.accepted, UTC)
-        added = ShardRef(label=job.label, digest=new, operation=operation, added=accepted)
-        return tuple(dict.fromkeys([*shards, added])) if new else shards
+        added = (
+            ShardRef(label=label, digest=digest, operation=operation, added=accepted)
+            for label, digest in sorted(new.items())
+        )
+        return tuple(dict.fromkeys([*shards, *added]))
     names = renamed_labels(job)
     return tuple(replace(shard, label=names.get(shard.label, shard.label)) for shard in shards)
 
@@ -127,16 +138,30 @@ def renamed_labels(job: Job) -> dict[str, str]:
     return {job.label: job.new_label} if KINDS[job.kind].renames else {}
 
 
-def min_images(job: Job, limits: InputLimits) -> int:
-    """Return the minimum of usable images of a ``job`` with images: a label has one at least."""
-    return max(1, limits.min_images_per_label) if KINDS[job.kind].label == "new" else 1
+def taught_labels(job: Job) -> tuple[str, ...]:
+    """Return the labels that get images, sorted."""
+    return (job.labels or (job.label,)) if KINDS[job.kind].teaches else ()
+
+
+def new_labels(job: Job, parent: Current) -> tuple[str, ...]:
+    """Return the labels that ``job`` adds with images of their own, sorted."""
+    if not KINDS[job.kind].has_images:
+        return ()
+    return tuple(label for label in taught_labels(job) if label not in parent.labels)
 
 
 def describe(job: Job, images: int) -> str:
     """Return a description of ``job``, which added ``images`` images, for the report."""
     kind = KINDS[job.kind]
-    label = f" {job.label!r}" if job.label else ""
+    labels = job.labels or ((job.label,) if job.label else ())
+    label = f" {named_labels(labels)}" if labels else ""
     new_label = f" to {job.new_label!r}" if kind.renames else ""
     images = len(job.digests) if kind.examples else images
     added = f" ({images} images)" if kind.has_images or kind.examples else ""
     return f"{kind.name}{label}{new_label}{added}"
+
+
+def named_labels(labels: Sequence[str]) -> str:
+    """Return the labels for a sentence, the first NAMED by name."""
+    more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
+    return ", ".join(map(repr, labels[:NAMED])) + more

@@ -1,9 +1,9 @@
-"""Embed step of a change: its uploads become a shard of exemplars; duplicates are skipped."""
+"""Embed step of a change: its uploads become a shard of exemplars a label, without duplicates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -12,10 +12,11 @@ import structlog
 
 from topwork.bundle.documents import document
 from topwork.bundle.draft import Current
-from topwork.bundle.exemplars import Exemplars, split
+from topwork.bundle.exemplars import split
+from topwork.bundle.shards import Shard
 from topwork.bundle.store import Repository
 from topwork.changes.jobs import Conflict, Job, SkippedUpload
-from topwork.changes.kinds import KINDS, min_images
+from topwork.changes.kinds import new_labels, taught_labels
 from topwork.errors import NotReady
 from topwork.inputs.image_source import ImageSource
 from topwork.learning.conflicts import KnownExemplars, find_conflicts
@@ -41,13 +42,19 @@ class OnImage(Protocol):
 class NewExemplars:
     """The exemplars that a change adds, and its skipped and conflicting images."""
 
-    shard: str
-    """Digest of their shard; empty if there are none."""
+    shards: dict[str, str] = field(default_factory=dict)
+    """Digests of their shards, by label."""
+    shard: str = ""
+    """As earlier versions stored it: the digest of the only shard, of the job's ``label``."""
     backbone: str
     """Digest of the backbone that embedded them."""
     images: int
     skipped: tuple[SkippedUpload, ...]
     conflicts: tuple[Conflict, ...]
+
+    def shards_of(self, job: Job) -> dict[str, str]:
+        """Return the digests of the shards that they are for ``job``, by label."""
+        return {job.label: self.shard} if self.shard else self.shards
 
 
 class Embedder:
@@ -60,60 +67,71 @@ class Embedder:
         self._backbones: dict[str, UsedBackbone] = {}
 
     def embed(self, job: Job, parent: Current, on_image: OnImage) -> NewExemplars:
-        """Embed the uploads with the parent's backbone and store their exemplars as a shard.
+        """Embed the uploads with the parent's backbone and store the exemplars of each label.
 
         Duplicates and conflicts are in the order of the uploads. Raises NotReady if too few images
-        are usable (its message names skipped images) or the gate allows fewer conflicts.
+        of a label are usable (its message names skipped images) or the gate allows fewer conflicts.
         """
-        new, skipped = self._embed_uploads(job, parent, on_image)
-        known = KnownExemplars.of(self._repository.shards(parent.exemplars))
-        conflicts: tuple[Conflict, ...] = ()
-        if new is not None:
-            place = {upload.name: number for number, upload in enumerate(job.uploads)}
-            names = new.names
-            duplicates = known.find_same(new, job.label)
-            skipped += [
+        place = {
+            (upload.label or job.label, upload.name): number
+            for number, upload in enumerate(job.uploads)
+        }
+        embedded, skipped = self._embed_uploads(job, parent, on_image)
+        stored = [*self._repository.shards(parent.exemplars)]
+        known = KnownExemplars.of(stored)
+        new: dict[str, Shard] = {}
+        duplicates = []
+        for label, shard in embedded:
+            same = known.find_same(shard, label)
+            new[label] = shard.where(~same)
+            duplicates += [
                 SkippedUpload(
-                    name=names[row],
+                    name=shard.names[row],
+                    label=label,
                     reason="DUPLICATE",
-                    message=f"{job.label!r} has an image of the same pixels already",
+                    message=f"{label!r} has an image of the same pixels already",
                 )
-                for row in sorted(np.flatnonzero(duplicates), key=lambda row: place[names[row]])
+                for row in np.flatnonzero(same).tolist()
             ]
-            new = new.where(~duplicates)
-            conflicts = tuple(
+        skipped += sorted(duplicates, key=lambda image: place[image.label, image.name])
+        # New images may also conflict with one another.
+        known = KnownExemplars.of([*stored, *new.items()]) if len(new) > 1 else known
+        conflicts = sorted(
+            (
                 Conflict(
                     name=conflict.name,
                     label=conflict.label,
                     other=conflict.other,
                     exact=conflict.exact,
+                    uploaded_label=label,
                 )
-                for conflict in sorted(
-                    find_conflicts(new, known, job.label),
-                    key=lambda conflict: place[conflict.name],
-                )
-            )
-        usable = len(new) if new is not None else 0
-        self._check_usable(job, usable, skipped)
-        on_image(len(job.uploads), len(job.uploads), conflicts)
+                for label, shard in new.items()
+                for conflict in find_conflicts(shard, known, label)
+            ),
+            key=lambda conflict: place[conflict.uploaded_label, conflict.name],
+        )
+        usable = {label: len(shard) for label, shard in new.items()}
+        self._check_usable(job, parent, usable, skipped)
+        on_image(len(job.uploads), len(job.uploads), tuple(conflicts))
         most = job.gate.max_conflicts
         if most is not None and len(conflicts) > most:
             raise NotReady(_too_many_conflicts(conflicts, most), reason="LABEL_CONFLICTS")
-        shard = ""
-        if new is not None and usable:
-            ((_, part),) = split(new)
-            shard = self._repository.put_shard(part)
         return NewExemplars(
-            shard=shard,
+            shards={
+                label: self._repository.put_shard(shard)
+                for label, shard in new.items()
+                if len(shard)
+            },
             backbone=parent.backbone,
-            images=usable,
+            images=sum(usable.values()),
             skipped=tuple(skipped),
-            conflicts=conflicts,
+            conflicts=tuple(conflicts),
         )
 
     def _embed_uploads(
         self, job: Job, parent: Current, on_image: OnImage
-    ) -> tuple[Exemplars | None, list[SkippedUpload]]:
+    ) -> tuple[tuple[tuple[str, Shard], ...], list[SkippedUpload]]:
+        """Return the shard of each label's new images, in label order, and the skipped images."""
         info = self._repository.backbone(parent)
         if info.digest not in self._backbones:
             opened = self._backbones[info.digest] = open_backbone_session(self._repository, info)
@@ -130,7 +148,7 @@ class Embedder:
             [
                 ImageSource(
                     name=upload.name,
-                    label=job.label,
+                    label=upload.label or job.label,
                     read=partial(self._repository.image, upload.digest),
                 )
                 for upload in job.uploads
@@ -142,18 +160,36 @@ class Embedder:
             on_image=count,
         )
         unusable = [
-            SkippedUpload(name=image.name, reason=image.reason, message=image.message)
+            SkippedUpload(
+                name=image.name, label=image.label, reason=image.reason, message=image.message
+            )
             for image in skipped
         ]
-        return exemplars, [*job.refused, *unusable]
+        return () if exemplars is None else split(exemplars), [*job.refused, *unusable]
 
-    def _check_usable(self, job: Job, usable: int, skipped: Sequence[SkippedUpload]) -> None:
-        """Raise NotReady for too few images; duplicates count as usable for an existing label."""
-        least = min_images(job, self._limits)
-        if KINDS[job.kind].label == "existing":
-            usable += sum(image.reason == "DUPLICATE" for image in skipped)
-        if usable < least:
-            raise NotReady(_too_few(job.label, usable, least, skipped), reason="TOO_FEW_IMAGES")
+    def _check_usable(
+        self,
+        job: Job,
+        parent: Current,
+        usable: Mapping[str, int],
+        skipped: Sequence[SkippedUpload],
+    ) -> None:
+        """Raise NotReady for labels with too few images, of which an existing label needs one.
+
+        Duplicates count as usable for an existing label.
+        """
+        new, short = new_labels(job, parent), []
+        for label in taught_labels(job):
+            own = [image for image in skipped if (image.label or job.label) == label]
+            images = usable.get(label, 0)
+            if label not in new:
+                images += sum(image.reason == "DUPLICATE" for image in own)
+            least = max(1, self._limits.min_images_per_label) if label in new else 1
+            if images < least:
+                short.append(_too_few(label, images, least, own))
+        if short:
+            more = [f"and {len(short) - NAMED} more labels"] if len(short) > NAMED else []
+            raise NotReady("; ".join([*short[:NAMED], *more]), reason="TOO_FEW_IMAGES")
 
 
 def _too_few(label: str, usable: int, least: int, skipped: Sequence[SkippedUpload]) -> str:

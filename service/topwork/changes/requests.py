@@ -19,6 +19,8 @@ class ChangeRequest:
     request_id: str = ""
     """Idempotency key of the call, a UUID; empty: none."""
     label: str = ""
+    labels: tuple[str, ...] = ()
+    """Labels of the images; only for ``add_classes``."""
     new_label: str = ""
     """The label's new name; only for ``rename_class``."""
     digests: tuple[str, ...] = ()
@@ -41,6 +43,8 @@ class UploadedImage:
     name: str
     """May be empty."""
     content: bytes
+    label: str = ""
+    """Its label; only for ``add_classes``."""
 
 
 UploadItem: TypeAlias = ChangeRequest | Sequence[UploadedImage]

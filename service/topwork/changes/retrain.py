@@ -21,7 +21,14 @@ from topwork.bundle.shards import Shard
 from topwork.bundle.store import Repository
 from topwork.changes.examples import changed_examples, check_examples
 from topwork.changes.jobs import ChangeResult, Failure, Job, Predicted
-from topwork.changes.kinds import KINDS, changed_shards, check_change, describe, renamed_labels
+from topwork.changes.kinds import (
+    KINDS,
+    changed_shards,
+    check_change,
+    describe,
+    renamed_labels,
+    taught_labels,
+)
 from topwork.changes.new_exemplars import Embedder, NewExemplars, OnImage
 from topwork.errors import Corrupt, NotFound, NotReady, Stale
 from topwork.learning import gate
@@ -67,7 +74,7 @@ class Trainer:
         parent = self._parent(job)
         if KINDS[job.kind].has_images:
             return self._embedder.embed(job, parent, on_image)
-        return NewExemplars(shard="", backbone=parent.backbone, images=0, skipped=(), conflicts=())
+        return NewExemplars(backbone=parent.backbone, images=0, skipped=(), conflicts=())
 
     def solve(self, job: Job, new: NewExemplars, operation: str) -> Candidate:
         """Solve the head on all exemplars, judge and publish it; it does not serve yet.
@@ -90,7 +97,7 @@ class Trainer:
             conflicts=new.conflicts,
         )
         opened = functools.cache(self._repository.shard)  # each is verified and read once
-        shards = changed_shards(parent.exemplars, job, new.shard, operation)
+        shards = changed_shards(parent.exemplars, job, new.shards_of(job), operation)
         if KINDS[job.kind].has_images and shards == parent.exemplars:
             unchanged = replace(
                 result,
@@ -155,7 +162,7 @@ class Trainer:
             if isinstance(draft, Manifest):
                 text = f"model {job.model!r} serves revision {draft.revision} by now"
                 raise NotReady(text, reason="MODEL_CHANGED")
-            shards = changed_shards(draft.exemplars, job, new.shard, operation)
+            shards = changed_shards(draft.exemplars, job, new.shards_of(job), operation)
             images = sum(len(self._repository.shard(ref.digest)) for ref in shards)
             self._repository.set_draft(draft.changed(shards, images, operation))
 
@@ -202,7 +209,12 @@ class Trainer:
         learned = learn(exemplars, seed=parent.seed, recipe=recipe, threads=self._cores)
         findings = (
             *(
-                skipped_image(image.name, job.label, reason=image.reason, message=image.message)
+                skipped_image(
+                    image.name,
+                    image.label or job.label,
+                    reason=image.reason,
+                    message=image.message,
+                )
                 for image in result.skipped
             ),
             *audit_exemplars(exemplars, learned.judged, seed=parent.seed),
@@ -214,7 +226,7 @@ class Trainer:
             comparison = gate.compare(
                 before,
                 Judgement.of(exemplars, learned.metrics),
-                taught=job.label if KINDS[job.kind].teaches else None,
+                taught=taught_labels(job),
                 renamed=renamed_labels(job),
             )
             failures = gate.check(comparison, job.gate)

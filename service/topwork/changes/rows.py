@@ -15,6 +15,7 @@ from dbos import WorkflowStatus
 from topwork.bundle.documents import document, from_data
 from topwork.bundle.files import sha256
 from topwork.changes.jobs import ChangeKind, ChangeOutcome, ChangeResult, Failure, Job, Progress
+from topwork.changes.kinds import named_labels
 from topwork.errors import AlreadyExists, Corrupt
 
 UNFINISHED = ("ENQUEUED", "DELAYED", "PENDING")
@@ -32,6 +33,7 @@ class Subject:
     """Empty: a kind of a newer version."""
     model: str = ""
     label: str = ""
+    labels: tuple[str, ...] = ()
     new_label: str = ""
     validate_only: bool = False
     digests: str = ""
@@ -40,6 +42,7 @@ class Subject:
     def __str__(self) -> str:
         """Describe it for an error message."""
         label = f" {self.label!r}" if self.label else ""
+        label += f" of {named_labels(self.labels)}" if self.labels else ""
         renamed = f" to {self.new_label!r}" if self.new_label else ""
         only = " (validate only)" if self.validate_only else ""
         examples = f" of the examples {self.digests[:12]}" if self.digests else ""
@@ -65,6 +68,7 @@ def subject_of(job: Job) -> Subject:
         kind=job.kind,
         model=job.model,
         label=job.label,
+        labels=job.labels,
         new_label=job.new_label,
         validate_only=job.validate_only,
         digests=sha256("".join(job.digests).encode()) if job.digests else "",

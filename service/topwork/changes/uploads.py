@@ -7,10 +7,13 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Protocol
 
+from topwork.bundle.names import compose_label
 from topwork.bundle.store import Repository
 from topwork.changes.jobs import SkippedUpload, Upload
+from topwork.changes.kinds import named_labels
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.errors import Corrupt, DeadlinePassed, InvalidInput, Unavailable
 from topwork.limits import ServerLimits
@@ -49,12 +52,13 @@ class Uploads:
         return first
 
     async def store(
-        self, items: AsyncIterator[UploadItem], quota: Quota
+        self, items: AsyncIterator[UploadItem], quota: Quota, labels: Sequence[str] = ()
     ) -> tuple[tuple[Upload, ...], tuple[SkippedUpload, ...], int]:
         """Store the images of ``items``; return the stored, those too large, and the total bytes.
 
-        Raises InvalidInput, DeadlinePassed, the errors of ``quota``, and Unavailable if an image
-        cannot be stored.
+        Each image must have one of the ``labels``, and each label an image; without labels no image
+        may have one. Raises InvalidInput, DeadlinePassed, the errors of ``quota``, and Unavailable
+        if an image cannot be stored.
         """
         stored: list[Upload | SkippedUpload] = []
         size = 0
@@ -73,12 +77,16 @@ class Uploads:
             coming = sum(len(image.content) for image in images)
             size += coming
             self._check_limits(len(stored) + len(images), size)
+            images = self._with_labels(images, labels, len(stored))
             await asyncio.to_thread(quota.check, size, coming, len(images))
             stored += await self._store_all(images, len(stored))
             timeout = min(SILENCE_SECONDS, timeout - waited + coming / MIN_BYTES_PER_SECOND)
             del images  # frees memory while the next message is received
         if not stored:
             raise InvalidInput("the upload has no image", field="images")
+        if lacking := sorted({*labels} - {image.label for image in stored}):
+            text = f"the upload has no image of {named_labels(lacking)}"
+            raise InvalidInput(text, field="config.labels")
         refused = tuple(image for image in stored if isinstance(image, SkippedUpload))
         return _stored_uploads(stored), refused, size
 
@@ -126,6 +134,25 @@ class Uploads:
                 reason="UPLOAD_TOO_LARGE",
             )
 
+    def _with_labels(
+        self, images: Sequence[UploadedImage], labels: Sequence[str], before: int
+    ) -> list[UploadedImage]:
+        """Return images, after ``before`` earlier ones, with labels in composed form.
+
+        Raises InvalidInput for a label that is not one of ``labels``, or any if there are none.
+        """
+        labelled = []
+        for position, image in enumerate(images, before):
+            label, field = image.label, f"images[{position}].label"
+            if labels:
+                label = compose_label(label, limits=self._limits, field=field)
+            elif label:
+                raise InvalidInput("only images of AddClasses have a label", field=field)
+            if labels and label not in labels:
+                raise InvalidInput(f"label {label!r} is not one of config.labels", field=field)
+            labelled.append(replace(image, label=label))
+        return labelled
+
     async def _store_all(
         self, images: Sequence[UploadedImage], before: int
     ) -> list[Upload | SkippedUpload]:
@@ -133,22 +160,25 @@ class Uploads:
         # In parallel: the disk syncs several files in the time of one.
         return await asyncio.gather(
             *(
-                self._store_one(image.name or f"images[{position}]", image.content)
+                self._store_one(image, image.name or f"images[{position}]")
                 for position, image in enumerate(images, before)
             )
         )
 
-    async def _store_one(self, name: str, content: bytes) -> Upload | SkippedUpload:
-        if len(content) > self._limits.max_image_bytes:
-            text = f"the image is {len(content)} bytes; the limit is {self._limits.max_image_bytes}"
-            return SkippedUpload(name=name, reason="IMAGE_TOO_LARGE", message=text)
+    async def _store_one(self, image: UploadedImage, name: str) -> Upload | SkippedUpload:
+        size, most = len(image.content), self._limits.max_image_bytes
+        if size > most:
+            text = f"the image is {size} bytes; the limit is {most}"
+            return SkippedUpload(
+                name=name, label=image.label, reason="IMAGE_TOO_LARGE", message=text
+            )
         try:
-            digest = await asyncio.to_thread(self._repository.put_image, content)
+            digest = await asyncio.to_thread(self._repository.put_image, image.content)
         except OSError as error:  # such as a full disk
             raise Unavailable(
                 f"{name} cannot be stored: {error.strerror}", reason="STORAGE"
             ) from error
-        return Upload(name=name, digest=digest)
+        return Upload(name=name, digest=digest, label=image.label)
 
 
 def _stored_uploads(stored: list[Upload | SkippedUpload]) -> tuple[Upload, ...]:

@@ -202,7 +202,11 @@ def _register(trainer: Trainer, root: Path, running: set[str]) -> None:
                 log.warning("operation failed", id=DBOS.workflow_id, error=failure.message)
                 return ChangeOutcome(failure=failure)
             log.info(
-                "changed", kind=job.kind, model=job.model, label=job.label, revision=result.revision
+                "changed",
+                kind=job.kind,
+                model=job.model,
+                label=job.label or ", ".join(job.labels),
+                revision=result.revision,
             )
             return ChangeOutcome(result=result)
         raise AssertionError("the last attempt returns")

@@ -1,9 +1,10 @@
-"""``topwork add-class`` and ``topwork add-examples``: changes that upload photos."""
+"""``topwork add-class``, ``add-classes`` and ``add-examples``: changes that upload photos."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -21,9 +22,11 @@ from topwork.cli.options import (
     read_photo,
     server_option,
 )
-from topwork.errors import ImageError
-from topwork.inputs.folders import Omitted, group
-from topwork.printable import file_name
+from topwork.errors import ImageError, InvalidInput
+from topwork.inputs.data.layouts import read
+from topwork.inputs.data.photos import Photo
+from topwork.inputs.folders import Reason, by_reason
+from topwork.printable import file_name, printable
 from topwork.terminal import LocalPath
 from topwork.v1 import change_pb2 as change_pb
 
@@ -31,6 +34,10 @@ photos_argument = click.argument(
     "photos", nargs=-1, required=True, type=LocalPath(exists=True, path_type=Path)
 )
 NamedImages = Iterable[tuple[str, bytes]]
+Files = Iterable[tuple[str, Callable[[], bytes]]]
+"""Names of files, each with a function that reads it; it may raise ImageError."""
+Reader = Callable[[Files], NamedImages]
+"""Reads files, and leaves the unreadable ones out."""
 
 
 @click.command("add-class")
@@ -59,7 +66,7 @@ def add_class(
     def call(client: Client, images: NamedImages) -> operations_pb2.Operation:
         return client.add_class(model, label, images, request_id=request_id, options=options)
 
-    _upload(server, photos, call, as_json=as_json)
+    _upload_files(server, photos, call, as_json=as_json)
 
 
 @click.command("add-examples")
@@ -86,10 +93,49 @@ def add_examples(
     def call(client: Client, images: NamedImages) -> operations_pb2.Operation:
         return client.add_examples(model, label, images, request_id=request_id, options=options)
 
-    _upload(server, photos, call, as_json=as_json)
+    _upload_files(server, photos, call, as_json=as_json)
 
 
-def _upload(
+@click.command("add-classes")
+@server_option
+@model_option
+@change_options
+@json_output
+@click.argument("data", type=LocalPath(exists=True, path_type=Path))
+def add_classes(
+    server: ServerOptions,
+    model: str,
+    request_id: str,
+    options: change_pb.ChangeOptions,
+    as_json: bool,
+    data: Path,
+) -> None:
+    """Add all classes of DATA to a live model, in one change.
+
+    DATA is as for `topwork-train fit`, such as a folder with one folder of photos per class; of
+    data with splits the split train is used. Classes that the model has already get the photos
+    that are new. All classes are served together, or none if the gate rejects one. Otherwise like
+    add-class.
+    """
+    found = read(data, None)
+    photos = {label: found.train.photos[label] for label in sorted(found.train.classes())}
+    if not any(photos.values()):
+        raise InvalidInput(f"{file_name(data)} has no labelled photo to add", field="data")
+    left_out = [*found.omitted]
+    for line in (*found.notes, *(group.line() for group in by_reason(left_out))):
+        click.echo(printable(line), err=True)
+
+    def call(client: Client, read: Reader) -> operations_pb2.Operation:
+        classes = {
+            label: read((photo.name, partial(_read_photo, photo)) for photo in own)
+            for label, own in photos.items()
+        }
+        return client.add_classes(model, classes, request_id=request_id, options=options)
+
+    _upload(server, sum(map(len, photos.values())), call, left_out, as_json=as_json)
+
+
+def _upload_files(
     server: ServerOptions,
     photos: Sequence[Path],
     call: Callable[[Client, NamedImages], operations_pb2.Operation],
@@ -97,29 +143,50 @@ def _upload(
     as_json: bool,
 ) -> None:
     listing = photo_files(photos, field="photos", one_class=True)
-    files = listing.files
-    unreadable: dict[Path, str] = {}
+    files = [(file_name(path), partial(read_photo, path)) for path in listing.files]
+    left_out = [(omitted.reason, file_name(omitted.path)) for omitted in listing.omitted]
+    _upload(
+        server,
+        len(files),
+        lambda client, read: call(client, read(files)),
+        left_out,
+        as_json=as_json,
+    )
+
+
+def _upload(
+    server: ServerOptions,
+    total: int,
+    call: Callable[[Client, Reader], operations_pb2.Operation],
+    left_out: Sequence[tuple[Reason, str]],
+    *,
+    as_json: bool,
+) -> None:
+    """Make ``call``, which passes its files to a reader, and follow its operation."""
+    unreadable: dict[str, str] = {}
+
+    def read(files: Files) -> Iterator[tuple[str, bytes]]:
+        for name, content in files:
+            try:
+                yield name, content()
+            except ImageError as error:
+                unreadable[name] = str(error)
+            bar.advance(upload)
+
     start = time.perf_counter()
     with connected(server) as client, progress_bar() as bar:
-        upload = bar.add_task("uploading", total=len(files))
-        accepted = call(client, _read(files, unreadable, lambda: bar.advance(upload)))
-        finished = follow(client, accepted, bar)
+        upload = bar.add_task("uploading", total=total)
+        finished = follow(client, call(client, read), bar)
     seconds = time.perf_counter() - start
-    for path, error in unreadable.items():
-        click.echo(f"left out {file_name(path)}: {error}", err=True)
-    omitted = (*listing.omitted, *(Omitted("unreadable", path) for path in unreadable))
-    print_result(finished, seconds, group(omitted), as_json=as_json)
+    for name, error in unreadable.items():
+        click.echo(f"left out {name}: {error}", err=True)
+    omitted = (*left_out, *(("unreadable", name) for name in unreadable))
+    print_result(finished, seconds, by_reason(omitted), as_json=as_json)
 
 
-def _read(
-    files: Sequence[Path], unreadable: dict[Path, str], on_file: Callable[[], None]
-) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each file; add the errors of the others to ``unreadable``."""
-    for path in files:
-        try:
-            content = read_photo(path)
-        except ImageError as error:
-            unreadable[path] = str(error)
-        else:
-            yield file_name(path), content
-        on_file()
+def _read_photo(photo: Photo) -> bytes:
+    """Return the bytes of a photo. Raises ImageError if it cannot be read."""
+    try:
+        return photo.read()
+    except OSError as error:
+        raise ImageError(f"{photo.name} cannot be read: {error.strerror}") from error

@@ -54,6 +54,11 @@ SECTIONS = {
             "Add a class to a live model from PHOTOS (files or folders).",
             "topwork add-class --model flowers --label tulips photos/tulips",
         ),
+        "add-classes": Lazy(
+            "topwork.cli.add:add_classes",
+            "Add all classes of DATA, such as a folder of folders, to a live model at once.",
+            "topwork add-classes --model flowers more-photos/",
+        ),
         "add-examples": Lazy(
             "topwork.cli.add:add_examples",
             "Add PHOTOS (files or folders) to a class of a live model.",

@@ -17,6 +17,7 @@ from topwork.v1 import revision_pb2 as revision_pb
 _DONE = {
     "add_class": "{label} added",
     "add_examples": "examples of {label} added",
+    "add_classes": "{labels} added or extended",
     "remove_class": "{label} removed",
     "rename_class": "{label} renamed to {new}",
     "retrain": "head retrained",
@@ -52,6 +53,7 @@ def changed(
         count = len(response.examples)
         done = _DONE.get(kind(metadata), "changed").format(
             label=metadata.label,
+            labels=", ".join(metadata.labels),
             new=metadata.new_label,
             examples=f"{count} example{'' if count == 1 else 's'}",
         )
@@ -115,10 +117,14 @@ def compared(comparison: revision_pb.Comparison) -> Table:
             f"{comparison.calibration_error_after:.3f}",
         ),
     ]
-    if comparison.HasField("taught"):
-        taught = comparison.taught
-        recall = f"{taught.recall:.3f} ({taught.recall_low:.3f}..{taught.recall_high:.3f})"
-        rows.append((f"recall of {taught.label}", "-", recall))
+    rows += [
+        (
+            f"recall of {taught.label}",
+            "-",
+            f"{taught.recall:.3f} ({taught.recall_low:.3f}..{taught.recall_high:.3f})",
+        )
+        for taught in comparison.taught_labels
+    ]
     rows += [
         (f"{pair.label} predicted as {pair.called}", "", f"{pair.images} ({pair.share:.0%})")
         for pair in comparison.confusions[:3]
@@ -144,12 +150,17 @@ def changed_json(
         "missing_labels": response.missing_labels,
         "images_used": response.images_used,
         "skipped": [
-            {"image": skipped.display_name, "error": skipped.error.message}
+            {
+                "image": skipped.display_name,
+                "label": skipped.label,
+                "error": skipped.error.message,
+            }
             for skipped in response.skipped_images
         ],
         "conflicts": [
             {
                 "image": conflict.display_name,
+                "uploaded_label": conflict.uploaded_label,
                 "label": conflict.label,
                 "other": conflict.other_name,
                 "exact": conflict.exact,
@@ -185,7 +196,16 @@ def failed_json(operation: str, error: CallFailed) -> dict[str, Any]:
 
 def comparison_json(comparison: revision_pb.Comparison) -> dict[str, Any]:
     """Return a comparison as JSON data."""
-    taught = comparison.taught
+    taught = [
+        {
+            "label": label.label,
+            "images": label.images,
+            "recall": label.recall,
+            "recall_low": label.recall_low,
+            "recall_high": label.recall_high,
+        }
+        for label in comparison.taught_labels
+    ]
     return {
         "images": comparison.images,
         "accuracy_before": comparison.accuracy_before,
@@ -203,15 +223,7 @@ def comparison_json(comparison: revision_pb.Comparison) -> dict[str, Any]:
             }
             for row in comparison.labels
         },
-        "taught": {
-            "label": taught.label,
-            "images": taught.images,
-            "recall": taught.recall,
-            "recall_low": taught.recall_low,
-            "recall_high": taught.recall_high,
-        }
-        if comparison.HasField("taught")
-        else None,
+        "taught": taught,
         "confusions": [
             {"label": pair.label, "called": pair.called, "images": pair.images, "share": pair.share}
             for pair in comparison.confusions

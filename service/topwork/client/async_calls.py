@@ -21,7 +21,15 @@ import grpc
 
 from topwork.client import calls
 from topwork.client.credentials import Credentials
-from topwork.client.images import ImageLike, NamedImage, check_several, content, named
+from topwork.client.images import (
+    ImageLike,
+    Labelled,
+    NamedImage,
+    check_several,
+    content,
+    named,
+    split_label,
+)
 from topwork.client.results import StreamResult
 from topwork.client.stream_window import StreamWindow
 from topwork.client.upload import P, UploadBatcher
@@ -72,7 +80,7 @@ async def call_unary(
 async def upload(
     method: grpc.aio.StreamUnaryMultiCallable[P, T],
     first: P,
-    images: Iterable[NamedImage] | AsyncIterable[NamedImage],
+    images: Iterable[NamedImage | Labelled] | AsyncIterable[NamedImage],
     timeout: float | None,
 ) -> T:
     """See blocking_calls."""
@@ -84,8 +92,9 @@ async def upload(
         nonlocal failure
         try:
             async for source in _each(images):
-                name, image = named(source)
-                if (message := batcher.add(name, await _content(image))) is not None:
+                label, one = split_label(source)
+                name, image = named(one)
+                if (message := batcher.add(name, await _content(image), label)) is not None:
                     yield message
         except Exception as error:
             failure = error

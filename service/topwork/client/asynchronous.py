@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +12,7 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from topwork.client import async_calls, calls
 from topwork.client.credentials import ANONYMOUS, Credentials, with_metadata
-from topwork.client.images import ImageLike, NamedImage
+from topwork.client.images import ImageLike, NamedImage, labelled
 from topwork.client.results import ClassifyResult, ImageResult, Operation, StreamResult
 from topwork.client.stream_window import IMAGES_PER_MESSAGE, StreamWindow
 from topwork.v1 import change_pb2 as change_pb
@@ -179,6 +179,30 @@ class AsyncClient:
         first = change_pb.AddExamplesRequest(config=config)
         return Operation.of(
             await async_calls.upload(self._models.AddExamples, first, images, timeout)
+        )
+
+    async def add_classes(
+        self,
+        model: str,
+        classes: Mapping[str, Iterable[NamedImage]],
+        *,
+        request_id: str = "",
+        options: change_pb.ChangeOptions | None = None,
+        timeout: float | None = None,
+    ) -> Operation:
+        """Upload the images of several labels, new ones or not, as one change; see ``add_class``.
+
+        ``classes`` are the images by label.
+        """
+        config = change_pb.AddClassesConfig(
+            model=f"models/{model}",
+            labels=classes,
+            request_id=request_id or calls.new_request_id(),
+            options=options,
+        )
+        first = change_pb.AddClassesRequest(config=config)
+        return Operation.of(
+            await async_calls.upload(self._models.AddClasses, first, labelled(classes), timeout)
         )
 
     async def remove_class(

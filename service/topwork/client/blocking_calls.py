@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from itertools import starmap
 from typing import TypeAlias, TypeVar
 
 import grpc
@@ -16,7 +15,15 @@ from google.rpc import code_pb2, status_pb2
 from topwork.client import calls
 from topwork.client.calls import CallFailed
 from topwork.client.credentials import Credentials
-from topwork.client.images import ImageLike, NamedImage, check_several, content, named
+from topwork.client.images import (
+    ImageLike,
+    Labelled,
+    NamedImage,
+    check_several,
+    content,
+    named,
+    split_label,
+)
 from topwork.client.results import StreamResult
 from topwork.client.source import Source
 from topwork.client.stream_window import StreamWindow
@@ -59,7 +66,7 @@ def call_unary(method: Callable[..., T], request: object, timeout: float | None 
 def upload(
     method: grpc.StreamUnaryMultiCallable[P, T],
     first: P,
-    images: Iterable[NamedImage],
+    images: Iterable[NamedImage | Labelled],
     timeout: float | None,
 ) -> T:
     """Return the response to an upload of ``first`` and images.
@@ -70,10 +77,12 @@ def upload(
     begun = threading.Event()
     batcher = UploadBatcher(first)
 
-    def add(name: str, image: ImageLike) -> P | None:
-        return batcher.add(name, content(image))
+    def add(source: NamedImage | Labelled) -> P | None:
+        label, one = split_label(source)
+        name, image = named(one)
+        return batcher.add(name, content(image), label)
 
-    source = Source(starmap(add, map(named, images)))
+    source = Source(map(add, images))
 
     def requests() -> Iterator[P]:  # in gRPC's thread
         for message in source:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeAlias, TypeGuard
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 from topwork.printable import file_name
 
@@ -79,6 +79,25 @@ def content(image: ImageLike) -> bytes:
 def named(image: NamedImage) -> tuple[str, ImageLike]:
     """Return an image's display name, ``""`` for bytes and unnamed files, and the image."""
     return image if isinstance(image, tuple) else (_name(image), image)
+
+
+class Labelled(NamedTuple):
+    """An image of an upload with several labels."""
+
+    label: str
+    image: NamedImage
+
+
+def labelled(classes: Mapping[str, Iterable[NamedImage]]) -> Iterator[Labelled]:
+    """Yield the images of each label. Raises TypeError if a label has one image, not several."""
+    for images in classes.values():
+        check_several(images)
+    return (Labelled(label, image) for label, images in classes.items() for image in images)
+
+
+def split_label(image: NamedImage | Labelled) -> tuple[str, NamedImage]:
+    """Return an image's label, ``""`` if it has none of its own, and the image."""
+    return image if isinstance(image, Labelled) else ("", image)
 
 
 def _name(image: ImageLike) -> str:

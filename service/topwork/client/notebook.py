@@ -29,8 +29,7 @@ def comparison_table(comparison: revision_pb.Comparison) -> str:
         ),
     ]
     lines = [(name, f"{before:.3f}", f"{after:.3f}") for name, before, after in rows]
-    if comparison.HasField("taught"):
-        taught = comparison.taught
+    for taught in comparison.taught_labels:
         recall = f"{taught.recall:.3f} ({taught.recall_low:.3f} to {taught.recall_high:.3f})"
         lines.append((f"recall of {taught.label}", "", recall))
     lines.append(("lost (95 % interval)", "", drop))

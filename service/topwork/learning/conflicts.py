@@ -9,7 +9,6 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.shards import Shard
 from topwork.inputs.duplicates import NEAR_DUPLICATE_BITS, alike
 
@@ -67,7 +66,7 @@ class KnownExemplars:
             ends=tuple(accumulate(sizes)),
         )
 
-    def find_same(self, new: Exemplars, label: str) -> NDArray[np.bool_]:
+    def find_same(self, new: Shard, label: str) -> NDArray[np.bool_]:
         """Return a mask (n,) of the rows of ``new`` with the pixels of an exemplar of ``label``."""
         own = np.array([known_label == label for known_label in self.labels], dtype=bool)[
             self.targets
@@ -89,8 +88,10 @@ class KnownExemplars:
         return self.shards[number], row - (self.ends[number - 1] if number else 0)
 
 
-def find_conflicts(new: Exemplars, known: KnownExemplars, label: str) -> tuple[LabelConflict, ...]:
+def find_conflicts(new: Shard, known: KnownExemplars, label: str) -> tuple[LabelConflict, ...]:
     """Return conflicts of ``new`` images, to be added as ``label``, with exemplars of other labels.
+
+    ``known`` may contain new images as well: those of ``label`` conflict with none of it.
 
     Near-duplicates are defined as in the audit: within NEAR_DUPLICATE_BITS, and similar thumbnails
     if both have one. For each new image and other label, only the nearest exemplar is reported,
@@ -123,7 +124,7 @@ def find_conflicts(new: Exemplars, known: KnownExemplars, label: str) -> tuple[L
 
 
 def _nearest(
-    new: Exemplars, block: NDArray[np.int64], known: KnownExemplars, rows: NDArray[np.int64]
+    new: Shard, block: NDArray[np.int64], known: KnownExemplars, rows: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Return the rank of the nearest of ``rows`` per label for each row of ``block``, (B, C).
 

@@ -122,7 +122,7 @@ def compare_answers(photos: Sequence[Photo], before: Answers, after: Answers) ->
 
     It uses the photos whose label both revisions have; each predicts any of its own labels.
     """
-    return gate.compare(_judgement(photos, before), _judgement(photos, after), taught=None)
+    return gate.compare(_judgement(photos, before), _judgement(photos, after))
 
 
 def subgroup_columns(photos: Sequence[Photo]) -> tuple[list[str], list[str]]:

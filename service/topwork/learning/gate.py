@@ -25,7 +25,7 @@ from topwork.errors import Corrupt
 CONFUSIONS = 10
 """Largest number of confused pairs of a comparison."""
 OWN_CONFUSIONS = 3
-"""Number of pairs reserved for the added or extended label."""
+"""Number of pairs reserved for the added or extended labels."""
 NAMED = 3
 """Largest number of labels or pairs that a message names."""
 
@@ -97,13 +97,13 @@ def compare(
     before: Judgement,
     after: Judgement,
     *,
-    taught: str | None,
+    taught: Sequence[str] = (),
     renamed: Mapping[str, str] = NO_RENAMES,
 ) -> Comparison:
     """Return the paired comparison of a candidate with its parent.
 
     It uses the images that both evaluated under the same label; ``renamed`` maps the parent's
-    names of labels to the candidate's. ``taught`` is the label that was added or got more images.
+    names of labels to the candidate's. ``taught`` are the labels that were added or extended.
     """
     right_before, right_after, targets = _pairs(before, after, renamed)
     classes = len(after.labels)
@@ -131,6 +131,7 @@ def compare(
     accuracy_before = sum(change.recall_before for change in labels) / max(1, len(labels))
     accuracy_after = sum(change.recall_after for change in labels) / max(1, len(labels))
     low, high = drop_interval(labels)
+    all_taught = tuple(_taught(after.metrics, label) for label in taught)
     return Comparison(
         images=len(targets),
         accuracy_before=accuracy_before,
@@ -141,7 +142,8 @@ def compare(
         ece_before=before.metrics.ece,
         ece_after=after.metrics.ece,
         labels=labels,
-        taught=None if taught is None else _taught(after.metrics, taught),
+        taught=min(all_taught, key=lambda label: label.recall, default=None),
+        taught_labels=all_taught if len(all_taught) > 1 else (),
         confusions=_confusions(after.metrics, taught),
     )
 
@@ -154,12 +156,9 @@ def check(comparison: Comparison, gate: Gate) -> tuple[str, ...]:
     failures = []
     if comparison.drop_low > gate.max_old_class_drop:
         failures.append(_drop_failure(comparison, gate.max_old_class_drop))
-    taught = comparison.taught
-    if taught is not None:
-        recalls_before = [
-            change.recall_before for change in comparison.labels if change.label == taught.label
-        ]
-        required = min([gate.min_new_class_recall, *recalls_before])
+    recall_before = {change.label: change.recall_before for change in comparison.labels}
+    for taught in comparison.all_taught:
+        required = min(gate.min_new_class_recall, recall_before.get(taught.label, 1.0))
         if taught.high < required:
             failures.append(_recall_failure(comparison.confusions, taught, required))
     return tuple(failures)
@@ -170,7 +169,7 @@ def check_first(metrics: Metrics, gate: Gate) -> tuple[str, ...]:
 
     All its labels are new, and there is no parent to compare it with.
     """
-    confusions = _confusions(metrics, None)
+    confusions = _confusions(metrics, ())
     return tuple(
         _recall_failure(confusions, taught, gate.min_new_class_recall)
         for taught in (_taught(metrics, row.label) for row in metrics.per_label)
@@ -226,7 +225,7 @@ def _taught(metrics: Metrics, label: str) -> TaughtLabel:
     return TaughtLabel(label=label, images=row.images, recall=row.recall, low=low, high=high)
 
 
-def _confusions(metrics: Metrics, taught: str | None) -> tuple[ConfusedLabels, ...]:
+def _confusions(metrics: Metrics, taught: Sequence[str]) -> tuple[ConfusedLabels, ...]:
     labels = [row.label for row in metrics.per_label]
     wrong = np.array(metrics.confusion, dtype=np.int64)
     np.fill_diagonal(wrong, 0)
@@ -235,7 +234,8 @@ def _confusions(metrics: Metrics, taught: str | None) -> tuple[ConfusedLabels, .
     rows, columns = np.nonzero(wrong)
     order = np.lexsort((columns, rows, -wrong[rows, columns], -shares[rows, columns]))
     pairs = list(zip(rows[order].tolist(), columns[order].tolist(), strict=True))
-    own = [pair for pair in pairs if taught in {labels[pair[0]], labels[pair[1]]}][:OWN_CONFUSIONS]
+    own = [pair for pair in pairs if {labels[index] for index in pair} & set(taught)]
+    own = own[:OWN_CONFUSIONS]
     others = [pair for pair in pairs if pair not in own][: CONFUSIONS - len(own)]
     return tuple(
         ConfusedLabels(

@@ -47,7 +47,7 @@ class ComparisonSection:
     """Accuracy on the images of the common labels; None if there are no such images."""
     changes: tuple[LabelChangeRow, ...]
     """Common labels with images, the largest changes first."""
-    taught: TaughtLabel | None
+    taught: tuple[TaughtLabel, ...]
     confusions: tuple[ConfusedLabels, ...]
 
     @property
@@ -127,7 +127,7 @@ def lay_out_paired(
         if comparison.images
         else None,
         changes=_largest_first(changes),
-        taught=comparison.taught,
+        taught=comparison.all_taught,
         confusions=comparison.confusions,
     )
 
@@ -160,7 +160,7 @@ def _compare_unpaired(content: Content, parent: Parent) -> ComparisonSection:
         if share_before is None or share_after is None
         else intervals.change(share_before, share_after),
         changes=_largest_first(changes),
-        taught=None,
+        taught=(),
         confusions=(),
     )
 

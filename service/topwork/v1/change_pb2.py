@@ -28,17 +28,17 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from topwork.v1 import revision_pb2 as topwork_dot_v1_dot_revision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17topwork/v1/change.proto\x12\ntopwork.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x19topwork/v1/revision.proto\"h\n\x0f\x41\x64\x64\x43lassRequest\x12*\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1a.topwork.v1.AddClassConfig\x12)\n\x06images\x18\x02 \x03(\x0b\x32\x19.topwork.v1.TrainingImage\"n\n\x0e\x41\x64\x64\x43lassConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"n\n\x12\x41\x64\x64\x45xamplesRequest\x12-\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1d.topwork.v1.AddExamplesConfig\x12)\n\x06images\x18\x02 \x03(\x0b\x32\x19.topwork.v1.TrainingImage\"q\n\x11\x41\x64\x64\x45xamplesConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"r\n\x12RemoveClassRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x85\x01\n\x12RenameClassRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x11\n\tnew_label\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x84\x01\n\x0eRetrainRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04head\x18\x02 \x01(\t\x12\x15\n\rnormalisation\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x86\x01\n\x15RemoveExamplesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x84\x01\n\x13MoveExamplesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"a\n\rChangeOptions\x12\x19\n\x11\x65xpected_revision\x18\x01 \x01(\x03\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x1e\n\x04gate\x18\x03 \x01(\x0b\x32\x10.topwork.v1.Gate\"\xa8\x01\n\x04Gate\x12\x1f\n\x12max_old_class_drop\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12!\n\x14min_new_class_recall\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rmax_conflicts\x18\x03 \x01(\x05H\x02\x88\x01\x01\x42\x15\n\x13_max_old_class_dropB\x17\n\x15_min_new_class_recallB\x10\n\x0e_max_conflicts\"6\n\rTrainingImage\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\"\xc9\x02\n\x0e\x43hangeMetadata\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12&\n\x05stage\x18\x03 \x01(\x0e\x32\x17.topwork.v1.ChangeStage\x12\x0c\n\x04\x64one\x18\x04 \x01(\x05\x12\r\n\x05total\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x04kind\x18\x07 \x01(\x0e\x32\x16.topwork.v1.ChangeKind\x12\x11\n\tnew_label\x18\x08 \x01(\t\x12*\n\x07\x65lapsed\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rvalidate_only\x18\n \x01(\x08\x12\'\n\tconflicts\x18\x0b \x03(\x0b\x32\x14.topwork.v1.Conflict\"\x9b\x03\n\x0e\x43hangeResponse\x12&\n\x08revision\x18\x01 \x01(\x0b\x32\x14.topwork.v1.Revision\x12\x13\n\x0bimages_used\x18\x02 \x01(\x05\x12\x30\n\x0eskipped_images\x18\x03 \x03(\x0b\x32\x18.topwork.v1.SkippedImage\x12*\n\ncomparison\x18\x04 \x01(\x0b\x32\x16.topwork.v1.Comparison\x12+\n\x0bstage_times\x18\x05 \x01(\x0b\x32\x16.topwork.v1.StageTimes\x12\'\n\tconflicts\x18\x06 \x03(\x0b\x32\x14.topwork.v1.Conflict\x12\x15\n\rgate_failures\x18\x07 \x03(\t\x12%\n\x08\x66indings\x18\x08 \x03(\x0b\x32\x13.topwork.v1.Finding\x12\x16\n\x0emissing_labels\x18\x0c \x01(\x05\x12\x14\n\x0cold_revision\x18\t \x01(\x03\x12,\n\x08\x65xamples\x18\n \x03(\x0b\x32\x1a.topwork.v1.ChangedExample\"0\n\x0e\x43hangedExample\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\"G\n\x0cSkippedImage\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"R\n\x08\x43onflict\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nother_name\x18\x03 \x01(\t\x12\r\n\x05\x65xact\x18\x04 \x01(\x08\":\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08severity\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xc0\x01\n\nStageTimes\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tembedding\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07solving\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\npublishing\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*\xf7\x01\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43HANGE_KIND_ADD_CLASS\x10\x01\x12\x1c\n\x18\x43HANGE_KIND_ADD_EXAMPLES\x10\x02\x12\x1c\n\x18\x43HANGE_KIND_REMOVE_CLASS\x10\x03\x12\x1c\n\x18\x43HANGE_KIND_RENAME_CLASS\x10\x04\x12\x17\n\x13\x43HANGE_KIND_RETRAIN\x10\x05\x12\x1f\n\x1b\x43HANGE_KIND_REMOVE_EXAMPLES\x10\x06\x12\x1d\n\x19\x43HANGE_KIND_MOVE_EXAMPLES\x10\x07*\xae\x01\n\x0b\x43hangeStage\x12\x1c\n\x18\x43HANGE_STAGE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_STAGE_QUEUED\x10\x01\x12\x1a\n\x16\x43HANGE_STAGE_EMBEDDING\x10\x02\x12\x18\n\x14\x43HANGE_STAGE_SOLVING\x10\x03\x12\x1b\n\x17\x43HANGE_STAGE_PUBLISHING\x10\x04\x12\x15\n\x11\x43HANGE_STAGE_DONE\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17topwork/v1/change.proto\x12\ntopwork.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x19topwork/v1/revision.proto\"h\n\x0f\x41\x64\x64\x43lassRequest\x12*\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1a.topwork.v1.AddClassConfig\x12)\n\x06images\x18\x02 \x03(\x0b\x32\x19.topwork.v1.TrainingImage\"n\n\x0e\x41\x64\x64\x43lassConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"n\n\x12\x41\x64\x64\x45xamplesRequest\x12-\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1d.topwork.v1.AddExamplesConfig\x12)\n\x06images\x18\x02 \x03(\x0b\x32\x19.topwork.v1.TrainingImage\"q\n\x11\x41\x64\x64\x45xamplesConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"l\n\x11\x41\x64\x64\x43lassesRequest\x12,\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1c.topwork.v1.AddClassesConfig\x12)\n\x06images\x18\x02 \x03(\x0b\x32\x19.topwork.v1.TrainingImage\"q\n\x10\x41\x64\x64\x43lassesConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"r\n\x12RemoveClassRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x85\x01\n\x12RenameClassRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x11\n\tnew_label\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x84\x01\n\x0eRetrainRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04head\x18\x02 \x01(\t\x12\x15\n\rnormalisation\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x86\x01\n\x15RemoveExamplesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x84\x01\n\x13MoveExamplesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"a\n\rChangeOptions\x12\x19\n\x11\x65xpected_revision\x18\x01 \x01(\x03\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x1e\n\x04gate\x18\x03 \x01(\x0b\x32\x10.topwork.v1.Gate\"\xa8\x01\n\x04Gate\x12\x1f\n\x12max_old_class_drop\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12!\n\x14min_new_class_recall\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rmax_conflicts\x18\x03 \x01(\x05H\x02\x88\x01\x01\x42\x15\n\x13_max_old_class_dropB\x17\n\x15_min_new_class_recallB\x10\n\x0e_max_conflicts\"E\n\rTrainingImage\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\"\xd9\x02\n\x0e\x43hangeMetadata\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12&\n\x05stage\x18\x03 \x01(\x0e\x32\x17.topwork.v1.ChangeStage\x12\x0c\n\x04\x64one\x18\x04 \x01(\x05\x12\r\n\x05total\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x04kind\x18\x07 \x01(\x0e\x32\x16.topwork.v1.ChangeKind\x12\x11\n\tnew_label\x18\x08 \x01(\t\x12*\n\x07\x65lapsed\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rvalidate_only\x18\n \x01(\x08\x12\'\n\tconflicts\x18\x0b \x03(\x0b\x32\x14.topwork.v1.Conflict\x12\x0e\n\x06labels\x18\x0c \x03(\t\"\x9b\x03\n\x0e\x43hangeResponse\x12&\n\x08revision\x18\x01 \x01(\x0b\x32\x14.topwork.v1.Revision\x12\x13\n\x0bimages_used\x18\x02 \x01(\x05\x12\x30\n\x0eskipped_images\x18\x03 \x03(\x0b\x32\x18.topwork.v1.SkippedImage\x12*\n\ncomparison\x18\x04 \x01(\x0b\x32\x16.topwork.v1.Comparison\x12+\n\x0bstage_times\x18\x05 \x01(\x0b\x32\x16.topwork.v1.StageTimes\x12\'\n\tconflicts\x18\x06 \x03(\x0b\x32\x14.topwork.v1.Conflict\x12\x15\n\rgate_failures\x18\x07 \x03(\t\x12%\n\x08\x66indings\x18\x08 \x03(\x0b\x32\x13.topwork.v1.Finding\x12\x16\n\x0emissing_labels\x18\x0c \x01(\x05\x12\x14\n\x0cold_revision\x18\t \x01(\x03\x12,\n\x08\x65xamples\x18\n \x03(\x0b\x32\x1a.topwork.v1.ChangedExample\"0\n\x0e\x43hangedExample\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\"V\n\x0cSkippedImage\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05label\x18\x03 \x01(\t\"j\n\x08\x43onflict\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nother_name\x18\x03 \x01(\t\x12\r\n\x05\x65xact\x18\x04 \x01(\x08\x12\x16\n\x0euploaded_label\x18\x05 \x01(\t\":\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08severity\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xc0\x01\n\nStageTimes\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tembedding\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07solving\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\npublishing\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*\x94\x02\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43HANGE_KIND_ADD_CLASS\x10\x01\x12\x1c\n\x18\x43HANGE_KIND_ADD_EXAMPLES\x10\x02\x12\x1c\n\x18\x43HANGE_KIND_REMOVE_CLASS\x10\x03\x12\x1c\n\x18\x43HANGE_KIND_RENAME_CLASS\x10\x04\x12\x17\n\x13\x43HANGE_KIND_RETRAIN\x10\x05\x12\x1f\n\x1b\x43HANGE_KIND_REMOVE_EXAMPLES\x10\x06\x12\x1d\n\x19\x43HANGE_KIND_MOVE_EXAMPLES\x10\x07\x12\x1b\n\x17\x43HANGE_KIND_ADD_CLASSES\x10\x08*\xae\x01\n\x0b\x43hangeStage\x12\x1c\n\x18\x43HANGE_STAGE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_STAGE_QUEUED\x10\x01\x12\x1a\n\x16\x43HANGE_STAGE_EMBEDDING\x10\x02\x12\x18\n\x14\x43HANGE_STAGE_SOLVING\x10\x03\x12\x1b\n\x17\x43HANGE_STAGE_PUBLISHING\x10\x04\x12\x15\n\x11\x43HANGE_STAGE_DONE\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'topwork.v1.change_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHANGEKIND']._serialized_start=2795
-  _globals['_CHANGEKIND']._serialized_end=3042
-  _globals['_CHANGESTAGE']._serialized_start=3045
-  _globals['_CHANGESTAGE']._serialized_end=3219
+  _globals['_CHANGEKIND']._serialized_start=3090
+  _globals['_CHANGEKIND']._serialized_end=3366
+  _globals['_CHANGESTAGE']._serialized_start=3369
+  _globals['_CHANGESTAGE']._serialized_end=3543
   _globals['_ADDCLASSREQUEST']._serialized_start=156
   _globals['_ADDCLASSREQUEST']._serialized_end=260
   _globals['_ADDCLASSCONFIG']._serialized_start=262
@@ -47,34 +47,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADDEXAMPLESREQUEST']._serialized_end=484
   _globals['_ADDEXAMPLESCONFIG']._serialized_start=486
   _globals['_ADDEXAMPLESCONFIG']._serialized_end=599
-  _globals['_REMOVECLASSREQUEST']._serialized_start=601
-  _globals['_REMOVECLASSREQUEST']._serialized_end=715
-  _globals['_RENAMECLASSREQUEST']._serialized_start=718
-  _globals['_RENAMECLASSREQUEST']._serialized_end=851
-  _globals['_RETRAINREQUEST']._serialized_start=854
-  _globals['_RETRAINREQUEST']._serialized_end=986
-  _globals['_REMOVEEXAMPLESREQUEST']._serialized_start=989
-  _globals['_REMOVEEXAMPLESREQUEST']._serialized_end=1123
-  _globals['_MOVEEXAMPLESREQUEST']._serialized_start=1126
-  _globals['_MOVEEXAMPLESREQUEST']._serialized_end=1258
-  _globals['_CHANGEOPTIONS']._serialized_start=1260
-  _globals['_CHANGEOPTIONS']._serialized_end=1357
-  _globals['_GATE']._serialized_start=1360
-  _globals['_GATE']._serialized_end=1528
-  _globals['_TRAININGIMAGE']._serialized_start=1530
-  _globals['_TRAININGIMAGE']._serialized_end=1584
-  _globals['_CHANGEMETADATA']._serialized_start=1587
-  _globals['_CHANGEMETADATA']._serialized_end=1916
-  _globals['_CHANGERESPONSE']._serialized_start=1919
-  _globals['_CHANGERESPONSE']._serialized_end=2330
-  _globals['_CHANGEDEXAMPLE']._serialized_start=2332
-  _globals['_CHANGEDEXAMPLE']._serialized_end=2380
-  _globals['_SKIPPEDIMAGE']._serialized_start=2382
-  _globals['_SKIPPEDIMAGE']._serialized_end=2453
-  _globals['_CONFLICT']._serialized_start=2455
-  _globals['_CONFLICT']._serialized_end=2537
-  _globals['_FINDING']._serialized_start=2539
-  _globals['_FINDING']._serialized_end=2597
-  _globals['_STAGETIMES']._serialized_start=2600
-  _globals['_STAGETIMES']._serialized_end=2792
+  _globals['_ADDCLASSESREQUEST']._serialized_start=601
+  _globals['_ADDCLASSESREQUEST']._serialized_end=709
+  _globals['_ADDCLASSESCONFIG']._serialized_start=711
+  _globals['_ADDCLASSESCONFIG']._serialized_end=824
+  _globals['_REMOVECLASSREQUEST']._serialized_start=826
+  _globals['_REMOVECLASSREQUEST']._serialized_end=940
+  _globals['_RENAMECLASSREQUEST']._serialized_start=943
+  _globals['_RENAMECLASSREQUEST']._serialized_end=1076
+  _globals['_RETRAINREQUEST']._serialized_start=1079
+  _globals['_RETRAINREQUEST']._serialized_end=1211
+  _globals['_REMOVEEXAMPLESREQUEST']._serialized_start=1214
+  _globals['_REMOVEEXAMPLESREQUEST']._serialized_end=1348
+  _globals['_MOVEEXAMPLESREQUEST']._serialized_start=1351
+  _globals['_MOVEEXAMPLESREQUEST']._serialized_end=1483
+  _globals['_CHANGEOPTIONS']._serialized_start=1485
+  _globals['_CHANGEOPTIONS']._serialized_end=1582
+  _globals['_GATE']._serialized_start=1585
+  _globals['_GATE']._serialized_end=1753
+  _globals['_TRAININGIMAGE']._serialized_start=1755
+  _globals['_TRAININGIMAGE']._serialized_end=1824
+  _globals['_CHANGEMETADATA']._serialized_start=1827
+  _globals['_CHANGEMETADATA']._serialized_end=2172
+  _globals['_CHANGERESPONSE']._serialized_start=2175
+  _globals['_CHANGERESPONSE']._serialized_end=2586
+  _globals['_CHANGEDEXAMPLE']._serialized_start=2588
+  _globals['_CHANGEDEXAMPLE']._serialized_end=2636
+  _globals['_SKIPPEDIMAGE']._serialized_start=2638
+  _globals['_SKIPPEDIMAGE']._serialized_end=2724
+  _globals['_CONFLICT']._serialized_start=2726
+  _globals['_CONFLICT']._serialized_end=2832
+  _globals['_FINDING']._serialized_start=2834
+  _globals['_FINDING']._serialized_end=2892
+  _globals['_STAGETIMES']._serialized_start=2895
+  _globals['_STAGETIMES']._serialized_end=3087
 # @@protoc_insertion_point(module_scope)

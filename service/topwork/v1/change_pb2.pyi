@@ -45,6 +45,8 @@ class _ChangeKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """Single examples are removed."""
     CHANGE_KIND_MOVE_EXAMPLES: _ChangeKind.ValueType  # 7
     """Single examples get another label."""
+    CHANGE_KIND_ADD_CLASSES: _ChangeKind.ValueType  # 8
+    """Several labels are added, or get more images."""
 
 class ChangeKind(_ChangeKind, metaclass=_ChangeKindEnumTypeWrapper):
     """Kind of a change."""
@@ -65,6 +67,8 @@ CHANGE_KIND_REMOVE_EXAMPLES: ChangeKind.ValueType  # 6
 """Single examples are removed."""
 CHANGE_KIND_MOVE_EXAMPLES: ChangeKind.ValueType  # 7
 """Single examples get another label."""
+CHANGE_KIND_ADD_CLASSES: ChangeKind.ValueType  # 8
+"""Several labels are added, or get more images."""
 Global___ChangeKind: typing_extensions.TypeAlias = ChangeKind
 
 class _ChangeStage:
@@ -227,6 +231,71 @@ class AddExamplesConfig(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["label", b"label", "model", b"model", "options", b"options", "request_id", b"request_id"]) -> None: ...
 
 Global___AddExamplesConfig: typing_extensions.TypeAlias = AddExamplesConfig
+
+@typing.final
+class AddClassesRequest(google.protobuf.message.Message):
+    """One message of an AddClasses upload."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CONFIG_FIELD_NUMBER: builtins.int
+    IMAGES_FIELD_NUMBER: builtins.int
+    @property
+    def config(self) -> Global___AddClassesConfig:
+        """The change. Required in the first message, refused in later ones."""
+
+    @property
+    def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TrainingImage]:
+        """Photos of the classes, any number per message, each with its `label`."""
+
+    def __init__(
+        self,
+        *,
+        config: Global___AddClassesConfig | None = ...,
+        images: collections.abc.Iterable[Global___TrainingImage] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["config", b"config"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["config", b"config", "images", b"images"]) -> None: ...
+
+Global___AddClassesRequest: typing_extensions.TypeAlias = AddClassesRequest
+
+@typing.final
+class AddClassesConfig(google.protobuf.message.Message):
+    """Parameters of AddClasses."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """The model's resource name, `models/{model}`. Required."""
+    request_id: builtins.str
+    """Idempotency key, see `AddClassConfig.request_id`."""
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The labels of the photos, in any order: new labels, with the rules of `AddClassConfig.label`,
+        and labels of the model, which get more photos. Each needs a photo. Required; at most
+        `Limits.max_labels`.
+        """
+
+    @property
+    def options(self) -> Global___ChangeOptions:
+        """Conditions of the change. Unset: the defaults of ChangeOptions."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        labels: collections.abc.Iterable[builtins.str] | None = ...,
+        request_id: builtins.str = ...,
+        options: Global___ChangeOptions | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["options", b"options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["labels", b"labels", "model", b"model", "options", b"options", "request_id", b"request_id"]) -> None: ...
+
+Global___AddClassesConfig: typing_extensions.TypeAlias = AddClassesConfig
 
 @typing.final
 class RemoveClassRequest(google.protobuf.message.Message):
@@ -471,7 +540,7 @@ class Gate(google.protobuf.message.Message):
     the whole 95 % interval of the drop is above it. 1: no limit. Unset: 0.02.
     """
     min_new_class_recall: builtins.float
-    """Least recall of the label that was added or got more images, 0..1; for an existing label its
+    """Least recall of each label that was added or got more images, 0..1; for an existing label its
     recall before the change, if that is lower. The gate rejects only if the whole 95 % interval of
     the recall is below it. 0: no limit. Unset: 0.6.
     """
@@ -505,6 +574,7 @@ class TrainingImage(google.protobuf.message.Message):
 
     CONTENT_FIELD_NUMBER: builtins.int
     DISPLAY_NAME_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
     content: builtins.bytes
     """The encoded image file. Required."""
     display_name: builtins.str
@@ -512,13 +582,16 @@ class TrainingImage(google.protobuf.message.Message):
     `Limits.max_display_name_length` characters. Unset: `images[i]`, i counting from 0 over the
     whole upload.
     """
+    label: builtins.str
+    """The label, one of `AddClassesConfig.labels`. Required in AddClasses, refused in other calls."""
     def __init__(
         self,
         *,
         content: builtins.bytes = ...,
         display_name: builtins.str = ...,
+        label: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "display_name", b"display_name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "display_name", b"display_name", "label", b"label"]) -> None: ...
 
 Global___TrainingImage: typing_extensions.TypeAlias = TrainingImage
 
@@ -539,11 +612,12 @@ class ChangeMetadata(google.protobuf.message.Message):
     ELAPSED_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     CONFLICTS_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model's resource name."""
     label: builtins.str
     """The label that is added, extended, removed or renamed, or to which examples are moved; of
-    RemoveExamples the only label that they lose, if it was given. Empty for Retrain.
+    RemoveExamples the only label that they lose, if it was given. Empty for Retrain and AddClasses.
     """
     stage: Global___ChangeStage.ValueType
     """Current stage."""
@@ -569,6 +643,10 @@ class ChangeMetadata(google.protobuf.message.Message):
     def conflicts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Conflict]:
         """Uploaded images that duplicate images of another label; known before the head is solved."""
 
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The labels that AddClasses adds or extends, sorted. Empty for other changes."""
+
     def __init__(
         self,
         *,
@@ -583,9 +661,10 @@ class ChangeMetadata(google.protobuf.message.Message):
         elapsed: google.protobuf.duration_pb2.Duration | None = ...,
         validate_only: builtins.bool = ...,
         conflicts: collections.abc.Iterable[Global___Conflict] | None = ...,
+        labels: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "elapsed", b"elapsed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["conflicts", b"conflicts", "create_time", b"create_time", "done", b"done", "elapsed", b"elapsed", "kind", b"kind", "label", b"label", "model", b"model", "new_label", b"new_label", "stage", b"stage", "total", b"total", "validate_only", b"validate_only"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["conflicts", b"conflicts", "create_time", b"create_time", "done", b"done", "elapsed", b"elapsed", "kind", b"kind", "label", b"label", "labels", b"labels", "model", b"model", "new_label", b"new_label", "stage", b"stage", "total", b"total", "validate_only", b"validate_only"]) -> None: ...
 
 Global___ChangeMetadata: typing_extensions.TypeAlias = ChangeMetadata
 
@@ -703,8 +782,11 @@ class SkippedImage(google.protobuf.message.Message):
 
     DISPLAY_NAME_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
     display_name: builtins.str
     """The image's `display_name`."""
+    label: builtins.str
+    """The label that it was uploaded with."""
     @property
     def error(self) -> google.rpc.status_pb2.Status:
         """The reason: INVALID_ARGUMENT (unreadable, too large) or ALREADY_EXISTS (same pixels as another
@@ -716,9 +798,10 @@ class SkippedImage(google.protobuf.message.Message):
         *,
         display_name: builtins.str = ...,
         error: google.rpc.status_pb2.Status | None = ...,
+        label: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["error", b"error"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["display_name", b"display_name", "error", b"error"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["display_name", b"display_name", "error", b"error", "label", b"label"]) -> None: ...
 
 Global___SkippedImage: typing_extensions.TypeAlias = SkippedImage
 
@@ -732,6 +815,7 @@ class Conflict(google.protobuf.message.Message):
     LABEL_FIELD_NUMBER: builtins.int
     OTHER_NAME_FIELD_NUMBER: builtins.int
     EXACT_FIELD_NUMBER: builtins.int
+    UPLOADED_LABEL_FIELD_NUMBER: builtins.int
     display_name: builtins.str
     """The uploaded image's `display_name`."""
     label: builtins.str
@@ -740,6 +824,8 @@ class Conflict(google.protobuf.message.Message):
     """Name of the other image. Empty: unknown."""
     exact: builtins.bool
     """True: all pixels are equal. False: the images are near-duplicates."""
+    uploaded_label: builtins.str
+    """The label that the uploaded image was uploaded with."""
     def __init__(
         self,
         *,
@@ -747,8 +833,9 @@ class Conflict(google.protobuf.message.Message):
         label: builtins.str = ...,
         other_name: builtins.str = ...,
         exact: builtins.bool = ...,
+        uploaded_label: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["display_name", b"display_name", "exact", b"exact", "label", b"label", "other_name", b"other_name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["display_name", b"display_name", "exact", b"exact", "label", b"label", "other_name", b"other_name", "uploaded_label", b"uploaded_label"]) -> None: ...
 
 Global___Conflict: typing_extensions.TypeAlias = Conflict
 

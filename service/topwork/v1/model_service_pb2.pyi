@@ -310,7 +310,7 @@ class Limits(google.protobuf.message.Message):
     max_message_bytes: builtins.int
     """Length of one gRPC message in bytes, in both directions."""
     max_images_per_upload: builtins.int
-    """Images in one AddClass or AddExamples call."""
+    """Images in one AddClass, AddClasses or AddExamples call."""
     min_images_per_label: builtins.int
     """Least number of usable images per label."""
     max_label_length: builtins.int
@@ -318,17 +318,17 @@ class Limits(google.protobuf.message.Message):
     max_labels: builtins.int
     """Labels of one model."""
     max_upload_bytes: builtins.int
-    """Length in bytes of all images of one AddClass or AddExamples call together."""
+    """Length in bytes of all images of one AddClass, AddClasses or AddExamples call together."""
     max_display_name_length: builtins.int
     """Characters of a `TrainingImage.display_name`; longer names are truncated."""
     max_images_per_model: builtins.int
-    """Images of one model, after AddClass or AddExamples."""
+    """Images of one model, after AddClass, AddClasses or AddExamples."""
     max_model_bytes: builtins.int
     """Disk quota in bytes of a model's revisions, exemplars and uploaded images."""
     max_pending_operations: builtins.int
     """Unfinished operations of one model."""
     max_uploads: builtins.int
-    """AddClass and AddExamples calls at a time, of all clients. As with `max_streams` and
+    """AddClass, AddClasses and AddExamples calls at a time, of all clients. As with `max_streams` and
     `max_watches`, a caller may start a call only while it has fewer calls than there are free
     slots.
     """

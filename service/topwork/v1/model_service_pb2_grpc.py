@@ -33,11 +33,11 @@ if _version_not_supported:
 class ModelServiceStub(object):
     """Lists and changes models.
 
-    AddClass, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and MoveExamples are
-    long-running operations. They survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
-    lists, cancels, deletes and waits for them. Each makes a new revision from the serving one by
-    solving the head again on all remaining exemplars. The result is the same as one fit on the same
-    images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
+    AddClass, AddClasses, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and
+    MoveExamples are long-running operations. They survive a restart of the server, and
+    `google.longrunning.Operations` at the same address gets, lists, cancels, deletes and waits for
+    them. Each makes a new revision from the serving one by solving the head again on all remaining
+    exemplars. The result is the same as one fit on the same images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
     response ChangeResponse. Changes of one model run one at a time, in the order of their arrival;
     calls in flight finish on the old revision.
 
@@ -53,8 +53,8 @@ class ModelServiceStub(object):
     if `expected_revision` no longer serves, and with NOT_FOUND if the model was deleted. In all these
     cases the serving revision does not change.
 
-    A model that CreateModel made is a draft until it has two labels: AddClass, AddExamples,
-    RemoveClass and RenameClass change its labels, and the operation that gives it the second label
+    A model that CreateModel made is a draft until it has two labels: AddClass, AddClasses,
+    AddExamples, RemoveClass and RenameClass change its labels, and the operation that gives it the second label
     publishes its first revision, which serves. Calls that need a revision, such as Classify, Retrain
     and Rollback, fail until then with FAILED_PRECONDITION and the reason MODEL_NOT_READY.
     """
@@ -88,6 +88,11 @@ class ModelServiceStub(object):
         self.AddExamples = channel.stream_unary(
                 '/topwork.v1.ModelService/AddExamples',
                 request_serializer=topwork_dot_v1_dot_change__pb2.AddExamplesRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.AddClasses = channel.stream_unary(
+                '/topwork.v1.ModelService/AddClasses',
+                request_serializer=topwork_dot_v1_dot_change__pb2.AddClassesRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
         self.RemoveClass = channel.unary_unary(
@@ -170,11 +175,11 @@ class ModelServiceStub(object):
 class ModelServiceServicer(object):
     """Lists and changes models.
 
-    AddClass, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and MoveExamples are
-    long-running operations. They survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
-    lists, cancels, deletes and waits for them. Each makes a new revision from the serving one by
-    solving the head again on all remaining exemplars. The result is the same as one fit on the same
-    images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
+    AddClass, AddClasses, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and
+    MoveExamples are long-running operations. They survive a restart of the server, and
+    `google.longrunning.Operations` at the same address gets, lists, cancels, deletes and waits for
+    them. Each makes a new revision from the serving one by solving the head again on all remaining
+    exemplars. The result is the same as one fit on the same images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
     response ChangeResponse. Changes of one model run one at a time, in the order of their arrival;
     calls in flight finish on the old revision.
 
@@ -190,8 +195,8 @@ class ModelServiceServicer(object):
     if `expected_revision` no longer serves, and with NOT_FOUND if the model was deleted. In all these
     cases the serving revision does not change.
 
-    A model that CreateModel made is a draft until it has two labels: AddClass, AddExamples,
-    RemoveClass and RenameClass change its labels, and the operation that gives it the second label
+    A model that CreateModel made is a draft until it has two labels: AddClass, AddClasses,
+    AddExamples, RemoveClass and RenameClass change its labels, and the operation that gives it the second label
     publishes its first revision, which serves. Calls that need a revision, such as Classify, Retrain
     and Rollback, fail until then with FAILED_PRECONDITION and the reason MODEL_NOT_READY.
     """
@@ -238,6 +243,19 @@ class ModelServiceServicer(object):
         """Adds images to a label of a model. Like AddClass, except that the label must exist and one
         usable image is enough. Images that the label already has (same pixels) change nothing and are
         named in the result; if there are no other images, no revision is made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddClasses(self, request_iterator, context):
+        """Adds several labels to a model, or images to labels that it has, in one operation: the head is
+        solved once, and one revision has all labels or none. Like AddClass, except that each image
+        names its label. The gate judges each label (`Comparison.taught_labels`), and rejects all if
+        one fails.
+
+        If a new label has fewer than `Limits.min_images_per_label` usable images, or an existing one
+        none, the operation fails with FAILED_PRECONDITION, and the message names all such labels.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -421,6 +439,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=topwork_dot_v1_dot_change__pb2.AddExamplesRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
+            'AddClasses': grpc.stream_unary_rpc_method_handler(
+                    servicer.AddClasses,
+                    request_deserializer=topwork_dot_v1_dot_change__pb2.AddClassesRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
             'RemoveClass': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveClass,
                     request_deserializer=topwork_dot_v1_dot_change__pb2.RemoveClassRequest.FromString,
@@ -507,11 +530,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
 class ModelService(object):
     """Lists and changes models.
 
-    AddClass, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and MoveExamples are
-    long-running operations. They survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
-    lists, cancels, deletes and waits for them. Each makes a new revision from the serving one by
-    solving the head again on all remaining exemplars. The result is the same as one fit on the same
-    images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
+    AddClass, AddClasses, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and
+    MoveExamples are long-running operations. They survive a restart of the server, and
+    `google.longrunning.Operations` at the same address gets, lists, cancels, deletes and waits for
+    them. Each makes a new revision from the serving one by solving the head again on all remaining
+    exemplars. The result is the same as one fit on the same images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
     response ChangeResponse. Changes of one model run one at a time, in the order of their arrival;
     calls in flight finish on the old revision.
 
@@ -527,8 +550,8 @@ class ModelService(object):
     if `expected_revision` no longer serves, and with NOT_FOUND if the model was deleted. In all these
     cases the serving revision does not change.
 
-    A model that CreateModel made is a draft until it has two labels: AddClass, AddExamples,
-    RemoveClass and RenameClass change its labels, and the operation that gives it the second label
+    A model that CreateModel made is a draft until it has two labels: AddClass, AddClasses,
+    AddExamples, RemoveClass and RenameClass change its labels, and the operation that gives it the second label
     publishes its first revision, which serves. Calls that need a revision, such as Classify, Retrain
     and Rollback, fail until then with FAILED_PRECONDITION and the reason MODEL_NOT_READY.
     """
@@ -657,6 +680,33 @@ class ModelService(object):
             target,
             '/topwork.v1.ModelService/AddExamples',
             topwork_dot_v1_dot_change__pb2.AddExamplesRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddClasses(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/topwork.v1.ModelService/AddClasses',
+            topwork_dot_v1_dot_change__pb2.AddClassesRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,

@@ -110,6 +110,22 @@ _ModelServiceAddExamplesType = typing_extensions.TypeVar(
     ],
 )
 
+_ModelServiceAddClassesType = typing_extensions.TypeVar(
+    '_ModelServiceAddClassesType',
+    grpc.StreamUnaryMultiCallable[
+        topwork.v1.change_pb2.AddClassesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.StreamUnaryMultiCallable[
+        topwork.v1.change_pb2.AddClassesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    default=grpc.StreamUnaryMultiCallable[
+        topwork.v1.change_pb2.AddClassesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+)
+
 _ModelServiceRemoveClassType = typing_extensions.TypeVar(
     '_ModelServiceRemoveClassType',
     grpc.UnaryUnaryMultiCallable[
@@ -350,14 +366,14 @@ _ModelServiceWatchOperationType = typing_extensions.TypeVar(
     ],
 )
 
-class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceListRevisionsType, _ModelServiceAddClassType, _ModelServiceAddExamplesType, _ModelServiceRemoveClassType, _ModelServiceRenameClassType, _ModelServiceRetrainType, _ModelServiceListExamplesType, _ModelServiceGetExampleType, _ModelServiceRemoveExamplesType, _ModelServiceMoveExamplesType, _ModelServiceRollbackType, _ModelServicePinRevisionType, _ModelServiceCreateModelType, _ModelServiceCopyModelType, _ModelServiceDeleteModelType, _ModelServiceUndeleteModelType, _ModelServiceListBackbonesType, _ModelServiceWatchOperationType]):
+class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceListRevisionsType, _ModelServiceAddClassType, _ModelServiceAddExamplesType, _ModelServiceAddClassesType, _ModelServiceRemoveClassType, _ModelServiceRenameClassType, _ModelServiceRetrainType, _ModelServiceListExamplesType, _ModelServiceGetExampleType, _ModelServiceRemoveExamplesType, _ModelServiceMoveExamplesType, _ModelServiceRollbackType, _ModelServicePinRevisionType, _ModelServiceCreateModelType, _ModelServiceCopyModelType, _ModelServiceDeleteModelType, _ModelServiceUndeleteModelType, _ModelServiceListBackbonesType, _ModelServiceWatchOperationType]):
     """Lists and changes models.
 
-    AddClass, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and MoveExamples are
-    long-running operations. They survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
-    lists, cancels, deletes and waits for them. Each makes a new revision from the serving one by
-    solving the head again on all remaining exemplars. The result is the same as one fit on the same
-    images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
+    AddClass, AddClasses, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and
+    MoveExamples are long-running operations. They survive a restart of the server, and
+    `google.longrunning.Operations` at the same address gets, lists, cancels, deletes and waits for
+    them. Each makes a new revision from the serving one by solving the head again on all remaining
+    exemplars. The result is the same as one fit on the same images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
     response ChangeResponse. Changes of one model run one at a time, in the order of their arrival;
     calls in flight finish on the old revision.
 
@@ -373,8 +389,8 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
     if `expected_revision` no longer serves, and with NOT_FOUND if the model was deleted. In all these
     cases the serving revision does not change.
 
-    A model that CreateModel made is a draft until it has two labels: AddClass, AddExamples,
-    RemoveClass and RenameClass change its labels, and the operation that gives it the second label
+    A model that CreateModel made is a draft until it has two labels: AddClass, AddClasses,
+    AddExamples, RemoveClass and RenameClass change its labels, and the operation that gives it the second label
     publishes its first revision, which serves. Calls that need a revision, such as Classify, Retrain
     and Rollback, fail until then with FAILED_PRECONDITION and the reason MODEL_NOT_READY.
     """
@@ -399,6 +415,10 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
         ],
         grpc.StreamUnaryMultiCallable[
             topwork.v1.change_pb2.AddExamplesRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.StreamUnaryMultiCallable[
+            topwork.v1.change_pb2.AddClassesRequest,
             google.longrunning.operations_pb2.Operation,
         ],
         grpc.UnaryUnaryMultiCallable[
@@ -483,6 +503,10 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
         ],
         grpc.aio.StreamUnaryMultiCallable[
             topwork.v1.change_pb2.AddExamplesRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.aio.StreamUnaryMultiCallable[
+            topwork.v1.change_pb2.AddClassesRequest,
             google.longrunning.operations_pb2.Operation,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
@@ -576,6 +600,16 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
     """Adds images to a label of a model. Like AddClass, except that the label must exist and one
     usable image is enough. Images that the label already has (same pixels) change nothing and are
     named in the result; if there are no other images, no revision is made.
+    """
+
+    AddClasses: _ModelServiceAddClassesType
+    """Adds several labels to a model, or images to labels that it has, in one operation: the head is
+    solved once, and one revision has all labels or none. Like AddClass, except that each image
+    names its label. The gate judges each label (`Comparison.taught_labels`), and rejects all if
+    one fails.
+
+    If a new label has fewer than `Limits.min_images_per_label` usable images, or an existing one
+    none, the operation fails with FAILED_PRECONDITION, and the message names all such labels.
     """
 
     RemoveClass: _ModelServiceRemoveClassType
@@ -702,6 +736,10 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
         topwork.v1.change_pb2.AddExamplesRequest,
         google.longrunning.operations_pb2.Operation,
     ],
+    grpc.aio.StreamUnaryMultiCallable[
+        topwork.v1.change_pb2.AddClassesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
     grpc.aio.UnaryUnaryMultiCallable[
         topwork.v1.change_pb2.RemoveClassRequest,
         google.longrunning.operations_pb2.Operation,
@@ -767,11 +805,11 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
 class ModelServiceServicer(metaclass=abc.ABCMeta):
     """Lists and changes models.
 
-    AddClass, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and MoveExamples are
-    long-running operations. They survive a restart of the server, and `google.longrunning.Operations` at the same address gets,
-    lists, cancels, deletes and waits for them. Each makes a new revision from the serving one by
-    solving the head again on all remaining exemplars. The result is the same as one fit on the same
-    images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
+    AddClass, AddClasses, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and
+    MoveExamples are long-running operations. They survive a restart of the server, and
+    `google.longrunning.Operations` at the same address gets, lists, cancels, deletes and waits for
+    them. Each makes a new revision from the serving one by solving the head again on all remaining
+    exemplars. The result is the same as one fit on the same images, whatever the order of the changes. The metadata of the operation is ChangeMetadata, its
     response ChangeResponse. Changes of one model run one at a time, in the order of their arrival;
     calls in flight finish on the old revision.
 
@@ -787,8 +825,8 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
     if `expected_revision` no longer serves, and with NOT_FOUND if the model was deleted. In all these
     cases the serving revision does not change.
 
-    A model that CreateModel made is a draft until it has two labels: AddClass, AddExamples,
-    RemoveClass and RenameClass change its labels, and the operation that gives it the second label
+    A model that CreateModel made is a draft until it has two labels: AddClass, AddClasses,
+    AddExamples, RemoveClass and RenameClass change its labels, and the operation that gives it the second label
     publishes its first revision, which serves. Calls that need a revision, such as Classify, Retrain
     and Rollback, fail until then with FAILED_PRECONDITION and the reason MODEL_NOT_READY.
     """
@@ -847,6 +885,21 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         """Adds images to a label of a model. Like AddClass, except that the label must exist and one
         usable image is enough. Images that the label already has (same pixels) change nothing and are
         named in the result; if there are no other images, no revision is made.
+        """
+
+    @abc.abstractmethod
+    def AddClasses(
+        self,
+        request_iterator: _MaybeAsyncIterator[topwork.v1.change_pb2.AddClassesRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Adds several labels to a model, or images to labels that it has, in one operation: the head is
+        solved once, and one revision has all labels or none. Like AddClass, except that each image
+        names its label. The gate judges each label (`Comparison.taught_labels`), and rejects all if
+        one fails.
+
+        If a new label has fewer than `Limits.min_images_per_label` usable images, or an existing one
+        none, the operation fails with FAILED_PRECONDITION, and the message names all such labels.
         """
 
     @abc.abstractmethod

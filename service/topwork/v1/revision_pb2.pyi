@@ -349,6 +349,7 @@ class Comparison(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     TAUGHT_FIELD_NUMBER: builtins.int
     CONFUSIONS_FIELD_NUMBER: builtins.int
+    TAUGHT_LABELS_FIELD_NUMBER: builtins.int
     images: builtins.int
     """Number of images of the labels that both revisions have."""
     accuracy_before: builtins.float
@@ -371,11 +372,17 @@ class Comparison(google.protobuf.message.Message):
 
     @property
     def taught(self) -> Global___TaughtLabel:
-        """The label that was added or got more images. Unset: no label."""
+        """The label that was added or got more images, or of several the one with the lowest recall.
+        Unset: no label.
+        """
 
     @property
     def confusions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Confusion]:
         """The most confused pairs of labels, greatest share first, at most ten."""
+
+    @property
+    def taught_labels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TaughtLabel]:
+        """All labels that were added or got more images, in label order."""
 
     def __init__(
         self,
@@ -391,9 +398,10 @@ class Comparison(google.protobuf.message.Message):
         labels: collections.abc.Iterable[Global___LabelComparison] | None = ...,
         taught: Global___TaughtLabel | None = ...,
         confusions: collections.abc.Iterable[Global___Confusion] | None = ...,
+        taught_labels: collections.abc.Iterable[Global___TaughtLabel] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["taught", b"taught"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accuracy_after", b"accuracy_after", "accuracy_before", b"accuracy_before", "calibration_error_after", b"calibration_error_after", "calibration_error_before", b"calibration_error_before", "confusions", b"confusions", "drop", b"drop", "drop_high", b"drop_high", "drop_low", b"drop_low", "images", b"images", "labels", b"labels", "taught", b"taught"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accuracy_after", b"accuracy_after", "accuracy_before", b"accuracy_before", "calibration_error_after", b"calibration_error_after", "calibration_error_before", b"calibration_error_before", "confusions", b"confusions", "drop", b"drop", "drop_high", b"drop_high", "drop_low", b"drop_low", "images", b"images", "labels", b"labels", "taught", b"taught", "taught_labels", b"taught_labels"]) -> None: ...
 
 Global___Comparison: typing_extensions.TypeAlias = Comparison
 

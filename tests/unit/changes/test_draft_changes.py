@@ -188,6 +188,19 @@ def test_random_history_from_a_draft_equals_a_fit(steps: list[Step], seed: int) 
             assert repository.head(current) == fit(chosen, seed)
 
 
+def test_one_add_classes_makes_a_draft_serve(repository: Repository) -> None:
+    """A model may be born with all its labels at once; its gate judges each."""
+    change = job(repository, "add_classes", "", POOL["a"] + POOL["b"])
+    uploads = tuple(
+        replace(upload, label="a" if number < 12 else "b")
+        for number, upload in enumerate(change.uploads)
+    )
+    apply(repository, replace(change, labels=("a", "b"), uploads=uploads))
+    manifest = repository.manifest("m", repository.serving("m"))
+    assert (manifest.revision, manifest.change, manifest.labels) == (1, "add_classes", ("a", "b"))
+    assert repository.head(manifest) == fit({"a": POOL["a"], "b": POOL["b"]})
+
+
 def test_last_step_may_be_repeated(repository: Repository) -> None:
     """Keeping a label twice, also after a later operation, changes the draft once."""
     change = job(repository, "add_class", "a", POOL["a"])

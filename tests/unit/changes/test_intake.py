@@ -221,6 +221,9 @@ def test_exceeded_quota_refuses_all_changes_except_removals(root: Path) -> None:
         (replace(ADD, label=""), "config.label"),
         (replace(ADD, label="a\tb"), "config.label"),
         (replace(ADD, request_id="1"), "config.request_id"),
+        (replace(ADD, kind="add_classes", labels=()), "config.labels"),
+        (replace(ADD, kind="add_classes", labels=("blue", "a\tb")), "config.labels[1]"),
+        (replace(ADD, kind="add_classes", labels=("e\u0301", "\u00e9")), "config.labels[1]"),
     ],
 )
 def test_upload_names_an_invalid_field(server: Server, invalid: ChangeRequest, field: str) -> None:

@@ -10,7 +10,14 @@ from support import tiny
 
 from topwork.bundle.manifest import Manifest, ShardRef
 from topwork.changes.jobs import ChangeKind, Job, Upload
-from topwork.changes.kinds import KINDS, changed_shards, check_change, describe, min_images
+from topwork.changes.kinds import (
+    KINDS,
+    changed_shards,
+    check_change,
+    describe,
+    new_labels,
+    taught_labels,
+)
 from topwork.errors import AlreadyExists, NotFound, NotReady, QuotaExceeded, Stale
 from topwork.limits import DEFAULT_LIMITS
 
@@ -55,7 +62,34 @@ def test_changed_shards_of_each_kind(
     kind: ChangeKind, label: str, new: str, after: tuple[ShardRef, ...]
 ) -> None:
     """A change adds, removes or relabels whole shards."""
-    assert changed_shards((A, B, B2), job(kind, label, "z"), new) == after
+    shards = {label: new} if new else {}
+    assert changed_shards((A, B, B2), job(kind, label, "z"), shards) == after
+
+
+def test_add_classes_adds_the_shards_of_all_its_labels() -> None:
+    """A label whose images are all known adds none."""
+    change = replace(job("add_classes"), labels=("a", "c", "d"))
+    after = changed_shards((A, B), change, {"d": "8" * 64, "c": NEW})
+    assert after == (A, B, ShardRef(label="c", digest=NEW), ShardRef(label="d", digest="8" * 64))
+
+
+def test_new_labels_are_those_that_the_parent_lacks(parent: Manifest) -> None:
+    """An existing label of AddClasses only gets more images."""
+    change = replace(job("add_classes"), labels=("blue", "violet"))
+    assert (taught_labels(change), new_labels(change, parent)) == (("blue", "violet"), ("violet",))
+    assert taught_labels(job("move_examples", "violet")) == ("violet",)
+    assert new_labels(job("move_examples", "violet"), parent) == ()
+    assert taught_labels(job("rename_class", "blue", "navy")) == ()
+
+
+def test_add_classes_counts_only_new_labels_against_the_limit(parent: Manifest) -> None:
+    """The NotReady has the number of new labels."""
+    limits = replace(DEFAULT_LIMITS, max_labels=5)
+    change = replace(job("add_classes"), labels=("blue", "green", "violet"))
+    check_change(change, parent, limits)
+    with pytest.raises(NotReady, match="has 4 labels, and 2 are new; the limit is 5") as caught:
+        check_change(replace(change, labels=("blue", "teal", "violet")), parent, limits)
+    assert caught.value.reason == "TOO_MANY_LABELS"
 
 
 @pytest.mark.slow
@@ -136,16 +170,12 @@ def test_table_has_exactly_the_kinds_of_jobs() -> None:
         (job("remove_class", "blue"), "RemoveClass 'blue'"),
         (job("rename_class", "blue", "navy"), "RenameClass 'blue' to 'navy'"),
         (job("retrain"), "Retrain"),
+        (
+            replace(job("add_classes"), labels=tuple("abcdefg")),
+            "AddClasses 'a', 'b', 'c', 'd', 'e' and 2 more (7 images)",
+        ),
     ],
 )
 def test_describe_names_rpc_labels_and_images(change: Job, description: str) -> None:
     """Only uploads have a number of images."""
     assert describe(change, 7) == description
-
-
-@pytest.mark.parametrize(("limit", "least"), [(5, 5), (0, 1)])
-def test_min_images_of_a_new_label_is_at_least_1(limit: int, least: int) -> None:
-    """Without an image there is no shard, and so no label, even if the limit is 0."""
-    limits = replace(DEFAULT_LIMITS, min_images_per_label=limit)
-    assert min_images(job("add_class", "violet"), limits) == least
-    assert min_images(job("add_examples", "blue"), limits) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import uuid
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from support import tiny
 from support.pictures import picture, pictures
 
 from topwork.bundle.comparison import Gate
+from topwork.bundle.documents import from_data
 from topwork.bundle.files import sha256
 from topwork.bundle.maintenance.garbage import collect
 from topwork.bundle.manifest import Manifest
@@ -61,6 +63,7 @@ def job(
     label: str = "",
     contents: Sequence[bytes] = (),
     *,
+    classes: dict[str, list[bytes]] | None = None,
     new_label: str = "",
     gate: Gate = ANY,
     recipe: Recipe | None = None,
@@ -75,9 +78,11 @@ def job(
         label=label,
         new_label=new_label,
         accepted=0.0,
+        labels=tuple(sorted(classes or ())),
         uploads=tuple(
-            Upload(name=f"{label}-{number}", digest=repository.put_image(content))
-            for number, content in enumerate(contents)
+            Upload(name=f"{label or own}-{number}", digest=repository.put_image(content), label=own)
+            for own, images in (classes or {"": [*contents]}).items()
+            for number, content in enumerate(images)
         ),
         gate=gate,
         recipe=recipe,
@@ -143,7 +148,7 @@ def histories(draw: st.DrawFn) -> list[Step]:
     has = {label: {(label, number) for number in range(8)} for label in "ab"}
     steps: list[Step] = []
     for _ in range(draw(st.integers(1, 6))):
-        kinds: list[ChangeKind] = ["add_examples", "retrain", "rename_class"]
+        kinds: list[ChangeKind] = ["add_examples", "add_classes", "retrain", "rename_class"]
         kinds += ["remove_class"] if len(has) > 2 else []
         kinds += ["add_class"] if len(has) < len(POOL) else []
         spare = sorted(label for label in has if len(has[label]) > least)
@@ -159,6 +164,13 @@ def histories(draw: st.DrawFn) -> list[Step]:
             source = draw(st.sampled_from(sorted(POOL)))  # possibly also under another label
             images = set(draw(st.lists(named(source), min_size=1, max_size=4, unique=True)))
             has[label] |= images
+        elif kind == "add_classes":
+            # Labels of the pool, new ones or not.
+            several = draw(st.sets(st.sampled_from(sorted(POOL)), min_size=1, max_size=3))
+            for own in sorted(several):
+                added = draw(st.lists(named(own), min_size=least, max_size=5, unique=True))
+                images |= set(added)
+                has.setdefault(own, set()).update(added)
         elif kind == "remove_class":
             label = draw(st.sampled_from(sorted(has)))
             del has[label]
@@ -210,11 +222,16 @@ def test_history_of_changes_equals_one_fit(history: list[Step]) -> None:
         for step in history:
             contents = [POOL[label][number] for label, number in step.images]
             names_examples = step.kind in {"remove_examples", "move_examples"}
+            classes: dict[str, list[bytes]] = defaultdict(list)
+            if step.kind == "add_classes":
+                for label, number in step.images:
+                    classes[label].append(POOL[label][number])
             change = job(
                 repository,
                 step.kind,
                 step.label,
                 () if names_examples else contents,
+                classes=classes,
                 new_label=step.new_label,
                 digests=[*map(digest_of, contents)] if names_examples else (),
             )
@@ -318,6 +335,69 @@ def test_more_conflicts_than_the_gate_allows_are_not_ready(repository: Repositor
     with pytest.raises(NotReady, match=message) as caught:
         trainer.embed(change, ignore)
     assert caught.value.reason == "LABEL_CONFLICTS"
+
+
+def test_add_classes_teaches_all_labels_in_one_revision(repository: Repository) -> None:
+    """New labels and more images of a known one: a revision, a shard a label, a verdict a label."""
+    classes = {"a": POOL["a"][6:11], "d": POOL["d"][:5], "c": POOL["c"][:4]}
+    result = apply(repository, job(repository, "add_classes", classes=classes))
+    manifest = serving(repository)
+    assert (manifest.revision, manifest.labels) == (2, tuple("abcd"))
+    assert (result.images_used, manifest.images) == (12, 8 + 8 + 12)
+    assert [ref.label for ref in manifest.exemplars] == ["a", "b", "a", "c", "d"]
+    skipped = [(image.label, image.name, image.reason) for image in result.skipped]
+    assert skipped == [("a", "a-0", "DUPLICATE"), ("a", "a-1", "DUPLICATE")]
+    assert result.comparison is not None
+    taught = [(each.label, each.images) for each in result.comparison.taught_labels]
+    assert taught == [("a", 11), ("c", 4), ("d", 5)]
+    one_by_one = {**classes, "a": POOL["a"][:11], "b": POOL["b"][:8]}
+    assert (manifest.labels, repository.head(manifest), manifest.data_digest) == fit(one_by_one)
+
+
+def test_add_classes_names_all_labels_with_too_few_images(repository: Repository) -> None:
+    """A new label needs the minimum, a known one a usable image; nothing is stored."""
+    classes = {"a": [b"no image"], "c": POOL["c"][:2], "d": POOL["d"][:5], "e": [b"junk"] * 3}
+    change = job(repository, "add_classes", classes=classes)
+    before = repository.stored("exemplars").keys()
+    trainer = Trainer(repository, cores=2, limits=LIMITS)
+    with pytest.raises(NotReady) as caught:
+        trainer.embed(change, ignore)
+    assert caught.value.reason == "TOO_FEW_IMAGES"
+    short = [line.split(" usable")[0] for line in str(caught.value).split("label ")[1:]]
+    assert short == ["'a' has 0", "'c' has 2", "'e' has 0"]
+    assert repository.stored("exemplars").keys() == before
+
+
+def test_images_of_one_call_may_conflict_with_one_another(repository: Repository) -> None:
+    """The same pixels under two of its labels are a conflict of both."""
+    shared = POOL["c"][0]
+    classes = {"c": POOL["c"][:4], "d": [*POOL["d"][:4], shared]}
+    new = Trainer(repository, cores=2, limits=LIMITS).embed(
+        job(repository, "add_classes", classes=classes), ignore
+    )
+    assert [(found.uploaded_label, found.name, found.label) for found in new.conflicts] == [
+        ("c", "c-0", "d"),
+        ("d", "d-4", "c"),
+    ]
+
+
+def test_gate_judges_each_label_of_add_classes(repository: Repository) -> None:
+    """One label that cannot be told from the others rejects all, and is the one that is named."""
+    classes = {"c": POOL["a"][:8] + POOL["b"][:8], "d": POOL["d"][:12]}
+    gate = Gate(max_old_class_drop=1.0)
+    change = job(repository, "add_classes", classes=classes, gate=gate)
+    candidate = solve(repository, change)
+    assert candidate.rejected is not None
+    assert "the recall of 'c' is" in candidate.rejected.message
+    assert "the recall of 'd' is" not in candidate.rejected.message
+    assert repository.serving("m") == 1
+
+
+def test_new_exemplars_of_an_earlier_version_are_read() -> None:
+    """They have one shard, of the job's label."""
+    job = Job(kind="add_class", model="m", accepted=0.0, label="c")
+    stored = {"shard": "1" * 64, "backbone": "", "images": 1, "skipped": [], "conflicts": []}
+    assert from_data(stored, NewExemplars).shards_of(job) == {"c": "1" * 64}
 
 
 def harmful(repository: Repository, *, validate_only: bool = False) -> Job:
@@ -547,7 +627,8 @@ def test_twin_embeds_where_the_backbone_is_off(tmp_path: Path) -> None:
     assert new == again
     assert new.backbone == parent.backbone
     np.testing.assert_array_equal(
-        np.sort(repository.shard(new.shard).embeddings, axis=0), np.sort(expected, axis=0)
+        np.sort(repository.shard(new.shards["violet"]).embeddings, axis=0),
+        np.sort(expected, axis=0),
     )
     (line,) = [line for line in logs if line["event"] == "backbone is off"]
     assert (line["log_level"], line["used"]) == ("warning", "fp32")

@@ -53,11 +53,11 @@ async def stream(*items: UploadItem) -> AsyncIterator[UploadItem]:
 
 
 def store(
-    root: Path, *items: UploadItem, quota: Quota | None = None
+    root: Path, *items: UploadItem, quota: Quota | None = None, labels: tuple[str, ...] = ()
 ) -> tuple[tuple[Upload, ...], tuple[SkippedUpload, ...], int]:
     """Return the stored images, the refused images and the bytes of an upload."""
     uploads = Uploads(Repository(root), LIMITS)
-    return asyncio.run(uploads.store(stream(*items), quota or Quota()))
+    return asyncio.run(uploads.store(stream(*items), quota or Quota(), labels))
 
 
 def count_images(root: Path) -> int:
@@ -126,6 +126,40 @@ def test_upload_without_images_is_refused(tmp_path: Path) -> None:
     """Messages without any image are InvalidInput."""
     with pytest.raises(InvalidInput, match="the upload has no image"):
         store(tmp_path, [], [])
+
+
+def labelled(*labels: str) -> list[UploadedImage]:
+    """Return a batch with an image of each label."""
+    return [UploadedImage(name="x", content=b"x", label=label) for label in labels]
+
+
+def test_images_have_one_of_the_labels(tmp_path: Path) -> None:
+    """Stored labels are in composed form, also those of refused images."""
+    large = UploadedImage(name="", content=b"x" * 61, label="rose\u0301")
+    uploads, refused, _ = store(
+        tmp_path, labelled("rose\u0301"), [*labelled("b"), large], labels=("b", "ros\u00e9")
+    )
+    assert [upload.label for upload in uploads] == ["ros\u00e9", "b"]
+    assert [image.label for image in refused] == ["ros\u00e9"]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "field", "message"),
+    [
+        (labelled("b", "c"), ("b",), "images[2].label", "label 'c' is not one of config.labels"),
+        (labelled("b", ""), ("b",), "images[2].label", "the label is empty"),
+        (labelled("b"), (), "images[1].label", "only images of AddClasses have a label"),
+        (labelled("b"), ("a", "b", "d"), "config.labels", "no image of 'd'"),
+    ],
+)
+def test_images_with_other_labels_are_refused(
+    tmp_path: Path, images: list[UploadedImage], labels: tuple[str, ...], field: str, message: str
+) -> None:
+    """Images are counted over all messages; each label needs an image."""
+    first = labelled(labels[0] if labels else "")
+    with pytest.raises(InvalidInput, match=message) as caught:
+        store(tmp_path, first, images, labels=labels)
+    assert caught.value.field == field
 
 
 def test_long_upload_renews_the_mtimes_of_its_images(

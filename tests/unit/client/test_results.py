@@ -138,7 +138,7 @@ def test_notebook_shows_the_comparison_of_a_finished_or_rejected_change() -> Non
         accuracy_before=0.96,
         accuracy_after=0.95,
         labels=[revision_pb.LabelComparison(label="roses", recall_before=0.9, recall_after=0.8)],
-        taught=revision_pb.TaughtLabel(label="tulips", recall=0.7),
+        taught_labels=[revision_pb.TaughtLabel(label="tulips", recall=0.7)],
     )
     done, rejected = (operations_pb2.Operation(name="operations/1", done=True) for _ in range(2))
     done.response.Pack(change_pb.ChangeResponse(comparison=comparison))

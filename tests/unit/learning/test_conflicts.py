@@ -52,6 +52,11 @@ def known(*parts: Exemplars) -> KnownExemplars:
     return KnownExemplars.of([(part.labels[0], shard_of(part, part.labels[0])) for part in parts])
 
 
+def conflicts_of(new: Exemplars, old: KnownExemplars, label: str) -> tuple[LabelConflict, ...]:
+    """Return the conflicts of exemplars of one label."""
+    return find_conflicts(shard_of(new, new.labels[0]), old, label)
+
+
 def noise(count: int, seed: int) -> Bytes:
     """Return unrelated fingerprints or digests."""
     return np.random.default_rng(seed).integers(0, 256, (count, 32), dtype=np.uint8)
@@ -80,7 +85,7 @@ def recompressed(jpeg: bytes) -> bytes:
 
 def test_different_images_are_no_conflict() -> None:
     """Unrelated images are not reported."""
-    assert find_conflicts(rows("x", noise(9, 0)), known(rows("a", noise(9, 1))), "x") == ()
+    assert conflicts_of(rows("x", noise(9, 0)), known(rows("a", noise(9, 1))), "x") == ()
 
 
 def test_the_same_pixels_are_an_exact_conflict() -> None:
@@ -88,7 +93,7 @@ def test_the_same_pixels_are_an_exact_conflict() -> None:
     digest = noise(1, 2)
     old = known(rows("a", noise(1, 1), digests=digest))
     new = rows("x", noise(1, 1), digests=digest)
-    assert find_conflicts(new, old, "x") == (
+    assert conflicts_of(new, old, "x") == (
         LabelConflict(name="x0", label="a", other="a0", exact=True),
     )
 
@@ -99,15 +104,15 @@ def test_a_near_duplicate_is_a_conflict() -> None:
     near = rows("x", flipped(prints, NEAR_DUPLICATE_BITS))
     far = rows("x", flipped(prints, NEAR_DUPLICATE_BITS + 1))
     old = known(rows("a", prints))
-    assert [conflict.exact for conflict in find_conflicts(near, old, "x")] == [False]
-    assert find_conflicts(far, old, "x") == ()
+    assert [conflict.exact for conflict in conflicts_of(near, old, "x")] == [False]
+    assert conflicts_of(far, old, "x") == ()
 
 
 def test_duplicate_of_the_same_label_is_no_conflict() -> None:
     """A copy of an exemplar of the same label is not reported, of another label it is."""
     prints = noise(1, 4)
     old = known(rows("a", prints), rows("x", prints, prefix="old"))
-    found = find_conflicts(rows("x", prints), old, "x")
+    found = conflicts_of(rows("x", prints), old, "x")
     assert [(conflict.label, conflict.other) for conflict in found] == [("a", "a0")]
 
 
@@ -116,7 +121,7 @@ def test_only_the_nearest_of_a_label_is_reported() -> None:
     prints = noise(1, 5)
     far, near = flipped(prints, 9), flipped(prints, 3)
     old = known(rows("a", far, prefix="far"), rows("b", far), rows("a", near, prefix="near"))
-    found = find_conflicts(rows("x", prints), old, "x")
+    found = conflicts_of(rows("x", prints), old, "x")
     assert [(conflict.label, conflict.other) for conflict in found] == [("a", "near0"), ("b", "b0")]
 
 
@@ -127,7 +132,7 @@ def test_the_same_pixels_come_before_an_equal_fingerprint() -> None:
         rows("a", np.repeat(prints, 3, axis=0), prefix="like"),
         rows("a", prints, digests=digest, prefix="same"),
     )
-    found = find_conflicts(rows("x", prints, digests=digest), old, "x")
+    found = conflicts_of(rows("x", prints, digests=digest), old, "x")
     assert [(conflict.other, conflict.exact) for conflict in found] == [("same0", True)]
 
 
@@ -137,7 +142,7 @@ def test_thumbnails_confirm_near_duplicates(*, same: bool) -> None:
     prints = noise(1, 8)
     old = known(rows("a", prints, thumbnails=[picture(0)]))
     seen = recompressed(picture(0)) if same else picture(1)
-    found = find_conflicts(rows("x", flipped(prints, 5), thumbnails=[seen]), old, "x")
+    found = conflicts_of(rows("x", flipped(prints, 5), thumbnails=[seen]), old, "x")
     assert [conflict.label for conflict in found] == ["a"] * same
 
 
@@ -145,7 +150,7 @@ def test_near_duplicate_without_thumbnail_is_a_conflict() -> None:
     """If either image has no thumbnail, near fingerprints are enough."""
     prints = noise(1, 9)
     new = rows("x", prints, thumbnails=[picture(0)])
-    assert len(find_conflicts(new, known(rows("a", prints)), "x")) == 1
+    assert len(conflicts_of(new, known(rows("a", prints)), "x")) == 1
 
 
 def test_near_duplicates_are_limited_to_the_nearest_labels() -> None:
@@ -153,7 +158,7 @@ def test_near_duplicates_are_limited_to_the_nearest_labels() -> None:
     prints, digest = noise(1, 10), noise(1, 11)
     near = [rows(f"near {index:02}", flipped(prints, index)) for index in range(MAX_LABELS + 3)]
     exact = [rows(f"same {index:02}", prints, digests=digest) for index in range(MAX_LABELS + 3)]
-    found = find_conflicts(rows("x", prints, digests=digest), known(*near, *exact), "x")
+    found = conflicts_of(rows("x", prints, digests=digest), known(*near, *exact), "x")
     assert [conflict.label for conflict in found] == [
         *(f"same {index:02}" for index in range(MAX_LABELS + 3)),
         *(f"near {index:02}" for index in range(MAX_LABELS)),
@@ -171,7 +176,7 @@ def test_every_copy_is_found_across_blocks(seed: int, few: int, many: int) -> No
     places = rng.choice(many, len(copies), replace=False)
     prints[places] = new.fingerprints[copies]
     old = rows("a", prints)
-    found = find_conflicts(new, known(old), "x")
+    found = conflicts_of(new, known(old), "x")
     assert [conflict.name for conflict in found] == [new.names[row] for row in sorted(copies)]
     assert {conflict.other for conflict in found} == {f"a{place}" for place in places}
 
@@ -185,14 +190,14 @@ def test_find_same_reports_known_pixels_of_the_label() -> None:
     new = rows("x", noise(4, 15), digests=digests)
     found = {
         name: bool(is_known)
-        for name, is_known in zip(new.names, old.find_same(new, "x"), strict=True)
+        for name, is_known in zip(new.names, old.find_same(shard_of(new, "x"), "x"), strict=True)
     }
     assert found == {"x0": True, "x1": True, "x2": False, "x3": False}
-    assert not old.find_same(new, "new label").any()
+    assert not old.find_same(shard_of(new, "x"), "new label").any()
 
 
 def test_no_shards_give_no_conflicts() -> None:
     """Without shards there are neither conflicts nor copies."""
     new = rows("x", noise(2, 16))
-    assert find_conflicts(new, KnownExemplars.of([]), "x") == ()
-    assert not KnownExemplars.of([]).find_same(new, "x").any()
+    assert conflicts_of(new, KnownExemplars.of([]), "x") == ()
+    assert not KnownExemplars.of([]).find_same(shard_of(new, "x"), "x").any()

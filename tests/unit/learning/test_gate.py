@@ -66,10 +66,11 @@ def answers(label: str, right: int, wrong: int = 0, called: str = "") -> list[An
 
 
 def compared(
-    before: Sequence[Answer], after: Sequence[Answer], *, taught: str | None = None
+    before: Sequence[Answer], after: Sequence[Answer], *, taught: str | None = None, more: str = ""
 ) -> Comparison:
     """Compare two revisions without renamed labels."""
-    return compare(judgement(before), judgement(after), taught=taught)
+    labels = [*([] if taught is None else [taught]), *more]
+    return compare(judgement(before), judgement(after), taught=labels)
 
 
 def test_compare_counts_lost_and_gained_images() -> None:
@@ -130,7 +131,7 @@ def test_a_renamed_label_is_compared_with_itself() -> None:
     after = [
         replace(answer, label=name[answer.label], called=name[answer.called]) for answer in before
     ]
-    found = compare(judgement(before), judgement(after), taught=None, renamed={"a": "z"})
+    found = compare(judgement(before), judgement(after), renamed={"a": "z"})
     assert [(change.label, change.recall_before) for change in found.labels] == [
         ("b", 1),
         ("z", 0.75),

@@ -67,7 +67,7 @@ def test_compare_uses_the_paired_comparison_of_the_manifest() -> None:
     assert [row.label for row in found.changes] == ["rose", "daisy"]
     low, high = drop_interval([COMPARISON.labels[1]])
     assert (found.changes[0].recall.low, found.changes[0].recall.high) == (-high, -low)
-    assert (found.taught, found.confusions) == (COMPARISON.taught, COMPARISON.confusions)
+    assert (found.taught, found.confusions) == (COMPARISON.all_taught, COMPARISON.confusions)
 
 
 def test_compare_ignores_a_revision_that_is_not_the_parent() -> None:

@@ -94,6 +94,10 @@ class FakeServicer(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServ
         """Not called in the tests."""
         raise NotImplementedError
 
+    async def AddClasses(self, request_iterator: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
     async def ListRevisions(self, request: Any, context: Any) -> model_pb.ListRevisionsResponse:
         """Not called in the tests."""
         raise NotImplementedError

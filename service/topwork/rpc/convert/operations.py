@@ -35,6 +35,7 @@ KINDS: dict[str, change_pb.ChangeKind.ValueType] = {
     "rename_class": change_pb.CHANGE_KIND_RENAME_CLASS,
     "retrain": change_pb.CHANGE_KIND_RETRAIN,
     "remove_examples": change_pb.CHANGE_KIND_REMOVE_EXAMPLES,
+    "add_classes": change_pb.CHANGE_KIND_ADD_CLASSES,
     "move_examples": change_pb.CHANGE_KIND_MOVE_EXAMPLES,
 }
 
@@ -52,12 +53,13 @@ def to_operation(
             kind=KINDS.get(subject.kind, change_pb.CHANGE_KIND_UNSPECIFIED),
             model=f"models/{subject.model}",
             label=subject.label,
+            labels=subject.labels,
             new_label=subject.new_label,
             validate_only=subject.validate_only,
             stage=STAGES.get(operation.progress.stage, change_pb.CHANGE_STAGE_UNSPECIFIED),
             done=operation.progress.done,
             total=operation.progress.total,
-            conflicts=[_conflict(conflict) for conflict in operation.progress.conflicts],
+            conflicts=[_conflict(subject, conflict) for conflict in operation.progress.conflicts],
             create_time=timestamp(operation.created),
             elapsed=duration(
                 ((operation.ended or datetime.now(UTC)) - operation.created).total_seconds()
@@ -100,7 +102,9 @@ def _change_response(
         images_used=result.images_used,
         skipped_images=[
             change_pb.SkippedImage(
-                display_name=image.name, error=statuses.from_skipped(image.reason, image.message)
+                display_name=image.name,
+                error=statuses.from_skipped(image.reason, image.message),
+                label=image.label or subject.label,
             )
             for image in result.skipped
         ],
@@ -111,7 +115,7 @@ def _change_response(
             solving=duration(seconds.solving),
             publishing=duration(seconds.publishing),
         ),
-        conflicts=[_conflict(conflict) for conflict in result.conflicts],
+        conflicts=[_conflict(subject, conflict) for conflict in result.conflicts],
         gate_failures=result.gate_failures,
         missing_labels=result.missing_labels,
         findings=[
@@ -126,10 +130,11 @@ def _change_response(
     )
 
 
-def _conflict(conflict: Conflict) -> change_pb.Conflict:
+def _conflict(subject: Subject, conflict: Conflict) -> change_pb.Conflict:
     return change_pb.Conflict(
         display_name=conflict.name,
         label=conflict.label,
         other_name=conflict.other,
         exact=conflict.exact,
+        uploaded_label=conflict.uploaded_label or subject.label,
     )

@@ -14,10 +14,13 @@ from topwork.limits import ServerLimits
 from topwork.rpc.convert import fields
 from topwork.v1 import change_pb2 as change_pb
 
-UploadMessage: TypeAlias = change_pb.AddClassRequest | change_pb.AddExamplesRequest
+UploadMessage: TypeAlias = (
+    change_pb.AddClassRequest | change_pb.AddExamplesRequest | change_pb.AddClassesRequest
+)
 ChangeMessage: TypeAlias = (
     change_pb.AddClassConfig
     | change_pb.AddExamplesConfig
+    | change_pb.AddClassesConfig
     | change_pb.RemoveClassRequest
     | change_pb.RenameClassRequest
     | change_pb.RetrainRequest
@@ -58,10 +61,17 @@ async def from_upload(
     async for message in messages:
         if message.HasField("config"):
             config = message.config
-            yield from_change(kind, config, path="config.", label=config.label)
+            labels = (
+                {"labels": tuple(islice(config.labels, limits.max_labels + 1))}
+                if isinstance(config, change_pb.AddClassesConfig)
+                else {"label": config.label}
+            )
+            yield from_change(kind, config, path="config.", **labels)
         yield [
             UploadedImage(
-                name=image.display_name[: limits.max_display_name_length], content=image.content
+                name=image.display_name[: limits.max_display_name_length],
+                content=image.content,
+                label=image.label,
             )
             for image in islice(message.images, limits.max_images_per_upload + 1)
         ]

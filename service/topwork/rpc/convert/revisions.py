@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from topwork.bundle.comparison import Comparison
+from topwork.bundle.comparison import Comparison, TaughtLabel
 from topwork.bundle.draft import Draft
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
@@ -129,11 +129,20 @@ def damaged_revision(model: str, revision: int) -> revision_pb.Revision:
     return revision_pb.Revision(name=revision_name(model, revision), revision=revision)
 
 
+def _taught(taught: TaughtLabel) -> revision_pb.TaughtLabel:
+    return revision_pb.TaughtLabel(
+        label=taught.label,
+        images=taught.images,
+        recall=taught.recall,
+        recall_low=taught.low,
+        recall_high=taught.high,
+    )
+
+
 def to_comparison(comparison: Comparison | None) -> revision_pb.Comparison | None:
     """Return a comparison of two revisions."""
     if comparison is None:
         return None
-    taught = comparison.taught
     return revision_pb.Comparison(
         images=comparison.images,
         accuracy_before=comparison.accuracy_before,
@@ -152,15 +161,8 @@ def to_comparison(comparison: Comparison | None) -> revision_pb.Comparison | Non
             )
             for label in comparison.labels
         ],
-        taught=None
-        if taught is None
-        else revision_pb.TaughtLabel(
-            label=taught.label,
-            images=taught.images,
-            recall=taught.recall,
-            recall_low=taught.low,
-            recall_high=taught.high,
-        ),
+        taught=None if comparison.taught is None else _taught(comparison.taught),
+        taught_labels=map(_taught, comparison.all_taught),
         confusions=[
             revision_pb.Confusion(
                 label=confusion.label,

@@ -109,6 +109,12 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         """See the contract."""
         return await self._upload("add_examples", request_iterator)
 
+    async def AddClasses(
+        self, request_iterator: AsyncIterator[change_pb.AddClassesRequest], context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._upload("add_classes", request_iterator)
+
     async def RemoveClass(
         self, request: change_pb.RemoveClassRequest, context: Context
     ) -> operations_pb2.Operation:

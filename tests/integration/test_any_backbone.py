@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from support import onnx_files, servers
+from support import onnx_files, servers, towers
 from support.pictures import picture
 
 from topwork import Client
@@ -28,11 +28,15 @@ LABELS = ("amber", "blue", "green", "crimson")
 ADDED = "violet"
 COUNT = 10
 
-FAMILIES: tuple[str, ...] = ("resnet", "vit:both")
+FAMILIES: tuple[str, ...] = ("resnet", "vit:cls-mean")
 """Endings of the names of timm's smallest networks, one of each family."""
+
+TOWERS: tuple[str, ...] = ("dinov2",)
+"""Families of image towers of transformers."""
 
 if "TOPWORK_ALL_FAMILIES" in os.environ:  # a minute of exports
     FAMILIES += ("byobnet", "convnext", "efficientnet", "mambaout", "maxvit", "nfnet", "vit")
+    TOWERS = towers.FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +58,9 @@ def client(root: Path) -> Iterator[Client]:
         yield connected
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, "own"])
+@pytest.fixture(scope="module", params=[*FAMILIES, *TOWERS, "own"])
 def config(request: pytest.FixtureRequest, root: Path) -> FitConfig:
-    """Return the settings of a fit of four labels, on one of timm's networks or an ONNX file."""
+    """Return the settings of a fit of four labels, on a network, a tower or an ONNX file."""
     name = request.param
     plain = FitConfig(
         data=root / "data",
@@ -71,6 +75,9 @@ def config(request: pytest.FixtureRequest, root: Path) -> FitConfig:
         done = CliRunner().invoke(cli, ["backbone", "add", "own", *options])
         assert done.exit_code == 0, done.output
         return plain
+    if name in TOWERS:
+        folder = towers.save(name, root / name)
+        return replace(plain, backbone=f"hf/local-dir:{folder}")
     torch.manual_seed(0)
     module = timm_import.package().create_model(f"test_{name.partition(':')[0]}", num_classes=7)
     torch.save(module.state_dict(), weights := root / f"{plain.model}.pth")
@@ -111,7 +118,7 @@ def test_add_class_gives_the_head_of_a_full_fit(
     assert added.head == both.manifest.head
 
 
-@pytest.mark.parametrize("config", FAMILIES, indirect=True)
+@pytest.mark.parametrize("config", [*FAMILIES, *TOWERS], indirect=True)
 def test_int8_is_fitted(config: FitConfig, fitted: FitResult) -> None:
     """The backbone can be quantised, and the head learns from its embeddings."""
     int8 = fit(replace(config, model=f"{config.model}-int8", precision="int8"), lambda *_: None)

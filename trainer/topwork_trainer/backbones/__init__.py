@@ -92,14 +92,15 @@ class BackboneChoice:
         return f"{origins}:{_RECIPE}{size}{views}"
 
     def _origin(self, name: str) -> str:
-        if self.weights is not None:
-            return weights.sha256(self.weights)
+        files = [self.weights] if self.weights else []
+        if folder := plans.folder(name):  # whose files may change, unlike published weights
+            files += weights.in_folder(folder)
+        if files:
+            return "+".join(map(weights.sha256, files))
         if name in plans.LITES:
             return plans.LITES[name].sha256
-        if name.startswith(plans.TIMM):
-            folder = plans.timm_folder(name)  # whose files may change, unlike published weights
-            return "+".join(map(weights.sha256, weights.in_folder(folder))) if folder else "timm"
-        return "torchvision"
+        publishers = {plans.TIMM: "timm", plans.TOWER: "hf"}
+        return next((publishers[p] for p in publishers if name.startswith(p)), "torchvision")
 
     def _own_size(self) -> int | None:
         """Return the backbone's own input size, or None if only torch knows it."""
@@ -151,7 +152,7 @@ class TorchBackbone:
 
 
 def names() -> list[str]:
-    """Return Topwork's names, then torchvision's. ``load`` also accepts timm's. Imports torch."""
+    """Return Topwork's names, then torchvision's. ``load`` accepts others, too. Imports torch."""
     return plans.names()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
@@ -111,7 +112,16 @@ def to_onnx(model: nn.Module, backbone: TorchBackbone, *, output: str) -> bytes:
         reason = textwrap.shorten(str(error), 500, placeholder=" ...")
         raise ExportError(f"torch cannot export {backbone.name}: {reason}") from error
     assert program is not None, "torch.onnx.export(dynamo=True) returns a program"
+    _free_name(program.model.graph, output)
     # Stack traces and local file names would give the same backbone another digest.
     ClearMetadataAndDocStringPass()(program.model)
     program.model.ir_version = IR_VERSION
     return stamped(program.model_proto.SerializeToString(), backbone.spec)
+
+
+def _free_name(graph: ir.Graph, output: str) -> None:
+    """Rename other values that are called like the output, as a layer ``Embedding`` calls its."""
+    inner = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for value in inner:
+        if value.name == output and value is not graph.outputs[0]:
+            value.name = f"{output}_inner"

@@ -63,21 +63,43 @@ LITES = {
 TIMM = "timm/"
 """Beginning of the names of timm's backbones."""
 
-POOLS = ("cls", "mean", "both")
-"""Embeddings of a vision transformer, written ``timm/NAME:POOL``."""
+TOWER = "hf/"
+"""Beginning of the names of image towers in Hugging Face's format."""
+
+POOLS = ("cls", "mean", "cls-mean")
+"""Embeddings of a vision transformer, written ``NAME:POOL``."""
+
+PARTS = "parts"
+"""Pool for comparisons: the network's own embedding, CLS and the mean, unscaled, in one pass."""
+
+AUTO_POOL = ":auto"
+"""Suffix of a vision transformer whose embedding cross-validation chooses."""
+
+_LOCAL = "local-dir:"
 
 
-def timm_folder(name: str) -> Path | None:
-    """Return the folder of ``timm/local-dir:PATH`` or ``timm/local-dir:PATH:POOL``, else None."""
-    kind, _, path = name.removeprefix(TIMM).partition(":")
-    if kind != "local-dir":
-        return None
-    before, _, pool = path.rpartition(":")
-    return Path(before if pool in POOLS else path)
+def split_pool(name: str) -> tuple[str, str]:
+    """Return the name without its pool, and the pool or an empty string. Raises InvalidInput."""
+    if name.endswith(AUTO_POOL):
+        raise InvalidInput(
+            f"{name!r} chooses by cross-validation: use it with fit or rank, and alone",
+            field="backbone",
+        )
+    before, _, pool = name.rpartition(":")
+    return (before, pool) if pool in {*POOLS, PARTS} else (name, "")
+
+
+def folder(name: str) -> Path | None:
+    """Return the folder of ``timm/local-dir:PATH`` or ``hf/local-dir:PATH``, else None."""
+    for publisher in (TIMM, TOWER):
+        if name.startswith(publisher + _LOCAL):
+            path, _ = split_pool(name.removesuffix(AUTO_POOL))
+            return Path(path.removeprefix(publisher + _LOCAL))
+    return None
 
 
 def names() -> list[str]:
-    """Return all names but timm's: Topwork's, then torchvision's. Imports torch."""
+    """Return Topwork's names, then torchvision's. Imports torch."""
     from topwork_trainer.backbones import torchvision_import
 
     return [*LITES, *torchvision_import.names()]
@@ -89,6 +111,10 @@ def plan(name: str) -> Plan:
         from topwork_trainer.backbones import timm_import
 
         return timm_import.plan(name)
+    if name.startswith(TOWER):
+        from topwork_trainer.backbones import towers
+
+        return towers.plan(name)
     return _plan_lite(name) if name in LITES else _plan_torchvision(name)
 
 

@@ -48,9 +48,7 @@ class Pooled(nn.Module):
         """Return the concatenated means and embeddings."""
         embedding, means = self._means(images)
         parts = [*(means[stage] for stage in self.stages), embedding]
-        # normalize() would export four nodes more per part.
-        lengths = [part.norm(dim=1, keepdim=True).clamp_min(1e-12) for part in parts]
-        return torch.cat([p / length for p, length in zip(parts, lengths, strict=True)], dim=1)
+        return torch.cat([unit(part) for part in parts], dim=1)
 
     def _means(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the embeddings, and the mean input (N, C) of each stage that has positions."""
@@ -72,6 +70,11 @@ class Pooled(nn.Module):
             for hook in hooks:
                 hook.remove()
         return embedding, means
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Return rows (N, D) scaled to length 1; normalize() would export four nodes more."""
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def _positions(features: Tensor) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session, software_versions
 from topwork.runtime.cores import available_cores
 from topwork_trainer import backbones
-from topwork_trainer.backbones import BackboneChoice, TorchBackbone
+from topwork_trainer.backbones import BackboneChoice, TorchBackbone, plans
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.onnx_import import IDENTITY
 from topwork_trainer.backbones.parity import ExportError
@@ -25,15 +25,16 @@ def prepare_backbone(
 ) -> BackboneInfo:
     """Return the stored export of a backbone, exporting it first if the repository has none.
 
-    The name of a backbone that was imported into the repository from an ONNX file means that one.
+    The name of a backbone that was added to the repository from an ONNX file, or with weights of
+    one's own, means that one.
     ``exports`` is the cache of exports made for any repository. Torch is imported only to export,
     and to find out the weights of torchvision's backbones. Raises InvalidInput for an unknown name,
     an image size that the backbone does not accept or unusable weights, NotFound for weights that
     are not available, Corrupt for a package with unknown weights, ExportError for a failed parity
     check.
     """
-    if imported := find_imported(repository, choice):
-        return imported
+    if added := find_imported(repository, choice) or find_own_weights(repository, choice):
+        return added
     if stored := _stored(repository, choice.identity()):
         return stored
     if choice.pins_weights and (cached := exports.find(choice.identity()) if exports else None):
@@ -81,6 +82,21 @@ def find_imported(repository: Repository, choice: BackboneChoice) -> BackboneInf
             )
         return info
     return None
+
+
+def find_own_weights(repository: Repository, choice: BackboneChoice) -> BackboneInfo | None:
+    """Return the backbone that was added under this notation with a weights file, else None.
+
+    A folder with a network has its own weights, as long as it exists.
+    """
+    digest = repository.added_backbones().get(str(choice))
+    folders = filter(None, map(plans.folder, choice.parts))
+    if choice.weights is not None or digest is None or any(path.exists() for path in folders):
+        return None
+    info = repository.backbone_info(digest)
+    own = info.identity.startswith(f"{choice.name}:{info.weights_digest}")
+    published = choice.identity().startswith(f"{choice.name}:{info.weights_digest}")
+    return info if own and not published else None
 
 
 def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:

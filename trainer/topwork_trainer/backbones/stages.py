@@ -92,10 +92,10 @@ def parse(unfreeze: str, available: Sequence[BackboneStage]) -> int:
     )
 
 
-# Names of modules that only contain stages, in torchvision, timm and EfficientNet-Lite.
+# Names of modules that only contain stages, in torchvision, timm, transformers and ours.
 _CONTAINERS = {
     *("features", "encoder", "layers", "trunk_output", "blocks", "_blocks"),
-    *("stages", "vision_transformer"),
+    *("stages", "vision_transformer", "model", "layer"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Backbones of timm, by name; the only import of timm and of Hugging Face's hub. Imports torch."""
+"""Backbones of timm, by name; the only import of timm. Imports torch."""
 
 from __future__ import annotations
 
@@ -17,26 +17,22 @@ from torch import Tensor, nn
 from topwork.errors import InvalidInput, NotFound, TopworkError
 from topwork.inputs.preprocess import DEEP_GREY, Interpolation, PreprocessSpec
 from topwork_trainer.backbones import torchvision_import, weights
-from topwork_trainer.backbones.plans import POOLS, TIMM, Plan
+from topwork_trainer.backbones.plans import TIMM, Plan, split_pool
+from topwork_trainer.backbones.token_pooling import Parts, TokenPooling
 
 
-class TokenPooling(nn.Module):
-    """Maps images (N, 3, H, W) to CLS, the mean of the patches, or both, (N, D) or (N, 2 D)."""
+class TimmPooling(TokenPooling):
+    """A vision transformer of timm."""
 
-    def __init__(self, vision_transformer: nn.Module, pool: str) -> None:
-        super().__init__()
-        self.vision_transformer: Any = vision_transformer
-        self.pool = pool
-
-    def forward(self, images: Tensor) -> Tensor:
+    def parts(self, images: Tensor) -> Parts:
         """Return the embeddings."""
         model = self.vision_transformer
         tokens = model.forward_features(images)
-        patches = tokens[:, model.num_prefix_tokens :].mean(dim=1)
-        parts = {"cls": [tokens[:, 0]], "mean": [patches], "both": [tokens[:, 0], patches]}
+        prefix = model.num_prefix_tokens
+        mean = tokens[:, prefix:].mean(dim=1)
         # A network that averages normalises after that, others before.
-        embedding: Tensor = torch.cat([model.fc_norm(part) for part in parts[self.pool]], dim=1)
-        return embedding
+        cls = model.fc_norm(tokens[:, 0]) if prefix else None
+        return Parts(own=model.forward_head(tokens), cls=cls, mean=model.fc_norm(mean))
 
 
 def plan(name: str) -> Plan:
@@ -46,9 +42,7 @@ def plan(name: str) -> Plan:
     unknown, if it takes no square RGB images, or if timm is not installed.
     """
     timm = package()
-    model, _, pool = name.removeprefix(TIMM).rpartition(":")
-    if pool not in POOLS:
-        model, pool = name.removeprefix(TIMM), ""
+    model, pool = split_pool(name.removeprefix(TIMM))
     try:
         module = timm.create_model(model, pretrained=False, exportable=True)
     except Exception as error:  # timm raises RuntimeError, ValueError, AssertionError and more
@@ -126,13 +120,10 @@ def downloaded() -> list[str]:
 
 def _pooled(module: nn.Module, pool: str, name: str, side: int) -> nn.Module:
     """Return a vision transformer with another pooling. Raises InvalidInput for other networks."""
-    prefix = getattr(module, "num_prefix_tokens", None)
-    if prefix is None or not hasattr(module, "fc_norm") or (pool != "mean" and not prefix):
-        kind = "CLS token" if prefix == 0 else "tokens"
-        raise InvalidInput(f"{name.rpartition(':')[0]} has no {kind} for :{pool}", field="backbone")
-    pooled = TokenPooling(module, pool).eval()
-    with torch.inference_mode():
-        assert pooled(torch.zeros(1, 3, side, side)).ndim == 2, "tokens are (N, T, D)"
+    if not (hasattr(module, "num_prefix_tokens") and hasattr(module, "fc_norm")):
+        raise InvalidInput(f"{split_pool(name)[0]} has no tokens for :{pool}", field="backbone")
+    pooled = TimmPooling(module, pool).eval()
+    pooled.check(name, side)
     return pooled
 
 

@@ -78,19 +78,39 @@ def load(
     ``unused`` has the prefixes of the weights' names that are in ``file`` but not in ``module``;
     ``convert`` renames weights of other publishers.
     """
+    state = _read(file)
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise _unusable(file, f"{key!r} has values that are not finite")
     try:
-        state = convert(_read(file), module)
+        state = convert(state, module)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise _unusable(file, f"it does not fit {name}: {error}") from error
     for key in [key for key in state if key.startswith(unused)]:
         del state[key]  # in place, because a state dict carries metadata
     for key in [key for key in state if _OLD_DENSENET.search(key)]:
         state[_OLD_DENSENET.sub(r"\1\2", key)] = state.pop(key)
+    if differences := _differences(state, module.state_dict()):
+        raise _unusable(file, f"it does not fit {name}: {differences}")
     try:
         module.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
         reason = textwrap.shorten(str(error), 1000, placeholder=" ...")
         raise _unusable(file, f"it does not fit {name}: {reason}") from error
+
+
+def _differences(state: State, own: State) -> str:
+    """Return the first differences between the weights of a file and a module's, or ''."""
+    kinds = {
+        "missing": [key for key in own if key not in state],
+        "unknown": [key for key in state if key not in own],
+        "of another shape": [key for key in own if key in state and state[key].shape != own[key].shape],
+    }
+    return "; ".join(
+        f"{len(keys)} weights are {kind}, the first is {keys[0]!r}"
+        for kind, keys in kinds.items()
+        if keys
+    )
 
 
 def _read(file: Path) -> State:
@@ -111,29 +131,43 @@ def _read(file: Path) -> State:
         with torch.serialization.safe_globals([argparse.Namespace]):
             state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's readers raise errors of many types
-        raise _unusable(file, "torch cannot read it as plain tensors") from error
+        raise _unusable(
+            file,
+            "torch cannot read it as plain tensors; save the model's state_dict() instead of the"
+            " model",
+        ) from error
     if isinstance(state, dict):
         state = next((state[key] for key in _NESTED if isinstance(state.get(key), dict)), state)
-    if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
+    if not (
+        isinstance(state, dict)
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
+    ):
         raise _unusable(file, "it is not a state dict")
-    for key in [key for key in state if key.startswith("module.")]:  # of data-parallel training
-        state[key.removeprefix("module.")] = state.pop(key)
+    for prefix in _WRAPPERS:
+        for key in [key for key in state if key.startswith(prefix)]:
+            state[key.removeprefix(prefix)] = state.pop(key)
+    state.pop("n_averaged", None)  # of torch's averaged models
     return state
 
 
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+SAFE_WEIGHTS = "model.safetensors"
+FOLDER_FILES = (SAFE_WEIGHTS, "pytorch_model.bin")
 """Names of weights on the hub and in local folders, in order of preference."""
 
-_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
+_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 """Keys of the state dict in a checkpoint, the better one first."""
+
+_WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes of names in data-parallel training, and of compiled models."""
 
 # Names in the published DenseNets, from before torch forbade dots in a module's name.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 def in_folder(folder: Path) -> list[Path]:
-    """Return the weights and the description of a network in timm's format that are in a folder."""
-    files = (folder / name for name in (*FOLDER_FILES, "config.json"))
+    """Return the weights and descriptions of a network, in the hub's format, in a folder."""
+    descriptions = ("config.json", "preprocessor_config.json")
+    files = (folder / name for name in (*FOLDER_FILES, *descriptions))
     return [file for file in files if file.is_file()]
 
 

@@ -30,7 +30,8 @@ from topwork_trainer.audit import require_clean
 from topwork_trainer.audit_files import audit_files
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports
-from topwork_trainer.backbones.prepare import find_imported, prepare_backbone
+from topwork_trainer.backbones.plans import AUTO_POOL
+from topwork_trainer.backbones.prepare import find_imported, find_own_weights, prepare_backbone
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import add_test_set, scan
 from topwork_trainer.finetuning.settings import FinetuneConfig
@@ -127,11 +128,18 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         )
         choice, ranked = _choose(config, attempts)
         watch("backbone", 0, 0)
-        if config.finetuning.unfreeze != "none" and find_imported(repository, choice):
-            raise InvalidInput(
-                f"{choice.name!r} was added from an ONNX file, which cannot be fine-tuned",
-                field="unfreeze",
-            )
+        if config.finetuning.unfreeze != "none":
+            if find_imported(repository, choice):
+                raise InvalidInput(
+                    f"{choice.name!r} was added from an ONNX file, which cannot be fine-tuned",
+                    field="unfreeze",
+                )
+            if added := find_own_weights(repository, choice):
+                raise InvalidInput(
+                    f"{str(choice)!r} was added with the weights in {added.source}: pass --weights"
+                    " to fine-tune them",
+                    field="unfreeze",
+                )
         attempt = attempts.attempt(prepare_backbone(repository, choice, attempts.exports))
         files = audit_files(photos, attempt.skipped, attempt.backbone.preprocess)
         images = audit_exemplars(attempt.exemplars, attempt.learned.judged, seed=config.seed)
@@ -196,23 +204,19 @@ def _choose(
     config: FitConfig, attempts: Attempts
 ) -> tuple[BackboneChoice, Sequence[RankedBackbone]]:
     """Return the chosen backbone, and the ranking if backbones were compared."""
-    if AUTO not in {config.backbone, config.image_size, config.views}:
-        assert not isinstance(config.image_size, str)
-        assert not isinstance(config.views, str)
+    if config.backbone == AUTO:
+        name, size, views = None, config.image_size, config.views
+    else:
         choice = backbones.parse(config.backbone)
-        return replace(
-            choice,
-            weights=config.weights,
-            image_size=config.image_size or choice.image_size,
-            views=config.views if config.views > 1 else choice.views,
-        ), []
-    return select(
-        attempts,
-        name=None if config.backbone == AUTO else config.backbone,
-        weights=config.weights,
-        image_size=config.image_size,
-        views=config.views,
-    )
+        name, size = choice.name, config.image_size or choice.image_size
+        views = choice.views if config.views == 1 else config.views
+        if AUTO not in {size, views} and not name.endswith(AUTO_POOL):
+            assert not isinstance(size, str)
+            assert not isinstance(views, str)
+            return BackboneChoice(
+                name=name, weights=config.weights, image_size=size, views=views
+            ), []
+    return select(attempts, name=name, weights=config.weights, image_size=size, views=views)
 
 
 def _finetune(

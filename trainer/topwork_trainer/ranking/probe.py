@@ -22,6 +22,7 @@ from topwork.report.content import RankedBackbone
 from topwork.runtime.backend import Session
 from topwork.training.backbone_session import UsedBackbone
 from topwork_trainer.backbones import BackboneChoice
+from topwork_trainer.backbones.plans import AUTO_POOL, PARTS
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.fit.attempts import Attempts
 
@@ -50,17 +51,57 @@ class Prober:
     def probe(self, choice: BackboneChoice) -> ProbeResult:
         """Measure the accuracy and cost of a backbone; a failure becomes the error in the row."""
         try:
-            return self._probe(choice)
+            return self._judge(choice, *self._measure(choice))
         except TopworkError as error:
             return ProbeResult(choice=choice, row=_failed_row(choice, str(error)))
 
-    def _probe(self, choice: BackboneChoice) -> ProbeResult:
+    def probe_pools(self, choice: BackboneChoice) -> list[ProbeResult]:
+        """Measure all embeddings of a vision transformer, whose name has no pool, in one pass.
+
+        With two views each image's parts are averaged before CLS and mean are scaled, in the
+        exported graph of ``cls-mean`` after that.
+        """
+        try:
+            every = replace(choice, name=f"{choice.name}:{PARTS}")
+            row, exemplars = self._measure(every)
+            pools = _pools(exemplars.embeddings)
+            return [
+                self._judge(
+                    replace(choice, name=choice.name + pool),
+                    replace(row, width=embeddings.shape[1]),
+                    replace(exemplars, embeddings=embeddings),
+                )
+                for pool, embeddings in pools.items()
+            ]
+        except TopworkError as error:
+            choice = replace(choice, name=choice.name + AUTO_POOL)
+            return [ProbeResult(choice=choice, row=_failed_row(choice, str(error)))]
+
+    def _measure(self, choice: BackboneChoice) -> tuple[RankedBackbone, Exemplars]:
+        """Return a row without accuracy, and the photos' embeddings."""
         attempts = self._attempts
         attempts.on_progress(f"try {choice}", 0, len(attempts.sources))
         info = prepare_backbone(attempts.repository, choice, attempts.exports)
         model = attempts.repository.backbone_model(info.digest)
         backbone = attempts.open(info)
         exemplars = self._with_reference_folds(self._embed(choice, backbone))
+        row = replace(
+            _failed_row(choice, ""),
+            image_size=info.preprocess.crop,
+            milliseconds=milliseconds(
+                backbone.session, info.preprocess, self._timed_images(exemplars)
+            ),
+            megabytes=len(model) / 1e6,
+            width=info.width,
+            licence=info.licence,
+        )
+        return row, exemplars
+
+    def _judge(
+        self, choice: BackboneChoice, row: RankedBackbone, exemplars: Exemplars
+    ) -> ProbeResult:
+        """Return the row with the accuracy of the head that a fit would learn."""
+        attempts = self._attempts
         folds = exemplars.folds(attempts.seed)
         learned = learn(
             exemplars, seed=attempts.seed, recipe=attempts.recipe, threads=attempts.cores
@@ -70,20 +111,13 @@ class Prober:
         names = [exemplars.names[row] for row in learned.judged.rows]
         return ProbeResult(
             choice=choice,
-            row=RankedBackbone(
+            row=replace(
+                row,
                 name=choice.name,
-                image_size=info.preprocess.crop,
-                views=choice.views,
                 accuracy=learned.metrics.accuracy,
                 accuracy_low=learned.metrics.accuracy_low,
                 accuracy_high=learned.metrics.accuracy_high,
                 knn_accuracy=knn_accuracy(exemplars.embeddings, exemplars.targets, folds),
-                milliseconds=milliseconds(
-                    backbone.session, info.preprocess, self._timed_images(exemplars)
-                ),
-                megabytes=len(model) / 1e6,
-                width=info.width,
-                licence=info.licence,
             ),
             right=dict(zip(names, right.tolist(), strict=True)),
         )
@@ -156,7 +190,7 @@ def knn_accuracy(
 
     ``embeddings`` is (N, D), the others (N,). The closeness of the neighbours breaks ties.
     """
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    unit = _unit(embeddings)
     right = 0
     for start in range(0, len(unit), 1024):  # bounds the (rows, N) matrix
         block = slice(start, start + 1024)
@@ -186,6 +220,23 @@ def milliseconds(session: Session, spec: PreprocessSpec, contents: Sequence[byte
             runs.append(time.thread_time() - start)
         total += min(runs)
     return 1000 * total / len(contents)
+
+
+def _pools(parts: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Return the different embeddings, by the suffix of the name, in columns of ``PARTS``."""
+    own, cls, mean = np.split(parts, 3, axis=1)
+    pools = {"": own, ":mean": mean}
+    if cls.any():
+        pools |= {":cls": cls, ":cls-mean": np.concatenate([_unit(cls), _unit(mean)], axis=1)}
+    return {
+        pool: each
+        for pool, each in pools.items()
+        if not pool or each.shape != own.shape or not np.allclose(each, own, 1e-4, 1e-5)
+    }
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def _failed_row(choice: BackboneChoice, error: str) -> RankedBackbone:

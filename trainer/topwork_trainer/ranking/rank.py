@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from topwork.errors import InvalidInput
 from topwork.report.content import RankedBackbone
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice
+from topwork_trainer.backbones.plans import AUTO_POOL, POOLS, TIMM, TOWER, split_pool
 from topwork_trainer.fit.attempts import Attempts
 from topwork_trainer.fit.paired import paired
 from topwork_trainer.ranking.probe import Prober, ProbeResult, sample
@@ -36,7 +38,7 @@ def rank(
     Backbones that fail are listed last, with the error. Raises InvalidInput if all fail.
     """
     prober = _prober(attempts, size)
-    return _result([prober.probe(choice) for choice in choices])
+    return _result([trial for choice in choices for trial in _probe(prober, choice)])
 
 
 def select(
@@ -51,8 +53,9 @@ def select(
     """Search for the best backbone; return it and all rows, best first.
 
     ``name`` None means all ``candidates``. Variants are tried for the best backbones only: first
-    all names, then larger images for the best two, then these two pooled, then joined, then two
-    views for the backbone chosen so far. Raises InvalidInput if all fail.
+    all names, then larger images for the best two, then their tokens if they are vision
+    transformers, then these two pooled, then joined, then two views for the backbone chosen so far.
+    Raises InvalidInput if all fail.
     """
     if name is None and weights is not None:
         raise InvalidInput("a weights file needs the name of its backbone", field="backbone")
@@ -64,10 +67,13 @@ def select(
         views=1 if views == "auto" else views,
     )
     names = candidates(attempts.repository) if name is None else [name]
-    trials = [prober.probe(replace(own, name=candidate)) for candidate in names]
+    trials = [
+        trial for candidate in names for trial in _probe(prober, replace(own, name=candidate))
+    ]
     if image_size == "auto":
         trials += map(prober.probe, _larger(_best(trials, 2)))
     if name is None:
+        trials += _tokens(prober, trials)
         trials += map(prober.probe, _pooled(trials))
         trials += map(prober.probe, _joined(trials))
     if views == "auto" and (working := _working(trials)):
@@ -143,6 +149,25 @@ def _prober(attempts: Attempts, size: int) -> Prober:
     return Prober(replace(attempts, sources=sample(attempts.sources, size, seed=attempts.seed)))
 
 
+def _probe(prober: Prober, choice: BackboneChoice) -> list[ProbeResult]:
+    """Probe a backbone, or all embeddings of a vision transformer if its name asks for that."""
+    name = choice.name.removesuffix(AUTO_POOL)
+    if name == choice.name:
+        return [prober.probe(choice)]
+    return prober.probe_pools(replace(choice, name=name))
+
+
+def _tokens(prober: Prober, trials: Sequence[ProbeResult]) -> list[ProbeResult]:
+    """Probe the other embeddings of the two most accurate backbones that may have tokens."""
+    return [
+        other
+        for trial in _leaders(trials)
+        if trial.choice.name.startswith((TIMM, TOWER)) and trial.choice.name == _network(trial)
+        for other in prober.probe_pools(trial.choice)
+        if not other.row.error and other.choice != trial.choice
+    ]
+
+
 def _result(trials: Sequence[ProbeResult]) -> tuple[BackboneChoice, list[RankedBackbone]]:
     if not (working := _working(trials)):
         reasons = "; ".join(f"{trial.choice}: {trial.row.error}" for trial in trials)
@@ -190,10 +215,18 @@ def _joined(trials: Sequence[ProbeResult]) -> list[BackboneChoice]:
 def _leaders(trials: Sequence[ProbeResult]) -> list[ProbeResult]:
     """Return the best trial, and the best of another network, at any size, pooled or not."""
     best = _best(trials, len(trials))
-    networks = [trial.choice.name.removesuffix(backbones.POOLED) for trial in best]
+    networks = list(map(_network, best))
     return [best[networks.index(name)] for name in dict.fromkeys(networks)][:2]
 
 
+def _network(trial: ProbeResult) -> str:
+    """Return the name of a backbone without its embedding."""
+    return split_pool(trial.choice.name.removesuffix(backbones.POOLED))[0]
+
+
 def _unpooled(choice: BackboneChoice) -> str:
-    """Return the notation of a choice without the suffixes of pooled backbones."""
-    return str(choice).replace(backbones.POOLED, "")
+    """Return the notation of a choice without the suffixes of its backbones' embeddings."""
+    return _SUFFIXES.sub("", str(choice))
+
+
+_SUFFIXES = re.compile("|".join([backbones.POOLED, *(f":{pool}(?![-\\w])" for pool in POOLS)]))

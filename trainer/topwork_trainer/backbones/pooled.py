@@ -74,7 +74,8 @@ class Pooled(nn.Module):
 
 def unit(rows: Tensor) -> Tensor:
     """Return rows (N, D) scaled to length 1; normalize() would export four nodes more."""
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    lengths: Tensor = rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return rows / lengths
 
 
 def _positions(features: Tensor) -> tuple[int, ...]:

@@ -54,9 +54,7 @@ def weights_file(name: str, folder: Path) -> Path:
         )
     else:
         why = f"{folder} has no {SAFE_WEIGHTS}; pass --weights FILE"
-    raise NotFound(
-        f"the weights of {name} cannot be used: {why}", kind="weights", resource=name
-    )
+    raise NotFound(f"the weights of {name} cannot be used: {why}", kind="weights", resource=name)
 
 
 def licence(folder: Path) -> str:
@@ -92,9 +90,7 @@ def _snapshot(name: str, repository: str) -> Path:
     except (OSError, ValueError):  # it is not in the cache
         pass
     try:
-        return Path(
-            huggingface_hub.snapshot_download(repository, allow_patterns=[*required, CARD])
-        )
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[*required, CARD]))
     except Exception as error:  # errors of the hub, of HTTP and of the network
         why = textwrap.shorten(str(error), 120, placeholder=" ...")
         raise NotFound(

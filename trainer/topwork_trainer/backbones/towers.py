@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from topwork.errors import InvalidInput
-from topwork_trainer.backbones import tower_files, torchvision_import, weights
+from topwork_trainer.backbones import torchvision_import, tower_files, weights
 from topwork_trainer.backbones.plans import TOWER, Plan, split_pool
 from topwork_trainer.backbones.token_pooling import Parts, TokenPooling
 from topwork_trainer.backbones.tower_preprocess import normalisation, preprocess_spec
@@ -131,7 +131,7 @@ def _builder(name: str, config: Any) -> Any:
 
     if type(config) not in MODEL_MAPPING:
         raise _unusable(name, f"{config.model_type!r} is no network that transformers can build")
-    network = MODEL_MAPPING[type(config)]
+    network: Any = MODEL_MAPPING[type(config)]
     if network.main_input_name != "pixel_values":
         raise _unusable(
             name, f"{config.model_type!r} takes {network.main_input_name}, not pixel_values"

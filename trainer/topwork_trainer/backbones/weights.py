@@ -104,7 +104,9 @@ def _differences(state: State, own: State) -> str:
     kinds = {
         "missing": [key for key in own if key not in state],
         "unknown": [key for key in state if key not in own],
-        "of another shape": [key for key in own if key in state and state[key].shape != own[key].shape],
+        "of another shape": [
+            key for key in own if key in state and state[key].shape != own[key].shape
+        ],
     }
     return "; ".join(
         f"{len(keys)} weights are {kind}, the first is {keys[0]!r}"

@@ -236,7 +236,8 @@ def _pools(parts: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return np.asarray(rows / lengths)
 
 
 def _failed_row(choice: BackboneChoice, error: str) -> RankedBackbone:

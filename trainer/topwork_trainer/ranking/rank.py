@@ -121,10 +121,10 @@ def explain(ranked: Sequence[RankedBackbone]) -> str:
     """Return a sentence with the gain and cost of the chosen backbone over the cheapest."""
     working = [row for row in ranked if not row.error]
     chosen = next(row for row in working if row.chosen)
-    cheapest = min(working, key=lambda row: row.milliseconds)
+    cheapest = min(working, key=lambda row: (row.milliseconds, not row.chosen))
     if chosen is cheapest:
         return (
-            f"{notation(chosen)} is chosen: {_numbers(chosen)}; no more expensive backbone is "
+            f"{notation(chosen)} is chosen: {_numbers(chosen)}; no other backbone is "
             "better beyond noise"
         )
     return (

@@ -136,6 +136,49 @@ def test_weights_with_another_number_of_classes_fit(tmp_path: Path) -> None:
     assert (backbone.width, backbone.source, backbone.licence) == (512, "mine.pth", "unknown")
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model_state_dict": state, "epoch": 3},
+        lambda state: {"module." + key: value for key, value in state.items()},
+        lambda state: {
+            "model_ema": {"n_averaged": torch.tensor(7)}
+            | {"module._orig_mod." + key: value for key, value in state.items()}
+        },
+        lambda state: {key: value.half() for key, value in state.items()},
+        lambda state: {key: value.bfloat16() for key, value in state.items()},
+    ],
+)
+def test_checkpoints_of_all_forms_fit(
+    wrap: Callable[[dict[str, torch.Tensor]], object], tmp_path: Path
+) -> None:
+    """Nested, prefixed, averaged and half-precision weights are those of the plain file."""
+    state = random_model("squeezenet1_1").state_dict()
+    torch.save(wrap(state), tmp_path / "w.pth")
+    choice = BackboneChoice(name="squeezenet1_1", weights=tmp_path / "w.pth")
+    found = backbones.load(choice).module.state_dict()
+    for key, value in found.items():
+        torch.testing.assert_close(value, state[key], rtol=1e-2, atol=1e-4)
+        assert value.dtype == torch.float32
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    """The error has the name of the first tensor with such a value."""
+    state = random_model("squeezenet1_1").state_dict()
+    state["features.0.bias"][3] = float("inf")
+    file = saved(state, tmp_path / "w.pth")
+    with pytest.raises(InvalidInput, match=r"'features\.0\.bias' has values that are not finite"):
+        backbones.load(BackboneChoice(name="squeezenet1_1", weights=file))
+
+
+def test_whole_models_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    """A pickled model would run code."""
+    torch.save(random_model("squeezenet1_1"), tmp_path / "w.pth")
+    choice = BackboneChoice(name="squeezenet1_1", weights=tmp_path / "w.pth")
+    with pytest.raises(InvalidInput, match=r"save the model's state_dict\(\) instead"):
+        backbones.load(choice)
+
+
 def test_old_densenet_names_are_accepted(tmp_path: Path) -> None:
     """Names such as ``denselayer1.norm.1.weight``, as in torchvision's files, are accepted."""
     state = random_model("densenet121").state_dict()
@@ -147,7 +190,7 @@ def test_old_densenet_names_are_accepted(tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    """The error for a file that does not fit has the name of every wrong tensor."""
+    """The error for a file that does not fit has the first name of each kind of difference."""
     state = random_model("squeezenet1_1").state_dict()
     state["surplus"] = state.pop("features.0.bias")
     state["features.0.weight"] = torch.zeros(1)

@@ -249,7 +249,10 @@ def processor_with(**changes: Any) -> Callable[[Path], None]:
             lambda folder: rewrite(folder / "config.json", num_hidden_layers=3),
             "weights are missing, the first is '",
         ),
-        (lambda folder: rewrite(folder / "config.json", num_channels=1), "it cannot embed an image"),
+        (
+            lambda folder: rewrite(folder / "config.json", num_channels=1),
+            "it cannot embed an image",
+        ),
         (processor_with(image_processor_type="Own"), "cannot read its preprocessor"),
         (processor_with(do_resize=False), "does not scale images to one size"),
         (processor_with(crop_size={"height": 32, "width": 16}), "crop_size is 32 x 16"),

@@ -53,6 +53,8 @@ NOT_RUN = {
         "needs certificates and another host: test_tls.py makes some"
     ),
     ("security.md", "topwork token"): "appends to a file of yours; the runbook's is run",
+    ("training.md", "hf download"): "needs the hub",
+    ("training.md", "pip install"): "needs the hub: test_any_backbone.py fits a tower",
     ("training.md", "topwork-train audit"): "ranks all backbones, which takes minutes",
     (
         "training.md",

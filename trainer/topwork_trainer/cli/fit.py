@@ -63,7 +63,8 @@ class _OrAuto(click.ParamType[Any]):
     "--backbone",
     default=backbones.DEFAULT,
     help="Backbone, one of `topwork-train backbones`; NAME:pooled adds the means of its lower "
-    "stages, NAME+NAME joins two; auto: the best one on a sample of the photos.",
+    "stages, NAME+NAME joins two, NAME:auto chooses the embedding of a vision transformer; auto: "
+    "the best one on a sample of the photos.",
 )
 @click.option(
     "--weights",

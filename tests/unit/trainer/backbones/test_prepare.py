@@ -90,3 +90,21 @@ def test_export_has_its_expected_embeddings(exported: Path) -> None:
     found = measure(info, session.run)
     assert found is not None
     assert found > 0.999999
+
+
+def test_name_added_with_own_weights_means_these(tmp_path: Path) -> None:
+    """``fit --backbone NAME`` uses the weights that ``backbone add NAME --weights`` stored."""
+    repository, digest = Repository(tmp_path), "7" * 64
+    model = tiny.backbone_model()
+    info = replace(
+        tiny.backbone_info(model), identity=f"resnet18:{digest}:1", weights_digest=digest
+    )
+    repository.put_backbone(model, info)
+    choice = BackboneChoice(name="resnet18")
+    assert prepare.find_own_weights(repository, choice) is None  # it has no name
+    repository.add_backbone("resnet18", info.digest)
+    assert prepare_backbone(repository, choice).digest == info.digest
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"other")
+    for another in (replace(choice, views=2), replace(choice, weights=other)):
+        assert prepare.find_own_weights(repository, another) is None

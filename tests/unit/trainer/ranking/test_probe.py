@@ -24,6 +24,7 @@ from topwork.errors import NotFound
 from topwork.inputs.image_source import ImageSource
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import Learned, learn
+from topwork.training.backbone_session import UsedBackbone
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.fit.attempts import Attempts
@@ -132,7 +133,7 @@ def model_of(side: int) -> bytes:
 
 def prepare(repository: Repository, choice: BackboneChoice, _: Exports | None) -> BackboneInfo:
     """Stand in for ``prepare_backbone``: store the tiny backbone at the requested image size."""
-    if choice.name == "missing":
+    if choice.name.startswith("missing"):
         raise NotFound("no weights of missing", kind="weights", resource="missing")
     side = choice.image_size or 64
     model = model_of(side)
@@ -232,6 +233,28 @@ def test_embeddings_stay_with_their_photos(
     for row, name in enumerate(second.names):
         assert np.array_equal(second.embeddings[row], embedding_of[name])
         assert second.labels[second.targets[row]] == name.partition("/")[0]
+
+
+def test_pools_are_judged_on_one_pass(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each embedding has its own accuracy and width, and the time of the shared graph."""
+    embed, passes = Prober._embed, []
+
+    def with_parts(self: Prober, choice: BackboneChoice, backbone: UsedBackbone) -> Exemplars:
+        found = embed(self, choice, backbone)
+        passes.append(choice.name)
+        noise = np.random.default_rng(0).standard_normal(found.embeddings.shape)
+        parts = (noise.astype(np.float32), 0 * found.embeddings, found.embeddings)
+        return replace(found, embeddings=np.concatenate(parts, axis=1))
+
+    monkeypatch.setattr(Prober, "_embed", with_parts)
+    own, mean = Prober(attempts).probe_pools(BackboneChoice(name="tiny"))
+    assert passes == ["tiny:parts"]
+    assert (own.choice.name, mean.choice.name) == ("tiny", "tiny:mean")
+    assert own.row.accuracy < 0.7 < mean.row.accuracy
+    assert own.row.milliseconds == mean.row.milliseconds > 0
+    assert {own.row.width, mean.row.width} == {tiny.WIDTH}
+    (failed,) = Prober(attempts).probe_pools(BackboneChoice(name="missing"))
+    assert (failed.choice.name, failed.row.error) == ("missing:auto", "no weights of missing")
 
 
 def test_backbone_without_weights_has_a_row_with_the_error(attempts: Attempts) -> None:

@@ -99,6 +99,13 @@ def test_choose_takes_a_pooled_backbone_only_for_a_gain() -> None:
     assert choose([better, plain]) is better
 
 
+def test_choose_takes_the_narrower_of_two_pools() -> None:
+    """Times of one network's embeddings differ by chance only, so their widths decide."""
+    narrow, wide = trial("hf/a/b", 5, range(20)), trial("hf/a/b:cls-mean", 4.9, range(19))
+    wide = replace(wide, row=replace(wide.row, width=1904))
+    assert choose([wide, narrow]) is narrow
+
+
 def test_choose_compares_photos_that_both_judged() -> None:
     """Backbones are compared on shared photos; without any, the expensive one is not chosen."""
     cheap, expensive = trial("cheap", 1, range(50)), trial("expensive", 2, range(0))
@@ -142,6 +149,12 @@ class FakeProber:
         """Return the known trial, or a failure."""
         self.probed.append(str(choice))
         return self.trials.get(str(choice)) or failed(str(choice), f"no {choice}")
+
+    def probe_pools(self, choice: BackboneChoice) -> list[ProbeResult]:
+        """Return the known trials of the network, or a failure."""
+        self.probed.append(f"{choice}:auto")
+        known = [trial for text, trial in self.trials.items() if text.startswith(str(choice))]
+        return known or [failed(f"{choice}:auto", "no tokens")]
 
 
 @pytest.fixture
@@ -202,6 +215,37 @@ def test_select_tries_variants_of_the_best_backbones_only(prober: FakeProber) ->
     assert str(chosen) == "a+b@320"  # two views gain only 0.2 points
     assert len(rows) == len(prober.probed)
     assert [notation(row) for row in rows if row.chosen] == ["a+b@320"]
+
+
+def test_select_compares_the_tokens_of_vision_transformers(prober: FakeProber) -> None:
+    """A name with :auto has a trial for each embedding; the cheaper one is kept without a gain."""
+    for suffix, wrong in (("", 90), (":mean", 60), (":cls-mean", 58)):
+        vit = trial(f"hf/local-dir:vit{suffix}", 9, range(wrong))
+        width = 2000 if suffix == ":cls-mean" else 1000
+        prober.trials[str(vit.choice)] = replace(vit, row=replace(vit.row, width=width))
+    chosen, rows = select(attempts_of("xy", 4), name="hf/local-dir:vit:auto")
+    assert (str(chosen), len(rows)) == ("hf/local-dir:vit:mean", 3)
+    assert prober.probed == ["hf/local-dir:vit:auto"]
+    ranked, _ = rank(attempts_of("xy", 4), [BackboneChoice(name="hf/local-dir:vit:auto")])
+    assert ranked == chosen
+    with pytest.raises(InvalidInput, match="no tokens"):
+        select(attempts_of("xy", 4), name="timm/resnet:auto")
+
+
+def test_auto_tries_the_tokens_of_the_best_backbones(
+    prober: FakeProber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network without tokens has no row for them; the winner is tried pooled and joined."""
+    monkeypatch.setattr(backbones, "available", lambda: ["timm/cnn", "timm/vit", "c"])
+    for text, wrong in (("timm/vit", 70), ("timm/vit:cls", 40), ("timm/cnn", 80)):
+        prober.trials[text] = trial(text, 9, range(wrong))
+    chosen, rows = select(attempts_of("xy", 4))
+    assert prober.probed == [
+        *("timm/cnn", "timm/vit", "c", "timm/vit:auto", "timm/cnn:auto"),
+        *("timm/vit:cls:pooled", "timm/cnn:pooled", "timm/vit:cls+timm/cnn@224"),
+    ]
+    assert str(chosen) == "timm/vit:cls"
+    assert "timm/cnn:auto" not in {row.name for row in rows}
 
 
 def test_select_joins_pooled_backbones_if_they_are_better(prober: FakeProber) -> None:

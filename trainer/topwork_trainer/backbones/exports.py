@@ -22,7 +22,7 @@ LIMIT_BYTES = 4 * 2**30
 4 GiB hold 300 exports of EfficientNet-Lite0.
 """
 
-EXPORTERS = ("torch", "torchvision", "timm", "onnxscript", "onnx-ir", "onnx")
+EXPORTERS = ("torch", "torchvision", "timm", "transformers", "onnxscript", "onnx-ir", "onnx")
 """Packages whose versions are part of the key, in addition to those of the runtime."""
 
 _LOG = logging.getLogger(__name__)

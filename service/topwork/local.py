@@ -12,14 +12,17 @@ from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
 from topwork.bundle.store import Repository
 from topwork.client.images import ImageLike, check_several, content
-from topwork.client.results import ImageResult
+from topwork.client.results import ExplainResult, ImageResult
 from topwork.errors import ImageError, InvalidInput
 from topwork.in_order import in_order
 from topwork.inputs.image import preprocess
 from topwork.rpc.convert.answers import to_image_result
+from topwork.rpc.convert.explanations import to_explain_response
 from topwork.runtime.cores import available_cores
 from topwork.serving.classifier import DEFAULT_TOP_K
 from topwork.serving.classify_batch import image_answers
+from topwork.serving.explanation.explainer import DEFAULT_NEIGHBOURS
+from topwork.serving.explanation.local import LocalExplainer
 from topwork.serving.head import HeadLoader, LoadedHead
 from topwork.serving.request_batch import Scores
 from topwork.training.backbone_session import UsedBackbone, open_backbone_session
@@ -42,6 +45,7 @@ class Model:
         self._threads = threads
         self._backbone = open_backbone(repository, info)
         self._head = load_head(repository, manifest)
+        self._explainer = LocalExplainer(repository, manifest, self._backbone, self._head)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} revision {self.revision}>"
@@ -81,8 +85,7 @@ class Model:
         ``top_k`` is not positive.
         """
         check_several(images)
-        if top_k < 1:
-            raise InvalidInput(f"top_k is {top_k}; it must be at least 1", field="top_k")
+        _check_top_k(top_k)
 
         def work(image: ImageLike) -> ImageResult:
             return self._predict(content(image), top_k)
@@ -92,6 +95,25 @@ class Model:
         results = (result for _, result in done)
         return results if isinstance(images, Iterator) else list(results)
 
+    def explain(
+        self,
+        image: ImageLike,
+        *,
+        label: str = "",
+        neighbours: int = DEFAULT_NEIGHBOURS,
+        top_k: int = DEFAULT_TOP_K,
+    ) -> ExplainResult:
+        """Classify an image, and explain a label: evidence by position, and nearest examples.
+
+        As ``Client.explain``. Raises ImageError, InvalidInput, NotFound if the revision has no such
+        label, OSError and TypeError as ``predict`` does.
+        """
+        _check_top_k(top_k)
+        explanation = self._explainer.explain(
+            content(image), label=label, count=neighbours, top_k=top_k
+        )
+        return ExplainResult.of(to_explain_response(explanation))
+
     def _predict(self, encoded: bytes, top_k: int) -> ImageResult:
         try:
             pixels = preprocess(encoded, self._backbone.info.preprocess)
@@ -100,6 +122,11 @@ class Model:
         embeddings = self._backbone.session.run(pixels[None])
         (answer,) = image_answers(self._manifest, Scores(*self._head.run(embeddings), 0.0), top_k)
         return ImageResult.of(to_image_result(answer))
+
+
+def _check_top_k(top_k: int) -> None:
+    if top_k < 1:
+        raise InvalidInput(f"top_k is {top_k}; it must be at least 1", field="top_k")
 
 
 def open_backbone(repository: Repository, info: BackboneInfo) -> UsedBackbone:

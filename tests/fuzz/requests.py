@@ -42,6 +42,7 @@ from topwork.serving.backbones import LoadedBackbone
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import Classified, Timings
 from topwork.serving.examples import Examples
+from topwork.serving.explanation.explainer import Explainer
 from topwork.serving.registry import Registry
 from topwork.serving.statistics import Statistics
 from topwork.v1 import change_pb2 as change_pb
@@ -228,7 +229,9 @@ class _Service:
         models = ModelServicer(
             repository, registry, views, example_views, intake, lifecycle, Statistics(), LIMITS
         )
-        classifier = ClassifierServicer(cast("Classifier", _Classifier()), most_seconds=60.0)
+        classifier = ClassifierServicer(
+            cast("Classifier", _Classifier()), cast("Explainer", None), most_seconds=60.0
+        )
         running = OperationsServicer(views)
         self.methods = (
             _Method("Classify", classify_pb.ClassifyRequest, classifier.Classify),
@@ -366,7 +369,7 @@ class _Classifier:
     ) -> Classified:
         assert 0 <= budget <= 60
         classifying.check_count(len(images), LIMITS)
-        classifying._check_not_negative(revision, "revision")
-        classifying._check_not_negative(top_k, "top_k")
+        classifying.check_not_negative(revision, "revision")
+        classifying.check_not_negative(top_k, "top_k")
         nothing = Timings(decode=0, queue=0, backbone=0, head=0, total=0)
         return Classified(revision=revision, results=(), timings=nothing)

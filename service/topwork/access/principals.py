@@ -73,13 +73,7 @@ class Caller:
     @property
     def scope(self) -> Scope:
         """The models that the call may use. Raises Unauthenticated."""
-        principal = self._find()
-        if principal is None or principal.name != self.principal.name:
-            raise Unauthenticated(
-                f"the credentials of {self.principal.name!r} were revoked",
-                reason="CREDENTIALS_UNKNOWN",
-            )
-        return principal.scopes[self._role]
+        return self._scope(self._role)
 
     def check_role(self) -> None:
         """Raise Forbidden unless the principal has the role for any model."""
@@ -94,6 +88,19 @@ class Caller:
                 f"{self.principal.name!r} lacks role {self._role!r} for model {model[:100]!r}",
                 reason="MODEL_FORBIDDEN",
             )
+
+    def may(self, role: Role, model: str) -> bool:
+        """Return True if the caller has ``role`` for ``model``, too. Raises Unauthenticated."""
+        return self._scope(role).has(model)
+
+    def _scope(self, role: Role) -> Scope:
+        principal = self._find()
+        if principal is None or principal.name != self.principal.name:
+            raise Unauthenticated(
+                f"the credentials of {self.principal.name!r} were revoked",
+                reason="CREDENTIALS_UNKNOWN",
+            )
+        return principal.scopes[role]
 
 
 def host(peer: str) -> str:

@@ -73,6 +73,8 @@ RULES: Mapping[str, Rule] = {
     for service, methods in {
         "topwork.v1.ClassifierService": {
             "Classify": Rule(role="classify", model_of=_model, images=_images),
+            # Neighbours need the role train, which the service checks.
+            "Explain": Rule(role="classify", model_of=_model, images=lambda _: 1, audited=True),
             "StreamClassify": _per_model(
                 "classify"
             ),  # checked per message; a refusal is that message's error

@@ -131,6 +131,17 @@ def open_previews(path: Path, digest: str, *, verified: bool) -> Previews:
         return Previews(contents=contents, thumbnails=thumbnails, ends=ends)
 
 
+def open_embeddings(path: Path, digest: str, *, verified: bool) -> NDArray[np.float32]:
+    """Open the embeddings (n, D) of the shard at ``path``, without the rest; see open_previews."""
+    with _verified(path, "" if verified else digest) as (file, whole):
+        with zipfile.ZipFile(file) as archive:
+            dtype = np.dtype(_DTYPES["embeddings"])
+            found = npz.map_array(file, whole, archive.getinfo("embeddings.npy"), dtype)
+        if found.ndim != 2:
+            raise ValueError(f"its embeddings are {found.shape}")
+        return found
+
+
 def open_shard(path: Path, digest: str) -> Shard:
     """Open the shard at ``path``; its arrays are read-only views of the mapped file.
 

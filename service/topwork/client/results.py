@@ -89,6 +89,102 @@ class ClassifyResult(_Result):
         return cls(revision=raw.revision, results=tuple(map(ImageResult.of, raw.results)), raw=raw)
 
 
+class Region(NamedTuple):
+    """Rectangle in an upright image, in fractions of its width and height."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceMap(_Result):
+    """Evidence for a label by position: the sum of all ``values``, bias and rest is the logit."""
+
+    values: tuple[tuple[float, ...], ...]
+    """Rows from the top; above 0: evidence for the label, below 0: against it."""
+    bias: float
+    """Share of the logit that does not depend on the image."""
+    rest: float
+    """Share that the map does not explain; 0, but for rounding, if the head is linear."""
+    logit: float
+    """Calibrated logit of the label."""
+    region: Region
+    """Part of the image that the map covers."""
+    raw: classify_pb.EvidenceMap = field(repr=False, hash=False)
+
+    @classmethod
+    def of(cls, raw: classify_pb.EvidenceMap) -> Self:
+        """Convert a message."""
+        values, region = tuple(raw.values), raw.region
+        return cls(
+            values=tuple(
+                values[begin : begin + raw.columns] for begin in range(0, len(values), raw.columns)
+            ),
+            bias=raw.bias,
+            rest=raw.rest,
+            logit=raw.logit,
+            region=Region(region.left, region.top, region.right, region.bottom),
+            raw=raw,
+        )
+
+
+class Neighbour(NamedTuple):
+    """Training image that is near to an explained image."""
+
+    label: str
+    similarity: float
+    """Cosine of the normalised embeddings, -1 to 1; 1: equal images."""
+    name: str
+    """File name; empty: unknown."""
+    digest: str
+    """Image digest, as in ``Client.get_example``."""
+    preview: bytes
+    """Small JPEG file; empty if there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainResult(_Result):
+    """Classification of one image, with its explanation."""
+
+    revision: int
+    """The revision that answered."""
+    result: ImageResult
+    """The classification."""
+    label: str
+    """The label that is explained."""
+    map: EvidenceMap | None
+    """Evidence for the label by position; None: see ``map_unavailable``."""
+    map_unavailable: str
+    """Reason why there is no map; empty if there is one."""
+    neighbours: tuple[Neighbour, ...]
+    """The nearest training images, the most similar first."""
+    raw: classify_pb.ExplainResponse = field(repr=False, hash=False)
+
+    @classmethod
+    def of(cls, raw: classify_pb.ExplainResponse) -> Self:
+        """Convert a message."""
+        return cls(
+            revision=raw.revision,
+            result=ImageResult.of(classify_pb.ImageResult(classification=raw.classification)),
+            label=raw.label,
+            map=EvidenceMap.of(raw.map) if raw.HasField("map") else None,
+            map_unavailable=raw.map_unavailable,
+            neighbours=tuple(
+                Neighbour(
+                    near.label,
+                    near.similarity,
+                    near.display_name,
+                    near.name.rpartition("/")[2],
+                    near.preview,
+                )
+                for near in raw.neighbours
+            ),
+            raw=raw,
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamResult:
     """Result of one image of a stream."""

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,11 @@ from topwork.limits import DEFAULT_LIMITS, InputLimits
 Pixels = NDArray[np.uint8]
 """One preprocessed image: uint8 (crop, crop, 3), RGB."""
 
+Region = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of an upright image, in fractions of its width, height."""
+
+WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
+
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,6 +37,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = {5, 6, 7, 8}
+"""Orientations that exchange width and height."""
 
 # Exceptions that decoders were seen to raise on damaged files; others are logged.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError,
@@ -39,9 +47,25 @@ _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, Ke
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Preprocessed image."""
+
+    pixels: Pixels
+    region: Region
+    """The part of the upright image that ``pixels`` show."""
+
+
 def preprocess(
     content: bytes, spec: PreprocessSpec, *, limits: InputLimits = DEFAULT_LIMITS
 ) -> Pixels:
+    """Return the pixels of an encoded image; see ``prepare``."""
+    return prepare(content, spec, limits=limits).pixels
+
+
+def prepare(
+    content: bytes, spec: PreprocessSpec, *, limits: InputLimits = DEFAULT_LIMITS
+) -> Prepared:
     """Return the pixels of an encoded image, decoded, upright, cropped and scaled by ``spec``.
 
     An animation gives its first frame. The EXIF orientation is applied, ICC profiles are ignored.
@@ -67,7 +91,7 @@ def preprocess(
         raise ImageError(f"the image is {name}; supported are {', '.join(READABLE)}")
     try:
         with OPENERS[name](content, spec, limits) as image:
-            return _preprocess(image, spec)
+            return _prepare(image, spec)
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:  # above Pillow's own limit
@@ -90,28 +114,27 @@ def pixel_digest(pixels: Pixels) -> str:
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
-def _preprocess(image: Image.Image, spec: PreprocessSpec) -> Pixels:
+def _prepare(image: Image.Image, spec: PreprocessSpec) -> Prepared:
     opaque = _to_opaque(image, spec)
     orientation = _orientation(image)
-    small = _crop_and_scale(opaque, spec)
-    if orientation in _UPRIGHT:
-        small = small.transpose(_UPRIGHT[orientation])
-    if small.mode == "L":
-        small = small.convert("RGB")
-    return np.asarray(small, dtype=np.uint8)
-
-
-def _crop_and_scale(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     # Crop, then scale: the result of scale-then-crop for half the work. The box is symmetric, so
     # rotating the small result equals rotating the large source.
-    side = min(image.size) * spec.crop / spec.resize
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return image.resize(
+    side = min(opaque.size) * spec.crop / spec.resize
+    left, top = (opaque.width - side) / 2, (opaque.height - side) / 2
+    small = opaque.resize(
         (spec.crop, spec.crop),
         _FILTERS[spec.interpolation],
         box=(left, top, left + side, top + side),
         reducing_gap=3.0,
     )
+    x, y = left / opaque.width, top / opaque.height
+    if orientation in _UPRIGHT:
+        small = small.transpose(_UPRIGHT[orientation])
+    if orientation in _SIDEWAYS:
+        x, y = y, x
+    if small.mode == "L":
+        small = small.convert("RGB")
+    return Prepared(np.asarray(small, dtype=np.uint8), (x, y, 1 - x, 1 - y))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -44,6 +44,8 @@ from topwork.runtime.supervisor import Supervisor
 from topwork.serving.classifier import Classifier
 from topwork.serving.encoders.choice import make_encoder
 from topwork.serving.examples import Examples
+from topwork.serving.explanation.explainer import Explainer
+from topwork.serving.explanation.mapped_backbones import MappedBackbones
 from topwork.serving.registry import Registry
 from topwork.telemetry import Telemetry
 from topwork.v1 import (
@@ -124,6 +126,7 @@ class Server:
         )
         self._classifier_servicer = ClassifierServicer(
             self._classifier,
+            Explainer(self._classifier, MappedBackbones(repository, encoder), examples),
             most_seconds=config.max_seconds,
             stream_window=STREAM_IMAGES * config.cores,
             most_streams=limits.max_streams,

@@ -81,18 +81,26 @@ class Backbones:
         labels = info.name, info.digest[:12], used.precision
         if found is not None:
             self._telemetry.agreement.labels(*labels).set(found)
-        # Garbage collection may run in any thread.
-        loop = asyncio.get_running_loop()
-        unload = partial(_unload, self._encoder, self._telemetry, used.digest, labels)
-        weakref.finalize(backbone, _call_soon, loop, unload).atexit = False
+        unload_with(backbone, self._encoder, used.digest)
+        _call_with(backbone, partial(_remove_agreement, self._telemetry, labels))
         return backbone
 
     def _load_graph(self, info: BackboneInfo) -> Awaitable[Check]:
         return self._encoder.load(info, partial(self._repository.backbone_model, info.digest))
 
 
-def _unload(encoder: Encoder, telemetry: Telemetry, digest: str, labels: tuple[str, ...]) -> None:
-    encoder.unload(digest)
+def unload_with(backbone: LoadedBackbone, encoder: Encoder, digest: str) -> None:
+    """Unload ``digest`` when ``backbone`` is garbage collected."""
+    _call_with(backbone, partial(encoder.unload, digest))
+
+
+def _call_with(backbone: LoadedBackbone, call: Callable[[], None]) -> None:
+    # Garbage collection may run in any thread.
+    loop = asyncio.get_running_loop()
+    weakref.finalize(backbone, _call_soon, loop, call).atexit = False
+
+
+def _remove_agreement(telemetry: Telemetry, labels: tuple[str, ...]) -> None:
     with suppress(KeyError):  # it could not be checked
         telemetry.agreement.remove(*labels)
 

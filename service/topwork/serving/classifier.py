@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from topwork.serving.admission import Admission
 from topwork.serving.classify_batch import (
     Classified,
     ClassifyBatch,
+    Encoding,
     Finished,
     ImageInput,
     classified,
@@ -23,7 +24,7 @@ from topwork.serving.classify_batch import (
 from topwork.serving.encoders.encoder import Encoder
 from topwork.serving.fair_queue import Flow
 from topwork.serving.inferred import Inferred, inferred
-from topwork.serving.registry import Registry
+from topwork.serving.registry import Registry, Snapshot
 from topwork.serving.request_batch import Content
 from topwork.serving.scheduler import Scheduler
 from topwork.serving.statistics import Statistics
@@ -103,7 +104,7 @@ class Classifier:
         is insufficient; a call that ``can_wait`` waits for capacity instead. An unreadable image is
         an ImageError in the results.
         """
-        _check_not_negative(top_k, "top_k")
+        check_not_negative(top_k, "top_k")
         make_answer = partial(classified, top_k=top_k or DEFAULT_TOP_K)
         return await self._answer(
             model,
@@ -135,6 +136,31 @@ class Classifier:
             model, images, make_answer, revision=revision, budget=budget, caller=caller
         )
 
+    async def encode(
+        self,
+        model: str,
+        image: bytes,
+        encoding: Callable[[Snapshot], Awaitable[Encoding | None]],
+        *,
+        revision: int = 0,
+        budget: float | None = None,
+        caller: str = "",
+    ) -> Finished:
+        """Return an encoded image as the backbone that ``encoding`` returns encodes it.
+
+        It takes capacity and turns like ``classify``; None: the snapshot's own backbone. The
+        ImageError is in the outcome. Raises the errors of ``classify`` and of ``encoding``.
+        """
+        return await self._answer(
+            model,
+            [image],
+            lambda finished: finished,
+            revision=revision,
+            budget=budget,
+            caller=caller,
+            encoding=encoding,
+        )
+
     async def _answer(
         self,
         model: str,
@@ -146,10 +172,11 @@ class Classifier:
         flow: Flow | None = None,
         can_wait: bool = False,
         caller: str,
+        encoding: Callable[[Snapshot], Awaitable[Encoding | None]] | None = None,
     ) -> A:
         start = time.perf_counter()
         check_count(len(images), self._limits)
-        _check_not_negative(revision, "revision")
+        check_not_negative(revision, "revision")
         images = list(images)  # once: protobuf copies an image's bytes at each access
         size = sum(map(_size, images))
         loop = asyncio.get_running_loop()
@@ -168,6 +195,7 @@ class Classifier:
                         make_answer=make_answer,
                         start=start,
                         telemetry=self._telemetry,
+                        encoding=None if encoding is None else await encoding(snapshot),
                     )
                     return await self._run(
                         batch, deadline=deadline, flow=flow or Flow(), caller=caller
@@ -233,6 +261,7 @@ def _size(image: ImageInput) -> int:
     return len(image) if isinstance(image, bytes) else image.size
 
 
-def _check_not_negative(value: int, name: str) -> None:
+def check_not_negative(value: int, name: str) -> None:
+    """Raise InvalidInput if the field ``name`` is negative."""
     if value < 0:
         raise InvalidInput(f"{name} is {value}; it must not be negative", field=name)

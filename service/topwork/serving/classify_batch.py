@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
+from topwork.arrays import Float32Array
 from topwork.bundle.manifest import Manifest
 from topwork.errors import ImageError
 from topwork.inputs.image import Pixels
@@ -16,7 +17,7 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.serving.encoders.encoder import MicroBatch
 from topwork.serving.head import LoadedHead
 from topwork.serving.registry import Snapshot
-from topwork.serving.request_batch import Content, ImageOutcome, Scores
+from topwork.serving.request_batch import BatchHead, Content, ImageOutcome, Scores
 from topwork.telemetry import Telemetry
 
 A = TypeVar("A")
@@ -78,6 +79,29 @@ class Classified:
     timings: Timings
 
 
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """Backbone of a request other than its snapshot's; the embedding begins each output row."""
+
+    backbone: str
+    """Digest."""
+    width: int
+    """Width D of the embedding."""
+
+
+class _FirstColumns:
+    """Head for rows that begin with an embedding of ``width``; see LoadedHead."""
+
+    def __init__(self, head: LoadedHead, width: int) -> None:
+        self.size = head.size
+        self._head = head
+        self._width = width
+
+    def run(self, rows: Float32Array) -> tuple[Float32Array, Float32Array | None]:
+        """See LoadedHead."""
+        return self._head.run(np.ascontiguousarray(rows[:, : self._width]))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """Request batch whose images are all processed."""
@@ -106,10 +130,14 @@ class ClassifyBatch(Generic[A]):
         make_answer: Callable[[Finished], A],
         start: float,
         telemetry: Telemetry,
+        encoding: Encoding | None = None,
     ) -> None:
         self.images = len(images)
         self.backbone = snapshot.backbone.info.digest
-        self.head: LoadedHead = snapshot.head
+        self.head: BatchHead = snapshot.head
+        if encoding is not None:
+            self.backbone = encoding.backbone
+            self.head = _FirstColumns(snapshot.head, encoding.width)
         self.manifest = snapshot.manifest
         self.start = start
         self._snapshot = snapshot

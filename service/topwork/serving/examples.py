@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 from topwork.bundle import files
 from topwork.bundle.examples import ExampleIndex, rows_starting_with, rows_with_name
 from topwork.bundle.manifest import Manifest
-from topwork.bundle.shards import Previews, open_previews
+from topwork.bundle.shards import open_embeddings, open_previews
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, Unavailable
-from topwork.serving.lru_cache import LruCache
+from topwork.serving.lru_cache import Key, LruCache
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 CACHE_BYTES = 64 * 2**20
 """Raising it keeps more indexes in memory; one of 100,000 examples has about 10 MB."""
@@ -58,6 +60,10 @@ class Detail:
     """True if the repository has the encoded image."""
 
 
+class _OpenShard(Protocol[T_co]):
+    def __call__(self, path: Path, digest: str, *, verified: bool) -> T_co: ...
+
+
 class Examples:
     """Reads the examples of revisions. All state belongs to one event loop."""
 
@@ -69,25 +75,23 @@ class Examples:
 
     async def index(self, manifest: Manifest) -> ExampleIndex:
         """Return the index of a revision's examples. Raises Corrupt, Unavailable."""
-        # A model that is deleted and fitted again reuses revision numbers.
-        stored = manifest.examples or files.sha256(repr(manifest.exemplars).encode())
-        key = f"{manifest.model} {stored}", manifest.revision
         load = partial(asyncio.to_thread, self._repository.examples, manifest)
-        return await self._indexes.get(key, partial(_readable, load))
+        return await self._indexes.get(examples_key(manifest), partial(readable, load))
 
     async def details(
         self, manifest: Manifest, index: ExampleIndex, rows: Sequence[int]
     ) -> list[Detail]:
         """Return the details of the examples in these rows. Raises Corrupt, Unavailable."""
-        read = partial(asyncio.to_thread, self._details, manifest, index, rows)
-        return await _readable(read)
+        read = partial(asyncio.to_thread, self.read_details, manifest, index, rows)
+        return await readable(read)
 
-    def _details(
+    def read_details(
         self, manifest: Manifest, index: ExampleIndex, rows: Sequence[int]
     ) -> list[Detail]:
+        """See ``details``; may be called in any thread. Raises Corrupt, OSError."""
         # Files are mapped only while they are read: a deleted one must not survive in this process.
         opened = {
-            part: self._open(manifest.exemplars[part].digest)
+            part: self._open(manifest.exemplars[part].digest, open_previews)
             for part in np.unique(index.parts[list(rows)]).tolist()
         }
         found = []
@@ -101,7 +105,15 @@ class Examples:
             found.append(Detail(preview=shard.preview(place), content=digest, stored=stored))
         return found
 
-    def _open(self, digest: str) -> Previews:
+    def embeddings(self, manifest: Manifest) -> Iterator[NDArray[np.float32]]:
+        """Yield the embeddings (n, D) of each shard of a revision, in the manifest's order.
+
+        May be called in any thread. Raises Corrupt, OSError.
+        """
+        for ref in manifest.exemplars:
+            yield self._open(ref.digest, open_embeddings)
+
+    def _open(self, digest: str, open_file: _OpenShard[T]) -> T:
         """Open a shard; its sha256 is computed only if the file has changed since it was right."""
         path = self._repository.path("exemplars", digest)
         try:
@@ -109,7 +121,7 @@ class Examples:
         except FileNotFoundError:
             raise Corrupt(f"{files.short_path(path)} is missing") from None
         state = stat.st_ino, stat.st_mtime_ns, stat.st_size
-        opened = open_previews(path, digest, verified=self._verified.get(digest) == state)
+        opened = open_file(path, digest, verified=self._verified.get(digest) == state)
         self._verified[digest] = state
         return opened
 
@@ -142,7 +154,14 @@ def select(index: ExampleIndex, manifest: Manifest, wanted: ExampleFilter) -> ND
     )
 
 
-async def _readable(read: Callable[[], Awaitable[T]]) -> T:
+def examples_key(manifest: Manifest) -> Key:
+    """Return the key in a cache of what is derived from a revision's examples."""
+    # A model that is deleted and fitted again reuses revision numbers.
+    stored = manifest.examples or files.sha256(repr(manifest.exemplars).encode())
+    return f"{manifest.model} {stored}", manifest.revision
+
+
+async def readable(read: Callable[[], Awaitable[T]]) -> T:
     """Convert the errors of a file system that is unavailable for a moment to Unavailable."""
     try:
         return await read()

@@ -17,6 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from topwork.arrays import Float32Array
+from topwork.bundle.head import Head
+from topwork.bundle.head_reading import read_head
 from topwork.errors import Corrupt
 from topwork.runtime.backend import Session, open_session
 
@@ -25,9 +27,16 @@ class LoadedHead:
     """Head in memory. ``run`` may be called from several threads at once."""
 
     def __init__(
-        self, graph: Session, embedding: str, weights: Mapping[str, NDArray[Any]], *, unknown: bool
+        self,
+        graph: Session,
+        embedding: str,
+        weights: Mapping[str, NDArray[Any]],
+        operators: frozenset[str],
+        *,
+        unknown: bool,
     ) -> None:
         self._graph = graph
+        self._operators = operators
         self._embedding = embedding
         self._weights = weights
         self._outputs = ["probabilities", "unknown"] if unknown else ["probabilities"]
@@ -47,6 +56,10 @@ class LoadedHead:
         """Return the calibrated logits (N, C); their softmax gives the probabilities."""
         (logits,) = self._run(embeddings, ["logits"])
         return logits
+
+    def read(self, width: int) -> Head:
+        """Return the head in NumPy, for embeddings of ``width``. Raises KeyError if it cannot."""
+        return read_head(self._weights, self._operators, width)
 
     def _run(self, embeddings: Float32Array, outputs: Sequence[str]) -> list[Float32Array]:
         """Return the outputs of the graph. A lone row is run twice, for 0.06 to 0.11 ms of a core.
@@ -74,7 +87,7 @@ class HeadLoader:
         probabilities of ``labels`` labels and, if ``unknown``, to an unknown probability.
         """
         try:
-            structure, embedding, weights = _split_weights(content)
+            structure, embedding, weights, operators = _split_weights(content)
         except Exception as error:  # protobuf and NumPy raise many types for damaged input
             raise Corrupt(f"the head's graph cannot be read: {error}") from error
         with self._lock:
@@ -84,7 +97,7 @@ class HeadLoader:
                 self._graphs[structure] = graph
         if unknown and "unknown" not in graph.outputs():
             raise Corrupt("the head has an unknown threshold, but no output 'unknown'")
-        head = LoadedHead(graph, embedding, weights, unknown=unknown)
+        head = LoadedHead(graph, embedding, weights, operators, unknown=unknown)
         try:
             probabilities, unknowns = head.run(np.zeros((1, width), dtype=np.float32))
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
@@ -99,8 +112,10 @@ class HeadLoader:
         return head
 
 
-def _split_weights(content: bytes) -> tuple[bytes, str, dict[str, NDArray[Any]]]:
-    """Return a head's graph without weights, the name of its input, and the weights by name.
+def _split_weights(
+    content: bytes,
+) -> tuple[bytes, str, dict[str, NDArray[Any]], frozenset[str]]:
+    """Return a head's graph without weights, its input, the weights by name, and its operators.
 
     Weights become inputs of any size, so that heads that differ in weights, labels or embeddings
     have the same graph. Their stored type does not change: 16-bit weights are widened in each run.
@@ -125,4 +140,5 @@ def _split_weights(content: bytes) -> tuple[bytes, str, dict[str, NDArray[Any]]]
     graph.initializer.extend(constants)
     for value in (graph.input[0], *graph.output):
         value.type.tensor_type.ClearField("shape")
-    return model.SerializeToString(deterministic=True), embedding, weights
+    operators = frozenset(node.op_type for node in graph.node)
+    return model.SerializeToString(deterministic=True), embedding, weights, operators

@@ -8,9 +8,10 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.arrays import Float32Array
 from topwork.errors import ImageError
+from topwork.inputs.image import WHOLE, Region
 from topwork.serving.encoders.encoder import MicroBatch
-from topwork.serving.head import LoadedHead
 
 A_co = TypeVar("A_co", covariant=True)
 
@@ -20,7 +21,7 @@ class ImageOutcome:
     """Result of one image, with the seconds of its stages."""
 
     result: NDArray[np.float32] | ImageError
-    """Embedding (D,), or the error of the image."""
+    """Output (D,) of the backbone, or the error of the image."""
     waited: float
     """Seconds in the queue, and between decoding and the backbone."""
     decoded: float
@@ -29,6 +30,8 @@ class ImageOutcome:
     """Seconds of the backbone: this image's share of its run."""
     run: MicroBatch | None = None
     """None on a CPU, where each image has its own run."""
+    region: Region = WHOLE
+    """The part of the upright image that was embedded."""
 
     @property
     def images(self) -> int:
@@ -56,6 +59,17 @@ class Content:
     pixels: bool = False
 
 
+class BatchHead(Protocol):
+    """Head of a request batch; see LoadedHead."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights."""
+
+    def run(self, embeddings: Float32Array) -> tuple[Float32Array, Float32Array | None]:
+        """Return probabilities (N, C) and unknown probabilities (N,) for outputs of a backbone."""
+
+
 class RequestBatch(Protocol[A_co]):
     """Request batch: images for one backbone and one head."""
 
@@ -71,7 +85,7 @@ class RequestBatch(Protocol[A_co]):
         """Return an image. Raises ImageError."""
 
     @property
-    def head(self) -> LoadedHead:
+    def head(self) -> BatchHead:
         """Head for the embeddings."""
 
     def answer(self, outcomes: list[ImageOutcome], scores: Scores | None) -> A_co:

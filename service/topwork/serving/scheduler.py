@@ -190,4 +190,5 @@ def _outcome(result: Encoded | Refused, index: int, since: float) -> ImageOutcom
         decoded=result.decoded,
         computed=result.computed,
         run=result.run,
+        region=result.region,
     )

@@ -290,3 +290,215 @@ class Timings(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["backbone", b"backbone", "decode", b"decode", "head", b"head", "queue", b"queue", "total", b"total"]) -> None: ...
 
 Global___Timings: typing_extensions.TypeAlias = Timings
+
+@typing.final
+class ExplainRequest(google.protobuf.message.Message):
+    """Image to explain, and the label."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    IMAGE_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    NEIGHBOURS_FIELD_NUMBER: builtins.int
+    TOP_K_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """The model's resource name, `models/{model}`. Required."""
+    revision: builtins.int
+    """The revision that classifies, such as 3. Unset (0): the serving revision."""
+    image: builtins.bytes
+    """Encoded image file, as in ClassifyRequest. Required."""
+    label: builtins.str
+    """The label to explain. Unset (empty): the most probable one."""
+    neighbours: builtins.int
+    """Number of nearest training images to return, at most 50. Their names and previews need the role
+    `train` for the model. Unset: 5 with that role, 0 without it.
+    """
+    top_k: builtins.int
+    """Number of predictions, the most probable first. Unset (0): 5."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        revision: builtins.int = ...,
+        image: builtins.bytes = ...,
+        label: builtins.str = ...,
+        neighbours: builtins.int | None = ...,
+        top_k: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_neighbours", b"_neighbours", "neighbours", b"neighbours"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_neighbours", b"_neighbours", "image", b"image", "label", b"label", "model", b"model", "neighbours", b"neighbours", "revision", b"revision", "top_k", b"top_k"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_neighbours", b"_neighbours"]) -> typing.Literal["neighbours"] | None: ...
+
+Global___ExplainRequest: typing_extensions.TypeAlias = ExplainRequest
+
+@typing.final
+class ExplainResponse(google.protobuf.message.Message):
+    """Classification of an image, with its explanation."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: builtins.int
+    CLASSIFICATION_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    MAP_FIELD_NUMBER: builtins.int
+    MAP_UNAVAILABLE_FIELD_NUMBER: builtins.int
+    NEIGHBOURS_FIELD_NUMBER: builtins.int
+    TIMINGS_FIELD_NUMBER: builtins.int
+    revision: builtins.int
+    """Number of the revision that classified the image."""
+    label: builtins.str
+    """The label that is explained."""
+    map_unavailable: builtins.str
+    """Reason why there is no map, such as a vision transformer, which has no feature map whose mean is
+    its embedding. Empty if there is a map.
+    """
+    @property
+    def classification(self) -> Global___Classification:
+        """The classification, as Classify returns it."""
+
+    @property
+    def map(self) -> Global___EvidenceMap:
+        """Evidence for the label by position. Unset: see `map_unavailable`."""
+
+    @property
+    def neighbours(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Neighbour]:
+        """The nearest training images of the revision, the most similar first; ties by digest, then label."""
+
+    @property
+    def timings(self) -> Global___Timings:
+        """Time spent in each stage, without the explanation."""
+
+    def __init__(
+        self,
+        *,
+        revision: builtins.int = ...,
+        classification: Global___Classification | None = ...,
+        label: builtins.str = ...,
+        map: Global___EvidenceMap | None = ...,
+        map_unavailable: builtins.str = ...,
+        neighbours: collections.abc.Iterable[Global___Neighbour] | None = ...,
+        timings: Global___Timings | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["classification", b"classification", "map", b"map", "timings", b"timings"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["classification", b"classification", "label", b"label", "map", b"map", "map_unavailable", b"map_unavailable", "neighbours", b"neighbours", "revision", b"revision", "timings", b"timings"]) -> None: ...
+
+Global___ExplainResponse: typing_extensions.TypeAlias = ExplainResponse
+
+@typing.final
+class EvidenceMap(google.protobuf.message.Message):
+    """Evidence for a label by position: a sum of the label's logit,
+    `logit = sum(values) + bias + rest`, but for rounding.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: builtins.int
+    COLUMNS_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    BIAS_FIELD_NUMBER: builtins.int
+    REST_FIELD_NUMBER: builtins.int
+    LOGIT_FIELD_NUMBER: builtins.int
+    REGION_FIELD_NUMBER: builtins.int
+    rows: builtins.int
+    """Number of rows of the map."""
+    columns: builtins.int
+    """Number of columns of the map."""
+    bias: builtins.float
+    """Share that does not depend on the image."""
+    rest: builtins.float
+    """Share that the map does not explain. 0, but for rounding, if the head is linear; otherwise the
+    map is that of a linear approximation at the image.
+    """
+    logit: builtins.float
+    """Calibrated logit of the label; the softmax of all labels' logits gives the probabilities."""
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Share of each position in the logit, row by row from the top left. Above 0: evidence for the
+        label; below 0: against it.
+        """
+
+    @property
+    def region(self) -> Global___Region:
+        """Part of the image that the map covers."""
+
+    def __init__(
+        self,
+        *,
+        rows: builtins.int = ...,
+        columns: builtins.int = ...,
+        values: collections.abc.Iterable[builtins.float] | None = ...,
+        bias: builtins.float = ...,
+        rest: builtins.float = ...,
+        logit: builtins.float = ...,
+        region: Global___Region | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["region", b"region"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bias", b"bias", "columns", b"columns", "logit", b"logit", "region", b"region", "rest", b"rest", "rows", b"rows", "values", b"values"]) -> None: ...
+
+Global___EvidenceMap: typing_extensions.TypeAlias = EvidenceMap
+
+@typing.final
+class Region(google.protobuf.message.Message):
+    """Rectangle in an upright image (its EXIF orientation applied), in fractions of width and height."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEFT_FIELD_NUMBER: builtins.int
+    TOP_FIELD_NUMBER: builtins.int
+    RIGHT_FIELD_NUMBER: builtins.int
+    BOTTOM_FIELD_NUMBER: builtins.int
+    left: builtins.float
+    """Left edge, 0 to 1."""
+    top: builtins.float
+    """Top edge, 0 to 1."""
+    right: builtins.float
+    """Right edge, 0 to 1."""
+    bottom: builtins.float
+    """Bottom edge, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        left: builtins.float = ...,
+        top: builtins.float = ...,
+        right: builtins.float = ...,
+        bottom: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bottom", b"bottom", "left", b"left", "right", b"right", "top", b"top"]) -> None: ...
+
+Global___Region: typing_extensions.TypeAlias = Region
+
+@typing.final
+class Neighbour(google.protobuf.message.Message):
+    """Training image that is near to the explained image."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: builtins.int
+    SIMILARITY_FIELD_NUMBER: builtins.int
+    PREVIEW_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name of the example, `models/{model}/examples/{digest}`."""
+    label: builtins.str
+    """Its label in the revision."""
+    display_name: builtins.str
+    """File name or other name; empty: unknown."""
+    similarity: builtins.float
+    """Cosine of the normalised embeddings, the input of the head, -1 to 1; 1: equal images."""
+    preview: builtins.bytes
+    """Small JPEG file; empty if there is none."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        label: builtins.str = ...,
+        display_name: builtins.str = ...,
+        similarity: builtins.float = ...,
+        preview: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["display_name", b"display_name", "label", b"label", "name", b"name", "preview", b"preview", "similarity", b"similarity"]) -> None: ...
+
+Global___Neighbour: typing_extensions.TypeAlias = Neighbour

@@ -45,6 +45,11 @@ class ClassifierServiceStub(object):
                 request_serializer=topwork_dot_v1_dot_classifier__service__pb2.StreamClassifyRequest.SerializeToString,
                 response_deserializer=topwork_dot_v1_dot_classifier__service__pb2.StreamClassifyResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/topwork.v1.ClassifierService/Explain',
+                request_serializer=topwork_dot_v1_dot_classifier__service__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_classifier__service__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class ClassifierServiceServicer(object):
@@ -83,6 +88,20 @@ class ClassifierServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Classifies one image and explains the result: which parts of the image are evidence for a label,
+        and which training images are nearest. Takes capacity, time and rate limits as a Classify call
+        with one image. The first call for a backbone takes longer: it loads a second copy of it.
+
+        Fails like Classify; an unreadable image fails the call. Fails with NOT_FOUND (also for a label
+        that the revision does not have), FAILED_PRECONDITION (a rejected revision, a model without a
+        revision), PERMISSION_DENIED if `neighbours` is above 0 and the caller lacks the role `train` for
+        the model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClassifierServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +114,11 @@ def add_ClassifierServiceServicer_to_server(servicer, server):
                     servicer.StreamClassify,
                     request_deserializer=topwork_dot_v1_dot_classifier__service__pb2.StreamClassifyRequest.FromString,
                     response_serializer=topwork_dot_v1_dot_classifier__service__pb2.StreamClassifyResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=topwork_dot_v1_dot_classifier__service__pb2.ExplainRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_classifier__service__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -152,6 +176,33 @@ class ClassifierService(object):
             '/topwork.v1.ClassifierService/StreamClassify',
             topwork_dot_v1_dot_classifier__service__pb2.StreamClassifyRequest.SerializeToString,
             topwork_dot_v1_dot_classifier__service__pb2.StreamClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ClassifierService/Explain',
+            topwork_dot_v1_dot_classifier__service__pb2.ExplainRequest.SerializeToString,
+            topwork_dot_v1_dot_classifier__service__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

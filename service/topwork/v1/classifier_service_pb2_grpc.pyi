@@ -57,7 +57,23 @@ _ClassifierServiceStreamClassifyType = typing_extensions.TypeVar(
     ],
 )
 
-class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType, _ClassifierServiceStreamClassifyType]):
+_ClassifierServiceExplainType = typing_extensions.TypeVar(
+    '_ClassifierServiceExplainType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.classifier_service_pb2.ExplainRequest,
+        topwork.v1.classifier_service_pb2.ExplainResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.classifier_service_pb2.ExplainRequest,
+        topwork.v1.classifier_service_pb2.ExplainResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.classifier_service_pb2.ExplainRequest,
+        topwork.v1.classifier_service_pb2.ExplainResponse,
+    ],
+)
+
+class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType, _ClassifierServiceStreamClassifyType, _ClassifierServiceExplainType]):
     """Classifies images with a model's serving revision or a revision that the caller chooses."""
 
     @typing.overload
@@ -70,6 +86,10 @@ class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType, _Clas
             topwork.v1.classifier_service_pb2.StreamClassifyRequest,
             topwork.v1.classifier_service_pb2.StreamClassifyResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.classifier_service_pb2.ExplainRequest,
+            topwork.v1.classifier_service_pb2.ExplainResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -81,6 +101,10 @@ class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType, _Clas
         grpc.aio.StreamStreamMultiCallable[
             topwork.v1.classifier_service_pb2.StreamClassifyRequest,
             topwork.v1.classifier_service_pb2.StreamClassifyResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.classifier_service_pb2.ExplainRequest,
+            topwork.v1.classifier_service_pb2.ExplainResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -110,6 +134,17 @@ class ClassifierServiceStub(typing.Generic[_ClassifierServiceClassifyType, _Clas
     slot), UNAUTHENTICATED (the caller's credentials were revoked meanwhile).
     """
 
+    Explain: _ClassifierServiceExplainType
+    """Classifies one image and explains the result: which parts of the image are evidence for a label,
+    and which training images are nearest. Takes capacity, time and rate limits as a Classify call
+    with one image. The first call for a backbone takes longer: it loads a second copy of it.
+
+    Fails like Classify; an unreadable image fails the call. Fails with NOT_FOUND (also for a label
+    that the revision does not have), FAILED_PRECONDITION (a rejected revision, a model without a
+    revision), PERMISSION_DENIED if `neighbours` is above 0 and the caller lacks the role `train` for
+    the model.
+    """
+
 ClassifierServiceAsyncStub: typing_extensions.TypeAlias = ClassifierServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         topwork.v1.classifier_service_pb2.ClassifyRequest,
@@ -118,6 +153,10 @@ ClassifierServiceAsyncStub: typing_extensions.TypeAlias = ClassifierServiceStub[
     grpc.aio.StreamStreamMultiCallable[
         topwork.v1.classifier_service_pb2.StreamClassifyRequest,
         topwork.v1.classifier_service_pb2.StreamClassifyResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.classifier_service_pb2.ExplainRequest,
+        topwork.v1.classifier_service_pb2.ExplainResponse,
     ],
 ]
 
@@ -158,6 +197,22 @@ class ClassifierServiceServicer(metaclass=abc.ABCMeta):
         UNAVAILABLE (starting or stopping, after the requests that the server has read are answered;
         or, with the reason STREAM_IDLE, idle for more than a minute while another stream needed the
         slot), UNAUTHENTICATED (the caller's credentials were revoked meanwhile).
+        """
+
+    @abc.abstractmethod
+    def Explain(
+        self,
+        request: topwork.v1.classifier_service_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.classifier_service_pb2.ExplainResponse, collections.abc.Awaitable[topwork.v1.classifier_service_pb2.ExplainResponse]]:
+        """Classifies one image and explains the result: which parts of the image are evidence for a label,
+        and which training images are nearest. Takes capacity, time and rate limits as a Classify call
+        with one image. The first call for a backbone takes longer: it loads a second copy of it.
+
+        Fails like Classify; an unreadable image fails the call. Fails with NOT_FOUND (also for a label
+        that the revision does not have), FAILED_PRECONDITION (a rejected revision, a model without a
+        revision), PERMISSION_DENIED if `neighbours` is above 0 and the caller lacks the role `train` for
+        the model.
         """
 
 def add_ClassifierServiceServicer_to_server(servicer: ClassifierServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

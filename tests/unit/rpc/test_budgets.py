@@ -19,6 +19,7 @@ from topwork.rpc.context import Context
 from topwork.rpc.open_inference.servicer import OpenInferenceServicer
 from topwork.rpc.servicers.classifier import ClassifierServicer
 from topwork.serving.classifier import Classifier
+from topwork.serving.explanation.explainer import Explainer
 from topwork.serving.registry import Registry
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
@@ -67,7 +68,9 @@ BUDGETS = pytest.mark.parametrize(
 def test_classify_budget_is_the_remaining_deadline(remaining: float | None, budget: float) -> None:
     """The budget is the remaining time, or the server's limit if that is less."""
     asked = BudgetRecorder(remaining)
-    servicer = ClassifierServicer(cast("Classifier", asked), most_seconds=MOST)
+    servicer = ClassifierServicer(
+        cast("Classifier", asked), cast("Explainer", None), most_seconds=MOST
+    )
     message = classify_pb.ClassifyRequest(model="models/x", images=[b""])
     with pytest.raises(DeadlinePassed):
         asyncio.run(call(servicer.Classify, message, asked))

@@ -78,6 +78,10 @@ class FakeServicer(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServ
         await self.act()
         return classify_pb.ClassifyResponse(revision=3)
 
+    async def Explain(self, request: Any, context: Any) -> classify_pb.ExplainResponse:
+        """Not called in the tests."""
+        raise NotImplementedError
+
     async def StreamClassify(
         self, request_iterator: Any, context: Any
     ) -> AsyncIterator[classify_pb.StreamClassifyResponse]:

@@ -25,6 +25,7 @@ from topwork.rpc.servicers.classifier import ClassifierServicer
 from topwork.rpc.streams import Streams
 from topwork.serving.classifier import Classifier
 from topwork.serving.classify_batch import Classified, Timings
+from topwork.serving.explanation.explainer import Explainer
 from topwork.serving.fair_queue import Flow
 from topwork.telemetry import Telemetry
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -340,7 +341,9 @@ async def served(
 ]:
     """Serve an engine on a free port; yield server, servicer and a stub."""
     server = grpc.aio.server(interceptors=[Interceptor(Telemetry(), Access(None))])
-    servicer = ClassifierServicer(cast("Classifier", engine), most_seconds=60.0)
+    servicer = ClassifierServicer(
+        cast("Classifier", engine), cast("Explainer", None), most_seconds=60.0
+    )
     classify_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -41,7 +41,14 @@ class DecoderLoop(ProcessLoop[Decode, DecoderRequest]):
         decoded = decode(task.item, task.spec, self._limits)
         if isinstance(decoded, Decoded):
             self._slots.pixels(task.slot, task.spec.crop)[:] = decoded.pixels
-            self._send(Written(id=task.item.id, started=decoded.started, decoded=decoded.seconds))
+            self._send(
+                Written(
+                    id=task.item.id,
+                    started=decoded.started,
+                    decoded=decoded.seconds,
+                    region=decoded.region,
+                )
+            )
         else:
             self._send(decoded)
 

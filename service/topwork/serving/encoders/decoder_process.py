@@ -97,7 +97,9 @@ class DecoderProcess(ItemProcess[DecoderResponse]):
             release()
         elif isinstance(response, Written):
             pixels = self._slots.pixels(request.slot, request.spec.crop)
-            decoded = Decoded(request.item, pixels, response.started, response.decoded)
+            decoded = Decoded(
+                request.item, pixels, response.started, response.decoded, response.region
+            )
             self._decoder_owner.decoded(decoded, release)
         else:
             release()

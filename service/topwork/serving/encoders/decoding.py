@@ -9,7 +9,7 @@ import numpy as np
 import structlog
 
 from topwork.errors import ImageError, Unavailable
-from topwork.inputs.image import Pixels, preprocess
+from topwork.inputs.image import WHOLE, Pixels, Prepared, Region, prepare
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import InputLimits
 from topwork.serving.encoders.encoder import Failed, Item, Refused
@@ -27,13 +27,15 @@ class Decoded:
     """Start of decoding (time.perf_counter())."""
     seconds: float
     """Seconds of decoding."""
+    region: Region
+    """The part of the upright image that ``pixels`` show."""
 
 
 def decode(item: Item, spec: PreprocessSpec, limits: InputLimits) -> Decoded | Refused | Failed:
     """Return the pixels of an item. Raises nothing."""
     started = time.perf_counter()
     try:
-        pixels = _pixels(item, spec, limits)
+        prepared = _prepared(item, spec, limits)
     except ImageError as error:
         return Refused(
             id=item.id,
@@ -44,14 +46,15 @@ def decode(item: Item, spec: PreprocessSpec, limits: InputLimits) -> Decoded | R
         )
     except Exception as error:
         return failed(item, error)
-    return Decoded(item, pixels, started, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Decoded(item, prepared.pixels, started, seconds, prepared.region)
 
 
-def _pixels(item: Item, spec: PreprocessSpec, limits: InputLimits) -> Pixels:
+def _prepared(item: Item, spec: PreprocessSpec, limits: InputLimits) -> Prepared:
     if item.pixels:
         shape = (spec.crop, spec.crop, 3)
-        return np.frombuffer(item.content, dtype=np.uint8).reshape(shape)
-    return preprocess(item.content, spec, limits=limits)
+        return Prepared(np.frombuffer(item.content, dtype=np.uint8).reshape(shape), WHOLE)
+    return prepare(item.content, spec, limits=limits)
 
 
 def cancelled(item: Item) -> Failed:

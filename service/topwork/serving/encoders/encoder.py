@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from topwork.bundle.manifest import BackboneInfo
+from topwork.inputs.image import WHOLE, Region
 
 NICE = 2
 """Niceness of threads and processes; raising it gives the event loop a higher priority."""
@@ -51,6 +52,8 @@ class Encoded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Backbone: this image's share of its run."""
     run: MicroBatch | None = None
     """None on a CPU, where each image has its own run."""
+    region: Region = WHOLE
+    """The part of the upright image that was embedded."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from topwork.bundle.manifest import BackboneInfo
+from topwork.inputs.image import Region
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.serving.encoders.encoder import Check, Encoded, Failed, Item, Refused
 
@@ -79,6 +80,8 @@ class Written(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Start of decoding (time.perf_counter())."""
     decoded: float
     """Seconds of decoding and preprocessing."""
+    region: Region
+    """The part of the upright image that the pixels show."""
 
 
 Request = Load | Unload | Encode | Cancel

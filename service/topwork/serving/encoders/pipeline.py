@@ -76,5 +76,6 @@ def _deliver(deliver: Deliver, decoded: Decoded, result: Embedded | Exception) -
             waited=waited,
             computed=result.computed,
             run=result.run,
+            region=decoded.region,
         )
     )

@@ -1,0 +1,1 @@
+"""Explanations of single classifications: evidence by position, and the nearest examples."""

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import servers, tiny
-from support.pictures import pictures
+from support.pictures import picture, pictures
 from support.servers import Running
 
 from topwork import CallFailed, Client, progress
@@ -239,6 +239,21 @@ def test_forbidden_model_is_indistinguishable_from_missing_model(
     assert len(texts) == 1
     error = call(channel, path, "elsewhere", request_for(path, "shapes"))
     assert error is None or error.code != "PERMISSION_DENIED"
+
+
+def test_neighbours_need_the_role_train(server: Running) -> None:
+    """Names and previews of training images are confidential; the map is not."""
+    image = picture("blue", 50)
+    with client_of(server, "classify") as client:
+        assert client.explain("colours", image).neighbours == ()
+        assert client.explain("colours", image, neighbours=0).label == "blue"
+        error = servers.failure(lambda: client.explain("colours", image, neighbours=1))
+        assert (error.code, error.reason) == ("PERMISSION_DENIED", "MODEL_FORBIDDEN")
+        assert "neighbours is 1, but 'classify' lacks role 'train'" in error.message
+    with client_of(server, "train") as client:
+        assert len(client.explain("colours", image).neighbours) == 5
+        assert len(client.explain("colours", image, neighbours=2).neighbours) == 2
+    assert audit_line(server, "ClassifierService/Explain", {"principal": "train"})
 
 
 def test_each_message_of_a_stream_is_authorized(channel: grpc.Channel) -> None:

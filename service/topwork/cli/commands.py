@@ -19,6 +19,11 @@ SECTIONS = {
             "Evaluate MODEL on the labelled photos of DATA, with a server or a repository.",
             "topwork evaluate flowers photos",
         ),
+        "explain": Lazy(
+            "topwork.cli.explain:explain",
+            "Explain how MODEL classifies IMAGE: a heat map, and the nearest training images.",
+            "topwork explain flowers photo.jpg --out page.html",
+        ),
         "models": Lazy(
             "topwork.cli.models:models", "List the models of a server.", "topwork models --json"
         ),

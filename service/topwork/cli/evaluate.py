@@ -19,6 +19,7 @@ from topwork.cli.evaluation_sources import Answered, OnImage
 from topwork.cli.image_rows import photo_bar
 from topwork.cli.options import (
     ServerOptions,
+    check_page,
     connected,
     json_output,
     photo_files,
@@ -26,6 +27,7 @@ from topwork.cli.options import (
     require_signed_option,
     server_option,
     trusted_keys_option,
+    write_page,
 )
 from topwork.errors import InvalidInput
 from topwork.inputs.data.photos import Photo
@@ -90,8 +92,7 @@ def evaluate(
     classes that the model lacks count as unknown images. With --repository, photos that the model
     was trained on are left out; a server cannot know them, so pass held-out photos.
     """
-    if html is not None and not html.parent.is_dir():
-        raise InvalidInput(f"there is no folder {file_name(html.parent)}", field="html")
+    check_page(html, field="html")
     test_set = read_test_set(data)
     left_out = by_reason(test_set.omitted)
     photos = test_set.photos_of(test_set.labels())
@@ -110,21 +111,13 @@ def evaluate(
             answered = evaluation_sources.from_repository(opened, model, question, photos, on_image)
     evaluated = _evaluate(model, answered, test_set, left_out)
     if html is not None:
-        _write(html, render_evaluation(evaluated))
+        write_page(html, render_evaluation(evaluated), field="html")
     if as_json:
         print(json.dumps(show_evaluation.as_json(evaluated)))
         return
     for line in (*(group.line() for group in left_out), *evaluated.notes):
         click.echo(printable(line), err=True)
     show_evaluation.show(tables.console(), evaluated)
-
-
-def _write(html: Path, page: str) -> None:
-    try:
-        html.write_text(page, encoding="utf-8")
-    except OSError as error:
-        text = f"{file_name(html)} cannot be written: {error.strerror}"
-        raise InvalidInput(text, field="html") from error
 
 
 def _strangers(folder: Path | None) -> tuple[Photo, ...]:

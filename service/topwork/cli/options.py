@@ -182,6 +182,21 @@ def read_photo(path: Path) -> bytes:
     return folders.read_photo(path, most_bytes=DEFAULT_LIMITS.max_image_bytes)
 
 
+def check_page(path: Path | None, *, field: str) -> None:
+    """Raise InvalidInput unless the folder of a page to write exists."""
+    if path is not None and not path.parent.is_dir():
+        raise InvalidInput(f"there is no folder {file_name(path.parent)}", field=field)
+
+
+def write_page(path: Path, page: str, *, field: str) -> None:
+    """Write a page. Raises InvalidInput if that is impossible."""
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        text = f"{file_name(path)} cannot be written: {error.strerror}"
+        raise InvalidInput(text, field=field) from error
+
+
 @contextmanager
 def connected(server: ServerOptions) -> Iterator[Client]:
     """Yield a client of a server, which may be starting. Raises CallFailed, InvalidInput."""

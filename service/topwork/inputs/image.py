@@ -6,7 +6,9 @@ import hashlib
 import logging
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,8 @@ from topwork.inputs.images.openers import OPENERS
 from topwork.inputs.images.signatures import READABLE, recognise
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import DEFAULT_LIMITS, InputLimits
+
+T = TypeVar("T")
 
 Pixels = NDArray[np.uint8]
 """One preprocessed image: uint8 (crop, crop, 3), RGB."""
@@ -74,6 +78,34 @@ def prepare(
     bytes are empty, too long, of an unsupported format, damaged or cut off, or, before decoding, if
     decoding would cost too much. All decoder exceptions but MemoryError become ImageError.
     """
+    return _decode(content, spec, limits, lambda image: _prepare(image, spec))
+
+
+def upright(content: bytes, side: int, *, limits: InputLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Return the whole image in RGB, upright, with a long side of at most ``side`` pixels.
+
+    Raises ImageError as ``prepare`` does.
+    """
+    spec = PreprocessSpec(resize=side, crop=side, deep_grey="percentiles")
+
+    def convert(image: Image.Image) -> Image.Image:
+        opaque, orientation = _to_opaque(image, spec), _orientation(image)
+        small = opaque.copy()
+        small.thumbnail((side, side))
+        if orientation in _UPRIGHT:
+            small = small.transpose(_UPRIGHT[orientation])
+        return small.convert("RGB")
+
+    return _decode(content, spec, limits, convert)
+
+
+def _decode(
+    content: bytes,
+    spec: PreprocessSpec,
+    limits: InputLimits,
+    convert: Callable[[Image.Image], T],
+) -> T:
+    """Return the conversion of an image that is open. Raises ImageError as ``prepare`` does."""
     if not content:
         raise ImageError("the image is empty (0 bytes)")
     if len(content) > limits.max_image_bytes:
@@ -91,7 +123,7 @@ def prepare(
         raise ImageError(f"the image is {name}; supported are {', '.join(READABLE)}")
     try:
         with OPENERS[name](content, spec, limits) as image:
-            return _prepare(image, spec)
+            return convert(image)
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:  # above Pillow's own limit

@@ -33,7 +33,7 @@ from support.pictures import encode
 from support.tiffs import RGB, tiff
 
 from topwork.errors import ImageError
-from topwork.inputs.image import pixel_digest, preprocess
+from topwork.inputs.image import pixel_digest, prepare, preprocess, upright
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import DEFAULT_LIMITS, InputLimits
 
@@ -717,3 +717,18 @@ DAMAGED_METADATA = {
 def test_damaged_metadata_is_ignored(kind: str) -> None:
     """An intact picture with damaged metadata is decoded without a warning."""
     assert close(preprocess(DAMAGED_METADATA[kind], SPEC), RED, within=5)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_region_is_a_part_of_the_upright_image(orientation: int) -> None:
+    """A central square, whose sides are exchanged with those of the image."""
+    tags = Image.Exif()
+    tags[274] = orientation
+    image = Image.new("RGB", (80, 40))
+    content = encode(image, "PNG", exif=tags)
+    prepared = prepare(content, PreprocessSpec(resize=20, crop=10))
+    upright_size = (40, 80) if orientation > 4 else (80, 40)
+    left, top, right, bottom = prepared.region
+    assert ((right - left) * upright_size[0], (bottom - top) * upright_size[1]) == (20, 20)
+    assert (left + right, top + bottom) == (1, 1)
+    assert upright(content, 20).size == ((10, 20) if orientation > 4 else (20, 10))

@@ -45,7 +45,8 @@ def evidence(head: Head, features: Features, label: int, logit: float) -> Eviden
     """Return the evidence for a label, whose calibrated logit is ``logit``."""
     embedding = features.embedding
     slopes = _slopes(head.normaliser, features)
-    weights = direction(head.scorer, head.normaliser(embedding[None])[0], label)
+    point = head.normaliser(embedding[None])[0]
+    weights = direction(head.scorer, point, label).astype(np.float64)
     found = features.spread(weights * slopes.slope)
     found += float(weights @ slopes.level) / found.size
     bias = float(head.scorer.bias[label])
@@ -54,7 +55,7 @@ def evidence(head: Head, features: Features, label: int, logit: float) -> Eviden
     return Evidence(map=found, bias=bias, rest=logit - bias - float(found.sum()), logit=logit)
 
 
-def direction(scorer: Scorer, point: Float32Array, label: int) -> NDArray[np.float64]:
+def direction(scorer: Scorer, point: Float32Array, label: int) -> Float32Array:
     """Return w (D,), so that ``w @ point`` is a label's score at ``point`` (D,), but for its bias.
 
     For an RBF kernel, k_m = exp(-gamma |z - p_m|^2), it is sum_m w_m k_m p_m: each similarity
@@ -62,8 +63,7 @@ def direction(scorer: Scorer, point: Float32Array, label: int) -> NDArray[np.flo
     The plain gradient is 0 at an exemplar, and near one it points at what differs: seen on photos,
     it misses the object. Fourier features approximate the same kernel.
     """
-    weights: NDArray[np.float64] = scorer.weights[label].astype(np.float64)
-    expansion = scorer.expansion
+    weights, expansion = scorer.weights[label], scorer.expansion
     if isinstance(expansion, Kernel):
         shares = weights * expansion(point[None])[0]
         support = expansion.support
@@ -71,13 +71,14 @@ def direction(scorer: Scorer, point: Float32Array, label: int) -> NDArray[np.flo
             support.projection @ (support.points.T @ shares) + support.centre * shares.sum()
         )
     if isinstance(expansion, Fourier):
-        projection = expansion.projection.astype(np.float64)
+        projection = expansion.projection
         waves = point @ projection + expansion.phase
-        height = np.sqrt(2 / len(expansion.phase))
+        height = np.float32(np.sqrt(2 / len(expansion.phase)))
         gradient = -height * (projection @ (weights * np.sin(waves)))
-        score = height * float(weights @ np.cos(waves))
-        return np.asarray(gradient / np.square(projection).mean() + score * point)
-    return weights
+        score = height * (weights @ np.cos(waves))
+        twice_gamma = np.square(projection).mean()  # of a kernel with normal frequencies
+        return np.asarray(gradient / twice_gamma + score * point)
+    return np.asarray(weights)
 
 
 def _slopes(normaliser: Normaliser, features: Features) -> _Slopes:

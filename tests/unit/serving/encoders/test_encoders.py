@@ -29,6 +29,7 @@ from support.encoders import (
     make_encoder,
     started,
 )
+from support.pictures import picture
 
 from topwork.bundle.files import sha256
 from topwork.errors import Corrupt, ImageError
@@ -62,6 +63,21 @@ def harness(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[
 def tolerance(harness: Harness) -> float:
     """Return the relative difference of embeddings that is allowed: micro-batches are rounded."""
     return 1e-6 if isinstance(harness.encoder, GpuEncoder) else 0.0
+
+
+def test_result_has_the_part_of_the_image_that_was_embedded(
+    harness: Harness, runner: asyncio.Runner
+) -> None:
+    """In fractions of the upright image; preprocessed pixels are whole."""
+    wide = runner.run(harness.encode(picture("blue", 1, size=(80, 40))))
+    tall = runner.run(harness.encode(picture("blue", 1, size=(40, 160))))
+    pixels = preprocess(PHOTOS[0], INFO.preprocess).tobytes()
+    given = runner.run(harness.encode(pixels, pixels=True))
+    assert [each.region for each in (wide, tall, given) if isinstance(each, Encoded)] == [
+        (0.25, 0, 0.75, 1),
+        (0, 0.375, 1, 0.625),
+        (0, 0, 1, 1),
+    ]
 
 
 def test_embeddings_are_those_of_a_session(harness: Harness, runner: asyncio.Runner) -> None:

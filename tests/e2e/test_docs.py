@@ -24,7 +24,14 @@ README = "../README.md"
 PAGES = [README, *sorted(path.name for path in DOCS.glob("*.md"))]
 WALKS = (
     (README, "export.md"),
-    ("quickstart.md", "evaluation.md", "tutorial-client.md", "runbook.md", "capacity.md"),
+    (
+        "quickstart.md",
+        "explanations.md",
+        "evaluation.md",
+        "tutorial-client.md",
+        "runbook.md",
+        "capacity.md",
+    ),
 )
 """Pages to run one after the other in one shell and directory; the first starts a server."""
 NOT_RUN = {

@@ -15,7 +15,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
-from support import tiny
+from support import pooling, tiny
 from support.bad_images import bombs
 from support.encoders import (
     BUSY_INFO,
@@ -36,10 +36,12 @@ from topwork.errors import Corrupt, ImageError
 from topwork.inputs.image import preprocess
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.agreement import LEAST_AGREEMENT
+from topwork.runtime.backend import open_session
 from topwork.serving.encoders import decoding, threads
 from topwork.serving.encoders.encoder import NICE, Check, Encoded, Failed, Refused, Result
 from topwork.serving.encoders.gpu import GpuEncoder
 from topwork.serving.encoders.threads import ThreadEncoder
+from topwork.serving.explanation.map_graph import with_maps
 
 KINDS = ["threads", "processes", "gpu"]
 BOMB = bombs(30_000, 30_000)["PNG"]
@@ -78,6 +80,25 @@ def test_result_has_the_part_of_the_image_that_was_embedded(
         (0, 0.375, 1, 0.625),
         (0, 0, 1, 1),
     ]
+
+
+def test_rows_with_feature_maps_are_those_of_a_session(
+    harness: Harness, runner: asyncio.Runner
+) -> None:
+    """For an encoder, the variant for explanations is one more backbone, with wide rows."""
+    model, layout = with_maps(pooling.model())
+    info = replace(pooling.info(pooling.model()), digest=sha256(model), width=layout.row_width)
+    flower, _ = pooling.flower("blue", 1)
+
+    async def scenario() -> Result:
+        await harness.encoder.load(info, lambda: model)
+        try:
+            return await harness.encode(flower, digest=info.digest)
+        finally:
+            harness.encoder.unload(info.digest)
+
+    (row,) = open_session(model, output="embedding").run(preprocess(flower, pooling.SPEC)[None])
+    np.testing.assert_allclose(embedding(runner.run(scenario())), row, rtol=1e-5, atol=1e-6)
 
 
 def test_embeddings_are_those_of_a_session(harness: Harness, runner: asyncio.Runner) -> None:

@@ -86,11 +86,11 @@ def model(kind: str = "relu") -> bytes:  # noqa: PLR0915  # a list of the kinds
             last = graph.add("ReduceMean", tokens, graph.constant(np.array([1])), keepdims=0)
         case "layer_norm":
             means = graph.add("Flatten", graph.add("GlobalAveragePool", features), axis=1)
-            scale, bias = random.uniform(0.5, 2, CHANNELS), random.normal(size=CHANNELS)
+            affine = random.uniform(0.5, 2, CHANNELS), random.normal(size=CHANNELS)
             last = graph.add(
                 "LayerNormalization",
                 means,
-                *(graph.constant(values.astype(np.float32)) for values in (scale, bias)),
+                *(graph.constant(values.astype(np.float32)) for values in affine),
                 axis=-1,
             )
         case "two_views":

@@ -19,6 +19,7 @@ from topwork.bundle.store import Repository
 from topwork.errors import DeadlinePassed, ImageError, InvalidInput, NotFound, NotReady
 from topwork.limits import DEFAULT_LIMITS
 from topwork.serving.classifier import Classifier
+from topwork.serving.classify_batch import Classified
 from topwork.serving.encoders.encoder import Check
 from topwork.serving.encoders.threads import ThreadEncoder
 from topwork.serving.examples import Examples
@@ -127,7 +128,7 @@ def test_explain_and_classify_run_side_by_side(repository: Repository) -> None:
             assert len(encoder.backbones) == before + 1
             for label, found, classified in zip(labels, answers, answers[12:], strict=False):
                 assert isinstance(found, Explanation)
-                assert not isinstance(classified, Explanation)
+                assert isinstance(classified, Classified)
                 assert found.explained.label == label
                 assert classified.results == (found.answer,)
 

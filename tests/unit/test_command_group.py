@@ -54,7 +54,7 @@ def test_example_is_a_valid_command_line(
     monkeypatch.chdir(tmp_path)
     for folder in ("photos/tulips", "more-tulips", "repository"):
         Path(folder).mkdir(parents=True)
-    for file in ("mine.onnx", "signing-key", "signing-key.pub"):
+    for file in ("mine.onnx", "photo.jpg", "signing-key", "signing-key.pub"):
         Path(file).touch()
     command = lazy.load()
     if isinstance(command, click.Group):

@@ -195,7 +195,7 @@ def test_refused_images_are_counted_by_reason(
         assert may_decode.wait(60), "the test forgot to let images be decoded"
         return preprocess(*args, **options)
 
-    monkeypatch.setattr(decoding, "preprocess", decode)
+    monkeypatch.setattr(decoding, "prepare", decode)
 
     async def call(classifier: Classifier, telemetry: Telemetry) -> None:
         admitted = asyncio.create_task(classifier.classify("colours", [PHOTO] * 6))

@@ -21,7 +21,7 @@ SECTIONS = {
         ),
         "explain": Lazy(
             "topwork.cli.explain:explain",
-            "Explain how MODEL classifies IMAGE: a heat map, and the nearest training images.",
+            "Explain how MODEL classifies IMAGE: heat map and nearest training images.",
             "topwork explain flowers photo.jpg --out page.html",
         ),
         "models": Lazy(

@@ -78,7 +78,7 @@ def explain(
     model: str,
     image: Path,
 ) -> None:
-    """Explain how MODEL classifies IMAGE: where the evidence is, and the nearest training images.
+    """Explain how MODEL classifies IMAGE: heat map and nearest training images.
 
     --out writes a page with a heat map over the image. --json prints an object with model,
     revision, image, label, predictions, map, map_unavailable and neighbours.

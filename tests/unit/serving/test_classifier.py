@@ -27,7 +27,7 @@ from topwork.errors import (
     NotFound,
     Overloaded,
 )
-from topwork.inputs.image import Pixels, preprocess
+from topwork.inputs.image import Pixels, Prepared, prepare, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import DEFAULT_LIMITS, ServerLimits
 from topwork.serving.classifier import Classifier
@@ -650,13 +650,13 @@ def test_calls_of_one_flow_share_their_turns(
     """A late caller precedes all but the first calls of a flow, but not calls of separate flows."""
     taken: list[bytes] = []
 
-    def noting(content: bytes, *args: Any, **options: Any) -> Pixels:
+    def noting(content: bytes, *args: Any, **options: Any) -> Prepared:
         taken.append(content)
-        return preprocess(content, *args, **options)
+        return prepare(content, *args, **options)
 
     async def scenario() -> int:
         async with started(repository, cores=1) as harness:
-            monkeypatch.setattr(decoding, "preprocess", noting)
+            monkeypatch.setattr(decoding, "prepare", noting)
             harness.gate.shut()
             first = harness.ask(ITEMS_PER_THREAD)  # all that the encoder takes
             await until(lambda: harness.gate.images == 1)

@@ -375,5 +375,5 @@ def test_aclose_joins_the_threads(monkeypatch: pytest.MonkeyPatch, ends: bool) -
         assert all(isinstance(harness.results[item], Failed) for item in items)
 
     monkeypatch.setattr(threads, "JOIN_SECONDS", 30.0 if ends else 0.05)
-    monkeypatch.setattr(decoding, "preprocess", decode)
+    monkeypatch.setattr(decoding, "prepare", decode)
     asyncio.run(scenario())

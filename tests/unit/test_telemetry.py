@@ -19,7 +19,7 @@ from support.pictures import picture, pictures
 from topwork.access.access_file import Access
 from topwork.bundle.store import Repository
 from topwork.errors import DeadlinePassed, NotFound, Overloaded
-from topwork.inputs.image import Pixels, preprocess
+from topwork.inputs.image import Prepared, prepare
 from topwork.limits import DEFAULT_LIMITS
 from topwork.rpc.interceptor import Interceptor
 from topwork.serving.classifier import Classifier
@@ -191,9 +191,9 @@ def test_refused_images_are_counted_by_reason(
     """
     may_decode = threading.Event()
 
-    def decode(*args: Any, **options: Any) -> Pixels:
+    def decode(*args: Any, **options: Any) -> Prepared:
         assert may_decode.wait(60), "the test forgot to let images be decoded"
-        return preprocess(*args, **options)
+        return prepare(*args, **options)
 
     monkeypatch.setattr(decoding, "prepare", decode)
 

@@ -52,7 +52,7 @@ def test_example_is_a_valid_command_line(
     first, second, *arguments = shlex.split(lazy.example)
     assert (first, second) == (program, name)
     monkeypatch.chdir(tmp_path)
-    for folder in ("photos/tulips", "more-tulips", "repository"):
+    for folder in ("photos/tulips", "more-photos", "more-tulips", "repository"):
         Path(folder).mkdir(parents=True)
     for file in ("mine.onnx", "photo.jpg", "signing-key", "signing-key.pub"):
         Path(file).touch()

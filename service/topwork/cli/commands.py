@@ -61,7 +61,7 @@ SECTIONS = {
         ),
         "add-classes": Lazy(
             "topwork.cli.add:add_classes",
-            "Add all classes of DATA, such as a folder of folders, to a live model at once.",
+            "Add all classes of DATA to a live model, in one change.",
             "topwork add-classes --model flowers more-photos/",
         ),
         "add-examples": Lazy(

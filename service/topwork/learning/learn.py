@@ -15,6 +15,7 @@ from topwork.bundle.head import Head, Scorer
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.recipe import HeadKind, Recipe
 from topwork.errors import Corrupt, NotReady
+from topwork.learning.calibration import FULL_SET
 from topwork.learning.cross_validation import CrossValidation, Trial
 from topwork.learning.families import FAMILIES
 from topwork.learning.head_selection import choose
@@ -73,6 +74,7 @@ def learn(
     with Threads(threads) as pool:
         choice = choose(validation, recipe or Recipe(), pool)
         task, best = choice.task, choice.best
+        temperature = FULL_SET * best.temperature
         scorer, detection = pool.run_both(
             partial(_solve_all, task, best, pool),
             partial(
@@ -83,7 +85,7 @@ def learn(
                 labels=exemplars.labels,
                 folds=validation.folds,
                 scores=best.scores,
-                temperature=best.temperature,
+                temperature=temperature,
                 threads=pool,
             ),
         )
@@ -92,7 +94,7 @@ def learn(
     metrics = evaluate(validation.targets, probabilities, exemplars.labels, folds=FOLDS)
     return Learned(
         head=Head(
-            normaliser=best.normaliser, scorer=scorer, temperature=best.temperature, unknown=unknown
+            normaliser=best.normaliser, scorer=scorer, temperature=temperature, unknown=unknown
         ),
         kind=best.kind,
         strength=best.strength,

@@ -22,13 +22,17 @@ def scaled_loss(
     targets: NDArray[np.int64],
     weights: NDArray[np.float64],
 ) -> float:
-    """Return the weighted loss at an inverse temperature with Platt's target probabilities."""
+    """Return the weighted loss at an inverse temperature with Platt's targets and the prior."""
     rows, classes = logits.shape
     smoothing = 1 / (rows + 2)
-    target_probabilities = np.full((rows, classes), smoothing / (classes - 1))
-    target_probabilities[np.arange(len(targets)), targets] = 1 - smoothing
+    right = np.eye(classes, dtype=bool)[targets]
+    target_probabilities = np.where(right, 1 - smoothing, smoothing / (classes - 1))
     log_p = log_softmax(inverse * logits.astype(float), axis=1)
-    return float(-(weights @ (target_probabilities * log_p).sum(axis=1)) / weights.sum())
+    loss = float(-(weights @ (target_probabilities * log_p).sum(axis=1)))
+    differences = logits[right].astype(float)[:, None] - logits[~right].reshape(rows, -1)
+    quality = np.clip(differences.mean() / differences.std(), 0.1, 1)
+    deviation = np.log(inverse * differences.min(axis=1).std() / (2 * quality)) / 0.3
+    return (loss + deviation**2 / 2) / weights.sum()
 
 
 @pytest.mark.slow
@@ -86,6 +90,25 @@ def test_few_images_are_never_certain() -> None:
     targets = np.array([0, 0, 1, 1])
     found = find_temperature(logits, targets, np.ones(4))
     assert 1 / (1 + np.exp(-1 / found)) == pytest.approx(5 / 6, abs=1e-3)
+
+
+def test_useless_scores_are_not_trusted() -> None:
+    """Scores without a relation to the classes give about the same probability for each."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20, 2)).astype(np.float32)
+    targets = rng.permutation(np.repeat([0, 1], 10))
+    found = find_temperature(logits, targets, np.ones(20))
+    highest = np.exp(log_softmax(logits / found, axis=1)).max(axis=1)
+    assert highest.mean() < 0.6
+
+
+def test_few_images_that_are_all_right_have_the_usual_temperature() -> None:
+    """Margins of ten images that are all right have a standard deviation of about 2."""
+    rng = np.random.default_rng(0)
+    margins = rng.uniform(1, 5, 10)
+    logits = np.stack([margins, np.zeros(10)], axis=1).astype(np.float32)
+    found = find_temperature(logits, np.zeros(10, dtype=np.int64), np.ones(10))
+    assert 1.4 < (margins / found).std() < 2.2
 
 
 def test_losses_match_scipy() -> None:

@@ -32,7 +32,7 @@ def scaled_loss(
     differences = logits[right].astype(float)[:, None] - logits[~right].reshape(rows, -1)
     quality = np.clip(differences.mean() / differences.std(), 0.1, 1)
     deviation = np.log(inverse * differences.min(axis=1).std() / (2 * quality)) / 0.3
-    return (loss + deviation**2 / 2) / weights.sum()
+    return float((loss + deviation**2 / 2) / weights.sum())
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ SLACK = 0.1
 """Relative improvement of the least loss that another strength is expected to bring at most.
 
 In the 84 cases below the first strength of logistic regression was at most 0.094 above its best. In
-30 more, with the present calibration, any slack from 0.02 to 9 chose the same heads.
+30 more, with Platt's target probabilities, any slack from 0.02 to 9 chose the same heads.
 """
 
 RACE_ROWS = 700

@@ -1,4 +1,4 @@
-"""Table of the settings of ``topwork serve`` and ``topwork worker``.
+"""Table of the settings of ``topwork serve``, ``topwork worker`` and ``topwork gateway``.
 
 Each field is an option of the same name (``queue_limit``: ``--queue-limit``), made by
 ``topwork.cli.settings``, an environment variable (``TOPWORK_SERVE_QUEUE_LIMIT``), a key of
@@ -32,6 +32,7 @@ Kind = Literal[
     "flag",
     "address",
     "port or address",
+    "server",
     "url",
     "directory",
     "file",
@@ -64,6 +65,67 @@ class TlsFiles:
     key: Path
     client_ca: Path | None = None
     """Certificate of the CA that signs client certificates; None: clients need none."""
+
+
+HttpPort = Annotated[
+    str,
+    Setting(
+        kind="port or address",
+        default="none",
+        help="PORT of the loopback, or HOST:PORT, that serves the HTTP/JSON API; needs extra http.",
+    ),
+]
+HttpHosts = Annotated[
+    str,
+    Setting(
+        default="names of the loopback, if only this host can reach the port; otherwise any",
+        help="Comma-separated host names by which HTTP clients call the port; others are refused.",
+    ),
+]
+HttpCorsOrigins = Annotated[
+    str,
+    Setting(
+        default="none",
+        help="Comma-separated origins, such as https://example.org, whose pages may call the HTTP "
+        "API.",
+    ),
+]
+TlsCert = Annotated[
+    Path | None,
+    Setting(
+        kind="file",
+        default="plaintext",
+        help="PEM file of the server's certificate; may be replaced without a restart.",
+    ),
+]
+TlsKey = Annotated[
+    Path | None,
+    Setting(kind="file", default="none", help="PEM file of the certificate's private key."),
+]
+ClientCa = Annotated[
+    Path | None,
+    Setting(
+        kind="file",
+        default="none",
+        help="PEM file of the CA that signs client certificates; clients then need one (mTLS).",
+    ),
+]
+Insecure = Annotated[
+    bool,
+    Setting(
+        kind="flag",
+        help="Accept plaintext connections from other hosts, not only from the loopback.",
+    ),
+]
+GatewayKey = Annotated[
+    Path | None,
+    Setting(
+        kind="existing file",
+        default="none",
+        help="File with a key of at least 32 characters, the same for the server and a gateway "
+        "that runs alone: the server then believes the gateway its callers' addresses.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,26 +216,9 @@ class ServeConfig(WorkerConfig):
             "the log names.",
         ),
     ] = "127.0.0.1:50051"
-    tls_cert: Annotated[
-        Path | None,
-        Setting(
-            kind="file",
-            default="plaintext",
-            help="PEM file of the server's certificate; may be replaced without a restart.",
-        ),
-    ] = None
-    tls_key: Annotated[
-        Path | None,
-        Setting(kind="file", default="none", help="PEM file of the certificate's private key."),
-    ] = None
-    client_ca: Annotated[
-        Path | None,
-        Setting(
-            kind="file",
-            default="none",
-            help="PEM file of the CA that signs client certificates; clients then need one (mTLS).",
-        ),
-    ] = None
+    tls_cert: TlsCert = None
+    tls_key: TlsKey = None
+    client_ca: ClientCa = None
     mtls_address: Annotated[
         str,
         Setting(
@@ -183,13 +228,7 @@ class ServeConfig(WorkerConfig):
             "without.",
         ),
     ] = ""
-    insecure: Annotated[
-        bool,
-        Setting(
-            kind="flag",
-            help="Accept plaintext connections from other hosts, not only from the loopback.",
-        ),
-    ] = False
+    insecure: Insecure = False
     access: Annotated[
         Path | None,
         Setting(
@@ -207,6 +246,10 @@ class ServeConfig(WorkerConfig):
             "plaintext.",
         ),
     ] = ""
+    http_port: HttpPort = ""
+    http_hosts: HttpHosts = ""
+    http_cors_origins: HttpCorsOrigins = ""
+    gateway_key: GatewayKey = None
     reflection: Annotated[
         bool, Setting(help="Serve gRPC reflection, which tools such as grpcurl use.")
     ] = True
@@ -300,17 +343,12 @@ class ServeConfig(WorkerConfig):
     def __post_init__(self) -> None:
         """Check the combination of TLS settings."""
         WorkerConfig.__post_init__(self)  # super() fails in a dataclass with slots
-        if self.tls is None and (self.tls_cert or self.tls_key or self.client_ca):
-            raise InvalidInput(
-                "--tls-cert and --tls-key go together, and --client-ca needs both", field="tls_cert"
-            )
+        _check_tls(self)
 
     @property
     def tls(self) -> TlsFiles | None:
         """The PEM files of TLS, or None for plaintext."""
-        if self.tls_cert is None or self.tls_key is None:
-            return None
-        return TlsFiles(cert=self.tls_cert, key=self.tls_key, client_ca=self.client_ca)
+        return _tls_files(self)
 
     @property
     def limits(self) -> ServerLimits:
@@ -322,6 +360,62 @@ class ServeConfig(WorkerConfig):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """The settings of ``topwork gateway``. Raises InvalidInput if TLS lacks a file."""
+
+    server: Annotated[str, Setting(kind="server", help="Address of the gRPC server.")] = (
+        "127.0.0.1:50051"
+    )
+    server_tls: Annotated[
+        bool,
+        Setting(kind="flag", help="Use TLS to the server; --server-ca and --server-cert imply it."),
+    ] = False
+    server_ca: Annotated[
+        Path | None,
+        Setting(
+            kind="existing file",
+            default="gRPC's CAs",
+            help="PEM file of the CA that signed the server's certificate.",
+        ),
+    ] = None
+    server_cert: Annotated[
+        Path | None,
+        Setting(
+            kind="existing file",
+            default="none",
+            help="PEM file of the gateway's certificate, for a server that wants one (mTLS).",
+        ),
+    ] = None
+    server_key: Annotated[
+        Path | None,
+        Setting(kind="existing file", default="none", help="PEM file of its private key."),
+    ] = None
+    http_port: Annotated[
+        str, Setting(kind="port or address", help="PORT of the loopback, or HOST:PORT.")
+    ] = "127.0.0.1:8080"
+    http_hosts: HttpHosts = ""
+    http_cors_origins: HttpCorsOrigins = ""
+    gateway_key: GatewayKey = None
+    tls_cert: TlsCert = None
+    tls_key: TlsKey = None
+    client_ca: ClientCa = None
+    insecure: Insecure = False
+    grace_seconds: Annotated[
+        float, Setting(least=0, help="Time that requests in flight have to finish after SIGTERM.")
+    ] = 10.0
+    log_format: Annotated[Format, Setting(help="Format of the log on standard error.")] = "text"
+
+    def __post_init__(self) -> None:
+        """Check the combination of TLS settings."""
+        _check_tls(self)
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The PEM files of TLS, or None for plaintext."""
+        return _tls_files(self)
+
+
 def to_json(config: ServeConfig) -> str:
     """Return a configuration and its limits as JSON, without the passwords in URLs."""
     settings = {
@@ -329,3 +423,16 @@ def to_json(config: ServeConfig) -> str:
         for name, value in asdict(config).items()
     }
     return json.dumps({**settings, "limits": asdict(config.limits)}, indent=2, default=str)
+
+
+def _tls_files(config: ServeConfig | GatewayConfig) -> TlsFiles | None:
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    return TlsFiles(cert=config.tls_cert, key=config.tls_key, client_ca=config.client_ca)
+
+
+def _check_tls(config: ServeConfig | GatewayConfig) -> None:
+    if config.tls is None and (config.tls_cert or config.tls_key or config.client_ca):
+        raise InvalidInput(
+            "--tls-cert and --tls-key go together, and --client-ca needs both", field="tls_cert"
+        )

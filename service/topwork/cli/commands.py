@@ -145,6 +145,11 @@ SECTIONS = {
             "Carry out queued changes of models until SIGTERM.",
             "topwork worker --repository repository --database postgresql://user@host/topwork",
         ),
+        "gateway": Lazy(
+            "topwork.cli.serve:gateway",
+            "Serve the HTTP/JSON API of a gRPC server until SIGTERM.",
+            "topwork gateway --server localhost:50051 --http-port 8080",
+        ),
         "token": Lazy(
             "topwork.cli.token:token",
             "Create a bearer token for PRINCIPAL and its entry in the access file.",

@@ -1,4 +1,4 @@
-"""``topwork serve`` and ``topwork worker``."""
+"""``topwork serve``, ``topwork worker`` and ``topwork gateway``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import click
 
 from topwork.cli.settings import settings_options
-from topwork.config import ServeConfig, WorkerConfig, to_json
+from topwork.config import GatewayConfig, ServeConfig, WorkerConfig, to_json
 
 
 @click.command()
@@ -44,7 +44,20 @@ def worker(config: WorkerConfig) -> None:
     workers.run_alone(config)
 
 
-def _start(config: WorkerConfig, *, quiet: bool = False) -> None:
+@click.command()
+@settings_options(GatewayConfig)
+def gateway(config: GatewayConfig) -> None:
+    """Serve the HTTP/JSON API of a gRPC server until SIGTERM.
+
+    `topwork serve --http-port` does the same. Use this command to run the gateway on another host.
+    """
+    _start(config)
+    from topwork.gateway import process
+
+    process.run_alone(config)
+
+
+def _start(config: WorkerConfig | GatewayConfig, *, quiet: bool = False) -> None:
     """Exit at once on SIGTERM during start-up; turn all output into log lines unless ``quiet``.
 
     Linux ignores SIGTERM for process 1, a container's command, unless the process handles it.

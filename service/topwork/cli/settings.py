@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import click
 
 from topwork.cli.addresses import Address, check_url
-from topwork.config import Setting, WorkerConfig
+from topwork.config import GatewayConfig, Setting, WorkerConfig
 from topwork.errors import InvalidInput
 
-C = TypeVar("C", bound=WorkerConfig)
+C = TypeVar("C", bound=WorkerConfig | GatewayConfig)
 
 _PATHS = {
     "directory": click.Path(file_okay=False, path_type=Path),
@@ -84,5 +84,9 @@ def _type(kind: Any, setting: Setting, *, optional: bool) -> click.ParamType[Any
         least = setting.above if is_open else setting.least
         return click.FloatRange(least, setting.most, min_open=is_open)
     if setting.kind:
-        return Address(optional=optional, lone_port=setting.kind == "port or address")
+        return Address(
+            of_client=setting.kind == "server",
+            optional=optional,
+            lone_port=setting.kind == "port or address",
+        )
     return click.STRING

@@ -20,6 +20,7 @@ from topwork.access.rules import OPEN, RULES, UNCOUNTED
 from topwork.access.slots import Slots
 from topwork.errors import Forbidden, InvalidInput, Overloaded, TopworkError
 from topwork.rpc.context import Context
+from topwork.rpc.forwarding import Forwarding
 from topwork.rpc.reading import Reading
 from topwork.rpc.spans import Spans
 from topwork.rpc.trace import trace_id
@@ -43,10 +44,17 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 class Calls:
     """State that all calls of a server share."""
 
-    def __init__(self, telemetry: Telemetry, access: Access, spans: Spans | None = None) -> None:
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        access: Access,
+        spans: Spans | None = None,
+        forwarding: Forwarding | None = None,
+    ) -> None:
         self.telemetry = telemetry
         self.access = access
         self.spans = spans
+        self.forwarding = forwarding or Forwarding()
         self.reading = Reading()
         self.slots = _slots()
         self.open_slots = _slots()
@@ -81,6 +89,7 @@ class Method:
         self.reading = calls.reading
         self.slots = calls.open_slots if self.is_open else calls.slots
         self.access = calls.access
+        self.forwarding = calls.forwarding
         self.spans = calls.spans if self.counts else None
         self.begin = calls.begin
         self._end = calls.end
@@ -105,7 +114,7 @@ class Call:
         self._method = method
         self._context = context
         self._metadata = context.invocation_metadata() or ()
-        self._peer = context.peer()
+        self._peer = method.forwarding.peer(self._metadata, context.peer())
         self._start = 0.0
         self._caller: Caller | None = None
         self._share = host(self._peer)

@@ -10,6 +10,7 @@ import grpc
 from topwork.access.access_file import Access
 from topwork.rpc.calls import Call, Calls, Method
 from topwork.rpc.context import Context
+from topwork.rpc.forwarding import Forwarding
 from topwork.rpc.spans import Spans
 from topwork.telemetry import Telemetry
 
@@ -19,8 +20,14 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 class Interceptor(grpc.aio.ServerInterceptor):
     """One interceptor for all calls: stacks of several interfere with each other."""
 
-    def __init__(self, telemetry: Telemetry, access: Access, spans: Spans | None = None) -> None:
-        self.calls = Calls(telemetry, access, spans)
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        access: Access,
+        spans: Spans | None = None,
+        forwarding: Forwarding | None = None,
+    ) -> None:
+        self.calls = Calls(telemetry, access, spans, forwarding)
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(

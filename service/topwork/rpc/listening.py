@@ -57,7 +57,7 @@ def check_ports(config: ServeConfig) -> None:
 
     Raises InvalidInput if an address is malformed, or two are the same.
     """
-    given = (config.address, config.mtls_address, config.health_port)
+    given = (config.address, config.mtls_address, config.health_port, config.http_port)
     wanted = [*map(parse, filter(None, given)), metrics_address(config)]
     fixed = [address for address in wanted if address is not None and address.port]
     for address in fixed:

@@ -30,6 +30,8 @@ from topwork.config import ServeConfig
 from topwork.errors import NotReady, Unavailable
 from topwork.inference import inference_service_pb2, inference_service_pb2_grpc
 from topwork.rpc import listening, options
+from topwork.rpc.forwarding import Forwarding
+from topwork.rpc.gateway import Gateway
 from topwork.rpc.health import Health
 from topwork.rpc.interceptor import Interceptor
 from topwork.rpc.open_inference.servicer import OpenInferenceServicer
@@ -54,6 +56,7 @@ from topwork.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
 )
+from topwork.wire.forwarding import read_key
 
 log = structlog.get_logger(__name__)
 
@@ -151,7 +154,9 @@ class Server:
             ready=self._classifies,
         )
         self._access = Access(config.access)
-        self._interceptor = Interceptor(self._telemetry, self._access, self._spans)
+        self._gateway = Gateway(config)
+        forwarding = Forwarding([self._gateway.secret, read_key(config.gateway_key)])
+        self._interceptor = Interceptor(self._telemetry, self._access, self._spans, forwarding)
         self._grpc: grpc.aio.Server | None = None
         self._health_grpc: grpc.aio.Server | None = None
         self._certificates: Certificates | None = None
@@ -177,6 +182,7 @@ class Server:
         """
         self._certificates = listening.certificates(self._config)
         listening.check_ports(self._config)
+        self._gateway.open()
         if self._config.worker:
             check_executor(self._config.executor)
         await self._access.start()
@@ -189,12 +195,15 @@ class Server:
             self._worker.start()
         self._grpc = self._make_grpc_server()
         port = listening.open_ports(self._grpc, self._config, self._certificates)
+        if self._gateway.server_address:
+            listening.open_port(self._grpc, self._gateway.server_address, None)
         self._health_grpc = self._make_health_server()
         self._serve_metrics()
         await self._health.start()
         await self._grpc.start()
         if self._health_grpc is not None:
             await self._health_grpc.start()
+        self._gateway.start()
         log.info("ready", port=port, models=len(self._registry.models()))
         return port
 
@@ -204,13 +213,17 @@ class Server:
             await self._health.aclose()
             self._operations.end_watches()
             self._classifier_servicer.end_streams()
-            stopped = asyncio.ensure_future(self._grpc.stop(self._config.grace_seconds))
+            began = asyncio.get_running_loop().time()
+            await self._gateway.aclose()  # first, while the server still takes its calls
+            left = self._config.grace_seconds + began - asyncio.get_running_loop().time()
+            stopped = asyncio.ensure_future(self._grpc.stop(max(left, 0.0)))
             idle = asyncio.ensure_future(self._interceptor.calls.idle.wait())
             await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
             idle.cancel()
             # The calls that are left watch health or use reflection, and never end.
             await self._grpc.stop(LAST_SECONDS)
             await stopped
+        self._gateway.remove()
         if self._health_grpc is not None:  # up to here it reported NOT_SERVING
             await self._health_grpc.stop(LAST_SECONDS)
         if self._metrics is not None:

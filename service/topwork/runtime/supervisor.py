@@ -34,6 +34,10 @@ up to the second.
 """
 
 
+CLOSING_SECONDS = 5.0
+"""Raising it gives a worker whose pipe was closed longer before it is killed."""
+
+
 class Supervisor(Generic[*Arguments]):
     """Supervisor of one worker process, which runs ``target(pipe, *arguments)``.
 
@@ -56,6 +60,7 @@ class Supervisor(Generic[*Arguments]):
         self._works = False
         self._pause = RESTART_SECONDS
         self._task: asyncio.Task[None] | None = None
+        self.closing_seconds = CLOSING_SECONDS
 
     def start(self) -> None:
         """Start the worker."""
@@ -70,7 +75,7 @@ class Supervisor(Generic[*Arguments]):
         if self._pipe is not None:
             self._pipe.close()
         if self._process is not None:
-            await asyncio.to_thread(self._process.join, 5.0)
+            await asyncio.to_thread(self._process.join, self.closing_seconds)
             self._process.kill()
 
     def works(self) -> bool:

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
@@ -31,39 +32,81 @@ from topwork.v1 import model_lifecycle_pb2 as topwork_dot_v1_dot_model__lifecycl
 from topwork.v1 import revision_pb2 as topwork_dot_v1_dot_revision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etopwork/v1/model_service.proto\x12\ntopwork.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17topwork/v1/change.proto\x1a\x18topwork/v1/example.proto\x1a topwork/v1/model_lifecycle.proto\x1a\x19topwork/v1/revision.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.topwork.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x95\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x10serving_revision\x18\x02 \x01(\x0b\x32\x14.topwork.v1.Revision\x12\x11\n\trevisions\x18\x03 \x03(\x03\x12\"\n\x06limits\x18\x04 \x01(\x0b\x32\x12.topwork.v1.Limits\x12\x18\n\x10pinned_revisions\x18\x05 \x03(\x03\x12&\n\x05moves\x18\x06 \x03(\x0b\x32\x17.topwork.v1.ServingMove\x12\x33\n\x0floaded_backbone\x18\x07 \x01(\x0b\x32\x1a.topwork.v1.LoadedBackbone\x12 \n\x05\x64raft\x18\x08 \x01(\x0b\x32\x11.topwork.v1.Draft\"Y\n\x0eLoadedBackbone\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x16\n\tagreement\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_agreement\"\x86\x01\n\x0bServingMove\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x19\n\x11previous_revision\x18\x02 \x01(\x03\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12\x11\n\toperation\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x14ListRevisionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x15ListRevisionsResponse\x12\'\n\trevisions\x18\x01 \x03(\x0b\x32\x14.topwork.v1.Revision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x90\x04\n\x06Limits\x12\x1e\n\x16max_images_per_request\x18\x01 \x01(\x05\x12\x17\n\x0fmax_image_bytes\x18\x02 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x03 \x01(\x03\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x03\x12\x1d\n\x15max_images_per_upload\x18\x05 \x01(\x05\x12\x1c\n\x14min_images_per_label\x18\x06 \x01(\x05\x12\x18\n\x10max_label_length\x18\x07 \x01(\x05\x12\x12\n\nmax_labels\x18\x08 \x01(\x05\x12\x18\n\x10max_upload_bytes\x18\t \x01(\x03\x12\x1f\n\x17max_display_name_length\x18\n \x01(\x05\x12\x1c\n\x14max_images_per_model\x18\x0b \x01(\x05\x12\x17\n\x0fmax_model_bytes\x18\x0c \x01(\x03\x12\x1e\n\x16max_pending_operations\x18\r \x01(\x05\x12\x13\n\x0bmax_uploads\x18\x0e \x01(\x05\x12\x13\n\x0bmax_streams\x18\x0f \x01(\x05\x12\x13\n\x0bmax_watches\x18\x10 \x01(\x05\x12\x17\n\x0fmax_queue_bytes\x18\x11 \x01(\x03\x12\x16\n\x0emin_free_bytes\x18\x12 \x01(\x03\x12\x17\n\x0fmin_free_inodes\x18\x13 \x01(\x03\x12\x12\n\nmax_models\x18\x14 \x01(\x05\"d\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x19\n\x11\x65xpected_revision\x18\x03 \x01(\x03\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"[\n\x12PinRevisionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\r\n\x05unpin\x18\x03 \x01(\x08\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"%\n\x15WatchOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x16WatchOperationResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation2\xac\x0c\n\x0cModelService\x12K\n\nListModels\x12\x1d.topwork.v1.ListModelsRequest\x1a\x1e.topwork.v1.ListModelsResponse\x12:\n\x08GetModel\x12\x1b.topwork.v1.GetModelRequest\x1a\x11.topwork.v1.Model\x12T\n\rListRevisions\x12 .topwork.v1.ListRevisionsRequest\x1a!.topwork.v1.ListRevisionsResponse\x12H\n\x08\x41\x64\x64\x43lass\x12\x1b.topwork.v1.AddClassRequest\x1a\x1d.google.longrunning.Operation(\x01\x12N\n\x0b\x41\x64\x64\x45xamples\x12\x1e.topwork.v1.AddExamplesRequest\x1a\x1d.google.longrunning.Operation(\x01\x12L\n\nAddClasses\x12\x1d.topwork.v1.AddClassesRequest\x1a\x1d.google.longrunning.Operation(\x01\x12L\n\x0bRemoveClass\x12\x1e.topwork.v1.RemoveClassRequest\x1a\x1d.google.longrunning.Operation\x12L\n\x0bRenameClass\x12\x1e.topwork.v1.RenameClassRequest\x1a\x1d.google.longrunning.Operation\x12\x44\n\x07Retrain\x12\x1a.topwork.v1.RetrainRequest\x1a\x1d.google.longrunning.Operation\x12Q\n\x0cListExamples\x12\x1f.topwork.v1.ListExamplesRequest\x1a .topwork.v1.ListExamplesResponse\x12@\n\nGetExample\x12\x1d.topwork.v1.GetExampleRequest\x1a\x13.topwork.v1.Example\x12R\n\x0eRemoveExamples\x12!.topwork.v1.RemoveExamplesRequest\x1a\x1d.google.longrunning.Operation\x12N\n\x0cMoveExamples\x12\x1f.topwork.v1.MoveExamplesRequest\x1a\x1d.google.longrunning.Operation\x12:\n\x08Rollback\x12\x1b.topwork.v1.RollbackRequest\x1a\x11.topwork.v1.Model\x12@\n\x0bPinRevision\x12\x1e.topwork.v1.PinRevisionRequest\x1a\x11.topwork.v1.Model\x12@\n\x0b\x43reateModel\x12\x1e.topwork.v1.CreateModelRequest\x1a\x11.topwork.v1.Model\x12<\n\tCopyModel\x12\x1c.topwork.v1.CopyModelRequest\x1a\x11.topwork.v1.Model\x12\x45\n\x0b\x44\x65leteModel\x12\x1e.topwork.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\x12\x44\n\rUndeleteModel\x12 .topwork.v1.UndeleteModelRequest\x1a\x11.topwork.v1.Model\x12T\n\rListBackbones\x12 .topwork.v1.ListBackbonesRequest\x1a!.topwork.v1.ListBackbonesResponse\x12Y\n\x0eWatchOperation\x12!.topwork.v1.WatchOperationRequest\x1a\".topwork.v1.WatchOperationResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etopwork/v1/model_service.proto\x12\ntopwork.v1\x1a\x1cgoogle/api/annotations.proto\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17topwork/v1/change.proto\x1a\x18topwork/v1/example.proto\x1a topwork/v1/model_lifecycle.proto\x1a\x19topwork/v1/revision.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.topwork.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x95\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x10serving_revision\x18\x02 \x01(\x0b\x32\x14.topwork.v1.Revision\x12\x11\n\trevisions\x18\x03 \x03(\x03\x12\"\n\x06limits\x18\x04 \x01(\x0b\x32\x12.topwork.v1.Limits\x12\x18\n\x10pinned_revisions\x18\x05 \x03(\x03\x12&\n\x05moves\x18\x06 \x03(\x0b\x32\x17.topwork.v1.ServingMove\x12\x33\n\x0floaded_backbone\x18\x07 \x01(\x0b\x32\x1a.topwork.v1.LoadedBackbone\x12 \n\x05\x64raft\x18\x08 \x01(\x0b\x32\x11.topwork.v1.Draft\"Y\n\x0eLoadedBackbone\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x16\n\tagreement\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_agreement\"\x86\x01\n\x0bServingMove\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x19\n\x11previous_revision\x18\x02 \x01(\x03\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12\x11\n\toperation\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x14ListRevisionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x15ListRevisionsResponse\x12\'\n\trevisions\x18\x01 \x03(\x0b\x32\x14.topwork.v1.Revision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x90\x04\n\x06Limits\x12\x1e\n\x16max_images_per_request\x18\x01 \x01(\x05\x12\x17\n\x0fmax_image_bytes\x18\x02 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x03 \x01(\x03\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x03\x12\x1d\n\x15max_images_per_upload\x18\x05 \x01(\x05\x12\x1c\n\x14min_images_per_label\x18\x06 \x01(\x05\x12\x18\n\x10max_label_length\x18\x07 \x01(\x05\x12\x12\n\nmax_labels\x18\x08 \x01(\x05\x12\x18\n\x10max_upload_bytes\x18\t \x01(\x03\x12\x1f\n\x17max_display_name_length\x18\n \x01(\x05\x12\x1c\n\x14max_images_per_model\x18\x0b \x01(\x05\x12\x17\n\x0fmax_model_bytes\x18\x0c \x01(\x03\x12\x1e\n\x16max_pending_operations\x18\r \x01(\x05\x12\x13\n\x0bmax_uploads\x18\x0e \x01(\x05\x12\x13\n\x0bmax_streams\x18\x0f \x01(\x05\x12\x13\n\x0bmax_watches\x18\x10 \x01(\x05\x12\x17\n\x0fmax_queue_bytes\x18\x11 \x01(\x03\x12\x16\n\x0emin_free_bytes\x18\x12 \x01(\x03\x12\x17\n\x0fmin_free_inodes\x18\x13 \x01(\x03\x12\x12\n\nmax_models\x18\x14 \x01(\x05\"d\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x19\n\x11\x65xpected_revision\x18\x03 \x01(\x03\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"[\n\x12PinRevisionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\r\n\x05unpin\x18\x03 \x01(\x08\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"%\n\x15WatchOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x16WatchOperationResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation2\xeb\x12\n\x0cModelService\x12_\n\nListModels\x12\x1d.topwork.v1.ListModelsRequest\x1a\x1e.topwork.v1.ListModelsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12W\n\x08GetModel\x12\x1b.topwork.v1.GetModelRequest\x1a\x11.topwork.v1.Model\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=models/*}\x12|\n\rListRevisions\x12 .topwork.v1.ListRevisionsRequest\x1a!.topwork.v1.ListRevisionsResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{model=models/*}/revisions\x12y\n\x08\x41\x64\x64\x43lass\x12\x1b.topwork.v1.AddClassRequest\x1a\x1d.google.longrunning.Operation\"/\x82\xd3\xe4\x93\x02)\"$/v1/{config.model=models/*}:addClass:\x01*(\x01\x12\x82\x01\n\x0b\x41\x64\x64\x45xamples\x12\x1e.topwork.v1.AddExamplesRequest\x1a\x1d.google.longrunning.Operation\"2\x82\xd3\xe4\x93\x02,\"\'/v1/{config.model=models/*}:addExamples:\x01*(\x01\x12\x7f\n\nAddClasses\x12\x1d.topwork.v1.AddClassesRequest\x1a\x1d.google.longrunning.Operation\"1\x82\xd3\xe4\x93\x02+\"&/v1/{config.model=models/*}:addClasses:\x01*(\x01\x12y\n\x0bRemoveClass\x12\x1e.topwork.v1.RemoveClassRequest\x1a\x1d.google.longrunning.Operation\"+\x82\xd3\xe4\x93\x02%\" /v1/{model=models/*}:removeClass:\x01*\x12y\n\x0bRenameClass\x12\x1e.topwork.v1.RenameClassRequest\x1a\x1d.google.longrunning.Operation\"+\x82\xd3\xe4\x93\x02%\" /v1/{model=models/*}:renameClass:\x01*\x12m\n\x07Retrain\x12\x1a.topwork.v1.RetrainRequest\x1a\x1d.google.longrunning.Operation\"\'\x82\xd3\xe4\x93\x02!\"\x1c/v1/{model=models/*}:retrain:\x01*\x12x\n\x0cListExamples\x12\x1f.topwork.v1.ListExamplesRequest\x1a .topwork.v1.ListExamplesResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{model=models/*}/examples\x12h\n\nGetExample\x12\x1d.topwork.v1.GetExampleRequest\x1a\x13.topwork.v1.Example\"&\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{name=models/*/examples/*}\x12\x82\x01\n\x0eRemoveExamples\x12!.topwork.v1.RemoveExamplesRequest\x1a\x1d.google.longrunning.Operation\".\x82\xd3\xe4\x93\x02(\"#/v1/{model=models/*}:removeExamples:\x01*\x12|\n\x0cMoveExamples\x12\x1f.topwork.v1.MoveExamplesRequest\x1a\x1d.google.longrunning.Operation\",\x82\xd3\xe4\x93\x02&\"!/v1/{model=models/*}:moveExamples:\x01*\x12\x64\n\x08Rollback\x12\x1b.topwork.v1.RollbackRequest\x1a\x11.topwork.v1.Model\"(\x82\xd3\xe4\x93\x02\"\"\x1d/v1/{model=models/*}:rollback:\x01*\x12m\n\x0bPinRevision\x12\x1e.topwork.v1.PinRevisionRequest\x1a\x11.topwork.v1.Model\"+\x82\xd3\xe4\x93\x02%\" /v1/{model=models/*}:pinRevision:\x01*\x12W\n\x0b\x43reateModel\x12\x1e.topwork.v1.CreateModelRequest\x1a\x11.topwork.v1.Model\"\x15\x82\xd3\xe4\x93\x02\x0f\"\n/v1/models:\x01*\x12\x63\n\tCopyModel\x12\x1c.topwork.v1.CopyModelRequest\x1a\x11.topwork.v1.Model\"%\x82\xd3\xe4\x93\x02\x1f\"\x1a/v1/{source=models/*}:copy:\x01*\x12\x63\n\x0b\x44\x65leteModel\x12\x1e.topwork.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\"\x1c\x82\xd3\xe4\x93\x02\x16*\x14/v1/{model=models/*}\x12n\n\rUndeleteModel\x12 .topwork.v1.UndeleteModelRequest\x1a\x11.topwork.v1.Model\"(\x82\xd3\xe4\x93\x02\"\"\x1d/v1/{model=models/*}:undelete:\x01*\x12k\n\rListBackbones\x12 .topwork.v1.ListBackbonesRequest\x1a!.topwork.v1.ListBackbonesResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/backbones\x12\x80\x01\n\x0eWatchOperation\x12!.topwork.v1.WatchOperationRequest\x1a\".topwork.v1.WatchOperationResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{name=operations/*}:watch0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'topwork.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTMODELSREQUEST']._serialized_start=257
-  _globals['_LISTMODELSREQUEST']._serialized_end=315
-  _globals['_LISTMODELSRESPONSE']._serialized_start=317
-  _globals['_LISTMODELSRESPONSE']._serialized_end=397
-  _globals['_GETMODELREQUEST']._serialized_start=399
-  _globals['_GETMODELREQUEST']._serialized_end=430
-  _globals['_MODEL']._serialized_start=433
-  _globals['_MODEL']._serialized_end=710
-  _globals['_LOADEDBACKBONE']._serialized_start=712
-  _globals['_LOADEDBACKBONE']._serialized_end=801
-  _globals['_SERVINGMOVE']._serialized_start=804
-  _globals['_SERVINGMOVE']._serialized_end=938
-  _globals['_LISTREVISIONSREQUEST']._serialized_start=940
-  _globals['_LISTREVISIONSREQUEST']._serialized_end=1016
-  _globals['_LISTREVISIONSRESPONSE']._serialized_start=1018
-  _globals['_LISTREVISIONSRESPONSE']._serialized_end=1107
-  _globals['_LIMITS']._serialized_start=1110
-  _globals['_LIMITS']._serialized_end=1638
-  _globals['_ROLLBACKREQUEST']._serialized_start=1640
-  _globals['_ROLLBACKREQUEST']._serialized_end=1740
-  _globals['_PINREVISIONREQUEST']._serialized_start=1742
-  _globals['_PINREVISIONREQUEST']._serialized_end=1833
-  _globals['_WATCHOPERATIONREQUEST']._serialized_start=1835
-  _globals['_WATCHOPERATIONREQUEST']._serialized_end=1872
-  _globals['_WATCHOPERATIONRESPONSE']._serialized_start=1874
-  _globals['_WATCHOPERATIONRESPONSE']._serialized_end=1948
-  _globals['_MODELSERVICE']._serialized_start=1951
-  _globals['_MODELSERVICE']._serialized_end=3531
+  _globals['_MODELSERVICE'].methods_by_name['ListModels']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/models'
+  _globals['_MODELSERVICE'].methods_by_name['GetModel']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['GetModel']._serialized_options = b'\202\323\344\223\002\025\022\023/v1/{name=models/*}'
+  _globals['_MODELSERVICE'].methods_by_name['ListRevisions']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['ListRevisions']._serialized_options = b'\202\323\344\223\002 \022\036/v1/{model=models/*}/revisions'
+  _globals['_MODELSERVICE'].methods_by_name['AddClass']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['AddClass']._serialized_options = b'\202\323\344\223\002)\"$/v1/{config.model=models/*}:addClass:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['AddExamples']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['AddExamples']._serialized_options = b'\202\323\344\223\002,\"\'/v1/{config.model=models/*}:addExamples:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['AddClasses']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['AddClasses']._serialized_options = b'\202\323\344\223\002+\"&/v1/{config.model=models/*}:addClasses:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['RemoveClass']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['RemoveClass']._serialized_options = b'\202\323\344\223\002%\" /v1/{model=models/*}:removeClass:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['RenameClass']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['RenameClass']._serialized_options = b'\202\323\344\223\002%\" /v1/{model=models/*}:renameClass:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['Retrain']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['Retrain']._serialized_options = b'\202\323\344\223\002!\"\034/v1/{model=models/*}:retrain:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['ListExamples']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['ListExamples']._serialized_options = b'\202\323\344\223\002\037\022\035/v1/{model=models/*}/examples'
+  _globals['_MODELSERVICE'].methods_by_name['GetExample']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['GetExample']._serialized_options = b'\202\323\344\223\002 \022\036/v1/{name=models/*/examples/*}'
+  _globals['_MODELSERVICE'].methods_by_name['RemoveExamples']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['RemoveExamples']._serialized_options = b'\202\323\344\223\002(\"#/v1/{model=models/*}:removeExamples:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['MoveExamples']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['MoveExamples']._serialized_options = b'\202\323\344\223\002&\"!/v1/{model=models/*}:moveExamples:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['Rollback']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['Rollback']._serialized_options = b'\202\323\344\223\002\"\"\035/v1/{model=models/*}:rollback:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['PinRevision']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['PinRevision']._serialized_options = b'\202\323\344\223\002%\" /v1/{model=models/*}:pinRevision:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['CreateModel']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['CreateModel']._serialized_options = b'\202\323\344\223\002\017\"\n/v1/models:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['CopyModel']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['CopyModel']._serialized_options = b'\202\323\344\223\002\037\"\032/v1/{source=models/*}:copy:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['DeleteModel']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['DeleteModel']._serialized_options = b'\202\323\344\223\002\026*\024/v1/{model=models/*}'
+  _globals['_MODELSERVICE'].methods_by_name['UndeleteModel']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['UndeleteModel']._serialized_options = b'\202\323\344\223\002\"\"\035/v1/{model=models/*}:undelete:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['ListBackbones']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['ListBackbones']._serialized_options = b'\202\323\344\223\002\017\022\r/v1/backbones'
+  _globals['_MODELSERVICE'].methods_by_name['WatchOperation']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['WatchOperation']._serialized_options = b'\202\323\344\223\002\037\022\035/v1/{name=operations/*}:watch'
+  _globals['_LISTMODELSREQUEST']._serialized_start=287
+  _globals['_LISTMODELSREQUEST']._serialized_end=345
+  _globals['_LISTMODELSRESPONSE']._serialized_start=347
+  _globals['_LISTMODELSRESPONSE']._serialized_end=427
+  _globals['_GETMODELREQUEST']._serialized_start=429
+  _globals['_GETMODELREQUEST']._serialized_end=460
+  _globals['_MODEL']._serialized_start=463
+  _globals['_MODEL']._serialized_end=740
+  _globals['_LOADEDBACKBONE']._serialized_start=742
+  _globals['_LOADEDBACKBONE']._serialized_end=831
+  _globals['_SERVINGMOVE']._serialized_start=834
+  _globals['_SERVINGMOVE']._serialized_end=968
+  _globals['_LISTREVISIONSREQUEST']._serialized_start=970
+  _globals['_LISTREVISIONSREQUEST']._serialized_end=1046
+  _globals['_LISTREVISIONSRESPONSE']._serialized_start=1048
+  _globals['_LISTREVISIONSRESPONSE']._serialized_end=1137
+  _globals['_LIMITS']._serialized_start=1140
+  _globals['_LIMITS']._serialized_end=1668
+  _globals['_ROLLBACKREQUEST']._serialized_start=1670
+  _globals['_ROLLBACKREQUEST']._serialized_end=1770
+  _globals['_PINREVISIONREQUEST']._serialized_start=1772
+  _globals['_PINREVISIONREQUEST']._serialized_end=1863
+  _globals['_WATCHOPERATIONREQUEST']._serialized_start=1865
+  _globals['_WATCHOPERATIONREQUEST']._serialized_end=1902
+  _globals['_WATCHOPERATIONRESPONSE']._serialized_start=1904
+  _globals['_WATCHOPERATIONRESPONSE']._serialized_end=1978
+  _globals['_MODELSERVICE']._serialized_start=1981
+  _globals['_MODELSERVICE']._serialized_end=4392
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,4 @@
-"""Options of ``topwork serve`` and ``topwork worker``, made from the table of settings."""
+"""Options of ``topwork serve``, ``worker`` and ``gateway``, made from the table of settings."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 import click
 import pytest
 
-from topwork.cli.serve import serve, worker
-from topwork.config import ServeConfig, WorkerConfig
+from topwork.cli.serve import gateway, serve, worker
+from topwork.config import GatewayConfig, ServeConfig, WorkerConfig
 
 ROOT = Path(__file__).parents[3]
-HEADER = "| `topwork serve` | default | |"
 
 
 def row(option: click.Option) -> str:
@@ -38,14 +37,16 @@ def options(command: click.Command) -> list[click.Option]:
     return [option for option in command.params if isinstance(option, click.Option)]
 
 
-def test_documentation_lists_the_options_of_serve() -> None:
+@pytest.mark.parametrize("command", [serve, gateway], ids=lambda command: command.name)
+def test_documentation_lists_the_options(command: click.Command) -> None:
     """The table equals the help texts and defaults of the options, row by row."""
+    header = f"| `topwork {command.name}` | default | |"
     pages = {page: page.read_text(encoding="utf-8") for page in ROOT.glob("docs/*.md")}
     pages[ROOT / "README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
-    (text,) = (text for text in pages.values() if HEADER in text)
-    _, _, rest = text.partition(f"{HEADER}\n| --- | --- | --- |\n")
+    (text,) = (text for text in pages.values() if header in text)
+    _, _, rest = text.partition(f"{header}\n| --- | --- | --- |\n")
     found = rest.partition("\n\n")[0].splitlines()
-    expected = [row(option) for option in options(serve)]
+    expected = [row(option) for option in options(command)]
     for line in expected:
         assert line in found, f"the table of settings lacks this line:\n{line}"
     assert found == expected, "the table of settings should be:\n" + "\n".join(expected)
@@ -53,10 +54,14 @@ def test_documentation_lists_the_options_of_serve() -> None:
 
 @pytest.mark.parametrize(
     ("command", "table", "beside"),
-    [(serve, ServeConfig, {"print_config"}), (worker, WorkerConfig, set())],
+    [
+        (serve, ServeConfig, {"print_config"}),
+        (worker, WorkerConfig, set()),
+        (gateway, GatewayConfig, set()),
+    ],
 )
 def test_every_option_is_a_setting_of_its_name(
-    command: click.Command, table: type[WorkerConfig], beside: set[str]
+    command: click.Command, table: type[WorkerConfig | GatewayConfig], beside: set[str]
 ) -> None:
     """``--queue-limit`` is ``queue_limit``, and so on."""
     for option in options(command):

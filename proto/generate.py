@@ -1,4 +1,4 @@
-"""Lint the contract; generate its Python code, docs/api.md and the blocking client.
+"""Lint the contract; generate its Python code, docs/api.md, openapi.json and the blocking client.
 
 ``--check`` writes nothing and fails if a generated file is stale. Both fail if the contract is
 incompatible with the last release, which proto/released.binpb describes. ``--release`` writes that
@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 
 import blocking
 import grpc_tools
+import openapi
 import reference
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
@@ -33,6 +34,7 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 TARGET = PROTO.parent / "service"
 PAGE = PROTO.parent / "docs" / "api.md"
 CLIENTS = TARGET / "topwork" / "client"
+OPENAPI = TARGET / "topwork" / "gateway" / "openapi.json"
 RELEASED = PROTO / "released.binpb"
 SOURCES = sorted(
     str(path.relative_to(PROTO)) for name in PACKAGES for path in (PROTO / name).glob("*.proto")
@@ -104,8 +106,10 @@ def main() -> None:
         if arguments.release:
             compile_protos(work, f"--descriptor_set_out={RELEASED}", "--include_imports")
             return
+        contract = lint(work)
         texts = {
-            PAGE: reference.page(lint(work), SOURCES),
+            PAGE: reference.page(contract, SOURCES),
+            OPENAPI: openapi.Description(contract).text(),
             CLIENTS / "blocking.py": blocking.client((CLIENTS / "asynchronous.py").read_text()),
         }
         fresh = generate(work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from google.api import annotations_pb2
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     EnumDescriptorProto,
@@ -35,11 +36,16 @@ def page(contract: FileDescriptorSet, files: Sequence[str]) -> str:
     return "\n\n".join([INTRODUCTION.rstrip(), *parts]) + "\n"
 
 
-def _file(file: FileDescriptorProto) -> Iterator[str]:
-    comments: Comments = {
+def comments_of(file: FileDescriptorProto) -> Comments:
+    """Return the comments of a file by the path of what they describe."""
+    return {
         tuple(location.path): _text(location.leading_comments)
         for location in file.source_code_info.location
     }
+
+
+def _file(file: FileDescriptorProto) -> Iterator[str]:
+    comments = comments_of(file)
     for index, service in enumerate(file.service):
         at: Path = (FILE_SERVICES, index)
         yield f"## {file.package}.{service.name}"
@@ -47,6 +53,10 @@ def _file(file: FileDescriptorProto) -> Iterator[str]:
         for number, method in enumerate(service.method):
             yield f"### {service.name}.{method.name}"
             yield _signature(method)
+            if method.options.HasExtension(annotations_pb2.http):
+                rule = method.options.Extensions[annotations_pb2.http]
+                verb = rule.WhichOneof("pattern")
+                yield f"HTTP: `{verb.upper()} {getattr(rule, verb)}`"
             yield comments[*at, SERVICE_METHODS, number]
     if not file.service:
         yield f"## {file.name}"

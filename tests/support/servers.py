@@ -49,10 +49,12 @@ PATHS = {
     "client_ca",
     "trusted_keys",
     "signing_key",
+    "gateway_key",
 }
 """Settings that are paths."""
 DEATHS = "TOPWORK_TEST_DEATHS"
 WORKER = b"TOPWORK_PROCESS=topwork-worker"
+GATEWAY = b"TOPWORK_PROCESS=topwork-gateway"
 ENCODER = b"TOPWORK_PROCESS=topwork-encoder-"
 """In the environments of these processes only."""
 
@@ -87,6 +89,11 @@ class Running:
         """HOST:PORT; waits until the server is ready."""
         return f"127.0.0.1:{self.log_entry('ready')['port']}"
 
+    @property
+    def http(self) -> str:
+        """HOST:PORT of the gateway."""
+        return f"127.0.0.1:{self.log_entry('http')['port']}"
+
     def log_entry(self, event: str, *, count: int = 1) -> dict[str, Any]:
         """Wait for the ``count``-th log entry of ``event`` and return it."""
 
@@ -115,6 +122,10 @@ class Running:
         """Return the process id of the worker."""
         return eventually(lambda: next(iter(workers_of(self.process.pid)), None))
 
+    def gateway(self) -> int:
+        """Return the process id of the gateway."""
+        return eventually(lambda: next(iter(_children(self.process.pid, GATEWAY)), None))
+
     def stop(self) -> int:
         """Send SIGTERM to the server and return its exit status."""
         self.process.terminate()
@@ -128,6 +139,7 @@ class Running:
     def close(self) -> None:
         """Kill all remaining processes."""
         left = [self.process.pid, *workers_of(self.process.pid)]
+        left += _children(self.process.pid, GATEWAY)
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -44,6 +44,8 @@ class Backend:
         self._secret = secret
         self._channel: grpc.aio.Channel | None = None
         self._callables: dict[str, Any] = {}
+        self.stopping = asyncio.Event()
+        """Set when the gateway stops: streams that only watch end."""
 
     def start(self) -> None:
         """Open the channel, which connects when it is used."""
@@ -55,11 +57,18 @@ class Backend:
             await self._channel.close()
 
     def begin(
-        self, method: Method, sent: Message | AsyncIterator[Message], request: Request
+        self,
+        method: Method,
+        sent: Message | AsyncIterator[Message],
+        request: Request,
+        timeout: float | None = None,
     ) -> Rpc:
-        """Begin a call with one message, or a stream of them. Raises InvalidInput."""
+        """Begin a call with one message, or a stream of them. Raises InvalidInput.
+
+        ``timeout`` in seconds; None: that of the request's headers.
+        """
         return self._callable(method)(
-            sent, metadata=self.metadata(request), timeout=timeout_of(request)
+            sent, metadata=self.metadata(request), timeout=timeout or timeout_of(request)
         )
 
     def metadata(self, request: Request) -> Metadata:
@@ -75,7 +84,7 @@ class Backend:
                 raise Unauthenticated("the authorization header has characters that no token has")
             metadata.append(("authorization", authorization))
         if self._secret and request.client is not None:
-            peer = forwarding.peer(request.client.host, request.client.port)
+            peer = forwarding.peer(request.client.host)
             metadata += [(forwarding.SECRET_KEY, self._secret), (forwarding.PEER_KEY, peer)]
         return tuple(metadata)
 

@@ -64,8 +64,8 @@ def status_of(error: TopworkError) -> status_pb2.Status:
     return status
 
 
-def to_response(error: TopworkError) -> Response:
-    """Return the response to a request that failed."""
+def to_response(error: TopworkError, *, only_text: bool = False) -> Response:
+    """Return the response to a request that failed; ``only_text``: for Open Inference."""
     status = status_of(error)
     code = HTTP_CODES.get(status.code, 500)
     headers = {}
@@ -76,7 +76,8 @@ def to_response(error: TopworkError) -> Response:
         headers["www-authenticate"] = "Bearer"
     if seconds := statuses.retry_after(status):
         headers["retry-after"] = str(math.ceil(seconds))
-    return Response(body(status, code), code, headers, "application/json")
+    content = dump({"error": status.message}) if only_text else body(status, code)
+    return Response(content, code, headers, "application/json")
 
 
 def body(status: status_pb2.Status, code: int) -> bytes:

@@ -92,6 +92,8 @@ class Guard:
                 400, "the path has an encoded or empty segment", reason="PATH_AMBIGUOUS"
             )
         headers = Headers(scope=scope)
+        if headers.get("content-encoding", "identity") != "identity":
+            raise HttpError(415, "send the body without Content-Encoding", reason="MEDIA_TYPE")
         host = headers.get("host", "")
         name = re.sub(r":\d*$", "", host).lower()
         if self._hosts is not None and name not in self._hosts:
@@ -117,7 +119,7 @@ class Guard:
         if not isinstance(error, TopworkError):
             log.error("unexpected error", path=scope["path"], exc_info=error)
             return Response(errors.body(statuses.internal(), 500), 500, {}, "application/json")
-        response = errors.to_response(error)
+        response = errors.to_response(error, only_text=scope["path"].startswith("/v2"))
         if not isinstance(error, CallFailed):
             log.info(
                 "refused",

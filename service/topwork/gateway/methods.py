@@ -12,18 +12,11 @@ from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDesc
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from topwork.gateway.templates import Template, parse
+from topwork.gateway.templates import OTHER_RULES, Template, parse
 from topwork.v1 import classifier_service_pb2, model_service_pb2
 
 FILES = (classifier_service_pb2, model_service_pb2, operations_pb2)
 """The modules whose services the gateway offers."""
-
-OTHER_RULES = {
-    "google.longrunning.Operations.WaitOperation": http_pb2.HttpRule(
-        post="/v1/{name=operations/*}:wait", body="*"
-    ),
-}
-"""Rules of rpcs that have no annotation, as ``google.api.Http`` in a service's configuration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +51,7 @@ def services() -> Iterator[ServiceDescriptor]:
 def methods(offered: Iterable[ServiceDescriptor]) -> list[Method]:
     """Return the methods of some services that have a rule, in their order."""
     return [
-        _method(method, rule)
+        method_of(method, rule)
         for service in offered
         for method in service.methods
         if (rule := rule_of(method)) is not None
@@ -73,7 +66,9 @@ def rule_of(method: MethodDescriptor) -> http_pb2.HttpRule | None:
     return OTHER_RULES.get(method.full_name)
 
 
-def _method(method: MethodDescriptor, rule: http_pb2.HttpRule) -> Method:
+def method_of(method: MethodDescriptor, rule: http_pb2.HttpRule | None = None) -> Method:
+    """Return an rpc with its rule; without one for routes that are written by hand."""
+    rule = rule or http_pb2.HttpRule(get="")
     verb = rule.WhichOneof("pattern")
     assert rule.body in {"", "*"}, f"{method.full_name}: a body that is one field is not supported"
     return Method(

@@ -13,6 +13,7 @@ import uvicorn
 from topwork.errors import Unavailable
 from topwork.gateway.app import make_app
 from topwork.gateway.backend import Backend
+from topwork.gateway.connection import Connection
 from topwork.gateway.settings import GatewaySettings
 from topwork.gateway.tls import ReloadedContext
 from topwork.wire.addresses import HostPort, check_free
@@ -53,7 +54,7 @@ async def serve(settings: GatewaySettings, listener: socket.socket, stop: asynci
     certificate = None if settings.tls is None else ReloadedContext(settings.tls)
     config = uvicorn.Config(
         make_app(settings, backend),
-        http="h11",  # checks strictly, and limits the length of headers
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -75,6 +76,7 @@ async def serve(settings: GatewaySettings, listener: socket.socket, stop: asynci
     reloading = None if certificate is None else asyncio.create_task(certificate.watch())
     try:
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        backend.stopping.set()
         server.should_exit = True
         await serving
     finally:

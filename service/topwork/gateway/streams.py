@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 from grpc.aio import EOF
 from starlette.responses import Response
@@ -30,9 +30,15 @@ class StreamedResponse(Response):
     """Response that sends each message of a call as it arrives."""
 
     def __init__(
-        self, call: Rpc, first: Any, inbox: Inbox, sending: Sending | None, kind: str
+        self,
+        call: Rpc,
+        first: Any,
+        inbox: Inbox,
+        sending: Sending | None,
+        kind: str,
+        stopping: asyncio.Event,
     ) -> None:
-        """Take the call's ``first`` message, or EOF."""
+        """Take the call's ``first`` message, or EOF. Events end when ``stopping`` is set."""
         # A proxy such as nginx must not buffer events.
         super().__init__(media_type=kind, headers={"x-accel-buffering": "no"})
         del self.headers["content-length"]
@@ -40,12 +46,14 @@ class StreamedResponse(Response):
         self._next = first
         self._inbox = inbox
         self._sending = sending
+        self._stopping = stopping
         self._frame = _event if kind == EVENTS else _line
         self._is_events = kind == EVENTS
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         """See Starlette."""
         gone = asyncio.create_task(self._inbox.left(), name="left")
+        stop = asyncio.create_task(self._stopping.wait(), name="stopping")
         try:
             await send(
                 {
@@ -54,15 +62,18 @@ class StreamedResponse(Response):
                     "headers": self.raw_headers,
                 }
             )
-            async for frame in self._frames(gone):
+            async for frame in self._frames(gone, stop):
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             gone.cancel()
+            stop.cancel()
             self._call.cancel()
             self._inbox.close()
 
-    async def _frames(self, gone: asyncio.Future[None]) -> AsyncIterator[bytes]:
+    async def _frames(
+        self, gone: asyncio.Future[None], stop: asyncio.Future[Literal[True]]
+    ) -> AsyncIterator[bytes]:
         number = 0
         try:
             while self._next is not EOF:
@@ -72,12 +83,14 @@ class StreamedResponse(Response):
                 try:
                     while not read.done():
                         await asyncio.wait(
-                            (read, gone),
+                            (read, gone, stop) if self._is_events else (read, gone),
                             timeout=HEARTBEAT_SECONDS if self._is_events else None,
                             return_when=asyncio.FIRST_COMPLETED,
                         )
                         if gone.done():
                             raise ClientLeft
+                        if stop.done() and self._is_events:
+                            return  # without the last event: the client reconnects
                         if not read.done():
                             yield b": still there\n\n"
                     self._next = result_of(read, self._sending)

@@ -6,7 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from google.api import http_pb2
+
 _VARIABLE = re.compile(r"\{([a-z_.]+)=([^}]+)\}")
+
+
+OTHER_RULES = {
+    "google.longrunning.Operations.WaitOperation": http_pb2.HttpRule(
+        post="/v1/{name=operations/*}:wait", body="*"
+    ),
+}
+"""Rules of rpcs that have no annotation, as ``google.api.Http`` in a service's configuration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,6 +92,7 @@ def _handler(method: Method, backend: Backend, memory: Memory) -> Handler:
             inbox.close()
             raise
         wants_lines = method.reads_stream or LINES in request.headers.get("accept", "")
-        return StreamedResponse(call, first, inbox, sending, LINES if wants_lines else EVENTS)
+        kind = LINES if wants_lines else EVENTS
+        return StreamedResponse(call, first, inbox, sending, kind, backend.stopping)
 
     return many if method.writes_stream else one

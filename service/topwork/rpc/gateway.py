@@ -47,7 +47,7 @@ class Gateway:
             return
         try:
             from topwork.gateway import process, server, settings
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise NotReady("--http-port needs the extra: topwork[http]") from error
         self._listener = server.listen(settings.http_address(self._config))
         self._directory = Path(tempfile.mkdtemp(prefix="topwork-"))

@@ -13,9 +13,13 @@ LEAST_KEY = 32
 """Least characters of the key that server and gateway share."""
 
 
-def peer(host: str, port: int) -> str:
-    """Return an address as gRPC names peers, such as ``ipv4:10.0.0.7:4711``."""
-    return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
+def peer(host: str) -> str:
+    """Return the peer of a host's calls, nearly as gRPC names peers: ``ipv4:10.0.0.7:http``.
+
+    It has no port: an HTTP client needs a connection for each call that it makes at a time, and
+    shall not get more turns in the queue for it.
+    """
+    return f"ipv6:%5B{host}%5D:http" if ":" in host else f"ipv4:{host}:http"
 
 
 def read_key(path: Path | None) -> str:

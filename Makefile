@@ -37,7 +37,7 @@ test-fast: $(INSTALLED)  ## Run unit tests without torch and server processes
 # tritonclient requires other versions of grpcio and protobuf than Topwork's generated code.
 .venv-tritonclient/installed:
 	$(PYTHON) -m venv .venv-tritonclient
-	.venv-tritonclient/bin/python -m pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.73.0'
+	.venv-tritonclient/bin/python -m pip install --quiet --disable-pip-version-check 'tritonclient[grpc,http]==2.73.0'
 	touch $@
 
 tritonclient: $(INSTALLED) .venv-tritonclient/installed  ## Test with NVIDIA's client, in an environment of its own

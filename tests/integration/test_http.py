@@ -14,15 +14,15 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support import http, servers, tiny
+from support import http_calls, servers, tiny
 from support.certificates import Authority
-from support.http import ask, events
+from support.http_calls import ask, events
 from support.pictures import picture, pictures
 from support.servers import Running
 
 from topwork import Client
 from topwork.access import tokens
-from topwork.gateway.methods import methods, services
+from topwork.gateway.methods import Method, methods, services
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
 
@@ -32,7 +32,7 @@ CLASSIFY = "/v1/models/colours:classify"
 WRITER, READER = tokens.make(), tokens.make()
 
 
-def labels(answer: http.Answer) -> list[str]:
+def labels(answer: http_calls.Answer) -> list[str]:
     """Return the most probable label of each image."""
     assert answer.code == 200, answer.body
     return [
@@ -51,17 +51,16 @@ def test_form_and_json_and_raw_image_classify_like_grpc(server: Running, client:
     (expected,) = client.classify("colours", [GREEN]).results
     for answer in answers:
         (result,) = answer.json["results"]
-        found = [
-            (row["label"], pytest.approx(row["probability"], abs=1e-6))
-            for row in result["classification"]["predictions"]
-        ]
-        assert list(expected.predictions) == found
+        rows = result["classification"]["predictions"]
+        for (label, probability), row in zip(expected.predictions, rows, strict=True):
+            assert row["label"] == label
+            assert row["probability"] == pytest.approx(probability, abs=1e-6)
         assert answer.json["revision"] == "1"
 
 
 def test_form_has_several_images_and_fields_in_any_order(server: Running) -> None:
     """Files of any field names are the images, in their order; other parts are fields."""
-    form = [
+    form: http_calls.Parts = [
         ("first", ("a.png", GREEN)),
         ("top_k", "1"),
         ("second", ("b.png", b"junk")),
@@ -117,7 +116,7 @@ def test_operation_is_waited_for_and_listed(server: Running, model: str) -> None
     done = ask(server.http, f"/v1/{name}:wait", tree={"timeout": "60s"}).json
     assert done["done"]
     assert "green" not in done["response"]["revision"]["labels"]
-    listed = ask(server.http, f"/v1/operations?filter=model%20%3D%20%22{model}%22").json
+    listed = ask(server.http, f"/v1/operations?filter=model%20%3D%20models/{model}").json
     assert [operation["name"] for operation in listed["operations"]] == [name]
 
 
@@ -202,7 +201,7 @@ def test_stream_classify_answers_json_lines(server: Running) -> None:
         ),
         (
             "/v1/models/colours:addClass",
-            {"body": http.encode([("image", ("a.png", GREEN))])[:-9]},
+            {"body": http_calls.encode([("image", ("a.png", GREEN))])[:-9]},
             (400, "INVALID_ARGUMENT", "INVALID_MULTIPART"),
         ),
     ],
@@ -212,7 +211,7 @@ def test_wrong_request_gets_code_and_reason(
 ) -> None:
     """Each error has its HTTP code, the name of its google.rpc.Code and a reason."""
     if "body" in more and "headers" not in more:
-        more = {**more, "headers": {"content-type": http.FORM}}
+        more = {**more, "headers": {"content-type": http_calls.FORM}}
     answer = ask(server.http, path, **more)  # type: ignore[arg-type]  # of the table
     assert answer.error == expected
     assert answer.headers["x-content-type-options"] == "nosniff"
@@ -232,7 +231,7 @@ def test_bad_json_names_the_position(server: Running) -> None:
 
 def test_body_that_is_announced_too_long_is_refused_unread(server: Running) -> None:
     """A gigabyte is refused by its Content-Length, and the connection closes."""
-    connection = http.connect(server.http)
+    connection = http_calls.connect(server.http)
     connection.putrequest("POST", CLASSIFY)
     connection.putheader("content-type", "application/json")
     connection.putheader("content-length", str(10**9))
@@ -246,16 +245,17 @@ def test_body_that_is_announced_too_long_is_refused_unread(server: Running) -> N
 def test_client_that_leaves_cancels_the_call(server: Running) -> None:
     """A connection that closes in the middle of an upload cancels the call of the server."""
     started = len(_calls(server, "AddExamples"))
-    connection = http.connect(server.http)
+    connection = http_calls.connect(server.http)
     connection.putrequest("POST", "/v1/models/colours:addExamples")
-    connection.putheader("content-type", http.FORM)
+    connection.putheader("content-type", http_calls.FORM)
     connection.putheader("transfer-encoding", "chunked")
     connection.endheaders()
-    part = http.encode([("label", "green"), ("image", ("a.png", bytes(3 * 2**20)))])[:-2]
+    images = [("image", ("a.png", bytes(3 * 2**20)))] * 3  # an image waits for the next one
+    part = http_calls.encode([("label", "green"), *images])[:-20]
     connection.send(b"%x\r\n%b\r\n" % (len(part), part))
     connection.close()
     entry = servers.eventually(lambda: _calls(server, "AddExamples")[started:])[0]
-    assert entry["code"] == "CANCELLED"
+    assert entry["code"] == "CANCELLED", entry
 
 
 def test_caller_is_logged_by_its_own_address(server: Running) -> None:
@@ -265,7 +265,9 @@ def test_caller_is_logged_by_its_own_address(server: Running) -> None:
         stub = classify_grpc.ClassifierServiceStub(channel)
         forged = (("topwork-gateway-secret", "x" * 64), ("topwork-gateway-peer", "ipv4:6.6.6.6:1"))
         with pytest.raises(grpc.RpcError):
-            stub.Classify(classify_pb.ClassifyRequest(model="models/who-grpc"), metadata=forged)
+            stub.Classify(
+                classify_pb.ClassifyRequest(model="models/who-grpc", images=[b"x"]), metadata=forged
+            )
     by_http, by_grpc = (
         servers.eventually(
             lambda name=name: [  # type: ignore[misc]  # its default
@@ -297,7 +299,7 @@ def test_stop_ends_event_streams_and_answers_what_is_in_flight(tmp_path: Path) -
     repository = tiny.repository(tmp_path / "repository")
     with servers.running(repository.root, worker=False, http_port="127.0.0.1:0") as started:
         added = ask(started.http, "/v1/models/colours:retrain", tree={})
-        connection = http.connect(started.http)
+        connection = http_calls.connect(started.http)
         connection.request("GET", f"/v1/{added.json['name']}:watch")
         response = connection.getresponse()
         assert response.readline() == b"id: 1\n"
@@ -306,6 +308,8 @@ def test_stop_ends_event_streams_and_answers_what_is_in_flight(tmp_path: Path) -
         assert started.stop() == 0
         ended.join(servers.TIMEOUT)
         assert not ended.is_alive()
+        response.close()
+        connection.close()
         assert "Traceback" not in started.log
 
 
@@ -349,14 +353,14 @@ def _with(token: tokens.NewToken) -> dict[str, str]:
 
 @pytest.mark.parametrize("method", methods(services()), ids=lambda method: method.rpc)
 def test_every_method_wants_a_token(
-    guarded: Running, trusting: ssl.SSLContext, method: object
+    guarded: Running, trusting: ssl.SSLContext, method: Method
 ) -> None:
     """Without a token each method answers 401, and says how to authenticate."""
-    template = method.template  # type: ignore[attr-defined]  # a parameter
-    path = template.path.format(**dict.fromkeys(template.parameters, "colours"))
-    verb = method.verb  # type: ignore[attr-defined]
-    tree = {} if verb == "POST" else None
-    answer = ask(guarded.http, path, verb=verb, tree=tree, tls=trusting)
+    path = method.template.path.format(**dict.fromkeys(method.template.parameters, "colours"))
+    body, headers = None, {}
+    if method.verb == "POST":
+        body, headers = b"{}", {"content-type": "application/json"}
+    answer = ask(guarded.http, path, verb=method.verb, body=body, headers=headers, tls=trusting)
     assert answer.error == (401, "UNAUTHENTICATED", "CREDENTIALS_MISSING")
     assert answer.headers["www-authenticate"] == "Bearer"
 

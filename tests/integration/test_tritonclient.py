@@ -41,13 +41,18 @@ def answers(
     """Return the client's answers; it runs in a separate process and environment."""
     if not PYTHON.exists():
         pytest.skip("tritonclient needs another grpcio and protobuf than ours: make tritonclient")
-    folder = tmp_path_factory.mktemp("tritonclient")
+    return call(
+        "tritonclient_calls.py", server.address, files, tmp_path_factory.mktemp("tritonclient")
+    )
+
+
+def call(script: str, address: str, files: list[bytes], folder: Path) -> dict[str, Any]:
+    """Return what a script of calls prints."""
     for number, file in enumerate(files):
         (folder / f"{number}.jpg").write_bytes(file)
     np.save(folder / "pixels.npy", np.stack([preprocess(file, tiny.SPEC) for file in files]))
-    script = ROOT / "tests" / "support" / "tritonclient_calls.py"
     done = subprocess.run(
-        [PYTHON, script, server.address, "colours", folder],
+        [PYTHON, ROOT / "tests" / "support" / script, address, "colours", folder],
         capture_output=True,
         text=True,
         check=False,
@@ -102,4 +107,34 @@ def test_tritonclient_gets_the_index_of_a_bad_image(answers: dict[str, Any]) -> 
     """`tritonclient`'s exception has the code and the image's index."""
     status, message = answers["error"]
     assert status == "StatusCode.INVALID_ARGUMENT"
+    assert message.startswith("image 0: the image (4 bytes)")
+
+
+def test_tritonclient_over_http_agrees_with_classify(
+    server: Running, client: Client, files: list[bytes], tmp_path: Path
+) -> None:
+    """tritonclient.http gets the same values, with binary and with JSON tensors."""
+    if not PYTHON.exists():
+        pytest.skip("make tritonclient")
+    answers = call("tritonclient_http_calls.py", server.http, files, tmp_path)
+    results = client.classify("colours", files).results
+    assert len(answers["probabilities"]) == 13
+    for rows in answers["probabilities"].values():
+        for row, result in zip(rows, results, strict=True):
+            for label, probability in result.predictions:
+                assert row[LABELS.index(label)] == pytest.approx(probability, abs=1e-6)
+    test_tritonclient_gets_all_outputs_of_a_version(answers)
+    test_tritonclient_gets_classes(answers)
+    assert (answers["live"], answers["ready"], answers["model_ready"]) == (True, True, True)
+    assert not answers["other_ready"]
+    assert answers["metadata"]["inputs"][0] == {
+        "name": "images",
+        "datatype": "BYTES",
+        "shape": [-1, 1],
+    }
+    assert answers["config"]["output"][0]["dims"] == [len(LABELS)]
+    assert {"name": "colours", "version": "1", "state": "READY", "reason": ""} in answers["index"]
+    assert answers["statistics"][0]["inference_count"] >= 13 * len(files)
+    status, message = answers["error"]
+    assert status == "400"
     assert message.startswith("image 0: the image (4 bytes)")

@@ -92,6 +92,8 @@ class Guard:
                 400, "the path has an encoded or empty segment", reason="PATH_AMBIGUOUS"
             )
         headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise HttpError(400, "the body has two lengths", reason="LENGTH_AMBIGUOUS")
         if headers.get("content-encoding", "identity") != "identity":
             raise HttpError(415, "send the body without Content-Encoding", reason="MEDIA_TYPE")
         host = headers.get("host", "")

@@ -51,7 +51,9 @@ class OpenInference:
         return routes
 
     async def _server(self, request: Request) -> Response:
-        return _json(await self._call(request, "ServerMetadata", pb.ServerMetadataRequest()))
+        answer = await self._call(request, "ServerMetadata", pb.ServerMetadataRequest())
+        answer.extensions.append("binary_tensor_data")  # which is this module's
+        return _json(answer)
 
     async def _live(self, request: Request) -> Response:
         await self._call(request, "ServerLive", pb.ServerLiveRequest())

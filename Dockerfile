@@ -28,7 +28,7 @@ COPY pyproject.toml constraints.txt ./
 RUN python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
         extras = project["optional-dependencies"]; \
         [open(f"{name}.txt", "w").write("\n".join( \
-            [*project["dependencies"], *extras["serve"], *extras[name], *more] \
+            [*project["dependencies"], *extras["serve"], *extras["http"], *extras[name], *more] \
          ).replace("topwork[serve]\n", "")) for name, more in \
             (("cpu", []), ("cuda", []), ("train", extras["parquet"]))]' \
     && python3 -m venv --without-pip /opt/topwork
@@ -125,7 +125,8 @@ ENV TOPWORK_SERVE_REPOSITORY=/repository \
     TOPWORK_WORKER_REPOSITORY=/repository \
     TOPWORK_WORKER_LOG_FORMAT=json \
     TOPWORK_HEALTH_ADDRESS=127.0.0.1:8081
-EXPOSE 50051 9464
+# 8080: with --http-port.
+EXPOSE 50051 8080 9464
 # Queries the health port, which is plaintext even if the main port uses TLS. A container that runs
 # only a worker has no health port: start it with --no-healthcheck.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["topwork", "health"]

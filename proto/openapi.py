@@ -216,8 +216,8 @@ class Description:
             contents["multipart/form-data"] = {
                 "schema": {
                     "type": "object",
-                    "description": "Files in any fields; all other fields of the request as text, "
-                    "before the files.",
+                    "description": "Files in any fields (AddClasses: in the field of their label); "
+                    "before them all other fields of the request as text.",
                     "properties": {"image": {"type": "array", "items": binary}},
                     "additionalProperties": {"type": "string"},
                 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -29,6 +30,7 @@ WALKS = (
         "explanations.md",
         "evaluation.md",
         "tutorial-client.md",
+        "http.md",
         "runbook.md",
         "capacity.md",
     ),
@@ -44,6 +46,7 @@ NOT_RUN = {
     ("deployment.md", "make image\n"): "needs docker",
     ("deployment.md", "topwork create flowers"): "needs docker: test_born.py runs these commands",
     ("export.md", "npm install"): "needs npm's registry: test_browser.py does the same",
+    ("http.md", "topwork gateway --server topwork.internal"): "needs certificates and another host",
     ("medical-images.md", "pip install"): "installs; the tests' environment has it",
     ("medical-images.md", "topwork-train fit chest_xray"): "needs X-rays",
     ("open-inference.md", "import numpy"): "needs tritonclient: `make tritonclient` asks with it",
@@ -136,10 +139,11 @@ def test_every_command_is_run_or_exempt() -> None:
 @pytest.mark.parametrize("walk", WALKS, ids=lambda walk: walk[0])
 def test_the_commands_of_pages_succeed(walk: Sequence[str], tmp_path: Path) -> None:
     """All commands and examples of the pages succeed; only port numbers are replaced."""
-    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("", 0)) as second:
-        server, metrics = (str(free.getsockname()[1]) for free in (first, second))
+    with contextlib.ExitStack() as taken:
+        ports = [taken.enter_context(socket.create_server(("", 0))) for _ in range(3)]
+        server, metrics, gateway = (str(free.getsockname()[1]) for free in ports)
     script = "\n".join(_shell(block) for page in walk for block in blocks(page, "sh", "python"))
-    script = script.replace("50051", server).replace("9464", metrics)
+    script = script.replace("50051", server).replace("9464", metrics).replace("8080", gateway)
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "TOPWORK_ADDRESS": f"127.0.0.1:{server}",

@@ -104,6 +104,17 @@ def test_add_class_streams_to_its_end(server: Running, model: str) -> None:
     assert page["examples"][0]["displayName"].endswith(".png")
 
 
+def test_add_classes_takes_the_fields_of_files_as_labels(server: Running, model: str) -> None:
+    """Files of several labels come in one form, each in the field of its label."""
+    form: list[tuple[str, str | tuple[str, bytes]]] = [("labels", "violet"), ("labels", "blue")]
+    form += [("violet", (f"{n}.png", image)) for n, image in enumerate(_violet(6))]
+    form += [("blue", (f"b{n}.png", picture("blue", 50 + n))) for n in range(2)]
+    added = ask(server.http, f"/v1/models/{model}:addClasses", form=form)
+    assert added.code == 200, added.body
+    done = ask(server.http, f"/v1/{added.json['name']}:wait", tree={}).json
+    assert done["response"]["imagesUsed"] == 8, done
+
+
 def test_operation_is_waited_for_and_listed(server: Running, model: str) -> None:
     """``:wait`` returns the finished operation; a form without files sends plain fields."""
     removed = ask(

@@ -40,6 +40,8 @@ RAW = ("application/octet-stream", "application/dicom")
 CONFIG = "config"
 """The field of an upload's first message that has all but the images."""
 IMAGES = "images"
+LABELS = "labels"
+"""The field of a config whose upload has photos of several labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,8 @@ class Shape:
     """True: the message has the repeated field ``images``, whose files a form may have."""
     named_images: bool
     """True: images are messages with ``content`` and ``display_name``, otherwise bytes."""
+    labelled_images: bool
+    """True: the images of a form have the names of their fields as labels (AddClasses)."""
     base: str
     """The field that form fields and query parameters are in, or empty."""
     most_bytes: int
@@ -59,10 +63,12 @@ class Shape:
     def of(cls, message: Descriptor) -> Shape:
         """Return the shape of a message."""
         images = message.fields_by_name.get(IMAGES)
+        config: Any = message.fields_by_name.get(CONFIG)
         has_images = images is not None and is_repeated(images)
         return cls(
             has_images=has_images,
             named_images=images is not None and images.message_type is not None,
+            labelled_images=config is not None and LABELS in config.message_type.fields_by_name,
             base=CONFIG if CONFIG in message.fields_by_name else "",
             most_bytes=JSON_BYTES if _has_bytes(message, set()) else SMALL_BYTES,
         )
@@ -116,7 +122,11 @@ class RequestReader:
         async for image in self._images(request, inbox, kind, fields, fields_first=True):
             if batcher is None:
                 batcher = UploadBatcher(self._made(fields, request))
-            full = batcher.add(image.filename or image.name, image.content)
+            full = batcher.add(
+                image.filename or image.name,
+                image.content,
+                image.name if self._shape.labelled_images else "",
+            )
             held += len(image.content)
             if full is not None:
                 yield full

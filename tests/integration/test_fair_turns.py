@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from support import infers, servers, tiny
+from support.http_calls import Answer, ask
 from support.pictures import picture, pictures
 from support.servers import Running
 
@@ -56,7 +58,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
     repository = Repository(tmp_path / "repository")
     exemplars = tiny.embed_pictures({label: pictures(label, 10) for label in ("amber", "blue")})
     tiny.publish(repository, "colours", exemplars, backbone=tiny.busy_backbone_model())
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"http_port": "127.0.0.1:0"}
     if request.param == "principals":
         settings["access"] = str(tmp_path / "access.toml")
         entries = (
@@ -100,3 +102,27 @@ def test_modest_client_is_served_beside_a_greedy_one(server: Running, can_infer:
             taken = time.monotonic() - begun
         assert greedy.wait(60) == 0
         assert taken < (time.monotonic() - start) / 2
+
+
+@pytest.mark.parametrize("server", ["connections"], indirect=True)
+def test_modest_http_client_is_served_beside_a_greedy_one(server: Running) -> None:
+    """Hosts that call the gateway take turns, however many connections one of them opens."""
+    form = [("image", ("a.png", picture("blue", 1)))]
+
+    def classify(source: str) -> Answer:
+        answer = ask(server.http, "/v1/models/colours:classify", form=form, source=source)
+        while source == "127.0.0.1" and answer.code == 429:
+            time.sleep(0.02)
+            answer = ask(server.http, "/v1/models/colours:classify", form=form, source=source)
+        return answer
+
+    start = time.monotonic()
+    with ThreadPoolExecutor(CALLS) as pool:
+        greedy = [pool.submit(classify, "127.0.0.1") for _ in range(CALLS)]
+        time.sleep(0.5)  # until the queue is full
+        begun = time.monotonic()
+        modest = [classify("127.0.0.2").code for _ in range(3)]
+        taken = time.monotonic() - begun
+    assert modest == [200, 200, 200]
+    assert {call.result().code for call in greedy} == {200}
+    assert taken < (time.monotonic() - start) / 2

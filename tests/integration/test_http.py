@@ -80,6 +80,20 @@ def test_query_sets_fields_beside_a_raw_image(server: Running) -> None:
     assert len(answer.json["results"][0]["classification"]["predictions"]) == 2
 
 
+def test_explain_takes_one_file(server: Running) -> None:
+    """A form or a raw image, and fields beside it; two files are refused."""
+    path = "/v1/models/colours:explain"
+    for answer in (
+        ask(server.http, path, form=[("image", ("a.png", GREEN)), ("neighbours", "2")]),
+        ask(server.http, f"{path}?neighbours=2", body=GREEN, headers={"content-type": "image/png"}),
+    ):
+        assert answer.code == 200, answer.body
+        assert (answer.json["label"], len(answer.json["neighbours"])) == ("green", 2)
+    two = ask(server.http, path, form=[("a", ("a.png", GREEN)), ("b", ("b.png", BLUE))])
+    assert two.code == 400
+    assert "has 2 files, not one" in two.json["error"]["message"]
+
+
 def test_add_class_streams_to_its_end(server: Running, model: str) -> None:
     """A form teaches a class; events tell the progress, and the last one stops the browser."""
     photos = [("images", (f"{n}.png", image)) for n, image in enumerate(_violet(8))]

@@ -40,6 +40,7 @@ RAW = ("application/octet-stream", "application/dicom")
 CONFIG = "config"
 """The field of an upload's first message that has all but the images."""
 IMAGES = "images"
+IMAGE = "image"
 LABELS = "labels"
 """The field of a config whose upload has photos of several labels."""
 
@@ -49,7 +50,9 @@ class Shape:
     """Which content types a request message can be made of."""
 
     has_images: bool
-    """True: the message has the repeated field ``images``, whose files a form may have."""
+    """True: the message has the field ``images`` or ``image``, whose files a form may have."""
+    one_image: bool
+    """True: the field is ``image``, the bytes of one file (Explain)."""
     named_images: bool
     """True: images are messages with ``content`` and ``display_name``, otherwise bytes."""
     labelled_images: bool
@@ -63,10 +66,12 @@ class Shape:
     def of(cls, message: Descriptor) -> Shape:
         """Return the shape of a message."""
         images = message.fields_by_name.get(IMAGES)
+        one_image = IMAGE in message.fields_by_name
         config: Any = message.fields_by_name.get(CONFIG)
         has_images = images is not None and is_repeated(images)
         return cls(
-            has_images=has_images,
+            has_images=has_images or one_image,
+            one_image=one_image,
             named_images=images is not None and images.message_type is not None,
             labelled_images=config is not None and LABELS in config.message_type.fields_by_name,
             base=CONFIG if CONFIG in message.fields_by_name else "",
@@ -148,7 +153,7 @@ class RequestReader:
             raise self._unsupported(kind)
         if kind != FORM:
             yield Part(
-                name="image", filename="", is_file=True, content=await inbox.read(MESSAGE_BYTES)
+                name=IMAGE, filename="", is_file=True, content=await inbox.read(MESSAGE_BYTES)
             )
             return
         content_type = request.headers["content-type"]
@@ -249,7 +254,11 @@ class RequestReader:
         return fields
 
     def _add(self, message: Any, images: list[Part]) -> None:
-        if self._shape.named_images:
+        if self._shape.one_image:
+            if len(images) != 1:
+                raise InvalidInput(f"the form has {len(images)} files, not one", field=IMAGE)
+            message.image = images[0].content
+        elif self._shape.named_images:
             for image in images:
                 message.images.add(content=image.content, display_name=image.filename)
         else:

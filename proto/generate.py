@@ -110,7 +110,10 @@ def main() -> None:
         texts = {
             PAGE: reference.page(contract, SOURCES),
             OPENAPI: openapi.Description(contract).text(),
-            CLIENTS / "blocking.py": blocking.client((CLIENTS / "asynchronous.py").read_text()),
+            **{
+                CLIENTS / f"{made}.py": blocking.client(name, (CLIENTS / f"{name}.py").read_text())
+                for name, made in blocking.MODULES.items()
+            },
         }
         fresh = generate(work)
         names = [name for package in PACKAGES for name in _files(fresh, package)]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from topwork.client.blocking import Client
     from topwork.client.calls import CallFailed
     from topwork.client.credentials import Credentials
+    from topwork.client.images import LabelledImage
     from topwork.client.outcomes import progress, rejected, result
     from topwork.client.results import (
         ClassifyResult,
@@ -40,6 +41,7 @@ __all__ = [
     "EvidenceMap",
     "ExplainResult",
     "ImageResult",
+    "LabelledImage",
     "Model",
     "Neighbour",
     "Operation",
@@ -60,6 +62,7 @@ _PLACES = {
     "EvidenceMap": "client.results:EvidenceMap",
     "ExplainResult": "client.results:ExplainResult",
     "ImageResult": "client.results:ImageResult",
+    "LabelledImage": "client.images:LabelledImage",
     "Model": "local:Model",
     "Neighbour": "client.results:Neighbour",
     "Operation": "client.results:Operation",

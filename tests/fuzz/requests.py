@@ -8,6 +8,7 @@ import functools
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ from topwork.access.principals import set_caller
 from topwork.bundle.documents import from_data, to_data
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.signing.signatures import SigningFiles
+from topwork.changes.evaluations import check_evaluation
 from topwork.changes.intake import Intake
 from topwork.changes.jobs import Job
 from topwork.changes.lifecycle import Lifecycle
@@ -47,6 +49,7 @@ from topwork.serving.registry import Registry
 from topwork.serving.statistics import Statistics
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
+from topwork.v1 import evaluation_pb2 as evaluation_pb
 from topwork.v1 import example_pb2 as example_pb
 from topwork.v1 import model_lifecycle_pb2 as lifecycle_pb
 from topwork.v1 import model_service_pb2 as model_pb
@@ -144,6 +147,30 @@ def messages() -> list[bytes]:
         "MoveExamples": [
             change_pb.MoveExamplesRequest(**name, digests=["0" * 64])  # type: ignore[arg-type]  # the same
         ],
+        "Evaluate": [
+            evaluation_pb.EvaluateRequest(
+                config=evaluation_pb.EvaluateConfig(
+                    model="models/colours", evaluation_set="held-out", max_drop=0.1
+                ),
+                images=[
+                    evaluation_pb.EvaluationImage(
+                        content=b"photo", label="blue", columns={"camera": "north"}
+                    )
+                ],
+            )
+        ],
+        "ListEvaluationSets": [evaluation_pb.ListEvaluationSetsRequest(model="models/colours")],
+        "GetEvaluationSet": [
+            evaluation_pb.GetEvaluationSetRequest(name="models/colours/evaluationSets/held-out")
+        ],
+        "ListEvaluations": [
+            evaluation_pb.ListEvaluationsRequest(model="models/colours", evaluation_set="held-out")
+        ],
+        "GetEvaluation": [
+            evaluation_pb.GetEvaluationRequest(
+                name="models/colours/evaluationSets/held-out/evaluations/1"
+            )
+        ],
         "Rollback": [
             model_pb.RollbackRequest(model="models/colours", revision=1, validate_only=True)
         ],
@@ -223,6 +250,7 @@ class _Service:
             Uploads(repository, LIMITS),
             Quotas(repository, LIMITS),
             LIMITS,
+            partial(check_evaluation, repository),
         )
         example_views = ExampleViews(repository, registry, examples)
         lifecycle = Lifecycle(repository.root, SigningFiles(), most=3)
@@ -263,6 +291,19 @@ class _Service:
             _Method("ListOperations", operations_pb2.ListOperationsRequest, running.ListOperations),
             _Method("GetOperation", operations_pb2.GetOperationRequest, running.GetOperation),
             _Method("WaitOperation", operations_pb2.WaitOperationRequest, running.WaitOperation),
+            _Method("Evaluate", evaluation_pb.EvaluateRequest, models.Evaluate, streams=True),
+            _Method(
+                "ListEvaluationSets",
+                evaluation_pb.ListEvaluationSetsRequest,
+                models.ListEvaluationSets,
+            ),
+            _Method(
+                "GetEvaluationSet", evaluation_pb.GetEvaluationSetRequest, models.GetEvaluationSet
+            ),
+            _Method(
+                "ListEvaluations", evaluation_pb.ListEvaluationsRequest, models.ListEvaluations
+            ),
+            _Method("GetEvaluation", evaluation_pb.GetEvaluationRequest, models.GetEvaluation),
         )
         self._runner = asyncio.Runner()
 

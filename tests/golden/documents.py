@@ -15,6 +15,8 @@ from topwork.bundle.comparison import (
     TaughtLabel,
 )
 from topwork.bundle.draft import Draft
+from topwork.bundle.evaluation import Evaluation, EvaluationResult, Subgroup, UnknownDetection
+from topwork.bundle.evaluation_sets import EmbeddedSet, EvaluationSet, SetImage
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import (
     BackboneInfo,
@@ -42,6 +44,7 @@ from topwork.changes.jobs import (
     ChangeOutcome,
     ChangeResult,
     Conflict,
+    EvaluationJob,
     Failure,
     Job,
     Predicted,
@@ -124,6 +127,29 @@ METRICS = Metrics(
     right=b"\xa0",
 )
 
+EVALUATION = EvaluationResult(
+    model="blumen",
+    revision=7,
+    created=TIME,
+    name="held-out",
+    made=TIME,
+    operation="op-1",
+    evaluation=Evaluation(
+        revision=7,
+        metrics=METRICS,
+        unknown=UnknownDetection(known=3, false_rejects=1, strangers=2, detected=1, auroc=0.75),
+        subgroups=(
+            Subgroup(column="camera", value="north", images=2, right=1, ece=0.25, false_rejects=1),
+        ),
+    ),
+    compared=6,
+    comparison=COMPARISON,
+    repeated=2,
+    related=1,
+    lacking={"tulips": 4},
+    failure="accuracy dropped",
+)
+
 RESULT = ChangeResult(
     revision=7,
     images_used=12,
@@ -145,6 +171,7 @@ RESULT = ChangeResult(
     parent=6,
     examples=(ChangedExample(digest=A, labels=("daisy", "雛菊")),),
     missing_labels=1,
+    evaluation=EVALUATION,
 )
 
 FAILURE = Failure(
@@ -232,6 +259,17 @@ DOCUMENTS: tuple[object, ...] = (
         moves=(Move(revision=7, previous=6, why="add_class", operation=ID, time=TIME),),
     ),
     Signatures(signatures={"0123456789abcdef": bytes(range(64))}),
+    EVALUATION,
+    EvaluationSet(
+        model="blumen",
+        name="held-out",
+        created=TIME,
+        operation="op-1",
+        max_drop=0.125,
+        images=(SetImage(name="a.jpg", label="daisy", content=A, columns=(("camera", "north"),)),),
+        embedded=(EmbeddedSet(backbone=B, shards=(ShardRef(label="daisy", digest=C),)),),
+        renamed={"daisy": ("雛菊",)},
+    ),
     Job(
         kind="add_class",
         model="flowers",
@@ -239,13 +277,14 @@ DOCUMENTS: tuple[object, ...] = (
         label="雛菊",
         labels=("daisy", "rose"),
         new_label="ox-eye",
-        uploads=(Upload(name="new.jpg", digest=A, label="daisy"),),
+        uploads=(Upload(name="new.jpg", digest=A, label="daisy", columns=(("camera", "north"),)),),
         refused=(SKIPPED,),
         recipe=RECIPE,
         gate=GATE,
         expected_revision=6,
         validate_only=True,
         digests=(B, A),
+        evaluation=EvaluationJob(revision=7, compare=6, name="held-out", max_drop=0.125),
     ),
     Subject(
         kind="add_class",
@@ -255,6 +294,9 @@ DOCUMENTS: tuple[object, ...] = (
         new_label="ox-eye",
         validate_only=True,
         digests=C,
+        evaluation_set="held-out",
+        revision=7,
+        compared=6,
     ),
     Progress(stage="embedding", done=5, total=12, conflicts=(CONFLICT,)),
     RESULT,

@@ -66,7 +66,7 @@ def with_added_fields(node: Any) -> Any:
         return [with_added_fields(item) for item in node]
     if not isinstance(node, dict):
         return node
-    maps = {"names", "versions", "shards", "signatures", "value"}
+    maps = {"names", "versions", "signatures", "value", "shards", "renamed", "lacking"}
     fields = {
         key: value if key in maps else with_added_fields(value) for key, value in node.items()
     }

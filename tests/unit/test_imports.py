@@ -56,6 +56,7 @@ def test_public_names_import_only_the_client() -> None:
         "EvidenceMap",
         "ExplainResult",
         "ImageResult",
+        "LabelledImage",
         "Model",
         "Neighbour",
         "Operation",

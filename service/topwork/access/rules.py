@@ -101,6 +101,12 @@ RULES: Mapping[str, Rule] = {
             "UndeleteModel": _ADMIN,
             "ListBackbones": _per_model("train"),
             "WatchOperation": _per_model("train"),
+            "Evaluate": _UPLOAD,
+            "ListEvaluationSets": Rule(role="classify", model_of=_model),
+            "GetEvaluationSet": Rule(role="classify", model_of=_model_of_child),
+            "DeleteEvaluationSet": Rule(role="admin", model_of=_model_of_child, audited=True),
+            "ListEvaluations": Rule(role="classify", model_of=_model),
+            "GetEvaluation": Rule(role="classify", model_of=_model_of_child),
         },
         # An operation needs the role for its model.
         "google.longrunning.Operations": {

@@ -7,10 +7,11 @@
     models/<model>/<revision>/manifest.json, manifest.sig, head.onnx, metrics.json, examples.npz,
         report.html
     models/<model>/serving.json, draft.json
+    models/<model>/evaluations/<name>/set.json, <revision>.json
     models/.deleted-<model>/...
 
-All files except names.json, serving.json and draft.json are immutable, and verified against their
-sha256 when read.
+All files except names.json, serving.json, draft.json and set.json are immutable. Files that a
+manifest refers to are verified against their sha256 when read.
 """
 
 from __future__ import annotations
@@ -267,7 +268,8 @@ class Repository(ModelDirectories):
     def _writable_directories(self) -> list[Path]:
         models = [path for path in (self.root / "models").glob("*") if path.is_dir()]
         names = ("checkpoints", "models", *KINDS)
-        return [self.root, *(self.root / name for name in names), *models]
+        sets = [path for model in models for path in model.glob("evaluations/**/") if path.is_dir()]
+        return [self.root, *(self.root / name for name in names), *models, *sets]
 
     def _revision(self, manifest: Manifest) -> Path:
         return self._model(manifest.model) / str(manifest.revision)

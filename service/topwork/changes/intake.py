@@ -46,6 +46,13 @@ class Examples(Protocol):
         """Return the index of a revision's examples. Raises Corrupt, Unavailable."""
 
 
+class CheckEvaluation(Protocol):
+    """Check of an evaluation; see ``topwork.changes.evaluations``."""
+
+    def __call__(self, job: Job, operation: str, *, complete: bool) -> None:
+        """Raise an error if it cannot be done; ``complete``: all images are in the job."""
+
+
 class Intake:
     """Accepts changes: stores the images, then the operation, then returns it.
 
@@ -61,6 +68,7 @@ class Intake:
         uploads: Uploads,
         quotas: Quotas,
         limits: ServerLimits,
+        check_evaluation: CheckEvaluation | None = None,
     ) -> None:
         self._models = models
         self._examples = examples
@@ -68,6 +76,7 @@ class Intake:
         self._uploads = uploads
         self._quotas = quotas
         self._limits = limits
+        self._check_evaluation = check_evaluation
 
     async def upload(self, items: AsyncIterator[UploadItem]) -> OperationState:
         """Store the images of an upload and its operation durably, and return the operation."""
@@ -78,10 +87,16 @@ class Intake:
         if repeated is not None:
             return repeated
         check_change(job, current, self._limits)
+        await self._check_sets(job, request_id, complete=False)
         pending = await self._operations.pending_bytes(job.model)
         quota = await asyncio.to_thread(self._quotas.of, job.model, pending=pending)
-        uploads, refused, size = await self._uploads.store(items, quota, job.labels)
+        stored = job.evaluation is not None and bool(job.evaluation.name)
+        labels = job.labels if job.evaluation is None else None
+        uploads, refused, size = await self._uploads.store(
+            items, quota, labels, may_be_empty=stored
+        )
         job = replace(job, uploads=uploads, refused=refused, accepted=time.time())
+        await self._check_sets(job, request_id, complete=True)
         # Held until the operation is committed, from which gc knows that they are needed.
         async with self._uploads.holding(uploads):
             return await self._enqueue(job, request_id, size=size)
@@ -115,6 +130,10 @@ class Intake:
             if repeated is None:
                 raise
             return repeated
+
+    async def _check_sets(self, job: Job, operation: str, *, complete: bool) -> None:
+        if job.evaluation is not None and self._check_evaluation is not None:
+            await asyncio.to_thread(self._check_evaluation, job, operation, complete=complete)
 
     def _check_quota(self, model: str, pending: int) -> None:
         self._quotas.of(model, pending=pending).check(0, 0, 0)
@@ -153,6 +172,7 @@ class Intake:
             expected_revision=request.expected_revision,
             validate_only=request.validate_only,
             digests=_digests(request.digests, limits) if kind.examples else (),
+            evaluation=request.evaluation,
         )
 
     def _labels(self, request: ChangeRequest) -> tuple[str, ...]:

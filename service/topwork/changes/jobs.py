@@ -7,6 +7,7 @@ from typing import Literal
 
 from topwork.bundle.comparison import Comparison, Gate
 from topwork.bundle.documents import document
+from topwork.bundle.evaluation import EvaluationResult
 from topwork.bundle.findings import Finding
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.numbers import Count, Number
@@ -21,6 +22,7 @@ ChangeKind = Literal[
     "remove_examples",
     "move_examples",
     "add_classes",
+    "evaluate",
 ]
 
 ChangeStage = Literal["queued", "embedding", "solving", "publishing", "done"]
@@ -33,7 +35,23 @@ class Upload:
     name: str
     digest: str
     label: str = ""
-    """One of the job's ``labels``; empty: the job's ``label``."""
+    """One of the job's ``labels``; empty: its ``label``, or of ``evaluate`` an unknown image."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Names and values for subgroups; only for ``evaluate``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationJob:
+    """Parameters of ``evaluate``."""
+
+    revision: Number = 0
+    """0: the serving revision."""
+    compare: Number = 0
+    """Revision to compare it with; 0: none, or with ``name`` its parent."""
+    name: str = ""
+    """Evaluation set that is stored, or that is stored already if there are no images."""
+    max_drop: float | None = None
+    """Limit of the set's gate; None: it is not a gate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +109,8 @@ class Job:
     """Dry run: report the result and change nothing."""
     digests: tuple[str, ...] = ()
     """Image digests in hexadecimal, sorted; only for ``remove_examples`` and ``move_examples``."""
+    evaluation: EvaluationJob | None = None
+    """Only for ``evaluate``."""
 
 
 @document
@@ -159,6 +179,8 @@ class ChangeResult:
     """Examples that were removed or moved, by digest."""
     missing_labels: Count = 0
     """Number of labels that the model needs before it serves."""
+    evaluation: EvaluationResult | None = None
+    """Only for ``evaluate``."""
 
 
 @document

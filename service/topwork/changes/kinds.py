@@ -36,6 +36,8 @@ class ChangeRules:
     """True if it sets the recipe; other changes use the parent's."""
     examples: Literal["", "remove", "move"] = ""
     """What it does with the examples that it names; empty: it names none."""
+    evaluates: bool = False
+    """True if it evaluates a revision, and changes none."""
 
     @property
     def frees(self) -> bool:
@@ -57,6 +59,7 @@ KINDS: Mapping[ChangeKind, ChangeRules] = {
     "retrain": ChangeRules(name="Retrain", label="none", has_recipe=True),
     "remove_examples": ChangeRules(name="RemoveExamples", label="optional", examples="remove"),
     "move_examples": ChangeRules(name="MoveExamples", label="any", examples="move"),
+    "evaluate": ChangeRules(name="Evaluate", label="none", evaluates=True),
 }
 
 
@@ -74,7 +77,7 @@ def check_change(job: Job, parent: Current, limits: InputLimits) -> None:
             if parent.revision
             else f"model {job.model!r} does not serve yet, not revision {job.expected_revision}"
         )
-    if (kind.has_recipe or kind.examples) and isinstance(parent, Draft):
+    if (kind.has_recipe or kind.examples or kind.evaluates) and isinstance(parent, Draft):
         raise not_ready(parent)
     existing = kind.label == "existing" or (kind.label == "optional" and job.label)
     if existing and job.label not in labels:

@@ -13,14 +13,17 @@ import structlog
 from topwork.bundle.documents import document
 from topwork.bundle.draft import Current
 from topwork.bundle.exemplars import split
+from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.shards import Shard
 from topwork.bundle.store import Repository
+from topwork.changes.held_out import HeldOut
 from topwork.changes.jobs import Conflict, Job, SkippedUpload
 from topwork.changes.kinds import new_labels, taught_labels
 from topwork.errors import NotReady
 from topwork.inputs.image_source import ImageSource
 from topwork.learning.conflicts import KnownExemplars, find_conflicts
 from topwork.limits import InputLimits
+from topwork.runtime.backend import Session
 from topwork.training.backbone_session import UsedBackbone, open_backbone_session
 from topwork.training.embed import embed
 
@@ -81,12 +84,15 @@ class Embedder:
         known = KnownExemplars.of(stored)
         new: dict[str, Shard] = {}
         duplicates = []
+        held_out = HeldOut.of(self._repository, job.model, parent.backbone)
         for label, shard in embedded:
-            same = known.find_same(shard, label)
-            new[label] = shard.where(~same)
+            kept, excluded = held_out.split(label, shard)
+            skipped += excluded
+            same = known.find_same(kept, label)
+            new[label] = kept.where(~same)
             duplicates += [
                 SkippedUpload(
-                    name=shard.names[row],
+                    name=kept.names[row],
                     label=label,
                     reason="DUPLICATE",
                     message=f"{label!r} has an image of the same pixels already",
@@ -128,15 +134,19 @@ class Embedder:
             conflicts=tuple(conflicts),
         )
 
+    def session(self, info: BackboneInfo) -> Session:
+        """Return the session of a stored backbone, or of its twin. Raises Corrupt."""
+        if info.digest not in self._backbones:
+            opened = self._backbones[info.digest] = open_backbone_session(self._repository, info)
+            if opened.off is not None:
+                log.warning("backbone is off", **opened.off)
+        return self._backbones[info.digest].session
+
     def _embed_uploads(
         self, job: Job, parent: Current, on_image: OnImage
     ) -> tuple[tuple[tuple[str, Shard], ...], list[SkippedUpload]]:
         """Return the shard of each label's new images, in label order, and the skipped images."""
         info = self._repository.backbone(parent)
-        if info.digest not in self._backbones:
-            opened = self._backbones[info.digest] = open_backbone_session(self._repository, info)
-            if opened.off is not None:
-                log.warning("backbone is off", **opened.off)
         done = 0
 
         def count() -> None:
@@ -153,7 +163,7 @@ class Embedder:
                 )
                 for upload in job.uploads
             ],
-            self._backbones[info.digest].session,
+            self.session(info),
             info.preprocess,
             cores=self._cores,
             limits=self._limits,

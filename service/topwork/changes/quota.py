@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from topwork.bundle import files
+from topwork.bundle.evaluation_sets import EvaluationSets
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, QuotaExceeded, Unavailable
 from topwork.limits import ServerLimits
@@ -61,7 +62,7 @@ class Quotas:
     """Counts the bytes of models: their revisions, and the shards that these refer to.
 
     A shard of exemplars counts once per model, with the uploaded images that it names, also that
-    of a draft. Files that
+    of a draft or an evaluation set. Files that
     the model does not refer to are not counted. Revisions and shards are immutable, so the size of
     each is read once. Thread-safe.
     """
@@ -89,6 +90,8 @@ class Quotas:
                 with contextlib.suppress(Corrupt, NotFound):  # or it began to serve meanwhile
                     draft = self._repository.draft(model)
                     shards |= {ref.digest for ref in draft.exemplars}
+            for stored in EvaluationSets(self._repository, model).readable():
+                shards |= {ref.digest for own in stored.embedded for ref in own.shards}
             used = sum(revision.size for revision in revisions.values())
             used += sum(map(self._shard_size, shards))
         return ModelQuota(model, self._repository, self._limits, pending + used)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from topwork.bundle.comparison import Gate
-from topwork.changes.jobs import ChangeKind
+from topwork.changes.jobs import ChangeKind, EvaluationJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,8 @@ class ChangeRequest:
     """Empty: the parent's. As ``normalisation``, only for ``retrain``."""
     normalisation: str = ""
     gate: Gate = field(default_factory=Gate)
+    evaluation: EvaluationJob | None = None
+    """Only for ``evaluate``."""
     expected_revision: int = 0
     """The only revision that may be changed; 0: any."""
     validate_only: bool = False
@@ -44,7 +46,9 @@ class UploadedImage:
     """May be empty."""
     content: bytes
     label: str = ""
-    """Its label; only for ``add_classes``."""
+    """Its label; only for ``add_classes`` and ``evaluate``, where an unknown image has none."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Names and values for subgroups; only for ``evaluate``."""
 
 
 UploadItem: TypeAlias = ChangeRequest | Sequence[UploadedImage]

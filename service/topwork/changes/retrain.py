@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from topwork.bundle.comparison import Rejection
 from topwork.bundle.documents import document
 from topwork.bundle.draft import Current, Draft, missing_labels
+from topwork.bundle.evaluation_sets import EvaluationSets
 from topwork.bundle.examples import index_of_shards
 from topwork.bundle.exemplars import Exemplars, ShardRows, merge, shard_rows
 from topwork.bundle.findings import skipped_image
 from topwork.bundle.manifest import Manifest, ShardRef
 from topwork.bundle.shards import Shard
 from topwork.bundle.store import Repository
+from topwork.changes.evaluations import Evaluator
 from topwork.changes.examples import changed_examples, check_examples
 from topwork.changes.jobs import ChangeResult, Failure, Job, Predicted
 from topwork.changes.kinds import (
@@ -65,12 +67,15 @@ class Trainer:
         self._cores = cores
         self._limits = limits
         self._embedder = Embedder(repository, cores=cores, limits=limits)
+        self._evaluator = Evaluator(repository, self._embedder, cores=cores, limits=limits)
 
     def embed(self, job: Job, on_image: OnImage) -> NewExemplars:
         """Embed the uploads with the model's backbone; see ``Embedder.embed``.
 
         Also raises the errors of ``check_change``.
         """
+        if KINDS[job.kind].evaluates:
+            return self._evaluator.embed(job, on_image)
         parent = self._parent(job)
         if KINDS[job.kind].has_images:
             return self._embedder.embed(job, parent, on_image)
@@ -82,8 +87,11 @@ class Trainer:
         A draft without enough labels for a head gets none: see ``keep``. Raises the errors of
         ``check_change``, and NotReady if a fit changed the backbone since the embed step
         (BACKBONE_CHANGED), too few labels or images remain, or the recipe's head cannot be learnt
-        from them.
+        from them. An evaluation only judges: see ``Evaluator.judge``.
         """
+        if KINDS[job.kind].evaluates:
+            result = self._evaluator.judge(job, new, operation)
+            return Candidate(result=result, published=False)
         parent = self._parent(job)
         if parent.backbone != new.backbone:
             raise NotReady(
@@ -125,6 +133,7 @@ class Trainer:
             ),
         )
         if published is not None:
+            self._evaluator.record(job, published, None, opened)
             return _candidate(published, result)
         with self._parent_read(parent):
             return self._solve(job, result, parent, shards, operation, opened)
@@ -136,6 +145,8 @@ class Trainer:
         """
         if self._repository.was_moved_by(job.model, operation, revision):
             return
+        # Before the pointer moves: sets must know both names while either revision serves.
+        EvaluationSets(self._repository, job.model).follow(renamed_labels(job))
         parent = self._repository.manifest(job.model, revision).parent
         serving = self._repository.set_serving(
             job.model, revision, why=job.kind, operation=operation, parent=parent
@@ -230,6 +241,11 @@ class Trainer:
                 renamed=renamed_labels(job),
             )
             failures = gate.check(comparison, job.gate)
+        verdict = self._evaluator.verdict(
+            job, parent, learned, exemplars, shards, opened, operation
+        )
+        failures += verdict.failures
+        findings += verdict.findings
         if job.validate_only:
             dry = replace(
                 result,
@@ -267,6 +283,7 @@ class Trainer:
             ),
             sources=sources,
         )
+        self._evaluator.record(job, manifest, verdict, opened)
         return _candidate(manifest, result)
 
 

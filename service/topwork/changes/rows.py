@@ -14,7 +14,16 @@ from dbos import WorkflowStatus
 
 from topwork.bundle.documents import document, from_data
 from topwork.bundle.files import sha256
-from topwork.changes.jobs import ChangeKind, ChangeOutcome, ChangeResult, Failure, Job, Progress
+from topwork.bundle.numbers import Number
+from topwork.changes.jobs import (
+    ChangeKind,
+    ChangeOutcome,
+    ChangeResult,
+    EvaluationJob,
+    Failure,
+    Job,
+    Progress,
+)
 from topwork.changes.kinds import named_labels
 from topwork.errors import AlreadyExists, Corrupt
 
@@ -38,6 +47,10 @@ class Subject:
     validate_only: bool = False
     digests: str = ""
     """sha256 of the job's image digests, in hexadecimal; empty if it has none."""
+    evaluation_set: str = ""
+    revision: Number = 0
+    """Evaluated revision; 0: the serving one."""
+    compared: Number = 0
 
     def __str__(self) -> str:
         """Describe it for an error message."""
@@ -46,7 +59,12 @@ class Subject:
         renamed = f" to {self.new_label!r}" if self.new_label else ""
         only = " (validate only)" if self.validate_only else ""
         examples = f" of the examples {self.digests[:12]}" if self.digests else ""
-        return f"{self.kind or 'a change'}{label}{renamed}{examples} of {self.model!r}{only}"
+        revision = f" of revision {self.revision}" if self.revision else ""
+        compared = f", compared with {self.compared}," if self.compared else ""
+        on = f" on the evaluation set {self.evaluation_set!r}" if self.evaluation_set else ""
+        evaluated = f"{revision}{compared}{on}"
+        what = f"{self.kind or 'a change'}{label}{renamed}{examples}{evaluated}"
+        return f"{what} of {self.model!r}{only}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +82,7 @@ class OperationState:
 
 def subject_of(job: Job) -> Subject:
     """Return the subject of ``job``."""
+    evaluation = job.evaluation or EvaluationJob()
     return Subject(
         kind=job.kind,
         model=job.model,
@@ -72,6 +91,9 @@ def subject_of(job: Job) -> Subject:
         new_label=job.new_label,
         validate_only=job.validate_only,
         digests=sha256("".join(job.digests).encode()) if job.digests else "",
+        evaluation_set=evaluation.name,
+        revision=evaluation.revision,
+        compared=evaluation.compare,
     )
 
 

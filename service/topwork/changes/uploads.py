@@ -52,13 +52,18 @@ class Uploads:
         return first
 
     async def store(
-        self, items: AsyncIterator[UploadItem], quota: Quota, labels: Sequence[str] = ()
+        self,
+        items: AsyncIterator[UploadItem],
+        quota: Quota,
+        labels: Sequence[str] | None = (),
+        *,
+        may_be_empty: bool = False,
     ) -> tuple[tuple[Upload, ...], tuple[SkippedUpload, ...], int]:
         """Store the images of ``items``; return the stored, those too large, and the total bytes.
 
         Each image must have one of the ``labels``, and each label an image; without labels no image
-        may have one. Raises InvalidInput, DeadlinePassed, the errors of ``quota``, and Unavailable
-        if an image cannot be stored.
+        may have one, and with None any. Raises InvalidInput, DeadlinePassed, the errors of
+        ``quota``, and Unavailable if an image cannot be stored.
         """
         stored: list[Upload | SkippedUpload] = []
         size = 0
@@ -82,9 +87,9 @@ class Uploads:
             stored += await self._store_all(images, len(stored))
             timeout = min(SILENCE_SECONDS, timeout - waited + coming / MIN_BYTES_PER_SECOND)
             del images  # frees memory while the next message is received
-        if not stored:
+        if not stored and not may_be_empty:
             raise InvalidInput("the upload has no image", field="images")
-        if lacking := sorted({*labels} - {image.label for image in stored}):
+        if lacking := sorted({*(labels or ())} - {image.label for image in stored}):
             text = f"the upload has no image of {named_labels(lacking)}"
             raise InvalidInput(text, field="config.labels")
         refused = tuple(image for image in stored if isinstance(image, SkippedUpload))
@@ -135,12 +140,15 @@ class Uploads:
             )
 
     def _with_labels(
-        self, images: Sequence[UploadedImage], labels: Sequence[str], before: int
+        self, images: Sequence[UploadedImage], labels: Sequence[str] | None, before: int
     ) -> list[UploadedImage]:
         """Return images, after ``before`` earlier ones, with labels in composed form.
 
         Raises InvalidInput for a label that is not one of ``labels``, or any if there are none.
+        With None any label is valid, and composed already.
         """
+        if labels is None:
+            return [*images]
         labelled = []
         for position, image in enumerate(images, before):
             label, field = image.label, f"images[{position}].label"
@@ -178,7 +186,7 @@ class Uploads:
             raise Unavailable(
                 f"{name} cannot be stored: {error.strerror}", reason="STORAGE"
             ) from error
-        return Upload(name=name, digest=digest, label=image.label)
+        return Upload(name=name, digest=digest, label=image.label, columns=image.columns)
 
 
 def _stored_uploads(stored: list[Upload | SkippedUpload]) -> tuple[Upload, ...]:

@@ -24,6 +24,11 @@ SECTIONS = {
             "Explain how MODEL classifies IMAGE: heat map and nearest training images.",
             "topwork explain flowers photo.jpg --out page.html",
         ),
+        "evaluations": Lazy(
+            "topwork.cli.evaluations:evaluations",
+            "List, show and delete the evaluation sets of a model.",
+            "topwork evaluations show flowers held-out",
+        ),
         "models": Lazy(
             "topwork.cli.models:models", "List the models of a server.", "topwork models --json"
         ),

@@ -14,7 +14,7 @@ import click
 from topwork import tables
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
-from topwork.cli import evaluation_sources, show_evaluation
+from topwork.cli import evaluate_set, evaluation_sources, show_evaluation, show_result
 from topwork.cli.evaluation_sources import Answered, OnImage
 from topwork.cli.image_rows import photo_bar
 from topwork.cli.options import (
@@ -69,10 +69,23 @@ Question = Sequence[int]
     type=LocalPath(exists=True, file_okay=False, path_type=Path),
     help="Folder of photos of none of the model's classes, which it should call unknown.",
 )
+@click.option(
+    "--name",
+    default="",
+    show_default=False,
+    help="Store the photos under this name, to judge every later change; without DATA evaluate on "
+    "the set that has it.",
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    help="Make the stored set a gate: no change serves that loses more of the mean recall on it, "
+    "0..1.",
+)
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report.")
 @json_output
 @click.argument("model")
-@click.argument("data", type=LocalPath(exists=True, path_type=Path))
+@click.argument("data", required=False, type=LocalPath(exists=True, path_type=Path))
 def evaluate(
     server: ServerOptions,
     repository: Path | None,
@@ -81,31 +94,53 @@ def evaluate(
     revision: int,
     compare: int | None,
     strangers: Path | None,
+    name: str,
+    max_drop: float | None,
     html: Path | None,
     as_json: bool,
     model: str,
-    data: Path,
+    data: Path | None,
 ) -> None:
     """Evaluate MODEL on the labelled photos of DATA, with a server or a repository.
 
     DATA is as for `topwork-train fit`; of data with splits the test split is used. Photos of
     classes that the model lacks count as unknown images. With --repository, photos that the model
-    was trained on are left out; a server cannot know them, so pass held-out photos.
+    was trained on are left out; a server cannot know them, so pass held-out photos. With --name it
+    does: the photos are uploaded, and stored as an evaluation set.
     """
+    evaluate_set.check_options(name, max_drop, data=data is not None, html=html is not None)
     check_page(html, field="html")
-    test_set = read_test_set(data)
-    left_out = by_reason(test_set.omitted)
-    photos = test_set.photos_of(test_set.labels())
-    if not photos:
+    test_set = read_test_set(data) if data is not None else None
+    left_out = by_reason(test_set.omitted) if test_set is not None else []
+    photos: tuple[Photo, ...] = ()
+    if test_set is not None:
+        photos = test_set.photos_of(test_set.labels())
+    if data is not None and not photos:
         more = f"; left out: {', '.join(map(str, left_out))}" if left_out else ""
         raise InvalidInput(f"{file_name(data)} has no labelled photo{more}", field="data")
     photos += _strangers(strangers)
+    signing = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
+    if name:
+        for group in left_out:
+            click.echo(printable(group.line()), err=True)
+        parameters = evaluate_set.Parameters(
+            model=model, revision=revision, compare=compare or 0, name=name, max_drop=max_drop
+        )
+        if repository is None:
+            with connected(server) as client:
+                evaluate_set.on_server(client, photos, parameters, as_json=as_json)
+        else:
+            opened = Repository(repository, signing.read(publishes=False))
+            with _progress(len(photos)) as on_image:
+                found = evaluate_set.in_repository(opened, photos, on_image, parameters)
+            show_result.print_result(found, as_json=as_json)
+        return
+    assert test_set is not None, "check_options refuses neither DATA nor --name"
     question = [revision, *([] if compare is None else [compare])]
     if repository is None:
         with connected(server) as client, _progress(len(photos) * len(question)) as on_image:
             answered = evaluation_sources.from_server(client, model, question, photos, on_image)
     else:
-        signing = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
         opened = Repository(repository, signing.read(publishes=False))
         with _progress(len(photos) * len(question)) as on_image:
             answered = evaluation_sources.from_repository(opened, model, question, photos, on_image)

@@ -60,7 +60,7 @@ def from_repository(
     manifests = [
         repository.manifest(model, revision or repository.serving(model)) for revision in revisions
     ]
-    embedded = _Embedded(repository, photos, on_image)
+    embedded = Embedded(repository, photos, on_image)
     used: list[tuple[Manifest, dict[_Key, int], Exemplars]] = []
     repeated, related = set[_Key](), set[_Key]()
     for manifest in manifests:
@@ -154,7 +154,7 @@ def _labels(exemplars: Exemplars) -> list[str]:
     return [exemplars.labels[target] for target in exemplars.targets]
 
 
-class _Embedded:
+class Embedded:
     """Exemplars of the photos, embedded once with each backbone."""
 
     def __init__(self, repository: Repository, photos: Sequence[Photo], on_image: OnImage) -> None:

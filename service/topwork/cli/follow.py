@@ -10,9 +10,11 @@ from google.longrunning import operations_pb2
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from topwork import CallFailed, Client, progress, rejected, result, tables
-from topwork.cli import show_change
+from topwork.cli import show_change, show_result
+from topwork.client import outcomes
 from topwork.inputs.folders import LeftOut
 from topwork.terminal import Console
+from topwork.v1 import evaluation_pb2 as evaluation_pb
 
 
 def progress_bar() -> Progress:
@@ -54,6 +56,9 @@ def print_result(
     ``left_out``, the files that were not uploaded, is printed only as JSON: ``photo_files`` has
     printed it as text.
     """
+    if finished.response.Is(evaluation_pb.Evaluation.DESCRIPTOR):
+        print_evaluation(finished, seconds, as_json=as_json)
+        return
     try:
         response = result(finished)
     except CallFailed as error:
@@ -69,6 +74,11 @@ def print_result(
         print(json.dumps(changed))
     else:
         show_change.changed(tables.console(), finished, response, seconds)
+
+
+def print_evaluation(finished: operations_pb2.Operation, seconds: float, *, as_json: bool) -> None:
+    """Print the result of an evaluation, as ``print_result``. Raises CallFailed if it failed."""
+    show_result.print_result(outcomes.evaluation(finished), as_json=as_json, seconds=seconds)
 
 
 def follow_and_print(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
 
-from topwork import tables
-from topwork.cli import show
+from topwork import CallFailed, Client, tables
+from topwork.cli import show, show_result
 from topwork.cli.options import (
     ServerOptions,
     connected,
@@ -72,12 +73,19 @@ def rollback(
     validate_only: bool,
     as_json: bool,
 ) -> None:
-    """Make an earlier revision of a model serve again."""
+    """Make an earlier revision of a model serve again.
+
+    No gate judges a rollback; the results of both revisions on evaluation sets are printed.
+    """
     with connected(server) as client:
+        before = client.model(model).serving_revision.revision
         found = client.rollback(
             model, revision, expected_revision=expected_revision, validate_only=validate_only
         )
-    _print_state(found, as_json=as_json)
+        _print_state(found, as_json=as_json)
+        if not as_json:
+            with contextlib.suppress(CallFailed):  # a server of an earlier release has no sets
+                _print_evaluations(client, model, {before, found.serving_revision.revision})
 
 
 @click.command("pin-revision")
@@ -99,6 +107,14 @@ def pin_revision(
     with connected(server) as client:
         found = client.pin_revision(model, revision, unpin=unpin, validate_only=validate_only)
     _print_state(found, as_json=as_json)
+
+
+def _print_evaluations(client: Client, model: str, revisions: Collection[int]) -> None:
+    """Print the stored results of revisions on evaluation sets: a rollback passes no gate."""
+    found = [row for number in revisions for row in client.list_evaluations(model, revision=number)]
+    if found:
+        rows = sorted(found, key=lambda row: (show_result.set_name(row.name), -row.revision))
+        tables.console().print(show_result.results(rows, named=True))
 
 
 def _print_state(found: model_pb.Model, *, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from collections.abc import (
     Iterable,
 )
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
@@ -24,11 +24,12 @@ from topwork.client.credentials import Credentials
 from topwork.client.images import (
     ImageLike,
     Labelled,
+    LabelledImage,
     NamedImage,
     check_several,
     content,
     named,
-    split_label,
+    own_fields,
 )
 from topwork.client.results import StreamResult
 from topwork.client.stream_window import StreamWindow
@@ -77,10 +78,21 @@ async def call_unary(
         raise calls.failed(error) from error
 
 
+async def pages(method: Callable[..., Awaitable[Any]], request: Any) -> AsyncIterator[Any]:
+    """See blocking_calls."""
+    while True:
+        page = await call_unary(method, request)
+        yield page
+        if not (token := page.next_page_token):
+            return
+        request.page_token = token
+
+
 async def upload(
     method: grpc.aio.StreamUnaryMultiCallable[P, T],
     first: P,
-    images: Iterable[NamedImage | Labelled] | AsyncIterable[NamedImage],
+    images: Iterable[NamedImage | Labelled | LabelledImage]
+    | AsyncIterable[NamedImage | LabelledImage],
     timeout: float | None,
 ) -> T:
     """See blocking_calls."""
@@ -92,9 +104,10 @@ async def upload(
         nonlocal failure
         try:
             async for source in _each(images):
-                label, one = split_label(source)
-                name, image = named(one)
-                if (message := batcher.add(name, await _content(image), label)) is not None:
+                plain, fields = own_fields(source)
+                name, image = named(plain)
+                message = batcher.add(name, await _content(image), **fields)
+                if message is not None:
                     yield message
         except Exception as error:
             failure = error

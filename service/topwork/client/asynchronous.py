@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import grpc
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from topwork.client import async_calls, calls
+from topwork.client.async_evaluations import AsyncEvaluations
 from topwork.client.credentials import ANONYMOUS, Credentials, with_metadata
 from topwork.client.images import ImageLike, NamedImage, labelled
 from topwork.client.results import (
@@ -31,7 +32,7 @@ from topwork.v1 import model_service_pb2_grpc as model_grpc
 from topwork.v1 import revision_pb2 as revision_pb
 
 
-class AsyncClient:
+class AsyncClient(AsyncEvaluations):
     """A client of one server for asyncio. Use it only in the event loop that it was made in.
 
     Without ``credentials`` it uses plaintext and no token.
@@ -447,7 +448,7 @@ class AsyncClient:
     async def backbones(self) -> AsyncIterator[lifecycle_pb.StoredBackbone]:
         """Yield the backbones that models can be created with. Raises CallFailed."""
         request = lifecycle_pb.ListBackbonesRequest()
-        async for page in self._pages(self._models.ListBackbones, request):
+        async for page in async_calls.pages(self._models.ListBackbones, request):
             for backbone in page.backbones:
                 yield backbone
 
@@ -469,14 +470,14 @@ class AsyncClient:
 
     async def models(self) -> AsyncIterator[model_pb.Model]:
         """Yield all models, in the order of their names. Raises CallFailed."""
-        async for page in self._pages(self._models.ListModels, model_pb.ListModelsRequest()):
+        async for page in async_calls.pages(self._models.ListModels, model_pb.ListModelsRequest()):
             for model in page.models:
                 yield model
 
     async def revisions(self, model: str) -> AsyncIterator[revision_pb.Revision]:
         """Yield all revisions of a model, newest first. Raises CallFailed."""
         request = model_pb.ListRevisionsRequest(model=f"models/{model}")
-        async for page in self._pages(self._models.ListRevisions, request):
+        async for page in async_calls.pages(self._models.ListRevisions, request):
             for revision in page.revisions:
                 yield revision
 
@@ -494,7 +495,7 @@ class AsyncClient:
             view=example_pb.EXAMPLE_VIEW_FULL if previews else example_pb.EXAMPLE_VIEW_BASIC,
             revision=revision,
         )
-        async for page in self._pages(self._models.ListExamples, request):
+        async for page in async_calls.pages(self._models.ListExamples, request):
             for example in page.examples:
                 yield example
 
@@ -516,7 +517,7 @@ class AsyncClient:
         A filter is such as ``model = "models/flowers" AND done = false``. Raises CallFailed.
         """
         request = operations_pb2.ListOperationsRequest(filter=wanted)
-        async for page in self._pages(self._operations.ListOperations, request):
+        async for page in async_calls.pages(self._operations.ListOperations, request):
             for operation in page.operations:
                 yield Operation.of(operation)
 
@@ -524,12 +525,3 @@ class AsyncClient:
         """Cancel ``operation`` (a name) before its next step. Raises CallFailed."""
         request = operations_pb2.CancelOperationRequest(name=operation)
         await async_calls.call_unary(self._operations.CancelOperation, request)
-
-    async def _pages(self, method: Any, request: Any) -> AsyncIterator[Any]:
-        """Yield the pages of a list."""
-        while True:
-            page = await async_calls.call_unary(method, request)
-            yield page
-            if not (token := page.next_page_token):
-                return
-            request.page_token = token

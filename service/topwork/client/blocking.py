@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import grpc
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from topwork.client import blocking_calls, calls
+from topwork.client.blocking_evaluations import Evaluations
 from topwork.client.credentials import ANONYMOUS, Credentials, with_metadata
 from topwork.client.images import ImageLike, NamedImage, labelled
 from topwork.client.results import (
@@ -31,7 +32,7 @@ from topwork.v1 import model_service_pb2_grpc as model_grpc
 from topwork.v1 import revision_pb2 as revision_pb
 
 
-class Client:
+class Client(Evaluations):
     """A client of one server that blocks. Safe to use from several threads.
 
     Without ``credentials`` it uses plaintext and no token.
@@ -438,7 +439,7 @@ class Client:
     def backbones(self) -> Iterator[lifecycle_pb.StoredBackbone]:
         """Yield the backbones that models can be created with. Raises CallFailed."""
         request = lifecycle_pb.ListBackbonesRequest()
-        for page in self._pages(self._models.ListBackbones, request):
+        for page in blocking_calls.pages(self._models.ListBackbones, request):
             yield from page.backbones
 
     def watch(self, operation: str) -> Iterator[Operation]:
@@ -459,13 +460,13 @@ class Client:
 
     def models(self) -> Iterator[model_pb.Model]:
         """Yield all models, in the order of their names. Raises CallFailed."""
-        for page in self._pages(self._models.ListModels, model_pb.ListModelsRequest()):
+        for page in blocking_calls.pages(self._models.ListModels, model_pb.ListModelsRequest()):
             yield from page.models
 
     def revisions(self, model: str) -> Iterator[revision_pb.Revision]:
         """Yield all revisions of a model, newest first. Raises CallFailed."""
         request = model_pb.ListRevisionsRequest(model=f"models/{model}")
-        for page in self._pages(self._models.ListRevisions, request):
+        for page in blocking_calls.pages(self._models.ListRevisions, request):
             yield from page.revisions
 
     def list_examples(
@@ -482,7 +483,7 @@ class Client:
             view=example_pb.EXAMPLE_VIEW_FULL if previews else example_pb.EXAMPLE_VIEW_BASIC,
             revision=revision,
         )
-        for page in self._pages(self._models.ListExamples, request):
+        for page in blocking_calls.pages(self._models.ListExamples, request):
             yield from page.examples
 
     def get_example(
@@ -503,7 +504,7 @@ class Client:
         A filter is such as ``model = "models/flowers" AND done = false``. Raises CallFailed.
         """
         request = operations_pb2.ListOperationsRequest(filter=wanted)
-        for page in self._pages(self._operations.ListOperations, request):
+        for page in blocking_calls.pages(self._operations.ListOperations, request):
             for operation in page.operations:
                 yield Operation.of(operation)
 
@@ -511,12 +512,3 @@ class Client:
         """Cancel ``operation`` (a name) before its next step. Raises CallFailed."""
         request = operations_pb2.CancelOperationRequest(name=operation)
         blocking_calls.call_unary(self._operations.CancelOperation, request)
-
-    def _pages(self, method: Any, request: Any) -> Iterator[Any]:
-        """Yield the pages of a list."""
-        while True:
-            page = blocking_calls.call_unary(method, request)
-            yield page
-            if not (token := page.next_page_token):
-                return
-            request.page_token = token

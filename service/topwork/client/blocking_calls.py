@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.rpc import code_pb2, status_pb2
@@ -18,11 +18,12 @@ from topwork.client.credentials import Credentials
 from topwork.client.images import (
     ImageLike,
     Labelled,
+    LabelledImage,
     NamedImage,
     check_several,
     content,
     named,
-    split_label,
+    own_fields,
 )
 from topwork.client.results import StreamResult
 from topwork.client.source import Source
@@ -63,10 +64,20 @@ def call_unary(method: Callable[..., T], request: object, timeout: float | None 
         raise calls.failed(error) from error
 
 
+def pages(method: Callable[..., Any], request: Any) -> Iterator[Any]:
+    """Yield the pages of a list. Raises CallFailed."""
+    while True:
+        page = call_unary(method, request)
+        yield page
+        if not (token := page.next_page_token):
+            return
+        request.page_token = token
+
+
 def upload(
     method: grpc.StreamUnaryMultiCallable[P, T],
     first: P,
-    images: Iterable[NamedImage | Labelled],
+    images: Iterable[NamedImage | Labelled | LabelledImage],
     timeout: float | None,
 ) -> T:
     """Return the response to an upload of ``first`` and images.
@@ -77,10 +88,10 @@ def upload(
     begun = threading.Event()
     batcher = UploadBatcher(first)
 
-    def add(source: NamedImage | Labelled) -> P | None:
-        label, one = split_label(source)
-        name, image = named(one)
-        return batcher.add(name, content(image), label)
+    def add(source: NamedImage | Labelled | LabelledImage) -> P | None:
+        plain, fields = own_fields(source)
+        name, image = named(plain)
+        return batcher.add(name, content(image), **fields)
 
     source = Source(map(add, images))
 

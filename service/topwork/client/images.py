@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeAlias, TypeGuard
@@ -31,6 +32,28 @@ A decoded image is sent without loss, as PNG.
 
 NamedImage: TypeAlias = ImageLike | tuple[str, ImageLike]
 """An image, or a pair of its display name and the image; the default name is the file's path."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """An image of an evaluation."""
+
+    image: NamedImage
+    label: str = ""
+    """The label that is right; empty: an image of none of the classes."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Values by column, such as ``camera``, for the accuracy of subgroups."""
+
+
+def own_fields(
+    image: NamedImage | Labelled | LabelledImage,
+) -> tuple[NamedImage, dict[str, Any]]:
+    """Return an image, and the fields of its message beside content and name."""
+    if isinstance(image, Labelled):
+        return image.image, {"label": image.label}
+    if not isinstance(image, LabelledImage):
+        return image, {}
+    return image.image, {"label": image.label, "columns": dict(image.columns)}
 
 
 def check_several(images: object) -> None:
@@ -93,11 +116,6 @@ def labelled(classes: Mapping[str, Iterable[NamedImage]]) -> Iterator[Labelled]:
     for images in classes.values():
         check_several(images)
     return (Labelled(label, image) for label, images in classes.items() for image in images)
-
-
-def split_label(image: NamedImage | Labelled) -> tuple[str, NamedImage]:
-    """Return an image's label, ``""`` if it has none of its own, and the image."""
-    return image if isinstance(image, Labelled) else ("", image)
 
 
 def _name(image: ImageLike) -> str:

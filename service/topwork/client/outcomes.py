@@ -6,6 +6,7 @@ from google.longrunning import operations_pb2
 
 from topwork.client.calls import CallFailed
 from topwork.v1 import change_pb2 as change_pb
+from topwork.v1 import evaluation_pb2 as evaluation_pb
 from topwork.v1 import revision_pb2 as revision_pb
 
 
@@ -16,6 +17,16 @@ def result(operation: operations_pb2.Operation) -> change_pb.ChangeResponse:
     response = change_pb.ChangeResponse()
     if not operation.response.Unpack(response):
         raise ValueError(f"{operation.name} is not a finished change of a model")
+    return response
+
+
+def evaluation(operation: operations_pb2.Operation) -> evaluation_pb.Evaluation:
+    """Return the result of a finished evaluation. Raises CallFailed if it failed."""
+    if operation.HasField("error"):
+        raise CallFailed(operation.error)
+    response = evaluation_pb.Evaluation()
+    if not operation.response.Unpack(response):
+        raise ValueError(f"{operation.name} is not a finished evaluation")
     return response
 
 

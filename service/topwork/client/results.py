@@ -12,6 +12,7 @@ from topwork.client import notebook, outcomes
 from topwork.client.calls import CallFailed
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
+from topwork.v1 import evaluation_pb2 as evaluation_pb
 
 
 class _Result:
@@ -196,7 +197,7 @@ class StreamResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation(_Result):
-    """State of a change of a model."""
+    """State of a change of a model, or of an evaluation."""
 
     name: str
     """Such as ``operations/0eedf153-e607-48de-8787-0cdbbd424572``."""
@@ -217,10 +218,16 @@ class Operation(_Result):
         """Return the result of the finished change. Raises CallFailed if it failed."""
         return outcomes.result(self.raw)
 
+    def evaluation(self) -> evaluation_pb.Evaluation:
+        """Return the result of the finished evaluation. Raises CallFailed if it failed."""
+        return outcomes.evaluation(self.raw)
+
     def _repr_html_(self) -> str:
-        """Return its state, and the comparison that the gate judged."""
+        """Return its state, and the comparison that the gate judged, or the evaluation made."""
+        evaluates = self.raw.response.Is(evaluation_pb.Evaluation.DESCRIPTOR)
         try:
-            comparison = self.result().comparison if self.done else None
+            done = (self.evaluation() if evaluates else self.result()) if self.done else None
+            comparison = None if done is None else done.comparison
             text = f"{self.name}: {'done' if self.done else 'in progress'}"
         except CallFailed as error:
             comparison, text = outcomes.rejected(error), f"{self.name}: {error}"

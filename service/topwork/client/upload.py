@@ -1,18 +1,20 @@
-"""Messages of an upload (AddClass, AddClasses, AddExamples), cut from named images."""
+"""Messages of an upload (AddClass, AddClasses, AddExamples, Evaluate), cut from named images."""
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from topwork.limits import DEFAULT_LIMITS
 from topwork.printable import encodable
 from topwork.v1 import change_pb2 as change_pb
+from topwork.v1 import evaluation_pb2 as evaluation_pb
 
 P = TypeVar(
     "P",
     change_pb.AddClassRequest,
     change_pb.AddExamplesRequest,
     change_pb.AddClassesRequest,
+    evaluation_pb.EvaluateRequest,
 )
 
 MESSAGE_BYTES = 2 * 2**20
@@ -27,17 +29,17 @@ class UploadBatcher(Generic[P]):
         self._make: type[P] = type(first)
         self._length = 0
 
-    def add(self, name: str, content: bytes, label: str = "") -> P | None:
+    def add(self, name: str, content: bytes, **fields: Any) -> P | None:
         """Add an image; return the message that it no longer fits into, if any.
 
-        ``label`` is its label if the call has several.
+        ``fields`` are those of the image's message beside content and name.
         """
         full = None
         if self._length and self._length + len(content) > MESSAGE_BYTES:
             full, self._message, self._length = self._message, self._make(), 0
         # The server truncates long names at the end, where the file's own name is.
         end_of_name = encodable(name)[-DEFAULT_LIMITS.max_display_name_length :]
-        self._message.images.add(content=content, display_name=end_of_name, label=label)
+        self._message.images.add(content=content, display_name=end_of_name, **fields)
         self._length += len(content)
         return full
 

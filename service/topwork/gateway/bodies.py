@@ -41,8 +41,8 @@ CONFIG = "config"
 """The field of an upload's first message that has all but the images."""
 IMAGES = "images"
 IMAGE = "image"
-LABELS = "labels"
-"""The field of a config whose upload has photos of several labels."""
+LABEL = "label"
+"""The field of a config whose upload has photos of one label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Shape:
     named_images: bool
     """True: images are messages with ``content`` and ``display_name``, otherwise bytes."""
     labelled_images: bool
-    """True: the images of a form have the names of their fields as labels (AddClasses)."""
+    """True: the images of a form have the names of their fields as labels: config has none."""
     base: str
     """The field that form fields and query parameters are in, or empty."""
     most_bytes: int
@@ -73,7 +73,7 @@ class Shape:
             has_images=has_images or one_image,
             one_image=one_image,
             named_images=images is not None and images.message_type is not None,
-            labelled_images=config is not None and LABELS in config.message_type.fields_by_name,
+            labelled_images=config is not None and LABEL not in config.message_type.fields_by_name,
             base=CONFIG if CONFIG in message.fields_by_name else "",
             most_bytes=JSON_BYTES if _has_bytes(message, set()) else SMALL_BYTES,
         )

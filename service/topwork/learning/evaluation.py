@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.bundle.comparison import Comparison
-from topwork.bundle.metrics import Metrics, evaluate
+from topwork.bundle.evaluation import Evaluation, Subgroup, UnknownDetection
+from topwork.bundle.metrics import evaluate
 from topwork.errors import InvalidInput
 from topwork.inputs.data.photos import Photo
 from topwork.learning import gate
@@ -45,50 +46,6 @@ class Answers:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnknownDetection:
-    """Out-of-distribution detection on known images and, if there are some, unknown ones."""
-
-    known: int
-    """Images with a label of the model."""
-    false_rejects: int
-    """Images of ``known`` that are called unknown."""
-    strangers: int
-    """Images without a label of the model."""
-    detected: int
-    """Images of ``strangers`` that are called unknown."""
-    auroc: float | None
-    """Probability that a stranger has a higher score than a known image; None without strangers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subgroup:
-    """Images with a label of the model that have the same value in a column of the manifest."""
-
-    column: str
-    value: str
-    """Empty: the column has no value."""
-    images: int
-    right: int
-    """Images whose most probable label is correct."""
-    ece: float
-    false_rejects: int | None
-    """Images that are called unknown; None if the model does not detect unknown images."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """Metrics of a revision on images that it was not trained on."""
-
-    revision: int
-    metrics: Metrics
-    """Of the images with a label of the model, whether they are called unknown or not."""
-    unknown: UnknownDetection | None
-    """None if the model does not detect unknown images."""
-    subgroups: tuple[Subgroup, ...]
-    """By column, in the manifest's order, then by value."""
-
-
 def is_known(photos: Sequence[Photo], labels: Sequence[str]) -> NDArray[np.bool_]:
     """Return True for each photo (N,) whose label is one of the labels."""
     return np.array([photo.label in labels for photo in photos], dtype=bool)
@@ -117,12 +74,24 @@ def evaluate_answers(photos: Sequence[Photo], answers: Answers) -> Evaluation:
     )
 
 
-def compare_answers(photos: Sequence[Photo], before: Answers, after: Answers) -> Comparison:
+def compare_answers(
+    photos: Sequence[Photo],
+    before: Answers,
+    after: Answers,
+    *,
+    photos_before: Sequence[Photo] | None = None,
+) -> Comparison:
     """Return the paired comparison of two revisions, as the gate makes it.
 
     It uses the photos whose label both revisions have; each predicts any of its own labels.
+    ``photos_before`` are the photos with the labels that they have in ``before``; None: the same.
     """
-    return gate.compare(_judgement(photos, before), _judgement(photos, after))
+    earlier = photos if photos_before is None else photos_before
+    return gate.compare(
+        _judgement(earlier, before),
+        _judgement(photos, after),
+        renamed={old.label: new.label for old, new in zip(earlier, photos, strict=True)},
+    )
 
 
 def subgroup_columns(photos: Sequence[Photo]) -> tuple[list[str], list[str]]:

@@ -153,15 +153,23 @@ def check(comparison: Comparison, gate: Gate) -> tuple[str, ...]:
 
     A limit is exceeded if the whole interval is beyond it; see Gate.
     """
-    failures = []
-    if comparison.drop_low > gate.max_old_class_drop:
-        failures.append(_drop_failure(comparison, gate.max_old_class_drop))
+    failures = [*check_drop(comparison, gate.max_old_class_drop)]
     recall_before = {change.label: change.recall_before for change in comparison.labels}
     for taught in comparison.all_taught:
         required = min(gate.min_new_class_recall, recall_before.get(taught.label, 1.0))
         if taught.high < required:
             failures.append(_recall_failure(comparison.confusions, taught, required))
     return tuple(failures)
+
+
+def check_drop(comparison: Comparison, most: float, *, on: str = "") -> tuple[str, ...]:
+    """Return a message if the whole interval of the drop is above ``most``.
+
+    ``on`` describes the images that were compared, if they are not the training images.
+    """
+    if comparison.drop_low <= most:
+        return ()
+    return (_drop_failure(comparison, most, on or _count(len(comparison.labels), "old label")),)
 
 
 def check_first(metrics: Metrics, gate: Gate) -> tuple[str, ...]:
@@ -249,7 +257,7 @@ def _confusions(metrics: Metrics, taught: Sequence[str]) -> tuple[ConfusedLabels
     )
 
 
-def _drop_failure(comparison: Comparison, most: float) -> str:
+def _drop_failure(comparison: Comparison, most: float, on: str) -> str:
     worst = sorted(comparison.labels, key=lambda change: change.recall_after - change.recall_before)
     lost = ", ".join(
         f"{change.label!r} {_percent(change.recall_before)} to {_percent(change.recall_after)} % "
@@ -258,7 +266,7 @@ def _drop_failure(comparison: Comparison, most: float) -> str:
         if change.recall_after < change.recall_before
     )
     return (
-        f"accuracy on the {_count(len(comparison.labels), 'old label')} dropped by "
+        f"accuracy on the {on} dropped by "
         f"{_percent(comparison.drop)} points, from {_percent(comparison.accuracy_before)} to "
         f"{_percent(comparison.accuracy_after)} % (95 % interval of the drop "
         f"{_percent(comparison.drop_low)} to {_percent(comparison.drop_high)}; the limit is "

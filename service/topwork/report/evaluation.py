@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from topwork.bundle.comparison import Comparison
+from topwork.bundle.evaluation import Evaluation, UnknownDetection
 from topwork.errors import ImageError
 from topwork.inputs.data.photos import Photo
 from topwork.inputs.folders import LeftOut
 from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.inputs.thumbnail import SIDE, thumbnail
-from topwork.learning.evaluation import Answers, Evaluation, UnknownDetection, is_known
+from topwork.learning.evaluation import Answers, is_known
 from topwork.printable import encodable
 from topwork.report import comparison, confusion, intervals, labels, reliability
 from topwork.report.comparison import ComparisonSection

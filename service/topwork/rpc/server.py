@@ -6,6 +6,7 @@ import asyncio
 import gc
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 from wsgiref.simple_server import WSGIServer
 
@@ -20,6 +21,7 @@ from topwork.access.access_file import Access
 from topwork.bundle.store import Repository
 from topwork.changes import worker
 from topwork.changes.database import database_url
+from topwork.changes.evaluations import check_evaluation
 from topwork.changes.executors import check_executor
 from topwork.changes.intake import Intake
 from topwork.changes.lifecycle import Lifecycle, store_bundled_backbone
@@ -126,6 +128,7 @@ class Server:
             Uploads(repository, limits),
             Quotas(repository, limits),
             limits,
+            partial(check_evaluation, repository),
         )
         self._classifier_servicer = ClassifierServicer(
             self._classifier,

@@ -47,6 +47,8 @@ class _ChangeKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """Single examples get another label."""
     CHANGE_KIND_ADD_CLASSES: _ChangeKind.ValueType  # 8
     """Several labels are added, or get more images."""
+    CHANGE_KIND_EVALUATE: _ChangeKind.ValueType  # 9
+    """A revision is evaluated; the model does not change."""
 
 class ChangeKind(_ChangeKind, metaclass=_ChangeKindEnumTypeWrapper):
     """Kind of a change."""
@@ -69,6 +71,8 @@ CHANGE_KIND_MOVE_EXAMPLES: ChangeKind.ValueType  # 7
 """Single examples get another label."""
 CHANGE_KIND_ADD_CLASSES: ChangeKind.ValueType  # 8
 """Several labels are added, or get more images."""
+CHANGE_KIND_EVALUATE: ChangeKind.ValueType  # 9
+"""A revision is evaluated; the model does not change."""
 Global___ChangeKind: typing_extensions.TypeAlias = ChangeKind
 
 class _ChangeStage:
@@ -613,6 +617,7 @@ class ChangeMetadata(google.protobuf.message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     CONFLICTS_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
+    EVALUATION_SET_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model's resource name."""
     label: builtins.str
@@ -631,6 +636,8 @@ class ChangeMetadata(google.protobuf.message.Message):
     """The new name of the label. Empty except for RenameClass."""
     validate_only: builtins.bool
     """True: a dry run, see `ChangeOptions.validate_only`."""
+    evaluation_set: builtins.str
+    """Of Evaluate the name of the evaluation set that it stores or reads. Empty: none."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Time at which the operation was accepted."""
@@ -662,9 +669,10 @@ class ChangeMetadata(google.protobuf.message.Message):
         validate_only: builtins.bool = ...,
         conflicts: collections.abc.Iterable[Global___Conflict] | None = ...,
         labels: collections.abc.Iterable[builtins.str] | None = ...,
+        evaluation_set: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "elapsed", b"elapsed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["conflicts", b"conflicts", "create_time", b"create_time", "done", b"done", "elapsed", b"elapsed", "kind", b"kind", "label", b"label", "labels", b"labels", "model", b"model", "new_label", b"new_label", "stage", b"stage", "total", b"total", "validate_only", b"validate_only"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["conflicts", b"conflicts", "create_time", b"create_time", "done", b"done", "elapsed", b"elapsed", "evaluation_set", b"evaluation_set", "kind", b"kind", "label", b"label", "labels", b"labels", "model", b"model", "new_label", b"new_label", "stage", b"stage", "total", b"total", "validate_only", b"validate_only"]) -> None: ...
 
 Global___ChangeMetadata: typing_extensions.TypeAlias = ChangeMetadata
 
@@ -790,7 +798,7 @@ class SkippedImage(google.protobuf.message.Message):
     @property
     def error(self) -> google.rpc.status_pb2.Status:
         """The reason: INVALID_ARGUMENT (unreadable, too large) or ALREADY_EXISTS (same pixels as another
-        image of the label).
+        image of the label, or, with the reason IN_EVALUATION_SET, as one of an evaluation set).
         """
 
     def __init__(

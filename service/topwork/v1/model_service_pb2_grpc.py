@@ -6,6 +6,7 @@ import warnings
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from topwork.v1 import change_pb2 as topwork_dot_v1_dot_change__pb2
+from topwork.v1 import evaluation_pb2 as topwork_dot_v1_dot_evaluation__pb2
 from topwork.v1 import example_pb2 as topwork_dot_v1_dot_example__pb2
 from topwork.v1 import model_lifecycle_pb2 as topwork_dot_v1_dot_model__lifecycle__pb2
 from topwork.v1 import model_service_pb2 as topwork_dot_v1_dot_model__service__pb2
@@ -169,6 +170,36 @@ class ModelServiceStub(object):
                 '/topwork.v1.ModelService/WatchOperation',
                 request_serializer=topwork_dot_v1_dot_model__service__pb2.WatchOperationRequest.SerializeToString,
                 response_deserializer=topwork_dot_v1_dot_model__service__pb2.WatchOperationResponse.FromString,
+                _registered_method=True)
+        self.Evaluate = channel.stream_unary(
+                '/topwork.v1.ModelService/Evaluate',
+                request_serializer=topwork_dot_v1_dot_evaluation__pb2.EvaluateRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.ListEvaluationSets = channel.unary_unary(
+                '/topwork.v1.ModelService/ListEvaluationSets',
+                request_serializer=topwork_dot_v1_dot_evaluation__pb2.ListEvaluationSetsRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_evaluation__pb2.ListEvaluationSetsResponse.FromString,
+                _registered_method=True)
+        self.GetEvaluationSet = channel.unary_unary(
+                '/topwork.v1.ModelService/GetEvaluationSet',
+                request_serializer=topwork_dot_v1_dot_evaluation__pb2.GetEvaluationSetRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_evaluation__pb2.EvaluationSet.FromString,
+                _registered_method=True)
+        self.DeleteEvaluationSet = channel.unary_unary(
+                '/topwork.v1.ModelService/DeleteEvaluationSet',
+                request_serializer=topwork_dot_v1_dot_evaluation__pb2.DeleteEvaluationSetRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.ListEvaluations = channel.unary_unary(
+                '/topwork.v1.ModelService/ListEvaluations',
+                request_serializer=topwork_dot_v1_dot_evaluation__pb2.ListEvaluationsRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_evaluation__pb2.ListEvaluationsResponse.FromString,
+                _registered_method=True)
+        self.GetEvaluation = channel.unary_unary(
+                '/topwork.v1.ModelService/GetEvaluation',
+                request_serializer=topwork_dot_v1_dot_evaluation__pb2.GetEvaluationRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_evaluation__pb2.Evaluation.FromString,
                 _registered_method=True)
 
 
@@ -411,6 +442,64 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Evaluate(self, request_iterator, context):
+        """Evaluates a revision on labelled images, uploaded as in AddClass, or on a stored evaluation set.
+        The model does not change. The metadata of the operation is ChangeMetadata, its response
+        Evaluation. It needs the role `train`.
+
+        With `evaluation_set` the images are stored, and from then on every change that makes a revision
+        is judged on them: the result is stored, and, if the set is a gate, a revision that loses too
+        much is rejected like one that fails ChangeOptions.gate. A rollback is not: it is a person's
+        decision. AddClass and AddExamples skip images of a set (the reason is IN_EVALUATION_SET).
+
+        Fails as AddClass, and with NOT_FOUND (revision; without images the evaluation set),
+        ALREADY_EXISTS (another operation stored a set of the name: EVALUATION_SET_EXISTS),
+        INVALID_ARGUMENT (name, label, columns, `max_drop`), FAILED_PRECONDITION (the revision was
+        rejected; the model has no revision). If no image is usable, the operation fails with
+        FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvaluationSets(self, request, context):
+        """Lists the evaluation sets of a model. Fails with NOT_FOUND, INVALID_ARGUMENT (page token).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetEvaluationSet(self, request, context):
+        """Returns one evaluation set. Fails with NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteEvaluationSet(self, request, context):
+        """Deletes an evaluation set with its results; `topwork gc` deletes its images. If it is a gate, it
+        judges no change any more: it needs the role `admin`.
+        Fails with NOT_FOUND, UNAVAILABLE (the disk is full or read-only).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvaluations(self, request, context):
+        """Lists the stored results of revisions on evaluation sets, rejected revisions included.
+        Fails with NOT_FOUND (model, evaluation set), INVALID_ARGUMENT (page token).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetEvaluation(self, request, context):
+        """Returns the result of a revision on an evaluation set. Fails with NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -518,6 +607,36 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.WatchOperation,
                     request_deserializer=topwork_dot_v1_dot_model__service__pb2.WatchOperationRequest.FromString,
                     response_serializer=topwork_dot_v1_dot_model__service__pb2.WatchOperationResponse.SerializeToString,
+            ),
+            'Evaluate': grpc.stream_unary_rpc_method_handler(
+                    servicer.Evaluate,
+                    request_deserializer=topwork_dot_v1_dot_evaluation__pb2.EvaluateRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'ListEvaluationSets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvaluationSets,
+                    request_deserializer=topwork_dot_v1_dot_evaluation__pb2.ListEvaluationSetsRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_evaluation__pb2.ListEvaluationSetsResponse.SerializeToString,
+            ),
+            'GetEvaluationSet': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEvaluationSet,
+                    request_deserializer=topwork_dot_v1_dot_evaluation__pb2.GetEvaluationSetRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_evaluation__pb2.EvaluationSet.SerializeToString,
+            ),
+            'DeleteEvaluationSet': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteEvaluationSet,
+                    request_deserializer=topwork_dot_v1_dot_evaluation__pb2.DeleteEvaluationSetRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'ListEvaluations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvaluations,
+                    request_deserializer=topwork_dot_v1_dot_evaluation__pb2.ListEvaluationsRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_evaluation__pb2.ListEvaluationsResponse.SerializeToString,
+            ),
+            'GetEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEvaluation,
+                    request_deserializer=topwork_dot_v1_dot_evaluation__pb2.GetEvaluationRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_evaluation__pb2.Evaluation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1113,6 +1232,168 @@ class ModelService(object):
             '/topwork.v1.ModelService/WatchOperation',
             topwork_dot_v1_dot_model__service__pb2.WatchOperationRequest.SerializeToString,
             topwork_dot_v1_dot_model__service__pb2.WatchOperationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evaluate(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/topwork.v1.ModelService/Evaluate',
+            topwork_dot_v1_dot_evaluation__pb2.EvaluateRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvaluationSets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/ListEvaluationSets',
+            topwork_dot_v1_dot_evaluation__pb2.ListEvaluationSetsRequest.SerializeToString,
+            topwork_dot_v1_dot_evaluation__pb2.ListEvaluationSetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEvaluationSet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/GetEvaluationSet',
+            topwork_dot_v1_dot_evaluation__pb2.GetEvaluationSetRequest.SerializeToString,
+            topwork_dot_v1_dot_evaluation__pb2.EvaluationSet.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteEvaluationSet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/DeleteEvaluationSet',
+            topwork_dot_v1_dot_evaluation__pb2.DeleteEvaluationSetRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvaluations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/ListEvaluations',
+            topwork_dot_v1_dot_evaluation__pb2.ListEvaluationsRequest.SerializeToString,
+            topwork_dot_v1_dot_evaluation__pb2.ListEvaluationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/GetEvaluation',
+            topwork_dot_v1_dot_evaluation__pb2.GetEvaluationRequest.SerializeToString,
+            topwork_dot_v1_dot_evaluation__pb2.Evaluation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import sys
 import topwork.v1.change_pb2
+import topwork.v1.evaluation_pb2
 import topwork.v1.example_pb2
 import topwork.v1.model_lifecycle_pb2
 import topwork.v1.model_service_pb2
@@ -366,7 +367,103 @@ _ModelServiceWatchOperationType = typing_extensions.TypeVar(
     ],
 )
 
-class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceListRevisionsType, _ModelServiceAddClassType, _ModelServiceAddExamplesType, _ModelServiceAddClassesType, _ModelServiceRemoveClassType, _ModelServiceRenameClassType, _ModelServiceRetrainType, _ModelServiceListExamplesType, _ModelServiceGetExampleType, _ModelServiceRemoveExamplesType, _ModelServiceMoveExamplesType, _ModelServiceRollbackType, _ModelServicePinRevisionType, _ModelServiceCreateModelType, _ModelServiceCopyModelType, _ModelServiceDeleteModelType, _ModelServiceUndeleteModelType, _ModelServiceListBackbonesType, _ModelServiceWatchOperationType]):
+_ModelServiceEvaluateType = typing_extensions.TypeVar(
+    '_ModelServiceEvaluateType',
+    grpc.StreamUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.EvaluateRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.StreamUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.EvaluateRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    default=grpc.StreamUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.EvaluateRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+)
+
+_ModelServiceListEvaluationSetsType = typing_extensions.TypeVar(
+    '_ModelServiceListEvaluationSetsType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.ListEvaluationSetsRequest,
+        topwork.v1.evaluation_pb2.ListEvaluationSetsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.ListEvaluationSetsRequest,
+        topwork.v1.evaluation_pb2.ListEvaluationSetsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.ListEvaluationSetsRequest,
+        topwork.v1.evaluation_pb2.ListEvaluationSetsResponse,
+    ],
+)
+
+_ModelServiceGetEvaluationSetType = typing_extensions.TypeVar(
+    '_ModelServiceGetEvaluationSetType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.GetEvaluationSetRequest,
+        topwork.v1.evaluation_pb2.EvaluationSet,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.GetEvaluationSetRequest,
+        topwork.v1.evaluation_pb2.EvaluationSet,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.GetEvaluationSetRequest,
+        topwork.v1.evaluation_pb2.EvaluationSet,
+    ],
+)
+
+_ModelServiceDeleteEvaluationSetType = typing_extensions.TypeVar(
+    '_ModelServiceDeleteEvaluationSetType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.DeleteEvaluationSetRequest,
+        google.protobuf.empty_pb2.Empty,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.DeleteEvaluationSetRequest,
+        google.protobuf.empty_pb2.Empty,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.DeleteEvaluationSetRequest,
+        google.protobuf.empty_pb2.Empty,
+    ],
+)
+
+_ModelServiceListEvaluationsType = typing_extensions.TypeVar(
+    '_ModelServiceListEvaluationsType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.ListEvaluationsRequest,
+        topwork.v1.evaluation_pb2.ListEvaluationsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.ListEvaluationsRequest,
+        topwork.v1.evaluation_pb2.ListEvaluationsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.ListEvaluationsRequest,
+        topwork.v1.evaluation_pb2.ListEvaluationsResponse,
+    ],
+)
+
+_ModelServiceGetEvaluationType = typing_extensions.TypeVar(
+    '_ModelServiceGetEvaluationType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.GetEvaluationRequest,
+        topwork.v1.evaluation_pb2.Evaluation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.GetEvaluationRequest,
+        topwork.v1.evaluation_pb2.Evaluation,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.GetEvaluationRequest,
+        topwork.v1.evaluation_pb2.Evaluation,
+    ],
+)
+
+class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceListRevisionsType, _ModelServiceAddClassType, _ModelServiceAddExamplesType, _ModelServiceAddClassesType, _ModelServiceRemoveClassType, _ModelServiceRenameClassType, _ModelServiceRetrainType, _ModelServiceListExamplesType, _ModelServiceGetExampleType, _ModelServiceRemoveExamplesType, _ModelServiceMoveExamplesType, _ModelServiceRollbackType, _ModelServicePinRevisionType, _ModelServiceCreateModelType, _ModelServiceCopyModelType, _ModelServiceDeleteModelType, _ModelServiceUndeleteModelType, _ModelServiceListBackbonesType, _ModelServiceWatchOperationType, _ModelServiceEvaluateType, _ModelServiceListEvaluationSetsType, _ModelServiceGetEvaluationSetType, _ModelServiceDeleteEvaluationSetType, _ModelServiceListEvaluationsType, _ModelServiceGetEvaluationType]):
     """Lists and changes models.
 
     AddClass, AddClasses, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and
@@ -481,6 +578,30 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
             topwork.v1.model_service_pb2.WatchOperationRequest,
             topwork.v1.model_service_pb2.WatchOperationResponse,
         ],
+        grpc.StreamUnaryMultiCallable[
+            topwork.v1.evaluation_pb2.EvaluateRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.evaluation_pb2.ListEvaluationSetsRequest,
+            topwork.v1.evaluation_pb2.ListEvaluationSetsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.evaluation_pb2.GetEvaluationSetRequest,
+            topwork.v1.evaluation_pb2.EvaluationSet,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.evaluation_pb2.DeleteEvaluationSetRequest,
+            google.protobuf.empty_pb2.Empty,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.evaluation_pb2.ListEvaluationsRequest,
+            topwork.v1.evaluation_pb2.ListEvaluationsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.evaluation_pb2.GetEvaluationRequest,
+            topwork.v1.evaluation_pb2.Evaluation,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -568,6 +689,30 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
         grpc.aio.UnaryStreamMultiCallable[
             topwork.v1.model_service_pb2.WatchOperationRequest,
             topwork.v1.model_service_pb2.WatchOperationResponse,
+        ],
+        grpc.aio.StreamUnaryMultiCallable[
+            topwork.v1.evaluation_pb2.EvaluateRequest,
+            google.longrunning.operations_pb2.Operation,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.evaluation_pb2.ListEvaluationSetsRequest,
+            topwork.v1.evaluation_pb2.ListEvaluationSetsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.evaluation_pb2.GetEvaluationSetRequest,
+            topwork.v1.evaluation_pb2.EvaluationSet,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.evaluation_pb2.DeleteEvaluationSetRequest,
+            google.protobuf.empty_pb2.Empty,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.evaluation_pb2.ListEvaluationsRequest,
+            topwork.v1.evaluation_pb2.ListEvaluationsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.evaluation_pb2.GetEvaluationRequest,
+            topwork.v1.evaluation_pb2.Evaluation,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -715,6 +860,43 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
     UNAUTHENTICATED (the caller's credentials were revoked meanwhile).
     """
 
+    Evaluate: _ModelServiceEvaluateType
+    """Evaluates a revision on labelled images, uploaded as in AddClass, or on a stored evaluation set.
+    The model does not change. The metadata of the operation is ChangeMetadata, its response
+    Evaluation. It needs the role `train`.
+
+    With `evaluation_set` the images are stored, and from then on every change that makes a revision
+    is judged on them: the result is stored, and, if the set is a gate, a revision that loses too
+    much is rejected like one that fails ChangeOptions.gate. A rollback is not: it is a person's
+    decision. AddClass and AddExamples skip images of a set (the reason is IN_EVALUATION_SET).
+
+    Fails as AddClass, and with NOT_FOUND (revision; without images the evaluation set),
+    ALREADY_EXISTS (another operation stored a set of the name: EVALUATION_SET_EXISTS),
+    INVALID_ARGUMENT (name, label, columns, `max_drop`), FAILED_PRECONDITION (the revision was
+    rejected; the model has no revision). If no image is usable, the operation fails with
+    FAILED_PRECONDITION.
+    """
+
+    ListEvaluationSets: _ModelServiceListEvaluationSetsType
+    """Lists the evaluation sets of a model. Fails with NOT_FOUND, INVALID_ARGUMENT (page token)."""
+
+    GetEvaluationSet: _ModelServiceGetEvaluationSetType
+    """Returns one evaluation set. Fails with NOT_FOUND."""
+
+    DeleteEvaluationSet: _ModelServiceDeleteEvaluationSetType
+    """Deletes an evaluation set with its results; `topwork gc` deletes its images. If it is a gate, it
+    judges no change any more: it needs the role `admin`.
+    Fails with NOT_FOUND, UNAVAILABLE (the disk is full or read-only).
+    """
+
+    ListEvaluations: _ModelServiceListEvaluationsType
+    """Lists the stored results of revisions on evaluation sets, rejected revisions included.
+    Fails with NOT_FOUND (model, evaluation set), INVALID_ARGUMENT (page token).
+    """
+
+    GetEvaluation: _ModelServiceGetEvaluationType
+    """Returns the result of a revision on an evaluation set. Fails with NOT_FOUND."""
+
 ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         topwork.v1.model_service_pb2.ListModelsRequest,
@@ -799,6 +981,30 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         topwork.v1.model_service_pb2.WatchOperationRequest,
         topwork.v1.model_service_pb2.WatchOperationResponse,
+    ],
+    grpc.aio.StreamUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.EvaluateRequest,
+        google.longrunning.operations_pb2.Operation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.ListEvaluationSetsRequest,
+        topwork.v1.evaluation_pb2.ListEvaluationSetsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.GetEvaluationSetRequest,
+        topwork.v1.evaluation_pb2.EvaluationSet,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.DeleteEvaluationSetRequest,
+        google.protobuf.empty_pb2.Empty,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.ListEvaluationsRequest,
+        topwork.v1.evaluation_pb2.ListEvaluationsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.evaluation_pb2.GetEvaluationRequest,
+        topwork.v1.evaluation_pb2.Evaluation,
     ],
 ]
 
@@ -1079,5 +1285,72 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         Fails with NOT_FOUND, RESOURCE_EXHAUSTED (`Limits.max_watches`), UNAVAILABLE (stopping),
         UNAUTHENTICATED (the caller's credentials were revoked meanwhile).
         """
+
+    @abc.abstractmethod
+    def Evaluate(
+        self,
+        request_iterator: _MaybeAsyncIterator[topwork.v1.evaluation_pb2.EvaluateRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Evaluates a revision on labelled images, uploaded as in AddClass, or on a stored evaluation set.
+        The model does not change. The metadata of the operation is ChangeMetadata, its response
+        Evaluation. It needs the role `train`.
+
+        With `evaluation_set` the images are stored, and from then on every change that makes a revision
+        is judged on them: the result is stored, and, if the set is a gate, a revision that loses too
+        much is rejected like one that fails ChangeOptions.gate. A rollback is not: it is a person's
+        decision. AddClass and AddExamples skip images of a set (the reason is IN_EVALUATION_SET).
+
+        Fails as AddClass, and with NOT_FOUND (revision; without images the evaluation set),
+        ALREADY_EXISTS (another operation stored a set of the name: EVALUATION_SET_EXISTS),
+        INVALID_ARGUMENT (name, label, columns, `max_drop`), FAILED_PRECONDITION (the revision was
+        rejected; the model has no revision). If no image is usable, the operation fails with
+        FAILED_PRECONDITION.
+        """
+
+    @abc.abstractmethod
+    def ListEvaluationSets(
+        self,
+        request: topwork.v1.evaluation_pb2.ListEvaluationSetsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.evaluation_pb2.ListEvaluationSetsResponse, collections.abc.Awaitable[topwork.v1.evaluation_pb2.ListEvaluationSetsResponse]]:
+        """Lists the evaluation sets of a model. Fails with NOT_FOUND, INVALID_ARGUMENT (page token)."""
+
+    @abc.abstractmethod
+    def GetEvaluationSet(
+        self,
+        request: topwork.v1.evaluation_pb2.GetEvaluationSetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.evaluation_pb2.EvaluationSet, collections.abc.Awaitable[topwork.v1.evaluation_pb2.EvaluationSet]]:
+        """Returns one evaluation set. Fails with NOT_FOUND."""
+
+    @abc.abstractmethod
+    def DeleteEvaluationSet(
+        self,
+        request: topwork.v1.evaluation_pb2.DeleteEvaluationSetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
+        """Deletes an evaluation set with its results; `topwork gc` deletes its images. If it is a gate, it
+        judges no change any more: it needs the role `admin`.
+        Fails with NOT_FOUND, UNAVAILABLE (the disk is full or read-only).
+        """
+
+    @abc.abstractmethod
+    def ListEvaluations(
+        self,
+        request: topwork.v1.evaluation_pb2.ListEvaluationsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.evaluation_pb2.ListEvaluationsResponse, collections.abc.Awaitable[topwork.v1.evaluation_pb2.ListEvaluationsResponse]]:
+        """Lists the stored results of revisions on evaluation sets, rejected revisions included.
+        Fails with NOT_FOUND (model, evaluation set), INVALID_ARGUMENT (page token).
+        """
+
+    @abc.abstractmethod
+    def GetEvaluation(
+        self,
+        request: topwork.v1.evaluation_pb2.GetEvaluationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.evaluation_pb2.Evaluation, collections.abc.Awaitable[topwork.v1.evaluation_pb2.Evaluation]]:
+        """Returns the result of a revision on an evaluation set. Fails with NOT_FOUND."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -88,7 +88,8 @@ def from_stored(
 
 def from_skipped(reason: str, message: str) -> status_pb2.Status:
     """Return the status of a skipped training image."""
-    code = code_pb2.ALREADY_EXISTS if reason == "DUPLICATE" else code_pb2.INVALID_ARGUMENT
+    exists = reason in {"DUPLICATE", "IN_EVALUATION_SET"}
+    code = code_pb2.ALREADY_EXISTS if exists else code_pb2.INVALID_ARGUMENT
     return _status(code, message, [_error_info(reason)])
 
 

@@ -12,6 +12,8 @@ import pytest
 from support import tiny
 from support.pictures import picture, pictures
 
+from topwork.bundle.evaluation_sets import EvaluationSets
+from topwork.bundle.store import Repository
 from topwork.cli import main
 
 LABELS = ("amber", "blue", "crimson", "green")
@@ -204,3 +206,43 @@ def test_photos_without_classes_are_refused(evaluate: Command, tmp_path: Path) -
     status, _, err = evaluate(tmp_path)
     assert status == 1
     assert "no labelled photo; left out: 1 file outside of class folders" in err
+
+
+def test_set_is_stored_in_a_repository(
+    evaluate: Command, evaluated: Callable[..., dict[str, Any]], data: Path, repository: Path
+) -> None:
+    """--name stores the photos as a set once; later evaluations need no DATA."""
+    stored = evaluated(data, "--name", "held-out", "--max-drop", 0.5, "--compare", 1)
+    assert (stored["evaluation_set"], stored["images"]) == ("held-out", 32)
+    assert stored["comparison"]["images"] == 32
+    again = evaluated("--name", "held-out", "--revision", 1)
+    assert (again["revision"], again["images"]) == (1, 32)
+    sets = EvaluationSets(Repository(repository), "colours")
+    assert [row.revision for row in sets.results("held-out")] == [2, 1]
+    assert len(Repository(repository).stored("images")) == 32
+    status, _, err = evaluate(data, "--name", "held-out")
+    assert (status, err) == (
+        1,
+        "error: model 'colours' has an evaluation set 'held-out' already: delete it, or choose "
+        "another name\n",
+    )
+    sets.delete("held-out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--name", "x", "--max-drop", "nan"), "max_drop is nan; it must be 0 to 1"),
+        (("--name", "x", "--max-drop", -0.1), "max_drop is -0.1; it must be 0 to 1"),
+        (("--max-drop", 0.1), "--max-drop needs --name and DATA"),
+        (("--name", "../x"), "must be 1 to 63 of a-z"),
+        (("--name", "x", "--html", "page.html"), "evaluate DATA without --name"),
+    ],
+)
+def test_invalid_options_of_a_set_are_refused(
+    evaluate: Command, data: Path, options: tuple[object, ...], message: str
+) -> None:
+    """One sentence, and nothing is stored."""
+    status, out, err = evaluate(data, *options)
+    assert (status, out) == (1, "")
+    assert message in err

@@ -162,6 +162,30 @@ class FakeServicer(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServ
         """Not called in the tests."""
         raise NotImplementedError
 
+    async def Evaluate(self, request_iterator: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
+    async def ListEvaluationSets(self, request: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
+    async def GetEvaluationSet(self, request: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
+    async def DeleteEvaluationSet(self, request: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
+    async def ListEvaluations(self, request: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
+    async def GetEvaluation(self, request: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
     async def WatchOperation(
         self,
         request: Any,

@@ -36,6 +36,7 @@ from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import add_test_set, scan
 from topwork_trainer.finetuning.settings import FinetuneConfig
 from topwork_trainer.fit.attempts import Attempt, Attempts, OnStageProgress
+from topwork_trainer.fit.evaluation_gate import JudgedFit
 from topwork_trainer.fit.held_out import SplitResult, judge
 from topwork_trainer.fit.images import keep_images
 from topwork_trainer.fit.quantise_phase import quantise_backbone
@@ -105,7 +106,8 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
 
     The backbone is exported once per repository, or once for all with ``cache``. Unusable photos
     are left out and returned. If the data cannot be learnt it raises InvalidInput, if fine-tuning
-    fails Diverged, and publishes nothing.
+    fails Diverged, and publishes nothing. Raises NotReady if the gate of an evaluation set rejects
+    the published revision.
     """
     check_model(config.model)
     photos = scan(config.data, classes=config.classes)
@@ -166,23 +168,26 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         watch("images", 0, 0)
         keep_images(repository, photos.train, attempt.exemplars)
     watch("publish", 0, 0)
+    sets = JudgedFit.of(repository, config.model, attempt)
     manifest = publish(
         repository,
         attempt.exemplars,
         attempt.learned,
         model=config.model,
         backbone=attempt.backbone.digest,
-        shards=repository.put_exemplars(attempt.exemplars),
+        shards=sets.shards,
         seed=config.seed,
         recipe=config.recipe,
         precision_gate=gate,
+        origin=sets.origin,
         making=Making(
             command=config.command,
-            findings=tuple(findings),
+            findings=(*findings, *sets.verdict.findings),
             backbones=tuple(ranked),
             notes=tuple(notes),
         ),
     )
+    sets.record(manifest.revision)
     repository.set_serving(config.model, manifest.revision, why="fit")
     if config.finetuning.unfreeze != "none":  # otherwise the checkpoints are another fit's
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -191,7 +196,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         backbone=attempt.backbone,
         metrics=attempt.learned.metrics,
         skipped=attempt.skipped,
-        findings=findings,
+        findings=[*findings, *sets.verdict.findings],
         notes=notes,
         held_out=held_out,
         left_out=photos.left_out,

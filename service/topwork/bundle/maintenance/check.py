@@ -14,6 +14,14 @@ import numpy as np
 from topwork.bundle import draft, files
 from topwork.bundle.blobs import KINDS, BlobKind
 from topwork.bundle.draft import Current, Draft
+from topwork.bundle.evaluation_sets import FILE as SET
+from topwork.bundle.evaluation_sets import (
+    EvaluationSet,
+    read_result,
+    read_set,
+    result_files,
+    set_directories,
+)
 from topwork.bundle.exemplars import data_digest
 from topwork.bundle.manifest import Manifest, check_may_serve
 from topwork.bundle.model_directories import DELETED
@@ -106,7 +114,10 @@ class _Run:
             all_manifests += manifests.values()
             if self._is_draft(model):
                 all_manifests.append(self._check_draft(model))
-        self._note_orphans(all_manifests)
+        sets = [
+            self._check_set(directory) for path in models for directory in set_directories(path)
+        ]
+        self._note_orphans(all_manifests, sets)
         self._note_unexpected()
 
     def _check_backbone(self, digest: str, path: Path) -> None:
@@ -201,6 +212,32 @@ class _Run:
             self._check_widths(found)
         return found
 
+    def _check_set(self, directory: Path) -> EvaluationSet | None:
+        """Check an evaluation set and its results; return it, or None if it is unreadable."""
+        found = None
+        with self._problem_at(directory / SET, of=directory):
+            found = read_set(directory)
+            for embedded in found.embedded:
+                for ref in embedded.shards:
+                    if ref.digest not in self._stored["exemplars"]:
+                        raise Corrupt(f"it refers to the shard {ref.digest}, which is not stored")
+                    shard = self._shards.get(ref.digest)
+                    width = self._widths.get(embedded.backbone)
+                    if shard is not None and width not in {None, shard.width}:
+                        raise Corrupt(
+                            f"its shard {ref.digest} has embeddings of width {shard.width}, but "
+                            f"its backbone has width {width}"
+                        )
+            lost = {image.content for image in found.images} - self._stored["images"].keys()
+            if lost:
+                images = "1 image of it is" if len(lost) == 1 else f"{len(lost)} images of it are"
+                text = f"{images} not stored: it cannot judge a revision of another backbone"
+                self._add("note", directory / SET, text)
+        for path in result_files(directory).values():
+            with self._problem_at(path, of=path):
+                read_result(path)
+        return found
+
     def _check_stored(self, current: Current) -> None:
         """Raise Corrupt if a blob that a revision or draft refers to is not stored."""
         missing = [
@@ -267,12 +304,18 @@ class _Run:
             if serving is not None:
                 check_may_serve(serving)
 
-    def _note_orphans(self, manifests: list[Current | None]) -> None:
+    def _note_orphans(
+        self, manifests: list[Current | None], sets: list[EvaluationSet | None]
+    ) -> None:
         """Add one note per kind about orphaned blobs, if all references are known."""
         known = [manifest for manifest in manifests if manifest is not None]
-        if len(known) != len(manifests):
+        stored_sets = [stored for stored in sets if stored is not None]
+        if len(known) != len(manifests) or len(stored_sets) != len(sets):
             return
         shards = {ref.digest for manifest in known for ref in manifest.exemplars}
+        shards |= {
+            ref.digest for each in stored_sets for own in each.embedded for ref in own.shards
+        }
         backbones = {manifest.backbone for manifest in known} | self._added
         twins = {self._twins[digest] for digest in backbones & self._twins.keys()}
         if not shards <= self._shards.keys():
@@ -280,7 +323,8 @@ class _Run:
         referred: dict[BlobKind, set[str]] = {
             "backbones": backbones | twins,
             "exemplars": shards,
-            "images": {image for shard in shards for image in self._shards[shard].contents},
+            "images": {image for shard in shards for image in self._shards[shard].contents}
+            | {image.content for each in stored_sets for image in each.images},
         }
         for kind, stored in self._stored.items():
             paths = [path for digest, path in stored.items() if digest not in referred[kind]]

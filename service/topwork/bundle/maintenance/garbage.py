@@ -13,13 +13,19 @@ from typing import Literal, get_args
 from topwork.bundle import draft, files
 from topwork.bundle.blobs import KINDS, BlobKind
 from topwork.bundle.draft import Current, Draft
+from topwork.bundle.evaluation_sets import (
+    EvaluationSet,
+    read_set,
+    result_files,
+    set_directories,
+)
 from topwork.bundle.examples import rows_with
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.signing.signatures import UNSIGNED
 from topwork.bundle.store import Repository, read_manifest, revision_directories
 from topwork.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
-RemovedKind = Literal["model", "revision", "backbone", "shard", "image", "temporary"]
+RemovedKind = Literal["model", "revision", "evaluation", "backbone", "shard", "image", "temporary"]
 
 REMOVABLE: tuple[RemovedKind, ...] = get_args(RemovedKind)
 
@@ -68,7 +74,8 @@ def collect(
     """Delete revisions and blobs that are not in use; with ``dry_run`` only list them.
 
     Retains the serving revision, the pinned revisions and the ``keep`` newest of each model, drafts
-    of models that do not serve yet, models deleted within the last ``deleted_seconds``, and all
+    of models that do not serve yet, models deleted within the last ``deleted_seconds``, all
+    evaluation sets with their results of retained revisions, and all
     shards, images and backbones that they refer to, with the fp32 twins of the backbones, and
     the backbones that were added by name.
     ``pending_images`` returns the digests of images that unfinished operations need; it is called
@@ -103,8 +110,9 @@ def collect(
     with contextlib.nullcontext() if dry_run else repository.naming():
         drafts = run.read_drafts()  # first: a model that is no draft has published a revision
         manifests = run.read_manifests()
-    if manifests is not None and drafts is not None:
-        retained = run.retained_blobs([*drafts, *manifests], old["exemplars"], images)
+        sets = run.read_sets()
+    if manifests is not None and drafts is not None and sets is not None:
+        retained = run.retained_blobs([*drafts, *manifests], sets, old["exemplars"], images)
         for kind in KINDS:
             for digest, changed in old[kind].items():
                 if digest not in retained[kind]:
@@ -247,6 +255,43 @@ class _Run:
             if path not in self.removed_directories and not path.name.startswith(files.TEMPORARY)
         ]
 
+    def read_sets(self) -> list[EvaluationSet] | None:
+        """Return the evaluation sets of all models; None if one is unreadable.
+
+        Deletes their results of revisions that are deleted. A set with an example to erase is
+        refused.
+        """
+        found: list[EvaluationSet] = []
+        unreadable = False
+        for model in self.model_directories():
+            for directory in set_directories(model):
+                self.remove_results(model, directory)
+                try:
+                    stored = read_set(directory)
+                except Corrupt as error:
+                    if directory.exists():  # otherwise it was deleted meanwhile
+                        unreadable = True
+                        self.refused.append(f"{error}: no shard, image or backbone was deleted")
+                    continue
+                found.append(stored)
+                shards = {ref.digest for each in stored.embedded for ref in each.shards}
+                if not shards.isdisjoint(self.erased["exemplars"]):
+                    self.refused.append(
+                        f"the evaluation set {stored.name!r} of {model.name!r} has an example to "
+                        "erase: delete the set"
+                    )
+        return None if unreadable else found
+
+    def remove_results(self, model: Path, directory: Path) -> None:
+        """Delete the results of revisions that are deleted from the directory of a set."""
+        for revision, path in result_files(directory).items():
+            gone = model / str(revision)
+            if (gone.exists() and gone not in self.removed_directories) or not path.exists():
+                continue
+            self.record("evaluation", path, files.size(path))
+            if not self.dry_run:
+                files.delete(path)
+
     def read_manifests(self) -> list[Manifest] | None:
         """Return the manifests of all retained revisions; None if one is unreadable."""
         manifests: list[Manifest] = []
@@ -263,7 +308,11 @@ class _Run:
         return None if unreadable else manifests
 
     def retained_blobs(
-        self, found: list[Current], old_shards: Collection[str], pending: frozenset[str] | None
+        self,
+        found: list[Current],
+        sets: list[EvaluationSet],
+        old_shards: Collection[str],
+        pending: frozenset[str] | None,
     ) -> dict[BlobKind, set[str]]:
         """Return the digests to retain by kind; all shards and images if ``pending`` is unknown."""
         backbones = self.with_twins({current.backbone for current in found} | self.added())
@@ -271,7 +320,8 @@ class _Run:
             stored = {kind: set(self.repository.stored(kind)) for kind in KINDS}
             return {**stored, "backbones": backbones}
         shards = {ref.digest for current in found for ref in current.exemplars}
-        images = set(pending)
+        shards |= {ref.digest for each in sets for own in each.embedded for ref in own.shards}
+        images = set(pending) | {image.content for each in sets for image in each.images}
         for digest in sorted(shards | self.repository.stored("exemplars").keys()):
             retained = digest in shards or digest not in old_shards
             if not retained and not pending:

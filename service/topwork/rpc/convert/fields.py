@@ -8,10 +8,12 @@ from datetime import datetime
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from topwork.bundle.evaluation_sets import check_name
 from topwork.bundle.names import check_model
 from topwork.changes.intake import normalise_request_id
 from topwork.errors import InvalidInput
 
+_REVISION = re.compile("[1-9][0-9]{0,17}")
 _DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 LONGEST_NAME = 200
@@ -58,6 +60,33 @@ def example_ids(name: str) -> tuple[str, str]:
             reason="RESOURCE_NAME_INVALID",
         )
     return model_id(model, field="name"), digest.lower()
+
+
+def evaluation_set_ids(name: str, *, form: str = "") -> tuple[str, str]:
+    """Return model and set of an evaluation set's resource name. Raises InvalidInput."""
+    model, _, stored = name[: LONGEST_NAME + 1].partition("/evaluationSets/")
+    if not stored or "/" in stored or not name.isprintable():
+        form = form or "models/{model}/evaluationSets/{evaluation_set}"
+        raise InvalidInput(
+            f"{name[:100]!r} must be a resource name, {form}",
+            field="name",
+            reason="RESOURCE_NAME_INVALID",
+        )
+    return model_id(model, field="name"), check_name(stored, field="name")
+
+
+def evaluation_ids(name: str) -> tuple[str, str, int]:
+    """Return model, set and revision of a result's resource name. Raises InvalidInput."""
+    stored, _, revision = name[: LONGEST_NAME + 1].partition("/evaluations/")
+    form = "models/{model}/evaluationSets/{evaluation_set}/evaluations/{revision}"
+    valid = _REVISION.fullmatch(revision)
+    model, found = evaluation_set_ids(stored if valid else name, form=form)
+    return model, found, int(revision)
+
+
+def evaluation_set_name(model: str, name: str) -> str:
+    """Return the resource name of an evaluation set."""
+    return f"models/{model}/evaluationSets/{name}"
 
 
 def operation_id(name: str) -> str:

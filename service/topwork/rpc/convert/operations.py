@@ -8,6 +8,7 @@ from google.longrunning import operations_pb2
 
 from topwork.changes.jobs import ChangeResult, Conflict
 from topwork.changes.rows import OperationState, Subject
+from topwork.rpc.convert.evaluations import to_evaluation
 from topwork.rpc.convert.fields import duration, timestamp
 from topwork.rpc.convert.revisions import (
     PublishedRevision,
@@ -37,6 +38,7 @@ KINDS: dict[str, change_pb.ChangeKind.ValueType] = {
     "remove_examples": change_pb.CHANGE_KIND_REMOVE_EXAMPLES,
     "add_classes": change_pb.CHANGE_KIND_ADD_CLASSES,
     "move_examples": change_pb.CHANGE_KIND_MOVE_EXAMPLES,
+    "evaluate": change_pb.CHANGE_KIND_EVALUATE,
 }
 
 
@@ -60,6 +62,7 @@ def to_operation(
             done=operation.progress.done,
             total=operation.progress.total,
             conflicts=[_conflict(subject, conflict) for conflict in operation.progress.conflicts],
+            evaluation_set=subject.evaluation_set,
             create_time=timestamp(operation.created),
             elapsed=duration(
                 ((operation.ended or datetime.now(UTC)) - operation.created).total_seconds()
@@ -77,7 +80,12 @@ def to_operation(
             )
         )
     elif outcome is not None and outcome.result is not None:
-        message.response.Pack(_change_response(subject, outcome.result, published))
+        result = outcome.result
+        message.response.Pack(
+            _change_response(subject, result, published)
+            if result.evaluation is None
+            else to_evaluation(result.evaluation, result.skipped)
+        )
     return message
 
 

@@ -16,16 +16,18 @@ from topwork.changes.jobs import ChangeKind
 from topwork.changes.lifecycle import Lifecycle, backbones
 from topwork.changes.operations import RETRY_SECONDS
 from topwork.changes.pointer import pin, roll_back
-from topwork.changes.requests import ChangeRequest
+from topwork.changes.requests import ChangeRequest, UploadItem
 from topwork.limits import ServerLimits
 from topwork.rpc.context import Context
 from topwork.rpc.convert import fields
+from topwork.rpc.convert.evaluations import from_evaluate
 from topwork.rpc.convert.lifecycle import from_create, to_stored_backbone
 from topwork.rpc.convert.requests import UploadMessage, from_change, from_upload
 from topwork.rpc.convert.revisions import (
     damaged_revision,
     to_revision,
 )
+from topwork.rpc.servicers.evaluations import EvaluationViews
 from topwork.rpc.servicers.examples import ExampleViews
 from topwork.rpc.servicers.model_views import ModelViews
 from topwork.rpc.servicers.operations import OperationViews
@@ -33,6 +35,7 @@ from topwork.rpc.servicers.pages import Page, page_range
 from topwork.serving.registry import Registry
 from topwork.serving.statistics import Statistics
 from topwork.v1 import change_pb2 as change_pb
+from topwork.v1 import evaluation_pb2 as evaluation_pb
 from topwork.v1 import example_pb2 as example_pb
 from topwork.v1 import model_lifecycle_pb2 as lifecycle_pb
 from topwork.v1 import model_service_pb2 as model_pb
@@ -61,6 +64,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         self._statistics = statistics
         self._views = views
         self._examples = examples
+        self._evaluations = EvaluationViews(repository)
         self._intake = intake
         self._limits = limits
         self._uploads = Slots(
@@ -263,11 +267,51 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         async for operation in self._views.watch(fields.operation_id(request.name)):
             yield model_pb.WatchOperationResponse(operation=await self._views.message(operation))
 
+    async def Evaluate(
+        self, request_iterator: AsyncIterator[evaluation_pb.EvaluateRequest], context: Context
+    ) -> operations_pb2.Operation:
+        """See the contract."""
+        return await self._take_in(from_evaluate(request_iterator, self._limits))
+
+    async def ListEvaluationSets(
+        self, request: evaluation_pb.ListEvaluationSetsRequest, context: Context
+    ) -> evaluation_pb.ListEvaluationSetsResponse:
+        """See the contract."""
+        return await self._evaluations.sets(request)
+
+    async def GetEvaluationSet(
+        self, request: evaluation_pb.GetEvaluationSetRequest, context: Context
+    ) -> evaluation_pb.EvaluationSet:
+        """See the contract."""
+        return await self._evaluations.set(request)
+
+    async def DeleteEvaluationSet(
+        self, request: evaluation_pb.DeleteEvaluationSetRequest, context: Context
+    ) -> Empty:
+        """See the contract."""
+        await self._evaluations.delete(request)
+        return Empty()
+
+    async def ListEvaluations(
+        self, request: evaluation_pb.ListEvaluationsRequest, context: Context
+    ) -> evaluation_pb.ListEvaluationsResponse:
+        """See the contract."""
+        return await self._evaluations.evaluations(request)
+
+    async def GetEvaluation(
+        self, request: evaluation_pb.GetEvaluationRequest, context: Context
+    ) -> evaluation_pb.Evaluation:
+        """See the contract."""
+        return await self._evaluations.evaluation(request)
+
     async def _upload(
         self, kind: ChangeKind, messages: AsyncIterator[UploadMessage]
     ) -> operations_pb2.Operation:
+        return await self._take_in(from_upload(kind, messages, self._limits))
+
+    async def _take_in(self, items: AsyncIterator[UploadItem]) -> operations_pb2.Operation:
         with self._uploads.hold(caller().share):
-            operation = await self._intake.upload(from_upload(kind, messages, self._limits))
+            operation = await self._intake.upload(items)
         return await self._views.message(operation)
 
     async def _change(self, request: ChangeRequest) -> operations_pb2.Operation:

@@ -17,12 +17,14 @@ from PIL import Image
 from support import photo_sets, pictures, signed, tiny
 
 from topwork.bundle.comparison import Gate
+from topwork.bundle.evaluation_sets import EmbeddedSet, EvaluationSet, EvaluationSets
 from topwork.bundle.manifest import GROUPS_SCHEMA, SCHEMA
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.changes.jobs import Job, Upload
 from topwork.changes.retrain import Trainer
-from topwork.errors import Corrupt, InvalidInput, NotFound
+from topwork.errors import Corrupt, InvalidInput, NotFound, NotReady
+from topwork.training.evaluation_sets import set_images
 from topwork_trainer.backbones import DEFAULT, BackboneChoice
 from topwork_trainer.fit import attempts
 from topwork_trainer.fit.fit import FitConfig, FitResult, fit
@@ -454,3 +456,34 @@ def test_full_disk_leaves_the_repository_unchanged(
     assert repository.serving("colours") == before.revision
     assert repository.revisions("colours") == [1]
     assert _fit(repository, data).manifest.head == before.head
+
+
+def test_evaluation_set_rejects_a_fit(repository: Repository, data: Path, tmp_path: Path) -> None:
+    """A fit on exchanged labels is published as rejected; the revision before serves."""
+    _fit(repository, data)
+    first = repository.manifest("colours", 1)
+    labels = first.labels[:2]
+    fresh = tiny.embed_pictures(
+        {label: pictures.pictures(label, 20, start=900) for label in labels}
+    )
+    shards = repository.put_exemplars(fresh)
+    EvaluationSets(repository, "colours").create(
+        EvaluationSet(
+            model="colours",
+            name="held-out",
+            created=first.created,
+            max_drop=0.1,
+            images=set_images(repository.shards(shards), {}),
+            embedded=(EmbeddedSet(backbone=first.backbone, shards=shards),),
+        )
+    )
+    exchanged = tmp_path / "exchanged"
+    for label in first.labels:
+        other = {labels[0]: labels[1], labels[1]: labels[0]}.get(label, label)
+        shutil.copytree(data / label, exchanged / other)
+    with pytest.raises(NotReady, match=r"revision 2 .* rejected.*evaluation set 'held-out'"):
+        _fit(repository, exchanged)
+    assert repository.serving("colours") == 1
+    rejection = repository.manifest("colours", 2).rejection
+    assert rejection is not None
+    assert EvaluationSets(repository, "colours").result("held-out", 2).failure in rejection.failures

@@ -129,6 +129,25 @@ def test_add_classes_takes_the_fields_of_files_as_labels(server: Running, model:
     assert done["response"]["imagesUsed"] == 8, done
 
 
+def test_evaluate_takes_the_fields_of_files_as_labels(server: Running) -> None:
+    """The operation's response is the evaluation, and the stored set has a path."""
+    form = [("evaluationSet", "by-form")]
+    form += [("green", ("g.png", GREEN)), ("blue", ("b.png", BLUE)), ("blue", ("c.png", GREEN))]
+    operation = ask(server.http, "/v1/models/colours:evaluate", form=form)
+    assert operation.code == 200, operation.body
+    done = ask(server.http, f"/v1/{operation.json['name']}:wait", tree={})
+    metrics = done.json["response"]["metrics"]
+    assert {row["label"]: row["images"] for row in metrics["perLabel"] if row["images"]} == {
+        "blue": 2,
+        "green": 1,
+    }
+    path = "/v1/models/colours/evaluationSets"
+    assert [found["name"] for found in ask(server.http, path).json["evaluationSets"]] == [
+        "models/colours/evaluationSets/by-form"
+    ]
+    assert ask(server.http, f"{path}/by-form", verb="DELETE").code == 200
+
+
 def test_operation_is_waited_for_and_listed(server: Running, model: str) -> None:
     """``:wait`` returns the finished operation; a form without files sends plain fields."""
     removed = ask(

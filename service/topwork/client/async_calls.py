@@ -23,7 +23,6 @@ from topwork.client import calls
 from topwork.client.credentials import Credentials
 from topwork.client.images import (
     ImageLike,
-    Labelled,
     LabelledImage,
     NamedImage,
     check_several,
@@ -91,8 +90,7 @@ async def pages(method: Callable[..., Awaitable[Any]], request: Any) -> AsyncIte
 async def upload(
     method: grpc.aio.StreamUnaryMultiCallable[P, T],
     first: P,
-    images: Iterable[NamedImage | Labelled | LabelledImage]
-    | AsyncIterable[NamedImage | LabelledImage],
+    images: Iterable[NamedImage | LabelledImage] | AsyncIterable[NamedImage | LabelledImage],
     timeout: float | None,
 ) -> T:
     """See blocking_calls."""

@@ -17,7 +17,6 @@ from topwork.client.calls import CallFailed
 from topwork.client.credentials import Credentials
 from topwork.client.images import (
     ImageLike,
-    Labelled,
     LabelledImage,
     NamedImage,
     check_several,
@@ -77,7 +76,7 @@ def pages(method: Callable[..., Any], request: Any) -> Iterator[Any]:
 def upload(
     method: grpc.StreamUnaryMultiCallable[P, T],
     first: P,
-    images: Iterable[NamedImage | Labelled | LabelledImage],
+    images: Iterable[NamedImage | LabelledImage],
     timeout: float | None,
 ) -> T:
     """Return the response to an upload of ``first`` and images.
@@ -88,7 +87,7 @@ def upload(
     begun = threading.Event()
     batcher = UploadBatcher(first)
 
-    def add(source: NamedImage | Labelled | LabelledImage) -> P | None:
+    def add(source: NamedImage | LabelledImage) -> P | None:
         plain, fields = own_fields(source)
         name, image = named(plain)
         return batcher.add(name, content(image), **fields)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, TypeAlias, TypeGuard
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypeGuard
 
 from topwork.printable import file_name
 
@@ -36,7 +36,7 @@ NamedImage: TypeAlias = ImageLike | tuple[str, ImageLike]
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """An image of an evaluation."""
+    """An image with a label of its own, of AddClasses or an evaluation."""
 
     image: NamedImage
     label: str = ""
@@ -46,14 +46,13 @@ class LabelledImage:
 
 
 def own_fields(
-    image: NamedImage | Labelled | LabelledImage,
+    image: NamedImage | LabelledImage,
 ) -> tuple[NamedImage, dict[str, Any]]:
     """Return an image, and the fields of its message beside content and name."""
-    if isinstance(image, Labelled):
-        return image.image, {"label": image.label}
     if not isinstance(image, LabelledImage):
         return image, {}
-    return image.image, {"label": image.label, "columns": dict(image.columns)}
+    columns = {"columns": dict(image.columns)} if image.columns else {}
+    return image.image, {"label": image.label, **columns}
 
 
 def check_several(images: object) -> None:
@@ -104,18 +103,11 @@ def named(image: NamedImage) -> tuple[str, ImageLike]:
     return image if isinstance(image, tuple) else (_name(image), image)
 
 
-class Labelled(NamedTuple):
-    """An image of an upload with several labels."""
-
-    label: str
-    image: NamedImage
-
-
-def labelled(classes: Mapping[str, Iterable[NamedImage]]) -> Iterator[Labelled]:
+def labelled(classes: Mapping[str, Iterable[NamedImage]]) -> Iterator[LabelledImage]:
     """Yield the images of each label. Raises TypeError if a label has one image, not several."""
     for images in classes.values():
         check_several(images)
-    return (Labelled(label, image) for label, images in classes.items() for image in images)
+    return (LabelledImage(image, label) for label, images in classes.items() for image in images)
 
 
 def _name(image: ImageLike) -> str:

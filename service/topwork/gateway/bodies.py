@@ -130,7 +130,7 @@ class RequestReader:
             full = batcher.add(
                 image.filename or image.name,
                 image.content,
-                image.name if self._shape.labelled_images else "",
+                **({"label": image.name} if self._shape.labelled_images else {}),
             )
             held += len(image.content)
             if full is not None:

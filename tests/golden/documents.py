@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from topwork.bundle.candidates import CandidateRecord, Claim
 from topwork.bundle.comparison import (
     Comparison,
     ConfusedLabels,
@@ -36,6 +37,7 @@ from topwork.bundle.metrics import (
     UnknownMetrics,
 )
 from topwork.bundle.recipe import Recipe
+from topwork.bundle.review_policy import ReviewPolicy
 from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing.signatures import Signatures
 from topwork.changes import new_exemplars, retrain, worker
@@ -253,6 +255,30 @@ DOCUMENTS: tuple[object, ...] = (
         operations=(ID,),
         signatures=Signatures(signatures={"0123456789abcdef": bytes(range(64))}),
     ),
+    ReviewPolicy(
+        enabled=True,
+        images_per_day=200,
+        max_bytes=2**30,
+        keep_seconds=86400,
+        unknown=False,
+        far=False,
+        max_margin=0.25,
+        random_share=0.5,
+    ),
+    CandidateRecord(
+        reason="corrected",
+        time=SECONDS,
+        content=A,
+        backbone=B,
+        revision=3,
+        label="tulips",
+        probability=0.5,
+        margin=0.25,
+        unknown_probability=0.75,
+        is_unknown=True,
+        suggested_label="roses",
+    ),
+    Claim(operation=ID, label="roses", time=SECONDS),
     ServingState(
         revision=7,
         pinned=(1, 6),

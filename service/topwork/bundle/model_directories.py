@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from topwork.bundle import draft as drafts
-from topwork.bundle import files
+from topwork.bundle import files, review_policy
 from topwork.bundle.blobs import BlobStore
+from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.draft import Current, Draft
 from topwork.bundle.names import check_model, is_model
+from topwork.bundle.review_policy import ReviewPolicy
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
 from topwork.errors import AlreadyExists, Corrupt, NotFound, QuotaExceeded
 
@@ -51,6 +53,17 @@ class ModelDirectories(BlobStore):
     def sign(self, manifest: bytes) -> bytes | None:
         """Return the content of manifest.sig; None without a signing key."""
         return self._signing.sign(manifest)
+
+    def review_policy(self, model: str) -> ReviewPolicy:
+        """Return a model's review policy; without review.json the default, which is off.
+
+        Raises NotFound, Corrupt.
+        """
+        return read_policy(self._existing(model))
+
+    def set_review_policy(self, model: str, policy: ReviewPolicy) -> None:
+        """Store a model's review policy durably, while the model is ``locked``."""
+        files.write_file(self._model(model) / review_policy.FILE, to_json(policy))
 
     def draft(self, model: str) -> Draft:
         """Return a model's draft. Raises NotFound, Corrupt."""
@@ -213,6 +226,14 @@ class ModelDirectories(BlobStore):
 
     def _deleted(self, model: str) -> Path:
         return self.root / "models" / f"{DELETED}{check_model(model)}"
+
+
+def read_policy(directory: Path) -> ReviewPolicy:
+    """Return the review policy in the directory of a model. Raises Corrupt."""
+    path = directory / review_policy.FILE
+    if not path.exists():
+        return ReviewPolicy()
+    return from_json(files.read(path), ReviewPolicy, name=files.short_path(path))
 
 
 def _taken(model: str) -> AlreadyExists:

@@ -6,12 +6,13 @@
     images/<sha256>
     models/<model>/<revision>/manifest.json, manifest.sig, head.onnx, metrics.json, examples.npz,
         report.html
-    models/<model>/serving.json, draft.json
+    models/<model>/serving.json, draft.json, review.json
+    models/<model>/review/<sha256>.npz, .claim, .gone
     models/<model>/evaluations/<name>/set.json, <revision>.json
     models/.deleted-<model>/...
 
-All files except names.json, serving.json, draft.json and set.json are immutable. Files that a
-manifest refers to are verified against their sha256 when read.
+All files except names.json, serving.json, draft.json, set.json, review.json and claims are
+immutable. Files that a manifest refers to are verified against their sha256 when read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from topwork.bundle import examples, files
+from topwork.bundle import candidates, examples, files
 from topwork.bundle.blobs import KINDS
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.draft import Current
@@ -268,8 +269,10 @@ class Repository(ModelDirectories):
     def _writable_directories(self) -> list[Path]:
         models = [path for path in (self.root / "models").glob("*") if path.is_dir()]
         names = ("checkpoints", "models", *KINDS)
+        reviews = [path / candidates.DIRECTORY for path in models]
         sets = [path for model in models for path in model.glob("evaluations/**/") if path.is_dir()]
-        return [self.root, *(self.root / name for name in names), *models, *sets]
+        names_of = (self.root / name for name in names)
+        return [self.root, *names_of, *models, *reviews, *sets]
 
     def _revision(self, manifest: Manifest) -> Path:
         return self._model(manifest.model) / str(manifest.revision)

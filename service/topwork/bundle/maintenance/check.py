@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from topwork.bundle import draft, files
+from topwork.bundle import candidates, draft, files, review_policy
 from topwork.bundle.blobs import KINDS, BlobKind
 from topwork.bundle.draft import Current, Draft
 from topwork.bundle.evaluation_sets import FILE as SET
@@ -24,7 +24,7 @@ from topwork.bundle.evaluation_sets import (
 )
 from topwork.bundle.exemplars import data_digest
 from topwork.bundle.manifest import Manifest, check_may_serve
-from topwork.bundle.model_directories import DELETED
+from topwork.bundle.model_directories import DELETED, read_policy
 from topwork.bundle.names import is_model
 from topwork.bundle.signing import signatures
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
@@ -111,6 +111,7 @@ class _Run:
                 manifests[int(directory.name)] = self._check_revision(directory)
                 on_progress(done := done + 1, total)
             self._check_serving(model, manifests)
+            self._check_review(model)
             all_manifests += manifests.values()
             if self._is_draft(model):
                 all_manifests.append(self._check_draft(model))
@@ -198,6 +199,18 @@ class _Run:
             pairs = zip((row.tobytes() for row in index.digests), labels, strict=True)
             if data_digest(pairs) != manifest.data_digest:
                 raise Corrupt("its examples do not match the data_digest of the manifest")
+
+    def _check_review(self, model: Path) -> None:
+        """Check the review policy and the candidates of a model."""
+        with self._problem_at(model / review_policy.FILE, of=model):
+            read_policy(model)
+        directory = model / candidates.DIRECTORY
+        for digest in sorted(candidates.list_directory(directory).candidates):
+            path = directory / f"{digest}.npz"
+            with self._problem_at(path, of=path):
+                found, image = candidates.read_with_image(path)
+                if files.sha256(image) != found.record.content:
+                    raise Corrupt("its image was changed")
 
     def _is_draft(self, model: Path) -> bool:
         return (model / draft.FILE).exists() and not (model / "serving.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection
@@ -10,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from topwork.bundle import draft, files
+from topwork.bundle import candidates, draft, files
 from topwork.bundle.blobs import KINDS, BlobKind
+from topwork.bundle.candidates import delete_expired
 from topwork.bundle.draft import Current, Draft
 from topwork.bundle.evaluation_sets import (
     EvaluationSet,
@@ -21,11 +23,21 @@ from topwork.bundle.evaluation_sets import (
 )
 from topwork.bundle.examples import rows_with
 from topwork.bundle.manifest import Manifest
+from topwork.bundle.model_directories import read_policy
 from topwork.bundle.signing.signatures import UNSIGNED
 from topwork.bundle.store import Repository, read_manifest, revision_directories
 from topwork.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
-RemovedKind = Literal["model", "revision", "evaluation", "backbone", "shard", "image", "temporary"]
+RemovedKind = Literal[
+    "model",
+    "revision",
+    "evaluation",
+    "backbone",
+    "shard",
+    "image",
+    "temporary",
+    "candidate",
+]
 
 REMOVABLE: tuple[RemovedKind, ...] = get_args(RemovedKind)
 
@@ -102,6 +114,7 @@ def collect(
     # Temporary names first: their deletion needs no lock file, which a full disk cannot create.
     run.remove_abandoned(min(spare_seconds, files.ABANDONED_AFTER))
     run.remove_deleted(time.time() - deleted_seconds)
+    run.remove_candidates(erase)
     for name in repository.model_names():
         with contextlib.suppress(NotFound):  # deleted meanwhile
             run.remove_revisions(name, keep)
@@ -225,6 +238,22 @@ class _Run:
                 files.delete(aside)
             self.removed_directories.add(path)
             self.record("model", path, size)
+
+    def remove_candidates(self, erase: Collection[str]) -> None:
+        """Delete the images of review queues that are older than their policy says, or erased."""
+        for directory in self.model_directories():
+            try:
+                keep: float = read_policy(directory).keep_seconds
+            except Corrupt as error:
+                self.refused.append(f"{error}: no image of its review queue was deleted as too old")
+                keep = math.inf
+            delete_expired(
+                directory / candidates.DIRECTORY,
+                before=candidates.age_limit(keep),
+                erase=erase,
+                dry_run=self.dry_run,
+                on_delete=lambda path: self.record("candidate", path, files.size(path)),
+            )
 
     def read_drafts(self) -> list[Draft] | None:
         """Return the drafts of all models that do not serve yet; None if one is unreadable."""

@@ -38,6 +38,7 @@ NAMES = {
     "AsyncIterator": "Iterator",
     "ClassifierServiceAsyncStub": "ClassifierServiceStub",
     "ModelServiceAsyncStub": "ModelServiceStub",
+    "ReviewServiceAsyncStub": "ReviewServiceStub",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
     "aclose": "close",

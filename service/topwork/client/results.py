@@ -49,6 +49,8 @@ class ImageResult(_Result):
     is_unknown: bool | None
     """True if ``unknown_probability`` reaches the model's threshold; None: it has no estimate."""
     error: CallFailed | None = field(compare=False)
+    answer_id: str = field(default="", compare=False)
+    """Id of the answer, for ``Client.correct_answer``; empty: the review policy is off."""
     raw: classify_pb.ImageResult = field(repr=False, hash=False)
 
     @classmethod
@@ -64,6 +66,7 @@ class ImageResult(_Result):
             unknown_probability=classification.unknown_probability if known else None,
             is_unknown=classification.is_unknown if known else None,
             error=CallFailed(raw.error) if raw.HasField("error") else None,
+            answer_id=raw.answer_id,
             raw=raw,
         )
 

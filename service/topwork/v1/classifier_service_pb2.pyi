@@ -164,6 +164,11 @@ class ImageResult(google.protobuf.message.Message):
 
     CLASSIFICATION_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    ANSWER_ID_FIELD_NUMBER: builtins.int
+    answer_id: builtins.str
+    """Identifier of the answer, random, for ReviewService.CorrectAnswer at the same server within ten
+    minutes. Empty: an error, or the model's review policy is off.
+    """
     @property
     def classification(self) -> Global___Classification:
         """The classification."""
@@ -177,9 +182,10 @@ class ImageResult(google.protobuf.message.Message):
         *,
         classification: Global___Classification | None = ...,
         error: google.rpc.status_pb2.Status | None = ...,
+        answer_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["classification", b"classification", "error", b"error", "result", b"result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["classification", b"classification", "error", b"error", "result", b"result"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answer_id", b"answer_id", "classification", b"classification", "error", b"error", "result", b"result"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["classification", "error"] | None: ...
 
 Global___ImageResult: typing_extensions.TypeAlias = ImageResult

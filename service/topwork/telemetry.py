@@ -71,6 +71,12 @@ class Telemetry:
         self.rejected = Counter(
             "topwork_rejected_images", "Images refused.", ("reason",), registry=registry
         )
+        self.review_images = Counter(
+            "topwork_review_images",
+            "Images offered to the review queue, by what became of them.",
+            ("model", "result"),
+            registry=registry,
+        )
         self.swaps = Counter(
             "topwork_swaps",
             "Revisions that began to serve, with the first ones.",

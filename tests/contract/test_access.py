@@ -146,7 +146,8 @@ def call(
 def request_for(path: str, model: str) -> Message:
     """Return a request with no field but the model."""
     request: Any = GetMessageClass(described(path).input_type)()
-    holder = request.config if "config" in request.DESCRIPTOR.fields_by_name else request
+    parts = {"config", "policy"}.intersection(request.DESCRIPTOR.fields_by_name)
+    holder = getattr(request, parts.pop()) if parts else request
     field = next(
         name for name in ("model", "model_name", "name") if name in holder.DESCRIPTOR.fields_by_name
     )

@@ -23,11 +23,13 @@ from topwork.rpc.server import SERVICES
 from topwork.rpc.servicers.classifier import ClassifierServicer
 from topwork.rpc.servicers.models import ModelServicer
 from topwork.rpc.servicers.operations import OperationsServicer
-from topwork.v1 import classifier_service_pb2, model_service_pb2
+from topwork.rpc.servicers.review import ReviewServicer
+from topwork.v1 import classifier_service_pb2, model_service_pb2, review_service_pb2
 
 SERVICERS: dict[str, type] = {
     "topwork.v1.ClassifierService": ClassifierServicer,
     "topwork.v1.ModelService": ModelServicer,
+    "topwork.v1.ReviewService": ReviewServicer,
     "google.longrunning.Operations": OperationsServicer,
     "inference.GRPCInferenceService": OpenInferenceServicer,
 }
@@ -38,6 +40,7 @@ METHODS: list[MethodDescriptor] = [
         inference_service_pb2,
         model_service_pb2,
         operations_pb2,
+        review_service_pb2,
     )
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods

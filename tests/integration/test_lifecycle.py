@@ -227,9 +227,9 @@ def test_sigterm_ends_health_and_reflection_streams(colours: Repository) -> None
 
 
 def test_health_follows_the_worker(colours: Repository) -> None:
-    """Without a worker only ModelService and Operations are NOT_SERVING; Classify still works."""
+    """Without a worker the services that change models are NOT_SERVING; Classify still works."""
     status = health_pb2.HealthCheckResponse
-    classifies, models, operations, infers = SERVICES
+    classifies, models, review, operations, infers = SERVICES
     with (
         servers.running(colours.root) as server,
         grpc.insecure_channel(server.address) as channel,
@@ -244,16 +244,16 @@ def test_health_follows_the_worker(colours: Repository) -> None:
             assert status.SERVING in (response.status for response in stream)
         first = server.worker()
         os.kill(first, signal.SIGKILL)
-        for service in (models, operations):
+        for service in (models, review, operations):
             assert next(watched[service]).status == status.NOT_SERVING
         assert client.classify("colours", [VIOLETS[0][1]]).revision == 1
-        for service in (models, operations):
+        for service in (models, review, operations):
             assert next(watched[service]).status == status.SERVING
         assert server.worker() != first
         assert server.stop() == 0
         for stream in watched.values():
             assert next(stream).status == status.NOT_SERVING
-    for service in (models, operations):
+    for service in (models, review, operations):
         assert health_of(service, server)[-2:] == [False, True]
     for service in (classifies, infers):
         assert health_of(service, server) == []

@@ -45,6 +45,10 @@ def _model_of_child(message: Any) -> str:
     return "/".join(str(message.name).split("/")[:2])
 
 
+def _model_of_policy(message: Any) -> str:
+    return "/".join(str(message.policy.name).split("/")[:2])
+
+
 def _config_model(message: Any) -> str | None:
     return str(message.config.model) if message.HasField("config") else None
 
@@ -107,6 +111,16 @@ RULES: Mapping[str, Rule] = {
             "DeleteEvaluationSet": Rule(role="admin", model_of=_model_of_child, audited=True),
             "ListEvaluations": Rule(role="classify", model_of=_model),
             "GetEvaluation": Rule(role="classify", model_of=_model_of_child),
+        },
+        "topwork.v1.ReviewService": {
+            "GetReviewPolicy": Rule(role="train", model_of=_model_of_child),
+            "UpdateReviewPolicy": Rule(role="train", model_of=_model_of_policy, audited=True),
+            "ListCandidates": _TRAIN,  # images of callers are confidential
+            "GetCandidate": Rule(role="train", model_of=_model_of_child, audited=True),
+            "ListCandidateGroups": _TRAIN,
+            "LabelCandidates": _TRAIN,
+            # Nothing is learnt before a caller with the role train labels the candidate.
+            "CorrectAnswer": Rule(role="classify", model_of=_model, audited=True),
         },
         # An operation needs the role for its model.
         "google.longrunning.Operations": {

@@ -25,6 +25,7 @@ from topwork.rpc.reading import Reading
 from topwork.rpc.spans import Spans
 from topwork.rpc.trace import trace_id
 from topwork.telemetry import Telemetry
+from topwork.v1 import review_service_pb2 as review_pb
 from topwork.wire import status as statuses
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ class Call:
         """Return the response, after noting its operation for the audit log."""
         if isinstance(response, operations_pb2.Operation):
             self._operation = response.name
+        elif isinstance(response, review_pb.LabelCandidatesResponse):
+            self._operation = " ".join(operation.name for operation in response.operations)
         return response
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:

@@ -1,4 +1,4 @@
-"""Filters of ListOperations and ListExamples: a subset of AIP-160."""
+"""Filters of ListOperations, ListExamples and ListCandidates: a subset of AIP-160."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import re
 import unicodedata
 from typing import get_args
 
+from topwork.bundle.candidates import REASONS
 from topwork.changes.jobs import ChangeKind
 from topwork.changes.queue import OperationFilter
 from topwork.errors import InvalidInput
+from topwork.review.candidates import CandidateFilter
 from topwork.rpc.convert.fields import model_id, resource_id
 from topwork.serving.examples import ExampleFilter, Pattern
 
@@ -21,6 +23,7 @@ LONGEST = 1000
 """Most characters of a filter."""
 
 FIELDS = ("model", "label", "kind", "done", "validate_only")
+CANDIDATE_FIELDS = ("reason", "group", "label", "suggested_label", "claimed")
 EXAMPLE_FIELDS = ("label", "suspect", "operation", "display_name", "digest")
 
 
@@ -42,6 +45,29 @@ def parse_examples(text: str) -> ExampleFilter:
         else operation,
         name=_pattern(given["display_name"]) if "display_name" in given else None,
         digest=_pattern(digest) if "digest" in given else None,
+    )
+
+
+def parse_candidates(text: str) -> CandidateFilter:
+    """Return the filter of a text such as ``reason = unknown AND claimed = false``.
+
+    As ``parse``, with ``CANDIDATE_FIELDS``. Raises InvalidInput.
+    """
+    given = _terms(text, CANDIDATE_FIELDS)
+    reason = next((reason for reason in REASONS if reason == given.get("reason")), None)
+    if "reason" in given and reason is None:
+        raise _refused(text, f"reason must be one of {', '.join(REASONS)}")
+    labels = {
+        name: unicodedata.normalize("NFC", given[name])
+        for name in ("label", "suggested_label")
+        if name in given
+    }
+    return CandidateFilter(
+        reason=reason,
+        group=given.get("group"),
+        label=labels.get("label"),
+        suggested_label=labels.get("suggested_label"),
+        claimed=_boolean(text, given["claimed"]) if "claimed" in given else None,
     )
 
 

@@ -31,6 +31,10 @@ from topwork.changes.uploads import Uploads
 from topwork.config import ServeConfig
 from topwork.errors import NotReady, Unavailable
 from topwork.inference import inference_service_pb2, inference_service_pb2_grpc
+from topwork.review.answers import RecentAnswers
+from topwork.review.candidates import Candidates
+from topwork.review.capture import Capture
+from topwork.review.labelling import Labelling
 from topwork.rpc import listening, options
 from topwork.rpc.forwarding import Forwarding
 from topwork.rpc.gateway import Gateway
@@ -41,6 +45,7 @@ from topwork.rpc.servicers.classifier import ClassifierServicer
 from topwork.rpc.servicers.examples import ExampleViews
 from topwork.rpc.servicers.models import ModelServicer
 from topwork.rpc.servicers.operations import OperationsServicer, OperationViews
+from topwork.rpc.servicers.review import ReviewServicer
 from topwork.rpc.spans import open_spans
 from topwork.rpc.tls import Certificates
 from topwork.runtime import logs
@@ -57,6 +62,8 @@ from topwork.v1 import (
     classifier_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    review_service_pb2,
+    review_service_pb2_grpc,
 )
 from topwork.wire.forwarding import read_key
 
@@ -65,6 +72,7 @@ log = structlog.get_logger(__name__)
 SERVICES = (
     classifier_service_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name,
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    review_service_pb2.DESCRIPTOR.services_by_name["ReviewService"].full_name,
     "google.longrunning.Operations",
     inference_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
@@ -107,6 +115,8 @@ class Server:
             telemetry=self._telemetry,
             head_bytes=config.head_megabytes * 10**6,
         )
+        answers = RecentAnswers()
+        self._capture = Capture(repository, answers, limits, self._telemetry, cores=config.cores)
         self._classifier = Classifier(
             self._registry,
             encoder,
@@ -115,6 +125,7 @@ class Server:
             queue_limit=config.queue_limit,
             telemetry=self._telemetry,
             trace=self._spans,
+            reviewer=self._capture,
         )
         self._worker = Supervisor("topwork-worker", worker.run, config)
         views = OperationViews(
@@ -147,6 +158,16 @@ class Server:
             self._classifier.statistics,
             limits,
         )
+        self._review_servicer = ReviewServicer(
+            repository,
+            self._registry,
+            views,
+            Candidates(repository, self._registry),
+            self._capture,
+            answers,
+            Labelling(repository, self._registry, intake, self._operations, limits),
+            limits,
+        )
         self._operations_servicer = OperationsServicer(views)
         self._open_inference_servicer = OpenInferenceServicer(
             repository,
@@ -164,12 +185,13 @@ class Server:
         self._health_grpc: grpc.aio.Server | None = None
         self._certificates: Certificates | None = None
         self._metrics: WSGIServer | None = None
-        classify, models, operations, inference = SERVICES
+        classify, models, review, operations, inference = SERVICES
         self._health = Health(
             {
                 "": self._classifies,
                 classify: self._classifies,
                 models: self._works,
+                review: self._works,
                 operations: self._works,
                 inference: self._classifies,
             }
@@ -194,6 +216,7 @@ class Server:
         await self._classifier.start()
         await self._operations.start()
         await self._registry.start()  # before the worker, which would disturb its measurements
+        await asyncio.to_thread(self._capture.start)
         if self._config.worker:
             self._worker.start()
         self._grpc = self._make_grpc_server()
@@ -232,6 +255,7 @@ class Server:
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.shutdown)
             self._metrics.server_close()
+        await asyncio.to_thread(self._capture.close)
         await self._registry.aclose()
         await self._classifier.aclose()
         await self._worker.aclose()
@@ -286,6 +310,7 @@ class Server:
             self._classifier_servicer, server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self._model_servicer, server)
+        review_service_pb2_grpc.add_ReviewServiceServicer_to_server(self._review_servicer, server)
         operations_pb2_grpc.add_OperationsServicer_to_server(self._operations_servicer, server)
         inference_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             self._open_inference_servicer, server

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -42,6 +43,18 @@ class Trace(Protocol):
         """Record a request that arrived at ``start`` (time.perf_counter())."""
 
 
+class Reviewer(Protocol):
+    """Sink of answered images, for people to label."""
+
+    def answered(
+        self, finished: Finished, contents: Sequence[Content | ImageError], *, with_ids: bool
+    ) -> tuple[str, ...]:
+        """Take the images of a request; return the ids of their answers, in order.
+
+        An empty id: an error; no ids: they are not reviewed. Must not block or raise.
+        """
+
+
 class Classifier:
     """Engine of Classify and Infer requests, with at most ``queue_limit`` images at a time."""
 
@@ -55,10 +68,12 @@ class Classifier:
         queue_limit: int,
         telemetry: Telemetry,
         trace: Trace | None = None,
+        reviewer: Reviewer | None = None,
     ) -> None:
         self._registry = registry
         self._telemetry = telemetry
         self._trace = trace
+        self._reviewer = reviewer
         self._limits = limits
         self._scheduler = Scheduler(encoder, cores=cores)
         self._admission = Admission(
@@ -106,7 +121,7 @@ class Classifier:
         """
         check_not_negative(top_k, "top_k")
         make_answer = partial(classified, top_k=top_k or DEFAULT_TOP_K)
-        return await self._answer(
+        answer, ids = await self._answer(
             model,
             images,
             make_answer,
@@ -115,7 +130,9 @@ class Classifier:
             flow=flow,
             can_wait=can_wait,
             caller=caller,
+            with_ids=True,
         )
+        return replace(answer, answer_ids=ids) if ids else answer
 
     async def infer(
         self,
@@ -132,9 +149,10 @@ class Classifier:
         Like ``classify``, but images may be preprocessed, and the first ImageError is raised.
         """
         make_answer = partial(inferred, logits=logits)
-        return await self._answer(
+        answer, _ = await self._answer(
             model, images, make_answer, revision=revision, budget=budget, caller=caller
         )
+        return answer
 
     async def encode(
         self,
@@ -151,7 +169,7 @@ class Classifier:
         It takes capacity and turns like ``classify``; None: the snapshot's own backbone. The
         ImageError is in the outcome. Raises the errors of ``classify`` and of ``encoding``.
         """
-        return await self._answer(
+        finished, _ = await self._answer(
             model,
             [image],
             lambda finished: finished,
@@ -160,6 +178,7 @@ class Classifier:
             caller=caller,
             encoding=encoding,
         )
+        return finished
 
     async def _answer(
         self,
@@ -173,7 +192,9 @@ class Classifier:
         can_wait: bool = False,
         caller: str,
         encoding: Callable[[Snapshot], Awaitable[Encoding | None]] | None = None,
-    ) -> A:
+        with_ids: bool = False,
+    ) -> tuple[A, tuple[str, ...]]:
+        """Return the answer with the ids of the images' answers; see Reviewer."""
         start = time.perf_counter()
         check_count(len(images), self._limits)
         check_not_negative(revision, "revision")
@@ -189,17 +210,22 @@ class Classifier:
                 )
                 try:
                     snapshot = await self._registry.snapshot(model, revision)
+                    contents = await _contents(images, snapshot.backbone.info.preprocess)
                     batch = ClassifyBatch(
                         snapshot,
-                        await _contents(images, snapshot.backbone.info.preprocess),
+                        contents,
                         make_answer=make_answer,
                         start=start,
                         telemetry=self._telemetry,
                         encoding=None if encoding is None else await encoding(snapshot),
                     )
-                    return await self._run(
+                    answer, finished = await self._run(
                         batch, deadline=deadline, flow=flow or Flow(), caller=caller
                     )
+                    ids: tuple[str, ...] = ()
+                    if self._reviewer is not None and encoding is None:
+                        ids = self._reviewer.answered(finished, contents, with_ids=with_ids)
+                    return answer, ids
                 finally:
                     self._admission.release(
                         len(images), size=size, can_wait=can_wait, caller=caller
@@ -213,8 +239,10 @@ class Classifier:
                 f"{len(images)} images were not classified within {budget:.3f} s"
             ) from None
 
-    async def _run(self, batch: ClassifyBatch[A], *, deadline: float, flow: Flow, caller: str) -> A:
-        """Return the answer of a request batch, and count it."""
+    async def _run(
+        self, batch: ClassifyBatch[A], *, deadline: float, flow: Flow, caller: str
+    ) -> tuple[A, Finished]:
+        """Return the answer of a request batch with its Finished batch, and count it."""
         try:
             answer, finished = await self._scheduler.run(
                 batch, deadline=deadline, flow=flow, caller=caller
@@ -225,7 +253,7 @@ class Classifier:
         self.statistics.answered(finished)
         if self._trace is not None:
             self._trace.answered(finished, batch.start)
-        return answer
+        return answer, finished
 
 
 def check_count(images: int, limits: ServerLimits) -> None:

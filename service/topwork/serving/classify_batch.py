@@ -77,6 +77,8 @@ class Classified:
     results: tuple[ImageAnswer | ImageError, ...]
     """One result per image, in request order."""
     timings: Timings
+    answer_ids: tuple[str, ...] = ()
+    """Id of each image's answer, by which it can be corrected; empty if they are not reviewed."""
 
 
 @dataclass(frozen=True, slots=True)

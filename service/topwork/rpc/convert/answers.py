@@ -11,11 +11,14 @@ from topwork.wire import status as statuses
 
 def to_classify_response(classified: Classified) -> classify_pb.ClassifyResponse:
     """Return the response to a Classify call."""
-    return classify_pb.ClassifyResponse(
+    response = classify_pb.ClassifyResponse(
         revision=classified.revision,
         results=[to_image_result(result) for result in classified.results],
         timings=to_timings(classified.timings),
     )
+    for result, identifier in zip(response.results, classified.answer_ids, strict=False):
+        result.answer_id = identifier
+    return response
 
 
 def to_timings(timings: Timings) -> classify_pb.Timings:

@@ -49,13 +49,16 @@ def request_id(given: str) -> str:
     return normalise_request_id(given, field="request_id") if given else ""
 
 
-def example_ids(name: str) -> tuple[str, str]:
-    """Return model and digest of an example's resource name. Raises InvalidInput."""
-    model, _, digest = name[: LONGEST_NAME + 1].partition("/examples/")
+def example_ids(name: str, *, collection: str = "examples") -> tuple[str, str]:
+    """Return model and digest of the resource name of an example, or of one in ``collection``.
+
+    Raises InvalidInput.
+    """
+    model, _, digest = name[: LONGEST_NAME + 1].partition(f"/{collection}/")
     if not _DIGEST.fullmatch(digest):
         raise InvalidInput(
-            f"{name[:100]!r} must be a resource name, models/{{model}}/examples/{{digest}}, with a "
-            "digest of 64 hexadecimal digits",
+            f"{name[:100]!r} must be a resource name, models/{{model}}/{collection}/{{digest}}, "
+            "with a digest of 64 hexadecimal digits",
             field="name",
             reason="RESOURCE_NAME_INVALID",
         )
@@ -87,6 +90,15 @@ def evaluation_ids(name: str) -> tuple[str, str, int]:
 def evaluation_set_name(model: str, name: str) -> str:
     """Return the resource name of an evaluation set."""
     return f"models/{model}/evaluationSets/{name}"
+
+
+def digest(given: str, *, field: str) -> str:
+    """Return an image digest in lower case. Raises InvalidInput."""
+    if not _DIGEST.fullmatch(given):
+        raise InvalidInput(
+            f"{given[:80]!r} is not an image digest, 64 hexadecimal digits", field=field
+        )
+    return given.lower()
 
 
 def operation_id(name: str) -> str:

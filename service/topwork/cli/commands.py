@@ -94,6 +94,11 @@ SECTIONS = {
             "List, show, move and remove training images of a live model.",
             "topwork examples list flowers --filter 'suspect = true'",
         ),
+        "review": Lazy(
+            "topwork.cli.review:review",
+            "Keep doubtful images of a live model, and label them.",
+            "topwork review groups flowers",
+        ),
         "rollback": Lazy(
             "topwork.cli.history:rollback",
             "Make an earlier revision of a model serve again.",

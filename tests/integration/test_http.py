@@ -131,7 +131,7 @@ def test_add_classes_takes_the_fields_of_files_as_labels(server: Running, model:
 
 def test_evaluate_takes_the_fields_of_files_as_labels(server: Running) -> None:
     """The operation's response is the evaluation, and the stored set has a path."""
-    form = [("evaluationSet", "by-form")]
+    form: list[tuple[str, str | tuple[str, bytes]]] = [("evaluationSet", "by-form")]
     form += [("green", ("g.png", GREEN)), ("blue", ("b.png", BLUE)), ("blue", ("c.png", GREEN))]
     operation = ask(server.http, "/v1/models/colours:evaluate", form=form)
     assert operation.code == 200, operation.body

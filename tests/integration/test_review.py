@@ -44,7 +44,7 @@ def digests(client: Client, model: str, wanted: str = "") -> list[str]:
 
 def finish(client: Client, model: str, labels: dict[str, str | None], **given: object) -> list[str]:
     """Label candidates, and return the names of the operations once they are finished."""
-    operations = client.label_candidates(model, labels, options=ANY, **given)  # type: ignore[arg-type]
+    operations = client.label_candidates(model, labels, options=ANY, **given)
     for operation in operations:
         *_, finished = client.watch(operation.name)
         finished.result()

@@ -12,6 +12,7 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from topwork.client import blocking_calls, calls
 from topwork.client.blocking_evaluations import Evaluations
+from topwork.client.blocking_review import Review
 from topwork.client.credentials import ANONYMOUS, Credentials, with_metadata
 from topwork.client.images import ImageLike, NamedImage, labelled
 from topwork.client.results import (
@@ -29,12 +30,11 @@ from topwork.v1 import example_pb2 as example_pb
 from topwork.v1 import model_lifecycle_pb2 as lifecycle_pb
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
-from topwork.v1 import review_service_pb2 as review_pb
 from topwork.v1 import review_service_pb2_grpc as review_grpc
 from topwork.v1 import revision_pb2 as revision_pb
 
 
-class Client(Evaluations):
+class Client(Evaluations, Review):
     """A client of one server that blocks. Safe to use from several threads.
 
     Without ``credentials`` it uses plaintext and no token.
@@ -500,86 +500,6 @@ class Client(Evaluations):
             name=f"models/{model}/examples/{digest}", label=label, revision=revision
         )
         return blocking_calls.call_unary(self._models.GetExample, request)
-
-    def review_policy(self, model: str) -> review_pb.ReviewPolicy:
-        """Return what the review queue of a model keeps, and has kept. Raises CallFailed."""
-        request = review_pb.GetReviewPolicyRequest(name=f"models/{model}/reviewPolicy")
-        return blocking_calls.call_unary(self._review.GetReviewPolicy, request)
-
-    def update_review_policy(
-        self, model: str, policy: review_pb.ReviewPolicy
-    ) -> review_pb.ReviewPolicy:
-        """Change the fields of a policy that ``policy`` sets, and return it. Raises CallFailed."""
-        request = review_pb.UpdateReviewPolicyRequest(policy=policy)
-        request.policy.name = f"models/{model}/reviewPolicy"
-        return blocking_calls.call_unary(self._review.UpdateReviewPolicy, request)
-
-    def list_candidates(
-        self, model: str, wanted: str = "", *, previews: bool = False
-    ) -> Iterator[review_pb.Candidate]:
-        """Yield the candidates of a model that match the filter ``wanted``, the most useful first.
-
-        A filter is such as ``reason = unknown AND group = "3f9a12c4d5e6"``. Raises CallFailed.
-        """
-        request = review_pb.ListCandidatesRequest(
-            model=f"models/{model}",
-            filter=wanted,
-            view=review_pb.CANDIDATE_VIEW_PREVIEW if previews else review_pb.CANDIDATE_VIEW_BASIC,
-        )
-        for page in self._pages(self._review.ListCandidates, request):
-            yield from page.candidates
-
-    def get_candidate(self, model: str, digest: str) -> review_pb.Candidate:
-        """Return a candidate with its image. Raises CallFailed."""
-        request = review_pb.GetCandidateRequest(name=f"models/{model}/candidates/{digest}")
-        return blocking_calls.call_unary(self._review.GetCandidate, request)
-
-    def candidate_groups(self, model: str, *, examples: int = 0) -> list[review_pb.CandidateGroup]:
-        """Return the groups of candidates that look alike and like no label. Raises CallFailed.
-
-        Each has the ``examples`` most typical candidates, 0: five.
-        """
-        request = review_pb.ListCandidateGroupsRequest(model=f"models/{model}", examples=examples)
-        response = blocking_calls.call_unary(self._review.ListCandidateGroups, request)
-        return list(response.groups)
-
-    def label_candidates(
-        self,
-        model: str,
-        labels: Mapping[str, str | None],
-        *,
-        request_id: str = "",
-        options: change_pb.ChangeOptions | None = None,
-        timeout: float | None = None,
-    ) -> list[Operation]:
-        """Label candidates by their digests, None: discard; return the operations that learn them.
-
-        There is one operation for all labels, and maybe earlier ones that learn candidates under
-        the same label already. Raises CallFailed.
-        """
-        request = review_pb.LabelCandidatesRequest(
-            model=f"models/{model}",
-            labels=[
-                review_pb.CandidateLabel(digest=digest, discard=True)
-                if label is None
-                else review_pb.CandidateLabel(digest=digest, label=label)
-                for digest, label in labels.items()
-            ],
-            request_id=request_id or calls.new_request_id(),
-            options=options,
-        )
-        response = blocking_calls.call_unary(self._review.LabelCandidates, request, timeout)
-        return [Operation.of(operation) for operation in response.operations]
-
-    def correct_answer(self, model: str, answer_id: str, label: str) -> review_pb.Candidate:
-        """Say that ``label`` is right instead of an answer (``ImageResult.answer_id``).
-
-        The image becomes a candidate; ``label_candidates`` teaches it. Raises CallFailed.
-        """
-        request = review_pb.CorrectAnswerRequest(
-            model=f"models/{model}", answer_id=answer_id, label=label
-        )
-        return blocking_calls.call_unary(self._review.CorrectAnswer, request)
 
     def operations(self, wanted: str = "") -> Iterator[Operation]:
         """Yield the operations that match the filter ``wanted``, oldest first.

@@ -13,9 +13,9 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from topwork.gateway.templates import OTHER_RULES, Template, parse
-from topwork.v1 import classifier_service_pb2, model_service_pb2
+from topwork.v1 import classifier_service_pb2, model_service_pb2, review_service_pb2
 
-FILES = (classifier_service_pb2, model_service_pb2, operations_pb2)
+FILES = (classifier_service_pb2, model_service_pb2, review_service_pb2, operations_pb2)
 """The modules whose services the gateway offers."""
 
 

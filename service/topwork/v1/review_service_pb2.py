@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
@@ -29,45 +30,59 @@ from topwork.v1 import change_pb2 as topwork_dot_v1_dot_change__pb2
 from topwork.v1 import classifier_service_pb2 as topwork_dot_v1_dot_classifier__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftopwork/v1/review_service.proto\x12\ntopwork.v1\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17topwork/v1/change.proto\x1a#topwork/v1/classifier_service.proto\"\x83\x03\n\x0cReviewPolicy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07\x65nabled\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x1b\n\x0eimages_per_day\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x16\n\tmax_bytes\x18\x04 \x01(\x03H\x02\x88\x01\x01\x12&\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x07unknown\x18\x06 \x01(\x08H\x03\x88\x01\x01\x12\x10\n\x03\x66\x61r\x18\x07 \x01(\x08H\x04\x88\x01\x01\x12\x17\n\nmax_margin\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x19\n\x0crandom_share\x18\t \x01(\x01H\x06\x88\x01\x01\x12\x12\n\ncandidates\x18\n \x01(\x05\x12\r\n\x05\x62ytes\x18\x0b \x01(\x03\x12\x12\n\nkept_today\x18\x0c \x01(\x05\x42\n\n\x08_enabledB\x11\n\x0f_images_per_dayB\x0c\n\n_max_bytesB\n\n\x08_unknownB\x06\n\x04_farB\r\n\x0b_max_marginB\x0f\n\r_random_share\"&\n\x16GetReviewPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x19UpdateReviewPolicyRequest\x12(\n\x06policy\x18\x01 \x01(\x0b\x32\x18.topwork.v1.ReviewPolicy\"\x94\x03\n\tCandidate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12+\n\x06reason\x18\x03 \x01(\x0e\x32\x1b.topwork.v1.CandidateReason\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x16\n\x0e\x61nswered_label\x18\x07 \x01(\t\x12\x32\n\x0e\x63lassification\x18\x08 \x01(\x0b\x32\x1a.topwork.v1.Classification\x12\x12\n\nusefulness\x18\t \x01(\x01\x12\x17\n\x0fsuggested_label\x18\n \x01(\t\x12\x11\n\toperation\x18\x0b \x01(\t\x12\r\n\x05label\x18\x0c \x01(\t\x12\x0f\n\x07preview\x18\r \x01(\x0c\x12\r\n\x05image\x18\x0e \x01(\x0c\x12\r\n\x05group\x18\x0f \x01(\t\"\x86\x01\n\x15ListCandidatesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\'\n\x04view\x18\x05 \x01(\x0e\x32\x19.topwork.v1.CandidateView\"p\n\x16ListCandidatesResponse\x12)\n\ncandidates\x18\x01 \x03(\x0b\x32\x15.topwork.v1.Candidate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\"#\n\x13GetCandidateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x1aListCandidateGroupsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x65xamples\x18\x02 \x01(\x05\"[\n\x1bListCandidateGroupsResponse\x12*\n\x06groups\x18\x01 \x03(\x0b\x32\x1a.topwork.v1.CandidateGroup\x12\x10\n\x08\x63ompared\x18\x02 \x01(\x05\"\xa9\x01\n\x0e\x43\x61ndidateGroup\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x05\x12\x0f\n\x07unknown\x18\x03 \x01(\x05\x12\x15\n\rnearest_label\x18\x04 \x01(\t\x12\x12\n\nsimilarity\x18\x05 \x01(\x01\x12\x18\n\x10known_similarity\x18\x06 \x01(\x01\x12\'\n\x08\x65xamples\x18\x07 \x03(\x0b\x32\x15.topwork.v1.Candidate\"P\n\x0e\x43\x61ndidateLabel\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0f\n\x05label\x18\x02 \x01(\tH\x00\x12\x11\n\x07\x64iscard\x18\x03 \x01(\x08H\x00\x42\n\n\x08\x64\x65\x63ision\"\x93\x01\n\x16LabelCandidatesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x06labels\x18\x02 \x03(\x0b\x32\x1a.topwork.v1.CandidateLabel\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"_\n\x17LabelCandidatesResponse\x12\x31\n\noperations\x18\x01 \x03(\x0b\x32\x1d.google.longrunning.Operation\x12\x11\n\tdiscarded\x18\x02 \x01(\x05\"G\n\x14\x43orrectAnswerRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tanswer_id\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t*\xc8\x01\n\x0f\x43\x61ndidateReason\x12 \n\x1c\x43\x41NDIDATE_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41NDIDATE_REASON_UNKNOWN\x10\x01\x12\x18\n\x14\x43\x41NDIDATE_REASON_FAR\x10\x02\x12\x1e\n\x1a\x43\x41NDIDATE_REASON_UNCERTAIN\x10\x03\x12\x1b\n\x17\x43\x41NDIDATE_REASON_RANDOM\x10\x04\x12\x1e\n\x1a\x43\x41NDIDATE_REASON_CORRECTED\x10\x05*e\n\rCandidateView\x12\x1e\n\x1a\x43\x41NDIDATE_VIEW_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41NDIDATE_VIEW_BASIC\x10\x01\x12\x1a\n\x16\x43\x41NDIDATE_VIEW_PREVIEW\x10\x02\x32\xe6\x04\n\rReviewService\x12O\n\x0fGetReviewPolicy\x12\".topwork.v1.GetReviewPolicyRequest\x1a\x18.topwork.v1.ReviewPolicy\x12U\n\x12UpdateReviewPolicy\x12%.topwork.v1.UpdateReviewPolicyRequest\x1a\x18.topwork.v1.ReviewPolicy\x12W\n\x0eListCandidates\x12!.topwork.v1.ListCandidatesRequest\x1a\".topwork.v1.ListCandidatesResponse\x12\x46\n\x0cGetCandidate\x12\x1f.topwork.v1.GetCandidateRequest\x1a\x15.topwork.v1.Candidate\x12\x66\n\x13ListCandidateGroups\x12&.topwork.v1.ListCandidateGroupsRequest\x1a\'.topwork.v1.ListCandidateGroupsResponse\x12Z\n\x0fLabelCandidates\x12\".topwork.v1.LabelCandidatesRequest\x1a#.topwork.v1.LabelCandidatesResponse\x12H\n\rCorrectAnswer\x12 .topwork.v1.CorrectAnswerRequest\x1a\x15.topwork.v1.Candidateb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftopwork/v1/review_service.proto\x12\ntopwork.v1\x1a\x1cgoogle/api/annotations.proto\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17topwork/v1/change.proto\x1a#topwork/v1/classifier_service.proto\"\x83\x03\n\x0cReviewPolicy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07\x65nabled\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x1b\n\x0eimages_per_day\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x16\n\tmax_bytes\x18\x04 \x01(\x03H\x02\x88\x01\x01\x12&\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x07unknown\x18\x06 \x01(\x08H\x03\x88\x01\x01\x12\x10\n\x03\x66\x61r\x18\x07 \x01(\x08H\x04\x88\x01\x01\x12\x17\n\nmax_margin\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x19\n\x0crandom_share\x18\t \x01(\x01H\x06\x88\x01\x01\x12\x12\n\ncandidates\x18\n \x01(\x05\x12\r\n\x05\x62ytes\x18\x0b \x01(\x03\x12\x12\n\nkept_today\x18\x0c \x01(\x05\x42\n\n\x08_enabledB\x11\n\x0f_images_per_dayB\x0c\n\n_max_bytesB\n\n\x08_unknownB\x06\n\x04_farB\r\n\x0b_max_marginB\x0f\n\r_random_share\"&\n\x16GetReviewPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x19UpdateReviewPolicyRequest\x12(\n\x06policy\x18\x01 \x01(\x0b\x32\x18.topwork.v1.ReviewPolicy\"\x94\x03\n\tCandidate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12+\n\x06reason\x18\x03 \x01(\x0e\x32\x1b.topwork.v1.CandidateReason\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x16\n\x0e\x61nswered_label\x18\x07 \x01(\t\x12\x32\n\x0e\x63lassification\x18\x08 \x01(\x0b\x32\x1a.topwork.v1.Classification\x12\x12\n\nusefulness\x18\t \x01(\x01\x12\x17\n\x0fsuggested_label\x18\n \x01(\t\x12\x11\n\toperation\x18\x0b \x01(\t\x12\r\n\x05label\x18\x0c \x01(\t\x12\x0f\n\x07preview\x18\r \x01(\x0c\x12\r\n\x05image\x18\x0e \x01(\x0c\x12\r\n\x05group\x18\x0f \x01(\t\"\x86\x01\n\x15ListCandidatesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\'\n\x04view\x18\x05 \x01(\x0e\x32\x19.topwork.v1.CandidateView\"p\n\x16ListCandidatesResponse\x12)\n\ncandidates\x18\x01 \x03(\x0b\x32\x15.topwork.v1.Candidate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\"#\n\x13GetCandidateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x1aListCandidateGroupsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x65xamples\x18\x02 \x01(\x05\"[\n\x1bListCandidateGroupsResponse\x12*\n\x06groups\x18\x01 \x03(\x0b\x32\x1a.topwork.v1.CandidateGroup\x12\x10\n\x08\x63ompared\x18\x02 \x01(\x05\"\xa9\x01\n\x0e\x43\x61ndidateGroup\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x05\x12\x0f\n\x07unknown\x18\x03 \x01(\x05\x12\x15\n\rnearest_label\x18\x04 \x01(\t\x12\x12\n\nsimilarity\x18\x05 \x01(\x01\x12\x18\n\x10known_similarity\x18\x06 \x01(\x01\x12\'\n\x08\x65xamples\x18\x07 \x03(\x0b\x32\x15.topwork.v1.Candidate\"P\n\x0e\x43\x61ndidateLabel\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0f\n\x05label\x18\x02 \x01(\tH\x00\x12\x11\n\x07\x64iscard\x18\x03 \x01(\x08H\x00\x42\n\n\x08\x64\x65\x63ision\"\x93\x01\n\x16LabelCandidatesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x06labels\x18\x02 \x03(\x0b\x32\x1a.topwork.v1.CandidateLabel\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"_\n\x17LabelCandidatesResponse\x12\x31\n\noperations\x18\x01 \x03(\x0b\x32\x1d.google.longrunning.Operation\x12\x11\n\tdiscarded\x18\x02 \x01(\x05\"G\n\x14\x43orrectAnswerRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tanswer_id\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t*\xc8\x01\n\x0f\x43\x61ndidateReason\x12 \n\x1c\x43\x41NDIDATE_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41NDIDATE_REASON_UNKNOWN\x10\x01\x12\x18\n\x14\x43\x41NDIDATE_REASON_FAR\x10\x02\x12\x1e\n\x1a\x43\x41NDIDATE_REASON_UNCERTAIN\x10\x03\x12\x1b\n\x17\x43\x41NDIDATE_REASON_RANDOM\x10\x04\x12\x1e\n\x1a\x43\x41NDIDATE_REASON_CORRECTED\x10\x05*e\n\rCandidateView\x12\x1e\n\x1a\x43\x41NDIDATE_VIEW_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41NDIDATE_VIEW_BASIC\x10\x01\x12\x1a\n\x16\x43\x41NDIDATE_VIEW_PREVIEW\x10\x02\x32\xa9\x07\n\rReviewService\x12y\n\x0fGetReviewPolicy\x12\".topwork.v1.GetReviewPolicyRequest\x1a\x18.topwork.v1.ReviewPolicy\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{name=models/*/reviewPolicy}\x12\x89\x01\n\x12UpdateReviewPolicy\x12%.topwork.v1.UpdateReviewPolicyRequest\x1a\x18.topwork.v1.ReviewPolicy\"2\x82\xd3\xe4\x93\x02,2\'/v1/{policy.name=models/*/reviewPolicy}:\x01*\x12\x80\x01\n\x0eListCandidates\x12!.topwork.v1.ListCandidatesRequest\x1a\".topwork.v1.ListCandidatesResponse\"\'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{model=models/*}/candidates\x12p\n\x0cGetCandidate\x12\x1f.topwork.v1.GetCandidateRequest\x1a\x15.topwork.v1.Candidate\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{name=models/*/candidates/*}\x12\x94\x01\n\x13ListCandidateGroups\x12&.topwork.v1.ListCandidateGroupsRequest\x1a\'.topwork.v1.ListCandidateGroupsResponse\",\x82\xd3\xe4\x93\x02&\x12$/v1/{model=models/*}/candidateGroups\x12\x8b\x01\n\x0fLabelCandidates\x12\".topwork.v1.LabelCandidatesRequest\x1a#.topwork.v1.LabelCandidatesResponse\"/\x82\xd3\xe4\x93\x02)\"$/v1/{model=models/*}:labelCandidates:\x01*\x12w\n\rCorrectAnswer\x12 .topwork.v1.CorrectAnswerRequest\x1a\x15.topwork.v1.Candidate\"-\x82\xd3\xe4\x93\x02\'\"\"/v1/{model=models/*}:correctAnswer:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'topwork.v1.review_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CANDIDATEREASON']._serialized_start=2138
-  _globals['_CANDIDATEREASON']._serialized_end=2338
-  _globals['_CANDIDATEVIEW']._serialized_start=2340
-  _globals['_CANDIDATEVIEW']._serialized_end=2441
-  _globals['_REVIEWPOLICY']._serialized_start=212
-  _globals['_REVIEWPOLICY']._serialized_end=599
-  _globals['_GETREVIEWPOLICYREQUEST']._serialized_start=601
-  _globals['_GETREVIEWPOLICYREQUEST']._serialized_end=639
-  _globals['_UPDATEREVIEWPOLICYREQUEST']._serialized_start=641
-  _globals['_UPDATEREVIEWPOLICYREQUEST']._serialized_end=710
-  _globals['_CANDIDATE']._serialized_start=713
-  _globals['_CANDIDATE']._serialized_end=1117
-  _globals['_LISTCANDIDATESREQUEST']._serialized_start=1120
-  _globals['_LISTCANDIDATESREQUEST']._serialized_end=1254
-  _globals['_LISTCANDIDATESRESPONSE']._serialized_start=1256
-  _globals['_LISTCANDIDATESRESPONSE']._serialized_end=1368
-  _globals['_GETCANDIDATEREQUEST']._serialized_start=1370
-  _globals['_GETCANDIDATEREQUEST']._serialized_end=1405
-  _globals['_LISTCANDIDATEGROUPSREQUEST']._serialized_start=1407
-  _globals['_LISTCANDIDATEGROUPSREQUEST']._serialized_end=1468
-  _globals['_LISTCANDIDATEGROUPSRESPONSE']._serialized_start=1470
-  _globals['_LISTCANDIDATEGROUPSRESPONSE']._serialized_end=1561
-  _globals['_CANDIDATEGROUP']._serialized_start=1564
-  _globals['_CANDIDATEGROUP']._serialized_end=1733
-  _globals['_CANDIDATELABEL']._serialized_start=1735
-  _globals['_CANDIDATELABEL']._serialized_end=1815
-  _globals['_LABELCANDIDATESREQUEST']._serialized_start=1818
-  _globals['_LABELCANDIDATESREQUEST']._serialized_end=1965
-  _globals['_LABELCANDIDATESRESPONSE']._serialized_start=1967
-  _globals['_LABELCANDIDATESRESPONSE']._serialized_end=2062
-  _globals['_CORRECTANSWERREQUEST']._serialized_start=2064
-  _globals['_CORRECTANSWERREQUEST']._serialized_end=2135
-  _globals['_REVIEWSERVICE']._serialized_start=2444
-  _globals['_REVIEWSERVICE']._serialized_end=3058
+  _globals['_REVIEWSERVICE'].methods_by_name['GetReviewPolicy']._loaded_options = None
+  _globals['_REVIEWSERVICE'].methods_by_name['GetReviewPolicy']._serialized_options = b'\202\323\344\223\002\"\022 /v1/{name=models/*/reviewPolicy}'
+  _globals['_REVIEWSERVICE'].methods_by_name['UpdateReviewPolicy']._loaded_options = None
+  _globals['_REVIEWSERVICE'].methods_by_name['UpdateReviewPolicy']._serialized_options = b'\202\323\344\223\002,2\'/v1/{policy.name=models/*/reviewPolicy}:\001*'
+  _globals['_REVIEWSERVICE'].methods_by_name['ListCandidates']._loaded_options = None
+  _globals['_REVIEWSERVICE'].methods_by_name['ListCandidates']._serialized_options = b'\202\323\344\223\002!\022\037/v1/{model=models/*}/candidates'
+  _globals['_REVIEWSERVICE'].methods_by_name['GetCandidate']._loaded_options = None
+  _globals['_REVIEWSERVICE'].methods_by_name['GetCandidate']._serialized_options = b'\202\323\344\223\002\"\022 /v1/{name=models/*/candidates/*}'
+  _globals['_REVIEWSERVICE'].methods_by_name['ListCandidateGroups']._loaded_options = None
+  _globals['_REVIEWSERVICE'].methods_by_name['ListCandidateGroups']._serialized_options = b'\202\323\344\223\002&\022$/v1/{model=models/*}/candidateGroups'
+  _globals['_REVIEWSERVICE'].methods_by_name['LabelCandidates']._loaded_options = None
+  _globals['_REVIEWSERVICE'].methods_by_name['LabelCandidates']._serialized_options = b'\202\323\344\223\002)\"$/v1/{model=models/*}:labelCandidates:\001*'
+  _globals['_REVIEWSERVICE'].methods_by_name['CorrectAnswer']._loaded_options = None
+  _globals['_REVIEWSERVICE'].methods_by_name['CorrectAnswer']._serialized_options = b'\202\323\344\223\002\'\"\"/v1/{model=models/*}:correctAnswer:\001*'
+  _globals['_CANDIDATEREASON']._serialized_start=2168
+  _globals['_CANDIDATEREASON']._serialized_end=2368
+  _globals['_CANDIDATEVIEW']._serialized_start=2370
+  _globals['_CANDIDATEVIEW']._serialized_end=2471
+  _globals['_REVIEWPOLICY']._serialized_start=242
+  _globals['_REVIEWPOLICY']._serialized_end=629
+  _globals['_GETREVIEWPOLICYREQUEST']._serialized_start=631
+  _globals['_GETREVIEWPOLICYREQUEST']._serialized_end=669
+  _globals['_UPDATEREVIEWPOLICYREQUEST']._serialized_start=671
+  _globals['_UPDATEREVIEWPOLICYREQUEST']._serialized_end=740
+  _globals['_CANDIDATE']._serialized_start=743
+  _globals['_CANDIDATE']._serialized_end=1147
+  _globals['_LISTCANDIDATESREQUEST']._serialized_start=1150
+  _globals['_LISTCANDIDATESREQUEST']._serialized_end=1284
+  _globals['_LISTCANDIDATESRESPONSE']._serialized_start=1286
+  _globals['_LISTCANDIDATESRESPONSE']._serialized_end=1398
+  _globals['_GETCANDIDATEREQUEST']._serialized_start=1400
+  _globals['_GETCANDIDATEREQUEST']._serialized_end=1435
+  _globals['_LISTCANDIDATEGROUPSREQUEST']._serialized_start=1437
+  _globals['_LISTCANDIDATEGROUPSREQUEST']._serialized_end=1498
+  _globals['_LISTCANDIDATEGROUPSRESPONSE']._serialized_start=1500
+  _globals['_LISTCANDIDATEGROUPSRESPONSE']._serialized_end=1591
+  _globals['_CANDIDATEGROUP']._serialized_start=1594
+  _globals['_CANDIDATEGROUP']._serialized_end=1763
+  _globals['_CANDIDATELABEL']._serialized_start=1765
+  _globals['_CANDIDATELABEL']._serialized_end=1845
+  _globals['_LABELCANDIDATESREQUEST']._serialized_start=1848
+  _globals['_LABELCANDIDATESREQUEST']._serialized_end=1995
+  _globals['_LABELCANDIDATESRESPONSE']._serialized_start=1997
+  _globals['_LABELCANDIDATESRESPONSE']._serialized_end=2092
+  _globals['_CORRECTANSWERREQUEST']._serialized_start=2094
+  _globals['_CORRECTANSWERREQUEST']._serialized_end=2165
+  _globals['_REVIEWSERVICE']._serialized_start=2474
+  _globals['_REVIEWSERVICE']._serialized_end=3411
 # @@protoc_insertion_point(module_scope)

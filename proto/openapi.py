@@ -37,6 +37,7 @@ Tree = dict[str, Any]
 SERVICES = (
     "topwork.v1.ClassifierService",
     "topwork.v1.ModelService",
+    "topwork.v1.ReviewService",
     "google.longrunning.Operations",
 )
 

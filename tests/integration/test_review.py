@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import servers, tiny
@@ -42,7 +43,7 @@ def digests(client: Client, model: str, wanted: str = "") -> list[str]:
     return [row.digest for row in client.list_candidates(model, wanted)]
 
 
-def finish(client: Client, model: str, labels: dict[str, str | None], **given: object) -> list[str]:
+def finish(client: Client, model: str, labels: dict[str, str | None], **given: Any) -> list[str]:
     """Label candidates, and return the names of the operations once they are finished."""
     operations = client.label_candidates(model, labels, options=ANY, **given)
     for operation in operations:

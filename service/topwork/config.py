@@ -302,6 +302,22 @@ class ServeConfig(WorkerConfig):
             "if that is a socket.",
         ),
     ] = None
+    metric_models: Annotated[
+        int,
+        Setting(
+            least=0,
+            help="Models with metrics of their own, those that answer first; others are counted "
+            "together.",
+        ),
+    ] = 100
+    metric_labels: Annotated[
+        int,
+        Setting(
+            least=0,
+            help="Labels of a model that are counted each, those that are predicted first; others "
+            "are counted together.",
+        ),
+    ] = 50
     worker: Annotated[
         bool,
         Setting(help="Run the worker beside the server; otherwise run `topwork worker`."),

@@ -7,17 +7,22 @@ docs/serving.md explains them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    GCCollector,
     Histogram,
+    Info,
     ProcessCollector,
     start_http_server,
 )
+
+from topwork.change_metrics import ChangeMetrics
+from topwork.model_metrics import ModelMetrics
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -26,10 +31,12 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Telemetry:
     """The metrics of one process; an observation takes about a microsecond."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, models: int = 100, model_labels: int = 50) -> None:
+        """Take the most models, and labels of a model, that have series of their own."""
         registry = CollectorRegistry()
         self._registry = registry
         ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
         labels = ("grpc_service", "grpc_method")
         self.calls = Counter(
             "grpc_server_handled", "Calls that ended.", (*labels, "grpc_code"), registry=registry
@@ -47,9 +54,9 @@ class Telemetry:
             registry=registry,
             buckets=_SIZES,
         )
-        self.images = Counter(
-            "topwork_images", "Images answered.", ("model", "result"), registry=registry
-        )
+        self.models = ModelMetrics(models=models, labels=model_labels)
+        """Metrics of the answers by model."""
+        registry.register(self.models)
         stages = Histogram(
             "topwork_stage_seconds",
             "Time of an image in a stage: queue, decode, backbone (its share of a micro-batch), "
@@ -88,6 +95,15 @@ class Telemetry:
             "it; precision is that of the graph that runs.",
             ("backbone", "digest", "precision"),
             registry=registry,
+        )
+
+        self.changes = ChangeMetrics(registry)
+
+    def build(self, versions: Mapping[str, str], **others: str) -> None:
+        """Add the versions of the software as labels of a series with the value 1."""
+        info = {"version" if name == "topwork" else name: text for name, text in versions.items()}
+        Info("topwork_build", "Versions of the software.", registry=self._registry).info(
+            {**info, **others}
         )
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:

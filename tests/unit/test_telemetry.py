@@ -14,18 +14,17 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from support import tiny
+from support.metrics import engine, filled
 from support.pictures import picture, pictures
 
 from topwork.access.access_file import Access
 from topwork.bundle.store import Repository
 from topwork.errors import DeadlinePassed, NotFound, Overloaded
 from topwork.inputs.image import Prepared, prepare
-from topwork.limits import DEFAULT_LIMITS
 from topwork.rpc.interceptor import Interceptor
 from topwork.serving.classifier import Classifier
 from topwork.serving.encoders import decoding
-from topwork.serving.encoders.threads import ITEMS_PER_THREAD, ThreadEncoder
-from topwork.serving.registry import Registry
+from topwork.serving.encoders.threads import ITEMS_PER_THREAD
 from topwork.telemetry import Telemetry
 
 PHOTO = picture("blue", 40)
@@ -50,17 +49,6 @@ def value(telemetry: Telemetry, name: str, labels: dict[str, str] | None = None)
     return telemetry._registry.get_sample_value(name, labels or {})
 
 
-def engine(repository: Repository) -> tuple[Registry, Classifier, Telemetry]:
-    """Return a classifier with one thread and a queue of 16 images, not started."""
-    telemetry = Telemetry()
-    encoder = ThreadEncoder(provider="cpu", cores=1, limits=DEFAULT_LIMITS)
-    registry = Registry(repository, encoder, telemetry=telemetry)
-    classifier = Classifier(
-        registry, encoder, limits=DEFAULT_LIMITS, cores=1, queue_limit=16, telemetry=telemetry
-    )
-    return registry, classifier, telemetry
-
-
 def observed(
     repository: Repository, scenario: Callable[[Classifier, Telemetry], Awaitable[None]]
 ) -> Telemetry:
@@ -82,14 +70,8 @@ def observed(
 
 def test_names_and_units_follow_prometheus_conventions(colours: Repository) -> None:
     """As promtool checks: only counters end in _total; help; base units; no type in a name."""
-    _, _, telemetry = engine(colours)
-    telemetry.calls.labels("service", "Method", "OK").inc()
-    telemetry.call_seconds.labels("service", "Method").observe(1)
-    telemetry.images.labels("colours", "ok").inc()
-    telemetry.rejected.labels("OVERLOADED").inc()
-    telemetry.agreement.labels("tiny", "0123456789ab", "int8").set(1)
     kinds = {}
-    for family in text_string_to_metric_families(text(telemetry)):
+    for family in text_string_to_metric_families(text(filled(colours))):
         if family.name.endswith("_created"):
             continue  # the library adds one to each series
         names = {sample.name for sample in family.samples}
@@ -109,15 +91,33 @@ def test_names_and_units_follow_prometheus_conventions(colours: Repository) -> N
         "grpc_server_handled": "counter",
         "grpc_server_handling_seconds": "histogram",
         "topwork_backbone_agreement": "gauge",
+        "topwork_build_info": "gauge",
+        "topwork_confidence": "histogram",
+        "topwork_database_up": "gauge",
+        "topwork_finished_operations": "counter",
+        "topwork_gate_rejections": "counter",
         "topwork_heads": "gauge",
         "topwork_images": "counter",
         "topwork_micro_batch_images": "histogram",
+        "topwork_model_bytes": "gauge",
+        "topwork_model_drift": "gauge",
+        "topwork_model_drift_threshold": "gauge",
+        "topwork_model_quota_bytes": "gauge",
+        "topwork_model_stage_seconds": "counter",
         "topwork_models": "gauge",
+        "topwork_oldest_operation_seconds": "gauge",
+        "topwork_operation_stage_seconds": "histogram",
+        "topwork_operations": "gauge",
+        "topwork_predicted_images": "counter",
         "topwork_queue_images": "gauge",
         "topwork_rejected_images": "counter",
+        "topwork_repository_free_bytes": "gauge",
+        "topwork_repository_free_inodes": "gauge",
         "topwork_request_images": "histogram",
         "topwork_stage_seconds": "histogram",
         "topwork_swaps": "counter",
+        "topwork_unknown_images": "counter",
+        "topwork_worker_up": "gauge",
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.arrays import Float32Array
+from topwork.bundle.drift import UnknownDistribution
 from topwork.bundle.features import Normaliser
 
 F = TypeVar("F", np.float32, np.float64)
@@ -107,6 +108,8 @@ class Unknown:
     distance_bias: float
     threshold: float
     """An image is unknown if its probability is at least this."""
+    distribution: UnknownDistribution | None = None
+    """Probabilities of held-out images of the known labels; the head does not need it."""
 
     def probabilities(self, logits: Float32Array, distances: Float32Array) -> Float32Array:
         """Return probabilities (N,) for calibrated logits (N, C) and squared distances (N,)."""

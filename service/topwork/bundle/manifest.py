@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from topwork.bundle.comparison import Comparison, Rejection
 from topwork.bundle.documents import document
+from topwork.bundle.drift import UnknownDistribution
 from topwork.bundle.numbers import Count, Number, Seed
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.errors import NotReady
@@ -179,6 +180,9 @@ class Manifest:
     schema: int = SCHEMA
     examples: Digest | None = None
     """sha256 of examples.npz; None in revisions of earlier releases, which have no such file."""
+    unknown_distribution: UnknownDistribution | None = None
+    """Out-of-fold unknown probabilities of the exemplars, the reference of drift; None without a
+    detector, and in revisions of earlier releases."""
 
 
 def check_may_serve(manifest: Manifest) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from datetime import datetime
 from typing import Any, TypeAlias
 
 from dbos import WorkflowStatus
@@ -17,7 +18,7 @@ from topwork.bundle.store import Repository
 from topwork.changes import rows
 from topwork.changes.jobs import Job
 from topwork.changes.polling import Poller
-from topwork.changes.queue import PROGRESS, RESULT, OperationFilter, Queue
+from topwork.changes.queue import PAGE_SIZE, PROGRESS, RESULT, OperationFilter, Queue
 from topwork.changes.rows import OperationState, check_same, subject_of
 from topwork.errors import NotFound, NotReady, Overloaded, TopworkError, Unavailable
 from topwork.limits import DEFAULT_LIMITS, ServerLimits
@@ -114,6 +115,21 @@ class Operations:
         """Return the operations that match ``wanted``, of the ``visible`` models, oldest first."""
         statuses = await self._queue.select(wanted, offset=offset, limit=limit, visible=visible)
         return [await self._operation(status) for status in statuses]
+
+    async def unfinished(self) -> Sequence[tuple[bool, float]]:
+        """Return whether each unfinished operation runs, and when it was accepted.
+
+        Times are in seconds since 1970. At most PAGE_SIZE operations, the oldest.
+        """
+        wanted = OperationFilter(attributes={}, done=False)
+        return [
+            (status.status == "PENDING", rows.operation(status).created.timestamp())
+            for status in await self._queue.select(wanted, offset=0, limit=PAGE_SIZE)
+        ]
+
+    async def finished(self, since: datetime) -> Sequence[OperationState]:
+        """Return the operations that finished after ``since``, at most PAGE_SIZE."""
+        return [rows.operation(status) for status in await self._queue.finished(since)]
 
     async def _read_states(
         self, identifiers: Collection[str]

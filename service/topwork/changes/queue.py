@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,18 @@ class Queue:
         return await self._list(
             wanted.done, offset=offset, limit=limit, attributes=wanted.attributes
         )
+
+    async def finished(self, since: datetime) -> Sequence[WorkflowStatus]:
+        """Return the operations that finished after ``since``, at most PAGE_SIZE."""
+        client = await self._connect()
+        with available():
+            return await client.list_workflows_async(
+                name=CHANGE,
+                status=[*rows.FINISHED],
+                completed_after=since.isoformat(),
+                limit=PAGE_SIZE,
+                load_input=False,
+            )
 
     async def cancel(self, identifier: str) -> None:
         """Cancel an operation before its next step."""

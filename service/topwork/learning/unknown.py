@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.arrays import FloatArray
+from topwork.bundle.drift import UnknownDistribution
 from topwork.bundle.exemplars import FOLDS
 from topwork.bundle.head import Unknown
 from topwork.bundle.metrics import LeftOutLabel, UnknownMetrics
@@ -95,6 +96,7 @@ def learn_unknown(
             distance_weight=float(distance_weight),
             distance_bias=float(bias - distance_weight * usual.nearest),
             threshold=threshold,
+            distribution=UnknownDistribution.of(probabilities_of_known),
         ),
         UnknownMetrics(
             auroc=float(np.mean(aurocs)),

@@ -25,6 +25,7 @@ from topwork.changes.evaluations import check_evaluation
 from topwork.changes.executors import check_executor
 from topwork.changes.intake import Intake
 from topwork.changes.lifecycle import Lifecycle, store_bundled_backbone
+from topwork.changes.monitor import Monitor
 from topwork.changes.operations import Operations
 from topwork.changes.quota import Quotas
 from topwork.changes.uploads import Uploads
@@ -49,6 +50,7 @@ from topwork.rpc.servicers.review import ReviewServicer
 from topwork.rpc.spans import open_spans
 from topwork.rpc.tls import Certificates
 from topwork.runtime import logs
+from topwork.runtime.backend import software_versions
 from topwork.runtime.supervisor import Supervisor
 from topwork.serving.classifier import Classifier
 from topwork.serving.encoders.choice import make_encoder
@@ -100,7 +102,8 @@ class Server:
         repository = Repository(config.repository, config.signing.read(publishes=False))
         self._config = config
         self._repository = repository
-        self._telemetry = Telemetry()
+        self._telemetry = Telemetry(models=config.metric_models, model_labels=config.metric_labels)
+        self._telemetry.build(software_versions())
         self._spans = open_spans(config.otlp_endpoint)
         self._operations = Operations(url, repository, limits)
         encoder = make_encoder(
@@ -128,16 +131,30 @@ class Server:
             reviewer=self._capture,
         )
         self._worker = Supervisor("topwork-worker", worker.run, config)
+        if config.worker:
+            self._telemetry.watch(
+                "topwork_worker_up", "1 if the worker beside the server works.", self._works
+            )
         views = OperationViews(
             repository, self._registry, self._operations, most_watches=limits.max_watches
         )
         examples = Examples(repository)
+        quotas = Quotas(repository, limits)
+        self._monitor = Monitor(
+            repository,
+            self._operations,
+            quotas,
+            models=self._registry.models,
+            most_models=config.metric_models,
+            limits=limits,
+            telemetry=self._telemetry,
+        )
         intake = Intake(
             self._registry,
             examples,
             self._operations,
             Uploads(repository, limits),
-            Quotas(repository, limits),
+            quotas,
             limits,
             partial(check_evaluation, repository),
         )
@@ -224,6 +241,8 @@ class Server:
         if self._gateway.server_address:
             listening.open_port(self._grpc, self._gateway.server_address, None)
         self._health_grpc = self._make_health_server()
+        if self._config.metrics_port is not None:
+            await self._monitor.start()
         self._serve_metrics()
         await self._health.start()
         await self._grpc.start()
@@ -256,6 +275,7 @@ class Server:
             await asyncio.to_thread(self._metrics.shutdown)
             self._metrics.server_close()
         await asyncio.to_thread(self._capture.close)
+        await self._monitor.aclose()
         await self._registry.aclose()
         await self._classifier.aclose()
         await self._worker.aclose()

@@ -16,6 +16,8 @@ _ENVIRONMENT = {
     # most 32 blocks.
     "PILLOW_BLOCK_SIZE": "4m",
     "PILLOW_BLOCKS_MAX": "32",
+    # Prometheus' client library otherwise adds a series with a time to each counter and histogram.
+    "PROMETHEUS_DISABLE_CREATED_SERIES": "true",
 }
 """Read by the libraries when they are imported; children inherit it."""
 

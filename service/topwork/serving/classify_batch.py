@@ -183,10 +183,18 @@ class ClassifyBatch(Generic[A]):
                 telemetry.micro_batch.observe(outcome.images)
         if scores is not None:
             telemetry.head.observe(scores.seconds)
-        model = self.manifest.model
-        for result, images in (("ok", embedded), ("error", len(outcomes) - embedded)):
-            if images:
-                telemetry.images.labels(model, result).inc(images)
+        telemetry.models.answered(
+            self.manifest,
+            None if scores is None else scores.probabilities,
+            None if scores is None else scores.unknown,
+            errors=len(outcomes) - embedded,
+            seconds=(
+                sum(outcome.waited for outcome in outcomes),
+                sum(outcome.decoded for outcome in outcomes),
+                sum(outcome.computed for outcome in outcomes),
+                0.0 if scores is None else scores.seconds,
+            ),
+        )
 
 
 def classified(finished: Finished, *, top_k: int) -> Classified:

@@ -231,6 +231,7 @@ class Registry:
                 if snapshot is not None:
                     self._snapshots.put((model, manifest.revision), snapshot)
                 self._telemetry.swaps.inc()
+                self._telemetry.models.serve(manifest)
                 log.info("serving", model=model, revision=manifest.revision)
         except ConnectionError as error:  # no encoder process runs: the next poll retries
             log.warning("backbone cannot be loaded", model=model, error=str(error))
@@ -256,6 +257,7 @@ class Registry:
         self._stamps.pop(model, None)
         self._drafts.pop(model, None)
         if self._serving.pop(model, None) is not None:
+            self._telemetry.models.forget(model)
             log.info("removed", model=model)
 
     async def _warm(self, model: str) -> None:

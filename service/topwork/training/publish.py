@@ -90,6 +90,7 @@ def publish(
             temperature=head.temperature,
             unknown_threshold=head.unknown.threshold if head.unknown else None,
         ),
+        unknown_distribution=head.unknown.distribution if head.unknown else None,
         precision_gate=precision_gate,
         change=origin.change,
         operation=origin.operation,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import re
 import socket
 import urllib.request
 from pathlib import Path
@@ -15,7 +17,15 @@ from support.servers import Running, failure
 
 from topwork import Client
 from topwork.bundle.store import Repository
+from topwork.changes.database import database_url
+from topwork.changes.monitor import Monitor
+from topwork.changes.operations import Operations
+from topwork.changes.quota import Quotas
+from topwork.limits import DEFAULT_LIMITS
+from topwork.telemetry import Telemetry
 
+DEPLOY = Path(__file__).parents[2] / "deploy"
+SERIES = re.compile(r"\b(?:topwork|grpc_server|process)_[a-z_]+\b")
 PHOTO = picture("blue", 40)
 CLASSIFY = {"grpc_service": "topwork.v1.ClassifierService", "grpc_method": "Classify"}
 
@@ -29,6 +39,10 @@ class Scrape:
         with urllib.request.urlopen(url, timeout=servers.TIMEOUT) as answer:  # the loopback
             self.kind = answer.headers["Content-Type"]
             text = answer.read().decode()
+        self.names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+        """Names of all metrics, and of the series of histograms."""
+        suffixes = ("_bucket", "_count", "_sum")
+        self.names |= {name + suffix for name in self.names for suffix in suffixes}
         self._values = {
             (sample.name, frozenset(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(text)
@@ -87,6 +101,64 @@ def test_metrics_count_calls_images_stages_and_swaps(colours: Repository) -> Non
         servers.eventually(lambda: client.classify("colours", [PHOTO]).revision == 2)
         swapped = Scrape(server)
         assert [swapped(f"topwork_{name}") for name in ("models", "swaps_total")] == [1, 2]
+
+
+def test_alerts_and_dashboard_name_metrics_of_a_real_scrape(colours: Repository) -> None:
+    """They use only metrics that a server with a worker has. No series has a creation time."""
+    with servers.running(colours.root, metrics_port=0) as server:
+        servers.eventually(lambda: Scrape(server)("topwork_worker_up") == 1)
+        scrape = Scrape(server)
+    assert scrape("topwork_database_up") == 1
+    assert scrape("topwork_operations", state="queued") == 0
+    assert scrape("topwork_finished_operations_total", kind="add_class", result="OK") == 0
+    assert scrape("topwork_repository_free_bytes") > 0
+    named = {
+        name
+        for path in ("prometheus/alerts.yml", "grafana/topwork.json")
+        for name in SERIES.findall((DEPLOY / path).read_text())
+    }
+    assert len(named) > 20
+    assert named <= scrape.names
+    assert not {name for name in scrape.names if name.endswith("_created")}
+
+
+def test_finished_changes_are_read_from_the_database(colours: Repository) -> None:
+    """A change that a worker carried out is counted once, with its stages."""
+    telemetry, operations = Telemetry(), Operations(database_url(colours.root), colours)
+    monitor = Monitor(
+        colours,
+        operations,
+        Quotas(colours, DEFAULT_LIMITS),
+        models=colours.models,
+        most_models=1,
+        limits=DEFAULT_LIMITS,
+        telemetry=telemetry,
+    )
+
+    def value(name: str, **labels: str) -> float | None:
+        return telemetry._registry.get_sample_value(name, labels)
+
+    async def play(client: Client) -> None:
+        await operations.start()
+        await monitor.poll()
+        try:
+            violet = [(f"{seed}.png", picture("violet", seed)) for seed in range(20)]
+            added = await asyncio.to_thread(client.add_class, "colours", "violet", violet)
+            await monitor.poll()
+            busy = [value("topwork_operations", state=state) for state in ("queued", "running")]
+            assert sum(count or 0 for count in busy) <= 1
+            await asyncio.to_thread(lambda: list(client.watch(added.name)))
+            await monitor.poll()
+            await monitor.poll()
+        finally:
+            await operations.aclose()
+
+    with servers.running(colours.root) as server, Client(server.address) as client:
+        asyncio.run(play(client))
+    assert value("topwork_finished_operations_total", kind="add_class", result="OK") == 1
+    assert value("topwork_operation_stage_seconds_count", stage="solving") == 1
+    assert value("topwork_operations", state="running") == 0
+    assert value("topwork_database_up") == 1
 
 
 def test_an_exceeded_deadline_is_counted(colours: Repository) -> None:

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Protocol, get_args
 
 import structlog
 
 from topwork.bundle.store import Repository
+from topwork.changes.jobs import ChangeKind
 from topwork.changes.quota import Quotas
 from topwork.changes.rows import OperationState
 from topwork.errors import TopworkError, Unavailable
@@ -32,6 +33,9 @@ OVERLAP = timedelta(minutes=1)
 """Raising it tolerates clocks of workers that are slower."""
 
 STATES = ("queued", "running")
+
+RESULTS = ("OK", "GATE_FAILED", "STORAGE", "DATA_LOSS", "INTERNAL")
+"""Results that have a series before they occur."""
 
 
 class Source(Protocol):
@@ -75,6 +79,9 @@ class Monitor:
     async def start(self) -> None:
         """Poll now, and begin to poll."""
         self._metrics.quota.set(self._limits.max_model_bytes)
+        for kind in get_args(ChangeKind):  # from 0 on, so that the first one is an increase
+            for result in RESULTS:
+                self._metrics.finished.labels(kind, result)
         await self.poll()
         self._task = asyncio.create_task(self._run(), name="monitor")
 

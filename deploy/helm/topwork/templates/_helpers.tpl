@@ -1,0 +1,3 @@
+{{- define "topwork.claim" -}}
+{{ .Values.repository.existingClaim | default (printf "%s-repository" .Release.Name) }}
+{{- end }}

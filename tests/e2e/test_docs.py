@@ -45,6 +45,16 @@ NOT_RUN = {
     ("deployment.md", "docker run --read-only"): "needs docker",
     ("deployment.md", "docker run --volume"): "needs docker",
     ("deployment.md", "make image\n"): "needs docker",
+    (
+        "deployment.md",
+        "helm install topwork deploy/helm/topwork --set image.repository=REGISTRY/topwork "
+        "--set image.tag=0.1.0\n",
+    ): "needs a cluster: test_helm.py has its manifests",
+    (
+        "deployment.md",
+        "helm install topwork deploy/helm/topwork --set image.repository=REGISTRY/topwork "
+        "--set image.tag=0.1.0 \\",
+    ): "needs a cluster: test_helm.py has its manifests",
     ("deployment.md", "topwork create flowers"): "needs docker: test_born.py runs these commands",
     ("export.md", "npm install"): "needs npm's registry: test_browser.py does the same",
     ("http.md", "topwork gateway --server topwork.internal"): "needs certificates and another host",

@@ -99,6 +99,9 @@ def test_manifest_records_provenance(repository: Repository, parts: list[Exempla
         temperature=learned.head.temperature,
         unknown_threshold=learned.head.unknown.threshold,
     )
+    assert manifest.unknown_distribution == learned.head.unknown.distribution
+    assert manifest.unknown_distribution is not None
+    assert sum(manifest.unknown_distribution.images) == learned.metrics.images
     assert b"topwork-train fit colours" in repository.report(manifest)
     assert manifest.versions == software_versions()
     assert repository.backbone(manifest) == BACKBONE

@@ -185,9 +185,9 @@ def test_the_metrics_port_closes_with_the_server(colours: Repository) -> None:
 
 
 def test_there_is_no_metrics_port_by_default(server: Running) -> None:
-    """Without ``metrics_port`` a server listens on its address only."""
-    port = int(server.address.rpartition(":")[2])
-    assert listening(server.process.pid) == {port}
+    """Without ``metrics_port`` a server listens on its address and on the HTTP port only."""
+    ports = {int(address.rpartition(":")[2]) for address in (server.address, server.http)}
+    assert listening(server.process.pid) == ports
     assert "metrics" not in {entry.get("event") for entry in server.log_entries}
 
 

@@ -81,7 +81,7 @@ class Telemetry:
         self.review_images = Counter(
             "topwork_review_images",
             "Images offered to the review queue, by what became of them.",
-            ("model", "result"),
+            ("result",),
             registry=registry,
         )
         self.swaps = Counter(

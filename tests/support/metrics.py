@@ -37,6 +37,7 @@ def filled(repository: Repository) -> Telemetry:
     telemetry.calls.labels("service", "Method", "OK").inc()
     telemetry.call_seconds.labels("service", "Method").observe(1)
     telemetry.rejected.labels("OVERLOADED").inc()
+    telemetry.review_images.labels("kept").inc()
     telemetry.agreement.labels("tiny", "0123456789ab", "int8").set(1)
     manifest = repository.manifest("colours", 1)
     reference = UnknownDistribution.of(np.linspace(0, 1, 100))

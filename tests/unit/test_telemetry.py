@@ -114,6 +114,7 @@ def test_names_and_units_follow_prometheus_conventions(colours: Repository) -> N
         "topwork_repository_free_bytes": "gauge",
         "topwork_repository_free_inodes": "gauge",
         "topwork_request_images": "histogram",
+        "topwork_review_images": "counter",
         "topwork_stage_seconds": "histogram",
         "topwork_swaps": "counter",
         "topwork_unknown_images": "counter",

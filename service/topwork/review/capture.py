@@ -169,7 +169,7 @@ class Capture:
             else:
                 return
         budget.settle()
-        self._count(offer.model, "busy")
+        self._count("busy")
 
     def _run(self) -> None:
         expire = 0.0
@@ -214,7 +214,7 @@ class Capture:
             log.error("candidate not kept", model=offer.model, error=repr(error))
         finally:
             budget.settle()
-            self._count(offer.model, result)
+            self._count(result)
 
     def _read_policy(self, model: str) -> None:
         path = self._repository.serving_file(model).with_name(FILE)
@@ -270,5 +270,5 @@ class Capture:
         with self._bytes_lock:
             self._bytes -= size
 
-    def _count(self, model: str, result: str) -> None:
-        self._telemetry.review_images.labels(model, result).inc()
+    def _count(self, result: str) -> None:
+        self._telemetry.review_images.labels(result).inc()

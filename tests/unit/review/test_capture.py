@@ -54,7 +54,7 @@ def capture(repository: Repository, telemetry: Telemetry) -> Iterator[Capture]:
 
 def counted(telemetry: Telemetry, result: str) -> float:
     """Return the number of images with this result."""
-    return float(telemetry.review_images.labels("colours", result)._value.get())
+    return float(telemetry.review_images.labels(result)._value.get())
 
 
 def test_policy_is_followed_when_its_file_changes(repository: Repository, capture: Capture) -> None:

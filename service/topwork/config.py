@@ -90,6 +90,10 @@ HttpCorsOrigins = Annotated[
         "API.",
     ),
 ]
+HttpConsole = Annotated[
+    bool,
+    Setting(help="Serve the console, a web page, at / of the HTTP port."),
+]
 TlsCert = Annotated[
     Path | None,
     Setting(
@@ -249,6 +253,7 @@ class ServeConfig(WorkerConfig):
     http_port: HttpPort = ""
     http_hosts: HttpHosts = ""
     http_cors_origins: HttpCorsOrigins = ""
+    http_console: HttpConsole = True
     gateway_key: GatewayKey = None
     reflection: Annotated[
         bool, Setting(help="Serve gRPC reflection, which tools such as grpcurl use.")
@@ -412,6 +417,7 @@ class GatewayConfig:
     ] = "127.0.0.1:8080"
     http_hosts: HttpHosts = ""
     http_cors_origins: HttpCorsOrigins = ""
+    http_console: HttpConsole = True
     gateway_key: GatewayKey = None
     tls_cert: TlsCert = None
     tls_key: TlsKey = None

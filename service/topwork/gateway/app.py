@@ -6,7 +6,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Router
 from starlette.types import ASGIApp
 
-from topwork.gateway import probes, transcoder
+from topwork.gateway import pages, probes, transcoder
 from topwork.gateway.backend import Backend
 from topwork.gateway.guard import Guard
 from topwork.gateway.inbox import Memory
@@ -22,6 +22,7 @@ def make_app(settings: GatewaySettings, backend: Backend) -> ASGIApp:
         *transcoder.routes(methods(services()), backend, memory),
         *OpenInference(backend, memory).routes(),
         *probes.routes(backend, memory),
+        *(pages.routes() if settings.console else ()),
     ]
     app: ASGIApp = Guard(
         Router(routes, redirect_slashes=False), hosts=settings.hosts, origins=settings.origins

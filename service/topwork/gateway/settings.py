@@ -30,6 +30,8 @@ class GatewaySettings:
     """Host names of the port, in lower case; None: any."""
     origins: tuple[str, ...]
     """Origins whose pages may call the API."""
+    console: bool
+    """True: ``/`` is the console."""
     tls: TlsFiles | None
     grace_seconds: float
     log_format: Format
@@ -46,6 +48,7 @@ class GatewaySettings:
             secret=secret,
             hosts=_hosts(config),
             origins=_split(config.http_cors_origins),
+            console=config.http_console,
             tls=tls,
             grace_seconds=config.grace_seconds,
             log_format=config.log_format,
@@ -65,6 +68,7 @@ class GatewaySettings:
             secret=read_key(config.gateway_key),
             hosts=_hosts(config),
             origins=_split(config.http_cors_origins),
+            console=config.http_console,
             tls=config.tls,
             grace_seconds=config.grace_seconds,
             log_format=config.log_format,

@@ -28,6 +28,7 @@ SETTINGS = GatewaySettings(
     secret="",
     hosts=("localhost",),
     origins=(),
+    console=True,
     tls=None,
     grace_seconds=1.0,
     log_format="text",

@@ -1,0 +1,134 @@
+// Classify: labels of an image, why the model says so, and the training images that are nearest.
+
+import { ApiError, post, upload } from "./api.js";
+import { button, el, percent, preview, status } from "./dom.js";
+import { base64, dropZone, picture } from "./photos.js";
+
+export const title = "Classify";
+export const needs = "classify";
+
+const FOR = [230, 60, 0];
+const AGAINST = [0, 90, 230];
+const MOST_ALPHA = 200;
+
+export function render({ model, signal, fail }) {
+  if (!model.servingRevision) {
+    return [el("p", {}, `${model.name} does not serve yet: it has too few labels. Teach it some.`)];
+  }
+  const line = status();
+  const strip = el("ul", { className: "strip", "aria-label": "Images" });
+  const result = el("section", { className: "columns", "aria-label": "Result", hidden: true });
+
+  async function take(found) {
+    for (const { file } of found) {
+      if (signal.aborted) return;
+      line.say(`Classifying ${file.name} …`);
+      try {
+        const form = new FormData();
+        form.append("image", file);
+        const answer = await upload(`/v1/${model.name}:classify`, form, () => {}, signal);
+        const [{ classification, error }] = answer.results;
+        if (error) throw new ApiError(400, "INVALID_ARGUMENT", `${file.name}: ${error.message}`);
+        const show = () => {
+          line.say(`${file.name}: answered by revision ${answer.revision}.`);
+          for (const other of strip.querySelectorAll("button")) other.removeAttribute("aria-current");
+          chooser.setAttribute("aria-current", "true");
+          result.hidden = false;
+          result.replaceChildren(...details(file, classification));
+        };
+        const chooser = button([], show);
+        chooser.append(picture(file, { alt: "" }), el("span", {}, classification.predictions[0].label),
+          el("span", { className: "soft small" }, file.name));
+        strip.prepend(el("li", {}, chooser));
+        strip.hidden = strip.children.length < 2;
+        show();
+      } catch (error) {
+        fail(error, line.say);
+        if (error.status === "UNAUTHENTICATED") return;
+      }
+    }
+  }
+
+  function details(file, classification) {
+    const map = el("canvas", { className: "map", hidden: true });
+    const shown = el("input", { type: "checkbox", id: "show-map", checked: true,
+      onchange: () => { map.hidden = !shown.checked; } });
+    const caption = el("p", { className: "soft small", role: "status" }, "Explaining …");
+    const near = el("section", { className: "near", hidden: true });
+    const rows = el("ol", { className: "bars" });
+    const explain = async (label) => {
+      for (const row of rows.children) {
+        row.firstChild.setAttribute("aria-pressed", String(row.dataset.label === label));
+      }
+      try {
+        const request = { image: await base64(file), label };
+        drawExplanation(await post(`/v1/${model.name}:explain`, request, signal), { map, shown, caption, near });
+      } catch (error) {
+        if (error.reason === "PATH_UNKNOWN") caption.textContent = "This server does not explain answers.";
+        else fail(error, (text) => { caption.textContent = text; });
+      }
+    };
+    for (const { label, probability } of classification.predictions) {
+      const bar = el("span", { className: "bar" }, el("span", {}));
+      bar.firstChild.style.width = `${100 * probability}%`;
+      const row = button([], () => explain(label), { title: "Show the evidence for this label" });
+      row.append(el("span", { className: "label" }, label), el("span", { className: "number" }, percent(probability)), bar);
+      rows.append(el("li", { "data-label": label }, row));
+    }
+    explain(classification.predictions[0].label);
+    return [
+      el("figure", {},
+        el("div", { className: "photo" }, picture(file), map),
+        el("figcaption", {}, caption,
+          el("label", { className: "check", for: "show-map" }, shown, "Show the evidence"))),
+      el("div", {}, ...unknown(classification), rows, near),
+    ];
+  }
+  return [
+    dropZone({ text: "Drop, paste or choose photos to see what the model makes of them.", signal, take,
+      fail: (error) => fail(error, line.say) }),
+    line, strip, result,
+  ];
+}
+
+function unknown({ isUnknown, unknownProbability }) {
+  if (unknownProbability === undefined || unknownProbability === null) return [];
+  const text = percent(unknownProbability);
+  return [isUnknown
+    ? el("p", { className: "alarm", id: "unknown" }, `Probably none of the labels: unknown with ${text}.`)
+    : el("p", { className: "soft small" }, `Unknown: ${text}`)];
+}
+
+function drawExplanation({ label, map: evidence, mapUnavailable, neighbours = [] }, { map, shown, caption, near }) {
+  if (evidence) {
+    draw(map, evidence);
+    map.hidden = !shown.checked;
+    caption.textContent = `Evidence for ${label} in red, against it in blue.`;
+  } else {
+    map.hidden = true;
+    caption.textContent = mapUnavailable || "There is no map.";
+  }
+  near.hidden = !neighbours.length;
+  near.replaceChildren(el("h2", {}, "Nearest examples"),
+    el("ul", { className: "tiles small" }, neighbours.map((example) => el("li", { title: example.displayName },
+      example.preview ? el("img", { src: preview(example.preview), alt: example.displayName }) : el("span", { className: "no-picture" }, "No preview"),
+      el("span", {}, example.label),
+      el("span", { className: "soft small" }, `similarity ${example.similarity.toFixed(2)}`)))));
+}
+
+// Draws a pixel a position; the browser scales them smoothly over the part of the image that they cover.
+function draw(map, { rows, columns, values, region }) {
+  map.width = columns;
+  map.height = rows;
+  const most = Math.max(...values.map(Math.abs), 1e-12);
+  const pixels = new ImageData(columns, rows);
+  values.forEach((value, index) => {
+    const strength = Math.abs(value) / most;
+    pixels.data.set([...(value > 0 ? FOR : AGAINST), strength * MOST_ALPHA], 4 * index);
+  });
+  map.getContext("2d").putImageData(pixels, 0, 0);
+  const { left = 0, top = 0, right = 1, bottom = 1 } = region ?? {};
+  for (const [name, share] of Object.entries({ left, top, width: right - left, height: bottom - top })) {
+    map.style[name] = `${100 * share}%`;
+  }
+}

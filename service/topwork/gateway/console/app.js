@@ -3,8 +3,12 @@
 import { ApiError, all, hasToken, roleFor, setToken } from "./api.js";
 import * as classify from "./classify.js";
 import { button, el, status } from "./dom.js";
+import * as examples from "./examples.js";
+import * as operations from "./operations.js";
+import * as revisions from "./revisions.js";
+import * as teach from "./teach.js";
 
-const VIEWS = { classify };
+const VIEWS = { classify, teach, examples, revisions, operations };
 const ROLES = ["classify", "train", "admin"];
 
 const main = document.querySelector("#main");

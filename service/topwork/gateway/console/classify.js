@@ -53,6 +53,7 @@ export function render({ model, signal, fail }) {
     const map = el("canvas", { className: "map", hidden: true });
     const shown = el("input", { type: "checkbox", id: "show-map", checked: true,
       onchange: () => { map.hidden = !shown.checked; } });
+    const toggle = el("label", { className: "check", for: "show-map", hidden: true }, shown, "Show the evidence");
     const caption = el("p", { className: "soft small", role: "status" }, "Explaining …");
     const near = el("section", { className: "near", hidden: true });
     const rows = el("ol", { className: "bars" });
@@ -62,7 +63,7 @@ export function render({ model, signal, fail }) {
       }
       try {
         const request = { image: await base64(file), label };
-        drawExplanation(await post(`/v1/${model.name}:explain`, request, signal), { map, shown, caption, near });
+        drawExplanation(await post(`/v1/${model.name}:explain`, request, signal), { map, shown, toggle, caption, near });
       } catch (error) {
         if (error.reason === "PATH_UNKNOWN") caption.textContent = "This server does not explain answers.";
         else fail(error, (text) => { caption.textContent = text; });
@@ -80,7 +81,7 @@ export function render({ model, signal, fail }) {
       el("figure", {},
         el("div", { className: "photo" }, picture(file), map),
         el("figcaption", {}, caption,
-          el("label", { className: "check", for: "show-map" }, shown, "Show the evidence"))),
+          toggle)),
       el("div", {}, ...unknown(classification), rows, near),
     ];
   }
@@ -99,7 +100,8 @@ function unknown({ isUnknown, unknownProbability }) {
     : el("p", { className: "soft small" }, `Unknown: ${text}`)];
 }
 
-function drawExplanation({ label, map: evidence, mapUnavailable, neighbours = [] }, { map, shown, caption, near }) {
+function drawExplanation({ label, map: evidence, mapUnavailable, neighbours = [] }, { map, shown, toggle, caption, near }) {
+  toggle.hidden = !evidence;
   if (evidence) {
     draw(map, evidence);
     map.hidden = !shown.checked;

@@ -1,0 +1,158 @@
+// Examples: the training images, the most doubtful first; moving and removing them.
+
+import { get, post } from "./api.js";
+import { button, confirm, count, el, percent, preview, status } from "./dom.js";
+import { progress } from "./progress.js";
+import { verdict } from "./verdict.js";
+
+export const title = "Examples";
+export const needs = "train";
+
+const PAGE = 60;
+
+export function render({ model, signal, reload, fail }) {
+  const labels = model.servingRevision?.labels ?? [];
+  const line = status();
+  const bar = progress();
+  const outcome = el("section", { className: "card", "aria-label": "Verdict", tabIndex: -1, hidden: true });
+  const label = el("select", { id: "label-filter", onchange: () => start() },
+    el("option", { value: "" }, "All labels"), labels.map((name) => el("option", { value: name }, name)));
+  const suspect = el("input", { type: "checkbox", id: "suspect-filter", onchange: () => start() });
+  const grid = el("ul", { className: "tiles", "aria-label": "Examples", onkeydown: arrows, onclick: range });
+  const more = button("Show more", () => load());
+  const target = el("input", { id: "target", list: "labels", autocomplete: "off" });
+  const chosen = el("span", { role: "status" });
+  const toolbar = el("div", { className: "toolbar buttons", role: "group", "aria-label": "Selected examples" },
+    chosen,
+    el("div", {}, el("label", { for: "target" }, "Move to "), target,
+      el("datalist", { id: "labels" }, labels.map((name) => el("option", { value: name })))),
+    button("Move", move), button("Remove", remove), button("Select none", () => {
+      for (const box of boxes()) box.checked = false;
+      tell();
+    }));
+  const boxes = () => [...grid.querySelectorAll("input")];
+  const selected = () => boxes().filter((box) => box.checked).map((box) => box.example);
+  let pageToken = "";
+  let revision = "0";
+  let latest = null; // the box of the latest click
+
+  function tell() {
+    const number = selected().length;
+    toolbar.hidden = !number;
+    chosen.textContent = `${number} selected`;
+  }
+
+  async function start() {
+    grid.replaceChildren();
+    pageToken = "";
+    latest = null;
+    tell();
+    await load();
+  }
+
+  async function load() {
+    const terms = [label.value && `label = ${quoted(label.value)}`, suspect.checked && "suspect = true"];
+    const wanted = { filter: terms.filter(Boolean).join(" AND "), view: "EXAMPLE_VIEW_FULL", pageSize: PAGE, pageToken };
+    more.disabled = true;
+    try {
+      const page = await get(`/v1/${model.name}/examples`, wanted, signal);
+      pageToken = page.nextPageToken;
+      revision = page.revision;
+      grid.append(...page.examples.map(tile));
+      line.say(`${count(grid.children.length, "example")} of ${page.totalSize}, the most doubtful first.`);
+    } catch (error) {
+      fail(error, line.say);
+    }
+    more.disabled = false;
+    more.hidden = !pageToken;
+  }
+
+  function tile(example) {
+    const box = el("input", { type: "checkbox", onchange: tell });
+    box.example = example;
+    const { suggestedLabel, suggestedProbability, labelProbability, displayName } = example;
+    const doubt = example.suspect
+      ? `looks like ${suggestedLabel} (${percent(suggestedProbability, 0)})`
+      : labelProbability === undefined ? "not evaluated" : `${percent(labelProbability, 0)} ${example.label}`;
+    return el("li", {}, el("label", { className: "tile", title: displayName },
+      box,
+      example.preview ? el("img", { src: preview(example.preview), alt: displayName, loading: "lazy" }) : el("span", { className: "no-picture" }, displayName || "No preview"),
+      el("span", {}, example.label),
+      el("span", { className: `small ${example.suspect ? "error" : "soft"}` }, doubt)));
+  }
+
+  // The arrow keys move the focus through the grid, Home and End to its ends.
+  function arrows(event) {
+    const all = boxes();
+    const index = all.indexOf(event.target);
+    const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
+    const next = { ArrowRight: index + 1, ArrowLeft: index - 1, ArrowDown: index + columns, ArrowUp: index - columns,
+      Home: 0, End: all.length - 1 }[event.key];
+    if (next === undefined || index < 0) return;
+    event.preventDefault();
+    all[next]?.focus();
+  }
+
+  // Shift and a click select all from the example that was clicked before.
+  function range(event) {
+    const box = event.target;
+    if (!box.example) return;
+    const all = boxes();
+    if (event.shiftKey && latest) {
+      const [from, to] = [all.indexOf(latest), all.indexOf(box)].sort((a, b) => a - b);
+      for (const inner of all.slice(from, to + 1)) inner.checked = box.checked;
+      tell();
+    }
+    latest = box;
+  }
+
+  async function move() {
+    const name = target.value.trim();
+    if (!name) {
+      line.say("Name the label to which the examples shall move.", true);
+      target.focus();
+      return;
+    }
+    const kind = labels.includes(name) ? "" : " This is a new label.";
+    await change(`Move ${count(selected().length, "example")} to ${name}?`, `They get this label in place of all that they have.${kind}`,
+      "Move", "moveExamples", { label: name });
+  }
+
+  async function remove() {
+    const given = [...new Set(selected().map((example) => example.label))];
+    const only = given.length === 1 ? { label: given[0] } : {};
+    await change(`Remove ${count(selected().length, "example")}?`,
+      "The new revision is as if they had never been added. Earlier revisions still have them.", "Remove", "removeExamples", only);
+  }
+
+  // Changes the selected examples in one operation.
+  async function change(question, explanation, action, method, tree) {
+    if (!await confirm(question, explanation, action)) return;
+    const digests = [...new Set(selected().map(({ digest }) => digest))];
+    outcome.hidden = true;
+    toolbar.inert = true;
+    try {
+      const request = { ...tree, digests, options: { expectedRevision: revision } };
+      const operation = await bar.follow(await post(`/v1/${model.name}:${method}`, request, signal), signal);
+      outcome.replaceChildren(el("h2", {}, "Result"), ...verdict(operation));
+      outcome.hidden = false;
+      await reload();
+      await start();
+      outcome.focus();
+    } catch (error) {
+      bar.end();
+      fail(error, line.say);
+    }
+    toolbar.inert = false;
+  }
+
+  start();
+  return [
+    el("div", { className: "buttons filters" },
+      el("div", {}, el("label", { for: "label-filter" }, "Label "), label),
+      el("label", { className: "check", for: "suspect-filter" }, suspect, "Only suspected wrong labels")),
+    line, bar.element, outcome, grid, el("div", { className: "buttons" }, more), toolbar,
+  ];
+}
+
+const quoted = (text) => `"${text.replace(/["\\]/g, "\\$&")}"`;

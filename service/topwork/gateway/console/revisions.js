@@ -1,0 +1,93 @@
+// Revisions: their quality beside the serving one; rollback; pins.
+
+import { all, get, post } from "./api.js";
+import { button, confirm, count, el, percent, status, table, time, words } from "./dom.js";
+import { accuracy, compared } from "./verdict.js";
+
+export const title = "Revisions";
+export const needs = "classify";
+
+export function render({ model, role, signal, reload, fail }) {
+  const line = status();
+  const list = el("ol", {});
+  const isAdmin = role === "admin";
+
+  async function load() {
+    try {
+      const [state, revisions] = await Promise.all([
+        get(`/v1/${model.name}`, {}, signal), all(`/v1/${model.name}/revisions`, "revisions"),
+      ]);
+      const last = state.moves.length ? `Serving since ${time(state.moves[0].moveTime)}.` : "";
+      if (!line.textContent) line.say(`${count(revisions.length, "revision")}. ${last}`);
+      list.replaceChildren(...revisions.map((revision) => entry(revision, state)));
+    } catch (error) {
+      fail(error, line.say);
+    }
+  }
+
+  async function change(question, explanation, action, method, tree, done) {
+    if (!await confirm(question, explanation, action)) return;
+    try {
+      await post(`/v1/${model.name}:${method}`, tree, signal);
+      line.say(done);
+      await reload();
+      await load();
+    } catch (error) {
+      fail(error, line.say);
+    }
+  }
+
+  function entry(revision, { servingRevision, pinnedRevisions }) {
+    const { revision: number, rejection = [], metrics, comparison, head, backbone } = revision;
+    const serves = servingRevision?.revision === number;
+    const isPinned = pinnedRevisions.includes(number);
+    const actions = isAdmin ? [
+      !serves && !rejection.length && metrics && button("Let it serve", () => change(
+        `Let revision ${number} serve?`,
+        `It replaces revision ${servingRevision.revision}, to which you can roll back in the same way.`,
+        "Let it serve", "rollback", { revision: number, expectedRevision: servingRevision.revision },
+        `Revision ${number} serves.`)),
+      button(isPinned ? "Unpin" : "Pin", () => change(
+        `${isPinned ? "Unpin" : "Pin"} revision ${number}?`,
+        "A pinned revision is never deleted and can always be asked for by its number.",
+        isPinned ? "Unpin" : "Pin", "pinRevision", { revision: number, unpin: isPinned },
+        `Revision ${number} is ${isPinned ? "no longer " : ""}pinned.`)),
+    ] : [];
+    return el("li", { className: "card" },
+      el("h2", {}, `Revision ${number}`,
+        serves && el("span", { className: "badge good" }, "serves"),
+        isPinned && el("span", { className: "badge" }, "pinned"),
+        rejection.length > 0 && el("span", { className: "badge error" }, "rejected")),
+      metrics
+        ? el("p", {}, `${count(revision.labels.length, "label")}: ${revision.labels.join(", ")}`)
+        : el("p", { className: "error" }, "It is damaged."),
+      metrics && el("p", { className: "soft small" }, accuracy(metrics)),
+      el("p", { className: "soft small" }, [words(revision.change), time(revision.createTime),
+        revision.parentRevision !== "0" && `from revision ${revision.parentRevision}`].filter(Boolean).join(" · ")),
+      rejection.length > 0 && el("ul", { className: "reasons" }, rejection.map((text) => el("li", {}, text))),
+      metrics && el("details", {}, el("summary", {}, serves ? "Details" : "Compare with the serving revision"),
+        labels(revision, serves ? undefined : servingRevision),
+        comparison && [el("h3", {}, `Before and after, on the same images (revision ${revision.parentRevision} and ${number})`), compared(comparison)],
+        el("p", { className: "soft small" }, `${backbone?.name ?? ""} · ${head.kind} on ${head.normalisation}, strength ${head.strength}`)),
+      el("div", { className: "buttons" }, actions));
+  }
+
+  load();
+  return [line, list];
+}
+
+// Precision and recall of each label, beside those of another revision.
+function labels({ revision, metrics }, other) {
+  const before = new Map((other?.metrics?.perLabel ?? []).map((row) => [row.label, row]));
+  const names = [...new Set([...metrics.perLabel.map(({ label }) => label), ...before.keys()])];
+  const rows = names.map((label) => {
+    const row = metrics.perLabel.find((one) => one.label === label);
+    const cells = (found) => (found ? [found.images, percent(found.precision), percent(found.recall)] : ["–", "–", "–"]);
+    return [label, ...cells(row), ...(other ? cells(before.get(label)) : [])];
+  });
+  const heads = (number) => [`Images ${number}`, `Precision ${number}`, `Recall ${number}`];
+  return other
+    ? table(`Revision ${revision} and the serving revision ${other.revision}, each on its own images`,
+      ["Label", ...heads(`(${revision})`), ...heads(`(${other.revision})`)], rows)
+    : table("Quality by label", ["Label", "Images", "Precision", "Recall"], rows);
+}

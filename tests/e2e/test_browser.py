@@ -5,22 +5,20 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import shutil
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import browsers
 
 import topwork
 from topwork.export.browser import VERSION
 from topwork_trainer import commands
 
 DRIVER = Path(__file__).parents[1] / "support" / "browser.mjs"
-PACKAGES = (f"onnxruntime-web@{VERSION}", "playwright-core@1.65.1")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
+PACKAGES = (f"onnxruntime-web@{VERSION}", browsers.PLAYWRIGHT)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -30,23 +28,12 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Print nothing."""
 
 
-@pytest.mark.network
-@pytest.mark.skipif(not shutil.which("npm"), reason="Node and npm are not installed")
-@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+@browsers.needs_browser
 def test_page_gives_the_servers_labels(
     new_repository: Callable[[], Path], rendered: Path, tmp_path: Path
 ) -> None:
     """Offline, the page gives the server's labels; it loads nothing from elsewhere."""
-    install = subprocess.run(
-        ["npm", "install", "--ignore-scripts", "--cache", tmp_path / "npm", *PACKAGES],  # noqa: S607
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if install.returncode:
-        pytest.skip(f"npm cannot install: {install.stderr.splitlines()[:1]}")
+    browsers.install(tmp_path, *PACKAGES)
     repository, page = new_repository(), tmp_path / "page"
     commands.run(
         "topwork_trainer",
@@ -67,18 +54,11 @@ def test_page_gives_the_servers_labels(
         threading.Thread(target=server.serve_forever).start()
         host = f"127.0.0.1:{server.server_port}"
         try:
-            done = subprocess.run(
-                ["node", DRIVER, CHROMIUM, f"http://{host}/", json.dumps([*map(str, photos)])],  # noqa: S607
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                timeout=150,
-                check=False,
+            found = browsers.drive(
+                DRIVER, tmp_path, f"http://{host}/", json.dumps([*map(str, photos)])
             )
         finally:
             server.shutdown()
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
     assert found["problems"] == []
     assert found["hosts"] == [host]
     assert found["camera"] == "Camera"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 FIELD_BYTES = 65_536
 """Raising it accepts longer fields that are no files."""
+
+_ESCAPES = {"%22": '"', "%0D": "\r", "%0A": "\n"}
+"""Escapes in names, as the HTML standard has browsers write them."""
+_ESCAPED = re.compile("|".join(_ESCAPES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +114,8 @@ class _Collector:
         kind, options = parse_options_header(self._headers.get(b"content-disposition"))
         if kind != b"form-data" or b"name" not in options:
             raise _malformed('a part has no "Content-Disposition: form-data; name=..."')
-        self._field = _text(options[b"name"])
-        self._filename = _text(options.get(b"filename", b""))
+        self._field = _name(options[b"name"])
+        self._filename = _name(options.get(b"filename", b""))
         content_type = self._headers.get(b"content-type", b"text/plain")
         self._is_file = b"filename" in options or not content_type.startswith(b"text/")
 
@@ -139,8 +144,9 @@ class _Collector:
         self.ended = True
 
 
-def _text(value: bytes) -> str:
-    return value.decode(errors="replace")
+def _name(value: bytes) -> str:
+    """Return a name without the escapes of browsers and curl."""
+    return _ESCAPED.sub(lambda match: _ESCAPES[match[0]], value.decode(errors="replace"))
 
 
 def _malformed(why: str) -> InvalidInput:

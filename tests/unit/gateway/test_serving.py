@@ -35,13 +35,13 @@ SETTINGS = GatewaySettings(
 )
 
 
-def serving(act: Callable[[int], Awaitable[T]]) -> T:
+def serving(act: Callable[[int], Awaitable[T]], settings: GatewaySettings = SETTINGS) -> T:
     """Return the result of ``act``, called with the port of a gateway."""
 
     async def run() -> T:
         listener = server.listen(HostPort("127.0.0.1", 0))
         stop = asyncio.Event()
-        task = asyncio.create_task(server.serve(SETTINGS, listener, stop))
+        task = asyncio.create_task(server.serve(settings, listener, stop))
         try:
             async with asyncio.timeout(30):
                 return await act(listener.getsockname()[1])
@@ -197,3 +197,14 @@ def test_weak_key_file_is_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InvalidInput, match="gateway_key"):
         forwarding.read_key(path)
+
+
+def test_console_can_be_left_out() -> None:
+    """Without the console, / is no path."""
+
+    async def first_line(port: int) -> bytes:
+        sent = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        return (await exchange(port, sent)).partition(b"\r\n")[0]
+
+    assert serving(first_line) == b"HTTP/1.1 200 OK"
+    assert serving(first_line, replace(SETTINGS, console=False)).startswith(b"HTTP/1.1 404")

@@ -15,7 +15,7 @@ export function el(tag, properties = {}, ...children) {
   return made;
 }
 
-export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits).replace("-", "\u2212")} %`;
+export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits).replace("-", "\u2212")}\u00a0%`;
 
 export const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
 

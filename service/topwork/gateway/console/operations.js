@@ -9,36 +9,58 @@ export const title = "Operations";
 export const needs = "train";
 
 const POLL_MS = 1500;
+const FULL_EVERY = 10;
 const SHOWN = 100;
 
 export function render({ model, signal, fail }) {
   const line = status();
   const list = el("ol", {});
   const entries = new Map(); // by name, so that what has not changed stays, and keeps the focus
+  const found = (more) => all("/v1/operations", "operations", { filter: `model = "${model.name}"${more}` });
+  let polls = 0;
+  let before = "";
 
+  // Asks for the running operations, and for all when others run than before, or now and then.
   async function poll() {
     try {
-      const operations = (await all("/v1/operations", "operations", { filter: `model = "${model.name}"` })).slice(-SHOWN).reverse();
+      const running = await found(" AND done = false");
+      const names = running.map(({ name }) => name).join();
+      const isFull = names !== before || polls++ % FULL_EVERY === 0;
+      const shown = isFull ? (await found("")).slice(-SHOWN).reverse() : running;
+      before = names;
       if (signal.aborted) return;
-      const running = operations.filter(({ done }) => !done).length;
-      const text = operations.length ? `${running || "None"} running, ${operations.length} in all.` : "There are none.";
+      if (isFull) place(shown);
+      else shown.forEach(update);
+      const text = entries.size ? `${running.length || "None"} running.` : "There are none.";
       if (line.textContent !== text) line.say(text);
-      for (const [name, { element }] of entries) {
-        if (!operations.some((one) => one.name === name)) element.remove();
-      }
-      operations.forEach((operation, index) => {
-        const known = entries.get(operation.name);
-        const state = JSON.stringify([operation.done, operation.metadata.stage, operation.metadata.done]);
-        if (known?.state === state) return;
-        const element = entry(operation);
-        if (known) known.element.replaceWith(element);
-        else list.insertBefore(element, list.children[index] ?? null);
-        entries.set(operation.name, { element, state });
-      });
-      setTimeout(poll, POLL_MS);
     } catch (error) {
-      if (!signal.aborted) fail(error, line.say);
+      if (signal.aborted) return;
+      fail(error, line.say);
     }
+    setTimeout(() => signal.aborted || poll(), POLL_MS);
+  }
+
+  function update(operation) {
+    const known = entries.get(operation.name);
+    const state = JSON.stringify([operation.done, operation.metadata.stage, operation.metadata.done]);
+    if (known?.state === state) return;
+    const element = entry(operation);
+    known?.element.replaceWith(element);
+    entries.set(operation.name, { element, state });
+  }
+
+  function place(operations) {
+    operations.forEach(update);
+    const names = new Set(operations.map(({ name }) => name));
+    for (const [name, { element }] of entries) {
+      if (names.has(name)) continue;
+      element.remove();
+      entries.delete(name);
+    }
+    operations.forEach(({ name }, index) => {
+      const { element } = entries.get(name);
+      if (list.children[index] !== element) list.insertBefore(element, list.children[index] ?? null);
+    });
   }
 
   function entry(operation) {

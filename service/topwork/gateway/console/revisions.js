@@ -17,7 +17,7 @@ export function render({ model, role, signal, reload, fail }) {
       const [state, revisions] = await Promise.all([
         get(`/v1/${model.name}`, {}, signal), all(`/v1/${model.name}/revisions`, "revisions"),
       ]);
-      const last = state.moves.length ? `Serving since ${time(state.moves[0].moveTime)}.` : "";
+      const last = state.moves.length ? `Serving since ${time(state.moves[0].time)}.` : "";
       if (!line.textContent) line.say(`${count(revisions.length, "revision")}. ${last}`);
       list.replaceChildren(...revisions.map((revision) => entry(revision, state)));
     } catch (error) {

@@ -206,6 +206,12 @@ def test_form_is_the_same_in_any_chunks(contents: list[bytes], size: int, text: 
     assert (found[0].text(), found[0].is_file) == (text, False)
 
 
+def test_names_are_read_as_browsers_write_them() -> None:
+    """Browsers and curl write quotes and line ends in names as %22, %0D and %0A, and no others."""
+    (part,) = read(encode([("a %22b%22", ("%0D%0A%22%41.png", b"x"))]), 100)
+    assert (part.name, part.filename) == ('a "b"', '\r\n"%41.png')
+
+
 @pytest.mark.parametrize("cut", range(3, 120, 7))
 def test_truncated_form_is_refused(cut: int) -> None:
     """A body that ends early is an error, not a shorter form."""

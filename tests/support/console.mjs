@@ -1,0 +1,173 @@
+// The story of the console in a headless browser: a model of four labels learns a fifth.
+// Arguments: browser, URL, and JSON with tokens and folders. Prints JSON: what the pages showed, the
+// violations that axe found, and all that went wrong.
+
+import { readFileSync } from "node:fs";
+
+const [executablePath, url, given] = process.argv.slice(2);
+const { tokens, folders, violet, attack } = JSON.parse(given);
+const { chromium } = await import(`${process.cwd()}/node_modules/playwright-core/index.mjs`);
+const axe = readFileSync(`${process.cwd()}/node_modules/axe-core/axe.min.js`, "utf8");
+const browser = await chromium.launch({
+  executablePath,
+  args: ["--no-sandbox", "--disable-gpu", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"],
+});
+const page = await browser.newPage({ viewport: { width: 390, height: 844 } });
+page.setDefaultTimeout(30_000);
+const found = { problems: [], hosts: [], violations: {}, wide: [] };
+page.on("console", (message) => {
+  const text = message.text();
+  // Refused requests are part of the story.
+  if (message.type() === "error" && !/Failed to load resource.* 40[0134] /.test(text)) found.problems.push(text);
+});
+page.on("pageerror", (error) => found.problems.push(String(error)));
+page.on("request", (request) => found.hosts.push(new URL(request.url().replace("blob:", "")).host));
+
+const press = (name) => page.getByRole("button", { name, exact: true }).click();
+const visible = (text) => page.getByText(text).first().waitFor();
+const views = () => page.locator("#views a").allTextContents();
+const best = async () => (await page.locator(".bars li:first-child .label").textContent()).trim();
+
+async function open(view) {
+  await page.getByRole("link", { name: view, exact: true }).click();
+  await page.getByRole("heading", { level: 1, name: view }).waitFor();
+}
+
+async function examine(name) {
+  found.violations[name] = [];
+  for (const colorScheme of ["light", "dark"]) {
+    await page.emulateMedia({ colorScheme });
+    await page.evaluate(axe);
+    const { violations } = await page.evaluate(() => axe.run());
+    found.violations[name].push(...violations.map(({ id, nodes }) => `${colorScheme} ${id}: ${nodes[0].html}`));
+  }
+  const width = await page.evaluate(() => document.documentElement.scrollWidth);
+  if (width > 390) found.wide.push(`${name}: ${width}`);
+}
+
+async function signIn(token) {
+  await page.getByLabel("Token").fill(token);
+  await page.keyboard.press("Enter");
+}
+
+async function teach(folder, ...buttons) {
+  await open("Teach");
+  await page.setInputFiles("#choose-folder", folder);
+  for (const button of buttons) {
+    await press(button);
+    await page.locator("section[aria-label=Verdict] h2").waitFor();
+  }
+}
+
+const verdict = () => page.locator("section[aria-label=Verdict]").innerText();
+
+// Sign in: nothing is shown without a token, and a wrong one is refused.
+await page.goto(url);
+await page.getByRole("heading", { name: "Sign in" }).waitFor();
+await examine("sign in");
+found.before = await views();
+await signIn("topwork_0123456789ab_wrong");
+await page.locator(".error").waitFor();
+found.refused = await page.locator(".error").textContent();
+await signIn(tokens.admin);
+await page.getByRole("heading", { name: "Classify" }).waitFor();
+found.admin = await views();
+
+// Four labels: a file of any name is classified; the fifth colour is not known yet.
+await page.setInputFiles("#choose-files", attack);
+await page.locator(".bars").waitFor();
+found.attackFile = [await best(), await page.locator("main .status").first().textContent()];
+await examine("classify");
+
+// A folder is checked, then published, by the mouse alone.
+await teach(folders.violet, "Check");
+found.check = await verdict();
+await examine("teach");
+await press("Publish");
+await visible(/Revision 2 serves/);
+found.published = await verdict();
+
+// A dropped file of the fifth colour.
+await open("Classify");
+await page.evaluate(([data]) => {
+  const dropped = new DataTransfer();
+  dropped.items.add(new File([new Uint8Array(data)], "dropped.png", { type: "image/png" }));
+  document.querySelector(".zone").dispatchEvent(new DragEvent("drop", { dataTransfer: dropped, bubbles: true, cancelable: true }));
+}, [[...readFileSync(violet)]]);
+await visible("dropped.png: answered by revision 2.");
+found.dropped = await best();
+await press("Use the camera");
+await press("Take the photo");
+await visible(/^camera-.*answered by revision 2/);
+
+// The gate rejects a label that looks like another one; the check tells why.
+await teach(folders.sea, "Check");
+found.rejected = await verdict();
+await press("Publish");
+await visible(/^Rejected/);
+
+// Two labels at once, whose names are an attack and have quotes.
+await teach(folders.both, "Publish");
+found.both = await verdict();
+
+// Examples by the keyboard alone.
+await open("Examples");
+await page.locator(".tile").first().waitFor();
+await page.selectOption("#label-filter", "violet");
+await visible(/of 12, the most doubtful first/);
+await page.locator(".tile input").first().focus();
+await page.keyboard.press("Space");
+await page.keyboard.press("ArrowRight");
+await page.keyboard.press("Space");
+await visible("2 selected");
+await examine("examples");
+await page.getByRole("button", { name: "Remove", exact: true }).focus();
+await page.keyboard.press("Enter");
+await page.getByRole("dialog").waitFor();
+await examine("dialog");
+await page.keyboard.press("Shift+Tab");
+await page.keyboard.press("Enter");
+await visible(/Revision \d+ serves/);
+await page.selectOption("#label-filter", "violet");
+await visible(/of 10, the most doubtful first/);
+await page.locator(".tile input").first().check();
+await page.getByLabel("Move to").fill("blue");
+await press("Move");
+await page.getByRole("dialog").getByRole("button", { name: "Move" }).click();
+await visible(/Revision \d+ serves/);
+found.examples = await page.locator("#label-filter option").allTextContents();
+
+// Revisions: back to the first one.
+await open("Revisions");
+await page.locator("details summary").first().click();
+await examine("revisions");
+found.revisions = await page.locator("main h2").allTextContents();
+await page.locator("main li").last().getByRole("button", { name: "Let it serve" }).click();
+await page.getByRole("dialog").getByRole("button", { name: "Let it serve" }).click();
+await visible("Revision 1 serves.");
+await page.locator("main li").last().getByRole("button", { name: "Pin" }).click();
+await page.getByRole("dialog").getByRole("button", { name: "Pin" }).click();
+await visible("Revision 1 is pinned.");
+found.rolledBack = await page.locator("main h2").last().textContent();
+
+await open("Operations");
+await page.locator("main h2").first().waitFor();
+found.operations = await page.locator("main h2").allTextContents();
+await page.locator("details summary").first().click();
+await examine("operations");
+
+// Roles: what one may not do is not shown.
+for (const role of ["train", "classify"]) {
+  await press("Sign out");
+  await signIn(tokens[role]);
+  await page.locator("#views a").first().waitFor();
+  await open("Revisions");
+  await page.locator("main h2").first().waitFor();
+  found[role] = { views: await views(), buttons: await page.locator("main button").allTextContents() };
+}
+await page.reload();
+await page.getByRole("heading", { name: "Sign in" }).waitFor();
+found.hacked = await page.evaluate(() => window.hacked ?? null);
+found.hosts = [...new Set(found.hosts)];
+console.log(JSON.stringify(found));
+await browser.close();

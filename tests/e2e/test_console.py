@@ -70,11 +70,14 @@ def test_console_tells_the_story(tmp_path: Path) -> None:
     assert found["train"]["buttons"] == found["classify"]["buttons"] == []
 
     assert found["attackFile"] == ["green", f"{ATTACK}.png: answered by revision 1."]
+    assert found["nearest"] == ["green"] * 5
+    assert not found["explained"].startswith("Explaining")
     assert "The gate would let this revision serve." in found["check"]
     assert "violet" in found["check"]
     assert "Revision 2 serves." in found["published"]
     assert found["dropped"] == "violet"
     assert "The gate would reject this revision." in found["rejected"]
+    assert "Revision 4 serves." in found["both"]
     assert ATTACK in found["both"]
     assert ATTACK in found["examples"]
     assert found["revisions"][0].startswith("Revision 6")

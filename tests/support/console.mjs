@@ -18,7 +18,7 @@ const found = { problems: [], hosts: [], violations: {}, wide: [] };
 page.on("console", (message) => {
   const text = message.text();
   // Refused requests are part of the story.
-  if (message.type() === "error" && !/Failed to load resource.* 40[0134] /.test(text)) found.problems.push(text);
+  if (message.type() === "error" && !/Failed to load resource.* 40[013] /.test(text)) found.problems.push(text);
 });
 page.on("pageerror", (error) => found.problems.push(String(error)));
 page.on("request", (request) => found.hosts.push(new URL(request.url().replace("blob:", "")).host));
@@ -52,6 +52,8 @@ async function signIn(token) {
 
 async function teach(folder, ...buttons) {
   await open("Teach");
+  const again = page.getByRole("button", { name: "Start again" });
+  if (await again.isVisible()) await again.click();
   await page.setInputFiles("#choose-folder", folder);
   for (const button of buttons) {
     await press(button);
@@ -77,6 +79,9 @@ found.admin = await views();
 await page.setInputFiles("#choose-files", attack);
 await page.locator(".bars").waitFor();
 found.attackFile = [await best(), await page.locator("main .status").first().textContent()];
+await page.locator(".near li").first().waitFor();
+found.explained = await page.locator("figcaption p").textContent();
+found.nearest = await page.locator(".near li span:first-of-type").allTextContents();
 await examine("classify");
 
 // A folder is checked, then published, by the mouse alone.

@@ -73,6 +73,7 @@ function show({ focus = false } = {}) {
   const [name, view] = permitted.find(([key]) => key === wanted) ?? permitted[0];
   nav.replaceChildren(...permitted.map(([key, { title }]) =>
     el("a", { href: `#${key}`, "aria-current": key === name && "page" }, title)));
+  nav.querySelector("[aria-current]").scrollIntoView({ inline: "center", block: "nearest" });
   document.title = `${view.title} · Topwork`;
   const heading = el("h1", { tabIndex: -1 }, view.title);
   main.replaceChildren(heading,

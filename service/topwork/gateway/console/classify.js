@@ -1,8 +1,8 @@
 // Classify: labels of an image, why the model says so, and the training images that are nearest.
 
-import { ApiError, post, upload } from "./api.js";
+import { ApiError, upload } from "./api.js";
 import { button, el, percent, preview, status } from "./dom.js";
-import { base64, dropZone, picture } from "./photos.js";
+import { dropZone, picture } from "./photos.js";
 
 export const title = "Classify";
 export const needs = "classify";
@@ -19,14 +19,19 @@ export function render({ model, signal, fail }) {
   const strip = el("ul", { className: "strip", "aria-label": "Images" });
   const result = el("section", { className: "columns", "aria-label": "Result", hidden: true });
 
+  function send(method, file, fields = {}) {
+    const form = new FormData();
+    for (const [name, value] of Object.entries(fields)) form.append(name, value);
+    form.append("image", file);
+    return upload(`/v1/${model.name}:${method}`, form, () => {}, signal);
+  }
+
   async function take(found) {
     for (const { file } of found) {
       if (signal.aborted) return;
       line.say(`Classifying ${file.name} …`);
       try {
-        const form = new FormData();
-        form.append("image", file);
-        const answer = await upload(`/v1/${model.name}:classify`, form, () => {}, signal);
+        const answer = await send("classify", file);
         const [{ classification, error }] = answer.results;
         if (error) throw new ApiError(400, "INVALID_ARGUMENT", `${file.name}: ${error.message}`);
         const show = () => {
@@ -62,11 +67,9 @@ export function render({ model, signal, fail }) {
         row.firstChild.setAttribute("aria-pressed", String(row.dataset.label === label));
       }
       try {
-        const request = { image: await base64(file), label };
-        drawExplanation(await post(`/v1/${model.name}:explain`, request, signal), { map, shown, toggle, caption, near });
+        drawExplanation(await send("explain", file, { label }), { map, shown, toggle, caption, near });
       } catch (error) {
-        if (error.reason === "PATH_UNKNOWN") caption.textContent = "This server does not explain answers.";
-        else fail(error, (text) => { caption.textContent = text; });
+        fail(error, (text) => { caption.textContent = text; });
       }
     };
     for (const { label, probability } of classification.predictions) {

@@ -11,12 +11,12 @@ export const needs = "train";
 const PAGE = 60;
 
 export function render({ model, signal, reload, fail }) {
-  const labels = model.servingRevision?.labels ?? [];
+  let labels = [];
   const line = status();
   const bar = progress();
   const outcome = el("section", { className: "card", "aria-label": "Verdict", tabIndex: -1, hidden: true });
-  const label = el("select", { id: "label-filter", onchange: () => start() },
-    el("option", { value: "" }, "All labels"), labels.map((name) => el("option", { value: name }, name)));
+  const label = el("select", { id: "label-filter", onchange: () => start() });
+  const proposals = el("datalist", { id: "labels" });
   const suspect = el("input", { type: "checkbox", id: "suspect-filter", onchange: () => start() });
   const grid = el("ul", { className: "tiles", "aria-label": "Examples", onkeydown: arrows, onclick: range });
   const more = button("Show more", () => load());
@@ -24,8 +24,7 @@ export function render({ model, signal, reload, fail }) {
   const chosen = el("span", { role: "status" });
   const toolbar = el("div", { className: "toolbar buttons", role: "group", "aria-label": "Selected examples" },
     chosen,
-    el("div", {}, el("label", { for: "target" }, "Move to "), target,
-      el("datalist", { id: "labels" }, labels.map((name) => el("option", { value: name })))),
+    el("div", {}, el("label", { for: "target" }, "Move to "), target, proposals),
     button("Move", move), button("Remove", remove), button("Select none", () => {
       for (const box of boxes()) box.checked = false;
       tell();
@@ -35,6 +34,14 @@ export function render({ model, signal, reload, fail }) {
   let pageToken = "";
   let revision = "0";
   let latest = null; // the box of the latest click
+
+  function setLabels(found) {
+    const kept = label.value;
+    labels = found;
+    label.replaceChildren(el("option", { value: "" }, "All labels"),
+      ...labels.map((name) => el("option", { value: name, selected: name === kept }, name)));
+    proposals.replaceChildren(...labels.map((name) => el("option", { value: name })));
+  }
 
   function tell() {
     const number = selected().length;
@@ -136,7 +143,7 @@ export function render({ model, signal, reload, fail }) {
       const operation = await bar.follow(await post(`/v1/${model.name}:${method}`, request, signal), signal);
       outcome.replaceChildren(el("h2", {}, "Result"), ...verdict(operation));
       outcome.hidden = false;
-      await reload();
+      setLabels((await reload()).servingRevision?.labels ?? []);
       await start();
       outcome.focus();
     } catch (error) {
@@ -146,6 +153,7 @@ export function render({ model, signal, reload, fail }) {
     toolbar.inert = false;
   }
 
+  setLabels(model.servingRevision?.labels ?? []);
   start();
   return [
     el("div", { className: "buttons filters" },

@@ -86,8 +86,8 @@ export function render({ model, signal, reload, fail }) {
       const accepted = await upload(`/v1/${model.name}:${method}`, form,
         (share) => bar.set(`Uploading: ${Math.round(100 * share)} %`, share), signal);
       const operation = await bar.follow(accepted, signal);
-      show(operation, validateOnly);
       if (!validateOnly && !operation.error) model = await reload();
+      show(operation, validateOnly);
     } catch (error) {
       bar.end();
       fail(error, line.say);

@@ -8,7 +8,7 @@ export const title = "Revisions";
 export const needs = "classify";
 
 export function render({ model, role, signal, reload, fail }) {
-  const line = status();
+  const line = status({ tabIndex: -1 });
   const list = el("ol", {});
   const isAdmin = role === "admin";
 
@@ -29,9 +29,10 @@ export function render({ model, role, signal, reload, fail }) {
     if (!await confirm(question, explanation, action)) return;
     try {
       await post(`/v1/${model.name}:${method}`, tree, signal);
-      line.say(done);
       await reload();
       await load();
+      line.say(done);
+      line.focus(); // the button that had it is a new one
     } catch (error) {
       fail(error, line.say);
     }

@@ -85,7 +85,8 @@ def test_gc_deletes_and_counts_by_kind(repository: Repository, run: Run) -> None
     _, *rows = result.stdout.splitlines()
     counts = {kind: int(count) for kind, count, _ in map(str.split, rows)}
     expected = {"revision": 2, "shard": 1, "image": 1}
-    assert counts == {"model": 0, "backbone": 0, "temporary": 0, **expected}
+    unused = dict.fromkeys(("model", "evaluation", "backbone", "temporary", "candidate"), 0)
+    assert counts == {**unused, **expected}
     assert repository.revisions("m") == [3, 4]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 
 from topwork.bundle.draft import Current, Draft
 from topwork.bundle.evaluation_sets import EmbeddedSet, EvaluationSet, EvaluationSets
@@ -13,14 +12,11 @@ from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.manifest import Manifest, ShardRef, check_may_serve
 from topwork.bundle.shards import Shard
 from topwork.bundle.store import Repository
-from topwork.changes.jobs import ChangeResult, EvaluationJob, Job, SkippedUpload
+from topwork.changes.jobs import ChangeResult, EvaluationJob, Job
 from topwork.changes.kinds import renamed_labels
 from topwork.changes.new_exemplars import Embedder, NewExemplars, OnImage
 from topwork.errors import NotFound, NotReady
-from topwork.inputs.image_source import ImageSource
 from topwork.learning.learn import Learned
-from topwork.limits import InputLimits
-from topwork.training.embed import embed
 from topwork.training.evaluation_sets import SetJudge, Subject, Verdict, set_images
 
 Opened = Callable[[str], Shard]
@@ -48,13 +44,10 @@ def check_evaluation(repository: Repository, job: Job, operation: str, *, comple
 class Evaluator:
     """Steps of evaluations in one repository. Each is idempotent."""
 
-    def __init__(
-        self, repository: Repository, embedder: Embedder, *, cores: int, limits: InputLimits
-    ) -> None:
+    def __init__(self, repository: Repository, embedder: Embedder, *, cores: int) -> None:
         self._repository = repository
         self._embedder = embedder
         self._cores = cores
-        self._limits = limits
 
     def embed(self, job: Job, on_image: OnImage) -> NewExemplars:
         """Embed the uploads with the backbone of the revision that is evaluated.
@@ -62,21 +55,16 @@ class Evaluator:
         Raises NotFound, and NotReady if the revision was rejected or no image is usable.
         """
         manifest = self._manifest(job, _evaluation(job).revision)
-        exemplars: Exemplars | None = None
-        skipped = [*job.refused]
-        if job.uploads:
-            exemplars, unusable = self._embed(job, manifest, on_image)
-            skipped += unusable
-        if exemplars is None and skipped:
+        embedded, skipped = self._embedder.embed_uploads(job, manifest, on_image)
+        if not embedded and skipped:
             first = skipped[0]
             raise NotReady(
                 f"no image can be evaluated; {first.name}: {first.message}", reason="TOO_FEW_IMAGES"
             )
-        refs = () if exemplars is None else self._repository.put_exemplars(exemplars)
         return NewExemplars(
-            shards={ref.label: ref.digest for ref in refs},
+            shards={label: self._repository.put_shard(shard) for label, shard in embedded},
             backbone=manifest.backbone,
-            images=0 if exemplars is None else len(exemplars),
+            images=sum(len(shard) for _, shard in embedded),
             skipped=tuple(skipped),
             conflicts=(),
         )
@@ -174,39 +162,6 @@ class Evaluator:
                 parent = self._repository.manifest(job.model, manifest.parent)
                 return parent if parent.backbone == manifest.backbone else None
         return None
-
-    def _embed(
-        self, job: Job, manifest: Manifest, on_image: OnImage
-    ) -> tuple[Exemplars | None, list[SkippedUpload]]:
-        info = self._repository.backbone(manifest)
-        done = 0
-
-        def count() -> None:
-            nonlocal done
-            done += 1
-            on_image(done, len(job.uploads))
-
-        exemplars, skipped = embed(
-            [
-                ImageSource(
-                    name=upload.name,
-                    label=upload.label,
-                    read=partial(self._repository.image, upload.digest),
-                )
-                for upload in job.uploads
-            ],
-            self._embedder.session(info),
-            info.preprocess,
-            cores=self._cores,
-            limits=self._limits,
-            on_image=count,
-        )
-        return exemplars, [
-            SkippedUpload(
-                name=image.name, label=image.label, reason=image.reason, message=image.message
-            )
-            for image in skipped
-        ]
 
     def _new_set(self, job: Job, new: NewExemplars, operation: str) -> EvaluationSet:
         """Return the set of the images that could be embedded."""

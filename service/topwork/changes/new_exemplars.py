@@ -79,7 +79,7 @@ class Embedder:
             (upload.label or job.label, upload.name): number
             for number, upload in enumerate(job.uploads)
         }
-        embedded, skipped = self._embed_uploads(job, parent, on_image)
+        embedded, skipped = self.embed_uploads(job, parent, on_image)
         stored = [*self._repository.shards(parent.exemplars)]
         known = KnownExemplars.of(stored)
         new: dict[str, Shard] = {}
@@ -142,10 +142,13 @@ class Embedder:
                 log.warning("backbone is off", **opened.off)
         return self._backbones[info.digest].session
 
-    def _embed_uploads(
+    def embed_uploads(
         self, job: Job, parent: Current, on_image: OnImage
     ) -> tuple[tuple[tuple[str, Shard], ...], list[SkippedUpload]]:
-        """Return the shard of each label's new images, in label order, and the skipped images."""
+        """Return the shard of each label's images, in label order, and the skipped images.
+
+        ``parent`` is the revision, or draft, whose backbone embeds them.
+        """
         info = self._repository.backbone(parent)
         done = 0
 

@@ -67,7 +67,7 @@ class Trainer:
         self._cores = cores
         self._limits = limits
         self._embedder = Embedder(repository, cores=cores, limits=limits)
-        self._evaluator = Evaluator(repository, self._embedder, cores=cores, limits=limits)
+        self._evaluator = Evaluator(repository, self._embedder, cores=cores)
 
     def embed(self, job: Job, on_image: OnImage) -> NewExemplars:
         """Embed the uploads with the model's backbone; see ``Embedder.embed``.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from collections.abc import Coroutine
 from multiprocessing.connection import Connection
+from typing import Any
 
 import structlog
 import uvloop
@@ -49,6 +51,6 @@ def run_alone(config: GatewayConfig) -> None:
     logs.exit_process(0)
 
 
-def _run(serving: object) -> None:
+def _run(serving: Coroutine[Any, Any, None]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serving)  # type: ignore[arg-type]
+        runner.run(serving)

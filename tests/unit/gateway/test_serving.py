@@ -151,7 +151,7 @@ def test_plaintext_leaves_the_host_only_with_insecure() -> None:
         http_address(config)
     assert http_address(replace(config, insecure=True)).port == 8080
     with pytest.raises(InvalidInput, match="PORT or HOST:PORT"):
-        http_address(GatewayConfig(http_port="unix:/tmp/x"))
+        http_address(GatewayConfig(http_port="unix:topwork.sock"))
 
 
 def test_names_of_the_loopback_are_the_hosts_of_a_loopback_port() -> None:

@@ -61,7 +61,7 @@ def image(content: bytes) -> Offer:
 
 def budget(**values: float) -> Budget:
     """Return a budget."""
-    return Budget(ReviewPolicy(enabled=True, **values))  # type: ignore[arg-type]
+    return Budget(ReviewPolicy(enabled=True, **values))  # type: ignore[arg-type]  # fields by name
 
 
 def store(repository: Repository) -> CandidateStore:

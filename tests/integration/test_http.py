@@ -404,11 +404,7 @@ def test_every_method_wants_a_token(
     body, headers = None, {}
     if method.verb == "POST":
         body, headers = b"{}", {"content-type": "application/json"}
-    for _ in range(5):
-        answer = ask(guarded.http, path, verb=method.verb, body=body, headers=headers, tls=trusting)
-        # grpc.aio loses the status of a call that the server ends while a message is being sent.
-        if not (method.reads_stream and answer.code in {500, 503}):
-            break
+    answer = ask(guarded.http, path, verb=method.verb, body=body, headers=headers, tls=trusting)
     assert answer.error == (401, "UNAUTHENTICATED", "CREDENTIALS_MISSING")
     assert answer.headers["www-authenticate"] == "Bearer"
 

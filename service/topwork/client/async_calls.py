@@ -31,6 +31,7 @@ from topwork.client.images import (
     own_fields,
 )
 from topwork.client.results import StreamResult
+from topwork.client.server_status import ServerStatus
 from topwork.client.stream_window import StreamWindow
 from topwork.client.upload import P, UploadBatcher
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -114,6 +115,7 @@ async def upload(
             yield batcher.finish()
 
     call: grpc.aio.StreamUnaryCall[P, T] = method(requests(), timeout=timeout)
+    status = ServerStatus(call)
     try:
         return await call
     except asyncio.CancelledError:
@@ -122,7 +124,7 @@ async def upload(
             raise
         raise failure from None
     except grpc.RpcError as error:
-        raise calls.failed(error) from error
+        raise calls.failed(await status.of(error)) from error
 
 
 async def stream(
@@ -150,6 +152,7 @@ async def stream(
             yield last
 
     call = method(requests())
+    status = ServerStatus(call)
     try:
         async for response in call:
             window.receive(response)
@@ -158,7 +161,7 @@ async def stream(
                 for result in ready:
                     yield result
     except grpc.RpcError as error:
-        raise calls.failed(error) from error
+        raise calls.failed(await status.of(error)) from error
     finally:
         call.cancel()
     if failure is not None:

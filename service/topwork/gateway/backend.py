@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from topwork.client import async_calls, calls
 from topwork.client.credentials import Credentials, Metadata
+from topwork.client.server_status import ServerStatus
 from topwork.errors import InvalidInput, Unauthenticated
 from topwork.gateway.inbox import ClientLeft, Inbox
 from topwork.gateway.methods import Method
@@ -59,7 +60,7 @@ class Backend:
     def begin(
         self,
         method: Method,
-        sent: Message | AsyncIterator[Message],
+        sent: Message | Sending,
         request: Request,
         timeout: float | None = None,
     ) -> Rpc:
@@ -67,9 +68,12 @@ class Backend:
 
         ``timeout`` in seconds; None: that of the request's headers.
         """
-        return self._callable(method)(
+        call = self._callable(method)(
             sent, metadata=self.metadata(request), timeout=timeout or timeout_of(request)
         )
+        if isinstance(sent, Sending):
+            sent.observe(call)
+        return call
 
     def metadata(self, request: Request) -> Metadata:
         """Return the metadata of the call that answers ``request``. Raises Unauthenticated."""
@@ -107,7 +111,13 @@ class Sending:
     def __init__(self, messages: AsyncIterator[Message]) -> None:
         self._messages = messages
         self._failure: Exception | None = None
-        self.call: Rpc = None
+        self._call: Rpc = None
+        self._status: ServerStatus | None = None
+
+    def observe(self, call: Rpc) -> None:
+        """Take the call that sends the messages."""
+        self._call = call
+        self._status = ServerStatus(call)
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         try:
@@ -115,12 +125,16 @@ class Sending:
                 yield message
         except Exception as error:  # gRPC would report it as a cancellation
             self._failure = error
-            self.call.cancel()
+            self._call.cancel()
 
     def check(self) -> None:
         """Raise the error that ended the stream, if there is one."""
         if self._failure is not None:
             raise self._failure
+
+    async def error_of(self, error: grpc.RpcError) -> grpc.RpcError:
+        """Return the error with the status that the server gave."""
+        return error if self._status is None else await self._status.of(error)
 
 
 async def finish(awaited: Awaitable[T], inbox: Inbox, sending: Sending | None = None) -> T:
@@ -134,13 +148,13 @@ async def finish(awaited: Awaitable[T], inbox: Inbox, sending: Sending | None = 
         await asyncio.wait((call, gone), return_when=asyncio.FIRST_COMPLETED)
         if not call.done():
             raise ClientLeft
-        return result_of(call, sending)
+        return await result_of(call, sending)
     finally:
         gone.cancel()
         call.cancel()
 
 
-def result_of(call: asyncio.Future[T], sending: Sending | None) -> T:
+async def result_of(call: asyncio.Future[T], sending: Sending | None) -> T:
     """Return the result of a call that is done; raises as ``finish``."""
     try:
         return call.result()
@@ -149,6 +163,8 @@ def result_of(call: asyncio.Future[T], sending: Sending | None) -> T:
             sending.check()
         raise
     except grpc.RpcError as error:
+        if sending is not None:
+            error = await sending.error_of(error)
         raise calls.failed(error) from error
 
 

@@ -93,7 +93,7 @@ class StreamedResponse(Response):
                             return  # without the last event: the client reconnects
                         if not read.done():
                             yield b": still there\n\n"
-                    self._next = result_of(read, self._sending)
+                    self._next = await result_of(read, self._sending)
                 finally:
                     read.cancel()
         except TopworkError as error:

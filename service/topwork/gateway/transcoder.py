@@ -64,7 +64,7 @@ def _handler(method: Method, backend: Backend, memory: Memory) -> Handler:
         try:
             if method.reads_stream:
                 sending = Sending(reader.messages(request, inbox))
-                call = sending.call = backend.begin(method, aiter(sending), request)
+                call = backend.begin(method, sending, request)
             else:
                 call = backend.begin(method, await reader.message(request, inbox), request)
             message = await finish(call, inbox, sending)
@@ -82,7 +82,7 @@ def _handler(method: Method, backend: Backend, memory: Memory) -> Handler:
         try:
             if method.reads_stream:
                 sending = Sending(reader.messages(request, inbox))
-                call = sending.call = backend.begin(method, aiter(sending), request)
+                call = backend.begin(method, sending, request)
             else:
                 call = backend.begin(method, await reader.message(request, inbox), request)
             first = await finish(call.read(), inbox, sending)

@@ -13,6 +13,10 @@ import pytest
 from topwork.runtime import process
 
 process.configure()  # before ONNX Runtime is imported, which else reports to its makers
+# The tests take all cores, beside which idle workers would starve.
+os.environ["TOPWORK_SERVE_WORKER_PRIORITY"] = os.environ["TOPWORK_WORKER_WORKER_PRIORITY"] = (
+    "normal"
+)
 
 from support import tiny  # noqa: E402  # see above
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from topwork.errors import InvalidInput
 from topwork.limits import DEFAULT_LIMITS, ServerLimits
 from topwork.runtime.cores import available_cores
+from topwork.runtime.process import Priority
 from topwork.runtime.providers import Provider
 from topwork.runtime.relay import Format
 
@@ -183,6 +184,13 @@ class WorkerConfig:
             help="PEM file of the private key with which the worker signs what it publishes.",
         ),
     ] = None
+    worker_priority: Annotated[
+        Priority,
+        Setting(
+            help="idle: the worker gets only the time that all other processes of the host leave; "
+            "normal: its share, from serving too."
+        ),
+    ] = "idle"
     log_format: Annotated[Format, Setting(help="Format of the log on standard error.")] = "text"
 
     def __post_init__(self) -> None:

@@ -283,6 +283,7 @@ def main() -> None:
             "provider": "cpu",
             "cores": 1,
             "log_format": "json",
+            "worker_priority": "normal",  # the tests take all cores
             **settings,
         }
     )

@@ -84,7 +84,7 @@ def work(config: WorkerConfig, on_working: OnWorking) -> None:
     Of several workers with one executor name, one works and the others wait for its end. Raises
     InvalidInput if the name is invalid.
     """
-    process.run_at_lowest_priority()  # Classify comes first
+    process.set_priority(config.worker_priority)  # Classify comes first
     try:
         reason = _work(config, on_working)
     except (OSError, SQLAlchemyError, error.DBOSException) as failed:

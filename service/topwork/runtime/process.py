@@ -7,6 +7,9 @@ import os
 import resource
 import sys
 import warnings
+from typing import Literal, TypeAlias
+
+Priority: TypeAlias = Literal["idle", "normal"]
 
 _ENVIRONMENT = {
     # Recent versions otherwise send usage data to their makers, and store it in the user's home.
@@ -37,12 +40,15 @@ def configure() -> None:
     _allow_many_files()
 
 
-def run_at_lowest_priority() -> None:
-    """Give this process, and its later threads, only time that others on the machine leave.
+def set_priority(priority: Priority) -> None:
+    """Set the priority of this process and its later threads.
 
-    On Linux by SCHED_IDLE: a thread that wakes up preempts it at once, while a process with
+    ``idle`` gives them only time that others on the machine leave, ``normal`` changes nothing. On
+    Linux by SCHED_IDLE: a thread that wakes up preempts it at once, while a process with
     niceness 19 may finish its time slice. The niceness counts where SCHED_IDLE is not allowed.
     """
+    if priority == "normal":
+        return
     os.nice(19)
     if sys.platform == "linux":
         with contextlib.suppress(PermissionError):

@@ -135,9 +135,14 @@ def test_entry_point_configures_the_process_first(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="SCHED_IDLE is of Linux")
-@pytest.mark.parametrize("allowed", [True, False])
-def test_lowest_priority_holds_for_later_threads(allowed: bool) -> None:
-    """Threads get SCHED_IDLE, and the highest niceness in case it is not allowed."""
+@pytest.mark.parametrize(
+    ("priority", "allowed", "expected"),
+    [("idle", True, [True, 19]), ("idle", False, [False, 19]), ("normal", True, [False, 0])],
+)
+def test_priority_holds_for_later_threads(
+    priority: str, allowed: bool, expected: list[object]
+) -> None:
+    """Idle threads get SCHED_IDLE, and the highest niceness in case it is not allowed."""
     code = """
 import os, threading
 from topwork.runtime import process
@@ -147,7 +152,7 @@ def forbid(*_):
 
 if sys.argv[1] == "False":
     os.sched_setscheduler = forbid
-process.run_at_lowest_priority()
+process.set_priority(sys.argv[2])
 found = []
 thread = threading.Thread(target=lambda: found.extend(
     [os.sched_getscheduler(0) == os.SCHED_IDLE, os.getpriority(os.PRIO_PROCESS, 0)]
@@ -156,4 +161,4 @@ thread.start()
 thread.join()
 print(json.dumps(found))
 """
-    assert run(code, str(allowed)) == [allowed, 19]
+    assert run(code, str(allowed), priority) == expected

@@ -44,7 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     The servers that these share have idle workers until the end.
     """
-    last = ("tests/unit/trainer/", "tests/integration/", "tests/unit/")
+    last = (
+        "tests/unit/trainer/",
+        "tests/integration/",
+        "tests/unit/serving/encoders/",
+        "tests/unit/",
+    )
 
     def place(item: pytest.Item) -> int:
         return next((at for at, start in enumerate(last) if item.nodeid.startswith(start)), -1)

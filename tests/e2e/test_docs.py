@@ -94,7 +94,7 @@ NOT_RUN = {
     ("tutorial-client.md", "node "): "needs what npm installs: test_node.py runs it",
 }
 """Reason why a block cannot be run by a test, by (page, start of the block)."""
-SECONDS = 280
+SECONDS = 880
 """Timeout of the pages' commands."""
 KNOWN = (change_pb2, classifier_service_pb2, error_details_pb2, model_service_pb2, operations_pb2)
 """Modules whose messages may be in an Any; the import registers them."""
@@ -147,6 +147,7 @@ def test_every_command_is_run_or_exempt() -> None:
             assert page in run or block.exempt, f"{page}:{block.line} is neither run nor exempt"
 
 
+@pytest.mark.timeout(SECONDS + 20)
 @pytest.mark.usefixtures("exported")
 @pytest.mark.parametrize("walk", WALKS, ids=lambda walk: walk[0])
 def test_the_commands_of_pages_succeed(walk: Sequence[str], tmp_path: Path) -> None:

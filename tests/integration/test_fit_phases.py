@@ -106,7 +106,7 @@ def test_fit_resumes_after_a_kill_while_tuning(data: Path, tmp_path: Path) -> No
     command = [
         sys.executable, "-m", "topwork_trainer.cli", "fit", str(data), "--model", "m",
         "--repository", str(tmp_path), "--image-size", "32", "--unfreeze", "last:1",
-        "--epochs", "3", "--json",
+        "--epochs", "2", "--json",
     ]  # fmt: skip
     checkpoints = tmp_path / "checkpoints" / "m"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

@@ -257,7 +257,10 @@ def test_wrong_request_gets_code_and_reason(
     if "body" in more and "headers" not in more:
         more = {**more, "headers": {"content-type": http_calls.FORM}}
     answer = ask(server.http, path, **more)  # type: ignore[arg-type]  # of the table
-    assert answer.error == expected
+    if answer.code == 504:  # whether the server or gRPC in the gateway notices first
+        assert answer.error in (expected, (504, "DEADLINE_EXCEEDED", "DEADLINE_PASSED"))
+    else:
+        assert answer.error == expected
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["cache-control"] == "no-store"
 

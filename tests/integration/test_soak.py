@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from soak.soak import soak
 
-KILLS = 6
+KILLS = 4
 
 
 @pytest.mark.timeout(600)

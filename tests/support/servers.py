@@ -58,7 +58,7 @@ GATEWAY = b"TOPWORK_PROCESS=topwork-gateway"
 ENCODER = b"TOPWORK_PROCESS=topwork-encoder-"
 """In the environments of these processes only."""
 
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 """Timeout of all waits in seconds, much longer than a working server needs."""
 
 
@@ -288,7 +288,11 @@ def main() -> None:
         }
     )
     process.configure()
-    from topwork.rpc import server  # not at the top: workers, which import this module, need none
+    # Not at the top: workers, which import this module, need none of them.
+    from topwork.changes import database
+    from topwork.rpc import server
+
+    database.POLL_SECONDS = 0.25  # many idle workers poll while tests run
 
     logs.configure(config.log_format)
     logs.capture(config.log_format)

@@ -237,6 +237,7 @@ DOCUMENTS: tuple[object, ...] = (
         created=TIME,
         versions={"topwork": "0.1.0"},
         examples=C,
+        preview_pixels=160,
     ),
     METRICS,
     BackboneNames(names={"efficientnet_lite0@288": A, "mine": B}),

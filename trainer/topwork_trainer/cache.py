@@ -18,6 +18,7 @@ import PIL
 
 from topwork.bundle.files import locked
 from topwork.bundle.manifest import BackboneInfo
+from topwork.inputs.thumbnail import SIDE
 from topwork.runtime.backend import software_versions
 from topwork.training.embed import Cache, EmbeddedRow
 
@@ -69,8 +70,8 @@ class EmbeddingCache:
                 self._connection.close()
                 self._connection = None
 
-    def for_backbone(self, backbone: BackboneInfo) -> Cache:
-        """Return the rows of one backbone, preprocess spec and set of software versions.
+    def for_backbone(self, backbone: BackboneInfo, preview_pixels: int = SIDE) -> Cache:
+        """Return the rows of one backbone, preprocess spec, size of thumbnails and software.
 
         Other versions may decode and compute slightly differently.
         """
@@ -80,6 +81,8 @@ class EmbeddingCache:
             "decoding": DECODING,
             "versions": {**software_versions(), "pillow": PIL.__version__},
         }
+        if preview_pixels != SIDE:  # rows of SIDE are those of earlier releases, too
+            depends["preview_pixels"] = preview_pixels
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).digest()
         return _BackboneCache(self, key, backbone.width)
 

@@ -12,6 +12,7 @@ from topwork.bundle.numbers import Count, Seed
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.signing.signatures import Signatures, Signing
 from topwork.errors import NotReady
+from topwork.inputs.thumbnail import SIDE
 
 FILE = "draft.json"
 """File name, in the directory of the model. Without serving.json the model is a draft."""
@@ -57,6 +58,11 @@ class Draft:
     def revision(self) -> int:
         """The number of the serving revision: there is none."""
         return 0
+
+    @property
+    def preview_pixels(self) -> int:
+        """The side of the thumbnails of its exemplars."""
+        return SIDE
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from topwork.bundle.numbers import Count, Number, Seed
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.errors import NotReady
 from topwork.inputs.preprocess import PreprocessSpec
+from topwork.inputs.thumbnail import LARGEST, SIDE
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """A sha256 in hexadecimal; validated when decoded, since it becomes part of a path."""
@@ -183,6 +184,8 @@ class Manifest:
     unknown_distribution: UnknownDistribution | None = None
     """Out-of-fold unknown probabilities of the exemplars, the reference of drift; None without a
     detector, and in revisions of earlier releases."""
+    preview_pixels: Annotated[int, msgspec.Meta(ge=1, le=LARGEST)] = SIDE
+    """Side of the thumbnails that changes add to the exemplars, inherited from the parent."""
 
 
 def check_may_serve(manifest: Manifest) -> None:

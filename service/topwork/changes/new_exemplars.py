@@ -169,6 +169,7 @@ class Embedder:
             self.session(info),
             info.preprocess,
             cores=self._cores,
+            preview_pixels=parent.preview_pixels,
             limits=self._limits,
             on_image=count,
         )

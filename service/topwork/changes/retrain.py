@@ -270,6 +270,7 @@ class Trainer:
             shards=shards,
             seed=parent.seed,
             recipe=recipe,
+            preview_pixels=parent.preview_pixels,
             origin=Origin(
                 change=job.kind,
                 parent=parent.revision,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from topwork.inputs.image import Pixels
+from topwork.inputs.thumbnail import SIDE
 
 NEAR_DUPLICATE_BITS = 20
 """Raising it makes photos with more differing bits, of the 256 of a fingerprint, near-duplicates.
@@ -80,7 +81,7 @@ def closest_pairs(fingerprints: NDArray[np.uint8], targets: NDArray[np.int64]) -
 
 
 def alike(thumbnail: bytes, other: bytes) -> bool:
-    """Return True if two thumbnails (JPEG files of equal size) have the same fine detail.
+    """Return True if two thumbnails (JPEG files of any sizes) have the same fine detail.
 
     Pictures of similar composition, such as X-rays, may have close fingerprints by chance, but
     different fine detail. A thumbnail without detail is like no other.
@@ -91,6 +92,8 @@ def alike(thumbnail: bytes, other: bytes) -> bool:
 def _detail(thumbnail: bytes) -> NDArray[np.float32]:
     """Return brightness minus blurred brightness, with mean 0 and norm 1 (0 without any detail)."""
     grey = Image.open(io.BytesIO(thumbnail), formats=["JPEG"]).convert("L")
+    if grey.size != (SIDE, SIDE):  # ALIKE was measured with this size
+        grey = grey.resize((SIDE, SIDE), Image.Resampling.BOX)
     blurred = grey.filter(ImageFilter.BoxBlur(2))
     detail = (np.asarray(grey, dtype=np.float32) - np.asarray(blurred, dtype=np.float32)).ravel()
     detail -= detail.mean()

@@ -20,7 +20,7 @@ from topwork.inputs.duplicates import fingerprint
 from topwork.inputs.image import pixel_digest, preprocess
 from topwork.inputs.image_source import ImageSource
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.inputs.thumbnail import thumbnail
+from topwork.inputs.thumbnail import SIDE, thumbnail
 from topwork.limits import DEFAULT_LIMITS, InputLimits
 from topwork.runtime.backend import Session
 
@@ -68,15 +68,17 @@ def embed(
     spec: PreprocessSpec,
     *,
     cores: int,
+    preview_pixels: int = SIDE,
     limits: InputLimits = DEFAULT_LIMITS,
     cache: Cache | None = None,
     on_image: Callable[[], None] = lambda: None,
 ) -> tuple[Exemplars | None, list[Skipped]]:
     """Return the exemplars of all usable images (None if there are none) and the skipped images.
 
-    ``on_image`` is called once per image, usable or not, in the calling thread. Each image is
-    embedded alone, as in serving on CPU, so its embedding does not depend on other images. Cached
-    rows are used without checking ``limits``.
+    ``preview_pixels`` is the side of the thumbnails, as in the manifest. ``on_image`` is called
+    once per image, usable or not, in the calling thread. Each image is embedded alone, as in
+    serving on CPU, so its embedding does not depend on other images. Cached rows are used without
+    checking ``limits``.
     """
 
     def embed_source(source: ImageSource) -> tuple[bytes, EmbeddedRow] | Skipped:
@@ -85,7 +87,7 @@ def embed(
             key = hashlib.sha256(content).digest()
             row = cache.get(key) if cache is not None else None
             if row is None:
-                row = _row(content, session, spec, limits)
+                row = _row(content, session, spec, limits, preview_pixels)
                 if cache is not None:
                     cache.put(key, row)
             return key, row
@@ -133,13 +135,17 @@ def embed(
 
 
 def _row(
-    content: bytes, session: Session, spec: PreprocessSpec, limits: InputLimits
+    content: bytes,
+    session: Session,
+    spec: PreprocessSpec,
+    limits: InputLimits,
+    preview_pixels: int,
 ) -> EmbeddedRow:
     pixels = preprocess(content, spec, limits=limits)
     return EmbeddedRow(
         digest=bytes.fromhex(pixel_digest(pixels)),
         fingerprint=fingerprint(pixels),
-        thumbnail=thumbnail(pixels),
+        thumbnail=thumbnail(pixels, preview_pixels),
         # Last: a run evicts the CPU caches; the functions above would take up to 50 % longer.
         embedding=session.run(pixels[None])[0],
     )

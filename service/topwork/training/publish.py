@@ -20,6 +20,7 @@ from topwork.bundle.manifest import (
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import NotFound
+from topwork.inputs.thumbnail import SIDE
 from topwork.learning.learn import Learned
 from topwork.report.content import Content, Making, Parent
 from topwork.report.page import render
@@ -55,6 +56,7 @@ def publish(
     backbone_info: str | None = None,
     origin: Origin = FIT,
     precision_gate: PrecisionGate | None = None,
+    preview_pixels: int = SIDE,
     sources: ShardRows | None = None,
 ) -> Manifest:
     """Publish the head learnt from the exemplars of ``shards`` as the model's next revision.
@@ -99,6 +101,7 @@ def publish(
         created=datetime.now(UTC),
         versions=software_versions(),
         schema=GROUPS_SCHEMA if exemplars.groups.any() else SCHEMA,
+        preview_pixels=preview_pixels,
     )
     content = Content(
         manifest=draft,

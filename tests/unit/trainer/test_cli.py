@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from topwork.errors import InvalidInput
 from topwork_trainer.cli import main
 from topwork_trainer.cli.commands import cli
+from topwork_trainer.fit.fit import FitConfig
 
 
 def test_help_needs_no_torch() -> None:
@@ -46,6 +48,27 @@ def test_url_as_data_is_refused(command: str) -> None:
     assert "'https://example.org/photos' is a URL, not a file or folder" in " ".join(
         done.output.split()
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "pixels", "status"), [("", 64, 1), ("160", 160, 1), ("63", 0, 2), ("257", 0, 2)]
+)
+def test_preview_pixels_reach_the_fit(
+    option: str, pixels: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 64 to 256; others are refused before anything is read."""
+    asked = []
+
+    def fit(config: FitConfig, _: object) -> None:
+        asked.append(config.preview_pixels)
+        raise InvalidInput("that is all", field="data")
+
+    monkeypatch.setattr("topwork_trainer.fit.fit.fit", fit)
+    given = ["--preview-pixels", option] if option else []
+    command = ["fit", str(tmp_path), "--model", "m", "--repository", str(tmp_path / "r"), *given]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == status
+    assert asked == ([pixels] if pixels else [])
 
 
 def test_demo_data_says_that_it_is_rendered(tmp_path: Path) -> None:

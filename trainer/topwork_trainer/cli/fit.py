@@ -15,6 +15,7 @@ import click
 from topwork import tables
 from topwork.bundle.findings import Finding
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.inputs.thumbnail import LARGEST, SIDE
 from topwork.printable import file_name, printable
 from topwork.terminal import Console, LocalPath
 from topwork.training.embed import Skipped
@@ -124,6 +125,13 @@ class _OrAuto(click.ParamType[Any]):
     is_flag=True,
     help="Store the photos in the repository, as uploads are. Otherwise only their embeddings and "
     "thumbnails are stored.",
+)
+@click.option(
+    "--preview-pixels",
+    default=SIDE,
+    type=click.IntRange(SIDE, LARGEST),
+    help="Side of the thumbnails of training photos, also of those that are added later, in "
+    "pixels; 160 shows details in the console and costs about 5 KB a photo more.",
 )
 @click.option(
     "--strict", is_flag=True, help="Refuse to train if the audit has an error or a warning."

@@ -15,6 +15,7 @@ from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.inputs.image_source import ImageSource
+from topwork.inputs.thumbnail import SIDE
 from topwork.learning.audit import suspects
 from topwork.learning.learn import Learned, learn
 from topwork.limits import DEFAULT_LIMITS
@@ -66,6 +67,8 @@ class Attempts:
     cores: int
     cache: EmbeddingCache | None
     exports: Exports | None = None
+    preview_pixels: int = SIDE
+    """Side of the thumbnails."""
     on_progress: OnStageProgress
     dropped: Mapping[bytes, str] = field(default_factory=dict)
     """Reasons to leave photos out, by the photo's key (see ``keys``)."""
@@ -153,7 +156,10 @@ class Attempts:
             backbone.session,
             backbone.info.preprocess,
             cores=self.cores,
-            cache=self.cache.for_backbone(backbone.info) if self.cache else None,
+            preview_pixels=self.preview_pixels,
+            cache=self.cache.for_backbone(backbone.info, self.preview_pixels)
+            if self.cache
+            else None,
             on_image=count,
         )
 

@@ -19,6 +19,7 @@ from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.inputs.folders import LeftOut
+from topwork.inputs.thumbnail import SIDE
 from topwork.learning.audit import audit_exemplars
 from topwork.report.content import Making, RankedBackbone
 from topwork.report.formatting import several
@@ -72,6 +73,8 @@ class FitConfig:
     """True: leave out photos whose label is suspected, and learn again."""
     keep_images: bool = False
     """True: store the training photos in the repository, as uploads are."""
+    preview_pixels: int = SIDE
+    """Side of the thumbnails of training photos, also of those that changes add later."""
     strict: bool = False
     """True: refuse to train if the audit has errors or warnings."""
     cache: Path | None = None
@@ -126,6 +129,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
             cores=available_cores(),
             cache=cache,
             exports=Exports(config.cache) if config.cache else None,
+            preview_pixels=config.preview_pixels,
             on_progress=watch,
         )
         choice, ranked = _choose(config, attempts)
@@ -178,6 +182,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         shards=sets.shards,
         seed=config.seed,
         recipe=config.recipe,
+        preview_pixels=config.preview_pixels,
         precision_gate=gate,
         origin=sets.origin,
         making=Making(

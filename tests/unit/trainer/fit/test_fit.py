@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import html
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from support import photo_sets, pictures, signed, tiny
 
 from topwork.bundle.comparison import Gate
 from topwork.bundle.evaluation_sets import EmbeddedSet, EvaluationSet, EvaluationSets
-from topwork.bundle.manifest import GROUPS_SCHEMA, SCHEMA
+from topwork.bundle.manifest import GROUPS_SCHEMA, SCHEMA, Manifest
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.changes.jobs import Job, Upload
@@ -94,6 +95,38 @@ def test_keep_images_stores_the_photos_that_are_used(repository: Repository, dat
     first = exemplars.names.index("amber/00.png")
     content = (data / "amber" / "00.png").read_bytes()
     assert repository.image(exemplars.contents[first].tobytes().hex()) == content
+
+
+def test_preview_pixels_reach_photos_that_are_added_later(
+    repository: Repository, data: Path, tmp_path: Path
+) -> None:
+    """The manifest has the size, a change keeps it, and the cache does not mix sizes."""
+
+    def sizes(manifest: Manifest, label: str) -> set[tuple[int, int]]:
+        exemplars = repository.exemplars(manifest.exemplars)
+        own = exemplars.where(exemplars.targets == exemplars.labels.index(label))
+        return {Image.open(io.BytesIO(jpeg)).size for jpeg in own.thumbnails}
+
+    usual = _fit(repository, data, cache=tmp_path / "cache").manifest
+    assert (usual.preview_pixels, sizes(usual, "amber")) == (64, {(64, 64)})
+    smaller = _fit(repository, data, cache=tmp_path / "cache", preview_pixels=32).manifest
+    assert (smaller.preview_pixels, sizes(smaller, "amber")) == (32, {(32, 32)})
+    assert smaller.head == usual.head
+    job = Job(
+        kind="add_class",
+        model="colours",
+        label="violet",
+        accepted=0.0,
+        uploads=tuple(
+            Upload(name=f"{number}", digest=repository.put_image(content))
+            for number, content in enumerate(pictures.pictures("violet", 8))
+        ),
+        gate=Gate(max_old_class_drop=1.0, min_new_class_recall=0.0),
+    )
+    trainer = Trainer(repository, cores=2)
+    candidate = trainer.solve(job, trainer.embed(job, lambda *_: None), "operation")
+    changed = repository.manifest("colours", candidate.result.revision)
+    assert (changed.preview_pixels, sizes(changed, "violet")) == (32, {(32, 32)})
 
 
 def test_same_data_and_seed_give_the_same_head(repository: Repository, data: Path) -> None:

@@ -28,6 +28,7 @@ from benchmarks.few_photos import draw
 from topwork.bundle.exemplars import Exemplars, ShardRows
 from topwork.bundle.store import Repository
 from topwork.learning.learn import Learned, learn
+from topwork.report.embedding_map import locate
 from topwork.runtime.cores import available_cores
 from topwork.serving.examples import ExampleFilter, select
 from topwork.training.examples import index_examples
@@ -56,7 +57,8 @@ def main() -> None:
         clean = learnt(train)
         flipped = replace(train, targets=flip(train, arguments.flipped, seed))
         wrong = learnt(flipped)
-        index = index_examples(flipped, wrong.judged, 0, ShardRows.of_split(flipped))
+        sources = ShardRows.of_split(flipped)
+        index = index_examples(flipped, wrong.judged, 0, sources, locate(flipped))
         listed = select(index, manifest, ExampleFilter())[: arguments.corrected]
         by_person, blindly = flipped.targets.copy(), flipped.targets.copy()
         by_person[listed] = train.targets[listed]

@@ -25,6 +25,7 @@ from topwork.bundle.recipe import Recipe
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import Judged
 from topwork.report.content import Content, Making, Parent, RankedBackbone
+from topwork.report.embedding_map import locate
 
 DIGEST = "ab" * 32
 FLOWERS = ("daisy", "rose", "tulip")
@@ -70,6 +71,7 @@ def content(
         judged=Judged(rows=np.arange(count), probabilities=probabilities),
         parent=None,
         making=Making(command="topwork-train fit photos"),
+        places=locate(rows),
     )
 
 

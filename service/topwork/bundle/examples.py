@@ -18,6 +18,12 @@ from topwork.errors import Corrupt
 
 FILE = "examples.npz"
 
+RANKED = 3
+"""Raising it stores more probabilities of each example, 8 bytes each.
+
+Those that are not stored are at most 1 / (RANKED + 1), so higher thresholds can be judged exactly.
+"""
+
 _DTYPES = {
     "digests": "|u1",
     "targets": "<i4",
@@ -30,7 +36,12 @@ _DTYPES = {
     "rows": "<i4",
     "names": "|u1",
     "name_ends": "<i8",
+    "ranked": "<i4",
+    "ranked_probabilities": "<f4",
+    "points": "<f4",
 }
+_LATER = {"ranked": RANKED, "ranked_probabilities": RANKED, "points": 2}
+"""Columns of the arrays that files of earlier releases lack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +72,13 @@ class ExampleIndex:
     """All file names, joined, in UTF-8."""
     name_ends: NDArray[np.int64]
     """(N,), end of each name in ``names``."""
+    ranked: NDArray[np.int32]
+    """(N, RANKED), class indices of the highest out-of-fold probabilities, highest first; -1: there
+    is none, the example was not evaluated, or an earlier release published the revision."""
+    ranked_probabilities: NDArray[np.float32]
+    """(N, RANKED), the probabilities; NaN where ``ranked`` is -1."""
+    points: NDArray[np.float32]
+    """(N, 2), place on the embedding map, rightwards and downwards, 0 to 1; NaN: not on it."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -97,6 +115,7 @@ def make_index(
         "suggested_probabilities": np.full(count, np.nan),
         "suspicion": np.zeros(count),
         "folds": np.full(count, -1),
+        **_unset_later(count),
     }
     arrays = {
         "digests": digests,
@@ -139,18 +158,24 @@ def from_bytes(content: bytes, labels: tuple[str, ...], shards: int) -> ExampleI
             arrays = {
                 name: npz.map_array(file, whole, archive.getinfo(f"{name}.npy"), np.dtype(dtype))
                 for name, dtype in _DTYPES.items()
+                if name not in _LATER or f"{name}.npy" in archive.namelist()
             }
     except Exception as error:  # zipfile and NumPy raise many classes on damaged files
         raise Corrupt(f"{FILE} cannot be used: {error}") from error
     count = len(arrays["targets"]) if arrays["targets"].ndim else 0
+    arrays = {**_unset_later(count), **arrays}
+    tables = {"digests": 32, **_LATER}
     for name, found in arrays.items():
-        shape = {"digests": (count, 32), "names": found.shape[:1]}.get(name, (count,))
+        shape = (count, tables[name]) if name in tables else (count,)
+        if name == "names":
+            shape = found.shape[:1]
         if found.shape != shape:
             raise Corrupt(f"{FILE} cannot be used: its {name} are {found.shape}, not {shape}")
     ends = arrays["name_ends"]
     if (
         not _within(arrays["targets"], 0, len(labels))
         or not _within(arrays["suggested"], -1, len(labels))
+        or not _within(arrays["ranked"], -1, len(labels))
         or not _within(arrays["parts"], 0, shards)
         or not _within(arrays["rows"], 0, 2**31)
         or (np.diff(ends, prepend=0) < 0).any()
@@ -189,6 +214,14 @@ def rows_with_name(index: ExampleIndex, name: str, *, prefix: bool) -> NDArray[n
         rows = np.flatnonzero(found)
         found[rows] = index.names[starts[rows] + place] == byte
     return found
+
+
+def _unset_later(count: int) -> dict[str, NDArray[Any]]:
+    """Return the arrays that a file of an earlier release lacks."""
+    return {
+        name: np.full((count, columns), -1 if name == "ranked" else np.nan, dtype=_DTYPES[name])
+        for name, columns in _LATER.items()
+    }
 
 
 def _within(values: NDArray[np.integer], low: int, high: int) -> bool:

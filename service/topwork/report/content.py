@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import BackboneInfo, Manifest
@@ -60,6 +63,18 @@ class Making:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Places of M exemplars on the embedding map."""
+
+    rows: NDArray[np.int64]
+    """(M,), exemplar indices, in order."""
+    points: NDArray[np.float64]
+    """(M, 2), rightwards and downwards, each 0 to 1."""
+    share: float
+    """See ``Projection.shown``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
     """Data of a report."""
 
@@ -70,3 +85,4 @@ class Content:
     judged: Judged
     parent: Parent | None
     making: Making
+    places: Places

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.bundle.exemplars import Exemplars
 from topwork.report import placement
-from topwork.report.content import Content
+from topwork.report.content import Content, Places
 from topwork.report.placement import Placed
 from topwork.report.projection import project
 
@@ -70,15 +71,20 @@ class EmbeddingMap:
     """See ``Projection.shown``."""
 
 
-def lay_out(content: Content) -> EmbeddingMap:
-    """Return the map of at most POINTS images."""
-    exemplars = content.exemplars
+def locate(exemplars: Exemplars) -> Places:
+    """Return the places of at most POINTS exemplars."""
     rows = pick(exemplars.targets, POINTS)
+    projection = project(exemplars.embeddings[rows], exemplars.targets[rows])
+    x, y = projection.places.T
+    points = np.column_stack([_scale(x), _scale(-y)])
+    return Places(rows=rows, points=points, share=projection.shown)
+
+
+def lay_out(content: Content) -> EmbeddingMap:
+    """Return the map of the images in ``content.places``."""
+    exemplars, rows = content.exemplars, content.places.rows
     targets = exemplars.targets[rows]
-    projection = project(exemplars.embeddings[rows], targets)
-    points = np.column_stack(
-        [_fit(projection.places[:, 0], WIDTH), _fit(-projection.places[:, 1], HEIGHT)]
-    )
+    points = MARGIN + content.places.points * (np.array([WIDTH, HEIGHT]) - 2 * MARGIN)
     wrong = _wrong(content)
     coloured = _coloured(content, wrong)
     styles = {index: style for style, index in enumerate(coloured)}
@@ -120,7 +126,7 @@ def lay_out(content: Content) -> EmbeddingMap:
         labels=len(exemplars.labels),
         shown=len(rows),
         images=len(exemplars),
-        share=projection.shown,
+        share=content.places.share,
     )
 
 
@@ -149,11 +155,10 @@ def _coloured(content: Content, wrong: NDArray[np.bool_]) -> list[int]:
     return sorted(np.argsort(-mistakes, kind="stable")[:COLOURED].tolist())
 
 
-def _fit(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Scale values to the picture."""
+def _scale(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale values to 0 to 1."""
     low, high = values.min(), values.max()
-    share = (values - low) / max(high - low, 1e-12)
-    return np.asarray(MARGIN + share * (size - 2 * MARGIN))
+    return np.asarray((values - low) / max(high - low, 1e-12))
 
 
 def _marks(points: NDArray[np.float64], shape: str) -> str:

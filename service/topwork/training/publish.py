@@ -23,6 +23,7 @@ from topwork.errors import NotFound
 from topwork.inputs.thumbnail import SIDE
 from topwork.learning.learn import Learned
 from topwork.report.content import Content, Making, Parent
+from topwork.report.embedding_map import locate
 from topwork.report.page import render
 from topwork.runtime.backend import software_versions
 from topwork.training.examples import index_examples
@@ -103,6 +104,7 @@ def publish(
         schema=GROUPS_SCHEMA if exemplars.groups.any() else SCHEMA,
         preview_pixels=preview_pixels,
     )
+    places = locate(exemplars)
     content = Content(
         manifest=draft,
         metrics=learned.metrics,
@@ -111,13 +113,14 @@ def publish(
         judged=learned.judged,
         parent=_serving(repository, model),
         making=making,
+        places=places,
     )
     return repository.publish(
         draft,
         head=to_onnx(head),
         metrics=learned.metrics,
         index=index_examples(
-            exemplars, learned.judged, seed, sources or ShardRows.of_split(exemplars)
+            exemplars, learned.judged, seed, sources or ShardRows.of_split(exemplars), places
         ),
         report=lambda manifest: render(replace(content, manifest=manifest)).encode(),
     )

@@ -126,6 +126,18 @@ def fit(images: dict[str, list[bytes]]) -> tuple[tuple[str, ...], bytes, str]:
         return manifest.labels, made.head(manifest), manifest.data_digest
 
 
+def test_report_of_a_change_equals_that_of_a_fit(repository: Repository) -> None:
+    """Out-of-fold predictions and places on the map do not depend on the history."""
+    apply(repository, job(repository, "add_class", "c", POOL["c"][:8]))
+    changed = repository.examples(serving(repository))
+    with TemporaryDirectory() as directory:
+        whole = Repository(Path(directory))
+        images = {label: POOL[label][:8] for label in "abc"}
+        fitted = whole.examples(tiny.publish(whole, "m", tiny.embed_pictures(images)))
+    for name in ("digests", "targets", "ranked", "ranked_probabilities", "points", "folds"):
+        np.testing.assert_array_equal(getattr(changed, name), getattr(fitted, name))
+
+
 Name = tuple[str, int]
 """An image of the pool: its own label and number."""
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from support import tiny
 from support.pictures import pictures
 
+from topwork.bundle import npz
 from topwork.bundle.examples import ExampleIndex, from_bytes, make_index, to_bytes
 from topwork.bundle.exemplars import ShardRows
 from topwork.bundle.manifest import Manifest, ShardRef
@@ -124,6 +126,30 @@ def test_index_that_refers_to_nothing_is_corrupt(labels: tuple[str, ...], shards
     """Indices beyond the labels or shards of the manifest are refused."""
     with pytest.raises(Corrupt, match=r"examples\.npz cannot be used"):
         from_bytes(to_bytes(index_of()), labels, shards)
+
+
+def test_index_of_an_earlier_release_has_no_predictions_and_places() -> None:
+    """Its file lacks the arrays, and is read all the same."""
+    index = index_of(ranked=np.zeros((6, 3)), points=np.zeros((6, 2)))
+    earlier = npz.encode(
+        {
+            name: (getattr(index, name), getattr(index, name).dtype.str)
+            for name in index.__slots__
+            if name not in {"labels", "ranked", "ranked_probabilities", "points"}
+        }
+    )
+    read = from_bytes(earlier, LABELS, 3)
+    assert (read.ranked == -1).all()
+    assert np.isnan(read.ranked_probabilities).all()
+    assert np.isnan(read.points).all()
+    assert [read.name(row) for row in range(len(read))] == NAMES
+
+
+@pytest.mark.parametrize("ranked", [np.full((6, 3), 3), np.full((6, 3), -2), np.zeros((6, 2))])
+def test_index_with_wrong_predictions_is_corrupt(ranked: NDArray[np.float64]) -> None:
+    """Labels that are not, and another number of columns, are refused."""
+    with pytest.raises(Corrupt, match=r"examples\.npz cannot be used"):
+        from_bytes(to_bytes(index_of(ranked=ranked)), LABELS, 3)
 
 
 def test_torn_index_is_corrupt() -> None:

@@ -53,6 +53,7 @@ from topwork.v1 import evaluation_pb2 as evaluation_pb
 from topwork.v1 import example_pb2 as example_pb
 from topwork.v1 import model_lifecycle_pb2 as lifecycle_pb
 from topwork.v1 import model_service_pb2 as model_pb
+from topwork.v1 import revision_pb2 as revision_pb
 from topwork.wire import status as statuses
 
 MOST_TRAILERS = 16_000
@@ -98,6 +99,7 @@ def messages() -> list[bytes]:
         "ListModels": [model_pb.ListModelsRequest(page_size=3)],
         "GetModel": [model_pb.GetModelRequest(name="models/colours")],
         "ListRevisions": [model_pb.ListRevisionsRequest(model="models/colours", page_size=3)],
+        "GetReport": [revision_pb.GetReportRequest(name="models/colours/revisions/1/report")],
         "AddClass": [
             change_pb.AddClassRequest(
                 config=change_pb.AddClassConfig(
@@ -272,6 +274,7 @@ class _Service:
             _Method("ListModels", model_pb.ListModelsRequest, models.ListModels),
             _Method("GetModel", model_pb.GetModelRequest, models.GetModel),
             _Method("ListRevisions", model_pb.ListRevisionsRequest, models.ListRevisions),
+            _Method("GetReport", revision_pb.GetReportRequest, models.GetReport),
             _Method("AddClass", change_pb.AddClassRequest, models.AddClass, streams=True),
             _Method("AddExamples", change_pb.AddExamplesRequest, models.AddExamples, streams=True),
             _Method("AddClasses", change_pb.AddClassesRequest, models.AddClasses, streams=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import uuid
@@ -11,8 +12,9 @@ import grpc
 import pytest
 from PIL import Image
 from support import tiny
+from support.http_calls import ask
 from support.pictures import pictures
-from support.servers import AddClass, Command
+from support.servers import AddClass, Command, Running
 
 from topwork import CallFailed, Client, Operation
 from topwork.bundle.exemplars import Exemplars
@@ -36,6 +38,41 @@ def mislabelled() -> Exemplars:
 def wrong(serve: Callable[[Exemplars], str], mislabelled: Exemplars) -> str:
     """Return the name of a new model of the mislabelled exemplars."""
     return serve(mislabelled)
+
+
+def test_predictions_are_out_of_fold_and_the_highest_first(client: Client, wrong: str) -> None:
+    """They contain the probabilities of the label and of the suggestion; places fill the map."""
+    rows = [*client.list_examples(wrong)]
+    for row in rows:
+        probabilities = [prediction.probability for prediction in row.predictions]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert len(probabilities) == 3
+        known = {found.label: found.probability for found in row.predictions}
+        assert known.get(row.label, row.label_probability) == pytest.approx(row.label_probability)
+        if not row.suspect:
+            assert known[row.suggested_label] == pytest.approx(row.suggested_probability)
+    assert {row.predictions[0].label for row in rows if row.suspect} == {"blue"}
+    assert {min(place) for place in zip(*map(place_of, rows), strict=True)} == {0}
+    assert {max(place) for place in zip(*map(place_of, rows), strict=True)} == {1}
+
+
+def place_of(row: example_pb.Example) -> tuple[float, float]:
+    """Return the place of an example on the map."""
+    assert row.HasField("map_point")
+    return row.map_point.x, row.map_point.y
+
+
+def test_report_is_the_stored_file(client: Client, server: Running, wrong: str) -> None:
+    """By gRPC and by HTTP; of revisions that are, and with names that are right."""
+    page = client.report(wrong, 1)
+    assert page.startswith(b"<!doctype html>")
+    assert f"{wrong}".encode() in page
+    answer = ask(server.http, f"/v1/models/{wrong}/revisions/1/report")
+    assert answer.json["name"] == f"models/{wrong}/revisions/1/report"
+    assert base64.b64decode(answer.json["html"]) == page
+    assert ask(server.http, f"/v1/models/{wrong}/revisions/2/report").code == 404
+    assert ask(server.http, f"/v1/models/{wrong}/revisions/x/report").code == 400
+    assert ask(server.http, "/v1/models/unknown/revisions/1/report").code == 404
 
 
 def done(client: Client, operation: Operation) -> change_pb.ChangeResponse:

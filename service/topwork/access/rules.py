@@ -87,6 +87,7 @@ RULES: Mapping[str, Rule] = {
             "ListModels": _per_model("classify"),
             "GetModel": Rule(role="classify", model_of=_name),
             "ListRevisions": Rule(role="classify", model_of=_model),
+            "GetReport": Rule(role="train", model_of=_model_of_child, audited=True),
             "AddClass": _UPLOAD,
             "AddExamples": _UPLOAD,
             "AddClasses": _UPLOAD,

@@ -484,6 +484,11 @@ class AsyncClient(AsyncEvaluations, AsyncReview):
             for revision in page.revisions:
                 yield revision
 
+    async def report(self, model: str, revision: int) -> bytes:
+        """Return the report of a revision, an HTML file. Raises CallFailed."""
+        request = revision_pb.GetReportRequest(name=f"models/{model}/revisions/{revision}/report")
+        return (await async_calls.call_unary(self._models.GetReport, request)).html
+
     async def list_examples(
         self, model: str, wanted: str = "", *, previews: bool = False, revision: int = 0
     ) -> AsyncIterator[example_pb.Example]:

@@ -472,6 +472,11 @@ class Client(Evaluations, Review):
         for page in blocking_calls.pages(self._models.ListRevisions, request):
             yield from page.revisions
 
+    def report(self, model: str, revision: int) -> bytes:
+        """Return the report of a revision, an HTML file. Raises CallFailed."""
+        request = revision_pb.GetReportRequest(name=f"models/{model}/revisions/{revision}/report")
+        return (blocking_calls.call_unary(self._models.GetReport, request)).html
+
     def list_examples(
         self, model: str, wanted: str = "", *, previews: bool = False, revision: int = 0
     ) -> Iterator[example_pb.Example]:

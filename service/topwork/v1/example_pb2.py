@@ -23,23 +23,26 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from topwork.v1 import classifier_service_pb2 as topwork_dot_v1_dot_classifier__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18topwork/v1/example.proto\x12\ntopwork.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x03\n\x07\x45xample\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x14\n\x0cother_labels\x18\x05 \x03(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\toperation\x18\x07 \x01(\t\x12\x1e\n\x11label_probability\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\x0fsuggested_label\x18\t \x01(\t\x12\"\n\x15suggested_probability\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07suspect\x18\x0b \x01(\x08\x12\x11\n\tsuspicion\x18\x0c \x01(\x01\x12\x11\n\x04\x66old\x18\r \x01(\x05H\x02\x88\x01\x01\x12\x0f\n\x07preview\x18\x0e \x01(\x0c\x12\x16\n\x0e\x63ontent_digest\x18\x0f \x01(\t\x12\x0e\n\x06stored\x18\x10 \x01(\x08\x42\x14\n\x12_label_probabilityB\x18\n\x16_suggested_probabilityB\x07\n\x05_fold\"\x94\x01\n\x13ListExamplesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12%\n\x04view\x18\x05 \x01(\x0e\x32\x17.topwork.v1.ExampleView\x12\x10\n\x08revision\x18\x06 \x01(\x03\"|\n\x14ListExamplesResponse\x12%\n\x08\x65xamples\x18\x01 \x03(\x0b\x32\x13.topwork.v1.Example\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12\x10\n\x08revision\x18\x04 \x01(\x03\"i\n\x11GetExampleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12%\n\x04view\x18\x03 \x01(\x0e\x32\x17.topwork.v1.ExampleView\x12\x10\n\x08revision\x18\x04 \x01(\x03*Z\n\x0b\x45xampleView\x12\x1c\n\x18\x45XAMPLE_VIEW_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45XAMPLE_VIEW_BASIC\x10\x01\x12\x15\n\x11\x45XAMPLE_VIEW_FULL\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18topwork/v1/example.proto\x12\ntopwork.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#topwork/v1/classifier_service.proto\"\x82\x04\n\x07\x45xample\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x14\n\x0cother_labels\x18\x05 \x03(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\toperation\x18\x07 \x01(\t\x12\x1e\n\x11label_probability\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\x0fsuggested_label\x18\t \x01(\t\x12\"\n\x15suggested_probability\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07suspect\x18\x0b \x01(\x08\x12\x11\n\tsuspicion\x18\x0c \x01(\x01\x12\x11\n\x04\x66old\x18\r \x01(\x05H\x02\x88\x01\x01\x12\x0f\n\x07preview\x18\x0e \x01(\x0c\x12\x16\n\x0e\x63ontent_digest\x18\x0f \x01(\t\x12\x0e\n\x06stored\x18\x10 \x01(\x08\x12+\n\x0bpredictions\x18\x11 \x03(\x0b\x32\x16.topwork.v1.Prediction\x12\'\n\tmap_point\x18\x12 \x01(\x0b\x32\x14.topwork.v1.MapPointB\x14\n\x12_label_probabilityB\x18\n\x16_suggested_probabilityB\x07\n\x05_fold\" \n\x08MapPoint\x12\t\n\x01x\x18\x01 \x01(\x01\x12\t\n\x01y\x18\x02 \x01(\x01\"\x94\x01\n\x13ListExamplesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12%\n\x04view\x18\x05 \x01(\x0e\x32\x17.topwork.v1.ExampleView\x12\x10\n\x08revision\x18\x06 \x01(\x03\"|\n\x14ListExamplesResponse\x12%\n\x08\x65xamples\x18\x01 \x03(\x0b\x32\x13.topwork.v1.Example\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12\x10\n\x08revision\x18\x04 \x01(\x03\"i\n\x11GetExampleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12%\n\x04view\x18\x03 \x01(\x0e\x32\x17.topwork.v1.ExampleView\x12\x10\n\x08revision\x18\x04 \x01(\x03*Z\n\x0b\x45xampleView\x12\x1c\n\x18\x45XAMPLE_VIEW_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45XAMPLE_VIEW_BASIC\x10\x01\x12\x15\n\x11\x45XAMPLE_VIEW_FULL\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'topwork.v1.example_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXAMPLEVIEW']._serialized_start=888
-  _globals['_EXAMPLEVIEW']._serialized_end=978
-  _globals['_EXAMPLE']._serialized_start=74
-  _globals['_EXAMPLE']._serialized_end=502
-  _globals['_LISTEXAMPLESREQUEST']._serialized_start=505
-  _globals['_LISTEXAMPLESREQUEST']._serialized_end=653
-  _globals['_LISTEXAMPLESRESPONSE']._serialized_start=655
-  _globals['_LISTEXAMPLESRESPONSE']._serialized_end=779
-  _globals['_GETEXAMPLEREQUEST']._serialized_start=781
-  _globals['_GETEXAMPLEREQUEST']._serialized_end=886
+  _globals['_EXAMPLEVIEW']._serialized_start=1045
+  _globals['_EXAMPLEVIEW']._serialized_end=1135
+  _globals['_EXAMPLE']._serialized_start=111
+  _globals['_EXAMPLE']._serialized_end=625
+  _globals['_MAPPOINT']._serialized_start=627
+  _globals['_MAPPOINT']._serialized_end=659
+  _globals['_LISTEXAMPLESREQUEST']._serialized_start=662
+  _globals['_LISTEXAMPLESREQUEST']._serialized_end=810
+  _globals['_LISTEXAMPLESRESPONSE']._serialized_start=812
+  _globals['_LISTEXAMPLESRESPONSE']._serialized_end=936
+  _globals['_GETEXAMPLEREQUEST']._serialized_start=938
+  _globals['_GETEXAMPLEREQUEST']._serialized_end=1043
 # @@protoc_insertion_point(module_scope)

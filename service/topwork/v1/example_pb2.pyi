@@ -11,6 +11,7 @@ import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import sys
+import topwork.v1.classifier_service_pb2
 import typing
 
 if sys.version_info >= (3, 10):
@@ -68,6 +69,8 @@ class Example(google.protobuf.message.Message):
     PREVIEW_FIELD_NUMBER: builtins.int
     CONTENT_DIGEST_FIELD_NUMBER: builtins.int
     STORED_FIELD_NUMBER: builtins.int
+    PREDICTIONS_FIELD_NUMBER: builtins.int
+    MAP_POINT_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `models/{model}/examples/{digest}`."""
     digest: builtins.str
@@ -111,6 +114,19 @@ class Example(google.protobuf.message.Message):
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Time at which it was added. Unset: an earlier release did not store it."""
 
+    @property
+    def predictions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[topwork.v1.classifier_service_pb2.Prediction]:
+        """The most probable labels, by a head that was trained without the image, highest probability
+        first: three, or all labels of a model that has fewer. All others are at most 0.25. Empty: as
+        `label_probability`; revisions of earlier releases may have that one alone.
+        """
+
+    @property
+    def map_point(self) -> Global___MapPoint:
+        """Place on the embedding map of the revision's report. Unset: the map, a sample, lacks the image,
+        or an earlier release published the revision.
+        """
+
     def __init__(
         self,
         *,
@@ -130,9 +146,11 @@ class Example(google.protobuf.message.Message):
         preview: builtins.bytes = ...,
         content_digest: builtins.str = ...,
         stored: builtins.bool = ...,
+        predictions: collections.abc.Iterable[topwork.v1.classifier_service_pb2.Prediction] | None = ...,
+        map_point: Global___MapPoint | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_fold", b"_fold", "_label_probability", b"_label_probability", "_suggested_probability", b"_suggested_probability", "create_time", b"create_time", "fold", b"fold", "label_probability", b"label_probability", "suggested_probability", b"suggested_probability"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_fold", b"_fold", "_label_probability", b"_label_probability", "_suggested_probability", b"_suggested_probability", "content_digest", b"content_digest", "create_time", b"create_time", "digest", b"digest", "display_name", b"display_name", "fold", b"fold", "label", b"label", "label_probability", b"label_probability", "name", b"name", "operation", b"operation", "other_labels", b"other_labels", "preview", b"preview", "stored", b"stored", "suggested_label", b"suggested_label", "suggested_probability", b"suggested_probability", "suspect", b"suspect", "suspicion", b"suspicion"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_fold", b"_fold", "_label_probability", b"_label_probability", "_suggested_probability", b"_suggested_probability", "create_time", b"create_time", "fold", b"fold", "label_probability", b"label_probability", "map_point", b"map_point", "suggested_probability", b"suggested_probability"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_fold", b"_fold", "_label_probability", b"_label_probability", "_suggested_probability", b"_suggested_probability", "content_digest", b"content_digest", "create_time", b"create_time", "digest", b"digest", "display_name", b"display_name", "fold", b"fold", "label", b"label", "label_probability", b"label_probability", "map_point", b"map_point", "name", b"name", "operation", b"operation", "other_labels", b"other_labels", "predictions", b"predictions", "preview", b"preview", "stored", b"stored", "suggested_label", b"suggested_label", "suggested_probability", b"suggested_probability", "suspect", b"suspect", "suspicion", b"suspicion"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_fold", b"_fold"]) -> typing.Literal["fold"] | None: ...
     @typing.overload
@@ -141,6 +159,28 @@ class Example(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_suggested_probability", b"_suggested_probability"]) -> typing.Literal["suggested_probability"] | None: ...
 
 Global___Example: typing_extensions.TypeAlias = Example
+
+@typing.final
+class MapPoint(google.protobuf.message.Message):
+    """A place on an embedding map."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    X_FIELD_NUMBER: builtins.int
+    Y_FIELD_NUMBER: builtins.int
+    x: builtins.float
+    """From the left, 0, to the right, 1."""
+    y: builtins.float
+    """From the top, 0, to the bottom, 1."""
+    def __init__(
+        self,
+        *,
+        x: builtins.float = ...,
+        y: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["x", b"x", "y", b"y"]) -> None: ...
+
+Global___MapPoint: typing_extensions.TypeAlias = MapPoint
 
 @typing.final
 class ListExamplesRequest(google.protobuf.message.Message):

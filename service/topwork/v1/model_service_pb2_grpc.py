@@ -10,6 +10,7 @@ from topwork.v1 import evaluation_pb2 as topwork_dot_v1_dot_evaluation__pb2
 from topwork.v1 import example_pb2 as topwork_dot_v1_dot_example__pb2
 from topwork.v1 import model_lifecycle_pb2 as topwork_dot_v1_dot_model__lifecycle__pb2
 from topwork.v1 import model_service_pb2 as topwork_dot_v1_dot_model__service__pb2
+from topwork.v1 import revision_pb2 as topwork_dot_v1_dot_revision__pb2
 
 GRPC_GENERATED_VERSION = '1.71.2'
 GRPC_VERSION = grpc.__version__
@@ -80,6 +81,11 @@ class ModelServiceStub(object):
                 '/topwork.v1.ModelService/ListRevisions',
                 request_serializer=topwork_dot_v1_dot_model__service__pb2.ListRevisionsRequest.SerializeToString,
                 response_deserializer=topwork_dot_v1_dot_model__service__pb2.ListRevisionsResponse.FromString,
+                _registered_method=True)
+        self.GetReport = channel.unary_unary(
+                '/topwork.v1.ModelService/GetReport',
+                request_serializer=topwork_dot_v1_dot_revision__pb2.GetReportRequest.SerializeToString,
+                response_deserializer=topwork_dot_v1_dot_revision__pb2.Report.FromString,
                 _registered_method=True)
         self.AddClass = channel.stream_unary(
                 '/topwork.v1.ModelService/AddClass',
@@ -250,6 +256,14 @@ class ModelServiceServicer(object):
     def ListRevisions(self, request, context):
         """Lists all revisions of a model, newest first, rejected ones included.
         Fails with NOT_FOUND (model), INVALID_ARGUMENT (a page token that this service did not return).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReport(self, request, context):
+        """Returns the report that was stored with a revision, also with a rejected one. It shows training
+        images, so it needs the role `train`. Fails with NOT_FOUND (model, revision).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -518,6 +532,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=topwork_dot_v1_dot_model__service__pb2.ListRevisionsRequest.FromString,
                     response_serializer=topwork_dot_v1_dot_model__service__pb2.ListRevisionsResponse.SerializeToString,
             ),
+            'GetReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReport,
+                    request_deserializer=topwork_dot_v1_dot_revision__pb2.GetReportRequest.FromString,
+                    response_serializer=topwork_dot_v1_dot_revision__pb2.Report.SerializeToString,
+            ),
             'AddClass': grpc.stream_unary_rpc_method_handler(
                     servicer.AddClass,
                     request_deserializer=topwork_dot_v1_dot_change__pb2.AddClassRequest.FromString,
@@ -746,6 +765,33 @@ class ModelService(object):
             '/topwork.v1.ModelService/ListRevisions',
             topwork_dot_v1_dot_model__service__pb2.ListRevisionsRequest.SerializeToString,
             topwork_dot_v1_dot_model__service__pb2.ListRevisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topwork.v1.ModelService/GetReport',
+            topwork_dot_v1_dot_revision__pb2.GetReportRequest.SerializeToString,
+            topwork_dot_v1_dot_revision__pb2.Report.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,6 +15,7 @@ import topwork.v1.evaluation_pb2
 import topwork.v1.example_pb2
 import topwork.v1.model_lifecycle_pb2
 import topwork.v1.model_service_pb2
+import topwork.v1.revision_pb2
 import typing
 
 if sys.version_info >= (3, 13):
@@ -76,6 +77,22 @@ _ModelServiceListRevisionsType = typing_extensions.TypeVar(
     default=grpc.UnaryUnaryMultiCallable[
         topwork.v1.model_service_pb2.ListRevisionsRequest,
         topwork.v1.model_service_pb2.ListRevisionsResponse,
+    ],
+)
+
+_ModelServiceGetReportType = typing_extensions.TypeVar(
+    '_ModelServiceGetReportType',
+    grpc.UnaryUnaryMultiCallable[
+        topwork.v1.revision_pb2.GetReportRequest,
+        topwork.v1.revision_pb2.Report,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.revision_pb2.GetReportRequest,
+        topwork.v1.revision_pb2.Report,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        topwork.v1.revision_pb2.GetReportRequest,
+        topwork.v1.revision_pb2.Report,
     ],
 )
 
@@ -463,7 +480,7 @@ _ModelServiceGetEvaluationType = typing_extensions.TypeVar(
     ],
 )
 
-class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceListRevisionsType, _ModelServiceAddClassType, _ModelServiceAddExamplesType, _ModelServiceAddClassesType, _ModelServiceRemoveClassType, _ModelServiceRenameClassType, _ModelServiceRetrainType, _ModelServiceListExamplesType, _ModelServiceGetExampleType, _ModelServiceRemoveExamplesType, _ModelServiceMoveExamplesType, _ModelServiceRollbackType, _ModelServicePinRevisionType, _ModelServiceCreateModelType, _ModelServiceCopyModelType, _ModelServiceDeleteModelType, _ModelServiceUndeleteModelType, _ModelServiceListBackbonesType, _ModelServiceWatchOperationType, _ModelServiceEvaluateType, _ModelServiceListEvaluationSetsType, _ModelServiceGetEvaluationSetType, _ModelServiceDeleteEvaluationSetType, _ModelServiceListEvaluationsType, _ModelServiceGetEvaluationType]):
+class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceListRevisionsType, _ModelServiceGetReportType, _ModelServiceAddClassType, _ModelServiceAddExamplesType, _ModelServiceAddClassesType, _ModelServiceRemoveClassType, _ModelServiceRenameClassType, _ModelServiceRetrainType, _ModelServiceListExamplesType, _ModelServiceGetExampleType, _ModelServiceRemoveExamplesType, _ModelServiceMoveExamplesType, _ModelServiceRollbackType, _ModelServicePinRevisionType, _ModelServiceCreateModelType, _ModelServiceCopyModelType, _ModelServiceDeleteModelType, _ModelServiceUndeleteModelType, _ModelServiceListBackbonesType, _ModelServiceWatchOperationType, _ModelServiceEvaluateType, _ModelServiceListEvaluationSetsType, _ModelServiceGetEvaluationSetType, _ModelServiceDeleteEvaluationSetType, _ModelServiceListEvaluationsType, _ModelServiceGetEvaluationType]):
     """Lists and changes models.
 
     AddClass, AddClasses, AddExamples, RemoveClass, RenameClass, Retrain, RemoveExamples and
@@ -505,6 +522,10 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
         grpc.UnaryUnaryMultiCallable[
             topwork.v1.model_service_pb2.ListRevisionsRequest,
             topwork.v1.model_service_pb2.ListRevisionsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            topwork.v1.revision_pb2.GetReportRequest,
+            topwork.v1.revision_pb2.Report,
         ],
         grpc.StreamUnaryMultiCallable[
             topwork.v1.change_pb2.AddClassRequest,
@@ -618,6 +639,10 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
             topwork.v1.model_service_pb2.ListRevisionsRequest,
             topwork.v1.model_service_pb2.ListRevisionsResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            topwork.v1.revision_pb2.GetReportRequest,
+            topwork.v1.revision_pb2.Report,
+        ],
         grpc.aio.StreamUnaryMultiCallable[
             topwork.v1.change_pb2.AddClassRequest,
             google.longrunning.operations_pb2.Operation,
@@ -727,6 +752,11 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
     ListRevisions: _ModelServiceListRevisionsType
     """Lists all revisions of a model, newest first, rejected ones included.
     Fails with NOT_FOUND (model), INVALID_ARGUMENT (a page token that this service did not return).
+    """
+
+    GetReport: _ModelServiceGetReportType
+    """Returns the report that was stored with a revision, also with a rejected one. It shows training
+    images, so it needs the role `train`. Fails with NOT_FOUND (model, revision).
     """
 
     AddClass: _ModelServiceAddClassType
@@ -910,6 +940,10 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
         topwork.v1.model_service_pb2.ListRevisionsRequest,
         topwork.v1.model_service_pb2.ListRevisionsResponse,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        topwork.v1.revision_pb2.GetReportRequest,
+        topwork.v1.revision_pb2.Report,
+    ],
     grpc.aio.StreamUnaryMultiCallable[
         topwork.v1.change_pb2.AddClassRequest,
         google.longrunning.operations_pb2.Operation,
@@ -1063,6 +1097,16 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[topwork.v1.model_service_pb2.ListRevisionsResponse, collections.abc.Awaitable[topwork.v1.model_service_pb2.ListRevisionsResponse]]:
         """Lists all revisions of a model, newest first, rejected ones included.
         Fails with NOT_FOUND (model), INVALID_ARGUMENT (a page token that this service did not return).
+        """
+
+    @abc.abstractmethod
+    def GetReport(
+        self,
+        request: topwork.v1.revision_pb2.GetReportRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[topwork.v1.revision_pb2.Report, collections.abc.Awaitable[topwork.v1.revision_pb2.Report]]:
+        """Returns the report that was stored with a revision, also with a rejected one. It shows training
+        images, so it needs the role `train`. Fails with NOT_FOUND (model, revision).
         """
 
     @abc.abstractmethod

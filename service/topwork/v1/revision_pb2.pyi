@@ -99,6 +99,46 @@ class Revision(google.protobuf.message.Message):
 Global___Revision: typing_extensions.TypeAlias = Revision
 
 @typing.final
+class GetReportRequest(google.protobuf.message.Message):
+    """Request of GetReport."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The report's resource name, `models/{model}/revisions/{revision}/report`. Required."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___GetReportRequest: typing_extensions.TypeAlias = GetReportRequest
+
+@typing.final
+class Report(google.protobuf.message.Message):
+    """The report of a revision."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    HTML_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name, `models/{model}/revisions/{revision}/report`."""
+    html: builtins.bytes
+    """A self-contained HTML file in UTF-8, without scripts."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        html: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["html", b"html", "name", b"name"]) -> None: ...
+
+Global___Report: typing_extensions.TypeAlias = Report
+
+@typing.final
 class Head(google.protobuf.message.Message):
     """The classifier on embeddings, as cross-validation chose it."""
 

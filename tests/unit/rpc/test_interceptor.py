@@ -106,6 +106,10 @@ class FakeServicer(classify_grpc.ClassifierServiceServicer, model_grpc.ModelServ
         """Not called in the tests."""
         raise NotImplementedError
 
+    async def GetReport(self, request: Any, context: Any) -> Any:
+        """Not called in the tests."""
+        raise NotImplementedError
+
     async def CreateModel(self, request: Any, context: Any) -> model_pb.Model:
         """Not called in the tests."""
         raise NotImplementedError

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from topwork.bundle.examples import ExampleIndex
 from topwork.bundle.manifest import Manifest
 from topwork.rpc.convert.fields import operation_name, timestamp
 from topwork.serving.examples import Detail
+from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import example_pb2 as example_pb
 
 
@@ -22,6 +25,7 @@ def to_example(
         end += 1
     ref = manifest.exemplars[index.parts[row]]
     judged = index.suggested[row] >= 0
+    x, y = index.points[row].tolist()
     return example_pb.Example(
         name=f"models/{manifest.model}/examples/{digest.hex()}",
         digest=digest.hex(),
@@ -41,4 +45,12 @@ def to_example(
         preview=b"" if detail is None else detail.preview,
         content_digest="" if detail is None else detail.content,
         stored=detail is not None and detail.stored,
+        predictions=[
+            classify_pb.Prediction(label=index.labels[target], probability=probability)
+            for target, probability in zip(
+                index.ranked[row].tolist(), index.ranked_probabilities[row].tolist(), strict=True
+            )
+            if target >= 0
+        ],
+        map_point=None if math.isnan(x) else example_pb.MapPoint(x=x, y=y),
     )

@@ -87,6 +87,20 @@ def evaluation_ids(name: str) -> tuple[str, str, int]:
     return model, found, int(revision)
 
 
+def report_ids(name: str) -> tuple[str, int]:
+    """Return model and revision of a report's resource name. Raises InvalidInput."""
+    model, _, rest = name[: LONGEST_NAME + 1].partition("/revisions/")
+    revision, _, report = rest.partition("/")
+    if not _REVISION.fullmatch(revision) or report != "report":
+        raise InvalidInput(
+            f"{name[:100]!r} must be a resource name, "
+            "models/{model}/revisions/{revision}/report",
+            field="name",
+            reason="RESOURCE_NAME_INVALID",
+        )
+    return model_id(model, field="name"), int(revision)
+
+
 def evaluation_set_name(model: str, name: str) -> str:
     """Return the resource name of an evaluation set."""
     return f"models/{model}/evaluationSets/{name}"

@@ -1,4 +1,4 @@
-"""Pages and single examples of models, as messages."""
+"""Pages and single examples of models, and reports of revisions, as messages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import re
 import unicodedata
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +19,16 @@ from topwork.rpc import filters
 from topwork.rpc.convert import fields
 from topwork.rpc.convert.examples import to_example
 from topwork.rpc.servicers.pages import Page, page_range
-from topwork.serving.examples import ExampleFilter, Examples, Pattern, select
+from topwork.serving.examples import ExampleFilter, Examples, Pattern, readable, select
 from topwork.serving.registry import Registry
 from topwork.v1 import example_pb2 as example_pb
+from topwork.v1 import revision_pb2 as revision_pb
 
 _TOKEN = re.compile(r"([1-9][0-9]{0,17})\.([0-9]{1,9})\.([0-9a-f]{16})", re.ASCII)
 
 
 class ExampleViews:
-    """Reads the examples of models for a servicer."""
+    """Reads the examples of models, and the reports that show them, for a servicer."""
 
     def __init__(self, repository: Repository, registry: Registry, examples: Examples) -> None:
         self._repository = repository
@@ -93,6 +95,13 @@ class ExampleViews:
         full = request.view != example_pb.EXAMPLE_VIEW_BASIC
         (message,) = await self._messages(manifest, index, rows[:1], full=full)
         return message
+
+    async def report(self, request: revision_pb.GetReportRequest) -> revision_pb.Report:
+        """Return a revision's report. Raises InvalidInput, NotFound, Corrupt, Unavailable."""
+        model, revision = fields.report_ids(request.name)
+        manifest = await self._manifest(model, revision)
+        html = await readable(partial(asyncio.to_thread, self._repository.report, manifest))
+        return revision_pb.Report(name=f"{fields.revision_name(model, revision)}/report", html=html)
 
     async def _manifest(self, model: str, revision: int) -> Manifest:
         """Return the manifest of a revision; 0: the serving one. Raises NotFound, Corrupt."""

@@ -101,6 +101,12 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         page = await asyncio.to_thread(self._page_of, model, start, size)
         return model_pb.ListRevisionsResponse(revisions=page.messages, next_page_token=page.token)
 
+    async def GetReport(
+        self, request: revision_pb.GetReportRequest, context: Context
+    ) -> revision_pb.Report:
+        """See the contract."""
+        return await self._examples.report(request)
+
     async def AddClass(
         self, request_iterator: AsyncIterator[change_pb.AddClassRequest], context: Context
     ) -> operations_pb2.Operation:

@@ -142,9 +142,61 @@ await page.getByRole("dialog").getByRole("button", { name: "Move" }).click();
 await visible(/Revision \d+ serves/);
 found.examples = await page.locator("#label-filter option").allTextContents();
 
-// Revisions: back to the first one.
+// Report: photos behind a cell, a place on the map and a threshold; the mistakes as files.
+const save = async (name) => {
+  const [saved] = await Promise.all([page.waitForEvent("download"), press(name)]);
+  return readFileSync(await saved.path(), "utf8");
+};
+const photos = (section) => page.locator(`section[aria-label="${section}"] .photos`);
+const opened = async (section) => {
+  await photos(section).locator("img").first().waitFor();
+  return [await photos(section).locator("h3").textContent(), await photos(section).locator("li").count()];
+};
+await open("Report");
+await visible(/evaluated out of fold/);
+await page.getByRole("button", { name: "1 photo of blue predicted as violet" }).click();
+found.cell = await opened("Confusion matrix");
+await page.keyboard.press("Escape");
+found.returned = await page.evaluate(() => document.activeElement.getAttribute("aria-label"));
+const focused = () => page.evaluate(() => document.activeElement.getAttribute("d"));
+await page.locator(".mark[tabindex='0']").focus();
+found.walked = await focused();
+for (const key of ["ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown"]) {
+  await page.keyboard.press(key);
+  found.walkedFurther = await focused();
+  if (found.walked !== found.walkedFurther) break;
+}
+await page.keyboard.press("Enter");
+found.near = await opened("Embedding map");
+await page.selectOption("#threshold-label", "violet");
+found.threshold = await page.locator("section[aria-label=Thresholds] table").innerText();
+await page.locator("#threshold").focus();
+await page.keyboard.press("ArrowRight");
+found.slid = await page.locator("output").textContent();
+await page.selectOption("#mistakes-order", "name");
+found.listed = await page.locator("ul[aria-label=Mistakes] li").count();
+await examine("report");
+found.csv = await save("Download as CSV");
+found.html = await save("Download report.html");
+
+// A revision of an earlier release has no predictions, until a retrain.
+await page.selectOption("#model", "models/earlier");
+await page.locator(".part").first().waitFor();
+await page.locator(".alarm").waitFor();
+found.missing = await page.locator(".alarm").textContent();
+await examine("report of an earlier release");
+await press("Retrain");
+await page.getByRole("dialog").getByRole("button", { name: "Retrain" }).click();
+await page.locator(".embedding-map").waitFor();
+found.retrained = await page.locator("#report-revision option:checked").textContent();
+await page.selectOption("#model", "models/colours");
+await page.locator("#report-revision option", { hasText: "6 (serves)" }).waitFor({ state: "attached" });
+
+// Revisions: any two are compared; back to the first one.
 await open("Revisions");
 await page.locator("details summary").first().click();
+await page.selectOption("#beside-6", "2");
+found.compared = await page.locator("caption").first().textContent();
 await examine("revisions");
 found.revisions = await page.locator("main h2").allTextContents();
 await page.locator("main li").last().getByRole("button", { name: "Let it serve" }).click();

@@ -108,15 +108,20 @@ async function* events(response) {
   }
 }
 
+// Yields the pages of a list.
+export async function* pages(path, query = {}, signal = undefined) {
+  let pageToken = "";
+  do {
+    const page = await get(path, { ...query, pageSize: 1000, pageToken }, signal);
+    yield page;
+    pageToken = page.nextPageToken;
+  } while (pageToken);
+}
+
 // Returns the items of all pages.
 export async function all(path, field, query = {}) {
   const found = [];
-  let pageToken = "";
-  do {
-    const page = await get(path, { ...query, pageSize: 1000, pageToken });
-    found.push(...page[field]);
-    pageToken = page.nextPageToken;
-  } while (pageToken);
+  for await (const page of pages(path, query)) found.push(...page[field]);
   return found;
 }
 

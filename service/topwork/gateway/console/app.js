@@ -5,10 +5,11 @@ import * as classify from "./classify.js";
 import { button, el, status } from "./dom.js";
 import * as examples from "./examples.js";
 import * as operations from "./operations.js";
+import * as report from "./report.js";
 import * as revisions from "./revisions.js";
 import * as teach from "./teach.js";
 
-const VIEWS = { classify, teach, examples, revisions, operations };
+const VIEWS = { classify, teach, examples, report, revisions, operations };
 const ROLES = ["classify", "train", "admin"];
 
 const main = document.querySelector("#main");
@@ -72,7 +73,7 @@ function show({ focus = false } = {}) {
   const permitted = Object.entries(VIEWS).filter(([, view]) => permits(view));
   const [name, view] = permitted.find(([key]) => key === wanted) ?? permitted[0];
   nav.replaceChildren(...permitted.map(([key, { title }]) =>
-    el("a", { href: `#${key}`, "aria-current": key === name && "page" }, title)));
+    el("a", { href: `./#${key}`, "aria-current": key === name && "page" }, title)));
   nav.querySelector("[aria-current]").scrollIntoView({ inline: "center", block: "nearest" });
   document.title = `${view.title} · Topwork`;
   const heading = el("h1", { tabIndex: -1 }, view.title);

@@ -15,6 +15,17 @@ export function el(tag, properties = {}, ...children) {
   return made;
 }
 
+// Returns an SVG element; its properties are attributes.
+export function svg(tag, properties = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
 export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits).replace("-", "\u2212")}\u00a0%`;
 
 export const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
@@ -30,6 +41,13 @@ export const preview = (base64) => `data:image/jpeg;base64,${base64}`;
 
 export function button(text, onclick, properties = {}) {
   return el("button", { type: "button", onclick, ...properties }, text);
+}
+
+// Saves a file that the page has made.
+export function download(name, type, content) {
+  const url = URL.createObjectURL(new Blob([content], { type }));
+  el("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
 // A paragraph that screen readers announce when its text changes.

@@ -19,7 +19,7 @@ export function render({ model, role, signal, reload, fail }) {
       ]);
       const last = state.moves.length ? `Serving since ${time(state.moves[0].time)}.` : "";
       if (!line.textContent) line.say(`${count(revisions.length, "revision")}. ${last}`);
-      list.replaceChildren(...revisions.map((revision) => entry(revision, state)));
+      list.replaceChildren(...revisions.map((revision) => entry(revision, state, revisions)));
     } catch (error) {
       fail(error, line.say);
     }
@@ -38,7 +38,7 @@ export function render({ model, role, signal, reload, fail }) {
     }
   }
 
-  function entry(revision, { servingRevision, pinnedRevisions }) {
+  function entry(revision, { servingRevision, pinnedRevisions }, revisions) {
     const { revision: number, rejection = [], metrics, comparison, head, backbone } = revision;
     const serves = servingRevision?.revision === number;
     const isPinned = pinnedRevisions.includes(number);
@@ -66,8 +66,8 @@ export function render({ model, role, signal, reload, fail }) {
       el("p", { className: "soft small" }, [words(revision.change), time(revision.createTime),
         revision.parentRevision !== "0" && `from revision ${revision.parentRevision}`].filter(Boolean).join(" · ")),
       rejection.length > 0 && el("ul", { className: "reasons" }, rejection.map((text) => el("li", {}, text))),
-      metrics && el("details", {}, el("summary", {}, serves ? "Details" : "Compare with the serving revision"),
-        labels(revision, serves ? undefined : servingRevision),
+      metrics && el("details", {}, el("summary", {}, "Details, and comparison with another revision"),
+        beside(revision, serves ? undefined : servingRevision.revision, revisions),
         comparison && [el("h3", {}, `Before and after, on the same images (revision ${revision.parentRevision} and ${number})`), compared(comparison)],
         el("p", { className: "soft small" }, `${backbone?.name ?? ""} · ${head.kind} on ${head.normalisation}, strength ${head.strength}`)),
       el("div", { className: "buttons" }, actions));
@@ -75,6 +75,22 @@ export function render({ model, role, signal, reload, fail }) {
 
   load();
   return [line, list];
+}
+
+// A choice of the revision to compare with, and the table.
+function beside(revision, chosen, revisions) {
+  const others = revisions.filter((one) => one.metrics && one !== revision);
+  const id = `beside-${revision.revision}`;
+  const place = el("div", {});
+  const choice = el("select", { id, onchange: show },
+    el("option", { value: "" }, "none"),
+    others.map((one) => el("option", { value: one.revision, selected: one.revision === chosen }, `Revision ${one.revision}`)));
+  function show() {
+    const other = others.find((one) => one.revision === choice.value);
+    place.replaceChildren(...[other && el("p", { className: "soft small" }, `Revision ${other.revision}: ${accuracy(other.metrics)}`), labels(revision, other)].filter(Boolean));
+  }
+  show();
+  return [others.length > 0 && el("p", {}, el("label", { for: id }, "Compare with "), choice), place];
 }
 
 // Precision and recall of each label, beside those of another revision.
@@ -88,7 +104,7 @@ function labels({ revision, metrics }, other) {
   });
   const heads = (number) => [`Images ${number}`, `Precision ${number}`, `Recall ${number}`];
   return other
-    ? table(`Revision ${revision} and the serving revision ${other.revision}, each on its own images`,
+    ? table(`Revisions ${revision} and ${other.revision}, each on its own images`,
       ["Label", ...heads(`(${revision})`), ...heads(`(${other.revision})`)], rows)
     : table("Quality by label", ["Label", "Images", "Precision", "Recall"], rows);
 }

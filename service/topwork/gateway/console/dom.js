@@ -37,6 +37,9 @@ export const seconds = (duration) => (duration ? `${parseFloat(duration).toFixed
 // "add_class" and "CHANGE_KIND_ADD_CLASS" -> "add class"
 export const words = (name) => name.replace(/^CHANGE_(KIND|STAGE)_/, "").toLowerCase().replaceAll("_", " ");
 
+// A value of a filter.
+export const quoted = (text) => `"${text.replace(/["\\]/g, "\\$&")}"`;
+
 export const preview = (base64) => `data:image/jpeg;base64,${base64}`;
 
 export function button(text, onclick, properties = {}) {
@@ -70,20 +73,24 @@ export function table(caption, heads, rows) {
         el("tr", {}, el("th", { scope: "row" }, first), others.map((cell) => el("td", {}, cell)))))));
 }
 
-// Asks in a modal dialog; resolves to true if the user agrees.
-export function confirm(question, explanation, action) {
+// Asks in a modal dialog; resolves to the key of the chosen action, or "". `fields` are elements of its form.
+export function ask(question, explanation, actions, fields = []) {
   return new Promise((resolve) => {
     const dialog = el("dialog", { "aria-labelledby": "question", onclose: () => {
       dialog.remove();
-      resolve(dialog.returnValue === "yes");
+      resolve(dialog.returnValue);
     } },
     el("form", { method: "dialog" },
       el("h2", { id: "question" }, question),
       el("p", {}, explanation),
+      fields,
       el("div", { className: "buttons" },
-        el("button", { value: "yes", className: "primary" }, action),
-        el("button", { value: "no", autofocus: true }, "Cancel"))));
+        Object.entries(actions).map(([value, text], index) => el("button", { value, className: index ? "" : "primary" }, text)),
+        el("button", { value: "", formNoValidate: true, autofocus: !fields.length }, "Cancel"))));
     document.body.append(dialog);
     dialog.showModal();
   });
 }
+
+// Resolves to true if the user agrees.
+export const confirm = async (question, explanation, action) => await ask(question, explanation, { yes: action }) === "yes";

@@ -1,8 +1,9 @@
 // Examples: the training images, the most doubtful first; moving and removing them.
 
 import { get, post } from "./api.js";
-import { button, confirm, count, el, percent, preview, status } from "./dom.js";
+import { button, confirm, count, el, percent, quoted, status } from "./dom.js";
 import { progress } from "./progress.js";
+import { selection } from "./selection.js";
 import { verdict } from "./verdict.js";
 
 export const title = "Examples";
@@ -18,22 +19,14 @@ export function render({ model, signal, reload, fail }) {
   const label = el("select", { id: "label-filter", onchange: () => start() });
   const proposals = el("datalist", { id: "labels" });
   const suspect = el("input", { type: "checkbox", id: "suspect-filter", onchange: () => start() });
-  const grid = el("ul", { className: "tiles", "aria-label": "Examples", onkeydown: arrows, onclick: range });
   const more = button("Show more", () => load());
   const target = el("input", { id: "target", list: "labels", autocomplete: "off" });
-  const chosen = el("span", { role: "status" });
-  const toolbar = el("div", { className: "toolbar buttons", role: "group", "aria-label": "Selected examples" },
-    chosen,
+  const { grid, toolbar, add, clear, selected } = selection("Examples", [
     el("div", {}, el("label", { for: "target" }, "Move to "), target, proposals),
-    button("Move", move), button("Remove", remove), button("Select none", () => {
-      for (const box of boxes()) box.checked = false;
-      tell();
-    }));
-  const boxes = () => [...grid.querySelectorAll("input")];
-  const selected = () => boxes().filter((box) => box.checked).map((box) => box.example);
+    button("Move", move), button("Remove", remove)]);
   let pageToken = "";
+  let starts = 0; // a page that was asked for before the latest start is dropped
   let revision = "0";
-  let latest = null; // the box of the latest click
 
   function setLabels(found) {
     const kept = label.value;
@@ -43,17 +36,10 @@ export function render({ model, signal, reload, fail }) {
     proposals.replaceChildren(...labels.map((name) => el("option", { value: name })));
   }
 
-  function tell() {
-    const number = selected().length;
-    toolbar.hidden = !number;
-    chosen.textContent = `${number} selected`;
-  }
-
   async function start() {
-    grid.replaceChildren();
+    clear();
     pageToken = "";
-    latest = null;
-    tell();
+    starts++;
     await load();
   }
 
@@ -61,11 +47,13 @@ export function render({ model, signal, reload, fail }) {
     const terms = [label.value && `label = ${quoted(label.value)}`, suspect.checked && "suspect = true"];
     const wanted = { filter: terms.filter(Boolean).join(" AND "), view: "EXAMPLE_VIEW_FULL", pageSize: PAGE, pageToken };
     more.disabled = true;
+    const asked = starts;
     try {
       const page = await get(`/v1/${model.name}/examples`, wanted, signal);
+      if (asked !== starts) return;
       pageToken = page.nextPageToken;
       revision = page.revision;
-      grid.append(...page.examples.map(tile));
+      page.examples.forEach(tile);
       line.say(`${count(grid.children.length, "example")} of ${page.totalSize}, the most doubtful first.`);
     } catch (error) {
       fail(error, line.say);
@@ -75,42 +63,12 @@ export function render({ model, signal, reload, fail }) {
   }
 
   function tile(example) {
-    const box = el("input", { type: "checkbox", onchange: tell });
-    box.example = example;
     const { suggestedLabel, suggestedProbability, labelProbability, displayName } = example;
     const doubt = example.suspect
       ? `looks like ${suggestedLabel} (${percent(suggestedProbability, 0)})`
       : labelProbability === undefined ? "not evaluated" : `${percent(labelProbability, 0)} ${example.label}`;
-    return el("li", {}, el("label", { className: "tile", title: displayName },
-      box,
-      example.preview ? el("img", { src: preview(example.preview), alt: displayName, loading: "lazy" }) : el("span", { className: "no-picture" }, displayName || "No preview"),
-      el("span", {}, example.label),
-      el("span", { className: `small ${example.suspect ? "error" : "soft"}` }, doubt)));
-  }
-
-  // The arrow keys move the focus through the grid, Home and End to its ends.
-  function arrows(event) {
-    const all = boxes();
-    const index = all.indexOf(event.target);
-    const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
-    const next = { ArrowRight: index + 1, ArrowLeft: index - 1, ArrowDown: index + columns, ArrowUp: index - columns,
-      Home: 0, End: all.length - 1 }[event.key];
-    if (next === undefined || index < 0) return;
-    event.preventDefault();
-    all[next]?.focus();
-  }
-
-  // Shift and a click select all from the example that was clicked before.
-  function range(event) {
-    const box = event.target;
-    if (!box.example) return;
-    const all = boxes();
-    if (event.shiftKey && latest) {
-      const [from, to] = [all.indexOf(latest), all.indexOf(box)].sort((a, b) => a - b);
-      for (const inner of all.slice(from, to + 1)) inner.checked = box.checked;
-      tell();
-    }
-    latest = box;
+    add(example, displayName, [el("span", {}, example.label),
+      el("span", { className: `small ${example.suspect ? "error" : "soft"}` }, doubt)]);
   }
 
   async function move() {
@@ -162,5 +120,3 @@ export function render({ model, signal, reload, fail }) {
     line, bar.element, outcome, grid, el("div", { className: "buttons" }, more), toolbar,
   ];
 }
-
-const quoted = (text) => `"${text.replace(/["\\]/g, "\\$&")}"`;

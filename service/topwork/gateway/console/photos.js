@@ -99,9 +99,10 @@ async function openCamera(box, take, signal, fail) {
       take([{ file: new File([blob], name, { type: "image/jpeg" }), path: name }]);
     }, "image/jpeg", 0.95);
   };
-  const shutter = button("Take the photo", shoot, { className: "primary" });
+  const shutter = button("Take the photo", shoot, { className: "primary", disabled: true });
   box.replaceChildren(video, el("div", { className: "buttons" }, shutter, button("Close the camera", close)));
-  await video.play();
+  await video.play(); // before it there is no picture to take
+  shutter.disabled = false;
   shutter.focus();
 }
 

@@ -48,9 +48,12 @@ export async function get(path, query = {}, signal = undefined) {
   return (await send("GET", parameters.size ? `${path}?${parameters}` : path, { signal })).json();
 }
 
-export async function post(path, tree, signal = undefined) {
-  return (await send("POST", path, { body: JSON.stringify(tree), type: "application/json", signal })).json();
-}
+const sendTree = async (method, path, tree, signal) =>
+  (await send(method, path, { body: JSON.stringify(tree), type: "application/json", signal })).json();
+
+export const post = (path, tree, signal = undefined) => sendTree("POST", path, tree, signal);
+export const patch = (path, tree, signal = undefined) => sendTree("PATCH", path, tree, signal);
+export const remove = (path, signal = undefined) => send("DELETE", path, { signal });
 
 // Sends a form, and reports the sent share (0 to 1) to `progress`.
 export function upload(path, form, progress, signal) {
@@ -125,7 +128,8 @@ export async function all(path, field, query = {}) {
   return found;
 }
 
-// Returns the caller's highest role for a model by requests that change nothing.
+// Returns the caller's highest role for a model by requests that change nothing. Without a model: the
+// highest role for any model, and admin only for a caller with that role for all.
 export async function roleFor(model) {
   const allowed = async (request) => {
     try {
@@ -133,13 +137,15 @@ export async function roleFor(model) {
       return true;
     } catch (error) {
       if (error.status === "PERMISSION_DENIED") return false;
+      if (["NOT_FOUND", "FAILED_PRECONDITION"].includes(error.status)) return true; // such as a draft
       throw error;
     }
   };
-  const filter = `model = "${model.name}"`;
-  if (!await allowed(get("/v1/operations", { filter, pageSize: 1 }))) return "classify";
-  const revision = model.servingRevision?.revision;
-  if (!revision) return "train";
-  const dry = post(`/v1/${model.name}:pinRevision`, { revision, validateOnly: true });
+  const reads = model
+    ? get("/v1/operations", { filter: `model = "${model.name}"`, pageSize: 1 })
+    : get("/v1/backbones", { pageSize: 1 });
+  if (!await allowed(reads)) return "classify";
+  const revision = model?.servingRevision?.revision ?? "1";
+  const dry = post(`/v1/${model?.name ?? "models/none"}:pinRevision`, { revision, validateOnly: true });
   return await allowed(dry) ? "admin" : "train";
 }

@@ -4,12 +4,14 @@ import { ApiError, all, hasToken, roleFor, setToken } from "./api.js";
 import * as classify from "./classify.js";
 import { button, el, status } from "./dom.js";
 import * as examples from "./examples.js";
+import * as model from "./model.js";
 import * as operations from "./operations.js";
 import * as report from "./report.js";
+import * as review from "./review.js";
 import * as revisions from "./revisions.js";
 import * as teach from "./teach.js";
 
-const VIEWS = { classify, teach, examples, report, revisions, operations };
+const VIEWS = { classify, teach, review, examples, report, revisions, model, operations };
 const ROLES = ["classify", "train", "admin"];
 
 const main = document.querySelector("#main");
@@ -26,9 +28,9 @@ const current = () => models.find((model) => model.name === modelSelect.value);
 const permits = (view) => ROLES.indexOf(role) >= ROLES.indexOf(view.needs);
 
 // What a view gets: the model, the caller's role for it, a signal that ends with the view, and
-// functions that load the models again and that report an error.
+// functions that load the models again, that open a view of a model, and that report an error.
 function context() {
-  return { model: current(), role, signal: leaving.signal, reload, fail };
+  return { model: current(), role, signal: leaving.signal, reload, open, fail };
 }
 
 function fail(error, say) {
@@ -40,8 +42,7 @@ function fail(error, say) {
   }
 }
 
-async function reload() {
-  const chosen = modelSelect.value;
+async function reload(chosen = modelSelect.value) {
   models = await all("/v1/models", "models");
   modelSelect.replaceChildren(...models.map(({ name }) =>
     el("option", { value: name, selected: name === chosen }, name.replace(/^models\//, ""))));
@@ -61,24 +62,49 @@ async function start() {
   }
 }
 
-async function chooseModel() {
-  role = current() ? await roleFor(current()) : "classify";
-  show();
+async function chooseModel(options) {
+  const name = current()?.name;
+  main.inert = nav.inert = true; // until the role is known, which decides on what is shown
+  try {
+    const found = await roleFor(current());
+    if (current()?.name !== name) return; // another choice is under way
+    role = found;
+  } finally {
+    main.inert = nav.inert = false;
+  }
+  show(options);
 }
 
-function show({ focus = false } = {}) {
+// Opens a view, whose `render` gets `state`, too.
+async function open(name, view, state = {}) {
+  await reload(name);
+  history.replaceState(null, "", `#${view}`);
+  await chooseModel({ focus: true, state });
+}
+
+// Returns elements in place of a view that cannot be shown.
+function missing(view) {
+  if (!current() && !view.withoutModel) {
+    return [el("p", {}, "There is no model yet that you may use."),
+      permits(model) && el("p", {}, el("a", { href: "#model" }, "Create one"), ".")].filter(Boolean);
+  }
+  if (view.needsRevision && !current().servingRevision) {
+    return [el("p", {}, `${current().name} does not serve yet: it has too few labels. Teach it some.`)];
+  }
+  return null;
+}
+
+function show({ focus = false, state = {} } = {}) {
   leaving.abort();
   leaving = new AbortController();
   const wanted = location.hash.slice(1);
   const permitted = Object.entries(VIEWS).filter(([, view]) => permits(view));
   const [name, view] = permitted.find(([key]) => key === wanted) ?? permitted[0];
   nav.replaceChildren(...permitted.map(([key, { title }]) =>
-    el("a", { href: `./#${key}`, "aria-current": key === name && "page" }, title)));
-  nav.querySelector("[aria-current]").scrollIntoView({ inline: "center", block: "nearest" });
+    el("a", { href: `#${key}`, "aria-current": key === name && "page" }, title)));
   document.title = `${view.title} · Topwork`;
   const heading = el("h1", { tabIndex: -1 }, view.title);
-  main.replaceChildren(heading,
-    ...(current() ? view.render(context()) : [el("p", {}, "There is no model yet that you may use.")]));
+  main.replaceChildren(heading, ...(missing(view) ?? view.render({ ...context(), ...state })));
   if (focus) heading.focus();
 }
 
@@ -109,7 +135,7 @@ modelSelect.addEventListener("change", () => chooseModel().catch((error) => fail
 signOut.addEventListener("click", () => askForToken(""));
 addEventListener("hashchange", () => {
   if (location.hash === "#main") main.focus();
-  else if (models.length) show({ focus: true });
+  else if (nav.firstChild) show({ focus: true });
 });
 // A file that is dropped beside a drop zone must not replace the page.
 for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());

@@ -1,20 +1,18 @@
 // Classify: labels of an image, why the model says so, and the training images that are nearest.
 
-import { ApiError, upload } from "./api.js";
+import { ApiError, post, upload } from "./api.js";
 import { button, el, percent, preview, status } from "./dom.js";
 import { dropZone, picture } from "./photos.js";
 
 export const title = "Classify";
 export const needs = "classify";
+export const needsRevision = true;
 
 const FOR = [230, 60, 0];
 const AGAINST = [0, 90, 230];
 const MOST_ALPHA = 200;
 
-export function render({ model, signal, fail }) {
-  if (!model.servingRevision) {
-    return [el("p", {}, `${model.name} does not serve yet: it has too few labels. Teach it some.`)];
-  }
+export function render({ model, role, signal, fail }) {
   const line = status();
   const strip = el("ul", { className: "strip", "aria-label": "Images" });
   const result = el("section", { className: "columns", "aria-label": "Result", hidden: true });
@@ -32,14 +30,14 @@ export function render({ model, signal, fail }) {
       line.say(`Classifying ${file.name} …`);
       try {
         const answer = await send("classify", file);
-        const [{ classification, error }] = answer.results;
+        const [{ classification, answerId, error }] = answer.results;
         if (error) throw new ApiError(400, "INVALID_ARGUMENT", `${file.name}: ${error.message}`);
         const show = () => {
           line.say(`${file.name}: answered by revision ${answer.revision}.`);
           for (const other of strip.querySelectorAll("button")) other.removeAttribute("aria-current");
           chooser.setAttribute("aria-current", "true");
           result.hidden = false;
-          result.replaceChildren(...details(file, classification));
+          result.replaceChildren(...details(file, classification, answerId));
         };
         const chooser = button([], show);
         chooser.append(picture(file, { alt: "" }), el("span", {}, classification.predictions[0].label),
@@ -54,7 +52,7 @@ export function render({ model, signal, fail }) {
     }
   }
 
-  function details(file, classification) {
+  function details(file, classification, answerId) {
     const map = el("canvas", { className: "map", hidden: true });
     const shown = el("input", { type: "checkbox", id: "show-map", checked: true,
       onchange: () => { map.hidden = !shown.checked; } });
@@ -85,7 +83,8 @@ export function render({ model, signal, fail }) {
         el("div", { className: "photo" }, picture(file), map),
         el("figcaption", {}, caption,
           toggle)),
-      el("div", {}, ...unknown(classification), rows, near),
+      el("div", {}, ...unknown(classification), rows,
+        answerId && correction({ model, role, answerId, fail }), near),
     ];
   }
   return [
@@ -93,6 +92,31 @@ export function render({ model, signal, fail }) {
       fail: (error) => fail(error, line.say) }),
     line, strip, result,
   ];
+}
+
+// Says that an answer is wrong. The server gives answers an id while the review queue is on.
+function correction({ model, role, answerId, fail }) {
+  const line = status();
+  const label = el("input", { id: "right-label", list: "known-labels", required: true, autocomplete: "off" });
+  const form = el("form", { className: "buttons", hidden: true, onsubmit: async (event) => {
+    event.preventDefault();
+    try {
+      const { suggestedLabel } = await post(`/v1/${model.name}:correctAnswer`, { answerId, label: label.value.trim() });
+      line.say(`Thank you. The image waits as ${suggestedLabel} in the review queue; the model has not changed.`);
+      if (role !== "classify") line.append(" ", el("a", { href: "#review" }, "Review it"));
+    } catch (error) {
+      fail(error, line.say);
+    }
+  } },
+  el("div", {}, el("label", { for: "right-label" }, "Right label "), label,
+    el("datalist", { id: "known-labels" }, model.servingRevision.labels.map((value) => el("option", { value })))),
+  el("button", {}, "Send"));
+  const wrong = button("This is wrong", () => {
+    wrong.hidden = true;
+    form.hidden = false;
+    label.focus();
+  });
+  return el("div", { className: "correction" }, wrong, form, line);
 }
 
 function unknown({ isUnknown, unknownProbability }) {

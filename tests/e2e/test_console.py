@@ -1,19 +1,23 @@
-"""The console in headless Chromium: a model of four labels learns a fifth."""
+"""The console in headless Chromium: a model of four labels learns a fifth, in two ways."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from support import browsers, servers, tiny
 from support.pictures import picture
+from support.servers import Running
 
 from topwork.access import tokens
+from topwork.bundle.store import Repository
 
-DRIVER = Path(__file__).parents[1] / "support" / "console.mjs"
+DRIVERS = Path(__file__).parents[1] / "support"
 PACKAGES = (browsers.PLAYWRIGHT, "axe-core@4.14.1")
 ATTACK = '<img src=x onerror="window.hacked=1">'
 FORMULA = f'=1+1,"x"{ATTACK}'
@@ -28,18 +32,37 @@ def fill(folder: Path, colour: str, count: int, *, first: int = 100, name: str =
     return folder
 
 
-@browsers.needs_browser
-def test_console_tells_the_story(tmp_path: Path) -> None:
-    """All tasks work on a phone's screen, by each role, with hostile names, without violations."""
-    browsers.install(tmp_path, *PACKAGES)
+@contextmanager
+def serving(folder: Path, repository: Repository) -> Iterator[tuple[Running, dict[str, str]]]:
+    """Serve a repository; yield the server and a token of each role."""
+    browsers.install(folder, *PACKAGES)
     made = {role: tokens.make() for role in ROLES}
-    access = tmp_path / "access.toml"
+    access = folder / "access.toml"
     access.write_text(
         "".join(
-            f"[principals.{role}]\ntokens = ['{token.entry}']\n{role} = ['colours', 'earlier']\n"
+            f"[principals.{role}]\ntokens = ['{token.entry}']\n{role} = ['colours*', 'earlier']\n"
             for role, token in made.items()
         )
     )
+    with servers.running(repository.root, access=str(access), http_port="127.0.0.1:0") as server:
+        yield server, {role: token.token for role, token in made.items()}
+
+
+def drive(name: str, folder: Path, server: Running, **given: Any) -> Any:
+    """Return what a driver found, after checks of what must never go wrong."""
+    arguments = (f"http://{server.http}/", json.dumps(given))
+    found = browsers.drive(DRIVERS / name, folder, *arguments)
+    assert found["problems"] == []
+    assert found["hacked"] is None
+    assert found["hosts"] == [server.http]
+    assert {name: found for name, found in found["violations"].items() if found} == {}
+    assert found["wide"] == []
+    return found
+
+
+@browsers.needs_browser
+def test_console_tells_the_story(tmp_path: Path) -> None:
+    """All tasks work on a phone's screen, by each role, with hostile names, without violations."""
     photos = tmp_path / "photos"
     fill(photos / "both" / ATTACK, "zircon", 8)
     fill(photos / "both" / "white", "white", 8)
@@ -51,27 +74,26 @@ def test_console_tells_the_story(tmp_path: Path) -> None:
     # Without examples.npz, as earlier releases published.
     tiny.publish_copy(repository, repository.manifest("colours", 1), model="earlier")
     repository.set_serving("earlier", 1, why="fit")
-    with servers.running(repository.root, access=str(access), http_port="127.0.0.1:0") as server:
-        given = {
-            "tokens": {role: token.token for role, token in made.items()},
-            "folders": {
-                "violet": str(fill(photos / "violet", "violet", 12, name=FORMULA)),
-                "sea": str(fill(photos / "sea", "blue", 20, first=0)),
-                "both": str(photos / "both"),
-            },
-            "violet": str(violet),
-            "attack": str(attack),
+    with serving(tmp_path, repository) as (server, given):
+        folders = {
+            "violet": str(fill(photos / "violet", "violet", 12, name=FORMULA)),
+            "sea": str(fill(photos / "sea", "blue", 20, first=0)),
+            "both": str(photos / "both"),
         }
-        found = browsers.drive(DRIVER, tmp_path, f"http://{server.http}/", json.dumps(given))
-    assert found["problems"] == []
-    assert found["hacked"] is None
-    assert found["hosts"] == [server.http]
-    assert {name: found for name, found in found["violations"].items() if found} == {}
-    assert found["wide"] == []
-
+        found = drive(
+            "console.mjs",
+            tmp_path,
+            server,
+            tokens=given,
+            folders=folders,
+            violet=str(violet),
+            attack=str(attack),
+        )
     assert found["before"] == []
     assert found["refused"]
-    everything = ["Classify", "Teach", "Examples", "Report", "Revisions", "Operations"]
+    everything = [
+        "Classify", "Teach", "Review", "Examples", "Report", "Revisions", "Model", "Operations"
+    ]  # fmt: skip
     assert found["admin"] == found["train"]["views"] == everything
     assert found["classify"]["views"] == ["Classify", "Revisions"]
     assert found["train"]["buttons"] == found["classify"]["buttons"] == []
@@ -84,6 +106,7 @@ def test_console_tells_the_story(tmp_path: Path) -> None:
     assert "Revision 2 serves." in found["published"]
     assert found["dropped"] == "violet"
     assert "The gate would reject this revision." in found["rejected"]
+    assert found["folders"] == [ATTACK, "white"]
     assert "Revision 4 serves." in found["both"]
     assert ATTACK in found["both"]
     assert ATTACK in found["examples"]
@@ -112,3 +135,48 @@ def check_report(found: dict[str, Any]) -> None:
     assert found["missing"].startswith("An earlier release made revision 1")
     assert found["retrained"] == "2 (serves)"
     assert found["compared"] == "Revisions 6 and 2, each on its own images"
+
+
+@browsers.needs_browser
+def test_console_reviews_and_manages(tmp_path: Path) -> None:
+    """Answers are corrected, a group becomes a label, and labels and models come and go."""
+    (tmp_path / "photos").mkdir()
+    strangers = fill(tmp_path / "photos" / "strangers", "violet", 8, first=200)
+    (strangers / "violet-203.png").unlink()  # the model takes it for blue, without a doubt
+    wrong = tmp_path / "photos" / "wrong.png"
+    wrong.write_bytes(picture("crimson", 91))
+    repository = tiny.repository(tmp_path / "repository")
+    with serving(tmp_path, repository) as (server, given):
+        found = drive(
+            "console_review.mjs",
+            tmp_path,
+            server,
+            tokens=given,
+            strangers=sorted(str(path) for path in strangers.iterdir()),
+            wrong=str(wrong),
+            attack=ATTACK,
+        )
+    assert found["offered"] == 0
+    assert found["off"] == "The queue is off: no image is kept."
+    assert found["classify"] == ["Classify", "Revisions"]
+    assert f"waits as {ATTACK} in the review queue" in found["corrected"]
+    assert "Review it" not in found["corrected"]
+    assert f"corrected to {ATTACK}" in found["tiles"]
+    assert found["group"].startswith(f"{found['looked']} images that look alike")
+    assert found["question"] == f"Teach {found['looked']} images as {ATTACK}?"
+    assert "Revision 2 serves." in found["taught"]
+    assert ATTACK in found["taught"]
+    assert "Revision 3 serves." in found["correction"]
+
+    assert any(label.startswith(ATTACK) for label in found["labels"])
+    assert len(found["labels"]) == 5
+    assert found["trainSections"] == ["5 labels of colours", "New model"]
+    assert "Revision 4 serves." in found["renamed"]
+    assert "The gate would let this revision serve." in found["checked"]
+    assert [label.split()[0] for label in found["left"]] == ["amber", "blue", "crimson", "green"]
+    assert ATTACK in found["refused"]
+    assert found["models"] == ["colours", "colours2", "colours3"]
+    assert found["draft"].startswith("models/colours3 does not serve yet")
+    assert found["typed"]
+    assert found["deleted"] == ["colours", "colours2"]
+    assert found["restored"] == ["colours", "colours2", "colours3"]

@@ -4,67 +4,34 @@
 
 import { readFileSync } from "node:fs";
 
+import { launch, open, report } from "./console_page.mjs";
+
 const [executablePath, url, given] = process.argv.slice(2);
 const { tokens, folders, violet, attack } = JSON.parse(given);
-const { chromium } = await import(`${process.cwd()}/node_modules/playwright-core/index.mjs`);
-const axe = readFileSync(`${process.cwd()}/node_modules/axe-core/axe.min.js`, "utf8");
-const browser = await chromium.launch({
-  executablePath,
-  args: ["--no-sandbox", "--disable-gpu", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"],
-});
-const page = await browser.newPage({ viewport: { width: 390, height: 844 } });
-page.setDefaultTimeout(30_000);
-const found = { problems: [], hosts: [], violations: {}, wide: [] };
-page.on("console", (message) => {
-  const text = message.text();
-  // Refused requests are part of the story.
-  if (message.type() === "error" && !/Failed to load resource.* 40[013] /.test(text)) found.problems.push(text);
-});
-page.on("pageerror", (error) => found.problems.push(String(error)));
-page.on("request", (request) => found.hosts.push(new URL(request.url().replace("blob:", "")).host));
-
-const press = (name) => page.getByRole("button", { name, exact: true }).click();
-const visible = (text) => page.getByText(text).first().waitFor();
-const views = () => page.locator("#views a").allTextContents();
+const browser = await launch(executablePath);
+const { page, found, press, visible, views, verdict, view, signIn, answer, examine, drop } = await open(browser, url);
 const best = async () => (await page.locator(".bars li:first-child .label").textContent()).trim();
 
-async function open(view) {
-  await page.getByRole("link", { name: view, exact: true }).click();
-  await page.getByRole("heading", { level: 1, name: view }).waitFor();
-}
-
-async function examine(name) {
-  found.violations[name] = [];
-  for (const colorScheme of ["light", "dark"]) {
-    await page.emulateMedia({ colorScheme });
-    await page.evaluate(axe);
-    const { violations } = await page.evaluate(() => axe.run());
-    found.violations[name].push(...violations.map(({ id, nodes }) => `${colorScheme} ${id}: ${nodes[0].html}`));
-  }
-  const width = await page.evaluate(() => document.documentElement.scrollWidth);
-  if (width > 390) found.wide.push(`${name}: ${width}`);
-}
-
-async function signIn(token) {
-  await page.getByLabel("Token").fill(token);
-  await page.keyboard.press("Enter");
+async function anew() {
+  await view("Teach");
+  const again = page.getByRole("button", { name: "Start again" });
+  if (await again.isVisible()) await again.click();
 }
 
 async function teach(folder, ...buttons) {
-  await open("Teach");
-  const again = page.getByRole("button", { name: "Start again" });
-  if (await again.isVisible()) await again.click();
+  await anew();
   await page.setInputFiles("#choose-folder", folder);
+  await run(...buttons);
+}
+
+async function run(...buttons) {
   for (const button of buttons) {
     await press(button);
     await page.locator("section[aria-label=Verdict] h2").waitFor();
   }
 }
 
-const verdict = () => page.locator("section[aria-label=Verdict]").innerText();
-
 // Sign in: nothing is shown without a token, and a wrong one is refused.
-await page.goto(url);
 await page.getByRole("heading", { name: "Sign in" }).waitFor();
 await examine("sign in");
 found.before = await views();
@@ -93,7 +60,7 @@ await visible(/Revision 2 serves/);
 found.published = await verdict();
 
 // A dropped file of the fifth colour.
-await open("Classify");
+await view("Classify");
 await page.evaluate(([data]) => {
   const dropped = new DataTransfer();
   dropped.items.add(new File([new Uint8Array(data)], "dropped.png", { type: "image/png" }));
@@ -111,12 +78,16 @@ found.rejected = await verdict();
 await press("Publish");
 await visible(/^Rejected/);
 
-// Two labels at once, whose names are an attack and have quotes.
-await teach(folders.both, "Publish");
+// A folder with a folder a label is dropped: one operation. A name is an attack, and has quotes.
+await anew();
+await drop(".zone", [folders.both]);
+await visible(/^16 photos of 2 labels/);
+found.folders = await page.locator(".group input").evaluateAll((inputs) => inputs.map(({ value }) => value));
+await run("Publish");
 found.both = await verdict();
 
 // Examples by the keyboard alone.
-await open("Examples");
+await view("Examples");
 await page.locator(".tile").first().waitFor();
 await page.selectOption("#label-filter", "violet");
 await visible(/of 12, the most doubtful first/);
@@ -132,14 +103,14 @@ await page.getByRole("dialog").waitFor();
 await examine("dialog");
 await page.keyboard.press("Shift+Tab");
 await page.keyboard.press("Enter");
-await visible(/Revision \d+ serves/);
+await visible("Revision 5 serves.");
 await page.selectOption("#label-filter", "violet");
 await visible(/of 10, the most doubtful first/);
 await page.locator(".tile input").first().check();
 await page.getByLabel("Move to").fill("blue");
 await press("Move");
-await page.getByRole("dialog").getByRole("button", { name: "Move" }).click();
-await visible(/Revision \d+ serves/);
+await answer("Move");
+await visible("Revision 6 serves.");
 found.examples = await page.locator("#label-filter option").allTextContents();
 
 // Report: photos behind a cell, a place on the map and a threshold; the mistakes as files.
@@ -152,7 +123,7 @@ const opened = async (section) => {
   await photos(section).locator("img").first().waitFor();
   return [await photos(section).locator("h3").textContent(), await photos(section).locator("li").count()];
 };
-await open("Report");
+await view("Report");
 await visible(/evaluated out of fold/);
 await page.getByRole("button", { name: "1 photo of blue predicted as violet" }).click();
 found.cell = await opened("Confusion matrix");
@@ -193,21 +164,21 @@ await page.selectOption("#model", "models/colours");
 await page.locator("#report-revision option", { hasText: "6 (serves)" }).waitFor({ state: "attached" });
 
 // Revisions: any two are compared; back to the first one.
-await open("Revisions");
+await view("Revisions");
 await page.locator("details summary").first().click();
 await page.selectOption("#beside-6", "2");
 found.compared = await page.locator("caption").first().textContent();
 await examine("revisions");
 found.revisions = await page.locator("main h2").allTextContents();
 await page.locator("main li").last().getByRole("button", { name: "Let it serve" }).click();
-await page.getByRole("dialog").getByRole("button", { name: "Let it serve" }).click();
+await answer("Let it serve");
 await visible("Revision 1 serves.");
 await page.locator("main li").last().getByRole("button", { name: "Pin" }).click();
-await page.getByRole("dialog").getByRole("button", { name: "Pin" }).click();
+await answer("Pin");
 await visible("Revision 1 is pinned.");
 found.rolledBack = await page.locator("main h2").last().textContent();
 
-await open("Operations");
+await view("Operations");
 await page.locator("main h2").first().waitFor();
 found.operations = await page.locator("main h2").allTextContents();
 await page.locator("details summary").first().click();
@@ -217,14 +188,10 @@ await examine("operations");
 for (const role of ["train", "classify"]) {
   await press("Sign out");
   await signIn(tokens[role]);
-  await page.locator("#views a").first().waitFor();
-  await open("Revisions");
+  await view("Revisions");
   await page.locator("main h2").first().waitFor();
   found[role] = { views: await views(), buttons: await page.locator("main button").allTextContents() };
 }
 await page.reload();
 await page.getByRole("heading", { name: "Sign in" }).waitFor();
-found.hacked = await page.evaluate(() => window.hacked ?? null);
-found.hosts = [...new Set(found.hosts)];
-console.log(JSON.stringify(found));
-await browser.close();
+await report(browser, page, found);

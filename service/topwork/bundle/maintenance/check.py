@@ -349,12 +349,11 @@ class _Run:
         """Add notes about unexpected files and leftovers of crashes."""
         for kind in KINDS:
             directory = self._repository.root / kind
+            expected = {*self._repository.stored(kind).values(), self._repository.names_file}
             unexpected = [
                 path
                 for path in sorted(directory.glob("*"))
-                if path
-                not in {*self._repository.stored(kind).values(), self._repository.names_file}
-                and not path.name.startswith(files.TEMPORARY)
+                if path not in expected and not path.name.startswith(files.TEMPORARY)
             ]
             if unexpected:
                 names = ", ".join(path.name for path in unexpected[:3])

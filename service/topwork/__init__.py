@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Prediction,
         StreamResult,
     )
+    from topwork.client.vectors import Embedding, embeddings
     from topwork.local import Model
     from topwork.local import open_model as open  # noqa: A004 # topwork.open
 
@@ -38,6 +39,7 @@ __all__ = [
     "ClassifyResult",
     "Client",
     "Credentials",
+    "Embedding",
     "EvidenceMap",
     "ExplainResult",
     "ImageResult",
@@ -47,6 +49,7 @@ __all__ = [
     "Operation",
     "Prediction",
     "StreamResult",
+    "embeddings",
     "open",
     "progress",
     "rejected",
@@ -59,6 +62,7 @@ _PLACES = {
     "ClassifyResult": "client.results:ClassifyResult",
     "Client": "client.blocking:Client",
     "Credentials": "client.credentials:Credentials",
+    "Embedding": "client.vectors:Embedding",
     "EvidenceMap": "client.results:EvidenceMap",
     "ExplainResult": "client.results:ExplainResult",
     "ImageResult": "client.results:ImageResult",
@@ -68,6 +72,7 @@ _PLACES = {
     "Operation": "client.results:Operation",
     "Prediction": "client.results:Prediction",
     "StreamResult": "client.results:StreamResult",
+    "embeddings": "client.vectors:embeddings",
     "open": "local:open_model",
     "progress": "client.outcomes:progress",
     "rejected": "client.outcomes:rejected",

@@ -8,14 +8,18 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
+import numpy as np
+
 from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
 from topwork.bundle.store import Repository
 from topwork.client.images import ImageLike, check_several, content
 from topwork.client.results import ExplainResult, ImageResult
+from topwork.client.vectors import Array
 from topwork.errors import ImageError, InvalidInput
 from topwork.in_order import in_order
-from topwork.inputs.image import preprocess
+from topwork.inputs.embeddings import SentEmbedding
+from topwork.inputs.kinds import array_of
 from topwork.rpc.convert.answers import to_image_result
 from topwork.rpc.convert.explanations import to_explain_response
 from topwork.runtime.cores import available_cores
@@ -72,7 +76,7 @@ class Model:
 
     @overload
     def predict(
-        self, images: Sequence[ImageLike], *, top_k: int = DEFAULT_TOP_K
+        self, images: Sequence[ImageLike] | Array, *, top_k: int = DEFAULT_TOP_K
     ) -> list[ImageResult]: ...
 
     def predict(
@@ -81,14 +85,14 @@ class Model:
         """Return the result of each image, in order; an iterator of images gives a generator.
 
         Images are as in ``Client.classify``. An invalid image is an error in its own result. Raises
-        OSError if a file cannot be read, TypeError for another kind of image, InvalidInput if
-        ``top_k`` is not positive.
+        OSError if a file cannot be read, TypeError for what is no image, InvalidInput if ``top_k``
+        is not positive, or the model takes another kind of inputs.
         """
         check_several(images)
         _check_top_k(top_k)
 
         def work(image: ImageLike) -> ImageResult:
-            return self._predict(content(image), top_k)
+            return self._predict(_given(image), top_k)
 
         ahead = AHEAD * self._threads
         done = in_order(work, images, threads=self._threads, ahead=ahead)
@@ -110,18 +114,26 @@ class Model:
         """
         _check_top_k(top_k)
         explanation = self._explainer.explain(
-            content(image), label=label, count=neighbours, top_k=top_k
+            _given(image), label=label, count=neighbours, top_k=top_k
         )
         return ExplainResult.of(to_explain_response(explanation))
 
-    def _predict(self, encoded: bytes, top_k: int) -> ImageResult:
+    def _predict(self, image: bytes | SentEmbedding, top_k: int) -> ImageResult:
         try:
-            pixels = preprocess(encoded, self._backbone.info.preprocess)
+            prepared = array_of(image, self._backbone.info.preprocess, model=self.name)
         except ImageError as error:
             return ImageResult.of(to_image_result(error))
-        embeddings = self._backbone.session.run(pixels[None])
+        embeddings = self._backbone.session.run(prepared[None])
         (answer,) = image_answers(self._manifest, Scores(*self._head.run(embeddings), 0.0), top_k)
         return ImageResult.of(to_image_result(answer))
+
+
+def _given(image: ImageLike) -> bytes | SentEmbedding:
+    """Return an image's bytes, or an embedding. Raises OSError, TypeError."""
+    found = content(image)
+    if isinstance(found, bytes):
+        return found
+    return SentEmbedding(np.frombuffer(found.values, dtype=np.float32), found.space)
 
 
 def _check_top_k(top_k: int) -> None:

@@ -67,7 +67,7 @@ def _report(
     info: BackboneInfo, model: bytes, session: Session, provider: str, largest: int
 ) -> None:
     sizes = [1 << power for power in range(largest.bit_length())]
-    crop = info.preprocess.crop
+    crop = info.image_spec.crop
     pixels = new_buffer(session, (sizes[-1], crop, crop, 3))
     pixels[:] = np.random.default_rng(0).integers(0, 256, pixels.shape, dtype=np.uint8)
     device = "cuda" if session.on_gpu else "cpu"

@@ -50,10 +50,10 @@ def main() -> None:
         cores = available_cores()
 
         def run(source: ImageSource) -> None:
-            session.run(preprocess(source.read(), info.preprocess)[None])
+            session.run(preprocess(source.read(), info.image_spec)[None])
 
         def embed_batch(batch: Sequence[ImageSource], cache: Cache | None = None) -> None:
-            embed(batch, session, info.preprocess, cores=cores, cache=cache)
+            embed(batch, session, info.image_spec, cores=cores, cache=cache)
 
         def bare(batch: Sequence[ImageSource]) -> None:
             with ThreadPoolExecutor(cores) as pool:

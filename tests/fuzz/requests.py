@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import functools
 import json
 from collections.abc import AsyncIterator, Callable
@@ -32,7 +33,8 @@ from topwork.changes.queue import OperationFilter
 from topwork.changes.quota import Quotas
 from topwork.changes.rows import OperationState, queued, subject_of
 from topwork.changes.uploads import Uploads
-from topwork.errors import NotFound, TopworkError
+from topwork.errors import ImageError, NotFound, TopworkError
+from topwork.inputs.embeddings import EmbeddingSpec, checked
 from topwork.limits import ServerLimits
 from topwork.rpc.context import Context
 from topwork.rpc.servicers.classifier import ClassifierServicer
@@ -51,6 +53,7 @@ from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import evaluation_pb2 as evaluation_pb
 from topwork.v1 import example_pb2 as example_pb
+from topwork.v1 import input_pb2 as input_pb
 from topwork.v1 import model_lifecycle_pb2 as lifecycle_pb
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import revision_pb2 as revision_pb
@@ -60,6 +63,8 @@ MOST_TRAILERS = 16_000
 """Maximum bytes of trailers; gRPC drops longer ones."""
 
 ANYBODY = Access(None).caller("admin", (), dict, "ipv4:127.0.0.1:1")
+
+SPACE = EmbeddingSpec(space="points", width=3)
 
 LIMITS = ServerLimits(max_images_per_request=8, max_images_per_upload=8, min_free_bytes=0)
 
@@ -90,9 +95,16 @@ def messages() -> list[bytes]:
     image = change_pb.TrainingImage(content=b"photo", display_name="a.jpg")
     name = {"model": "models/colours", "label": "blue", "options": options}
     identity = "5c2e9d46-1d5c-4a7b-9a52-3f0a1b2c3d4e"
+    embedding = input_pb.Embedding(values=[1.0, float("nan"), -2.5], space="points")
+    vector = input_pb.Input(embedding=embedding)
     classify = classify_pb.ClassifyRequest(model="models/colours", images=[b"photo"], top_k=2)
     examples: dict[str, list[Message]] = {
-        "Classify": [classify],
+        "Classify": [
+            classify,
+            classify_pb.ClassifyRequest(
+                model="models/colours", inputs=[input_pb.Input(image=b"photo"), vector]
+            ),
+        ],
         "StreamClassify": [
             classify_pb.StreamClassifyRequest(id=1, request=classify, timeout=Duration(seconds=1))
         ],
@@ -105,7 +117,7 @@ def messages() -> list[bytes]:
                 config=change_pb.AddClassConfig(
                     model="models/colours", label="violet", request_id=identity, options=options
                 ),
-                images=[image],
+                images=[image, change_pb.TrainingImage(input=vector)],
             )
         ],
         "AddExamples": [
@@ -178,7 +190,13 @@ def messages() -> list[bytes]:
         ],
         "PinRevision": [model_pb.PinRevisionRequest(model="models/colours", revision=1)],
         "CreateModel": [
-            lifecycle_pb.CreateModelRequest(model="models/new", like="models/colours", head="ridge")
+            lifecycle_pb.CreateModelRequest(
+                model="models/new", like="models/colours", head="ridge"
+            ),
+            lifecycle_pb.CreateModelRequest(
+                model="models/newer",
+                embedding=input_pb.EmbeddingSpace(space="points", width=3),
+            ),
         ],
         "CopyModel": [
             lifecycle_pb.CopyModelRequest(source="models/colours", revision=1, model="models/copy")
@@ -413,6 +431,9 @@ class _Classifier:
     ) -> Classified:
         assert 0 <= budget <= 60
         classifying.check_count(len(images), LIMITS)
+        for image in images:
+            with contextlib.suppress(ImageError):
+                assert isinstance(image, bytes) or checked(image, SPACE).shape == (3,)
         classifying.check_not_negative(revision, "revision")
         classifying.check_not_negative(top_k, "top_k")
         nothing = Timings(decode=0, queue=0, backbone=0, head=0, total=0)

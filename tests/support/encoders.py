@@ -130,7 +130,7 @@ def embedding(result: Result) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def expected(content: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return the embedding that ONNX Runtime gives."""
-    pixels = preprocess(content, INFO.preprocess)
+    pixels = preprocess(content, INFO.image_spec)
     rows = open_session(MODEL, output="embedding").run(pixels[None])
     return np.asarray(rows[0])
 

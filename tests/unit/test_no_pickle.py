@@ -26,6 +26,7 @@ from topwork.bundle.serving import ServingState
 from topwork.bundle.shards import open_shard
 from topwork.bundle.signing.signatures import Signatures
 from topwork.errors import Corrupt, ImageError, InvalidInput, TopworkError
+from topwork.inputs.data.vectors import read_vectors
 from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.runtime.backend import open_session
@@ -79,6 +80,7 @@ LOADERS: dict[str, Callable[[Path], object]] = {
     "a backbone": lambda path: open_session(path.read_bytes(), output="embedding"),
     "a head": lambda path: HeadLoader().load(path.read_bytes(), width=8, labels=2, unknown=False),
     "a photo": lambda path: preprocess(path.read_bytes(), PreprocessSpec(resize=8, crop=8)),
+    "embeddings": read_vectors,
     "weights": load_weights,
     **{
         f"a document: {kind.__name__}": lambda path, kind=kind: from_json(  # type: ignore[misc]  # mypy cannot infer a lambda's default

@@ -90,7 +90,7 @@ def audit(config: AuditConfig, on_progress: OnStageProgress) -> Audit:
         exemplars, skipped = attempts.embed(attempts.open(info), stage="embed")
     on_progress("audit", 0, 0)
     empty = dict.fromkeys(set(photos.labels) - {photo.label for photo in photos.train}, 0)
-    findings = [*too_few_images(empty), *audit_files(photos, skipped, info.preprocess)]
+    findings = [*too_few_images(empty), *audit_files(photos, skipped, info.image_spec)]
     if exemplars is not None:
         judged = _judge(exemplars, config.seed, attempts.cores)
         findings += audit_exemplars(exemplars, judged, seed=config.seed)

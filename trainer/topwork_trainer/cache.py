@@ -77,7 +77,7 @@ class EmbeddingCache:
         """
         depends = {
             "digest": backbone.digest,
-            "preprocess": asdict(backbone.preprocess),
+            "preprocess": asdict(backbone.image_spec),
             "decoding": DECODING,
             "versions": {**software_versions(), "pillow": PIL.__version__},
         }

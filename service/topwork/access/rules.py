@@ -54,7 +54,7 @@ def _config_model(message: Any) -> str | None:
 
 
 def _images(message: Any) -> int:
-    return len(message.images)
+    return len(message.images) + len(message.inputs)
 
 
 def _tensors(message: Any) -> int:

@@ -21,6 +21,9 @@ BlobKind = Literal["backbones", "exemplars", "images"]
 
 KINDS: tuple[BlobKind, ...] = ("backbones", "exemplars", "images")
 
+GRAPH, SPACE = "backbone.onnx", "space.json"
+"""File of a backbone that its digest is the sha256 of: a graph, or the description of a space."""
+
 _HEX = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"([0-9a-f]{64})(\.npz)?")
 
@@ -41,16 +44,20 @@ class BlobStore:
     # Backbones
 
     def put_backbone(self, model: bytes, info: BackboneInfo) -> BackboneInfo:
-        """Store an ONNX backbone unless it exists, repair damaged files, and return its info."""
+        """Store a backbone unless it exists, repair damaged files, and return its info.
+
+        ``model`` is its ONNX graph, or the description of its space.
+        """
         target = self.path("backbones", info.digest)
-        content = {"backbone.onnx": model, "backbone.json": to_json(info)}
+        file = GRAPH if info.has_graph else SPACE
+        content = {file: model, "backbone.json": to_json(info)}
         if not self.refresh(target):
             # Another writer may store the same backbone first.
             with contextlib.suppress(FileExistsError), files.new_directory(target) as directory:
                 for name, data in content.items():
                     (directory / name).write_bytes(data)
-        if not _has_content(target / "backbone.onnx", model):
-            files.write_file(target / "backbone.onnx", model)
+        if not _has_content(target / file, model):
+            files.write_file(target / file, model)
         with contextlib.suppress(Corrupt):
             return self.backbone_info(info.digest)
         files.write_file(target / "backbone.json", content["backbone.json"])
@@ -75,8 +82,17 @@ class BlobStore:
         return files.sha256(files.read(self.path("backbones", digest) / "backbone.json"))
 
     def backbone_model(self, digest: str) -> bytes:
-        """Return a backbone's ONNX file. Raises Corrupt if it was changed or is missing."""
-        return files.read_verified(self.path("backbones", digest) / "backbone.onnx", digest)
+        """Return a backbone's graph, or the description of its space.
+
+        Raises Corrupt if it was changed or is missing.
+        """
+        return files.read_verified(self.backbone_file(digest), digest)
+
+    def backbone_file(self, digest: str) -> Path:
+        """Return the path of what ``backbone_model`` returns."""
+        directory = self.path("backbones", digest)
+        space = directory / SPACE
+        return space if space.exists() else directory / GRAPH
 
     def backbones(self) -> list[BackboneInfo]:
         """Return the info of all readable backbones, sorted by digest."""

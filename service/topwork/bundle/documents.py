@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from topwork.errors import Corrupt
+from topwork.inputs.specs import decode
 
 T = TypeVar("T")
 
@@ -20,7 +21,7 @@ _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {}
 
 def document(kind: type[T]) -> type[T]:
     """Register a dataclass or msgspec.Struct as the type of a stored document."""
-    _DECODERS[kind] = msgspec.json.Decoder(kind)
+    _DECODERS[kind] = msgspec.json.Decoder(kind, dec_hook=decode)
     return kind
 
 
@@ -52,7 +53,7 @@ def from_data(data: object, kind: type[T]) -> T:
     """Return the ``kind`` that ``to_data`` converted. Raises Corrupt if the data is not valid."""
     _check_registered(kind)
     try:
-        return msgspec.convert(data, kind)
+        return msgspec.convert(data, kind, dec_hook=decode)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise Corrupt(f"the stored {kind.__name__} cannot be used: {error}") from error
 

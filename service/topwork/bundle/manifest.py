@@ -15,8 +15,10 @@ from topwork.bundle.documents import document
 from topwork.bundle.drift import UnknownDistribution
 from topwork.bundle.numbers import Count, Number, Seed
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
-from topwork.errors import NotReady
+from topwork.errors import InvalidInput, NotReady
+from topwork.inputs.embeddings import EmbeddingSpec
 from topwork.inputs.preprocess import PreprocessSpec
+from topwork.inputs.spec import InputSpec
 from topwork.inputs.thumbnail import LARGEST, SIDE
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -56,7 +58,8 @@ class BackboneInfo:
     """Text of all that the export depends on; an export with an equal identity is reused."""
     digest: Digest
     """sha256 of backbone.onnx."""
-    preprocess: PreprocessSpec
+    preprocess: InputSpec
+    """Says which inputs it takes; see ``topwork.inputs.kinds``."""
     width: Count
     """Width D of the embeddings."""
     precision: Literal["fp32", "int8"]
@@ -73,6 +76,22 @@ class BackboneInfo:
     """Digest of the fp32 backbone from which an int8 backbone was quantised; else None."""
     expected: ExpectedEmbeddings | None = None
     """None in backbones of earlier releases, which cannot be checked."""
+
+    @property
+    def has_graph(self) -> bool:
+        """False if the client computes the embeddings, and the server runs nothing."""
+        return not isinstance(self.preprocess, EmbeddingSpec)
+
+    @property
+    def image_spec(self) -> PreprocessSpec:
+        """The preprocess spec of a backbone for images. Raises InvalidInput for another one."""
+        if not isinstance(self.preprocess, PreprocessSpec):
+            raise InvalidInput(
+                f"the backbone {self.name!r} does not take images",
+                field="backbone",
+                reason="INPUT_KIND",
+            )
+        return self.preprocess
 
     def as_twin(self) -> BackboneInfo | None:
         """Return the description of the fp32 twin; None if there is none.

@@ -1,6 +1,6 @@
 """Repository: directory of all bundles, with atomic publishing and the serving pointers.
 
-    backbones/<sha256>/backbone.onnx, backbone.json
+    backbones/<sha256>/backbone.onnx (of embeddings by clients space.json), backbone.json
     backbones/names.json
     exemplars/<sha256>.npz
     images/<sha256>

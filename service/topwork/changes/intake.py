@@ -93,7 +93,11 @@ class Intake:
         stored = job.evaluation is not None and bool(job.evaluation.name)
         labels = job.labels if job.evaluation is None else None
         uploads, refused, size = await self._uploads.store(
-            items, quota, labels, may_be_empty=stored
+            items,
+            quota,
+            labels,
+            taken=await self._uploads.taken(current),
+            may_be_empty=stored,
         )
         job = replace(job, uploads=uploads, refused=refused, accepted=time.time())
         await self._check_sets(job, request_id, complete=True)

@@ -18,8 +18,10 @@ from topwork.bundle.recipe import Recipe
 from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing.signatures import FILE as SIGNATURE
 from topwork.bundle.signing.signatures import SigningFiles
+from topwork.bundle.spaces import put_space
 from topwork.bundle.store import Repository
 from topwork.errors import AlreadyExists, Corrupt, InvalidInput, NotFound, NotReady, Unavailable
+from topwork.inputs.embeddings import EmbeddingSpec
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +41,8 @@ class NewModel:
     """Digest or name of a stored backbone. Empty: that of ``like``, or the only one."""
     like: str = ""
     """Model whose backbone it uses; empty: none."""
+    space: EmbeddingSpec | None = None
+    """Space of the embeddings that it takes; None: it uses a backbone."""
     seed: int = 0
     recipe: Recipe = Recipe()  # noqa: RUF009 # frozen, so it can be shared
     request_id: str = ""
@@ -64,14 +68,21 @@ class Lifecycle:
         NotReady without the required signing key.
         """
         repository = self._publisher()
-        request = files.sha256(to_json(asdict(new)))
+        wanted = asdict(new)
+        if new.space is None:  # as earlier releases stored it
+            del wanted["space"]
+        request = files.sha256(to_json(wanted))
         if _made_before(repository, new.name, new.request_id, request):
             return
         if new.like:
             current = repository.current(new.like)
             backbone, info = current.backbone, current.backbone_info
         else:
-            backbone = _find_backbone(repository, new.backbone).digest
+            if new.space is not None:
+                with _writing(new.name):
+                    backbone = put_space(repository, new.space).digest
+            else:
+                backbone = _find_backbone(repository, new.backbone).digest
             info = repository.backbone_info_digest(backbone)
         draft = Draft(
             model=new.name,
@@ -189,13 +200,12 @@ def backbones(repository: Repository) -> list[tuple[BackboneInfo, int]]:
     The fp32 twin of an int8 backbone is another backbone.
     """
     return [
-        (info, files.size(repository.path("backbones", info.digest) / "backbone.onnx"))
-        for info in repository.backbones()
+        (info, files.size(repository.backbone_file(info.digest))) for info in repository.backbones()
     ]
 
 
 def _find_backbone(repository: Repository, wanted: str) -> BackboneInfo:
-    """Return the backbone with a digest or name; the only one if ``wanted`` is empty.
+    """Return the backbone with a digest or name; the only one with a graph if ``wanted`` is empty.
 
     A name that it was added by precedes its own name.
 
@@ -209,7 +219,7 @@ def _find_backbone(repository: Repository, wanted: str) -> BackboneInfo:
         ]
     else:
         twins = {info.twin for info in infos}
-        found = [info for info in infos if info.digest not in twins]
+        found = [info for info in infos if info.digest not in twins and info.has_graph]
     if len(found) == 1:
         return found[0]
     known = ", ".join(f"{info.name} {info.digest}" for info in found or infos) or "none"

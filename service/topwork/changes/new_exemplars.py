@@ -21,10 +21,14 @@ from topwork.changes.jobs import Conflict, Job, SkippedUpload
 from topwork.changes.kinds import new_labels, taught_labels
 from topwork.errors import NotReady
 from topwork.inputs.image_source import ImageSource
+from topwork.inputs.kinds import kind_of
 from topwork.learning.conflicts import KnownExemplars, find_conflicts
 from topwork.limits import InputLimits
-from topwork.runtime.backend import Session
-from topwork.training.backbone_session import UsedBackbone, open_backbone_session
+from topwork.training.backbone_session import (
+    EmbeddingSession,
+    UsedBackbone,
+    open_backbone_session,
+)
 from topwork.training.embed import embed
 
 log = structlog.get_logger(__name__)
@@ -84,6 +88,7 @@ class Embedder:
         known = KnownExemplars.of(stored)
         new: dict[str, Shard] = {}
         duplicates = []
+        have = kind_of(self._repository.backbone(parent).preprocess).same
         held_out = HeldOut.of(self._repository, job.model, parent.backbone)
         for label, shard in embedded:
             kept, excluded = held_out.split(label, shard)
@@ -95,7 +100,7 @@ class Embedder:
                     name=kept.names[row],
                     label=label,
                     reason="DUPLICATE",
-                    message=f"{label!r} has an image of the same pixels already",
+                    message=f"{label!r} has an image of the {have} already",
                 )
                 for row in np.flatnonzero(same).tolist()
             ]
@@ -134,7 +139,7 @@ class Embedder:
             conflicts=tuple(conflicts),
         )
 
-    def session(self, info: BackboneInfo) -> Session:
+    def session(self, info: BackboneInfo) -> EmbeddingSession:
         """Return the session of a stored backbone, or of its twin. Raises Corrupt."""
         if info.digest not in self._backbones:
             opened = self._backbones[info.digest] = open_backbone_session(self._repository, info)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from topwork.bundle.comparison import Gate
 from topwork.changes.jobs import ChangeKind, EvaluationJob
+from topwork.inputs.embeddings import SentEmbedding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +41,20 @@ class ChangeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadedImage:
-    """An encoded image of an upload."""
+    """An image of an upload, encoded, or an embedding."""
 
     name: str
     """May be empty."""
-    content: bytes
+    content: bytes | SentEmbedding
     label: str = ""
     """Its label; only for ``add_classes`` and ``evaluate``, where an unknown image has none."""
     columns: tuple[tuple[str, str], ...] = ()
     """Names and values for subgroups; only for ``evaluate``."""
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return self.content.size if isinstance(self.content, SentEmbedding) else len(self.content)
 
 
 UploadItem: TypeAlias = ChangeRequest | Sequence[UploadedImage]

@@ -7,15 +7,19 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from topwork.bundle.draft import Current
 from topwork.bundle.names import compose_label
 from topwork.bundle.store import Repository
 from topwork.changes.jobs import SkippedUpload, Upload
 from topwork.changes.kinds import named_labels
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
-from topwork.errors import Corrupt, DeadlinePassed, InvalidInput, Unavailable
+from topwork.errors import Corrupt, DeadlinePassed, ImageError, InvalidInput, Unavailable
+from topwork.inputs.embeddings import EmbeddingSpec, SentEmbedding, checked, to_content
+from topwork.inputs.kinds import check_kind, kind_given
+from topwork.inputs.spec import InputSpec
 from topwork.limits import ServerLimits
 
 SILENCE_SECONDS = 60.0
@@ -35,6 +39,14 @@ class Quota(Protocol):
         """Raise QuotaExceeded; see ``ModelQuota.check``."""
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The inputs that a model takes."""
+
+    model: str
+    spec: InputSpec
+
+
 class Uploads:
     """Receives uploads; returned images are durably stored."""
 
@@ -51,19 +63,27 @@ class Uploads:
             raise InvalidInput("the first message has no config", field="config")
         return first
 
+    async def taken(self, current: Current) -> Taken:
+        """Return the inputs that a model takes. Raises Corrupt if its backbone is damaged."""
+        info = await asyncio.to_thread(self._repository.backbone, current)
+        return Taken(current.model, info.preprocess)
+
     async def store(
         self,
         items: AsyncIterator[UploadItem],
         quota: Quota,
         labels: Sequence[str] | None = (),
         *,
+        taken: Taken,
         may_be_empty: bool = False,
     ) -> tuple[tuple[Upload, ...], tuple[SkippedUpload, ...], int]:
-        """Store the images of ``items``; return the stored, those too large, and the total bytes.
+        """Store the images of ``items``; return the stored, the refused, and the total bytes.
 
+        Refused are images that are too large, and embeddings that do not fit the model's space.
         Each image must have one of the ``labels``, and each label an image; without labels no image
-        may have one, and with None any. Raises InvalidInput, DeadlinePassed, the errors of
-        ``quota``, and Unavailable if an image cannot be stored.
+        may have one, and with None any. Raises InvalidInput, also for inputs of another kind than
+        ``taken``, DeadlinePassed, the errors of ``quota``, and Unavailable if an image cannot be
+        stored.
         """
         stored: list[Upload | SkippedUpload] = []
         size = 0
@@ -79,12 +99,15 @@ class Uploads:
                 renewed = time.monotonic()
                 async with self.holding(_stored_uploads(stored)):
                     pass
-            coming = sum(len(image.content) for image in images)
+            coming = sum(image.size for image in images)
             size += coming
             self._check_limits(len(stored) + len(images), size)
             images = self._with_labels(images, labels, len(stored))
+            for image in images:
+                kind = kind_given(image.content)
+                check_kind(kind, taken.spec, model=taken.model, field="images")
             await asyncio.to_thread(quota.check, size, coming, len(images))
-            stored += await self._store_all(images, len(stored))
+            stored += await self._store_all(images, len(stored), taken.spec)
             timeout = min(SILENCE_SECONDS, timeout - waited + coming / MIN_BYTES_PER_SECOND)
             del images  # frees memory while the next message is received
         if not stored and not may_be_empty:
@@ -162,26 +185,37 @@ class Uploads:
         return labelled
 
     async def _store_all(
-        self, images: Sequence[UploadedImage], before: int
+        self, images: Sequence[UploadedImage], before: int, spec: InputSpec
     ) -> list[Upload | SkippedUpload]:
         """Store images, after ``before`` earlier images; an image without a name gets its index."""
         # In parallel: the disk syncs several files in the time of one.
         return await asyncio.gather(
             *(
-                self._store_one(image, image.name or f"images[{position}]")
+                self._store_one(image, image.name or f"images[{position}]", spec)
                 for position, image in enumerate(images, before)
             )
         )
 
-    async def _store_one(self, image: UploadedImage, name: str) -> Upload | SkippedUpload:
-        size, most = len(image.content), self._limits.max_image_bytes
+    async def _store_one(
+        self, image: UploadedImage, name: str, spec: InputSpec
+    ) -> Upload | SkippedUpload:
+        size, most = image.size, self._limits.max_image_bytes
+        content = image.content
+        if isinstance(content, SentEmbedding):
+            assert isinstance(spec, EmbeddingSpec), "check_kind refuses other models"
+            try:
+                content = to_content(checked(content, spec))
+            except ImageError as error:
+                return SkippedUpload(
+                    name=name, label=image.label, reason=error.reason, message=str(error)
+                )
         if size > most:
             text = f"the image is {size} bytes; the limit is {most}"
             return SkippedUpload(
                 name=name, label=image.label, reason="IMAGE_TOO_LARGE", message=text
             )
         try:
-            digest = await asyncio.to_thread(self._repository.put_image, image.content)
+            digest = await asyncio.to_thread(self._repository.put_image, content)
         except OSError as error:  # such as a full disk
             raise Unavailable(
                 f"{name} cannot be stored: {error.strerror}", reason="STORAGE"

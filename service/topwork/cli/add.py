@@ -12,6 +12,7 @@ from google.longrunning import operations_pb2
 
 from topwork import Client
 from topwork.cli.follow import follow, print_result, progress_bar
+from topwork.cli.image_rows import Content, Item, to_embedding
 from topwork.cli.options import (
     ServerOptions,
     change_options,
@@ -25,6 +26,13 @@ from topwork.cli.options import (
 from topwork.errors import ImageError, InvalidInput
 from topwork.inputs.data.layouts import read
 from topwork.inputs.data.photos import Photo
+from topwork.inputs.data.vectors import (
+    Vector,
+    is_vectors,
+    only_vectors,
+    read_labelled,
+    read_vectors,
+)
 from topwork.inputs.folders import Reason, by_reason
 from topwork.printable import file_name, printable
 from topwork.terminal import LocalPath
@@ -33,9 +41,8 @@ from topwork.v1 import change_pb2 as change_pb
 photos_argument = click.argument(
     "photos", nargs=-1, required=True, type=LocalPath(exists=True, path_type=Path)
 )
-NamedImages = Iterable[tuple[str, bytes]]
-Files = Iterable[tuple[str, Callable[[], bytes]]]
-"""Names of files, each with a function that reads it; it may raise ImageError."""
+NamedImages = Iterable[tuple[str, Content]]
+Files = Iterable[Item]
 Reader = Callable[[Files], NamedImages]
 """Reads files, and leaves the unreadable ones out."""
 
@@ -58,6 +65,7 @@ def add_class(
 ) -> None:
     """Add a class to a live model from PHOTOS (files or folders).
 
+    For a model of embeddings PHOTOS are files of NumPy, .npy or .npz, with float32 (N, D).
     Unreadable photos are listed and left out. --json prints one object at the end: operation,
     revision, labels, metrics, comparison, left_out and more. Exit status 1 if the class was not
     added.
@@ -112,27 +120,33 @@ def add_classes(
 ) -> None:
     """Add all classes of DATA to a live model, in one change.
 
-    DATA is as for `topwork-train fit`, such as a folder with one folder of photos per class; of
-    data with splits the split train is used. Classes that the model has already get the photos
-    that are new. All classes are served together, or none if the gate rejects one. Otherwise like
-    add-class.
+    DATA is as for `topwork-train fit`, such as a folder with one folder of photos per class, or one
+    .npz with embeddings; of data with splits the split train is used. Classes that the model has
+    already get the photos that are new. All classes are served together, or none if the gate
+    rejects one. Otherwise like add-class.
     """
-    found = read(data, None)
-    photos = {label: found.train.photos[label] for label in sorted(found.train.classes())}
-    if not any(photos.values()):
-        raise InvalidInput(f"{file_name(data)} has no labelled photo to add", field="data")
-    left_out = [*found.omitted]
-    for line in (*found.notes, *(group.line() for group in by_reason(left_out))):
-        click.echo(printable(line), err=True)
+    left_out: list[tuple[Reason, str]] = []
+    if is_vectors(data):
+        files = {label: _vector_files(own) for label, own in read_labelled(data).items()}
+    else:
+        found = read(data, None)
+        files = {
+            label: [
+                (photo.name, partial(_read_photo, photo)) for photo in found.train.photos[label]
+            ]
+            for label in sorted(found.train.classes())
+        }
+        left_out += found.omitted
+        if not any(files.values()):
+            raise InvalidInput(f"{file_name(data)} has no labelled photo to add", field="data")
+        for line in (*found.notes, *(group.line() for group in by_reason(left_out))):
+            click.echo(printable(line), err=True)
 
     def call(client: Client, read: Reader) -> operations_pb2.Operation:
-        classes = {
-            label: read((photo.name, partial(_read_photo, photo)) for photo in own)
-            for label, own in photos.items()
-        }
+        classes = {label: read(own) for label, own in files.items()}
         return client.add_classes(model, classes, request_id=request_id, options=options)
 
-    _upload(server, sum(map(len, photos.values())), call, left_out, as_json=as_json)
+    _upload(server, sum(map(len, files.values())), call, left_out, as_json=as_json)
 
 
 def _upload_files(
@@ -142,9 +156,13 @@ def _upload_files(
     *,
     as_json: bool,
 ) -> None:
-    listing = photo_files(photos, field="photos", one_class=True)
-    files = [(file_name(path), partial(read_photo, path)) for path in listing.files]
-    left_out = [(omitted.reason, file_name(omitted.path)) for omitted in listing.omitted]
+    left_out: list[tuple[Reason, str]] = []
+    if only_vectors(photos, field="photos"):
+        files = _vector_files(vector for path in photos for vector in read_vectors(path))
+    else:
+        listing = photo_files(photos, field="photos", one_class=True)
+        files = [(file_name(path), partial(read_photo, path)) for path in listing.files]
+        left_out += [(omitted.reason, file_name(omitted.path)) for omitted in listing.omitted]
     _upload(
         server,
         len(files),
@@ -165,7 +183,7 @@ def _upload(
     """Make ``call``, which passes its files to a reader, and follow its operation."""
     unreadable: dict[str, str] = {}
 
-    def read(files: Files) -> Iterator[tuple[str, bytes]]:
+    def read(files: Files) -> Iterator[tuple[str, Content]]:
         for name, content in files:
             try:
                 yield name, content()
@@ -182,6 +200,10 @@ def _upload(
         click.echo(f"left out {name}: {error}", err=True)
     omitted = (*left_out, *(("unreadable", name) for name in unreadable))
     print_result(finished, seconds, by_reason(omitted), as_json=as_json)
+
+
+def _vector_files(vectors: Iterable[Vector]) -> list[Item]:
+    return [(vector.name, partial(to_embedding, vector)) for vector in vectors]
 
 
 def _read_photo(photo: Photo) -> bytes:

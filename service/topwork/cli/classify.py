@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from topwork.cli.image_rows import classify_files, image_arguments
-from topwork.cli.options import ServerOptions, connected, model_option, photo_files, server_option
+from topwork.cli.image_rows import classify_inputs, image_arguments, list_inputs
+from topwork.cli.options import ServerOptions, connected, model_option, server_option
 
 
 @click.command()
@@ -23,13 +23,13 @@ def classify(
     as_json: bool,
     images: tuple[Path, ...],
 ) -> None:
-    """Classify IMAGES (files or folders).
+    """Classify IMAGES (files or folders; for a model of embeddings files .npy or .npz).
 
     --json prints one object per image: image, revision, predictions, unknown_probability,
     is_unknown, error. If files of a folder were left out, a last object has the key left_out with
     reason, count and names. Exit status 1 if an image could not be classified.
     """
-    listing = photo_files(images, field="images")
+    inputs = list_inputs(images)
     with connected(server) as client:
         stream = partial(client.classify_stream, model, revision=revision, top_k=top_k)
-        classify_files(listing, stream, as_json=as_json)
+        classify_inputs(inputs, stream, as_json=as_json)

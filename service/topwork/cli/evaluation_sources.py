@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +10,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork import Client, ImageResult, StreamResult
+from topwork import Client, ImageResult
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.manifest import Manifest, check_may_serve
 from topwork.bundle.store import Repository
-from topwork.cli.image_rows import answered, interrupts
+from topwork.cli.image_rows import Classify, answered, interrupts
 from topwork.errors import InvalidInput
 from topwork.inputs.data.photos import Photo
 from topwork.learning.evaluation import Answers
@@ -212,7 +212,7 @@ def _answers(
 
 def _streamed(
     photos: Sequence[Photo],
-    stream: Callable[[Iterator[bytes]], Generator[StreamResult, None, None]],
+    stream: Classify,
 ) -> Iterator[tuple[int, ImageResult | str]]:
     """Yield the number of each photo with its result, or the reason why it has none."""
     numbers = range(len(photos))

@@ -10,8 +10,9 @@ import click
 import numpy as np
 
 import topwork
-from topwork import ExplainResult, tables
+from topwork import Embedding, ExplainResult, tables
 from topwork.bundle.signing.signatures import SigningFiles
+from topwork.cli.image_rows import to_embedding
 from topwork.cli.options import (
     ServerOptions,
     check_page,
@@ -23,6 +24,8 @@ from topwork.cli.options import (
     trusted_keys_option,
     write_page,
 )
+from topwork.errors import InvalidInput
+from topwork.inputs.data.vectors import only_vectors, read_vectors
 from topwork.inputs.image import upright
 from topwork.printable import file_name, printable
 from topwork.report.explanation import (
@@ -84,7 +87,7 @@ def explain(
     revision, image, label, predictions, map, map_unavailable and neighbours.
     """
     check_page(out, field="out")
-    content = read_photo(image)
+    content = _read(image, page=out is not None)
     if repository is None:
         with connected(server) as client:
             result = client.explain(
@@ -96,13 +99,25 @@ def explain(
         opened = topwork.open(repository, model, revision=revision, threads=1, signing=signing)
         count = {} if neighbours is None else {"neighbours": neighbours}
         result = opened.explain(content, label=label, **count)
-    if out is not None:
+    if out is not None and isinstance(content, bytes):
         page = render_explanation(_explained(model, file_name(image.name), content, result))
         write_page(out, page, field="out")
     if as_json:
         print(json.dumps(_as_json(model, file_name(image), result)))
     else:
         _show(file_name(image), result)
+
+
+def _read(path: Path, *, page: bool) -> bytes | Embedding:
+    """Return a photo, or the only embedding in a file of NumPy. Raises ImageError, InvalidInput."""
+    if not only_vectors([path], field="image"):
+        return read_photo(path)
+    vectors = read_vectors(path)
+    if len(vectors) > 1:
+        raise InvalidInput(f"{file_name(path)} has {len(vectors)} embeddings", field="image")
+    if page:
+        raise InvalidInput("--out draws on an image, which an embedding has not", field="out")
+    return to_embedding(vectors[0])
 
 
 def _explained(model: str, name: str, content: bytes, result: ExplainResult) -> ExplainedImage:

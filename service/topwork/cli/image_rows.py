@@ -8,6 +8,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -23,11 +25,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from topwork import ImageResult, StreamResult
-from topwork.cli.options import json_output, read_photo
+from topwork import Embedding, ImageResult, StreamResult
+from topwork.cli.options import json_output, photo_files, read_photo
 from topwork.errors import ImageError
 from topwork.in_order import in_order
-from topwork.inputs.folders import Listing, group
+from topwork.inputs.data.vectors import Vector, only_vectors, read_vectors
+from topwork.inputs.folders import Omitted, group
 from topwork.printable import file_name, printable
 from topwork.terminal import Console, LocalPath
 
@@ -40,8 +43,11 @@ PATIENCE_SECONDS = 1
 
 T = TypeVar("T")
 Row = dict[str, Any]
-Classify: TypeAlias = Callable[[Iterator[bytes]], Generator[StreamResult, None, None]]
-"""Yields the result of each encoded image, in order."""
+Content: TypeAlias = bytes | Embedding
+Classify: TypeAlias = Callable[[Iterator[Content]], Generator[StreamResult, None, None]]
+"""Yields the result of each encoded image or embedding, in order."""
+Item: TypeAlias = tuple[str, Callable[[], Content]]
+"""Name of an input, and a function that reads it; it may raise OSError or ImageError."""
 
 
 def image_arguments(command: Callable[..., None]) -> Callable[..., None]:
@@ -63,35 +69,58 @@ def image_arguments(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def classify_files(listing: Listing, classify: Classify, *, as_json: bool) -> None:
-    """Print a row for each file, then exit with status 1 if an image could not be classified."""
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a command classifies, and what it leaves out."""
+
+    items: Sequence[Item]
+    omitted: Sequence[Omitted] = ()
+
+
+def list_inputs(paths: Sequence[Path]) -> Inputs:
+    """Return the photos of ``paths``, or the embeddings in files of NumPy. Raises InvalidInput."""
+    if only_vectors(paths, field="images"):
+        vectors = [vector for path in paths for vector in read_vectors(path)]
+        return Inputs([(vector.name, partial(to_embedding, vector)) for vector in vectors])
+    listing = photo_files(paths, field="images")
+    items = [(file_name(path), partial(read_photo, path)) for path in listing.files]
+    return Inputs(items, listing.omitted)
+
+
+def to_embedding(vector: Vector) -> Embedding:
+    """Return a row of a file as the client sends it."""
+    return Embedding(vector.row.tobytes(), vector.space)
+
+
+def classify_inputs(inputs: Inputs, classify: Classify, *, as_json: bool) -> None:
+    """Print a row for each input, then exit with status 1 if one could not be classified."""
     failed = False
     with (
-        closing(_rows(listing.files, classify)) as rows,
-        _line_printer(len(listing.files)) as print_line,
+        closing(_rows(inputs.items, classify)) as rows,
+        _line_printer(len(inputs.items)) as print_line,
         interrupts() as check_interrupt,
     ):
         for row in rows:
             failed |= row["error"] is not None
             print_line(json.dumps(row) if as_json else _line(row))
             check_interrupt()
-    if as_json and listing.omitted:
-        print(json.dumps({"left_out": [left_out.json() for left_out in group(listing.omitted)]}))
+    if as_json and inputs.omitted:
+        print(json.dumps({"left_out": [left_out.json() for left_out in group(inputs.omitted)]}))
     sys.exit(1 if failed else 0)
 
 
-def _rows(files: Sequence[Path], classify: Classify) -> Generator[Row, None, None]:
-    """Yield a row per file, in order."""
-    with closing(answered(files, read_photo, classify)) as answers:
-        for path, answer in answers:
+def _rows(items: Sequence[Item], classify: Classify) -> Generator[Row, None, None]:
+    """Yield a row per item, in order."""
+    with closing(answered(items, lambda item: item[1](), classify)) as answers:
+        for (name, _), answer in answers:
             if isinstance(answer, str):
-                yield _failure(path, None, answer)
+                yield _failure(name, None, answer)
             else:
-                yield _row(path, answer.revision, answer.result)
+                yield _row(name, answer.revision, answer.result)
 
 
 def answered(
-    items: Sequence[T], read: Callable[[T], bytes], classify: Classify
+    items: Sequence[T], read: Callable[[T], Content], classify: Classify
 ) -> Generator[tuple[T, StreamResult | str], None, None]:
     """Yield each item with its result, or the error of reading it, in order.
 
@@ -99,7 +128,7 @@ def answered(
     """
     sent: deque[tuple[T, str | None]] = deque()
 
-    def content(item: T) -> bytes | str:
+    def content(item: T) -> Content | str:
         try:
             return read(item)
         except ImageError as error:
@@ -107,9 +136,9 @@ def answered(
         except OSError as error:
             return f"the file cannot be read: {error.strerror}"
 
-    def contents() -> Iterator[bytes]:  # may run in another thread, ahead of the results
+    def contents() -> Iterator[Content]:  # may run in another thread, ahead of the results
         for item, found in in_order(content, items, threads=READERS, ahead=AHEAD, waits=False):
-            if isinstance(found, bytes):
+            if not isinstance(found, str):
                 sent.append((item, None))
                 yield found
             else:
@@ -204,11 +233,11 @@ class _Speed(ProgressColumn):
         )
 
 
-def _row(path: Path, revision: int, result: ImageResult) -> Row:
+def _row(name: str, revision: int, result: ImageResult) -> Row:
     if result.error is not None:
-        return _failure(path, revision, str(result.error))
+        return _failure(name, revision, str(result.error))
     return {
-        "image": file_name(path),
+        "image": name,
         "revision": revision,
         "predictions": [prediction._asdict() for prediction in result.predictions],
         "unknown_probability": result.unknown_probability,
@@ -217,9 +246,9 @@ def _row(path: Path, revision: int, result: ImageResult) -> Row:
     }
 
 
-def _failure(path: Path, revision: int | None, message: str) -> Row:
+def _failure(name: str, revision: int | None, message: str) -> Row:
     return {
-        "image": file_name(path),
+        "image": name,
         "revision": revision,
         "predictions": [],
         "unknown_probability": None,

@@ -33,6 +33,15 @@ request_id_option = click.option(
 @click.option(
     "--like", default="", show_default=False, help="Name of a model that has the backbone."
 )
+@click.option(
+    "--space",
+    default="",
+    show_default=False,
+    help="Name of what computes the embeddings that the model takes; it needs no backbone.",
+)
+@click.option(
+    "--width", type=click.IntRange(min=1), help="Numbers of an embedding; only with --space."
+)
 @click.option("--seed", default=0, help="Seed of the folds of cross-validation.")
 @click.option(
     "--head",
@@ -53,6 +62,8 @@ def create(
     server: ServerOptions,
     backbone: str,
     like: str,
+    space: str,
+    width: int | None,
     seed: int,
     head: str,
     normalisation: str,
@@ -63,11 +74,17 @@ def create(
     """Create MODEL without labels. It serves once it has two: see `topwork add-class`."""
     if backbone and like:
         raise InvalidInput("give --backbone or --like, not both", field="like")
+    if space and (backbone or like):
+        raise InvalidInput("--space needs no --backbone and no --like", field="space")
+    if bool(space) != (width is not None):
+        raise InvalidInput("give --space and --width together", field="width")
     with connected(server) as client:
         found = client.create_model(
             model,
             backbone=backbone,
             like=like,
+            space=space,
+            width=width or 0,
             seed=seed,
             head=head,
             normalisation=normalisation,
@@ -134,7 +151,9 @@ def backbones(server: ServerOptions, as_json: bool) -> None:
     rows = [
         (
             stored.backbone.name,
-            f"{stored.backbone.preprocess.crop} x {stored.backbone.preprocess.crop}",
+            "embedding"
+            if stored.backbone.HasField("embedding")
+            else f"{stored.backbone.preprocess.crop} x {stored.backbone.preprocess.crop}",
             str(stored.backbone.width),
             stored.backbone.precision,
             f"{stored.size_bytes:,}",

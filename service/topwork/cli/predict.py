@@ -10,8 +10,8 @@ import click
 import topwork
 from topwork import StreamResult
 from topwork.bundle.signing.signatures import SigningFiles
-from topwork.cli.image_rows import classify_files, image_arguments
-from topwork.cli.options import photo_files, require_signed_option, trusted_keys_option
+from topwork.cli.image_rows import Content, classify_inputs, image_arguments, list_inputs
+from topwork.cli.options import require_signed_option, trusted_keys_option
 
 
 @click.command()
@@ -40,11 +40,11 @@ def predict(
     The output is that of `topwork classify`, and the answers are the server's.
     """
     keys = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
-    listing = photo_files(images, field="images")
+    inputs = list_inputs(images)
     opened = topwork.open(repository, model, revision=revision, signing=keys.read(publishes=False))
 
-    def stream(contents: Iterator[bytes]) -> Generator[StreamResult, None, None]:
+    def stream(contents: Iterator[Content]) -> Generator[StreamResult, None, None]:
         for result in opened.predict(contents, top_k=top_k):
             yield StreamResult(revision=opened.revision, result=result)
 
-    classify_files(listing, stream, as_json=as_json)
+    classify_inputs(inputs, stream, as_json=as_json)

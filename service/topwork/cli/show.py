@@ -39,6 +39,11 @@ def model(console: Console, found: model_pb.Model) -> None:
         ("precision", precision(found)),
         ("embedding", f"{revision.backbone.width} numbers"),
         (
+            "input",
+            f"embeddings of the space {revision.backbone.embedding.space}",
+        )
+        if found.input_kind == "embedding"
+        else (
             "preprocessing",
             f"short side to {spec.resize}, central {spec.crop} x {spec.crop}, {spec.interpolation}",
         ),
@@ -114,6 +119,7 @@ def model_json(found: model_pb.Model) -> dict[str, Any]:
     spec = revision.backbone.preprocess
     return {
         "model": found.name.removeprefix("models/"),
+        "input_kind": found.input_kind,
         "revision": revision.revision,
         "revisions": list(found.revisions),
         "labels": list(revision.labels),
@@ -122,6 +128,11 @@ def model_json(found: model_pb.Model) -> dict[str, Any]:
             "digest": revision.backbone.digest,
             "width": revision.backbone.width,
             "precision": revision.backbone.precision,
+            **(
+                {"space": revision.backbone.embedding.space}
+                if revision.backbone.HasField("embedding")
+                else {}
+            ),
         },
         "loaded_backbone": None
         if not loaded.digest

@@ -34,6 +34,7 @@ from topwork.client.results import StreamResult
 from topwork.client.server_status import ServerStatus
 from topwork.client.stream_window import StreamWindow
 from topwork.client.upload import P, UploadBatcher
+from topwork.client.vectors import Embedding, is_vector
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 T = TypeVar("T")
@@ -62,7 +63,9 @@ async def wait_until_ready(
         raise await asyncio.to_thread(unreachable) from None
 
 
-async def contents(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> list[bytes]:
+async def contents(
+    images: Iterable[ImageLike] | AsyncIterable[ImageLike],
+) -> list[bytes | Embedding]:
     """See blocking_calls."""
     check_several(images)
     return [await _content(image) async for image in _each(images)]
@@ -169,9 +172,11 @@ async def stream(
     window.check_complete()
 
 
-async def _content(image: ImageLike) -> bytes:
-    """Return an image's bytes; a file, which may be on a network, is read in a thread."""
-    return image if isinstance(image, bytes) else await asyncio.to_thread(content, image)
+async def _content(image: ImageLike) -> bytes | Embedding:
+    """Return an image's content; a file, which may be on a network, is read in a thread."""
+    if isinstance(image, bytes | Embedding) or is_vector(image):
+        return content(image)
+    return await asyncio.to_thread(content, image)
 
 
 async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

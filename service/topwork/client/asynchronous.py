@@ -23,6 +23,7 @@ from topwork.client.results import (
     StreamResult,
 )
 from topwork.client.stream_window import IMAGES_PER_MESSAGE, StreamWindow
+from topwork.client.vectors import to_input
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc
@@ -84,7 +85,9 @@ class AsyncClient(AsyncEvaluations, AsyncReview):
         """Classify encoded images; the results are in their order. See topwork.v1.ClassifyRequest.
 
         An image is its bytes, the path of its file, a file that is open in binary mode, an image of
-        Pillow, or a NumPy array: uint8 (H, W, 3), RGB, or (H, W), sent as PNG without loss.
+        Pillow, or a NumPy array: uint8 (H, W, 3), RGB, or (H, W), sent as PNG without loss. For a
+        model of embeddings ``images`` is a NumPy array, float32 (N, D), an iterable of its rows, or
+        ``topwork.embeddings``, which names the space.
         ``timeout`` in seconds. Raises CallFailed, and OSError if a file cannot be read; an invalid
         image is an error in its own result.
         """
@@ -114,11 +117,14 @@ class AsyncClient(AsyncEvaluations, AsyncReview):
         request = classify_pb.ExplainRequest(
             model=f"models/{model}",
             revision=revision,
-            image=encoded,
             label=label,
             neighbours=neighbours,
             top_k=top_k,
         )
+        if isinstance(encoded, bytes):
+            request.image = encoded
+        else:
+            request.input.CopyFrom(to_input(encoded))
         response = await async_calls.call_unary(self._classifier.Explain, request, timeout)
         return ExplainResult.of(response)
 
@@ -394,6 +400,8 @@ class AsyncClient(AsyncEvaluations, AsyncReview):
         *,
         backbone: str = "",
         like: str = "",
+        space: str = "",
+        width: int = 0,
         seed: int = 0,
         head: str = "",
         normalisation: str = "",
@@ -403,7 +411,9 @@ class AsyncClient(AsyncEvaluations, AsyncReview):
         """Create a model without labels, and return it. Raises CallFailed.
 
         ``backbone`` is a digest or a name, or it is that of the model ``like``; neither: the only
-        backbone of the repository. The model serves once ``add_class`` has given it two labels.
+        backbone of the repository. With ``space`` the model takes embeddings that its clients
+        compute, of ``width`` numbers, and needs no backbone. It serves once ``add_class`` has given
+        it two labels.
         """
         request = lifecycle_pb.CreateModelRequest(
             model=f"models/{model}",
@@ -412,7 +422,9 @@ class AsyncClient(AsyncEvaluations, AsyncReview):
             normalisation=normalisation,
             request_id=request_id or calls.new_request_id(),
         )
-        if like:
+        if space:
+            request.embedding.space, request.embedding.width = space, width
+        elif like:
             request.like = f"models/{like}"
         else:
             request.backbone = backbone

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from google.rpc import code_pb2, status_pb2
 
+from topwork.client.vectors import Embedding, to_input
 from topwork.errors import TopworkError
 from topwork.limits import DEFAULT_LIMITS
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -71,12 +72,21 @@ class CallFailed(TopworkError):
 
 
 def classify_request(
-    model: str, images: Iterable[bytes], revision: int, top_k: int
+    model: str, images: Iterable[bytes | Embedding], revision: int, top_k: int
 ) -> classify_pb.ClassifyRequest:
     """Return the request of a Classify call."""
-    return classify_pb.ClassifyRequest(
-        model=f"models/{model}", images=images, revision=revision, top_k=top_k
-    )
+    request = classify_pb.ClassifyRequest(model=f"models/{model}", revision=revision, top_k=top_k)
+    for image in images:
+        add_input(request, image)
+    return request
+
+
+def add_input(request: classify_pb.ClassifyRequest, image: bytes | Embedding) -> None:
+    """Add an image or embedding to a request; the server refuses one that has both."""
+    if isinstance(image, bytes):
+        request.images.append(image)
+    else:
+        request.inputs.append(to_input(image))
 
 
 def new_request_id() -> str:

@@ -1,4 +1,4 @@
-"""Sources of images (bytes, path, open file, array, Pillow's image), as bytes of encoded images."""
+"""Sources of inputs (bytes, path, open file, array, Pillow's image), as bytes or embeddings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias, TypeGuard
 
+from topwork.client.vectors import Embedding, from_vector, is_matrix, is_vector
 from topwork.printable import file_name
 
 _MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "P", "RGB", "RGBA"}
@@ -24,10 +25,10 @@ class Picture(Protocol):
         """See NumPy's array interface."""
 
 
-ImageLike: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO | Picture
+ImageLike: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO | Picture | Embedding
 """An image: its encoded bytes, the path of its file, that file, opened in binary mode, or decoded.
 
-A decoded image is sent without loss, as PNG.
+A decoded image is sent without loss, as PNG. An array (D,) is an embedding, see ``vectors``.
 """
 
 NamedImage: TypeAlias = ImageLike | tuple[str, ImageLike]
@@ -56,28 +57,34 @@ def own_fields(
 
 
 def check_several(images: object) -> None:
-    """Raise TypeError if ``images`` is a single image or no iterable; an array is a single image.
+    """Raise TypeError if ``images`` is a single image or no iterable.
 
-    Iterating over bytes, a string, a file or an array would give numbers, letters, lines or rows.
+    An array is a single image, unless it is float32 of shape (N, D): embeddings. Iterating over
+    bytes, a string, a file or another array would give numbers, letters, lines or rows.
     """
     single = (
         isinstance(images, bytes | str | os.PathLike)
         or hasattr(images, "read")
-        or _is_picture(images)
+        or (_is_picture(images) and not is_matrix(images))
     )
     if single or not isinstance(images, Iterable | AsyncIterable):
         kind = type(images).__name__
-        raise TypeError(f"images is {kind}: pass a list of images, also for a single image")
+        raise TypeError(
+            f"images is {kind}: pass a list of images, also for a single image, or embeddings as "
+            "an array, float32 ('<f4') of shape (N, D)"
+        )
 
 
-def content(image: ImageLike) -> bytes:
-    """Return an image's bytes.
+def content(image: ImageLike) -> bytes | Embedding:
+    """Return an image's bytes, or an embedding.
 
     Raises OSError, with the name of the file, TypeError for another type or array, and ImportError
     if Pillow is not installed, which encodes arrays.
     """
-    if isinstance(image, bytes):
+    if isinstance(image, bytes | Embedding):
         return image
+    if is_vector(image):
+        return from_vector(image)
     if _is_picture(image):
         return _png(image)
     try:

@@ -13,6 +13,7 @@ from topwork.client import calls
 from topwork.client.calls import CallFailed
 from topwork.client.results import ImageResult, StreamResult
 from topwork.client.upload import MESSAGE_BYTES
+from topwork.client.vectors import Embedding
 from topwork.errors import ImageError
 from topwork.limits import DEFAULT_LIMITS
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -77,15 +78,15 @@ class StreamWindow:
         self._bytes = 0
         self._next = 0
 
-    def add(self, image: bytes) -> classify_pb.StreamClassifyRequest | None:
-        """Add an image; return the message that it completes, if any."""
+    def add(self, image: bytes | Embedding) -> classify_pb.StreamClassifyRequest | None:
+        """Add an image or embedding; return the message that it completes, if any."""
         message = self._message
         if len(image) > self._max_image_bytes:
             message.oversized[message.images] = _oversized_result(
                 image, message.images, self._max_image_bytes
             )
             image = b""  # the other images keep their positions
-        self._request.request.images.append(image)
+        calls.add_input(self._request.request, image)
         message.images += 1
         message.length += len(image)
         if message.images < self._max_images and message.length < self._max_bytes:
@@ -155,7 +156,9 @@ class StreamWindow:
         return request, _Message()
 
 
-def _oversized_result(image: bytes, position: int, limit: int) -> classify_pb.ImageResult:
+def _oversized_result(
+    image: bytes | Embedding, position: int, limit: int
+) -> classify_pb.ImageResult:
     error = ImageError(
         f"the image is {len(image)} bytes; the limit is {limit}",
         field=f"images[{position}]",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
+from topwork.client.vectors import Embedding, to_input
 from topwork.limits import DEFAULT_LIMITS
 from topwork.printable import encodable
 from topwork.v1 import change_pb2 as change_pb
@@ -29,8 +30,8 @@ class UploadBatcher(Generic[P]):
         self._make: type[P] = type(first)
         self._length = 0
 
-    def add(self, name: str, content: bytes, **fields: Any) -> P | None:
-        """Add an image; return the message that it no longer fits into, if any.
+    def add(self, name: str, content: bytes | Embedding, **fields: Any) -> P | None:
+        """Add an image or embedding; return the message that it no longer fits into, if any.
 
         ``fields`` are those of the image's message beside content and name.
         """
@@ -39,7 +40,11 @@ class UploadBatcher(Generic[P]):
             full, self._message, self._length = self._message, self._make(), 0
         # The server truncates long names at the end, where the file's own name is.
         end_of_name = encodable(name)[-DEFAULT_LIMITS.max_display_name_length :]
-        self._message.images.add(content=content, display_name=end_of_name, **fields)
+        image = self._message.images.add(display_name=end_of_name, **fields)
+        if isinstance(content, bytes):
+            image.content = content
+        else:
+            image.input.CopyFrom(to_input(content))
         self._length += len(content)
         return full
 

@@ -53,6 +53,12 @@ def export(
     manifest = repository.manifest(model, revision or repository.serving(model))
     check_may_serve(manifest)
     info = _in_precision(repository.backbone(manifest), precision)
+    if not info.has_graph:
+        raise NotReady(
+            f"model {model!r} takes embeddings, which its clients compute: it has no backbone that "
+            "could be exported",
+            reason="INPUT_KIND",
+        )
     backbone, head = repository.backbone_model(info.digest), repository.head(manifest)
     facts, detects = _facts(manifest, info), manifest.chosen.unknown_threshold is not None
     session = open_session(backbone, output="embedding")
@@ -78,7 +84,7 @@ def _facts(manifest: Manifest, info: BackboneInfo) -> dict[str, Any]:
         "revision": manifest.revision,
         "labels": list(manifest.labels),
         **({} if threshold is None else {"unknown_threshold": threshold}),
-        "preprocess": asdict(info.preprocess),
+        "preprocess": asdict(info.image_spec),
         "backbone": info.name,
         "precision": info.precision,
         "backbone_sha256": info.digest,
@@ -121,7 +127,7 @@ def _check_input(backbone: onnx.ModelProto, info: BackboneInfo) -> None:
     """Raise NotReady unless the graph's only input is a batch of images."""
     weights = {tensor.name for tensor in backbone.graph.initializer}
     inputs = [value for value in backbone.graph.input if value.name not in weights]
-    crop = info.preprocess.crop
+    crop = info.image_spec.crop
     for value in inputs[:1]:
         kind = value.type.tensor_type
         shape = [size.dim_value for size in kind.shape.dim]
@@ -183,7 +189,7 @@ def _with_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 def _check(joined: bytes, backbone: Session, head: LoadedHead, info: BackboneInfo) -> None:
     """Raise Corrupt if the joined graph answers differently from backbone and head."""
     session = open_session(joined, output="probabilities")
-    for image in probe_images(LATEST, info.preprocess.crop):
+    for image in probe_images(LATEST, info.image_spec.crop):
         expected = [each for each in head.run(backbone.run(image[None])) if each is not None]
         found = session.run_outputs(image[None], ["probabilities", "unknown"][: len(expected)])
         off = max(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from topwork.inputs.spec import InputSpec
+
 LARGEST_SIDE = 4096
 """Raising it allows larger backbone inputs, which take more memory: length of the short side."""
 
@@ -16,7 +18,7 @@ DEEP_GREY: DeepGrey = "percentiles"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreprocessSpec:
+class PreprocessSpec(InputSpec):
     """The preprocess spec: decode to upright RGB, scale the short side, crop the centre.
 
     The result is uint8 (crop, crop, 3), RGB. Scaling to the backbone's value range is part of the

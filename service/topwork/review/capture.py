@@ -19,7 +19,7 @@ from topwork.review.answers import RecentAnswers
 from topwork.review.budget import Budget
 from topwork.review.offer import Offer
 from topwork.review.writer import Writer
-from topwork.serving.classify_batch import Finished
+from topwork.serving.classify_batch import BatchContent, Finished
 from topwork.serving.request_batch import Content
 from topwork.telemetry import Telemetry
 
@@ -98,7 +98,7 @@ class Capture:
         return {model: budget.policy for model, budget in self._budgets.items()}
 
     def answered(
-        self, finished: Finished, contents: Sequence[Content | ImageError], *, with_ids: bool
+        self, finished: Finished, contents: Sequence[BatchContent], *, with_ids: bool
     ) -> tuple[str, ...]:
         """See Reviewer. Takes 20 to 40 us an image if the model's policy is on."""
         manifest, scores = finished.snapshot.manifest, finished.scores
@@ -117,7 +117,7 @@ class Capture:
                 ids.append("")
                 continue
             row += 1
-            if isinstance(content, ImageError) or content.pixels:  # there is no file to keep
+            if not isinstance(content, Content) or content.pixels:  # there is no file to keep
                 ids.append("")
                 continue
             unknown = unknowns[row]

@@ -60,7 +60,7 @@ class Offer:
         So the encoders need not compute for all images what the few that are kept need. Raises
         ImageError.
         """
-        pixels = preprocess(self.image, self.backbone.preprocess, limits=limits)
+        pixels = preprocess(self.image, self.backbone.image_spec, limits=limits)
         return Candidate(
             digest=pixel_digest(pixels),
             record=CandidateRecord(

@@ -12,8 +12,9 @@ import structlog
 from topwork.access.principals import Caller
 from topwork.access.slots import Slots
 from topwork.errors import TopworkError, Unavailable
-from topwork.rpc.convert import fields
+from topwork.rpc.convert import fields, inputs
 from topwork.rpc.convert.answers import to_classify_response
+from topwork.rpc.convert.inputs import AnyInput
 from topwork.serving.classify_batch import Classified
 from topwork.serving.fair_queue import Flow
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -34,7 +35,7 @@ class Engine(Protocol):
     async def classify(
         self,
         model: str,
-        images: Sequence[bytes],
+        images: Sequence[AnyInput],
         *,
         revision: int,
         top_k: int,
@@ -43,7 +44,7 @@ class Engine(Protocol):
         can_wait: bool,
         caller: str,
     ) -> Classified:
-        """Return the predictions for encoded images, within ``budget`` seconds."""
+        """Return the predictions for images or embeddings, within ``budget`` seconds."""
 
 
 class Streams:
@@ -100,7 +101,7 @@ class Streams:
             caller.check(model)
             classified = await self._engine.classify(
                 model,
-                request.images,
+                inputs.from_classify(request),
                 revision=request.revision,
                 top_k=request.top_k,
                 budget=min([self._most_seconds, *_limits(message, remaining())]),
@@ -226,7 +227,7 @@ class _Stream:
 
     async def _read(self, group: asyncio.TaskGroup) -> None:
         async for message in self._requests:
-            images = len(message.request.images)
+            images = inputs.count(message.request)
             self.messages += 1
             self.images += images
             held = max(1, images)  # a message without images has an answer too
@@ -249,7 +250,7 @@ class _Stream:
             log.error("unexpected error", method="StreamClassify", exc_info=error)
             response.error.CopyFrom(statuses.internal())
         finally:
-            self._return_images(len(message.request.images))
+            self._return_images(inputs.count(message.request))
         self.answered.put_nowait((response, held))
 
 

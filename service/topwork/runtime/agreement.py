@@ -51,7 +51,7 @@ def check_images(info: BackboneInfo) -> NDArray[np.uint8] | None:
     if info.expected is None:
         return None
     try:
-        images = probe_images(info.expected.images, info.preprocess.crop)
+        images = probe_images(info.expected.images, info.image_spec.crop)
         rows = info.expected.rows(info.width)
     except (KeyError, ValueError):
         return None

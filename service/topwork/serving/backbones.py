@@ -61,6 +61,8 @@ class Backbones:
         return backbone
 
     async def _load(self, info: BackboneInfo) -> LoadedBackbone:
+        if not info.has_graph:
+            return LoadedBackbone(info, None)
         check = await self._load_graph(info)
         found, used, twin_error = check.agreement, info, ""
         if (twin := replacement(info, found)) is not None:

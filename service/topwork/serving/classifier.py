@@ -11,10 +11,14 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from topwork.errors import DeadlinePassed, ImageError, InvalidInput, Overloaded
+from topwork.inputs.embeddings import EmbeddingSpec, SentEmbedding, checked
+from topwork.inputs.kinds import check_kind, kind_given
 from topwork.inputs.preprocess import PreprocessSpec
+from topwork.inputs.spec import InputSpec
 from topwork.limits import ServerLimits
 from topwork.serving.admission import Admission
 from topwork.serving.classify_batch import (
+    BatchContent,
     Classified,
     ClassifyBatch,
     Encoding,
@@ -35,6 +39,12 @@ A = TypeVar("A")
 
 DEFAULT_TOP_K = 5
 
+LOOP_BYTES = 2**16
+"""Raising it delays other calls more often: most bytes of embeddings converted in the event loop.
+
+They take about half a millisecond; more are converted in a thread.
+"""
+
 
 class Trace(Protocol):
     """Sink of trace data."""
@@ -47,7 +57,7 @@ class Reviewer(Protocol):
     """Sink of answered images, for people to label."""
 
     def answered(
-        self, finished: Finished, contents: Sequence[Content | ImageError], *, with_ids: bool
+        self, finished: Finished, contents: Sequence[BatchContent], *, with_ids: bool
     ) -> tuple[str, ...]:
         """Take the images of a request; return the ids of their answers, in order.
 
@@ -102,7 +112,7 @@ class Classifier:
     async def classify(
         self,
         model: str,
-        images: Sequence[bytes],
+        images: Sequence[bytes | SentEmbedding],
         *,
         revision: int = 0,
         top_k: int = 0,
@@ -111,8 +121,9 @@ class Classifier:
         can_wait: bool = False,
         caller: str = "",
     ) -> Classified:
-        """Return the predictions for encoded ``images``, within ``budget`` seconds.
+        """Return the predictions for ``images``, within ``budget`` seconds.
 
+        They are encoded images, or embeddings for a model that takes those.
         ``revision`` 0 is the serving revision, ``top_k`` 0 is DEFAULT_TOP_K. Callers take turns in
         the queue, and so do the flows of a ``caller``: a call has its own, the messages of a stream
         share one. Raises NotFound, InvalidInput, DeadlinePassed, and Overloaded if capacity or time
@@ -157,14 +168,14 @@ class Classifier:
     async def encode(
         self,
         model: str,
-        image: bytes,
+        image: bytes | SentEmbedding,
         encoding: Callable[[Snapshot], Awaitable[Encoding | None]],
         *,
         revision: int = 0,
         budget: float | None = None,
         caller: str = "",
     ) -> Finished:
-        """Return an encoded image as the backbone that ``encoding`` returns encodes it.
+        """Return an image as the backbone that ``encoding`` returns encodes it, or an embedding.
 
         It takes capacity and turns like ``classify``; None: the snapshot's own backbone. The
         ImageError is in the outcome. Raises the errors of ``classify`` and of ``encoding``.
@@ -200,17 +211,22 @@ class Classifier:
         check_not_negative(revision, "revision")
         images = list(images)  # once: protobuf copies an image's bytes at each access
         size = sum(map(_size, images))
+        computed = isinstance(images[0], SentEmbedding)
         loop = asyncio.get_running_loop()
         deadline = math.inf if budget is None else loop.time() + budget
         self._telemetry.request_images.observe(len(images))
         try:
             async with asyncio.timeout(budget):
                 await self._admission.acquire(
-                    len(images), size=size, budget=budget, can_wait=can_wait, caller=caller
+                    len(images),
+                    size=size,
+                    budget=None if computed else budget,  # no encoder: it takes no time
+                    can_wait=can_wait,
+                    caller=caller,
                 )
                 try:
                     snapshot = await self._registry.snapshot(model, revision)
-                    contents = await _contents(images, snapshot.backbone.info.preprocess)
+                    contents = await _contents(images, snapshot)
                     batch = ClassifyBatch(
                         snapshot,
                         contents,
@@ -269,17 +285,33 @@ def check_count(images: int, limits: ServerLimits) -> None:
         )
 
 
-async def _contents(images: list[ImageInput], spec: PreprocessSpec) -> list[Content | ImageError]:
-    """Return the images for an encoder, with an error for prepared pixels that do not fit."""
+async def _contents(images: list[ImageInput], snapshot: Snapshot) -> Sequence[BatchContent]:
+    """Return the images for an encoder, or embeddings, with an error for each that does not fit.
+
+    Raises InvalidInput for inputs of another kind than the model's.
+    """
+    model, spec = snapshot.manifest.model, snapshot.backbone.info.preprocess
+    for image in images:
+        check_kind(kind_given(image), spec, model=model, field="inputs")
     if all(isinstance(image, bytes) for image in images):
         return [Content(image) for image in images if isinstance(image, bytes)]
-    return await asyncio.to_thread(lambda: [_content(*image, spec) for image in enumerate(images)])
+    if isinstance(spec, EmbeddingSpec) and sum(map(_size, images)) <= LOOP_BYTES:
+        return _converted(images, spec)
+    return await asyncio.to_thread(_converted, images, spec)
 
 
-def _content(index: int, image: ImageInput, spec: PreprocessSpec) -> Content | ImageError:
-    if isinstance(image, bytes):
-        return Content(image)
+def _converted(images: list[ImageInput], spec: InputSpec) -> list[BatchContent]:
+    return [_content(index, image, spec) for index, image in enumerate(images)]
+
+
+def _content(index: int, image: ImageInput, spec: InputSpec) -> BatchContent:
     try:
+        if isinstance(image, SentEmbedding):
+            assert isinstance(spec, EmbeddingSpec), "check_kind refuses other models"
+            return checked(image, spec)
+        if isinstance(image, bytes):
+            return Content(image)
+        assert isinstance(spec, PreprocessSpec), "check_kind refuses other models"
         return Content(image.pixels(spec).tobytes(), pixels=True)
     except ImageError as error:
         return ImageError(str(error), field=f"images[{index}]", reason=error.reason)

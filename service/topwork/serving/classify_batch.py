@@ -12,6 +12,7 @@ import numpy as np
 from topwork.arrays import Float32Array
 from topwork.bundle.manifest import Manifest
 from topwork.errors import ImageError
+from topwork.inputs.embeddings import SentEmbedding
 from topwork.inputs.image import Pixels
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.serving.encoders.encoder import MicroBatch
@@ -34,8 +35,11 @@ class PreparedImage(Protocol):
         """Return the backbone's input. Raises ImageError if it does not match ``spec``."""
 
 
-ImageInput: TypeAlias = bytes | PreparedImage
-"""Encoded or preprocessed image."""
+ImageInput: TypeAlias = bytes | PreparedImage | SentEmbedding
+"""Encoded or preprocessed image, or an embedding, for a model of such inputs."""
+
+BatchContent: TypeAlias = Content | Float32Array | ImageError
+"""Image for an encoder, embedding (D,), or the error of what is neither."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +131,7 @@ class ClassifyBatch(Generic[A]):
     def __init__(
         self,
         snapshot: Snapshot,
-        images: Sequence[Content | ImageError],
+        images: Sequence[BatchContent],
         *,
         make_answer: Callable[[Finished], A],
         start: float,
@@ -147,7 +151,7 @@ class ClassifyBatch(Generic[A]):
         self._make_answer = make_answer
         self._telemetry = telemetry
 
-    def content(self, index: int) -> Content:
+    def content(self, index: int) -> Content | Float32Array:
         """See RequestBatch."""
         content = self._contents[index]
         if isinstance(content, ImageError):

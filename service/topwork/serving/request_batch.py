@@ -81,8 +81,11 @@ class RequestBatch(Protocol[A_co]):
     def backbone(self) -> str:
         """Digest of the backbone."""
 
-    def content(self, index: int) -> Content:
-        """Return an image. Raises ImageError."""
+    def content(self, index: int) -> Content | Float32Array:
+        """Return an image, or an embedding (D,), which no encoder has to compute.
+
+        Raises ImageError.
+        """
 
     @property
     def head(self) -> BatchHead:

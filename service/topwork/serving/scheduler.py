@@ -15,7 +15,7 @@ from topwork.serving.answers import Answers, CompleteBatch
 from topwork.serving.caller_queue import CallerQueue, CallTicket
 from topwork.serving.encoders.encoder import Encoded, Encoder, Failed, Item, Refused, Result
 from topwork.serving.fair_queue import Flow
-from topwork.serving.request_batch import ImageOutcome, RequestBatch
+from topwork.serving.request_batch import Content, ImageOutcome, RequestBatch
 from topwork.serving.throughput import ThroughputEstimate
 
 A = TypeVar("A")
@@ -126,6 +126,10 @@ class Scheduler:
             except ImageError as error:
                 waited = time.perf_counter() - entry.since
                 self._end(entry, index, ImageOutcome(result=error, waited=waited, decoded=0.0))
+                continue
+            if not isinstance(content, Content):
+                waited = time.perf_counter() - entry.since
+                self._end(entry, index, ImageOutcome(result=content, waited=waited, decoded=0.0))
                 continue
             number = next(self._numbers)
             self._items[number] = image

@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt
 from topwork.runtime.agreement import facts, is_off, measure, replacement
-from topwork.runtime.backend import Session, open_session
+from topwork.runtime.backend import open_session
+
+
+class EmbeddingSession(Protocol):
+    """What computes the embeddings of a backbone; see ``topwork.runtime.backend.Session``."""
+
+    def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the embeddings (N, D) of prepared inputs (N, ...), rows in input order."""
+
+
+class Computed:
+    """EmbeddingSession of embeddings that the client has computed: it has nothing left to do."""
+
+    def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """See EmbeddingSession."""
+        return batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsedBackbone:
-    """Backbone that embeds photos on this machine."""
+    """Backbone that embeds inputs on this machine."""
 
     info: BackboneInfo
     """Of the graph that runs: the stored backbone, or its twin."""
-    session: Session
+    session: EmbeddingSession
     off: dict[str, object] | None
     """None if the stored backbone agrees here; else the facts to log."""
 
 
 def open_backbone_session(repository: Repository, info: BackboneInfo) -> UsedBackbone:
-    """Open the session that embeds photos with a stored backbone.
+    """Open the session that embeds inputs with a stored backbone.
 
     Raises Corrupt if the backbone cannot be read or loaded.
     """
+    if not info.has_graph:
+        return UsedBackbone(info=info, session=Computed(), off=None)
     session = open_session(repository.backbone_model(info.digest), output="embedding")
     found = measure(info, session.run)
     used, twin_error = info, ""

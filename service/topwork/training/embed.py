@@ -1,4 +1,4 @@
-"""Embedding of encoded images into exemplars, on all cores; used by fit and AddClass."""
+"""Embedding of inputs, such as encoded images, into exemplars; used by fit and AddClass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,14 @@ from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.groups import GROUP_BYTES, group_id
 from topwork.errors import ImageError
 from topwork.in_order import in_order
-from topwork.inputs.duplicates import fingerprint
-from topwork.inputs.image import pixel_digest, preprocess
 from topwork.inputs.image_source import ImageSource
-from topwork.inputs.preprocess import PreprocessSpec
-from topwork.inputs.thumbnail import SIDE, thumbnail
+from topwork.inputs.kinds import InputKind, kind_of
+from topwork.inputs.spec import InputSpec
+from topwork.inputs.thumbnail import SIDE
 from topwork.limits import DEFAULT_LIMITS, InputLimits
-from topwork.runtime.backend import Session
+from topwork.training.backbone_session import EmbeddingSession
+
+S = TypeVar("S", bound=InputSpec)
 
 WINDOW = 16
 """Images in flight per core; raising it uses more memory, lowering it may leave threads idle."""
@@ -35,7 +36,8 @@ class Skipped:
     name: str
     label: str
     reason: str
-    """IMAGE_UNREADABLE, IMAGE_TOO_LARGE, or DUPLICATE: pixels and label of an earlier image."""
+    """IMAGE_UNREADABLE, IMAGE_TOO_LARGE, EMBEDDING_INVALID, or DUPLICATE: digest and label of an
+    earlier image."""
     message: str
 
 
@@ -64,8 +66,8 @@ class Cache(Protocol):
 
 def embed(
     sources: Iterable[ImageSource],
-    session: Session,
-    spec: PreprocessSpec,
+    session: EmbeddingSession,
+    spec: InputSpec,
     *,
     cores: int,
     preview_pixels: int = SIDE,
@@ -75,11 +77,13 @@ def embed(
 ) -> tuple[Exemplars | None, list[Skipped]]:
     """Return the exemplars of all usable images (None if there are none) and the skipped images.
 
+    They are inputs of the kind of ``spec``: images, or embeddings of the client.
     ``preview_pixels`` is the side of the thumbnails, as in the manifest. ``on_image`` is called
     once per image, usable or not, in the calling thread. Each image is embedded alone, as in
     serving on CPU, so its embedding does not depend on other images. Cached rows are used without
     checking ``limits``.
     """
+    kind = kind_of(spec)
 
     def embed_source(source: ImageSource) -> tuple[bytes, EmbeddedRow] | Skipped:
         try:
@@ -87,7 +91,7 @@ def embed(
             key = hashlib.sha256(content).digest()
             row = cache.get(key) if cache is not None else None
             if row is None:
-                row = _row(content, session, spec, limits, preview_pixels)
+                row = _row(content, session, kind, spec, limits, preview_pixels)
                 if cache is not None:
                     cache.put(key, row)
             return key, row
@@ -111,7 +115,7 @@ def embed(
             content, row = result
             key = (row.digest, source.label)
             if key in first:
-                skipped.append(_skipped(source, "DUPLICATE", f"same pixels as {first[key]}"))
+                skipped.append(_skipped(source, "DUPLICATE", f"{kind.same} as {first[key]}"))
             else:
                 first[key] = source.name
                 used.append(source)
@@ -136,18 +140,19 @@ def embed(
 
 def _row(
     content: bytes,
-    session: Session,
-    spec: PreprocessSpec,
+    session: EmbeddingSession,
+    kind: InputKind[S, Any],
+    spec: S,
     limits: InputLimits,
     preview_pixels: int,
 ) -> EmbeddedRow:
-    pixels = preprocess(content, spec, limits=limits)
+    prepared = kind.prepare(content, spec, limits=limits)
     return EmbeddedRow(
-        digest=bytes.fromhex(pixel_digest(pixels)),
-        fingerprint=fingerprint(pixels),
-        thumbnail=thumbnail(pixels, preview_pixels),
+        digest=bytes.fromhex(kind.digest(prepared)),
+        fingerprint=kind.fingerprint(prepared),
+        thumbnail=kind.preview(prepared, preview_pixels),
         # Last: a run evicts the CPU caches; the functions above would take up to 50 % longer.
-        embedding=session.run(pixels[None])[0],
+        embedding=session.run(prepared[None])[0],
     )
 
 

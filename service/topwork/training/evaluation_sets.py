@@ -21,7 +21,7 @@ from topwork.bundle.store import Repository
 from topwork.errors import NotFound, NotReady
 from topwork.inputs.data.photos import Photo
 from topwork.inputs.image_source import ImageSource
-from topwork.inputs.preprocess import PreprocessSpec
+from topwork.inputs.spec import InputSpec
 from topwork.learning import gate
 from topwork.learning.evaluation import (
     Answers,
@@ -35,10 +35,11 @@ from topwork.learning.leakage import Prints, related_rows, repeated_rows
 from topwork.learning.learn import Learned
 from topwork.learning.unknown import is_unknown
 from topwork.report.formatting import several
-from topwork.runtime.backend import Session, open_session
+from topwork.runtime.backend import open_session
+from topwork.training.backbone_session import EmbeddingSession
 from topwork.training.embed import embed
 
-OpenBackbone = Callable[[BackboneInfo], Session]
+OpenBackbone = Callable[[BackboneInfo], EmbeddingSession]
 """Returns the session of a stored backbone on this machine, or of its twin."""
 
 _Key = tuple[str, str]
@@ -269,7 +270,7 @@ class SetJudge:
         return self.sets.embed(stored.name, embedded)
 
     def embed(
-        self, sources: Sequence[ImageSource], session: Session, spec: PreprocessSpec
+        self, sources: Sequence[ImageSource], session: EmbeddingSession, spec: InputSpec
     ) -> tuple[ShardRef, ...]:
         """Embed images, and store the shards of their labels."""
         exemplars, _ = embed(sources, session, spec, cores=self._cores)

@@ -25,60 +25,61 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from topwork.v1 import input_pb2 as topwork_dot_v1_dot_input__pb2
 from topwork.v1 import revision_pb2 as topwork_dot_v1_dot_revision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17topwork/v1/change.proto\x12\ntopwork.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x19topwork/v1/revision.proto\"h\n\x0f\x41\x64\x64\x43lassRequest\x12*\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1a.topwork.v1.AddClassConfig\x12)\n\x06images\x18\x02 \x03(\x0b\x32\x19.topwork.v1.TrainingImage\"n\n\x0e\x41\x64\x64\x43lassConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"n\n\x12\x41\x64\x64\x45xamplesRequest\x12-\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1d.topwork.v1.AddExamplesConfig\x12)\n\x06images\x18\x02 \x03(\x0b\x32\x19.topwork.v1.TrainingImage\"q\n\x11\x41\x64\x64\x45xamplesConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"l\n\x11\x41\x64\x64\x43lassesRequest\x12,\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1c.topwork.v1.AddClassesConfig\x12)\n\x06images\x18\x02 \x03(\x0b\x32\x19.topwork.v1.TrainingImage\"q\n\x10\x41\x64\x64\x43lassesConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"r\n\x12RemoveClassRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x85\x01\n\x12RenameClassRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x11\n\tnew_label\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x84\x01\n\x0eRetrainRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04head\x18\x02 \x01(\t\x12\x15\n\rnormalisation\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x86\x01\n\x15RemoveExamplesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x84\x01\n\x13MoveExamplesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"a\n\rChangeOptions\x12\x19\n\x11\x65xpected_revision\x18\x01 \x01(\x03\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x1e\n\x04gate\x18\x03 \x01(\x0b\x32\x10.topwork.v1.Gate\"\xa8\x01\n\x04Gate\x12\x1f\n\x12max_old_class_drop\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12!\n\x14min_new_class_recall\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rmax_conflicts\x18\x03 \x01(\x05H\x02\x88\x01\x01\x42\x15\n\x13_max_old_class_dropB\x17\n\x15_min_new_class_recallB\x10\n\x0e_max_conflicts\"E\n\rTrainingImage\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\"\xf1\x02\n\x0e\x43hangeMetadata\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12&\n\x05stage\x18\x03 \x01(\x0e\x32\x17.topwork.v1.ChangeStage\x12\x0c\n\x04\x64one\x18\x04 \x01(\x05\x12\r\n\x05total\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x04kind\x18\x07 \x01(\x0e\x32\x16.topwork.v1.ChangeKind\x12\x11\n\tnew_label\x18\x08 \x01(\t\x12*\n\x07\x65lapsed\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rvalidate_only\x18\n \x01(\x08\x12\'\n\tconflicts\x18\x0b \x03(\x0b\x32\x14.topwork.v1.Conflict\x12\x0e\n\x06labels\x18\x0c \x03(\t\x12\x16\n\x0e\x65valuation_set\x18\r \x01(\t\"\x9b\x03\n\x0e\x43hangeResponse\x12&\n\x08revision\x18\x01 \x01(\x0b\x32\x14.topwork.v1.Revision\x12\x13\n\x0bimages_used\x18\x02 \x01(\x05\x12\x30\n\x0eskipped_images\x18\x03 \x03(\x0b\x32\x18.topwork.v1.SkippedImage\x12*\n\ncomparison\x18\x04 \x01(\x0b\x32\x16.topwork.v1.Comparison\x12+\n\x0bstage_times\x18\x05 \x01(\x0b\x32\x16.topwork.v1.StageTimes\x12\'\n\tconflicts\x18\x06 \x03(\x0b\x32\x14.topwork.v1.Conflict\x12\x15\n\rgate_failures\x18\x07 \x03(\t\x12%\n\x08\x66indings\x18\x08 \x03(\x0b\x32\x13.topwork.v1.Finding\x12\x16\n\x0emissing_labels\x18\x0c \x01(\x05\x12\x14\n\x0cold_revision\x18\t \x01(\x03\x12,\n\x08\x65xamples\x18\n \x03(\x0b\x32\x1a.topwork.v1.ChangedExample\"0\n\x0e\x43hangedExample\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\"V\n\x0cSkippedImage\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05label\x18\x03 \x01(\t\"j\n\x08\x43onflict\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nother_name\x18\x03 \x01(\t\x12\r\n\x05\x65xact\x18\x04 \x01(\x08\x12\x16\n\x0euploaded_label\x18\x05 \x01(\t\":\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08severity\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xc0\x01\n\nStageTimes\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tembedding\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07solving\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\npublishing\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*\xae\x02\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43HANGE_KIND_ADD_CLASS\x10\x01\x12\x1c\n\x18\x43HANGE_KIND_ADD_EXAMPLES\x10\x02\x12\x1c\n\x18\x43HANGE_KIND_REMOVE_CLASS\x10\x03\x12\x1c\n\x18\x43HANGE_KIND_RENAME_CLASS\x10\x04\x12\x17\n\x13\x43HANGE_KIND_RETRAIN\x10\x05\x12\x1f\n\x1b\x43HANGE_KIND_REMOVE_EXAMPLES\x10\x06\x12\x1d\n\x19\x43HANGE_KIND_MOVE_EXAMPLES\x10\x07\x12\x1b\n\x17\x43HANGE_KIND_ADD_CLASSES\x10\x08\x12\x18\n\x14\x43HANGE_KIND_EVALUATE\x10\t*\xae\x01\n\x0b\x43hangeStage\x12\x1c\n\x18\x43HANGE_STAGE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_STAGE_QUEUED\x10\x01\x12\x1a\n\x16\x43HANGE_STAGE_EMBEDDING\x10\x02\x12\x18\n\x14\x43HANGE_STAGE_SOLVING\x10\x03\x12\x1b\n\x17\x43HANGE_STAGE_PUBLISHING\x10\x04\x12\x15\n\x11\x43HANGE_STAGE_DONE\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17topwork/v1/change.proto\x12\ntopwork.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x16topwork/v1/input.proto\x1a\x19topwork/v1/revision.proto\"h\n\x0f\x41\x64\x64\x43lassRequest\x12*\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1a.topwork.v1.AddClassConfig\x12)\n\x06images\x18\x02 \x03(\x0b\x32\x19.topwork.v1.TrainingImage\"n\n\x0e\x41\x64\x64\x43lassConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"n\n\x12\x41\x64\x64\x45xamplesRequest\x12-\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1d.topwork.v1.AddExamplesConfig\x12)\n\x06images\x18\x02 \x03(\x0b\x32\x19.topwork.v1.TrainingImage\"q\n\x11\x41\x64\x64\x45xamplesConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"l\n\x11\x41\x64\x64\x43lassesRequest\x12,\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1c.topwork.v1.AddClassesConfig\x12)\n\x06images\x18\x02 \x03(\x0b\x32\x19.topwork.v1.TrainingImage\"q\n\x10\x41\x64\x64\x43lassesConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"r\n\x12RemoveClassRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x85\x01\n\x12RenameClassRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x11\n\tnew_label\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x84\x01\n\x0eRetrainRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04head\x18\x02 \x01(\t\x12\x15\n\rnormalisation\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x86\x01\n\x15RemoveExamplesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"\x84\x01\n\x13MoveExamplesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.topwork.v1.ChangeOptions\"a\n\rChangeOptions\x12\x19\n\x11\x65xpected_revision\x18\x01 \x01(\x03\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x1e\n\x04gate\x18\x03 \x01(\x0b\x32\x10.topwork.v1.Gate\"\xa8\x01\n\x04Gate\x12\x1f\n\x12max_old_class_drop\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12!\n\x14min_new_class_recall\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rmax_conflicts\x18\x03 \x01(\x05H\x02\x88\x01\x01\x42\x15\n\x13_max_old_class_dropB\x17\n\x15_min_new_class_recallB\x10\n\x0e_max_conflicts\"g\n\rTrainingImage\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12 \n\x05input\x18\x04 \x01(\x0b\x32\x11.topwork.v1.Input\"\xf1\x02\n\x0e\x43hangeMetadata\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12&\n\x05stage\x18\x03 \x01(\x0e\x32\x17.topwork.v1.ChangeStage\x12\x0c\n\x04\x64one\x18\x04 \x01(\x05\x12\r\n\x05total\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x04kind\x18\x07 \x01(\x0e\x32\x16.topwork.v1.ChangeKind\x12\x11\n\tnew_label\x18\x08 \x01(\t\x12*\n\x07\x65lapsed\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rvalidate_only\x18\n \x01(\x08\x12\'\n\tconflicts\x18\x0b \x03(\x0b\x32\x14.topwork.v1.Conflict\x12\x0e\n\x06labels\x18\x0c \x03(\t\x12\x16\n\x0e\x65valuation_set\x18\r \x01(\t\"\x9b\x03\n\x0e\x43hangeResponse\x12&\n\x08revision\x18\x01 \x01(\x0b\x32\x14.topwork.v1.Revision\x12\x13\n\x0bimages_used\x18\x02 \x01(\x05\x12\x30\n\x0eskipped_images\x18\x03 \x03(\x0b\x32\x18.topwork.v1.SkippedImage\x12*\n\ncomparison\x18\x04 \x01(\x0b\x32\x16.topwork.v1.Comparison\x12+\n\x0bstage_times\x18\x05 \x01(\x0b\x32\x16.topwork.v1.StageTimes\x12\'\n\tconflicts\x18\x06 \x03(\x0b\x32\x14.topwork.v1.Conflict\x12\x15\n\rgate_failures\x18\x07 \x03(\t\x12%\n\x08\x66indings\x18\x08 \x03(\x0b\x32\x13.topwork.v1.Finding\x12\x16\n\x0emissing_labels\x18\x0c \x01(\x05\x12\x14\n\x0cold_revision\x18\t \x01(\x03\x12,\n\x08\x65xamples\x18\n \x03(\x0b\x32\x1a.topwork.v1.ChangedExample\"0\n\x0e\x43hangedExample\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\"V\n\x0cSkippedImage\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05label\x18\x03 \x01(\t\"j\n\x08\x43onflict\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nother_name\x18\x03 \x01(\t\x12\r\n\x05\x65xact\x18\x04 \x01(\x08\x12\x16\n\x0euploaded_label\x18\x05 \x01(\t\":\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08severity\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xc0\x01\n\nStageTimes\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tembedding\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07solving\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\npublishing\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*\xae\x02\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43HANGE_KIND_ADD_CLASS\x10\x01\x12\x1c\n\x18\x43HANGE_KIND_ADD_EXAMPLES\x10\x02\x12\x1c\n\x18\x43HANGE_KIND_REMOVE_CLASS\x10\x03\x12\x1c\n\x18\x43HANGE_KIND_RENAME_CLASS\x10\x04\x12\x17\n\x13\x43HANGE_KIND_RETRAIN\x10\x05\x12\x1f\n\x1b\x43HANGE_KIND_REMOVE_EXAMPLES\x10\x06\x12\x1d\n\x19\x43HANGE_KIND_MOVE_EXAMPLES\x10\x07\x12\x1b\n\x17\x43HANGE_KIND_ADD_CLASSES\x10\x08\x12\x18\n\x14\x43HANGE_KIND_EVALUATE\x10\t*\xae\x01\n\x0b\x43hangeStage\x12\x1c\n\x18\x43HANGE_STAGE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_STAGE_QUEUED\x10\x01\x12\x1a\n\x16\x43HANGE_STAGE_EMBEDDING\x10\x02\x12\x18\n\x14\x43HANGE_STAGE_SOLVING\x10\x03\x12\x1b\n\x17\x43HANGE_STAGE_PUBLISHING\x10\x04\x12\x15\n\x11\x43HANGE_STAGE_DONE\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'topwork.v1.change_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHANGEKIND']._serialized_start=3114
-  _globals['_CHANGEKIND']._serialized_end=3416
-  _globals['_CHANGESTAGE']._serialized_start=3419
-  _globals['_CHANGESTAGE']._serialized_end=3593
-  _globals['_ADDCLASSREQUEST']._serialized_start=156
-  _globals['_ADDCLASSREQUEST']._serialized_end=260
-  _globals['_ADDCLASSCONFIG']._serialized_start=262
-  _globals['_ADDCLASSCONFIG']._serialized_end=372
-  _globals['_ADDEXAMPLESREQUEST']._serialized_start=374
-  _globals['_ADDEXAMPLESREQUEST']._serialized_end=484
-  _globals['_ADDEXAMPLESCONFIG']._serialized_start=486
-  _globals['_ADDEXAMPLESCONFIG']._serialized_end=599
-  _globals['_ADDCLASSESREQUEST']._serialized_start=601
-  _globals['_ADDCLASSESREQUEST']._serialized_end=709
-  _globals['_ADDCLASSESCONFIG']._serialized_start=711
-  _globals['_ADDCLASSESCONFIG']._serialized_end=824
-  _globals['_REMOVECLASSREQUEST']._serialized_start=826
-  _globals['_REMOVECLASSREQUEST']._serialized_end=940
-  _globals['_RENAMECLASSREQUEST']._serialized_start=943
-  _globals['_RENAMECLASSREQUEST']._serialized_end=1076
-  _globals['_RETRAINREQUEST']._serialized_start=1079
-  _globals['_RETRAINREQUEST']._serialized_end=1211
-  _globals['_REMOVEEXAMPLESREQUEST']._serialized_start=1214
-  _globals['_REMOVEEXAMPLESREQUEST']._serialized_end=1348
-  _globals['_MOVEEXAMPLESREQUEST']._serialized_start=1351
-  _globals['_MOVEEXAMPLESREQUEST']._serialized_end=1483
-  _globals['_CHANGEOPTIONS']._serialized_start=1485
-  _globals['_CHANGEOPTIONS']._serialized_end=1582
-  _globals['_GATE']._serialized_start=1585
-  _globals['_GATE']._serialized_end=1753
-  _globals['_TRAININGIMAGE']._serialized_start=1755
-  _globals['_TRAININGIMAGE']._serialized_end=1824
-  _globals['_CHANGEMETADATA']._serialized_start=1827
-  _globals['_CHANGEMETADATA']._serialized_end=2196
-  _globals['_CHANGERESPONSE']._serialized_start=2199
-  _globals['_CHANGERESPONSE']._serialized_end=2610
-  _globals['_CHANGEDEXAMPLE']._serialized_start=2612
-  _globals['_CHANGEDEXAMPLE']._serialized_end=2660
-  _globals['_SKIPPEDIMAGE']._serialized_start=2662
-  _globals['_SKIPPEDIMAGE']._serialized_end=2748
-  _globals['_CONFLICT']._serialized_start=2750
-  _globals['_CONFLICT']._serialized_end=2856
-  _globals['_FINDING']._serialized_start=2858
-  _globals['_FINDING']._serialized_end=2916
-  _globals['_STAGETIMES']._serialized_start=2919
-  _globals['_STAGETIMES']._serialized_end=3111
+  _globals['_CHANGEKIND']._serialized_start=3172
+  _globals['_CHANGEKIND']._serialized_end=3474
+  _globals['_CHANGESTAGE']._serialized_start=3477
+  _globals['_CHANGESTAGE']._serialized_end=3651
+  _globals['_ADDCLASSREQUEST']._serialized_start=180
+  _globals['_ADDCLASSREQUEST']._serialized_end=284
+  _globals['_ADDCLASSCONFIG']._serialized_start=286
+  _globals['_ADDCLASSCONFIG']._serialized_end=396
+  _globals['_ADDEXAMPLESREQUEST']._serialized_start=398
+  _globals['_ADDEXAMPLESREQUEST']._serialized_end=508
+  _globals['_ADDEXAMPLESCONFIG']._serialized_start=510
+  _globals['_ADDEXAMPLESCONFIG']._serialized_end=623
+  _globals['_ADDCLASSESREQUEST']._serialized_start=625
+  _globals['_ADDCLASSESREQUEST']._serialized_end=733
+  _globals['_ADDCLASSESCONFIG']._serialized_start=735
+  _globals['_ADDCLASSESCONFIG']._serialized_end=848
+  _globals['_REMOVECLASSREQUEST']._serialized_start=850
+  _globals['_REMOVECLASSREQUEST']._serialized_end=964
+  _globals['_RENAMECLASSREQUEST']._serialized_start=967
+  _globals['_RENAMECLASSREQUEST']._serialized_end=1100
+  _globals['_RETRAINREQUEST']._serialized_start=1103
+  _globals['_RETRAINREQUEST']._serialized_end=1235
+  _globals['_REMOVEEXAMPLESREQUEST']._serialized_start=1238
+  _globals['_REMOVEEXAMPLESREQUEST']._serialized_end=1372
+  _globals['_MOVEEXAMPLESREQUEST']._serialized_start=1375
+  _globals['_MOVEEXAMPLESREQUEST']._serialized_end=1507
+  _globals['_CHANGEOPTIONS']._serialized_start=1509
+  _globals['_CHANGEOPTIONS']._serialized_end=1606
+  _globals['_GATE']._serialized_start=1609
+  _globals['_GATE']._serialized_end=1777
+  _globals['_TRAININGIMAGE']._serialized_start=1779
+  _globals['_TRAININGIMAGE']._serialized_end=1882
+  _globals['_CHANGEMETADATA']._serialized_start=1885
+  _globals['_CHANGEMETADATA']._serialized_end=2254
+  _globals['_CHANGERESPONSE']._serialized_start=2257
+  _globals['_CHANGERESPONSE']._serialized_end=2668
+  _globals['_CHANGEDEXAMPLE']._serialized_start=2670
+  _globals['_CHANGEDEXAMPLE']._serialized_end=2718
+  _globals['_SKIPPEDIMAGE']._serialized_start=2720
+  _globals['_SKIPPEDIMAGE']._serialized_end=2806
+  _globals['_CONFLICT']._serialized_start=2808
+  _globals['_CONFLICT']._serialized_end=2914
+  _globals['_FINDING']._serialized_start=2916
+  _globals['_FINDING']._serialized_end=2974
+  _globals['_STAGETIMES']._serialized_start=2977
+  _globals['_STAGETIMES']._serialized_end=3169
 # @@protoc_insertion_point(module_scope)

@@ -13,6 +13,7 @@ import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import google.rpc.status_pb2
 import sys
+import topwork.v1.input_pb2
 import topwork.v1.revision_pb2
 import typing
 
@@ -572,15 +573,16 @@ Global___Gate: typing_extensions.TypeAlias = Gate
 
 @typing.final
 class TrainingImage(google.protobuf.message.Message):
-    """One photo of a class."""
+    """One photo of a class, or another input."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CONTENT_FIELD_NUMBER: builtins.int
     DISPLAY_NAME_FIELD_NUMBER: builtins.int
     LABEL_FIELD_NUMBER: builtins.int
+    INPUT_FIELD_NUMBER: builtins.int
     content: builtins.bytes
-    """The encoded image file. Required."""
+    """The encoded image file. Required, unless there is an `input`."""
     display_name: builtins.str
     """Name of the image in results, such as its file name; truncated to
     `Limits.max_display_name_length` characters. Unset: `images[i]`, i counting from 0 over the
@@ -588,14 +590,20 @@ class TrainingImage(google.protobuf.message.Message):
     """
     label: builtins.str
     """The label, one of `AddClassesConfig.labels`. Required in AddClasses, refused in other calls."""
+    @property
+    def input(self) -> topwork.v1.input_pb2.Input:
+        """Input of any kind; `content` must then be unset."""
+
     def __init__(
         self,
         *,
         content: builtins.bytes = ...,
         display_name: builtins.str = ...,
         label: builtins.str = ...,
+        input: topwork.v1.input_pb2.Input | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "display_name", b"display_name", "label", b"label"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["input", b"input"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "display_name", b"display_name", "input", b"input", "label", b"label"]) -> None: ...
 
 Global___TrainingImage: typing_extensions.TypeAlias = TrainingImage
 

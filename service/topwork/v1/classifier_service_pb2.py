@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from topwork.v1 import input_pb2 as topwork_dot_v1_dot_input__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#topwork/v1/classifier_service.proto\x12\ntopwork.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"Q\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0e\n\x06images\x18\x03 \x03(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\x05\"}\n\x15StreamClassifyRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.topwork.v1.ClassifyRequest\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x85\x01\n\x16StreamClassifyResponse\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.topwork.v1.ClassifyResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"t\n\x10\x43lassifyResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12(\n\x07results\x18\x02 \x03(\x0b\x32\x17.topwork.v1.ImageResult\x12$\n\x07timings\x18\x03 \x01(\x0b\x32\x13.topwork.v1.Timings\"\x85\x01\n\x0bImageResult\x12\x34\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1a.topwork.v1.ClassificationH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x11\n\tanswer_id\x18\x03 \x01(\tB\x08\n\x06result\"\x9f\x01\n\x0e\x43lassification\x12+\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x16.topwork.v1.Prediction\x12 \n\x13unknown_probability\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\nis_unknown\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x16\n\x14_unknown_probabilityB\r\n\x0b_is_unknown\"0\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"\xde\x01\n\x07Timings\x12)\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x62\x61\x63kbone\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04head\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x86\x01\n\x0e\x45xplainRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\r\n\x05label\x18\x04 \x01(\t\x12\x17\n\nneighbours\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x06 \x01(\x05\x42\r\n\x0b_neighbours\"\xf6\x01\n\x0f\x45xplainResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x32\n\x0e\x63lassification\x18\x02 \x01(\x0b\x32\x1a.topwork.v1.Classification\x12\r\n\x05label\x18\x03 \x01(\t\x12$\n\x03map\x18\x04 \x01(\x0b\x32\x17.topwork.v1.EvidenceMap\x12\x17\n\x0fmap_unavailable\x18\x05 \x01(\t\x12)\n\nneighbours\x18\x06 \x03(\x0b\x32\x15.topwork.v1.Neighbour\x12$\n\x07timings\x18\x07 \x01(\x0b\x32\x13.topwork.v1.Timings\"\x8b\x01\n\x0b\x45videnceMap\x12\x0c\n\x04rows\x18\x01 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\x05\x12\x0e\n\x06values\x18\x03 \x03(\x02\x12\x0c\n\x04\x62ias\x18\x04 \x01(\x02\x12\x0c\n\x04rest\x18\x05 \x01(\x02\x12\r\n\x05logit\x18\x06 \x01(\x02\x12\"\n\x06region\x18\x07 \x01(\x0b\x32\x12.topwork.v1.Region\"B\n\x06Region\x12\x0c\n\x04left\x18\x01 \x01(\x02\x12\x0b\n\x03top\x18\x02 \x01(\x02\x12\r\n\x05right\x18\x03 \x01(\x02\x12\x0e\n\x06\x62ottom\x18\x04 \x01(\x02\"c\n\tNeighbour\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x12\n\nsimilarity\x18\x04 \x01(\x02\x12\x0f\n\x07preview\x18\x05 \x01(\x0c\x32\xf5\x02\n\x11\x43lassifierService\x12o\n\x08\x43lassify\x12\x1b.topwork.v1.ClassifyRequest\x1a\x1c.topwork.v1.ClassifyResponse\"(\x82\xd3\xe4\x93\x02\"\"\x1d/v1/{model=models/*}:classify:\x01*\x12\x81\x01\n\x0eStreamClassify\x12!.topwork.v1.StreamClassifyRequest\x1a\".topwork.v1.StreamClassifyResponse\"$\x82\xd3\xe4\x93\x02\x1e\"\x19/v1/models:streamClassify:\x01*(\x01\x30\x01\x12k\n\x07\x45xplain\x12\x1a.topwork.v1.ExplainRequest\x1a\x1b.topwork.v1.ExplainResponse\"\'\x82\xd3\xe4\x93\x02!\"\x1c/v1/{model=models/*}:explain:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#topwork/v1/classifier_service.proto\x12\ntopwork.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x16topwork/v1/input.proto\"t\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0e\n\x06images\x18\x03 \x03(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12!\n\x06inputs\x18\x05 \x03(\x0b\x32\x11.topwork.v1.Input\"}\n\x15StreamClassifyRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.topwork.v1.ClassifyRequest\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x85\x01\n\x16StreamClassifyResponse\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.topwork.v1.ClassifyResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"t\n\x10\x43lassifyResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12(\n\x07results\x18\x02 \x03(\x0b\x32\x17.topwork.v1.ImageResult\x12$\n\x07timings\x18\x03 \x01(\x0b\x32\x13.topwork.v1.Timings\"\x85\x01\n\x0bImageResult\x12\x34\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1a.topwork.v1.ClassificationH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x11\n\tanswer_id\x18\x03 \x01(\tB\x08\n\x06result\"\x9f\x01\n\x0e\x43lassification\x12+\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x16.topwork.v1.Prediction\x12 \n\x13unknown_probability\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\nis_unknown\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x16\n\x14_unknown_probabilityB\r\n\x0b_is_unknown\"0\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"\xde\x01\n\x07Timings\x12)\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x62\x61\x63kbone\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04head\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa8\x01\n\x0e\x45xplainRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\r\n\x05label\x18\x04 \x01(\t\x12\x17\n\nneighbours\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x06 \x01(\x05\x12 \n\x05input\x18\x07 \x01(\x0b\x32\x11.topwork.v1.InputB\r\n\x0b_neighbours\"\xf6\x01\n\x0f\x45xplainResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x32\n\x0e\x63lassification\x18\x02 \x01(\x0b\x32\x1a.topwork.v1.Classification\x12\r\n\x05label\x18\x03 \x01(\t\x12$\n\x03map\x18\x04 \x01(\x0b\x32\x17.topwork.v1.EvidenceMap\x12\x17\n\x0fmap_unavailable\x18\x05 \x01(\t\x12)\n\nneighbours\x18\x06 \x03(\x0b\x32\x15.topwork.v1.Neighbour\x12$\n\x07timings\x18\x07 \x01(\x0b\x32\x13.topwork.v1.Timings\"\x8b\x01\n\x0b\x45videnceMap\x12\x0c\n\x04rows\x18\x01 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\x05\x12\x0e\n\x06values\x18\x03 \x03(\x02\x12\x0c\n\x04\x62ias\x18\x04 \x01(\x02\x12\x0c\n\x04rest\x18\x05 \x01(\x02\x12\r\n\x05logit\x18\x06 \x01(\x02\x12\"\n\x06region\x18\x07 \x01(\x0b\x32\x12.topwork.v1.Region\"B\n\x06Region\x12\x0c\n\x04left\x18\x01 \x01(\x02\x12\x0b\n\x03top\x18\x02 \x01(\x02\x12\r\n\x05right\x18\x03 \x01(\x02\x12\x0e\n\x06\x62ottom\x18\x04 \x01(\x02\"c\n\tNeighbour\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x12\n\nsimilarity\x18\x04 \x01(\x02\x12\x0f\n\x07preview\x18\x05 \x01(\x0c\x32\xf5\x02\n\x11\x43lassifierService\x12o\n\x08\x43lassify\x12\x1b.topwork.v1.ClassifyRequest\x1a\x1c.topwork.v1.ClassifyResponse\"(\x82\xd3\xe4\x93\x02\"\"\x1d/v1/{model=models/*}:classify:\x01*\x12\x81\x01\n\x0eStreamClassify\x12!.topwork.v1.StreamClassifyRequest\x1a\".topwork.v1.StreamClassifyResponse\"$\x82\xd3\xe4\x93\x02\x1e\"\x19/v1/models:streamClassify:\x01*(\x01\x30\x01\x12k\n\x07\x45xplain\x12\x1a.topwork.v1.ExplainRequest\x1a\x1b.topwork.v1.ExplainResponse\"\'\x82\xd3\xe4\x93\x02!\"\x1c/v1/{model=models/*}:explain:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,32 +41,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLASSIFIERSERVICE'].methods_by_name['StreamClassify']._serialized_options = b'\202\323\344\223\002\036\"\031/v1/models:streamClassify:\001*'
   _globals['_CLASSIFIERSERVICE'].methods_by_name['Explain']._loaded_options = None
   _globals['_CLASSIFIERSERVICE'].methods_by_name['Explain']._serialized_options = b'\202\323\344\223\002!\"\034/v1/{model=models/*}:explain:\001*'
-  _globals['_CLASSIFYREQUEST']._serialized_start=138
-  _globals['_CLASSIFYREQUEST']._serialized_end=219
-  _globals['_STREAMCLASSIFYREQUEST']._serialized_start=221
-  _globals['_STREAMCLASSIFYREQUEST']._serialized_end=346
-  _globals['_STREAMCLASSIFYRESPONSE']._serialized_start=349
-  _globals['_STREAMCLASSIFYRESPONSE']._serialized_end=482
-  _globals['_CLASSIFYRESPONSE']._serialized_start=484
-  _globals['_CLASSIFYRESPONSE']._serialized_end=600
-  _globals['_IMAGERESULT']._serialized_start=603
-  _globals['_IMAGERESULT']._serialized_end=736
-  _globals['_CLASSIFICATION']._serialized_start=739
-  _globals['_CLASSIFICATION']._serialized_end=898
-  _globals['_PREDICTION']._serialized_start=900
-  _globals['_PREDICTION']._serialized_end=948
-  _globals['_TIMINGS']._serialized_start=951
-  _globals['_TIMINGS']._serialized_end=1173
-  _globals['_EXPLAINREQUEST']._serialized_start=1176
-  _globals['_EXPLAINREQUEST']._serialized_end=1310
-  _globals['_EXPLAINRESPONSE']._serialized_start=1313
-  _globals['_EXPLAINRESPONSE']._serialized_end=1559
-  _globals['_EVIDENCEMAP']._serialized_start=1562
-  _globals['_EVIDENCEMAP']._serialized_end=1701
-  _globals['_REGION']._serialized_start=1703
-  _globals['_REGION']._serialized_end=1769
-  _globals['_NEIGHBOUR']._serialized_start=1771
-  _globals['_NEIGHBOUR']._serialized_end=1870
-  _globals['_CLASSIFIERSERVICE']._serialized_start=1873
-  _globals['_CLASSIFIERSERVICE']._serialized_end=2246
+  _globals['_CLASSIFYREQUEST']._serialized_start=162
+  _globals['_CLASSIFYREQUEST']._serialized_end=278
+  _globals['_STREAMCLASSIFYREQUEST']._serialized_start=280
+  _globals['_STREAMCLASSIFYREQUEST']._serialized_end=405
+  _globals['_STREAMCLASSIFYRESPONSE']._serialized_start=408
+  _globals['_STREAMCLASSIFYRESPONSE']._serialized_end=541
+  _globals['_CLASSIFYRESPONSE']._serialized_start=543
+  _globals['_CLASSIFYRESPONSE']._serialized_end=659
+  _globals['_IMAGERESULT']._serialized_start=662
+  _globals['_IMAGERESULT']._serialized_end=795
+  _globals['_CLASSIFICATION']._serialized_start=798
+  _globals['_CLASSIFICATION']._serialized_end=957
+  _globals['_PREDICTION']._serialized_start=959
+  _globals['_PREDICTION']._serialized_end=1007
+  _globals['_TIMINGS']._serialized_start=1010
+  _globals['_TIMINGS']._serialized_end=1232
+  _globals['_EXPLAINREQUEST']._serialized_start=1235
+  _globals['_EXPLAINREQUEST']._serialized_end=1403
+  _globals['_EXPLAINRESPONSE']._serialized_start=1406
+  _globals['_EXPLAINRESPONSE']._serialized_end=1652
+  _globals['_EVIDENCEMAP']._serialized_start=1655
+  _globals['_EVIDENCEMAP']._serialized_end=1794
+  _globals['_REGION']._serialized_start=1796
+  _globals['_REGION']._serialized_end=1862
+  _globals['_NEIGHBOUR']._serialized_start=1864
+  _globals['_NEIGHBOUR']._serialized_end=1963
+  _globals['_CLASSIFIERSERVICE']._serialized_start=1966
+  _globals['_CLASSIFIERSERVICE']._serialized_end=2339
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ import google.protobuf.internal.containers
 import google.protobuf.message
 import google.rpc.status_pb2
 import sys
+import topwork.v1.input_pb2
 import typing
 
 if sys.version_info >= (3, 10):
@@ -30,6 +31,7 @@ class ClassifyRequest(google.protobuf.message.Message):
     REVISION_FIELD_NUMBER: builtins.int
     IMAGES_FIELD_NUMBER: builtins.int
     TOP_K_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model's resource name, `models/{model}`. Required."""
     revision: builtins.int
@@ -42,7 +44,13 @@ class ClassifyRequest(google.protobuf.message.Message):
     def images(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """Encoded image files (JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC, AVIF, JPEG 2000, Netpbm), each at
         most `Limits.max_image_bytes` long and `Limits.max_image_pixels` large. EXIF orientation is
-        honoured. Required: at least one.
+        honoured. Required, unless there are `inputs`: at least one.
+        """
+
+    @property
+    def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[topwork.v1.input_pb2.Input]:
+        """Inputs of any kind, as many as `images` may be, which must then be unset. They have results like
+        images.
         """
 
     def __init__(
@@ -52,8 +60,9 @@ class ClassifyRequest(google.protobuf.message.Message):
         revision: builtins.int = ...,
         images: collections.abc.Iterable[builtins.bytes] | None = ...,
         top_k: builtins.int = ...,
+        inputs: collections.abc.Iterable[topwork.v1.input_pb2.Input] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["images", b"images", "model", b"model", "revision", b"revision", "top_k", b"top_k"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["images", b"images", "inputs", b"inputs", "model", b"model", "revision", b"revision", "top_k", b"top_k"]) -> None: ...
 
 Global___ClassifyRequest: typing_extensions.TypeAlias = ClassifyRequest
 
@@ -309,12 +318,13 @@ class ExplainRequest(google.protobuf.message.Message):
     LABEL_FIELD_NUMBER: builtins.int
     NEIGHBOURS_FIELD_NUMBER: builtins.int
     TOP_K_FIELD_NUMBER: builtins.int
+    INPUT_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model's resource name, `models/{model}`. Required."""
     revision: builtins.int
     """The revision that classifies, such as 3. Unset (0): the serving revision."""
     image: builtins.bytes
-    """Encoded image file, as in ClassifyRequest. Required."""
+    """Encoded image file, as in ClassifyRequest. Required, unless there is an `input`."""
     label: builtins.str
     """The label to explain. Unset (empty): the most probable one."""
     neighbours: builtins.int
@@ -323,6 +333,10 @@ class ExplainRequest(google.protobuf.message.Message):
     """
     top_k: builtins.int
     """Number of predictions, the most probable first. Unset (0): 5."""
+    @property
+    def input(self) -> topwork.v1.input_pb2.Input:
+        """Input of any kind; `image` must then be unset. An embedding has no map."""
+
     def __init__(
         self,
         *,
@@ -332,9 +346,10 @@ class ExplainRequest(google.protobuf.message.Message):
         label: builtins.str = ...,
         neighbours: builtins.int | None = ...,
         top_k: builtins.int = ...,
+        input: topwork.v1.input_pb2.Input | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_neighbours", b"_neighbours", "neighbours", b"neighbours"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_neighbours", b"_neighbours", "image", b"image", "label", b"label", "model", b"model", "neighbours", b"neighbours", "revision", b"revision", "top_k", b"top_k"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_neighbours", b"_neighbours", "input", b"input", "neighbours", b"neighbours"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_neighbours", b"_neighbours", "image", b"image", "input", b"input", "label", b"label", "model", b"model", "neighbours", b"neighbours", "revision", b"revision", "top_k", b"top_k"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_neighbours", b"_neighbours"]) -> typing.Literal["neighbours"] | None: ...
 
 Global___ExplainRequest: typing_extensions.TypeAlias = ExplainRequest

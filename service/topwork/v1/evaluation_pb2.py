@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from topwork.v1 import change_pb2 as topwork_dot_v1_dot_change__pb2
+from topwork.v1 import input_pb2 as topwork_dot_v1_dot_input__pb2
 from topwork.v1 import revision_pb2 as topwork_dot_v1_dot_revision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btopwork/v1/evaluation.proto\x12\ntopwork.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17topwork/v1/change.proto\x1a\x19topwork/v1/revision.proto\"j\n\x0f\x45valuateRequest\x12*\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1a.topwork.v1.EvaluateConfig\x12+\n\x06images\x18\x02 \x03(\x0b\x32\x1b.topwork.v1.EvaluationImage\"\x9b\x01\n\x0e\x45valuateConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x18\n\x10\x63ompare_revision\x18\x03 \x01(\x03\x12\x16\n\x0e\x65valuation_set\x18\x04 \x01(\t\x12\x15\n\x08max_drop\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\x0b\n\t_max_drop\"\xb2\x01\n\x0f\x45valuationImage\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x39\n\x07\x63olumns\x18\x04 \x03(\x0b\x32(.topwork.v1.EvaluationImage.ColumnsEntry\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xed\x03\n\nEvaluation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\toperation\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x07metrics\x18\x06 \x01(\x0b\x32\x13.topwork.v1.Metrics\x12-\n\x07unknown\x18\x07 \x01(\x0b\x32\x1c.topwork.v1.UnknownDetection\x12\'\n\tsubgroups\x18\x08 \x03(\x0b\x32\x14.topwork.v1.Subgroup\x12\x19\n\x11\x63ompared_revision\x18\t \x01(\x03\x12*\n\ncomparison\x18\n \x01(\x0b\x32\x16.topwork.v1.Comparison\x12.\n\x0elacking_labels\x18\x0b \x03(\x0b\x32\x16.topwork.v1.LabelCount\x12\x17\n\x0frepeated_images\x18\x0c \x01(\x05\x12\x16\n\x0erelated_images\x18\r \x01(\x05\x12\x30\n\x0eskipped_images\x18\x0e \x03(\x0b\x32\x18.topwork.v1.SkippedImage\x12\x14\n\x0cgate_failure\x18\x0f \x01(\t\"\x87\x01\n\x10UnknownDetection\x12\x14\n\x0cknown_images\x18\x01 \x01(\x05\x12\x15\n\rfalse_rejects\x18\x02 \x01(\x05\x12\x16\n\x0eunknown_images\x18\x03 \x01(\x05\x12\x10\n\x08\x64\x65tected\x18\x04 \x01(\x05\x12\x12\n\x05\x61uroc\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_auroc\"\xc7\x01\n\x08Subgroup\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x01(\x05\x12\r\n\x05right\x18\x04 \x01(\x05\x12\"\n\x1a\x65xpected_calibration_error\x18\x05 \x01(\x01\x12\x1a\n\rfalse_rejects\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0c\x61\x63\x63uracy_low\x18\x07 \x01(\x01\x12\x15\n\raccuracy_high\x18\x08 \x01(\x01\x42\x10\n\x0e_false_rejects\"+\n\nLabelCount\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x05\"\xf4\x02\n\rEvaluationSet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x08max_drop\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06images\x18\x03 \x01(\x05\x12&\n\x06labels\x18\x04 \x03(\x0b\x32\x16.topwork.v1.LabelCount\x12\x44\n\x0erenamed_labels\x18\x05 \x03(\x0b\x32,.topwork.v1.EvaluationSet.RenamedLabelsEntry\x12\x0f\n\x07\x63olumns\x18\x06 \x03(\t\x12\x11\n\tbackbones\x18\x07 \x03(\t\x12\x15\n\rstored_images\x18\x08 \x01(\x05\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\toperation\x18\n \x01(\t\x1a\x34\n\x12RenamedLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\t_max_drop\"Q\n\x19ListEvaluationSetsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"i\n\x1aListEvaluationSetsResponse\x12\x32\n\x0f\x65valuation_sets\x18\x01 \x03(\x0b\x32\x19.topwork.v1.EvaluationSet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x17GetEvaluationSetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"*\n\x1a\x44\x65leteEvaluationSetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"x\n\x16ListEvaluationsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0e\x65valuation_set\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"_\n\x17ListEvaluationsResponse\x12+\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x16.topwork.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14GetEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btopwork/v1/evaluation.proto\x12\ntopwork.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17topwork/v1/change.proto\x1a\x16topwork/v1/input.proto\x1a\x19topwork/v1/revision.proto\"j\n\x0f\x45valuateRequest\x12*\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1a.topwork.v1.EvaluateConfig\x12+\n\x06images\x18\x02 \x03(\x0b\x32\x1b.topwork.v1.EvaluationImage\"\x9b\x01\n\x0e\x45valuateConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x18\n\x10\x63ompare_revision\x18\x03 \x01(\x03\x12\x16\n\x0e\x65valuation_set\x18\x04 \x01(\t\x12\x15\n\x08max_drop\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\x0b\n\t_max_drop\"\xd4\x01\n\x0f\x45valuationImage\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x39\n\x07\x63olumns\x18\x04 \x03(\x0b\x32(.topwork.v1.EvaluationImage.ColumnsEntry\x12 \n\x05input\x18\x05 \x01(\x0b\x32\x11.topwork.v1.Input\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xed\x03\n\nEvaluation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\toperation\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x07metrics\x18\x06 \x01(\x0b\x32\x13.topwork.v1.Metrics\x12-\n\x07unknown\x18\x07 \x01(\x0b\x32\x1c.topwork.v1.UnknownDetection\x12\'\n\tsubgroups\x18\x08 \x03(\x0b\x32\x14.topwork.v1.Subgroup\x12\x19\n\x11\x63ompared_revision\x18\t \x01(\x03\x12*\n\ncomparison\x18\n \x01(\x0b\x32\x16.topwork.v1.Comparison\x12.\n\x0elacking_labels\x18\x0b \x03(\x0b\x32\x16.topwork.v1.LabelCount\x12\x17\n\x0frepeated_images\x18\x0c \x01(\x05\x12\x16\n\x0erelated_images\x18\r \x01(\x05\x12\x30\n\x0eskipped_images\x18\x0e \x03(\x0b\x32\x18.topwork.v1.SkippedImage\x12\x14\n\x0cgate_failure\x18\x0f \x01(\t\"\x87\x01\n\x10UnknownDetection\x12\x14\n\x0cknown_images\x18\x01 \x01(\x05\x12\x15\n\rfalse_rejects\x18\x02 \x01(\x05\x12\x16\n\x0eunknown_images\x18\x03 \x01(\x05\x12\x10\n\x08\x64\x65tected\x18\x04 \x01(\x05\x12\x12\n\x05\x61uroc\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_auroc\"\xc7\x01\n\x08Subgroup\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x01(\x05\x12\r\n\x05right\x18\x04 \x01(\x05\x12\"\n\x1a\x65xpected_calibration_error\x18\x05 \x01(\x01\x12\x1a\n\rfalse_rejects\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0c\x61\x63\x63uracy_low\x18\x07 \x01(\x01\x12\x15\n\raccuracy_high\x18\x08 \x01(\x01\x42\x10\n\x0e_false_rejects\"+\n\nLabelCount\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x05\"\xf4\x02\n\rEvaluationSet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x08max_drop\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06images\x18\x03 \x01(\x05\x12&\n\x06labels\x18\x04 \x03(\x0b\x32\x16.topwork.v1.LabelCount\x12\x44\n\x0erenamed_labels\x18\x05 \x03(\x0b\x32,.topwork.v1.EvaluationSet.RenamedLabelsEntry\x12\x0f\n\x07\x63olumns\x18\x06 \x03(\t\x12\x11\n\tbackbones\x18\x07 \x03(\t\x12\x15\n\rstored_images\x18\x08 \x01(\x05\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\toperation\x18\n \x01(\t\x1a\x34\n\x12RenamedLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\t_max_drop\"Q\n\x19ListEvaluationSetsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"i\n\x1aListEvaluationSetsResponse\x12\x32\n\x0f\x65valuation_sets\x18\x01 \x03(\x0b\x32\x19.topwork.v1.EvaluationSet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x17GetEvaluationSetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"*\n\x1a\x44\x65leteEvaluationSetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"x\n\x16ListEvaluationsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0e\x65valuation_set\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"_\n\x17ListEvaluationsResponse\x12+\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x16.topwork.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14GetEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,38 +39,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATIONIMAGE_COLUMNSENTRY']._serialized_options = b'8\001'
   _globals['_EVALUATIONSET_RENAMEDLABELSENTRY']._loaded_options = None
   _globals['_EVALUATIONSET_RENAMEDLABELSENTRY']._serialized_options = b'8\001'
-  _globals['_EVALUATEREQUEST']._serialized_start=128
-  _globals['_EVALUATEREQUEST']._serialized_end=234
-  _globals['_EVALUATECONFIG']._serialized_start=237
-  _globals['_EVALUATECONFIG']._serialized_end=392
-  _globals['_EVALUATIONIMAGE']._serialized_start=395
-  _globals['_EVALUATIONIMAGE']._serialized_end=573
-  _globals['_EVALUATIONIMAGE_COLUMNSENTRY']._serialized_start=527
-  _globals['_EVALUATIONIMAGE_COLUMNSENTRY']._serialized_end=573
-  _globals['_EVALUATION']._serialized_start=576
-  _globals['_EVALUATION']._serialized_end=1069
-  _globals['_UNKNOWNDETECTION']._serialized_start=1072
-  _globals['_UNKNOWNDETECTION']._serialized_end=1207
-  _globals['_SUBGROUP']._serialized_start=1210
-  _globals['_SUBGROUP']._serialized_end=1409
-  _globals['_LABELCOUNT']._serialized_start=1411
-  _globals['_LABELCOUNT']._serialized_end=1454
-  _globals['_EVALUATIONSET']._serialized_start=1457
-  _globals['_EVALUATIONSET']._serialized_end=1829
-  _globals['_EVALUATIONSET_RENAMEDLABELSENTRY']._serialized_start=1764
-  _globals['_EVALUATIONSET_RENAMEDLABELSENTRY']._serialized_end=1816
-  _globals['_LISTEVALUATIONSETSREQUEST']._serialized_start=1831
-  _globals['_LISTEVALUATIONSETSREQUEST']._serialized_end=1912
-  _globals['_LISTEVALUATIONSETSRESPONSE']._serialized_start=1914
-  _globals['_LISTEVALUATIONSETSRESPONSE']._serialized_end=2019
-  _globals['_GETEVALUATIONSETREQUEST']._serialized_start=2021
-  _globals['_GETEVALUATIONSETREQUEST']._serialized_end=2060
-  _globals['_DELETEEVALUATIONSETREQUEST']._serialized_start=2062
-  _globals['_DELETEEVALUATIONSETREQUEST']._serialized_end=2104
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=2106
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=2226
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=2228
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=2323
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=2325
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=2361
+  _globals['_EVALUATEREQUEST']._serialized_start=152
+  _globals['_EVALUATEREQUEST']._serialized_end=258
+  _globals['_EVALUATECONFIG']._serialized_start=261
+  _globals['_EVALUATECONFIG']._serialized_end=416
+  _globals['_EVALUATIONIMAGE']._serialized_start=419
+  _globals['_EVALUATIONIMAGE']._serialized_end=631
+  _globals['_EVALUATIONIMAGE_COLUMNSENTRY']._serialized_start=585
+  _globals['_EVALUATIONIMAGE_COLUMNSENTRY']._serialized_end=631
+  _globals['_EVALUATION']._serialized_start=634
+  _globals['_EVALUATION']._serialized_end=1127
+  _globals['_UNKNOWNDETECTION']._serialized_start=1130
+  _globals['_UNKNOWNDETECTION']._serialized_end=1265
+  _globals['_SUBGROUP']._serialized_start=1268
+  _globals['_SUBGROUP']._serialized_end=1467
+  _globals['_LABELCOUNT']._serialized_start=1469
+  _globals['_LABELCOUNT']._serialized_end=1512
+  _globals['_EVALUATIONSET']._serialized_start=1515
+  _globals['_EVALUATIONSET']._serialized_end=1887
+  _globals['_EVALUATIONSET_RENAMEDLABELSENTRY']._serialized_start=1822
+  _globals['_EVALUATIONSET_RENAMEDLABELSENTRY']._serialized_end=1874
+  _globals['_LISTEVALUATIONSETSREQUEST']._serialized_start=1889
+  _globals['_LISTEVALUATIONSETSREQUEST']._serialized_end=1970
+  _globals['_LISTEVALUATIONSETSRESPONSE']._serialized_start=1972
+  _globals['_LISTEVALUATIONSETSRESPONSE']._serialized_end=2077
+  _globals['_GETEVALUATIONSETREQUEST']._serialized_start=2079
+  _globals['_GETEVALUATIONSETREQUEST']._serialized_end=2118
+  _globals['_DELETEEVALUATIONSETREQUEST']._serialized_start=2120
+  _globals['_DELETEEVALUATIONSETREQUEST']._serialized_end=2162
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=2164
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=2284
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=2286
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=2381
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=2383
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=2419
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import sys
 import topwork.v1.change_pb2
+import topwork.v1.input_pb2
 import topwork.v1.revision_pb2
 import typing
 
@@ -123,8 +124,9 @@ class EvaluationImage(google.protobuf.message.Message):
     DISPLAY_NAME_FIELD_NUMBER: builtins.int
     LABEL_FIELD_NUMBER: builtins.int
     COLUMNS_FIELD_NUMBER: builtins.int
+    INPUT_FIELD_NUMBER: builtins.int
     content: builtins.bytes
-    """The encoded image file. Required."""
+    """The encoded image file. Required, unless there is an `input`."""
     display_name: builtins.str
     """Name of the image in results, see `TrainingImage.display_name`."""
     label: builtins.str
@@ -137,6 +139,10 @@ class EvaluationImage(google.protobuf.message.Message):
         names and values of at most `Limits.max_label_length` characters.
         """
 
+    @property
+    def input(self) -> topwork.v1.input_pb2.Input:
+        """Input of any kind; `content` must then be unset."""
+
     def __init__(
         self,
         *,
@@ -144,8 +150,10 @@ class EvaluationImage(google.protobuf.message.Message):
         display_name: builtins.str = ...,
         label: builtins.str = ...,
         columns: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        input: topwork.v1.input_pb2.Input | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["columns", b"columns", "content", b"content", "display_name", b"display_name", "label", b"label"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["input", b"input"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["columns", b"columns", "content", b"content", "display_name", b"display_name", "input", b"input", "label", b"label"]) -> None: ...
 
 Global___EvaluationImage: typing_extensions.TypeAlias = EvaluationImage
 

@@ -23,30 +23,31 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from topwork.v1 import input_pb2 as topwork_dot_v1_dot_input__pb2
 from topwork.v1 import revision_pb2 as topwork_dot_v1_dot_revision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n topwork/v1/model_lifecycle.proto\x12\ntopwork.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19topwork/v1/revision.proto\"\xcb\x01\n\x05\x44raft\x12\x0e\n\x06labels\x18\x01 \x03(\t\x12\x0e\n\x06images\x18\x02 \x01(\x05\x12\x16\n\x0emissing_labels\x18\x03 \x01(\x05\x12&\n\x08\x62\x61\x63kbone\x18\x04 \x01(\x0b\x32\x14.topwork.v1.Backbone\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x0c\n\x04head\x18\x07 \x01(\t\x12\x15\n\rnormalisation\x18\x08 \x01(\t\"\x98\x01\n\x12\x43reateModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\x08\x62\x61\x63kbone\x18\x02 \x01(\tH\x00\x12\x0e\n\x04like\x18\x03 \x01(\tH\x00\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x0c\n\x04head\x18\x05 \x01(\t\x12\x15\n\rnormalisation\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x08\n\x06source\"W\n\x10\x43opyModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"2\n\x12\x44\x65leteModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"%\n\x14UndeleteModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"=\n\x14ListBackbonesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x15ListBackbonesResponse\x12-\n\tbackbones\x18\x01 \x03(\x0b\x32\x1a.topwork.v1.StoredBackbone\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x0eStoredBackbone\x12&\n\x08\x62\x61\x63kbone\x18\x01 \x01(\x0b\x32\x14.topwork.v1.Backbone\x12\x0f\n\x07licence\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n topwork/v1/model_lifecycle.proto\x12\ntopwork.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16topwork/v1/input.proto\x1a\x19topwork/v1/revision.proto\"\xcb\x01\n\x05\x44raft\x12\x0e\n\x06labels\x18\x01 \x03(\t\x12\x0e\n\x06images\x18\x02 \x01(\x05\x12\x16\n\x0emissing_labels\x18\x03 \x01(\x05\x12&\n\x08\x62\x61\x63kbone\x18\x04 \x01(\x0b\x32\x14.topwork.v1.Backbone\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x0c\n\x04head\x18\x07 \x01(\t\x12\x15\n\rnormalisation\x18\x08 \x01(\t\"\xc9\x01\n\x12\x43reateModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\x08\x62\x61\x63kbone\x18\x02 \x01(\tH\x00\x12\x0e\n\x04like\x18\x03 \x01(\tH\x00\x12/\n\tembedding\x18\x08 \x01(\x0b\x32\x1a.topwork.v1.EmbeddingSpaceH\x00\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x0c\n\x04head\x18\x05 \x01(\t\x12\x15\n\rnormalisation\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x08\n\x06source\"W\n\x10\x43opyModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"2\n\x12\x44\x65leteModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"%\n\x14UndeleteModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"=\n\x14ListBackbonesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x15ListBackbonesResponse\x12-\n\tbackbones\x18\x01 \x03(\x0b\x32\x1a.topwork.v1.StoredBackbone\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x0eStoredBackbone\x12&\n\x08\x62\x61\x63kbone\x18\x01 \x01(\x0b\x32\x14.topwork.v1.Backbone\x12\x0f\n\x07licence\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'topwork.v1.model_lifecycle_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DRAFT']._serialized_start=109
-  _globals['_DRAFT']._serialized_end=312
-  _globals['_CREATEMODELREQUEST']._serialized_start=315
-  _globals['_CREATEMODELREQUEST']._serialized_end=467
-  _globals['_COPYMODELREQUEST']._serialized_start=469
-  _globals['_COPYMODELREQUEST']._serialized_end=556
-  _globals['_DELETEMODELREQUEST']._serialized_start=558
-  _globals['_DELETEMODELREQUEST']._serialized_end=608
-  _globals['_UNDELETEMODELREQUEST']._serialized_start=610
-  _globals['_UNDELETEMODELREQUEST']._serialized_end=647
-  _globals['_LISTBACKBONESREQUEST']._serialized_start=649
-  _globals['_LISTBACKBONESREQUEST']._serialized_end=710
-  _globals['_LISTBACKBONESRESPONSE']._serialized_start=712
-  _globals['_LISTBACKBONESRESPONSE']._serialized_end=807
-  _globals['_STOREDBACKBONE']._serialized_start=809
-  _globals['_STOREDBACKBONE']._serialized_end=918
+  _globals['_DRAFT']._serialized_start=133
+  _globals['_DRAFT']._serialized_end=336
+  _globals['_CREATEMODELREQUEST']._serialized_start=339
+  _globals['_CREATEMODELREQUEST']._serialized_end=540
+  _globals['_COPYMODELREQUEST']._serialized_start=542
+  _globals['_COPYMODELREQUEST']._serialized_end=629
+  _globals['_DELETEMODELREQUEST']._serialized_start=631
+  _globals['_DELETEMODELREQUEST']._serialized_end=681
+  _globals['_UNDELETEMODELREQUEST']._serialized_start=683
+  _globals['_UNDELETEMODELREQUEST']._serialized_end=720
+  _globals['_LISTBACKBONESREQUEST']._serialized_start=722
+  _globals['_LISTBACKBONESREQUEST']._serialized_end=783
+  _globals['_LISTBACKBONESRESPONSE']._serialized_start=785
+  _globals['_LISTBACKBONESRESPONSE']._serialized_end=880
+  _globals['_STOREDBACKBONE']._serialized_start=882
+  _globals['_STOREDBACKBONE']._serialized_end=991
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import sys
+import topwork.v1.input_pb2
 import topwork.v1.revision_pb2
 import typing
 
@@ -82,6 +83,7 @@ class CreateModelRequest(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     BACKBONE_FIELD_NUMBER: builtins.int
     LIKE_FIELD_NUMBER: builtins.int
+    EMBEDDING_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     HEAD_FIELD_NUMBER: builtins.int
     NORMALISATION_FIELD_NUMBER: builtins.int
@@ -106,20 +108,25 @@ class CreateModelRequest(google.protobuf.message.Message):
     """Idempotency key, a UUID: a repeated call with the same id and settings succeeds and returns the
     model. Unset: a repeated call fails with ALREADY_EXISTS.
     """
+    @property
+    def embedding(self) -> topwork.v1.input_pb2.EmbeddingSpace:
+        """The space of the embeddings that the model takes, which clients compute; it needs no backbone."""
+
     def __init__(
         self,
         *,
         model: builtins.str = ...,
         backbone: builtins.str = ...,
         like: builtins.str = ...,
+        embedding: topwork.v1.input_pb2.EmbeddingSpace | None = ...,
         seed: builtins.int = ...,
         head: builtins.str = ...,
         normalisation: builtins.str = ...,
         request_id: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["backbone", b"backbone", "like", b"like", "source", b"source"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["backbone", b"backbone", "head", b"head", "like", b"like", "model", b"model", "normalisation", b"normalisation", "request_id", b"request_id", "seed", b"seed", "source", b"source"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["backbone", "like"] | None: ...
+    def HasField(self, field_name: typing.Literal["backbone", b"backbone", "embedding", b"embedding", "like", b"like", "source", b"source"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["backbone", b"backbone", "embedding", b"embedding", "head", b"head", "like", b"like", "model", b"model", "normalisation", b"normalisation", "request_id", b"request_id", "seed", b"seed", "source", b"source"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["backbone", "like", "embedding"] | None: ...
 
 Global___CreateModelRequest: typing_extensions.TypeAlias = CreateModelRequest
 

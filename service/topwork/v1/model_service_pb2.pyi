@@ -102,8 +102,13 @@ class Model(google.protobuf.message.Message):
     MOVES_FIELD_NUMBER: builtins.int
     LOADED_BACKBONE_FIELD_NUMBER: builtins.int
     DRAFT_FIELD_NUMBER: builtins.int
+    INPUT_KIND_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `models/{model}`."""
+    input_kind: builtins.str
+    """Kind of the model's inputs: `image`, or `embedding`, which the client computes. Details are in
+    the backbone. Empty: the description of the backbone is damaged.
+    """
     @property
     def serving_revision(self) -> topwork.v1.revision_pb2.Revision:
         """The serving revision with all fields; metrics and backbone are unset if they are damaged. Unset:
@@ -145,9 +150,10 @@ class Model(google.protobuf.message.Message):
         moves: collections.abc.Iterable[Global___ServingMove] | None = ...,
         loaded_backbone: Global___LoadedBackbone | None = ...,
         draft: topwork.v1.model_lifecycle_pb2.Draft | None = ...,
+        input_kind: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["draft", b"draft", "limits", b"limits", "loaded_backbone", b"loaded_backbone", "serving_revision", b"serving_revision"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["draft", b"draft", "limits", b"limits", "loaded_backbone", b"loaded_backbone", "moves", b"moves", "name", b"name", "pinned_revisions", b"pinned_revisions", "revisions", b"revisions", "serving_revision", b"serving_revision"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["draft", b"draft", "input_kind", b"input_kind", "limits", b"limits", "loaded_backbone", b"loaded_backbone", "moves", b"moves", "name", b"name", "pinned_revisions", b"pinned_revisions", "revisions", b"revisions", "serving_revision", b"serving_revision"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
 

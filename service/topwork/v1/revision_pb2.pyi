@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import sys
+import topwork.v1.input_pb2
 import typing
 
 if sys.version_info >= (3, 10):
@@ -187,6 +188,7 @@ class Backbone(google.protobuf.message.Message):
     WIDTH_FIELD_NUMBER: builtins.int
     PREPROCESS_FIELD_NUMBER: builtins.int
     PRECISION_FIELD_NUMBER: builtins.int
+    EMBEDDING_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name, such as `efficientnet_lite0`."""
     digest: builtins.str
@@ -197,7 +199,13 @@ class Backbone(google.protobuf.message.Message):
     """Precision of the ONNX graph: `fp32` or `int8`."""
     @property
     def preprocess(self) -> Global___PreprocessSpec:
-        """Preprocessing of images for this backbone."""
+        """Preprocessing of images for this backbone. Unset: it takes inputs of another kind."""
+
+    @property
+    def embedding(self) -> topwork.v1.input_pb2.EmbeddingSpace:
+        """The space of the embeddings that the client computes; there is no ONNX file, and the server
+        runs no backbone. Unset: the server computes the embeddings.
+        """
 
     def __init__(
         self,
@@ -207,9 +215,10 @@ class Backbone(google.protobuf.message.Message):
         width: builtins.int = ...,
         preprocess: Global___PreprocessSpec | None = ...,
         precision: builtins.str = ...,
+        embedding: topwork.v1.input_pb2.EmbeddingSpace | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["preprocess", b"preprocess"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "name", b"name", "precision", b"precision", "preprocess", b"preprocess", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["embedding", b"embedding", "preprocess", b"preprocess"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "embedding", b"embedding", "name", b"name", "precision", b"precision", "preprocess", b"preprocess", "width", b"width"]) -> None: ...
 
 Global___Backbone: typing_extensions.TypeAlias = Backbone
 

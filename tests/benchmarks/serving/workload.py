@@ -126,7 +126,7 @@ def _fit(workload: Workload, data: Path, labels: Sequence[str]) -> None:
             workload.bare(precision),
             backbone=repository.backbone_model(manifest.backbone),
             head=repository.head(manifest),
-            spec=repository.backbone(manifest).preprocess,
+            spec=repository.backbone(manifest).image_spec,
         )
     int8 = repository.manifest("int8", 1)
     for model in ("swapped", "swapped", *(f"learner-{number}" for number in range(LEARNERS))):

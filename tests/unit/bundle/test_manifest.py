@@ -175,9 +175,9 @@ def test_invalid_field_is_corrupt(path: str, value: Any) -> None:
 def test_backbone_without_deep_grey_decodes_as_depth() -> None:
     """Earlier versions, which supported only ``depth``, did not store the field."""
     old = from_json(changed("preprocess.deep_grey", ...), BackboneInfo, name="it")
-    assert old == replace(BACKBONE, preprocess=replace(BACKBONE.preprocess, deep_grey="depth"))
+    assert old == replace(BACKBONE, preprocess=replace(BACKBONE.image_spec, deep_grey="depth"))
     assert from_json(to_json(old), BackboneInfo, name="it") == old
-    assert BACKBONE.preprocess.deep_grey == "percentiles"
+    assert BACKBONE.image_spec.deep_grey == "percentiles"
 
 
 @pytest.mark.parametrize(

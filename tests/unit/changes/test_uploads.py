@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support import virtual_time
+from support import tiny, virtual_time
 
 from topwork.bundle import files
 from topwork.bundle.store import Repository
 from topwork.changes import uploads as uploads_module
 from topwork.changes.jobs import SkippedUpload, Upload
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
-from topwork.changes.uploads import Uploads
+from topwork.changes.uploads import Taken, Uploads
 from topwork.errors import DeadlinePassed, InvalidInput, QuotaExceeded, Unavailable
 from topwork.limits import ServerLimits
 
@@ -24,6 +24,7 @@ LIMITS = ServerLimits(
     max_image_bytes=60,
     max_images_per_upload=4,
 )
+IMAGES = Taken("colours", tiny.SPEC)
 REQUEST = ChangeRequest(kind="add_class", model="colours", label="violet")
 
 
@@ -57,7 +58,7 @@ def store(
 ) -> tuple[tuple[Upload, ...], tuple[SkippedUpload, ...], int]:
     """Return the stored images, the refused images and the bytes of an upload."""
     uploads = Uploads(Repository(root), LIMITS)
-    return asyncio.run(uploads.store(stream(*items), quota or Quota(), labels))
+    return asyncio.run(uploads.store(stream(*items), quota or Quota(), labels, taken=IMAGES))
 
 
 def count_images(root: Path) -> int:
@@ -175,7 +176,7 @@ def test_long_upload_renews_the_mtimes_of_its_images(
         yield batch(3)
 
     uploads = Uploads(Repository(tmp_path), LIMITS)
-    asyncio.run(uploads.store(slowly(), Quota()))
+    asyncio.run(uploads.store(slowly(), Quota(), taken=IMAGES))
     assert min(path.stat().st_mtime for path in (tmp_path / "images").iterdir()) > 0
 
 
@@ -184,7 +185,7 @@ def test_holding_deleted_images_raises_unavailable(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         uploads = Uploads(Repository(tmp_path), LIMITS)
-        images, _, _ = await uploads.store(stream(batch(1, 2)), Quota())
+        images, _, _ = await uploads.store(stream(batch(1, 2)), Quota(), taken=IMAGES)
         next((tmp_path / "images").iterdir()).unlink()
         async with uploads.holding(images):
             raise AssertionError("deleted images were held")
@@ -228,7 +229,7 @@ def upload_slowly(root: Path, *, pause: float, length: int, count: int) -> float
 
     async def scenario() -> float:
         uploads = Uploads(Repository(root), ServerLimits(max_images_per_upload=10**6))
-        await uploads.store(batches(), Quota(10**9))
+        await uploads.store(batches(), Quota(10**9), taken=IMAGES)
         return asyncio.get_running_loop().time()
 
     return virtual_time.run(scenario())
@@ -264,7 +265,7 @@ def test_slow_upload_times_out_after_a_burst(tmp_path: Path) -> None:
 
     uploads = Uploads(Repository(tmp_path), ServerLimits())
     with pytest.raises(DeadlinePassed, match="sent nothing for 10 s"):
-        virtual_time.run(uploads.store(batches(), Quota(10**9)))
+        virtual_time.run(uploads.store(batches(), Quota(10**9), taken=IMAGES))
 
 
 def test_upload_without_a_first_message_times_out() -> None:

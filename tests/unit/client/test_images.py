@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from topwork.client import async_calls, blocking_calls
-from topwork.client.images import ImageLike, NamedImage, content, named
+from topwork.client.calls import classify_request
+from topwork.client.images import ImageLike, NamedImage, check_several, content, named
+from topwork.client.vectors import Embedding, embeddings, to_input
+from topwork.v1 import input_pb2 as input_pb
 
 UNREADABLE = "/proc/self/mem"
 """A file that opens and cannot be read, even by root."""
@@ -96,9 +99,15 @@ def test_contents_takes_any_iterable(tmp_path: Path) -> None:
     assert asyncio.run(async_calls.contents(asynchronous_source())) == wanted
 
 
-def decoded(encoded: bytes) -> NDArray[np.uint8]:
+def decoded(encoded: bytes | Embedding) -> NDArray[np.uint8]:
     """Return the pixels of an encoded image, upright."""
+    assert isinstance(encoded, bytes)
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))))
+
+
+def _in_rgb(encoded: bytes | Embedding) -> NDArray[np.uint8]:
+    assert isinstance(encoded, bytes)
+    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 3), (5, 4)])
@@ -116,7 +125,7 @@ def test_image_of_pillow_is_encoded_without_loss(mode: str) -> None:
     image = Image.fromarray(colours).convert(mode)
     expected = image.convert("RGB")
     assert np.array_equal(decoded(content(image)), np.asarray(image)) or mode in {"CMYK", "YCbCr"}
-    assert Image.open(io.BytesIO(content(image))).convert("RGB").tobytes() == expected.tobytes()
+    assert np.array_equal(_in_rgb(content(image)), np.asarray(expected))
 
 
 def test_orientation_of_pillows_image_is_kept() -> None:
@@ -151,3 +160,42 @@ def test_array_without_pillow_is_an_import_error(monkeypatch: pytest.MonkeyPatch
         ImportError, match="an array or an image of Pillow needs the package pillow"
     ):
         content(np.zeros((4, 4, 3), dtype=np.uint8))
+
+
+ROWS = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def test_array_of_float32_is_embeddings() -> None:
+    """Rows, also of a view, an iterator, and named rows; as messages they have the same numbers."""
+    for given in (ROWS, ROWS[::-1][::-1], [*ROWS], [ROWS[0], embeddings(ROWS)[1]]):
+        check_several(given)
+        assert [content(row) for row in given] == [Embedding(row.tobytes()) for row in ROWS]
+    check_several(iter(ROWS))
+    (first, second) = embeddings(ROWS[:, ::-1], space="s")
+    assert to_input(second).embedding == input_pb.Embedding(values=[5, 4, 3], space="s")
+    assert len(first) == 12
+
+
+@pytest.mark.parametrize("array", [ROWS.astype(np.float64)[0], ROWS.astype(np.float16)[0]])
+def test_embedding_of_another_type_is_refused(array: NDArray[Any]) -> None:
+    """Rounding is the caller's decision; the TypeError says how."""
+    with pytest.raises(TypeError, match=r"an embedding is float32 .* astype\('float32'\)"):
+        content(array)
+
+
+@pytest.mark.parametrize("array", [ROWS[0], ROWS.astype(np.float64), ROWS[None], ROWS.tolist()])
+def test_only_a_matrix_of_float32_is_several_embeddings(array: Any) -> None:
+    """A single row, other types and shapes are refused with what to pass."""
+    with pytest.raises(TypeError, match=r"pass float32 \('<f4'\) of shape \(N, D\)"):
+        embeddings(array)
+    if isinstance(array, np.ndarray):
+        with pytest.raises(TypeError, match=r"an array, float32 \('<f4'\) of shape \(N, D\)"):
+            check_several(array)
+
+
+def test_requests_have_images_or_inputs() -> None:
+    """Encoded images are sent as ever; embeddings beside them are inputs."""
+    request = classify_request("m", [b"a", b"b"], 0, 0)
+    assert (list(request.images), len(request.inputs)) == ([b"a", b"b"], 0)
+    request = classify_request("m", embeddings(ROWS), 0, 0)
+    assert [list(each.embedding.values) for each in request.inputs] == ROWS.tolist()

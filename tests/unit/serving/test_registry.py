@@ -81,7 +81,7 @@ class ListeningEncoder(ThreadEncoder):
 
     async def embed(self, backbone: LoadedBackbone) -> NDArray[np.float32]:
         """Return the embedding of a black image."""
-        black = bytes(backbone.info.preprocess.crop**2 * 3)
+        black = bytes(backbone.info.image_spec.crop**2 * 3)
         item = Item(id=1, backbone=backbone.info.digest, content=black, pixels=True)
         self.submit(item, present=1)
         result = await asyncio.wait_for(self.results.get(), 60)

@@ -82,7 +82,7 @@ def test_rows_belong_to_one_backbone_and_spec(
     fill(tmp_path, info, range(3))
     others = (
         replace(info, digest=sha256(b"other").hexdigest()),
-        replace(info, preprocess=replace(info.preprocess, resize=17)),
+        replace(info, preprocess=replace(info.image_spec, resize=17)),
     )
     assert [count_hits(tmp_path, other, range(3)) for other in others] == [0, 0]
     assert count_hits(tmp_path, replace(info, name="renamed"), range(3)) == 3
@@ -115,7 +115,7 @@ def test_embedding_again_runs_no_backbone(tmp_path: Path, info: BackboneInfo) ->
         with EmbeddingCache(tmp_path) as cache:
             exemplars, skipped = embed(
                 sources,
-                session,  # type: ignore[arg-type] # has all that embed uses of a session
+                session,
                 tiny.SPEC,
                 cores=2,
                 cache=cache.for_backbone(info),

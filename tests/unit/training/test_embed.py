@@ -288,7 +288,7 @@ def test_cache_key_is_the_content(session: Session) -> None:
     renamed = [
         source(content, f"copy-{at}", "blue") for at, content in enumerate(pictures("amber", 5))
     ]
-    second, _ = embed(renamed, fake, tiny.SPEC, cores=2, cache=cache)  # type: ignore[arg-type]  # all that is used of a session
+    second, _ = embed(renamed, fake, tiny.SPEC, cores=2, cache=cache)
     assert first is not None
     assert second is not None
     assert second.embeddings.tobytes() == first.embeddings.tobytes()

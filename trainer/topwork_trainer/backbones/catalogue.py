@@ -81,10 +81,10 @@ def _row(repository: Repository, info: BackboneInfo, weights: str, name: str = "
     session = open_session(model, output="embedding")
     return Row(
         name=name or info.name,
-        image_size=info.preprocess.crop,
+        image_size=info.image_spec.crop,
         width=info.width,
         megabytes=len(model) / 1e6,
-        milliseconds=embedding_milliseconds(session, info.preprocess.crop),
+        milliseconds=embedding_milliseconds(session, info.image_spec.crop),
         licence=info.licence,
         weights=weights,
     )

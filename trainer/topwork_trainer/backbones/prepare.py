@@ -73,11 +73,11 @@ def find_imported(repository: Repository, choice: BackboneChoice) -> BackboneInf
         info = repository.backbone_info(names[part])
         if not info.identity.startswith(IDENTITY):
             continue
-        own_size = choice.image_size in {None, info.preprocess.crop}
+        own_size = choice.image_size in {None, info.image_spec.crop}
         if choice.name != part or choice.weights or choice.views != 1 or not own_size:
             raise InvalidInput(
                 f"{part!r} was added from an ONNX file, so it cannot be joined and has no other"
-                f" weights, views or image size than {info.preprocess.crop}",
+                f" weights, views or image size than {info.image_spec.crop}",
                 field="backbone",
             )
         return info
@@ -121,9 +121,9 @@ def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:
         expected=expect(open_session(exported.onnx, output="embedding").run, backbone.spec.crop),
     )
     stored = repository.put_backbone(exported.onnx, info)
-    if stored.preprocess != info.preprocess:
+    if stored.image_spec != info.image_spec:
         raise ExportError(
-            f"the repository has this graph with other preprocessing, {stored.preprocess}; "
+            f"the repository has this graph with other preprocessing, {stored.image_spec}; "
             "use another repository"
         )
     return stored
@@ -135,14 +135,14 @@ def _stored(repository: Repository, identity: str) -> BackboneInfo | None:
     An export with an earlier mapping of deep greyscale is copied with the current one.
     """
     candidates = [info for info in repository.backbones() if info.identity == identity]
-    for info in sorted(candidates, key=lambda info: info.preprocess.deep_grey != DEEP_GREY):
+    for info in sorted(candidates, key=lambda info: info.image_spec.deep_grey != DEEP_GREY):
         try:
             model = repository.backbone_model(info.digest)
         except Corrupt:
             continue
-        if info.preprocess.deep_grey == DEEP_GREY:
+        if info.image_spec.deep_grey == DEEP_GREY:
             return info
-        spec = replace(info.preprocess, deep_grey=DEEP_GREY)
+        spec = replace(info.image_spec, deep_grey=DEEP_GREY)
         model = stamped(model, spec)
         return repository.put_backbone(model, replace(info, digest=sha256(model), preprocess=spec))
     return None

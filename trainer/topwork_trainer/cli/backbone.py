@@ -149,7 +149,7 @@ def add(
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"{name} is stored as {info.digest[:12]}: input {info.preprocess.crop}, embedding"
+        f"{name} is stored as {info.digest[:12]}: input {info.image_spec.crop}, embedding"
         f" {info.width}, {info.precision}, licence {info.licence}",
         markup=False,
         highlight=False,
@@ -169,7 +169,7 @@ def _refuse_options_of_onnx() -> None:
 def _json(info: BackboneInfo) -> dict[str, object]:
     return {
         "digest": info.digest,
-        "image_size": info.preprocess.crop,
+        "image_size": info.image_spec.crop,
         "width": info.width,
         "precision": info.precision,
         "licence": info.licence,

@@ -8,9 +8,8 @@ from topwork.bundle.comparison import Gate, Rejection
 from topwork.bundle.manifest import BackboneInfo, ShardRef
 from topwork.bundle.store import Repository
 from topwork.errors import NotFound, NotReady
-from topwork.runtime.backend import Session
 from topwork.runtime.cores import available_cores
-from topwork.training.backbone_session import open_backbone_session
+from topwork.training.backbone_session import EmbeddingSession, open_backbone_session
 from topwork.training.evaluation_sets import SetJudge, Subject, Verdict
 from topwork.training.publish import FIT, Origin
 from topwork_trainer.fit.attempts import Attempt
@@ -29,7 +28,7 @@ class JudgedFit:
     def of(cls, repository: Repository, model: str, attempt: Attempt) -> JudgedFit:
         """Store the exemplars of an attempt, and judge it on the sets of the model."""
 
-        def opened(info: BackboneInfo) -> Session:
+        def opened(info: BackboneInfo) -> EmbeddingSession:
             return open_backbone_session(repository, info).session
 
         shards = repository.put_exemplars(attempt.exemplars)

@@ -26,7 +26,7 @@ def quantise_backbone(attempts: Attempts, fp32: Attempt) -> tuple[Attempt, Preci
     model = attempts.repository.backbone_model(info.digest)
     sample = calibration_sample([source for source in attempts.sources if source.name in names])
     attempts.on_progress("quantise", 0, 0)
-    quantised = quantise(model, _pixels(sample, info.preprocess))
+    quantised = quantise(model, _pixels(sample, info.image_spec))
     digest = sha256(quantised)
     slow, fast = (open_session(graph, output="embedding").run for graph in (model, quantised))
     stored = attempts.repository.put_backbone(
@@ -37,13 +37,13 @@ def quantise_backbone(attempts: Attempts, fp32: Attempt) -> tuple[Attempt, Preci
             digest=digest,
             precision="int8",
             twin=info.digest,
-            expected=expect(fast, info.preprocess.crop),
+            expected=expect(fast, info.image_spec.crop),
         ),
     )
     pairs = zip(fp32.exemplars.names, fp32.exemplars.seen, strict=True)
     seen = {name for name, was_seen in pairs if was_seen}
     int8 = attempts.attempt(stored, seen=frozenset(seen), stage="embed int8")
-    ratio = speed_ratio(slow, fast, next(_pixels(sample, info.preprocess)))
+    ratio = speed_ratio(slow, fast, next(_pixels(sample, info.image_spec)))
     return int8, gate(fp32.right(), int8.right(), speed_ratio=ratio)
 
 

@@ -19,8 +19,7 @@ from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.report.content import RankedBackbone
-from topwork.runtime.backend import Session
-from topwork.training.backbone_session import UsedBackbone
+from topwork.training.backbone_session import EmbeddingSession, UsedBackbone
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.plans import AUTO_POOL, PARTS
 from topwork_trainer.backbones.prepare import prepare_backbone
@@ -87,9 +86,9 @@ class Prober:
         exemplars = self._with_reference_folds(self._embed(choice, backbone))
         row = replace(
             _failed_row(choice, ""),
-            image_size=info.preprocess.crop,
+            image_size=info.image_spec.crop,
             milliseconds=milliseconds(
-                backbone.session, info.preprocess, self._timed_images(exemplars)
+                backbone.session, info.image_spec, self._timed_images(exemplars)
             ),
             megabytes=len(model) / 1e6,
             width=info.width,
@@ -205,7 +204,9 @@ def knn_accuracy(
     return right / len(unit)
 
 
-def milliseconds(session: Session, spec: PreprocessSpec, contents: Sequence[bytes]) -> float:
+def milliseconds(
+    session: EmbeddingSession, spec: PreprocessSpec, contents: Sequence[bytes]
+) -> float:
     """Return the mean CPU time to decode and embed an image on one core.
 
     Takes the fastest of TIMED_RUNS runs per image and the CPU time of this thread, so that other

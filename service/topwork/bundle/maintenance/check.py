@@ -122,7 +122,7 @@ class _Run:
         self._note_unexpected()
 
     def _check_backbone(self, digest: str, path: Path) -> None:
-        with self._problem_at(path / "backbone.onnx", of=path):
+        with self._problem_at(self._repository.backbone_file(digest), of=path):
             self._repository.backbone_model(digest)
         with self._problem_at(path / "backbone.json", of=path):
             info = self._repository.backbone_info(digest)

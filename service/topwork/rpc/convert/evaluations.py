@@ -16,6 +16,7 @@ from topwork.errors import InvalidInput
 from topwork.limits import ServerLimits
 from topwork.rpc.convert import fields
 from topwork.rpc.convert.fields import operation_name, timestamp
+from topwork.rpc.convert.requests import from_uploaded
 from topwork.rpc.convert.revisions import to_comparison, to_metrics
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import evaluation_pb2 as evaluation_pb
@@ -82,7 +83,7 @@ def _from_image(
             )
     return UploadedImage(
         name=image.display_name[: limits.max_display_name_length],
-        content=image.content,
+        content=from_uploaded(image, field=path),
         label=label,
         columns=columns,
     )

@@ -12,7 +12,9 @@ from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.errors import InvalidInput
 from topwork.limits import ServerLimits
 from topwork.rpc.convert import fields
+from topwork.rpc.convert.inputs import AnyInput, one_of
 from topwork.v1 import change_pb2 as change_pb
+from topwork.v1 import evaluation_pb2 as evaluation_pb
 
 UploadMessage: TypeAlias = (
     change_pb.AddClassRequest | change_pb.AddExamplesRequest | change_pb.AddClassesRequest
@@ -70,11 +72,20 @@ async def from_upload(
         yield [
             UploadedImage(
                 name=image.display_name[: limits.max_display_name_length],
-                content=image.content,
+                content=from_uploaded(image, field=f"images[{number}]"),
                 label=image.label,
             )
-            for image in islice(message.images, limits.max_images_per_upload + 1)
+            for number, image in enumerate(islice(message.images, limits.max_images_per_upload + 1))
         ]
+
+
+def from_uploaded(
+    image: change_pb.TrainingImage | evaluation_pb.EvaluationImage, *, field: str
+) -> AnyInput:
+    """Return the content of an uploaded image, or its input. Raises InvalidInput."""
+    return one_of(
+        image.content, image.input, given=image.HasField("input"), name="content", field=field
+    )
 
 
 def from_gate(gate: change_pb.Gate, *, path: str) -> Gate:

@@ -9,9 +9,13 @@ from topwork.bundle.draft import Draft
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.serving import Move, ServingState
+from topwork.inputs.embeddings import EmbeddingSpec
+from topwork.inputs.kinds import kind_of
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import ServerLimits
 from topwork.rpc.convert.fields import operation_name, revision_name, timestamp
 from topwork.serving.backbones import LoadedBackbone
+from topwork.v1 import input_pb2 as input_pb
 from topwork.v1 import model_lifecycle_pb2 as lifecycle_pb
 from topwork.v1 import model_service_pb2 as model_pb
 from topwork.v1 import revision_pb2 as revision_pb
@@ -59,6 +63,7 @@ def to_model(stored: StoredModel, limits: ServerLimits) -> model_pb.Model:
             precision=stored.loaded.info.precision,
             agreement=stored.loaded.agreement,
         ),
+        input_kind=_input_kind(stored.serving.backbone),
     )
 
 
@@ -80,6 +85,7 @@ def to_draft_model(
             head=draft.recipe.head,
             normalisation=draft.recipe.normalisation,
         ),
+        input_kind=_input_kind(info),
     )
 
 
@@ -110,18 +116,19 @@ def to_revision(published: PublishedRevision) -> revision_pb.Revision:
 
 def to_backbone(info: BackboneInfo) -> revision_pb.Backbone:
     """Return the description of a backbone."""
-    return revision_pb.Backbone(
-        name=info.name,
-        digest=info.digest,
-        width=info.width,
-        precision=info.precision,
-        preprocess=revision_pb.PreprocessSpec(
-            resize=info.preprocess.resize,
-            crop=info.preprocess.crop,
-            interpolation=info.preprocess.interpolation,
-            deep_grey=info.preprocess.deep_grey,
-        ),
+    backbone = revision_pb.Backbone(
+        name=info.name, digest=info.digest, width=info.width, precision=info.precision
     )
+    spec = info.preprocess
+    if isinstance(spec, PreprocessSpec):
+        backbone.preprocess.MergeFrom(revision_pb.PreprocessSpec(**asdict(spec)))
+    elif isinstance(spec, EmbeddingSpec):
+        backbone.embedding.MergeFrom(input_pb.EmbeddingSpace(space=spec.space, width=spec.width))
+    return backbone
+
+
+def _input_kind(info: BackboneInfo | None) -> str:
+    return "" if info is None else kind_of(info.preprocess).name
 
 
 def damaged_revision(model: str, revision: int) -> revision_pb.Revision:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inference import model_config_pb2 as config_pb
+from topwork.inputs.embeddings import EmbeddingSpec
 from topwork.limits import ServerLimits
 from topwork.rpc.open_inference.tensors import OUTPUTS
 from topwork.serving.statistics import RevisionStatistics
@@ -24,7 +25,9 @@ def to_metadata(manifest: Manifest, info: BackboneInfo) -> pb.ModelMetadataRespo
         inputs=[
             _Tensor(name="images", datatype="BYTES", shape=[-1, 1]),
             _Tensor(name="pixels", datatype="UINT8", shape=[-1, *_pixel_shape(info)]),
-        ],
+        ]
+        if info.has_graph
+        else [_Tensor(name="embeddings", datatype="FP32", shape=[-1, info.width])],
         outputs=[
             _Tensor(name=name, datatype="FP32", shape=[-1, width])
             for name, width in _widths(manifest, info).items()
@@ -53,6 +56,12 @@ def to_config(
                 dims=_pixel_shape(info),
                 optional=True,
             ),
+        ]
+        if info.has_graph
+        else [
+            config_pb.ModelInput(
+                name="embeddings", data_type=config_pb.TYPE_FP32, dims=[info.width]
+            )
         ],
         output=[
             config_pb.ModelOutput(name=name, data_type=config_pb.TYPE_FP32, dims=[width])
@@ -61,9 +70,13 @@ def to_config(
         parameters={
             name: config_pb.ModelParameter(string_value=str(value))
             for name, value in (
-                ("resize", spec.resize),
-                ("crop", spec.crop),
-                ("interpolation", spec.interpolation),
+                (("space", spec.space),)
+                if isinstance(spec, EmbeddingSpec)
+                else (
+                    ("resize", info.image_spec.resize),
+                    ("crop", info.image_spec.crop),
+                    ("interpolation", info.image_spec.interpolation),
+                )
             )
         },
     )
@@ -93,7 +106,7 @@ def to_statistics(model: str, revision: int, statistics: RevisionStatistics) -> 
 
 
 def _pixel_shape(info: BackboneInfo) -> list[int]:
-    return [info.preprocess.crop, info.preprocess.crop, 3]
+    return [info.image_spec.crop, info.image_spec.crop, 3]
 
 
 def _widths(manifest: Manifest, info: BackboneInfo) -> dict[str, int]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from topwork.errors import InvalidInput
 from topwork.inference import inference_service_pb2 as pb
+from topwork.inputs.embeddings import SentEmbedding
 from topwork.inputs.image import Pixels
 from topwork.inputs.prepared import to_pixels
 from topwork.inputs.preprocess import PreprocessSpec
@@ -22,7 +23,12 @@ from topwork.serving.classify_batch import ImageInput
 OUTPUTS = ("probabilities", "logits", "embedding")
 """All outputs, in the order in which they are returned if the request names none."""
 
-_INPUTS = {"images": ("BYTES",), "pixels": ("UINT8", "FP32")}
+_INPUTS = {"images": ("BYTES",), "pixels": ("UINT8", "FP32"), "embeddings": ("FP32",)}
+_SHAPES = {
+    "images": "[N] or [N, 1]",
+    "pixels": "[N, crop, crop, 3]",
+    "embeddings": "[N, width]",
+}
 _TYPED = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
 _ELEMENTS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
 """Types of raw contents; typed UINT8 contents have 32 bits an element."""
@@ -40,13 +46,14 @@ class RequestedOutputs:
 
 
 def images(request: pb.ModelInferRequest, limits: ServerLimits) -> Sequence[ImageInput]:
-    """Return the images of a request. Raises InvalidInput if its input is malformed.
+    """Return the inputs of a request. Raises InvalidInput if its input is malformed.
 
-    Pixels are checked later, when the image is preprocessed; they raise ImageError then.
+    Pixels and embeddings are checked later, by the spec of the model; they raise ImageError then.
     """
     if len(request.inputs) != 1:
         raise InvalidInput(
-            f"the request has {len(request.inputs)} inputs; it must have one, images or pixels",
+            f"the request has {len(request.inputs)} inputs; it must have one, images, "
+            "pixels or embeddings",
             field="inputs",
         )
     tensor = request.inputs[0]
@@ -68,7 +75,10 @@ def images(request: pb.ModelInferRequest, limits: ServerLimits) -> Sequence[Imag
         return split(content, shape[0])
     dtype = _ELEMENTS[tensor.datatype]
     _check_size(len(content), math.prod(shape) * dtype.itemsize, "bytes", shape)
-    return [_Raw(row) for row in np.frombuffer(content, dtype=dtype).reshape(shape)]
+    rows = np.frombuffer(content, dtype=dtype).reshape(shape)
+    if tensor.name == "embeddings":
+        return [SentEmbedding(row) for row in rows]
+    return [_Raw(row) for row in rows]
 
 
 def wanted(request: pb.ModelInferRequest) -> tuple[RequestedOutputs, ...]:
@@ -152,7 +162,7 @@ def _checked(tensor: pb.ModelInferRequest.InferInputTensor, limits: ServerLimits
     datatypes = _INPUTS.get(tensor.name)
     if datatypes is None:
         raise InvalidInput(
-            f"there is no input {tensor.name[:80]!r}; there are images and pixels",
+            f"there is no input {tensor.name[:80]!r}; there are images, pixels and embeddings",
             field="inputs[0].name",
         )
     if tensor.datatype not in datatypes:
@@ -162,11 +172,15 @@ def _checked(tensor: pb.ModelInferRequest.InferInputTensor, limits: ServerLimits
         )
     _refuse_shared_memory(tensor.parameters, "inputs[0]")
     shape = list(tensor.shape[:8])
-    fits = len(shape) == 4 if tensor.name == "pixels" else len(shape) == 1 or shape[1:] == [1]
-    if not fits or min(shape) < 1:
-        expected = "[N, crop, crop, 3]" if tensor.name == "pixels" else "[N] or [N, 1]"
+    fits = {
+        "images": len(shape) == 1 or shape[1:] == [1],
+        "pixels": len(shape) == 4,
+        "embeddings": len(shape) == 2,
+    }
+    if not fits[tensor.name] or min(shape) < 1:
         raise InvalidInput(
-            f"{tensor.name} has shape {shape}; it must be {expected}", field="inputs[0].shape"
+            f"{tensor.name} has shape {shape}; it must be {_SHAPES[tensor.name]}",
+            field="inputs[0].shape",
         )
     check_count(shape[0], limits)
     return shape
@@ -184,6 +198,9 @@ def _typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: list[int]) -> S
     _check_size(len(elements), math.prod(shape), "elements", shape)
     if tensor.datatype == "BYTES":
         return list(elements)
+    if tensor.name == "embeddings":
+        rows = np.fromiter(elements, dtype=np.float32, count=len(elements)).reshape(shape)
+        return [SentEmbedding(row) for row in rows]
     dtype = np.uint32 if tensor.datatype == "UINT8" else np.float32
     return [_Typed(elements, index, shape[1:], dtype) for index in range(shape[0])]
 

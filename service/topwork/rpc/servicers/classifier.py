@@ -8,7 +8,7 @@ from topwork.access.principals import caller
 from topwork.errors import Forbidden
 from topwork.limits import DEFAULT_LIMITS
 from topwork.rpc.context import Context
-from topwork.rpc.convert import fields
+from topwork.rpc.convert import fields, inputs
 from topwork.rpc.convert.answers import to_classify_response
 from topwork.rpc.convert.explanations import to_explain_response
 from topwork.rpc.streams import Streams
@@ -46,7 +46,7 @@ class ClassifierServicer(classify_grpc.ClassifierServiceServicer):
         """See the contract."""
         classified = await self._classifier.classify(
             fields.model_id(request.model, field="model"),
-            request.images,
+            inputs.from_classify(request),
             revision=request.revision,
             top_k=request.top_k,
             budget=self._budget(context),
@@ -69,9 +69,16 @@ class ClassifierServicer(classify_grpc.ClassifierServiceServicer):
                 f"which training images need, for model {model[:100]!r}",
                 reason="MODEL_FORBIDDEN",
             )
+        image = inputs.one_of(
+            request.image,
+            request.input,
+            given=request.HasField("input"),
+            name="image",
+            field="request",
+        )
         explanation = await self._explainer.explain(
             model,
-            request.image,
+            image,
             revision=request.revision,
             label=request.label,
             neighbours=neighbours,

@@ -80,7 +80,7 @@ def open_cpu_backbone(
 
 def _warm(session: Session, info: BackboneInfo) -> tuple[float, float | None]:
     """Return the seconds of the fastest run of one image, and the agreement."""
-    crop = info.preprocess.crop
+    crop = info.image_spec.crop
     checked = check_images(info)
     images = np.zeros((1, crop, crop, 3), dtype=np.uint8) if checked is None else checked
     seconds, embeddings = [], []

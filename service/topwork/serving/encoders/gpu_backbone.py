@@ -62,7 +62,7 @@ def open_gpu_backbone(
     info: BackboneInfo, model: bytes, session: Session, *, sizes: Sequence[int] = SIZES
 ) -> GpuBackbone:
     """Return the backbone of ``session``, a session of ``model``, with all sizes warmed up."""
-    crop = info.preprocess.crop
+    crop = info.image_spec.crop
     run = _open_sessions(info, model, sizes) if session.uses("cuda") else session.run
     shape = (sizes[-1], crop, crop, 3)
     batcher = MicroBatcher(run, (new_buffer(session, shape), new_buffer(session, shape)), sizes)
@@ -85,7 +85,7 @@ def _agreement(info: BackboneInfo, run: RunBatch, sizes: Sequence[int]) -> float
 
 def _open_sessions(info: BackboneInfo, model: bytes, sizes: Sequence[int]) -> RunBatch:
     """Return a function that runs a batch of one of ``sizes``, with one session per size."""
-    crop, width = info.preprocess.crop, info.width
+    crop, width = info.image_spec.crop, info.width
     sessions = {
         size: open_bound_session(
             model, output="embedding", shape=(size, crop, crop, 3), width=width

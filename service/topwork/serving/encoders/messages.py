@@ -10,6 +10,7 @@ import msgspec
 from topwork.bundle.manifest import BackboneInfo
 from topwork.inputs.image import Region
 from topwork.inputs.preprocess import PreprocessSpec
+from topwork.inputs.specs import decode
 from topwork.serving.encoders.encoder import Check, Encoded, Failed, Item, Refused
 
 M = TypeVar("M")
@@ -90,7 +91,7 @@ DecoderRequest = Decode | Cancel
 DecoderResponse = Ready | Written | Refused | Failed
 Message = Request | Response | DecoderRequest | DecoderResponse
 
-REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request, dec_hook=decode)
 RESPONSES: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
 DECODER_REQUESTS: msgspec.msgpack.Decoder[DecoderRequest] = msgspec.msgpack.Decoder(DecoderRequest)
 DECODER_RESPONSES: msgspec.msgpack.Decoder[DecoderResponse] = msgspec.msgpack.Decoder(

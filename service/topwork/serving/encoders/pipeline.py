@@ -51,7 +51,7 @@ class Pipeline:
         backbone = self._backbones.get(item.backbone)
         if backbone is None:
             return failed(item, LookupError(f"backbone {item.backbone} is not loaded"))
-        decoded = decode(item, backbone.info.preprocess, self._limits)
+        decoded = decode(item, backbone.info.image_spec, self._limits)
         return Embeddable(backbone, decoded) if isinstance(decoded, Decoded) else decoded
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from topwork.arrays import Float32Array
 from topwork.bundle.features import Normaliser, make
 from topwork.bundle.manifest import Manifest
 from topwork.errors import DeadlinePassed, ImageError, InvalidInput, NotFound
+from topwork.inputs.embeddings import SentEmbedding
 from topwork.inputs.image import Region
 from topwork.serving.classifier import DEFAULT_TOP_K, Classifier, check_not_negative
 from topwork.serving.classify_batch import Encoding, ImageAnswer, Timings, image_answers
@@ -65,7 +66,7 @@ class Explainer:
     async def explain(
         self,
         model: str,
-        image: bytes,
+        image: bytes | SentEmbedding,
         *,
         revision: int = 0,
         label: str = "",
@@ -74,7 +75,7 @@ class Explainer:
         budget: float | None = None,
         caller: str = "",
     ) -> Explanation:
-        """Explain the classification of an encoded image, within ``budget`` seconds.
+        """Explain the classification of an image or embedding, within ``budget`` seconds.
 
         An empty ``label`` is the most probable one. Raises the errors of ``Classifier.classify``,
         ImageError, NotFound for a label, Corrupt and Unavailable.

@@ -11,8 +11,10 @@ from topwork.bundle.examples import ExampleIndex
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt
-from topwork.inputs.image import prepare
-from topwork.runtime.backend import Session, open_session
+from topwork.inputs.embeddings import SentEmbedding
+from topwork.inputs.image import WHOLE, prepare
+from topwork.inputs.kinds import IMAGE, array_of, check_kind
+from topwork.runtime.backend import open_session
 from topwork.serving.classify_batch import image_answers
 from topwork.serving.examples import Examples
 from topwork.serving.explanation.explainer import (
@@ -22,7 +24,7 @@ from topwork.serving.explanation.explainer import (
     explain,
     normaliser_of,
 )
-from topwork.serving.explanation.map_graph import MapLayout, NoMap, unloadable, with_maps
+from topwork.serving.explanation.map_graph import MapLayout, NoMap, computed, unloadable, with_maps
 from topwork.serving.explanation.neighbours import (
     Block,
     Neighbour,
@@ -33,7 +35,7 @@ from topwork.serving.explanation.neighbours import (
 )
 from topwork.serving.head import LoadedHead
 from topwork.serving.request_batch import Scores
-from topwork.training.backbone_session import UsedBackbone
+from topwork.training.backbone_session import EmbeddingSession, UsedBackbone
 
 
 class LocalExplainer:
@@ -52,20 +54,28 @@ class LocalExplainer:
         self._head = head
         self._examples = Examples(repository)
         self._lock = threading.Lock()
-        self._mapped: tuple[Session, MapLayout | NoMap] | None = None
+        self._mapped: tuple[EmbeddingSession, MapLayout | NoMap] | None = None
         self._near: tuple[ExampleIndex, list[Block]] | None = None
 
-    def explain(self, content: bytes, *, label: str, count: int, top_k: int) -> Explanation:
-        """Explain the classification of an encoded image. Raises as Explainer.explain does."""
+    def explain(
+        self, content: bytes | SentEmbedding, *, label: str, count: int, top_k: int
+    ) -> Explanation:
+        """Explain the classification of an image. Raises as Explainer.explain does."""
         check_neighbours(count)
         check_label(self._manifest, label)
         info = self._backbone.info
-        prepared = prepare(content, info.preprocess)
+        model, region = self._manifest.model, WHOLE
+        if isinstance(content, SentEmbedding):
+            array = array_of(content, info.preprocess, model=model)
+        else:
+            check_kind(IMAGE, info.preprocess, model=model, field="image")
+            prepared = prepare(content, info.image_spec)
+            array, region = prepared.pixels, prepared.region
         with self._lock:
             if self._mapped is None:
                 self._mapped = self._open()
         session, layout = self._mapped
-        row = session.run(prepared.pixels[None])[0]
+        row = session.run(array[None])[0]
         embedding = np.ascontiguousarray(row[: info.width])
         scores = Scores(*self._head.run(embedding[None]), 0.0)
         (answer,) = image_answers(self._manifest, scores, top_k)
@@ -73,12 +83,14 @@ class LocalExplainer:
             manifest=self._manifest,
             answer=answer,
             explained=explain(self._manifest, self._head, row, layout, label, info.width),
-            region=prepared.region,
+            region=region,
             neighbours=tuple(self._nearest(embedding, count)) if count else (),
             timings=None,
         )
 
-    def _open(self) -> tuple[Session, MapLayout | NoMap]:
+    def _open(self) -> tuple[EmbeddingSession, MapLayout | NoMap]:
+        if not self._backbone.info.has_graph:
+            return self._backbone.session, computed()
         try:
             model, layout = with_maps(self._repository.backbone_model(self._backbone.info.digest))
             return open_session(model, output="embedding"), layout

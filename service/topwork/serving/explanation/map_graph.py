@@ -37,6 +37,11 @@ def unloadable(error: Exception) -> NoMap:
     return NoMap(f"its graph cannot be loaded with a feature map as an output: {error}")
 
 
+def computed() -> NoMap:
+    """Return the reason if the client computes the embeddings."""
+    return NoMap("the client computes the embeddings, which have no positions")
+
+
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
     """Layer normalisation of a pooled feature map."""

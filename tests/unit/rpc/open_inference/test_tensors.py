@@ -13,6 +13,7 @@ from support import infers
 
 from topwork.errors import ImageError, InvalidInput
 from topwork.inference import inference_service_pb2 as pb
+from topwork.inputs.embeddings import SentEmbedding
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import ServerLimits
 from topwork.rpc.open_inference import answers, tensors
@@ -26,7 +27,7 @@ PIXELS = np.arange(3 * 2 * 2 * 3, dtype=np.uint8).reshape(3, 2, 2, 3)
 
 def pixels(image: ImageInput) -> Any:
     """Return the pixels of an input that is not an encoded image."""
-    assert not isinstance(image, bytes)
+    assert not isinstance(image, bytes | SentEmbedding)
     return image.pixels(SPEC)
 
 
@@ -221,7 +222,9 @@ def test_valid_request_is_accepted(request: pb.ModelInferRequest) -> None:
     images = tensors.images(request, LIMITS)
     assert len(images) == request.inputs[0].shape[0]
     for image in images:
-        if not isinstance(image, bytes):
+        if isinstance(image, SentEmbedding):
+            assert image.size == 4 * request.inputs[0].shape[1]
+        elif not isinstance(image, bytes):
             assert image.pixels(SPEC).shape == (2, 2, 3)
 
 

@@ -73,7 +73,7 @@ def test_result_has_the_part_of_the_image_that_was_embedded(
     """In fractions of the upright image; preprocessed pixels are whole."""
     wide = runner.run(harness.encode(picture("blue", 1, size=(80, 40))))
     tall = runner.run(harness.encode(picture("blue", 1, size=(40, 160))))
-    pixels = preprocess(PHOTOS[0], INFO.preprocess).tobytes()
+    pixels = preprocess(PHOTOS[0], INFO.image_spec).tobytes()
     given = runner.run(harness.encode(pixels, pixels=True))
     assert [each.region for each in (wide, tall, given) if isinstance(each, Encoded)] == [
         (0.25, 0, 0.75, 1),
@@ -130,7 +130,7 @@ def test_timings_are_those_of_the_stages(harness: Harness, runner: asyncio.Runne
 
 def test_preprocessed_pixels_are_embedded(harness: Harness, runner: asyncio.Runner) -> None:
     """Pixels of the backbone's size need no decoding."""
-    pixels = preprocess(PHOTOS[3], INFO.preprocess)
+    pixels = preprocess(PHOTOS[3], INFO.image_spec)
     result = runner.run(harness.encode(pixels.tobytes(), pixels=True))
     np.testing.assert_allclose(embedding(result), expected(PHOTOS[3]), rtol=tolerance(harness))
 

@@ -28,7 +28,7 @@ def old(tmp_path: Path) -> tuple[Repository, BackboneInfo]:
     repository = Repository(tmp_path)
     model = tiny.backbone_model()
     info = tiny.backbone_info(model)
-    spec = replace(info.preprocess, deep_grey="depth")
+    spec = replace(info.image_spec, deep_grey="depth")
     info = replace(info, identity=CHOICE.identity(), digest=sha256(model), preprocess=spec)
     return repository, repository.put_backbone(model, info)
 
@@ -39,7 +39,7 @@ def test_prepare_copies_an_old_export_with_the_new_mapping(
     """A new fit gets a new backbone; existing models keep the old one."""
     repository, info = old
     new = prepare_backbone(repository, CHOICE)
-    assert new.preprocess == replace(info.preprocess, deep_grey="percentiles")
+    assert new.image_spec == replace(info.image_spec, deep_grey="percentiles")
     assert new.digest != info.digest
     assert repository.backbone_info(info.digest) == info
 
@@ -48,7 +48,7 @@ def test_prepared_copy_has_the_same_embeddings(old: tuple[Repository, BackboneIn
     """The new backbone gives the embeddings of the old one, bit by bit."""
     repository, info = old
     new = prepare_backbone(repository, CHOICE)
-    crop = info.preprocess.crop
+    crop = info.image_spec.crop
     images = np.random.default_rng(0).integers(0, 256, (2, crop, crop, 3), dtype=np.uint8)
     before, after = (
         open_session(repository.backbone_model(backbone.digest), output="embedding").run(images)
@@ -69,7 +69,7 @@ def test_prepare_repairs_a_damaged_export(tmp_path: Path, monkeypatch: pytest.Mo
     repository, choice = Repository(tmp_path), BackboneChoice(name="efficientnet_lite0")
     model = tiny.backbone_model()
     info = tiny.backbone_info(model)
-    spec = replace(info.preprocess, deep_grey="percentiles")
+    spec = replace(info.image_spec, deep_grey="percentiles")
     info = replace(info, identity=choice.identity(), preprocess=spec)
     repository.put_backbone(model, info)
     assert prepare.prepare_backbone(repository, choice) == info

@@ -284,7 +284,7 @@ def test_lite0_on_photos(flower_photos: Path, exported: Path) -> None:
     fp32 = Repository(exported).backbone_model(lite0.digest)
     files = sorted(flower_photos.glob("*/*.jpg"))
     pixels = [
-        preprocess(file.read_bytes(), lite0.preprocess) for file in files[:: len(files) // 32]
+        preprocess(file.read_bytes(), lite0.image_spec) for file in files[:: len(files) // 32]
     ]
     int8 = quantise(fp32, pixels[::2])
     assert len(int8) < 0.3 * len(fp32)

@@ -113,8 +113,8 @@ class SlowSession:
 def test_milliseconds_ignores_a_slow_run() -> None:
     """The cost of an image is that of its fastest run."""
     content = [picture("amber", 0)]
-    assert milliseconds(SlowSession(1), tiny.SPEC, content) < 15  # type: ignore[arg-type] # has all that is used of a session
-    assert milliseconds(SlowSession(3), tiny.SPEC, content) >= 20  # type: ignore[arg-type] # as above
+    assert milliseconds(SlowSession(1), tiny.SPEC, content) < 15
+    assert milliseconds(SlowSession(3), tiny.SPEC, content) >= 20
 
 
 def model_of(side: int) -> bytes:

@@ -14,6 +14,7 @@ import click
 
 from topwork import tables
 from topwork.bundle.findings import Finding
+from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.inputs.thumbnail import LARGEST, SIDE
 from topwork.printable import file_name, printable
@@ -55,6 +56,12 @@ class _OrAuto(click.ParamType[Any]):
     help="Repository in which the revision is published.",
 )
 @click.option("--classes", help="Classes to use, separated by commas. Default: all.")
+@click.option(
+    "--space",
+    default="",
+    show_default=False,
+    help="Name of what computed the embeddings, if DATA has embeddings and not the name.",
+)
 @click.option(
     "--test",
     type=LocalPath(path_type=Path),
@@ -159,6 +166,9 @@ def fit(
     and val or test, the model is trained on train only and tested on the others. Files that are
     left out are listed with the reason.
 
+    DATA may also be embeddings that you have computed: one .npz with embeddings and labels, or a
+    folder with one folder of .npy files per class.
+
     The object that --json prints has model, revision, labels, accuracy, accuracy_low,
     accuracy_high, per_class, seconds, held_out, left_out and more.
     """
@@ -214,7 +224,7 @@ def _json(result: FitResult) -> dict[str, object]:
         "ece": metrics.ece,
         "unknown_auroc": metrics.unknown.auroc if metrics.unknown else None,
         "precision": result.backbone.precision,
-        "image_size": result.backbone.preprocess.crop,
+        "image_size": result.backbone.image_spec.crop if result.backbone.has_graph else None,
         "notes": list(result.notes),
         "held_out": [_split_json(split) for split in result.held_out],
         "left_out": [group.json() for group in result.left_out],
@@ -273,14 +283,19 @@ def _show(console: Console, result: FitResult) -> None:
         f"95 % interval {metrics.accuracy_low:.3f} to {metrics.accuracy_high:.3f} "
         f"({metrics.folds}-fold, {metrics.images} images), calibration error {metrics.ece:.3f}"
         f"{unknown}\n"
-        f"{result.backbone.name} at {result.backbone.preprocess.crop}, "
-        f"{result.backbone.precision}; {chosen.kind} on {chosen.normalisation}, strength "
+        f"{_input(result.backbone)}; {chosen.kind} on {chosen.normalisation}, strength "
         f"{chosen.strength:g}; seed {manifest.seed}, data {manifest.data_digest[:12]}\n"
         f"{seconds}\nreport: {file_name(result.report)}",
         highlight=False,
         soft_wrap=True,
         markup=False,
     )
+
+
+def _input(backbone: BackboneInfo) -> str:
+    if not backbone.has_graph:
+        return f"embeddings of the space {backbone.name}, {backbone.width} numbers"
+    return f"{backbone.name} at {backbone.image_spec.crop}, {backbone.precision}"
 
 
 def _count(findings: Sequence[Finding]) -> str:

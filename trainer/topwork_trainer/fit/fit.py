@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from topwork.bundle.findings import Finding
+from topwork.bundle.findings import Finding, skipped_image
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.signing.signatures import SigningFiles
+from topwork.bundle.spaces import put_space
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
+from topwork.inputs.data.vectors import is_vectors
+from topwork.inputs.embeddings import EmbeddingSpec
 from topwork.inputs.folders import LeftOut
 from topwork.inputs.thumbnail import SIDE
 from topwork.learning.audit import audit_exemplars
+from topwork.printable import file_name
 from topwork.report.content import Making, RankedBackbone
 from topwork.report.formatting import several
 from topwork.runtime.cores import available_cores
@@ -35,6 +39,8 @@ from topwork_trainer.backbones.plans import AUTO_POOL
 from topwork_trainer.backbones.prepare import find_imported, find_own_weights, prepare_backbone
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import add_test_set, scan
+from topwork_trainer.data.photos import Photos
+from topwork_trainer.data.vectors import scan_vectors
 from topwork_trainer.finetuning.settings import FinetuneConfig
 from topwork_trainer.fit.attempts import Attempt, Attempts, OnStageProgress
 from topwork_trainer.fit.evaluation_gate import JudgedFit
@@ -55,6 +61,8 @@ class FitConfig:
     model: str
     repository: Path
     classes: Sequence[str] | None = None
+    space: str = ""
+    """Name of what computed the embeddings, if ``data`` has such; empty: that of the file."""
     test: Path | None = None
     """Test set, in any layout of ``data``, on which the published model is evaluated."""
     backbone: str = backbones.DEFAULT
@@ -113,14 +121,13 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
     the published revision.
     """
     check_model(config.model)
-    photos = scan(config.data, classes=config.classes)
-    if config.test is not None:
-        photos = add_test_set(photos, config.test)
+    photos, space = _scan(config)
     signing = SigningFiles(signing_key=config.signing_key).read(publishes=True)
     repository = Repository(config.repository, signing)
     repository.check_not_deleted(config.model)
     watch = _Stopwatch(on_progress)
-    with EmbeddingCache(config.cache) if config.cache else contextlib.nullcontext() as cache:
+    directory = config.cache if space is None else None  # there is nothing to compute
+    with EmbeddingCache(directory) if directory else contextlib.nullcontext() as cache:
         attempts = Attempts(
             repository=repository,
             sources=photos.train,
@@ -128,28 +135,24 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
             seed=config.seed,
             cores=available_cores(),
             cache=cache,
-            exports=Exports(config.cache) if config.cache else None,
+            exports=Exports(directory) if directory else None,
             preview_pixels=config.preview_pixels,
             on_progress=watch,
         )
-        choice, ranked = _choose(config, attempts)
-        watch("backbone", 0, 0)
-        if config.finetuning.unfreeze != "none":
-            if find_imported(repository, choice):
-                raise InvalidInput(
-                    f"{choice.name!r} was added from an ONNX file, which cannot be fine-tuned",
-                    field="unfreeze",
-                )
-            if added := find_own_weights(repository, choice):
-                raise InvalidInput(
-                    f"{str(choice)!r} was added with the weights in {added.source}: pass --weights"
-                    " to fine-tune them",
-                    field="unfreeze",
-                )
-        attempt = attempts.attempt(prepare_backbone(repository, choice, attempts.exports))
-        files = audit_files(photos, attempt.skipped, attempt.backbone.preprocess)
-        images = audit_exemplars(attempt.exemplars, attempt.learned.judged, seed=config.seed)
-        findings = [*files, *images]
+        ranked: Sequence[RankedBackbone] = ()
+        if space is not None:
+            choice, info = None, put_space(repository, space)
+        else:
+            choice, ranked = _choose(config, attempts)
+            watch("backbone", 0, 0)
+            if config.finetuning.unfreeze != "none":
+                _check_tunable(repository, choice)
+            info = prepare_backbone(repository, choice, attempts.exports)
+        attempt = attempts.attempt(info)
+        findings = [
+            *_audit(photos, attempt),
+            *audit_exemplars(attempt.exemplars, attempt.learned.judged, seed=config.seed),
+        ]
         if config.strict:
             require_clean(findings)
         notes = [*photos.notes, *([explain(ranked)] if ranked else [])]
@@ -158,7 +161,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
             dropped = several(len(attempts.dropped), "photo")
             notes.append(f"Left out: {dropped} whose label is suspected")
         checkpoints = config.repository / "checkpoints" / config.model
-        if config.finetuning.unfreeze != "none":
+        if choice is not None and config.finetuning.unfreeze != "none":
             attempt = _finetune(config, attempts, attempt, choice, checkpoints, notes)
         gate = None
         if config.precision != "fp32":
@@ -208,6 +211,58 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         report=repository.report_file(manifest),
         seconds=watch.seconds(),
     )
+
+
+def _scan(config: FitConfig) -> tuple[Photos, EmbeddingSpec | None]:
+    """Return the data to train on, and the space if they are embeddings. Raises InvalidInput."""
+    if is_vectors(config.data):
+        _check_vectors(config)
+        return scan_vectors(config.data, space=config.space, classes=config.classes)
+    if config.space:
+        raise InvalidInput("--space needs embeddings, .npy or .npz", field="space")
+    photos = scan(config.data, classes=config.classes)
+    return photos if config.test is None else add_test_set(photos, config.test), None
+
+
+def _audit(photos: Photos, attempt: Attempt) -> list[Finding]:
+    """Return the findings about files, or about embeddings that cannot be used."""
+    if attempt.backbone.has_graph:
+        return audit_files(photos, attempt.skipped, attempt.backbone.image_spec)
+    return [
+        skipped_image(each.name, each.label, reason=each.reason, message=each.message)
+        for each in attempt.skipped
+    ]
+
+
+def _check_vectors(config: FitConfig) -> None:
+    """Raise InvalidInput for settings that need photos."""
+    default = FitConfig(data=config.data, model=config.model, repository=config.repository)
+    for name in (
+        *("test", "backbone", "weights", "image_size", "views", "finetuning", "precision"),
+        "preview_pixels",
+    ):
+        if getattr(config, name) != getattr(default, name):
+            field = "unfreeze" if name == "finetuning" else name
+            raise InvalidInput(
+                f"--{field.replace('_', '-')} needs photos, and {file_name(config.data)} has "
+                "embeddings",
+                field=field,
+            )
+
+
+def _check_tunable(repository: Repository, choice: BackboneChoice) -> None:
+    """Raise InvalidInput if a backbone cannot be fine-tuned."""
+    if find_imported(repository, choice):
+        raise InvalidInput(
+            f"{choice.name!r} was added from an ONNX file, which cannot be fine-tuned",
+            field="unfreeze",
+        )
+    if added := find_own_weights(repository, choice):
+        raise InvalidInput(
+            f"{str(choice)!r} was added with the weights in {added.source}: pass --weights"
+            " to fine-tune them",
+            field="unfreeze",
+        )
 
 
 def _choose(

@@ -798,8 +798,10 @@ def test_models_and_describe_print_the_same_object(topwork: Command) -> None:
         "metrics",
         "limits",
         "draft",
+        "input_kind",
     }
     assert (listed["revision"], listed["labels"]) == (1, LABELS)
+    assert listed["input_kind"] == "image"
     assert set(listed["metrics"]) == METRICS
     assert listed["limits"]["max_images_per_request"] == 16
 

@@ -28,8 +28,8 @@ demo: $(INSTALLED)  ## Train, serve and add a class; DATA=/path/to/folders NEW=c
 
 # Compiled once, and not in each of hundreds of processes, whatever the environment says.
 test test-fast: export PYTHONDONTWRITEBYTECODE :=
-test: $(INSTALLED)  ## Run all tests, on all cores; two processes more, for many tests wait for a server
-	$(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 2))
+test: $(INSTALLED)  ## Run all tests, on all cores; one process more, for many tests wait for a server
+	$(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 
 test-fast: $(INSTALLED)  ## Run unit tests without torch and server processes
 	$(BIN)/python -m pytest --numprocesses auto -m 'not slow' --ignore tests/unit/trainer tests/unit

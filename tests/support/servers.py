@@ -288,11 +288,7 @@ def main() -> None:
         }
     )
     process.configure()
-    # Not at the top: workers, which import this module, need none of them.
-    from topwork.changes import database
-    from topwork.rpc import server
-
-    database.POLL_SECONDS = 0.25  # many idle workers poll while tests run
+    from topwork.rpc import server  # not at the top: workers, which import this module, need none
 
     logs.configure(config.log_format)
     logs.capture(config.log_format)

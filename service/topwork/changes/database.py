@@ -28,8 +28,11 @@ QUEUE = "changes"
 WORKER_CONCURRENCY = 2
 """Raising it lets a worker change more models at a time, which takes more memory."""
 
-POLL_SECONDS = 0.09
-"""Raising it delays the start of operations, but polls the queue less often."""
+POLL_SECONDS = 0.2
+"""Raising it delays the start of operations, but polls the queue less often.
+
+A poll takes 7 ms of a core: with 0.09 s an idle worker took 8 % of a core, with 0.2 s it takes 4.
+"""
 
 MADE = ".made"
 """Suffix of the marker beside a SQLite file: if the file is missing, it was lost."""

@@ -27,7 +27,7 @@ from topwork.changes.rows import OperationState
 from topwork.errors import Unavailable
 from topwork.runtime.supervisor import GAVE_UP
 
-MODELS = ("colours", "hues", "shades", "tones")
+MODELS = ("colours", "hues", "shades")
 EACH = 4
 
 WORKER = (

@@ -58,7 +58,7 @@ GATEWAY = b"TOPWORK_PROCESS=topwork-gateway"
 ENCODER = b"TOPWORK_PROCESS=topwork-encoder-"
 """In the environments of these processes only."""
 
-TIMEOUT = 120.0
+TIMEOUT = 240.0
 """Timeout of all waits in seconds, much longer than a working server needs."""
 
 

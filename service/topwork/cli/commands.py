@@ -11,7 +11,7 @@ SECTIONS = {
     "Query a server": {
         "classify": Lazy(
             "topwork.cli.classify:classify",
-            "Classify IMAGES (files or folders).",
+            "Classify IMAGES (files or folders; for a model of embeddings files .npy or .npz).",
             "topwork classify --model flowers photo.jpg more-photos/",
         ),
         "evaluate": Lazy(

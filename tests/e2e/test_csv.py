@@ -24,7 +24,7 @@ process.stdout.write(csv(JSON.parse(process.argv[2])));
 def written(rows: Sequence[Sequence[object]]) -> list[list[str]]:
     """Return what a reader of CSV finds in the file that the console makes of rows."""
     done = subprocess.run(
-        ["node", "--input-type=module", "-e", SCRIPT, MODULE.as_uri(), json.dumps(rows)],  # noqa: S607
+        ["node", "--input-type=module", "-e", SCRIPT, MODULE.as_uri(), json.dumps(rows)],  # noqa: S607  # of PATH
         capture_output=True,
         timeout=30,
         check=True,

@@ -262,7 +262,7 @@ def post(server: Running, path: str, body: dict[str, Any]) -> dict[str, Any]:
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request) as response:  # noqa: S310
+    with urllib.request.urlopen(request) as response:  # noqa: S310  # http of this host
         answer: dict[str, Any] = json.load(response)
     return answer
 

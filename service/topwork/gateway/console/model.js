@@ -98,8 +98,8 @@ function labels({ model, signal, reload, line, report }) {
       const options = { validateOnly, expectedRevision: model.servingRevision?.revision ?? "0" };
       const operation = await bar.follow(await post(`/v1/${model.name}:${method}`, { ...tree, options }, signal), signal);
       outcome.replaceChildren(el("h2", {}, validateOnly ? "Verdict of the check" : "Result"), ...verdict(operation));
-      outcome.hidden = false;
-      model = await reload();
+      // The verdict appears with the labels that it leads to, or with the error of reading them.
+      model = await reload().finally(() => { outcome.hidden = false; });
       show();
       outcome.focus();
     } catch (error) {

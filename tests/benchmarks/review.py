@@ -12,7 +12,8 @@ the labels that each needs for accuracies between those of the first and the las
 class in the first group (purity), and the share of the new class's photos that it has.
 
 ``throughput``: a server process classifies a folder of photos in turns with the policy off and on,
-with a daily budget that the photos use up. Prints the ratio of the images a second.
+with a daily budget that the photos use up. Prints the ratio of the images a second. The photos must
+be others than those of the model, which the queue leaves out.
 """
 
 from __future__ import annotations

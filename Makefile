@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TARGET := serve
 IMAGE := topwork:$(TARGET)
 
-.PHONY: install demo test test-fast tritonclient lint format proto released bench image image-base image-test soak fuzz mutate audit sbom soak-edge clean
+.PHONY: install demo test test-fast tritonclient lint lint-types lint-style format proto released bench image image-base image-test soak fuzz mutate audit sbom soak-edge clean
 
 install: $(INSTALLED)  ## Create .venv with all dependencies; TORCH_INDEX=URL of an index with CPU builds of torch
 
@@ -43,10 +43,14 @@ test-fast: $(INSTALLED)  ## Run unit tests without torch and server processes
 tritonclient: $(INSTALLED) .venv-tritonclient/installed  ## Test with NVIDIA's client, in an environment of its own
 	$(BIN)/python -m pytest tests/integration/test_tritonclient.py
 
-lint: $(INSTALLED)  ## Check style, types, import rules and the contract
+lint: lint-types lint-style  ## Check style, types, import rules and the contract; with --jobs 2 on two cores
+
+lint-types: $(INSTALLED)
+	$(BIN)/mypy
+
+lint-style: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
 

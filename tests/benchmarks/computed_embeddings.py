@@ -107,7 +107,10 @@ def wire(root: Path, width: int, seconds: float) -> tuple[float, float]:
 
     made = embeddings_repository(root, width)
     row = np.random.default_rng(1).normal(size=(1, width)).astype(np.float32)
-    with servers.running(made.root, worker=False) as server, Client(server.address) as client:
+    with (
+        servers.running(made.root, worker=False, forked=False) as server,
+        Client(server.address) as client,
+    ):
         client.classify("points", row)
         before, calls, end = cpu_seconds(server.process.pid), 0, time.perf_counter() + seconds
         while time.perf_counter() < end:

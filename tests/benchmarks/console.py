@@ -57,7 +57,7 @@ def measure(arguments: argparse.Namespace, root: Path) -> None:
     )  # fmt: skip
     browsers.install(root, browsers.PLAYWRIGHT, "axe-core@4.14.1")
     cores = available_cores()
-    with servers.running(repository, http_port="127.0.0.1:0", cores=cores) as server:
+    with servers.running(repository, http_port="127.0.0.1:0", cores=cores, forked=False) as server:
         url = f"http://{server.http}/"
         print(f"{cores} cores, load {os.getloadavg()[0]:.2f}")
         found = browsers.drive(DRIVER, root, url, MODEL, json.dumps(dropped))

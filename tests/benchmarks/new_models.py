@@ -73,7 +73,10 @@ def main() -> None:
         repository = Repository(Path(directory) / "repository")
         model = tiny.backbone_model()
         repository.put_backbone(model, tiny.backbone_info(model))
-        with servers.running(repository.root) as server, Client(server.address) as client:
+        with (
+            servers.running(repository.root, forked=False) as server,
+            Client(server.address) as client,
+        ):
             recipe = {"head": "logistic", "normalisation": "sqrt_l2"}
             names = [f"learnt-{number}" for number in range(options.learnt)]
             for name in names:

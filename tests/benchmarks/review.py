@@ -124,7 +124,10 @@ def throughput(arguments: argparse.Namespace) -> None:
     with TemporaryDirectory() as directory:
         repository = Path(directory) / "repository"
         shutil.copytree(arguments.repository, repository)
-        with servers.running(repository, worker=False) as server, Client(server.address) as client:
+        with (
+            servers.running(repository, worker=False, forked=False) as server,
+            Client(server.address) as client,
+        ):
             _rate(client, arguments.model, list(islice(stream, arguments.images)))
             for _ in range(arguments.turns):
                 for enabled in (False, True):

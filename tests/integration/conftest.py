@@ -33,7 +33,9 @@ LIMITS = {
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Yield a server with a worker; no test changes its model ``colours``."""
     repository = tiny.repository(tmp_path_factory.mktemp("server") / "repository")
-    with servers.running(repository.root, limits=LIMITS, http_port="127.0.0.1:0") as started:
+    with servers.running(
+        repository.root, limits=LIMITS, http_port="127.0.0.1:0", forked=False
+    ) as started:
         yield started
 
 

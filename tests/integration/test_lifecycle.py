@@ -232,7 +232,7 @@ def test_health_follows_the_worker(colours: Repository) -> None:
     status = health_pb2.HealthCheckResponse
     classifies, models, review, operations, infers = SERVICES
     with (
-        servers.running(colours.root) as server,
+        servers.running(colours.root, forked=False) as server,
         grpc.insecure_channel(server.address) as channel,
         Client(server.address) as client,
     ):
@@ -443,7 +443,7 @@ def test_every_line_of_a_json_log_is_json(colours: Repository) -> None:
 
 def test_a_crash_logs_python_stacks(colours: Repository) -> None:
     """A fatal signal in the worker or server logs the Python stacks of its threads."""
-    with servers.running(colours.root) as server:
+    with servers.running(colours.root, forked=False) as server:
         os.kill(server.worker(), signal.SIGSEGV)
         assert server.log_entry("worker died")["exit_code"] == -signal.SIGSEGV
         servers.eventually(lambda: "Fatal Python error: Segmentation fault" in server.log)

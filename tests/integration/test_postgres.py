@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 from dbos import DBOSClient, DBOSPortableJSONSerializer, WorkflowStatus
 from support import postgres, servers, tiny
+from support.deaths import DEATHS
 from support.postgres import Postgres
-from support.servers import DEATHS, Running, eventually
+from support.servers import Running, eventually
 
 from topwork import CallFailed, Client
 from topwork.bundle.store import Repository
@@ -31,9 +32,9 @@ MODELS = ("colours", "hues", "shades")
 EACH = 4
 
 WORKER = (
-    "import sys; from support import servers; from topwork.cli.serve import worker;"
-    "servers.arrange_deaths();"
-    "servers.note_calls('topwork.changes.retrain:learn', sys.argv.pop(1)); worker()"
+    "import sys; from support import deaths; from topwork.cli.serve import worker;"
+    "deaths.arrange();"
+    "deaths.note_calls('topwork.changes.retrain:learn', sys.argv.pop(1)); worker()"
 )
 SOLVED = "solved"
 """File in the repository with the worker's process id for each solved head."""

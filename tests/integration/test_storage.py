@@ -131,12 +131,12 @@ def test_an_operation_waits_until_a_full_disk_has_space(what: str, disk: Path) -
     running = servers.running(repository.root, worker=False, limits=TO_THE_LAST_BYTE)
     with running as first, Client(first.address) as client:
         accepted = client.add_class("colours", "violet", VIOLETS)
-    server = Running(servers.command(repository.root), repository.root)
+    server = Running(servers.command(repository.root), repository.root, forked=True)
     try:
         with Client(server.address) as client:
             with FULL[what](disk):
                 server.close()
-                server = Running(servers.command(repository.root), repository.root)
+                server = Running(servers.command(repository.root), repository.root, forked=True)
                 died = server.log_entry("worker died")
                 assert died["exit_code"] == GAVE_UP
                 why = server.log_entry("worker gives up")["error"]
@@ -178,7 +178,7 @@ def test_changes_fail_while_the_repository_is_read_only(colours: Repository) -> 
 def test_a_server_starts_on_a_read_only_repository(colours: Repository) -> None:
     """The server serves and refuses changes; once the repository is writable they succeed."""
     with disks.read_only(colours.root):
-        server = Running(servers.command(colours.root), colours.root)
+        server = Running(servers.command(colours.root), colours.root, forked=True)
         try:
             with Client(server.address) as client:
                 assert serves(client, 1)
@@ -221,7 +221,7 @@ def test_a_lost_database_is_not_replaced(harm: str, why: str, colours: Repositor
         database.write_bytes(harms[harm])
     uploaded = colours.stored("images").keys()
     stored.grow_old(colours)
-    server = Running(servers.command(colours.root), colours.root)
+    server = Running(servers.command(colours.root), colours.root, forked=True)
     try:
         with Client(server.address) as client:
             assert serves(client, 1)

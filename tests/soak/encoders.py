@@ -54,7 +54,9 @@ def main(seconds: float, pause: float, clients: int, images: int) -> None:
     """Exit with 1 if an answer was wrong, or a call failed."""
     with tempfile.TemporaryDirectory() as directory:
         repository = tiny.repository(Path(directory) / "repository")
-        with servers.running(repository.root, worker=False, cores=os.cpu_count() or 1) as server:
+        with servers.running(
+            repository.root, worker=False, forked=False, cores=os.cpu_count() or 1
+        ) as server:
             counts = load(server, seconds=seconds, pause=pause, clients=clients, images=images)
     milliseconds = [1e3 * float(np.percentile(counts.seconds, rank)) for rank in (50, 99, 100)]
     click.echo(

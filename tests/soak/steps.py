@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from support.servers import wrap
+from support.deaths import wrap
 
 Process = Literal["server", "worker"]
 

@@ -7,10 +7,8 @@ limits, no worker, or a worker that dies at given calls.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
-import pkgutil
 import signal
 import subprocess
 import sys
@@ -25,6 +23,8 @@ import grpc
 from google.longrunning import operations_pb2
 from google.rpc import error_details_pb2
 
+from support.deaths import DEATHS, arrange
+from support.forks import ForkedProcess
 from topwork import CallFailed
 from topwork.client import calls
 from topwork.config import ServeConfig
@@ -52,7 +52,6 @@ PATHS = {
     "gateway_key",
 }
 """Settings that are paths."""
-DEATHS = "TOPWORK_TEST_DEATHS"
 WORKER = b"TOPWORK_PROCESS=topwork-worker"
 GATEWAY = b"TOPWORK_PROCESS=topwork-gateway"
 ENCODER = b"TOPWORK_PROCESS=topwork-encoder-"
@@ -66,7 +65,12 @@ class Running:
     """A server process and its log, read as it is written."""
 
     def __init__(
-        self, command: list[str], repository: Path, environment: Mapping[str, str] | None = None
+        self,
+        command: list[str],
+        repository: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        forked: bool = False,
     ) -> None:
         self.repository = repository
         self._changed = threading.Condition()
@@ -74,12 +78,17 @@ class Running:
         self._text: list[str] = []
         self._ended = False
         path = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), **(environment or {})},
+        complete = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **(environment or {})}
+        self.process = (
+            ForkedProcess(command, complete)
+            if forked
+            else subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=complete,
+            )
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -167,13 +176,15 @@ def running(
     *,
     limits: dict[str, int] | None = None,
     worker: bool = True,
+    forked: bool = True,
     deaths: Sequence[str] = (),
     **settings: Any,
 ) -> Iterator[Running]:
     """Run a server on a free port of the loopback; yield it when it and its worker are ready.
 
-    Without a ``worker`` operations are accepted and wait. The worker dies once right after its
-    first call of each of ``deaths``, such as ``topwork.bundle.store:Repository.publish``, or
+    It is ``forked``, unless the test needs the ids of its children. Without a ``worker`` operations
+    are accepted and wait. The worker dies once right after its first call of each of ``deaths``,
+    such as ``topwork.bundle.store:Repository.publish``, or
     ``topwork.changes.worker:DBOS.set_event=result`` for a call with the argument "result".
     ``settings`` are fields of ServeConfig.
     """
@@ -187,6 +198,7 @@ def running(
         [sys.executable, "-m", "support.servers", json.dumps(config)],
         repository,
         {DEATHS: json.dumps([str(repository), *deaths])},
+        forked=forked,
     )
     try:
         started.log_entry("ready")
@@ -295,51 +307,7 @@ def main() -> None:
     server.run(config)
 
 
-def arrange_deaths() -> None:
-    """Make this process die right after the calls that a test named, once each per repository."""
-    repository, *deaths = json.loads(os.environ.get(DEATHS, '[""]'))
-    for number, death in enumerate(deaths):
-        target, _, argument = death.partition("=")
-        marker = Path(repository) / f"death-{number}"
-        wrap(target, functools.partial(_dying, argument=argument, marker=marker))
-
-
-def wrap(target: str, wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace a function or method, such as ``module:class.method``, by its wrapper."""
-    module, _, path = target.partition(":")
-    owner_path, _, name = path.rpartition(".")
-    owner = pkgutil.resolve_name(f"{module}:{owner_path}" if owner_path else module)
-    setattr(owner, name, wrapped(getattr(owner, name)))
-
-
-def note_calls(target: str, notes: str) -> None:
-    """Make this process append its id to the file ``notes`` at each call."""
-
-    def noting(call: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(call)
-        def called(*args: Any, **kwargs: Any) -> Any:
-            with Path(notes).open("a") as file:
-                file.write(f"{os.getpid()}\n")
-            return call(*args, **kwargs)
-
-        return called
-
-    wrap(target, noting)
-
-
-def _dying(call: Callable[..., Any], argument: str, marker: Path) -> Callable[..., Any]:
-    @functools.wraps(call)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        result = call(*args, **kwargs)
-        if not marker.exists() and (not argument or argument in args):
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    return called
-
-
 if __name__ == "__main__":
     main()
 elif __name__ == "__mp_main__":  # in a worker: multiprocessing imports its parent's main module
-    arrange_deaths()
+    arrange()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 from collections.abc import Coroutine
@@ -52,5 +53,6 @@ def run_alone(config: GatewayConfig) -> None:
 
 
 def _run(serving: Coroutine[Any, Any, None]) -> None:
+    gc.freeze()  # modules stay: the collections while it answers need not look at them
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serving)

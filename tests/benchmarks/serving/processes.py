@@ -20,7 +20,7 @@ class Processes:
 
     def cpu_seconds(self) -> float:
         """Return the CPU time used so far."""
-        return sum(_cpu_seconds(pid) for pid in self._pids)
+        return sum(cpu_seconds(pid) for pid in self._pids)
 
     def memory_mib(self) -> float:
         """Return the memory as PSS, which counts shared pages once."""
@@ -54,7 +54,8 @@ def _tree(root: int, without: bytes | None) -> list[int]:
     return pids
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used so far."""
     fields = _stat(pid)
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

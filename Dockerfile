@@ -24,13 +24,16 @@ ENV PIP_CONFIG_FILE=/run/secrets/pip.conf \
     PIP_QUIET=1
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
+# Further extras of the servers' images, such as "text".
+ARG EXTRAS=
 # The sources are copied later, so that installed packages stay cached until one of these files changes.
-RUN python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+RUN python3 -c 'import os, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
         extras = project["optional-dependencies"]; \
+        wanted = [line for name in os.environ.get("EXTRAS", "").split() for line in extras[name]]; \
         [open(f"{name}.txt", "w").write("\n".join( \
             [*project["dependencies"], *extras["serve"], *extras["http"], *extras[name], *more] \
          ).replace("topwork[serve]\n", "")) for name, more in \
-            (("cpu", []), ("cuda", []), ("train", extras["parquet"]))]' \
+            (("cpu", wanted), ("cuda", wanted), ("train", extras["parquet"] + extras["text"]))]' \
     && python3 -m venv --without-pip /opt/topwork
 
 

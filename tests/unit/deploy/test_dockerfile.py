@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -30,6 +31,17 @@ def test_variables_are_options() -> None:
     assert VARIABLES.keys() <= options
 
 
+def requirements(directory: Path, environment: str, **arguments: str) -> set[str]:
+    """Return the packages of an environment in a build with these arguments."""
+    (directory / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    (program,) = re.findall(r"RUN python3 -c '(.*?)'", TEXT.replace("\\\n", ""))
+    subprocess.run(
+        [sys.executable, "-c", program], cwd=directory, check=True, env={**os.environ, **arguments}
+    )
+    listed = (directory / f"{environment}.txt").read_text()
+    return set(re.findall(r"^[\w-]+", listed, re.MULTILINE))
+
+
 @pytest.mark.parametrize(
     ("environment", "backend"), [("cpu", "onnxruntime"), ("cuda", "onnxruntime-gpu")]
 )
@@ -37,12 +49,16 @@ def test_requirements_of_the_environment_are_those_of_the_extra(
     tmp_path: Path, environment: str, backend: str
 ) -> None:
     """The list for pip has all packages of the extra, without topwork itself."""
-    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    (program,) = re.findall(r"RUN python3 -c '(.*?)'", TEXT.replace("\\\n", ""))
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    names = re.findall(r"^[\w-]+", (tmp_path / f"{environment}.txt").read_text(), re.MULTILINE)
-    assert {"grpcio", "dbos", "numpy", backend} <= set(names)
+    names = requirements(tmp_path, environment)
+    assert {"grpcio", "dbos", "numpy", backend} <= names
     assert "topwork" not in names
+    assert "tokenizers" not in names
+
+
+def test_an_image_may_have_further_extras(tmp_path: Path) -> None:
+    """The build argument EXTRAS adds their packages."""
+    names = requirements(tmp_path, "cpu", EXTRAS="text signing")
+    assert {"tokenizers", "cryptography", "onnxruntime"} <= names
 
 
 def test_health_check_uses_the_health_port() -> None:

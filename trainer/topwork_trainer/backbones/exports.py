@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -68,6 +69,18 @@ class Exports:
             self._trim()
         except OSError as error:
             _LOG.warning("continuing without %s: %s", path, error)
+
+    @contextlib.contextmanager
+    def exporting(self) -> Iterator[None]:
+        """Wait for other processes that export: each takes all cores, and may store what is wanted.
+
+        Does not wait where the directory cannot be written.
+        """
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):
+                self._directory.mkdir(parents=True, exist_ok=True)
+                held.enter_context(files.locked(self._directory / ".lock"))
+            yield
 
     def _path(self, identity: str, weights: str) -> Path:
         key = json.dumps([self._software, identity, weights])

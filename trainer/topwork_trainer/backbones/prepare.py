@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 from topwork.bundle.files import sha256
@@ -48,17 +49,18 @@ def prepare_backbone(
             field="backbone",
         ) from error
     torch.set_num_threads(available_cores())  # torch's default is the host's number
-    backbone = backbones.load(choice)
-    # The identity has no size if the choice's is the backbone's own, which only torch knows.
-    if stored := _stored(repository, backbone.identity):
-        return stored
-    weights = "" if choice.pins_weights else backbone.weights_sha256
-    if cached := exports.find(backbone.identity, weights) if exports else None:
-        return repository.put_backbone(*cached)
-    info = store(repository, backbone)
-    if exports is not None:
-        exports.put(repository.backbone_model(info.digest), info, weights)
-    return info
+    with exports.exporting() if exports else contextlib.nullcontext():
+        backbone = backbones.load(choice)
+        # The identity has no size if the choice's is the backbone's own, which only torch knows.
+        if stored := _stored(repository, backbone.identity):
+            return stored
+        weights = "" if choice.pins_weights else backbone.weights_sha256
+        if cached := exports.find(backbone.identity, weights) if exports else None:
+            return repository.put_backbone(*cached)
+        info = store(repository, backbone)
+        if exports is not None:
+            exports.put(repository.backbone_model(info.digest), info, weights)
+        return info
 
 
 def find_imported(repository: Repository, choice: BackboneChoice) -> BackboneInfo | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -118,6 +120,28 @@ def test_a_second_repository_needs_no_export(
     assert repository.backbone_model(INFO.digest) == MODEL
     with pytest.raises(AssertionError, match="unexpected export"):
         prepare_backbone(Repository(tmp_path / "other"), BackboneChoice(name=DEFAULT))
+
+
+def test_fits_at_a_time_export_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that begins during another's export waits for it and takes its result."""
+    choice, stored = BackboneChoice(name="resnet18"), []
+
+    def store(repository: Repository, _: object) -> BackboneInfo:
+        stored.append(repository)
+        time.sleep(0.2)  # the others come meanwhile
+        return repository.put_backbone(MODEL, replace(INFO, identity=choice.identity()))
+
+    loaded = SimpleNamespace(identity=choice.identity(), weights_sha256="a")
+    monkeypatch.setattr(prepare, "store", store)
+    monkeypatch.setattr(backbones, "load", lambda _: loaded)
+
+    def run(number: int) -> str:
+        repository = Repository(tmp_path / str(number))
+        return prepare_backbone(repository, choice, Exports(tmp_path)).digest
+
+    with ThreadPoolExecutor() as pool:
+        assert set(pool.map(run, range(3))) == {INFO.digest}
+    assert len(stored) == 1
 
 
 def test_key_has_weights_that_the_identity_does_not_have(

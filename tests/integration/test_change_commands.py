@@ -12,6 +12,7 @@ from support.pictures import pictures
 from support.servers import AddClass, Command, Running
 
 from topwork import Client
+from topwork.bundle.store import Repository
 
 LABELS = ["amber", "blue", "crimson", "green"]
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
@@ -175,6 +176,21 @@ def test_pin_revision(topwork: Command, client: Client, model: str) -> None:
     status, output, _ = topwork("pin-revision", *options, "--unpin")
     assert (status, row(output)["pinned"]) == (0, [])
     assert not client.model(model).pinned_revisions
+
+
+def test_report(topwork: Command, server: Running, model: str, tmp_path: Path) -> None:
+    """`report` writes the page that the fit wrote; a revision that is not there is an error."""
+    out = tmp_path / "report.html"
+    status, _, errors = topwork("report", model, "--out", str(out))
+    assert (status, errors) == (0, f"report of revision 1 of {model} in {out}\n")
+    stored = Repository(server.repository)
+    assert out.read_bytes() == stored.report(stored.manifest(model, 1))
+    status, _, errors = topwork("report", model, "--revision", "7", "--out", str(out))
+    assert status == 1
+    assert "there is no revision" in errors
+    status, _, errors = topwork("report", model, "--out", str(tmp_path / "none" / "report.html"))
+    assert status == 1
+    assert "there is no folder" in errors
 
 
 def test_history(topwork: Command, client: Client, add_class: AddClass, model: str) -> None:

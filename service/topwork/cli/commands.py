@@ -42,6 +42,11 @@ SECTIONS = {
             "List a model's revisions, newest first, and the times from which they served.",
             "topwork history flowers",
         ),
+        "report": Lazy(
+            "topwork.cli.report:report",
+            "Write the report of MODEL's revision, one HTML page, to a file.",
+            "topwork report flowers --out report.html",
+        ),
         "backbones": Lazy(
             "topwork.cli.lifecycle:backbones",
             "List the backbones that `topwork create` can use.",

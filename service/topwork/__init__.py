@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from topwork.client.calls import CallFailed
     from topwork.client.credentials import Credentials
     from topwork.client.images import LabelledImage
+    from topwork.client.inputs import Embedding, Text, embeddings
     from topwork.client.outcomes import progress, rejected, result
     from topwork.client.results import (
         ClassifyResult,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         Prediction,
         StreamResult,
     )
-    from topwork.client.vectors import Embedding, embeddings
     from topwork.local import Model
     from topwork.local import open_model as open  # noqa: A004 # topwork.open
 
@@ -49,6 +49,7 @@ __all__ = [
     "Operation",
     "Prediction",
     "StreamResult",
+    "Text",
     "embeddings",
     "open",
     "progress",
@@ -62,7 +63,7 @@ _PLACES = {
     "ClassifyResult": "client.results:ClassifyResult",
     "Client": "client.blocking:Client",
     "Credentials": "client.credentials:Credentials",
-    "Embedding": "client.vectors:Embedding",
+    "Embedding": "client.inputs:Embedding",
     "EvidenceMap": "client.results:EvidenceMap",
     "ExplainResult": "client.results:ExplainResult",
     "ImageResult": "client.results:ImageResult",
@@ -72,7 +73,8 @@ _PLACES = {
     "Operation": "client.results:Operation",
     "Prediction": "client.results:Prediction",
     "StreamResult": "client.results:StreamResult",
-    "embeddings": "client.vectors:embeddings",
+    "Text": "client.inputs:Text",
+    "embeddings": "client.inputs:embeddings",
     "open": "local:open_model",
     "progress": "client.outcomes:progress",
     "rejected": "client.outcomes:rejected",

@@ -13,6 +13,8 @@ class InputLimits:
     """Length of one encoded image."""
     max_image_pixels: int = 50_000_000
     """Width times height of one image, checked before decoding."""
+    max_text_bytes: int = 256 * 2**10
+    """Length of one text in UTF-8."""
     max_display_name_length: int = 200
     """Characters of an uploaded image's name; a longer name is truncated.
 

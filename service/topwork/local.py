@@ -14,12 +14,13 @@ from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
 from topwork.bundle.store import Repository
 from topwork.client.images import ImageLike, check_several, content
+from topwork.client.inputs import Array, Text
 from topwork.client.results import ExplainResult, ImageResult
-from topwork.client.vectors import Array
 from topwork.errors import ImageError, InvalidInput
 from topwork.in_order import in_order
 from topwork.inputs.embeddings import SentEmbedding
-from topwork.inputs.kinds import array_of
+from topwork.inputs.kinds import AnyInput, array_of
+from topwork.inputs.text import SentText
 from topwork.rpc.convert.answers import to_image_result
 from topwork.rpc.convert.explanations import to_explain_response
 from topwork.runtime.cores import available_cores
@@ -118,7 +119,7 @@ class Model:
         )
         return ExplainResult.of(to_explain_response(explanation))
 
-    def _predict(self, image: bytes | SentEmbedding, top_k: int) -> ImageResult:
+    def _predict(self, image: AnyInput, top_k: int) -> ImageResult:
         try:
             prepared = array_of(image, self._backbone.info.preprocess, model=self.name)
         except ImageError as error:
@@ -128,11 +129,13 @@ class Model:
         return ImageResult.of(to_image_result(answer))
 
 
-def _given(image: ImageLike) -> bytes | SentEmbedding:
-    """Return an image's bytes, or an embedding. Raises OSError, TypeError."""
+def _given(image: ImageLike) -> AnyInput:
+    """Return the input as a server would get it. Raises OSError, TypeError."""
     found = content(image)
     if isinstance(found, bytes):
         return found
+    if isinstance(found, Text):
+        return SentText(found.data)
     return SentEmbedding(np.frombuffer(found.values, dtype=np.float32), found.space)
 
 

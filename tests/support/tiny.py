@@ -106,7 +106,7 @@ def quantised_info(model: bytes) -> BackboneInfo:
         backbone_info(model),
         precision="int8",
         twin=sha256(twin),
-        expected=expect(open_session(twin, output="embedding").run, SPEC.crop),
+        expected=expect(open_session(twin, output="embedding").run, SPEC),
     )
 
 

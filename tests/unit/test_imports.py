@@ -63,6 +63,7 @@ def test_public_names_import_only_the_client() -> None:
         "Operation",
         "Prediction",
         "StreamResult",
+        "Text",
         "embeddings",
         "open",
         "progress",

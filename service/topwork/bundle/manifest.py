@@ -38,9 +38,9 @@ class ExpectedEmbeddings:
     """Embeddings of probe images on the machine that stored a backbone."""
 
     images: str
-    """Name of the probe images; see ``topwork.inputs.probe_images``."""
+    """Name of the probe inputs; see ``topwork.inputs.kinds``."""
     embeddings: bytes
-    """Little-endian float32 (N, D), a row per image."""
+    """Little-endian float32 (N, D), a row per probe input."""
 
     def rows(self, width: int) -> NDArray[np.float32]:
         """Return the embeddings (N, ``width``). Raises ValueError if there is no whole row."""

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from topwork.bundle.comparison import Gate
 from topwork.changes.jobs import ChangeKind, EvaluationJob
-from topwork.inputs.embeddings import SentEmbedding
+from topwork.inputs.kinds import AnyInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +41,11 @@ class ChangeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadedImage:
-    """An image of an upload, encoded, or an embedding."""
+    """An input of an upload, such as an encoded image."""
 
     name: str
     """May be empty."""
-    content: bytes | SentEmbedding
+    content: AnyInput
     label: str = ""
     """Its label; only for ``add_classes`` and ``evaluate``, where an unknown image has none."""
     columns: tuple[tuple[str, str], ...] = ()
@@ -54,7 +54,7 @@ class UploadedImage:
     @property
     def size(self) -> int:
         """Size in bytes."""
-        return self.content.size if isinstance(self.content, SentEmbedding) else len(self.content)
+        return len(self.content) if isinstance(self.content, bytes) else self.content.size
 
 
 UploadItem: TypeAlias = ChangeRequest | Sequence[UploadedImage]

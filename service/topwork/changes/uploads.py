@@ -20,6 +20,7 @@ from topwork.errors import Corrupt, DeadlinePassed, ImageError, InvalidInput, Un
 from topwork.inputs.embeddings import EmbeddingSpec, SentEmbedding, checked, to_content
 from topwork.inputs.kinds import check_kind, kind_given
 from topwork.inputs.spec import InputSpec
+from topwork.inputs.text import SentText
 from topwork.limits import ServerLimits
 
 SILENCE_SECONDS = 60.0
@@ -209,6 +210,8 @@ class Uploads:
                 return SkippedUpload(
                     name=name, label=image.label, reason=error.reason, message=str(error)
                 )
+        elif isinstance(content, SentText):
+            content = content.data
         if size > most:
             text = f"the image is {size} bytes; the limit is {most}"
             return SkippedUpload(

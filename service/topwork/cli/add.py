@@ -12,7 +12,7 @@ from google.longrunning import operations_pb2
 
 from topwork import Client
 from topwork.cli.follow import follow, print_result, progress_bar
-from topwork.cli.image_rows import Content, Item, to_embedding
+from topwork.cli.image_rows import Item, to_embedding
 from topwork.cli.options import (
     ServerOptions,
     change_options,
@@ -23,6 +23,7 @@ from topwork.cli.options import (
     read_photo,
     server_option,
 )
+from topwork.client.inputs import Content
 from topwork.errors import ImageError, InvalidInput
 from topwork.inputs.data.layouts import read
 from topwork.inputs.data.photos import Photo

@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 import topwork
-from topwork import Embedding, ExplainResult, tables
+from topwork import ExplainResult, tables
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.image_rows import to_embedding
 from topwork.cli.options import (
@@ -24,6 +24,7 @@ from topwork.cli.options import (
     trusted_keys_option,
     write_page,
 )
+from topwork.client.inputs import Content
 from topwork.errors import InvalidInput
 from topwork.inputs.data.vectors import only_vectors, read_vectors
 from topwork.inputs.image import upright
@@ -108,7 +109,7 @@ def explain(
         _show(file_name(image), result)
 
 
-def _read(path: Path, *, page: bool) -> bytes | Embedding:
+def _read(path: Path, *, page: bool) -> Content:
     """Return a photo, or the only embedding in a file of NumPy. Raises ImageError, InvalidInput."""
     if not only_vectors([path], field="image"):
         return read_photo(path)

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from topwork import Embedding, ImageResult, StreamResult
 from topwork.cli.options import json_output, photo_files, read_photo
+from topwork.client.inputs import Content
 from topwork.errors import ImageError
 from topwork.in_order import in_order
 from topwork.inputs.data.vectors import Vector, only_vectors, read_vectors
@@ -43,7 +44,6 @@ PATIENCE_SECONDS = 1
 
 T = TypeVar("T")
 Row = dict[str, Any]
-Content: TypeAlias = bytes | Embedding
 Classify: TypeAlias = Callable[[Iterator[Content]], Generator[StreamResult, None, None]]
 """Yields the result of each encoded image or embedding, in order."""
 Item: TypeAlias = tuple[str, Callable[[], Content]]

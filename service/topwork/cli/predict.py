@@ -10,8 +10,9 @@ import click
 import topwork
 from topwork import StreamResult
 from topwork.bundle.signing.signatures import SigningFiles
-from topwork.cli.image_rows import Content, classify_inputs, image_arguments, list_inputs
+from topwork.cli.image_rows import classify_inputs, image_arguments, list_inputs
 from topwork.cli.options import require_signed_option, trusted_keys_option
+from topwork.client.inputs import Content
 
 
 @click.command()

@@ -30,11 +30,11 @@ from topwork.client.images import (
     named,
     own_fields,
 )
+from topwork.client.inputs import Content, Embedding, Text, is_vector
 from topwork.client.results import StreamResult
 from topwork.client.server_status import ServerStatus
 from topwork.client.stream_window import StreamWindow
 from topwork.client.upload import P, UploadBatcher
-from topwork.client.vectors import Embedding, is_vector
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ async def wait_until_ready(
 
 async def contents(
     images: Iterable[ImageLike] | AsyncIterable[ImageLike],
-) -> list[bytes | Embedding]:
+) -> list[Content]:
     """See blocking_calls."""
     check_several(images)
     return [await _content(image) async for image in _each(images)]
@@ -172,9 +172,9 @@ async def stream(
     window.check_complete()
 
 
-async def _content(image: ImageLike) -> bytes | Embedding:
+async def _content(image: ImageLike) -> Content:
     """Return an image's content; a file, which may be on a network, is read in a thread."""
-    if isinstance(image, bytes | Embedding) or is_vector(image):
+    if isinstance(image, bytes | Embedding | Text) or is_vector(image):
         return content(image)
     return await asyncio.to_thread(content, image)
 

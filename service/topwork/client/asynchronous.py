@@ -15,6 +15,7 @@ from topwork.client.async_evaluations import AsyncEvaluations
 from topwork.client.async_review import AsyncReview
 from topwork.client.credentials import ANONYMOUS, Credentials, with_metadata
 from topwork.client.images import ImageLike, NamedImage, labelled
+from topwork.client.inputs import to_input
 from topwork.client.results import (
     ClassifyResult,
     ExplainResult,
@@ -23,7 +24,6 @@ from topwork.client.results import (
     StreamResult,
 )
 from topwork.client.stream_window import IMAGES_PER_MESSAGE, StreamWindow
-from topwork.client.vectors import to_input
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import classifier_service_pb2_grpc as classify_grpc

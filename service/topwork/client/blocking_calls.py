@@ -24,11 +24,11 @@ from topwork.client.images import (
     named,
     own_fields,
 )
+from topwork.client.inputs import Content
 from topwork.client.results import StreamResult
 from topwork.client.source import Source
 from topwork.client.stream_window import StreamWindow
 from topwork.client.upload import P, UploadBatcher
-from topwork.client.vectors import Embedding
 from topwork.v1 import classifier_service_pb2 as classify_pb
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ def wait_until_ready(channel: grpc.Channel, address: str, seconds: float, *, tls
         raise calls.unreachable(address, seconds, tls=tls) from None
 
 
-def contents(images: Iterable[ImageLike]) -> list[bytes | Embedding]:
+def contents(images: Iterable[ImageLike]) -> list[Content]:
     """Return the bytes of images. Raises OSError and TypeError."""
     check_several(images)
     return [content(image) for image in images]

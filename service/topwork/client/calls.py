@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from google.rpc import code_pb2, status_pb2
 
-from topwork.client.vectors import Embedding, to_input
+from topwork.client.inputs import Content, to_input
 from topwork.errors import TopworkError
 from topwork.limits import DEFAULT_LIMITS
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -72,7 +72,7 @@ class CallFailed(TopworkError):
 
 
 def classify_request(
-    model: str, images: Iterable[bytes | Embedding], revision: int, top_k: int
+    model: str, images: Iterable[Content], revision: int, top_k: int
 ) -> classify_pb.ClassifyRequest:
     """Return the request of a Classify call."""
     request = classify_pb.ClassifyRequest(model=f"models/{model}", revision=revision, top_k=top_k)
@@ -81,7 +81,7 @@ def classify_request(
     return request
 
 
-def add_input(request: classify_pb.ClassifyRequest, image: bytes | Embedding) -> None:
+def add_input(request: classify_pb.ClassifyRequest, image: Content) -> None:
     """Add an image or embedding to a request; the server refuses one that has both."""
     if isinstance(image, bytes):
         request.images.append(image)

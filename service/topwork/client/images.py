@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias, TypeGuard
 
-from topwork.client.vectors import Embedding, from_vector, is_matrix, is_vector
+from topwork.client.inputs import Content, Embedding, Text, from_vector, is_matrix, is_vector
 from topwork.printable import file_name
 
 _MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "P", "RGB", "RGBA"}
@@ -25,7 +25,7 @@ class Picture(Protocol):
         """See NumPy's array interface."""
 
 
-ImageLike: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO | Picture | Embedding
+ImageLike: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO | Picture | Embedding | Text
 """An image: its encoded bytes, the path of its file, that file, opened in binary mode, or decoded.
 
 A decoded image is sent without loss, as PNG. An array (D,) is an embedding, see ``vectors``.
@@ -75,13 +75,13 @@ def check_several(images: object) -> None:
         )
 
 
-def content(image: ImageLike) -> bytes | Embedding:
-    """Return an image's bytes, or an embedding.
+def content(image: ImageLike) -> Content:
+    """Return an image's bytes, a text or an embedding.
 
     Raises OSError, with the name of the file, TypeError for another type or array, and ImportError
     if Pillow is not installed, which encodes arrays.
     """
-    if isinstance(image, bytes | Embedding):
+    if isinstance(image, bytes | Embedding | Text):
         return image
     if is_vector(image):
         return from_vector(image)

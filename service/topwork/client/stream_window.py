@@ -11,9 +11,9 @@ from google.rpc import code_pb2, status_pb2
 
 from topwork.client import calls
 from topwork.client.calls import CallFailed
+from topwork.client.inputs import Content
 from topwork.client.results import ImageResult, StreamResult
 from topwork.client.upload import MESSAGE_BYTES
-from topwork.client.vectors import Embedding
 from topwork.errors import ImageError
 from topwork.limits import DEFAULT_LIMITS
 from topwork.v1 import classifier_service_pb2 as classify_pb
@@ -78,7 +78,7 @@ class StreamWindow:
         self._bytes = 0
         self._next = 0
 
-    def add(self, image: bytes | Embedding) -> classify_pb.StreamClassifyRequest | None:
+    def add(self, image: Content) -> classify_pb.StreamClassifyRequest | None:
         """Add an image or embedding; return the message that it completes, if any."""
         message = self._message
         if len(image) > self._max_image_bytes:
@@ -156,9 +156,7 @@ class StreamWindow:
         return request, _Message()
 
 
-def _oversized_result(
-    image: bytes | Embedding, position: int, limit: int
-) -> classify_pb.ImageResult:
+def _oversized_result(image: Content, position: int, limit: int) -> classify_pb.ImageResult:
     error = ImageError(
         f"the image is {len(image)} bytes; the limit is {limit}",
         field=f"images[{position}]",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
-from topwork.client.vectors import Embedding, to_input
+from topwork.client.inputs import Content, to_input
 from topwork.limits import DEFAULT_LIMITS
 from topwork.printable import encodable
 from topwork.v1 import change_pb2 as change_pb
@@ -30,7 +30,7 @@ class UploadBatcher(Generic[P]):
         self._make: type[P] = type(first)
         self._length = 0
 
-    def add(self, name: str, content: bytes | Embedding, **fields: Any) -> P | None:
+    def add(self, name: str, content: Content, **fields: Any) -> P | None:
         """Add an image or embedding; return the message that it no longer fits into, if any.
 
         ``fields`` are those of the image's message beside content and name.

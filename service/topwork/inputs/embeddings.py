@@ -155,11 +155,6 @@ def fingerprint(row: Float32Array) -> NDArray[np.uint8]:
     return np.packbits(np.floor(places / _CELL) % 2 == 1)
 
 
-def preview(row: Float32Array, side: int) -> bytes:  # noqa: ARG001 # what every kind has
-    """Return no bytes: an embedding has no picture."""
-    return b""
-
-
 @functools.lru_cache(maxsize=2)
 def _projections(width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return weights (256, ``width``), odd numbers within 255, and phases (256,) within two cells.

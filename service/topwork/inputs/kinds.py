@@ -1,4 +1,4 @@
-"""Kinds of inputs: all that is particular to images, or to embeddings of the client.
+"""Kinds of inputs: all that is particular to images, texts, or embeddings of the client.
 
 Learning, changes, registry and heads know embeddings alone. A kind is chosen by the spec in the
 backbone's description, so a new kind is a spec and an entry in this table.
@@ -6,20 +6,21 @@ backbone's description, so a new kind is a spec and an entry in this table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.errors import InvalidInput
-from topwork.inputs import embeddings
-from topwork.inputs.duplicates import fingerprint
+from topwork.inputs import embeddings, probe_images, text
+from topwork.inputs.duplicates import alike, fingerprint
 from topwork.inputs.embeddings import EmbeddingSpec, SentEmbedding
 from topwork.inputs.image import pixel_digest, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.inputs.spec import InputSpec
+from topwork.inputs.text import SentText, TextSpec
 from topwork.inputs.thumbnail import thumbnail
 from topwork.limits import DEFAULT_LIMITS, InputLimits
 
@@ -49,8 +50,20 @@ class InputKind(Generic[S, A]):
     """Returns a sha256 in hexadecimal, by which an exemplar is found."""
     fingerprint: Callable[[A], NDArray[np.uint8]]
     """Returns 32 bytes, which differ in few bits for near-duplicates; see ``duplicates``."""
-    preview: Callable[[A, int], bytes]
-    """Returns a JPEG file with that side in pixels; no bytes if the kind has no picture."""
+    preview: Callable[[bytes, A, int], bytes]
+    """Returns what people see of the content and its array: a JPEG file with that side in pixels,
+    or the beginning of a text; no bytes if there is nothing to see."""
+    alike: Callable[[bytes, bytes], bool] = lambda _preview, _other: True
+    """Returns whether two previews whose fingerprints are near show the same."""
+    latest_probes: str = ""
+    """Name of the probe inputs of new backbones; empty: the kind has no backbones."""
+    probes: Callable[[str, S], Sequence[A]] = lambda name, _spec: _no_probes(name)
+    """Returns made-up arrays, the same on all machines, that show whether a backbone gives the
+    embeddings of another machine. Raises KeyError for an unknown name."""
+
+
+def _no_probes(name: str) -> Sequence[Any]:
+    raise KeyError(name)
 
 
 IMAGE = InputKind(
@@ -59,7 +72,10 @@ IMAGE = InputKind(
     prepare=preprocess,
     digest=pixel_digest,
     fingerprint=fingerprint,
-    preview=thumbnail,
+    preview=lambda _content, pixels, side: thumbnail(pixels, side),
+    alike=alike,
+    latest_probes=probe_images.LATEST,
+    probes=lambda name, spec: list(probe_images.probe_images(name, spec.crop)),
 )
 
 EMBEDDING = InputKind(
@@ -68,13 +84,30 @@ EMBEDDING = InputKind(
     prepare=embeddings.prepare,
     digest=embeddings.digest,
     fingerprint=embeddings.fingerprint,
-    preview=embeddings.preview,
+    preview=lambda _content, _row, _side: b"",
 )
+
+TEXT = InputKind(
+    name="text",
+    same="same tokens",
+    prepare=text.prepare,
+    digest=text.digest,
+    fingerprint=text.fingerprint,
+    preview=lambda content, _tokens, _side: text.preview(content),
+    latest_probes=text.LATEST_PROBES,
+    probes=text.probes,
+)
+
+AnyInput: TypeAlias = bytes | SentEmbedding | SentText
+"""An input as a client sends it; bytes are an encoded image."""
 
 _KINDS: Mapping[type[InputSpec], InputKind[Any, Any]] = {
     PreprocessSpec: IMAGE,
     EmbeddingSpec: EMBEDDING,
+    TextSpec: TEXT,
 }
+
+_GIVEN: Mapping[type[object], InputKind[Any, Any]] = {SentEmbedding: EMBEDDING, SentText: TEXT}
 
 
 def kind_of(spec: S) -> InputKind[S, Any]:
@@ -82,7 +115,7 @@ def kind_of(spec: S) -> InputKind[S, Any]:
     return _KINDS[type(spec)]
 
 
-def array_of(content: bytes | SentEmbedding, spec: InputSpec, *, model: str) -> NDArray[Any]:
+def array_of(content: AnyInput, spec: InputSpec, *, model: str) -> NDArray[Any]:
     """Return the array that the backbone of a model takes.
 
     Raises ImageError, and InvalidInput if the model takes inputs of another kind.
@@ -91,13 +124,14 @@ def array_of(content: bytes | SentEmbedding, spec: InputSpec, *, model: str) -> 
     if isinstance(content, SentEmbedding):
         assert isinstance(spec, EmbeddingSpec), "check_kind refuses other models"
         return embeddings.checked(content, spec)
-    prepared: NDArray[Any] = kind_of(spec).prepare(content, spec, limits=DEFAULT_LIMITS)
+    data = content.data if isinstance(content, SentText) else content
+    prepared: NDArray[Any] = kind_of(spec).prepare(data, spec, limits=DEFAULT_LIMITS)
     return prepared
 
 
 def kind_given(content: object) -> InputKind[Any, Any]:
     """Return the kind of an input that a client has sent."""
-    return EMBEDDING if isinstance(content, SentEmbedding) else IMAGE
+    return _GIVEN.get(type(content), IMAGE)
 
 
 def check_kind(given: InputKind[Any, Any], spec: InputSpec, *, model: str, field: str) -> None:

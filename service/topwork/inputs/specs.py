@@ -9,11 +9,16 @@ import msgspec
 from topwork.inputs.embeddings import EmbeddingSpec
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.inputs.spec import InputSpec
+from topwork.inputs.text import TextSpec
 
 IMAGE = "image"
 """Tag of a spec that has none: those of images are stored without it."""
 
-SPECS: Mapping[str, type[InputSpec]] = {IMAGE: PreprocessSpec, "embedding": EmbeddingSpec}
+SPECS: Mapping[str, type[InputSpec]] = {
+    IMAGE: PreprocessSpec,
+    "embedding": EmbeddingSpec,
+    "text": TextSpec,
+}
 
 for _spec in SPECS.values():
     # msgspec inspects a type when it first decodes it, which two threads must not do at once.

@@ -11,9 +11,8 @@ from topwork.bundle import files
 from topwork.bundle.candidates import Candidate, CandidateReason, CandidateRecord
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.review_policy import ReviewPolicy
-from topwork.inputs.duplicates import fingerprint
-from topwork.inputs.image import pixel_digest, preprocess
-from topwork.inputs.thumbnail import thumbnail
+from topwork.inputs.kinds import kind_of
+from topwork.inputs.thumbnail import SIDE
 from topwork.limits import InputLimits
 
 FAR = 0.5
@@ -60,9 +59,11 @@ class Offer:
         So the encoders need not compute for all images what the few that are kept need. Raises
         ImageError.
         """
-        pixels = preprocess(self.image, self.backbone.image_spec, limits=limits)
+        spec = self.backbone.preprocess
+        kind = kind_of(spec)
+        prepared = kind.prepare(self.image, spec, limits=limits)
         return Candidate(
-            digest=pixel_digest(pixels),
+            digest=kind.digest(prepared),
             record=CandidateRecord(
                 reason=reason,
                 time=self.time,
@@ -77,8 +78,8 @@ class Offer:
                 suggested_label=suggested_label,
             ),
             embedding=self.embedding,
-            fingerprint=fingerprint(pixels),
-            preview=thumbnail(pixels),
+            fingerprint=kind.fingerprint(prepared),
+            preview=kind.preview(self.image, prepared, SIDE),
         )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from topwork.bundle.candidates import Candidate, CandidateStore, Listing, StoredFile, start_of_day
 from topwork.errors import Corrupt, NotFound
-from topwork.inputs.duplicates import NEAR_DUPLICATE_BITS, alike
+from topwork.inputs.duplicates import NEAR_DUPLICATE_BITS
 from topwork.review.budget import Kept
 
 MAX_CANDIDATES = 5_000
@@ -68,8 +68,11 @@ class QueueIndex:
         listing = self.listing
         return listing.size() + more > most or len(listing.candidates) >= MAX_CANDIDATES
 
-    def has(self, candidate: Candidate) -> bool:
-        """Return True if the image, or a near-duplicate of it, is a candidate or is gone."""
+    def has(self, candidate: Candidate, alike: Callable[[bytes, bytes], bool]) -> bool:
+        """Return True if the image, or a near-duplicate of it, is a candidate or is gone.
+
+        ``alike`` is that of the kind of inputs.
+        """
         if candidate.digest in self.listing.candidates or candidate.digest in self.listing.gone:
             return True
         others = [*self._known.values()]

@@ -12,6 +12,7 @@ from topwork.bundle.examples import ExampleIndex, rows_starting_with
 from topwork.bundle.review_policy import ReviewPolicy
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, NotReady, QuotaExceeded
+from topwork.inputs.kinds import kind_of
 from topwork.limits import ServerLimits
 from topwork.review.budget import Budget
 from topwork.review.offer import Offer
@@ -55,7 +56,7 @@ class Writer:
         with store.writing():
             index.refresh()
             try:
-                if index.has(candidate):
+                if index.has(candidate, kind_of(offer.backbone.preprocess).alike):
                     return "duplicate"
                 if index.is_full(len(offer.image), budget.policy.max_bytes):
                     return "quota"

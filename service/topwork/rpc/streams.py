@@ -12,9 +12,9 @@ import structlog
 from topwork.access.principals import Caller
 from topwork.access.slots import Slots
 from topwork.errors import TopworkError, Unavailable
+from topwork.inputs.kinds import AnyInput
 from topwork.rpc.convert import fields, inputs
 from topwork.rpc.convert.answers import to_classify_response
-from topwork.rpc.convert.inputs import AnyInput
 from topwork.serving.classify_batch import Classified
 from topwork.serving.fair_queue import Flow
 from topwork.v1 import classifier_service_pb2 as classify_pb

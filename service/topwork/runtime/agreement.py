@@ -9,12 +9,14 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.bundle.manifest import BackboneInfo, ExpectedEmbeddings
-from topwork.inputs.probe_images import LATEST, probe_images
+from topwork.inputs.kinds import kind_of
+from topwork.inputs.spec import InputSpec
 
 LEAST_AGREEMENT = 0.996
 """Raising it replaces backbones that differ less from the machine that stored them.
@@ -36,34 +38,37 @@ Below it the fp32 twin is nearer to the embeddings that the head was fitted on.
 UNUSABLE = -1.0
 """Agreement of embeddings that are not finite or have another width."""
 
-Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Maps images (N, crop, crop, 3) to embeddings (N, D)."""
+Run = Callable[[NDArray[Any]], NDArray[np.float32]]
+"""Maps prepared inputs (N, ...) to embeddings (N, D)."""
 
 
-def expect(run: Run, crop: int) -> ExpectedEmbeddings:
-    """Return the embeddings that ``run`` gives to the probe images now, an image per run."""
-    rows = [run(image[None])[0] for image in probe_images(LATEST, crop)]
-    return ExpectedEmbeddings(images=LATEST, embeddings=np.stack(rows).astype("<f4").tobytes())
+def expect(run: Run, spec: InputSpec) -> ExpectedEmbeddings:
+    """Return the embeddings that ``run`` gives to the probe inputs now, an input per run."""
+    kind = kind_of(spec)
+    rows = [run(probe[None])[0] for probe in kind.probes(kind.latest_probes, spec)]
+    return ExpectedEmbeddings(
+        images=kind.latest_probes, embeddings=np.stack(rows).astype("<f4").tobytes()
+    )
 
 
-def check_images(info: BackboneInfo) -> NDArray[np.uint8] | None:
-    """Return the probe images of a backbone; None if it cannot be checked by this release."""
+def check_inputs(info: BackboneInfo) -> Sequence[NDArray[Any]] | None:
+    """Return the probe inputs of a backbone; None if it cannot be checked by this release."""
     if info.expected is None:
         return None
     try:
-        images = probe_images(info.expected.images, info.image_spec.crop)
+        probes = kind_of(info.preprocess).probes(info.expected.images, info.preprocess)
         rows = info.expected.rows(info.width)
     except (KeyError, ValueError):
         return None
-    return images if len(images) == len(rows) else None
+    return probes if len(probes) == len(rows) else None
 
 
 def agreement(info: BackboneInfo, embeddings: Sequence[NDArray[np.float32]]) -> float:
-    """Return the least cosine of embeddings (D,) of the backbone's probe images to those expected.
+    """Return the least cosine of embeddings (D,) of the backbone's probe inputs to those expected.
 
-    The embeddings may be those of several rounds through the images.
+    The embeddings may be those of several rounds through the inputs.
     """
-    assert info.expected is not None, "check_images() found images"
+    assert info.expected is not None, "check_inputs() found some"
     found = np.stack(embeddings).astype(np.float64)
     rows = info.expected.rows(info.width).astype(np.float64)
     expected = rows[np.arange(len(found)) % len(rows)]
@@ -76,9 +81,9 @@ def agreement(info: BackboneInfo, embeddings: Sequence[NDArray[np.float32]]) -> 
 
 
 def measure(info: BackboneInfo, run: Run) -> float | None:
-    """Return the agreement of ``run``, an image per run; None if the backbone cannot be checked."""
-    images = check_images(info)
-    return None if images is None else agreement(info, [run(image[None])[0] for image in images])
+    """Return the agreement of ``run``, an input per run; None if the backbone cannot be checked."""
+    probes = check_inputs(info)
+    return None if probes is None else agreement(info, [run(probe[None])[0] for probe in probes])
 
 
 def least(found: Iterable[float | None]) -> float | None:

@@ -12,18 +12,19 @@ from typing import Protocol, TypeVar
 
 from topwork.errors import DeadlinePassed, ImageError, InvalidInput, Overloaded
 from topwork.inputs.embeddings import EmbeddingSpec, SentEmbedding, checked
-from topwork.inputs.kinds import check_kind, kind_given
+from topwork.inputs.kinds import AnyInput, check_kind, kind_given
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.inputs.spec import InputSpec
+from topwork.inputs.text import SentText
 from topwork.limits import ServerLimits
 from topwork.serving.admission import Admission
 from topwork.serving.classify_batch import (
     BatchContent,
     Classified,
+    ClassifierInput,
     ClassifyBatch,
     Encoding,
     Finished,
-    ImageInput,
     classified,
 )
 from topwork.serving.encoders.encoder import Encoder
@@ -112,7 +113,7 @@ class Classifier:
     async def classify(
         self,
         model: str,
-        images: Sequence[bytes | SentEmbedding],
+        images: Sequence[AnyInput],
         *,
         revision: int = 0,
         top_k: int = 0,
@@ -123,7 +124,7 @@ class Classifier:
     ) -> Classified:
         """Return the predictions for ``images``, within ``budget`` seconds.
 
-        They are encoded images, or embeddings for a model that takes those.
+        They are of the kind that the model takes.
         ``revision`` 0 is the serving revision, ``top_k`` 0 is DEFAULT_TOP_K. Callers take turns in
         the queue, and so do the flows of a ``caller``: a call has its own, the messages of a stream
         share one. Raises NotFound, InvalidInput, DeadlinePassed, and Overloaded if capacity or time
@@ -148,7 +149,7 @@ class Classifier:
     async def infer(
         self,
         model: str,
-        images: Sequence[ImageInput],
+        images: Sequence[ClassifierInput],
         *,
         revision: int = 0,
         budget: float | None = None,
@@ -168,7 +169,7 @@ class Classifier:
     async def encode(
         self,
         model: str,
-        image: bytes | SentEmbedding,
+        image: AnyInput,
         encoding: Callable[[Snapshot], Awaitable[Encoding | None]],
         *,
         revision: int = 0,
@@ -194,7 +195,7 @@ class Classifier:
     async def _answer(
         self,
         model: str,
-        images: Sequence[ImageInput],
+        images: Sequence[ClassifierInput],
         make_answer: Callable[[Finished], A],
         *,
         revision: int,
@@ -285,7 +286,7 @@ def check_count(images: int, limits: ServerLimits) -> None:
         )
 
 
-async def _contents(images: list[ImageInput], snapshot: Snapshot) -> Sequence[BatchContent]:
+async def _contents(images: list[ClassifierInput], snapshot: Snapshot) -> Sequence[BatchContent]:
     """Return the images for an encoder, or embeddings, with an error for each that does not fit.
 
     Raises InvalidInput for inputs of another kind than the model's.
@@ -293,19 +294,21 @@ async def _contents(images: list[ImageInput], snapshot: Snapshot) -> Sequence[Ba
     model, spec = snapshot.manifest.model, snapshot.backbone.info.preprocess
     for image in images:
         check_kind(kind_given(image), spec, model=model, field="inputs")
-    if all(isinstance(image, bytes) for image in images):
-        return [Content(image) for image in images if isinstance(image, bytes)]
+    if all(isinstance(image, bytes | SentText) for image in images):
+        return _converted(images, spec)
     if isinstance(spec, EmbeddingSpec) and sum(map(_size, images)) <= LOOP_BYTES:
         return _converted(images, spec)
     return await asyncio.to_thread(_converted, images, spec)
 
 
-def _converted(images: list[ImageInput], spec: InputSpec) -> list[BatchContent]:
+def _converted(images: list[ClassifierInput], spec: InputSpec) -> list[BatchContent]:
     return [_content(index, image, spec) for index, image in enumerate(images)]
 
 
-def _content(index: int, image: ImageInput, spec: InputSpec) -> BatchContent:
+def _content(index: int, image: ClassifierInput, spec: InputSpec) -> BatchContent:
     try:
+        if isinstance(image, SentText):
+            return Content(image.data)
         if isinstance(image, SentEmbedding):
             assert isinstance(spec, EmbeddingSpec), "check_kind refuses other models"
             return checked(image, spec)
@@ -317,7 +320,7 @@ def _content(index: int, image: ImageInput, spec: InputSpec) -> BatchContent:
         return ImageError(str(error), field=f"images[{index}]", reason=error.reason)
 
 
-def _size(image: ImageInput) -> int:
+def _size(image: ClassifierInput) -> int:
     return len(image) if isinstance(image, bytes) else image.size
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from topwork.arrays import Float32Array
 from topwork.bundle.manifest import Manifest
 from topwork.errors import ImageError
-from topwork.inputs.embeddings import SentEmbedding
 from topwork.inputs.image import Pixels
+from topwork.inputs.kinds import AnyInput
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.serving.encoders.encoder import MicroBatch
 from topwork.serving.head import LoadedHead
@@ -35,8 +35,8 @@ class PreparedImage(Protocol):
         """Return the backbone's input. Raises ImageError if it does not match ``spec``."""
 
 
-ImageInput: TypeAlias = bytes | PreparedImage | SentEmbedding
-"""Encoded or preprocessed image, or an embedding, for a model of such inputs."""
+ClassifierInput: TypeAlias = AnyInput | PreparedImage
+"""Input of a call: of any kind, or a preprocessed image."""
 
 BatchContent: TypeAlias = Content | Float32Array | ImageError
 """Image for an encoder, embedding (D,), or the error of what is neither."""

@@ -150,7 +150,7 @@ def _row(
     return EmbeddedRow(
         digest=bytes.fromhex(kind.digest(prepared)),
         fingerprint=kind.fingerprint(prepared),
-        thumbnail=kind.preview(prepared, preview_pixels),
+        thumbnail=kind.preview(content, prepared, preview_pixels),
         # Last: a run evicts the CPU caches; the functions above would take up to 50 % longer.
         embedding=session.run(prepared[None])[0],
     )

@@ -189,6 +189,7 @@ class Backbone(google.protobuf.message.Message):
     PREPROCESS_FIELD_NUMBER: builtins.int
     PRECISION_FIELD_NUMBER: builtins.int
     EMBEDDING_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name, such as `efficientnet_lite0`."""
     digest: builtins.str
@@ -207,6 +208,10 @@ class Backbone(google.protobuf.message.Message):
         runs no backbone. Unset: the server computes the embeddings.
         """
 
+    @property
+    def text(self) -> Global___TextSpec:
+        """How texts become tokens. Unset: it takes inputs of another kind."""
+
     def __init__(
         self,
         *,
@@ -216,11 +221,30 @@ class Backbone(google.protobuf.message.Message):
         preprocess: Global___PreprocessSpec | None = ...,
         precision: builtins.str = ...,
         embedding: topwork.v1.input_pb2.EmbeddingSpace | None = ...,
+        text: Global___TextSpec | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["embedding", b"embedding", "preprocess", b"preprocess"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "embedding", b"embedding", "name", b"name", "precision", b"precision", "preprocess", b"preprocess", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["embedding", b"embedding", "preprocess", b"preprocess", "text", b"text"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "embedding", b"embedding", "name", b"name", "precision", b"precision", "preprocess", b"preprocess", "text", b"text", "width", b"width"]) -> None: ...
 
 Global___Backbone: typing_extensions.TypeAlias = Backbone
+
+@typing.final
+class TextSpec(google.protobuf.message.Message):
+    """Preparation of a text: its tokens, by the tokenizer that is stored with the backbone."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MAX_TOKENS_FIELD_NUMBER: builtins.int
+    max_tokens: builtins.int
+    """Tokens of the longest text, with those that begin and end it. The rest of a text is cut off."""
+    def __init__(
+        self,
+        *,
+        max_tokens: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_tokens", b"max_tokens"]) -> None: ...
+
+Global___TextSpec: typing_extensions.TypeAlias = TextSpec
 
 @typing.final
 class PreprocessSpec(google.protobuf.message.Message):

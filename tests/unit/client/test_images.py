@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 from topwork.client import async_calls, blocking_calls
 from topwork.client.calls import classify_request
 from topwork.client.images import ImageLike, NamedImage, check_several, content, named
-from topwork.client.vectors import Embedding, embeddings, to_input
+from topwork.client.inputs import Content, Embedding, embeddings, to_input
 from topwork.v1 import input_pb2 as input_pb
 
 UNREADABLE = "/proc/self/mem"
@@ -99,13 +99,13 @@ def test_contents_takes_any_iterable(tmp_path: Path) -> None:
     assert asyncio.run(async_calls.contents(asynchronous_source())) == wanted
 
 
-def decoded(encoded: bytes | Embedding) -> NDArray[np.uint8]:
+def decoded(encoded: Content) -> NDArray[np.uint8]:
     """Return the pixels of an encoded image, upright."""
     assert isinstance(encoded, bytes)
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))))
 
 
-def _in_rgb(encoded: bytes | Embedding) -> NDArray[np.uint8]:
+def _in_rgb(encoded: Content) -> NDArray[np.uint8]:
     assert isinstance(encoded, bytes)
     return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 

@@ -154,7 +154,7 @@ def repository(tmp_path: Any) -> Repository:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"kind": "text"}, "does not know inputs of the kind 'text'"),
+        ({"kind": "smell"}, "does not know inputs of the kind 'smell'"),
         ({"kind": 7}, "does not know inputs of the kind 7"),
         ({"kind": "embedding", "space": "", "width": 3}, "the space ''"),
         ({"kind": "embedding", "space": "x", "width": 0}, "the width 0 must be between 1"),

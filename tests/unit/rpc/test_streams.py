@@ -20,7 +20,7 @@ from topwork.access.access_file import Access
 from topwork.access.principals import Caller
 from topwork.client import calls
 from topwork.errors import InvalidInput, NotFound, Overloaded, TopworkError, Unavailable
-from topwork.rpc.convert.inputs import AnyInput
+from topwork.inputs.kinds import AnyInput
 from topwork.rpc.interceptor import Interceptor
 from topwork.rpc.servicers.classifier import ClassifierServicer
 from topwork.rpc.streams import Streams

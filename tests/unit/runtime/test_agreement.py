@@ -86,7 +86,7 @@ def test_embeddings_of_another_width_are_off() -> None:
 
 def test_zero_embeddings_agree_with_zeros_only() -> None:
     """Zeros have no direction: they agree if zeros are expected."""
-    expected = replace(INFO, expected=expect(zeros, tiny.SPEC.crop))
+    expected = replace(INFO, expected=expect(zeros, tiny.SPEC))
     assert measure(expected, zeros) == 1.0
     assert measure(expected, RUN) == 0.0
     assert measure(INFO, zeros) == 0.0

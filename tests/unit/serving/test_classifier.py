@@ -31,7 +31,7 @@ from topwork.inputs.image import Pixels, Prepared, prepare, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import DEFAULT_LIMITS, ServerLimits
 from topwork.serving.classifier import Classifier
-from topwork.serving.classify_batch import Classified, ImageAnswer, ImageInput
+from topwork.serving.classify_batch import Classified, ClassifierInput, ImageAnswer
 from topwork.serving.encoders import decoding, pipeline
 from topwork.serving.encoders.backbone import Backbone, DeliverEmbedded
 from topwork.serving.encoders.backbones import open_backbone
@@ -355,7 +355,7 @@ def test_infer_returns_arrays(repository: Repository) -> None:
         async with started(repository) as harness:
             shown = ["green", "amber", "blue"]
             answer = await harness.classify(*[PHOTOS[label] for label in shown])
-            images: list[ImageInput] = [PHOTOS["green"], Preprocessed("amber"), PHOTOS["blue"]]
+            images: list[ClassifierInput] = [PHOTOS["green"], Preprocessed("amber"), PHOTOS["blue"]]
             found = await harness.classifier.infer("colours", images, logits=True)
             assert (found.revision, found.labels) == (1, LABELS)
             for row, result in zip(found.probabilities, answer.results, strict=True):

@@ -149,7 +149,7 @@ def _import(name: str, source: OnnxSource, content: onnx.ModelProto) -> Imported
         weights_digest=onnx_file.digest(source.file),
         parity_error=parity.max_abs_difference,
         versions=software_versions(),
-        expected=expect(session.run, given.size),
+        expected=expect(session.run, spec),
     )
     notes = (
         f"input {given.name!r}: {given.layout}, {given.size} x {given.size} pixels",

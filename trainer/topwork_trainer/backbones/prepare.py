@@ -118,7 +118,7 @@ def store(repository: Repository, backbone: TorchBackbone) -> BackboneInfo:
         weights_digest=backbone.weights_sha256,
         parity_error=exported.parity.max_abs_difference,
         versions=software_versions(),
-        expected=expect(open_session(exported.onnx, output="embedding").run, backbone.spec.crop),
+        expected=expect(open_session(exported.onnx, output="embedding").run, backbone.spec),
     )
     stored = repository.put_backbone(exported.onnx, info)
     if stored.image_spec != info.image_spec:

@@ -37,7 +37,7 @@ def quantise_backbone(attempts: Attempts, fp32: Attempt) -> tuple[Attempt, Preci
             digest=digest,
             precision="int8",
             twin=info.digest,
-            expected=expect(fast, info.image_spec.crop),
+            expected=expect(fast, info.preprocess),
         ),
     )
     pairs = zip(fp32.exemplars.names, fp32.exemplars.seen, strict=True)

@@ -1,16 +1,16 @@
-"""Conversion of inputs: encoded images, or embeddings of the client."""
+"""Conversion of inputs: encoded images, texts, or embeddings of the client."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias, overload
+from typing import overload
 
 from topwork.errors import InvalidInput
 from topwork.inputs.embeddings import SentEmbedding
+from topwork.inputs.kinds import AnyInput
+from topwork.inputs.text import SentText
 from topwork.v1 import classifier_service_pb2 as classify_pb
 from topwork.v1 import input_pb2 as input_pb
-
-AnyInput: TypeAlias = bytes | SentEmbedding
 
 
 class Inputs(Sequence[AnyInput]):
@@ -78,5 +78,7 @@ def from_input(message: input_pb.Input, *, field: str) -> AnyInput:
             return SentEmbedding(message.embedding.values, message.embedding.space)
         case "image":
             return message.image
+        case "text":
+            return SentText(message.text.encode())
         case _:
-            raise InvalidInput(f"{field} has no image and no embedding", field=field)
+            raise InvalidInput(f"{field} is empty", field=field)

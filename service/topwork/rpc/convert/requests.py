@@ -10,9 +10,10 @@ from topwork.bundle.comparison import Gate
 from topwork.changes.jobs import ChangeKind
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.errors import InvalidInput
+from topwork.inputs.kinds import AnyInput
 from topwork.limits import ServerLimits
 from topwork.rpc.convert import fields
-from topwork.rpc.convert.inputs import AnyInput, one_of
+from topwork.rpc.convert.inputs import one_of
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import evaluation_pb2 as evaluation_pb
 

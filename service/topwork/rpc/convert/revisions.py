@@ -12,6 +12,7 @@ from topwork.bundle.serving import Move, ServingState
 from topwork.inputs.embeddings import EmbeddingSpec
 from topwork.inputs.kinds import kind_of
 from topwork.inputs.preprocess import PreprocessSpec
+from topwork.inputs.text import TextSpec
 from topwork.limits import ServerLimits
 from topwork.rpc.convert.fields import operation_name, revision_name, timestamp
 from topwork.serving.backbones import LoadedBackbone
@@ -124,6 +125,8 @@ def to_backbone(info: BackboneInfo) -> revision_pb.Backbone:
         backbone.preprocess.MergeFrom(revision_pb.PreprocessSpec(**asdict(spec)))
     elif isinstance(spec, EmbeddingSpec):
         backbone.embedding.MergeFrom(input_pb.EmbeddingSpace(space=spec.space, width=spec.width))
+    elif isinstance(spec, TextSpec):
+        backbone.text.MergeFrom(revision_pb.TextSpec(max_tokens=spec.max_tokens))
     return backbone
 
 

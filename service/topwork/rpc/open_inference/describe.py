@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inference import model_config_pb2 as config_pb
 from topwork.inputs.embeddings import EmbeddingSpec
+from topwork.inputs.text import TextSpec
 from topwork.limits import ServerLimits
 from topwork.rpc.open_inference.tensors import OUTPUTS
 from topwork.serving.statistics import RevisionStatistics
@@ -13,21 +16,60 @@ from topwork.serving.statistics import RevisionStatistics
 NAME = "topwork"
 """Name of the server, its platform and its backend."""
 
+_TYPES = {
+    "BYTES": config_pb.TYPE_STRING,
+    "UINT8": config_pb.TYPE_UINT8,
+    "FP32": config_pb.TYPE_FP32,
+}
 _Tensor = pb.ModelMetadataResponse.TensorMetadata
 
 
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """An input tensor, without the batch dimension."""
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+
+
+def _inputs(info: BackboneInfo) -> tuple[_Input, ...]:
+    """Return the inputs that a request may have; it has one of them."""
+    match info.preprocess:
+        case EmbeddingSpec():
+            return (_Input("embeddings", "FP32", (info.width,)),)
+        case TextSpec():
+            return (_Input("texts", "BYTES", (1,)),)
+        case _:
+            crop = info.image_spec.crop
+            return (_Input("images", "BYTES", (1,)), _Input("pixels", "UINT8", (crop, crop, 3)))
+
+
+def _parameters(info: BackboneInfo) -> dict[str, object]:
+    match info.preprocess:
+        case EmbeddingSpec() as spec:
+            return {"space": spec.space}
+        case TextSpec() as spec:
+            return {"max_tokens": spec.max_tokens}
+        case _:
+            image = info.image_spec
+            return {
+                "resize": image.resize,
+                "crop": image.crop,
+                "interpolation": image.interpolation,
+            }
+
+
 def to_metadata(manifest: Manifest, info: BackboneInfo) -> pb.ModelMetadataResponse:
-    """Return the tensors of a revision; -1 stands for the number of images."""
+    """Return the tensors of a revision; -1 stands for the number of inputs."""
     return pb.ModelMetadataResponse(
         name=manifest.model,
         versions=[str(manifest.revision)],
         platform=NAME,
         inputs=[
-            _Tensor(name="images", datatype="BYTES", shape=[-1, 1]),
-            _Tensor(name="pixels", datatype="UINT8", shape=[-1, *_pixel_shape(info)]),
-        ]
-        if info.has_graph
-        else [_Tensor(name="embeddings", datatype="FP32", shape=[-1, info.width])],
+            _Tensor(name=found.name, datatype=found.datatype, shape=[-1, *found.dims])
+            for found in _inputs(info)
+        ],
         outputs=[
             _Tensor(name=name, datatype="FP32", shape=[-1, width])
             for name, width in _widths(manifest, info).items()
@@ -38,8 +80,8 @@ def to_metadata(manifest: Manifest, info: BackboneInfo) -> pb.ModelMetadataRespo
 def to_config(
     manifest: Manifest, info: BackboneInfo, limits: ServerLimits
 ) -> config_pb.ModelConfig:
-    """Return the tensors of a revision, without the batch dimension, and its preprocess spec."""
-    spec = info.preprocess
+    """Return the tensors of a revision, without the batch dimension, and its spec."""
+    inputs = _inputs(info)
     return config_pb.ModelConfig(
         name=manifest.model,
         platform=NAME,
@@ -47,21 +89,15 @@ def to_config(
         max_batch_size=limits.max_images_per_request,
         input=[
             config_pb.ModelInput(
-                name="images", data_type=config_pb.TYPE_STRING, dims=[1], optional=True
-            ),
-            config_pb.ModelInput(
-                name="pixels",
-                data_type=config_pb.TYPE_UINT8,
-                format=config_pb.ModelInput.FORMAT_NHWC,
-                dims=_pixel_shape(info),
-                optional=True,
-            ),
-        ]
-        if info.has_graph
-        else [
-            config_pb.ModelInput(
-                name="embeddings", data_type=config_pb.TYPE_FP32, dims=[info.width]
+                name=found.name,
+                data_type=_TYPES[found.datatype],
+                format=config_pb.ModelInput.FORMAT_NHWC
+                if len(found.dims) == 3
+                else config_pb.ModelInput.FORMAT_NONE,
+                dims=found.dims,
+                optional=len(inputs) > 1,
             )
+            for found in inputs
         ],
         output=[
             config_pb.ModelOutput(name=name, data_type=config_pb.TYPE_FP32, dims=[width])
@@ -69,15 +105,7 @@ def to_config(
         ],
         parameters={
             name: config_pb.ModelParameter(string_value=str(value))
-            for name, value in (
-                (("space", spec.space),)
-                if isinstance(spec, EmbeddingSpec)
-                else (
-                    ("resize", info.image_spec.resize),
-                    ("crop", info.image_spec.crop),
-                    ("interpolation", info.image_spec.interpolation),
-                )
-            )
+            for name, value in _parameters(info).items()
         },
     )
 
@@ -103,10 +131,6 @@ def to_statistics(model: str, revision: int, statistics: RevisionStatistics) -> 
             compute_output=duration(0),
         ),
     )
-
-
-def _pixel_shape(info: BackboneInfo) -> list[int]:
-    return [info.image_spec.crop, info.image_spec.crop, 3]
 
 
 def _widths(manifest: Manifest, info: BackboneInfo) -> dict[str, int]:

@@ -16,16 +16,23 @@ from topwork.inputs.embeddings import SentEmbedding
 from topwork.inputs.image import Pixels
 from topwork.inputs.prepared import to_pixels
 from topwork.inputs.preprocess import PreprocessSpec
+from topwork.inputs.text import SentText
 from topwork.limits import ServerLimits
 from topwork.serving.classifier import check_count
-from topwork.serving.classify_batch import ImageInput
+from topwork.serving.classify_batch import ClassifierInput
 
 OUTPUTS = ("probabilities", "logits", "embedding")
 """All outputs, in the order in which they are returned if the request names none."""
 
-_INPUTS = {"images": ("BYTES",), "pixels": ("UINT8", "FP32"), "embeddings": ("FP32",)}
+_INPUTS = {
+    "images": ("BYTES",),
+    "pixels": ("UINT8", "FP32"),
+    "embeddings": ("FP32",),
+    "texts": ("BYTES",),
+}
 _SHAPES = {
     "images": "[N] or [N, 1]",
+    "texts": "[N] or [N, 1]",
     "pixels": "[N, crop, crop, 3]",
     "embeddings": "[N, width]",
 }
@@ -33,6 +40,7 @@ _TYPED = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_con
 _ELEMENTS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
 """Types of raw contents; typed UINT8 contents have 32 bits an element."""
 
+_NAMES = ", ".join(_INPUTS)
 _SHARED_MEMORY = "shared_memory_region"
 
 
@@ -45,15 +53,14 @@ class RequestedOutputs:
     """Number of largest scores to return as text; 0: all scores, as numbers."""
 
 
-def images(request: pb.ModelInferRequest, limits: ServerLimits) -> Sequence[ImageInput]:
+def images(request: pb.ModelInferRequest, limits: ServerLimits) -> Sequence[ClassifierInput]:
     """Return the inputs of a request. Raises InvalidInput if its input is malformed.
 
     Pixels and embeddings are checked later, by the spec of the model; they raise ImageError then.
     """
     if len(request.inputs) != 1:
         raise InvalidInput(
-            f"the request has {len(request.inputs)} inputs; it must have one, images, "
-            "pixels or embeddings",
+            f"the request has {len(request.inputs)} inputs; it must have one: {_NAMES}",
             field="inputs",
         )
     tensor = request.inputs[0]
@@ -72,7 +79,7 @@ def images(request: pb.ModelInferRequest, limits: ServerLimits) -> Sequence[Imag
         )
     content = request.raw_input_contents[0]
     if tensor.datatype == "BYTES":
-        return split(content, shape[0])
+        return _contents(tensor.name, split(content, shape[0]))
     dtype = _ELEMENTS[tensor.datatype]
     _check_size(len(content), math.prod(shape) * dtype.itemsize, "bytes", shape)
     rows = np.frombuffer(content, dtype=dtype).reshape(shape)
@@ -162,7 +169,7 @@ def _checked(tensor: pb.ModelInferRequest.InferInputTensor, limits: ServerLimits
     datatypes = _INPUTS.get(tensor.name)
     if datatypes is None:
         raise InvalidInput(
-            f"there is no input {tensor.name[:80]!r}; there are images, pixels and embeddings",
+            f"there is no input {tensor.name[:80]!r}; there are {_NAMES}",
             field="inputs[0].name",
         )
     if tensor.datatype not in datatypes:
@@ -172,8 +179,10 @@ def _checked(tensor: pb.ModelInferRequest.InferInputTensor, limits: ServerLimits
         )
     _refuse_shared_memory(tensor.parameters, "inputs[0]")
     shape = list(tensor.shape[:8])
+    single = len(shape) == 1 or shape[1:] == [1]
     fits = {
-        "images": len(shape) == 1 or shape[1:] == [1],
+        "images": single,
+        "texts": single,
         "pixels": len(shape) == 4,
         "embeddings": len(shape) == 2,
     }
@@ -186,7 +195,9 @@ def _checked(tensor: pb.ModelInferRequest.InferInputTensor, limits: ServerLimits
     return shape
 
 
-def _typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: list[int]) -> Sequence[ImageInput]:
+def _typed(
+    tensor: pb.ModelInferRequest.InferInputTensor, shape: list[int]
+) -> Sequence[ClassifierInput]:
     name = _TYPED[tensor.datatype]
     others = [field.name for field, _ in tensor.contents.ListFields() if field.name != name]
     if others:
@@ -197,12 +208,16 @@ def _typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: list[int]) -> S
     elements = getattr(tensor.contents, name)
     _check_size(len(elements), math.prod(shape), "elements", shape)
     if tensor.datatype == "BYTES":
-        return list(elements)
+        return _contents(tensor.name, elements)
     if tensor.name == "embeddings":
         rows = np.fromiter(elements, dtype=np.float32, count=len(elements)).reshape(shape)
         return [SentEmbedding(row) for row in rows]
     dtype = np.uint32 if tensor.datatype == "UINT8" else np.float32
     return [_Typed(elements, index, shape[1:], dtype) for index in range(shape[0])]
+
+
+def _contents(name: str, contents: Sequence[bytes]) -> Sequence[ClassifierInput]:
+    return [SentText(content) for content in contents] if name == "texts" else list(contents)
 
 
 def _check_size(found: int, expected: int, unit: str, shape: list[int]) -> None:

@@ -1,20 +1,21 @@
-"""Interface of a backbone in this process: takes pixels, delivers embeddings."""
+"""Interface of a backbone in this process: takes prepared inputs, delivers embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from topwork.arrays import Float32Array
 from topwork.bundle.manifest import BackboneInfo
-from topwork.inputs.image import Pixels
 from topwork.serving.encoders.encoder import Check, MicroBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
-    """Embedding of an image with its timings; see Encoded."""
+    """Embedding of an input with its timings; see Encoded."""
 
     embedding: Float32Array
     """(D,)"""
@@ -24,7 +25,7 @@ class Embedded:
 
 
 DeliverEmbedded = Callable[[Embedded | Exception], None]
-"""Callback with an image's embedding or the error. Called once, in any thread."""
+"""Callback with an input's embedding or the error. Called once, in any thread."""
 
 
 class Backbone(Protocol):
@@ -42,11 +43,11 @@ class Backbone(Protocol):
     def check(self) -> Check:
         """Result of the check of all sessions when they were loaded."""
 
-    def embed(self, pixels: Pixels, deliver: DeliverEmbedded, *, wide: bool) -> None:
-        """Embed one image, on all cores if ``wide``.
+    def embed(self, prepared: NDArray[Any], deliver: DeliverEmbedded, *, wide: bool) -> None:
+        """Embed one input, on all cores if ``wide``.
 
-        ``pixels`` are not read after the return. Raises nothing: errors go to ``deliver``.
+        ``prepared`` is not read after the return. Raises nothing: errors go to ``deliver``.
         """
 
     def close(self) -> None:
-        """Finish all accepted images, then join the backbone's threads, if it has any."""
+        """Finish all accepted inputs, then join the backbone's threads, if it has any."""

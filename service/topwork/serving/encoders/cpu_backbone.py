@@ -1,15 +1,16 @@
-"""Backbone on a CPU: one image per core, or all cores for a single image."""
+"""Backbone on a CPU: one input per core, or all cores for a single one."""
 
 from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from topwork.bundle.manifest import BackboneInfo
-from topwork.inputs.image import Pixels
-from topwork.runtime.agreement import agreement, check_images, least
+from topwork.inputs.kinds import kind_of
+from topwork.runtime.agreement import agreement, check_inputs, least
 from topwork.runtime.backend import Session, open_session
 from topwork.runtime.providers import Provider
 from topwork.serving.encoders.backbone import DeliverEmbedded, Embedded
@@ -18,12 +19,12 @@ from topwork.serving.encoders.encoder import Check
 WARM_RUNS = 5
 """Warm-up runs of each session: the first plans memory, the fastest measures the speed.
 
-They run all probe images, so that the check costs no further run.
+They run all probe inputs, so that the check costs no further run.
 """
 
 
 class CpuBackbone:
-    """Backbone in the calling thread, one image per run: on a CPU larger runs are no faster.
+    """Backbone in the calling thread, one input per run: on a CPU larger runs are no faster.
 
     ``narrow`` runs on one core, ``wide`` on all cores.
     """
@@ -51,11 +52,11 @@ class CpuBackbone:
         """See Backbone."""
         return self._check
 
-    def embed(self, pixels: Pixels, deliver: DeliverEmbedded, *, wide: bool) -> None:
+    def embed(self, prepared: NDArray[Any], deliver: DeliverEmbedded, *, wide: bool) -> None:
         """See Backbone."""
         start = time.perf_counter()
         try:
-            (embedding,) = self._sessions[wide].run(pixels[None])
+            (embedding,) = self._sessions[wide].run(prepared[None])
         except Exception as error:
             deliver(error)
             return
@@ -79,14 +80,14 @@ def open_cpu_backbone(
 
 
 def _warm(session: Session, info: BackboneInfo) -> tuple[float, float | None]:
-    """Return the seconds of the fastest run of one image, and the agreement."""
-    crop = info.image_spec.crop
-    checked = check_images(info)
-    images = np.zeros((1, crop, crop, 3), dtype=np.uint8) if checked is None else checked
+    """Return the seconds of the fastest run of one input, and the agreement."""
+    kind = kind_of(info.preprocess)
+    checked = check_inputs(info)
+    probes = kind.probes(kind.latest_probes, info.preprocess) if checked is None else checked
     seconds, embeddings = [], []
-    for number in range(max(WARM_RUNS, len(images))):
-        image = images[number % len(images)]
+    for number in range(max(WARM_RUNS, len(probes))):
+        probe = probes[number % len(probes)]
         start = time.perf_counter()
-        embeddings += [*session.run(image[None])]
+        embeddings += [*session.run(probe[None])]
         seconds.append(time.perf_counter() - start)
     return min(seconds), None if checked is None else agreement(info, embeddings)

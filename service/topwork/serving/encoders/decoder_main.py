@@ -8,6 +8,9 @@ from __future__ import annotations
 import socket
 from multiprocessing.connection import Connection
 
+import msgspec
+
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import InputLimits
 from topwork.runtime.relay import Format
 from topwork.serving.encoders.decoding import Decoded, decode
@@ -40,15 +43,20 @@ class DecoderLoop(ProcessLoop[Decode, DecoderRequest]):
     def _work(self, task: Decode) -> None:
         decoded = decode(task.item, task.spec, self._limits)
         if isinstance(decoded, Decoded):
-            self._slots.pixels(task.slot, task.spec.crop)[:] = decoded.pixels
-            self._send(
-                Written(
-                    id=task.item.id,
-                    started=decoded.started,
-                    decoded=decoded.seconds,
-                    region=decoded.region,
-                )
+            written = Written(
+                id=task.item.id,
+                started=decoded.started,
+                decoded=decoded.seconds,
+                region=decoded.region,
             )
+            array = decoded.prepared
+            if isinstance(task.spec, PreprocessSpec):
+                self._slots.pixels(task.slot, task.spec.crop)[:] = array
+            else:
+                written = msgspec.structs.replace(
+                    written, array=array.tobytes(), dtype=array.dtype.str, shape=array.shape
+                )
+            self._send(written)
         else:
             self._send(decoded)
 

@@ -7,9 +7,13 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from topwork.inputs.preprocess import PreprocessSpec
+from topwork.inputs.spec import InputSpec
 from topwork.limits import InputLimits
 from topwork.runtime.relay import Format
 from topwork.serving.encoders import decoder_main
@@ -34,7 +38,7 @@ class DecoderOwner(Owner, Protocol):
 
 
 class DecoderProcess(ItemProcess[DecoderResponse]):
-    """Process that decodes its items into slots, which the server assigns.
+    """Process that decodes its items, images into slots, which the server assigns.
 
     Every process that is started has slots of its own. Those of a process that has ended live on
     while their pixels are in use.
@@ -68,7 +72,7 @@ class DecoderProcess(ItemProcess[DecoderResponse]):
         """See ItemProcess."""
         return 0 if self._slots is None else min(super().capacity(most), len(self._slots.free))
 
-    def decode(self, item: Item, spec: PreprocessSpec) -> None:
+    def decode(self, item: Item, spec: InputSpec) -> None:
         """Hand an item over."""
         assert self._slots is not None, "the process has capacity"
         self.items[item.id] = item
@@ -96,14 +100,23 @@ class DecoderProcess(ItemProcess[DecoderResponse]):
         if not self._is_awaited(response.id):
             release()
         elif isinstance(response, Written):
-            pixels = self._slots.pixels(request.slot, request.spec.crop)
             decoded = Decoded(
-                request.item, pixels, response.started, response.decoded, response.region
+                request.item,
+                self._array(request, response),
+                response.started,
+                response.decoded,
+                response.region,
             )
             self._decoder_owner.decoded(decoded, release)
         else:
             release()
             self._owner.delivered(response)
+
+    def _array(self, request: Decode, response: Written) -> NDArray[Any]:
+        assert self._slots is not None, "the process has got a request"
+        if isinstance(request.spec, PreprocessSpec):
+            return self._slots.pixels(request.slot, request.spec.crop)
+        return np.frombuffer(response.array, response.dtype).reshape(response.shape)
 
     def _release(self, slots: Slots, slot: int, loop: asyncio.AbstractEventLoop) -> None:
         slots.free.append(slot)

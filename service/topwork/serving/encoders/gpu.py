@@ -115,7 +115,7 @@ class GpuEncoder(ProcessPool[DecoderProcess, _Loaded]):
         self.has_capacity()
 
     def _begin(self, process: DecoderProcess, pending: Pending[DecoderProcess, _Loaded]) -> None:
-        process.decode(pending.item, pending.backbone.backbone.info.image_spec)
+        process.decode(pending.item, pending.backbone.backbone.info.preprocess)
 
     def _embedded(self, result: Result) -> None:
         if result.id in self._pending:  # else it ended when the encoder was closed

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.inputs.image import Pixels
-from topwork.runtime.agreement import agreement, check_images, least
+from topwork.runtime.agreement import agreement, check_inputs, least
 from topwork.runtime.backend import Session, open_bound_session
 from topwork.serving.encoders.backbone import DeliverEmbedded
 from topwork.serving.encoders.encoder import Check
@@ -73,9 +73,10 @@ def open_gpu_backbone(
 
 def _agreement(info: BackboneInfo, run: RunBatch, sizes: Sequence[int]) -> float | None:
     """Return the least agreement of all sizes, which may use different algorithms."""
-    images = check_images(info)
-    if images is None:
+    checked = check_inputs(info)
+    if checked is None:
         return None
+    images = np.stack(checked)
     # The largest first, as in MicroBatcher.
     return least(
         agreement(info, [*run(images[np.arange(size) % len(images)])])

@@ -9,7 +9,7 @@ import msgspec
 
 from topwork.bundle.manifest import BackboneInfo
 from topwork.inputs.image import Region
-from topwork.inputs.preprocess import PreprocessSpec
+from topwork.inputs.spec import InputSpec
 from topwork.inputs.specs import decode
 from topwork.serving.encoders.encoder import Check, Encoded, Failed, Item, Refused
 
@@ -38,10 +38,10 @@ class Encode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Decode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Decode an item by a spec, into a slot of the shared memory."""
+    """Decode an item by a spec: an image into a slot of the shared memory."""
 
     item: Item
-    spec: PreprocessSpec
+    spec: InputSpec
     slot: int
 
 
@@ -74,7 +74,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Item whose pixels are in its slot."""
+    """Item whose pixels are in its slot, or whose array is here."""
 
     id: int
     started: float
@@ -83,6 +83,10 @@ class Written(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Seconds of decoding and preprocessing."""
     region: Region
     """The part of the upright image that the pixels show."""
+    array: bytes = b""
+    """Array of an input that is no image."""
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
 
 
 Request = Load | Unload | Encode | Cancel
@@ -93,7 +97,9 @@ Message = Request | Response | DecoderRequest | DecoderResponse
 
 REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request, dec_hook=decode)
 RESPONSES: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
-DECODER_REQUESTS: msgspec.msgpack.Decoder[DecoderRequest] = msgspec.msgpack.Decoder(DecoderRequest)
+DECODER_REQUESTS: msgspec.msgpack.Decoder[DecoderRequest] = msgspec.msgpack.Decoder(
+    DecoderRequest, dec_hook=decode
+)
 DECODER_RESPONSES: msgspec.msgpack.Decoder[DecoderResponse] = msgspec.msgpack.Decoder(
     DecoderResponse
 )

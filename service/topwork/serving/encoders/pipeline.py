@@ -24,7 +24,7 @@ class Embeddable:
     def embed(self, deliver: Deliver, *, wide: bool) -> None:
         """Embed the item, and pass its result to ``deliver``, perhaps in another thread."""
         self.backbone.embed(
-            self.decoded.pixels, partial(_deliver, deliver, self.decoded), wide=wide
+            self.decoded.prepared, partial(_deliver, deliver, self.decoded), wide=wide
         )
 
 
@@ -51,7 +51,7 @@ class Pipeline:
         backbone = self._backbones.get(item.backbone)
         if backbone is None:
             return failed(item, LookupError(f"backbone {item.backbone} is not loaded"))
-        decoded = decode(item, backbone.info.image_spec, self._limits)
+        decoded = decode(item, backbone.info.preprocess, self._limits)
         return Embeddable(backbone, decoded) if isinstance(decoded, Decoded) else decoded
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ def _deliver(deliver: Deliver, decoded: Decoded, result: Embedded | Exception) -
         deliver(failed(decoded.item, result))
         return
     waited = result.waited
-    if result.run is not None:  # the pixels may have waited before they came to the backbone
+    if result.run is not None:  # the input may have waited before it came to the backbone
         waited = result.run.start - decoded.started - decoded.seconds
     deliver(
         Encoded(

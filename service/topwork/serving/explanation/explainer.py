@@ -12,8 +12,8 @@ from topwork.arrays import Float32Array
 from topwork.bundle.features import Normaliser, make
 from topwork.bundle.manifest import Manifest
 from topwork.errors import DeadlinePassed, ImageError, InvalidInput, NotFound
-from topwork.inputs.embeddings import SentEmbedding
 from topwork.inputs.image import Region
+from topwork.inputs.kinds import AnyInput
 from topwork.serving.classifier import DEFAULT_TOP_K, Classifier, check_not_negative
 from topwork.serving.classify_batch import Encoding, ImageAnswer, Timings, image_answers
 from topwork.serving.examples import Examples
@@ -66,7 +66,7 @@ class Explainer:
     async def explain(
         self,
         model: str,
-        image: bytes | SentEmbedding,
+        image: AnyInput,
         *,
         revision: int = 0,
         label: str = "",

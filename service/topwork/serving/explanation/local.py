@@ -11,9 +11,8 @@ from topwork.bundle.examples import ExampleIndex
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt
-from topwork.inputs.embeddings import SentEmbedding
 from topwork.inputs.image import WHOLE, prepare
-from topwork.inputs.kinds import IMAGE, array_of, check_kind
+from topwork.inputs.kinds import IMAGE, AnyInput, array_of, check_kind
 from topwork.runtime.backend import open_session
 from topwork.serving.classify_batch import image_answers
 from topwork.serving.examples import Examples
@@ -57,20 +56,18 @@ class LocalExplainer:
         self._mapped: tuple[EmbeddingSession, MapLayout | NoMap] | None = None
         self._near: tuple[ExampleIndex, list[Block]] | None = None
 
-    def explain(
-        self, content: bytes | SentEmbedding, *, label: str, count: int, top_k: int
-    ) -> Explanation:
+    def explain(self, content: AnyInput, *, label: str, count: int, top_k: int) -> Explanation:
         """Explain the classification of an image. Raises as Explainer.explain does."""
         check_neighbours(count)
         check_label(self._manifest, label)
         info = self._backbone.info
         model, region = self._manifest.model, WHOLE
-        if isinstance(content, SentEmbedding):
-            array = array_of(content, info.preprocess, model=model)
-        else:
+        if isinstance(content, bytes):
             check_kind(IMAGE, info.preprocess, model=model, field="image")
             prepared = prepare(content, info.image_spec)
             array, region = prepared.pixels, prepared.region
+        else:
+            array = array_of(content, info.preprocess, model=model)
         with self._lock:
             if self._mapped is None:
                 self._mapped = self._open()

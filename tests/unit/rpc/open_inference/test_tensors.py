@@ -15,19 +15,20 @@ from topwork.errors import ImageError, InvalidInput
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inputs.embeddings import SentEmbedding
 from topwork.inputs.preprocess import PreprocessSpec
+from topwork.inputs.text import SentText
 from topwork.limits import ServerLimits
 from topwork.rpc.open_inference import answers, tensors
 from topwork.rpc.open_inference.tensors import RequestedOutputs
-from topwork.serving.classify_batch import ImageInput
+from topwork.serving.classify_batch import ClassifierInput
 
 LIMITS = ServerLimits(max_images_per_request=4)
 SPEC = PreprocessSpec(resize=4, crop=2)
 PIXELS = np.arange(3 * 2 * 2 * 3, dtype=np.uint8).reshape(3, 2, 2, 3)
 
 
-def pixels(image: ImageInput) -> Any:
+def pixels(image: ClassifierInput) -> Any:
     """Return the pixels of an input that is not an encoded image."""
-    assert not isinstance(image, bytes | SentEmbedding)
+    assert not isinstance(image, bytes | SentEmbedding | SentText)
     return image.pixels(SPEC)
 
 
@@ -224,7 +225,7 @@ def test_valid_request_is_accepted(request: pb.ModelInferRequest) -> None:
     for image in images:
         if isinstance(image, SentEmbedding):
             assert image.size == 4 * request.inputs[0].shape[1]
-        elif not isinstance(image, bytes):
+        elif not isinstance(image, bytes | SentText):
             assert image.pixels(SPEC).shape == (2, 2, 3)
 
 

@@ -1,10 +1,15 @@
-"""Embeddings that the caller has computed: NumPy arrays, as messages. Needs no NumPy itself."""
+"""Inputs other than images: texts, and embeddings that the caller has computed, as NumPy arrays.
+
+Needs no NumPy itself.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 from topwork.v1 import input_pb2 as input_pb
 
@@ -48,6 +53,31 @@ class Embedding:
         return len(self.values)
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text, for a model of such inputs. A plain string is the path of a file."""
+
+    text: str
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Text:
+        """Return the text in a file, in UTF-8. Raises OSError and UnicodeDecodeError."""
+        return cls(Path(path).read_text(encoding="utf-8"))
+
+    @property
+    def data(self) -> bytes:
+        """The text in UTF-8. Raises UnicodeEncodeError for a lone surrogate."""
+        return self.text.encode()
+
+    def __len__(self) -> int:
+        """Return the size in bytes."""
+        return len(self.data)
+
+
+Content: TypeAlias = bytes | Embedding | Text
+"""Content of an input; bytes are an encoded image."""
+
+
 def embeddings(rows: Array, *, space: str = "") -> list[Embedding]:
     """Return the rows of a NumPy array, float32 (N, D), as inputs of the space ``space``.
 
@@ -79,8 +109,10 @@ def from_vector(vector: Array) -> Embedding:
     return Embedding(vector.tobytes())
 
 
-def to_input(content: bytes | Embedding) -> input_pb.Input:
-    """Return the message of an encoded image or an embedding."""
+def to_input(content: Content | Text) -> input_pb.Input:
+    """Return the message of an input."""
+    if isinstance(content, Text):
+        return input_pb.Input(text=content.text)
     if isinstance(content, bytes):
         return input_pb.Input(image=content)
     values = memoryview(content.values).cast("f").tolist()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.errors import ImageError, NotReady
-from topwork.inputs.spec import InputSpec
+from topwork.inputs.spec import InputSpec, SentContent
 from topwork.limits import DEFAULT_LIMITS, InputLimits
 
 if TYPE_CHECKING:
@@ -59,15 +59,8 @@ class TextSpec(InputSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class SentText:
-    """A text as a client sends it, in UTF-8; not checked yet."""
-
-    data: bytes
-
-    @property
-    def size(self) -> int:
-        """Size in bytes."""
-        return len(self.data)
+class SentText(SentContent):
+    """A text as a client sends it, in UTF-8."""
 
 
 def spec_of(tokenizer: bytes, *, max_tokens: int) -> TextSpec:

@@ -18,7 +18,7 @@ from topwork.cli.options import (
     check_page,
     connected,
     json_output,
-    read_photo,
+    read_input,
     require_signed_option,
     server_option,
     trusted_keys_option,
@@ -110,9 +110,12 @@ def explain(
 
 
 def _read(path: Path, *, page: bool) -> Content:
-    """Return a photo, or the only embedding in a file of NumPy. Raises ImageError, InvalidInput."""
+    """Return a photo, audio, or the only embedding in a file. Raises ImageError, InvalidInput."""
     if not only_vectors([path], field="image"):
-        return read_photo(path)
+        content = read_input(path)
+        if page and not isinstance(content, bytes):
+            raise InvalidInput("--out draws on an image, which audio has not", field="out")
+        return content
     vectors = read_vectors(path)
     if len(vectors) > 1:
         raise InvalidInput(f"{file_name(path)} has {len(vectors)} embeddings", field="image")

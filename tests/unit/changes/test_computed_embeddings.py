@@ -3,147 +3,53 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from support import spaces, tiny
+from support import histories, spaces, tiny
+from support.histories import Step
 
-from topwork.bundle.comparison import Gate
 from topwork.bundle.draft import Draft
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.maintenance.garbage import collect
+from topwork.bundle.manifest import Manifest
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
-from topwork.changes.jobs import ChangeKind, ChangeResult, Job, Upload
 from topwork.changes.lifecycle import Lifecycle, NewModel
-from topwork.changes.retrain import Trainer
 from topwork.errors import AlreadyExists, NotFound, NotReady
 from topwork.export.model import export
-from topwork.inputs.embeddings import digest, to_content
-from topwork.limits import DEFAULT_LIMITS
+from topwork.inputs.embeddings import digest, prepare, to_content
 
-LIMITS = replace(DEFAULT_LIMITS, min_images_per_label=3)
-POOL = {label: [*spaces.rows(label, 10)] for label in "abcd"}
-ANY = Gate(max_old_class_drop=1.0, min_new_class_recall=0.0)
-
-
-def apply(
-    repository: Repository,
-    kind: ChangeKind,
-    label: str = "",
-    contents: Sequence[bytes] = (),
-    digests: Sequence[str] = (),
-) -> ChangeResult:
-    """Run all steps of a change and return its result."""
-    job = Job(
-        kind=kind,
-        model="points",
-        label=label,
-        accepted=0.0,
-        uploads=tuple(
-            Upload(name=f"{label}-{number}", digest=repository.put_image(content), label="")
-            for number, content in enumerate(contents)
-        ),
-        gate=ANY,
-        digests=tuple(sorted(set(digests))),
-    )
-    trainer = Trainer(repository, cores=2, limits=LIMITS)
-    operation = str(uuid.uuid4())
-    candidate = trainer.solve(job, trainer.embed(job, lambda *_, **__: None), operation)
-    assert candidate.rejected is None
-    if candidate.published:
-        trainer.serve(job, candidate.result.revision, operation)
-    return candidate.result
-
-
-Name = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A change, and the rows of each label after it."""
-
-    kind: ChangeKind
-    label: str
-    names: tuple[Name, ...]
-    after: dict[str, frozenset[Name]]
-
-
-@st.composite
-def histories(draw: st.DrawFn) -> list[Step]:
-    """Return changes that leave at least two labels with at least three rows."""
-    has = {label: {(label, number) for number in range(6)} for label in "ab"}
-    steps = []
-    for _ in range(draw(st.integers(1, 6))):
-        spare = sorted(label for label in has if len(has[label]) > 3)
-        absent = sorted(POOL.keys() - has.keys())
-        kinds: list[ChangeKind] = ["add_examples"]
-        kinds += ["add_class"] if absent else []
-        kinds += ["remove_class"] if len(has) > 2 else []
-        kinds += ["move_examples", "remove_examples"] if spare else []
-        kind = draw(st.sampled_from(kinds))
-        names = set[Name]()
-        if kind in {"add_class", "add_examples"}:
-            label = draw(st.sampled_from(absent if kind == "add_class" else sorted(has)))
-            least = 3 if kind == "add_class" else 1
-            numbers = draw(st.sets(st.integers(0, 9), min_size=least, max_size=6))
-            names = {(label, number) for number in numbers}
-            has.setdefault(label, set()).update(names)
-        elif kind == "remove_class":
-            label = draw(st.sampled_from(sorted(has)))
-            del has[label]
-        else:
-            source = draw(st.sampled_from(spare))
-            names = {draw(st.sampled_from(sorted(has[source])))}
-            label = draw(st.sampled_from(sorted(has.keys() - {source})))
-            after = {name: members - names for name, members in has.items()}
-            if kind == "move_examples":
-                after[label] |= names
-            else:
-                label = ""
-            if any(len(members) < 3 for members in after.values()):
-                continue
-            has = after
-        frozen = {name: frozenset(members) for name, members in has.items()}
-        steps.append(Step(kind, label, tuple(sorted(names)), frozen))
-    return steps
+POOL = {
+    label: [to_content(row) for row in spaces.rows(label, histories.EXAMPLES)]
+    for label in histories.LABELS
+}
+to_row = partial(prepare, spec=spaces.SPEC)
+apply = partial(histories.apply, model="points")
 
 
 @pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-@given(history=histories())
+@given(history=histories.histories())
 def test_history_of_changes_equals_one_fit(history: list[Step]) -> None:
     """Labels, head and data digest equal those of one fit on the remaining rows."""
-    with TemporaryDirectory() as directory:
-        repository = Repository(Path(directory) / "changed")
-        spaces.publish(repository, "points", spaces.exemplars({x: POOL[x][:6] for x in "ab"}))
-        for step in history:
-            taken = [POOL[label][number] for label, number in step.names]
-            adds = step.kind in {"add_class", "add_examples"}
-            apply(
-                repository,
-                step.kind,
-                step.label,
-                [to_content(row) for row in taken] if adds else (),
-                () if adds else [digest(row) for row in taken],
-            )
-        if not history:
-            return
-        fitted = Repository(Path(directory) / "fitted")
-        rows = {
-            label: [POOL[own][number] for own, number in sorted(names)]
-            for label, names in history[-1].after.items()
-        }
-        expected = spaces.publish(fitted, "points", spaces.exemplars(rows))
-        found = repository.manifest("points", repository.serving("points"))
-        assert (found.labels, found.data_digest) == (expected.labels, expected.data_digest)
-        assert repository.head(found) == fitted.head(expected)
+
+    def publish(repository: Repository, rows: Mapping[str, Sequence[bytes]]) -> Manifest:
+        made = {label: [*map(to_row, own)] for label, own in rows.items()}
+        return spaces.publish(repository, "points", spaces.exemplars(made))
+
+    histories.check_equals_one_fit(
+        history,
+        POOL,
+        model="points",
+        publish=publish,
+        digest=lambda content: digest(to_row(content)),
+    )
 
 
 def test_bad_rows_are_skipped_with_the_reason(tmp_path: Path) -> None:

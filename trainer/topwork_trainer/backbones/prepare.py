@@ -8,7 +8,7 @@ from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput
-from topwork.inputs.preprocess import DEEP_GREY
+from topwork.inputs.preprocess import DEEP_GREY, PreprocessSpec
 from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session, software_versions
 from topwork.runtime.cores import available_cores
@@ -73,11 +73,12 @@ def find_imported(repository: Repository, choice: BackboneChoice) -> BackboneInf
         info = repository.backbone_info(names[part])
         if not info.identity.startswith(IDENTITY):
             continue
-        own_size = choice.image_size in {None, info.image_spec.crop}
+        size = info.preprocess.crop if isinstance(info.preprocess, PreprocessSpec) else None
+        own_size = choice.image_size in {None, size}
         if choice.name != part or choice.weights or choice.views != 1 or not own_size:
             raise InvalidInput(
-                f"{part!r} was added from an ONNX file, so it cannot be joined and has no other"
-                f" weights, views or image size than {info.image_spec.crop}",
+                f"{part!r} was added from a file of its own, so it cannot be joined and has no"
+                " other weights, views or image size" + (f" than {size}" if size else ""),
                 field="backbone",
             )
         return info
@@ -134,7 +135,11 @@ def _stored(repository: Repository, identity: str) -> BackboneInfo | None:
 
     An export with an earlier mapping of deep greyscale is copied with the current one.
     """
-    candidates = [info for info in repository.backbones() if info.identity == identity]
+    candidates = [
+        info
+        for info in repository.backbones()
+        if info.identity == identity and isinstance(info.preprocess, PreprocessSpec)
+    ]
     for info in sorted(candidates, key=lambda info: info.image_spec.deep_grey != DEEP_GREY):
         try:
             model = repository.backbone_model(info.digest)

@@ -1,0 +1,25 @@
+"""Words for kinds of inputs in the trainer's messages."""
+
+from __future__ import annotations
+
+from topwork.inputs.preprocess import PreprocessSpec
+from topwork.inputs.spec import InputSpec
+from topwork.inputs.text import TextSpec
+
+NOUNS = {"image": "photo", "text": "text", "embedding": "embedding"}
+"""Names of an input by the name of its kind, in the singular."""
+
+
+def size_text(spec: InputSpec) -> str:
+    """Return the size of what a backbone takes: ``224`` pixels, or ``256 tokens``."""
+    if isinstance(spec, TextSpec):
+        return f"{spec.max_tokens} tokens"
+    return str(spec.crop) if isinstance(spec, PreprocessSpec) else ""
+
+
+def sizes_json(spec: InputSpec) -> dict[str, int | None]:
+    """Return the size of what a backbone takes as JSON data, with null for that of other kinds."""
+    return {
+        "image_size": spec.crop if isinstance(spec, PreprocessSpec) else None,
+        "max_tokens": spec.max_tokens if isinstance(spec, TextSpec) else None,
+    }

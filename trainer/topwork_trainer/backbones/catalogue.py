@@ -31,10 +31,13 @@ class Row:
     megabytes: float
     """Size of the network in fp32."""
     milliseconds: float | None
-    """Time to embed an image, or a text of 64 tokens, on one core; None: not measured."""
+    """Time to embed an image, a text of 64 tokens, or a window of audio, on one core; None: not
+    measured."""
     licence: str
     max_tokens: int | None = None
     """Tokens of the longest text; None: it takes no texts."""
+    audio_rate: int | None = None
+    """Rate of audio in Hz; None: it takes no audio."""
     weights: str
     """``here``, ``added`` to the repository, or ``download``."""
 

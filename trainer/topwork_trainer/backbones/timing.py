@@ -20,7 +20,7 @@ _TIMED_RUNS = 5
 
 
 def embedding_milliseconds(session: Session, spec: InputSpec) -> float:
-    """Return the least CPU time of this thread to embed an image, or a text of TIMED_TOKENS."""
+    """Return the least CPU time of this thread for an image, TIMED_TOKENS of text, or a window."""
     batch = _example(spec)[None]
     seconds = []
     for _ in range(_TIMED_RUNS):

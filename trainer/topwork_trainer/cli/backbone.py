@@ -17,7 +17,9 @@ from topwork.bundle.names import check_model
 from topwork.bundle.store import Repository
 from topwork.command_group import example
 from topwork.errors import InvalidInput
+from topwork.inputs.audio import MOST_SECONDS, AudioSpec
 from topwork.inputs.preprocess import Interpolation
+from topwork.inputs.sound_file import LEAST_RATE, MOST_RATE
 from topwork.inputs.text import MOST_TOKENS, TextSpec
 from topwork_trainer import backbones
 from topwork_trainer.backbones.exports import Exports
@@ -26,6 +28,7 @@ from topwork_trainer.backbones.onnx_import import ImportedBackbone, OnnxSource, 
 from topwork_trainer.backbones.onnx_wrap import Pool
 from topwork_trainer.backbones.plans import Rgb
 from topwork_trainer.backbones.prepare import prepare_backbone
+from topwork_trainer.backbones.sounds.encoder import AudioSource, import_audio
 from topwork_trainer.backbones.texts.encoder import TextSource, import_file
 from topwork_trainer.backbones.texts.folder import FolderOptions, import_folder
 from topwork_trainer.cli.options import cache_option
@@ -65,7 +68,7 @@ def backbone() -> None:
     "file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="ONNX file of an image classifier or feature extractor, or, with --tokenizer, of a text "
-    "encoder. The options below describe it.",
+    "encoder, or, with --audio-rate, of an encoder of waveforms. The options below describe it.",
 )
 @click.option(
     "--tokenizer",
@@ -85,6 +88,34 @@ def backbone() -> None:
     help="Tokens of the longest text; more are cut off. Default: the encoder's, or 512.",
 )
 @click.option("--normalise", is_flag=True, help="Scale the embeddings of texts to length 1.")
+@click.option(
+    "--audio-rate",
+    type=click.IntRange(LEAST_RATE, MOST_RATE),
+    help="Rate in Hz of the waveforms (N, samples) that the encoder of audio in --onnx takes, such "
+    "as a wav2vec2 that Optimum exported.",
+)
+@click.option(
+    "--window",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds of a window of audio; shorter recordings are padded with silence. Default: the "
+    "only length that the encoder takes, or 1.",
+)
+@click.option(
+    "--hop",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds from one window of audio to the next. Default: the window.",
+)
+@click.option(
+    "--max-seconds",
+    type=click.IntRange(1, MOST_SECONDS),
+    help="Seconds of the longest recording; longer ones are refused. Default: 60.",
+)
+@click.option(
+    "--audio-normalise",
+    is_flag=True,
+    help="Scale each window to mean 0 and variance 1, as do_normalize in an encoder's "
+    "preprocessor_config.json says.",
+)
 @click.option(
     "--layout",
     type=click.Choice(get_args(Layout)),
@@ -165,7 +196,7 @@ def add(
             raise InvalidInput("'auto' is no name, since fit uses it", field="name")
         imported = _import(name, options)
         info = target.put_backbone(imported.onnx, imported.info)
-        thing = "text" if isinstance(info.preprocess, TextSpec) else "image"
+        thing = _TIMED.get(type(info.preprocess), "image")
         notes = (*imported.notes, f"{imported.milliseconds:.1f} ms per {thing} on one core")
     target.add_backbone(name, info.digest, replace=replaces)
     if as_json:
@@ -194,6 +225,13 @@ _OF_IMAGES = {
     "interpolation": "interpolation",
 }
 _OF_TEXTS = {"max_tokens": "max-tokens", "normalise": "normalise"}
+_OF_AUDIO = {
+    "window": "window",
+    "hop": "hop",
+    "max_seconds": "max-seconds",
+    "audio_normalise": "audio-normalise",
+}
+_TIMED = {TextSpec: "text", AudioSpec: "window"}
 
 
 def _import(name: str, options: Mapping[str, Any]) -> ImportedBackbone:
@@ -208,6 +246,9 @@ def _import(name: str, options: Mapping[str, Any]) -> ImportedBackbone:
             name,
             TextSource(file=file, tokenizer=tokenizer, licence=options["licence"], **given),
         )
+    if (rate := options["audio_rate"]) is not None:
+        of_audio = {key: options[key] for key in ("output", "licence", *_OF_AUDIO)}
+        return import_audio(name, AudioSource(file=file, audio_rate=rate, **of_audio))
     own = {key: options[key] for key in (*_OF_FILES, *_OF_IMAGES)}
     return import_onnx(name, OnnxSource(file=file, **own))
 
@@ -219,11 +260,19 @@ def _check_options(options: Mapping[str, Any]) -> None:
     if options["tokenizer"] and not options["file"]:
         raise InvalidInput("--tokenizer needs --onnx", field="tokenizer")
     of_texts = options["encoder"] or options["tokenizer"]
-    for field, flag in (_OF_FILES | _OF_IMAGES | _OF_TEXTS).items():
+    of_audio = options["audio_rate"] is not None
+    if of_audio and of_texts:
+        raise InvalidInput("--audio-rate is for audio, not for text encoders", field="audio_rate")
+    own = _OF_FILES | _OF_IMAGES | _OF_TEXTS | _OF_AUDIO | {"audio_rate": "audio-rate"}
+    for field, flag in own.items():
         if not _is_given(field):
             continue
         if not (options["file"] or options["encoder"]):
             raise InvalidInput(f"--{flag} needs --onnx", field=field)
+        if of_audio and field in {*_OF_IMAGES, "pool"}:
+            raise InvalidInput(f"--{flag} is for images, not for audio", field=field)
+        if not of_audio and field in _OF_AUDIO:
+            raise InvalidInput(f"--{flag} needs --audio-rate", field=field)
         if of_texts and field in _OF_IMAGES:
             raise InvalidInput(f"--{flag} is for images, not for text encoders", field=field)
         if not of_texts and field in _OF_TEXTS:

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from click.testing import CliRunner, Result
-from support import onnx_files, text_encoders
+from support import onnx_files, sounds, text_encoders
 
 from topwork.bundle.store import Repository
 from topwork_trainer import backbones
@@ -58,6 +59,21 @@ def test_add_stores_a_text_encoder(tmp_path: Path) -> None:
     assert [(row["name"], row["max_tokens"]) for row in listed] == [("words", 32)]
 
 
+def test_add_stores_an_encoder_of_audio(tmp_path: Path) -> None:
+    """With the windows that the options say."""
+    onnx.save(sounds.waveform_model(), tmp_path / "model.onnx")
+    done = run(
+        *("backbone", "add", "log-mel", "--repository", tmp_path / "r", "--onnx"),
+        *(tmp_path / "model.onnx", "--audio-rate", 8000, "--window", 0.5, "--json"),
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["audio_rate"], found["image_size"], found["width"]) == (8000, None, 32)
+    assert "windows of 0.5 s every 0.5 s; recordings up to 60 s" in found["notes"]
+    listed = run("backbones", "log-mel", "--repository", tmp_path / "r")
+    assert "8000 Hz" in listed.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -67,6 +83,10 @@ def test_add_stores_a_text_encoder(tmp_path: Path) -> None:
         (["--encoder", ".", "--pooling", "both"], "the pooling of texts is mean or cls"),
         (["--onnx", "own.onnx", "--normalise"], "--normalise needs --tokenizer or --encoder"),
         (["--max-tokens", "8"], "--max-tokens needs --onnx"),
+        (["--audio-rate", "8000"], "--audio-rate needs --onnx"),
+        (["--onnx", "own.onnx", "--window", "1"], "--window needs --audio-rate"),
+        (["--onnx", "own.onnx", "--audio-rate", "8000", "--mean", "1"], "--mean is for images"),
+        (["--encoder", ".", "--audio-rate", "8000"], "--audio-rate is for audio"),
     ],
 )
 def test_add_refuses_options_of_another_kind(

@@ -8,7 +8,8 @@ import logging
 import sqlite3
 import threading
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,9 +19,12 @@ import PIL
 
 from topwork.bundle.files import locked
 from topwork.bundle.manifest import BackboneInfo
+from topwork.inputs.spec import InputSpec
+from topwork.inputs.text import TextSpec
 from topwork.inputs.thumbnail import SIDE
 from topwork.runtime.backend import software_versions
 from topwork.training.embed import Cache, EmbeddedRow
+from topwork_trainer.backbones.stamp import spec_facts
 
 FILE = "embeddings.sqlite"
 LIMIT_BYTES = 4 * 2**30
@@ -77,9 +81,9 @@ class EmbeddingCache:
         """
         depends = {
             "digest": backbone.digest,
-            "preprocess": asdict(backbone.image_spec),
+            "preprocess": spec_facts(backbone.preprocess),
             "decoding": DECODING,
-            "versions": {**software_versions(), "pillow": PIL.__version__},
+            "versions": {**software_versions(), **_decoder(backbone.preprocess)},
         }
         if preview_pixels != SIDE:  # rows of SIDE are those of earlier releases, too
             depends["preview_pixels"] = preview_pixels
@@ -220,6 +224,13 @@ def _trim(connection: sqlite3.Connection, limit_bytes: int) -> None:
 def _number(connection: sqlite3.Connection, query: str) -> int:
     with closing(connection.execute(query)) as cursor:
         return int(cursor.fetchone()[0])
+
+
+def _decoder(spec: InputSpec) -> dict[str, str]:
+    """Return name and version of the library that prepares inputs."""
+    if isinstance(spec, TextSpec):
+        return {"tokenizers": metadata.version("tokenizers")}
+    return {"pillow": PIL.__version__}
 
 
 class _WrongFormatError(sqlite3.DatabaseError):

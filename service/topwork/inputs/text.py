@@ -104,6 +104,40 @@ def prepare(content: bytes, spec: TextSpec, *, limits: InputLimits = DEFAULT_LIM
     return ids
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCounts:
+    """Numbers of tokens of a whole text, before any are cut off."""
+
+    tokens: int
+    """With those that begin and end it."""
+    words: int
+    """Without them."""
+    unknown: int
+    """Words that the tokenizer does not know."""
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of the words that the tokenizer does not know."""
+        return self.unknown / max(self.words, 1)
+
+
+def count_tokens(content: bytes, spec: TextSpec) -> TokenCounts:
+    """Return the numbers of tokens of a text that ``prepare`` accepts, before any are cut off."""
+    tokenizer, unknown = _loaded(spec.tokenizer, spec.max_tokens)
+    encoding = tokenizer.encode(content.decode().removeprefix("\ufeff"))
+    words = [
+        number
+        for part in (encoding, *encoding.overflowing)
+        for number, special in zip(part.ids, part.special_tokens_mask, strict=True)
+        if not special
+    ]
+    return TokenCounts(
+        tokens=len(words) + sum(encoding.special_tokens_mask),
+        words=len(words),
+        unknown=words.count(unknown),
+    )
+
+
 def digest(tokens: Tokens) -> str:
     """Return the sha256 of the tokens, in hexadecimal."""
     return hashlib.sha256(b"tokens" + tokens.astype("<i4").tobytes()).hexdigest()

@@ -8,6 +8,7 @@ from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput
+from topwork.inputs.kinds import kind_of
 from topwork.inputs.preprocess import DEEP_GREY, PreprocessSpec
 from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session, software_versions
@@ -59,6 +60,34 @@ def prepare_backbone(
     if exports is not None:
         exports.put(repository.backbone_model(info.digest), info, weights)
     return info
+
+
+def added_names(repository: Repository, kind: str) -> list[str]:
+    """Return the names of the added backbones that take inputs of the kind. Raises Corrupt."""
+    return [
+        name
+        for name, digest in repository.added_backbones().items()
+        if kind_of(repository.backbone_info(digest).preprocess).name == kind
+    ]
+
+
+def missing_backbone(kind: str) -> str:
+    """Return the message that there is no backbone for inputs of a kind."""
+    return (
+        f"{kind}s need a backbone that takes them: add one to the repository with `topwork-train "
+        "backbone add NAME --encoder FOLDER --repository ...`, and pass --backbone NAME"
+    )
+
+
+def check_kind(info: BackboneInfo, kind: str) -> None:
+    """Raise InvalidInput if a backbone takes inputs of another kind."""
+    if (taken := kind_of(info.preprocess).name) != kind:
+        raise InvalidInput(
+            f"the backbone {info.name!r} takes inputs of the kind {taken!r}, and the data has the "
+            f"kind {kind!r}",
+            field="backbone",
+            reason="INPUT_KIND",
+        )
 
 
 def find_imported(repository: Repository, choice: BackboneChoice) -> BackboneInfo | None:

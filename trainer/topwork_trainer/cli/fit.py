@@ -23,9 +23,16 @@ from topwork.training.embed import Skipped
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
 from topwork_trainer.cli.finetuning import finetuning_config, finetuning_options
-from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
+from topwork_trainer.cli.options import (
+    cache_option,
+    data_argument,
+    kind_option,
+    show_folders,
+    split_names,
+)
 from topwork_trainer.fit.fit import FitConfig, FitResult
 from topwork_trainer.fit.held_out import SplitResult
+from topwork_trainer.kinds import size_text, sizes_json
 
 MOST_LABELS = 12
 """Raising it prints larger confusion matrices, as long as the terminal is wide enough."""
@@ -55,6 +62,7 @@ class _OrAuto(click.ParamType[Any]):
     type=click.Path(file_okay=False, path_type=Path),
     help="Repository in which the revision is published.",
 )
+@kind_option("image", "text", "embedding")
 @click.option("--classes", help="Classes to use, separated by commas. Default: all.")
 @click.option(
     "--space",
@@ -166,6 +174,9 @@ def fit(
     and val or test, the model is trained on train only and tested on the others. Files that are
     left out are listed with the reason.
 
+    DATA may also be texts: folders of .txt files, tables with columns text and label, or FASTA
+    files. They need the --backbone of a text encoder; see `topwork-train backbone add`.
+
     DATA may also be embeddings that you have computed: one .npz with embeddings and labels, or a
     folder with one folder of .npy files per class.
 
@@ -224,7 +235,7 @@ def _json(result: FitResult) -> dict[str, object]:
         "ece": metrics.ece,
         "unknown_auroc": metrics.unknown.auroc if metrics.unknown else None,
         "precision": result.backbone.precision,
-        "image_size": result.backbone.image_spec.crop if result.backbone.has_graph else None,
+        **sizes_json(result.backbone.preprocess),
         "notes": list(result.notes),
         "held_out": [_split_json(split) for split in result.held_out],
         "left_out": [group.json() for group in result.left_out],
@@ -295,7 +306,7 @@ def _show(console: Console, result: FitResult) -> None:
 def _input(backbone: BackboneInfo) -> str:
     if not backbone.has_graph:
         return f"embeddings of the space {backbone.name}, {backbone.width} numbers"
-    return f"{backbone.name} at {backbone.image_spec.crop}, {backbone.precision}"
+    return f"{backbone.name} at {size_text(backbone.preprocess)}, {backbone.precision}"
 
 
 def _count(findings: Sequence[Finding]) -> str:

@@ -34,12 +34,12 @@ class TestSet:
         return tuple(photo for split in self.splits for photo in split.photos_of(labels))
 
 
-def read_test_set(data: Path) -> TestSet:
-    """Return the test split of data with splits, else all photos of ``data``.
+def read_test_set(data: Path, kind: str = "image") -> TestSet:
+    """Return the test split of data with splits, else all photos, or inputs of the kind, of it.
 
     Raises InvalidInput if the layout is unknown, or there are splits but no test split.
     """
-    found = read(data, None)
+    found = read(data, None, kind)
     splits, notes = [found.train], list(found.notes)
     if found.held_out:
         tests = [split for split in found.held_out if split_role(split) == "test"]

@@ -20,10 +20,10 @@ from topwork.cli.options import (
     json_output,
     model_option,
     photo_files,
-    read_input,
+    read_photo,
     server_option,
 )
-from topwork.client.inputs import Content, of_file
+from topwork.client.inputs import Content
 from topwork.errors import ImageError, InvalidInput
 from topwork.inputs.data.layouts import read
 from topwork.inputs.data.photos import Photo
@@ -162,7 +162,7 @@ def _upload_files(
         files = _vector_files(vector for path in photos for vector in read_vectors(path))
     else:
         listing = photo_files(photos, field="photos", one_class=True)
-        files = [(file_name(path), partial(read_input, path)) for path in listing.files]
+        files = [(file_name(path), partial(read_photo, path)) for path in listing.files]
         left_out += [(omitted.reason, file_name(omitted.path)) for omitted in listing.omitted]
     _upload(
         server,
@@ -207,9 +207,9 @@ def _vector_files(vectors: Iterable[Vector]) -> list[Item]:
     return [(vector.name, partial(to_embedding, vector)) for vector in vectors]
 
 
-def _read_photo(photo: Photo) -> Content:
-    """Return a photo, or audio by its suffix. Raises ImageError if it cannot be read."""
+def _read_photo(photo: Photo) -> bytes:
+    """Return the bytes of a photo. Raises ImageError if it cannot be read."""
     try:
-        return of_file(photo.name, photo.read())
+        return photo.read()
     except OSError as error:
         raise ImageError(f"{photo.name} cannot be read: {error.strerror}") from error

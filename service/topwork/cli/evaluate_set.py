@@ -22,7 +22,6 @@ from topwork.bundle.manifest import Manifest, check_may_serve
 from topwork.bundle.store import Repository
 from topwork.cli.evaluation_sources import Embedded, OnImage
 from topwork.cli.follow import follow, print_evaluation, progress_bar
-from topwork.client.inputs import of_file
 from topwork.errors import ImageError, InvalidInput, NotFound
 from topwork.inputs.data.photos import Photo
 from topwork.local import open_backbone
@@ -74,7 +73,7 @@ def on_server(
             for photo in photos:
                 bar.advance(task)
                 try:
-                    content = of_file(photo.name, photo.read())
+                    content = photo.read()
                 except (OSError, ImageError) as error:
                     unreadable.append(f"left out {photo.name}: {error}")
                     continue

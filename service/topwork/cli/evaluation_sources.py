@@ -15,7 +15,6 @@ from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.manifest import Manifest, check_may_serve
 from topwork.bundle.store import Repository
 from topwork.cli.image_rows import Classify, answered, interrupts
-from topwork.client.inputs import Content, of_file
 from topwork.errors import InvalidInput
 from topwork.inputs.data.photos import Photo
 from topwork.learning.evaluation import Answers
@@ -217,12 +216,8 @@ def _streamed(
 ) -> Iterator[tuple[int, ImageResult | str]]:
     """Yield the number of each photo with its result, or the reason why it has none."""
     numbers = range(len(photos))
-
-    def read(number: int) -> Content:
-        return of_file(photos[number].name, photos[number].read())
-
     with (
-        closing(answered(numbers, read, stream)) as answers,
+        closing(answered(numbers, lambda number: photos[number].read(), stream)) as answers,
         interrupts() as check_interrupt,
     ):
         for number, answer in answers:

@@ -18,7 +18,7 @@ from topwork.cli.options import (
     check_page,
     connected,
     json_output,
-    read_input,
+    read_photo,
     require_signed_option,
     server_option,
     trusted_keys_option,
@@ -110,12 +110,9 @@ def explain(
 
 
 def _read(path: Path, *, page: bool) -> Content:
-    """Return a photo, audio, or the only embedding in a file. Raises ImageError, InvalidInput."""
+    """Return a photo, or the only embedding in a file of NumPy. Raises ImageError, InvalidInput."""
     if not only_vectors([path], field="image"):
-        content = read_input(path)
-        if page and not isinstance(content, bytes):
-            raise InvalidInput("--out draws on an image, which audio has not", field="out")
-        return content
+        return read_photo(path)
     vectors = read_vectors(path)
     if len(vectors) > 1:
         raise InvalidInput(f"{file_name(path)} has {len(vectors)} embeddings", field="image")

@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.text import Text
 
 from topwork import Embedding, ImageResult, StreamResult
-from topwork.cli.options import json_output, photo_files, read_input
+from topwork.cli.options import json_output, photo_files, read_photo
 from topwork.client.inputs import Content
 from topwork.errors import ImageError
 from topwork.in_order import in_order
@@ -83,7 +83,7 @@ def list_inputs(paths: Sequence[Path]) -> Inputs:
         vectors = [vector for path in paths for vector in read_vectors(path)]
         return Inputs([(vector.name, partial(to_embedding, vector)) for vector in vectors])
     listing = photo_files(paths, field="images")
-    items = [(file_name(path), partial(read_input, path)) for path in listing.files]
+    items = [(file_name(path), partial(read_photo, path)) for path in listing.files]
     return Inputs(items, listing.omitted)
 
 

@@ -13,7 +13,6 @@ import click
 from topwork import CallFailed, Client, Credentials
 from topwork.cli.addresses import Address
 from topwork.cli.candidates import suggest_names
-from topwork.client.inputs import Content, of_file
 from topwork.errors import InvalidInput
 from topwork.inputs import folders
 from topwork.inputs.folders import Listing
@@ -181,11 +180,6 @@ def change_options(command: Callable[..., None]) -> Callable[..., None]:
 def read_photo(path: Path) -> bytes:
     """Return a file's bytes. Raises ImageError if it is unreadable or too large to send."""
     return folders.read_photo(path, most_bytes=DEFAULT_LIMITS.max_image_bytes)
-
-
-def read_input(path: Path) -> Content:
-    """Return a photo, or audio by the suffix of its file. Raises as ``read_photo``."""
-    return of_file(path, read_photo(path))
 
 
 def check_page(path: Path | None, *, field: str) -> None:

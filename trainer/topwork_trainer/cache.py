@@ -19,6 +19,7 @@ import PIL
 
 from topwork.bundle.files import locked
 from topwork.bundle.manifest import BackboneInfo
+from topwork.inputs.audio import AudioSpec
 from topwork.inputs.spec import InputSpec
 from topwork.inputs.text import TextSpec
 from topwork.inputs.thumbnail import SIDE
@@ -227,9 +228,11 @@ def _number(connection: sqlite3.Connection, query: str) -> int:
 
 
 def _decoder(spec: InputSpec) -> dict[str, str]:
-    """Return name and version of the library that prepares inputs."""
+    """Return names and versions of the libraries that prepare inputs."""
     if isinstance(spec, TextSpec):
         return {"tokenizers": metadata.version("tokenizers")}
+    if isinstance(spec, AudioSpec):
+        return {name: metadata.version(name) for name in ("soundfile", "soxr")}
     return {"pillow": PIL.__version__}
 
 

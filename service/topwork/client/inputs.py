@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeGuard
 
+from topwork.audio_files import is_audio
 from topwork.v1 import input_pb2 as input_pb
 
 FLOAT32 = "<f4"
@@ -93,9 +94,6 @@ class Audio:
         return len(self.data)
 
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
-"""Suffixes of files that are sent as audio, in lower case."""
-
 Content: TypeAlias = bytes | Embedding | Text | Audio
 """Content of an input; bytes are an encoded image."""
 
@@ -133,7 +131,7 @@ def from_vector(vector: Array) -> Embedding:
 
 def of_file(path: str | os.PathLike[str], data: bytes) -> Content:
     """Return the content of a file: audio by its suffix, otherwise an encoded image."""
-    return Audio(data) if Path(path).suffix.lower() in AUDIO_SUFFIXES else data
+    return Audio(data) if is_audio(path) else data
 
 
 def to_input(content: Content) -> input_pb.Input:

@@ -19,6 +19,7 @@ from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.onnx_import import IDENTITY
 from topwork_trainer.backbones.parity import ExportError
 from topwork_trainer.backbones.stamp import stamped
+from topwork_trainer.kinds import NOUNS
 
 
 def prepare_backbone(
@@ -73,9 +74,10 @@ def added_names(repository: Repository, kind: str) -> list[str]:
 
 def missing_backbone(kind: str) -> str:
     """Return the message that there is no backbone for inputs of a kind."""
+    options = "--onnx FILE --audio-rate HZ" if kind == "audio" else "--encoder FOLDER"
     return (
-        f"{kind}s need a backbone that takes them: add one to the repository with `topwork-train "
-        "backbone add NAME --encoder FOLDER --repository ...`, and pass --backbone NAME"
+        f"{NOUNS[kind]}s need a backbone that takes them: add one to the repository with "
+        f"`topwork-train backbone add NAME {options} --repository ...`, and pass --backbone NAME"
     )
 
 

@@ -39,7 +39,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
     help="Repository that stores the exported backbone, or has the text encoder. Default: a "
     "temporary folder.",
 )
-@kind_option("image", "text")
+@kind_option("image", "text", "audio")
 @click.option("--classes", help="Classes to use, separated by commas. Default: all.")
 @click.option(
     "--backbone", default=backbones.DEFAULT, help="Backbone, one of `topwork-train backbones`."

@@ -62,7 +62,7 @@ class _OrAuto(click.ParamType[Any]):
     type=click.Path(file_okay=False, path_type=Path),
     help="Repository in which the revision is published.",
 )
-@kind_option("image", "text", "embedding")
+@kind_option("image", "text", "audio", "embedding")
 @click.option("--classes", help="Classes to use, separated by commas. Default: all.")
 @click.option(
     "--space",
@@ -175,7 +175,8 @@ def fit(
     left out are listed with the reason.
 
     DATA may also be texts: folders of .txt files, tables with columns text and label, or FASTA
-    files. They need the --backbone of a text encoder; see `topwork-train backbone add`.
+    files; or recordings in folders, .wav, .flac, .ogg or .mp3. They need the --backbone of an
+    encoder of texts or audio; see `topwork-train backbone add`.
 
     DATA may also be embeddings that you have computed: one .npz with embeddings and labels, or a
     folder with one folder of .npy files per class.

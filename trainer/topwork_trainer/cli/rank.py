@@ -65,7 +65,7 @@ from topwork_trainer.ranking.rank import SAMPLE, explain, notation
     type=click.IntRange(min=1),
     help="Approximate number of photos in the sample, spread evenly over the classes.",
 )
-@kind_option("image", "text")
+@kind_option("image", "text", "audio")
 @click.option("--classes", help="Classes to use, separated by commas. Default: all.")
 @click.option(
     "--repository",

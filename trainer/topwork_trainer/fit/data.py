@@ -13,6 +13,7 @@ from topwork_trainer.backbones.prepare import added_names, missing_backbone
 from topwork_trainer.data import add_test_set, scan
 from topwork_trainer.data.photos import Photos
 from topwork_trainer.data.vectors import scan_vectors
+from topwork_trainer.kinds import NOUNS
 
 if TYPE_CHECKING:
     from topwork.bundle.store import Repository
@@ -53,6 +54,6 @@ def _check_settings(config: FitConfig, names: tuple[str, ...], kind: str) -> Non
             field = "unfreeze" if name == "finetuning" else name
             raise InvalidInput(
                 f"--{field.replace('_', '-')} needs photos, and {file_name(config.data)} has "
-                f"{kind}s",
+                f"{NOUNS[kind]}s",
                 field=field,
             )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import PrecisionGate
+from topwork.inputs.audio import AudioSpec
 from topwork.inputs.image_source import ImageSource
 from topwork.inputs.kinds import kind_of
 from topwork.inputs.spec import InputSpec
@@ -35,7 +36,7 @@ def quantise_backbone(attempts: Attempts, fp32: Attempt) -> tuple[Attempt, Preci
     model = attempts.repository.backbone_model(info.digest)
     sample = calibration_sample([source for source in attempts.sources if source.name in names])
     attempts.on_progress("quantise", 0, 0)
-    if isinstance(info.preprocess, TextSpec):
+    if isinstance(info.preprocess, TextSpec | AudioSpec):
         quantised = quantise_texts(model)
     else:
         quantised = quantise(model, _arrays(sample, info.image_spec))

@@ -6,6 +6,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
 
+from topwork import audio_files
 from topwork.errors import InvalidInput
 from topwork.inputs.data import mixture, texts
 from topwork.inputs.data.annotations import read_annotations
@@ -29,7 +30,7 @@ _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def read(data: Path, classes: AbstractSet[str] | None, kind: str = "image") -> Found:
-    """Return the photos, or the texts, of ``data``.
+    """Return the photos, or the inputs of another kind, of ``data``.
 
     ``classes``, in composed form, are never taken for splits. Raises InvalidInput if the layout is
     unknown or the data contradicts itself.
@@ -59,9 +60,10 @@ def read(data: Path, classes: AbstractSet[str] | None, kind: str = "image") -> F
 
 
 def find_kind(data: Path, classes: AbstractSet[str] | None) -> tuple[str, Found]:
-    """Return the kind of ``data`` by its files, ``image`` or ``text``, and what ``read`` returns.
+    """Return the kind of ``data`` by its files, and what ``read`` returns.
 
-    Raises InvalidInput as ``read``, and if some classes have photos and others texts.
+    It is ``image``, ``text`` or ``audio``. Raises InvalidInput as ``read``, and if there are files
+    of two kinds.
     """
     if data.is_dir():
         is_text = bool(texts.text_files(DiskTree(data), data))
@@ -70,7 +72,7 @@ def find_kind(data: Path, classes: AbstractSet[str] | None) -> tuple[str, Found]
     if not is_text:
         found = read(data, classes)
         if not mixture.has_only_texts(data, found, classes):
-            return "image", found
+            return ("audio" if mixture.has_only_audio(data, found, classes) else "image"), found
     return "text", read(data, classes, "text")
 
 
@@ -98,6 +100,8 @@ def _read_folder(tree: Tree, root: Path, classes: AbstractSet[str] | None, kind:
         if files := texts.text_files(tree, root):
             return texts.read_text_files(tree, root, files)
         tree = KindTree(tree, texts.SUFFIXES)
+    elif kind == "audio":
+        tree = KindTree(tree, audio_files.SUFFIXES)
     listing = tree.list_folder(root)
     manifests = _metadata(tree, root, listing, "")
     if not manifests:

@@ -1,4 +1,4 @@
-"""Recognition of texts among the files that a reader of photos found and left out."""
+"""Recognition of texts and audio among the files that a reader of photos found and left out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePath
 
+from topwork.audio_files import is_audio
 from topwork.errors import InvalidInput
 from topwork.inputs.data.photos import Found, Split
 from topwork.inputs.data.texts import SUFFIXES
@@ -33,6 +34,27 @@ def has_only_texts(data: Path, found: Found, classes: AbstractSet[str] | None) -
             reason="INPUT_KIND",
         )
     return bool(texts) and not photos
+
+
+def has_only_audio(data: Path, found: Found, classes: AbstractSet[str] | None) -> bool:
+    """Return True if all files of ``found``, read as photos, are audio.
+
+    Raises InvalidInput if some are, and others are not.
+    """
+    first: dict[bool, str] = {}
+    for split in (found.train, *found.held_out.values()):
+        for label, photos in split.photos.items():
+            if classes is None or label in classes:
+                for photo in photos:
+                    first.setdefault(is_audio(photo.name), photo.name)
+    if len(first) > 1:
+        raise InvalidInput(
+            f"{file_name(data)} has audio ({first[True]}) and others ({first[False]}): a model "
+            "takes inputs of one kind; pass --kind to use one of them",
+            field="data",
+            reason="INPUT_KIND",
+        )
+    return True in first
 
 
 def _files(split: Split, found: Found) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from topwork.errors import InvalidInput
 from topwork.inputs.data.layouts import read
-from topwork.inputs.data.photos import Photo, Split
+from topwork.inputs.data.photos import Found, Photo, Split
 from topwork.inputs.folders import Reason
 from topwork.inputs.splits import split_role
 from topwork.printable import file_name
@@ -39,7 +39,11 @@ def read_test_set(data: Path, kind: str = "image") -> TestSet:
 
     Raises InvalidInput if the layout is unknown, or there are splits but no test split.
     """
-    found = read(data, None, kind)
+    return held_out(read(data, None, kind), data)
+
+
+def held_out(found: Found, data: Path) -> TestSet:
+    """Return the test set of what a reader found in ``data``. Raises as ``read_test_set``."""
     splits, notes = [found.train], list(found.notes)
     if found.held_out:
         tests = [split for split in found.held_out if split_role(split) == "test"]

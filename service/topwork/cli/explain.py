@@ -88,8 +88,9 @@ def explain(
     """Explain how MODEL classifies IMAGE: heat map and nearest training images.
 
     IMAGE is a photo, a text .txt, audio (.wav, .flac, .ogg, .mp3), or a .npy with one embedding;
-    --text gives a text itself. Only photos have a heat map. --out writes a page, with the map over the photo. --json prints an
-    object with model, revision, image, label, predictions, map, map_unavailable and neighbours.
+    --text gives a text itself. Only photos have a heat map. --out writes a page, with the map over
+    the photo. --json prints an object with model, revision, image, label, predictions, map,
+    map_unavailable and neighbours.
     """
     check_page(out, field="out")
     name, content = _read(image, text, page=out is not None)

@@ -102,7 +102,8 @@ def messages() -> list[bytes]:
         "Classify": [
             classify,
             classify_pb.ClassifyRequest(
-                model="models/colours", inputs=[input_pb.Input(image=b"photo"), vector]
+                model="models/colours",
+                inputs=[input_pb.Input(image=b"photo"), vector, input_pb.Input(audio=b"RIFF")],
             ),
         ],
         "StreamClassify": [

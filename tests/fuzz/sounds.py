@@ -19,10 +19,7 @@ def decode(content: bytes) -> None:
     try:
         windows = prepare(content, SPEC, limits=LIMITS)
     except ImageError as error:
-        message = str(error)
-        assert message == printable(message), ascii(message)
-        assert len(message) < 300, message
-        assert error.reason.startswith("AUDIO_"), error.reason
+        _check(error)
         return
     assert windows.dtype == np.float32
     assert windows.shape[1] == SPEC.window
@@ -31,6 +28,14 @@ def decode(content: bytes) -> None:
     assert len(digest(windows)) == 64
     assert len(fingerprint(content)) == 32
     assert preview(content, 64)[:4] == b"RIFF"
+
+
+def _check(error: ImageError) -> None:
+    """Check that an error can be shown in a terminal, and has a reason of its own."""
+    message = str(error)
+    assert message == printable(message), ascii(message)
+    assert len(message) < 300, message
+    assert error.reason.startswith("AUDIO_"), error.reason
 
 
 def seeds() -> list[bytes]:

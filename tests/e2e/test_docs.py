@@ -24,7 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 README = "../README.md"
 PAGES = [README, *sorted(path.name for path in DOCS.glob("*.md"))]
 WALKS = (
-    (README, "export.md", "embeddings.md"),
+    (README, "export.md", "embeddings.md", "audio.md"),
     (
         "quickstart.md",
         "explanations.md",

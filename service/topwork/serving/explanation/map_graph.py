@@ -16,6 +16,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from topwork.bundle.manifest import BackboneInfo
+from topwork.inputs.kinds import IMAGE, kind_of
+
 OUTPUT = "embedding"
 """Output of a backbone; in the variant the feature maps follow the embedding in each row."""
 
@@ -37,9 +40,13 @@ def unloadable(error: Exception) -> NoMap:
     return NoMap(f"its graph cannot be loaded with a feature map as an output: {error}")
 
 
-def computed() -> NoMap:
-    """Return the reason if the client computes the embeddings."""
-    return NoMap("the client computes the embeddings, which have no positions")
+def check_kind(info: BackboneInfo) -> None:
+    """Raise NoMap unless the backbone takes images: other inputs have no positions to show."""
+    if not info.has_graph:
+        raise NoMap("the client computes the embeddings, which have no positions")
+    kind = kind_of(info.preprocess)
+    if kind is not IMAGE:
+        raise NoMap(f"maps show positions in images, and the model takes {kind.name}")
 
 
 @dataclass(frozen=True, slots=True)

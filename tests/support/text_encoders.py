@@ -23,7 +23,8 @@ WORDS = len(json.loads(texts.tokenizer_json())["model"]["vocab"])
 
 _random = np.random.default_rng(5)
 ROWS, PLACES, SEGMENTS, LAYER = (
-    _random.normal(size=(count, WIDTH)).astype(np.float32) for count in (WORDS, POSITIONS, 2, WIDTH)
+    _random.normal(size=(count, WIDTH), scale=scale).astype(np.float32)
+    for count, scale in ((WORDS, 1), (POSITIONS, 0.1), (2, 0.1), (WIDTH, 0.2))
 )
 
 

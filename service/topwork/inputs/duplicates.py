@@ -37,8 +37,8 @@ of flowers all pairs were found, in 0.6 s; of X-rays, all of similar composition
 window of 256 found all in 4.7 s. 100,000 equal fingerprints take 4.5 s.
 """
 
-_JPEG = b"\xff\xd8"
 _CHUNKS = NEAR_DUPLICATE_BITS + 1
+_JPEG = b"\xff\xd8"
 
 
 def fingerprint(pixels: Pixels) -> NDArray[np.uint8]:

@@ -141,6 +141,7 @@ def test_explanation_has_the_nearest_examples_with_previews(client: Client, samp
     if sample.name != "image":
         assert found.map is None
         assert found.map_unavailable
+        assert "positions" in found.map_unavailable or sample.name in found.map_unavailable
 
 
 @each_kind

@@ -60,6 +60,6 @@ export function compared(comparison) {
   ];
   return [
     images > 0 && el("p", {}, `Accuracy on the old labels: ${percent(accuracyBefore)} before, ${percent(accuracyAfter)} after. Loss: ${percent(drop)} (95 % interval ${percent(dropLow)} to ${percent(dropHigh)}).`),
-    table("Recall by label", ["Label", "Images", "Before", "After", "95 % interval"], rows),
+    table("Recall by label", ["Label", "Examples", "Before", "After", "95 % interval"], rows),
   ].filter(Boolean);
 }

@@ -81,15 +81,6 @@ def test_paths_and_files_of_all_formats_are_audio(client: Client, tmp_path: Path
     assert [answer.result.predictions[0].label for answer in stream] == ["bird", "bird"]
 
 
-def test_model_in_this_process_gives_the_same_answers(server: Running, client: Client) -> None:
-    """``topwork.open`` of the served repository."""
-    opened = topwork.open(server.repository, "sounds")
-    files = audio("drum", 3, first=70)
-    there = client.classify("sounds", files).results
-    assert opened.predict(files) == list(there)
-    assert opened.explain(files[0]).neighbours == client.explain("sounds", files[0]).neighbours
-
-
 def test_explanation_has_neighbours_to_play_and_no_map(client: Client) -> None:
     """The preview of an example is a WAV file."""
     found = client.explain("sounds", audio("bell", 1)[0])
@@ -130,35 +121,6 @@ def test_bad_recording_is_its_own_error(client: Client) -> None:
     ]
     assert results[3].error is not None
     assert "lasts 11.2 s; the limit is 10 s" in str(results[3].error)
-
-
-def test_other_kind_is_refused_with_both_names(client: Client) -> None:
-    """Classify, the stream, Explain and uploads, in both directions."""
-    image, sound = pictures("amber", 6), audio("bell", 6)
-    for model, given, text in (
-        ("sounds", image, "'sounds' takes inputs of the kind 'audio', not 'image'"),
-        ("colours", sound, "'colours' takes inputs of the kind 'image', not 'audio'"),
-    ):
-        for call in (
-            lambda: client.classify(model, given),  # noqa: B023  # called at once
-            lambda: list(client.classify_stream(model, given)),  # noqa: B023
-            lambda: client.explain(model, given[0]),  # noqa: B023
-            lambda: client.add_class(model, "x", given),  # noqa: B023
-            lambda: client.evaluate(model, [LabelledImage(given[0], "1")]),  # noqa: B023
-        ):
-            error = failure(call)
-            assert (error.code, error.reason) == ("INVALID_ARGUMENT", "INPUT_KIND")
-            assert text in str(error)
-
-
-def test_evaluation_and_its_gate(client: Client) -> None:
-    """A stored set of recordings judges a later change."""
-    client.copy_model("sounds", "judged")
-    held_out = [LabelledImage(file, label) for label in OLD for file in audio(label, 10, first=80)]
-    *_, last = client.watch(client.evaluate("judged", held_out, name="set", max_drop=0.5).name)
-    assert last.evaluation().metrics.accuracy > 0.8
-    *_, last = client.watch(client.add_class("judged", NEW, audio(NEW, 15)).name)
-    assert client.get_evaluation("judged", "set", last.result().revision.revision).model
 
 
 def test_open_inference_takes_bytes(server: Running, client: Client) -> None:
@@ -250,14 +212,6 @@ def test_commands(server: Running, topwork: Command, tmp_path: Path) -> None:
     assert (as_json["input_kind"], as_json["backbone"]["rate"]) == ("audio", 8000)
     evaluated = run("evaluate", "by-command", folder, "--json")
     assert json.loads(evaluated)["images"] == 60
-
-
-def test_repository_is_sound_and_images_are_as_before(server: Running, client: Client) -> None:
-    """Fsck has no error; a class of images is learnt beside models of audio."""
-    *_, last = client.watch(client.add_class("colours", "violet", pictures("violet", 8)).name)
-    assert last.result().revision.revision == 2
-    repository = Repository(server.repository)
-    assert [each.text for each in check(repository) if each.severity == "error"] == []
 
 
 def test_restarted_server_serves_audio(tmp_path: Path) -> None:

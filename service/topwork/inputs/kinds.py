@@ -156,6 +156,16 @@ def kind_given(content: object) -> InputKind[Any, Any]:
     return _GIVEN.get(type(content), IMAGE)
 
 
+def stored_input(content: bytes, spec: InputSpec) -> AnyInput:
+    """Return the stored content of an input as a client sent it, for a model with this spec."""
+    kind = kind_of(spec)
+    if kind is EMBEDDING:
+        return SentEmbedding(np.frombuffer(content, dtype="<f4"))
+    sent = {kind.name: made for made, kind in _GIVEN.items()}.get(kind.name)
+    found: AnyInput = content if sent is None else sent(content)  # type: ignore[call-arg, assignment]  # all take bytes
+    return found
+
+
 def check_kind(given: InputKind[Any, Any], spec: InputSpec, *, model: str, field: str) -> None:
     """Raise InvalidInput unless inputs of the kind ``given`` fit a model with this spec."""
     taken = kind_of(spec)

@@ -1,55 +1,60 @@
-"""Changes of a model of embeddings: like those of images, byte for byte a fit on the same rows."""
+"""Models of embeddings: what the suite for all kinds, ``test_kinds``, does not have."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from support import histories, spaces, tiny
-from support.histories import Step
+from support import spaces, tiny
 
+from topwork.bundle.comparison import Gate
 from topwork.bundle.draft import Draft
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.maintenance.garbage import collect
-from topwork.bundle.manifest import Manifest
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
+from topwork.changes.jobs import ChangeKind, ChangeResult, Job, Upload
 from topwork.changes.lifecycle import Lifecycle, NewModel
-from topwork.errors import AlreadyExists, NotFound, NotReady
-from topwork.export.model import export
-from topwork.inputs.embeddings import digest, prepare, to_content
+from topwork.changes.retrain import Trainer
+from topwork.errors import AlreadyExists, NotFound
+from topwork.inputs.embeddings import to_content
+from topwork.limits import DEFAULT_LIMITS
 
-POOL = {
-    label: [to_content(row) for row in spaces.rows(label, histories.EXAMPLES)]
-    for label in histories.LABELS
-}
-to_row = partial(prepare, spec=spaces.SPEC)
-apply = partial(histories.apply, model="points")
+LIMITS = replace(DEFAULT_LIMITS, min_images_per_label=3)
+ANY = Gate(max_old_class_drop=1.0, min_new_class_recall=0.0)
 
 
-@pytest.mark.slow
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-@given(history=histories.histories())
-def test_history_of_changes_equals_one_fit(history: list[Step]) -> None:
-    """Labels, head and data digest equal those of one fit on the remaining rows."""
-
-    def publish(repository: Repository, rows: Mapping[str, Sequence[bytes]]) -> Manifest:
-        made = {label: [*map(to_row, own)] for label, own in rows.items()}
-        return spaces.publish(repository, "points", spaces.exemplars(made))
-
-    histories.check_equals_one_fit(
-        history,
-        POOL,
+def apply(
+    repository: Repository,
+    kind: ChangeKind,
+    label: str = "",
+    contents: Sequence[bytes] = (),
+    digests: Sequence[str] = (),
+) -> ChangeResult:
+    """Run all steps of a change and return its result."""
+    job = Job(
+        kind=kind,
         model="points",
-        publish=publish,
-        digest=lambda content: digest(to_row(content)),
+        label=label,
+        accepted=0.0,
+        uploads=tuple(
+            Upload(name=f"{label}-{number}", digest=repository.put_image(content), label="")
+            for number, content in enumerate(contents)
+        ),
+        gate=ANY,
+        digests=tuple(sorted(set(digests))),
     )
+    trainer = Trainer(repository, cores=2, limits=LIMITS)
+    operation = str(uuid.uuid4())
+    candidate = trainer.solve(job, trainer.embed(job, lambda *_, **__: None), operation)
+    assert candidate.rejected is None
+    if candidate.published:
+        trainer.serve(job, candidate.result.revision, operation)
+    return candidate.result
 
 
 def test_bad_rows_are_skipped_with_the_reason(tmp_path: Path) -> None:
@@ -109,9 +114,3 @@ def test_repeated_creation_in_a_space_is_idempotent(tmp_path: Path) -> None:
     wider = replace(spaces.SPEC, width=13)
     with pytest.raises(AlreadyExists, match="other settings"):
         lifecycle.create(replace(new, space=wider))
-
-
-def test_export_of_embeddings_is_not_ready(tmp_path: Path) -> None:
-    """There is no graph to join the head to."""
-    with pytest.raises(NotReady, match="takes embeddings, which its clients compute"):
-        export(spaces.repository(tmp_path), "points")

@@ -51,6 +51,6 @@ def test_thumbnails_need_a_terminal_with_colours() -> None:
 
 def test_text_is_shown_as_text() -> None:
     """Control characters are escaped, and other kinds than texts and images have no preview."""
-    assert shown("text", "Grüße \x1b[31m".encode()).plain == "Grüße \\x1b[31m"
+    assert shown("text", "Grüße \x1b[31m".encode()).plain == "Grüße \\u001b[31m"
     assert shown("text", b"").plain == shown("embedding", b"").plain == "(no preview)"
     assert shown("image", jpeg((0, 0, 0))).plain.startswith("▀")

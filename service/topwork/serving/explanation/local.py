@@ -23,8 +23,13 @@ from topwork.serving.explanation.explainer import (
     explain,
     normaliser_of,
 )
-from topwork.serving.explanation.map_graph import MapLayout, NoMap, unloadable, with_maps
-from topwork.serving.explanation.map_graph import check_kind as check_map_kind
+from topwork.serving.explanation.map_graph import (
+    MapLayout,
+    NoMap,
+    check_positions,
+    unloadable,
+    with_maps,
+)
 from topwork.serving.explanation.neighbours import (
     Block,
     Neighbour,
@@ -88,7 +93,7 @@ class LocalExplainer:
 
     def _open(self) -> tuple[EmbeddingSession, MapLayout | NoMap]:
         try:
-            check_map_kind(self._backbone.info)
+            check_positions(self._backbone.info)
             model, layout = with_maps(self._repository.backbone_model(self._backbone.info.digest))
             return open_session(model, output="embedding"), layout
         except NoMap as reason:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from topwork.bundle.manifest import BackboneInfo
-from topwork.inputs.kinds import IMAGE, kind_of
+from topwork.inputs.kinds import kind_of
+from topwork.inputs.preprocess import PreprocessSpec
 
 OUTPUT = "embedding"
 """Output of a backbone; in the variant the feature maps follow the embedding in each row."""
@@ -40,13 +41,12 @@ def unloadable(error: Exception) -> NoMap:
     return NoMap(f"its graph cannot be loaded with a feature map as an output: {error}")
 
 
-def check_kind(info: BackboneInfo) -> None:
-    """Raise NoMap unless the backbone takes images: other inputs have no positions to show."""
+def check_positions(info: BackboneInfo) -> None:
+    """Raise NoMap unless the inputs of a backbone are images, whose parts have positions."""
     if not info.has_graph:
         raise NoMap("the client computes the embeddings, which have no positions")
-    kind = kind_of(info.preprocess)
-    if kind is not IMAGE:
-        raise NoMap(f"maps show positions in images, and the model takes {kind.name}")
+    if not isinstance(info.preprocess, PreprocessSpec):
+        raise NoMap(f"only images have one, not inputs of the kind {kind_of(info.preprocess).name}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from topwork.serving.encoders.encoder import Encoder
 from topwork.serving.explanation.map_graph import (
     MapLayout,
     NoMap,
-    check_kind,
+    check_positions,
     unloadable,
     with_maps,
 )
@@ -46,7 +46,7 @@ class MappedBackbones:
         Concurrent callers wait for the same load, which continues if a caller is cancelled. Raises
         NoMap if the backbone has none, and Unavailable if it cannot be loaded now.
         """
-        check_kind(backbone.info)
+        check_positions(backbone.info)
         load = self._loads.get(backbone)
         if load is None:
             load = asyncio.create_task(self._load(backbone), name="load map")

@@ -12,14 +12,10 @@ import numpy as np
 import pytest
 from support import servers, sounds, tiny
 from support.http_calls import Answer, Parts, ask
-from support.pictures import pictures
 from support.servers import Command, Running, failure
 from support.sounds import LABELS, recordings
 
-import topwork
-from topwork import Audio, Client, LabelledImage
-from topwork.bundle.maintenance.check import check
-from topwork.bundle.store import Repository
+from topwork import Audio, Client
 from topwork.inference import inference_service_pb2 as oip
 from topwork.inference import inference_service_pb2_grpc as oip_grpc
 
@@ -85,7 +81,7 @@ def test_explanation_has_neighbours_to_play_and_no_map(client: Client) -> None:
     """The preview of an example is a WAV file."""
     found = client.explain("sounds", audio("bell", 1)[0])
     assert found.map is None
-    assert "maps show positions in images, and the model takes audio" in found.map_unavailable
+    assert "only images have one, not inputs of the kind audio" in found.map_unavailable
     nearest = found.neighbours[0]
     assert (nearest.label, round(nearest.similarity, 4)) == ("bell", 1.0)
     assert nearest.preview[:4] == b"RIFF"

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TARGET := serve
 IMAGE := topwork:$(TARGET)
 
-.PHONY: install demo test test-fast tritonclient minilm lint format proto released bench image image-base image-test soak fuzz mutate audit sbom soak-edge clean
+.PHONY: install demo test test-fast tritonclient minilm wake-words lint format proto released bench image image-base image-test soak fuzz mutate audit sbom soak-edge clean
 
 install: $(INSTALLED)  ## Create .venv with all dependencies; TORCH_INDEX=URL of an index with CPU builds of torch
 
@@ -50,6 +50,14 @@ tritonclient: $(INSTALLED) .venv-tritonclient/installed  ## Test with NVIDIA's c
 
 minilm: .minilm/installed  ## Test with a real text encoder, which is downloaded (88 MB)
 	$(BIN)/python -m pytest tests/integration/test_minilm.py
+
+# For tests alone: its models are not for commercial use. Its dependencies are not needed.
+.openwakeword/installed: | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .openwakeword openwakeword==0.4.0
+	touch $@
+
+wake-words: .openwakeword/installed  ## Test with a real encoder of spoken words, which is downloaded (9 MB)
+	$(BIN)/python -m pytest tests/integration/test_spoken_flowers.py
 
 lint: $(INSTALLED)  ## Check style, types, import rules and the contract
 	$(BIN)/ruff check

@@ -11,18 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
+
+from topwork.runtime.backend import open_session
 
 RATE = 16_000
 WINDOW = RATE
 """Samples of a window: 97 spectra."""
+
+FOLDER = Path(__file__).parents[2] / ".openwakeword" / "openwakeword" / "resources" / "models"
+"""The package's models, where `make wake-words` puts them."""
 
 _FRAMES = 76
 _OFFSETS = (0, 8, 16)
 """First spectra of what the network takes; a spectrum is 10 ms."""
 
 
-def waveform_model(folder: Path) -> onnx.ModelProto:
+def waveform_model(folder: Path = FOLDER) -> onnx.ModelProto:
     """Return the graph from ``input_values`` (N, WINDOW) to ``last_hidden_state`` (N, 3, 96).
 
     ``folder`` is ``openwakeword/resources/models`` of the installed package, version 0.4.0.
@@ -61,3 +67,12 @@ def waveform_model(folder: Path) -> onnx.ModelProto:
     )
     opset = helper.make_opsetid("", mel.opset_import[0].version)
     return helper.make_model(graph, opset_imports=[opset], ir_version=8)
+
+
+def reference(window: NDArray[np.float32], folder: Path = FOLDER) -> NDArray[np.float32]:
+    """Return the embeddings (3, 96) of a window (WINDOW,), as the package computes them."""
+    mel = open_session((folder / "melspectrogram.onnx").read_bytes(), output="output")
+    spectra = mel.run((window * 32_767)[None]).reshape(-1, 32) / 10 + 2
+    network = open_session((folder / "embedding_model.onnx").read_bytes(), output="conv2d_19")
+    pieces = np.stack([spectra[at : at + _FRAMES] for at in _OFFSETS])[..., None]
+    return network.run(pieces.astype(np.float32)).reshape(-1, 96)

@@ -39,8 +39,8 @@ ImageLike: TypeAlias = (
 )
 """An image: its encoded bytes, the path of its file, that file, opened in binary mode, or decoded.
 
-A decoded image is sent without loss, as PNG. The path of a sound file, such as `.wav`, is audio; an
-array (D,) is an embedding, see ``inputs``.
+A decoded image is sent without loss, as PNG. A file is audio by its suffix, such as `.wav`.
+An array (D,) is an embedding, see ``inputs``.
 """
 
 NamedImage: TypeAlias = ImageLike | tuple[str, ImageLike]
@@ -114,7 +114,7 @@ def content(image: ImageLike) -> Content:
         ) from None
     if not isinstance(data, bytes):
         raise TypeError(f"the file {_name(image)!r} is not open in binary mode")
-    return data
+    return of_file(_name(image), data)
 
 
 def named(image: NamedImage) -> tuple[str, ImageLike]:

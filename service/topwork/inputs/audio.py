@@ -25,8 +25,8 @@ from topwork.limits import DEFAULT_LIMITS, InputLimits
 MOST_SECONDS = 600
 """Raising it allows encoders of longer recordings, all of whose windows are in one run."""
 
-MOST_PREPARED = 2**24
-"""Raising it allows more samples in all windows of the longest recording; this many are 64 MB."""
+MOST_PREPARED = 2**25
+"""Raising it allows more samples in all windows of the longest recording; this many are 128 MB."""
 
 LATEST_PROBES = "windows-1"
 """Name of the probe windows of new backbones. Other samples need another name."""

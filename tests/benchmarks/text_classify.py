@@ -5,7 +5,9 @@
 
 The ceiling is a bare loop in this process, a thread for each core: a text is cut into tokens and
 embedded. It is measured right before and right after each load; the CPU share tells whether other
-processes used the cores. The client, whose CPU is printed, runs on the same cores as the server.
+processes used the cores. The client, whose CPU is printed, runs on the same cores as the server. If
+other processes use them, compare the texts for each CPU second: of server and client, and of the
+loop.
 """
 
 from __future__ import annotations
@@ -137,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         texts = texts_of(info.preprocess, TEXTS, seed=0)
         ceiling = Ceiling(session, info.preprocess, texts)
         ceiling.rate(1)
-        ratios = []
+        ratios, costs = [], []
         with serving(repository.root, root / "log") as server:
             for _ in range(given.rounds):
                 before, first = ceiling.rate(given.seconds)
@@ -147,15 +149,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 after, second = ceiling.rate(given.seconds)
                 mean = (before + after) / 2
                 ratios.append(found.calls_per_second / mean)
+                spent = (found.server_cpu + found.client_cpu) / found.seconds
+                bare = mean / (first + second) * 2 / available_cores()
+                costs.append(found.calls_per_second / spent / bare)
                 print(
                     f"{info.precision}: {found.calls_per_second:.1f} texts/s, ceiling "
                     f"{before:.1f} and {after:.1f} (CPU {first:.2f}, {second:.2f}), ratio "
-                    f"{ratios[-1]:.3f}; p50 {1e3 * statistics.median(found.latencies):.1f} ms; CPU "
+                    f"{ratios[-1]:.3f}, for each CPU second {costs[-1]:.3f}; p50 "
+                    f"{1e3 * statistics.median(found.latencies):.1f} ms; CPU "
                     f"of the server {found.server_cpu / found.seconds:.2f}, of the client "
                     f"{found.client_cpu / found.seconds:.2f} cores",
                     flush=True,
                 )
-        print(f"median ratio {statistics.median(ratios):.3f}")
+        print(
+            f"median ratio {statistics.median(ratios):.3f}, for each CPU second "
+            f"{statistics.median(costs):.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -190,6 +190,9 @@ def test_the_commands_of_pages_succeed(walk: Sequence[str], tmp_path: Path) -> N
     assert ("nothing wrong\n" in output) == ("runbook.md" in walk)
     topics = re.findall(r"^medicine (?:True|False)$", output, flags=re.MULTILINE)
     assert (len(topics) >= 3) == ("texts.md" in walk)
+    assert ("families revision 1 serves: accuracy 1.000" in output) == ("texts.md" in walk)
+    fifth = re.findall(r"^family-4$", output, flags=re.MULTILINE)
+    assert len(fifth) == 10 * ("texts.md" in walk)
 
 
 def test_pages_do_not_classify_training_photos() -> None:

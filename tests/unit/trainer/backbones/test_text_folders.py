@@ -92,6 +92,17 @@ def test_unusable_settings_are_refused(tmp_path: Path, files: dict[str, Any], me
         import_folder("mine", folder, FolderOptions())
 
 
+def test_own_pooling_is_for_rows_of_tokens(tmp_path: Path) -> None:
+    """A graph that pools itself needs none of the folder's; --pooling is an error."""
+    files = text_encoders.folder(
+        tmp_path, encoder(outputs=("sentence_embedding",)), **{"1_Pooling__config": CLS}
+    )
+    found = import_folder("mine", files, OPTIONS)
+    assert "16 values, 'sentence_embedding'" in found.notes[2]
+    with pytest.raises(InvalidInput, match="one row per text"):
+        import_folder("mine", files, FolderOptions(pooling="mean", max_tokens=32))
+
+
 def test_folders_without_network_or_tokenizer_are_refused(tmp_path: Path) -> None:
     """Each missing file is named; weights that may contain code are not read."""
     with pytest.raises(InvalidInput, match=r"it has no tokenizer\.json"):
@@ -112,7 +123,9 @@ def test_onnx_below_a_folder_is_found(tmp_path: Path) -> None:
     assert import_folder("mine", folder, OPTIONS).info.source == "model.onnx"
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
+@pytest.mark.parametrize(
+    "kind", ["bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"]
+)
 def test_checkpoint_gives_the_embeddings_of_transformers(tmp_path: Path, kind: str) -> None:
     """A folder that save_pretrained wrote becomes a graph with the mean of the same rows."""
     pytest.importorskip("transformers")
@@ -125,14 +138,14 @@ def test_checkpoint_gives_the_embeddings_of_transformers(tmp_path: Path, kind: s
     sizes = {
         "vocab_size": text_encoders.WORDS,
         "hidden_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "num_attention_heads": 2,
         "intermediate_size": 64,
         "max_position_embeddings": 42,
     }
     if kind == "distilbert":
         sizes = {
-            "vocab_size": text_encoders.WORDS, "dim": 32, "n_layers": 2, "n_heads": 2,
+            "vocab_size": text_encoders.WORDS, "dim": 32, "n_layers": 1, "n_heads": 2,
             "hidden_dim": 64, "max_position_embeddings": 42,
         }  # fmt: skip
     model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **sizes))
@@ -141,7 +154,7 @@ def test_checkpoint_gives_the_embeddings_of_transformers(tmp_path: Path, kind: s
     text_encoders.folder(tmp_path)
     backbone = import_folder("mine", tmp_path, FolderOptions())
     spec = spec_of(backbone)
-    assert spec.max_tokens == (40 if kind == "roberta" else 42)
+    assert spec.max_tokens == (40 if kind in {"camembert", "roberta", "xlm-roberta"} else 42)
     session = open_session(backbone.onnx, output="embedding")
     for text in (b"the salt and the pan in the oven", b"rook"):
         tokens = prepare(text, spec)[None]

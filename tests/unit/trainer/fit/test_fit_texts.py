@@ -13,6 +13,7 @@ from support import text_encoders, texts
 from support.texts import TOPICS
 
 import topwork
+from topwork.bundle.files import sha256
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
@@ -199,6 +200,13 @@ def test_commands_take_texts(data: Path, root: Path) -> None:
     assert audited["classes"] == dict.fromkeys(sorted(FOUR), 15)
     with pytest.raises(InvalidInput, match="texts need a backbone that takes them"):
         CliRunner().invoke(cli, ["rank", str(data)], catch_exceptions=False)
+
+
+def test_texts_are_kept_if_asked(data: Path, root: Path) -> None:
+    """The repository has each text, by its sha256."""
+    run(config(data, root, keep_images=True))
+    content = texts.texts("music", 1)[0].encode()
+    assert Repository(root).image(sha256(content)) == content
 
 
 def test_held_out_texts_are_judged(data: Path, root: Path, tmp_path: Path) -> None:

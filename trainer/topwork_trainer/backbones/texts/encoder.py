@@ -49,6 +49,9 @@ class TextSource:
     tokenizer: Path
     """``tokenizer.json``"""
     pooling: Pooling | None = None
+    """None: ``own_pooling``, or else the mean, if the output has a row per token."""
+    own_pooling: Pooling | None = None
+    """That with which the encoder was trained; not used if its output has a row per text."""
     max_tokens: int | None = None
     normalise: bool = False
     output: str | None = None
@@ -91,7 +94,8 @@ def _import(
 ) -> ImportedBackbone:
     """See ``import_encoder``. Raises ValueError, Corrupt, ExportError."""
     inputs = find_inputs(model)
-    tensor = find_output(model, source.output, pools=source.pooling is not None)
+    pooling = source.pooling or source.own_pooling
+    tensor = find_output(model, source.output, pools=pooling is not None)
     bare = onnx_graph.cut(model, tensor)
     size = vocabulary(spec)
     rows = vocabulary_rows(bare, inputs.tokens.name)
@@ -101,7 +105,9 @@ def _import(
         )
     texts = [*probes(LATEST_PROBES, spec), np.array([size - 1]), _longest(spec)]
     outputs = _reference(bare, inputs, tensor, texts)
-    reduction = Reduction.of(outputs[-1].shape, source.pooling, normalise=source.normalise)
+    shape = outputs[-1].shape
+    wanted = pooling if len(shape) == 3 else source.pooling
+    reduction = Reduction.of(shape, wanted, normalise=source.normalise)
     expected = np.concatenate([reduction.apply(output) for output in outputs])
     if not np.isfinite(expected).all():
         raise ValueError("its embeddings have values that are not finite")

@@ -56,7 +56,8 @@ def import_folder(name: str, folder: Path, options: FolderOptions) -> ImportedBa
     source = TextSource(
         file=file,
         tokenizer=folder / TOKENIZER,
-        pooling=options.pooling or pooling,
+        pooling=options.pooling,
+        own_pooling=pooling,
         max_tokens=options.max_tokens or _max_tokens(folder),
         normalise=options.normalise or normalise,
         output=options.output,

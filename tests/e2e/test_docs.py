@@ -59,6 +59,11 @@ NOT_RUN = {
     ("deployment.md", "topwork create flowers"): "needs docker: test_born.py runs these commands",
     ("export.md", "npm install"): "needs npm's registry: test_browser.py does the same",
     ("http.md", "topwork gateway --server topwork.internal"): "needs certificates and another host",
+    (
+        "kinds.md",
+        "topwork classify",
+    ): "needs a model of texts: tests/integration/test_kinds.py runs these commands",
+    ("kinds.md", "curl"): "needs a model of texts: tests/integration/test_kinds.py sends the same",
     ("medical-images.md", "pip install"): "installs; the tests' environment has it",
     ("medical-images.md", "topwork-train fit chest_xray"): "needs X-rays",
     ("open-inference.md", "import numpy"): "needs tritonclient: `make tritonclient` asks with it",

@@ -175,7 +175,7 @@ def test_malformed_requests_are_refused(server: Running) -> None:
         stub = classify_grpc.ClassifierServiceStub(channel)
         for request, text, field in (
             ({"images": [b"x"], "inputs": [good]}, "has 1 images and 1 inputs", "inputs"),
-            ({"inputs": [good, input_pb.Input()]}, "no image and no embedding", "inputs[1]"),
+            ({"inputs": [good, input_pb.Input()]}, "inputs[1] is empty", "inputs[1]"),
             ({"inputs": [input_pb.Input()] * 10**6}, "1000000 images; the limit is", "images"),
             ({}, "the request has no image", "images"),
         ):

@@ -21,7 +21,7 @@ from topwork.inputs.spec import InputSpec, SentContent
 from topwork.limits import DEFAULT_LIMITS, InputLimits
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 Tokens: TypeAlias = NDArray[np.int64]
 """Ids of tokens, (T,)."""
@@ -98,7 +98,7 @@ def prepare(content: bytes, spec: TextSpec, *, limits: InputLimits = DEFAULT_LIM
     except UnicodeDecodeError as error:
         raise _invalid(f"is not UTF-8: {error.reason} at byte {error.start}") from None
     tokenizer, unknown = _loaded(spec.tokenizer, spec.max_tokens)
-    encoding = tokenizer.encode(text.removeprefix("\ufeff"))
+    encoding = _encoded(tokenizer, text.removeprefix("\ufeff"))
     ids = np.array(encoding.ids, dtype=np.int64)
     words = ids[np.array(encoding.special_tokens_mask, dtype=np.int64) == 0]
     if not len(words):
@@ -195,6 +195,16 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
+def _encoded(tokenizer: Tokenizer, text: str) -> Encoding:
+    """Return the tokens of a text. Raises ImageError if the tokenizer fails on it."""
+    try:
+        return tokenizer.encode(text)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
+        raise _invalid(f"cannot be cut into tokens: {str(error)[:200]}") from None
+
+
 @functools.lru_cache(maxsize=_MOST_LOADED)
 def _loaded(compressed: bytes, max_tokens: int) -> tuple[Tokenizer, int]:
     """Return the tokenizer of a spec, and the id of its token for unknown ones; -1: there is none.
@@ -217,6 +227,9 @@ def _loaded(compressed: bytes, max_tokens: int) -> tuple[Tokenizer, int]:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
         unknown = _unknown(tokenizer, json.loads(content)["model"])
+        for number in tokenizer.encode("").ids:  # those that begin and end each text
+            if tokenizer.id_to_token(number) is None:
+                raise ValueError(f"it adds the token {number} to texts, which has no word")
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the library is no Exception
@@ -228,6 +241,8 @@ def _unknown(tokenizer: Tokenizer, model: dict[str, object]) -> int:
     token, number = model.get("unk_token"), model.get("unk_id")  # unigrams have a number
     if isinstance(token, str):
         number = tokenizer.token_to_id(token)
+        if number is None:
+            raise ValueError(f"its token for unknown ones, {token[:40]!r}, is no word of it")
     return number if isinstance(number, int) else -1
 
 

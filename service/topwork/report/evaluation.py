@@ -24,7 +24,7 @@ from topwork.report.comparison import ComparisonSection
 from topwork.report.intervals import Share
 from topwork.report.mistakes import SHOWN, Mistakes, Picture
 from topwork.report.page import environment
-from topwork.report.previews import Preview
+from topwork.report.previews import Preview, nouns
 
 _THUMBNAIL = PreprocessSpec(resize=2 * SIDE, crop=2 * SIDE, deep_grey="percentiles")
 
@@ -88,6 +88,7 @@ def render_evaluation(evaluated: Evaluated) -> str:
         environment()
         .get_template("evaluation.html.jinja")
         .render(
+            **nouns(evaluated.kind),
             evaluated=evaluated,
             metrics=result.metrics,
             revision=result.revision,

@@ -8,6 +8,14 @@ from dataclasses import dataclass
 MEDIA_TYPES = {"image": "image/jpeg", "audio": "audio/wav"}
 """Media types of the previews that are files, by the kind of the input."""
 
+_NOUNS = {"image": ("image", "photo"), "audio": ("recording", "recording")}
+
+
+def nouns(kind: str) -> dict[str, str]:
+    """Return what a page calls an input of a kind: variables of the templates."""
+    noun, photo = _NOUNS.get(kind, (kind, kind))
+    return {"noun": noun, "photo": photo}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:

@@ -172,3 +172,35 @@ def test_sequences_of_few_letters_are_no_near_duplicates() -> None:
     assert (pairs <= NEAR_DUPLICATE_BITS).mean() > 0.8
     others = distances[::2, ::2][~np.eye(20, dtype=bool)]
     assert others.min() > 2 * NEAR_DUPLICATE_BITS
+
+
+def test_tokenizer_without_its_unknown_token_is_refused() -> None:
+    """Its library would raise at the first unknown word, while the model serves."""
+    tokenizer = json.loads(texts.tokenizer_json())
+    tokenizer["model"] |= {"unk_token": "[other]"}
+    with pytest.raises(ValueError, match=r"for unknown ones, '\[other\]', is no word of it"):
+        text.spec_of(json.dumps(tokenizer).encode(), max_tokens=8)
+
+
+def test_tokenizer_that_adds_tokens_without_words_is_refused() -> None:
+    """The encoder has no row for them, so it would fail on every text."""
+    tokenizer = json.loads(texts.tokenizer_json())
+    tokenizer["post_processor"] |= {"cls": ["[CLS]", 9_999]}
+    with pytest.raises(ValueError, match="adds the token 9999 to texts, which has no word"):
+        text.spec_of(json.dumps(tokenizer).encode(), max_tokens=8)
+
+
+def test_text_on_which_the_tokenizer_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the library panics, which is no Exception."""
+
+    class Panic(BaseException):
+        pass
+
+    class Broken:
+        def encode(self, _text: str) -> None:
+            raise Panic("index out of bounds")
+
+    monkeypatch.setattr(text, "_loaded", lambda *_: (Broken(), -1))
+    error = refusal(b"salt")
+    assert error.reason == "TEXT_INVALID"
+    assert "cannot be cut into tokens: index out of bounds" in str(error)

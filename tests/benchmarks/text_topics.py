@@ -11,7 +11,8 @@ embeddings.
 
 With up to 200 texts of a topic, 818 in all, and MiniLM-L6 in fp32: Topwork 0.918 (95 % interval
 0.897 to 0.935), scikit-learn 0.905 (0.883 to 0.923). The model of four topics called 32 % of the
-texts of the fifth unknown, and 4 % of the others.
+texts of the fifth unknown, and 4 % of the others. In int8: 0.919 (0.899 to 0.936), 0.907 (0.885 to
+0.925), 28 % and 3 %.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def test_report_names_what_it_is_about(repository: Repository, sample: Sample) -
     page = repository.report(repository.manifest(sample.model, 1)).decode()
     body = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
     assert bool(WORDS.search(body)) is (sample.name == "image"), WORDS.findall(body)
-    assert f"Misclassified {sample.name}s" in body
+    assert f"Misclassified {nouns(sample.name)['noun']}s" in body
 
 
 def test_mistaken_texts_are_shown_as_text(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ export function render({ model, role, signal, fail }) {
           result.replaceChildren(...details(file, classification, answerId));
         };
         const chooser = button([], show);
-        if (!kind.typed) chooser.append(kind.given(file, { alt: "" }));
+        if (kind.camera) chooser.append(kind.given(file, { alt: "" })); // a button may have a picture, but no player
         chooser.append(el("span", {}, classification.predictions[0].label),
           el("span", { className: "soft small" }, file.name));
         strip.prepend(el("li", {}, chooser));

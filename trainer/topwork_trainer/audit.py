@@ -28,6 +28,7 @@ from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import scan
 from topwork_trainer.fit.attempts import Attempts, OnStageProgress
 from topwork_trainer.fit.data import check_backbone
+from topwork_trainer.kinds import noun_of
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """All severities, the worst first."""
@@ -97,7 +98,7 @@ def audit(config: AuditConfig, on_progress: OnStageProgress) -> Audit:
         exemplars, skipped = attempts.embed(attempts.open(info), stage="embed")
     on_progress("audit", 0, 0)
     empty = dict.fromkeys(set(photos.labels) - {photo.label for photo in photos.train}, 0)
-    noun = kind_of(info.preprocess).name
+    noun = noun_of(kind_of(info.preprocess).name)
     findings = [*too_few_images(empty, noun), *audit_inputs(photos, skipped, info.preprocess)]
     if exemplars is not None:
         judged = _judge(exemplars, config.seed, attempts.cores)

@@ -11,6 +11,11 @@ NOUNS = {"image": "photo", "text": "text", "audio": "recording", "embedding": "e
 """Names of an input by the name of its kind, in the singular."""
 
 
+def noun_of(kind: str) -> str:
+    """Return what messages count of a kind, in the singular: ``image``, ``recording``."""
+    return "recording" if kind == "audio" else kind
+
+
 def size_text(spec: InputSpec) -> str:
     """Return the size of what a backbone takes: ``224`` pixels, ``256 tokens`` or ``16000 Hz``."""
     if isinstance(spec, TextSpec):

@@ -32,7 +32,7 @@ from topwork_trainer.cli.options import (
     split_names,
 )
 from topwork_trainer.fit.fit import FitConfig, FitResult
-from topwork_trainer.kinds import size_text
+from topwork_trainer.kinds import noun_of, size_text
 
 MOST_LABELS = 12
 """Raising it prints larger confusion matrices, as long as the terminal is wide enough."""
@@ -204,7 +204,7 @@ def fit(
 
 def _show(console: Console, result: FitResult) -> None:
     metrics, manifest = result.metrics, result.manifest
-    inputs = f"{kind_of(result.backbone.preprocess).name}s"
+    inputs = f"{noun_of(kind_of(result.backbone.preprocess).name)}s"
     headers = ("label", inputs, "precision", "recall")
     rows = [
         (label.label, str(label.images), f"{label.precision:.3f}", f"{label.recall:.3f}")

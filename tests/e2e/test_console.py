@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support import browsers, kinds, servers, tiny
-from support.kinds import TEXT
+from support.kinds import AUDIO, TEXT
 from support.pictures import picture
 from support.servers import Running
 from support.texts import TOPICS
@@ -197,10 +197,12 @@ def test_console_shows_and_learns_texts(tmp_path: Path) -> None:
         (texts / "chess" / f"{number}.txt").write_bytes(attacked)
     fresh = texts / f"{ATTACK}.txt"
     fresh.write_text("chord violin choir melody opera tempo " * 5 + ATTACK)
+    sound = texts / f"{ATTACK}.wav"
+    sound.write_bytes(AUDIO.contents(AUDIO.labels[1], 1, 100)[0])
     broken = texts / "broken.txt"
     broken.write_bytes(b"salt \xff")
     repository = kinds.repository(tmp_path / "repository")
-    with serving(tmp_path, repository, "'topics*', 'points'") as (server, given):
+    with serving(tmp_path, repository, "'topics*', 'points', 'sounds'") as (server, given):
         found = drive(
             "console_texts.mjs",
             tmp_path,
@@ -211,6 +213,7 @@ def test_console_shows_and_learns_texts(tmp_path: Path) -> None:
             broken=str(broken),
             taught=str(texts / "chess"),
             lines=[content.decode() for content in TEXT.contents("chess", 3, 40)],
+            sound=str(sound),
             strangers=[content.decode() for content in TEXT.contents("chess", 6, 200)],
         )
     assert found["typed"] == "sailing"
@@ -234,6 +237,10 @@ def test_console_shows_and_learns_texts(tmp_path: Path) -> None:
     assert {topic_of(text) for text in found["candidates"]} == {"chess"}
     assert "Revision 4 serves." in found["taught"]
     assert "takes embeddings, which programs compute" in found["points"]
+    assert found["sound"] == AUDIO.labels[1]
+    assert found["players"] == 5
+    assert found["seconds"] > 0
+    assert found["sounds"] == 48
 
 
 def topic_of(text: str) -> str:

@@ -1,10 +1,10 @@
-// The console with a model of texts: typed, dropped, taught, listed, reported and reviewed.
+// The console with models of texts and sounds: typed, dropped, taught, listed, reported and reviewed.
 // Arguments: browser, URL, and JSON with a token, texts, files, and a folder for pictures, if any.
 
 import { launch, open, report } from "./console_page.mjs";
 
 const [executablePath, url, given] = process.argv.slice(2);
-const { token, typed, fresh, broken, taught, lines, strangers, pictures } = JSON.parse(given);
+const { token, typed, fresh, broken, taught, lines, strangers, sound, pictures } = JSON.parse(given);
 const browser = await launch(executablePath);
 const { page, found, press, visible, verdict, view, signIn, answer, examine } = await open(browser, url);
 const best = async () => (await page.locator(".bars li:first-child .label").textContent()).trim();
@@ -116,4 +116,23 @@ await view("Classify");
 await visible(/takes embeddings/);
 found.points = await page.locator("main p").first().textContent();
 await examined("classify embeddings");
+
+// Recordings have players, for the file and for the previews.
+await page.selectOption("#model", "models/sounds");
+await page.setInputFiles("#choose-files", sound);
+await visible(/\.wav: answered by revision 1\.$/);
+found.sound = await best();
+await page.locator(".near audio").first().waitFor();
+found.players = await page.locator(".near audio").count();
+found.seconds = await page.locator(".given audio").evaluate((audio) => new Promise((resolve) => {
+  const done = () => resolve(audio.error ? audio.error.message : audio.duration);
+  if (audio.readyState || audio.error) done();
+  audio.addEventListener("loadedmetadata", done);
+  audio.addEventListener("error", done);
+}));
+await examined("classify sounds");
+await view("Examples");
+await page.locator(".tile audio").first().waitFor();
+found.sounds = await page.locator(".tile audio").count();
+await examined("examples of sounds");
 await report(browser, page, found);

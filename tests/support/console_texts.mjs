@@ -134,5 +134,7 @@ await examined("classify sounds");
 await view("Examples");
 await page.locator(".tile audio").first().waitFor();
 found.sounds = await page.locator(".tile audio").count();
+await page.locator(".tile input").first().click();
+await visible("1 selected");
 await examined("examples of sounds");
 await report(browser, page, found);
